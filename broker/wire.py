@@ -1,0 +1,200 @@
+"""The messages that cross the broker: frozen structs, JSON, one `encode` and one `decode`.
+
+Unknown fields are ignored, so that an older process understands a newer one; missing or mistyped ones raise
+DecodeError, which the consumer turns into a dead letter with the reason. Times are Unix seconds.
+`tests/golden/` holds one JSON file a message.
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "cancelled"]
+NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
+FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "internal"]
+
+
+class DecodeError(ValueError):
+    """A message body that is not what its consumer expects; the text says which field and why."""
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all wire structs."""
+
+
+class ChatMessage(Wire, omit_defaults=False):
+    """One turn of a dialogue."""
+
+    role: Role
+    content: str
+
+
+class Sampling(Wire):
+    """How the next token is chosen and when to stop. Validated by the API, trusted by engines."""
+
+    max_tokens: int | None = None  # None: up to the model's context
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Job(Wire):
+    """One request on its way down the tree. Exactly one of `messages` and `prompt` is set."""
+
+    request_id: str
+    model: str
+    reply_to: str  # the reply queue of the API process that asked
+    created: float
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    sampling: Sampling = Sampling()
+    user: str = ""
+    attempt: int = 1
+    deadline: float | None = None  # after this moment nobody wants the answer
+    trail: tuple[str, ...] = ()  # nodes that have handled it, root first
+    delivered: str = ""  # text the reader already has, when a job is restarted
+
+
+class Frame(Wire, tag_field="kind"):
+    """Base of what a node tells the reader of one request; taken once, ordered by (attempt, seq)."""
+
+    request_id: str
+    attempt: int = 1
+    seq: int = 0
+
+
+class Waiting(Frame, tag="waiting"):
+    """The job is held and not running yet."""
+
+    node: str
+    reason: str
+
+
+class Start(Frame, tag="start"):
+    """The job has a slot; `prompt_tokens` were read."""
+
+    node: str
+    prompt_tokens: int = 0
+
+
+class Delta(Frame, tag="delta"):
+    """New text. `tokens`: how many tokens it stands for."""
+
+    text: str
+    tokens: int = 1
+
+
+class Finished(Frame, tag="finished"):
+    """The answer is complete."""
+
+    reason: FinishReason
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Failed(Frame, tag="failed"):
+    """The job ended without an answer; `retryable` says whether the same request may succeed later."""
+
+    code: FailureCode
+    message: str
+    retryable: bool = False
+
+
+AnyFrame = Waiting | Start | Delta | Finished | Failed
+
+
+class Frames(Wire):
+    """What a node has to say to one API process, coalesced."""
+
+    frames: tuple[AnyFrame, ...]
+
+
+class Control(Wire, tag_field="kind"):
+    """Base of what is asked of a node through its inbox."""
+
+
+class Cancel(Control, tag="cancel"):
+    """Nobody wants this answer any more."""
+
+    request_id: str
+
+
+class Drain(Control, tag="drain"):
+    """Finish what runs, accept nothing new, stay registered."""
+
+
+class Resume(Control, tag="resume"):
+    """Accept jobs again."""
+
+
+class Attach(Control, tag="attach"):
+    """Hang below another parent."""
+
+    parent: str
+
+
+class Ping(Control, tag="ping"):
+    """Publish your state now."""
+
+
+class Capacity(Control, tag="capacity"):
+    """A child's absolute counters, told to its parent on every change and every few seconds."""
+
+    node: str
+    slots: int  # in the whole subtree
+    received: int  # jobs, since the node started
+    finished: int
+    accepting: bool = True  # False: draining or leaving; hand it nothing new
+
+
+AnyControl = Cancel | Drain | Resume | Attach | Ping | Capacity
+
+
+class NodeState(Wire, omit_defaults=False):
+    """A node as it describes itself on the events exchange (the `Event` of the design)."""
+
+    name: str
+    parent: str | None  # None: a root
+    children: tuple[str, ...]
+    model: str
+    engine: str  # "none" for a root
+    device: str
+    policy: str
+    status: NodeStatus
+    slots: int
+    running: int
+    held: int  # accepted from the queue, waiting inside the node
+    received: int
+    finished: int
+    tokens: int  # generated since the start
+    host: str
+    pid: int
+    started: float
+    sent: float
+    detail: str = ""  # why it failed, or what it is doing while starting
+
+
+T = TypeVar("T")
+_encoder = msgspec.json.Encoder()
+_decoders: dict[object, msgspec.json.Decoder] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Job, Frames, AnyControl, NodeState)
+}
+
+
+def encode(message: Wire) -> bytes:
+    """The message as JSON bytes."""
+    return _encoder.encode(message)
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Parses `body` as `kind` (Job, Frames, AnyControl or NodeState).
+
+    Raises DecodeError for bytes that are not JSON, not UTF-8, or lack or mistype a field.
+    """
+    try:
+        return _decoders[kind].decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DecodeError(str(error)) from error

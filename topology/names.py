@@ -1,0 +1,73 @@
+"""Names of everything Canopy declares in the broker, each written once.
+
+The layout is described in docs/architecture.md. Names are plain strings, so that a person who lists queues
+with RabbitMQ's own tools recognises them.
+"""
+
+import re
+
+JOBS_EXCHANGE = "canopy.jobs"  # direct: the entrance, routing key = model
+CONTROL_EXCHANGE = "canopy.control"  # fanout: reaches every node's inbox (cancel)
+EVENTS_EXCHANGE = "canopy.events"  # topic: node states for dashboards, key = node.<name>
+DEAD_QUEUE = "canopy.dead"  # jobs given up on
+
+NODE_PREFIX = "canopy.node."
+INBOX_PREFIX = "canopy.inbox."
+REPLY_PREFIX = "canopy.reply."
+WATCH_PREFIX = "canopy.watch."
+
+_NODE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+class BadName(ValueError):
+    """A node name that cannot be used in the broker or on a command line."""
+
+
+def check_node_name(name: str) -> str:
+    """Returns `name` unchanged, or raises BadName with what is allowed."""
+    if not _NODE_NAME.fullmatch(name):
+        raise BadName(f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_', starting with a letter or digit")
+    return name
+
+
+def node(name: str) -> str:
+    """The node's exchange and its queue; both carry this name."""
+    return NODE_PREFIX + name
+
+
+def inbox(name: str) -> str:
+    """The node's exclusive inbox: its presence, and where control messages reach it."""
+    return INBOX_PREFIX + name
+
+
+def reply(process: str) -> str:
+    """The exclusive reply queue of one API process."""
+    return REPLY_PREFIX + process
+
+
+def watch(process: str) -> str:
+    """An exclusive queue through which one process follows node states."""
+    return WATCH_PREFIX + process
+
+
+def state_key(name: str) -> str:
+    """Routing key of a node's state on the events exchange."""
+    return f"node.{name}"
+
+
+def node_of(queue: str) -> str | None:
+    """The node's name if `queue` is a node's queue or exchange, else None."""
+    return queue.removeprefix(NODE_PREFIX) if queue.startswith(NODE_PREFIX) else None
+
+
+def inbox_owner(queue: str) -> str | None:
+    """The node's name if `queue` is a node's inbox, else None."""
+    return queue.removeprefix(INBOX_PREFIX) if queue.startswith(INBOX_PREFIX) else None
+
+
+def root_name(model: str, default: str) -> str:
+    """The root's name of `model`'s tree: plain `root` for the first model, a readable suffix for others."""
+    if model == default:
+        return "root"
+    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:48]
+    return f"root-{slug}"

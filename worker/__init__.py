@@ -1,0 +1,1 @@
+"""A node's life: start, serve, drain; one job's run; the engines."""

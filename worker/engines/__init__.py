@@ -1,0 +1,1 @@
+"""What runs a job: one small protocol and a table of engines, each a sibling file."""
