@@ -1,0 +1,380 @@
+"""A session on RabbitMQ through pika's asyncio adapter: two connections, one to publish and one for all else.
+
+They are apart because a memory or disk alarm blocks a connection that publishes: acknowledgements and heartbeats
+of the other one keep flowing. pika is imported here and nowhere else.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import pika
+import pika.exceptions
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.channel import Channel
+
+from broker.session import (
+    AccessRefused,
+    BrokerError,
+    ConnectionLost,
+    Delivery,
+    DeliveryHandler,
+    ExchangeKind,
+    NotFound,
+    QueueLocked,
+)
+
+HEARTBEAT_SECONDS = 10
+CONNECT_SECONDS = 10
+CALL_SECONDS = 15  # a declare or bind that takes longer means a broker in trouble
+
+_CHANNEL_ERRORS: dict[int, type[BrokerError]] = {403: AccessRefused, 404: NotFound, 405: QueueLocked}
+_ResultT = TypeVar("_ResultT")
+
+# pika logs every refused connection at ERROR with a traceback; our own callers report the reason once.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+def _translate(error: BaseException) -> BrokerError:
+    """pika's exception as one of ours."""
+    if isinstance(error, BrokerError):
+        return error
+    if isinstance(error, pika.exceptions.ChannelClosed):
+        return _CHANNEL_ERRORS.get(error.reply_code, BrokerError)(error.reply_text)
+    while isinstance(error, pika.adapters.utils.connection_workflow.AMQPConnectorException) and error.args:
+        inner = error.args[0] if isinstance(error.args[0], BaseException) else getattr(error, "exceptions", [None])[-1]
+        if inner is None:
+            break
+        error = inner
+    if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
+        return AccessRefused("the broker refused the user name or password")
+    return ConnectionLost(str(error) or type(error).__name__)
+
+
+class _Calls:
+    """The replies being waited for; all of them fail when their channel or connection closes."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[Any]] = set()
+
+    async def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Calls a pika method that takes `callback` and returns the reply frame."""
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.add(reply)
+
+        def arrived(frame: object) -> None:
+            if not reply.done():
+                reply.set_result(frame)
+
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                method(*args, callback=arrived, **kwargs)
+                return await reply
+        except TimeoutError as error:
+            raise ConnectionLost("the broker does not answer") from error
+        except pika.exceptions.AMQPError as error:
+            raise _translate(error) from error
+        finally:
+            self._waiting.discard(reply)
+
+    def fail(self, error: BrokerError) -> None:
+        for reply in self._waiting:
+            if not reply.done():
+                reply.set_exception(error)
+
+
+class _OpenChannel:
+    """A pika channel with awaitable calls."""
+
+    def __init__(self) -> None:
+        self.raw: Channel
+        self._calls = _Calls()
+        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def open(cls, connection: AsyncioConnection) -> "_OpenChannel":
+        if not connection.is_open:
+            raise ConnectionLost("the connection is closed")
+        self = cls()
+
+        def opened(channel: Channel) -> None:
+            channel.add_on_close_callback(self._on_close)
+
+        def begin(*, callback: Callable[[object], None]) -> None:
+            def both(channel: Channel) -> None:
+                opened(channel)
+                callback(channel)
+
+            self.raw = connection.channel(on_open_callback=both)
+            # a connection that dies before the channel is open never reports the channel as closed
+            connection.add_on_close_callback(lambda _connection, error: self._calls.fail(_translate(error)))
+
+        await self._calls.call(begin)
+        return self
+
+    async def call(self, method: str, /, **kwargs: Any) -> Any:
+        return await self._calls.call(getattr(self.raw, method), **kwargs)
+
+    def _on_close(self, _channel: Channel, error: BaseException) -> None:
+        reason = _translate(error)
+        self._calls.fail(reason)
+        if not self.closed.done():
+            self.closed.set_result(reason)
+
+
+async def _connect(url: str, name: str) -> AsyncioConnection:
+    """An open connection. Raises ConnectionLost or AccessRefused."""
+    parameters = pika.URLParameters(url)
+    parameters.heartbeat = HEARTBEAT_SECONDS
+    parameters.socket_timeout = parameters.stack_timeout = CONNECT_SECONDS
+    parameters.connection_attempts = 1
+    parameters.client_properties = {"connection_name": name}
+    opened: asyncio.Future[AsyncioConnection] = asyncio.get_running_loop().create_future()
+
+    def failed(_connection: object, error: BaseException) -> None:
+        if not opened.done():
+            opened.set_exception(_translate(error))
+
+    def succeeded(connection: Any) -> None:
+        if opened.cancelled():
+            connection.close()
+        elif not opened.done():
+            opened.set_result(connection)
+
+    AsyncioConnection(parameters, on_open_callback=succeeded, on_open_error_callback=failed, on_close_callback=failed)
+    return await opened
+
+
+class _Publisher:
+    """Publishes with confirms, many under way at once. pika numbers them; so do we."""
+
+    def __init__(self, channel: _OpenChannel) -> None:
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._sent = 0
+        self._oldest = 1  # every tag below it is settled
+        self._waiting: dict[int, asyncio.Future[bool]] = {}
+        self._returned: set[int] = set()
+
+    async def start(self) -> None:
+        self._channel.raw.add_on_return_callback(self._on_return)
+        await self._channel.call("confirm_delivery", ack_nack_callback=self._on_confirm)
+        self._channel.closed.add_done_callback(lambda closed: self.fail(closed.result()))
+
+    def publish(
+        self, exchange: str, key: str, body: bytes, persistent: bool, headers: Mapping[str, object] | None
+    ) -> asyncio.Future[bool]:
+        outcome: asyncio.Future[bool] = self._loop.create_future()
+        if not self._channel.raw.is_open:
+            outcome.set_exception(ConnectionLost("the connection is closed"))
+            return outcome
+        self._sent += 1
+        self._waiting[self._sent] = outcome
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=2 if persistent else 1,
+            message_id=str(self._sent),  # a returned message names its publish by this
+            headers=dict(headers) if headers else None,
+        )
+        self._channel.raw.basic_publish(exchange, key, body, properties, mandatory=True)
+        return outcome
+
+    def fail(self, error: BrokerError) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for outcome in waiting.values():
+            if not outcome.done():
+                outcome.set_exception(error)
+                outcome.exception()  # seen: a publisher that does not wait must not leave a warning
+
+    def _on_return(self, _channel: Channel, _method: object, properties: pika.BasicProperties, _body: bytes) -> None:
+        self._returned.add(int(properties.message_id))
+
+    def _on_confirm(self, frame: Any) -> None:
+        """An ack or nack, for one tag or for all up to it. A return always comes before its ack."""
+        last: int = frame.method.delivery_tag
+        tags = range(self._oldest, last + 1) if frame.method.multiple else (last,)
+        if frame.method.multiple:
+            self._oldest = last + 1
+        taken = isinstance(frame.method, pika.spec.Basic.Ack)
+        for tag in tags:
+            outcome = self._waiting.pop(tag, None)
+            routed = tag not in self._returned
+            self._returned.discard(tag)
+            if outcome is None or outcome.done():
+                continue
+            if taken:
+                outcome.set_result(routed)
+            else:
+                outcome.set_exception(BrokerError("the broker could not take the message"))
+
+
+class AmqpSession:
+    """See broker.session.Session."""
+
+    def __init__(self, connections: list[AsyncioConnection], queue_type: str) -> None:
+        self._queue_type = queue_type
+        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self.blocked = False
+        self._connections = connections
+        self._main: _OpenChannel  # consumes and acknowledges
+        self._asking: _OpenChannel | None = None  # all that the broker may refuse, which closes the channel
+        self._publisher: _Publisher
+        self._one_question = asyncio.Lock()
+        self._one_consume = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, url: str, name: str, *, queue_type: str = "classic") -> "AmqpSession":
+        """Connects twice. `name` is shown in RabbitMQ's list of connections. Durable queues are declared as
+        `queue_type` (classic, or quorum on a cluster). Raises ConnectionLost, AccessRefused.
+        """
+        connections: list[AsyncioConnection] = []
+        self = cls(connections, queue_type)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                connections.append(await _connect(url, name))
+                connections.append(await _connect(url, f"{name} (publish)"))
+                for connection in connections:
+                    connection.add_on_close_callback(self._on_connection_closed)
+                publish = connections[1]
+                publish.add_on_connection_blocked_callback(lambda *_: setattr(self, "blocked", True))
+                publish.add_on_connection_unblocked_callback(lambda *_: setattr(self, "blocked", False))
+                self._main = await _OpenChannel.open(connections[0])
+                publishing = await _OpenChannel.open(publish)
+                self._publisher = _Publisher(publishing)
+                await self._publisher.start()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, TimeoutError):
+                raise ConnectionLost("the broker does not answer") from error
+            raise
+        self._main.raw.add_on_cancel_callback(self._on_consumer_cancelled)
+        for channel in (self._main, publishing):
+            channel.closed.add_done_callback(lambda closed: self._lost(closed.result()))
+        return self
+
+    async def declare_exchange(self, name: str, kind: ExchangeKind) -> None:
+        await self._ask("exchange_declare", exchange=name, exchange_type=kind, durable=True)
+
+    async def declare_queue(self, name: str, *, exclusive: bool = False) -> None:
+        if exclusive:  # always classic: an exclusive queue dies with its connection, there is nothing to replicate
+            await self._ask("queue_declare", queue=name, exclusive=True)
+        else:
+            await self._ask("queue_declare", queue=name, durable=True, arguments={"x-queue-type": self._queue_type})
+
+    async def bind(self, queue: str, exchange: str, key: str) -> None:
+        await self._ask("queue_bind", queue=queue, exchange=exchange, routing_key=key)
+
+    async def unbind(self, queue: str, exchange: str, key: str) -> None:
+        await self._ask("queue_unbind", queue=queue, exchange=exchange, routing_key=key)
+
+    async def delete_queue(self, name: str) -> bool:
+        try:
+            await self._ask("queue_delete", queue=name, if_empty=True)
+        except NotFound:
+            return True
+        except ConnectionLost:
+            raise
+        except BrokerError:  # 406: not empty
+            return False
+        return True
+
+    async def delete_exchange(self, name: str) -> None:
+        await self._ask("exchange_delete", exchange=name)
+
+    async def depth(self, queue: str) -> int | None:
+        try:
+            answer = await self._ask("queue_declare", queue=queue, passive=True)
+        except (NotFound, QueueLocked):
+            return None
+        return int(answer.method.message_count)
+
+    async def exists(self, queue: str) -> bool:
+        try:
+            await self._ask("queue_declare", queue=queue, passive=True)
+        except NotFound:
+            return False
+        except QueueLocked:
+            return True
+        return True
+
+    async def consume(self, queue: str, handler: DeliveryHandler, *, prefetch: int) -> str:
+        def delivered(_channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+            handler(
+                Delivery(
+                    body=body,
+                    exchange=method.exchange,
+                    routing_key=method.routing_key,
+                    headers=properties.headers or {},
+                    redelivered=method.redelivered,
+                    settle=functools.partial(self._settle, method.delivery_tag),
+                )
+            )
+
+        async with self._one_consume:  # the limit applies to the consumers started after it
+            await self._main.call("basic_qos", prefetch_count=prefetch)
+            answer = await self._main.call("basic_consume", queue=queue, on_message_callback=delivered)
+        return str(answer.method.consumer_tag)
+
+    async def cancel(self, tag: str) -> None:
+        if tag in self._main.raw.consumer_tags:
+            await self._main.call("basic_cancel", consumer_tag=tag)
+
+    def publish(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        persistent: bool = False,
+        headers: Mapping[str, object] | None = None,
+    ) -> asyncio.Future[bool]:
+        return self._publisher.publish(exchange, key, body, persistent, headers)
+
+    async def close(self) -> None:
+        gone = []
+        for connection in self._connections:
+            if connection.is_closed:
+                continue
+            closed = asyncio.get_running_loop().create_future()
+            connection.add_on_close_callback(lambda *_, closed=closed: closed.done() or closed.set_result(None))
+            gone.append(closed)
+            if connection.is_open:
+                connection.close()
+        if gone:
+            await asyncio.wait(gone, timeout=2)
+        self._lost(ConnectionLost("the session was closed"))
+
+    async def _ask(self, method: str, /, **kwargs: Any) -> Any:
+        """A call that may be refused, on a channel of its own that is replaced when that happens."""
+        async with self._one_question:
+            if self._asking is None or self._asking.closed.done():
+                self._asking = await _OpenChannel.open(self._connections[0])
+            return await self._asking.call(method, **kwargs)
+
+    def _settle(self, tag: int, done: bool) -> None:
+        channel = self._main.raw
+        if not channel.is_open:
+            return  # the broker has taken the message back already
+        if done:
+            channel.basic_ack(tag)
+        else:
+            channel.basic_nack(tag, requeue=True)
+
+    def _on_connection_closed(self, _connection: object, error: BaseException) -> None:
+        self._lost(_translate(error))
+
+    def _on_consumer_cancelled(self, frame: Any) -> None:
+        self._lost(BrokerError(f"the broker ended consumer {frame.method.consumer_tag}: its queue is gone"))
+
+    def _lost(self, reason: BrokerError) -> None:
+        """Ends the session as a whole: half a session is harder to reason about than none."""
+        if self.closed.done():
+            return
+        self.closed.set_result(reason)
+        if hasattr(self, "_publisher"):
+            self._publisher.fail(ConnectionLost(str(reason)))
+        for connection in self._connections:
+            if connection.is_open:
+                connection.close()

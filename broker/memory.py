@@ -1,0 +1,238 @@
+"""An in-memory twin of the broker for unit tests: the same Session, the same promises, one event loop.
+
+It keeps what Canopy relies on: direct, fanout and topic exchanges, mandatory publishes, prefetch, exclusive queues
+that vanish with their session, redelivery in order, and the broker's own event when a queue is deleted.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from broker.session import (
+    BrokerError,
+    ConnectionLost,
+    Delivery,
+    DeliveryHandler,
+    ExchangeKind,
+    NotFound,
+    QueueLocked,
+)
+
+BROKER_EVENTS = "amq.rabbitmq.event"
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    order: int
+    exchange: str
+    key: str
+    body: bytes
+    headers: Mapping[str, object]
+    redelivered: bool = False
+
+
+@dataclass(slots=True)
+class _Consumer:
+    tag: str
+    session: "MemorySession"
+    handler: DeliveryHandler
+    prefetch: int
+    unsettled: int = 0
+
+
+@dataclass(slots=True)
+class _Queue:
+    owner: "MemorySession | None" = None
+    ready: deque[_Message] = field(default_factory=deque)
+    consumers: deque[_Consumer] = field(default_factory=deque)
+
+
+def _matches(pattern: str, key: str) -> bool:
+    """Topic matching: `*` is one word, `#` is any number of them (also none)."""
+
+    def match(pattern: list[str], key: list[str]) -> bool:
+        if not pattern:
+            return not key
+        if pattern[0] == "#":
+            return any(match(pattern[1:], key[skip:]) for skip in range(len(key) + 1))
+        return bool(key) and pattern[0] in ("*", key[0]) and match(pattern[1:], key[1:])
+
+    return match(pattern.split("."), key.split("."))
+
+
+class MemoryBroker:
+    """The state that sessions share."""
+
+    def __init__(self) -> None:
+        self.exchanges: dict[str, ExchangeKind] = {BROKER_EVENTS: "topic"}
+        self.queues: dict[str, _Queue] = {}
+        self.bindings: dict[tuple[str, str, str], None] = {}  # (exchange, key, queue), in order
+        self._numbers = itertools.count(1)
+
+    def session(self) -> "MemorySession":
+        """A new connection to this broker."""
+        return MemorySession(self)
+
+    def route(self, exchange: str, key: str) -> list[str]:
+        """The queues a message with that key reaches."""
+        if exchange == "":
+            return [key] if key in self.queues else []
+        kind = self.exchanges.get(exchange)
+        if kind is None:
+            raise NotFound(f"no exchange '{exchange}'")
+        bound = [(bound_key, queue) for source, bound_key, queue in self.bindings if source == exchange]
+        if kind == "fanout":
+            return [queue for _, queue in bound]
+        match = _matches if kind == "topic" else str.__eq__
+        return list(dict.fromkeys(queue for bound_key, queue in bound if match(bound_key, key)))
+
+    def put(self, exchange: str, key: str, body: bytes, headers: Mapping[str, object] | None = None) -> bool:
+        """Publishes at once; False if no queue took it."""
+        queues = self.route(exchange, key)
+        for queue in queues:
+            message = _Message(next(self._numbers), exchange, key, body, headers or {})
+            self.queues[queue].ready.append(message)
+            self._deliver(queue)
+        return bool(queues)
+
+    def delete_queue(self, name: str) -> None:
+        """Deletes it with its bindings, and says so on the broker's event exchange."""
+        if self.queues.pop(name, None) is None:
+            return
+        self.bindings = {binding: None for binding in self.bindings if binding[2] != name}
+        self.put(BROKER_EVENTS, "queue.deleted", b"", {"name": name})
+
+    def _deliver(self, name: str) -> None:
+        """Hands ready messages to consumers with room, in turn."""
+        queue = self.queues.get(name)
+        while queue and queue.ready:
+            consumer = next((each for each in queue.consumers if each.unsettled < each.prefetch), None)
+            if consumer is None:
+                return
+            queue.consumers.rotate(-1)
+            self._hand_over(name, consumer, queue.ready.popleft())
+
+    def _hand_over(self, name: str, consumer: _Consumer, message: _Message) -> None:
+        consumer.unsettled += 1
+
+        def settle(done: bool) -> None:
+            if consumer.session.unsettled.pop(message.order, None) is None:
+                return
+            consumer.unsettled -= 1
+            if not done:
+                self.give_back(name, message)
+            self._deliver(name)
+
+        delivery = Delivery(message.body, message.exchange, message.key, message.headers, message.redelivered, settle)
+        consumer.session.unsettled[message.order] = (name, message)
+        asyncio.get_running_loop().call_soon(consumer.handler, delivery)
+
+    def give_back(self, name: str, message: _Message) -> None:
+        """Puts a message back where it was."""
+        queue = self.queues.get(name)
+        if queue is None:
+            return
+        again = _Message(message.order, message.exchange, message.key, message.body, message.headers, True)
+        queue.ready = deque(sorted([*queue.ready, again], key=lambda each: each.order))
+        asyncio.get_running_loop().call_soon(self._deliver, name)
+
+
+class MemorySession:
+    """See broker.session.Session."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.broker = broker
+        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self.blocked = False
+        self.unsettled: dict[int, tuple[str, _Message]] = {}
+        self._tags = itertools.count(1)
+
+    async def declare_exchange(self, name: str, kind: ExchangeKind) -> None:
+        self.broker.exchanges.setdefault(name, kind)
+
+    async def declare_queue(self, name: str, *, exclusive: bool = False) -> None:
+        self._check()
+        queue = self.broker.queues.get(name)
+        if queue is None:
+            self.broker.queues[name] = _Queue(owner=self if exclusive else None)
+        elif queue.owner is not None and queue.owner is not self:
+            raise QueueLocked(f"queue '{name}' belongs to another connection")
+
+    async def bind(self, queue: str, exchange: str, key: str) -> None:
+        if queue not in self.broker.queues or exchange not in self.broker.exchanges:
+            raise NotFound(f"cannot bind '{queue}' to '{exchange}'")
+        self.broker.bindings[(exchange, key, queue)] = None
+
+    async def unbind(self, queue: str, exchange: str, key: str) -> None:
+        self.broker.bindings.pop((exchange, key, queue), None)
+
+    async def delete_queue(self, name: str) -> bool:
+        queue = self.broker.queues.get(name)
+        if queue is not None and queue.ready:
+            return False
+        self.broker.delete_queue(name)
+        return True
+
+    async def delete_exchange(self, name: str) -> None:
+        self.broker.exchanges.pop(name, None)
+        self.broker.bindings = {binding: None for binding in self.broker.bindings if binding[0] != name}
+
+    async def depth(self, queue: str) -> int | None:
+        found = self.broker.queues.get(queue)
+        return len(found.ready) if found and found.owner in (None, self) else None
+
+    async def exists(self, queue: str) -> bool:
+        return queue in self.broker.queues
+
+    async def consume(self, queue: str, handler: DeliveryHandler, *, prefetch: int) -> str:
+        self._check()
+        if queue not in self.broker.queues:
+            raise NotFound(f"no queue '{queue}'")
+        tag = f"{id(self)}-{next(self._tags)}"
+        self.broker.queues[queue].consumers.append(_Consumer(tag, self, handler, prefetch))
+        self.broker._deliver(queue)
+        return tag
+
+    async def cancel(self, tag: str) -> None:
+        for queue in self.broker.queues.values():
+            queue.consumers = deque(each for each in queue.consumers if each.tag != tag)
+
+    def publish(
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        *,
+        persistent: bool = False,
+        headers: Mapping[str, object] | None = None,
+    ) -> asyncio.Future[bool]:
+        outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        try:
+            self._check()
+            outcome.set_result(self.broker.put(exchange, key, body, headers))
+        except BrokerError as error:
+            outcome.set_exception(error)
+            outcome.exception()  # seen: a publisher that does not wait must not leave a warning
+        return outcome
+
+    async def close(self) -> None:
+        self.lose(ConnectionLost("the session was closed"))
+
+    def lose(self, reason: BrokerError) -> None:
+        """Ends the session as a dying process would: what it had not settled is delivered again."""
+        if self.closed.done():
+            return
+        self.closed.set_result(reason)
+        for queue in self.broker.queues.values():
+            queue.consumers = deque(each for each in queue.consumers if each.session is not self)
+        for name, message in list(self.unsettled.values()):
+            self.broker.give_back(name, message)
+        self.unsettled.clear()
+        for name in [name for name, queue in self.broker.queues.items() if queue.owner is self]:
+            self.broker.delete_queue(name)
+
+    def _check(self) -> None:
+        if self.closed.done():
+            raise ConnectionLost("the session is closed")

@@ -1,0 +1,141 @@
+"""The dispatch rule: what a node does with the next job. Pure: no clock, no I/O, no broker.
+
+The nodes and the simulator run this same code. A job arrives at a node: *run* it if a slot is free, else *forward*
+it to the next child in round-robin order that has room, else *hold* it. What "has room" means is the policy.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What a node knows about one child: the child's own absolute counters, and what was sent to it.
+
+    `slots`, `received` and `finished` count the child's whole subtree; `sent` counts jobs forwarded to it
+    since it introduced itself.
+    """
+
+    name: str
+    slots: int = 0
+    received: int = 0
+    finished: int = 0
+    accepting: bool = True
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Start the job here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Hand the job to this child."""
+
+    child: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep the job until something changes."""
+
+    reason: str
+
+
+Decision = Run | Forward | Hold
+
+
+class Policy(Protocol):
+    """The only thing in which policies differ."""
+
+    name: str
+
+    def has_room(self, child: Child) -> bool:
+        """True if a job may be forwarded to `child` now."""
+
+
+class Paper:
+    """The literal rule of the original design: a child can always take one more; only a busy leaf holds."""
+
+    name = "paper"
+
+    def has_room(self, child: Child) -> bool:
+        return child.accepting
+
+
+POLICIES: dict[str, type[Policy]] = {Paper.name: Paper}
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which n2 comes before n10, so that 'in turn' follows the numbers people gave."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name))
+
+
+class Dispatcher:
+    """One node's view of itself and its children, and the rule over it. The node reports every fact to it."""
+
+    def __init__(self, slots: int, policy: Policy) -> None:
+        self.slots = slots
+        self.policy = policy
+        self.accepting = True
+        self.running = 0
+        self.received = 0
+        self.finished = 0
+        self._children: list[Child] = []  # in natural order of their names
+        self._last = ""  # the child served last
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """The children in round-robin order."""
+        return tuple(self._children)
+
+    def decide(self) -> Decision:
+        """What to do with the next job. Changes nothing: the caller reports what it then did."""
+        if self.accepting and self.running < self.slots:
+            return Run()
+        for child in self._in_turn():
+            if self.policy.has_room(child):
+                return Forward(child.name)
+        return Hold(self._why())
+
+    def child(self, name: str) -> Child | None:
+        """What is known about that child, or None if there is none of that name."""
+        return next((child for child in self._children if child.name == name), None)
+
+    def put_child(self, child: Child) -> None:
+        """Adds the child or replaces what was known about it; `sent` survives."""
+        known = self.child(child.name)
+        if known is not None:
+            child = replace(child, sent=known.sent)
+        others = [other for other in self._children if other.name != child.name]
+        self._children = sorted([*others, child], key=lambda each: natural(each.name))
+
+    def remove_child(self, name: str) -> None:
+        """Forgets the child; unknown names are ignored."""
+        self._children = [child for child in self._children if child.name != name]
+
+    def forwarded(self, name: str) -> None:
+        """A job went to that child: it is the last one served."""
+        self._last = name
+        self._children = [
+            replace(child, sent=child.sent + 1) if child.name == name else child for child in self._children
+        ]
+
+    def subtree_slots(self) -> int:
+        """Slots here and below, as far as the children said."""
+        return self.slots + sum(child.slots for child in self._children)
+
+    def _in_turn(self) -> list[Child]:
+        """The children, starting after the one served last."""
+        after = natural(self._last) if self._last else ()
+        later = [child for child in self._children if natural(child.name) > after]
+        return later + [child for child in self._children if natural(child.name) <= after]
+
+    def _why(self) -> str:
+        if not self._children:
+            return "every slot is busy" if self.slots else "no node is connected"
+        if not any(child.accepting for child in self._children):
+            return "every node below is draining"
+        return "every slot is busy"
