@@ -150,7 +150,13 @@ class Capacity(Control, tag="capacity"):
     accepting: bool = True  # False: draining or leaving; hand it nothing new
 
 
-AnyControl = Cancel | Drain | Resume | Attach | Ping | Capacity
+class Leave(Control, tag="leave"):
+    """A child tells its parent that it no longer hangs below it; its queue is empty."""
+
+    node: str
+
+
+AnyControl = Cancel | Drain | Resume | Attach | Ping | Capacity | Leave
 
 
 class NodeState(Wire, omit_defaults=False):

@@ -93,7 +93,9 @@ class Dispatcher:
 
     def decide(self) -> Decision:
         """What to do with the next job. Changes nothing: the caller reports what it then did."""
-        if self.accepting and self.running < self.slots:
+        if not self.accepting:
+            return Hold("the node is draining")
+        if self.running < self.slots:
             return Run()
         for child in self._in_turn():
             if self.policy.has_room(child):

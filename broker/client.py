@@ -1,0 +1,263 @@
+"""The API's side of the broker: submit a job, stream its answer, follow the nodes.
+
+One Client a process. It owns one exclusive reply queue; every frame that arrives there names its request, and goes
+to the stream that waits for it. Nothing here knows what a node is doing or where.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Self
+
+import msgspec
+import structlog
+
+from broker.amqp import AmqpSession
+from broker.objects import declare_shared
+from broker.session import BrokerError, Delivery, Session
+from broker.wire import (
+    AnyControl,
+    AnyFrame,
+    Cancel,
+    DecodeError,
+    Delta,
+    Failed,
+    Finished,
+    Frames,
+    Job,
+    NodeState,
+    Ping,
+    decode,
+    encode,
+)
+from topology import names
+
+REPLY_PREFETCH = 1000
+CONFIRM_SECONDS = 5.0
+RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
+FORGET_SECONDS = 60.0  # a node silent for this long is dropped from nodes()
+
+Connect = Callable[[], Awaitable[Session]]
+log = structlog.get_logger()
+
+
+class Unavailable(Exception):
+    """The broker is not connected, takes no publishes, or did not confirm in time. Trying again later helps."""
+
+
+class NoTree(Exception):
+    """No root is bound for that model."""
+
+
+class Stream(AsyncIterator[AnyFrame]):
+    """One request's frames, each once and in order, ending after Finished or Failed.
+
+    Text that nobody has read yet is merged into one Delta, so a slow reader costs at most the answer's length.
+    """
+
+    def __init__(self, request_id: str, forget: Callable[["Stream"], None]) -> None:
+        self.request_id = request_id
+        self.ended = False  # the last frame has arrived (it may still be unread)
+        self._forget = forget
+        self._frames: deque[AnyFrame] = deque()
+        self._arrived = asyncio.Event()
+        self._last = (0, -1)  # attempt and seq of the newest frame
+
+    def push(self, frame: AnyFrame) -> None:
+        """Takes a frame from the broker; repeats and older attempts are ignored."""
+        if self.ended or (frame.attempt, frame.seq) <= self._last:
+            return
+        self._last = (frame.attempt, frame.seq)
+        newest = self._frames[-1] if self._frames else None
+        if isinstance(frame, Delta) and isinstance(newest, Delta):
+            merged = msgspec.structs.replace(frame, text=newest.text + frame.text, tokens=newest.tokens + frame.tokens)
+            self._frames[-1] = merged
+        else:
+            self._frames.append(frame)
+        if isinstance(frame, Finished | Failed):
+            self.ended = True
+            self._forget(self)
+        self._arrived.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AnyFrame:
+        while not self._frames:
+            if self.ended:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._frames.popleft()
+
+    async def aclose(self) -> None:
+        """Forgets the stream; the job is cancelled wherever it is, if it has not ended."""
+        self._forget(self)
+
+
+class Client:
+    """See the module. `connect` replaces RabbitMQ in unit tests."""
+
+    def __init__(self, amqp_url: str, *, process: str | None = None, connect: Connect | None = None) -> None:
+        self.process = process or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self._connect = connect or (lambda: AmqpSession.open(amqp_url, f"api {self.process}"))
+        self._session: Session | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._streams: dict[str, Stream] = {}
+        self._nodes: dict[str, NodeState] = {}
+        self._changes = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begins to connect, in the background and with back-off."""
+        self._keeper = asyncio.create_task(self._keep_connected(), name="broker client")
+
+    async def stop(self) -> None:
+        """Ends the connection; open streams fail."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+
+    @property
+    def connected(self) -> bool:
+        """True if a job could be submitted now."""
+        return self._session is not None and not self._session.blocked
+
+    async def submit(self, job: Job) -> Stream:
+        """Publishes the job (`reply_to` is filled in) and returns once the broker has it.
+
+        Raises Unavailable, or NoTree when no root is bound for its model.
+        """
+        session = self._session
+        if session is None or session.blocked:
+            raise Unavailable("the broker takes no jobs now" if session else "the broker is not connected")
+        job = msgspec.structs.replace(job, reply_to=names.reply(self.process))
+        stream = Stream(job.request_id, self._forget)
+        self._streams[job.request_id] = stream
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                routed = await session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
+        except (TimeoutError, BrokerError) as error:
+            self._forget(stream)
+            raise Unavailable("the broker did not take the job in time") from error
+        except asyncio.CancelledError:
+            self._forget(stream)
+            raise
+        if not routed:
+            self._streams.pop(job.request_id, None)
+            raise NoTree(job.model)
+        return stream
+
+    def nodes(self) -> dict[str, NodeState]:
+        """The last state each node published, by name; `sent` tells how old it is."""
+        return dict(self._nodes)
+
+    async def changed(self) -> None:
+        """Returns when nodes() has changed after this call."""
+        await self._changes.wait()
+
+    async def control(self, node: str, message: AnyControl) -> bool:
+        """Puts a message into a node's inbox; False if there is no such node. Raises Unavailable."""
+        if self._session is None:
+            raise Unavailable("the broker is not connected")
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                return await self._session.publish("", names.inbox(node), encode(message))
+        except (TimeoutError, BrokerError) as error:
+            raise Unavailable("the broker did not take the message in time") from error
+
+    async def depths(self, queues: Iterable[str]) -> dict[str, int]:
+        """Messages ready in each of the queues that exist. Raises Unavailable."""
+        if self._session is None:
+            raise Unavailable("the broker is not connected")
+        try:
+            found = {queue: await self._session.depth(queue) for queue in queues}
+        except BrokerError as error:
+            raise Unavailable(str(error)) from error
+        return {queue: depth for queue, depth in found.items() if depth is not None}
+
+    async def _keep_connected(self) -> None:
+        pause, longest = RECONNECT_SECONDS
+        while True:
+            try:
+                session = await self._connect()
+                await self._serve(session)
+                pause = RECONNECT_SECONDS[0]
+            except BrokerError as error:
+                log.warning("broker not reachable", reason=str(error))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
+            pause = min(longest, pause * 2)
+
+    async def _serve(self, session: Session) -> None:
+        """Uses the session until it is lost."""
+        try:
+            await declare_shared(session)
+            await session.declare_queue(names.reply(self.process), exclusive=True)
+            await session.consume(names.reply(self.process), self._on_frames, prefetch=REPLY_PREFETCH)
+            await session.declare_queue(names.watch(self.process), exclusive=True)
+            await session.bind(names.watch(self.process), names.EVENTS_EXCHANGE, names.state_key("*"))
+            await session.consume(names.watch(self.process), self._on_state, prefetch=REPLY_PREFETCH)
+            session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
+            self._session = session
+            log.info("broker connected", process=self.process)
+            raise await asyncio.shield(session.closed)
+        finally:
+            self._session = None
+            self._fail_streams()
+            await session.close()
+
+    def _fail_streams(self) -> None:
+        """The reply queue is gone, so no frame can come for what is open."""
+        for stream in list(self._streams.values()):
+            attempt, seq = stream._last
+            lost = Failed(
+                request_id=stream.request_id,
+                attempt=attempt,
+                seq=seq + 1,
+                code="internal",
+                message="the connection to the broker was lost",
+                retryable=True,
+            )
+            stream.push(lost)
+
+    def _forget(self, stream: Stream) -> None:
+        """Stops listening; a job that has not ended is cancelled wherever it is."""
+        if self._streams.pop(stream.request_id, None) is None:
+            return
+        if not stream.ended and self._session is not None:
+            self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=stream.request_id)))
+
+    def _on_frames(self, delivery: Delivery) -> None:
+        delivery.ack()
+        try:
+            message = decode(delivery.body, Frames)
+        except DecodeError as error:
+            log.warning("undecodable frames dropped", reason=str(error))
+            return
+        for frame in message.frames:
+            stream = self._streams.get(frame.request_id)
+            if stream is not None:
+                stream.push(frame)
+
+    def _on_state(self, delivery: Delivery) -> None:
+        delivery.ack()
+        try:
+            state = decode(delivery.body, NodeState)
+        except DecodeError as error:
+            log.warning("undecodable node state dropped", reason=str(error))
+            return
+        if state.status == "stopped":
+            self._nodes.pop(state.name, None)
+        else:
+            self._nodes[state.name] = state
+        oldest = time.time() - FORGET_SECONDS
+        self._nodes = {name: known for name, known in self._nodes.items() if known.sent >= oldest}
+        changes, self._changes = self._changes, asyncio.Event()
+        changes.set()
+
+

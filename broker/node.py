@@ -1,0 +1,170 @@
+"""A node's side of the broker: its registration, its queue, its inbox, its edges. No decisions are made here."""
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from broker.objects import declare_shared
+from broker.outbox import Outbox
+from broker.session import Delivery, NotFound, QueueLocked, Session
+from broker.wire import AnyControl, DecodeError, Job, NodeState, decode, encode
+from topology import names
+
+BROKER_EVENTS = "amq.rabbitmq.event"  # of the event exchange plugin: tells at once when a node's inbox vanishes
+INBOX_PREFETCH = 200
+
+log = structlog.get_logger()
+
+
+class NameTaken(Exception):
+    """A node of that name is registered already."""
+
+
+class NoParent(Exception):
+    """The node to hang below is not there."""
+
+
+class NodeHandler(Protocol):
+    """What the broker tells a node. Called on the event loop; must not block."""
+
+    def on_job(self, job: Job, delivery: Delivery) -> None: ...
+
+    def on_control(self, message: AnyControl) -> None: ...
+
+    def on_node_gone(self, name: str) -> None:
+        """That node's connection has ended."""
+
+    def on_reader_gone(self, queue: str) -> None:
+        """Nobody reads that reply queue any more."""
+
+
+class NodePort:
+    """One registered node on one session."""
+
+    def __init__(self, session: Session, name: str, handler: NodeHandler) -> None:
+        self.session = session
+        self.name = name
+        self.outbox = Outbox(session, handler.on_reader_gone)
+        self._handler = handler
+        self._consumers: dict[str, str] = {}  # queue -> consumer tag
+
+    async def register(self, parent: str | None, model: str) -> None:
+        """Takes the name, declares exchange and queue, hangs them below `parent` (a root: below the entrance).
+
+        Raises NameTaken or NoParent; nothing of this node is left behind then.
+        """
+        await declare_shared(self.session)
+        inbox = names.inbox(self.name)
+        try:
+            await self.session.declare_queue(inbox, exclusive=True)
+        except QueueLocked as error:
+            raise NameTaken(f"node already registered: {self.name}") from error
+        if parent is not None and not await self.session.exists(names.inbox(parent)):
+            raise NoParent(f"no node named {parent!r} is registered to hang {self.name!r} below")
+        own = names.node(self.name)
+        await self.session.declare_exchange(own, "direct")
+        await self.session.declare_queue(own)
+        await self.session.bind(inbox, names.CONTROL_EXCHANGE, "")
+        await self._follow_broker_events(inbox)
+        if parent is None:
+            await self.session.bind(own, names.JOBS_EXCHANGE, model)
+        else:
+            await self.hang_below(parent)
+        await self.session.consume(inbox, self._on_inbox, prefetch=INBOX_PREFETCH)
+
+    async def hang_below(self, parent: str) -> None:
+        """Makes the edge from `parent`. Raises NoParent."""
+        try:
+            await self.session.bind(names.node(self.name), names.node(parent), self.name)
+        except NotFound as error:
+            raise NoParent(f"no node named {parent!r}") from error
+
+    async def unhang(self, parent: str) -> None:
+        """Removes the edge from `parent`: what it forwards from now on comes back to it."""
+        await self._cut(parent, self.name)
+
+    async def cut_off(self, child: str) -> None:
+        """Removes the edge to `child`, from above."""
+        await self._cut(self.name, child)
+
+    async def serve(self, node: str, *, prefetch: int) -> None:
+        """Takes jobs from that node's queue: the node's own, or a dead child's."""
+        queue = names.node(node)
+        if queue not in self._consumers:
+            self._consumers[queue] = await self.session.consume(queue, self._on_delivery, prefetch=prefetch)
+
+    async def stop_serving(self, node: str) -> None:
+        """Takes nothing more from that queue."""
+        tag = self._consumers.pop(names.node(node), None)
+        if tag is not None:
+            await self.session.cancel(tag)
+
+    async def remove(self, node: str) -> bool:
+        """Deletes that node's queue and exchange. False, and nothing changed, if jobs wait in the queue."""
+        if not await self.session.delete_queue(names.node(node)):
+            return False
+        await self.session.delete_exchange(names.node(node))
+        return True
+
+    def forward(self, child: str, job: Job) -> asyncio.Future[bool]:
+        """Hands the job to a child over the edge; False if there is no edge any more."""
+        return self.session.publish(names.node(self.name), child, encode(job), persistent=True)
+
+    def hand_up(self, parent: str, job: Job) -> asyncio.Future[bool]:
+        """Gives the job back to the parent's queue; False if it is gone."""
+        return self.session.publish("", names.node(parent), encode(job), persistent=True)
+
+    def tell(self, node: str, message: AnyControl) -> asyncio.Future[bool]:
+        """Puts a control message into that node's inbox; False if it is not there."""
+        return self.session.publish("", names.inbox(node), encode(message))
+
+    def publish_state(self, state: NodeState) -> None:
+        """For dashboards; nobody listening costs nothing."""
+        self.session.publish(names.EVENTS_EXCHANGE, names.state_key(self.name), encode(state))
+
+    async def _cut(self, parent: str, child: str) -> None:
+        try:
+            await self.session.unbind(names.node(child), names.node(parent), child)
+        except NotFound:
+            return  # the exchange or the queue is gone, and the edge with it
+
+    async def _follow_broker_events(self, inbox: str) -> None:
+        try:
+            await self.session.bind(inbox, BROKER_EVENTS, "queue.deleted")
+        except NotFound:
+            log.warning("the broker lacks rabbitmq_event_exchange: dead nodes are noticed late", node=self.name)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        try:
+            job = decode(delivery.body, Job)
+        except DecodeError as error:
+            self._bury(delivery, str(error))
+            return
+        self._handler.on_job(job, delivery)
+
+    def _on_inbox(self, delivery: Delivery) -> None:
+        delivery.ack()
+        if delivery.exchange == BROKER_EVENTS:
+            owner = names.inbox_owner(str(delivery.headers.get("name", "")))
+            if owner is not None and owner != self.name:
+                self._handler.on_node_gone(owner)
+            return
+        try:
+            message = decode(delivery.body, AnyControl)
+        except DecodeError as error:
+            log.warning("undecodable control message ignored", node=self.name, reason=str(error))
+            return
+        self._handler.on_control(message)
+
+    def _bury(self, delivery: Delivery, reason: str) -> None:
+        """A message that is not a job goes to the dead ones, with the reason; then it is acknowledged."""
+        log.warning("undecodable job dead-lettered", node=self.name, reason=reason)
+        headers = {"reason": f"undecodable: {reason}", "node": self.name}
+        buried = self.session.publish("", names.DEAD_QUEUE, delivery.body, persistent=True, headers=headers)
+
+        def settle(outcome: asyncio.Future[bool]) -> None:
+            if not outcome.cancelled() and outcome.exception() is None:
+                delivery.ack()
+
+        buried.add_done_callback(settle)

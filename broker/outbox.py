@@ -1,0 +1,56 @@
+"""Frames on their way to API processes, coalesced: one message carries what many requests have to say."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from broker.session import Session
+from broker.wire import AnyFrame, Frames, encode
+
+FLUSH_SECONDS = 0.002  # at most one message per reply queue and this long; the first after a pause goes at once
+MESSAGE_FRAMES = 256
+
+Sent = Callable[[bool], None]
+
+
+class Outbox:
+    """Collects frames per reply queue and publishes them. `on_gone(queue)` is called when nobody reads a queue."""
+
+    def __init__(self, session: Session, on_gone: Callable[[str], None]) -> None:
+        self._session = session
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._frames: defaultdict[str, list[tuple[AnyFrame, Sent | None]]] = defaultdict(list)
+        self._timer: asyncio.Handle | None = None
+        self._flushed = 0.0
+
+    def put(self, queue: str, frame: AnyFrame, sent: Sent | None = None) -> None:
+        """Sends `frame` soon. `sent(True)` is called once the broker has it, `sent(False)` if nobody reads the
+        queue; neither is called when the session is lost first.
+        """
+        self._frames[queue].append((frame, sent))
+        if self._timer is None:
+            wait = self._flushed + FLUSH_SECONDS - self._loop.time()
+            self._timer = self._loop.call_later(wait, self._flush) if wait > 0 else self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        self._flushed = self._loop.time()
+        frames, self._frames = self._frames, defaultdict(list)
+        for queue, entries in frames.items():
+            for start in range(0, len(entries), MESSAGE_FRAMES):
+                self._publish(queue, entries[start : start + MESSAGE_FRAMES])
+
+    def _publish(self, queue: str, entries: Iterable[tuple[AnyFrame, Sent | None]]) -> None:
+        body = encode(Frames(frames=tuple(frame for frame, _ in entries)))
+        callbacks = [sent for _, sent in entries if sent is not None]
+
+        def confirmed(outcome: asyncio.Future[bool]) -> None:
+            if outcome.cancelled() or outcome.exception() is not None:
+                return  # the session is lost; the jobs' deliveries come again
+            for sent in callbacks:
+                sent(outcome.result())
+            if not outcome.result():
+                self._on_gone(queue)
+
+        self._session.publish("", queue, body).add_done_callback(confirmed)
