@@ -20,17 +20,17 @@ class DecodeError(ValueError):
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of all wire structs."""
+    """Base of all wire structs. (msgspec does not inherit `kw_only`, so each repeats it.)"""
 
 
-class ChatMessage(Wire, omit_defaults=False):
+class ChatMessage(Wire, kw_only=True, omit_defaults=False):
     """One turn of a dialogue."""
 
     role: Role
     content: str
 
 
-class Sampling(Wire):
+class Sampling(Wire, kw_only=True):
     """How the next token is chosen and when to stop. Validated by the API, trusted by engines."""
 
     max_tokens: int | None = None  # None: up to the model's context
@@ -41,7 +41,7 @@ class Sampling(Wire):
     stop: tuple[str, ...] = ()
 
 
-class Job(Wire):
+class Job(Wire, kw_only=True):
     """One request on its way down the tree. Exactly one of `messages` and `prompt` is set."""
 
     request_id: str
@@ -53,12 +53,13 @@ class Job(Wire):
     sampling: Sampling = Sampling()
     user: str = ""
     attempt: int = 1
+    seq: int = 0  # number of the next frame of this attempt, whichever node sends it
     deadline: float | None = None  # after this moment nobody wants the answer
     trail: tuple[str, ...] = ()  # nodes that have handled it, root first
     delivered: str = ""  # text the reader already has, when a job is restarted
 
 
-class Frame(Wire, tag_field="kind"):
+class Frame(Wire, kw_only=True, tag_field="kind"):
     """Base of what a node tells the reader of one request; taken once, ordered by (attempt, seq)."""
 
     request_id: str
@@ -66,28 +67,28 @@ class Frame(Wire, tag_field="kind"):
     seq: int = 0
 
 
-class Waiting(Frame, tag="waiting"):
+class Waiting(Frame, kw_only=True, tag="waiting"):
     """The job is held and not running yet."""
 
     node: str
     reason: str
 
 
-class Start(Frame, tag="start"):
+class Start(Frame, kw_only=True, tag="start"):
     """The job has a slot; `prompt_tokens` were read."""
 
     node: str
     prompt_tokens: int = 0
 
 
-class Delta(Frame, tag="delta"):
+class Delta(Frame, kw_only=True, tag="delta"):
     """New text. `tokens`: how many tokens it stands for."""
 
     text: str
     tokens: int = 1
 
 
-class Finished(Frame, tag="finished"):
+class Finished(Frame, kw_only=True, tag="finished"):
     """The answer is complete."""
 
     reason: FinishReason
@@ -95,7 +96,7 @@ class Finished(Frame, tag="finished"):
     completion_tokens: int = 0
 
 
-class Failed(Frame, tag="failed"):
+class Failed(Frame, kw_only=True, tag="failed"):
     """The job ended without an answer; `retryable` says whether the same request may succeed later."""
 
     code: FailureCode
@@ -106,41 +107,41 @@ class Failed(Frame, tag="failed"):
 AnyFrame = Waiting | Start | Delta | Finished | Failed
 
 
-class Frames(Wire):
+class Frames(Wire, kw_only=True):
     """What a node has to say to one API process, coalesced."""
 
     frames: tuple[AnyFrame, ...]
 
 
-class Control(Wire, tag_field="kind"):
+class Control(Wire, kw_only=True, tag_field="kind"):
     """Base of what is asked of a node through its inbox."""
 
 
-class Cancel(Control, tag="cancel"):
+class Cancel(Control, kw_only=True, tag="cancel"):
     """Nobody wants this answer any more."""
 
     request_id: str
 
 
-class Drain(Control, tag="drain"):
+class Drain(Control, kw_only=True, tag="drain"):
     """Finish what runs, accept nothing new, stay registered."""
 
 
-class Resume(Control, tag="resume"):
+class Resume(Control, kw_only=True, tag="resume"):
     """Accept jobs again."""
 
 
-class Attach(Control, tag="attach"):
+class Attach(Control, kw_only=True, tag="attach"):
     """Hang below another parent."""
 
     parent: str
 
 
-class Ping(Control, tag="ping"):
+class Ping(Control, kw_only=True, tag="ping"):
     """Publish your state now."""
 
 
-class Capacity(Control, tag="capacity"):
+class Capacity(Control, kw_only=True, tag="capacity"):
     """A child's absolute counters, told to its parent on every change and every few seconds."""
 
     node: str
@@ -150,7 +151,7 @@ class Capacity(Control, tag="capacity"):
     accepting: bool = True  # False: draining or leaving; hand it nothing new
 
 
-class Leave(Control, tag="leave"):
+class Leave(Control, kw_only=True, tag="leave"):
     """A child tells its parent that it no longer hangs below it; its queue is empty."""
 
     node: str
@@ -159,7 +160,7 @@ class Leave(Control, tag="leave"):
 AnyControl = Cancel | Drain | Resume | Attach | Ping | Capacity | Leave
 
 
-class NodeState(Wire, omit_defaults=False):
+class NodeState(Wire, kw_only=True, omit_defaults=False):
     """A node as it describes itself on the events exchange (the `Event` of the design)."""
 
     name: str

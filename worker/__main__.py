@@ -1,0 +1,86 @@
+"""`python -m worker`: one node as a process. People start it with `./canopy node`."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+
+import structlog
+
+from broker.amqp import AmqpSession
+from broker.node import NameTaken, NoParent
+from broker.session import BrokerError, Session
+from topology.dispatch import POLICIES
+from topology.names import BadName, check_node_name
+from worker.engines.base import Engine, EngineUnavailable
+from worker.life import live
+from worker.node import Node
+
+CANNOT_START = 3
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; see the help texts."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser.add_argument("--name", required=True, help="unique name of the node in the tree")
+    parser.add_argument("--parent", help="node to hang below; without it this is a root")
+    parser.add_argument("--model", required=True, help="public name of the model")
+    parser.add_argument("--model-path", help="folder to load the model from")
+    parser.add_argument("--engine", default="transformers", help="transformers, echo, or none for a root")
+    parser.add_argument("--slots", type=int, default=8, help="jobs run at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …")
+    parser.add_argument("--policy", default="paper", choices=sorted(POLICIES), help="dispatch policy")
+    parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for the broker and the parent")
+    return parser.parse_args(arguments)
+
+
+def make_engine(options: argparse.Namespace) -> Engine | None:
+    """The engine named on the command line, not started; None for a root."""
+    if options.engine == "none":
+        return None
+    from worker.engines import create  # a root needs none of it
+
+    return create(
+        options.engine,
+        model=options.model,
+        model_path=options.model_path,
+        device=options.device,
+        slots=options.slots,
+        token_delay=options.token_delay,
+    )
+
+
+async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> None:
+    """Lives as the node that `options` describe until SIGTERM or SIGINT."""
+    node = Node(options.name, options.parent, options.model, POLICIES[options.policy](), make_engine(options))
+    leave = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, leave.set)
+
+    async def connect() -> Session:
+        return await AmqpSession.open(amqp_url, f"node {options.name}", queue_type=queue_type)
+
+    await live(node, connect, leave, wait=options.wait)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: 0 after leaving in order, 3 if the node could not start (one line on standard error says why)."""
+    options = parse(arguments)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        check_node_name(options.name)
+        amqp_url = os.environ["CANOPY_AMQP_URL"]
+        asyncio.run(run(options, amqp_url, os.environ.get("CANOPY_QUEUE_TYPE", "classic")))
+    except KeyError:
+        print("CANOPY_AMQP_URL is not set: it says which broker to join", file=sys.stderr)
+        return CANNOT_START
+    except (BadName, NameTaken, NoParent, BrokerError, EngineUnavailable) as error:
+        print(f"node {options.name}: {error}", file=sys.stderr)
+        return CANNOT_START
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""A node's life: connect, register, start the engine, serve until told to leave; reconnect when the broker goes away."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from broker.node import NameTaken, NodePort, NoParent
+from broker.session import BrokerError, ConnectionLost, Session
+from broker.wire import Attach, Leave
+from worker.node import Node
+
+BEAT_SECONDS = 2.0  # counters and state are repeated this often, so that whatever was lost heals
+GRACE_SECONDS = 3.0  # running jobs get this long when the node is told to leave
+MOVE_SECONDS = 2.0  # and its queue this long to flow back to the parent
+RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
+
+Connect = Callable[[], Awaitable[Session]]
+log = structlog.get_logger()
+
+
+async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: float = 0.0) -> None:
+    """Runs `node` until `leave` is set. `wait`: seconds to try for the broker and the parent at the start.
+
+    Raises NameTaken, NoParent, ConnectionLost or AccessRefused if the node cannot register, and the engine's
+    EngineUnavailable if it cannot start. Once it has served, only `leave` ends it: it reconnects for ever.
+    """
+    give_up = asyncio.get_running_loop().time() + wait
+    pause, longest = RECONNECT_SECONDS
+    served = False
+    try:
+        while not leave.is_set():
+            try:
+                session = await connect()
+                try:
+                    await _serve(node, session, leave, first=not served)
+                    served, pause = True, RECONNECT_SECONDS[0]
+                finally:
+                    await node.abandon()
+                    await session.close()
+            except (BrokerError, NameTaken, NoParent) as error:
+                served = served or node.status == "idle"
+                if not served and asyncio.get_running_loop().time() >= give_up:
+                    raise
+                log.warning("not registered, trying again", node=node.name, reason=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):
+                    await leave.wait()
+            pause = min(longest, pause * 2)
+    finally:
+        if node.engine is not None:
+            await node.engine.stop()
+
+
+async def _serve(node: Node, session: Session, leave: asyncio.Event, *, first: bool) -> None:
+    """One session: register, serve, and leave in order or raise the reason why the session was lost."""
+    node.port = NodePort(session, node.name, node)
+    await node.port.register(node.parent, node.model)
+    node.publish()
+    if first and node.engine is not None:
+        await node.engine.start()
+    node.status = "idle"
+    await node.port.serve(node.name, prefetch=node.window())
+    node.publish()
+    log.info("ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots)
+    beats = asyncio.create_task(_beat(node), name="beats")
+    leaving = asyncio.create_task(leave.wait(), name="leave")
+    try:
+        await asyncio.wait([leaving, beats, session.closed], return_when=asyncio.FIRST_COMPLETED)
+        if session.closed.done():
+            raise ConnectionLost(str(session.closed.result()))
+        if beats.done():
+            beats.result()
+    finally:
+        for task in (beats, leaving):
+            task.cancel()
+        await asyncio.gather(beats, leaving, return_exceptions=True)
+    await _leave(node)
+
+
+async def _beat(node: Node) -> None:
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        node.publish()
+        await node.bury_adopted()
+
+
+async def _leave(node: Node) -> None:
+    """Gives up the registration: no new jobs, the children to the parent, the running jobs to their end, the queue
+    upward; then exchange, queue and presence go. A root keeps its queue: jobs wait there for the next root.
+    """
+    log.info("leaving", node=node.name, running=node.dispatcher.running)
+    node.dispatcher.accepting = False
+    if node.parent is not None:
+        await node.port.unhang(node.parent)
+        for child in node.dispatcher.children:
+            await node.port.tell(child.name, Attach(parent=node.parent))
+    node.pump()
+    await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
+    await node.give_up_runs()
+    if node.parent is not None:
+        await _flow_up(node)
+        await node.port.tell(node.parent, Leave(node=node.name))
+    node.status = "stopped"
+    node.publish()
+
+
+async def _flow_up(node: Node) -> None:
+    """Waits until the queue has flowed to the parent and removes it. What cannot flow stays, for the next start."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MOVE_SECONDS):
+            while node.busy() or not await node.port.remove(node.name):
+                node.settled.clear()
+                await node.settled.wait()
+
+
+async def _until(condition: Callable[[], bool], node: Node, seconds: float) -> None:
+    """Waits for `condition`, looked at whenever a job leaves the node, for `seconds` at most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not condition():
+                node.settled.clear()
+                await node.settled.wait()
