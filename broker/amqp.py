@@ -312,6 +312,8 @@ class AmqpSession:
                 )
             )
 
+        # consuming from a missing queue would close the consuming channel, so ask elsewhere first
+        await self._ask("queue_declare", queue=queue, passive=True)
         async with self._one_consume:  # the limit applies to the consumers started after it
             await self._main.call("basic_qos", prefetch_count=prefetch)
             answer = await self._main.call("basic_consume", queue=queue, on_message_callback=delivered)

@@ -1,6 +1,7 @@
 """A node's side of the broker: its registration, its queue, its inbox, its edges. No decisions are made here."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -39,6 +40,12 @@ class NodeHandler(Protocol):
         """Nobody reads that reply queue any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Consumer:
+    tag: str
+    prefetch: int
+
+
 class NodePort:
     """One registered node on one session."""
 
@@ -47,7 +54,7 @@ class NodePort:
         self.name = name
         self.outbox = Outbox(session, handler.on_reader_gone)
         self._handler = handler
-        self._consumers: dict[str, str] = {}  # queue -> consumer tag
+        self._consumers: dict[str, _Consumer] = {}  # by queue
 
     async def register(self, parent: str | None, model: str) -> None:
         """Takes the name, declares exchange and queue, hangs them below `parent` (a root: below the entrance).
@@ -92,19 +99,25 @@ class NodePort:
         """Takes jobs from that node's queue: the node's own, or a dead child's."""
         queue = names.node(node)
         if queue not in self._consumers:
-            self._consumers[queue] = await self.session.consume(queue, self._on_delivery, prefetch=prefetch)
+            tag = await self.session.consume(queue, self._on_delivery, prefetch=prefetch)
+            self._consumers[queue] = _Consumer(tag, prefetch)
 
     async def stop_serving(self, node: str) -> None:
         """Takes nothing more from that queue."""
-        tag = self._consumers.pop(names.node(node), None)
-        if tag is not None:
-            await self.session.cancel(tag)
+        consumer = self._consumers.pop(names.node(node), None)
+        if consumer is not None:
+            await self.session.cancel(consumer.tag)
 
     async def remove(self, node: str) -> bool:
-        """Deletes that node's queue and exchange. False, and nothing changed, if jobs wait in the queue."""
-        if not await self.session.delete_queue(names.node(node)):
+        """Deletes that node's queue and exchange. False if jobs wait in the queue: it is served again then."""
+        queue = names.node(node)
+        served = self._consumers.get(queue)
+        await self.stop_serving(node)  # the broker would report the deletion to our own consumer as a loss
+        if not await self.session.delete_queue(queue):
+            if served is not None:
+                await self.serve(node, prefetch=served.prefetch)
             return False
-        await self.session.delete_exchange(names.node(node))
+        await self.session.delete_exchange(queue)
         return True
 
     def forward(self, child: str, job: Job) -> asyncio.Future[bool]:

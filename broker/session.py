@@ -85,7 +85,10 @@ class Session(Protocol):
         """True also for a queue that is exclusive to another session."""
 
     async def consume(self, queue: str, handler: DeliveryHandler, *, prefetch: int) -> str:
-        """Starts deliveries to `handler` (called on the event loop, must not block); returns the consumer's tag."""
+        """Starts deliveries to `handler` (called on the event loop, must not block); returns the consumer's tag.
+
+        Raises NotFound if there is no such queue (the session survives).
+        """
 
     async def cancel(self, tag: str) -> None:
         """Ends that consumer. Deliveries already made stay with their holder."""

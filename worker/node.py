@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from broker.node import NodePort
-from broker.session import Delivery
+from broker.session import Delivery, NotFound
 from broker.wire import (
     AnyControl,
     AnyFrame,
@@ -288,17 +288,17 @@ class Node:
 
     async def _adopt(self, child: str) -> None:
         """Removes the edge to a dead child and takes its jobs as if they had come to this node."""
-        await self.port.cut_off(child)
-        await self.port.serve(child, prefetch=self.window())
+        try:
+            await self.port.cut_off(child)
+            await self.port.serve(child, prefetch=self.window())
+        except NotFound:  # it removed the queue itself
+            self._adopted.discard(child)
 
     async def bury_adopted(self) -> None:
         """Deletes the queues of dead children that are empty by now."""
         for child in list(self._adopted):
-            await self.port.stop_serving(child)
-            if child in self._adopted and await self.port.remove(child):
+            if await self.port.remove(child):
                 self._adopted.discard(child)
-            elif child in self._adopted:
-                await self.port.serve(child, prefetch=self.window())
 
     # ---- what others learn of this node
 
