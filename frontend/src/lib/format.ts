@@ -1,0 +1,62 @@
+/** Numbers and times as people read them. Pure. */
+
+/** 950 → "950", 12400 → "12.4k", 3100000 → "3.1M". */
+export function count(value: number): string {
+  if (value < 10_000) return String(value);
+  const [scaled, unit] = value < 1_000_000 ? [value / 1000, "k"] : [value / 1_000_000, "M"];
+  return `${scaled >= 100 ? Math.round(scaled) : Math.round(scaled * 10) / 10}${unit}`;
+}
+
+/** Seconds as their two largest units: "42 s", "5 min 3 s", "2 h 14 min", "3 d 4 h". */
+export function duration(seconds: number | null): string {
+  if (seconds === null || !Number.isFinite(seconds) || seconds < 0) return "–";
+  const whole = Math.floor(seconds);
+  const parts: [number, string][] = [
+    [Math.floor(whole / 86400), "d"],
+    [Math.floor(whole / 3600) % 24, "h"],
+    [Math.floor(whole / 60) % 60, "min"],
+    [whole % 60, "s"],
+  ];
+  const first = parts.findIndex(([amount]) => amount > 0);
+  if (first < 0) return "0 s";
+  return parts
+    .slice(first, first + 2)
+    .filter(([amount]) => amount > 0)
+    .map(([amount, unit]) => `${amount} ${unit}`)
+    .join(" ");
+}
+
+/** "1 slot", "3 slots". */
+export function plural(value: number, noun: string, many = `${noun}s`): string {
+  return `${count(value)} ${value === 1 ? noun : many}`;
+}
+
+export interface AgeGroup<T> {
+  label: string;
+  items: T[];
+}
+
+const AGES: [string, number][] = [
+  ["Today", 0],
+  ["Yesterday", 1],
+  ["Last 7 days", 7],
+  ["Last 30 days", 30],
+  ["Older", Number.POSITIVE_INFINITY],
+];
+
+/** Whole calendar days between two moments, in the reader's time zone. */
+function daysBetween(earlier: Date, later: Date): number {
+  const day = (date: Date): number => Date.UTC(date.getFullYear(), date.getMonth(), date.getDate()) / 86_400_000;
+  return day(later) - day(earlier);
+}
+
+/** Items under headings by the age of their `updated` time; their order is kept, empty groups are left out. */
+export function groupByAge<T extends { updated: string }>(items: T[], now: Date): AgeGroup<T>[] {
+  const label = (item: T): string => {
+    const days = daysBetween(new Date(item.updated), now);
+    return (AGES.find(([, most]) => days <= most) ?? ["Older"])[0];
+  };
+  return AGES.map(([name]) => ({ label: name, items: items.filter((item) => label(item) === name) })).filter(
+    (group) => group.items.length > 0,
+  );
+}

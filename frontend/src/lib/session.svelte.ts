@@ -1,0 +1,45 @@
+import { ApiError, api, whenUnauthorized } from "./api";
+import type { User } from "./types";
+
+/** Who is logged in. `user` is undefined until the server said so, and null when nobody is. */
+class Session {
+  user = $state<User | null | undefined>(undefined);
+  defaultModel = $state<string | null>(null);
+  /** The session ended while somebody worked: the login page says so. */
+  expired = $state(false);
+  problem = $state<ApiError | null>(null);
+
+  async load(): Promise<void> {
+    this.problem = null;
+    try {
+      const me = await api.me();
+      this.user = me.user;
+      this.defaultModel = me.default_model;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      this.problem = error;
+    }
+  }
+
+  /** Throws `ApiError` when the name or the password is wrong. */
+  async login(username: string, password: string): Promise<void> {
+    const { user } = await api.login(username, password);
+    this.expired = false;
+    this.user = user;
+    await this.load();
+  }
+
+  async logout(): Promise<void> {
+    await api.logout();
+    this.user = null;
+  }
+
+  /** The server no longer knows us. */
+  expire(): void {
+    if (this.user) this.expired = true;
+    this.user = null;
+  }
+}
+
+export const session = new Session();
+whenUnauthorized(() => session.expire());

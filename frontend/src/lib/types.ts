@@ -1,0 +1,78 @@
+/** The API's values, as they travel (see docs of `/api/docs`). Times are ISO-8601 in UTC. */
+
+export interface User {
+  name: string;
+  staff: boolean;
+}
+
+export interface Me {
+  user: User | null;
+  default_model: string | null;
+}
+
+export interface Model {
+  id: string;
+  /** Whether at least one node serves it now. */
+  ready: boolean;
+  nodes: number;
+  slots: number;
+  free: number;
+}
+
+export interface ConversationSummary {
+  id: string;
+  title: string;
+  model: string | null;
+  updated: string;
+}
+
+export type MessageStatus = "done" | "streaming" | "stopped" | "failed";
+
+export interface Message {
+  id: string;
+  role: "user" | "assistant" | "system";
+  content: string;
+  status: MessageStatus;
+  error: string | null;
+  created: string;
+  finish_reason: string | null;
+}
+
+export interface Conversation extends ConversationSummary {
+  messages: Message[];
+}
+
+export type NodeState = "starting" | "idle" | "busy" | "draining" | "drained" | "failed" | "down";
+
+export interface TreeNode {
+  name: string;
+  parent: string | null;
+  children: string[];
+  model: string | null;
+  engine: string;
+  device: string | null;
+  state: NodeState;
+  slots: number;
+  running: number;
+  /** Jobs waiting at this node: held by it, plus those still in its broker queue. */
+  queued: number;
+  held: number;
+  depth: number;
+  received: number;
+  finished: number;
+  tokens: number;
+  host: string | null;
+  pid: number | null;
+  /** Seconds since the node started. */
+  uptime: number | null;
+  detail: string | null;
+  policy: string | null;
+  /** Seconds since the node was last heard. */
+  seen: number | null;
+}
+
+export interface Tree {
+  roots: string[];
+  nodes: TreeNode[];
+  at: string;
+}

@@ -1,0 +1,52 @@
+import type { NodeState, Tree, TreeNode } from "../lib/types";
+
+/** How a state is shown. The tone picks the colour; the words say the same without it. */
+export interface StateLook {
+  label: string;
+  tone: "calm" | "active" | "notice" | "off" | "bad" | "new";
+}
+
+export const STATES: Record<NodeState, StateLook> = {
+  starting: { label: "Starting", tone: "new" },
+  idle: { label: "Idle", tone: "calm" },
+  busy: { label: "Busy", tone: "active" },
+  draining: { label: "Draining", tone: "notice" },
+  drained: { label: "Drained", tone: "off" },
+  failed: { label: "Failed", tone: "bad" },
+  down: { label: "Down", tone: "bad" },
+};
+
+/** The entrance of a tree: it keeps the backlog and runs nothing itself. */
+export function isEntrance(node: TreeNode): boolean {
+  return node.engine === "none" && node.slots === 0;
+}
+
+export type Action = "drain" | "resume";
+
+/** What an operator can ask of a node now. An entrance is not drained: nothing would reach its tree. */
+export function possibleAction(node: TreeNode): Action | null {
+  if (node.state === "draining" || node.state === "drained") return "resume";
+  if (isEntrance(node) || node.state === "down" || node.state === "failed") return null;
+  return "drain";
+}
+
+export interface Totals {
+  nodes: number;
+  down: number;
+  slots: number;
+  running: number;
+  queued: number;
+}
+
+/** Sums over a tree; a node that is down offers no slots. */
+export function totals(tree: Tree): Totals {
+  const alive = tree.nodes.filter((node) => node.state !== "down");
+  const sum = (value: (node: TreeNode) => number): number => alive.reduce((total, node) => total + value(node), 0);
+  return {
+    nodes: alive.length,
+    down: tree.nodes.length - alive.length,
+    slots: sum((node) => node.slots),
+    running: sum((node) => node.running),
+    queued: tree.nodes.reduce((total, node) => total + node.queued, 0),
+  };
+}
