@@ -147,6 +147,12 @@ async def _connect(url: str, name: str) -> AsyncioConnection:
     return await opened
 
 
+def _fail(outcome: asyncio.Future[bool], error: BrokerError) -> None:
+    """Fails a publish; one that nobody waits for leaves no warning."""
+    outcome.set_exception(error)
+    outcome.exception()
+
+
 class _Publisher:
     """Publishes with confirms, many under way at once. pika numbers them; so do we."""
 
@@ -168,7 +174,7 @@ class _Publisher:
     ) -> asyncio.Future[bool]:
         outcome: asyncio.Future[bool] = self._loop.create_future()
         if not self._channel.raw.is_open:
-            outcome.set_exception(ConnectionLost("the connection is closed"))
+            _fail(outcome, ConnectionLost("the connection is closed"))
             return outcome
         self._sent += 1
         self._waiting[self._sent] = outcome
@@ -185,8 +191,7 @@ class _Publisher:
         waiting, self._waiting = self._waiting, {}
         for outcome in waiting.values():
             if not outcome.done():
-                outcome.set_exception(error)
-                outcome.exception()  # seen: a publisher that does not wait must not leave a warning
+                _fail(outcome, error)
 
     def _on_return(self, _channel: Channel, _method: object, properties: pika.BasicProperties, _body: bytes) -> None:
         self._returned.add(int(properties.message_id))
@@ -207,7 +212,7 @@ class _Publisher:
             if taken:
                 outcome.set_result(routed)
             else:
-                outcome.set_exception(BrokerError("the broker could not take the message"))
+                _fail(outcome, BrokerError("the broker could not take the message"))
 
 
 class AmqpSession:

@@ -10,9 +10,7 @@ import random
 import socket
 import time
 import uuid
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Self
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import structlog
@@ -20,21 +18,8 @@ import structlog
 from broker.amqp import AmqpSession
 from broker.objects import declare_shared
 from broker.session import BrokerError, Delivery, Session
-from broker.wire import (
-    AnyControl,
-    AnyFrame,
-    Cancel,
-    DecodeError,
-    Delta,
-    Failed,
-    Finished,
-    Frames,
-    Job,
-    NodeState,
-    Ping,
-    decode,
-    encode,
-)
+from broker.stream import Stream
+from broker.wire import AnyControl, Cancel, DecodeError, Frames, Job, NodeState, Ping, decode, encode
 from topology import names
 
 REPLY_PREFETCH = 1000
@@ -52,52 +37,6 @@ class Unavailable(Exception):
 
 class NoTree(Exception):
     """No root is bound for that model."""
-
-
-class Stream(AsyncIterator[AnyFrame]):
-    """One request's frames, each once and in order, ending after Finished or Failed.
-
-    Text that nobody has read yet is merged into one Delta, so a slow reader costs at most the answer's length.
-    """
-
-    def __init__(self, request_id: str, forget: Callable[["Stream"], None]) -> None:
-        self.request_id = request_id
-        self.ended = False  # the last frame has arrived (it may still be unread)
-        self._forget = forget
-        self._frames: deque[AnyFrame] = deque()
-        self._arrived = asyncio.Event()
-        self._last = (0, -1)  # attempt and seq of the newest frame
-
-    def push(self, frame: AnyFrame) -> None:
-        """Takes a frame from the broker; repeats and older attempts are ignored."""
-        if self.ended or (frame.attempt, frame.seq) <= self._last:
-            return
-        self._last = (frame.attempt, frame.seq)
-        newest = self._frames[-1] if self._frames else None
-        if isinstance(frame, Delta) and isinstance(newest, Delta):
-            merged = msgspec.structs.replace(frame, text=newest.text + frame.text, tokens=newest.tokens + frame.tokens)
-            self._frames[-1] = merged
-        else:
-            self._frames.append(frame)
-        if isinstance(frame, Finished | Failed):
-            self.ended = True
-            self._forget(self)
-        self._arrived.set()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> AnyFrame:
-        while not self._frames:
-            if self.ended:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._frames.popleft()
-
-    async def aclose(self) -> None:
-        """Forgets the stream; the job is cancelled wherever it is, if it has not ended."""
-        self._forget(self)
 
 
 class Client:
@@ -129,29 +68,38 @@ class Client:
         return self._session is not None and not self._session.blocked
 
     async def submit(self, job: Job) -> Stream:
-        """Publishes the job (`reply_to` is filled in) and returns once the broker has it.
+        """Publishes the job and returns once the broker has it. `reply_to`, and a seed if there is none, are filled in.
 
         Raises Unavailable, or NoTree when no root is bound for its model.
         """
         session = self._session
         if session is None or session.blocked:
             raise Unavailable("the broker takes no jobs now" if session else "the broker is not connected")
-        job = msgspec.structs.replace(job, reply_to=names.reply(self.process))
+        sampling = job.sampling
+        if sampling.seed is None:
+            sampling = msgspec.structs.replace(sampling, seed=random.getrandbits(63))
+        job = msgspec.structs.replace(job, reply_to=names.reply(self.process), sampling=sampling)
         stream = Stream(job.request_id, self._forget)
         self._streams[job.request_id] = stream
+        confirmed = session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
         try:
-            async with asyncio.timeout(CONFIRM_SECONDS):
-                routed = await session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
-        except (TimeoutError, BrokerError) as error:
+            # a frame is as good as the confirm, and may come before the broker has flushed its disk
+            await asyncio.wait(
+                {confirmed, stream.accepted}, timeout=CONFIRM_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            routed = stream.accepted.done() or (confirmed.done() and confirmed.result())
+        except (BrokerError, asyncio.CancelledError) as error:
             self._forget(stream)
-            raise Unavailable("the broker did not take the job in time") from error
-        except asyncio.CancelledError:
-            self._forget(stream)
-            raise
-        if not routed:
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise Unavailable("the broker could not take the job") from error
+        if routed:
+            return stream
+        if confirmed.done():
             self._streams.pop(job.request_id, None)
             raise NoTree(job.model)
-        return stream
+        self._forget(stream)
+        raise Unavailable("the broker did not take the job in time")
 
     def nodes(self) -> dict[str, NodeState]:
         """The last state each node published, by name; `sent` tells how old it is."""
@@ -214,16 +162,7 @@ class Client:
     def _fail_streams(self) -> None:
         """The reply queue is gone, so no frame can come for what is open."""
         for stream in list(self._streams.values()):
-            attempt, seq = stream._last
-            lost = Failed(
-                request_id=stream.request_id,
-                attempt=attempt,
-                seq=seq + 1,
-                code="internal",
-                message="the connection to the broker was lost",
-                retryable=True,
-            )
-            stream.push(lost)
+            stream.fail("internal", "the connection to the broker was lost")
 
     def _forget(self, stream: Stream) -> None:
         """Stops listening; a job that has not ended is cancelled wherever it is."""

@@ -1,0 +1,117 @@
+"""The dispatch rule, without a broker."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from topology.dispatch import Child, Dispatcher, Forward, Hold, Paper, Run, natural
+from topology.tree import BadEdge, check_attach
+
+ARTICLE_TREE = {"root": ["n1"], "n1": ["n2", "n3"], "n2": ["n4", "n5"], "n3": ["n6", "n7"]}
+
+
+def build(tree: dict[str, list[str]], slots: int = 1) -> dict[str, Dispatcher]:
+    """A dispatcher a node; the root has no slots."""
+    names = {"root", *(child for children in tree.values() for child in children)}
+    nodes = {name: Dispatcher(0 if name == "root" else slots, Paper()) for name in names}
+    for parent, children in tree.items():
+        for child in children:
+            nodes[parent].put_child(Child(child, slots=slots))
+    return nodes
+
+
+def send(nodes: dict[str, Dispatcher], at: str = "root") -> tuple[str, bool]:
+    """Drops one job into the tree; returns where it ended and whether it runs there."""
+    while True:
+        match nodes[at].decide():
+            case Run():
+                nodes[at].running += 1
+                return at, True
+            case Hold():
+                return at, False
+            case Forward(child):
+                nodes[at].forwarded(child)
+                at = child
+
+
+def test_article_example_order_in_which_nodes_become_busy() -> None:
+    nodes = build(ARTICLE_TREE)
+    order = [send(nodes) for _ in range(7)]
+    assert order == [(name, True) for name in ("n1", "n2", "n3", "n4", "n6", "n5", "n7")]
+
+
+def test_with_every_node_busy_only_leaves_hold_and_in_turn() -> None:
+    nodes = build(ARTICLE_TREE)
+    for _ in range(7):
+        send(nodes)
+    held = [send(nodes) for _ in range(8)]
+    assert held == [(name, False) for name in ("n4", "n6", "n5", "n7", "n4", "n6", "n5", "n7")]
+
+
+def test_an_idle_inner_node_runs_before_its_children() -> None:
+    nodes = build(ARTICLE_TREE)
+    for _ in range(7):
+        send(nodes)
+    nodes["n2"].running = 0
+    assert [send(nodes)[0] for _ in range(2)] == ["n2", "n6"]
+
+
+def test_root_never_computes_and_holds_without_children() -> None:
+    root = Dispatcher(0, Paper())
+    assert root.decide() == Hold("no node is connected")
+    root.put_child(Child("n1", accepting=False))
+    assert root.decide() == Hold("every node below is draining")
+
+
+def test_a_draining_child_is_passed_over_and_a_draining_node_keeps_everything() -> None:
+    node = Dispatcher(0, Paper())
+    node.put_child(Child("n1"))
+    node.put_child(Child("n2", accepting=False))
+    for _ in range(3):
+        assert node.decide() == Forward("n1")
+        node.forwarded("n1")
+    node.accepting = False
+    assert node.decide() == Hold("the node is draining")
+
+
+def test_turn_order_survives_a_child_that_leaves() -> None:
+    node = Dispatcher(0, Paper())
+    for name in ("n1", "n2", "n3"):
+        node.put_child(Child(name))
+    node.forwarded("n2")
+    node.remove_child("n2")
+    assert node.decide() == Forward("n3")
+
+
+@given(children=st.sets(st.integers(1, 50), min_size=1, max_size=12), jobs=st.integers(1, 100))
+def test_round_robin_gives_each_child_its_share(children: set[int], jobs: int) -> None:
+    node = Dispatcher(0, Paper())
+    for number in children:
+        node.put_child(Child(f"n{number}"))
+    for _ in range(jobs):
+        decision = node.decide()
+        assert isinstance(decision, Forward)
+        node.forwarded(decision.child)
+    counts = [child.sent for child in node.children]
+    assert sum(counts) == jobs
+    assert max(counts) - min(counts) <= 1
+
+
+@given(st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), min_size=2, unique=True))
+def test_natural_order_is_total(names: list[str]) -> None:
+    ordered = sorted(names, key=natural)
+    assert all(natural(first) <= natural(second) for first, second in pairwise(ordered))
+
+
+def test_natural_order_counts() -> None:
+    assert sorted(["n10", "n2", "root", "n1"], key=natural) == ["n1", "n2", "n10", "root"]
+
+
+@pytest.mark.parametrize("parent", ["n2", "n4", "n5"])
+def test_a_node_cannot_hang_below_itself(parent: str) -> None:
+    parents = {child: above for above, children in ARTICLE_TREE.items() for child in children}
+    with pytest.raises(BadEdge):
+        check_attach(parents, "n2", parent)
+    check_attach(parents, "n2", "n3")

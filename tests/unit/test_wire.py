@@ -1,0 +1,122 @@
+"""The wire format: one golden file a message, read by every side."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import wire
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+WHO = {"request_id": "7d1f0c", "attempt": 2}
+
+EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
+    "job": (
+        wire.Job,
+        wire.Job(
+            request_id="7d1f0c",
+            model="gemma-3-270m",
+            reply_to="canopy.reply.api-1",
+            created=1750000000.5,
+            messages=(wire.ChatMessage(role="system", content="Be brief."), wire.ChatMessage(role="user", content="Hé 🌳")),
+            sampling=wire.Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, stop=("\n\n",)),
+            user="ada",
+            attempt=2,
+            seq=3,
+            deadline=1750000060.0,
+            trail=("root", "n1"),
+            delivered="Hel",
+        ),
+    ),
+    "frames": (
+        wire.Frames,
+        wire.Frames(
+            frames=(
+                wire.Waiting(**WHO, seq=0, node="root", reason="no node is connected"),
+                wire.Start(**WHO, seq=1, node="n1", prompt_tokens=12),
+                wire.Delta(**WHO, seq=2, text="🌳 tree", tokens=3),
+                wire.Finished(**WHO, seq=3, reason="stop", prompt_tokens=12, completion_tokens=3),
+                wire.Failed(**WHO, seq=4, code="too_long", message="5000 tokens, at most 4096", retryable=False),
+            )
+        ),
+    ),
+    "cancel": (wire.AnyControl, wire.Cancel(request_id="7d1f0c")),
+    "drain": (wire.AnyControl, wire.Drain()),
+    "resume": (wire.AnyControl, wire.Resume()),
+    "attach": (wire.AnyControl, wire.Attach(parent="n2")),
+    "ping": (wire.AnyControl, wire.Ping()),
+    "leave": (wire.AnyControl, wire.Leave(node="n4")),
+    "capacity": (wire.AnyControl, wire.Capacity(node="n4", slots=8, received=120, finished=117, accepting=False)),
+    "state": (
+        wire.NodeState,
+        wire.NodeState(
+            name="n1", parent="root", children=("n2",), model="gemma-3-270m", engine="transformers", device="cpu",
+            policy="paper", status="busy", slots=8, running=8, held=2, received=40, finished=30, tokens=900,
+            host="room-1", pid=4242, started=1750000000.0, sent=1750000100.0, detail="",
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_golden(name: str) -> None:
+    kind, message = EXAMPLES[name]
+    body = (GOLDEN / f"{name}.json").read_bytes()
+    assert wire.decode(body, kind) == message
+    assert json.loads(wire.encode(message)) == json.loads(body)
+
+
+def test_every_golden_file_has_an_example() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_unknown_fields_are_ignored(name: str) -> None:
+    kind, message = EXAMPLES[name]
+    newer = json.dumps({**json.loads(wire.encode(message)), "from_the_future": [1]}).encode()
+    assert wire.decode(newer, kind) == message
+
+
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        (b"", "truncated"),
+        (b"\xff\xfe", "malformed"),
+        (b"[]", "object"),
+        (b"{}", "request_id"),
+        (b'{"request_id": 5}', "request_id"),
+        (b'{"request_id":"a","model":"m","reply_to":"q","created":"soon"}', "created"),
+        (b'{"request_id":"a","model":"m","reply_to":"q","created":1,"sampling":{"top_k":1.5}}', "top_k"),
+    ],
+)
+def test_a_broken_job_is_refused_with_the_reason(body: bytes, hint: str) -> None:
+    with pytest.raises(wire.DecodeError, match=hint):
+        wire.decode(body, wire.Job)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_never_raises_anything_else(body: bytes) -> None:
+    for kind in (wire.Job, wire.Frames, wire.AnyControl, wire.NodeState):
+        try:
+            wire.decode(body, kind)
+        except wire.DecodeError:
+            continue
+
+
+@given(text=st.text(), seed=st.none() | st.integers(0, 2**63 - 1), stop=st.lists(st.text(min_size=1), max_size=3))
+def test_any_text_survives(text: str, seed: int | None, stop: list[str]) -> None:
+    job = wire.Job(
+        request_id="r", model="m", reply_to="q", created=0.0, prompt=text,
+        sampling=wire.Sampling(seed=seed, stop=tuple(stop)),
+    )  # fmt: skip
+    assert wire.decode(wire.encode(job), wire.Job) == job
+
+
+def test_messages_are_values() -> None:
+    job = EXAMPLES["job"][1]
+    with pytest.raises(AttributeError):
+        job.model = "other"  # type: ignore[attr-defined, misc]
+    assert msgspec.structs.replace(job, attempt=3) != job
