@@ -1,0 +1,155 @@
+"""A whole tree in one process on the in-memory broker: real nodes, real client, an engine the test holds by the hand."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Self
+
+from broker.client import Client
+from broker.memory import MemoryBroker, MemorySession
+from broker.session import ConnectionLost
+from broker.stream import Stream
+from broker.wire import AnyFrame, ChatMessage, Delta, Job
+from topology.dispatch import Paper
+from worker.engines.base import Chunk
+from worker.life import live
+from worker.node import Node
+
+DEADLINE_SECONDS = 5.0
+
+
+class HandEngine:
+    """Each run waits until the test says what happens next."""
+
+    name = "hand"
+    device = "test"
+
+    def __init__(self, model: str, slots: int) -> None:
+        self.model = model
+        self.slots = slots
+        self.started: list[str] = []  # request ids, in the order they got a slot
+        self.steps: dict[str, asyncio.Queue[Chunk | Exception]] = {}
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, job: Job) -> AsyncIterator[Chunk]:
+        steps = self.steps[job.request_id] = asyncio.Queue()
+        self.started.append(job.request_id)
+        yield Chunk(prompt_tokens=1)
+        try:
+            while True:
+                step = await steps.get()
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+                if step.finish is not None:
+                    return
+        finally:
+            del self.steps[job.request_id]
+
+    def say(self, request_id: str, text: str) -> None:
+        self.steps[request_id].put_nowait(Chunk(text=text, tokens=1))
+
+    def finish(self, request_id: str) -> None:
+        self.steps[request_id].put_nowait(Chunk(finish="stop"))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Lets the loop run until `condition` holds; fails after DEADLINE_SECONDS."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Cluster(AsyncExitStack):
+    """`async with Cluster() as cluster: await cluster.add("n1", "root")`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broker = MemoryBroker()
+        self.client = Client("memory", process="test", connect=self._client_session)
+        self.nodes: dict[str, Node] = {}
+        self.sessions: dict[str, MemorySession] = {}
+        self._leave: dict[str, asyncio.Event] = {}
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._numbers = itertools.count(1)
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        await self.client.start()
+        self.push_async_callback(self.client.stop)
+        await until(lambda: self.client.connected)
+        return self
+
+    async def _client_session(self) -> MemorySession:
+        return self.broker.session()
+
+    async def add(self, name: str, parent: str | None = None, *, slots: int = 1) -> Node:
+        """A serving node; without a parent, a root."""
+        engine = HandEngine("m", slots) if parent else None
+        node = self.nodes[name] = Node(name, parent, "m", Paper(), engine)
+
+        async def connect() -> MemorySession:
+            self.sessions[name] = self.broker.session()
+            return self.sessions[name]
+
+        self._leave[name] = asyncio.Event()
+        self._lives[name] = asyncio.create_task(live(node, connect, self._leave[name]))
+        self.push_async_callback(self.kill, name)
+        await until(lambda: node.status == "idle" or self._lives[name].done())
+        if self._lives[name].done():
+            self._lives[name].result()
+        if parent in self.nodes:
+            await until(lambda: self.nodes[parent].dispatcher.child(name))
+        return node
+
+    async def article_tree(self) -> None:
+        """The 7-node tree below a root."""
+        await self.add("root")
+        for name, parent in [("n1", "root"), ("n2", "n1"), ("n3", "n1"), ("n4", "n2"), ("n5", "n2"), ("n6", "n3"), ("n7", "n3")]:
+            await self.add(name, parent)
+
+    async def end(self, name: str) -> None:
+        """The node leaves in order."""
+        self._leave[name].set()
+        await asyncio.gather(self._lives[name], return_exceptions=True)
+
+    async def kill(self, name: str) -> None:
+        """The node's process dies: its connection ends and nothing of it runs on."""
+        self._lives[name].cancel()
+        self.sessions[name].lose(ConnectionLost("killed"))
+        await asyncio.gather(self._lives[name], return_exceptions=True)
+
+    def engine(self, name: str) -> HandEngine:
+        engine = self.nodes[name].engine
+        assert isinstance(engine, HandEngine)
+        return engine
+
+    async def ask(self, request_id: str = "", *, deadline: float | None = None) -> Stream:
+        """Submits a job."""
+        job = Job(
+            request_id=request_id or f"r{next(self._numbers)}",
+            model="m",
+            reply_to="",
+            created=time.time(),
+            messages=(ChatMessage(role="user", content="hello"),),
+            deadline=deadline,
+        )
+        return await self.client.submit(job)
+
+    def where(self, request_id: str) -> str | None:
+        """The node on which the request runs."""
+        for name, node in self.nodes.items():
+            if isinstance(node.engine, HandEngine) and request_id in node.engine.steps:
+                return name
+        return None
+
+
+async def read(stream: Stream) -> tuple[str, list[AnyFrame]]:
+    """The text, and all frames."""
+    frames = [frame async for frame in stream]
+    return "".join(frame.text for frame in frames if isinstance(frame, Delta)), frames

@@ -1,0 +1,300 @@
+"""Nodes and the API's client together, on the in-memory broker."""
+
+import asyncio
+import time
+
+import pytest
+
+from broker.client import NoTree
+from broker.node import NameTaken, NoParent
+from broker.session import ConnectionLost
+from broker.wire import Attach, Drain, Failed, Finished, Resume, Start, Waiting
+from tests.unit.cluster import Cluster, read, until
+from topology import names
+from worker.engines.base import EngineError
+
+
+async def test_an_answer_streams_back() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        stream = await cluster.ask("a")
+        await until(lambda: cluster.where("a") == "n1")
+        for word in ("one", " two"):
+            cluster.engine("n1").say("a", word)
+        cluster.engine("n1").finish("a")
+        text, frames = await read(stream)
+        assert text == "one two"
+        assert isinstance(frames[0], Start)
+        assert frames[-1] == Finished(
+            request_id="a", seq=frames[-1].seq, reason="stop", prompt_tokens=1, completion_tokens=2
+        )
+        await until(lambda: not cluster.sessions["n1"].unsettled and not cluster.sessions["root"].unsettled)
+
+
+async def test_article_example_on_real_nodes() -> None:
+    async with Cluster() as cluster:
+        await cluster.article_tree()
+        order = []
+        for number in range(7):
+            await cluster.ask(f"j{number}")
+            await until(lambda: cluster.where(f"j{number}"))  # noqa: B023
+            order.append(cluster.where(f"j{number}"))
+        assert order == ["n1", "n2", "n3", "n4", "n6", "n5", "n7"]
+        assert cluster.nodes["root"].dispatcher.finished == 0
+
+
+async def test_a_busy_leaf_holds_and_takes_what_is_queued_when_it_is_free() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root", slots=2)
+        streams = [await cluster.ask(f"j{number}") for number in range(4)]
+        await until(lambda: cluster.nodes["n1"].state().held == 2)
+        waiting = await anext(streams[2])
+        assert isinstance(waiting, Waiting)
+        assert waiting.reason == "every slot is busy"
+        for request_id in ("j0", "j1"):
+            cluster.engine("n1").finish(request_id)
+        await until(lambda: cluster.engine("n1").started == ["j0", "j1", "j2", "j3"])
+        for request_id in ("j2", "j3"):
+            cluster.engine("n1").finish(request_id)
+        for stream in streams:
+            _, frames = await read(stream)
+            assert isinstance(frames[-1], Finished)
+
+
+async def test_without_a_node_the_job_waits_and_its_reader_knows() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        stream = await cluster.ask("a")
+        waiting = await anext(stream)
+        assert isinstance(waiting, Waiting)
+        assert waiting.reason == "no node is connected"
+        await cluster.add("n1", "root")
+        await until(lambda: cluster.where("a") == "n1")
+        cluster.engine("n1").finish("a")
+        _, frames = await read(stream)
+        assert isinstance(frames[-1], Finished)
+
+
+async def test_no_tree_for_the_model() -> None:
+    async with Cluster() as cluster:
+        with pytest.raises(NoTree):
+            await cluster.ask()
+
+
+async def test_names_are_unique_and_parents_must_exist() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        with pytest.raises(NameTaken, match="node already registered: n1"):
+            await cluster.add("n1", "root")
+        with pytest.raises(NoParent, match="no node named 'n9'"):
+            await cluster.add("n2", "n9")
+        assert names.node("n2") not in cluster.broker.queues
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_cancel_frees_the_slot(held: bool) -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        first = await cluster.ask("first")
+        await until(lambda: cluster.where("first"))
+        second = await cluster.ask("second")
+        await until(lambda: cluster.nodes["n1"].state().held == 1)
+        await (second if held else first).aclose()
+        if held:
+            await until(lambda: cluster.nodes["n1"].state().held == 0)
+            assert cluster.where("first") == "n1"
+        else:
+            await until(lambda: cluster.where("second") == "n1")
+            assert cluster.where("first") is None
+
+
+async def test_cancel_overtakes_the_job() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        stream = await cluster.ask("a")
+        await stream.aclose()
+        await until(lambda: not cluster.nodes["root"].state().held)
+        await cluster.add("n1", "root")
+        assert cluster.engine("n1").started == []
+
+
+async def test_the_deadline_ends_a_job_that_waits_and_one_that_runs() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        late = await cluster.ask("late", deadline=time.time() - 1)
+        _, frames = await read(late)
+        assert isinstance(frames[-1], Failed)
+        assert frames[-1].code == "expired"
+        slow = await cluster.ask("slow", deadline=time.time() + 0.05)
+        _, frames = await read(slow)
+        assert isinstance(frames[-1], Failed)
+        assert frames[-1].code == "expired"
+        await until(lambda: cluster.where("slow") is None)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(EngineError("too_long", "5000 tokens, at most 4096"), "too_long"), (RuntimeError("bug"), "internal")],
+)
+async def test_a_failing_engine_fails_that_job_alone(error: Exception, code: str) -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root", slots=2)
+        bad, good = await cluster.ask("bad"), await cluster.ask("good")
+        await until(lambda: cluster.where("good"))
+        cluster.engine("n1").steps["bad"].put_nowait(error)
+        _, frames = await read(bad)
+        assert isinstance(frames[-1], Failed)
+        assert frames[-1].code == code
+        cluster.engine("n1").finish("good")
+        _, frames = await read(good)
+        assert isinstance(frames[-1], Finished)
+
+
+async def test_a_drained_node_gives_its_jobs_back_and_takes_them_again_when_resumed() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.ask("running")
+        await until(lambda: cluster.where("running"))
+        await cluster.ask("held")
+        await until(lambda: cluster.nodes["n1"].state().held == 1)
+        assert await cluster.client.control("n1", Drain())
+        await until(lambda: cluster.nodes["root"].state().held == 1)
+        assert cluster.nodes["n1"].state().status == "draining"
+        cluster.engine("n1").finish("running")
+        await until(lambda: cluster.nodes["n1"].state().status == "drained")
+        assert await cluster.client.control("n1", Resume())
+        await until(lambda: cluster.where("held") == "n1")
+
+
+async def test_a_leaving_node_hands_its_queue_and_its_children_to_its_parent() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.add("n2", "n1")
+        for name in ("a", "b", "c"):
+            await cluster.ask(name)
+        await until(lambda: cluster.nodes["n2"].state().held == 1)
+        cluster.engine("n1").finish(cluster.engine("n1").started[0])
+        await cluster.end("n1")
+        await until(lambda: cluster.nodes["n2"].parent == "root")
+        await until(lambda: cluster.nodes["root"].dispatcher.child("n2"))
+        assert names.node("n1") not in cluster.broker.queues
+        assert names.node("n1") not in cluster.broker.exchanges
+        await cluster.ask("d")
+        await until(lambda: cluster.nodes["n2"].state().held == 2)
+
+
+async def test_a_killed_node_loses_nothing() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.add("n2", "n1")
+        streams = {name: await cluster.ask(name) for name in ("a", "b", "c")}
+        await until(lambda: cluster.nodes["n2"].state().held == 1)
+        running = cluster.engine("n2").started[0]
+        cluster.engine("n2").say(running, "half")
+        await until(lambda: streams[running]._length == 4)
+        await cluster.kill("n2")
+        cluster.engine("n1").finish(cluster.engine("n1").started[0])
+        for count in (2, 3):
+            await until(lambda: len(cluster.engine("n1").started) == count)  # noqa: B023
+            request_id = cluster.engine("n1").started[-1]
+            if request_id == running:
+                cluster.engine("n1").say(request_id, "half and ")
+                cluster.engine("n1").say(request_id, "the rest")
+            cluster.engine("n1").finish(request_id)
+        text, frames = await read(streams.pop(running))
+        assert text == "half and the rest"
+        assert isinstance(frames[-1], Finished)
+        for stream in streams.values():
+            _, frames = await read(stream)
+            assert isinstance(frames[-1], Finished)
+
+
+async def test_a_dead_child_returns_to_its_place() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.kill("n1")
+        await until(lambda: not cluster.nodes["root"].dispatcher.children)
+        stream = await cluster.ask("a")
+        await cluster.add("n1", "root")
+        await until(lambda: cluster.where("a") == "n1")
+        cluster.engine("n1").finish("a")
+        _, frames = await read(stream)
+        assert isinstance(frames[-1], Finished)
+
+
+async def test_attach_moves_a_subtree() -> None:
+    async with Cluster() as cluster:
+        await cluster.article_tree()
+        assert await cluster.client.control("n3", Attach(parent="root"))
+        await until(lambda: cluster.nodes["root"].dispatcher.child("n3"))
+        await until(lambda: not cluster.nodes["n1"].dispatcher.child("n3"))
+        assert [child.name for child in cluster.nodes["n3"].dispatcher.children] == ["n6", "n7"]
+        edges = {(source, key) for source, key, _ in cluster.broker.bindings}
+        assert (names.node("root"), "n3") in edges
+        assert (names.node("n1"), "n3") not in edges
+
+
+async def test_jobs_of_a_dead_api_process_are_dropped() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.ask("a")
+        await cluster.ask("b")
+        await until(lambda: cluster.nodes["n1"].state().held == 1)
+        await cluster.client.stop()
+        cluster.engine("n1").say("a", "anyone?")
+        await until(lambda: cluster.where("a") is None)
+        await until(lambda: not cluster.nodes["n1"].busy())
+        assert cluster.engine("n1").started == ["a"]
+
+
+async def test_a_foreign_message_is_dead_lettered_with_the_reason() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        cluster.broker.put("", names.node("root"), b"not a job")
+        await until(lambda: cluster.broker.queues[names.DEAD_QUEUE].ready)
+        dead = cluster.broker.queues[names.DEAD_QUEUE].ready[0]
+        assert dead.body == b"not a job"
+        assert "undecodable" in str(dead.headers["reason"])
+        cluster.broker.put("", names.inbox("root"), b"\xff")
+        await cluster.add("n1", "root")
+
+
+async def test_a_node_whose_session_is_lost_registers_again() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        stream = await cluster.ask("a")
+        await until(lambda: cluster.where("a"))
+        lost = cluster.sessions["n1"]
+        lost.lose(ConnectionLost("cut"))
+        await until(lambda: cluster.sessions["n1"] is not lost and cluster.where("a") == "n1")
+        cluster.engine("n1").say("a", "done")
+        cluster.engine("n1").finish("a")
+        text, _ = await read(stream)
+        assert text == "done"
+
+
+async def test_a_thousand_requests_get_each_its_own_answer() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        for number in range(4):
+            await cluster.add(f"n{number}", "root", slots=250)
+        streams = await asyncio.gather(*(cluster.ask(f"r{number}") for number in range(1000)))
+        await until(lambda: sum(len(cluster.engine(f"n{number}").steps) for number in range(4)) == 1000)
+        for stream in streams:
+            engine = cluster.engine(str(cluster.where(stream.request_id)))
+            engine.say(stream.request_id, f"for {stream.request_id}")
+            engine.finish(stream.request_id)
+        for stream, (text, _) in zip(streams, await asyncio.gather(*map(read, streams)), strict=True):
+            assert text == f"for {stream.request_id}"
