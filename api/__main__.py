@@ -1,0 +1,78 @@
+"""The API process's command line: `python -m api serve | migrate | login-token | create-key`."""
+
+import argparse
+import os
+import sys
+
+
+def main() -> int:
+    """Parses the command line, then runs one command."""
+    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve_parser = commands.add_parser("serve", help="serve HTTP until SIGTERM")
+    serve_parser.add_argument("--host", default="127.0.0.1")
+    serve_parser.add_argument("--port", type=int, default=8000)
+    serve_parser.add_argument("--processes", type=int, default=1)
+    commands.add_parser("migrate", help="create or update the database")
+    commands.add_parser("login-token", help="print a one-time login token of the first administrator")
+    key_parser = commands.add_parser("create-key", help="print a new API key")
+    key_parser.add_argument("--user", help="whose key; default: the first administrator")
+    return run(parser.parse_args())
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+    match options.command:
+        case "serve":
+            from api.server import serve
+
+            serve(options.host, options.port, options.processes)
+            return 0
+        case "migrate":
+            return migrate()
+        case "login-token":
+            return login_token()
+        case _:
+            return create_key(options.user)
+
+
+def migrate() -> int:
+    """Brings the database to the newest schema."""
+    import django
+    from django.core.management import call_command
+
+    django.setup()
+    call_command("migrate", verbosity=0, interactive=False)
+    return 0
+
+
+def login_token() -> int:
+    """Prints a one-time login token of the first administrator, who is created if there is none."""
+    import django
+
+    django.setup()
+    from api.accounts import tokens
+
+    print(tokens.create(tokens.first_administrator()))
+    return 0
+
+
+def create_key(username: str | None) -> int:
+    """Prints a new API key, alone on standard output."""
+    import django
+
+    django.setup()
+    from api.accounts import keys, tokens
+    from api.accounts.models import User
+
+    user = tokens.first_administrator() if username is None else User.objects.filter(username=username).first()
+    if user is None:
+        print(f"there is no user {username!r}", file=sys.stderr)
+        return 1
+    print(keys.create(user))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Accounts in Django's admin."""
+
+from typing import ClassVar
+
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.http import HttpRequest
+
+from api.accounts.models import ApiKey, User
+
+admin.site.register(User, UserAdmin)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(admin.ModelAdmin):
+    """Keys can be revoked and deleted here; they are made with `./canopy key create`, which alone can show them."""
+
+    list_display = ("name", "user", "created", "last_used", "revoked")
+    list_filter = ("revoked",)
+    readonly_fields: ClassVar = ["user", "name", "created", "last_used"]
+    exclude: ClassVar = ["digest"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Never: a key made here could not be shown."""
+        return False

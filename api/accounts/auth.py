@@ -1,0 +1,94 @@
+"""Who may call an endpoint: the one place where keys, sessions and CSRF tokens are checked.
+
+A request with an Authorization header is judged by that header alone, never by its cookies, and needs no CSRF
+token. Every other request that changes something must carry one, logged in or not.
+"""
+
+from typing import cast
+
+from django.http import HttpRequest
+from ninja.security.http import HttpAuthBase
+from ninja.utils import check_csrf
+
+from api.accounts import keys
+from api.accounts.models import User
+from api.errors import ApiError
+
+
+class AuthRequest(HttpRequest):
+    """A request that passed one of the checks below."""
+
+    auth: User
+
+
+def _bearer(request: HttpRequest) -> str | None:
+    """The Bearer token; None without an Authorization header."""
+    header = request.headers.get("Authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+async def _key_owner(key: str) -> User:
+    user = await keys.verify(key) if key else None
+    if user is None:
+        raise ApiError(401, "this API key is not valid", code="invalid_api_key")
+    return user
+
+
+def _require_csrf_token(request: HttpRequest) -> None:
+    if check_csrf(request) is not None:
+        raise ApiError(403, "CSRF check failed: send the csrftoken cookie's value in the header X-CSRFToken")
+
+
+class Key(HttpAuthBase):
+    """Programs: an API key, and nothing else."""
+
+    openapi_scheme = "bearer"
+
+    async def __call__(self, request: HttpRequest) -> User:
+        """Raises ApiError 401."""
+        key = _bearer(request)
+        if key is None:
+            raise ApiError(401, "send an API key: Authorization: Bearer KEY", code="invalid_api_key")
+        return await _key_owner(key)
+
+
+class Member(HttpAuthBase):
+    """Anyone with an account: an API key, or a session and a CSRF token."""
+
+    openapi_scheme = "bearer"
+
+    async def __call__(self, request: HttpRequest) -> User:
+        """Raises ApiError 401 (nobody) or 403 (no CSRF token)."""
+        key = _bearer(request)
+        if key is not None:
+            return await _key_owner(key)
+        user = await request.auser()
+        if not user.is_authenticated:
+            raise ApiError(401, "log in, or send an API key as a Bearer token")
+        _require_csrf_token(request)
+        return cast(User, user)
+
+
+class Staff(Member):
+    """Members who run the service."""
+
+    async def __call__(self, request: HttpRequest) -> User:
+        """Raises ApiError 401 or 403."""
+        user = await super().__call__(request)
+        if not user.is_staff:
+            raise ApiError(403, "only staff may see or change the tree")
+        return user
+
+
+class Anyone(HttpAuthBase):
+    """Also people who are not logged in; a session must still prove that the page is ours."""
+
+    openapi_scheme = "bearer"
+
+    async def __call__(self, request: HttpRequest) -> bool:
+        """Raises ApiError 403 without a CSRF token where one is needed."""
+        _require_csrf_token(request)
+        return True

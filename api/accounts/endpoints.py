@@ -1,0 +1,100 @@
+"""Login and logout, and who I am."""
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth import alogin, alogout, authenticate
+from django.db import connections
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.middleware.csrf import get_token
+from django.utils.html import format_html
+from ninja import Router, Schema, Status
+from pydantic import Field
+
+from api.accounts import tokens
+from api.accounts.auth import Anyone
+from api.accounts.models import User
+from api.catalog import catalog
+from api.errors import ApiError
+from api.parsing import Body
+
+router = Router(tags=["accounts"], auth=Anyone())
+
+
+class Person(Schema):
+    """A user as others see them."""
+
+    name: str
+    staff: bool
+
+
+class Me(Schema):
+    """Who is logged in, if anybody."""
+
+    user: Person | None
+    default_model: str | None
+
+
+class Credentials(Body):
+    """A login."""
+
+    username: str = Field(max_length=150)
+    password: str = Field(max_length=4096)
+
+
+class LoggedIn(Schema):
+    """The result of a login."""
+
+    user: Person
+
+
+def person(user: User) -> Person:
+    """The user as the API shows them."""
+    return Person(name=user.get_username(), staff=user.is_staff)
+
+
+@router.get("/me", response=Me)
+async def me(request: HttpRequest) -> Me:
+    """Who is logged in; also sets the CSRF cookie."""
+    get_token(request)
+    user = await request.auser()
+    return Me(user=person(user) if user.is_authenticated else None, default_model=await catalog.default())
+
+
+@router.post("/login", response=LoggedIn)
+async def login(request: HttpRequest, credentials: Credentials) -> LoggedIn:
+    """Starts a session."""
+    user = await sync_to_async(_check_password, thread_sensitive=False)(credentials)
+    if user is None:
+        raise ApiError(400, "wrong username or password", field="password")
+    await alogin(request, user)
+    return LoggedIn(user=person(user))
+
+
+@router.post("/logout", response={204: None})
+async def logout(request: HttpRequest) -> Status:
+    """Ends the session."""
+    await alogout(request)
+    return Status(204, None)
+
+
+async def login_by_token(request: HttpRequest) -> HttpResponse:
+    """`GET /login?token=T`: the link that `up` prints starts a session, once."""
+    user = await sync_to_async(tokens.redeem)(request.GET.get("token", ""))
+    if user is None:
+        return HttpResponse(_BAD_TOKEN, status=403, headers={"Cache-Control": "no-store"})
+    await alogin(request, user, backend="django.contrib.auth.backends.ModelBackend")
+    return HttpResponseRedirect("/", headers={"Cache-Control": "no-store"})
+
+
+_BAD_TOKEN = format_html(
+    "<!doctype html><meta charset=utf-8><title>Canopy</title><h1>This login link is used up or wrong</h1>"
+    "<p>Run <code>./canopy up</code> again for a new one, or <a href='{}'>log in</a>.</p>",
+    "/",
+)
+
+
+def _check_password(credentials: Credentials) -> User | None:
+    """Hashing takes a third of a second, so it runs in a thread of its own, with a connection of its own."""
+    try:
+        return authenticate(username=credentials.username, password=credentials.password)
+    finally:
+        connections.close_all()

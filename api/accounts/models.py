@@ -1,0 +1,39 @@
+"""Users and what they may present instead of a password. Secrets are stored as SHA-256 digests only."""
+
+from typing import ClassVar
+
+from django.contrib.auth.models import AbstractUser
+from django.db import models
+
+
+class User(AbstractUser):
+    """A person (or a program) with an account; staff see the tree and the admin."""
+
+
+class ApiKey(models.Model):
+    """A Bearer token of a user. `name` is the public part, by which the key is looked up and shown."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_keys")
+    name = models.CharField(max_length=16, unique=True)
+    digest = models.CharField(max_length=64, help_text="SHA-256 of the whole key")
+    created = models.DateTimeField(auto_now_add=True)
+    last_used = models.DateTimeField(null=True, blank=True)
+    revoked = models.BooleanField(default=False)
+
+    class Meta:
+        ordering: ClassVar = ["-created"]
+        verbose_name = "API key"
+
+    def __str__(self) -> str:
+        return f"{self.name}… of {self.user}"
+
+
+class LoginToken(models.Model):
+    """The one-time link that `up` prints. A user has at most one."""
+
+    user = models.OneToOneField(User, on_delete=models.CASCADE, related_name="login_token")
+    digest = models.CharField(max_length=64)
+    expires = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"login token of {self.user}"

@@ -1,0 +1,1 @@
+"""The original endpoint, kept as it was."""

@@ -1,0 +1,46 @@
+"""POST /arranca/: a text in, its answer out, the caller's timestamp untouched."""
+
+from typing import Annotated, Any
+
+from django.http import HttpResponse
+from ninja import Router, Schema
+from pydantic import Field
+
+from api import completion, submission
+from api.accounts.auth import AuthRequest, Member
+from api.catalog import catalog
+from api.parsing import Body
+from broker.wire import ChatMessage, Sampling
+
+router = Router(tags=["arranca"], auth=Member())
+
+
+class Question(Body):
+    """What is asked, and when."""
+
+    text: str = Field(min_length=1)
+    timestamp: str | int | float
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+
+
+class Reply(Schema):
+    """The answer, with the timestamp as it came."""
+
+    text: str
+    timestamp: Any
+    request_id: str
+
+
+@router.post("/", response=Reply)
+async def arranca(request: AuthRequest, question: Question, response: HttpResponse) -> Reply:
+    """Answers one question with the default model."""
+    job = submission.chat_job(
+        await catalog.default_or_503(),
+        [ChatMessage(role="user", content=question.text)],
+        Sampling(max_tokens=question.max_tokens),
+        request.auth.get_username(),
+    )
+    answer = await completion.complete(job, "text")
+    for name, value in completion.headers(job.request_id, answer.waited).items():
+        response.headers[name] = value
+    return Reply(text=answer.text, timestamp=question.timestamp, request_id=job.request_id)

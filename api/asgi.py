@@ -1,0 +1,113 @@
+"""The ASGI application: static files, Django, and the life of the broker client around them."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from wsgiref.headers import Headers
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+django.setup(set_prefix=False)
+
+# Django's apps must be ready before anything of ours is imported.
+import structlog  # noqa: E402
+from asgiref.sync import sync_to_async  # noqa: E402
+from django.conf import settings  # noqa: E402
+from django.contrib.staticfiles.finders import get_finders  # noqa: E402
+from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
+from servestatic import ServeStaticASGI  # noqa: E402
+
+from api import broker  # noqa: E402
+from api.chat import store  # noqa: E402
+from api.chat.answers import answers  # noqa: E402
+from api.handler import Handler, Receive, Scope, Send  # noqa: E402
+from broker.client import Client  # noqa: E402
+
+log = structlog.get_logger("canopy.api")
+
+CHECK_CONNECTIONS_EVERY = 10.0  # seconds
+
+
+class Application:
+    """Dispatches by scope: the server's lifespan here, files to the static server, the rest to Django."""
+
+    def __init__(self, make_client: Callable[[], Client]) -> None:
+        self.handler = Handler()
+        self._make_client = make_client
+        self._http = with_static_files(self.handler)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entrance."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await self._http(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()  # lifespan.startup
+        async with self.running():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()  # lifespan.shutdown
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Client]:
+        """Runs the broker client; at the end first the answers are stored, then the connection is closed."""
+        client = self._make_client()
+        await client.start()
+        broker.use(client)
+        await end_orphans()
+        keeper = asyncio.create_task(check_connections(), name="database keeper")
+        try:
+            yield client
+        finally:
+            keeper.cancel()
+            await answers.shut_down()
+            await client.stop()
+            broker.use(None)
+            await sync_to_async(connections.close_all)()
+
+
+async def end_orphans() -> None:
+    """Marks answers that a former process left unfinished."""
+    try:
+        if ended := await store.fail_orphans():
+            log.info("interrupted answers ended", count=ended)
+    except DatabaseError as error:  # not migrated yet: /readyz says so
+        log.warning("database not usable yet", reason=str(error))
+
+
+async def check_connections() -> None:
+    """Now and then drops a database connection that broke: requests keep theirs open and never look."""
+    while True:
+        await asyncio.sleep(CHECK_CONNECTIONS_EVERY)
+        await sync_to_async(close_old_connections)()
+
+
+def with_static_files(application: Handler) -> ServeStaticASGI:
+    """Serves the apps' files and the built frontend below STATIC_URL; everything else goes to `application`.
+
+    Outside Django, because a static file needs none of its middleware, and no other request shall pay for files.
+    """
+    server = ServeStaticASGI(
+        application,
+        max_age=3600,
+        allow_all_origins=False,
+        immutable_file_test=r"/assets/.+-[\w-]{8}\.\w+$",  # Vite puts a hash of the content into these names
+        add_headers_function=_forbid_sniffing,
+    )
+    for finder in get_finders():
+        for storage in getattr(finder, "storages", {}).values():
+            server.add_files(storage.location, settings.STATIC_URL)
+    if settings.FRONTEND_DIST.is_dir():
+        server.add_files(settings.FRONTEND_DIST, settings.STATIC_URL)
+    return server
+
+
+def _forbid_sniffing(headers: Headers, path: str, url: str) -> None:
+    headers["X-Content-Type-Options"] = "nosniff"
+
+
+application = Application(lambda: Client(settings.ENV.amqp_url))

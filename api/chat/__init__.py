@@ -1,0 +1,1 @@
+"""Conversations: stored messages, and answers that live on without their readers."""

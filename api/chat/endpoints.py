@@ -1,0 +1,125 @@
+"""The chat's endpoints: conversations, messages, live answers."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from django.http.response import HttpResponseBase
+from ninja import Router, Status
+
+from api import sse, submission
+from api.accounts.auth import AuthRequest, Member
+from api.catalog import catalog, nobody_serves, supply
+from api.chat import following, schemas, store
+from api.chat.answers import answers
+from api.chat.models import Conversation
+from broker.wire import Sampling
+
+router = Router(tags=["chat"], auth=Member())
+
+
+@router.get("/models", response=schemas.Models)
+async def models(request: AuthRequest) -> schemas.Models:
+    """Every model, and whether a node serves it now."""
+    offers = [supply(name) for name in await catalog.models()]
+    return schemas.Models(
+        models=[
+            schemas.Model(id=each.model, ready=each.nodes > 0, nodes=each.nodes, slots=each.slots, free=each.free)
+            for each in offers
+        ],
+        default=await catalog.default(),
+    )
+
+
+@router.get("/conversations", response=schemas.Summaries)
+async def conversations(request: AuthRequest) -> dict[str, list[Conversation]]:
+    """My conversations, newest first."""
+    return {"conversations": await store.conversations(request.auth)}
+
+
+@router.post("/conversations", response={201: schemas.Conversation})
+async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status:
+    """Begins a conversation."""
+    model = asked.model or await catalog.default_or_503()
+    made = await Conversation.objects.acreate(user=request.auth, model=model)
+    return Status(201, await _with_messages(made))
+
+
+@router.get("/conversations/{int:number}", response=schemas.Conversation)
+async def read(request: AuthRequest, number: int) -> schemas.Conversation:
+    """A conversation with its messages."""
+    found = await store.conversation(request.auth, number)
+    await store.fail_orphans(number)
+    return await _with_messages(found)
+
+
+@router.patch("/conversations/{int:number}", response=schemas.Summary)
+async def change(request: AuthRequest, number: int, asked: schemas.ConversationChange) -> Conversation:
+    """Renames a conversation, or gives it another model."""
+    found = await store.conversation(request.auth, number)
+    found.title = asked.title or found.title
+    found.model = asked.model or found.model
+    await found.asave()
+    return found
+
+
+@router.delete("/conversations/{int:number}", response={204: None})
+async def delete(request: AuthRequest, number: int) -> Status:
+    """Removes a conversation; an answer that is being written is stopped."""
+    found = await store.conversation(request.auth, number)
+    for each in await store.messages(found):
+        await following.stop(each)
+    await found.adelete()
+    return Status(204, None)
+
+
+@router.post("/conversations/{int:number}/messages", response={201: schemas.Turn})
+async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status:
+    """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
+    conversation = await store.conversation(request.auth, number)
+    await store.fail_orphans(number)
+    conversation.model = asked.model or conversation.model
+    request_id = submission.new_request_id()
+    question, answer = await store.begin_turn(conversation, asked.content, request_id)
+    waiting = nobody_serves(conversation.model)
+    try:
+        context = await store.context(conversation)
+        job = submission.chat_job(conversation.model, context, Sampling(), request.auth.get_username(), request_id)
+        stream = await submission.submit(job)
+    except BaseException:
+        await store.undo_turn(question, answer)
+        raise
+    answers.begin(answer, stream, waiting)
+    turn = schemas.Turn(
+        user_message=schemas.Message.from_orm(question), assistant_message=schemas.Message.from_orm(answer)
+    )
+    return Status(201, turn)
+
+
+@router.get("/conversations/{int:number}/messages/{int:message}/stream")
+async def stream(request: AuthRequest, number: int, message: int) -> HttpResponseBase:
+    """An answer as server-sent events: all there is, then what comes. Can be attached to any number of times."""
+    found = await store.message(request.auth, number, message)
+    return sse.EventStream(_events(following.follow(found)), endless=True)
+
+
+@router.post("/conversations/{int:number}/messages/{int:message}/stop", response={204: None})
+async def stop(request: AuthRequest, number: int, message: int) -> Status:
+    """Stops an answer and keeps its text."""
+    await following.stop(await store.message(request.auth, number, message))
+    return Status(204, None)
+
+
+async def _events(told: AsyncGenerator[following.Told | None]) -> AsyncGenerator[bytes]:
+    async with aclosing(told):
+        async for each in told:
+            yield sse.comment("ping") if each is None else sse.event(each.name, each.fields)
+
+
+async def _with_messages(conversation: Conversation) -> schemas.Conversation:
+    return schemas.Conversation(
+        id=conversation.pk,
+        title=conversation.title,
+        model=conversation.model,
+        updated=conversation.updated,
+        messages=[schemas.Message.from_orm(each) for each in await store.messages(conversation)],
+    )

@@ -1,0 +1,99 @@
+"""What the chat's endpoints take and give."""
+
+from datetime import datetime
+from typing import Annotated
+
+from ninja import Schema
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from api.chat import models
+from api.parsing import Body, StorableText
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be empty")
+    return text
+
+
+Content = Annotated[StorableText, AfterValidator(_not_blank), Field(max_length=100_000)]
+Title = Annotated[StorableText, AfterValidator(_not_blank), Field(max_length=200)]
+ModelName = Annotated[StorableText, Field(min_length=1, max_length=200)]
+
+
+class NewConversation(Body):
+    """A conversation to begin."""
+
+    model: ModelName | None = None
+
+
+class ConversationChange(Body):
+    """What of a conversation can be changed."""
+
+    title: Title | None = None
+    model: ModelName | None = None
+
+
+class NewMessage(Body):
+    """What the user writes."""
+
+    content: Content
+    model: ModelName | None = None
+
+
+class Summary(Schema):
+    """A conversation in the list."""
+
+    id: int
+    title: str
+    model: str
+    updated: datetime
+
+
+class Summaries(Schema):
+    """A user's conversations, newest first."""
+
+    conversations: list[Summary]
+
+
+class Message(Schema):
+    """One turn."""
+
+    id: int
+    role: models.Role
+    content: str
+    status: models.Status
+    error: str | None
+    created: datetime
+    finish_reason: str | None
+
+
+class Conversation(Summary):
+    """A conversation with all its messages."""
+
+    messages: list[Message]
+
+
+class Turn(Schema):
+    """What the user wrote, and the answer that has begun."""
+
+    user_message: Message
+    assistant_message: Message
+
+
+class Model(Schema):
+    """A model and what serves it now."""
+
+    id: str
+    ready: bool
+    nodes: int
+    slots: int
+    free: int
+
+
+class Models(Schema):
+    """All models."""
+
+    models: list[Model]
+    default: str | None

@@ -1,0 +1,87 @@
+"""What the launcher tells this process, parsed once and refused loudly."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class BadEnvironment(ValueError):
+    """An environment variable that cannot be used; the text names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The process's surroundings. `models`: what `up` serves, the first one is the default."""
+
+    home: Path
+    amqp_url: str
+    management_url: str
+    secret_file: Path
+    database_url: str
+    models: tuple[str, ...]
+    hosts: tuple[str, ...]  # extra names under which users reach the service
+    port: int | None
+
+    @property
+    def default_model(self) -> str | None:
+        """The model used where the user named none."""
+        return self.models[0] if self.models else None
+
+    def secret_key(self) -> str:
+        """Django's secret key, created on first use and readable by the owner alone."""
+        self.secret_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(self.secret_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            return _existing_key(self.secret_file)
+        with os.fdopen(handle, "w") as file:
+            key = secrets.token_urlsafe(48)
+            file.write(key)
+        return key
+
+
+def read(environ: Mapping[str, str]) -> Environment:
+    """Parses the environment. Raises BadEnvironment."""
+    home = Path(environ.get("CANOPY_HOME") or REPOSITORY / "var").resolve()
+    return Environment(
+        home=home,
+        amqp_url=environ.get("CANOPY_AMQP_URL", "amqp://127.0.0.1:5672/"),
+        management_url=environ.get("CANOPY_MANAGEMENT_URL", ""),
+        secret_file=Path(environ.get("CANOPY_SECRET_FILE") or home / "secret.key"),
+        database_url=environ.get("DATABASE_URL") or f"sqlite:///{home / 'db.sqlite3'}",
+        models=_models(environ.get("CANOPY_MODELS", "")),
+        hosts=tuple(environ.get("CANOPY_HOSTS", "").replace(",", " ").split()),
+        port=_port(environ.get("CANOPY_PORT", "")),
+    )
+
+
+def _existing_key(file: Path) -> str:
+    key = file.read_text().strip()
+    if len(key) < 32:
+        raise BadEnvironment(f"the secret key in {file} is shorter than 32 characters: delete the file to get a new one")
+    return key
+
+
+def _models(text: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    try:
+        models = json.loads(text)
+    except ValueError as error:
+        raise BadEnvironment(f"CANOPY_MODELS is not JSON: {error}") from error
+    if not isinstance(models, list) or not all(isinstance(model, str) and model for model in models):
+        raise BadEnvironment("CANOPY_MODELS must be a JSON list of model names")
+    return tuple(models)
+
+
+def _port(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise BadEnvironment(f"CANOPY_PORT must be a port number, not {text!r}")
+    return int(text)

@@ -1,0 +1,134 @@
+"""Refusals: one exception, and its two shapes (OpenAI's below /v1/, Canopy's elsewhere)."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import structlog
+from django.core.exceptions import RequestDataTooBig
+from django.http import Http404, HttpRequest, HttpResponse
+from ninja import NinjaAPI
+from ninja.errors import AuthenticationError, HttpError, ValidationError
+
+log = structlog.get_logger("canopy.api")
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """A request that is refused. `field`: what in the request is wrong; `code`: OpenAI's machine-readable name."""
+
+    def __init__(self, status: int, message: str, *, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.field = field
+        self.code = code
+
+
+def body(path: str, error: ApiError) -> dict[str, Any]:
+    """The refusal as the JSON that clients of `path` expect."""
+    if not path.startswith("/v1/"):
+        return {"error": {"message": error.message, "field": error.field}}
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
+
+
+def response(path: str, error: ApiError) -> HttpResponse:
+    """The refusal as an HTTP response."""
+    answer = HttpResponse(
+        msgspec.json.encode(body(path, error)), status=error.status, content_type="application/json"
+    )
+    if error.status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 503:
+        answer.headers["Retry-After"] = "2"
+    return answer
+
+
+def too_large(path: str, limit: int) -> HttpResponse:
+    """413: the body has more than `limit` bytes."""
+    error = ApiError(413, f"the request's body is larger than {limit} bytes", code="request_too_large")
+    answer = response(path, error)
+    answer.headers["Connection"] = "close"
+    return answer
+
+
+def field_name(location: Iterable[str | int]) -> str:
+    """A place inside a JSON document as people write it: `messages[0].content`."""
+    name = ""
+    for part in location:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    return name
+
+
+def register(api: NinjaAPI) -> None:
+    """Gives every refusal of the typed endpoints its shape."""
+
+    @api.exception_handler(ApiError)
+    def refused(request: HttpRequest, error: ApiError) -> HttpResponse:
+        return response(request.path, error)
+
+    @api.exception_handler(ValidationError)
+    def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+        return response(request.path, _from_validation(error))
+
+    @api.exception_handler(AuthenticationError)
+    def nobody(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
+        return response(request.path, ApiError(401, "log in, or send an API key as a Bearer token"))
+
+    @api.exception_handler(HttpError)
+    def wrapped(request: HttpRequest, error: HttpError) -> HttpResponse:
+        # ninja wraps whatever the body's parser raised
+        cause = error.__cause__
+        return response(request.path, cause if isinstance(cause, ApiError) else ApiError(error.status_code, str(error)))
+
+    @api.exception_handler(Http404)
+    def missing(request: HttpRequest, error: Http404) -> HttpResponse:
+        return response(request.path, ApiError(404, "no such thing here"))
+
+    @api.exception_handler(RequestDataTooBig)
+    def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
+        return response(request.path, ApiError(413, "the request's body is too large", code="request_too_large"))
+
+    @api.exception_handler(Exception)
+    def broken(request: HttpRequest, error: Exception) -> HttpResponse:
+        log.error("a view failed", path=request.path, exc_info=error)
+        return response(request.path, ApiError(500, "something went wrong here; the log has the details"))
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's handler404."""
+    return response(request.path, ApiError(404, f"nothing is at {request.path[:200]}"))
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's handler400 (an unknown Host header, say)."""
+    return response(request.path, ApiError(400, f"{type(exception).__name__}: this request cannot be served"))
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's handler500."""
+    return response(request.path, ApiError(500, "something went wrong here; the log has the details"))
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Django's CSRF_FAILURE_VIEW."""
+    return response(request.path, ApiError(403, f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken."))
+
+
+def _from_validation(error: ValidationError) -> ApiError:
+    """The first thing that is wrong, with the place where it is."""
+    first = error.errors[0]
+    location = [part for part in first["loc"] if not re.fullmatch(r"function-\w+\(.*\)", str(part))]
+    # ("body", "<the view's parameter>", ...) or ("path" | "query", name)
+    field = field_name(location[2:] if location[0] == "body" else location[1:]) or "body"
+    return ApiError(400, f"{field}: {first['msg']}", field=field)

@@ -1,0 +1,67 @@
+"""GET /v1/models, POST /v1/chat/completions and /v1/completions."""
+
+from typing import Any
+
+import msgspec
+from django.http import HttpResponse
+from django.http.response import HttpResponseBase
+from ninja import Router
+
+from api import completion, submission
+from api.accounts.auth import AuthRequest, Key
+from api.catalog import catalog, nobody_serves
+from api.errors import ApiError
+from api.openai import shapes
+from api.openai.schemas import ChatCompletion, Completion
+from api.openai.streaming import chunks
+from api.sse import EventStream
+from broker.wire import Job
+
+router = Router(tags=["OpenAI-compatible"], auth=Key())
+
+
+@router.get("/models")
+async def models(request: AuthRequest) -> dict[str, Any]:
+    """Every model there is."""
+    return {"object": "list", "data": [shapes.model(name) for name in await catalog.models()]}
+
+
+@router.get("/models/{path:name}")
+async def model(request: AuthRequest, name: str) -> dict[str, Any]:
+    """One model."""
+    known = await catalog.models()
+    if name not in known:
+        have = ", ".join(known) or "none"
+        raise ApiError(404, f"there is no model {name!r} here; there are: {have}", field="model", code="model_not_found")
+    return shapes.model(name)
+
+
+@router.post("/chat/completions")
+async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpResponseBase:
+    """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
+    messages = [message.to_wire() for message in asked.messages]
+    job = submission.chat_job(asked.model, messages, asked.sampling(), request.auth.get_username())
+    shape = shapes.ChatShape(job.request_id, job.model, asked.wants_usage)
+    return await _answer(job, shape, "messages", streamed=bool(asked.stream))
+
+
+@router.post("/completions")
+async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBase:
+    """Continues a text. With `stream`, the answer comes as server-sent events."""
+    job = submission.prompt_job(asked.model, asked.prompt, asked.sampling(), request.auth.get_username())
+    shape = shapes.TextShape(job.request_id, job.model, asked.wants_usage)
+    return await _answer(job, shape, "prompt", streamed=bool(asked.stream))
+
+
+async def _answer(job: Job, shape: shapes.Shape, prompt_field: str, *, streamed: bool) -> HttpResponseBase:
+    if streamed:
+        waiting = nobody_serves(job.model)
+        stream = await submission.submit(job)
+        events = chunks(stream, shape, prompt_field, waiting)
+        return EventStream(events, stream, headers=completion.headers(job.request_id))
+    answer = await completion.complete(job, prompt_field)
+    return HttpResponse(
+        msgspec.json.encode(shape.whole(answer.text, answer.end)),
+        content_type="application/json",
+        headers=completion.headers(job.request_id, answer.waited),
+    )

@@ -1,0 +1,124 @@
+"""What /v1/ accepts. Unknown fields are ignored, as OpenAI's clients send new ones all the time."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from api.parsing import Body
+from broker.wire import ChatMessage, Role, Sampling
+
+ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 500
+
+
+def _flatten(content: Any) -> Any:
+    """A message's content as one text; a list of text parts is joined."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "part", 'part {index} is not {{"type": "text", "text": ...}}; only text is understood', {"index": index}
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _only_prompt(prompt: Any) -> Any:
+    if isinstance(prompt, list) and len(prompt) == 1:
+        return prompt[0]
+    return prompt
+
+
+def _check_role(role: Any) -> Any:
+    if not isinstance(role, str) or role not in ROLES:
+        raise PydanticCustomError("role", "must be one of {roles}", {"roles": ", ".join(ROLES)})
+    return role
+
+
+Text = Annotated[str, BeforeValidator(_flatten)]
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_as_list),
+]
+Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class Message(Body):
+    """One turn of the dialogue."""
+
+    role: Annotated[str, BeforeValidator(_check_role)]
+    content: Text
+
+    def to_wire(self) -> ChatMessage:
+        """The turn as nodes read it."""
+        return ChatMessage(role=ROLES[self.role], content=self.content)
+
+
+class StreamOptions(Body):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = False
+
+
+class Generation(Body):
+    """What the two endpoints have in common."""
+
+    model: str = Field(min_length=1, max_length=200)
+    max_tokens: Tokens | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: Stops | None = None
+    n: Annotated[int, Field(ge=1, le=1, description="only 1 answer at a time")] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=1000)
+
+    @property
+    def wants_usage(self) -> bool:
+        """True if a streamed answer must end with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens the answer may have; None: up to the model's context."""
+        return self.max_tokens
+
+    def sampling(self) -> Sampling:
+        """How to choose tokens, as nodes read it."""
+        return Sampling(
+            max_tokens=self.token_limit,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k or 0,
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+        )
+
+
+class ChatCompletion(Generation):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    max_completion_tokens: Tokens | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """`max_completion_tokens` is the newer name of `max_tokens`."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class Completion(Generation):
+    """The body of /v1/completions."""
+
+    prompt: Annotated[str, BeforeValidator(_only_prompt)]

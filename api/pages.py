@@ -1,0 +1,16 @@
+"""The one page of the frontend; which part of it is shown, its own routing decides."""
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+
+_MISSING = "The pages are not built yet: run ./canopy up, which builds them.\n"
+
+
+async def app(request: HttpRequest) -> HttpResponse:
+    """The frontend's index.html, never cached: it names the assets, which are cached for ever."""
+    index = settings.FRONTEND_DIST / "index.html"
+    try:
+        page = index.read_bytes()  # a few kilobytes, in the page cache
+    except FileNotFoundError:
+        return HttpResponse(_MISSING, content_type="text/plain; charset=utf-8", status=503)
+    return HttpResponse(page, headers={"Cache-Control": "no-cache"})

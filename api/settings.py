@@ -1,0 +1,100 @@
+"""Django's settings, derived from the environment once (see environment.py)."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+
+from api import environment
+
+ENV = environment.read(os.environ)
+
+BASE_DIR = environment.REPOSITORY
+FRONTEND_DIST = BASE_DIR / "frontend" / "dist"
+
+SECRET_KEY = ENV.secret_key()
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *ENV.hosts]
+# Behind a proxy that speaks TLS, the browser's origin is https while ours is http.
+CSRF_TRUSTED_ORIGINS = [f"https://{host}" for host in ENV.hosts if host != "*"]
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",  # finds the admin's and the API docs' files; asgi.py serves them
+    "ninja",
+    "api.accounts",
+    "api.chat",
+]
+AUTH_USER_MODEL = "accounts.User"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+# All of these run on the event loop: none costs a thread (see middleware.py).
+MIDDLEWARE = [
+    "api.middleware.SecurityHeaders",
+    "api.middleware.Sessions",
+    "api.middleware.Common",
+    "api.middleware.Csrf",
+    "api.middleware.Authentication",
+    "api.middleware.Messages",
+]
+ROOT_URLCONF = "api.urls"
+ASGI_APPLICATION = "api.asgi.application"
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+
+def _database() -> dict[str, Any]:
+    """The database, kept open: SQLite with a write-ahead log, so that readers never wait for the writer."""
+    config: dict[str, Any] = dict(dj_database_url.parse(ENV.database_url, conn_max_age=None, conn_health_checks=True))
+    if config["ENGINE"].endswith("sqlite3"):
+        Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
+        config["OPTIONS"] = {
+            "timeout": 10,  # seconds a writer waits for another process
+            "transaction_mode": "IMMEDIATE",  # a transaction that will write asks for the lock at its start
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-16000",
+        }
+    return config
+
+
+DATABASES = {"default": _database()}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# Browsers share cookies between the ports of a host; two instances on one machine must not log each other out.
+SESSION_COOKIE_NAME = f"canopy_session_{ENV.port}" if ENV.port else "canopy_session"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_FAILURE_VIEW = "api.errors.csrf_failure"
+LOGIN_URL = "/admin/login/"
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+
+# Bytes of a request's body; a little under 1 MiB, so that a full mebibyte is refused as too large.
+MAX_BODY = 1_000_000
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY
+FILE_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY
+
+STATIC_URL = "/static/"
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en"
+USE_I18N = False
+LOGGING_CONFIG = None  # logs.py

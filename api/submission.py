@@ -1,0 +1,76 @@
+"""Jobs on their way to the broker: request ids, and refusals as HTTP errors."""
+
+import time
+import uuid
+
+import structlog
+
+from api import broker
+from api.catalog import catalog
+from api.errors import ApiError
+from broker.client import NoTree, Stream, Unavailable
+from broker.wire import ChatMessage, Failed, Job, Sampling
+
+log = structlog.get_logger("canopy.api")
+
+_STATUS = {"invalid": 400, "too_long": 400, "expired": 504, "no_node": 503, "engine": 500, "internal": 500}
+_CODES = {"too_long": "context_length_exceeded", "invalid": "invalid_request", "expired": "deadline_exceeded"}
+
+
+def new_request_id() -> str:
+    """A fresh request id."""
+    return uuid.uuid4().hex
+
+
+def chat_job(
+    model: str, messages: list[ChatMessage], sampling: Sampling, user: str, request_id: str | None = None
+) -> Job:
+    """A job that continues a dialogue."""
+    return Job(
+        request_id=request_id or new_request_id(),
+        model=model,
+        reply_to="",  # the client fills it in
+        created=time.time(),
+        messages=tuple(messages),
+        sampling=sampling,
+        user=user,
+    )
+
+
+def prompt_job(model: str, prompt: str, sampling: Sampling, user: str) -> Job:
+    """A job that continues a text."""
+    return Job(
+        request_id=new_request_id(),
+        model=model,
+        reply_to="",
+        created=time.time(),
+        prompt=prompt,
+        sampling=sampling,
+        user=user,
+    )
+
+
+async def submit(job: Job) -> Stream:
+    """Hands the job to the broker. Raises ApiError 404 (no such model, with those there are) or 503."""
+    try:
+        return await broker.client().submit(job)
+    except NoTree:
+        raise await _no_tree(job.model) from None
+    except Unavailable as error:
+        raise ApiError(503, f"the service cannot take requests now: {error}", code="unavailable") from error
+
+
+def failure(frame: Failed, prompt_field: str) -> ApiError:
+    """A job's failure as a refusal; `prompt_field`: what to blame for a prompt that is too long."""
+    status = 503 if frame.retryable else _STATUS[frame.code]
+    field = prompt_field if frame.code == "too_long" else None
+    message = f"{field}: {frame.message}" if field else frame.message
+    return ApiError(status, message, field=field, code=_CODES.get(frame.code, frame.code))
+
+
+async def _no_tree(model: str) -> ApiError:
+    models = await catalog.models()
+    if model in models:
+        return ApiError(503, f"the tree of model {model!r} is not up", field="model", code="no_tree")
+    have = ", ".join(models) or "none"
+    return ApiError(404, f"model: there is no model {model!r} here; there are: {have}", field="model", code="model_not_found")

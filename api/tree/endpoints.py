@@ -1,0 +1,60 @@
+"""GET /api/tree and its stream; drain and resume a node."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from django.http.response import HttpResponseBase
+from ninja import Router, Status
+
+from api import broker, sse
+from api.accounts.auth import AuthRequest, Staff
+from api.errors import ApiError
+from api.tree.view import Tree
+from api.tree.watch import Unreadable, compose, read_edges, watch
+from broker.client import Unavailable
+from broker.wire import AnyControl, Drain, Resume
+
+router = Router(tags=["tree"], auth=Staff())
+
+
+@router.get("")
+async def read(request: AuthRequest) -> Tree:
+    """The tree as it is now."""
+    try:
+        return await compose(await read_edges())
+    except Unreadable as error:
+        raise ApiError(503, f"the tree cannot be read now: {error}") from error
+
+
+@router.get("/stream")
+async def stream(request: AuthRequest) -> HttpResponseBase:
+    """The tree as server-sent events: at once, on every change, and every few seconds."""
+    return sse.EventStream(_events(), endless=True)
+
+
+@router.post("/nodes/{name}/drain", response={202: None})
+async def drain(request: AuthRequest, name: str) -> Status:
+    """Lets a node finish what it runs and hands it nothing new."""
+    return await _tell(name, Drain())
+
+
+@router.post("/nodes/{name}/resume", response={202: None})
+async def resume(request: AuthRequest, name: str) -> Status:
+    """Hands a drained node jobs again."""
+    return await _tell(name, Resume())
+
+
+async def _tell(name: str, message: AnyControl) -> Status:
+    try:
+        known = await broker.client().control(name[:200], message)
+    except Unavailable as error:
+        raise ApiError(503, f"the node cannot be told now: {error}") from error
+    if not known:
+        raise ApiError(404, f"there is no node {name[:200]!r}", field="name")
+    return Status(202, None)
+
+
+async def _events() -> AsyncGenerator[bytes]:
+    async with aclosing(watch.follow()) as trees:
+        async for each in trees:
+            yield sse.event("tree", each)

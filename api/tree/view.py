@@ -1,0 +1,126 @@
+"""The tree as the dashboard shows it: the broker's bindings, and what each node says of itself."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from broker.management import Edges
+from broker.wire import NodeState
+from topology import names
+
+Tree = dict[str, Any]
+
+
+def tree(edges: Edges, states: Mapping[str, NodeState], depths: Mapping[str, int], now: float) -> Tree:
+    """The whole tree, roots first, parents before their children. `now`: Unix seconds.
+
+    The bindings decide who hangs where; a node's own word decides the rest, as long as its inbox exists.
+    """
+    children = _children(edges)
+    roots = sorted(edges.roots, key=lambda name: (name != "root", name))
+    everybody = {*edges.roots, *edges.parents, *edges.parents.values(), *edges.registered, *edges.present, *states}
+    hanging = list(_walk(roots, children))
+    loose = sorted(everybody - set(hanging))
+    model_of = _inherited_models(edges, children)
+    return {
+        "roots": roots,
+        "nodes": [
+            _node(name, edges, children[name], states.get(name), depths, model_of.get(name, ""), now)
+            for name in [*hanging, *loose]
+        ],
+        "at": datetime.fromtimestamp(now, UTC).isoformat(),
+    }
+
+
+def settled(tree: Tree) -> Tree:
+    """The tree without what changes by the mere passing of time: to see whether anything happened."""
+    clocks = ("uptime", "seen")
+    nodes = [{key: value for key, value in node.items() if key not in clocks} for node in tree["nodes"]]
+    return {"roots": tree["roots"], "nodes": nodes}
+
+
+def _children(edges: Edges) -> defaultdict[str, list[str]]:
+    children: defaultdict[str, list[str]] = defaultdict(list)
+    for child, parent in sorted(edges.parents.items()):
+        children[parent].append(child)
+    return children
+
+
+def _walk(roots: list[str], children: Mapping[str, list[str]]) -> Iterator[str]:
+    """Breadth first, each node once (a tree in repair may have a loop)."""
+    seen: set[str] = set()
+    level = roots
+    while level:
+        fresh = [name for name in dict.fromkeys(level) if name not in seen]
+        yield from fresh
+        seen.update(fresh)
+        level = [child for name in fresh for child in children.get(name, ())]
+
+
+def _inherited_models(edges: Edges, children: Mapping[str, list[str]]) -> dict[str, str]:
+    return {name: model for root, model in edges.roots.items() for name in _walk([root], children)}
+
+
+def _state(name: str, edges: Edges, state: NodeState | None) -> str:
+    if name not in edges.present or (state is not None and state.status == "stopped"):
+        return "down"
+    return "starting" if state is None else state.status
+
+
+def _node(
+    name: str,
+    edges: Edges,
+    children: list[str],
+    state: NodeState | None,
+    depths: Mapping[str, int],
+    model: str,
+    now: float,
+) -> dict[str, Any]:
+    depth = depths.get(names.node(name), 0)
+    shared = {
+        "name": name,
+        "parent": edges.parents.get(name),
+        "children": children,
+        "state": _state(name, edges, state),
+        "depth": depth,
+    }
+    if state is None:
+        return {**_UNKNOWN, **shared, "model": model, "queued": depth}
+    return {
+        **shared,
+        "model": state.model or model,
+        "engine": state.engine,
+        "device": state.device,
+        "policy": state.policy,
+        "slots": state.slots,
+        "running": state.running,
+        "held": state.held,
+        "queued": state.held + depth,
+        "received": state.received,
+        "finished": state.finished,
+        "tokens": state.tokens,
+        "host": state.host,
+        "pid": state.pid,
+        "detail": state.detail,
+        "uptime": max(0.0, round(now - state.started, 1)),
+        "seen": max(0.0, round(now - state.sent, 1)),
+    }
+
+
+_UNKNOWN: dict[str, Any] = {
+    "engine": "",
+    "device": "",
+    "policy": "",
+    "slots": 0,
+    "running": 0,
+    "held": 0,
+    "received": 0,
+    "finished": 0,
+    "tokens": 0,
+    "host": "",
+    "pid": 0,
+    "detail": "not heard of yet",
+    "uptime": None,
+    "seen": None,
+}

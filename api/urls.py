@@ -1,0 +1,46 @@
+"""The map: every address of the service."""
+
+from django.contrib import admin
+from django.contrib.auth.decorators import login_required
+from django.urls import path
+from ninja import NinjaAPI
+
+from api import errors, pages
+from api.accounts.endpoints import login_by_token
+from api.accounts.endpoints import router as accounts
+from api.arranca.endpoints import router as arranca
+from api.chat.endpoints import router as chat
+from api.health.endpoints import healthz, readyz
+from api.openai.endpoints import router as openai
+from api.parsing import StrictParser
+from api.tree.endpoints import router as tree
+
+endpoints = NinjaAPI(
+    title="Canopy",
+    version="1",
+    urls_namespace="endpoints",
+    parser=StrictParser(),
+    docs_url="/api/docs",
+    openapi_url="/api/openapi.json",
+    docs_decorator=login_required,
+)
+endpoints.add_router("/api", accounts)
+endpoints.add_router("/api", chat)
+endpoints.add_router("/api/tree", tree)
+endpoints.add_router("/v1", openai)
+endpoints.add_router("/arranca", arranca)
+errors.register(endpoints)
+
+urlpatterns = [
+    path("", pages.app),
+    path("tree/", pages.app),
+    path("login", login_by_token),
+    path("healthz", healthz),
+    path("readyz", readyz),
+    path("admin/", admin.site.urls),
+    path("", endpoints.urls),
+]
+
+handler400 = "api.errors.bad_request"
+handler404 = "api.errors.not_found"
+handler500 = "api.errors.server_error"

@@ -1,0 +1,262 @@
+"""The API under test: a real ASGI application and database, and a broker client that answers by script."""
+
+import asyncio
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+from unittest import mock
+
+import django
+import httpx
+import pytest
+import pytest_asyncio
+
+from broker.client import NoTree, Stream, Unavailable
+from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start
+
+_home = tempfile.TemporaryDirectory(prefix="canopy-unit-")
+_environment = {"CANOPY_HOME": _home.name, "CANOPY_MODELS": '["tiny", "big"]', "DJANGO_SETTINGS_MODULE": "api.settings"}
+_unset = {name: "" for name in ("DATABASE_URL", "CANOPY_SECRET_FILE", "CANOPY_MANAGEMENT_URL", "CANOPY_HOSTS")}
+with mock.patch.dict(os.environ, {**_environment, **_unset, "CANOPY_PORT": ""}):
+    django.setup()
+
+from django.conf import settings  # noqa: E402
+
+settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+from api import broker as api_broker  # noqa: E402
+from api import catalog as api_catalog  # noqa: E402
+from api.accounts import keys  # noqa: E402
+from api.accounts.models import User  # noqa: E402
+
+_numbers = itertools.count(1)
+
+
+def echo(job: Job) -> list[AnyFrame]:
+    """What the echo engine says: the last user message's words, a token a word."""
+    text = job.prompt if job.messages is None else job.messages[-1].content
+    words = (text or "").split()
+    pieces: list[AnyFrame] = [
+        Delta(request_id=job.request_id, seq=number + 1, text=word if number == 0 else f" {word}")
+        for number, word in enumerate(words)
+    ]
+    end = Finished(
+        request_id=job.request_id, seq=len(words) + 1, reason="stop", prompt_tokens=3, completion_tokens=len(words)
+    )
+    return [Start(request_id=job.request_id, node="n1"), *pieces, end]
+
+
+def node_state(name: str, **changes: Any) -> NodeState:
+    """A node that serves `tiny`."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "parent": "root",
+        "children": (),
+        "model": "tiny",
+        "engine": "echo",
+        "device": "cpu",
+        "policy": "hold-high",
+        "status": "idle",
+        "slots": 2,
+        "running": 0,
+        "held": 0,
+        "received": 0,
+        "finished": 0,
+        "tokens": 0,
+        "host": "here",
+        "pid": 1,
+        "started": time.time() - 10,
+        "sent": time.time(),
+    }
+    return NodeState(**{**fields, **changes})
+
+
+class FakeClient:
+    """broker.client.Client without a broker: `script` makes the frames of a job."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.trees = {"tiny", "big"}
+        self.states = {"n1": node_state("n1")}
+        self.script: Callable[[Job], Iterable[AnyFrame]] = echo
+        self.jobs: list[Job] = []
+        self.streams: dict[str, Stream] = {}
+        self.cancelled: list[str] = []
+        self.controls: list[tuple[str, AnyControl]] = []
+        self.queue_depths: dict[str, int] = {}
+        self.submitted = asyncio.Event()
+        self._changes = asyncio.Event()
+
+    async def start(self) -> None:
+        """Nothing to connect to."""
+
+    async def stop(self) -> None:
+        """Nothing to disconnect from."""
+
+    async def submit(self, job: Job) -> Stream:
+        if not self.connected:
+            raise Unavailable("the broker is not connected")
+        if job.model not in self.trees:
+            raise NoTree(job.model)
+        self.jobs.append(job)
+        stream = self.streams[job.request_id] = Stream(job.request_id, self._forget)
+        for frame in self.script(job):
+            stream.push(frame)
+        self.submitted.set()
+        return stream
+
+    def push(self, frame: AnyFrame) -> None:
+        """A frame arrives."""
+        if frame.request_id in self.streams:
+            self.streams[frame.request_id].push(frame)
+
+    def nodes(self) -> dict[str, NodeState]:
+        return dict(self.states)
+
+    async def changed(self) -> None:
+        await self._changes.wait()
+
+    def change(self, state: NodeState) -> None:
+        """A node tells its state."""
+        self.states[state.name] = state
+        changes, self._changes = self._changes, asyncio.Event()
+        changes.set()
+
+    async def control(self, node: str, message: AnyControl) -> bool:
+        self.controls.append((node, message))
+        return node in self.states
+
+    async def depths(self, queues: Iterable[str]) -> dict[str, int]:
+        return {queue: self.queue_depths.get(queue, 0) for queue in queues}
+
+    def _forget(self, stream: Stream) -> None:
+        if self.streams.pop(stream.request_id, None) is not None and not stream.ended:
+            self.cancelled.append(stream.request_id)
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[None]:
+    """A migrated SQLite file."""
+    from django.core.management import call_command
+    from django.db import connections
+
+    call_command("migrate", verbosity=0, interactive=False)
+    connections.close_all()
+    yield
+    connections.close_all()
+
+
+@pytest_asyncio.fixture
+async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeClient]:
+    """The running application's broker client."""
+    from api.asgi import application
+
+    client = FakeClient()
+    keys.forget_all()
+    monkeypatch.setattr(application, "_make_client", lambda: client)
+    monkeypatch.setattr(api_catalog.catalog, "_edges", None)
+    async with application.running():
+        yield client
+    assert_broker_gone()
+
+
+def assert_broker_gone() -> None:
+    """The application's end takes the client away."""
+    with pytest.raises(RuntimeError):
+        api_broker.client()
+
+
+@pytest_asyncio.fixture
+async def web(fake: FakeClient) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser without cookies, in front of the application."""
+    async with browser() as client:
+        yield client
+
+
+def browser() -> httpx.AsyncClient:
+    """A new browser."""
+    from api.asgi import application
+
+    transport = httpx.ASGITransport(app=application)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+@pytest_asyncio.fixture
+async def user(fake: FakeClient) -> User:
+    """A user without rights."""
+    return await make_user()
+
+
+async def make_user(**fields: Any) -> User:
+    """A user with the password `secret password`."""
+    user = User(username=f"user{next(_numbers)}", **fields)
+    user.set_password("secret password")
+    await user.asave()
+    return user
+
+
+async def log_in(client: httpx.AsyncClient, user: User) -> None:
+    """Logs in as a page would, and sends the CSRF token from then on."""
+    await client.get("/api/me")
+    await refresh_csrf(client)
+    answer = await client.post("/api/login", json={"username": user.username, "password": "secret password"})
+    assert answer.status_code == 200, answer.text
+    await refresh_csrf(client)
+
+
+async def refresh_csrf(client: httpx.AsyncClient) -> None:
+    """Copies the CSRF cookie into the header, as the page does."""
+    client.headers["X-CSRFToken"] = client.cookies["csrftoken"]
+
+
+@pytest_asyncio.fixture
+async def member(user: User) -> AsyncIterator[httpx.AsyncClient]:
+    """A logged-in browser."""
+    async with browser() as client:
+        await log_in(client, user)
+        yield client
+
+
+@pytest_asyncio.fixture
+async def staff(fake: FakeClient) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser logged in as staff."""
+    async with browser() as client:
+        await log_in(client, await make_user(is_staff=True))
+        yield client
+
+
+@pytest_asyncio.fixture
+async def program(user: User) -> AsyncIterator[httpx.AsyncClient]:
+    """A program with an API key."""
+    from asgiref.sync import sync_to_async
+
+    async with browser() as client:
+        client.headers["Authorization"] = f"Bearer {await sync_to_async(keys.create)(user)}"
+        yield client
+
+
+@pytest_asyncio.fixture
+async def live(fake: FakeClient) -> AsyncIterator[str]:
+    """The application behind a real server on a loopback port; its address."""
+    from api.asgi import application
+    from api.server import Server, configuration
+
+    config = configuration(application, "127.0.0.1", 0)
+    config.lifespan = "off"
+    server = Server(config)
+    task = asyncio.create_task(server._serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await task
+
+
+async def until(condition: Callable[[], Any], seconds: float = 3.0) -> None:
+    """Returns when the condition holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,348 @@
+"""/v1/: shapes, streams, refusals."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from broker.wire import Delta, Failed, Finished, Job, Waiting
+from tests.unit.api_site import FakeClient, browser, echo, node_state, until
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
+
+
+def events(text: str) -> list[str]:
+    """The lines of a stream that carry something."""
+    return [line for line in text.split("\n\n") if line]
+
+
+def payloads(text: str) -> list[dict[str, Any]]:
+    """The JSON of a stream's data events."""
+    return [json.loads(line[6:]) for line in events(text) if line.startswith("data: {")]
+
+
+async def test_chat_completion_has_openais_shape(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    answer = await program.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 200
+    found = answer.json()
+    request_id = answer.headers["X-Request-Id"]
+    assert found.pop("created") > 1_700_000_000
+    assert found == {
+        "id": f"chatcmpl-{request_id}",
+        "object": "chat.completion",
+        "model": "tiny",
+        "choices": [
+            {
+                "index": 0,
+                "logprobs": None,
+                "message": {"role": "assistant", "content": "one two three", "refusal": None},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+    }
+    assert fake.jobs[0].request_id == request_id
+    assert "X-Canopy-Waited" not in answer.headers
+
+
+async def test_sampling_and_roles_reach_the_job(program: httpx.AsyncClient, fake: FakeClient, user: Any) -> None:
+    body = {
+        "model": "tiny",
+        "messages": [
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        ],
+        "max_tokens": 5,
+        "max_completion_tokens": 7,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 9,
+        "seed": -4,
+        "stop": "END",
+        "logit_bias": {"unknown": "ignored"},
+        "n": 1,
+    }
+    assert (await program.post("/v1/chat/completions", json=body)).status_code == 200
+    job = fake.jobs[0]
+    assert job.messages is not None
+    assert [(turn.role, turn.content) for turn in job.messages] == [("system", "be brief"), ("user", "ab")]
+    sampling = job.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0, 0.5)
+    assert (sampling.top_k, sampling.seed, sampling.stop) == (9, -4, ("END",))
+    assert job.user == user.username
+
+
+async def test_completion_has_openais_shape(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    found = (await program.post("/v1/completions", json={"model": "tiny", "prompt": ["a b"]})).json()
+    assert found["object"] == "text_completion"
+    assert found["id"].startswith("cmpl-")
+    assert found["choices"] == [{"index": 0, "logprobs": None, "text": "a b", "finish_reason": "stop"}]
+    assert fake.jobs[0].prompt == "a b"
+    assert fake.jobs[0].messages is None
+
+
+async def test_chat_stream(program: httpx.AsyncClient) -> None:
+    body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    answer = await program.post("/v1/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert events(answer.text)[-1] == "data: [DONE]"
+    first, *pieces, last, usage = payloads(answer.text)
+    assert first["object"] == "chat.completion.chunk"
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(piece["choices"][0]["delta"]["content"] for piece in pieces) == "one two three"
+    assert all(piece["usage"] is None for piece in (first, *pieces, last))
+    assert last["choices"][0] == {"index": 0, "logprobs": None, "delta": {}, "finish_reason": "stop"}
+    assert usage["choices"] == []
+    assert usage["usage"]["total_tokens"] == 6
+    assert len({piece["id"] for piece in (first, *pieces, last, usage)}) == 1
+
+
+async def test_text_stream_without_usage(program: httpx.AsyncClient) -> None:
+    answer = await program.post("/v1/completions", json={"model": "tiny", "prompt": "a b", "stream": True})
+    *pieces, last = payloads(answer.text)
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == "a b"
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert all("usage" not in piece for piece in (*pieces, last))
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 3}, "model"),
+        ({"model": "x" * 201}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": 3, "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x"}, "hello"]}, "messages[1]"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"stop": 3}, "stop"),
+        ({"n": 2}, "n"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
+    ],
+)
+async def test_wrong_fields_are_named(program: httpx.AsyncClient, change: dict[str, Any], field: str) -> None:
+    answer = await program.post("/v1/chat/completions", json={**CHAT, **change})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["type"]) == (400, field, "invalid_request_error")
+    assert error["message"].startswith(field)
+
+
+@pytest.mark.parametrize("prompt", [None, 3, ["a", "b"], [1, 2], {"text": "a"}])
+async def test_wrong_prompts_are_named(program: httpx.AsyncClient, prompt: Any) -> None:
+    answer = await program.post("/v1/completions", json={"model": "tiny", "prompt": prompt})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[1, 2]",
+        b'"text"',
+        b"\xff\xfe\x00",
+        b'{"model": "tiny", "messages": "\xff"}',
+        b'{"model": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"model": "tiny", "temperature": NaN}',
+    ],
+)
+async def test_what_is_not_json_is_refused(program: httpx.AsyncClient, body: bytes) -> None:
+    answer = await program.post("/v1/chat/completions", content=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] in ("body", "model", "messages")
+
+
+async def test_unknown_model_lists_the_models(program: httpx.AsyncClient) -> None:
+    answer = await program.post("/v1/chat/completions", json={**CHAT, "model": "gpt-9"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "tiny" in error["message"]
+    assert "big" in error["message"]
+
+
+async def test_known_model_without_a_tree_is_unavailable(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.trees = set()
+    answer = await program.post("/v1/chat/completions", json=CHAT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_tree")
+
+
+async def test_no_broker_is_503(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.connected = False
+    answer = await program.post("/v1/chat/completions", json=CHAT)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "service_unavailable_error")
+    assert answer.headers["Retry-After"]
+
+
+async def test_models(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.states["n2"] = node_state("n2", model="third")
+    found = (await program.get("/v1/models")).json()
+    assert found["object"] == "list"
+    assert [each["id"] for each in found["data"]] == ["tiny", "big", "third"]
+    assert found["data"][0]["object"] == "model"
+    assert (await program.get("/v1/models/tiny")).json()["id"] == "tiny"
+    missing = await program.get("/v1/models/no/such")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("code", "retryable", "status", "param"),
+    [
+        ("too_long", False, 400, "messages"),
+        ("invalid", False, 400, None),
+        ("expired", False, 504, None),
+        ("engine", False, 500, None),
+        ("internal", False, 500, None),
+        ("internal", True, 503, None),
+        ("no_node", False, 503, None),
+    ],
+)
+async def test_failed_jobs(
+    program: httpx.AsyncClient, fake: FakeClient, code: Any, retryable: bool, status: int, param: str | None
+) -> None:
+    fake.script = lambda job: [Failed(request_id=job.request_id, code=code, message="because", retryable=retryable)]
+    answer = await program.post("/v1/chat/completions", json=CHAT)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param)
+    assert "because" in error["message"]
+
+
+async def test_failure_in_mid_stream(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    def broken(job: Job) -> list[Any]:
+        failed = Failed(request_id=job.request_id, seq=2, code="engine", message="out of memory")
+        return [Delta(request_id=job.request_id, seq=1, text="so far"), failed]
+
+    fake.script = broken
+    answer = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    *_, piece, error = payloads(answer.text)
+    assert piece["choices"][0]["delta"]["content"] == "so far"
+    assert error["error"]["message"] == "out of memory"
+    assert "[DONE]" not in answer.text
+
+
+async def test_waiting_is_told(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.states.clear()
+    streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert events(streamed.text)[0] == ": waiting: no node is serving tiny yet"
+    whole = await program.post("/v1/chat/completions", json=CHAT)
+    assert whole.headers["X-Canopy-Waited"] == "no node is serving tiny yet"
+    fake.script = lambda job: [Waiting(request_id=job.request_id, node="root", reason="all busy"), *late(echo(job))]
+    streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert ": waiting: all busy" in events(streamed.text)
+
+
+def late(frames: list[Any]) -> list[Any]:
+    """The same frames, after one more."""
+    import msgspec
+
+    return [msgspec.structs.replace(frame, seq=frame.seq + 1) for frame in frames]
+
+
+async def test_keep_alive_comments(
+    program: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from api import sse
+
+    monkeypatch.setattr(sse, "KEEPALIVE", 0.02)
+    fake.script = lambda job: []
+    asked = asyncio.create_task(program.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+    await fake.submitted.wait()
+    await asyncio.sleep(0.05)
+    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=1, reason="stop"))
+    assert ": keep-alive" in events((await asked).text)
+
+
+async def test_bodies_that_are_too_large(program: httpx.AsyncClient) -> None:
+    for size in (1_000_001, 1 << 20, 3 << 20):
+        answer = await program.post("/v1/chat/completions", content=b"x" * size)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    elsewhere = await program.post("/arranca/", content=b"x" * (1 << 20))
+    assert elsewhere.status_code == 413
+    assert set(elsewhere.json()["error"]) == {"message", "field"}
+    just_fits = await program.post("/v1/chat/completions", content=b"x" * 1_000_000)
+    assert just_fits.status_code == 400
+
+
+async def test_a_thousand_requests_at_once_get_each_their_own_answer(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    fake.script = lambda job: []
+
+    async def ask(number: int) -> tuple[int, str]:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": f"question {number}"}]}
+        answer = await program.post("/v1/chat/completions", json=body)
+        return number, answer.json()["choices"][0]["message"]["content"]
+
+    asked = [asyncio.create_task(ask(number)) for number in range(1000)]
+    await until(lambda: len(fake.jobs) == 1000, seconds=8)
+    frames = [echo(job) for job in fake.jobs]
+    for step in range(4):  # start, two words, end: interleaved between all requests, last one first
+        for each in reversed(frames):
+            fake.push(each[step])
+    answers = await asyncio.gather(*asked)
+    assert answers == [(number, f"question {number}") for number in range(1000)]
+    assert fake.cancelled == []
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_closed_connection_cancels_the_job(
+    live: str, program: httpx.AsyncClient, fake: FakeClient, streamed: bool
+) -> None:
+    fake.script = lambda job: []
+    async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
+        asked = asyncio.create_task(client.post("/v1/chat/completions", json={**CHAT, "stream": streamed}))
+        await fake.submitted.wait()
+        await asyncio.sleep(0.05)
+        assert fake.cancelled == []
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    await until(lambda: fake.cancelled == [fake.jobs[0].request_id])
+
+
+async def test_tokens_arrive_as_they_are_made(live: str, program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    async with (
+        httpx.AsyncClient(base_url=live, headers=program.headers) as client,
+        client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer,
+    ):
+        lines = (line async for line in answer.aiter_lines() if line)
+        await anext(lines)
+        for number in range(3):
+            fake.push(Delta(request_id=fake.jobs[0].request_id, seq=number + 1, text=f"w{number}"))
+            piece = json.loads((await anext(lines))[6:])
+            assert piece["choices"][0]["delta"]["content"] == f"w{number}"
+
+
+async def test_addresses_that_do_not_exist(web: httpx.AsyncClient) -> None:
+    answer = await web.get("/v1/nothing")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+    async with browser() as other:
+        assert set((await other.get("/api/nothing")).json()["error"]) == {"message", "field"}
