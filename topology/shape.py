@@ -20,12 +20,3 @@ def parent_of(position: int, *, fanout: int | None, root: str = "root") -> str:
     if fanout is None or position == 1:
         return root
     return f"n{(position - 2) // fanout + 1}"
-
-
-def depth_of(position: int, *, fanout: int | None) -> int:
-    """How many steps node `n<position>` is away from its root; a child of the root is at depth 1."""
-    depth = 1
-    while fanout is not None and position > 1:
-        position = (position - 2) // fanout + 1
-        depth += 1
-    return depth

@@ -1,0 +1,141 @@
+"""The one instance of a CANOPY_HOME: its lock, its record for other commands, and what a killed one left behind."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+from cli.credentials import write_private
+from cli.errors import CliError
+from cli.home import Home
+
+_LEFTOVER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A process by pid *and* start time: a pid alone may have been given to a stranger meanwhile."""
+
+    name: str
+    pid: int
+    started: float  # seconds since the epoch, as the kernel has it
+
+    @classmethod
+    def of(cls, name: str, pid: int) -> "Recorded | None":
+        """The record of a running process; None when it is gone already."""
+        try:
+            return cls(name, pid, psutil.Process(pid).create_time())
+        except psutil.NoSuchProcess:
+            return None
+
+    def process(self) -> psutil.Process | None:
+        """The process itself if it still runs and is the one recorded."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 0.1
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+@contextlib.contextmanager
+def held(home: Home) -> Iterator[None]:
+    """Holds the instance's lock. Raises CliError when another instance has it."""
+    with home.lock_file.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CliError(_already(home)) from error
+        try:
+            yield
+        finally:
+            home.instance_file.unlink(missing_ok=True)
+            home.processes_file.unlink(missing_ok=True)
+
+
+def is_running(home: Home) -> bool:
+    """Whether an instance holds the lock, ready or not."""
+    if not home.lock_file.exists():
+        return False
+    with home.lock_file.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def read(home: Home) -> dict[str, Any] | None:
+    """The record of a ready instance; None when none is ready."""
+    try:
+        record = json.loads(home.instance_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and is_running(home) else None
+
+
+def running(home: Home) -> dict[str, Any]:
+    """The record of the running instance. Raises CliError when there is none."""
+    record = read(home)
+    if record is None:
+        waiting = "It is still starting." if is_running(home) else "Start it with ./canopy up"
+        raise CliError(f"Canopy is not running here ({home.path}). {waiting}")
+    return record
+
+
+def record_processes(home: Home, processes: Iterable[Recorded]) -> None:
+    """Remembers what runs, the launcher first, for `down` and for the start after a `kill -9`."""
+    write_private(home.processes_file, json.dumps([asdict(each) for each in processes]))
+
+
+def recorded_processes(home: Home) -> list[Recorded]:
+    """What the last launcher started, whether it still runs or not."""
+    try:
+        return [Recorded(**each) for each in json.loads(home.processes_file.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def end_leftovers(home: Home) -> list[str]:
+    """Ends what a killed launcher left; call with the lock held. Returns the names of what was still there."""
+    left = [each for each in recorded_processes(home) if each.pid != os.getpid() and each.process()]
+    end(left, within=_LEFTOVER_SECONDS)
+    home.instance_file.unlink(missing_ok=True)
+    return [each.name for each in left]
+
+
+def end(processes: list[Recorded], *, within: float) -> None:
+    """Asks processes to end and kills, with their groups, those still there after `within` seconds."""
+    for each in processes:
+        _send(each, signal.SIGTERM, group=False)
+    deadline = time.monotonic() + within
+    for each in processes:
+        if process := each.process():
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    for each in processes:
+        _send(each, signal.SIGKILL, group=True)
+
+
+def _send(recorded: Recorded, number: signal.Signals, *, group: bool) -> None:
+    if recorded.process() is None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if group and os.getpgid(recorded.pid) == recorded.pid:
+            os.killpg(recorded.pid, number)
+        else:
+            os.kill(recorded.pid, number)
+
+
+def _already(home: Home) -> str:
+    record = read(home)
+    if record:
+        return f"Canopy already runs here (pid {record['pid']}, {record['url']}). Stop it with ./canopy down"
+    return f"Canopy is already starting or stopping here ({home.path}). Stop it with ./canopy down"

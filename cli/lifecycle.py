@@ -1,0 +1,165 @@
+"""Commands about an instance as a whole: up, down, status, doctor."""
+
+import json
+import socket
+import time
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from cli import home as homes
+from cli import instance, up
+from cli.errors import CliError
+from cli.home import Home
+from cli.plan import Request
+from cli.prepare import doctor as doctoring
+from cli.prepare.model import Model
+
+DEFAULT_MODEL = "gemma-3-270m"
+ENGINES = ("transformers", "echo", "openai")
+_DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands to the command line."""
+    for command in (up_command, down, status, doctor):
+        app.command(name=command.__name__.removesuffix("_command"))(command)
+
+
+def up_command(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model to serve: a name, a folder, a Hugging Face id. Repeat for several; each gets a tree."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="transformers, echo (no model: repeats the question) or openai.")
+    ] = "transformers",
+    nodes: Annotated[int, typer.Option(min=1, max=500, help="Worker processes a model.")] = 2,
+    fanout: Annotated[
+        int | None, typer.Option(min=1, help="Children a node at most; without it all hang below the root.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 8,
+    policy: Annotated[str | None, typer.Option(help="Dispatch rule, such as paper or hold-high.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages and the API.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address of the API; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    listen: Annotated[
+        str, typer.Option(help="Address of the broker; 0.0.0.0 lets other machines add workers.")
+    ] = "127.0.0.1",
+    token_delay: Annotated[float | None, typer.Option(min=0, help="Seconds between words of the echo engine.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")] = False,
+) -> None:
+    """Prepare what is missing, then start broker, root, workers and API. Ctrl-C stops everything it started."""
+    if engine not in ENGINES:
+        raise CliError(f"There is no engine {engine!r}; choose one of {', '.join(ENGINES)}.", code=2)
+    home = homes.read()
+    home.make()
+    models = [Model(asked) for asked in model or [DEFAULT_MODEL if engine == "transformers" else engine]]
+    request = Request(
+        models=dict.fromkeys((each.name for each in models), None),
+        engine=engine,
+        nodes=nodes,
+        fanout=fanout,
+        slots=slots,
+        policy=policy,
+        device=device,
+        token_delay=token_delay,
+        host=host,
+        port=port,
+        listen=listen,
+    )
+    up.check(request, home)
+    files = models if engine == "transformers" else []
+    up.prepare(files, home)
+    if detach:
+        up.detach(home)
+        return
+    up.run(request.with_folders({each.name: each.folder for each in files}), home)
+
+
+def down() -> None:
+    """Stop what `up` started here."""
+    home = homes.read()
+    if not home.run.exists() or not instance.is_running(home):
+        left = _end_leftovers(home)
+        print(f"ended what a killed launcher left: {', '.join(left)}" if left else "nothing runs here")
+        return
+    launcher = next(iter(instance.recorded_processes(home)), None)
+    if launcher is None or launcher.process() is None:
+        raise CliError("Canopy is preparing here and has started nothing yet: end it with Ctrl-C where it runs.")
+    started = time.monotonic()
+    everything = instance.recorded_processes(home)
+    instance.end([launcher], within=_DOWN_SECONDS)
+    instance.end(everything, within=2.0)
+    print(f"stopped in {time.monotonic() - started:.1f} s")
+
+
+def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """What runs here, and how to reach and to extend it."""
+    home = homes.read()
+    record = instance.read(home)
+    if as_json:
+        print(json.dumps({"home": str(home.path), "running": record is not None, **_public(home, record)}, indent=1))
+    elif record is None:
+        print(
+            "starting" if instance.is_running(home) else f"nothing runs here ({home.path}); start it with ./canopy up"
+        )
+    else:
+        _print_status(home, record)
+
+
+def doctor() -> None:
+    """What this machine lacks, one line each with the remedy."""
+    raise typer.Exit(doctoring.main())
+
+
+def _print_status(home: Home, record: dict[str, Any]) -> None:
+    facts = _public(home, record)
+    print(f"Canopy runs: {facts['url']}  (since {time.strftime('%Y-%m-%d %H:%M', time.localtime(facts['started']))})")
+    print(f"models: {', '.join(facts['models'])}   state: {home.path}")
+    for process in facts["processes"]:
+        alive = f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB" if process["running"] else "not running"
+        print(f"  {process['name']:<14} {alive}")
+    print(f"one more worker on a machine that reaches the broker:\n  {_join(record)}")
+    if record.get("listen") == "127.0.0.1":
+        print("  (the broker listens on this machine only; start with --listen 0.0.0.0 to add other machines)")
+
+
+def _public(home: Home, record: dict[str, Any] | None) -> dict[str, Any]:
+    if record is None:
+        return {"url": None, "processes": []}
+    return {
+        "pid": record["pid"],
+        "started": record["started"],
+        "url": record["url"],
+        "port": record["port"],
+        "models": record["models"],
+        "processes": [_process(each) for each in instance.recorded_processes(home)],
+        "join": _join(record),
+    }
+
+
+def _process(recorded: instance.Recorded) -> dict[str, Any]:
+    process = recorded.process()
+    memory = 0.0
+    if process:
+        try:
+            memory = process.memory_info().rss / 1e6
+        except psutil.Error:
+            process = None
+    return {"name": recorded.name, "pid": recorded.pid, "running": process is not None, "memory_mb": round(memory, 1)}
+
+
+def _join(record: dict[str, Any]) -> str:
+    url = record["amqp"]["node"]
+    if record.get("listen") in ("0.0.0.0", "::"):  # noqa: S104 - a comparison
+        url = url.replace("@127.0.0.1:", f"@{socket.getfqdn()}:")
+    return f"CANOPY_AMQP_URL={url} ./canopy node NAME --parent root"
+
+
+def _end_leftovers(home: Home) -> list[str]:
+    if not home.run.exists():
+        return []
+    with instance.held(home):
+        return instance.end_leftovers(home)

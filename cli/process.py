@@ -1,0 +1,132 @@
+"""One process of an instance: started, watched, its output kept, ended in time."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli.home import REPOSITORY
+
+_TAIL_LINES = 12
+_LOG_BYTES = 10_000_000  # a longer log of the last run is put aside
+_SHIM = Path(__file__).with_name("child.py")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to run. `at_death_of_launcher`: the signal the kernel sends when the launcher is killed."""
+
+    name: str
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    is_ready: Callable[[str], bool] | None = None  # told by a line of output
+    at_death_of_launcher: signal.Signals = signal.SIGKILL
+    cwd: Path = REPOSITORY
+    secret: bool = False  # its output is not kept
+
+
+class Child:
+    """A running process with its log. It leads a process group of its own: Ctrl-C reaches only the launcher, which
+    ends everything in order, and a last kill reaches grandchildren too."""
+
+    def __init__(self, spec: Spec, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.spec = spec
+        self.ready = asyncio.Event()
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._process = process
+        self._log = log
+        self._reader = asyncio.create_task(self._keep_output())
+
+    @classmethod
+    async def start(cls, spec: Spec, logs: Path) -> "Child":
+        """Starts the process. Raises OSError when that is impossible."""
+        shim = [sys.executable, "-S", "-E", str(_SHIM), str(int(spec.at_death_of_launcher)), str(os.getpid())]
+        process = await asyncio.create_subprocess_exec(
+            *shim,
+            *spec.command,
+            cwd=spec.cwd,
+            env={**os.environ, **spec.env, "PYTHONUNBUFFERED": "1"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return cls(spec, process, _open_log(spec, logs))
+
+    @property
+    def pid(self) -> int:
+        """The process's id, which is its group's id too."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """None while it runs; else its exit status, negative for a signal."""
+        return self._process.returncode
+
+    async def ended(self) -> int:
+        """Waits for the end and for the last of the output."""
+        status = await self._process.wait()
+        # A grandchild may hold the pipe open for longer than its parent lives.
+        await asyncio.wait([self._reader], timeout=0.5)
+        return status
+
+    async def until_ready(self) -> bool:
+        """Waits until it says that it is ready (True) or ends (False)."""
+        ready, ended = asyncio.create_task(self.ready.wait()), asyncio.create_task(self.ended())
+        try:
+            await asyncio.wait([ready, ended], return_when=asyncio.FIRST_COMPLETED)
+            return self.ready.is_set()
+        finally:
+            ready.cancel()
+            ended.cancel()
+
+    async def stop(self, within: float) -> None:
+        """Asks it to end, and after `within` seconds makes it end, with everything it started."""
+        if self.status is None:
+            self._signal(signal.SIGTERM, group=False)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), within)
+        self._signal(signal.SIGKILL, group=True)
+        await self._process.wait()
+        self._reader.cancel()
+
+    def last_line(self) -> str:
+        """What it said last, as the likely reason of its end."""
+        return next((line for line in reversed(self.tail) if line.strip()), "it said nothing")
+
+    def _signal(self, number: signal.Signals, *, group: bool) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            (os.killpg if group else os.kill)(self.pid, number)
+
+    async def _keep_output(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None  # noqa: S101 - PIPE was asked for
+        rest = b""
+        with self._log.open("ab", buffering=0) as file:
+            while chunk := await stream.read(65536):
+                file.write(chunk)
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._heard(line.decode(errors="replace"))
+                rest = rest[-65536:]
+        if rest:
+            self._heard(rest.decode(errors="replace"))
+
+    def _heard(self, line: str) -> None:
+        self.tail.append(line)
+        if self.spec.is_ready and not self.ready.is_set() and self.spec.is_ready(line):
+            self.ready.set()
+
+
+def _open_log(spec: Spec, logs: Path) -> Path:
+    if spec.secret:
+        return Path(os.devnull)
+    log = logs / f"{spec.name}.log"
+    if log.exists() and log.stat().st_size > _LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    return log

@@ -1,0 +1,79 @@
+"""Commands that hand over to another program of Canopy: node, key, bench, test."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import home as homes
+from cli import instance, testing
+from cli.home import REPOSITORY, Home
+from cli.lifecycle import DEFAULT_MODEL
+from cli.prepare import steps
+from cli.prepare.model import Model
+
+key = typer.Typer(help="API keys.", no_args_is_help=True)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands to the command line."""
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(node)
+    app.add_typer(key, name="key")
+    app.command(context_settings=_PASS_ON)(bench)
+    app.command(context_settings=_PASS_ON)(test)
+
+
+def node(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Its name in the tree, unlike any other.")],
+    parent: Annotated[str, typer.Option(help="The node to hang below.")],
+    model: Annotated[str | None, typer.Option(help="Model to serve; default: the running instance's first.")] = None,
+    engine: Annotated[str, typer.Option(help="transformers, echo or openai.")] = "transformers",
+    slots: Annotated[int, typer.Option(min=1, help="Answers it writes at the same time.")] = 8,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
+) -> None:
+    """One more worker, on any machine that reaches the broker (CANOPY_AMQP_URL, or an instance that runs here)."""
+    home = homes.read()
+    record = instance.read(home)
+    url = os.environ.get("CANOPY_AMQP_URL") or instance.running(home)["amqp"]["node"]
+    served = record["models"][0] if record else DEFAULT_MODEL if engine == "transformers" else engine
+    options = ["--name", name, "--parent", parent, "--engine", engine, "--slots", str(slots)]
+    options += [*_model(home, model or served, engine), *(["--device", device] if device else []), *context.args]
+    _become("worker", *options, CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path))
+
+
+@key.command()
+def create(
+    user: Annotated[str | None, typer.Option(help="Whose key; default: the first administrator.")] = None,
+) -> None:
+    """Print a new API key, alone on standard output."""
+    home = homes.read()
+    _become("api", "create-key", *(["--user", user] if user else []), CANOPY_HOME=str(home.path))
+
+
+def bench(context: typer.Context) -> None:
+    """Run a benchmark: bench NAME [--json FILE]."""
+    _become("bench", *context.args)
+
+
+def test(context: typer.Context) -> None:
+    """Run all tests, some tiers (lint unit broker faults e2e clients frontend), or pytest with your arguments."""
+    raise typer.Exit(testing.run(context.args))
+
+
+def _model(home: Home, asked: str, engine: str) -> list[str]:
+    model = Model(asked)
+    if engine == "transformers":
+        home.make()
+        with steps.exclusive(REPOSITORY / "var" / ".prepare.lock"):
+            steps.run_together([model.step(home)], home.logs)
+    return ["--model", model.name, *(["--model-path", str(model.folder)] if model.folder else [])]
+
+
+def _become(module: str, *arguments: str, **env: str) -> None:
+    """Replaces this process by another program of ours: signals and the exit status are then its own."""
+    sys.stdout.flush()
+    os.chdir(REPOSITORY)
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], {**os.environ, **env})  # noqa: S606

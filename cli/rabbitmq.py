@@ -1,0 +1,175 @@
+"""A private RabbitMQ as an ordinary child process: own ports, data, users, port mapper; nothing left behind.
+
+Facts this rests on, checked with RabbitMQ 3.10.8 on Erlang 25 (they hold to 4.x):
+- RUNNING_UNDER_SYSTEMD makes the start script replace itself by the Erlang machine, so the pid we started *is* the
+  broker, a signal reaches it, and it can be told to die with us.
+- An Erlang node registers with `epmd`, and starts one in the background if there is none, which would outlive us. So
+  every instance has an `epmd` of its own, in the foreground, on a port of its own. It also makes every node name free.
+- The management agent's event handler blocks an orderly stop for 5 s (it asks an application controller that is
+  itself waiting for it). Removing that handler first makes a stop take 1 s.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli import credentials, plugins, ports
+from cli.errors import CliError
+from cli.home import REPOSITORY, Home
+from cli.prepare import system
+
+NODE = "canopy@localhost"
+_PORTS = ["amqp", "management", "distribution", "epmd"]
+_REMOVE_HANDLER = "gen_event delete_handler [rabbit_event,rabbit_mgmt_db_handler,[]]"
+
+
+@dataclass(frozen=True)
+class Broker:
+    """How to reach a broker: one AMQP address a user, and the management API's (None where nobody told us)."""
+
+    amqp: dict[str, str]
+    management: dict[str, str]
+
+    @classmethod
+    def elsewhere(cls, amqp_url: str, management_url: str) -> "Broker":
+        """A broker that is not ours (CANOPY_AMQP_URL): one user for everybody."""
+        users = credentials.USERS
+        return cls(dict.fromkeys(users, amqp_url), dict.fromkeys(users, management_url) if management_url else {})
+
+
+class PrivateBroker:
+    """The files, commands and environment of one instance's broker. Starting and ending it is the supervisor's."""
+
+    def __init__(self, home: Home, listen: str = "127.0.0.1") -> None:
+        self._folder = home.broker
+        self._home = home
+        self.listen = listen
+        self.passwords: dict[str, str] = {}
+        self.ports: dict[str, int] = {}
+
+    def prepare(self) -> None:
+        """Writes this start's configuration. Raises CliError when there is no RabbitMQ to run."""
+        if system.rabbitmq_server() is None or shutil.which("epmd") is None:
+            raise CliError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
+        for name in ("conf.d", "data", "home"):
+            (self._folder / name).mkdir(parents=True, exist_ok=True)
+        self.passwords = credentials.load_or_create(self._folder / "credentials.json")
+        self.ports = ports.remembered(self._folder / "ports.json", _PORTS)
+        credentials.write_private(self._definitions, json.dumps(credentials.definitions(self.passwords), indent=1))
+        (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
+        (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")
+        self._write_cookie()
+
+    def epmd_command(self) -> list[str]:
+        """The port mapper, in the foreground."""
+        return [shutil.which("epmd") or "epmd", "-port", str(self.ports["epmd"]), "-address", "127.0.0.1"]
+
+    def server_command(self) -> tuple[list[str], dict[str, str]]:
+        """The broker's command and environment."""
+        installed = system.rabbitmq_server()
+        if installed is None:
+            raise CliError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
+        script, inside = plugins.server_script(installed, self._folder / "program")
+        return [str(script)], {**self._environment(), **inside}
+
+    @property
+    def log_file(self) -> Path:
+        """The broker's own log."""
+        return self._home.logs / f"{NODE}.log"
+
+    def address(self) -> Broker:
+        """How this machine's processes reach the broker."""
+        return Broker(
+            {user: self._amqp(user) for user in credentials.USERS},
+            {user: f"http://{self._login(user)}@127.0.0.1:{self.ports['management']}" for user in ("api", "admin")},
+        )
+
+    async def wait_listening(self, within: float) -> None:
+        """Returns once the broker accepts connections; it opens its listeners last. Raises TimeoutError."""
+        async with asyncio.timeout(within):
+            while not await accepts(self._host, self.ports["amqp"]):
+                await asyncio.sleep(0.1)  # noqa: ASYNC110 - the broker offers no event to wait for
+
+    async def ready_to_stop(self) -> None:
+        """Removes the event handler that would hold up the stop. Best effort: without it the stop is slow."""
+        call = shutil.which("erl_call")
+        if not call:
+            return
+        command = [call, "-sname", NODE, "-a", _REMOVE_HANDLER]
+        quiet = asyncio.subprocess.DEVNULL
+        environment = {**os.environ, **self._environment()}
+        with contextlib.suppress(OSError, TimeoutError):
+            process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=quiet, stderr=quiet)
+            try:
+                await asyncio.wait_for(process.wait(), 1)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+
+    @property
+    def _host(self) -> str:
+        """Where this machine's own processes find the broker, whatever it listens on."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen, self.listen)  # noqa: S104 - a comparison
+
+    @property
+    def _definitions(self) -> Path:
+        return self._folder / "definitions.json"
+
+    def _instance_settings(self) -> str:
+        host = f"[{self.listen}]" if ":" in self.listen else self.listen
+        return (
+            "# Written by `canopy up` at every start; change ../../rabbitmq.conf of the program instead.\n"
+            f"listeners.tcp.canopy = {host}:{self.ports['amqp']}\n"
+            f"management.tcp.port = {self.ports['management']}\n"
+            f"load_definitions = {self._definitions}\n"
+        )
+
+    def _environment(self) -> dict[str, str]:
+        folder = self._folder
+        return {
+            "HOME": str(folder / "home"),  # the Erlang cookie's place
+            "RABBITMQ_NODENAME": NODE,
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,  # not the machine's /etc/rabbitmq
+            "RABBITMQ_CONFIG_FILE": str(REPOSITORY / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(folder / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self._home.logs),
+            "RABBITMQ_DIST_PORT": str(self.ports["distribution"]),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RUNNING_UNDER_SYSTEMD": "true",
+            "ERL_EPMD_PORT": str(self.ports["epmd"]),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def _write_cookie(self) -> None:
+        cookie = self._folder / "home" / ".erlang.cookie"
+        cookie.unlink(missing_ok=True)
+        credentials.write_private(cookie, self.passwords["cookie"])
+        cookie.chmod(0o400)  # Erlang refuses a cookie that others could read
+
+    def _login(self, user: str) -> str:
+        return f"{user}:{urllib.parse.quote(self.passwords[user], safe='')}"
+
+    def _amqp(self, user: str) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"amqp://{self._login(user)}@{host}:{self.ports['amqp']}/%2F"
+
+
+async def accepts(host: str, port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 1)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

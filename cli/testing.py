@@ -1,0 +1,93 @@
+"""`canopy test`: the tiers, in the order of what fails fastest, each said with its result."""
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+
+from cli.errors import CliError
+from cli.home import FRONTEND, REPOSITORY, VENV
+from cli.prepare import frontend, system
+from cli.prepare.steps import Step, run_together
+
+_PYTEST_TIERS = ("unit", "broker", "faults", "e2e", "clients")
+TIERS = ("lint", "unit", "frontend", *_PYTEST_TIERS[1:])
+_NEEDS_BROKER = {"broker", "faults", "e2e", "clients"}
+_LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports", "--no-cache"])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit status: 0 when everything asked for passed. Raises CliError when a real broker or browser is missing."""
+    words = list(arguments)
+    if any(word not in TIERS for word in words):
+        _require(set(_PYTEST_TIERS))
+        return _run([str(VENV / "bin" / "pytest"), *words])
+    tiers = [tier for tier in TIERS if tier in words or (not words and _exists(tier))]
+    _require(set(tiers))
+    results = {tier: _timed(tier) for tier in tiers}
+    print(
+        "\n"
+        + "\n".join(
+            f"{'ok  ' if status == 0 else 'FAIL'} {tier:<9} {seconds:5.0f} s"
+            for tier, (status, seconds) in results.items()
+        )
+    )
+    return int(any(status for status, _ in results.values()))
+
+
+def _timed(tier: str) -> tuple[int, float]:
+    print(f"\n== {tier}", flush=True)
+    started = time.monotonic()
+    return _run_tier(tier), time.monotonic() - started
+
+
+def _run_tier(tier: str) -> int:
+    if tier == "lint":
+        return max(_run([str(VENV / "bin" / linter[0]), *linter[1:]]) for linter in _LINTERS)
+    if tier == "frontend":
+        return _run_frontend()
+    if tier == "e2e":
+        _build_pages()
+    status = _run([str(VENV / "bin" / "pytest"), f"tests/{tier}"])
+    return 0 if status == 5 and not _exists(tier) else status
+
+
+def _run_frontend() -> int:
+    logs = REPOSITORY / "var" / "logs"
+    run_together(
+        [Step("npm", "Installing the front end's packages (npm)", lambda: True, frontend.install_modules)], logs
+    )
+    folder = frontend.node_folder()
+    env = {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}", "CI": "1"}
+    return _run(["npm", "run", "--silent", "check"], env) or _run(["npm", "test", "--silent"], env)
+
+
+def _build_pages() -> None:
+    run_together([frontend.step()], REPOSITORY / "var" / "logs")
+
+
+def _exists(tier: str) -> bool:
+    if tier == "lint":
+        return True
+    if tier == "frontend":
+        return (FRONTEND / "package-lock.json").exists()
+    return any((REPOSITORY / "tests" / tier).glob("**/test_*.py"))
+
+
+def _require(tiers: set[str]) -> None:
+    """A missing broker or browser fails the run; it never skips tests."""
+    if tiers & _NEEDS_BROKER and system.rabbitmq_server() is None:
+        raise CliError(f"The tests need a real RabbitMQ; run: {system.remedy(['rabbitmq-server'])}")
+    if "e2e" in tiers and system.browser() is None:
+        raise CliError(f"The tests need a real browser; run: {system.remedy(['chromium'])}")
+
+
+def _run(command: list[str], env: dict[str, str] | None = None) -> int:
+    cwd = FRONTEND if command[0] == "npm" else REPOSITORY
+    return subprocess.run(command, cwd=cwd, env={**_environment(), **(env or {})}, check=False).returncode
+
+
+def _environment() -> dict[str, str]:
+    browser = system.browser()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CANOPY_")}
+    return {**clean, "PYTHONPATH": str(REPOSITORY), **({"CANOPY_CHROMIUM": str(browser)} if browser else {})}

@@ -1,0 +1,156 @@
+"""`tree`, `log`, `attach`, `drain`, `resume`: the registry, and the tree while it runs."""
+
+import asyncio
+import json
+import os
+from collections.abc import Coroutine, Mapping
+from datetime import timedelta
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree as Drawing
+
+from broker import inspect
+from broker.management import ManagementError
+from broker.session import BrokerError
+from broker.tree import describe
+from broker.wire import AnyControl, Attach, Drain, Resume
+from cli import home, instance
+from cli.errors import CliError
+from topology.tree import BadEdge, check_attach
+
+_COLOURS = {"idle": "green", "busy": "yellow", "starting": "cyan", "draining": "magenta", "drained": "magenta"}
+_LOG_FIELDS = (
+    "name", "state", "host", "pid", "parent", "children", "model", "engine", "device", "policy", "slots", "running",
+    "queued", "held", "depth", "received", "finished", "tokens", "uptime", "detail",
+)  # fmt: skip
+
+Node = Mapping[str, Any]
+T = TypeVar("T")
+NodeName = Annotated[str, typer.Argument(metavar="NAME", help="A node's name, as ./canopy tree shows it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the application."""
+    for command in (tree, log, attach, drain, resume):
+        app.command()(command)
+
+
+def tree(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False) -> None:
+    """Draw the tree of nodes with their states."""
+    seen = _look()
+    if as_json:
+        print(json.dumps(seen))
+        return
+    nodes = {node["name"]: node for node in seen["nodes"]}
+    tops = [node for node in seen["nodes"] if node["parent"] not in nodes]
+    if not tops:
+        print("No node is registered.")
+    for top in tops:
+        Console(highlight=False).print(_draw(top, nodes, Drawing(_line(top), guide_style="dim")))
+
+
+def log(
+    name: NodeName, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False
+) -> None:
+    """Print one node's state."""
+    node = _find(_look(), name)
+    if as_json:
+        print(json.dumps(node))
+        return
+    for field in _LOG_FIELDS:
+        print(f"{field:<9} {_readable(field, node[field])}")
+
+
+def attach(
+    name: NodeName, parent: Annotated[str, typer.Option(metavar="P", help="The node to hang NAME below.")]
+) -> None:
+    """Hang a node, with all below it, under another parent while it runs."""
+    seen = _look()
+    node = _find(seen, name)
+    _find(seen, parent)
+    if node["engine"] == "none":
+        raise CliError(f"{name!r} is a root; only nodes below a root can be moved")
+    try:
+        check_attach({each["name"]: each["parent"] for each in seen["nodes"] if each["parent"]}, name, parent)
+    except BadEdge as error:
+        raise CliError(str(error)) from error
+    _tell(name, Attach(parent=parent))
+    print(f"{name} hangs below {parent}")
+
+
+def drain(name: NodeName) -> None:
+    """Let a node finish what it runs and hand it, and all below it, nothing new."""
+    _tell(name, Drain())
+    print(f"{name} drains; ./canopy resume {name} lets it take jobs again")
+
+
+def resume(name: NodeName) -> None:
+    """Let a drained node take jobs again."""
+    _tell(name, Resume())
+    print(f"{name} takes jobs")
+
+
+def _look() -> dict[str, Any]:
+    amqp_url, management_url = _addresses()
+    if not management_url:
+        raise CliError("The tree is read from RabbitMQ's management API; set CANOPY_MANAGEMENT_URL")
+    seen = _run(inspect.look(amqp_url, management_url))
+    return describe(seen.edges, seen.states, seen.depths)
+
+
+def _tell(node: str, message: AnyControl) -> None:
+    _run(inspect.tell(_addresses()[0], node, message))
+
+
+def _addresses() -> tuple[str, str]:
+    """The broker of the environment, else that of the instance that runs here."""
+    if amqp_url := os.environ.get("CANOPY_AMQP_URL"):
+        return amqp_url, os.environ.get("CANOPY_MANAGEMENT_URL", "")
+    record = instance.running(home.read())
+    return record["amqp"]["admin"], record["management"]
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except (BrokerError, ManagementError, inspect.NoSuchNode) as error:
+        raise CliError(str(error)) from error
+
+
+def _find(seen: Mapping[str, Any], name: str) -> Node:
+    for node in seen["nodes"]:
+        if node["name"] == name:
+            found: Node = node
+            return found
+    raise CliError(f"no node named {name!r} is registered (./canopy tree lists them)")
+
+
+def _draw(node: Node, nodes: Mapping[str, Node], drawing: Drawing) -> Drawing:
+    for child in node["children"]:
+        _draw(nodes[child], nodes, drawing.add(_line(nodes[child])))
+    return drawing
+
+
+def _line(node: Node) -> str:
+    """One node as a line: name, state, load, where it runs."""
+    state = node["state"]
+    colour = _COLOURS.get(state, "red")
+    if node["engine"] == "none":
+        load = f"entrance of {escape(node['model'])}"
+    else:
+        load = f"{node['running']}/{node['slots']} running  {escape(node['model'])} ({node['engine']})"
+    where = f"  [dim]{escape(str(node['host']))}:{node['pid']}[/dim]" if node["host"] else ""
+    queued = f"  {node['queued']} queued" if node["queued"] else ""
+    detail = f"  {escape(node['detail'])}" if node["detail"] else ""
+    return f"[bold]{escape(node['name'])}[/bold]  [{colour}]{state}[/{colour}]  {load}{queued}{where}{detail}"
+
+
+def _readable(field: str, value: object) -> str:
+    if field == "uptime" and isinstance(value, float):
+        return str(timedelta(seconds=round(value)))
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value in (None, "") else str(value)

@@ -1,0 +1,208 @@
+"""`canopy up`: from options to a running instance, and back to nothing."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from typing import IO, Any
+
+from cli import credentials, instance, plan, ports, supervisor
+from cli.errors import CliError, explain_os_error
+from cli.home import REPOSITORY, Home
+from cli.plan import Plan, Request
+from cli.prepare import frontend, steps
+from cli.prepare.model import Model
+from cli.rabbitmq import Broker, PrivateBroker
+from cli.supervisor import Supervisor
+
+NEEDED_BYTES = 500_000_000  # below this the broker would soon block publishers, and logs have nowhere to go
+_READY_FD = "CANOPY_READY_FD"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def say(line: str) -> None:
+    """One line of progress, beside the results on standard output."""
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def check(request: Request, home: Home) -> None:
+    """Refuses, before anything is started or prepared, what could not end well. Raises CliError."""
+    with instance.held(home):  # a second `up` is refused here
+        instance.end_leftovers(home)  # they may hold the port
+    ports.check_free(request.host, request.port)
+    free = shutil.disk_usage(home.path).free
+    if free < NEEDED_BYTES:
+        raise CliError(
+            f"The disk of {home.path} has only {free / 1e6:.0f} MB free; {NEEDED_BYTES / 1e6:.0f} MB are needed."
+        )
+
+
+def prepare(models: list[Model], home: Home) -> None:
+    """Builds the pages and makes the models ready, at the same time; instant the second time. Raises CliError."""
+    work = [frontend.step(), *(model.step(home) for model in models)]
+    if all(not step.needed() for step in work):
+        return
+    with steps.exclusive(REPOSITORY / "var" / ".prepare.lock"):
+        steps.run_together(work, home.logs)
+
+
+def run(request: Request, home: Home) -> None:
+    """Runs an instance until a signal or a failure ends it. Raises CliError."""
+    with instance.held(home):
+        for name in instance.end_leftovers(home):
+            say(f"ended {name}, left over from a launcher that was killed")
+        asyncio.run(_live(request, home))
+
+
+def detach(home: Home) -> None:
+    """Starts the same command in the background; returns when it is ready. Raises CliError with its reason."""
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "cli", *(word for word in sys.argv[1:] if word != "--detach")]
+    with (home.logs / "up.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, _READY_FD: str(write_end)},
+            pass_fds=[write_end],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    os.close(write_end)
+    say(f"starting in the background (pid {process.pid}, log: {home.logs / 'up.log'})")
+    with os.fdopen(read_end) as pipe:
+        told = json.loads(pipe.read() or "{}")
+    if "ready" not in told:
+        raise CliError(told.get("error") or f"Canopy did not start (log: {home.logs / 'up.log'})")
+    print(told["ready"], flush=True)
+
+
+def tell_starter(**what: str) -> None:
+    """Tells the command that waits in the foreground how a detached start went; does nothing without one."""
+    number = os.environ.pop(_READY_FD, None)
+    if number is not None:
+        with contextlib.suppress(OSError), os.fdopen(int(number), "w") as pipe:
+            json.dump(what, pipe)
+
+
+async def _live(request: Request, home: Home) -> None:
+    external = os.environ.get("CANOPY_AMQP_URL")
+    private = None if external else PrivateBroker(home, request.listen)
+    children = Supervisor(home, private, say)
+    stopping = _on_signals(children)
+    life = asyncio.create_task(_serve(request, home, private, children))
+    try:
+        awaited: list[asyncio.Future[Any]] = [life, children.failed, stopping]
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            say("stopping")
+        elif children.failed.done():
+            raise children.failed.result()
+        else:
+            life.result()
+    except BaseExceptionGroup as group:
+        raise supervisor.first_error(group) from None
+    finally:
+        started = time.monotonic()
+        life.cancel()
+        await asyncio.wait([life])
+        home.instance_file.unlink(missing_ok=True)
+        await children.stop()
+        if stopping.done():
+            say(f"stopped in {time.monotonic() - started:.1f} s")
+
+
+async def _serve(request: Request, home: Home, private: PrivateBroker | None, children: Supervisor) -> None:
+    started = time.time()
+    if private:
+        private.prepare()
+        broker = private.address()
+    else:
+        broker = Broker.elsewhere(os.environ["CANOPY_AMQP_URL"], os.environ.get("CANOPY_MANAGEMENT_URL", ""))
+    layout = plan.make(request, home, broker)
+    say("starting the broker, preparing the database" if private else "preparing the database")
+    async with asyncio.TaskGroup() as together:
+        together.create_task(children.start_broker())
+        together.create_task(children.run_once(layout.migrate))
+    say(f"starting the API, {_names(layout)} ({time.time() - started:.0f} s)")
+    async with asyncio.TaskGroup() as together:
+        token = together.create_task(children.run_once(layout.login_token))
+        together.create_task(children.start_plan(layout, lambda: _answers(request)))
+    _publish(request, home, broker, children, started)
+    ready = f"Canopy is ready: {request.url}/login?token={token.result()[-1].strip()}"
+    say(f"started in {time.time() - started:.0f} s; Ctrl-C or ./canopy down stops everything")
+    print(ready, flush=True)
+    tell_starter(ready=ready)
+    await asyncio.Event().wait()
+
+
+def _publish(request: Request, home: Home, broker: Broker, children: Supervisor, started: float) -> None:
+    record = {
+        "pid": os.getpid(),
+        "started": started,
+        "port": request.port,
+        "url": request.url,
+        "listen": request.listen,
+        "amqp": broker.amqp,
+        "management": broker.management.get("admin", ""),
+        "models": list(request.models),
+        "processes": [asdict(each) for each in children.recorded()],
+    }
+    credentials.write_private(home.instance_file, json.dumps(record, indent=1))
+
+
+def _on_signals(children: Supervisor) -> "asyncio.Future[None]":
+    """A future that the first signal completes; the second kills everything at once."""
+    loop = asyncio.get_running_loop()
+    stopping: asyncio.Future[None] = loop.create_future()
+
+    def stop() -> None:
+        if stopping.done():
+            children.kill()
+        else:
+            stopping.set_result(None)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+async def _answers(request: Request) -> bool:
+    """Whether the API says that it is ready: 200 from /readyz."""
+    host = request.url.removeprefix("http://").rsplit(":", 1)[0]
+    try:
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), request.port)
+            try:
+                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                return b" 200" in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+
+
+def _names(layout: Plan) -> str:
+    return ", ".join(spec.name for spec in (*layout.roots, *layout.nodes))
+
+
+def fail(error: CliError, stream: IO[str] | None = None) -> int:
+    """Prints a failure, its detail below it, and returns the exit status."""
+    out = stream or sys.stderr
+    if error.detail:
+        print(error.detail, file=out)
+    print(f"canopy: {error}", file=out, flush=True)
+    tell_starter(error=str(error))
+    return error.code
+
+
+def fail_os(error: OSError) -> int:
+    """The same for an operating system's refusal."""
+    return fail(explain_os_error(error))
