@@ -1,0 +1,129 @@
+"""The echo engine, its chunks and its stop strings."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from broker.wire import ChatMessage, Job, Sampling
+from worker.engines import create
+from worker.engines.base import Chunk, Engine, EngineUnavailable
+from worker.engines.mailbox import Mailbox
+from worker.engines.text import StopFilter
+
+
+def job(*said: str, delivered: str = "", **settings: Any) -> Job:
+    messages = tuple(ChatMessage(role="user", content=text) for text in said)
+    return Job(
+        request_id="r", model="echo", reply_to="q", created=0, messages=messages,
+        sampling=Sampling(**settings), delivered=delivered,
+    )  # fmt: skip
+
+
+def echo(delay: float = 0.0) -> Engine:
+    return create("echo", model="echo", model_path=None, device="auto", slots=4, token_delay=delay)
+
+
+async def read(item: Job, delay: float = 0.0) -> list[Chunk]:
+    return [chunk async for chunk in echo(delay).run(item)]
+
+
+async def said(item: Job, delay: float = 0.0) -> tuple[str, int, str | None]:
+    chunks = await read(item, delay)
+    assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    return "".join(chunk.text for chunk in chunks), sum(chunk.tokens for chunk in chunks), chunks[-1].finish
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001])
+@pytest.mark.parametrize(
+    ("settings", "text", "tokens", "finish"),
+    [
+        ({}, "one two three", 3, "stop"),
+        ({"max_tokens": 2}, "one two", 2, "length"),
+        ({"max_tokens": 3}, "one two three", 3, "length"),
+        ({"max_tokens": 5}, "one two three one two", 5, "length"),
+        ({"stop": ("wo t",)}, "one t", 3, "stop"),
+        ({"stop": ("zzz", "ne")}, "o", 1, "stop"),
+        ({"max_tokens": 4, "delivered": "one two"}, " three one", 4, "length"),
+        ({"max_tokens": 3, "delivered": "one tw"}, "o three", 3, "length"),
+        ({"delivered": "one two three"}, "", 3, "stop"),
+    ],
+)
+async def test_words(delay: float, settings: dict[str, Any], text: str, tokens: int, finish: str) -> None:
+    assert await said(job("first\nmessage", "one  two\nthree", **settings), delay) == (text, tokens, finish)
+
+
+async def test_nothing_to_say() -> None:
+    assert await said(job("", max_tokens=5)) == ("", 0, "stop")
+    assert await said(Job(request_id="r", model="m", reply_to="q", created=0, prompt="a b")) == ("a b", 2, "stop")
+
+
+async def test_first_chunk_counts_the_prompt() -> None:
+    assert (await read(job("a b", "c d e")))[0].prompt_tokens == 5
+    assert (await read(job("a b", "c d e"), delay=0.001))[0].prompt_tokens == 5
+
+
+async def test_without_delay_words_come_in_few_chunks() -> None:
+    chunks = await read(job("word", max_tokens=1000))
+    assert len(chunks) < 10
+    assert sum(chunk.tokens for chunk in chunks) == 1000
+
+
+async def test_with_delay_a_token_at_a_time() -> None:
+    begun = time.monotonic()
+    chunks = await read(job("word", max_tokens=5), delay=0.02)
+    assert 0.1 <= time.monotonic() - begun < 0.5
+    assert [chunk.tokens for chunk in chunks] == [0, 1, 1, 1, 1, 1]
+
+
+async def test_an_endless_run_can_be_cancelled() -> None:
+    reader = asyncio.create_task(read(job("word", max_tokens=10**9)))
+    await asyncio.sleep(0.02)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+
+def test_a_node_with_echo_starts_without_torch() -> None:
+    program = (
+        "import sys; from worker.engines import create;"
+        "create('echo', model='m', model_path=None, device='auto', slots=1, token_delay=0);"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == 0  # noqa: S603
+
+
+def test_the_table_names_what_there_is() -> None:
+    with pytest.raises(EngineUnavailable, match="echo, transformers"):
+        create("none", model="m", model_path=None, device="auto", slots=1, token_delay=0)
+    with pytest.raises(EngineUnavailable, match="slot"):
+        create("echo", model="m", model_path=None, device="auto", slots=0, token_delay=0)
+
+
+@given(some.text("ab\n", max_size=30), some.lists(some.text("ab\n", min_size=1, max_size=4), max_size=3), some.data())
+def test_stop_filter_is_the_same_however_text_is_cut(text: str, stops: list[str], data: Any) -> None:
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    whole = StopFilter(tuple(stops))
+    shown, rest = "", text
+    while rest and not whole.stopped:
+        size = data.draw(some.integers(1, len(rest)))
+        shown, rest = shown + whole.push(rest[:size]), rest[size:]
+        assert text.startswith(shown)
+    if not ends:
+        assert shown + whole.flush() == text
+    else:  # cut differently, another stop string may be complete first; never is one shown
+        assert whole.stopped
+        assert not any(stop in shown for stop in stops)
+
+
+async def test_a_slow_reader_gets_joined_chunks() -> None:
+    mailbox = Mailbox()
+    for chunk in (Chunk(prompt_tokens=3), Chunk(text="a", tokens=1), Chunk(text="b", tokens=2, finish="stop")):
+        mailbox.put(chunk)
+    assert await mailbox.get() == Chunk(text="ab", tokens=3, prompt_tokens=3, finish="stop")

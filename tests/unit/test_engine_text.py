@@ -1,0 +1,182 @@
+"""From tokens to text, from messages to prompts, from logits to tokens: the parts without a model."""
+
+import math
+import random
+from typing import Any
+
+import jinja2
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from broker.wire import ChatMessage, Job, Sampling
+from tests.unit.engine_models import tokenizer
+from worker.engines.base import EngineError
+from worker.engines.cache import RowsLayer
+from worker.engines.detokenize import Detokenizer
+from worker.engines.sampling import Dice, choose
+from worker.engines.template import DIALOGUE_STOPS, dialogue, prepare
+
+BYTES = tokenizer()
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+
+
+def chat(*turns: tuple[str, str], delivered: str = "") -> Job:
+    messages = tuple(ChatMessage(role=role, content=text) for role, text in turns)  # type: ignore[arg-type]
+    return Job(request_id="r", model="m", reply_to="q", created=0, messages=messages, delivered=delivered)
+
+
+def prompt(text: str, delivered: str = "") -> Job:
+    return Job(request_id="r", model="m", reply_to="q", created=0, prompt=text, delivered=delivered)
+
+
+@settings(max_examples=50, deadline=None)
+@given(some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=20))
+def test_any_text_streams_in_whole_characters(text: str) -> None:
+    stream = Detokenizer(BYTES, BYTES("before ")["input_ids"])
+    pieces = [stream.push(token) for token in BYTES(text, add_special_tokens=False)["input_ids"]]
+    assert "".join(pieces) + stream.flush() == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_an_unfinished_character_is_dropped_at_the_end() -> None:
+    stream = Detokenizer(BYTES, [])
+    ids = BYTES("a😀", add_special_tokens=False)["input_ids"]
+    assert [stream.push(token) for token in ids[:-1]] == ["a", "", "", ""]
+    assert stream.flush() == ""
+
+
+class Pieces:
+    """Decodes like sentencepiece: the space before the first word of a text is not shown."""
+
+    def decode(self, token_ids: list[int], **_: Any) -> str:
+        return "".join(["▁The", "▁cat", "s"][token] for token in token_ids).replace("▁", " ").removeprefix(" ")
+
+
+def test_words_after_the_prompt_keep_their_space() -> None:
+    stream = Detokenizer(Pieces(), [0])
+    assert [stream.push(token) for token in (1, 2, 1)] == [" cat", "s", " cat"]
+
+
+def test_plain_dialogue() -> None:
+    turns = (("user", "Hi"), ("system", "Be kind."), ("assistant", "Hello!"), ("user", "Bye"))
+    assert dialogue(chat(*turns).messages or ()) == "Be kind.\n\nUser: Hi\nAssistant: Hello!\nUser: Bye\nAssistant:"
+
+
+def test_model_without_template_gets_the_dialogue_and_its_stops() -> None:
+    made = prepare(BYTES, chat(("user", "Hi")))
+    assert BYTES.decode(made.ids) == "<s>User: Hi\nAssistant:"
+    assert (made.stops, made.strip, made.delivered) == (DIALOGUE_STOPS, True, 0)
+    again = prepare(BYTES, chat(("user", "Hi"), delivered="Hel"))
+    assert BYTES.decode(again.ids) == "<s>User: Hi\nAssistant: Hel"
+    assert (again.strip, again.delivered) == (False, 4)
+
+
+def test_own_template_is_used_as_it_is() -> None:
+    model = tokenizer()
+    model.chat_template = CHATML
+    made = prepare(model, chat(("system", "S"), ("user", "Hi"), delivered="Yo"))
+    assert model.decode(made.ids) == (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo"
+    )
+    assert (made.stops, made.delivered) == ((), 2)
+
+
+def test_template_without_system_role_gets_it_in_the_first_message() -> None:
+    model = tokenizer()
+    model.chat_template = NO_SYSTEM
+    made = prepare(model, chat(("system", "Be kind."), ("user", "Hi")))
+    assert "user\nBe kind.\n\nHi<|im_end|>" in model.decode(made.ids)
+    with pytest.raises(EngineError, match="System role") as caught:
+        prepare(model, chat(("system", "alone")))
+    assert caught.value.code == "invalid"
+    assert isinstance(caught.value.__cause__, jinja2.TemplateError)
+
+
+@pytest.mark.parametrize("text", ["Hi", "", "<s>Hi"])
+def test_exactly_one_bos(text: str) -> None:
+    assert prepare(BYTES, prompt(text)).ids.count(BYTES.bos_token_id) == 1
+
+
+def test_empty_prompt_without_bos() -> None:
+    assert prepare(tokenizer(bos=False), prompt("")).ids == [0]
+    bare = tokenizer(bos=False)
+    bare.bos_token = None
+    with pytest.raises(EngineError, match="empty"):
+        prepare(bare, prompt(""))
+
+
+def shares(setting: Sampling, logits: list[float], draws: int = 4000) -> list[float]:
+    """How often each token is chosen."""
+    random.seed(1)
+    rows = torch.tensor([logits]).repeat(draws, 1)
+    chosen = choose(rows, [setting] * draws, [Dice(seed) for seed in range(draws)])
+    return [chosen.count(token) / draws for token in range(len(logits))]
+
+
+LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        (Sampling(temperature=0), [0, 1, 0, 0]),
+        (Sampling(), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_k=9), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(top_p=0.6), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_p=0.01), [0, 1, 0, 0]),
+        (Sampling(top_p=0), [0, 1, 0, 0]),
+        (Sampling(top_k=3, top_p=0.7), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(temperature=0.5, top_k=2), [0, 16 / 25, 0, 9 / 25]),
+    ],
+)
+def test_shares(setting: Sampling, wanted: list[float]) -> None:
+    assert shares(setting, LOGITS) == pytest.approx(wanted, abs=0.03)
+
+
+def test_rows_are_independent_of_each_other() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 3000)
+    mixed = [Sampling(temperature=0), Sampling(), Sampling(top_k=5), Sampling(top_p=0.9), Sampling(top_p=0.3, top_k=40)]
+    together = choose(logits, mixed, [Dice(n) for n in range(5)])
+    alone = [choose(logits[n : n + 1], [mixed[n]], [Dice(n)])[0] for n in range(5)]
+    assert together == alone
+
+
+def test_top_p_beyond_the_shortlist_looks_at_the_whole_vocabulary() -> None:
+    flat = torch.zeros(200, 4000)
+    chosen = choose(flat, [Sampling(top_p=0.9)] * 200, [Dice(n) for n in range(200)])
+    assert len({token // 1000 for token in chosen}) >= 3
+
+
+def test_dice_can_be_continued() -> None:
+    dice = Dice(5)
+    draws = [dice.draw() for _ in range(4)]
+    assert Dice(5, skip=3).draw() == draws[3]
+
+
+def test_cache_rows_come_and_go_right_aligned() -> None:
+    def layer(*rows: list[float]) -> RowsLayer:
+        made = RowsLayer()
+        values = torch.tensor(rows)[:, None, :, None]
+        made.update(values, -values)
+        return made
+
+    cache = layer([1, 2, 3], [4, 5, 6])
+    cache.adopt(layer([7, 8, 9, 10]))
+    assert cache.keys[:, 0, :, 0].tolist() == [[0, 1, 2, 3], [0, 4, 5, 6], [7, 8, 9, 10]]
+    cache.remove(0)
+    assert cache.keys[:, 0, :, 0].tolist() == [[7, 8, 9, 10], [0, 4, 5, 6]]
+    cache.remove(0)
+    cache.trim(1)
+    for step in range(600):  # beyond the headroom
+        cache.update(torch.full((1, 1, 1, 1), step), torch.full((1, 1, 1, 1), -step))
+    assert cache.keys[0, 0, :, 0].tolist() == [4, 5, 6, *range(600)]
+    assert cache.values[0, 0, :, 0].tolist() == [-4, -5, -6, *(-step for step in range(600))]
+    cache.adopt(layer([1, 2]))
+    assert cache.keys[1, 0, :, 0].tolist() == [0] * 601 + [1, 2]

@@ -1,0 +1,259 @@
+"""The transformers engine against `model.generate`, on tiny models of each architecture."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from broker.wire import ChatMessage, Job, Sampling
+from tests.unit.engine_models import CONFIGS, save_model
+from worker.engines import create
+from worker.engines.base import Chunk, Engine, EngineError, EngineUnavailable
+
+PROMPTS = [
+    "Once upon a time, in a land far away, there lived a tiny model with random weights.",
+    "Hi",
+    "Ünïcödé 日本語 😀 text of several bytes a character",
+    "a" * 120,
+    "The quick brown fox",
+    "x",
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny matrices gain nothing from a second core and lose much to handing over."""
+    monkeypatch.setenv("CANOPY_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+async def engine(folder: Path) -> Any:
+    made = await started(folder, slots=4)
+    yield made
+    await made.stop()
+
+
+async def started(folder: Path, slots: int) -> Engine:
+    made = create("transformers", model="tiny", model_path=str(folder), device="cpu", slots=slots, token_delay=0)
+    await made.start()
+    return made
+
+
+def job(prompt: str, **settings: Any) -> Job:
+    delivered = settings.pop("delivered", "")
+    sampling = Sampling(**{"temperature": 0.0, "max_tokens": 20, **settings})
+    return Job(
+        request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling, delivered=delivered
+    )
+
+
+async def read(engine: Engine, job: Job) -> list[Chunk]:
+    return [chunk async for chunk in engine.run(job)]
+
+
+async def text_of(engine: Engine, job: Job) -> str:
+    return "".join(chunk.text for chunk in await read(engine, job))
+
+
+def expected(folder: Path, prompts: list[str], length: int) -> list[str]:
+    """What the library's own loop generates, one prompt at a time."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        made = model.generate(ids, max_new_tokens=length, do_sample=False, attention_mask=torch.ones_like(ids))
+        text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        texts.append(text.rstrip("\ufffd"))
+    return texts
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+async def test_greedy_equals_generate_while_rows_join_and_leave(kind: str, tmp_path: Path) -> None:
+    folder = save_model(kind, tmp_path / kind)
+    wanted = dict(zip(PROMPTS, expected(folder, PROMPTS, 24), strict=True))
+    engine = await started(folder, slots=3)
+    free = asyncio.Semaphore(3)
+
+    async def one(number: int, prompt: str) -> None:
+        async with free:
+            await asyncio.sleep(0.01 * (number % 3))
+            length = 24 if number % 2 else 7 + number
+            text = await text_of(engine, job(prompt, max_tokens=length))
+            assert wanted[prompt].startswith(text), (kind, prompt)
+            assert length < 24 or text == wanted[prompt]
+
+    await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate([*PROMPTS, *PROMPTS[:3]])))
+    await engine.stop()
+
+
+async def test_a_long_prompt_is_read_in_pieces(folder: Path, engine: Engine) -> None:
+    prompt = "words and words " * 25  # 400 tokens: two pieces
+    assert await text_of(engine, job(prompt)) == expected(folder, [prompt], 20)[0]
+
+
+async def test_seed_gives_the_same_text_in_any_company(engine: Engine) -> None:
+    wanted = job("Tell me", temperature=1.0, seed=11, top_k=50, top_p=0.95, max_tokens=40)
+    alone = await text_of(engine, wanted)
+    others = [job(prompt, temperature=1.0, max_tokens=15 + n) for n, prompt in enumerate(PROMPTS[:3])]
+    first, *_ = await asyncio.gather(*(text_of(engine, item) for item in [wanted, *others]))
+    assert first == alone
+    assert alone != await text_of(engine, job("Tell me", temperature=1.0, seed=12, max_tokens=40))
+
+
+async def test_counts_and_finish(engine: Engine) -> None:
+    chunks = await read(engine, job("Hello", max_tokens=9))
+    assert chunks[0].prompt_tokens == len("Hello") + 1
+    assert sum(chunk.tokens for chunk in chunks) == 9
+    assert [chunk.finish for chunk in chunks if chunk.finish] == ["length"]
+    assert chunks[-1].finish == "length"
+
+
+async def test_stop_string_is_found_across_tokens_and_not_shown(engine: Engine) -> None:
+    whole = await text_of(engine, job("Hello", max_tokens=30))
+    stop = whole[8:11]
+    chunks = await read(engine, job("Hello", max_tokens=30, stop=(stop,)))
+    assert "".join(chunk.text for chunk in chunks) == whole[: whole.index(stop)]
+    assert chunks[-1].finish == "stop"
+
+
+async def test_a_restarted_job_continues(engine: Engine) -> None:
+    whole = await text_of(engine, job("Hello", max_tokens=30))
+    given = whole[:10]
+    chunks = await read(engine, job("Hello", max_tokens=30, delivered=given))
+    assert given + "".join(chunk.text for chunk in chunks) == whole
+    assert chunks[0].prompt_tokens == len("Hello") + 1
+    assert sum(chunk.tokens for chunk in chunks) == 30
+
+
+async def test_a_job_that_was_complete_when_its_node_died_just_ends(engine: Engine) -> None:
+    assert [chunk.finish for chunk in await read(engine, job("Hello", max_tokens=3, delivered="abc"))] == ["length"]
+
+
+async def test_without_max_tokens_the_context_is_the_limit(engine: Engine) -> None:
+    chunks = await read(engine, job("a" * 480, max_tokens=None))
+    assert chunks[-1].finish in ("length", "stop")
+    assert 481 + sum(chunk.tokens for chunk in chunks) <= 512
+
+
+async def test_too_long_says_both_numbers(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"601.*511") as caught:
+        await read(engine, job("a" * 600))
+    assert caught.value.code == "too_long"
+    assert not caught.value.retryable
+
+
+async def test_closing_the_iterator_frees_the_slot(engine: Engine) -> None:
+    runs = [engine.run(job(prompt, max_tokens=400, temperature=1.0)) for prompt in PROMPTS[:4]]
+    for run in runs:
+        await anext(run)
+    for run in runs:
+        await run.aclose()
+    begun = time.monotonic()
+    assert len(await asyncio.gather(*(read(engine, job(prompt, max_tokens=3)) for prompt in PROMPTS[:4]))) == 4
+    assert time.monotonic() - begun < 1
+
+
+async def test_cancelling_the_reader_frees_the_slot(engine: Engine) -> None:
+    readers = [asyncio.create_task(read(engine, job("go on", max_tokens=400))) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    assert await text_of(engine, job("Hi", max_tokens=3))
+
+
+async def test_more_runs_than_slots_are_refused(engine: Engine) -> None:
+    runs = [engine.run(job("x", max_tokens=400)) for _ in range(4)]
+    for run in runs:
+        await anext(run)
+    with pytest.raises(EngineError, match="slots"):
+        await anext(engine.run(job("x")))
+    for run in runs:
+        await run.aclose()
+
+
+async def test_a_failing_step_fails_its_jobs_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = engine._decoder._loaded.model  # type: ignore[attr-defined]
+    forward, calls = model.forward, 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise RuntimeError("out of memory, say")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", failing)
+    with pytest.raises(EngineError, match="out of memory") as caught:
+        await read(engine, job("Hello"))
+    assert caught.value.code == "engine"
+    assert caught.value.retryable
+    assert await text_of(engine, job("Hello"))
+
+
+async def test_text_no_tokenizer_reads_fails_one_job(engine: Engine) -> None:
+    with pytest.raises(EngineError):
+        await read(engine, job("half a pair \ud83d"))
+    assert await text_of(engine, job("Hello"))
+
+
+async def test_a_chat_without_template_is_a_dialogue(engine: Engine) -> None:
+    messages = (ChatMessage(role="user", content="Hi"),)
+    item = Job(
+        request_id="r", model="tiny", reply_to="q", created=0, messages=messages, sampling=Sampling(max_tokens=5)
+    )
+    chunks = await read(engine, item)
+    assert chunks[0].prompt_tokens == 1 + len("User: Hi\nAssistant:")
+    assert not "".join(chunk.text for chunk in chunks).startswith(" ")
+
+
+async def test_stop_ends_every_run(folder: Path) -> None:
+    engine = await started(folder, slots=2)
+    reader = asyncio.create_task(read(engine, job("x", max_tokens=400)))
+    await asyncio.sleep(0.02)
+    await engine.stop()
+    with pytest.raises(EngineError, match="stopping"):
+        await reader
+    with pytest.raises(EngineError, match="not running"):
+        await read(engine, job("x"))
+    await engine.stop()
+
+
+async def test_unavailable_says_why(tmp_path: Path, folder: Path) -> None:
+    async def why(path: Path, device: str = "cpu") -> str:
+        engine = create("transformers", model="m", model_path=str(path), device=device, slots=1, token_delay=0)
+        with pytest.raises(EngineUnavailable) as caught:
+            await engine.start()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no model folder" in await why(tmp_path / "absent")
+    assert "is not a model" in await why(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"not at all")
+    assert "cannot load" in await why(tmp_path)
+    assert "no such device" in await why(folder, "cuda:7")
+    assert "no such device" in await why(folder, "toaster")
+
+
+async def test_a_cut_off_weight_file_is_not_loaded(tmp_path: Path, folder: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EngineUnavailable, match="cannot load"):
+        await started(tmp_path, slots=1)
+    save_file({"stray": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(EngineUnavailable, match="weights"):
+        await started(tmp_path, slots=1)

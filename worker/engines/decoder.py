@@ -1,0 +1,188 @@
+"""The thread that computes: takes jobs in, moves every running one by a token a step, tells what came of it.
+
+It never touches a socket or the event loop; `tell` hands over everything a step made at once.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import torch
+
+from worker.engines.base import Chunk, EngineError
+from worker.engines.batch import Batch
+from worker.engines.loading import Loaded
+from worker.engines.mailbox import Mailbox
+from worker.engines.sampling import choose
+from worker.engines.sequence import Sequence
+
+log = structlog.get_logger(__name__)
+
+News = list[tuple[Mailbox, Chunk | EngineError]]
+
+
+class Prefill:
+    """Newcomers whose prompts are being read, a bounded number of tokens at a time, so that nobody waits long."""
+
+    def __init__(self, model: Any, rows: list[Sequence]) -> None:
+        self._longest = max(len(row.ids) for row in rows)
+        pads = [self._longest - len(row.ids) for row in rows]
+        self._tokens = [[0] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]
+        self._read = 0
+        self.batch = Batch(model)
+        self.batch.start(rows, pads)
+
+    def advance(self, budget: int) -> torch.Tensor | None:
+        """Reads up to `budget` tokens; returns the logits once the prompts are read."""
+        upto = self._read + max(1, budget // len(self._tokens))
+        logits = self.batch.step([row[self._read : upto] for row in self._tokens])
+        self._read = upto
+        return logits if self.done else None
+
+    @property
+    def done(self) -> bool:
+        """Whether every prompt is read to its end."""
+        return self._read >= self._longest
+
+
+class Decoder:
+    """Owns the model and every sequence from `submit` until it has ended."""
+
+    def __init__(self, loaded: Loaded, slots: int, tell: Callable[[News], None]) -> None:
+        self._loaded = loaded
+        self._slots = slots
+        self._tell = tell
+        self._orders: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()  # bounded by the engine's open runs
+        self._waiting: deque[Sequence] = deque()
+        self._prefill: Prefill | None = None
+        self._running = Batch(loaded.model)
+        self._news: News = []
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+
+    def start(self) -> None:
+        """Begins to compute."""
+        self._thread.start()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next step."""
+        self._orders.put(sequence)
+
+    def stop(self, seconds: float) -> bool:
+        """Ends every run; True if the thread ended within `seconds` (a step cannot be interrupted)."""
+        self._orders.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is anybody to submit to."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._receive():
+                    self._step()
+        finally:  # nobody is left waiting, whatever ended the loop
+            everyone = [*self._waiting, *self._rows_reading(), *self._running.rows]
+            self._fail(everyone, EngineError("engine", "the engine is stopping", retryable=True))
+            self._flush()
+
+    def _receive(self) -> bool:
+        """Takes in what was submitted, waiting for it when there is nothing else to do. False: stop."""
+        idle = not (self._waiting or self._prefill or self._running.rows)
+        while idle or not self._orders.empty():
+            sequence = self._orders.get()
+            if sequence is None:
+                return False
+            self._admit(sequence)
+            idle = False
+        return True
+
+    def _step(self) -> None:
+        """A bounded piece of a newcomer's prompt, then a token for everyone who runs."""
+        self._start_prefill()
+        if self._prefill:
+            self._attempt(self._advance_prefill, self._prefill.batch)
+        self._attempt(self._decode, self._running)
+        self._flush()
+
+    def _admit(self, sequence: Sequence) -> None:
+        """Turns the job into tokens; what cannot be read ends here."""
+        try:
+            first = sequence.prepare(self._loaded.tokenizer, self._loaded.ends, self._loaded.context)
+        except Exception as error:  # one job's text; its fate is decided in `_fail`
+            self._fail([sequence], error)
+        else:
+            self._news.append((sequence.mailbox, first))
+            self._waiting.append(sequence)
+        self._flush()
+
+    def _start_prefill(self) -> None:
+        """Takes as many waiting jobs as have slots and fit into one forward pass; a long prompt goes alone."""
+        self._waiting = deque(sequence for sequence in self._waiting if not sequence.finished)
+        room = self._slots - len(self._running.rows)
+        if self._prefill or not self._waiting or room <= 0:
+            return
+        rows = [self._waiting.popleft()]
+        longest = len(rows[0].ids)
+        while self._waiting and len(rows) < room:
+            longest = max(longest, len(self._waiting[0].ids))
+            if longest * (len(rows) + 1) > self._loaded.prefill_tokens:
+                break
+            rows.append(self._waiting.popleft())
+        self._prefill = Prefill(self._loaded.model, rows)
+
+    def _advance_prefill(self) -> None:
+        prefill = self._prefill
+        if prefill is None or all(row.finished for row in prefill.batch.rows):
+            self._prefill = None
+            return
+        logits = prefill.advance(self._loaded.prefill_tokens)
+        if logits is not None:
+            self._take(prefill.batch, logits)
+
+    def _decode(self) -> None:
+        if self._prefill and self._prefill.done:
+            arrived, self._prefill = self._prefill.batch, None
+            self._running.adopt(arrived)
+        self._running.remove_finished()
+        if self._running.rows:
+            self._take(self._running, self._running.step([[row.last] for row in self._running.rows]))
+
+    def _take(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Chooses every row's next token; rows that end with it leave."""
+        tokens = choose(logits, [row.sampling for row in batch.rows], [row.dice for row in batch.rows])
+        for row, token in zip(batch.rows, tokens, strict=True):
+            if not row.finished and (chunk := row.take(token)):
+                self._news.append((row.mailbox, chunk))
+        batch.remove_finished()
+
+    def _attempt(self, work: Callable[[], None], batch: Batch) -> None:
+        """A failure ends the jobs of its batch and nothing else: the next batch begins with an empty cache."""
+        try:
+            work()
+        except Exception as error:  # whatever a model raises; its jobs' fate is decided in `_fail`
+            log.exception("step failed", jobs=len(batch.rows))
+            self._fail(batch.rows, error)
+            batch.clear()
+
+    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
+        """The one place where a failure becomes an answer: unknown ones may succeed on another node."""
+        if not isinstance(error, EngineError):
+            error = EngineError("engine", f"the model failed: {error}", retryable=True)
+        for sequence in sequences:
+            if not sequence.finished:
+                sequence.finished = True
+                self._news.append((sequence.mailbox, error))
+
+    def _rows_reading(self) -> list[Sequence]:
+        return self._prefill.batch.rows if self._prefill else []
+
+    def _flush(self) -> None:
+        if self._news:
+            self._tell(self._news)
+            self._news = []

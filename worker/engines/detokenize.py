@@ -1,0 +1,52 @@
+"""From token ids to text, one token at a time, without ever showing half a character."""
+
+from typing import Protocol
+
+_HALF = "\ufffd"  # what decoders put for bytes that are not (yet) UTF-8
+_CONTEXT = 6  # tokens of the prompt decoded along, so that the first word keeps its leading space
+_PATIENCE = 64  # tokens: a model that emits invalid bytes for ever is shown as it is
+
+
+class Decodes(Protocol):
+    """The part of a Hugging Face tokenizer that is needed here."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        """Text of the ids."""
+
+
+class Detokenizer:
+    """Text of one growing sequence.
+
+    Tokens are decoded together with the few before them and the difference is the new text, because what a token
+    reads as depends on its neighbours (leading spaces, characters of several tokens).
+    """
+
+    def __init__(self, tokenizer: Decodes, before: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._shown = before[-_CONTEXT:]
+        self._pending: list[int] = []
+        self._shown_text = self._decode(self._shown)
+
+    def push(self, token: int) -> str:
+        """The new text; empty while a character is incomplete."""
+        self._pending.append(token)
+        text = self._decode(self._shown + self._pending)
+        if text.endswith(_HALF) and len(self._pending) < _PATIENCE:
+            return ""
+        return self._advance(text)
+
+    def flush(self) -> str:
+        """What is left when no more tokens will come, less an unfinished character."""
+        if not self._pending:
+            return ""
+        return self._advance(self._decode(self._shown + self._pending)).rstrip(_HALF)
+
+    def _advance(self, text: str) -> str:
+        new = text[len(self._shown_text) :]
+        self._shown, self._pending = self._pending, []
+        self._shown_text = self._decode(self._shown)
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        # Without clean-up: it would join " ," to "," and so change text that was shown already.
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

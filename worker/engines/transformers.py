@@ -1,0 +1,97 @@
+"""The transformers engine: a real model, tokens streamed as they are made.
+
+event loop                          thread
+run(job) --- Sequence ------------> Decoder: prompt, batch, next tokens
+Mailbox  <-- call_soon_threadsafe - once a step, with everything the step made
+"""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+import torch
+
+from broker.wire import Job
+from worker.engines.base import Chunk, EngineError
+from worker.engines.decoder import Decoder, News
+from worker.engines.loading import find_device, load
+from worker.engines.mailbox import Mailbox
+from worker.engines.sequence import Sequence
+from worker.models import installed
+
+log = structlog.get_logger(__name__)
+
+_STOP_SECONDS = 5.0
+
+
+class TransformersEngine:
+    """Keeps the `Engine` protocol."""
+
+    name = "transformers"
+
+    def __init__(self, *, model: str, model_path: str | None, device: str, slots: int) -> None:
+        self.model = model
+        self.device = device
+        self.slots = slots
+        self._folder = Path(model_path) if model_path else None
+        self._decoder: Decoder | None = None
+        self._open = 0
+
+    async def start(self) -> None:
+        """Loads the model. Raises EngineUnavailable."""
+        folder = self._folder or installed(self.model)
+        loop = asyncio.get_running_loop()
+        self.device = str(await asyncio.to_thread(find_device, self.device))
+        loaded = await asyncio.to_thread(load, folder, self.device, self.slots)
+
+        def tell(news: News) -> None:
+            try:
+                loop.call_soon_threadsafe(_deliver, news)
+            except RuntimeError:  # the loop is closed: the process is ending and nobody reads
+                log.debug("news without a reader", items=len(news))
+
+        self._decoder = Decoder(loaded, self.slots, tell)
+        self._decoder.start()
+
+    async def run(self, job: Job) -> AsyncIterator[Chunk]:
+        """Streams the answer; see the protocol."""
+        if self._decoder is None or not self._decoder.alive:
+            raise EngineError("engine", "the engine is not running", retryable=True)
+        if self._open >= self.slots:
+            raise EngineError("engine", f"all {self.slots} slots are taken", retryable=True)
+        sequence = Sequence(job, Mailbox())
+        self._open += 1
+        try:
+            self._decoder.submit(sequence)
+            finish = None
+            while finish is None:
+                chunk = await sequence.mailbox.get()
+                finish = chunk.finish
+                yield chunk
+        finally:
+            sequence.finished = True  # closed early: the thread drops the row at its next step
+            self._open -= 1
+
+    async def stop(self) -> None:
+        """Ends every run and gives the memory back."""
+        decoder, self._decoder = self._decoder, None
+        if decoder is None:
+            return
+        if not await asyncio.to_thread(decoder.stop, _STOP_SECONDS):
+            log.warning("the computing thread is still in a step; it ends with the process", seconds=_STOP_SECONDS)
+        del decoder
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _deliver(news: News) -> None:
+    for mailbox, item in news:
+        mailbox.put(item)
+
+
+def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> TransformersEngine:
+    """For the table in `worker.engines`; a real model needs no token delay."""
+    return TransformersEngine(model=model, model_path=model_path, device=device, slots=slots)

@@ -1,0 +1,36 @@
+"""Where models live on this machine and what they are called outside."""
+
+import os
+from pathlib import Path
+
+PACKAGED = "gemma-3-270m"  # the default model: its weights come as a Python package
+
+
+class ModelError(Exception):
+    """A model that cannot be prepared; the text says in one line what to do."""
+
+
+def home() -> Path:
+    """The state folder: CANOPY_HOME, or `var` in the repository."""
+    return Path(os.environ.get("CANOPY_HOME") or Path(__file__).parents[2] / "var").absolute()
+
+
+def is_local(name_or_path: str) -> bool:
+    """Whether this names a folder rather than a model known elsewhere."""
+    if name_or_path == PACKAGED:
+        return False
+    return name_or_path.startswith(("/", "./", "../", "~")) or Path(name_or_path).is_dir()
+
+
+def public_name(name_or_path: str) -> str:
+    """What users call the model: a folder's last path component, else the name itself."""
+    if not is_local(name_or_path):
+        return name_or_path
+    return Path(name_or_path).expanduser().resolve().name
+
+
+def installed(name_or_path: str, at: Path | None = None) -> Path:
+    """The folder to load, whether it exists or not. `at`: the state folder, if not the usual one."""
+    if is_local(name_or_path):
+        return Path(name_or_path).expanduser().absolute()
+    return (at or home()) / "models" / name_or_path.replace("/", "--")

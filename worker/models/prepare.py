@@ -1,0 +1,124 @@
+"""From a public model name to a folder that can be loaded.
+
+A folder appears under its name only when it is complete: it is made beside and then renamed, so that whoever is
+killed half-way leaves nothing that looks like a model.
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from worker.models import PACKAGED, ModelError, installed, is_local
+
+Say = Callable[[str], None]
+STAMP = ".canopy-model.json"  # in a folder that was made here: what it was made from
+
+
+class Source(Protocol):
+    """Where a model's files come from."""
+
+    needs: int  # bytes of disk, temporary files included
+
+    def stamp(self) -> dict[str, str]:
+        """What identifies this very version; a folder with the same stamp is up to date."""
+
+    def fill(self, folder: Path, say: Say) -> None:
+        """Writes the model's files into the empty or half-filled `folder`. Raises ModelError."""
+
+
+def prepare(name_or_path: str, at: Path, say: Say) -> Path:
+    """The folder to load for `name_or_path`, made under `at`/models if need be. Raises ModelError."""
+    if is_local(name_or_path):
+        folder = installed(name_or_path)
+        validate(folder)
+        return folder
+    folder = installed(name_or_path, at)
+    source = _source(name_or_path)
+    if read_stamp(folder) != source.stamp():
+        _make_room(folder.parent, source.needs, say)
+        with _alone(folder, say):
+            if read_stamp(folder) != source.stamp():  # unless somebody made it while we waited
+                _build(source, folder, say)
+    return folder
+
+
+def validate(folder: Path) -> None:
+    """Raises ModelError unless `folder` holds a model with weights and a tokenizer."""
+    if not folder.is_dir():
+        raise ModelError(f"no such folder: {folder}")
+    try:
+        json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no readable config.json: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} has no *.safetensors (other weight formats can run code and are not loaded)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise ModelError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model)")
+
+
+def read_stamp(folder: Path) -> dict[str, str] | None:
+    """What the folder was made from, or None."""
+    try:
+        stamp: dict[str, str] = json.loads((folder / STAMP).read_text())
+    except (OSError, ValueError):
+        return None
+    return stamp
+
+
+def _source(name: str) -> Source:
+    if name == PACKAGED:
+        from worker.models.packaged import PackagedGemma
+
+        return PackagedGemma()
+    from worker.models.hub import HubModel
+
+    return HubModel(name)
+
+
+def _make_room(models: Path, needs: int, say: Say) -> None:
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(models).free
+    except OSError as error:
+        raise ModelError(f"cannot write to {models}: {error.strerror}") from error
+    if free < needs:
+        raise ModelError(f"{models} has {_gb(free)} free and the model needs {_gb(needs)}")
+    say(f"disk: {_gb(free)} free in {models}, {_gb(needs)} needed")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+@contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """One process at a time; the lock ends with its holder, however that ends."""
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that prepares {folder.name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(source: Source, folder: Path, say: Say) -> None:
+    """Fills a hidden sibling and renames it. What an earlier run left there is the source's to reuse or replace."""
+    partial = folder.parent / f".{folder.name}.partial"
+    old = folder.parent / f".{folder.name}.old"
+    try:
+        shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(exist_ok=True)
+        source.fill(partial, say)
+        validate(partial)
+        (partial / STAMP).write_text(json.dumps(source.stamp()))
+        if folder.exists():
+            folder.replace(old)
+        partial.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"cannot write the model to {folder.parent}: {error}") from error
