@@ -125,7 +125,7 @@ export class ChatStore {
     this.conversations = [made, ...this.conversations];
     this.current = { ...made, messages: [] };
     this.#wanted = made.id;
-    router().go(`/c/${made.id}`);
+    router.go(`/c/${made.id}`);
     return this.current;
   }
 
@@ -187,7 +187,7 @@ export class ChatStore {
     }
     this.conversations = this.conversations.filter((conversation) => conversation.id !== id);
     keepDraft(id, "");
-    if (this.#wanted === id) router().go("/");
+    if (this.#wanted === id) router.go("/");
     return true;
   }
 

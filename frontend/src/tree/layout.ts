@@ -13,7 +13,7 @@ export interface Sizes {
   gapTrees: number;
 }
 
-export const SIZES: Sizes = { cardWidth: 204, cardHeight: 148, gapX: 20, gapY: 48, gapTrees: 56 };
+export const SIZES: Sizes = { cardWidth: 216, cardHeight: 146, gapX: 20, gapY: 48, gapTrees: 56 };
 
 export interface Branch {
   node: TreeNode;

@@ -1,0 +1,56 @@
+import { describe, expect, it } from "vitest";
+import { answerEvents, type ShownMessage } from "../src/chat/answer";
+import { draftOf, keepDraft } from "../src/chat/drafts";
+
+const message = (content = ""): ShownMessage => ({
+  id: "1",
+  role: "assistant",
+  content,
+  status: "streaming",
+  error: null,
+  created: "2026-01-01T00:00:00Z",
+  finish_reason: null,
+});
+
+const event = (name: string, data: unknown) => ({ event: name, data: JSON.stringify(data) });
+
+describe("answerEvents", () => {
+  it("appends deltas and ends with done", () => {
+    const shown = message();
+    const take = answerEvents(shown);
+    expect(take(event("waiting", { reason: "Two before you." }))).toBe(true);
+    expect(shown.waiting).toBe("Two before you.");
+    take(event("delta", { text: "Hel" }));
+    take(event("delta", { text: "lo" }));
+    expect([shown.content, shown.waiting]).toEqual(["Hello", null]);
+    expect(take(event("done", { finish_reason: "stop", completion_tokens: 2 }))).toBe(false);
+    expect([shown.status, shown.finish_reason]).toEqual(["done", "stop"]);
+  });
+
+  it("starts anew with each connection, so nothing is shown twice", () => {
+    const shown = message("Hello wor");
+    const take = answerEvents(shown);
+    take(event("delta", { text: "Hello world" }));
+    take(event("delta", { text: "!" }));
+    expect(shown.content).toBe("Hello world!");
+  });
+
+  it("keeps the text of a failed or stopped answer", () => {
+    const failed = message("Half");
+    answerEvents(failed)(event("failed", { message: "The node died." }));
+    expect(failed).toMatchObject({ content: "Half", status: "failed", error: "The node died." });
+    const stopped = message("Half");
+    answerEvents(stopped)(event("done", { finish_reason: "cancelled" }));
+    expect(stopped).toMatchObject({ content: "Half", status: "stopped" });
+  });
+});
+
+describe("drafts", () => {
+  it("are kept apart by conversation", () => {
+    keepDraft(null, "new");
+    keepDraft("1", "one");
+    expect([draftOf(null), draftOf("1"), draftOf("2")]).toEqual(["new", "one", ""]);
+    keepDraft("1", "");
+    expect(draftOf("1")).toBe("");
+  });
+});
