@@ -47,7 +47,12 @@ class Authentication(_Inline, AuthenticationMiddleware):
 
 
 class Messages(_Inline, MessageMiddleware):
-    """The admin's flash messages."""
+    """Flash messages, which only the admin has."""
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponse:
+        if not request.path.startswith("/admin/"):
+            return await self.get_response(request)
+        return await super().__acall__(request)
 
 
 class Csrf(_Inline, CsrfViewMiddleware):

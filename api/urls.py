@@ -24,21 +24,22 @@ endpoints = NinjaAPI(
     openapi_url="/api/openapi.json",
     docs_decorator=login_required,
 )
+# Programs' endpoints first: addresses are tried in order, and these are the ones asked thousands of times a second.
+endpoints.add_router("/v1", openai)
+endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)
 endpoints.add_router("/api/tree", tree)
-endpoints.add_router("/v1", openai)
-endpoints.add_router("/arranca", arranca)
 errors.register(endpoints)
 
 urlpatterns = [
     path("", pages.app),
+    path("", endpoints.urls),
     path("tree/", pages.app),
     path("login", login_by_token),
     path("healthz", healthz),
     path("readyz", readyz),
     path("admin/", admin.site.urls),
-    path("", endpoints.urls),
 ]
 
 handler400 = "api.errors.bad_request"

@@ -23,7 +23,7 @@ class AuthRequest(HttpRequest):
 
 def _bearer(request: HttpRequest) -> str | None:
     """The Bearer token; None without an Authorization header."""
-    header = request.headers.get("Authorization")
+    header = request.META.get("HTTP_AUTHORIZATION")  # request.headers would parse them all
     if header is None:
         return None
     scheme, _, token = header.partition(" ")

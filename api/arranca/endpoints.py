@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from django.http import HttpResponse
 from ninja import Router, Schema
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
@@ -15,11 +16,20 @@ from broker.wire import ChatMessage, Sampling
 router = Router(tags=["arranca"], auth=Member())
 
 
+def _check_timestamp(timestamp: Any) -> Any:
+    if isinstance(timestamp, bool) or not isinstance(timestamp, str | int | float):
+        raise PydanticCustomError("timestamp", "must be a text or a number")
+    return timestamp
+
+
+Timestamp = Annotated[Any, AfterValidator(_check_timestamp), WithJsonSchema({"type": ["string", "number"]})]
+
+
 class Question(Body):
     """What is asked, and when."""
 
     text: str = Field(min_length=1)
-    timestamp: str | int | float
+    timestamp: Timestamp
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
 
 

@@ -77,22 +77,25 @@ async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) ->
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
     conversation = await store.conversation(request.auth, number)
     await store.fail_orphans(number)
-    conversation.model = asked.model or conversation.model
+    model = asked.model or conversation.model
     request_id = submission.new_request_id()
-    question, answer = await store.begin_turn(conversation, asked.content, request_id)
-    waiting = nobody_serves(conversation.model)
+    turn = await store.begin_turn(conversation, asked.content, model, request_id)
+    waiting = nobody_serves(model)
     try:
         context = await store.context(conversation)
-        job = submission.chat_job(conversation.model, context, Sampling(), request.auth.get_username(), request_id)
+        job = submission.chat_job(model, context, Sampling(), request.auth.get_username(), request_id)
         stream = await submission.submit(job)
     except BaseException:
-        await store.undo_turn(question, answer)
+        await store.undo_turn(turn)
         raise
-    answers.begin(answer, stream, waiting)
-    turn = schemas.Turn(
-        user_message=schemas.Message.from_orm(question), assistant_message=schemas.Message.from_orm(answer)
+    answers.begin(turn.answer, stream, waiting)
+    return Status(
+        201,
+        schemas.Turn(
+            user_message=schemas.Message.from_orm(turn.asked),
+            assistant_message=schemas.Message.from_orm(turn.answer),
+        ),
     )
-    return Status(201, turn)
 
 
 @router.get("/conversations/{int:number}/messages/{int:message}/stream")

@@ -1,6 +1,8 @@
 """Every query of the chat. A user's objects are only ever reached through the user."""
 
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, transaction
@@ -43,10 +45,21 @@ async def messages(conversation: Conversation) -> list[Message]:
     return [each async for each in conversation.messages.all()]
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the user wrote and the answer to it; `former`: the conversation's fields before."""
+
+    conversation: Conversation
+    asked: Message
+    answer: Message
+    former: dict[str, Any]
+
+
 @sync_to_async
 @transaction.atomic
-def begin_turn(conversation: Conversation, content: str, request_id: str) -> tuple[Message, Message]:
+def begin_turn(conversation: Conversation, content: str, model: str, request_id: str) -> Turn:
     """Stores what the user wrote and an empty answer to it. Raises ApiError 409 while another one is written."""
+    former = {name: getattr(conversation, name) for name in ("title", "model", "updated")}
     asked = Message.objects.create(conversation=conversation, role=Role.USER, content=content)
     try:
         answer = Message.objects.create(
@@ -60,8 +73,9 @@ def begin_turn(conversation: Conversation, content: str, request_id: str) -> tup
         raise ApiError(409, "an answer is still being written in this conversation") from error
     if conversation.title == UNTITLED:
         conversation.title = title_from(content)
+    conversation.model = model
     conversation.save()
-    return asked, answer
+    return Turn(conversation, asked, answer, former)
 
 
 @sync_to_async
@@ -72,9 +86,11 @@ def context(conversation: Conversation) -> list[ChatMessage]:
 
 
 @sync_to_async
-def undo_turn(asked: Message, answer: Message) -> None:
+@transaction.atomic
+def undo_turn(turn: Turn) -> None:
     """Removes a turn that the broker did not take."""
-    Message.objects.filter(pk__in=[asked.pk, answer.pk]).delete()
+    Message.objects.filter(pk__in=[turn.asked.pk, turn.answer.pk]).delete()
+    Conversation.objects.filter(pk=turn.conversation.pk).update(**turn.former)
 
 
 async def save_answer(answer: Message) -> bool:

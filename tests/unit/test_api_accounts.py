@@ -1,0 +1,208 @@
+"""Sessions, CSRF, API keys, one-time tokens: who may do what."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from asgiref.sync import sync_to_async
+from django.utils import timezone
+
+from api.accounts import keys, tokens
+from api.accounts.models import ApiKey, LoginToken, User
+from tests.unit.api_site import FakeClient, browser, log_in, make_user, refresh_csrf
+
+create_key = sync_to_async(keys.create)
+create_token = sync_to_async(tokens.create)
+
+CHANGES = [
+    ("POST", "/api/login", {"username": "x", "password": "y"}),
+    ("POST", "/api/logout", None),
+    ("POST", "/api/conversations", {}),
+    ("PATCH", "/api/conversations/1", {"title": "x"}),
+    ("DELETE", "/api/conversations/1", None),
+    ("POST", "/api/conversations/1/messages", {"content": "x"}),
+    ("POST", "/api/conversations/1/messages/1/stop", None),
+    ("POST", "/api/tree/nodes/n1/drain", None),
+    ("POST", "/api/tree/nodes/n1/resume", None),
+    ("POST", "/arranca/", {"text": "x", "timestamp": 1}),
+]
+MEMBERS_ONLY = [
+    ("GET", "/api/models"),
+    ("GET", "/api/conversations"),
+    ("GET", "/api/conversations/1"),
+    ("GET", "/api/conversations/1/messages/1/stream"),
+    ("GET", "/api/tree"),
+    ("GET", "/api/tree/stream"),
+    *((method, path) for method, path, _ in CHANGES if path not in ("/api/login", "/api/logout")),
+]
+
+
+async def test_the_list_of_changes_is_complete() -> None:
+    from api.urls import endpoints
+
+    paths = endpoints.get_openapi_schema()["paths"]
+    found = {(method.upper(), path) for path, methods in paths.items() for method in methods if method != "get"}
+    listed = {(method, path.replace("/1", "/{}").replace("/n1", "/{}")) for method, path, _ in CHANGES}
+    without_names = {(method, _blank(path)) for method, path in found if not path.startswith("/v1/")}
+    assert without_names == listed
+
+
+def _blank(path: str) -> str:
+    return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+async def test_sessions_need_a_csrf_token(member: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
+    del member.headers["X-CSRFToken"]
+    answer = await member.request(method, path, json=body)
+    assert answer.status_code == 403
+    assert "CSRF" in answer.json()["error"]["message"]
+    member.headers["X-CSRFToken"] = "x" * 32
+    assert (await member.request(method, path, json=body)).status_code == 403
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+async def test_keys_need_none(program: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
+    if path in ("/api/login", "/api/logout"):
+        pytest.skip("sessions only")
+    answer = await program.request(method, path, json=body)
+    assert answer.status_code in ((403,) if "tree" in path else (200, 201, 404))
+    assert "CSRF" not in answer.text
+
+
+@pytest.mark.parametrize(("method", "path"), MEMBERS_ONLY)
+async def test_nobody_gets_401(web: httpx.AsyncClient, method: str, path: str) -> None:
+    assert (await web.request(method, path)).status_code == 401
+    web.headers["Authorization"] = "Bearer canopy_00000000_wrong"
+    assert (await web.request(method, path)).status_code == 401
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer x", "bearer canopy__", "Bearer é"])
+async def test_a_bad_header_is_not_rescued_by_a_session(member: httpx.AsyncClient, header: str) -> None:
+    answer = await member.get("/api/conversations", headers={"Authorization": header.encode()})
+    assert answer.status_code == 401
+
+
+async def test_v1_takes_no_sessions(member: httpx.AsyncClient) -> None:
+    answer = await member.get("/v1/models")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (401, "authentication_error", "invalid_api_key")
+
+
+async def test_keys_are_stored_hashed_and_can_be_revoked(web: httpx.AsyncClient, user: User) -> None:
+    key = await create_key(user)
+    stored = await ApiKey.objects.aget(user=user)
+    assert key not in (stored.name, stored.digest)
+    headers = {"Authorization": f"Bearer {key}"}
+    assert (await web.get("/v1/models", headers=headers)).status_code == 200
+    assert (await web.get("/v1/models", headers={"Authorization": f"Bearer {key}x"})).status_code == 401
+    assert (await web.get("/v1/models", headers={"Authorization": f"Bearer {key[:-1]}"})).status_code == 401
+    await stored.arefresh_from_db()
+    assert stored.last_used is not None
+    await ApiKey.objects.filter(pk=stored.pk).aupdate(revoked=True)
+    assert (await web.get("/v1/models", headers=headers)).status_code == 200  # still remembered
+    keys.forget_all()
+    assert (await web.get("/v1/models", headers=headers)).status_code == 401
+
+
+async def test_a_revocation_takes_at_most_half_a_minute(
+    web: httpx.AsyncClient, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Authorization": f"Bearer {await create_key(user)}"}
+    assert (await web.get("/v1/models", headers=headers)).status_code == 200
+    await User.objects.filter(pk=user.pk).aupdate(is_active=False)
+    now = time.monotonic()
+    monkeypatch.setattr(keys.time, "monotonic", lambda: now + 30)
+    assert (await web.get("/v1/models", headers=headers)).status_code == 401
+
+
+async def test_login_and_logout(web: httpx.AsyncClient, user: User) -> None:
+    me = await web.get("/api/me")
+    assert me.json() == {"user": None, "default_model": "tiny"}
+    await refresh_csrf(web)
+    wrong = await web.post("/api/login", json={"username": user.username, "password": "wrong"})
+    assert (wrong.status_code, wrong.json()["error"]["field"]) == (400, "password")
+    missing = await web.post("/api/login", json={"username": user.username})
+    assert (missing.status_code, missing.json()["error"]["field"]) == (400, "password")
+    await log_in(web, user)
+    assert (await web.get("/api/me")).json()["user"] == {"name": user.username, "staff": False}
+    assert (await web.post("/api/logout")).status_code == 204
+    assert (await web.get("/api/me")).json()["user"] is None
+
+
+async def test_cookies_are_guarded(web: httpx.AsyncClient, user: User) -> None:
+    await web.get("/api/me")
+    await refresh_csrf(web)
+    answer = await web.post("/api/login", json={"username": user.username, "password": "secret password"})
+    session = next(each for each in answer.headers.get_list("set-cookie") if each.startswith("canopy_session"))
+    assert "HttpOnly" in session
+    assert "SameSite=Lax" in session
+
+
+async def test_a_foreign_page_cannot_use_the_session(member: httpx.AsyncClient) -> None:
+    answer = await member.post("/api/conversations", json={}, headers={"Origin": "https://evil.example"})
+    assert answer.status_code == 403
+
+
+async def test_login_token_works_once(web: httpx.AsyncClient, fake: FakeClient) -> None:
+    admin = await sync_to_async(tokens.first_administrator)()
+    assert admin.is_superuser
+    token = await create_token(admin)
+    assert token not in (await LoginToken.objects.aget(user=admin)).digest
+    answer = await web.get("/login", params={"token": token})
+    assert (answer.status_code, answer.headers["location"]) == (302, "/")
+    assert (await web.get("/api/me")).json()["user"]["staff"] is True
+    async with browser() as other:
+        again = await other.get("/login", params={"token": token})
+        assert again.status_code == 403
+        assert "./canopy up" in again.text
+        assert (await other.get("/api/me")).json()["user"] is None
+
+
+@pytest.mark.parametrize("token", ["", "x", "1-x", "-", "9" * 30 + "-x", "²-x", "1\x00-"])
+async def test_wrong_login_tokens(web: httpx.AsyncClient, token: str) -> None:
+    assert (await web.get("/login", params={"token": token})).status_code == 403
+
+
+async def test_login_tokens_expire_and_are_replaced(web: httpx.AsyncClient) -> None:
+    user = await make_user()
+    former, newer = await create_token(user), await create_token(user)
+    assert (await web.get("/login", params={"token": former})).status_code == 403
+    await LoginToken.objects.filter(user=user).aupdate(expires=timezone.now() - timedelta(seconds=1))
+    assert (await web.get("/login", params={"token": newer})).status_code == 403
+
+
+async def test_unknown_hosts_are_refused(web: httpx.AsyncClient) -> None:
+    answer = await web.get("/api/me", headers={"Host": "evil.example"})
+    assert (answer.status_code, set(answer.json()["error"])) == (400, {"message", "field"})
+
+
+async def test_pages_carry_security_headers(web: httpx.AsyncClient) -> None:
+    for path in ("/", "/api/me", "/healthz", "/admin/login/"):
+        headers = (await web.get(path)).headers
+        assert headers["Content-Security-Policy"].startswith("default-src 'self'"), path
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Referrer-Policy"] == "same-origin"
+
+
+async def test_admin_and_docs(web: httpx.AsyncClient) -> None:
+    assert (await web.get("/api/docs")).status_code == 302
+    await log_in(web, await make_user(is_staff=True, is_superuser=True))
+    assert "swagger" in (await web.get("/api/docs")).text
+    assert "/v1/chat/completions" in (await web.get("/api/openapi.json")).json()["paths"]
+    for path in ("", "accounts/user/", "accounts/apikey/", "chat/conversation/", "chat/message/"):
+        assert (await web.get(f"/admin/{path}")).status_code == 200, path
+    assert (await web.get("/static/admin/css/base.css")).status_code == 200
+    assert (await web.get("/static/ninja/swagger-ui.css")).headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_admin_forms_need_a_csrf_token(web: httpx.AsyncClient) -> None:
+    user = await make_user(is_staff=True, is_superuser=True)
+    form = {"username": user.username, "password": "secret password"}
+    assert (await web.post("/admin/login/", data=form)).status_code == 403
+    await web.get("/admin/login/")
+    await refresh_csrf(web)
+    assert (await web.post("/admin/login/?next=/admin/", data=form)).status_code == 302

@@ -1,0 +1,332 @@
+"""Conversations, live answers, stop, ownership."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from api import process
+from api.chat import following, store
+from api.chat.answers import answers
+from api.chat.context import last_turns, title_from
+from api.chat.models import Conversation, Message, Status
+from broker.wire import ChatMessage, Delta, Failed, Finished, Waiting
+from tests.unit.api_site import FakeClient, browser, log_in, make_user, node_state, until
+
+
+async def begin(client: httpx.AsyncClient, content: str = "hello world") -> tuple[str, dict[str, Any]]:
+    """A new conversation with one message; its address and the answer."""
+    made = await client.post("/api/conversations", json={})
+    assert made.status_code == 201, made.text
+    home = f"/api/conversations/{made.json()['id']}"
+    turn = await client.post(f"{home}/messages", json={"content": content})
+    assert turn.status_code == 201, turn.text
+    return home, turn.json()["assistant_message"]
+
+
+def told(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """A stream's events."""
+    found = []
+    for block in text.split("\n\n"):
+        if block.startswith("event: "):
+            name, data = block.removeprefix("event: ").split("\ndata: ")
+            found.append((name, json.loads(data)))
+    return found
+
+
+async def test_a_whole_turn(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    home, answer = await begin(member, "hello there\nworld")
+    assert (answer["role"], answer["status"]) == ("assistant", "streaming")
+    stream = await member.get(f"{home}/messages/{answer['id']}/stream")
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    *deltas, end = told(stream.text)
+    assert "".join(fields["text"] for name, fields in deltas if name == "delta") == "hello there world"
+    assert end == ("done", {"finish_reason": "stop", "completion_tokens": 3})
+    found = (await member.get(home)).json()
+    assert found["title"] == "hello there world"
+    assert found["model"] == "tiny"
+    question, answer = found["messages"]
+    assert (question["role"], question["content"], question["status"]) == ("user", "hello there\nworld", "done")
+    assert (answer["content"], answer["status"], answer["finish_reason"]) == ("hello there world", "done", "stop")
+    listed = (await member.get("/api/conversations")).json()["conversations"]
+    assert [each["id"] for each in listed] == [found["id"]]
+    assert set(listed[0]) == {"id", "title", "model", "updated"}
+
+
+async def test_the_next_turn_sees_the_former_ones(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    home, answer = await begin(member, "first")
+    await member.get(f"{home}/messages/{answer['id']}/stream")
+    await until(lambda: not answers.get(answer["id"]))
+    await member.post(f"{home}/messages", json={"content": "second", "model": "big"})
+    job = fake.jobs[-1]
+    assert job.messages is not None
+    assert [(turn.role, turn.content) for turn in job.messages] == [
+        ("user", "first"),
+        ("assistant", "first"),
+        ("user", "second"),
+    ]
+    found = (await member.get(home)).json()
+    assert (job.model, found["model"], found["title"]) == ("big", "big", "first")
+
+
+async def test_readers_come_late_and_again(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    home, answer = await begin(member)
+    request_id = fake.jobs[0].request_id
+    path = f"{home}/messages/{answer['id']}/stream"
+    readers = [asyncio.create_task(member.get(path)) for _ in range(3)]
+    fake.push(Waiting(request_id=request_id, seq=1, node="root", reason="2 before you"))
+    await asyncio.sleep(0.02)
+    fake.push(Delta(request_id=request_id, seq=2, text="so "))
+    await asyncio.sleep(0.02)
+    readers.append(asyncio.create_task(member.get(path)))
+    await asyncio.sleep(0.02)
+    fake.push(Delta(request_id=request_id, seq=3, text="far"))
+    fake.push(Finished(request_id=request_id, seq=4, reason="length", completion_tokens=2))
+    early, late = told((await readers[0]).text), told((await readers[3]).text)
+    await asyncio.gather(*readers)
+    assert ("waiting", {"reason": "2 before you"}) in early
+    assert late[0] == ("delta", {"text": "so "})
+    end = ("done", {"finish_reason": "length", "completion_tokens": 2})
+    assert early[-1] == late[-1] == end
+    after = told((await member.get(path)).text)
+    assert after == [("delta", {"text": "so far"}), end]
+
+
+async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.states.clear()
+    fake.script = lambda job: []
+    home, answer = await begin(member)
+    reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
+    await asyncio.sleep(0.05)
+    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=1, reason="stop"))
+    assert told((await reader).text)[0] == ("waiting", {"reason": "no node is serving tiny yet"})
+
+
+async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    home, answer = await begin(member)
+    reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
+    await asyncio.sleep(0.02)
+    assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204
+    assert fake.cancelled == [fake.jobs[0].request_id]
+    assert told((await reader).text)[-1] == ("done", {"finish_reason": "cancelled", "completion_tokens": 1})
+    stored = (await member.get(home)).json()["messages"][1]
+    assert (stored["status"], stored["content"], stored["finish_reason"]) == ("stopped", "so far", "cancelled")
+    assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204  # again: nothing happens
+
+
+async def test_failure_is_stored_and_told(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: [Failed(request_id=job.request_id, code="engine", message="out of memory")]
+    home, answer = await begin(member)
+    stream = await member.get(f"{home}/messages/{answer['id']}/stream")
+    assert told(stream.text) == [("failed", {"message": "out of memory"})]
+    stored = (await member.get(home)).json()["messages"][1]
+    assert (stored["status"], stored["error"]) == ("failed", "out of memory")
+
+
+async def test_one_answer_at_a_time(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    home, _ = await begin(member)
+    second = await member.post(f"{home}/messages", json={"content": "and?"})
+    assert second.status_code == 409
+    assert len((await member.get(home)).json()["messages"]) == 2
+    both = await asyncio.gather(*(member.post(f"{home}/messages", json={"content": "x"}) for _ in range(5)))
+    assert {each.status_code for each in both} == {409}
+
+
+async def test_a_refused_job_leaves_no_trace(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    home = f"/api/conversations/{(await member.post('/api/conversations', json={})).json()['id']}"
+    fake.connected = False
+    assert (await member.post(f"{home}/messages", json={"content": "x"})).status_code == 503
+    fake.connected = True
+    unknown = await member.post(f"{home}/messages", json={"content": "x", "model": "gpt-9"})
+    assert (unknown.status_code, unknown.json()["error"]["field"]) == (404, "model")
+    assert "tiny, big" in unknown.json()["error"]["message"]
+    assert (await member.get(home)).json()["messages"] == []
+    assert (await member.post(f"{home}/messages", json={"content": "x"})).status_code == 201
+
+
+async def test_closing_the_page_does_not_stop_the_answer(
+    live: str, member: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="a")]
+    home, answer = await begin(member)
+    path = f"{live}{home}/messages/{answer['id']}/stream"
+    async with (
+        httpx.AsyncClient(cookies={name: value for name, value in member.cookies.items()}) as page,
+        page.stream("GET", path) as stream,
+    ):
+        assert await anext(stream.aiter_lines()) == "event: delta"
+    await asyncio.sleep(0.05)
+    assert fake.cancelled == []
+    fake.push(Delta(request_id=fake.jobs[0].request_id, seq=2, text="b"))
+    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=3, reason="stop", completion_tokens=2))
+    await until(lambda: not answers.get(answer["id"]))
+    assert (await member.get(home)).json()["messages"][1]["content"] == "ab"
+
+
+async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    from api.asgi import application
+
+    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    home, answer = await begin(member)
+    reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
+    await asyncio.sleep(0.02)
+    application.handler.end_streams()
+    assert told((await reader).text) == [("delta", {"text": "so far"})]
+    await answers.shut_down()
+    stored = (await member.get(home)).json()["messages"][1]
+    assert (stored["status"], stored["content"]) == ("failed", "so far")
+    assert "interrupted" in stored["error"]
+
+
+async def test_text_is_stored_on_the_way(
+    member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from api.chat import answers as module
+
+    monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
+    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    home, _ = await begin(member)
+    await asyncio.sleep(0.1)
+    assert (await member.get(home)).json()["messages"][1]["content"] == "so far"
+
+
+async def test_answers_of_dead_processes_are_ended(user: Any, fake: FakeClient) -> None:
+    conversation = await Conversation.objects.acreate(user=user, model="tiny")
+    host = process.identity().rsplit(":", 2)[0]
+    for owner, ends in ((f"{host}:1:1", True), ("", True), (process.identity(), False), ("elsewhere:1:1", False)):
+        message = await Message.objects.acreate(
+            conversation=conversation, role="assistant", status=Status.STREAMING, owner=owner, content="so far"
+        )
+        assert await store.fail_orphans(conversation.pk) == int(ends), owner
+        await message.arefresh_from_db()
+        assert message.status == ("failed" if ends else "streaming")
+        assert message.content == "so far"
+        await message.adelete()
+
+
+async def test_an_answer_of_another_process_can_be_read_and_stopped(
+    member: httpx.AsyncClient, user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "POLL", 0.01)
+    conversation = await Conversation.objects.acreate(user=user, model="tiny")
+    message = await Message.objects.acreate(
+        conversation=conversation, role="assistant", status=Status.STREAMING, owner="elsewhere:1:1", content="so"
+    )
+    path = f"/api/conversations/{conversation.pk}/messages/{message.pk}"
+    reader = asyncio.create_task(member.get(f"{path}/stream"))
+    await asyncio.sleep(0.05)
+    await Message.objects.filter(pk=message.pk).aupdate(content="so far")
+    await asyncio.sleep(0.05)
+    assert (await member.post(f"{path}/stop")).status_code == 204
+    events = told((await reader).text)
+    assert events[:2] == [("delta", {"text": "so"}), ("delta", {"text": " far"})]
+    assert events[2][0] == "done"
+
+
+async def test_the_writer_notices_that_another_process_stopped_its_answer(
+    member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from api.chat import answers as module
+
+    monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
+    monkeypatch.setattr(module, "HEARTBEAT", 0.02)
+    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    home, answer = await begin(member)
+    await store.stop_elsewhere(await Message.objects.aget(pk=answer["id"]))
+    await until(lambda: fake.cancelled)
+    await until(lambda: not answers.get(answer["id"]))
+    stored = (await member.get(home)).json()["messages"][1]
+    assert (stored["status"], stored["content"]) == ("stopped", "so far")
+
+
+async def test_rename_and_delete(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    home, _ = await begin(member)
+    changed = await member.patch(home, json={"title": "Better", "model": "big"})
+    assert (changed.json()["title"], changed.json()["model"]) == ("Better", "big")
+    assert (await member.delete(home)).status_code == 204
+    assert fake.cancelled == [fake.jobs[0].request_id]
+    assert (await member.get(home)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "content"),
+        ({"content": ""}, "content"),
+        ({"content": "  \n"}, "content"),
+        ({"content": 5}, "content"),
+        ({"content": "x" * 100_001}, "content"),
+        ({"content": "a\x00b"}, "content"),
+        ({"content": "x", "model": ""}, "model"),
+        ({"content": "x", "model": 5}, "model"),
+        ([], "body"),
+    ],
+)
+async def test_wrong_messages(member: httpx.AsyncClient, body: Any, field: str) -> None:
+    home = f"/api/conversations/{(await member.post('/api/conversations', json={})).json()['id']}"
+    answer = await member.post(f"{home}/messages", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+
+
+async def test_others_conversations_do_not_exist(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    home, answer = await begin(member)
+    async with browser() as stranger:
+        await log_in(stranger, await make_user(is_staff=True, is_superuser=True))
+        assert (await stranger.get("/api/conversations")).json() == {"conversations": []}
+        message = f"{home}/messages/{answer['id']}"
+        mine = (await stranger.post("/api/conversations", json={})).json()["id"]
+        for method, path, body in [
+            ("GET", home, None),
+            ("PATCH", home, {"title": "mine"}),
+            ("DELETE", home, None),
+            ("POST", f"{home}/messages", {"content": "x"}),
+            ("GET", f"{message}/stream", None),
+            ("POST", f"{message}/stop", None),
+            ("GET", f"/api/conversations/{mine}/messages/{answer['id']}/stream", None),
+            ("GET", f"/api/conversations/{10**30}", None),
+        ]:
+            found = await stranger.request(method, path, json=body)
+            assert found.status_code == 404, (method, path)
+            assert set(found.json()["error"]) == {"message", "field"}
+    assert fake.cancelled == []
+    assert (await member.get(home)).json()["messages"][1]["status"] == "streaming"
+
+
+async def test_models(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.states = {
+        "root": node_state("root", engine="none", slots=0),
+        "n1": node_state("n1", slots=2, running=1, status="busy"),
+        "n2": node_state("n2", slots=2, status="draining"),
+    }
+    assert (await member.get("/api/models")).json() == {
+        "models": [
+            {"id": "tiny", "ready": True, "nodes": 1, "slots": 2, "free": 1},
+            {"id": "big", "ready": False, "nodes": 0, "slots": 0, "free": 0},
+        ],
+        "default": "tiny",
+    }
+
+
+def test_context_keeps_the_newest_turns() -> None:
+    turns = [ChatMessage(role="user" if n % 2 else "assistant", content=f"{n}" * 10) for n in range(1, 10)]
+    assert last_turns(reversed(turns), 10_000) == turns
+    kept = last_turns(reversed(turns), 45)
+    assert kept == turns[-3:]  # four fit, but the oldest of them would be an answer
+    assert last_turns([ChatMessage(role="user", content="x" * 99)], 10)[0].content == "x" * 99
+
+
+def test_titles() -> None:
+    assert title_from("  one\n two ") == "one two"
+    long = title_from("word " * 40)
+    assert long.endswith("word…")
+    assert len(long) <= 61
+    assert title_from("x" * 100) == "x" * 60 + "…"

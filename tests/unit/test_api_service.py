@@ -1,0 +1,124 @@
+"""/arranca/, health, pages, the environment."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api import environment, process
+from broker.wire import Failed
+from tests.unit.api_site import FakeClient
+
+
+@pytest.mark.parametrize("timestamp", [1712345678, 1712345678.25, "2024-04-05T19:34:38Z", "", -1])
+async def test_arranca_answers_with_the_same_timestamp(
+    program: httpx.AsyncClient, fake: FakeClient, timestamp: Any
+) -> None:
+    answer = await program.post("/arranca/", json={"text": "hello world", "timestamp": timestamp, "max_tokens": 9})
+    assert answer.status_code == 200
+    job = fake.jobs[0]
+    assert answer.json() == {"text": "hello world", "timestamp": timestamp, "request_id": job.request_id}
+    assert answer.headers["X-Request-Id"] == job.request_id
+    assert (job.model, job.sampling.max_tokens) == ("tiny", 9)
+
+
+async def test_arranca_with_a_session(member: httpx.AsyncClient) -> None:
+    assert (await member.post("/arranca/", json={"text": "hi", "timestamp": 1})).json()["text"] == "hi"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"timestamp": 1}, "text"),
+        ({"text": "", "timestamp": 1}, "text"),
+        ({"text": 3, "timestamp": 1}, "text"),
+        ({"text": "hi"}, "timestamp"),
+        ({"text": "hi", "timestamp": None}, "timestamp"),
+        ({"text": "hi", "timestamp": {}}, "timestamp"),
+        ({"text": "hi", "timestamp": True}, "timestamp"),
+        ({"text": "hi", "timestamp": 1, "max_tokens": -1}, "max_tokens"),
+    ],
+)
+async def test_arranca_names_what_is_wrong(program: httpx.AsyncClient, body: Any, field: str) -> None:
+    answer = await program.post("/arranca/", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+
+
+async def test_arranca_too_long_and_waiting(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.states.clear()
+    waited = await program.post("/arranca/", json={"text": "hi", "timestamp": 1})
+    assert waited.headers["X-Canopy-Waited"] == "no node is serving tiny yet"
+    fake.script = lambda job: [Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")]
+    answer = await program.post("/arranca/", json={"text": "hi", "timestamp": 1})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "text")
+
+
+async def test_health(web: httpx.AsyncClient, fake: FakeClient) -> None:
+    assert (await web.get("/healthz")).status_code == 200
+    ready = await web.get("/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "missing": []})
+    fake.connected = False
+    assert (await web.get("/healthz")).status_code == 200
+    ready = await web.get("/readyz")
+    assert (ready.status_code, ready.json()["missing"]) == (503, ["the broker is not connected"])
+
+
+async def test_pages(web: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.conf import settings
+
+    monkeypatch.setattr(settings, "FRONTEND_DIST", tmp_path)
+    missing = await web.get("/")
+    assert (missing.status_code, missing.text.count("\n")) == (503, 1)
+    assert "./canopy up" in missing.text
+    (tmp_path / "index.html").write_text("<!doctype html>hello")
+    for path in ("/", "/tree/"):
+        page = await web.get(path)
+        assert page.headers["content-type"].startswith("text/html")
+        assert page.headers["Cache-Control"] == "no-cache"
+        assert page.text == "<!doctype html>hello"
+
+
+async def test_the_frontends_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.conf import settings
+
+    from api.asgi import with_static_files
+    from api.handler import Handler
+
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "index-DiwrgTda.js").write_text("1")
+    (tmp_path / "icon.svg").write_text("<svg/>")
+    monkeypatch.setattr(settings, "FRONTEND_DIST", tmp_path)
+    transport = httpx.ASGITransport(app=with_static_files(Handler()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as web:
+        assert "immutable" in (await web.get("/static/assets/index-DiwrgTda.js")).headers["Cache-Control"]
+        assert (await web.get("/static/icon.svg")).headers["Cache-Control"] == "max-age=3600, public"
+        assert (await web.get("/static/../settings.py")).status_code == 404
+
+
+def test_environment(tmp_path: Path) -> None:
+    found = environment.read({"CANOPY_HOME": str(tmp_path), "CANOPY_MODELS": '["a", "b"]', "CANOPY_HOSTS": "x.org,y"})
+    assert (found.default_model, found.hosts, found.port) == ("a", ("x.org", "y"), None)
+    assert found.database_url.endswith("/db.sqlite3")
+    key = found.secret_key()
+    assert found.secret_key() == key
+    assert found.secret_file.stat().st_mode & 0o777 == 0o600
+    found.secret_file.write_text("short")
+    with pytest.raises(environment.BadEnvironment, match=r"secret\.key"):
+        found.secret_key()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("CANOPY_MODELS", "tiny"), ("CANOPY_MODELS", "[1]"), ("CANOPY_PORT", "http"), ("CANOPY_PORT", "0")]
+)
+def test_a_bad_environment_is_refused(name: str, text: str) -> None:
+    with pytest.raises(environment.BadEnvironment, match=name):
+        environment.read({name: text})
+
+
+def test_processes_are_told_apart() -> None:
+    assert process.may_live(process.identity())
+    host, pid, started = process.identity().rsplit(":", 2)
+    assert not process.may_live(f"{host}:{pid}:{int(started) + 1}")
+    assert not process.may_live("nonsense")
+    assert process.may_live("elsewhere:1:1")

@@ -1,0 +1,106 @@
+"""The dashboard's tree: the pure view, its endpoints, its stream."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from api.tree import watch as watching
+from api.tree.view import settled, tree
+from broker.management import Edges
+from broker.wire import Drain, Resume
+from tests.unit.api_site import FakeClient, node_state
+
+EDGES = Edges(
+    roots={"root": "tiny", "root-big": "big"},
+    parents={"n1": "root", "n2": "root", "n3": "n1"},
+    present=frozenset({"root", "root-big", "n1", "n2"}),
+    registered=frozenset({"root", "root-big", "n1", "n2", "n3", "stray"}),
+)
+
+
+def by_name(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nodes of a tree by name."""
+    return {node["name"]: node for node in found["nodes"]}
+
+
+def test_bindings_decide_who_hangs_where() -> None:
+    states = {
+        "root": node_state("root", engine="none", slots=0, parent=None),
+        "n1": node_state("n1", parent="elsewhere", held=2, started=90.0, sent=99.0, status="busy"),
+        "n3": node_state("n3", status="busy"),
+    }
+    found = tree(EDGES, states, {"canopy.node.n1": 3, "canopy.node.n3": 7}, now=100.0)
+    assert found["roots"] == ["root", "root-big"]
+    assert found["at"] == "1970-01-01T00:01:40+00:00"
+    assert [node["name"] for node in found["nodes"]] == ["root", "root-big", "n1", "n2", "n3", "stray"]
+    nodes = by_name(found)
+    assert nodes["root"]["children"] == ["n1", "n2"]
+    assert (nodes["n1"]["parent"], nodes["n1"]["children"]) == ("root", ["n3"])
+    assert (nodes["n1"]["depth"], nodes["n1"]["queued"]) == (3, 5)
+    assert (nodes["n1"]["uptime"], nodes["n1"]["seen"]) == (10.0, 1.0)
+    assert (nodes["n1"]["state"], nodes["n3"]["state"], nodes["stray"]["state"]) == ("busy", "down", "down")
+    assert (nodes["n2"]["state"], nodes["n2"]["model"]) == ("starting", "tiny")
+    assert (nodes["root-big"]["model"], nodes["stray"]["parent"]) == ("big", None)
+    assert {frozenset(node) for node in found["nodes"]} == {frozenset(nodes["n1"])}
+
+
+def test_a_loop_in_repair_is_drawn_once() -> None:
+    edges = Edges(roots={}, parents={"a": "b", "b": "a"}, present=frozenset(), registered=frozenset())
+    assert [node["name"] for node in tree(edges, {}, {}, now=0.0)["nodes"]] == ["a", "b"]
+
+
+def test_time_alone_is_no_change() -> None:
+    states = {"n1": node_state("n1", started=0.0, sent=0.0)}
+    assert settled(tree(EDGES, states, {}, now=1.0)) == settled(tree(EDGES, states, {}, now=9.0))
+    assert settled(tree(EDGES, states, {}, now=1.0)) != settled(tree(EDGES, {}, {}, now=1.0))
+
+
+@pytest.fixture
+def bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A management API that tells EDGES."""
+
+    async def read() -> Edges:
+        return EDGES
+
+    monkeypatch.setattr(watching, "read_edges", read)
+    monkeypatch.setattr("api.tree.endpoints.read_edges", read)
+
+
+async def test_the_tree_is_for_staff(staff: httpx.AsyncClient, member: httpx.AsyncClient, bindings: None) -> None:
+    found = await staff.get("/api/tree")
+    assert by_name(found.json())["n1"]["slots"] == 2
+    for path in ("/api/tree", "/api/tree/stream"):
+        assert (await member.get(path)).status_code == 403
+    assert (await member.post("/api/tree/nodes/n1/drain")).status_code == 403
+
+
+async def test_without_management_the_tree_is_unavailable(staff: httpx.AsyncClient) -> None:
+    answer = await staff.get("/api/tree")
+    assert answer.status_code == 503
+    assert "CANOPY_MANAGEMENT_URL" in answer.json()["error"]["message"]
+
+
+async def test_drain_and_resume(staff: httpx.AsyncClient, fake: FakeClient) -> None:
+    assert (await staff.post("/api/tree/nodes/n1/drain")).status_code == 202
+    assert (await staff.post("/api/tree/nodes/n1/resume")).status_code == 202
+    assert fake.controls == [("n1", Drain()), ("n1", Resume())]
+    assert (await staff.post("/api/tree/nodes/nobody/drain")).status_code == 404
+
+
+async def test_the_stream_tells_changes(
+    live: str, staff: httpx.AsyncClient, fake: FakeClient, bindings: None
+) -> None:
+    cookies = {name: value for name, value in staff.cookies.items()}
+    async with asyncio.timeout(4), httpx.AsyncClient(base_url=live, cookies=cookies) as page:
+        async with page.stream("GET", "/api/tree/stream") as stream:
+            lines = (line async for line in stream.aiter_lines() if line.startswith("data: "))
+            assert by_name(json.loads((await anext(lines))[6:]))["n1"]["running"] == 0
+            await asyncio.sleep(0.05)
+            fake.change(node_state("n1", running=1))
+            assert by_name(json.loads((await anext(lines))[6:]))["n1"]["running"] == 1
+    async with asyncio.timeout(2):
+        while watching.watch._reader is not None:  # nobody watches: nothing is read
+            await asyncio.sleep(0.01)
