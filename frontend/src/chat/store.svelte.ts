@@ -7,6 +7,9 @@ import type { ConversationSummary, Model } from "../lib/types";
 import { answerEvents, type ShownMessage } from "./answer";
 import { keepDraft } from "./drafts";
 
+/** A dropped connection that is back within this time is nobody's business. */
+const QUIET_DROP_MS = 1200;
+
 type Loading = "loading" | "ready" | "failed";
 
 interface OpenConversation extends ConversationSummary {
@@ -204,20 +207,24 @@ export class ChatStore {
 
   async #listen(id: string, message: ShownMessage, signal: AbortSignal): Promise<void> {
     let take = answerEvents(message);
+    let drop: ReturnType<typeof setTimeout> | undefined;
     try {
       await follow(api.streamPath(id, message.id), {
         signal,
         onOpen: () => {
           take = answerEvents(message);
+          clearTimeout(drop);
+          drop = undefined;
           this.reconnecting = false;
         },
-        onDrop: () => (this.reconnecting = true),
+        onDrop: () => (drop ??= setTimeout(() => (this.reconnecting = !signal.aborted), QUIET_DROP_MS)),
         onEvent: (event) => take(event),
       });
     } catch (error) {
       message.status = "failed";
       message.error = errorText(error);
     }
+    clearTimeout(drop);
     if (!signal.aborted) void this.loadList();
   }
 
