@@ -17,7 +17,7 @@ from asgiref.sync import sync_to_async  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
-from servestatic import ServeStaticASGI  # noqa: E402
+from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
 from api import broker  # noqa: E402
 from api.chat import store  # noqa: E402
@@ -66,7 +66,7 @@ class Application:
             keeper.cancel()
             await answers.shut_down()
             await client.stop()
-            broker.use(None)
+            broker.forget()
             await sync_to_async(connections.close_all)()
 
 

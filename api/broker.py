@@ -2,17 +2,21 @@
 
 from broker.client import Client
 
-_client: Client | None = None
+_running: list[Client] = []  # none or one
 
 
-def use(client: Client | None) -> None:
-    """Makes `client` the one that `client()` returns; None when the application stops."""
-    global _client
-    _client = client
+def use(client: Client) -> None:
+    """Makes `client` the one that `client()` returns."""
+    _running[:] = [client]
+
+
+def forget() -> None:
+    """The application stops."""
+    _running.clear()
 
 
 def client() -> Client:
     """The running broker client. Raises RuntimeError outside the application's life."""
-    if _client is None:
+    if not _running:
         raise RuntimeError("the broker client is not running")
-    return _client
+    return _running[0]

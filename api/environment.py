@@ -63,7 +63,9 @@ def read(environ: Mapping[str, str]) -> Environment:
 def _existing_key(file: Path) -> str:
     key = file.read_text().strip()
     if len(key) < 32:
-        raise BadEnvironment(f"the secret key in {file} is shorter than 32 characters: delete the file to get a new one")
+        raise BadEnvironment(
+            f"the secret key in {file} is shorter than 32 characters: delete the file to get a new one"
+        )
     return key
 
 

@@ -44,9 +44,7 @@ def body(path: str, error: ApiError) -> dict[str, Any]:
 
 def response(path: str, error: ApiError) -> HttpResponse:
     """The refusal as an HTTP response."""
-    answer = HttpResponse(
-        msgspec.json.encode(body(path, error)), status=error.status, content_type="application/json"
-    )
+    answer = HttpResponse(msgspec.json.encode(body(path, error)), status=error.status, content_type="application/json")
     if error.status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if error.status == 503:
@@ -122,7 +120,9 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's CSRF_FAILURE_VIEW."""
-    return response(request.path, ApiError(403, f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken."))
+    return response(
+        request.path, ApiError(403, f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken.")
+    )
 
 
 def _from_validation(error: ValidationError) -> ApiError:

@@ -9,7 +9,7 @@ costs none, the body is limited while it is read, and a client that leaves cance
 import asyncio
 from collections.abc import Awaitable, Callable
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
@@ -92,7 +92,7 @@ class _Exchange:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.send = send
         self._receive = receive
-        self._work = asyncio.current_task()
+        self._work = cast("asyncio.Task[None]", asyncio.current_task())
         self._left = False
         self._ended = False
 
@@ -114,7 +114,6 @@ class _Exchange:
 
     async def complete(self) -> None:
         """Takes the cancellation back, and tells a client that is still there that nothing more comes."""
-        assert self._work is not None
         self._work.uncancel()
         if not self._left:
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -126,7 +125,6 @@ class _Exchange:
         self._cancel()
 
     def _cancel(self) -> None:
-        assert self._work is not None
         self._work.cancel()
 
 

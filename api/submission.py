@@ -8,7 +8,8 @@ import structlog
 from api import broker
 from api.catalog import catalog
 from api.errors import ApiError
-from broker.client import NoTree, Stream, Unavailable
+from broker.client import NoTree, Unavailable
+from broker.stream import Stream
 from broker.wire import ChatMessage, Failed, Job, Sampling
 
 log = structlog.get_logger("canopy.api")
@@ -73,4 +74,6 @@ async def _no_tree(model: str) -> ApiError:
     if model in models:
         return ApiError(503, f"the tree of model {model!r} is not up", field="model", code="no_tree")
     have = ", ".join(models) or "none"
-    return ApiError(404, f"model: there is no model {model!r} here; there are: {have}", field="model", code="model_not_found")
+    return ApiError(
+        404, f"model: there is no model {model!r} here; there are: {have}", field="model", code="model_not_found"
+    )

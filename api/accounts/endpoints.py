@@ -1,5 +1,7 @@
 """Login and logout, and who I am."""
 
+from typing import Any
+
 from asgiref.sync import sync_to_async
 from django.contrib.auth import alogin, alogout, authenticate
 from django.db import connections
@@ -70,7 +72,7 @@ async def login(request: HttpRequest, credentials: Credentials) -> LoggedIn:
 
 
 @router.post("/logout", response={204: None})
-async def logout(request: HttpRequest) -> Status:
+async def logout(request: HttpRequest) -> Status[Any]:
     """Ends the session."""
     await alogout(request)
     return Status(204, None)

@@ -17,7 +17,7 @@ import structlog
 from api import sse
 from api.chat import store
 from api.chat.models import Message, Status
-from broker.client import Stream
+from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
 
 log = structlog.get_logger("canopy.api")
@@ -45,7 +45,7 @@ class Writing:
         self._changed = asyncio.Event()
         self._saved_at = time.monotonic()
         self._unsaved = False
-        self._ending: tuple[Status, str | None] = (Status.FAILED, store.INTERRUPTED)  # if cancelled
+        self._ending: tuple[str, str | None] = (Status.FAILED, store.INTERRUPTED)  # if cancelled
         self.task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -65,7 +65,7 @@ class Writing:
         """Ends the answer as stopped by its reader and returns when that is stored."""
         await self.cancel(Status.STOPPED, None)
 
-    async def cancel(self, status: Status, error: str | None) -> None:
+    async def cancel(self, status: str, error: str | None) -> None:
         """Ends the answer in that way, unless it has ended, and returns when that is stored."""
         if self.task is None:
             return

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from django.http.response import HttpResponseBase
 from ninja import Router, Status
@@ -10,7 +11,7 @@ from api import sse, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog, nobody_serves, supply
 from api.chat import following, schemas, store
-from api.chat.answers import answers
+from api.chat.answers import Told, answers
 from api.chat.models import Conversation
 from broker.wire import Sampling
 
@@ -37,7 +38,7 @@ async def conversations(request: AuthRequest) -> dict[str, list[Conversation]]:
 
 
 @router.post("/conversations", response={201: schemas.Conversation})
-async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status:
+async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status[Any]:
     """Begins a conversation."""
     model = asked.model or await catalog.default_or_503()
     made = await Conversation.objects.acreate(user=request.auth, model=model)
@@ -63,7 +64,7 @@ async def change(request: AuthRequest, number: int, asked: schemas.ConversationC
 
 
 @router.delete("/conversations/{int:number}", response={204: None})
-async def delete(request: AuthRequest, number: int) -> Status:
+async def delete(request: AuthRequest, number: int) -> Status[Any]:
     """Removes a conversation; an answer that is being written is stopped."""
     found = await store.conversation(request.auth, number)
     for each in await store.messages(found):
@@ -73,7 +74,7 @@ async def delete(request: AuthRequest, number: int) -> Status:
 
 
 @router.post("/conversations/{int:number}/messages", response={201: schemas.Turn})
-async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status:
+async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
     conversation = await store.conversation(request.auth, number)
     await store.fail_orphans(number)
@@ -106,13 +107,13 @@ async def stream(request: AuthRequest, number: int, message: int) -> HttpRespons
 
 
 @router.post("/conversations/{int:number}/messages/{int:message}/stop", response={204: None})
-async def stop(request: AuthRequest, number: int, message: int) -> Status:
+async def stop(request: AuthRequest, number: int, message: int) -> Status[Any]:
     """Stops an answer and keeps its text."""
     await following.stop(await store.message(request.auth, number, message))
     return Status(204, None)
 
 
-async def _events(told: AsyncGenerator[following.Told | None]) -> AsyncGenerator[bytes]:
+async def _events(told: AsyncGenerator[Told | None]) -> AsyncGenerator[bytes]:
     async with aclosing(told):
         async for each in told:
             yield sse.comment("ping") if each is None else sse.event(each.name, each.fields)

@@ -1,5 +1,7 @@
 """GET /healthz: the process answers. GET /readyz: so do its broker and its database."""
 
+import threading
+
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
@@ -22,18 +24,17 @@ async def readyz(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"status": status, "missing": missing}, status=503 if missing else 200)
 
 
-_migrated = False
+_migrated = threading.Event()
 
 
 def _database_problem() -> str | None:
     """Migrations are looked up until they are complete; after that a query suffices."""
-    global _migrated
     try:
-        if not _migrated:
+        if not _migrated.is_set():
             executor = MigrationExecutor(connection)
             if executor.migration_plan(executor.loader.graph.leaf_nodes()):
                 return "the database is not migrated"
-            _migrated = True
+            _migrated.set()
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except DatabaseError as error:

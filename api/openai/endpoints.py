@@ -32,7 +32,9 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     known = await catalog.models()
     if name not in known:
         have = ", ".join(known) or "none"
-        raise ApiError(404, f"there is no model {name!r} here; there are: {have}", field="model", code="model_not_found")
+        raise ApiError(
+            404, f"there is no model {name!r} here; there are: {have}", field="model", code="model_not_found"
+        )
     return shapes.model(name)
 
 

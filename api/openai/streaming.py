@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 
 from api import errors, sse, submission
 from api.openai.shapes import Shape
-from broker.client import Stream
+from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
 
 DONE = b"data: [DONE]\n\n"

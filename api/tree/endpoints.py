@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from django.http.response import HttpResponseBase
 from ninja import Router, Status
@@ -33,18 +34,18 @@ async def stream(request: AuthRequest) -> HttpResponseBase:
 
 
 @router.post("/nodes/{name}/drain", response={202: None})
-async def drain(request: AuthRequest, name: str) -> Status:
+async def drain(request: AuthRequest, name: str) -> Status[Any]:
     """Lets a node finish what it runs and hands it nothing new."""
     return await _tell(name, Drain())
 
 
 @router.post("/nodes/{name}/resume", response={202: None})
-async def resume(request: AuthRequest, name: str) -> Status:
+async def resume(request: AuthRequest, name: str) -> Status[Any]:
     """Hands a drained node jobs again."""
     return await _tell(name, Resume())
 
 
-async def _tell(name: str, message: AnyControl) -> Status:
+async def _tell(name: str, message: AnyControl) -> Status[Any]:
     try:
         known = await broker.client().control(name[:200], message)
     except Unavailable as error:

@@ -14,12 +14,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from broker.client import NoTree, Stream, Unavailable
+from broker.client import NoTree, Unavailable
+from broker.stream import Stream
 from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start
 
 _home = tempfile.TemporaryDirectory(prefix="canopy-unit-")
 _environment = {"CANOPY_HOME": _home.name, "CANOPY_MODELS": '["tiny", "big"]', "DJANGO_SETTINGS_MODULE": "api.settings"}
-_unset = {name: "" for name in ("DATABASE_URL", "CANOPY_SECRET_FILE", "CANOPY_MANAGEMENT_URL", "CANOPY_HOSTS")}
+_unset = dict.fromkeys(("DATABASE_URL", "CANOPY_SECRET_FILE", "CANOPY_MANAGEMENT_URL", "CANOPY_HOSTS"), "")
 with mock.patch.dict(os.environ, {**_environment, **_unset, "CANOPY_PORT": ""}):
     django.setup()
 
@@ -248,7 +249,7 @@ async def live(fake: FakeClient) -> AsyncIterator[str]:
     config.lifespan = "off"
     server = Server(config)
     task = asyncio.create_task(server._serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
@@ -258,5 +259,5 @@ async def live(fake: FakeClient) -> AsyncIterator[str]:
 async def until(condition: Callable[[], Any], seconds: float = 3.0) -> None:
     """Returns when the condition holds."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

@@ -9,7 +9,7 @@ import pytest
 
 from api import process
 from api.chat import following, store
-from api.chat.answers import answers
+from api.chat.answers import Told, answers
 from api.chat.context import last_turns, title_from
 from api.chat.models import Conversation, Message, Status
 from broker.wire import ChatMessage, Delta, Failed, Finished, Waiting
@@ -75,24 +75,21 @@ async def test_readers_come_late_and_again(member: httpx.AsyncClient, fake: Fake
     fake.script = lambda job: []
     home, answer = await begin(member)
     request_id = fake.jobs[0].request_id
-    path = f"{home}/messages/{answer['id']}/stream"
-    readers = [asyncio.create_task(member.get(path)) for _ in range(3)]
+    writing = answers.get(answer["id"])
+    assert writing is not None
+    early, late = writing.follow(), writing.follow()
     fake.push(Waiting(request_id=request_id, seq=1, node="root", reason="2 before you"))
-    await asyncio.sleep(0.02)
+    assert await anext(early) == Told("waiting", {"reason": "2 before you"})
     fake.push(Delta(request_id=request_id, seq=2, text="so "))
-    await asyncio.sleep(0.02)
-    readers.append(asyncio.create_task(member.get(path)))
-    await asyncio.sleep(0.02)
+    assert await anext(early) == Told("delta", {"text": "so "})
     fake.push(Delta(request_id=request_id, seq=3, text="far"))
+    assert await anext(early) == Told("delta", {"text": "far"})
+    assert await anext(late) == Told("delta", {"text": "so far"})
     fake.push(Finished(request_id=request_id, seq=4, reason="length", completion_tokens=2))
-    early, late = told((await readers[0]).text), told((await readers[3]).text)
-    await asyncio.gather(*readers)
-    assert ("waiting", {"reason": "2 before you"}) in early
-    assert late[0] == ("delta", {"text": "so "})
-    end = ("done", {"finish_reason": "length", "completion_tokens": 2})
-    assert early[-1] == late[-1] == end
-    after = told((await member.get(path)).text)
-    assert after == [("delta", {"text": "so far"}), end]
+    end = Told("done", {"finish_reason": "length", "completion_tokens": 2})
+    assert [each async for each in early] == [each async for each in late] == [end]
+    after = await member.get(f"{home}/messages/{answer['id']}/stream")
+    assert told(after.text) == [("delta", {"text": "so far"}), (end.name, end.fields)]
 
 
 async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -156,7 +153,7 @@ async def test_closing_the_page_does_not_stop_the_answer(
     home, answer = await begin(member)
     path = f"{live}{home}/messages/{answer['id']}/stream"
     async with (
-        httpx.AsyncClient(cookies={name: value for name, value in member.cookies.items()}) as page,
+        httpx.AsyncClient(cookies=dict(member.cookies.items())) as page,
         page.stream("GET", path) as stream,
     ):
         assert await anext(stream.aiter_lines()) == "event: delta"
@@ -176,7 +173,7 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
     fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
     home, answer = await begin(member)
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
-    await asyncio.sleep(0.02)
+    await until(lambda: application.handler._endless)
     application.handler.end_streams()
     assert told((await reader).text) == [("delta", {"text": "so far"})]
     await answers.shut_down()
@@ -193,8 +190,9 @@ async def test_text_is_stored_on_the_way(
     monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
     fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
     home, _ = await begin(member)
-    await asyncio.sleep(0.1)
-    assert (await member.get(home)).json()["messages"][1]["content"] == "so far"
+    async with asyncio.timeout(3):
+        while (await member.get(home)).json()["messages"][1]["content"] != "so far":
+            await asyncio.sleep(0.01)
 
 
 async def test_answers_of_dead_processes_are_ended(user: Any, fake: FakeClient) -> None:
@@ -225,9 +223,9 @@ async def test_an_answer_of_another_process_can_be_read_and_stopped(
     await Message.objects.filter(pk=message.pk).aupdate(content="so far")
     await asyncio.sleep(0.05)
     assert (await member.post(f"{path}/stop")).status_code == 204
-    events = told((await reader).text)
-    assert events[:2] == [("delta", {"text": "so"}), ("delta", {"text": " far"})]
-    assert events[2][0] == "done"
+    *deltas, end = told((await reader).text)
+    assert "".join(fields["text"] for _, fields in deltas) == "so far"
+    assert end[0] == "done"
 
 
 async def test_the_writer_notices_that_another_process_stopped_its_answer(

@@ -275,7 +275,7 @@ async def test_keep_alive_comments(
     fake.script = lambda job: []
     asked = asyncio.create_task(program.post("/v1/chat/completions", json={**CHAT, "stream": True}))
     await fake.submitted.wait()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
     fake.push(Finished(request_id=fake.jobs[0].request_id, seq=1, reason="stop"))
     assert ": keep-alive" in events((await asked).text)
 

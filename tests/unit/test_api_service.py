@@ -109,7 +109,8 @@ def test_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("CANOPY_MODELS", "tiny"), ("CANOPY_MODELS", "[1]"), ("CANOPY_PORT", "http"), ("CANOPY_PORT", "0")]
+    ("name", "text"),
+    [("CANOPY_MODELS", "tiny"), ("CANOPY_MODELS", "[1]"), ("CANOPY_PORT", "http"), ("CANOPY_PORT", "0")],
 )
 def test_a_bad_environment_is_refused(name: str, text: str) -> None:
     with pytest.raises(environment.BadEnvironment, match=name):

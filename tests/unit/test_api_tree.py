@@ -11,7 +11,7 @@ from api.tree import watch as watching
 from api.tree.view import settled, tree
 from broker.management import Edges
 from broker.wire import Drain, Resume
-from tests.unit.api_site import FakeClient, node_state
+from tests.unit.api_site import FakeClient, node_state, until
 
 EDGES = Edges(
     roots={"root": "tiny", "root-big": "big"},
@@ -90,17 +90,16 @@ async def test_drain_and_resume(staff: httpx.AsyncClient, fake: FakeClient) -> N
     assert (await staff.post("/api/tree/nodes/nobody/drain")).status_code == 404
 
 
-async def test_the_stream_tells_changes(
-    live: str, staff: httpx.AsyncClient, fake: FakeClient, bindings: None
-) -> None:
-    cookies = {name: value for name, value in staff.cookies.items()}
-    async with asyncio.timeout(4), httpx.AsyncClient(base_url=live, cookies=cookies) as page:
-        async with page.stream("GET", "/api/tree/stream") as stream:
-            lines = (line async for line in stream.aiter_lines() if line.startswith("data: "))
-            assert by_name(json.loads((await anext(lines))[6:]))["n1"]["running"] == 0
-            await asyncio.sleep(0.05)
-            fake.change(node_state("n1", running=1))
-            assert by_name(json.loads((await anext(lines))[6:]))["n1"]["running"] == 1
-    async with asyncio.timeout(2):
-        while watching.watch._reader is not None:  # nobody watches: nothing is read
-            await asyncio.sleep(0.01)
+async def test_the_stream_tells_changes(live: str, staff: httpx.AsyncClient, fake: FakeClient, bindings: None) -> None:
+    cookies = dict(staff.cookies.items())
+    async with (
+        asyncio.timeout(4),
+        httpx.AsyncClient(base_url=live, cookies=cookies) as page,
+        page.stream("GET", "/api/tree/stream") as stream,
+    ):
+        lines = (line async for line in stream.aiter_lines() if line.startswith("data: "))
+        assert by_name(json.loads((await anext(lines))[6:]))["n1"]["running"] == 0
+        await asyncio.sleep(0.05)
+        fake.change(node_state("n1", running=1))
+        assert by_name(json.loads((await anext(lines))[6:]))["n1"]["running"] == 1
+    await until(lambda: watching.watch._reader is None)  # nobody watches: nothing is read
