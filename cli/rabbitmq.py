@@ -92,8 +92,8 @@ class PrivateBroker:
     async def wait_listening(self, within: float) -> None:
         """Returns once the broker accepts connections; it opens its listeners last. Raises TimeoutError."""
         async with asyncio.timeout(within):
-            while not await accepts(self._host, self.ports["amqp"]):
-                await asyncio.sleep(0.1)  # noqa: ASYNC110 - the broker offers no event to wait for
+            while not await accepts(self._host, self.ports["amqp"]):  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(0.1)
 
     async def ready_to_stop(self) -> None:
         """Removes the event handler that would hold up the stop. Best effort: without it the stop is slow."""

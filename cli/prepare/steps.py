@@ -55,7 +55,8 @@ class Log:
         shim = (
             [] if outlives_us else [sys.executable, "-S", "-E", str(_SHIM), str(int(signal.SIGTERM)), str(os.getpid())]
         )
-        process = subprocess.Popen(
+        lines = []
+        with subprocess.Popen(
             [*shim, *map(str, command)],
             cwd=cwd,
             env={**os.environ, **(env or {})},
@@ -64,17 +65,11 @@ class Log:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        )
-        lines = []
-        try:
+        ) as process:
             for line in process.stdout or ():
                 lines.append(line.rstrip("\n"))
                 self.write(lines[-1])
-            status = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        status = process.returncode
         if status != 0:
             raise CliError(reason(lines) or f"{Path(command[0]).name} ended with status {status}")
         return lines

@@ -1,0 +1,229 @@
+"""`canopy up` and its ends, with the real broker, real processes and the echo engine."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+CANOPY = [sys.executable, "-m", "cli"]  # as the launcher starts it; preparation of the machine is not under test here
+START_SECONDS = 120
+STOP_SECONDS = 10.0
+
+pytestmark = pytest.mark.timeout(240)
+
+
+class Instance:
+    """A CANOPY_HOME of the test's own, and the commands run in it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.launchers: list[subprocess.Popen[str]] = []
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs one command to its end."""
+        return subprocess.run(
+            [*CANOPY, *words],
+            cwd=REPOSITORY,
+            env=self._env(),
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+
+    def launch(self, *options: str) -> subprocess.Popen[str]:
+        """`up` in the foreground."""
+        launcher = subprocess.Popen(
+            [*CANOPY, "up", "--engine", "echo", "--port", str(self.port), *options],
+            cwd=REPOSITORY,
+            env=self._env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.launchers.append(launcher)
+        return launcher
+
+    def up(self, *options: str) -> tuple[subprocess.Popen[str], str]:
+        """`up` in the foreground, and its ready line once it has said it."""
+        launcher = self.launch(*options)
+        said = []
+        for line in launcher.stdout or ():
+            said.append(line)
+            if line.startswith("Canopy is ready: "):
+                return launcher, line.strip()
+        pytest.fail("never ready:\n" + "".join(said))
+
+    def record(self) -> dict[str, object]:
+        """The instance file."""
+        return json.loads((self.home / "run" / "instance.json").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs for this home: the recorded processes and all below them."""
+        recorded = [psutil.Process(each["pid"]) for each in self.record()["processes"]]
+        below = [child for process in recorded for child in process.children(recursive=True)]
+        return list({process.pid: process for process in (*recorded, *below)}.values())
+
+    def end(self) -> None:
+        """Leaves nothing, however the test went."""
+        self.command("down")
+        for launcher in self.launchers:
+            if launcher.poll() is None:
+                launcher.kill()
+            launcher.communicate()
+
+    def _env(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "DATABASE_"))}
+        return {**clean, "CANOPY_HOME": str(self.home)}
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    made = Instance(tmp_path / "home")
+    yield made
+    made.end()
+
+
+def gone(processes: list[psutil.Process], within: float) -> list[psutil.Process]:
+    """Those of `processes` that still run after `within` seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=within)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def status_of(url: str) -> int:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return int(answer.status)
+
+
+def users_of(management: str) -> set[str]:
+    match = re.fullmatch(r"http://(\w+):([^@]+)@(.+)", management)
+    assert match
+    login = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    login.add_password(None, f"http://{match[3]}", match[1], match[2])
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(login))
+    with opener.open(f"http://{match[3]}/api/users", timeout=10) as answer:
+        return {user["name"] for user in json.load(answer)}
+
+
+def test_up_serves_refuses_a_second_and_ends_on_sigterm(instance: Instance) -> None:
+    launcher, ready = instance.up("--nodes", "3", "--fanout", "2")
+    assert re.fullmatch(rf"Canopy is ready: http://127\.0\.0\.1:{instance.port}/login\?token=\S+", ready)
+    assert status_of(f"http://127.0.0.1:{instance.port}/readyz") == 200
+
+    record = instance.record()
+    assert (instance.home / "run" / "instance.json").stat().st_mode & 0o777 == 0o600
+    assert record["pid"] == launcher.pid
+    assert {each["name"] for each in record["processes"]} == {
+        "launcher",
+        "epmd",
+        "broker",
+        "root",
+        "n1",
+        "n2",
+        "n3",
+        "api",
+    }
+    assert users_of(record["management"]) == {"api", "node", "admin"}, "guest must not exist"
+
+    shown = json.loads(instance.command("status", "--json").stdout)
+    assert shown["running"]
+    assert all(each["running"] for each in shown["processes"])
+
+    second = instance.command("up", "--engine", "echo", "--port", str(instance.port))
+    assert second.returncode == 1
+    assert "already runs here" in second.stderr
+    assert second.stderr.count("\n") == 1
+
+    everything = instance.processes()
+    started = time.monotonic()
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(STOP_SECONDS) == 0
+    assert gone(everything, 0.5) == []
+    assert time.monotonic() - started < STOP_SECONDS
+    assert not (instance.home / "run" / "instance.json").exists()
+
+
+def test_a_killed_launcher_leaves_nothing_and_can_start_again(instance: Instance) -> None:
+    launcher, _ = instance.up()
+    everything = instance.processes()
+    launcher.kill()
+    assert gone(everything, STOP_SECONDS) == []
+
+    again = instance.command("up", "--engine", "echo", "--port", str(instance.port), "--detach")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("Canopy is ready: ")
+    everything = instance.processes()
+
+    key = instance.command("key", "create")
+    assert key.returncode == 0
+    assert re.fullmatch(r"\S+\n", key.stdout), "the key, alone on standard output"
+
+    started = time.monotonic()
+    assert instance.command("down").returncode == 0
+    assert gone(everything, 0.5) == []
+    assert time.monotonic() - started < STOP_SECONDS
+    assert instance.command("down").stdout == "nothing runs here\n"
+
+
+def test_what_crashes_comes_back_and_a_dead_broker_ends_everything(instance: Instance) -> None:
+    launcher, _ = instance.up()
+    lines = iter(launcher.stdout or ())
+    pids = {each["name"]: each["pid"] for each in instance.record()["processes"]}
+    everything = instance.processes()
+
+    os.kill(pids["n1"], signal.SIGKILL)
+    assert until(lines, lambda line: line.startswith("  n1 ended (SIGKILL)"))
+    os.kill(pids["broker"], signal.SIGKILL)
+    assert until(lines, lambda line: line.startswith("canopy: The broker ended (SIGKILL); everything stops"))
+    assert launcher.wait(STOP_SECONDS) == 1
+    assert gone(everything, 0.5) == []
+
+
+def test_a_port_in_use_is_one_line_and_nothing_is_started(instance: Instance) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", instance.port))
+        taken.listen()
+        refused = instance.command("up", "--engine", "echo", "--port", str(instance.port))
+    assert refused.returncode == 1
+    assert refused.stderr == (f"canopy: Port {instance.port} is in use on 127.0.0.1. Choose another with --port N.\n")
+    assert not (instance.home / "logs" / "broker.log").exists()
+
+
+def test_a_broken_model_folder_is_one_line(instance: Instance, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    refused = instance.command("up", "--model", str(tmp_path / "broken"), "--port", str(instance.port))
+    assert refused.returncode == 1
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("canopy: Preparing the model broken failed: ")
+    assert "Traceback" not in refused.stderr
+    assert not (instance.home / "logs" / "broker.log").exists()
+
+
+def test_a_broker_that_does_not_come_up_is_one_line(instance: Instance) -> None:
+    (instance.home / "broker" / "data").mkdir(parents=True)
+    (instance.home / "broker" / "data" / "canopy@localhost").write_text("not a folder")
+    refused = instance.command("up", "--engine", "echo", "--port", str(instance.port))
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("canopy: The broker did not start (log: ")
+    assert "Traceback" not in refused.stderr
+    assert not (instance.home / "run" / "processes.json").exists()
+
+
+def until(lines: Iterator[str], wanted: Callable[[str], bool]) -> bool:
+    """Reads until a wanted line has come; False when the output ends first."""
+    return any(wanted(line) for line in lines)

@@ -1,0 +1,152 @@
+"""What the launcher writes for the private broker: users, rights, passwords, ports, the plugins it sees."""
+
+import base64
+import hashlib
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from cli import credentials, plugins, ports
+from cli.errors import CliError
+from cli.home import Home
+from cli.rabbitmq import PrivateBroker
+from topology import names
+
+
+def test_password_hash_is_rabbitmqs_salted_sha256() -> None:
+    salt = bytes.fromhex("908DC60A")  # the example of RabbitMQ's own documentation
+    assert credentials.password_hash("test12", salt) == "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR"
+
+
+def test_every_password_hash_has_its_own_salt() -> None:
+    first, second = credentials.password_hash("same"), credentials.password_hash("same")
+    assert first != second
+    raw = base64.b64decode(first)
+    assert raw[4:] == hashlib.sha256(raw[:4] + b"same").digest()
+
+
+def test_definitions_name_three_users_and_no_guest() -> None:
+    made = json.loads(json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"})))
+    assert [user["name"] for user in made["users"]] == ["api", "node", "admin"]
+    assert {user["name"]: user["tags"] for user in made["users"]} == {
+        "api": ["monitoring"],
+        "node": [],
+        "admin": ["administrator"],
+    }
+    assert {right["user"] for right in made["permissions"]} == {"api", "node", "admin"}
+
+
+def may(user: str, right: str, name: str) -> bool:
+    made = json.loads(json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"})))
+    [rights] = [each for each in made["permissions"] if each["user"] == user]
+    return re.search(rights[right], name) is not None
+
+
+@pytest.mark.parametrize("right", ["configure", "write", "read"])
+def test_a_node_cannot_touch_what_belongs_to_the_api(right: str) -> None:
+    assert not may("node", right, names.reply("api-1"))
+    assert not may("node", right, names.watch("api-1"))
+    assert may("node", right, names.node("n1"))
+
+
+def test_the_api_can_enter_jobs_and_read_answers_but_no_nodes_queue() -> None:
+    assert may("api", "write", names.JOBS_EXCHANGE)
+    assert may("api", "read", names.reply("api-1"))
+    assert not may("api", "read", names.node("n1"))
+    assert not may("api", "configure", names.inbox("n1"))
+
+
+def test_credentials_are_made_once_and_private(tmp_path: Path) -> None:
+    file = tmp_path / "credentials.json"
+    made = credentials.load_or_create(file)
+    assert len(set(made.values())) == 4
+    assert all(len(value) >= 32 for value in made.values())
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert credentials.load_or_create(file) == made
+
+
+def test_a_broken_credentials_file_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "credentials.json"
+    file.write_text("{half")
+    assert set(credentials.load_or_create(file)) == {"api", "node", "admin", "cookie"}
+
+
+def test_instance_settings_and_addresses(tmp_path: Path) -> None:
+    private = PrivateBroker(Home(tmp_path))
+    Home(tmp_path).make()
+    private.prepare()
+    written = (tmp_path / "broker" / "conf.d" / "90-instance.conf").read_text()
+    assert f"listeners.tcp.canopy = 127.0.0.1:{private.ports['amqp']}" in written
+    address = private.address()
+    assert address.amqp["node"].startswith("amqp://node:")
+    assert address.amqp["node"].endswith(f"@127.0.0.1:{private.ports['amqp']}/%2F")
+    assert set(address.management) == {"api", "admin"}
+    assert (tmp_path / "broker" / "home" / ".erlang.cookie").stat().st_mode & 0o077 == 0
+
+
+def test_ports_are_different_and_free() -> None:
+    chosen = ports.pick(4)
+    assert len(set(chosen)) == 4
+    assert all(ports.is_free("127.0.0.1", port) for port in chosen)
+
+
+def test_ports_stay_the_same_while_they_are_free(tmp_path: Path) -> None:
+    file = tmp_path / "ports.json"
+    first = ports.remembered(file, ["a", "b"])
+    assert ports.remembered(file, ["a", "b"]) == first
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first["a"]))
+        taken.listen()
+        second = ports.remembered(file, ["a", "b"])
+    assert second["a"] != first["a"]
+    assert second["b"] == first["b"]
+
+
+def test_a_port_in_use_is_told_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(CliError, match=rf"Port {port} is in use on 127.0.0.1. Choose another with --port"):
+            ports.check_free("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_told_in_one_line() -> None:
+    with pytest.raises(CliError, match="not an address of this machine"):
+        ports.check_free("192.0.2.1", 8000)
+
+
+def application(folder: Path, name: str, *needs: str) -> None:
+    ebin = folder / f"{name}-1.0" / "ebin"
+    ebin.mkdir(parents=True)
+    listed = ",".join(("kernel", *needs))
+    (ebin / f"{name}.app").write_text(
+        f"%% {{applications, [nothing]}}\n{{application, {name}, [{{applications, [{listed}]}}]}}."
+    )
+
+
+def test_the_plugins_view_holds_what_is_needed_and_no_more(tmp_path: Path) -> None:
+    plugin_folder = tmp_path / "installed" / "plugins"
+    application(plugin_folder, "rabbit", "ra")
+    application(plugin_folder, "ra")
+    application(plugin_folder, "rabbitmq_management", "rabbit", "cowboy")
+    application(plugin_folder, "cowboy")
+    application(plugin_folder, "rabbitmq_event_exchange", "rabbit")
+    application(plugin_folder, "rabbitmq_mqtt", "rabbit")
+    for name in ("sbin", "escript"):
+        (tmp_path / "installed" / name).mkdir()
+    script = tmp_path / "installed" / "sbin" / "rabbitmq-server"
+    script.touch()
+    started, env = plugins.server_script(script, tmp_path / "view")
+    assert started == tmp_path / "view" / "sbin" / "rabbitmq-server"
+    assert env == {"RABBITMQ_SCRIPTS_DIR": str(tmp_path / "view" / "sbin")}
+    seen = {path.name for path in (tmp_path / "view" / "plugins").iterdir()}
+    assert seen == {"rabbit-1.0", "ra-1.0", "rabbitmq_management-1.0", "cowboy-1.0", "rabbitmq_event_exchange-1.0"}
+
+
+def test_an_unknown_installation_is_used_as_it_is(tmp_path: Path) -> None:
+    script = tmp_path / "sbin" / "rabbitmq-server"
+    assert plugins.server_script(script, tmp_path / "view") == (script, {})

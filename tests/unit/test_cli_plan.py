@@ -1,0 +1,76 @@
+"""The programs that `up` starts, and how a node's log line says that it serves."""
+
+from pathlib import Path
+
+import pytest
+
+from cli import plan
+from cli.home import Home
+from cli.plan import Request
+from cli.process import Spec
+from cli.rabbitmq import Broker
+
+BROKER = Broker.elsewhere("amqp://somewhere/", "http://somewhere")
+
+
+def option(spec: Spec, name: str) -> str:
+    words = list(spec.command)
+    return words[words.index(name) + 1]
+
+
+def layout(**options: object) -> plan.Plan:
+    request = Request(**{"models": {"echo": None}, "engine": "echo", **options})  # type: ignore[arg-type]
+    return plan.make(request, Home(Path("/state")), BROKER)
+
+
+def test_the_default_is_a_root_and_two_nodes_below_it() -> None:
+    made = layout()
+    assert [spec.name for spec in made.roots] == ["root"]
+    assert option(made.roots[0], "--engine") == "none"
+    assert "--parent" not in made.roots[0].command
+    assert [(spec.name, option(spec, "--parent")) for spec in made.nodes] == [("n1", "root"), ("n2", "root")]
+
+
+def test_a_fanout_makes_levels() -> None:
+    parents = {spec.name: option(spec, "--parent") for spec in layout(nodes=4, fanout=2).nodes}
+    assert parents == {"n1": "root", "n2": "n1", "n3": "n1", "n4": "n2"}
+
+
+def test_each_model_gets_a_tree_with_names_of_its_own() -> None:
+    made = layout(models={"a": None, "org/B": Path("/models/b")}, nodes=3, fanout=2)
+    assert [spec.name for spec in made.roots] == ["root", "root-org-b"]
+    assert {spec.name: option(spec, "--parent") for spec in made.nodes} == {
+        "n1": "root",
+        "n2": "n1",
+        "n3": "n1",
+        "n4": "root-org-b",
+        "n5": "n4",
+        "n6": "n4",
+    }
+    assert option(made.nodes[3], "--model-path") == "/models/b"
+    assert made.api.env["CANOPY_MODELS"] == '["a", "org/B"]'
+
+
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CANOPY_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert layout(nodes=2).nodes[0].env["CANOPY_THREADS"] == "4"
+    assert layout(nodes=20).nodes[0].env["CANOPY_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("line", "ready"),
+    [
+        ("2026-11-22 12:42:12 [info     ] ready                          model=echo node=n1", True),
+        ("2026-11-22 12:42:12 [\x1b[32minfo     \x1b[0m] \x1b[1mready\x1b[0m model=echo", True),
+        ('{"event": "ready", "node": "n1"}', True),
+        ("2026-11-22 12:42:12 [info     ] leaving                        node=n1", False),
+        ("2026-11-22 12:42:12 [warning  ] not registered, trying again   reason=not ready", False),
+    ],
+)
+def test_ready_lines(line: str, ready: bool) -> None:
+    assert plan.is_ready_line(line) is ready
+
+
+def test_the_address_of_a_service_for_everybody_is_one_a_browser_understands() -> None:
+    assert Request(models={"m": None}, host="0.0.0.0", port=80).url == "http://127.0.0.1:80"

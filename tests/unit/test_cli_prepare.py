@@ -1,0 +1,171 @@
+"""Preparation: steps run when needed and fail in one line; an interrupted one is done again."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cli.errors import CliError, explain_os_error
+from cli.prepare import frontend, launch, steps, system, venv
+from cli.prepare.model import public_name
+from cli.prepare.steps import Log, Step
+
+
+def step(name: str, code: str, *, needed: bool = True) -> Step:
+    return Step(name, f"Step {name}", lambda: needed, lambda log: _python(log, code))
+
+
+def _python(log: Log, code: str) -> None:
+    log.run([sys.executable, "-c", code])
+
+
+def test_a_step_keeps_its_output_and_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps.run_together([step("one", "print('hello')")], tmp_path)
+    assert "hello" in (tmp_path / "prepare-one.log").read_text()
+    said = capsys.readouterr()
+    assert said.out == ""  # standard output is for results
+    assert "Step one" in said.err
+
+
+def test_what_is_not_needed_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps.run_together([step("one", "raise SystemExit(1)", needed=False)], tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failure_is_one_line_with_the_reason_and_the_log(tmp_path: Path) -> None:
+    with pytest.raises(CliError) as caught:
+        steps.run_together(
+            [step("one", "print('ERROR: no such package'); print('bye'); raise SystemExit(3)")], tmp_path
+        )
+    assert str(caught.value) == f"Step one failed: ERROR: no such package (log: {tmp_path / 'prepare-one.log'})"
+
+
+def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
+    code = "print('OSError: [Errno 28] No space left on device'); print('more'); raise SystemExit(1)"
+    with pytest.raises(CliError, match="the disk is full"):
+        steps.run_together([step("one", code)], tmp_path)
+
+
+def test_steps_run_at_the_same_time(tmp_path: Path) -> None:
+    meeting = threading.Barrier(2, timeout=20)
+    both = [Step(name, name, lambda: True, lambda _log: meeting.wait() and None) for name in ("a", "b")]
+    steps.run_together(both, tmp_path)
+
+
+def test_one_prepares_at_a_time_and_the_next_waits(tmp_path: Path) -> None:
+    order: list[str] = []
+    inside = threading.Event()
+
+    def first() -> None:
+        with steps.exclusive(tmp_path / "lock"):
+            inside.set()
+            time.sleep(0.2)  # the time in which the second must not get in
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(10)
+    with steps.exclusive(tmp_path / "lock"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def make_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "requirements.txt").write_text("pika==1\n")
+    (folder / "venv" / "bin").mkdir(parents=True)
+    (folder / "venv" / "bin" / "python").touch()
+    (folder / "venv" / "pyvenv.cfg").write_text("version = 3.11.2\n")
+    monkeypatch.setattr(venv, "REPOSITORY", folder)
+    monkeypatch.setattr(venv, "VENV", folder / "venv")
+    monkeypatch.setattr(venv, "VENV_PYTHON", folder / "venv" / "bin" / "python")
+    monkeypatch.setattr(venv, "STAMP", folder / "venv" / ".stamp")
+    monkeypatch.setattr(venv, "_works", lambda: True)
+
+
+def test_requirements_are_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_environment(tmp_path, monkeypatch)
+    installed: list[str] = []
+    monkeypatch.setattr(venv, "pip_install", lambda _log, *arguments: installed.append(arguments[-1]))
+    for _ in range(2):
+        steps.run_together([venv.step(["requirements.txt"])], tmp_path)
+    assert len(installed) == 1
+    (tmp_path / "requirements.txt").write_text("pika==2\n")
+    assert venv.outdated(["requirements.txt"]) == ["requirements.txt"]
+
+
+def test_an_interrupted_installation_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_environment(tmp_path, monkeypatch)
+    monkeypatch.setattr(venv, "pip_install", lambda *_: None)
+    steps.run_together([venv.step(["requirements.txt"])], tmp_path)
+    (tmp_path / "requirements.txt").write_text("pika==2\n")
+
+    def dies(*_: object) -> None:
+        raise CliError("cut short")
+
+    monkeypatch.setattr(venv, "pip_install", dies)
+    with pytest.raises(CliError):
+        steps.run_together([venv.step(["requirements.txt"])], tmp_path)
+    (tmp_path / "requirements.txt").write_text("pika==1\n")  # back to what was installed to the end before
+    assert venv.outdated(["requirements.txt"]) == ["requirements.txt"]
+
+
+@pytest.mark.parametrize(
+    ("version", "enough"),
+    [
+        ("v18.19.0", False),
+        ("v20.18.9", False),
+        ("v20.19.0", True),
+        ("v22.11.0", False),
+        ("v22.12.0", True),
+        ("v24.1.0", True),
+        ("v21.9.0", False),
+        ("", False),
+    ],
+)
+def test_node_versions_that_can_build(version: str, enough: bool) -> None:
+    assert frontend.new_enough(version) is enough
+
+
+def test_the_build_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontend, "FRONTEND", tmp_path)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "app.ts").write_text("1")
+    before = frontend.fingerprint()
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "x.js").write_text("ignored")
+    assert frontend.fingerprint() == before
+    (tmp_path / "src" / "app.ts").write_text("2")
+    assert frontend.fingerprint() != before
+
+
+def test_without_rights_the_command_to_type_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "_privilege", lambda: None)
+    monkeypatch.setitem(system.PRESENT, "rabbitmq-server", lambda: False)
+    with pytest.raises(CliError) as caught:
+        system.step(["rabbitmq-server"])
+    assert str(caught.value) == (
+        "Needs rabbitmq-server; run: sudo apt-get update && sudo apt-get install -y rabbitmq-server"
+    )
+
+
+def test_help_needs_nothing_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(launch, "VENV_PYTHON", Path("/nonexistent/python"))
+    assert launch.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for command in ("up", "down", "status", "doctor", "node", "tree", "key create", "test"):
+        assert f"./canopy {command}" in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [("gemma-3-270m", "gemma-3-270m"), ("org/model", "org/model"), ("/data/my-model", "my-model"), ("./m/", "m")],
+)
+def test_public_names_of_models(asked: str, name: str) -> None:
+    assert public_name(asked) == name
+
+
+def test_a_full_disk_outside_of_a_step() -> None:
+    assert "disk is full" in str(explain_os_error(OSError(28, "No space left on device", "/data/x")))
