@@ -106,7 +106,7 @@ class Client:
         return dict(self._nodes)
 
     async def changed(self) -> None:
-        """Returns when nodes() has changed after this call."""
+        """Returns when nodes() or `connected` has changed after this call."""
         await self._changes.wait()
 
     async def control(self, node: str, message: AnyControl) -> bool:
@@ -152,10 +152,12 @@ class Client:
             await session.consume(names.watch(self.process), self._on_state, prefetch=REPLY_PREFETCH)
             session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
             self._session = session
+            self._tell_changed()
             log.info("broker connected", process=self.process)
             raise await asyncio.shield(session.closed)
         finally:
             self._session = None
+            self._tell_changed()
             self._fail_streams()
             await session.close()
 
@@ -196,6 +198,9 @@ class Client:
             self._nodes[state.name] = state
         oldest = time.time() - FORGET_SECONDS
         self._nodes = {name: known for name, known in self._nodes.items() if known.sent >= oldest}
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
         changes, self._changes = self._changes, asyncio.Event()
         changes.set()
 

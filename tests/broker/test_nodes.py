@@ -1,0 +1,168 @@
+"""Nodes as real processes on a real RabbitMQ."""
+
+import asyncio
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from broker import inspect
+from broker.client import Client
+from broker.stream import Stream
+from broker.tree import describe
+from broker.wire import AnyFrame, ChatMessage, Delta, Drain, Finished, Job, Resume, Sampling
+from cli.rabbitmq import Broker
+from tests.realbroker import NodeProcess, echo_node, root
+
+SECONDS = 30.0
+
+
+@pytest.fixture
+def tree(broker: Broker) -> Iterator[dict[str, NodeProcess]]:
+    """root -> n1 -> n2"""
+    with root(broker) as top, echo_node(broker, "n1", "root", "--slots", "64") as n1:
+        with echo_node(broker, "n2", "n1", "--slots", "64") as n2:
+            yield {"root": top, "n1": n1, "n2": n2}
+
+
+@pytest_asyncio.fixture
+async def client(broker: Broker) -> AsyncIterator[Client]:
+    client = Client(broker.amqp["api"])
+    await client.start()
+    async with asyncio.timeout(SECONDS):
+        while not client.connected:
+            await client.changed()
+    yield client
+    await client.stop()
+
+
+async def ask(client: Client, text: str, max_tokens: int | None = None) -> Stream:
+    return await client.submit(
+        Job(
+            request_id=uuid.uuid4().hex,
+            model="echo",
+            reply_to="",
+            created=time.time(),
+            messages=(ChatMessage(role="user", content=text),),
+            sampling=Sampling(max_tokens=max_tokens),
+        )
+    )
+
+
+async def read(stream: Stream) -> tuple[str, list[AnyFrame]]:
+    async with asyncio.timeout(SECONDS):
+        frames = [frame async for frame in stream]
+    return "".join(frame.text for frame in frames if isinstance(frame, Delta)), frames
+
+
+async def until_children(client: Client, node: str, *children: str) -> None:
+    async with asyncio.timeout(SECONDS):
+        while node not in client.nodes() or client.nodes()[node].children != children:
+            await client.changed()
+
+
+async def test_a_thousand_requests_at_once_get_each_its_own_answer(
+    tree: dict[str, NodeProcess], client: Client
+) -> None:
+    await until_children(client, "n1", "n2")
+
+    async def one(number: int) -> tuple[str, list[AnyFrame]]:
+        return await read(await ask(client, f"request {number} of many 🌳"))
+
+    answers = await asyncio.gather(*(one(number) for number in range(1000)))
+    assert [text for text, _ in answers] == [f"request {number} of many 🌳" for number in range(1000)]
+    assert all(isinstance(frames[-1], Finished) for _, frames in answers)
+
+
+async def test_a_name_is_taken_once_and_a_parent_must_exist(tree: dict[str, NodeProcess], broker: Broker) -> None:
+    double = NodeProcess(broker, "n1", "--parent", "root", "--model", "echo", "--engine", "echo")
+    assert double.wait_exit() == 3
+    assert "node already registered: n1" in double.lines[-1]
+    orphan = NodeProcess(broker, "n9", "--parent", "n8", "--model", "echo", "--engine", "echo")
+    assert orphan.wait_exit() == 3
+    assert "no node named 'n8'" in orphan.lines[-1]
+
+
+async def test_a_node_added_while_running_gets_the_next_job(
+    tree: dict[str, NodeProcess], broker: Broker, client: Client
+) -> None:
+    await until_children(client, "n1", "n2")
+    with echo_node(broker, "n9", "root", "--slots", "1"):
+        await until_children(client, "root", "n1", "n9")
+        nodes = set()
+        for _ in range(2):
+            _, frames = await read(await ask(client, "hello"))
+            nodes.add(frames[0].node)  # type: ignore[union-attr]
+        assert nodes == {"n1", "n9"}
+    await until_children(client, "root", "n1")
+    assert "n9" not in client.nodes()
+
+
+async def test_the_registration_ends_with_the_process(
+    tree: dict[str, NodeProcess], broker: Broker, client: Client
+) -> None:
+    await until_children(client, "n1", "n2")
+    tree["n2"].process.send_signal(signal.SIGKILL)
+    tree["n2"].wait_exit()
+    await until_children(client, "n1")
+    async with asyncio.timeout(SECONDS):
+        while "n2" in (seen := await inspect.look(broker.amqp["admin"], broker.management["admin"])).edges.registered:
+            await client.changed()
+    assert [node["name"] for node in describe(seen.edges, seen.states, seen.depths)["nodes"]] == ["n1", "root"]  # type: ignore[attr-defined]
+    with echo_node(broker, "n2", "n1"):
+        await until_children(client, "n1", "n2")
+
+
+async def test_what_a_killed_node_held_is_answered_by_others(
+    tree: dict[str, NodeProcess], broker: Broker, client: Client
+) -> None:
+    with echo_node(broker, "n3", "n2", "--token-delay", "0.01", "--slots", "2") as n3:
+        await until_children(client, "n2", "n3")
+        for name in ("n1", "n2"):
+            assert await client.control(name, Drain())
+        # a draining node takes nothing, so the jobs wait at the root until its subtree is back
+        streams = [await ask(client, f"job {number}", max_tokens=200) for number in range(6)]
+        assert await client.control("n2", Resume())
+        assert await client.control("n1", Resume())
+        n3.process.send_signal(signal.SIGKILL)
+        answers = [await read(stream) for stream in streams]
+    for number, (text, frames) in enumerate(answers):
+        assert isinstance(frames[-1], Finished)
+        assert text.split() == ["job", str(number)] * 100
+
+
+async def test_cancel_frees_the_slot(broker: Broker, client: Client) -> None:
+    with root(broker, "slow-root", "slow"), NodeProcess(
+        broker, "slow", "--parent", "slow-root", "--model", "slow", "--engine", "echo", "--slots", "1",
+        "--token-delay", "0.02", "--wait", "20",
+    ):  # fmt: skip
+        await until_children(client, "slow-root", "slow")
+
+        async def submit(max_tokens: int) -> Stream:
+            message = ChatMessage(role="user", content="word")
+            sampling = Sampling(max_tokens=max_tokens)
+            return await client.submit(
+                Job(request_id=uuid.uuid4().hex, model="slow", reply_to="", created=time.time(),
+                    messages=(message,), sampling=sampling)
+            )  # fmt: skip
+
+        endless = await submit(1_000_000)
+        async for frame in endless:
+            if isinstance(frame, Delta):
+                break
+        await endless.aclose()
+        text, _ = await read(await submit(2))
+        assert text == "word word"
+
+
+async def test_a_slow_reader_costs_one_frame(tree: dict[str, NodeProcess], client: Client) -> None:
+    stream = await ask(client, "word", max_tokens=5000)
+    async with asyncio.timeout(SECONDS):
+        while not stream.ended:
+            await client.changed()
+    assert len(stream._frames) <= 3
+    text, _ = await read(stream)
+    assert text == " ".join(["word"] * 5000)

@@ -1,0 +1,27 @@
+"""The in-memory twin keeps the session's contract."""
+
+import pytest
+
+from broker.memory import MemoryBroker, _matches
+from broker.session import Session
+from tests.session_contract import Open, SessionContract
+
+
+class TestMemorySession(SessionContract):
+    @pytest.fixture
+    def connect(self) -> Open:
+        broker = MemoryBroker()
+
+        async def open_session() -> Session:
+            return broker.session()
+
+        return open_session
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "matches"),
+    [("node.*", "node.n1", True), ("node.*", "node", False), ("node.*", "node.a.b", False), ("#", "", True),
+     ("a.#.z", "a.z", True), ("a.#.z", "a.b.c.z", True), ("a.#.z", "a.b", False)],
+)  # fmt: skip
+def test_topics(pattern: str, key: str, matches: bool) -> None:
+    assert _matches(pattern, key) is matches
