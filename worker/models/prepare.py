@@ -106,6 +106,15 @@ def _alone(folder: Path, say: Say) -> Iterator[None]:
         yield
 
 
+def _fill(source: Source, partial: Path, say: Say) -> None:
+    try:
+        source.fill(partial, say)
+    except ModelError:
+        if not any(partial.iterdir()):  # a mistyped name leaves nothing; a broken download is kept to go on from
+            partial.rmdir()
+        raise
+
+
 def _build(source: Source, folder: Path, say: Say) -> None:
     """Fills a hidden sibling and renames it. What an earlier run left there is the source's to reuse or replace."""
     partial = folder.parent / f".{folder.name}.partial"
@@ -113,7 +122,7 @@ def _build(source: Source, folder: Path, say: Say) -> None:
     try:
         shutil.rmtree(old, ignore_errors=True)
         partial.mkdir(exist_ok=True)
-        source.fill(partial, say)
+        _fill(source, partial, say)
         validate(partial)
         (partial / STAMP).write_text(json.dumps(source.stamp()))
         if folder.exists():
