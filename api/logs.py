@@ -31,6 +31,7 @@ def configure(level: int = logging.INFO) -> None:
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
     # Every refused request is already answered with its reason; httpx would log each poll of the management API.
-    for noisy in ("django.request", "django.security.csrf", "httpx", "httpcore", "pika"):
+    logging.getLogger("django.request").addFilter(lambda record: record.exc_info is not None)
+    for noisy in ("django.security.csrf", "httpx", "httpcore", "pika"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -141,6 +141,16 @@ async def test_cookies_are_guarded(web: httpx.AsyncClient, user: User) -> None:
     assert "SameSite=Lax" in session
 
 
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data; boundary=x", "multipart/form-data", "application/x-www-form-urlencoded"]
+)
+async def test_bodies_are_json_whatever_their_header_says(member: httpx.AsyncClient, kind: str) -> None:
+    answer = await member.post("/arranca/", content=b'{"text": "a", "timestamp": 1}', headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["text"]) == (200, "a")
+    form = await member.post("/api/conversations", content=b"--x\r\n\r\n--x--", headers={"Content-Type": kind})
+    assert (form.status_code, form.json()["error"]["field"]) == (400, "body")
+
+
 async def test_a_foreign_page_cannot_use_the_session(member: httpx.AsyncClient) -> None:
     answer = await member.post("/api/conversations", json={}, headers={"Origin": "https://evil.example"})
     assert answer.status_code == 403
