@@ -79,7 +79,8 @@ describe("markdown", () => {
 
   it("shows raw HTML as text, and neither images nor script links", () => {
     expect(html('<img src=x onerror="alert(1)"> <script>alert(1)</script>')).not.toMatch(/<(img|script)/);
-    expect(html("![x](https://evil.example/x.png)")).not.toContain("<img");
+    expect(html('![a <b>](https://example.org/x.png?a="b)')).toMatch(/^<p><a href="https:[^"<]*" target="_blank" rel="[a-z ]*">a &lt;b&gt;<\/a><\/p>/);
+    expect(html("![x](javascript:alert(1))")).not.toContain("href");
     expect(html("[x](javascript:alert(1))")).not.toContain("href");
   });
 

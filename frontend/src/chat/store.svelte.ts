@@ -102,6 +102,7 @@ export class ChatStore {
   async send(content: string): Promise<boolean> {
     if (this.sending || this.streaming) return false;
     this.sending = true;
+    toasts.clear();
     try {
       const conversation = this.current ?? (await this.#create(content));
       const pair = await api.send(conversation.id, content, this.model);

@@ -2,8 +2,11 @@ import DOMPurify from "dompurify";
 import MarkdownIt, { type Token } from "markdown-it";
 import { highlight } from "./highlight";
 
-/** Models write Markdown; raw HTML in it stays text, and images stay links (a remote image would tell its host who reads). */
-const markdown = new MarkdownIt({ html: false, linkify: true, breaks: true }).disable("image");
+/** Models write Markdown; raw HTML in it stays text. */
+const markdown = new MarkdownIt({ html: false, linkify: true, breaks: true });
+
+/** Links open elsewhere, and do not say where they were followed from. */
+const LINK = 'target="_blank" rel="noopener noreferrer nofollow"';
 
 const escape = markdown.utils.escapeHtml;
 
@@ -21,13 +24,15 @@ markdown.renderer.rules["fence"] = (tokens, index) => {
   return token ? codeBlock(token.content, token.info.trim().split(/\s+/)[0] ?? "") : "";
 };
 markdown.renderer.rules["code_block"] = (tokens, index) => codeBlock(tokens[index]?.content ?? "", "");
+// An image becomes a link: fetched without being asked, it would tell its host who reads, and what the model put in its address.
+markdown.renderer.rules["image"] = (tokens, index) => {
+  const token = tokens[index];
+  const address = escape(String(token?.attrGet("src") ?? ""));
+  return `<a href="${address}" ${LINK}>${escape(token?.content ?? "") || address}</a>`;
+};
 markdown.renderer.rules["table_open"] = () => '<div class="table" tabindex="0"><table>';
 markdown.renderer.rules["table_close"] = () => "</table></div>";
-markdown.renderer.rules["link_open"] = (tokens, index, options, _env, renderer) => {
-  tokens[index]?.attrSet("target", "_blank");
-  tokens[index]?.attrSet("rel", "noopener noreferrer nofollow");
-  return renderer.renderToken(tokens, index, options);
-};
+markdown.renderer.rules["link_open"] = (tokens, index) => `<a href="${escape(String(tokens[index]?.attrGet("href") ?? ""))}" ${LINK}>`;
 
 /** The top-level blocks of a token list, each with its own tokens. */
 function topLevel(tokens: Token[]): Token[][] {
