@@ -22,7 +22,6 @@ PROMPTS = [
     "Ünïcödé 日本語 😀 text of several bytes a character",
     "a" * 120,
     "The quick brown fox",
-    "x",
 ]
 
 
@@ -82,19 +81,19 @@ def expected(folder: Path, prompts: list[str], length: int) -> list[str]:
 @pytest.mark.parametrize("kind", CONFIGS)
 async def test_greedy_equals_generate_while_rows_join_and_leave(kind: str, tmp_path: Path) -> None:
     folder = save_model(kind, tmp_path / kind)
-    wanted = dict(zip(PROMPTS, expected(folder, PROMPTS, 24), strict=True))
+    wanted = dict(zip(PROMPTS, expected(folder, PROMPTS, 16), strict=True))
     engine = await started(folder, slots=3)
     free = asyncio.Semaphore(3)
 
     async def one(number: int, prompt: str) -> None:
         async with free:
             await asyncio.sleep(0.01 * (number % 3))
-            length = 24 if number % 2 else 7 + number
+            length = 16 if number % 2 else 5 + number
             text = await text_of(engine, job(prompt, max_tokens=length))
             assert wanted[prompt].startswith(text), (kind, prompt)
-            assert length < 24 or text == wanted[prompt]
+            assert length < 16 or text == wanted[prompt]
 
-    await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate([*PROMPTS, *PROMPTS[:3]])))
+    await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate([*PROMPTS, *PROMPTS[:2]])))
     await engine.stop()
 
 

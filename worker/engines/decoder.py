@@ -87,7 +87,7 @@ class Decoder:
                 while self._receive():
                     self._step()
         finally:  # nobody is left waiting, whatever ended the loop
-            everyone = [*self._waiting, *self._rows_reading(), *self._running.rows]
+            everyone = [*self._waiting, *self._rows_reading(), *self._running.rows, *self._unread()]
             self._fail(everyone, EngineError("engine", "the engine is stopping", retryable=True))
             self._flush()
 
@@ -181,6 +181,10 @@ class Decoder:
 
     def _rows_reading(self) -> list[Sequence]:
         return self._prefill.batch.rows if self._prefill else []
+
+    def _unread(self) -> list[Sequence]:
+        orders = [self._orders.get() for _ in range(self._orders.qsize())]
+        return [sequence for sequence in orders if sequence is not None]
 
     def _flush(self) -> None:
         if self._news:

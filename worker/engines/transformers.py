@@ -84,8 +84,8 @@ class TransformersEngine:
         if not await asyncio.to_thread(decoder.stop, _STOP_SECONDS):
             log.warning("the computing thread is still in a step; it ends with the process", seconds=_STOP_SECONDS)
         del decoder
-        gc.collect()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
+            gc.collect()
             torch.cuda.empty_cache()
 
 
