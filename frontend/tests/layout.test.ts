@@ -8,7 +8,7 @@ const blank: TreeNode = {
   children: [],
   model: "m",
   engine: "echo",
-  device: null,
+  device: "",
   state: "idle",
   slots: 1,
   running: 0,
@@ -21,8 +21,8 @@ const blank: TreeNode = {
   host: "h",
   pid: 1,
   uptime: 1,
-  detail: null,
-  policy: null,
+  detail: "",
+  policy: "",
   seen: 0,
 };
 

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { cookieValue, failure } from "../src/lib/api";
-import { count, duration, groupByAge, plural } from "../src/lib/format";
+import { cookieValue, failure, parse } from "../src/lib/api";
+import { count, duration, groupByAge, plural, sentence } from "../src/lib/format";
 import { renderBlocks } from "../src/lib/markdown";
 import { parseRoute } from "../src/lib/route";
 import { isAtBottom } from "../src/lib/scroll";
@@ -25,6 +25,10 @@ describe("format", () => {
 
   it("counts one thing and several", () => {
     expect([plural(1, "job"), plural(0, "job"), plural(2, "reply", "replies")]).toEqual(["1 job", "0 jobs", "2 replies"]);
+  });
+
+  it("begins sentences, but leaves names", () => {
+    expect(["wrong password", "n3 is gone", "Ready"].map(sentence)).toEqual(["Wrong password", "n3 is gone", "Ready"]);
   });
 
   it("groups by calendar day, keeping the order", () => {
@@ -54,6 +58,10 @@ describe("api", () => {
   it("finds a cookie", () => {
     expect(cookieValue("a=1; csrftoken=x%3D; b=2", "csrftoken")).toBe("x=");
     expect(cookieValue("", "csrftoken")).toBe("");
+  });
+
+  it("reads ids as text", () => {
+    expect(parse('{"id":7,"n":7,"messages":[{"id":8}]}')).toEqual({ id: "7", n: 7, messages: [{ id: "8" }] });
   });
 
   it("reads the server's words, or says the status", async () => {

@@ -1,3 +1,4 @@
+import { sentence } from "../lib/format";
 import type { ServerEvent } from "../lib/sse";
 import type { Message } from "../lib/types";
 
@@ -25,7 +26,7 @@ export function answerEvents(message: ShownMessage): (event: ServerEvent) => boo
     const value: unknown = JSON.parse(data);
     switch (event) {
       case "waiting":
-        message.waiting = field(value, "reason") ?? "Waiting for a free place.";
+        message.waiting = sentence(field(value, "reason") ?? "waiting for a free place");
         return true;
       case "delta":
         message.waiting = null;
@@ -39,7 +40,7 @@ export function answerEvents(message: ShownMessage): (event: ServerEvent) => boo
         return false;
       case "failed":
         message.waiting = null;
-        message.error = field(value, "message") ?? "The answer could not be finished.";
+        message.error = field(value, "message");
         message.status = "failed";
         return false;
       default:

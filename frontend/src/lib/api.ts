@@ -1,3 +1,4 @@
+import { sentence } from "./format";
 import type { Conversation, ConversationSummary, Me, Message, Model, User } from "./types";
 
 /** An answer other than success, in words fit for the reader; `status` 0 means that nothing answered. */
@@ -35,7 +36,7 @@ export function cookieValue(cookies: string, name: string): string {
 export async function failure(response: Response): Promise<ApiError> {
   const body: unknown = await response.json().catch(() => null);
   const error = (body as { error?: { message?: unknown; field?: unknown } } | null)?.error;
-  const message = typeof error?.message === "string" ? error.message : `The server answered with status ${response.status}.`;
+  const message = typeof error?.message === "string" ? sentence(error.message) : `The server answered with status ${response.status}.`;
   return new ApiError(response.status, message, typeof error?.field === "string" ? error.field : null);
 }
 
@@ -59,8 +60,13 @@ export async function request(method: string, path: string, init: { body?: unkno
   throw await failure(response);
 }
 
+/** JSON as our types have it: ids are opaque text here, like in addresses, whatever the database makes them. */
+export function parse(text: string): unknown {
+  return JSON.parse(text, (key, value: unknown) => (key === "id" && typeof value === "number" ? String(value) : value));
+}
+
 async function json<T>(method: string, path: string, body?: unknown): Promise<T> {
-  return (await (await request(method, path, { body })).json()) as T;
+  return parse(await (await request(method, path, { body })).text()) as T;
 }
 
 const conversation = (id: string): string => `/api/conversations/${encodeURIComponent(id)}`;

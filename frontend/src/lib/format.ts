@@ -31,6 +31,11 @@ export function plural(value: number, noun: string, many = `${noun}s`): string {
   return `${count(value)} ${value === 1 ? noun : many}`;
 }
 
+/** A server's words with a capital at their start, unless they start with a name such as "n3". */
+export function sentence(text: string): string {
+  return /^[a-z]+\b/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
+}
+
 export interface AgeGroup<T> {
   label: string;
   items: T[];

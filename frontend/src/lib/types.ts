@@ -48,9 +48,10 @@ export interface TreeNode {
   name: string;
   parent: string | null;
   children: string[];
-  model: string | null;
+  /** This and the other texts are empty for a node that has not been heard yet. */
+  model: string;
   engine: string;
-  device: string | null;
+  device: string;
   state: NodeState;
   slots: number;
   running: number;
@@ -61,12 +62,12 @@ export interface TreeNode {
   received: number;
   finished: number;
   tokens: number;
-  host: string | null;
-  pid: number | null;
+  host: string;
+  pid: number;
   /** Seconds since the node started. */
   uptime: number | null;
-  detail: string | null;
-  policy: string | null;
+  detail: string;
+  policy: string;
   /** Seconds since the node was last heard. */
   seen: number | null;
 }

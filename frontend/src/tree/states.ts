@@ -21,6 +21,11 @@ export function isEntrance(node: TreeNode): boolean {
   return node.engine === "none" && node.slots === 0;
 }
 
+/** Where a node's process runs. */
+export function place(node: TreeNode): string {
+  return node.host ? `${node.host}:${node.pid}` : "not heard yet";
+}
+
 export type Action = "drain" | "resume";
 
 /** What an operator can ask of a node now. An entrance is not drained: nothing would reach its tree. */
