@@ -44,6 +44,7 @@ def migrate() -> int:
 
     django.setup()
     call_command("migrate", verbosity=0, interactive=False)
+    call_command("clearsessions")
     return 0
 
 

@@ -19,7 +19,7 @@ from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
-from api import broker  # noqa: E402
+from api import broker, logs, stopping  # noqa: E402
 from api.chat import store  # noqa: E402
 from api.chat.answers import answers  # noqa: E402
 from api.handler import Handler, Receive, Scope, Send  # noqa: E402
@@ -47,6 +47,9 @@ class Application:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
+        logs.configure()  # also in the processes that uvicorn spawned
+        # Open dashboards must not use up the grace period that running requests get.
+        stopping.before_shutdown(self.handler.end_streams)
         async with self.running():
             await send({"type": "lifespan.startup.complete"})
             await receive()  # lifespan.shutdown

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from django.core.exceptions import RequestDataTooBig
+from django.core.exceptions import DisallowedHost, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
@@ -24,14 +24,26 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """A request that is refused. `field`: what in the request is wrong; `code`: OpenAI's machine-readable name."""
+    """A request that is refused.
 
-    def __init__(self, status: int, message: str, *, field: str | None = None, code: str | None = None) -> None:
+    `field`: what in the request is wrong; `code`: OpenAI's machine-readable name; `request_id`: the job that failed.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        field: str | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.field = field
         self.code = code
+        self.request_id = request_id
 
 
 def body(path: str, error: ApiError) -> dict[str, Any]:
@@ -45,6 +57,8 @@ def body(path: str, error: ApiError) -> dict[str, Any]:
 def response(path: str, error: ApiError) -> HttpResponse:
     """The refusal as an HTTP response."""
     answer = HttpResponse(msgspec.json.encode(body(path, error)), status=error.status, content_type="application/json")
+    if error.request_id:
+        answer.headers["X-Request-Id"] = error.request_id
     if error.status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if error.status == 503:
@@ -109,8 +123,17 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's handler400 (an unknown Host header, say)."""
+    """Django's handler400."""
+    if isinstance(exception, DisallowedHost):
+        return response(request.path, ApiError(400, "this host name is not served here; CANOPY_HOSTS adds one"))
     return response(request.path, ApiError(400, f"{type(exception).__name__}: this request cannot be served"))
+
+
+def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
+    """405 in the right shape."""
+    answer = response(request.path, ApiError(405, f"{request.method} is not possible here"))
+    answer.headers["Allow"] = former.headers.get("Allow", "")
+    return answer
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

@@ -15,6 +15,8 @@ from django.http import HttpRequest, HttpResponse
 from django.middleware.common import CommonMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 
+from api import errors
+
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "frame-ancestors 'none'; base-uri 'self'; form-action 'self'",
@@ -73,8 +75,8 @@ class Sessions(SessionMiddleware):
         return self.process_response(request, response)
 
 
-class SecurityHeaders:
-    """The headers that tell a browser what these pages may do."""
+class Outermost:
+    """The headers that tell a browser what these pages may do, and 405 in the shape of all refusals."""
 
     sync_capable = False
     async_capable = True
@@ -87,6 +89,8 @@ class SecurityHeaders:
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         response = await self.get_response(request)
+        if response.status_code == 405:
+            response = errors.not_allowed(request, response)
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         return response

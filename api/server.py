@@ -1,24 +1,18 @@
 """The HTTP server around the ASGI application."""
 
 import os
-import socket
+import resource
+import signal
+import sys
 from typing import Any
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from api import logs
+from api import logs, stopping
 
+MANY = 65_536  # open files
 GRACE = 3  # seconds that running requests get when the server stops
-
-
-class Server(uvicorn.Server):
-    """Ends endless streams first, so that open dashboards do not use up the grace period."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn.Server."""
-        self.config.loaded_app.handler.end_streams()
-        await super().shutdown(sockets)
 
 
 def configuration(application: Any, host: str, port: int, processes: int = 1) -> uvicorn.Config:
@@ -41,12 +35,24 @@ def configuration(application: Any, host: str, port: int, processes: int = 1) ->
     )
 
 
+def allow_many_connections() -> None:
+    """Raises the soft limit of open files as far as it goes: a stream is a socket, and 1,024 are soon gone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY if hard == resource.RLIM_INFINITY else min(MANY, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(host: str, port: int, processes: int) -> None:
     """Serves HTTP until SIGTERM or SIGINT, which end it within GRACE plus one second."""
     os.environ.setdefault("CANOPY_PORT", str(port))
     logs.configure()
+    allow_many_connections()
     config = configuration("api.asgi:application", host, port, processes)
     if processes > 1:
         Multiprocess(config, sockets=[config.bind_socket()]).run()
     else:
-        Server(config).run()
+        # uvicorn raises the signal that ended it once more; a stop that was asked for is no failure.
+        for number in stopping.SIGNALS:
+            signal.signal(number, lambda *_: sys.exit(0))
+        uvicorn.Server(config).run()

@@ -38,7 +38,7 @@ AUTH_PASSWORD_VALIDATORS = [
 
 # All of these run on the event loop: none costs a thread (see middleware.py).
 MIDDLEWARE = [
-    "api.middleware.SecurityHeaders",
+    "api.middleware.Outermost",
     "api.middleware.Sessions",
     "api.middleware.Common",
     "api.middleware.Csrf",

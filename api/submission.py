@@ -66,7 +66,7 @@ def failure(frame: Failed, prompt_field: str) -> ApiError:
     status = 503 if frame.retryable else _STATUS[frame.code]
     field = prompt_field if frame.code == "too_long" else None
     message = f"{field}: {frame.message}" if field else frame.message
-    return ApiError(status, message, field=field, code=_CODES.get(frame.code, frame.code))
+    return ApiError(status, message, field=field, code=_CODES.get(frame.code, frame.code), request_id=frame.request_id)
 
 
 async def _no_tree(model: str) -> ApiError:

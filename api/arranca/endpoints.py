@@ -13,6 +13,8 @@ from api.catalog import catalog
 from api.parsing import Body
 from broker.wire import ChatMessage, Sampling
 
+ANSWER_TOKENS = 1024  # small models sometimes never end by themselves
+
 router = Router(tags=["arranca"], auth=Member())
 
 
@@ -47,7 +49,7 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
     job = submission.chat_job(
         await catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
-        Sampling(max_tokens=question.max_tokens),
+        Sampling(max_tokens=question.max_tokens or ANSWER_TOKENS),
         request.auth.get_username(),
     )
     answer = await completion.complete(job, "text")

@@ -13,6 +13,7 @@ import django
 import httpx
 import pytest
 import pytest_asyncio
+import uvicorn
 
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
@@ -26,6 +27,8 @@ with mock.patch.dict(os.environ, {**_environment, **_unset, "CANOPY_PORT": ""}):
 
 from django.conf import settings  # noqa: E402
 
+# Nothing here must survive a power cut.
+settings.DATABASES["default"]["OPTIONS"]["init_command"] += "; PRAGMA synchronous=OFF"
 settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 from api import broker as api_broker  # noqa: E402
@@ -243,11 +246,11 @@ async def program(user: User) -> AsyncIterator[httpx.AsyncClient]:
 async def live(fake: FakeClient) -> AsyncIterator[str]:
     """The application behind a real server on a loopback port; its address."""
     from api.asgi import application
-    from api.server import Server, configuration
+    from api.server import configuration
 
     config = configuration(application, "127.0.0.1", 0)
     config.lifespan = "off"
-    server = Server(config)
+    server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve())
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.005)

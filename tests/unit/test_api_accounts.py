@@ -63,10 +63,8 @@ async def test_sessions_need_a_csrf_token(member: httpx.AsyncClient, method: str
     assert (await member.request(method, path, json=body)).status_code == 403
 
 
-@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+@pytest.mark.parametrize(("method", "path", "body"), [each for each in CHANGES if "log" not in each[1]])
 async def test_keys_need_none(program: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
-    if path in ("/api/login", "/api/logout"):
-        pytest.skip("sessions only")
     answer = await program.request(method, path, json=body)
     assert answer.status_code in ((403,) if "tree" in path else (200, 201, 404))
     assert "CSRF" not in answer.text

@@ -95,18 +95,16 @@ async def test_readers_come_late_and_again(member: httpx.AsyncClient, fake: Fake
 async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.states.clear()
     fake.script = lambda job: []
-    home, answer = await begin(member)
-    reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
-    await asyncio.sleep(0.05)
-    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=1, reason="stop"))
-    assert told((await reader).text)[0] == ("waiting", {"reason": "no node is serving tiny yet"})
+    _, answer = await begin(member)
+    writing = answers.get(answer["id"])
+    assert writing is not None
+    assert await anext(writing.follow()) == Told("waiting", {"reason": "no node is serving tiny yet"})
 
 
 async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
     home, answer = await begin(member)
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
-    await asyncio.sleep(0.02)
     assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204
     assert fake.cancelled == [fake.jobs[0].request_id]
     assert told((await reader).text)[-1] == ("done", {"finish_reason": "cancelled", "completion_tokens": 1})
@@ -191,7 +189,7 @@ async def test_text_is_stored_on_the_way(
     fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
     home, _ = await begin(member)
     async with asyncio.timeout(3):
-        while (await member.get(home)).json()["messages"][1]["content"] != "so far":
+        while (await member.get(home)).json()["messages"][1]["content"] != "so far":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -233,6 +233,7 @@ async def test_failed_jobs(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param)
     assert "because" in error["message"]
+    assert answer.headers["X-Request-Id"] == fake.jobs[0].request_id
 
 
 async def test_failure_in_mid_stream(program: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -342,6 +343,9 @@ async def test_tokens_arrive_as_they_are_made(live: str, program: httpx.AsyncCli
 
 
 async def test_addresses_that_do_not_exist(web: httpx.AsyncClient) -> None:
+    wrong = await web.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert wrong.json()["error"]["type"] == "invalid_request_error"
     answer = await web.get("/v1/nothing")
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
     async with browser() as other:

@@ -1,12 +1,21 @@
 """/arranca/, health, pages, the environment."""
 
+import asyncio
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from asgiref.sync import sync_to_async
+from django.conf import settings
 
 from api import environment, process
+from api.accounts import keys
+from api.accounts.models import User
 from broker.wire import Failed
 from tests.unit.api_site import FakeClient
 
@@ -65,8 +74,6 @@ async def test_health(web: httpx.AsyncClient, fake: FakeClient) -> None:
 
 
 async def test_pages(web: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from django.conf import settings
-
     monkeypatch.setattr(settings, "FRONTEND_DIST", tmp_path)
     missing = await web.get("/")
     assert (missing.status_code, missing.text.count("\n")) == (503, 1)
@@ -80,8 +87,6 @@ async def test_pages(web: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest
 
 
 async def test_the_frontends_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from django.conf import settings
-
     from api.asgi import with_static_files
     from api.handler import Handler
 
@@ -123,3 +128,33 @@ def test_processes_are_told_apart() -> None:
     assert not process.may_live(f"{host}:{pid}:{int(started) + 1}")
     assert not process.may_live("nonsense")
     assert process.may_live("elsewhere:1:1")
+
+
+async def test_a_stop_signal_ends_open_streams_and_the_process(user: User) -> None:
+    await User.objects.filter(pk=user.pk).aupdate(is_staff=True)
+    key = await sync_to_async(keys.create)(user)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["-m", "api", "serve", "--port", str(port)]
+    env = {**os.environ, "CANOPY_HOME": str(settings.ENV.home)}
+    server = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=env, stderr=subprocess.DEVNULL)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with asyncio.timeout(30), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as page:
+        await _answers(page)
+        async with page.stream("GET", "/api/tree/stream") as stream:
+            lines = stream.aiter_lines()
+            assert await anext(lines) == "event: tree"
+            server.terminate()
+            assert [line async for line in lines][-1] == ""  # it ended, and was not cut off
+        async with asyncio.timeout(4):
+            assert await server.wait() == 0
+
+
+async def _answers(page: httpx.AsyncClient) -> None:
+    while True:
+        try:
+            await page.get("/healthz")
+            return
+        except httpx.ConnectError:
+            await asyncio.sleep(0.05)
