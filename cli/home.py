@@ -1,6 +1,7 @@
 """Where things are: the repository and CANOPY_HOME, the state folder of one instance. Standard library only."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 FRONTEND = REPOSITORY / "frontend"
+
+
+def module_command(name: str, *arguments: str) -> list[str]:
+    """How to run one of our programs from anywhere: -P keeps the caller's folder out of Python's search path."""
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
+def module_environment() -> dict[str, str]:
+    """The environment in which `module_command` finds our programs."""
+    path = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, path)))}
 
 
 @dataclass(frozen=True)

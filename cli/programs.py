@@ -8,7 +8,7 @@ import typer
 
 from cli import home as homes
 from cli import instance, testing
-from cli.home import REPOSITORY, Home
+from cli.home import REPOSITORY, Home, module_command, module_environment
 from cli.lifecycle import DEFAULT_MODEL
 from cli.prepare import steps
 from cli.prepare.model import Model
@@ -75,5 +75,4 @@ def _model(home: Home, asked: str, engine: str) -> list[str]:
 def _become(module: str, *arguments: str, **env: str) -> None:
     """Replaces this process by another program of ours: signals and the exit status are then its own."""
     sys.stdout.flush()
-    os.chdir(REPOSITORY)
-    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], {**os.environ, **env})  # noqa: S606
+    os.execve(sys.executable, module_command(module, *arguments), {**module_environment(), **env})  # noqa: S606

@@ -63,6 +63,8 @@ class PrivateBroker:
         credentials.write_private(self._definitions, json.dumps(credentials.definitions(self.passwords), indent=1))
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
         (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")
+        # `localhost` by ourselves: a start must not hang on a machine whose name service is slow or wrong.
+        (self._folder / "inetrc").write_text('{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n')
         self._write_cookie()
 
     def epmd_command(self) -> list[str]:
@@ -144,6 +146,9 @@ class PrivateBroker:
             "RABBITMQ_DIST_PORT": str(self.ports["distribution"]),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "RUNNING_UNDER_SYSTEMD": "true",
+            "ERL_INETRC": str(folder / "inetrc"),
+            "ERL_CRASH_DUMP": str(self._home.logs / "erl_crash.dump"),
+            "ERL_AFLAGS": "-start_epmd false",  # never one in the background, also not when ours is gone
             "ERL_EPMD_PORT": str(self.ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "LC_ALL": "C.UTF-8",

@@ -42,6 +42,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._groups: dict[str, list[str]] = {group: [] for group in ("broker", "roots", "nodes", "api")}
         self._watchers: set[asyncio.Task[None]] = set()
+        self.on_change: Callable[[], None] = lambda: None  # called whenever a process was started
         self.failed: asyncio.Future[CliError] = asyncio.get_running_loop().create_future()
 
     def recorded(self) -> list[Recorded]:
@@ -66,7 +67,7 @@ class Supervisor:
             ended.cancel()
             listening.cancel()
         if ended.done() and not ended.cancelled():
-            raise CliError(f"The broker did not start (log: {private.log_file})", detail="\n".join(server.tail))
+            raise CliError(f"The broker did not start (log: {self._log('broker')})", detail="\n".join(server.tail))
         if not listening.done() or listening.exception():
             raise CliError(f"The broker does not answer after {BROKER_SECONDS:.0f} s (log: {private.log_file})")
         self._watch(self._end_with(server))
@@ -156,7 +157,10 @@ class Supervisor:
             self._say(f"{name} ended ({_cause(status)}): {child.last_line()} - again in {pause:.0f} s")
             await child.stop(0)  # what it left of its group
             await asyncio.sleep(pause)
-            child = await self._spawn(group, child.spec)
+            try:
+                child = await self._spawn(group, child.spec)
+            except CliError as error:
+                self._say(str(error))  # its end is noticed again at once, and the next pause is longer
 
     async def _end_with(self, server: Child) -> None:
         status = await server.ended()
@@ -173,6 +177,7 @@ class Supervisor:
         if spec.name not in self._groups[group]:
             self._groups[group].append(spec.name)
         instance.record_processes(self._home, self.recorded())
+        self.on_change()
         return child
 
     def _forget(self, name: str) -> None:

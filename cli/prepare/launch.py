@@ -58,8 +58,9 @@ def prepare(command: str) -> None:
     logs = home.read().logs
     with steps.exclusive(_LOCK):
         if not system.can_make_environments() and not VENV_PYTHON.exists():
-            # The environment cannot be made beside apt: apt brings what makes it.
-            steps.run_together([system.step([*packages, "python3-venv"])], logs)
+            # What makes the environment comes first; missing rights are told for everything in one line.
+            system.check_rights(system.missing([*packages, "python3-venv"]))
+            steps.run_together([system.step(["python3-venv"])], logs)
         steps.run_together([system.step(packages), venv.step(requirements)], logs)
 
 
@@ -70,5 +71,5 @@ def _is_help(arguments: list[str]) -> bool:
 def _become(arguments: list[str]) -> None:
     """Replaces this process, so that signals and the exit status are the command's own."""
     words = ["--help"] if not arguments or arguments[0] in ("help", "-h") else arguments
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "cli", *words])  # noqa: S606 - no shell is the point
+    command = [str(VENV_PYTHON), *home.module_command("cli", *words)[1:]]
+    os.execve(VENV_PYTHON, command, home.module_environment())  # noqa: S606 - no shell is the point

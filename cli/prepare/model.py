@@ -12,8 +12,9 @@ class Model:
     """A model that `up` or `node` was asked for. `folder` is known once the step has run."""
 
     def __init__(self, asked: str) -> None:
-        self.asked = asked
-        self.name = public_name(asked)
+        local = is_local(asked)
+        self.asked = str(Path(asked).expanduser().resolve()) if local else asked
+        self.name = Path(self.asked).name if local else asked
         self.folder: Path | None = None
 
     def step(self, home: Home) -> Step:
@@ -32,7 +33,6 @@ class Model:
         self.folder = folder
 
 
-def public_name(asked: str) -> str:
-    """The name under which users see a model: a local folder's own name, else what was asked for."""
-    looks_local = asked.startswith(("/", "./", "../", "~")) or asked.endswith(os.sep)
-    return Path(asked).expanduser().resolve().name if looks_local or Path(asked).is_dir() else asked
+def is_local(asked: str) -> bool:
+    """Whether a folder of this machine is meant, rather than a known name or a Hugging Face id."""
+    return asked.startswith(("/", "./", "../", "~")) or asked.endswith(os.sep) or Path(asked).is_dir()

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from cli.errors import CliError
 _REFRESH_SECONDS = 0.2  # on a terminal
 _REPORT_SECONDS = 15.0  # in a log file
 _SHIM = Path(__file__).resolve().parent.parent / "child.py"
+_ERROR = re.compile(r"(ERROR|E|error|Error|npm error|\w+Error)\b[: ]")
 _NO_SPACE = "No space left on device"
 
 
@@ -80,7 +82,7 @@ def reason(lines: Sequence[str]) -> str:
     if any(_NO_SPACE in line for line in lines):
         return "the disk is full: free some space, then run the command again"
     told = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(("[notice]", "npm notice"))]
-    errors = [line for line in told if line.startswith(("ERROR:", "E: ", "error", "npm error"))]
+    errors = [line for line in told if _ERROR.match(line)]
     return (errors or told or [""])[-1]
 
 

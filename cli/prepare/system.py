@@ -58,14 +58,19 @@ def missing(packages: Sequence[str]) -> list[str]:
 def step(packages: Sequence[str]) -> Step:
     """Installs what is missing of `packages`, with the rights this user has."""
     lacking = missing(packages)
-    if lacking and _privilege() is None:
-        raise CliError(f"Needs {' and '.join(lacking)}; run: {remedy(lacking)}")
+    check_rights(lacking)
     return Step(
         "system",
-        f"Installing {', '.join(lacking) or 'nothing'} (apt)",
+        f"Installing {', '.join(lacking)} (apt)",
         lambda: bool(missing(packages)),
         lambda log: _install(log, missing(packages)),
     )
+
+
+def check_rights(lacking: Sequence[str]) -> None:
+    """Raises CliError with the command to type when something is lacking that this user cannot install."""
+    if lacking and _privilege() is None:
+        raise CliError(f"Needs {' and '.join(lacking)}; run: {remedy(lacking)}")
 
 
 def remedy(packages: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from cli.errors import CliError, explain_os_error
 from cli.prepare import frontend, launch, steps, system, venv
-from cli.prepare.model import public_name
+from cli.prepare.model import Model
 from cli.prepare.steps import Log, Step
 
 
@@ -164,7 +164,7 @@ def test_help_needs_nothing_installed(monkeypatch: pytest.MonkeyPatch, capsys: p
     [("gemma-3-270m", "gemma-3-270m"), ("org/model", "org/model"), ("/data/my-model", "my-model"), ("./m/", "m")],
 )
 def test_public_names_of_models(asked: str, name: str) -> None:
-    assert public_name(asked) == name
+    assert Model(asked).name == name
 
 
 def test_a_full_disk_outside_of_a_step() -> None:
