@@ -1,0 +1,1 @@
+"""Benchmarks: each a command that starts what it measures, prints a table and can write JSON."""

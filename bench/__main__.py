@@ -1,0 +1,52 @@
+"""`python -m bench NAME`, which people start as `./canopy bench NAME`. A new benchmark is a module and a line here."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+import structlog
+import typer
+
+from bench import hello, latency
+from bench.instance import NotStarted
+
+BENCHMARKS: dict[str, Callable[..., None]] = {
+    "latency": latency.command,
+    "hello": hello.command,
+}
+
+app = typer.Typer(
+    help="Benchmarks of Canopy. Each starts an instance of its own and ends it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _command in BENCHMARKS.items():
+    app.command(name=_name)(_command)
+
+
+@app.callback()
+def _always_named() -> None:
+    """Benchmarks of Canopy. Each starts an instance of its own and ends it."""
+
+
+def main() -> int:
+    """Runs the benchmark; whatever ends it, its instance is ended too."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("warning"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that `finally` is reached
+    try:
+        app(prog_name="canopy bench")
+    except NotStarted as error:
+        print(f"canopy bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

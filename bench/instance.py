@@ -1,0 +1,121 @@
+"""An instance of the benchmark's own: started as people start one, ended whatever happens."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.report import say
+from cli import home as homes
+from cli import ports
+from cli.home import REPOSITORY
+
+END_SECONDS = 15.0  # more than `up` takes to end everything
+_CANOPY = [sys.executable, str(REPOSITORY / "canopy")]
+_SHIM = str(REPOSITORY / "cli" / "child.py")
+_READY = "Canopy is ready: "
+
+
+class NotStarted(Exception):
+    """The instance did not come up; the text is what it said last."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A running instance."""
+
+    home: Path
+    port: int
+    key: str
+    record: dict[str, Any]  # its instance.json
+
+    @property
+    def model(self) -> str:
+        """The model it serves."""
+        return str(self.record["models"][0])
+
+    def amqp(self, user: str) -> str:
+        """The broker's address for `api`, `node` or `admin`."""
+        return str(self.record["amqp"][user])
+
+    def pids(self) -> dict[str, int]:
+        """Its processes by name, for whoever profiles them."""
+        return {each["name"]: each["pid"] for each in self.record["processes"]}
+
+
+@contextlib.contextmanager
+def running(*options: str) -> Iterator[Instance]:
+    """`canopy up` with `options`, in a folder of its own and on a free port. Raises NotStarted.
+
+    It is a child in a session of its own, so that Ctrl-C reaches only us and we end it in order; should we be killed,
+    the kernel ends it. Prepared models are shared with the usual folder: making one takes long.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="canopy-bench-"))
+    (port,) = ports.pick(1)
+    _share_models(folder)
+    launcher = _start(folder, ["up", "--port", str(port), *options])
+    try:
+        _wait_ready(launcher)
+        key = subprocess.run(
+            [*_CANOPY, "key", "create"], env=_environment(folder), check=True, capture_output=True, text=True
+        )
+        yield Instance(folder, port, key.stdout.strip(), json.loads((folder / "run" / "instance.json").read_text()))
+    except subprocess.CalledProcessError as error:
+        raise NotStarted(f"no API key: {error.stderr.strip()}") from error
+    finally:
+        _end(launcher)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, words: Sequence[str]) -> "subprocess.Popen[str]":
+    say("starting an instance: canopy " + " ".join(words))
+    shim = [sys.executable, "-S", "-E", _SHIM, str(int(signal.SIGTERM)), str(os.getpid())]
+    return subprocess.Popen(
+        [*shim, *_CANOPY, *words],
+        env=_environment(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _wait_ready(launcher: "subprocess.Popen[str]") -> None:
+    last: deque[str] = deque(maxlen=5)
+    for line in launcher.stdout or ():
+        if line.startswith(_READY):
+            return
+        last.append(line.rstrip())
+        say(line.strip())
+    raise NotStarted(last[-1].removeprefix("canopy: ") if last else "canopy up ended without a word")
+
+
+def _end(launcher: "subprocess.Popen[str]") -> None:
+    launcher.terminate()
+    try:
+        launcher.communicate(timeout=END_SECONDS)  # reads on, so that a full pipe never holds it up
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        launcher.communicate()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Nothing of an instance that this shell may point to."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "DATABASE_"))}
+    return {**clean, "CANOPY_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
+
+
+def _share_models(folder: Path) -> None:
+    models = homes.read().path / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(models)

@@ -1,0 +1,33 @@
+"""What a result says in print and as JSON."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.report import Report, Rows
+
+
+def made() -> Report:
+    table = Rows("times", ("stage", "ms", "n"), [("bare", 1.256, 5), ("client", None, 6)])
+    return Report("latency", {"requests": 5}, [table], ["a note"], {"right": True})
+
+
+def test_numbers_are_rounded_and_missing_ones_are_a_dash() -> None:
+    out = io.StringIO()
+    made().show(Console(file=out, width=100))
+    text = out.getvalue()
+    assert "1.26" in text
+    assert "- a note" in text
+    assert any(line.split("│")[1:3] == [" client ", "    - "] for line in text.splitlines())
+
+
+def test_json_has_all_that_makes_a_number_comparable(tmp_path: Path) -> None:
+    made().write(tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["tables"]["times"][0] == {"stage": "bare", "ms": 1.256, "n": 5}
+    assert result["settings"] == {"requests": 5}
+    assert {"cpu", "cores", "memory_gb", "load"} <= set(result["machine"])
+    assert {"canopy", "python", "pika"} <= set(result["versions"])
+    assert result["date"].endswith("+00:00")
