@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 FRONTEND = REPOSITORY / "frontend"
+PREPARE_LOCK = REPOSITORY / "var" / ".prepare.lock"  # held by whoever changes .venv or frontend/dist
 
 
 def module_command(name: str, *arguments: str) -> list[str]:
@@ -58,6 +59,11 @@ class Home:
     def processes_file(self) -> Path:
         """Every process started, as soon as it is: the next `up` ends what a killed launcher left."""
         return self.run / "processes.json"
+
+    @property
+    def prepare_lock(self) -> Path:
+        """Held by whoever prepares a model here."""
+        return self.path / ".prepare.lock"
 
     def make(self) -> None:
         """Creates the folders. Raises OSError."""

@@ -8,7 +8,7 @@ import typer
 
 from cli import home as homes
 from cli import instance, testing
-from cli.home import REPOSITORY, Home, module_command, module_environment
+from cli.home import Home, module_command, module_environment
 from cli.lifecycle import DEFAULT_MODEL
 from cli.prepare import steps
 from cli.prepare.model import Model
@@ -67,7 +67,7 @@ def _model(home: Home, asked: str, engine: str) -> list[str]:
     model = Model(asked)
     if engine == "transformers":
         home.make()
-        with steps.exclusive(REPOSITORY / "var" / ".prepare.lock"):
+        with steps.exclusive(home.prepare_lock):
             steps.run_together([model.step(home)], home.logs)
     return ["--model", model.name, *(["--model-path", str(model.folder)] if model.folder else [])]
 

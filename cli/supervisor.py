@@ -25,7 +25,7 @@ BROKER_SECONDS = 60.0
 READY_SECONDS = 600.0  # a large model on a slow disk
 # Together below the 10 s in which `down` and Ctrl-C are promised to end.
 # Nodes give running jobs 3 s.
-STOP_SECONDS = {"api": 2.0, "nodes": 4.0, "roots": 1.0, "broker": 2.5}
+STOP_SECONDS = {"api": 1.8, "nodes": 3.7, "roots": 0.8, "broker": 2.5}
 _BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _STABLE_SECONDS = 60.0  # after so long without a crash the next one counts as the first
 

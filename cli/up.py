@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from cli import credentials, instance, plan, ports, supervisor
 from cli.errors import CliError, explain_os_error
-from cli.home import REPOSITORY, Home, module_command, module_environment
+from cli.home import PREPARE_LOCK, Home, module_command, module_environment
 from cli.instance import Recorded
 from cli.plan import Plan, Request
 from cli.prepare import frontend, steps
@@ -46,11 +46,13 @@ def check(request: Request, home: Home) -> None:
 
 def prepare(models: list[Model], home: Home) -> None:
     """Builds the pages and makes the models ready, at the same time; instant the second time. Raises CliError."""
-    work = [frontend.step(), *(model.step(home) for model in models)]
-    if all(not step.needed() for step in work):
-        return
-    with steps.exclusive(REPOSITORY / "var" / ".prepare.lock"):
-        steps.run_together(work, home.logs)
+    pages = frontend.step()
+    with contextlib.ExitStack() as locks:
+        if pages.needed():  # a program folder that another user prepared need not be writable
+            locks.enter_context(steps.exclusive(PREPARE_LOCK))
+        if models:
+            locks.enter_context(steps.exclusive(home.prepare_lock))
+        steps.run_together([pages, *(model.step(home) for model in models)], home.logs)
 
 
 def run(request: Request, home: Home) -> None:

@@ -5,7 +5,7 @@ import sys
 
 from cli import home
 from cli.errors import CliError, explain_os_error
-from cli.home import REPOSITORY, VENV_PYTHON
+from cli.home import PREPARE_LOCK, VENV_PYTHON
 from cli.prepare import doctor, steps, system, venv
 
 HELP = """\
@@ -24,7 +24,6 @@ State lives in CANOPY_HOME (default: var/ beside this program)."""
 # command -> packages of the operating system; every other command makes do with the virtual environment
 _SYSTEM = {"up": ["rabbitmq-server"], "test": ["rabbitmq-server", "chromium"]}
 _REQUIREMENTS = {"test": [venv.RUNTIME, venv.DEVELOPMENT]}
-_LOCK = REPOSITORY / "var" / ".prepare.lock"
 
 
 def main(arguments: list[str]) -> int:
@@ -55,12 +54,12 @@ def prepare(command: str) -> None:
     requirements = _REQUIREMENTS.get(command, [venv.RUNTIME])
     if not system.missing(packages) and not venv.outdated(requirements):
         return
+    bare = not system.can_make_environments() and not VENV_PYTHON.exists()
+    first = ["python3-venv"] if bare else []
+    system.check_rights(system.missing([*packages, *first]))  # before anything, and for everything in one line
     logs = home.read().logs
-    with steps.exclusive(_LOCK):
-        if not system.can_make_environments() and not VENV_PYTHON.exists():
-            # What makes the environment comes first; missing rights are told for everything in one line.
-            system.check_rights(system.missing([*packages, "python3-venv"]))
-            steps.run_together([system.step(["python3-venv"])], logs)
+    with steps.exclusive(PREPARE_LOCK):
+        steps.run_together([system.step(first)], logs)  # what makes the environment comes before the environment
         steps.run_together([system.step(packages), venv.step(requirements)], logs)
 
 
