@@ -109,7 +109,8 @@ class Child:
         rest = b""
         with self._log.open("ab", buffering=0) as file:
             while chunk := await stream.read(65536):
-                file.write(chunk)
+                with contextlib.suppress(OSError):  # a full disk must not block the process whose log this is
+                    file.write(chunk)
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self._heard(line.decode(errors="replace"))

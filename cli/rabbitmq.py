@@ -91,11 +91,13 @@ class PrivateBroker:
             {user: f"http://{self._login(user)}@127.0.0.1:{self.ports['management']}" for user in ("api", "admin")},
         )
 
+    async def wait_epmd(self, within: float) -> None:
+        """Returns once the port mapper accepts connections. Raises TimeoutError."""
+        await _wait_accepting("127.0.0.1", self.ports["epmd"], within)
+
     async def wait_listening(self, within: float) -> None:
         """Returns once the broker accepts connections; it opens its listeners last. Raises TimeoutError."""
-        async with asyncio.timeout(within):
-            while not await accepts(self._host, self.ports["amqp"]):  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.1)
+        await _wait_accepting(self._host, self.ports["amqp"], within)
 
     async def ready_to_stop(self) -> None:
         """Removes the event handler that would hold up the stop. Best effort: without it the stop is slow."""
@@ -166,6 +168,12 @@ class PrivateBroker:
     def _amqp(self, user: str) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"amqp://{self._login(user)}@{host}:{self.ports['amqp']}/%2F"
+
+
+async def _wait_accepting(host: str, port: int, within: float) -> None:
+    async with asyncio.timeout(within):
+        while not await accepts(host, port):  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.05)
 
 
 async def accepts(host: str, port: int) -> bool:

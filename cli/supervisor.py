@@ -55,7 +55,9 @@ class Supervisor:
         if self._private is None:
             return
         private = self._private
-        await self._spawn("broker", Spec("epmd", private.epmd_command(), at_death_of_launcher=signal.SIGKILL))
+        await self._spawn("broker", Spec("epmd", private.epmd_command()))
+        with contextlib.suppress(TimeoutError):  # without it the broker says what is wrong
+            await private.wait_epmd(5.0)
         command, env = private.server_command()
         # SIGTERM: the broker closes its message store in order even when the launcher is killed.
         server = await self._spawn("broker", Spec("broker", command, env, at_death_of_launcher=signal.SIGTERM))
