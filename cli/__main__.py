@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cli import lifecycle, programs, up
+from cli import lifecycle, programs, tree, up
 from cli.errors import CliError
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 lifecycle.add_to(app)
 programs.add_to(app)
+tree.register(app)
 
 
 def main() -> int:

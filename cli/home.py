@@ -61,9 +61,9 @@ class Home:
         return self.run / "processes.json"
 
     @property
-    def prepare_lock(self) -> Path:
+    def models_lock(self) -> Path:
         """Held by whoever prepares a model here."""
-        return self.path / ".prepare.lock"
+        return self.path / ".models.lock"
 
     def make(self) -> None:
         """Creates the folders. Raises OSError."""

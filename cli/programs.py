@@ -67,7 +67,7 @@ def _model(home: Home, asked: str, engine: str) -> list[str]:
     model = Model(asked)
     if engine == "transformers":
         home.make()
-        with steps.exclusive(home.prepare_lock):
+        with steps.exclusive(home.models_lock):
             steps.run_together([model.step(home)], home.logs)
     return ["--model", model.name, *(["--model-path", str(model.folder)] if model.folder else [])]
 

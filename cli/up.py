@@ -51,7 +51,7 @@ def prepare(models: list[Model], home: Home) -> None:
         if pages.needed():  # a program folder that another user prepared need not be writable
             locks.enter_context(steps.exclusive(PREPARE_LOCK))
         if models:
-            locks.enter_context(steps.exclusive(home.prepare_lock))
+            locks.enter_context(steps.exclusive(home.models_lock))
         steps.run_together([pages, *(model.step(home) for model in models)], home.logs)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import home
 from cli.errors import CliError, explain_os_error
 from cli.prepare import frontend, launch, steps, system, venv
 from cli.prepare.model import Model
@@ -169,3 +170,7 @@ def test_public_names_of_models(asked: str, name: str) -> None:
 
 def test_a_full_disk_outside_of_a_step() -> None:
     assert "disk is full" in str(explain_os_error(OSError(28, "No space left on device", "/data/x")))
+
+
+def test_the_two_preparation_locks_are_two_files_even_in_the_default_home() -> None:
+    assert home.read({}).models_lock != home.PREPARE_LOCK  # the same one, taken twice, would wait for itself
