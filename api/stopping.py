@@ -11,17 +11,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def before_shutdown(action: Callable[[], None]) -> None:
     """Runs `action` in this event loop when a stop signal comes; the handlers that were there still get it.
 
-    Called in the main thread, after the server has installed its handlers.
+    Called in the main thread, after the server has installed its handlers; without any, the signal simply kills.
     """
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
-        signal.signal(number, _chain(loop, action, signal.getsignal(number)))
+        former = signal.getsignal(number)
+        if callable(former):
+            signal.signal(number, _chain(loop, action, former))
 
 
-def _chain(loop: asyncio.AbstractEventLoop, action: Callable[[], None], former: object) -> Callable[..., None]:
+def _chain(
+    loop: asyncio.AbstractEventLoop, action: Callable[[], None], former: Callable[[int, FrameType | None], object]
+) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(action)
-        if callable(former):
-            former(number, frame)
+        former(number, frame)
 
     return handle

@@ -13,7 +13,7 @@ from api.catalog import catalog
 from api.parsing import Body
 from broker.wire import ChatMessage, Sampling
 
-ANSWER_TOKENS = 1024  # small models sometimes never end by themselves
+ANSWER_TOKENS = 256  # a base model seldom ends by itself
 
 router = Router(tags=["arranca"], auth=Member())
 
