@@ -133,9 +133,9 @@ async def _connect(url: str, name: str) -> AsyncioConnection:
     parameters.client_properties = {"connection_name": name}
     opened: asyncio.Future[AsyncioConnection] = asyncio.get_running_loop().create_future()
 
-    def failed(_connection: object, error: BaseException) -> None:
+    def failed(_connection: object, error: str | BaseException) -> None:
         if not opened.done():
-            opened.set_exception(_translate(error))
+            opened.set_exception(ConnectionLost(error) if isinstance(error, str) else _translate(error))
 
     def succeeded(connection: Any) -> None:
         if opened.cancelled():
@@ -194,7 +194,7 @@ class _Publisher:
                 _fail(outcome, error)
 
     def _on_return(self, _channel: Channel, _method: object, properties: pika.BasicProperties, _body: bytes) -> None:
-        self._returned.add(int(properties.message_id))
+        self._returned.add(int(properties.message_id or 0))
 
     def _on_confirm(self, frame: Any) -> None:
         """An ack or nack, for one tag or for all up to it. A return always comes before its ack."""

@@ -138,7 +138,7 @@ class Client:
                 pause = RECONNECT_SECONDS[0]
             except BrokerError as error:
                 log.warning("broker not reachable", reason=str(error))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(longest, pause * 2)
 
     async def _serve(self, session: Session) -> None:
@@ -203,5 +203,3 @@ class Client:
     def _tell_changed(self) -> None:
         changes, self._changes = self._changes, asyncio.Event()
         changes.set()
-
-

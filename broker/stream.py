@@ -7,7 +7,7 @@ from typing import Self
 
 import msgspec
 
-from broker.wire import AnyFrame, Delta, Failed, FailureCode, Finished
+from broker.wire import AnyFrame, Delta, Failed, FailureCode, Finished, FrameNumber
 
 
 class Stream(AsyncIterator[AnyFrame]):
@@ -69,7 +69,7 @@ class Stream(AsyncIterator[AnyFrame]):
     def fail(self, code: FailureCode, message: str) -> None:
         """Ends the stream from this side: no frame can come any more."""
         attempt, seq = self._last
-        number = {"request_id": self.request_id, "attempt": attempt, "seq": seq + 1}
+        number: FrameNumber = {"request_id": self.request_id, "attempt": attempt, "seq": seq + 1}
         self.push(Failed(**number, code=code, message=message, retryable=True))
 
     async def aclose(self) -> None:

@@ -5,7 +5,8 @@ DecodeError, which the consumer turns into a dead letter with the reason. Times 
 `tests/golden/` holds one JSON file a message.
 """
 
-from typing import Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypedDict, TypeVar, overload
 
 import msgspec
 
@@ -65,6 +66,14 @@ class Frame(Wire, kw_only=True, tag_field="kind"):
     request_id: str
     attempt: int = 1
     seq: int = 0
+
+
+class FrameNumber(TypedDict):
+    """A frame's identity, for `Start(**number, ...)`."""
+
+    request_id: str
+    attempt: int
+    seq: int
 
 
 class Waiting(Frame, kw_only=True, tag="waiting"):
@@ -186,7 +195,7 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
 
 T = TypeVar("T")
 _encoder = msgspec.json.Encoder()
-_decoders: dict[object, msgspec.json.Decoder] = {
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (Job, Frames, AnyControl, NodeState)
 }
 
@@ -196,7 +205,11 @@ def encode(message: Wire) -> bytes:
     return _encoder.encode(message)
 
 
-def decode(body: bytes, kind: type[T]) -> T:
+@overload
+def decode(body: bytes, kind: type[T]) -> T: ...
+@overload
+def decode(body: bytes, kind: UnionType) -> AnyControl: ...
+def decode(body: bytes, kind: Any) -> Any:
     """Parses `body` as `kind` (Job, Frames, AnyControl or NodeState).
 
     Raises DecodeError for bytes that are not JSON, not UTF-8, or lack or mistype a field.

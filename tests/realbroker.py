@@ -23,7 +23,7 @@ def launch(spec: Spec, log: Path) -> subprocess.Popen[bytes]:
     """Starts a process that dies with the tests; its output goes to `log`."""
     shim = [sys.executable, "-S", "-E", str(SHIM), str(int(spec.at_death_of_launcher)), str(os.getpid())]
     with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(
             [*shim, *spec.command],
             env={**os.environ, **spec.env, "PYTHONUNBUFFERED": "1"},
             cwd=REPOSITORY,
@@ -81,7 +81,7 @@ class NodeProcess:
         self.name = name
         self._ready = threading.Event()
         self.lines: list[str] = []
-        self.process = subprocess.Popen(  # noqa: S603
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "worker", "--name", name, *options],
             env={**os.environ, "CANOPY_AMQP_URL": broker.amqp["node"], "PYTHONUNBUFFERED": "1", **(env or {})},
             cwd=REPOSITORY,
@@ -123,7 +123,8 @@ class NodeProcess:
 
 def echo_node(broker: Broker, name: str, parent: str, *options: str) -> NodeProcess:
     """A node with the echo engine, model `echo`."""
-    return NodeProcess(broker, name, "--parent", parent, "--model", "echo", "--engine", "echo", "--wait", "20", *options)
+    fixed = ("--parent", parent, "--model", "echo", "--engine", "echo", "--wait", "20")
+    return NodeProcess(broker, name, *fixed, *options)
 
 
 def root(broker: Broker, name: str = "root", model: str = "echo") -> NodeProcess:

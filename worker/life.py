@@ -1,9 +1,10 @@
-"""A node's life: connect, register, start the engine, serve until told to leave; reconnect when the broker goes away."""
+"""A node's life: connect, register, start the engine, serve until told to leave; reconnect when the broker is back."""
 
 import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 
@@ -68,7 +69,8 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, *, first: b
     beats = asyncio.create_task(_beat(node), name="beats")
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
-        await asyncio.wait([leaving, beats, session.closed], return_when=asyncio.FIRST_COMPLETED)
+        awaited: list[asyncio.Future[Any]] = [leaving, beats, session.closed]
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         if session.closed.done():
             raise ConnectionLost(str(session.closed.result()))
         if beats.done():

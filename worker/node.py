@@ -27,6 +27,7 @@ from broker.wire import (
     Drain,
     Failed,
     Finished,
+    FrameNumber,
     Job,
     Leave,
     NodeState,
@@ -135,7 +136,8 @@ class Node:
         return True
 
     def _run(self, held: HeldJob) -> None:
-        assert self.engine is not None, "a root has no slots, so the rule never says Run"
+        if self.engine is None:
+            raise RuntimeError("a root has no slots, so the rule never says Run")
         self.dispatcher.running += 1
         run = JobRun(self.engine, held.job, self.name, lambda frame: self.port.outbox.put(held.job.reply_to, frame))
         task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
@@ -170,13 +172,12 @@ class Node:
 
     def _hand_up(self, held: HeldJob) -> None:
         """A node that drains gives its jobs back to its parent."""
-        assert self.parent is not None
 
         def gone() -> None:
             self._parent_there = False
             self._held.append(held)
 
-        self._hand_over(self.port.hand_up(self.parent, held.job), held, gone)
+        self._hand_over(self.port.hand_up(self.parent or "", held.job), held, gone)
 
     def _start_over(self, job: Job, delivery: Delivery) -> None:
         """A job whose node died: it enters this node's queue again as a new attempt, so that every attempt counts."""
@@ -417,6 +418,6 @@ class Node:
         task.add_done_callback(ended)
 
 
-def _number(job: Job) -> dict[str, object]:
+def _number(job: Job) -> FrameNumber:
     """Identity of the next frame of a job that is not running."""
     return {"request_id": job.request_id, "attempt": job.attempt, "seq": job.seq}

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import structlog
 
-from broker.wire import AnyFrame, Delta, Failed, FailureCode, Finished, FinishReason, Job, Start
+from broker.wire import AnyFrame, Delta, Failed, FailureCode, Finished, FinishReason, FrameNumber, Job, Start
 from worker.engines.base import Chunk, Engine, EngineError
 
 log = structlog.get_logger()
@@ -79,7 +79,7 @@ class JobRun:
     def _failed(self, code: FailureCode, message: str, *, retryable: bool = False) -> Failed:
         return Failed(**self._number(), code=code, message=message, retryable=retryable)
 
-    def _number(self) -> dict[str, object]:
+    def _number(self) -> FrameNumber:
         """Identity of the next frame."""
         seq, self._seq = self._seq, self._seq + 1
         return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": seq}

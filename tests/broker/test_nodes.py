@@ -23,9 +23,12 @@ SECONDS = 30.0
 @pytest.fixture
 def tree(broker: Broker) -> Iterator[dict[str, NodeProcess]]:
     """root -> n1 -> n2"""
-    with root(broker) as top, echo_node(broker, "n1", "root", "--slots", "64") as n1:
-        with echo_node(broker, "n2", "n1", "--slots", "64") as n2:
-            yield {"root": top, "n1": n1, "n2": n2}
+    with (
+        root(broker) as top,
+        echo_node(broker, "n1", "root", "--slots", "64") as n1,
+        echo_node(broker, "n2", "n1", "--slots", "64") as n2,
+    ):
+        yield {"root": top, "n1": n1, "n2": n2}
 
 
 @pytest_asyncio.fixture
