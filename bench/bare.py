@@ -88,6 +88,7 @@ class BareTree:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._reply: asyncio.Future[bytes] | None = None
+        self.pids: list[int] = []  # of the hops
 
     async def round_trip(self, body: bytes) -> bytes:
         """Down two hops and back. One at a time. Raises TimeoutError."""
@@ -132,6 +133,7 @@ async def running(url: str) -> AsyncIterator[BareTree]:
         await _start(url, _QUEUE_A, _MIDDLE, "child"),
         await _start(url, _QUEUE_B, "", ""),
     ]
+    tree.pids = [hop.pid for hop in hops]
     try:
         yield tree
     finally:

@@ -8,27 +8,52 @@ each, so that whatever else the machine does hits all of them alike.
 import asyncio
 import gc
 import json
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
 
-from bench import bare, instance, report, stats, web
+from bench import bare, cpu, instance, report, stats, web
 from bench.instance import Instance
 from bench.report import Report, Rows
 from broker.client import Client
 from broker.wire import ChatMessage, Delta, Failed, Job, Sampling, encode
 
 TOKENS = (1, 32)
-BARE = "bare AMQP, 2 hops"
+BARE = "bare AMQP"
 _QUESTION = "Hello out there, how are you today?"
 
 Sample = Mapping[str, float]  # series -> seconds
-Stage = Callable[[], Awaitable[Sample]]
 Rounds = dict[str, list[list[float]]]  # series -> rounds -> milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One thing that is measured; a request of it may give several series."""
+
+    name: str
+    ask: Callable[[], Awaitable[Sample]]
+
+
+@dataclass(slots=True)
+class Found:
+    """What was measured. `cpu`: stage -> process -> milliseconds a request, by round."""
+
+    latency: Rounds = field(default_factory=dict)
+    cpu: dict[str, Rounds] = field(default_factory=dict)
+
+    def add(self, stage: str, samples: list[Sample], spent: Mapping[str, float]) -> None:
+        """Takes one block."""
+        for series in samples[0]:
+            self.latency.setdefault(series, []).append([sample[series] * 1000 for sample in samples])
+        for process, seconds in spent.items():
+            processes = self.cpu.setdefault(stage, {})
+            processes.setdefault(process, []).append([seconds * 1000 / len(samples)])
 
 
 def command(
@@ -45,15 +70,15 @@ def command(
         if pause:
             report.say(f"processes: {canopy.pids()}")
             typer.prompt("Enter to go on", default="", show_default=False, err=True)
-        rounds = asyncio.run(_measure(canopy, requests // block, block, warm_up))
-    _tell(result, rounds)
+        found = asyncio.run(_measure(canopy, requests // block, block, warm_up))
+    _tell(result, found)
     result.finish(json_file)
 
 
-async def _measure(canopy: Instance, rounds: int, block: int, warm_up: int) -> Rounds:
+async def _measure(canopy: Instance, rounds: int, block: int, warm_up: int) -> Found:
     """Every stage `rounds` times in turn, `block` requests each."""
-    async with _stages(canopy) as stages:
-        found: Rounds = {}
+    found = Found()
+    async with _stages(canopy) as (stages, meter):
         with report.progress() as bar:
             task = bar.add_task("warming up", total=len(stages) * (rounds + 1))
             for stage in stages:
@@ -62,21 +87,21 @@ async def _measure(canopy: Instance, rounds: int, block: int, warm_up: int) -> R
             bar.update(task, description="measuring")
             for _ in range(rounds):
                 for stage in stages:
-                    for series, values in (await _block(stage, block)).items():
-                        found.setdefault(series, []).append(values)
+                    gc.collect()  # not within the block
+                    before = meter.read()
+                    samples = await _block(stage, block)
+                    found.add(stage.name, samples, cpu.spent(before, meter.read()))
                     bar.advance(task)
     return found
 
 
-async def _block(stage: Stage, count: int) -> dict[str, list[float]]:
-    """`count` requests of one stage, in milliseconds a series. Garbage is collected before, not within."""
-    gc.collect()
-    samples = [await stage() for _ in range(count)]
-    return {series: [sample[series] * 1000 for sample in samples] for series in samples[0]}
+async def _block(stage: Stage, count: int) -> list[Sample]:
+    """`count` requests of one stage, one after the other."""
+    return [await stage.ask() for _ in range(count)]
 
 
 @asynccontextmanager
-async def _stages(canopy: Instance) -> AsyncIterator[list[Stage]]:
+async def _stages(canopy: Instance) -> AsyncIterator[tuple[list[Stage], cpu.Meter]]:
     """Everything that is measured, connected and ready."""
     client = Client(canopy.amqp("api"), process=f"bench-{uuid.uuid4().hex[:8]}")
     await client.start()
@@ -85,13 +110,15 @@ async def _stages(canopy: Instance) -> AsyncIterator[list[Stage]]:
         while not client.connected:
             await asyncio.wait_for(client.changed(), 10)
         async with bare.running(canopy.amqp("admin")) as tree:
-            yield [
+            stages = [
                 _bare(tree, canopy.model),
                 *(_client(client, canopy.model, tokens) for tokens in TOKENS),
                 _floor(connection, canopy),
                 *(_whole(connection, canopy, tokens) for tokens in TOKENS),
                 *(_streamed(connection, canopy, tokens) for tokens in TOKENS),
             ]
+            pids = {name: [canopy.pids()[name]] for name in ("broker", "api", "root", "n1")}
+            yield stages, cpu.Meter({"bench": [os.getpid()], "bare": tree.pids, **pids})
     finally:
         connection.close()
         await client.stop()
@@ -105,11 +132,11 @@ def _bare(tree: bare.BareTree, model: str) -> Stage:
         await tree.round_trip(body)
         return {BARE: time.perf_counter() - began}
 
-    return stage
+    return Stage(BARE, stage)
 
 
 def _client(client: Client, model: str, tokens: int) -> Stage:
-    series = f"broker client {tokens}"
+    series = f"client {tokens}"
 
     async def stage() -> Sample:
         began = time.perf_counter()
@@ -121,30 +148,32 @@ def _client(client: Client, model: str, tokens: int) -> Stage:
                 first = time.perf_counter()
         return {f"{series}, first token": first - began, f"{series}, end": time.perf_counter() - began}
 
-    return stage
+    return Stage(series, stage)
 
 
 def _floor(connection: web.Connection, canopy: Instance) -> Stage:
     """A request that reaches Django and asks nobody."""
     words = web.request("GET", "/healthz", canopy.port)
+    series = "HTTP, no job"
 
     async def stage() -> Sample:
         began = time.perf_counter()
-        return {"HTTP, no job (/healthz)": (await connection.ask(words)).ended - began}
+        return {series: (await connection.ask(words)).ended - began}
 
-    return stage
+    return Stage(series, stage)
 
 
 def _whole(connection: web.Connection, canopy: Instance, tokens: int) -> Stage:
     words = _asking(canopy, tokens, stream=False)
+    series = f"HTTP whole {tokens}"
 
     async def stage() -> Sample:
         began = time.perf_counter()
         answer = await connection.ask(words)
         assert json.loads(answer.body)["usage"]["completion_tokens"] == tokens  # noqa: S101 - else nothing was measured
-        return {f"HTTP whole {tokens}": answer.ended - began}
+        return {series: answer.ended - began}
 
-    return stage
+    return Stage(series, stage)
 
 
 def _streamed(connection: web.Connection, canopy: Instance, tokens: int) -> Stage:
@@ -157,7 +186,7 @@ def _streamed(connection: web.Connection, canopy: Instance, tokens: int) -> Stag
         first = answer.first(b'"content":"Hello')  # the chunk before it carries the role and no text
         return {f"{series}, first token": first - began, f"{series}, end": answer.ended - began}
 
-    return stage
+    return Stage(series, stage)
 
 
 def _asking(canopy: Instance, tokens: int, *, stream: bool) -> bytes:
@@ -182,18 +211,34 @@ def _job(model: str, tokens: int) -> Job:
     )
 
 
-def _tell(result: Report, rounds: Rounds) -> None:
-    summaries = stats.summaries(rounds)
-    ratios = {series: stats.ratio_by_round(rounds[series], rounds[BARE]) for series in rounds}
-    rows = [(series, each.p50, each.p95, each.p99, each.quietest, ratios[series]) for series, each in summaries.items()]
-    columns = ("stage", "p50 ms", "p95 ms", "p99 ms", "quietest", "x bare")
-    result.tables.append(Rows(f"latency, one client, n={summaries[BARE].count} a stage", columns, rows))
+def _tell(result: Report, found: Found) -> None:
+    rounds = found.latency
+    result.tables += [_latencies(rounds), _processor(found.cpu)]
     result.facts["p50_ms_by_round"] = {
         series: [round(stats.percentile(each, 50), 4) for each in values] for series, values in rounds.items()
     }
     result.notes += [
-        "1 and 32 are tokens. The end of HTTP is its last byte, of the broker client its last frame.",
+        "bare AMQP: the same two hops. client: the API's broker client without HTTP. no job: GET /healthz.",
+        "1 and 32 are tokens. The end of HTTP is its last byte, of the client its last frame.",
         "x bare: median over the rounds of (median of this stage / median of bare AMQP in the same round).",
         "quietest: p50 of the stage's best round. The benchmark shares the machine with what it measures.",
         "echo without delay answers in one piece: 1 and 32 tokens differ by the size of that piece, not by steps.",
+        "processor time holds all that a process does meanwhile: beats, states for dashboards, the broker's own work.",
     ]
+
+
+def _latencies(rounds: Rounds) -> Rows:
+    summaries = stats.summaries(rounds)
+    ratios = {series: stats.ratio_by_round(rounds[series], rounds[BARE]) for series in rounds}
+    rows = [(series, each.p50, each.p95, each.p99, each.quietest, ratios[series]) for series, each in summaries.items()]
+    columns = ("stage", "p50 ms", "p95 ms", "p99 ms", "quietest", "x bare")
+    return Rows(f"latency, one client, n={summaries[BARE].count} a stage", columns, rows)
+
+
+def _processor(measured: Mapping[str, Rounds]) -> Rows:
+    processes = list(measured[BARE])
+    rows = []
+    for stage, series in measured.items():
+        medians = [stats.Summary.of(series[process]).p50 for process in processes]
+        rows.append((stage, *medians, sum(medians)))
+    return Rows("processor time, ms a request (median of the rounds)", ("stage", *processes, "all"), rows)
