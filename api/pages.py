@@ -6,8 +6,11 @@ from django.http import HttpRequest, HttpResponse
 _MISSING = "The pages are not built yet: run ./canopy up, which builds them.\n"
 
 
-async def app(request: HttpRequest) -> HttpResponse:
-    """The frontend's index.html, never cached: it names the assets, which are cached for ever."""
+async def app(request: HttpRequest, conversation: str = "") -> HttpResponse:
+    """The frontend's index.html, never cached: it names the assets, which are cached for ever.
+
+    Whose `conversation` it is, the API decides when the page asks for it.
+    """
     index = settings.FRONTEND_DIST / "index.html"
     try:
         page = index.read_bytes()  # a few kilobytes, in the page cache

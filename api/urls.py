@@ -35,6 +35,7 @@ errors.register(endpoints)
 urlpatterns = [
     path("", pages.app),
     path("", endpoints.urls),
+    path("c/<str:conversation>", pages.app),
     path("tree/", pages.app),
     path("login", login_by_token),
     path("healthz", healthz),

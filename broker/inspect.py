@@ -22,7 +22,7 @@ class NoSuchNode(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen: the edges, the state of each node that answered in time, jobs ready in each node's queue."""
+    """What was seen: the edges, the state of each node that answered in time, jobs ready by queue."""
 
     edges: Edges
     states: dict[str, NodeState]
@@ -38,10 +38,10 @@ async def look(amqp_url: str, management_url: str) -> Look:
     session = await AmqpSession.open(amqp_url, "canopy tree")
     try:
         states = await _states(session, set(seen.present))
-        depths = {name: await session.depth(names.node(name)) for name in seen.registered}
+        depths = {queue: await session.depth(queue) for queue in map(names.node, seen.registered)}
     finally:
         await session.close()
-    return Look(seen, states, {name: depth for name, depth in depths.items() if depth is not None})
+    return Look(seen, states, {queue: depth for queue, depth in depths.items() if depth is not None})
 
 
 async def tell(amqp_url: str, node: str, message: AnyControl) -> None:

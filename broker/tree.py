@@ -1,71 +1,131 @@
-"""The tree as people and scripts see it: one JSON object from bindings, node states and queue depths."""
+"""The tree as people and scripts see it: the broker's bindings, and what each node says of itself."""
 
-import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from broker.management import Edges
 from broker.wire import NodeState
+from topology import names
 from topology.dispatch import natural
 
-SILENT_SECONDS = 15.0  # a node that has said nothing for this long counts as down
+Tree = dict[str, Any]
+
+SILENT_SECONDS = 15.0  # nodes repeat their state every few seconds; one that is silent for so long counts as down
 
 
-def describe(
-    edges: Edges, states: Mapping[str, NodeState], depths: Mapping[str, int], now: float | None = None
-) -> dict[str, object]:
-    """`{"roots": [...], "nodes": [...], "at": ...}`, nodes in natural order, parents from the bindings.
+def tree(edges: Edges, states: Mapping[str, NodeState], depths: Mapping[str, int], now: float) -> Tree:
+    """The whole tree, roots first, parents before their children. `depths`: by queue. `now`: Unix seconds.
 
-    `depths`: jobs ready per node name. A node whose inbox is gone, or that is silent, has the state "down".
+    The bindings decide who hangs where; a node's own word decides the rest, as long as its inbox exists.
     """
-    now = time.time() if now is None else now
-    parents = {**edges.parents, **dict.fromkeys(edges.roots)}
-    names = sorted({*edges.present, *edges.registered, *parents}, key=natural)
-    children = {name: [child for child in names if parents.get(child) == name] for name in names}
+    children = _children(edges)
+    roots = sorted(edges.roots, key=lambda name: (name != "root", natural(name)))
+    everybody = {*edges.roots, *edges.parents, *edges.parents.values(), *edges.registered, *edges.present, *states}
+    hanging = list(_walk(roots, children))
+    loose = sorted(everybody - set(hanging), key=natural)
+    model_of = _inherited_models(edges, children)
     return {
-        "roots": sorted(edges.roots, key=natural),
+        "roots": roots,
         "nodes": [
-            {
-                "name": name,
-                "parent": parents.get(name),
-                "children": children[name],
-                **_live(name, edges, states.get(name), depths.get(name, 0), now),
-            }
-            for name in names
+            _node(name, edges, children[name], states.get(name), depths, model_of.get(name, ""), now)
+            for name in [*hanging, *loose]
         ],
-        "at": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
+        "at": datetime.fromtimestamp(now, UTC).isoformat(),
     }
 
 
-def _live(name: str, edges: Edges, state: NodeState | None, depth: int, now: float) -> dict[str, object]:
-    """What the node says of itself; for one that never spoke, what can be known without it."""
+def settled(tree: Tree) -> Tree:
+    """The tree without what changes by the mere passing of time: to see whether anything happened."""
+    clocks = ("uptime", "seen")
+    nodes = [{key: value for key, value in node.items() if key not in clocks} for node in tree["nodes"]]
+    return {"roots": tree["roots"], "nodes": nodes}
+
+
+def _children(edges: Edges) -> defaultdict[str, list[str]]:
+    children: defaultdict[str, list[str]] = defaultdict(list)
+    for child in sorted(edges.parents, key=natural):
+        children[edges.parents[child]].append(child)
+    return children
+
+
+def _walk(roots: list[str], children: Mapping[str, list[str]]) -> Iterator[str]:
+    """Breadth first, each node once (a tree in repair may have a loop)."""
+    seen: set[str] = set()
+    level = roots
+    while level:
+        fresh = [name for name in dict.fromkeys(level) if name not in seen]
+        yield from fresh
+        seen.update(fresh)
+        level = [child for name in fresh for child in children.get(name, ())]
+
+
+def _inherited_models(edges: Edges, children: Mapping[str, list[str]]) -> dict[str, str]:
+    return {name: model for root, model in edges.roots.items() for name in _walk([root], children)}
+
+
+def _state(name: str, edges: Edges, state: NodeState | None, now: float) -> str:
+    if name not in edges.present:
+        return "down"
+    if state is not None and (state.status == "stopped" or now - state.sent > SILENT_SECONDS):
+        return "down"
+    return "starting" if state is None else state.status
+
+
+def _node(
+    name: str,
+    edges: Edges,
+    children: list[str],
+    state: NodeState | None,
+    depths: Mapping[str, int],
+    model: str,
+    now: float,
+) -> dict[str, Any]:
+    depth = depths.get(names.node(name), 0)
+    shared = {
+        "name": name,
+        "parent": edges.parents.get(name),
+        "children": children,
+        "state": _state(name, edges, state, now),
+        "depth": depth,
+    }
     if state is None:
-        status = "starting" if name in edges.present else "down"
-        silent = {key: None for key in ("device", "policy", "host", "pid", "uptime", "seen")}
-        counters = dict.fromkeys(("slots", "running", "held", "received", "finished", "tokens"), 0)
-        model, engine = edges.roots.get(name, ""), "none" if name in edges.roots else ""
-        return {
-            **silent, **counters, "model": model, "engine": engine, "state": status, "detail": "", "depth": depth,
-            "queued": depth,
-        }  # fmt: skip
-    down = name not in edges.present or now - state.sent > SILENT_SECONDS
+        return {**_UNKNOWN, **shared, "model": model, "queued": depth}
     return {
-        "model": state.model,
+        **shared,
+        "model": state.model or model,
         "engine": state.engine,
         "device": state.device,
         "policy": state.policy,
-        "state": "down" if down else state.status,
         "slots": state.slots,
-        "running": 0 if down else state.running,
-        "held": 0 if down else state.held,
-        "queued": depth + (0 if down else state.held),
-        "depth": depth,
+        "running": state.running,
+        "held": state.held,
+        "queued": state.held + depth,
         "received": state.received,
         "finished": state.finished,
         "tokens": state.tokens,
         "host": state.host,
         "pid": state.pid,
-        "uptime": round(now - state.started, 1),
-        "seen": round(max(0.0, now - state.sent), 1),
         "detail": state.detail,
+        "uptime": max(0.0, round(now - state.started, 1)),
+        "seen": max(0.0, round(now - state.sent, 1)),
     }
+
+
+_UNKNOWN: dict[str, Any] = {
+    "engine": "",
+    "device": "",
+    "policy": "",
+    "slots": 0,
+    "running": 0,
+    "held": 0,
+    "received": 0,
+    "finished": 0,
+    "tokens": 0,
+    "host": "",
+    "pid": 0,
+    "detail": "not heard of yet",
+    "uptime": None,
+    "seen": None,
+}

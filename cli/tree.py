@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Coroutine, Mapping
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
@@ -15,7 +16,7 @@ from rich.tree import Tree as Drawing
 from broker import inspect
 from broker.management import ManagementError
 from broker.session import BrokerError
-from broker.tree import describe
+from broker.tree import tree as describe
 from broker.wire import AnyControl, Attach, Drain, Resume
 from cli import home, instance
 from cli.errors import CliError
@@ -98,7 +99,7 @@ def _look() -> dict[str, Any]:
     if not management_url:
         raise CliError("The tree is read from RabbitMQ's management API; set CANOPY_MANAGEMENT_URL")
     seen = _run(inspect.look(amqp_url, management_url))
-    return describe(seen.edges, seen.states, seen.depths)
+    return describe(seen.edges, seen.states, seen.depths, time.time())
 
 
 def _tell(node: str, message: AnyControl) -> None:

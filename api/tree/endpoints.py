@@ -10,7 +10,7 @@ from ninja import Router, Status
 from api import broker, sse
 from api.accounts.auth import AuthRequest, Staff
 from api.errors import ApiError
-from api.tree.view import Tree
+from broker.tree import Tree
 from api.tree.watch import Unreadable, compose, read_edges, watch
 from broker.client import Unavailable
 from broker.wire import AnyControl, Drain, Resume

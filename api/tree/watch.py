@@ -9,7 +9,7 @@ import structlog
 
 from api import broker
 from api.settings import ENV
-from api.tree.view import Tree, settled, tree
+from broker.tree import Tree, settled, tree
 from broker.client import Unavailable
 from broker.management import Edges, ManagementError, edges
 from topology import names

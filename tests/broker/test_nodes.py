@@ -12,7 +12,7 @@ import pytest_asyncio
 from broker import inspect
 from broker.client import Client
 from broker.stream import Stream
-from broker.tree import describe
+from broker.tree import tree as describe
 from broker.wire import AnyFrame, ChatMessage, Delta, Drain, Finished, Job, Resume, Sampling
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess, echo_node, root
@@ -114,7 +114,8 @@ async def test_the_registration_ends_with_the_process(
     async with asyncio.timeout(SECONDS):
         while "n2" in (seen := await inspect.look(broker.amqp["admin"], broker.management["admin"])).edges.registered:
             await client.changed()
-    assert [node["name"] for node in describe(seen.edges, seen.states, seen.depths)["nodes"]] == ["n1", "root"]  # type: ignore[attr-defined]
+    shown = describe(seen.edges, seen.states, seen.depths, time.time())
+    assert [node["name"] for node in shown["nodes"]] == ["root", "n1"]
     with echo_node(broker, "n2", "n1"):
         await until_children(client, "n1", "n2")
 
