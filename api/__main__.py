@@ -60,10 +60,8 @@ def login_token() -> int:
 
 
 def create_key(username: str | None) -> int:
-    """Prints a new API key, alone on standard output."""
-    import django
-
-    django.setup()
+    """Prints a new API key, alone on standard output. Works before the first start, too."""
+    migrate()
     from api.accounts import keys, tokens
     from api.accounts.models import User
 

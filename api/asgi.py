@@ -113,4 +113,4 @@ def _forbid_sniffing(headers: Headers, path: str, url: str) -> None:
     headers["X-Content-Type-Options"] = "nosniff"
 
 
-application = Application(lambda: Client(settings.ENV.amqp_url))
+application = Application(lambda: Client(settings.ENV.amqp_url, queue_type=settings.ENV.queue_type))

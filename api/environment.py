@@ -26,6 +26,7 @@ class Environment:
     models: tuple[str, ...]
     hosts: tuple[str, ...]  # extra names under which users reach the service
     port: int | None
+    queue_type: str
 
     @property
     def default_model(self) -> str | None:
@@ -57,6 +58,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         models=_models(environ.get("CANOPY_MODELS", "")),
         hosts=tuple(environ.get("CANOPY_HOSTS", "").replace(",", " ").split()),
         port=_port(environ.get("CANOPY_PORT", "")),
+        queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
     )
 
 

@@ -275,8 +275,11 @@ class AmqpSession:
         await self._ask("queue_unbind", queue=queue, exchange=exchange, routing_key=key)
 
     async def delete_queue(self, name: str) -> bool:
+        only_empty = self._queue_type == "classic"  # the others cannot refuse it themselves
+        if not only_empty and await self.depth(name):
+            return False
         try:
-            await self._ask("queue_delete", queue=name, if_empty=True)
+            await self._ask("queue_delete", queue=name, if_empty=only_empty)
         except NotFound:
             return True
         except ConnectionLost:

@@ -42,9 +42,17 @@ class NoTree(Exception):
 class Client:
     """See the module. `connect` replaces RabbitMQ in unit tests."""
 
-    def __init__(self, amqp_url: str, *, process: str | None = None, connect: Connect | None = None) -> None:
+    def __init__(
+        self,
+        amqp_url: str,
+        *,
+        process: str | None = None,
+        queue_type: str = "classic",
+        connect: Connect | None = None,
+    ) -> None:
         self.process = process or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        self._connect = connect or (lambda: AmqpSession.open(amqp_url, f"api {self.process}"))
+        self._connect = connect or (lambda: AmqpSession.open(amqp_url, f"api {self.process}", queue_type=queue_type))
+        self._sessions = 0
         self._session: Session | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._streams: dict[str, Stream] = {}
@@ -78,7 +86,7 @@ class Client:
         sampling = job.sampling
         if sampling.seed is None:
             sampling = msgspec.structs.replace(sampling, seed=random.getrandbits(63))
-        job = msgspec.structs.replace(job, reply_to=names.reply(self.process), sampling=sampling)
+        job = msgspec.structs.replace(job, reply_to=self._reply_queue, sampling=sampling)
         stream = Stream(job.request_id, self._forget)
         self._streams[job.request_id] = stream
         confirmed = session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
@@ -145,8 +153,10 @@ class Client:
         """Uses the session until it is lost."""
         try:
             await declare_shared(session)
-            await session.declare_queue(names.reply(self.process), exclusive=True)
-            await session.consume(names.reply(self.process), self._on_frames, prefetch=REPLY_PREFETCH)
+            # a new name each time: what still runs for the last session's readers comes back as undeliverable
+            self._sessions += 1
+            await session.declare_queue(self._reply_queue, exclusive=True)
+            await session.consume(self._reply_queue, self._on_frames, prefetch=REPLY_PREFETCH)
             await session.declare_queue(names.watch(self.process), exclusive=True)
             await session.bind(names.watch(self.process), names.EVENTS_EXCHANGE, names.state_key("*"))
             await session.consume(names.watch(self.process), self._on_state, prefetch=REPLY_PREFETCH)
@@ -160,6 +170,10 @@ class Client:
             self._tell_changed()
             self._fail_streams()
             await session.close()
+
+    @property
+    def _reply_queue(self) -> str:
+        return names.reply(f"{self.process}.{self._sessions}")
 
     def _fail_streams(self) -> None:
         """The reply queue is gone, so no frame can come for what is open."""

@@ -34,7 +34,7 @@ class ChatMessage(Wire, kw_only=True, omit_defaults=False):
 class Sampling(Wire, kw_only=True):
     """How the next token is chosen and when to stop. Validated by the API, trusted by engines."""
 
-    max_tokens: int | None = None  # None: up to the model's context
+    max_tokens: int | None = None  # None: the engine's own limit
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0
     top_k: int = 0  # 0: off

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 from typing import IO, Any
 
+from broker import management
 from cli import credentials, instance, plan, ports, supervisor
 from cli.errors import CliError, explain_os_error
 from cli.home import PREPARE_LOCK, Home, module_command, module_environment
@@ -139,6 +140,8 @@ async def _serve(request: Request, home: Home, private: PrivateBroker | None, ch
     async with asyncio.TaskGroup() as together:
         together.create_task(children.start_broker())
         together.create_task(children.run_once(layout.migrate))
+    if private:
+        await _forget_former_tree(broker)
     say(f"starting the API, {_names(layout)} ({time.time() - started:.0f} s)")
     async with asyncio.TaskGroup() as together:
         token = together.create_task(children.run_once(layout.login_token))
@@ -150,6 +153,14 @@ async def _serve(request: Request, home: Home, private: PrivateBroker | None, ch
     print(ready, flush=True)
     tell_starter(ready=ready)
     await asyncio.Event().wait()
+
+
+async def _forget_former_tree(broker: Broker) -> None:
+    """The last tree may have had another shape or other models; a private broker starts with none of it."""
+    try:
+        await management.clear_tree(broker.management["admin"])
+    except management.ManagementError as error:
+        raise CliError(str(error)) from error
 
 
 def _publish(request: Request, home: Home, broker: Broker, children: Supervisor, started: float) -> None:

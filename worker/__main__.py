@@ -71,11 +71,10 @@ def main(arguments: list[str]) -> int:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         check_node_name(options.name)
-        amqp_url = os.environ["CANOPY_AMQP_URL"]
+        amqp_url = os.environ.get("CANOPY_AMQP_URL", "")
+        if not amqp_url:
+            raise BrokerError("CANOPY_AMQP_URL is not set: it says which broker to join")
         asyncio.run(run(options, amqp_url, os.environ.get("CANOPY_QUEUE_TYPE", "classic")))
-    except KeyError:
-        print("CANOPY_AMQP_URL is not set: it says which broker to join", file=sys.stderr)
-        return CANNOT_START
     except (BadName, NameTaken, NoParent, BrokerError, EngineUnavailable) as error:
         print(f"node {options.name}: {error}", file=sys.stderr)
         return CANNOT_START

@@ -280,8 +280,8 @@ class Node:
 
     async def _move(self, parent: str) -> None:
         """Hangs this node below another parent; the old edge goes only once the new one stands."""
-        old, self.parent = self.parent, parent
         await self.port.hang_below(parent)
+        old, self.parent = self.parent, parent
         self.publish()
         if old is not None and old != parent:
             await self.port.unhang(old)

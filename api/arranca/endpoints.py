@@ -13,8 +13,6 @@ from api.catalog import catalog
 from api.parsing import Body
 from broker.wire import ChatMessage, Sampling
 
-ANSWER_TOKENS = 256  # a base model seldom ends by itself
-
 router = Router(tags=["arranca"], auth=Member())
 
 
@@ -49,7 +47,7 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
     job = submission.chat_job(
         await catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
-        Sampling(max_tokens=question.max_tokens or ANSWER_TOKENS),
+        Sampling(max_tokens=question.max_tokens),
         request.auth.get_username(),
     )
     answer = await completion.complete(job, "text")

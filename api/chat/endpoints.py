@@ -15,8 +15,6 @@ from api.chat.answers import Told, answers
 from api.chat.models import Conversation
 from broker.wire import Sampling
 
-ANSWER_TOKENS = 2048  # small models sometimes never end by themselves
-
 router = Router(tags=["chat"], auth=Member())
 
 
@@ -86,9 +84,7 @@ async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) ->
     waiting = nobody_serves(model)
     try:
         context = await store.context(conversation)
-        job = submission.chat_job(
-            model, context, Sampling(max_tokens=ANSWER_TOKENS), request.auth.get_username(), request_id
-        )
+        job = submission.chat_job(model, context, Sampling(), request.auth.get_username(), request_id)
         stream = await submission.submit(job)
     except BaseException:
         await store.undo_turn(turn)

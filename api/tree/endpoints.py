@@ -10,9 +10,9 @@ from ninja import Router, Status
 from api import broker, sse
 from api.accounts.auth import AuthRequest, Staff
 from api.errors import ApiError
-from broker.tree import Tree
 from api.tree.watch import Unreadable, compose, read_edges, watch
 from broker.client import Unavailable
+from broker.tree import Tree
 from broker.wire import AnyControl, Drain, Resume
 
 router = Router(tags=["tree"], auth=Staff())

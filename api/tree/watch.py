@@ -9,9 +9,9 @@ import structlog
 
 from api import broker
 from api.settings import ENV
-from broker.tree import Tree, settled, tree
 from broker.client import Unavailable
 from broker.management import Edges, ManagementError, edges
+from broker.tree import Tree, settled, tree
 from topology import names
 
 log = structlog.get_logger("canopy.api")

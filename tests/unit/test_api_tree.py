@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from api.tree import watch as watching
-from broker.tree import settled, tree
 from broker.management import Edges
+from broker.tree import settled, tree
 from broker.wire import Drain, Resume
 from tests.unit.api_site import FakeClient, node_state, until
 

@@ -21,7 +21,10 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             model="gemma-3-270m",
             reply_to="canopy.reply.api-1",
             created=1750000000.5,
-            messages=(wire.ChatMessage(role="system", content="Be brief."), wire.ChatMessage(role="user", content="Hé 🌳")),
+            messages=(
+                wire.ChatMessage(role="system", content="Be brief."),
+                wire.ChatMessage(role="user", content="Hé 🌳"),
+            ),
             sampling=wire.Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, stop=("\n\n",)),
             user="ada",
             attempt=2,

@@ -10,6 +10,8 @@ from worker.engines.sampling import Dice
 from worker.engines.template import prepare
 from worker.engines.text import StopFilter
 
+DEFAULT_TOKENS = 1024  # of an answer whose request names no limit: a base model seldom ends by itself
+
 
 class Sequence:
     """Owned by the computing thread. `take` is the only way it moves."""
@@ -33,7 +35,7 @@ class Sequence:
         if given >= context:
             raise EngineError("too_long", f"the prompt has {given} tokens; the model reads at most {context - 1}")
         wanted = self.sampling.max_tokens
-        self._left = min(context - len(prompt.ids), context if wanted is None else wanted - prompt.delivered)
+        self._left = min(context - len(prompt.ids), (DEFAULT_TOKENS if wanted is None else wanted) - prompt.delivered)
         self._text = Detokenizer(tokenizer, prompt.ids)
         self._stops = StopFilter((*self.sampling.stop, *prompt.stops))
         self._untold = 0  # tokens whose text is held back
