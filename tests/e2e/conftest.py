@@ -1,0 +1,96 @@
+"""One instance with the echo engine and one browser for the whole tier; a context of its own for each visitor.
+
+The scope is the package, not the session: Playwright's event loop must be gone before other tiers run theirs.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.e2e.browser import launched, log_in, watched
+from tests.instance import Instance, running
+from tests.realbroker import NodeProcess
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="package")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """root -> n1 -> (n2, n3), two slots a node, twenty words a second."""
+    options = ["--engine", "echo", "--nodes", "3", "--fanout", "2", "--slots", "2", "--token-delay", "0.05"]
+    with running(tmp_path_factory.mktemp("echo"), *options) as instance:
+        instance.add_people(operator=True, reader=False)
+        yield instance
+
+
+@pytest.fixture(scope="package")
+def models(echo: Instance) -> Iterator[None]:
+    """Two more trees: `quick` says everything at once, `steady` says a word every 4 ms."""
+    with ExitStack() as nodes:
+        for model, delay in (("quick", "0"), ("steady", "0.004")):
+            root, name, engine = f"{model}-root", f"{model}-1", ["--engine", "echo", "--token-delay", delay]
+            nodes.enter_context(NodeProcess(echo.broker, root, "--engine", "none", "--model", model))
+            nodes.enter_context(NodeProcess(echo.broker, name, "--parent", root, "--model", model, *engine))
+        yield
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="package")
+def staff(echo: Instance) -> Iterator[httpx.Client]:
+    """The administrator, beside the browser."""
+    with echo.session(echo.login_token()) as client:
+        yield client
+
+
+@pytest.fixture(scope="package")
+def program(echo: Instance) -> Iterator[httpx.Client]:
+    """A program with an API key, beside the browser."""
+    with echo.program(echo.key()) as client:
+        yield client
+
+
+@pytest.fixture(scope="package")
+def cookies(chromium: Browser, echo: Instance) -> Callable[[str | None], Any]:
+    """What a browser keeps of a user's login: they log in once, with their password, for all tests."""
+
+    @cache
+    def cookies_of(user: str | None) -> Any:
+        with chromium.new_context(base_url=echo.url) as context:
+            if user:
+                log_in(context.new_page(), user)
+            return context.storage_state()
+
+    return cookies_of
+
+
+@pytest.fixture
+def open_page(chromium: Browser, echo: Instance, cookies: Callable[[str | None], Any]) -> Iterator[OpenPage]:
+    """Opens pages, each in a browser of its own: `open_page("reader")` is logged in, `open_page(None)` is nobody.
+
+    A test fails for what its pages complain about, unless `expected` (a pattern) says that this belongs to it.
+    """
+    complaints: list[str] = []
+    with ExitStack() as opened:
+
+        def open_one(user: str | None = "reader", *, expected: str = "(?!)", **options: Any) -> Page:
+            options |= {"base_url": echo.url, "storage_state": cookies(user)}
+            context = opened.enter_context(chromium.new_context(**options))
+            context.set_default_timeout(15_000)
+            page = context.new_page()
+            watched(page, lambda text: None if re.search(expected, text) else complaints.append(text))
+            page.goto("/")
+            return page
+
+        yield open_one
+    assert complaints == []

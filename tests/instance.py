@@ -1,0 +1,209 @@
+"""A running instance of the tests' own: `./canopy up` as a child, its people, its keys, its tree."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from cli.home import REPOSITORY
+from cli.rabbitmq import Broker
+
+LAUNCHER = REPOSITORY / "canopy"
+SHIM = REPOSITORY / "cli" / "child.py"
+STOP_SECONDS = 15.0
+PASSWORD = "an open secret of the tests"
+
+_ADD_PEOPLE = """
+import json, sys
+import django
+django.setup()
+from api.accounts.models import User
+for name, staff in json.loads(sys.argv[1]).items():
+    User.objects.create_user(name, password=sys.argv[2], is_staff=staff)
+"""
+
+Tree = dict[str, Any]
+
+
+class Instance:
+    """An instance that says it is ready. `link`: the one-time login link of its last line."""
+
+    def __init__(self, home: Path, link: str) -> None:
+        self.home = home
+        self.link = link
+        parts = urlsplit(link)
+        self.url = f"{parts.scheme}://{parts.netloc}"
+        self.token = parse_qs(parts.query)["token"][0]
+
+    def record(self) -> dict[str, Any]:
+        """The instance file."""
+        return json.loads((self.home / "run" / "instance.json").read_text())
+
+    @property
+    def broker(self) -> Broker:
+        """For node processes that the tests add."""
+        record = self.record()
+        return Broker(amqp=record["amqp"], management={"admin": record["management"]})
+
+    def canopy(self, *words: str) -> str:
+        """Runs a command of the launcher to its end; what it printed on standard output."""
+        return self._output([sys.executable, str(LAUNCHER), *words])
+
+    def key(self, user: str | None = None) -> str:
+        """A new API key."""
+        return self.canopy("key", "create", *(["--user", user] if user else [])).strip()
+
+    def login_token(self) -> str:
+        """A new one-time login token of the administrator, in place of the former one."""
+        return self._output([sys.executable, "-m", "api", "login-token"]).strip()
+
+    def add_people(self, **staff: bool) -> None:
+        """Creates users with PASSWORD. The value says whether they are staff."""
+        self._output([sys.executable, "-c", _ADD_PEOPLE, json.dumps(staff), PASSWORD])
+
+    @contextmanager
+    def session(self, token: str) -> Iterator[httpx.Client]:
+        """A client logged in with a one-time token; it sends the CSRF token that it was given."""
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            answer = client.get("/login", params={"token": token})
+            assert answer.status_code == 302, answer.text
+            client.get("/api/me")
+            client.headers["X-CSRFToken"] = client.cookies["csrftoken"]
+            yield client
+
+    @contextmanager
+    def program(self, key: str) -> Iterator[httpx.Client]:
+        """A client with an API key."""
+        with httpx.Client(base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {key}"}) as client:
+            yield client
+
+    @contextmanager
+    def child(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A command of the launcher that runs beside the test, and not longer than it."""
+        process = start([sys.executable, str(LAUNCHER), *words], self._environment(), subprocess.DEVNULL)
+        try:
+            yield process
+        finally:
+            finish(process)
+
+    def _output(self, command: list[str]) -> str:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=self._environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"{command[-3:]}: {done.stderr}"
+        return done.stdout
+
+    def _environment(self) -> dict[str, str]:
+        return environment(self.home)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What every process of the instance in `home` gets."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "DATABASE_"))}
+    return {
+        **clean,
+        "CANOPY_HOME": str(home),
+        "DJANGO_SETTINGS_MODULE": "api.settings",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+@contextmanager
+def running(home: Path, *options: str) -> Iterator[Instance]:
+    """`./canopy up` in `home` with these options, ended in the end. It dies with the tests, even if they are killed."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "up.log"
+    with log.open("w") as said:
+        command = [sys.executable, str(LAUNCHER), "up", "--port", str(free_port()), *options]
+        launcher = start(command, environment(home), said)
+    try:
+        yield Instance(home, _ready(launcher, log))
+    finally:
+        finish(launcher)
+
+
+def start(command: list[str], env: dict[str, str], errors: Any) -> subprocess.Popen[str]:
+    """A process that is asked to end when the tests die; its standard output is a pipe."""
+    shim = [sys.executable, "-S", "-E", str(SHIM), str(int(signal.SIGTERM)), str(os.getpid())]
+    return subprocess.Popen(
+        [*shim, *command],
+        cwd=REPOSITORY,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    """Asks the process to end, makes it end if it does not; its exit status."""
+    process.terminate()
+    try:
+        process.communicate(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    return process.returncode
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _ready(launcher: subprocess.Popen[str], log: Path) -> str:
+    for line in launcher.stdout or ():
+        if line.startswith("Canopy is ready: "):
+            return line.removeprefix("Canopy is ready: ").strip()
+    pytest.fail(f"canopy up never became ready:\n{log.read_text()[-3000:]}")
+
+
+# ---- the tree
+
+
+def tree_when(staff: httpx.Client, wanted: Callable[[Tree], bool], within: float = 15.0) -> Tree:
+    """The first tree that is as wanted, as the dashboard's stream tells it; fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    last: Tree = {}
+    with staff.stream("GET", "/api/tree/stream", timeout=within + 10) as events:
+        for line in events.iter_lines():
+            if line.startswith("data: "):
+                last = json.loads(line.removeprefix("data: "))
+                if wanted(last):
+                    return last
+            if time.monotonic() > deadline:
+                break
+    pytest.fail(f"not within {within} s; the last tree: {json.dumps(last, indent=1)}")
+
+
+def total(tree: Tree, figure: str) -> int:
+    """A figure summed over the nodes, such as `running`."""
+    return sum(node[figure] for node in tree["nodes"])
+
+
+def at_rest(tree: Tree) -> bool:
+    """Nothing runs and nothing waits."""
+    return total(tree, "running") == 0 and total(tree, "queued") == 0
+
+
+@contextmanager
+def jobs(program: httpx.Client, count: int, words: int, model: str = "echo") -> Iterator[list[httpx.Response]]:
+    """`count` streamed answers of `words` tokens each, cancelled by closing them at the end."""
+    asked = {"model": model, "stream": True, "max_tokens": words, "messages": [{"role": "user", "content": "again"}]}
+    with ExitStack() as streams:
+        yield [streams.enter_context(program.stream("POST", "/v1/chat/completions", json=asked)) for _ in range(count)]
