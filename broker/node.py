@@ -67,7 +67,7 @@ class NodePort:
             await self.session.declare_queue(inbox, exclusive=True)
         except QueueLocked as error:
             raise NameTaken(f"node already registered: {self.name}") from error
-        if parent is not None and not await self.session.exists(names.inbox(parent)):
+        if parent is not None and not await self.is_present(parent):
             raise NoParent(f"no node named {parent!r} is registered to hang {self.name!r} below")
         own = names.node(self.name)
         await self.session.declare_exchange(own, "direct")
@@ -90,6 +90,10 @@ class NodePort:
     async def unhang(self, parent: str) -> None:
         """Removes the edge from `parent`: what it forwards from now on comes back to it."""
         await self._cut(parent, self.name)
+
+    async def is_present(self, node: str) -> bool:
+        """True if a node of that name is registered and connected."""
+        return await self.session.exists(names.inbox(node))
 
     async def cut_off(self, child: str) -> None:
         """Removes the edge to `child`, from above."""

@@ -141,9 +141,10 @@ class Resume(Control, kw_only=True, tag="resume"):
 
 
 class Attach(Control, kw_only=True, tag="attach"):
-    """Hang below another parent."""
+    """Hang below another parent: for good, or until the present one (`home`) is back."""
 
     parent: str
+    for_good: bool = True
 
 
 class Ping(Control, kw_only=True, tag="ping"):
@@ -166,7 +167,13 @@ class Leave(Control, kw_only=True, tag="leave"):
     node: str
 
 
-AnyControl = Cancel | Drain | Resume | Attach | Ping | Capacity | Leave
+class Ancestors(Control, tag="ancestors", kw_only=True):
+    """A parent tells a child who is above the parent, nearest first: where to go if the parent dies."""
+
+    names: tuple[str, ...]
+
+
+AnyControl = Cancel | Drain | Resume | Attach | Ping | Capacity | Leave | Ancestors
 
 
 class NodeState(Wire, kw_only=True, omit_defaults=False):

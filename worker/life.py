@@ -86,7 +86,9 @@ async def _beat(node: Node) -> None:
     while True:
         await asyncio.sleep(BEAT_SECONDS)
         node.publish()
+        node.tell_ancestors()
         await node.bury_adopted()
+        await node.go_home()
 
 
 async def _leave(node: Node) -> None:
@@ -98,7 +100,7 @@ async def _leave(node: Node) -> None:
     if node.parent is not None:
         await node.port.unhang(node.parent)
         for child in node.dispatcher.children:
-            await node.port.tell(child.name, Attach(parent=node.parent))
+            await node.port.tell(child.name, Attach(parent=node.parent, for_good=False))
     node.pump()
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     await node.give_up_runs()

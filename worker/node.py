@@ -19,6 +19,7 @@ import structlog
 from broker.node import NodePort
 from broker.session import Delivery, NotFound
 from broker.wire import (
+    Ancestors,
     AnyControl,
     AnyFrame,
     Attach,
@@ -68,6 +69,7 @@ class Node:
     def __init__(self, name: str, parent: str | None, model: str, policy: Policy, engine: Engine | None) -> None:
         self.name = name
         self.parent = parent
+        self.home = parent  # where it belongs; `parent` differs while that node is away
         self.model = model
         self.engine = engine
         self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)
@@ -81,6 +83,7 @@ class Node:
         self._runs: dict[str, _Running] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._parent_there = parent is not None  # as far as the last attempt to reach it told
+        self._above: tuple[str, ...] = ()  # the parent's ancestors, nearest first
         self._handed = 0  # jobs on their way to another node, not confirmed yet
         self._adopted: set[str] = set()  # dead children whose queues this node empties
         self._cleanups: set[asyncio.Task[object]] = set()
@@ -228,14 +231,22 @@ class Node:
                 self._accept(True)
             case Leave(node=child):
                 self.dispatcher.remove_child(child)
-            case Attach(parent=parent):
+            case Attach(parent=parent, for_good=for_good):
+                self.home = parent if for_good else self.home
                 self._own(self._move(parent))
+            case Ancestors(names=names):
+                self._above = names
             case Ping():
                 self.publish()
         self.touch()
 
     def on_node_gone(self, name: str) -> None:
-        """A child died: nothing more is sent to it, and its queue is emptied from here."""
+        """A child died: nothing more is sent to it, and its queue is emptied from here. The parent died: the nearest
+        living ancestor takes its place until it is back.
+        """
+        if name == self.parent:
+            self._parent_there = False
+            self._own(self._find_parent())
         if self.dispatcher.child(name) is None:
             return
         log.warning("child is gone; taking over its queue", node=self.name, child=name)
@@ -260,6 +271,8 @@ class Node:
         if told.node in self._adopted:
             self._adopted.discard(told.node)
             self._own(self.port.stop_serving(told.node))
+        if self.dispatcher.child(told.node) is None:
+            self._tell_ancestors(told.node)
         self.dispatcher.put_child(child)
         self.pump()
 
@@ -287,6 +300,21 @@ class Node:
             await self.port.unhang(old)
             await self.port.tell(old, Leave(node=self.name))
 
+    async def _find_parent(self) -> None:
+        """Hangs below the nearest living ancestor. With none alive it stays: the parent may come back."""
+        for ancestor in self._above:
+            if await self.port.is_present(ancestor):
+                log.warning("the parent is gone; hanging below an ancestor", node=self.name, parent=ancestor)
+                await self._move(ancestor)
+                return
+
+    async def go_home(self) -> None:
+        """Back below the node it belongs below, once that is there again (and not below this one)."""
+        if self.home is None or self.home == self.parent or self.dispatcher.child(self.home) is not None:
+            return
+        if await self.port.is_present(self.home):
+            await self._move(self.home)
+
     async def _adopt(self, child: str) -> None:
         """Removes the edge to a dead child and takes its jobs as if they had come to this node."""
         try:
@@ -307,6 +335,15 @@ class Node:
         """Something changed: publish soon."""
         if self._beat_timer is None:
             self._beat_timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self._beat)
+
+    def tell_ancestors(self) -> None:
+        """Lets every child know where to go if this node dies."""
+        for child in self.dispatcher.children:
+            self._tell_ancestors(child.name)
+
+    def _tell_ancestors(self, child: str) -> None:
+        above = () if self.parent is None else (self.parent, *self._above)
+        self.port.tell(child, Ancestors(names=above))
 
     def publish(self) -> None:
         """Tells the parent the counters and everybody the state, now."""
