@@ -10,6 +10,8 @@ import httpx
 from topology import names
 
 READ_SECONDS = 5.0
+Listed = dict[str, object]  # one object of a listing
+
 _NAMES_ONLY = {"columns": "name", "disable_stats": "true"}
 
 
@@ -29,7 +31,7 @@ class Edges:
     registered: frozenset[str]
 
 
-def read_edges(bindings: list[dict[str, object]], queues: list[dict[str, object]]) -> Edges:
+def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
     """Edges from the two listings of the management API."""
     roots: dict[str, str] = {}
     parents: dict[str, str] = {}
@@ -51,25 +53,50 @@ def read_edges(bindings: list[dict[str, object]], queues: list[dict[str, object]
 async def edges(management_url: str) -> Edges:
     """Reads the tree. `management_url`: http://user:password@host:port. Raises ManagementError."""
     async with _api(management_url) as http:
-        bindings = await http.get("/api/bindings/%2F")
-        queues = await http.get("/api/queues/%2F", params=_NAMES_ONLY)
-        bindings.raise_for_status()
-        queues.raise_for_status()
-        return read_edges(bindings.json(), queues.json())
+        return read_edges(await _listed(http, "bindings"), await _listed(http, "queues"))
 
 
-async def clear_tree(management_url: str) -> None:
-    """Deletes every node's queue and exchange: what a former tree left, which may have had another shape.
+async def prune_tree(management_url: str, wanted: Edges) -> None:
+    """Removes what a former tree of another shape or with other models left: edges that are not `wanted`, and the
+    queues and exchanges of nodes that are neither wanted nor present. Safe while nodes register.
 
-    For a start from nothing: no API process that waited for their jobs can be alive. Raises ManagementError.
+    Jobs in such queues go with them: the API processes that waited for them are gone. Raises ManagementError.
     """
     async with _api(management_url) as http:
+        bindings = await _listed(http, "bindings")
+        queues = await _listed(http, "queues")
+        found = read_edges(bindings, queues)
+        for binding in bindings:
+            if _is_edge(binding) and not _is_wanted(binding, wanted):
+                source, queue = binding["source"], binding["destination"]
+                await http.delete(f"/api/bindings/%2F/e/{source}/q/{queue}/{binding['properties_key']}")
+        known = {*wanted.roots, *wanted.parents, *found.present}
         for kind in ("queues", "exchanges"):
-            listed = await http.get(f"/api/{kind}/%2F", params=_NAMES_ONLY)
-            listed.raise_for_status()
-            for each in listed.json():
-                if names.node_of(each["name"]) is not None:
+            for each in await _listed(http, kind):
+                node = names.node_of(str(each["name"]))
+                if node is not None and node not in known:
                     await http.delete(f"/api/{kind}/%2F/{each['name']}")
+
+
+def _is_edge(binding: Listed) -> bool:
+    entrance = binding["source"] == names.JOBS_EXCHANGE
+    return names.node_of(str(binding["destination"])) is not None and (
+        entrance or names.node_of(str(binding["source"])) is not None
+    )
+
+
+def _is_wanted(binding: Listed, wanted: Edges) -> bool:
+    child = names.node_of(str(binding["destination"])) or ""
+    if binding["source"] == names.JOBS_EXCHANGE:
+        return wanted.roots.get(child) == binding["routing_key"]
+    return child in wanted.parents and binding["source"] == names.node(wanted.parents[child])
+
+
+async def _listed(http: httpx.AsyncClient, kind: str) -> list[Listed]:
+    answer = await http.get(f"/api/{kind}/%2F", params=None if kind == "bindings" else _NAMES_ONLY)
+    answer.raise_for_status()
+    found: list[Listed] = answer.json()
+    return found
 
 
 @asynccontextmanager

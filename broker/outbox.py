@@ -1,13 +1,17 @@
-"""Frames on their way to API processes, coalesced: one message carries what many requests have to say."""
+"""Frames on their way to API processes, coalesced: one message carries what many requests have to say.
+
+What happens in one turn of the event loop goes in one message. Text of answers that go on is paced beyond that; the
+end of an answer is not: somebody waits for it.
+"""
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from broker.session import Session
-from broker.wire import AnyFrame, Frames, encode
+from broker.wire import AnyFrame, Failed, Finished, Frames, encode
 
-FLUSH_SECONDS = 0.002  # at most one message per reply queue and this long; the first after a pause goes at once
+PACE_SECONDS = 0.002  # text goes at most this often; the first after a pause goes at once
 MESSAGE_FRAMES = 256
 
 Sent = Callable[[bool], None]
@@ -22,6 +26,7 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._frames: defaultdict[str, list[tuple[AnyFrame, Sent | None]]] = defaultdict(list)
         self._timer: asyncio.Handle | None = None
+        self._paced = False  # the next flush waits for its time, not for the end of this turn
         self._flushed = 0.0
 
     def put(self, queue: str, frame: AnyFrame, sent: Sent | None = None) -> None:
@@ -29,9 +34,14 @@ class Outbox:
         queue; neither is called when the session is lost first.
         """
         self._frames[queue].append((frame, sent))
-        if self._timer is None:
-            wait = self._flushed + FLUSH_SECONDS - self._loop.time()
-            self._timer = self._loop.call_later(wait, self._flush) if wait > 0 else self._loop.call_soon(self._flush)
+        ends = isinstance(frame, Finished | Failed)
+        if self._timer is not None and not (ends and self._paced):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        wait = self._flushed + PACE_SECONDS - self._loop.time()
+        self._paced = wait > 0 and not ends
+        self._timer = self._loop.call_later(wait, self._flush) if self._paced else self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._timer = None

@@ -6,12 +6,13 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from broker.management import Edges
 from cli.home import Home
 from cli.process import Spec
 from cli.rabbitmq import Broker
@@ -72,10 +73,11 @@ def make(request: Request, home: Home, broker: Broker) -> Plan:
         **_hosts(request),
         **({"CANOPY_MANAGEMENT_URL": broker.management["api"]} if "api" in broker.management else {}),
     }
+    processes = request.nodes * len(request.models)
     node_env = {
         **common,
         "CANOPY_AMQP_URL": broker.amqp["node"],
-        "CANOPY_THREADS": os.environ.get("CANOPY_THREADS") or str(max(1, (os.cpu_count() or 1) // request.nodes)),
+        "CANOPY_THREADS": os.environ.get("CANOPY_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
     }
     return Plan(
         migrate=Spec("migrate", [*_python("api"), "migrate"], api_env),
@@ -84,6 +86,12 @@ def make(request: Request, home: Home, broker: Broker) -> Plan:
         roots=_roots(request, node_env),
         nodes=_nodes(request, node_env),
     )
+
+
+def edges(request: Request) -> Edges:
+    """The edges that the nodes of `request` will make."""
+    roots = {root_name(model, _first(request)): model for model in request.models}
+    return Edges(roots, dict(_parents(request)), frozenset(), frozenset())
 
 
 def is_ready_line(line: str) -> bool:
@@ -119,14 +127,23 @@ def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
 
 def _nodes(request: Request, env: Mapping[str, str]) -> list[Spec]:
     specs = []
-    for tree, (model, folder) in enumerate(request.models.items()):
-        root = root_name(model, _first(request))
-        offset = tree * request.nodes  # names are unique across trees: n1, n2 | n3, n4
-        for position in range(1, request.nodes + 1):
-            parent = _shift(shape.parent_of(position, fanout=request.fanout, root=root), offset, root)
-            options = ["--parent", parent, "--model", model, *_engine(request, folder)]
-            specs.append(_node(request, env, f"n{position + offset}", options))
+    models = [each for each in request.models.items() for _ in range(request.nodes)]
+    for (name, parent), (model, folder) in zip(_parents(request), models, strict=True):
+        options = ["--parent", parent, "--model", model, *_engine(request, folder)]
+        specs.append(_node(request, env, name, options))
     return specs
+
+
+def _parents(request: Request) -> Iterator[tuple[str, str]]:
+    """Every node with its parent, tree by tree. Names are unique across trees: n1, n2 | n3, n4."""
+    for tree, model in enumerate(request.models):
+        root = root_name(model, _first(request))
+        offset = tree * request.nodes
+        for position in range(1, request.nodes + 1):
+            yield (
+                f"n{position + offset}",
+                _shift(shape.parent_of(position, fanout=request.fanout, root=root), offset, root),
+            )
 
 
 def _engine(request: Request, folder: Path | None) -> list[str]:

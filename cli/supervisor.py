@@ -1,6 +1,6 @@
 """Runs an instance: starts its processes in order, restarts what crashes, ends everything in order and in time.
 
-    start:  port mapper -> broker (the database is migrated meanwhile) -> API, roots and nodes at once
+    start:  port mapper -> broker; meanwhile roots and nodes load; the database is migrated -> API
     stop:   API -> nodes -> roots -> broker -> port mapper
 
 The API goes first so that no new work comes in, the broker last so that the nodes can hand back what they hold.
@@ -86,14 +86,15 @@ class Supervisor:
             raise CliError(f"{spec.name} failed: {child.last_line()} (log: {self._log(spec.name)})")
         return [line for line in child.tail if line.strip()]
 
-    async def start_plan(self, plan: Plan, answers: Callable[[], Awaitable[bool]]) -> None:
-        """Starts API, roots and nodes together; returns when all of them serve. Raises CliError."""
+    async def start_nodes(self, plan: Plan) -> None:
+        """Starts roots and nodes; returns when all of them serve. They wait for the broker and for their parents
+        themselves, and load their models meanwhile. Raises CliError.
+        """
         async with asyncio.TaskGroup() as together:
             for spec in plan.roots:
                 together.create_task(self._start_node("roots", spec))
             for spec in plan.nodes:
                 together.create_task(self._start_node("nodes", spec))
-            together.create_task(self._start_api(plan.api, answers))
 
     async def stop(self) -> None:
         """Ends everything, in order, within the sum of STOP_SECONDS."""
@@ -127,7 +128,8 @@ class Supervisor:
             await self._did_not_start(child)
         self._watch(self._keep(group, child))
 
-    async def _start_api(self, spec: Spec, answers: Callable[[], Awaitable[bool]]) -> None:
+    async def start_api(self, spec: Spec, answers: Callable[[], Awaitable[bool]]) -> None:
+        """Starts the API; returns when it `answers`. Raises CliError."""
         child = await self._spawn("api", spec)
         ended = asyncio.create_task(child.ended())
         deadline = time.monotonic() + READY_SECONDS

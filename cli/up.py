@@ -136,31 +136,38 @@ async def _serve(request: Request, home: Home, private: PrivateBroker | None, ch
     else:
         broker = Broker.elsewhere(os.environ["CANOPY_AMQP_URL"], os.environ.get("CANOPY_MANAGEMENT_URL", ""))
     layout = plan.make(request, home, broker)
-    say("starting the broker, preparing the database" if private else "preparing the database")
+    say(f"starting the broker, the database, {_names(layout)}")
     async with asyncio.TaskGroup() as together:
-        together.create_task(children.start_broker())
-        together.create_task(children.run_once(layout.migrate))
-    if private:
-        await _forget_former_tree(broker)
-    say(f"starting the API, {_names(layout)} ({time.time() - started:.0f} s)")
-    async with asyncio.TaskGroup() as together:
-        token = together.create_task(children.run_once(layout.login_token))
-        together.create_task(children.start_plan(layout, lambda: _answers(request)))
+        together.create_task(_start_broker(children, request, broker, private is not None))
+        together.create_task(children.start_nodes(layout))
+        token = together.create_task(_start_api(children, request, layout))
     children.on_change = lambda: _publish(request, home, broker, children, started)
     children.on_change()
-    ready = f"Canopy is ready: {request.url}/login?token={token.result()[-1].strip()}"
+    ready = f"Canopy is ready: {request.url}/login?token={token.result()}"
     say(f"started in {time.time() - started:.0f} s; Ctrl-C or ./canopy down stops everything")
     print(ready, flush=True)
     tell_starter(ready=ready)
     await asyncio.Event().wait()
 
 
-async def _forget_former_tree(broker: Broker) -> None:
-    """The last tree may have had another shape or other models; a private broker starts with none of it."""
+async def _start_broker(children: Supervisor, request: Request, broker: Broker, ours: bool) -> None:
+    """A broker of our own starts without what a former tree of another shape, or with other models, left in it."""
+    await children.start_broker()
+    if not ours:
+        return
     try:
-        await management.clear_tree(broker.management["admin"])
+        await management.prune_tree(broker.management["admin"], plan.edges(request))
     except management.ManagementError as error:
         raise CliError(str(error)) from error
+
+
+async def _start_api(children: Supervisor, request: Request, layout: Plan) -> str:
+    """Returns a fresh login token once the API serves."""
+    await children.run_once(layout.migrate)
+    async with asyncio.TaskGroup() as together:
+        token = together.create_task(children.run_once(layout.login_token))
+        together.create_task(children.start_api(layout.api, lambda: _answers(request)))
+    return token.result()[-1].strip()
 
 
 def _publish(request: Request, home: Home, broker: Broker, children: Supervisor, started: float) -> None:

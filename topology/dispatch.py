@@ -6,6 +6,7 @@ it to the next child in round-robin order that has room, else *hold* it. What "h
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -68,6 +69,7 @@ class Paper:
 POLICIES: dict[str, type[Policy]] = {Paper.name: Paper}
 
 
+@lru_cache(maxsize=4096)
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which n2 comes before n10, so that 'in turn' follows the numbers people gave."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name))

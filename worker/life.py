@@ -31,12 +31,13 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
     give_up = asyncio.get_running_loop().time() + wait
     pause, longest = RECONNECT_SECONDS
     served = False
+    loading = asyncio.create_task(_load(node), name="engine")  # takes seconds: meanwhile the node registers
     try:
         while not leave.is_set():
             try:
                 session = await connect()
                 try:
-                    await _serve(node, session, leave, first=not served)
+                    await _serve(node, session, leave, loading)
                     served, pause = True, RECONNECT_SECONDS[0]
                 finally:
                     await node.abandon()
@@ -51,17 +52,23 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
                     await leave.wait()
             pause = min(longest, pause * 2)
     finally:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
         if node.engine is not None:
             await node.engine.stop()
 
 
-async def _serve(node: Node, session: Session, leave: asyncio.Event, *, first: bool) -> None:
+async def _load(node: Node) -> None:
+    if node.engine is not None:
+        await node.engine.start()
+
+
+async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: asyncio.Task[None]) -> None:
     """One session: register, serve, and leave in order or raise the reason why the session was lost."""
     node.port = NodePort(session, node.name, node)
     await node.port.register(node.parent, node.model)
     node.publish()
-    if first and node.engine is not None:
-        await node.engine.start()
+    await asyncio.shield(loading)
     node.status = "idle"
     await node.port.serve(node.name, prefetch=node.window())
     node.publish()
@@ -89,6 +96,7 @@ async def _beat(node: Node) -> None:
         node.tell_ancestors()
         await node.bury_adopted()
         await node.go_home()
+        await node.keep_edge()
 
 
 async def _leave(node: Node) -> None:

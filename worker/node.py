@@ -6,6 +6,7 @@ confirmed), so a job whose node dies is delivered again.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
-from broker.node import NodePort
+from broker.node import NodePort, NoParent
 from broker.session import Delivery, NotFound
 from broker.wire import (
     Ancestors,
@@ -41,7 +42,8 @@ from topology.dispatch import Child, Dispatcher, Forward, Hold, Policy, Run
 from worker.engines.base import Engine
 from worker.run import JobRun
 
-COALESCE_SECONDS = 0.05  # counters and state are published at most this often
+COALESCE_SECONDS = 0.05  # the parent is told the counters at most this often
+STATE_SECONDS = 0.25  # and dashboards the state
 CANCELLED_KEPT = 10_000  # cancels remembered for jobs that have not arrived yet
 
 log = structlog.get_logger()
@@ -88,6 +90,8 @@ class Node:
         self._adopted: set[str] = set()  # dead children whose queues this node empties
         self._cleanups: set[asyncio.Task[object]] = set()
         self._beat_timer: asyncio.TimerHandle | None = None
+        self._state_timer: asyncio.TimerHandle | None = None
+        self._state_told = 0.0
 
     # ---- jobs
 
@@ -315,6 +319,12 @@ class Node:
         if await self.port.is_present(self.home):
             await self._move(self.home)
 
+    async def keep_edge(self) -> None:
+        """Makes the edge again: whatever removed it, the next beat heals it."""
+        if self.parent is not None:
+            with contextlib.suppress(NoParent):
+                await self.port.hang_below(self.parent)
+
     async def _adopt(self, child: str) -> None:
         """Removes the edge to a dead child and takes its jobs as if they had come to this node."""
         try:
@@ -347,6 +357,10 @@ class Node:
 
     def publish(self) -> None:
         """Tells the parent the counters and everybody the state, now."""
+        self._tell_parent()
+        self._publish_state()
+
+    def _tell_parent(self) -> None:
         if self.parent is not None and self.status == "idle":
             capacity = Capacity(
                 node=self.name,
@@ -356,7 +370,6 @@ class Node:
                 accepting=self.dispatcher.accepting,
             )
             self._hello(self.parent, capacity)
-        self.port.publish_state(self.state())
 
     def _hello(self, parent: str, capacity: Capacity) -> None:
         """The counters are also how a parent learns that it has this child, and this node that its parent is back."""
@@ -408,9 +421,21 @@ class Node:
         full = self.dispatcher.slots > 0 and self.dispatcher.running >= self.dispatcher.slots
         return "busy" if full else "idle"
 
+    def _publish_state(self) -> None:
+        self._state_told = time.monotonic()
+        self.port.publish_state(self.state())
+
     def _beat(self) -> None:
         self._beat_timer = None
-        self.publish()
+        self._tell_parent()
+        if time.monotonic() - self._state_told >= STATE_SECONDS:
+            self._publish_state()
+        elif self._state_timer is None:
+            self._state_timer = asyncio.get_running_loop().call_later(STATE_SECONDS, self._late_state)
+
+    def _late_state(self) -> None:
+        self._state_timer = None
+        self._publish_state()
 
     # ---- the end of a session
 
@@ -434,9 +459,10 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._beat_timer is not None:
-            self._beat_timer.cancel()
-            self._beat_timer = None
+        for timer in (self._beat_timer, self._state_timer):
+            if timer is not None:
+                timer.cancel()
+        self._beat_timer = self._state_timer = None
         self._adopted.clear()
         self._handed = 0
         for child in self.dispatcher.children:
