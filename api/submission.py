@@ -18,6 +18,10 @@ _STATUS = {"invalid": 400, "too_long": 400, "expired": 504, "no_node": 503, "eng
 _CODES = {"too_long": "context_length_exceeded", "invalid": "invalid_request", "expired": "deadline_exceeded"}
 
 
+# What the chat page and /arranca/ use: less surprising than a model's raw distribution.
+CONVERSATION = Sampling(temperature=0.7, top_p=0.95)
+
+
 def new_request_id() -> str:
     """A fresh request id."""
     return uuid.uuid4().hex

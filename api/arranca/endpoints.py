@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+import msgspec
 from django.http import HttpResponse
 from ninja import Router, Schema
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -11,7 +12,7 @@ from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
 from api.parsing import Body
-from broker.wire import ChatMessage, Sampling
+from broker.wire import ChatMessage
 
 router = Router(tags=["arranca"], auth=Member())
 
@@ -47,7 +48,7 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
     job = submission.chat_job(
         await catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
-        Sampling(max_tokens=question.max_tokens),
+        msgspec.structs.replace(submission.CONVERSATION, max_tokens=question.max_tokens),
         request.auth.get_username(),
     )
     answer = await completion.complete(job, "text")

@@ -13,7 +13,6 @@ from api.catalog import catalog, nobody_serves, supply
 from api.chat import following, schemas, store
 from api.chat.answers import Told, answers
 from api.chat.models import Conversation
-from broker.wire import Sampling
 
 router = Router(tags=["chat"], auth=Member())
 
@@ -84,7 +83,7 @@ async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) ->
     waiting = nobody_serves(model)
     try:
         context = await store.context(conversation)
-        job = submission.chat_job(model, context, Sampling(), request.auth.get_username(), request_id)
+        job = submission.chat_job(model, context, submission.CONVERSATION, request.auth.get_username(), request_id)
         stream = await submission.submit(job)
     except BaseException:
         await store.undo_turn(turn)

@@ -16,7 +16,7 @@ from worker.engines.base import EngineError
 from worker.engines.cache import RowsLayer
 from worker.engines.detokenize import Detokenizer
 from worker.engines.sampling import Dice, choose
-from worker.engines.template import DIALOGUE_STOPS, dialogue, prepare
+from worker.engines.template import DIALOGUE_STOPS, PREAMBLE, dialogue, prepare
 
 BYTES = tokenizer()
 CHATML = (
@@ -72,10 +72,10 @@ def test_plain_dialogue() -> None:
 
 def test_model_without_template_gets_the_dialogue_and_its_stops() -> None:
     made = prepare(BYTES, chat(("user", "Hi")))
-    assert BYTES.decode(made.ids) == "<s>User: Hi\nAssistant:"
+    assert BYTES.decode(made.ids) == f"<s>{PREAMBLE}\nUser: Hi\nAssistant:"
     assert (made.stops, made.strip, made.delivered) == (DIALOGUE_STOPS, True, 0)
     again = prepare(BYTES, chat(("user", "Hi"), delivered="Hel"))
-    assert BYTES.decode(again.ids) == "<s>User: Hi\nAssistant: Hel"
+    assert BYTES.decode(again.ids) == f"<s>{PREAMBLE}\nUser: Hi\nAssistant: Hel"
     assert (again.strip, again.delivered) == (False, 4)
 
 

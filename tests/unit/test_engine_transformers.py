@@ -15,6 +15,7 @@ from broker.wire import ChatMessage, Job, Sampling
 from tests.unit.engine_models import CONFIGS, save_model
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineUnavailable
+from worker.engines.template import dialogue
 
 PROMPTS = [
     "Once upon a time, in a land far away, there lived a tiny model with random weights.",
@@ -214,7 +215,7 @@ async def test_a_chat_without_template_is_a_dialogue(engine: Engine) -> None:
         request_id="r", model="tiny", reply_to="q", created=0, messages=messages, sampling=Sampling(max_tokens=5)
     )
     chunks = await read(engine, item)
-    assert chunks[0].prompt_tokens == 1 + len("User: Hi\nAssistant:")
+    assert chunks[0].prompt_tokens == 1 + len(dialogue(messages))
     assert not "".join(chunk.text for chunk in chunks).startswith(" ")
 
 

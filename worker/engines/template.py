@@ -9,6 +9,12 @@ from broker.wire import ChatMessage, Job
 from worker.engines.base import EngineError
 
 DIALOGUE_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")  # a base model would go on and play the user, too
+# A base model has never seen a dialogue end well; one example turns its small talk into answers.
+PREAMBLE = """\
+Below is a dialogue between a user and a knowledgeable AI assistant, who answers every question in full sentences.
+
+User: What is the largest ocean?
+Assistant: The Pacific Ocean is the largest ocean on Earth. It covers about a third of the planet's surface."""
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
@@ -34,10 +40,11 @@ def prepare(tokenizer: Any, job: Job) -> Prompt:
 
 
 def dialogue(messages: tuple[ChatMessage, ...]) -> str:
-    """The plain template: system text first, then a line a turn, then the line the model completes."""
+    """The plain template: system text (or PREAMBLE) first, then a line a turn, then the line the model completes."""
     system = [message.content for message in messages if message.role == "system"]
     turns = [f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"]
-    return "\n\n".join([*system, "\n".join([*turns, "Assistant:"])])
+    lines = "\n".join([*turns, "Assistant:"])
+    return "\n\n".join([*system, lines]) if system else f"{PREAMBLE}\n{lines}"
 
 
 def _templated(tokenizer: Any, messages: tuple[ChatMessage, ...]) -> str:
