@@ -1,0 +1,176 @@
+"""A first real answer: the packaged model on two nodes, as `./canopy up` without any option serves it.
+
+The model is converted once a machine, into the repository's var/models (or the folder that CANOPY_TEST_MODELS names).
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.home import REPOSITORY
+from tests.instance import Instance, Tree, at_rest, running, tree_when
+
+pytestmark = pytest.mark.timeout(300)  # the first time, the model is converted on the way
+MODEL = "gemma-3-270m"
+TREES = "Some emoji: 🌳🌲🌴🌳🌲🌴🌳🌲🌴🌳🌲"  # a token each
+HIEROGLYPHS = "𓀀𓀁𓀀𓀁𓀀𓀁𓀀𓀁𓀀"  # four tokens each, one for every byte
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """An instance with a home of its own whose models are the machine's."""
+    home = tmp_path_factory.mktemp("gemma")
+    models = Path(os.environ.get("CANOPY_TEST_MODELS") or REPOSITORY / "var" / "models")
+    models.mkdir(parents=True, exist_ok=True)
+    (home / "models").symlink_to(models.resolve())
+    with running(home) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def ask(gemma: Instance) -> Iterator[httpx.Client]:
+    """A program with an API key."""
+    with gemma.program(gemma.key()) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def watch(gemma: Instance) -> Iterator[httpx.Client]:
+    """The administrator."""
+    with gemma.session(gemma.token) as client:
+        yield client
+
+
+def completion(ask: httpx.Client, prompt: str, **options: Any) -> dict[str, Any]:
+    """The whole answer to /v1/completions; greedy and short unless the options say otherwise."""
+    body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 8, **options}
+    answer = ask.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    return answer["choices"][0]["text"]
+
+
+def reason_of(answer: dict[str, Any]) -> str:
+    return answer["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fact"),
+    [
+        ("The capital of France is the city of", "Paris"),
+        ("Berlin is the capital of", "Germany"),
+        ("The opposite of hot is", "cold"),
+    ],
+)
+def test_a_greedy_answer_is_right(ask: httpx.Client, prompt: str, fact: str) -> None:
+    assert fact in text_of(completion(ask, prompt))
+
+
+def test_a_question_in_a_dialogue_is_answered(ask: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 24}
+    answer = ask.post("/v1/chat/completions", json=body).json()
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert "User:" not in answer["choices"][0]["message"]["content"], "the model must not play the user, too"
+
+
+def test_tokens_arrive_one_by_one(ask: httpx.Client) -> None:
+    """As they are made: steadily, not in one burst at the end."""
+    arrived = streamed(ask, TREES, max_tokens=24)
+    assert len(arrived) >= 16
+    first, last = arrived[0][0], arrived[-1][0]
+    halfway = sum(at < (first + last) / 2 for at, _ in arrived)
+    assert len(arrived) / 4 < halfway < len(arrived) * 3 / 4
+    assert "".join(piece for _, piece in arrived) == text_of(completion(ask, TREES, max_tokens=24))
+
+
+def streamed(ask: httpx.Client, prompt: str, max_tokens: int) -> list[tuple[float, str]]:
+    """A greedy answer's pieces, each with the moment when it came."""
+    body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": max_tokens, "stream": True}
+    arrived = []
+    with ask.stream("POST", "/v1/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {") and (piece := text_of(json.loads(line.removeprefix("data: ")))):
+                arrived.append((time.monotonic(), piece))
+    return arrived
+
+
+@pytest.mark.parametrize("max_tokens", [16, 15, 14, 13])
+def test_a_character_of_four_tokens_comes_whole_or_not_at_all(ask: httpx.Client, max_tokens: int) -> None:
+    pieces = [piece for _, piece in streamed(ask, HIEROGLYPHS, max_tokens)]
+    assert all(set(piece) <= set("𓀀𓀁") for piece in pieces), pieces
+    assert "".join(pieces) == "𓀁𓀀𓀁𓀀"[: max_tokens // 4]
+
+
+def test_the_same_seed_says_the_same(ask: httpx.Client) -> None:
+    texts = [
+        text_of(completion(ask, "Once upon a time", temperature=1, seed=seed, max_tokens=16)) for seed in (7, 7, 8)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_stop_string_ends_the_text_before_it(ask: httpx.Client) -> None:
+    answer = completion(ask, "Count: 1, 2, 3, 4,", max_tokens=40, stop=["9"])
+    assert text_of(answer).rstrip(", ").endswith("8")
+    assert reason_of(answer) == "stop"
+
+
+def test_the_limit_of_tokens_is_kept(ask: httpx.Client) -> None:
+    answer = completion(ask, "Once upon a time", max_tokens=5)
+    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    assert reason_of(answer) == "length"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "asked"),
+    [
+        ("/v1/completions", "prompt", {"prompt": "word " * 40_000}),
+        ("/v1/chat/completions", "messages", {"messages": [{"role": "user", "content": "word " * 40_000}]}),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 5}])
+def test_a_prompt_that_is_too_long_is_refused(
+    ask: httpx.Client, path: str, field: str, asked: dict[str, Any], options: dict[str, Any]
+) -> None:
+    refused = ask.post(path, json={"model": MODEL, **asked, **options})
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == field
+    assert error["code"] == "context_length_exceeded"
+    assert re.search(r"has 4000\d tokens; the model reads at most \d+", error["message"])
+
+
+def test_ten_hellos_at_once_are_answered_by_both_nodes(ask: httpx.Client, watch: httpx.Client) -> None:
+    before = finished(tree_when(watch, at_rest))
+
+    def hello(number: int) -> httpx.Response:
+        return ask.post("/arranca/", json={"text": "Hello", "timestamp": number, "max_tokens": 24}, timeout=120)
+
+    with ThreadPoolExecutor(10) as callers:
+        answers = list(callers.map(hello, range(10)))
+    assert [answer.status_code for answer in answers] == [200] * 10
+    bodies = [answer.json() for answer in answers]
+    assert [body["timestamp"] for body in bodies] == list(range(10))
+    assert all(body["text"].strip() for body in bodies)
+    assert len({body["request_id"] for body in bodies}) == 10
+
+    after = finished(tree_when(watch, lambda tree: at_rest(tree) and sum(finished(tree).values()) >= 10))
+    worked = {name: after[name] - before[name] for name in after}
+    assert sum(worked.values()) == 10
+    assert min(worked.values()) >= 3, f"both must work: {worked}"
+
+
+def finished(tree: Tree) -> dict[str, int]:
+    """How many jobs each node has ended; the root runs none."""
+    return {node["name"]: node["finished"] for node in tree["nodes"] if node["slots"]}
