@@ -22,6 +22,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    os.umask(0o077)  # the database holds conversations and password hashes
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
     match options.command:
         case "serve":

@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 lifecycle.add_to(app)
 programs.add_to(app)
-tree.register(app)
+tree.add_to(app)
 
 
 def main() -> int:

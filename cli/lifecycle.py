@@ -1,6 +1,7 @@
 """Commands about an instance as a whole: up, down, status, doctor."""
 
 import json
+import re
 import socket
 import time
 from typing import Annotated, Any
@@ -15,9 +16,10 @@ from cli.home import Home
 from cli.plan import Request
 from cli.prepare import doctor as doctoring
 from cli.prepare.model import Model
+from topology.dispatch import POLICIES
 
 DEFAULT_MODEL = "gemma-3-270m"
-ENGINES = ("transformers", "echo", "openai")
+ENGINES = ("transformers", "echo")
 _DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
 
 
@@ -33,14 +35,14 @@ def up_command(
         typer.Option(help="Model to serve: a name, a folder, a Hugging Face id. Repeat for several; each gets a tree."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="transformers, echo (no model: repeats the question) or openai.")
+        str, typer.Option(help="transformers, or echo (no model: repeats the question).")
     ] = "transformers",
     nodes: Annotated[int, typer.Option(min=1, max=500, help="Worker processes a model.")] = 2,
     fanout: Annotated[
         int | None, typer.Option(min=1, help="Children a node at most; without it all hang below the root.")
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 8,
-    policy: Annotated[str | None, typer.Option(help="Dispatch rule, such as paper or hold-high.")] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages and the API.")] = 8000,
     host: Annotated[str, typer.Option(help="Address of the API; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -53,6 +55,8 @@ def up_command(
     """Prepare what is missing, then start broker, root, workers and API. Ctrl-C stops everything it started."""
     if engine not in ENGINES:
         raise CliError(f"There is no engine {engine!r}; choose one of {', '.join(ENGINES)}.", code=2)
+    if policy is not None and policy not in POLICIES:
+        raise CliError(f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2)
     home = homes.read()
     home.make()
     models = [Model(asked) for asked in model or [DEFAULT_MODEL if engine == "transformers" else engine]]
@@ -154,7 +158,7 @@ def _process(recorded: instance.Recorded) -> dict[str, Any]:
 def _join(record: dict[str, Any]) -> str:
     url = record["amqp"]["node"]
     if record.get("listen") in ("0.0.0.0", "::"):  # noqa: S104 - a comparison
-        url = url.replace("@127.0.0.1:", f"@{socket.getfqdn()}:")
+        url = re.sub(r"@[^@]+:(\d+)/", rf"@{socket.getfqdn()}:\1/", url)
     return f"CANOPY_AMQP_URL={url} ./canopy node NAME --parent root"
 
 

@@ -30,7 +30,7 @@ def node(
     name: Annotated[str, typer.Argument(help="Its name in the tree, unlike any other.")],
     parent: Annotated[str, typer.Option(help="The node to hang below.")],
     model: Annotated[str | None, typer.Option(help="Model to serve; default: the running instance's first.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers, echo or openai.")] = "transformers",
+    engine: Annotated[str | None, typer.Option(help="transformers or echo; default: the running instance's.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers it writes at the same time.")] = 8,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
 ) -> None:
@@ -38,6 +38,7 @@ def node(
     home = homes.read()
     record = instance.read(home)
     url = os.environ.get("CANOPY_AMQP_URL") or instance.running(home)["amqp"]["node"]
+    engine = engine or (record["engine"] if record else "transformers")
     served = record["models"][0] if record else DEFAULT_MODEL if engine == "transformers" else engine
     options = ["--name", name, "--parent", parent, "--engine", engine, "--slots", str(slots)]
     options += [*_model(home, model or served, engine), *(["--device", device] if device else []), *context.args]

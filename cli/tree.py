@@ -33,7 +33,7 @@ T = TypeVar("T")
 NodeName = Annotated[str, typer.Argument(metavar="NAME", help="A node's name, as ./canopy tree shows it.")]
 
 
-def register(app: typer.Typer) -> None:
+def add_to(app: typer.Typer) -> None:
     """Adds the commands to the application."""
     for command in (tree, log, attach, drain, resume):
         app.command()(command)

@@ -180,6 +180,7 @@ def _publish(request: Request, home: Home, broker: Broker, children: Supervisor,
         "amqp": broker.amqp,
         "management": broker.management.get("admin", ""),
         "models": list(request.models),
+        "engine": request.engine,
         "processes": [asdict(each) for each in children.recorded()],
     }
     credentials.write_private(home.instance_file, json.dumps(record, indent=1))
