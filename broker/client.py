@@ -19,13 +19,13 @@ from broker.amqp import AmqpSession
 from broker.objects import declare_shared
 from broker.session import BrokerError, Delivery, Session
 from broker.stream import Stream
+from broker.tree import SILENT_SECONDS, on_our_clock
 from broker.wire import AnyControl, Cancel, DecodeError, Frames, Job, NodeState, Ping, decode, encode
 from topology import names
 
 REPLY_PREFETCH = 1000
 CONFIRM_SECONDS = 5.0
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
-FORGET_SECONDS = 60.0  # a node silent for this long is dropped from nodes()
 
 Connect = Callable[[], Awaitable[Session]]
 log = structlog.get_logger()
@@ -110,8 +110,9 @@ class Client:
         raise Unavailable("the broker did not take the job in time")
 
     def nodes(self) -> dict[str, NodeState]:
-        """The last state each node published, by name; `sent` tells how old it is."""
-        return dict(self._nodes)
+        """The last state of every node that was heard lately, by name; `sent` says when, on this machine's clock."""
+        oldest = time.time() - SILENT_SECONDS
+        return {name: state for name, state in self._nodes.items() if state.sent >= oldest}
 
     async def changed(self) -> None:
         """Returns when nodes() or `connected` has changed after this call."""
@@ -209,9 +210,8 @@ class Client:
         if state.status == "stopped":
             self._nodes.pop(state.name, None)
         else:
-            self._nodes[state.name] = state
-        oldest = time.time() - FORGET_SECONDS
-        self._nodes = {name: known for name, known in self._nodes.items() if known.sent >= oldest}
+            self._nodes[state.name] = on_our_clock(state, time.time())
+        self._nodes = self.nodes()
         self._tell_changed()
 
     def _tell_changed(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from broker.amqp import AmqpSession
 from broker.management import Edges, edges
 from broker.session import Delivery, Session
+from broker.tree import on_our_clock
 from broker.wire import AnyControl, DecodeError, NodeState, Ping, decode, encode
 from topology import names
 
@@ -57,7 +58,6 @@ async def tell(amqp_url: str, node: str, message: AnyControl) -> None:
 async def _states(session: Session, expected: set[str]) -> dict[str, NodeState]:
     states: dict[str, NodeState] = {}
     complete = asyncio.Event()
-    asked = time.time()
 
     def heard(delivery: Delivery) -> None:
         delivery.ack()
@@ -65,8 +65,7 @@ async def _states(session: Session, expected: set[str]) -> dict[str, NodeState]:
             state = decode(delivery.body, NodeState)
         except DecodeError:
             return  # a newer or foreign node: it is shown without a state
-        if state.sent >= asked - ANSWER_SECONDS:
-            states[state.name] = state
+        states[state.name] = on_our_clock(state, time.time())
         if expected <= states.keys():
             complete.set()
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from broker.management import Edges
 from broker.wire import NodeState
 from topology import names
@@ -34,6 +36,11 @@ def tree(edges: Edges, states: Mapping[str, NodeState], depths: Mapping[str, int
         ],
         "at": datetime.fromtimestamp(now, UTC).isoformat(),
     }
+
+
+def on_our_clock(state: NodeState, now: float) -> NodeState:
+    """A state that arrives `now`, with its times moved to this machine's clock: other machines' clocks differ."""
+    return msgspec.structs.replace(state, started=state.started + now - state.sent, sent=now)
 
 
 def settled(tree: Tree) -> Tree:
