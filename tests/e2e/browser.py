@@ -41,7 +41,9 @@ def launched() -> Iterator[Browser]:
 def watched(page: Page, complain: Callable[[str], object]) -> None:
     """Reports the page's errors: uncaught ones, and what its console shows in red."""
     page.on("pageerror", lambda error: complain(f"uncaught: {error}"))
-    page.on("console", lambda message: complain(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: complain(f"{message.text} {message.location}") if message.type == "error" else None
+    )
 
 
 def log_in(page: Page, user: str) -> None:

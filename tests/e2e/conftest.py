@@ -29,7 +29,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         yield instance
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def models(echo: Instance) -> Iterator[None]:
     """Two more trees: `quick` says everything at once, `steady` says a word every 4 ms."""
     with ExitStack() as nodes:

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.conftest import OpenPage
-from tests.instance import Instance, at_rest, jobs, total, tree_when
+from tests.instance import Instance, Tree, at_rest, jobs, total, tree_when
 
 pytestmark = pytest.mark.timeout(90)
 NODES = ["root", "n1", "n2", "n3"]
@@ -16,11 +16,16 @@ NODES = ["root", "n1", "n2", "n3"]
 @pytest.fixture
 def dashboard(open_page: OpenPage, staff: httpx.Client) -> Page:
     """The dashboard as staff sees it, of a tree at rest."""
-    tree_when(staff, at_rest)
+    tree_when(staff, lambda tree: at_rest(tree) and serving(tree) == set(NODES))
     page = open_page("operator")
     page.goto("/tree/")
     expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "live")
     return page
+
+
+def serving(tree: Tree) -> set[str]:
+    """Who lives; roots of former tests stay known, as down."""
+    return {node["name"] for node in tree["nodes"] if node["state"] != "down"}
 
 
 def card(page: Page, name: str) -> Locator:
