@@ -98,7 +98,8 @@ def _node(
         "depth": depth,
     }
     if state is None:
-        return {**_UNKNOWN, **shared, "model": model, "queued": depth}
+        detail = "not heard yet" if name in edges.present else "gone; jobs for it wait in its queue"
+        return {**_UNKNOWN, **shared, "model": model, "queued": depth, "detail": detail}
     return {
         **shared,
         "model": state.model or model,
@@ -132,7 +133,6 @@ _UNKNOWN: dict[str, Any] = {
     "tokens": 0,
     "host": "",
     "pid": 0,
-    "detail": "not heard of yet",
     "uptime": None,
     "seen": None,
 }

@@ -127,6 +127,12 @@ class Dispatcher:
             replace(child, sent=child.sent + 1) if child.name == name else child for child in self._children
         ]
 
+    def window(self) -> int:
+        """How many jobs to take from a queue before the first is settled: enough to fill every slot and to keep
+        forwards pipelined, few enough that the backlog stays in the broker.
+        """
+        return self.slots + 256
+
     def subtree_slots(self) -> int:
         """Slots here and below, as far as the children said."""
         return self.slots + sum(child.slots for child in self._children)

@@ -10,7 +10,7 @@ import structlog
 
 from broker.node import NameTaken, NodePort, NoParent
 from broker.session import BrokerError, ConnectionLost, Session
-from broker.wire import Attach, Leave
+from broker.wire import Leave
 from worker.node import Node
 
 BEAT_SECONDS = 2.0  # counters and state are repeated this often, so that whatever was lost heals
@@ -67,11 +67,11 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: as
     """One session: register, serve, and leave in order or raise the reason why the session was lost."""
     node.port = NodePort(session, node.name, node)
     await node.port.register(node.parent, node.model)
-    node.publish()
+    node.announcer.tell_all()
     await asyncio.shield(loading)
     node.status = "idle"
-    await node.port.serve(node.name, prefetch=node.window())
-    node.publish()
+    await node.port.serve(node.name, prefetch=node.dispatcher.window())
+    node.announcer.tell_all()
     log.info("ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots)
     beats = asyncio.create_task(_beat(node), name="beats")
     leaving = asyncio.create_task(leave.wait(), name="leave")
@@ -92,11 +92,8 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: as
 async def _beat(node: Node) -> None:
     while True:
         await asyncio.sleep(BEAT_SECONDS)
-        node.publish()
-        node.tell_ancestors()
-        await node.bury_adopted()
-        await node.go_home()
-        await node.keep_edge()
+        node.announcer.tell_all()
+        await node.relatives.tend()
 
 
 async def _leave(node: Node) -> None:
@@ -107,8 +104,7 @@ async def _leave(node: Node) -> None:
     node.dispatcher.accepting = False
     if node.parent is not None:
         await node.port.unhang(node.parent)
-        for child in node.dispatcher.children:
-            await node.port.tell(child.name, Attach(parent=node.parent, for_good=False))
+        node.relatives.farewell()
     node.pump()
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     await node.give_up_runs()
@@ -116,7 +112,7 @@ async def _leave(node: Node) -> None:
         await _flow_up(node)
         await node.port.tell(node.parent, Leave(node=node.name))
     node.status = "stopped"
-    node.publish()
+    node.announcer.tell_all()
 
 
 async def _flow_up(node: Node) -> None:

@@ -1,4 +1,5 @@
-"""A node: what it does with each job and each control message. `life.py` starts, serves and ends it.
+"""A node: what it does with each job and each control message. `life.py` starts, serves and ends it; `relatives.py`
+keeps its place in the tree, `announcer.py` tells others of it.
 
 Every method here runs on the event loop and returns at once; the broker is reached through `NodePort`, the decisions
 are `topology.dispatch`'s. A delivery is acknowledged when its job was handed on (confirmed) or ended (final frame
@@ -6,19 +7,18 @@ confirmed), so a job whose node dies is delivered again.
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 import structlog
 
-from broker.node import NodePort, NoParent
-from broker.session import Delivery, NotFound
+from broker.node import NodePort
+from broker.session import Delivery
 from broker.wire import (
     Ancestors,
     AnyControl,
@@ -38,12 +38,13 @@ from broker.wire import (
     Resume,
     Waiting,
 )
-from topology.dispatch import Child, Dispatcher, Forward, Hold, Policy, Run
+from topology.dispatch import Dispatcher, Forward, Hold, Policy, Run
+from worker.announcer import Announcer
+from worker.background import Background
 from worker.engines.base import Engine
+from worker.relatives import Relatives
 from worker.run import JobRun
 
-COALESCE_SECONDS = 0.05  # the parent is told the counters at most this often
-STATE_SECONDS = 0.25  # and dashboards the state
 CANCELLED_KEPT = 10_000  # cancels remembered for jobs that have not arrived yet
 
 log = structlog.get_logger()
@@ -70,28 +71,35 @@ class Node:
 
     def __init__(self, name: str, parent: str | None, model: str, policy: Policy, engine: Engine | None) -> None:
         self.name = name
-        self.parent = parent
-        self.home = parent  # where it belongs; `parent` differs while that node is away
         self.model = model
         self.engine = engine
         self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)
-        self.port: NodePort
+        self.background = Background(name)
+        self.relatives = Relatives(name, parent, self.dispatcher, self.background, self._relatives_changed)
+        self.announcer = Announcer(self._tell_counters, self._tell_state)
         self.status: NodeStatus = "starting"
-        self.detail = ""
         self.settled = asyncio.Event()  # set whenever a job leaves this node
+        self._port: NodePort
         self._started = time.time()
         self._tokens = 0
         self._held: deque[HeldJob] = deque()
         self._runs: dict[str, _Running] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
-        self._parent_there = parent is not None  # as far as the last attempt to reach it told
-        self._above: tuple[str, ...] = ()  # the parent's ancestors, nearest first
         self._handed = 0  # jobs on their way to another node, not confirmed yet
-        self._adopted: set[str] = set()  # dead children whose queues this node empties
-        self._cleanups: set[asyncio.Task[object]] = set()
-        self._beat_timer: asyncio.TimerHandle | None = None
-        self._state_timer: asyncio.TimerHandle | None = None
-        self._state_told = 0.0
+
+    @property
+    def parent(self) -> str | None:
+        """The node above; None for a root."""
+        return self.relatives.parent
+
+    @property
+    def port(self) -> NodePort:
+        """The broker, for this session."""
+        return self._port
+
+    @port.setter
+    def port(self, port: NodePort) -> None:
+        self._port = self.relatives.port = port
 
     # ---- jobs
 
@@ -102,7 +110,7 @@ class Node:
         self.dispatcher.received += 1
         self._held.append(HeldJob(job, delivery))
         self.pump()
-        self.touch()
+        self.announcer.touch()
 
     def pump(self) -> None:
         """Places held jobs, oldest first, until one has to stay."""
@@ -111,7 +119,7 @@ class Node:
             if not self._wanted(held):
                 self._held.popleft()
                 continue
-            if not self.dispatcher.accepting and self._parent_there:
+            if not self.dispatcher.accepting and self.relatives.parent_there:
                 self._held.popleft()
                 self._hand_up(held)
                 continue
@@ -160,7 +168,7 @@ class Node:
             self._tokens += run.tokens
             self._runs.pop(held.job.request_id, None)
             self.pump()
-            self.touch()
+            self.announcer.touch()
 
     def _end(self, held: HeldJob, final: AnyFrame) -> None:
         """Sends the last frame; the delivery is acknowledged once the broker has it, or nobody reads it."""
@@ -181,7 +189,7 @@ class Node:
         """A node that drains gives its jobs back to its parent."""
 
         def gone() -> None:
-            self._parent_there = False
+            self.relatives.parent_there = False
             self._held.append(held)
 
         self._hand_over(self.port.hand_up(self.parent or "", held.job), held, gone)
@@ -204,7 +212,7 @@ class Node:
             else:
                 gone()
                 self.pump()
-            self.touch()
+            self.announcer.touch()
 
         outcome.add_done_callback(confirmed)
 
@@ -226,38 +234,26 @@ class Node:
     def on_control(self, message: AnyControl) -> None:
         match message:
             case Capacity():
-                self._on_capacity(message)
+                self.relatives.on_capacity(message)
+            case Leave():
+                self.relatives.on_leave(message)
+            case Ancestors():
+                self.relatives.on_ancestors(message)
+            case Attach():
+                self.relatives.on_attach(message)
             case Cancel(request_id=request_id):
                 self._cancel(request_id)
             case Drain():
                 self._accept(False)
             case Resume():
                 self._accept(True)
-            case Leave(node=child):
-                self.dispatcher.remove_child(child)
-            case Attach(parent=parent, for_good=for_good):
-                self.home = parent if for_good else self.home
-                self._own(self._move(parent))
-            case Ancestors(names=names):
-                self._above = names
             case Ping():
-                self.publish()
-        self.touch()
+                self.announcer.tell_all()
+        self.announcer.touch()
 
     def on_node_gone(self, name: str) -> None:
-        """A child died: nothing more is sent to it, and its queue is emptied from here. The parent died: the nearest
-        living ancestor takes its place until it is back.
-        """
-        if name == self.parent:
-            self._parent_there = False
-            self._own(self._find_parent())
-        if self.dispatcher.child(name) is None:
-            return
-        log.warning("child is gone; taking over its queue", node=self.name, child=name)
-        self.dispatcher.remove_child(name)
-        self._adopted.add(name)
-        self._own(self._adopt(name))
-        self.touch()
+        self.relatives.on_gone(name)
+        self.announcer.touch()
 
     def on_reader_gone(self, queue: str) -> None:
         """An API process ended: nobody waits for its jobs."""
@@ -268,17 +264,7 @@ class Node:
         self._held = deque(held for held in self._held if held.job.reply_to != queue)
         for held in orphans:
             self._settle(held.delivery)
-        self.touch()
-
-    def _on_capacity(self, told: Capacity) -> None:
-        child = Child(told.node, told.slots, told.received, told.finished, told.accepting)
-        if told.node in self._adopted:
-            self._adopted.discard(told.node)
-            self._own(self.port.stop_serving(told.node))
-        if self.dispatcher.child(told.node) is None:
-            self._tell_ancestors(told.node)
-        self.dispatcher.put_child(child)
-        self.pump()
+        self.announcer.touch()
 
     def _cancel(self, request_id: str) -> None:
         """The job may run here, be held here, or arrive later; elsewhere it is not ours to find."""
@@ -295,73 +281,14 @@ class Node:
         self.dispatcher.accepting = accepting
         self.pump()
 
-    async def _move(self, parent: str) -> None:
-        """Hangs this node below another parent; the old edge goes only once the new one stands."""
-        await self.port.hang_below(parent)
-        old, self.parent = self.parent, parent
-        self.publish()
-        if old is not None and old != parent:
-            await self.port.unhang(old)
-            await self.port.tell(old, Leave(node=self.name))
-
-    async def _find_parent(self) -> None:
-        """Hangs below the nearest living ancestor. With none alive it stays: the parent may come back."""
-        for ancestor in self._above:
-            if await self.port.is_present(ancestor):
-                log.warning("the parent is gone; hanging below an ancestor", node=self.name, parent=ancestor)
-                await self._move(ancestor)
-                return
-
-    async def go_home(self) -> None:
-        """Back below the node it belongs below, once that is there again (and not below this one)."""
-        if self.home is None or self.home == self.parent or self.dispatcher.child(self.home) is not None:
-            return
-        if await self.port.is_present(self.home):
-            await self._move(self.home)
-
-    async def keep_edge(self) -> None:
-        """Makes the edge again: whatever removed it, the next beat heals it."""
-        if self.parent is not None:
-            with contextlib.suppress(NoParent):
-                await self.port.hang_below(self.parent)
-
-    async def _adopt(self, child: str) -> None:
-        """Removes the edge to a dead child and takes its jobs as if they had come to this node."""
-        try:
-            await self.port.cut_off(child)
-            await self.port.serve(child, prefetch=self.window())
-        except NotFound:  # it removed the queue itself
-            self._adopted.discard(child)
-
-    async def bury_adopted(self) -> None:
-        """Deletes the queues of dead children that are empty by now."""
-        for child in list(self._adopted):
-            if await self.port.remove(child):
-                self._adopted.discard(child)
-
     # ---- what others learn of this node
 
-    def touch(self) -> None:
-        """Something changed: publish soon."""
-        if self._beat_timer is None:
-            self._beat_timer = asyncio.get_running_loop().call_later(COALESCE_SECONDS, self._beat)
+    def _relatives_changed(self) -> None:
+        self.pump()
+        self.announcer.tell_all()
 
-    def tell_ancestors(self) -> None:
-        """Lets every child know where to go if this node dies."""
-        for child in self.dispatcher.children:
-            self._tell_ancestors(child.name)
-
-    def _tell_ancestors(self, child: str) -> None:
-        above = () if self.parent is None else (self.parent, *self._above)
-        self.port.tell(child, Ancestors(names=above))
-
-    def publish(self) -> None:
-        """Tells the parent the counters and everybody the state, now."""
-        self._tell_parent()
-        self._publish_state()
-
-    def _tell_parent(self) -> None:
-        if self.parent is not None and self.status == "idle":
+    def _tell_counters(self) -> None:
+        if self.status == "idle":
             capacity = Capacity(
                 node=self.name,
                 slots=self.dispatcher.subtree_slots(),
@@ -369,19 +296,10 @@ class Node:
                 finished=self.dispatcher.finished,
                 accepting=self.dispatcher.accepting,
             )
-            self._hello(self.parent, capacity)
+            self.relatives.hello(capacity)
 
-    def _hello(self, parent: str, capacity: Capacity) -> None:
-        """The counters are also how a parent learns that it has this child, and this node that its parent is back."""
-
-        def told(outcome: asyncio.Future[bool]) -> None:
-            if outcome.cancelled() or outcome.exception() is not None or parent != self.parent:
-                return
-            was_there, self._parent_there = self._parent_there, outcome.result()
-            if self._parent_there and not was_there:  # a parent that was away may have lost the edge
-                self._own(self.port.hang_below(parent))
-
-        self.port.tell(parent, capacity).add_done_callback(told)
+    def _tell_state(self) -> None:
+        self.port.publish_state(self.state())
 
     def state(self) -> NodeState:
         """This node as dashboards see it."""
@@ -404,14 +322,7 @@ class Node:
             pid=os.getpid(),
             started=self._started,
             sent=time.time(),
-            detail=self.detail,
         )
-
-    def window(self) -> int:
-        """How many jobs are taken from a queue before the first is settled: enough to fill every slot and to keep
-        forwards pipelined, few enough that the backlog stays in the broker.
-        """
-        return self.dispatcher.slots + 256
 
     def _shown_status(self) -> NodeStatus:
         if self.status != "idle":
@@ -420,22 +331,6 @@ class Node:
             return "draining" if self.busy() else "drained"
         full = self.dispatcher.slots > 0 and self.dispatcher.running >= self.dispatcher.slots
         return "busy" if full else "idle"
-
-    def _publish_state(self) -> None:
-        self._state_told = time.monotonic()
-        self.port.publish_state(self.state())
-
-    def _beat(self) -> None:
-        self._beat_timer = None
-        self._tell_parent()
-        if time.monotonic() - self._state_told >= STATE_SECONDS:
-            self._publish_state()
-        elif self._state_timer is None:
-            self._state_timer = asyncio.get_running_loop().call_later(STATE_SECONDS, self._late_state)
-
-    def _late_state(self) -> None:
-        self._state_timer = None
-        self._publish_state()
 
     # ---- the end of a session
 
@@ -446,7 +341,7 @@ class Node:
             each.task.cancel()
         await asyncio.gather(*(each.task for each in running), return_exceptions=True)
         for each in running:
-            if self._parent_there:  # else the delivery goes back to this node's queue with the session
+            if self.relatives.parent_there:  # else the delivery goes back to this node's queue with the session
                 job = msgspec.structs.replace(each.held.job, attempt=each.held.job.attempt + 1, seq=0)
                 self._hand_up(HeldJob(job, each.held.delivery))
 
@@ -454,31 +349,14 @@ class Node:
         """Ends every run without a final frame and forgets all that came with the session; the broker delivers
         all of it again.
         """
-        tasks = [*(each.task for each in self._runs.values()), *self._cleanups]
-        self._held.clear()
-        for task in tasks:
+        runs = [each.task for each in self._runs.values()]
+        for task in runs:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for timer in (self._beat_timer, self._state_timer):
-            if timer is not None:
-                timer.cancel()
-        self._beat_timer = self._state_timer = None
-        self._adopted.clear()
-        self._handed = 0
-        for child in self.dispatcher.children:
-            self.dispatcher.remove_child(child.name)
-
-    def _own(self, work: Coroutine[None, None, object]) -> None:
-        """Runs a short broker operation that nobody waits for; it ends with the session at the latest."""
-        task: asyncio.Task[object] = asyncio.create_task(work)
-        self._cleanups.add(task)
-
-        def ended(task: asyncio.Task[object]) -> None:
-            self._cleanups.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.warning("broker operation failed", node=self.name, reason=str(error))
-
-        task.add_done_callback(ended)
+        self._held.clear()
+        await asyncio.gather(*runs, return_exceptions=True)
+        await self.background.end()
+        self.announcer.stop()
+        self.relatives.forget()
 
 
 def _number(job: Job) -> FrameNumber:

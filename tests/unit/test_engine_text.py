@@ -65,6 +65,22 @@ def test_words_after_the_prompt_keep_their_space() -> None:
     assert [stream.push(token) for token in (1, 2, 1)] == [" cat", "s", " cat"]
 
 
+class Fallback:
+    """Decodes like byte fallback: a run of bytes that is not UTF-8 as a whole is not shown in parts."""
+
+    def decode(self, token_ids: list[int], **_: Any) -> str:
+        try:
+            return bytes(token_ids).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(token_ids)
+
+
+@pytest.mark.parametrize("prompt", ["😀😀😀", "a😀é", "é", "€€€", ""])
+def test_a_prompt_of_many_byte_characters_does_not_spoil_the_answer(prompt: str) -> None:
+    stream = Detokenizer(Fallback(), list(prompt.encode()))
+    assert [stream.push(byte) for byte in "😀".encode()] == ["", "", "", "😀"]
+
+
 def test_plain_dialogue() -> None:
     turns = (("user", "Hi"), ("system", "Be kind."), ("assistant", "Hello!"), ("user", "Bye"))
     assert dialogue(chat(*turns).messages or ()) == "Be kind.\n\nUser: Hi\nAssistant: Hello!\nUser: Bye\nAssistant:"

@@ -235,15 +235,15 @@ async def test_a_dead_child_returns_to_its_place() -> None:
 async def test_children_of_a_dead_inner_node_hang_below_its_parent_until_it_is_back() -> None:
     async with Cluster() as cluster:
         await cluster.article_tree()
-        await until(lambda: cluster.nodes["n4"]._above == ("n1", "root"))
+        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
         await cluster.kill("n2")
         await until(lambda: cluster.nodes["n1"].dispatcher.child("n4") and cluster.nodes["n1"].dispatcher.child("n5"))
         streams = [await cluster.ask(f"j{number}") for number in range(4)]
         await until(lambda: all(cluster.where(f"j{number}") for number in range(4)))
         assert {cluster.where(f"j{number}") for number in range(4)} == {"n1", "n3", "n4", "n5"}
         await cluster.add("n2", "n1")
-        await cluster.nodes["n4"].go_home()
-        await cluster.nodes["n5"].go_home()
+        await cluster.nodes["n4"].relatives.go_home()
+        await cluster.nodes["n5"].relatives.go_home()
         await until(lambda: len(cluster.nodes["n2"].dispatcher.children) == 2)
         await until(lambda: [child.name for child in cluster.nodes["n1"].dispatcher.children] == ["n2", "n3"])
         for stream in streams:
@@ -255,7 +255,7 @@ async def test_children_of_a_dead_inner_node_hang_below_its_parent_until_it_is_b
 async def test_when_parent_and_grandparent_die_together_the_root_takes_the_orphans() -> None:
     async with Cluster() as cluster:
         await cluster.article_tree()
-        await until(lambda: cluster.nodes["n4"]._above == ("n1", "root"))
+        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
         await asyncio.gather(cluster.kill("n1"), cluster.kill("n2"))
         await until(lambda: cluster.nodes["root"].dispatcher.child("n4"))
         await until(lambda: cluster.nodes["root"].dispatcher.child("n3"))

@@ -23,7 +23,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Decodes, before: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._shown = before[-_CONTEXT:]
+        self._shown = self._context(before)
         self._pending: list[int] = []
         self._shown_text = self._decode(self._shown)
 
@@ -40,6 +40,14 @@ class Detokenizer:
         if not self._pending:
             return ""
         return self._advance(self._decode(self._shown + self._pending)).rstrip(_HALF)
+
+    def _context(self, before: list[int]) -> list[int]:
+        """The prompt's last tokens, from the beginning of a character on: half a one would spoil what follows."""
+        for more in range(4):  # a character has at most four bytes
+            ids = before[-_CONTEXT - more :]
+            if _HALF not in self._decode(ids):
+                return ids
+        return []
 
     def _advance(self, text: str) -> str:
         new = text[len(self._shown_text) :]

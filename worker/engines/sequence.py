@@ -33,7 +33,7 @@ class Sequence:
         self.ids, self._ends, self._strip = prompt.ids, ends, prompt.strip
         given = len(prompt.ids) - prompt.delivered
         if given >= context:
-            raise EngineError("too_long", f"the prompt has {given} tokens; the model reads at most {context - 1}")
+            raise EngineError("too_long", f"the prompt has {given} tokens; this node reads at most {context - 1}")
         wanted = self.sampling.max_tokens
         self._left = min(context - len(prompt.ids), (DEFAULT_TOKENS if wanted is None else wanted) - prompt.delivered)
         self._text = Detokenizer(tokenizer, prompt.ids)

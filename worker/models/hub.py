@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from worker.models import ModelError
-from worker.models.prepare import Say
+from worker.models.progress import Say
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 _ELSEWHERE = ["*/*"]  # other formats and precisions live in subfolders

