@@ -88,7 +88,8 @@ async def login_by_token(request: HttpRequest) -> HttpResponse:
 
 
 _BAD_TOKEN = format_html(
-    "<!doctype html><meta charset=utf-8><title>Canopy</title><link rel=icon href=/static/favicon.svg><h1>This login link is used up or wrong</h1>"
+    "<!doctype html><meta charset=utf-8><title>Canopy</title><link rel=icon href=/static/favicon.svg>"
+    "<h1>This login link is used up or wrong</h1>"
     "<p>Run <code>./canopy up</code> again for a new one, or <a href='{}'>log in</a>.</p>",
     "/",
 )
