@@ -22,7 +22,7 @@ Nothing is installed yet: the first `./canopy up` does that and takes a few minu
 State lives in CANOPY_HOME (default: var/ beside this program)."""
 
 # command -> packages of the operating system; every other command makes do with the virtual environment
-_SYSTEM = {"up": ["rabbitmq-server"], "test": ["rabbitmq-server", "chromium"]}
+_SYSTEM = {"up": ["rabbitmq-server"], "test": ["rabbitmq-server", "chromium", "libatomic1"]}
 _REQUIREMENTS = {"test": [venv.RUNTIME, venv.DEVELOPMENT]}
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from ctypes.util import find_library
 from pathlib import Path
 
 from cli.errors import CliError
@@ -47,6 +48,7 @@ PRESENT: dict[str, Callable[[], bool]] = {
     "rabbitmq-server": lambda: rabbitmq_server() is not None,
     "python3-venv": can_make_environments,
     "chromium": lambda: browser() is not None,
+    "libatomic1": lambda: find_library("atomic") is not None,  # Playwright's driver is linked against it
 }
 
 
