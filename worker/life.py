@@ -68,25 +68,41 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: as
     node.port = NodePort(session, node.name, node)
     await node.port.register(node.parent, node.model)
     node.announcer.tell_all()
-    await asyncio.shield(loading)
-    node.status = "idle"
-    await node.port.serve(node.name, prefetch=node.dispatcher.window())
-    node.announcer.tell_all()
-    log.info("ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots)
     beats = asyncio.create_task(_beat(node), name="beats")
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
-        awaited: list[asyncio.Future[Any]] = [leaving, beats, session.closed]
-        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-        if session.closed.done():
-            raise ConnectionLost(str(session.closed.result()))
-        if beats.done():
-            beats.result()
+        await _first(session, beats, loading, leaving)
+        if not leave.is_set():
+            await _begin(node, loading)
+            await _first(session, beats, leaving)
     finally:
         for task in (beats, leaving):
             task.cancel()
         await asyncio.gather(beats, leaving, return_exceptions=True)
     await _leave(node)
+
+
+async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
+    """Takes jobs, now that the engine is there. Raises what kept it from starting; the registration is gone then."""
+    try:
+        loading.result()
+    except BaseException:
+        await node.port.remove(node.name)
+        raise
+    node.status = "idle"
+    await node.port.serve(node.name, prefetch=node.dispatcher.window())
+    node.announcer.tell_all()
+    log.info("ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots)
+
+
+async def _first(session: Session, beats: asyncio.Task[None], *tasks: asyncio.Task[Any]) -> None:
+    """Returns when one of `tasks` has ended. Raises ConnectionLost if the session ends first, or a beat's failure."""
+    awaited: list[asyncio.Future[Any]] = [session.closed, beats, *tasks]
+    await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+    if session.closed.done():
+        raise ConnectionLost(str(session.closed.result()))
+    if beats.done():
+        beats.result()
 
 
 async def _beat(node: Node) -> None:

@@ -196,8 +196,9 @@ class Node:
 
     def _start_over(self, job: Job, delivery: Delivery) -> None:
         """A job whose node died: it enters this node's queue again as a new attempt, so that every attempt counts."""
-        again = msgspec.structs.replace(job, attempt=job.attempt + 1, seq=0)
-        self._hand_over(self.port.hand_up(self.name, again), HeldJob(job, delivery), lambda: None)
+        again = HeldJob(msgspec.structs.replace(job, attempt=job.attempt + 1, seq=0), delivery)
+        outcome = self.port.hand_up(self.name, again.job)
+        self._hand_over(outcome, again, lambda: self._held.append(again))
 
     def _hand_over(self, outcome: asyncio.Future[bool], held: HeldJob, gone: Callable[[], None]) -> None:
         """Acknowledges `held` once the broker has confirmed where it went; `gone()` if it went nowhere."""

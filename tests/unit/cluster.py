@@ -88,9 +88,12 @@ class Cluster(AsyncExitStack):
     async def _client_session(self) -> MemorySession:
         return self.broker.session()
 
-    async def add(self, name: str, parent: str | None = None, *, slots: int = 1) -> Node:
+    async def add(
+        self, name: str, parent: str | None = None, *, slots: int = 1, engine: HandEngine | None = None
+    ) -> Node:
         """A serving node; without a parent, a root."""
-        engine = HandEngine("m", slots) if parent else None
+        if parent is not None and engine is None:
+            engine = HandEngine("m", slots)
         node = self.nodes[name] = Node(name, parent, "m", Paper(), engine)
 
         async def connect() -> MemorySession:

@@ -9,9 +9,9 @@ from broker.client import NoTree
 from broker.node import NameTaken, NoParent
 from broker.session import ConnectionLost
 from broker.wire import Attach, Drain, Failed, Finished, Resume, Start, Waiting
-from tests.unit.cluster import Cluster, read, until
+from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
-from worker.engines.base import EngineError
+from worker.engines.base import EngineError, EngineUnavailable
 
 
 async def test_an_answer_streams_back() -> None:
@@ -329,3 +329,45 @@ async def test_a_thousand_requests_get_each_its_own_answer() -> None:
             engine.finish(stream.request_id)
         for stream, (text, _) in zip(streams, await asyncio.gather(*map(read, streams)), strict=True):
             assert text == f"for {stream.request_id}"
+
+
+class BrokenEngine(HandEngine):
+    """Its model cannot be loaded."""
+
+    async def start(self) -> None:
+        raise EngineUnavailable("no such model")
+
+
+async def test_a_node_whose_engine_cannot_start_leaves_no_registration() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        with pytest.raises(EngineUnavailable):
+            await cluster.add("n1", "root", engine=BrokenEngine("m", 1))
+        assert names.node("n1") not in cluster.broker.queues
+        assert names.node("n1") not in cluster.broker.exchanges
+
+
+class SlowEngine(HandEngine):
+    """Its model is loaded when the test says so."""
+
+    def __init__(self, model: str, slots: int) -> None:
+        super().__init__(model, slots)
+        self.loaded = asyncio.Event()
+
+    async def start(self) -> None:
+        await self.loaded.wait()
+
+
+async def test_a_node_that_loads_is_seen_but_gets_nothing_and_can_be_told_to_leave() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        engine = SlowEngine("m", 1)
+        adding = asyncio.create_task(cluster.add("n1", "root", engine=engine))
+        await until(lambda: cluster.client.nodes().get("n1"))
+        assert cluster.client.nodes()["n1"].status == "starting"
+        await cluster.ask("a")
+        await until(lambda: cluster.nodes["root"].state().held == 1)
+        await cluster.end("n1")
+        adding.cancel()
+        assert names.node("n1") not in cluster.broker.queues
+        assert engine.started == []
