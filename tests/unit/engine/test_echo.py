@@ -96,7 +96,7 @@ def test_a_node_with_echo_starts_without_torch() -> None:
         "create('echo', model='m', model_path=None, device='auto', slots=1, token_delay=0);"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_the_table_names_what_there_is() -> None:

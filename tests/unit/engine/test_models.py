@@ -15,7 +15,7 @@ from worker.models.__main__ import main
 from worker.models.packaged import PackagedGemma
 from worker.models.prepare import STAMP, Say, prepare, read_stamp, validate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def put_model(folder: Path) -> Path:
@@ -117,7 +117,7 @@ def test_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatc
 def test_killed_half_way(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from worker.models import prepare as p;"
-        "from tests.unit.test_models import Handmade\n"
+        "from tests.unit.engine.test_models import Handmade\n"
         "class Slow(Handmade):\n"
         "    def fill(self, folder, say):\n"
         "        (folder / 'config.json').write_text('{}'); print('half', flush=True); time.sleep(60)\n"

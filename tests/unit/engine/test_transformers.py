@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from broker.wire import ChatMessage, Job, Sampling
-from tests.unit.engine_models import CONFIGS, save_model
+from tests.unit.engine.tiny import CONFIGS, save_model
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineUnavailable
 from worker.engines.template import dialogue

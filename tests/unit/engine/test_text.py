@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from broker.wire import ChatMessage, Job, Sampling
-from tests.unit.engine_models import tokenizer
+from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
 from worker.engines.cache import RowsLayer
 from worker.engines.detokenize import Detokenizer
