@@ -1,6 +1,6 @@
 """Frames on their way to API processes, coalesced: one message carries what many requests have to say.
 
-What happens in one turn of the event loop goes in one message. Text of answers that go on is paced beyond that; the
+What happens in two turns of the event loop goes in one message. Text of answers that go on is paced beyond that; the
 end of an answer is not: somebody waits for it.
 """
 
@@ -41,7 +41,11 @@ class Outbox:
             self._timer.cancel()
         wait = self._flushed + PACE_SECONDS - self._loop.time()
         self._paced = wait > 0 and not ends
-        self._timer = self._loop.call_later(wait, self._flush) if self._paced else self._loop.call_soon(self._flush)
+        self._timer = self._loop.call_later(wait, self._flush) if self._paced else self._loop.call_soon(self._soon)
+
+    def _soon(self) -> None:
+        """One turn later: a short answer's end comes a turn after its text, and they fit into one message."""
+        self._timer = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._timer = None
