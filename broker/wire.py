@@ -156,6 +156,7 @@ class Capacity(Control, kw_only=True, tag="capacity"):
 
     node: str
     slots: int  # in the whole subtree
+    free: int  # of them, without a job and without one on its way
     received: int  # jobs, since the node started
     finished: int
     accepting: bool = True  # False: draining or leaving; hand it nothing new

@@ -14,16 +14,22 @@ from typing import Protocol
 class Child:
     """What a node knows about one child: the child's own absolute counters, and what was sent to it.
 
-    `slots`, `received` and `finished` count the child's whole subtree; `sent` counts jobs forwarded to it
-    since it introduced itself.
+    `slots` and `free` count the child's whole subtree. `received` counts the jobs that have come to the child, `sent`
+    those that this node forwarded to it, on the same scale: the difference is still on its way.
     """
 
     name: str
     slots: int = 0
+    free: int = 0
     received: int = 0
     finished: int = 0
     accepting: bool = True
     sent: int = 0
+
+    @property
+    def room(self) -> int:
+        """Free slots in the subtree that nothing is on its way to."""
+        return max(0, self.free - max(0, self.sent - self.received)) if self.accepting else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class Policy(Protocol):
     """The only thing in which policies differ."""
 
     name: str
+    report_seconds: float  # how soon a parent must hear of a change for the policy to work well
 
     def has_room(self, child: Child) -> bool:
         """True if a job may be forwarded to `child` now."""
@@ -61,12 +68,25 @@ class Paper:
     """The literal rule of the original design: a child can always take one more; only a busy leaf holds."""
 
     name = "paper"
+    report_seconds = 0.1  # only whether the child is there and accepts counts
 
     def has_room(self, child: Child) -> bool:
         return child.accepting
 
 
-POLICIES: dict[str, type[Policy]] = {Paper.name: Paper}
+class HoldHigh:
+    """A child has room when its subtree has a free slot. So the backlog stays as high as possible, normally at the
+    root, where it can be ordered and counted, and any slot that frees anywhere takes the next job.
+    """
+
+    name = "hold-high"
+    report_seconds = 0.004  # a slot idles until the parent knows that it is free
+
+    def has_room(self, child: Child) -> bool:
+        return child.room > 0
+
+
+POLICIES: dict[str, type[Policy]] = {Paper.name: Paper, HoldHigh.name: HoldHigh}
 
 
 @lru_cache(maxsize=4096)
@@ -109,10 +129,12 @@ class Dispatcher:
         return next((child for child in self._children if child.name == name), None)
 
     def put_child(self, child: Child) -> None:
-        """Adds the child or replaces what was known about it; `sent` survives."""
+        """Adds the child or replaces what was known about it. What is on its way to a known child stays so; for a new
+        one, and one that has started again (it counts from the beginning), nothing is.
+        """
         known = self.child(child.name)
-        if known is not None:
-            child = replace(child, sent=known.sent)
+        again = known is None or child.received < known.received
+        child = replace(child, sent=child.received if again or known is None else max(known.sent, child.received))
         others = [other for other in self._children if other.name != child.name]
         self._children = sorted([*others, child], key=lambda each: natural(each.name))
 
@@ -136,6 +158,12 @@ class Dispatcher:
     def subtree_slots(self) -> int:
         """Slots here and below, as far as the children said."""
         return self.slots + sum(child.slots for child in self._children)
+
+    def subtree_free(self) -> int:
+        """Free slots here and below that nothing is on its way to."""
+        if not self.accepting:
+            return 0
+        return max(0, self.slots - self.running) + sum(child.room for child in self._children)
 
     def _in_turn(self) -> list[Child]:
         """The children, starting after the one served last."""

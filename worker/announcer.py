@@ -4,28 +4,32 @@ import asyncio
 import time
 from collections.abc import Callable
 
-COUNTERS_SECONDS = 0.05  # the parent is told the counters at most this often
-STATE_SECONDS = 0.25  # and dashboards the state
+STATE_SECONDS = 0.25  # dashboards are told the state at most this often
 
 
 class Announcer:
-    """Coalesces changes. `counters` and `state` send what is true when they are called."""
+    """Coalesces changes. `counters` (for the parent, at most every `counters_seconds`, the first after a pause at
+    once) and `state` (for dashboards) send what is true when they are called.
+    """
 
-    def __init__(self, counters: Callable[[], None], state: Callable[[], None]) -> None:
+    def __init__(self, counters: Callable[[], None], state: Callable[[], None], counters_seconds: float) -> None:
         self._counters = counters
         self._state = state
         self._next: asyncio.TimerHandle | None = None
         self._next_state: asyncio.TimerHandle | None = None
         self._state_told = 0.0
+        self._counters_told = 0.0
+        self._counters_seconds = counters_seconds
 
     def touch(self) -> None:
         """Something has changed."""
         if self._next is None:
-            self._next = asyncio.get_running_loop().call_later(COUNTERS_SECONDS, self._tell)
+            wait = max(0.0, self._counters_told + self._counters_seconds - time.monotonic())
+            self._next = asyncio.get_running_loop().call_later(wait, self._tell)
 
     def tell_all(self) -> None:
         """Tells everything now."""
-        self._counters()
+        self._tell_counters()
         self._tell_state()
 
     def stop(self) -> None:
@@ -37,7 +41,7 @@ class Announcer:
 
     def _tell(self) -> None:
         self._next = None
-        self._counters()
+        self._tell_counters()
         if time.monotonic() - self._state_told >= STATE_SECONDS:
             self._tell_state()
         elif self._next_state is None:
@@ -46,6 +50,10 @@ class Announcer:
     def _tell_late_state(self) -> None:
         self._next_state = None
         self._tell_state()
+
+    def _tell_counters(self) -> None:
+        self._counters_told = time.monotonic()
+        self._counters()
 
     def _tell_state(self) -> None:
         self._state_told = time.monotonic()

@@ -76,7 +76,7 @@ class Node:
         self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)
         self.background = Background(name)
         self.relatives = Relatives(name, parent, self.dispatcher, self.background, self._relatives_changed)
-        self.announcer = Announcer(self._tell_counters, self._tell_state)
+        self.announcer = Announcer(self._tell_counters, self._tell_state, policy.report_seconds)
         self.status: NodeStatus = "starting"
         self.settled = asyncio.Event()  # set whenever a job leaves this node
         self._port: NodePort
@@ -286,13 +286,14 @@ class Node:
 
     def _relatives_changed(self) -> None:
         self.pump()
-        self.announcer.tell_all()
+        self.announcer.touch()
 
     def _tell_counters(self) -> None:
         if self.status == "idle":
             capacity = Capacity(
                 node=self.name,
                 slots=self.dispatcher.subtree_slots(),
+                free=self.dispatcher.subtree_free(),
                 received=self.dispatcher.received,
                 finished=self.dispatcher.finished,
                 accepting=self.dispatcher.accepting,

@@ -46,7 +46,9 @@ class Relatives:
             self._background.run(self.port.stop_serving(told.node))
         if self._dispatcher.child(told.node) is None:
             self._tell_ancestors(told.node)
-        self._dispatcher.put_child(Child(told.node, told.slots, told.received, told.finished, told.accepting))
+        self._dispatcher.put_child(
+            Child(told.node, told.slots, told.free, told.received, told.finished, told.accepting)
+        )
         self._changed()
 
     def on_leave(self, told: Leave) -> None:

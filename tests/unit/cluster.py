@@ -12,7 +12,7 @@ from broker.memory import MemoryBroker, MemorySession
 from broker.session import ConnectionLost
 from broker.stream import Stream
 from broker.wire import AnyFrame, ChatMessage, Delta, Job
-from topology.dispatch import Paper
+from topology.dispatch import Paper, Policy
 from worker.engines.base import Chunk
 from worker.life import live
 from worker.node import Node
@@ -68,9 +68,10 @@ async def until(condition: Callable[[], object]) -> None:
 class Cluster(AsyncExitStack):
     """`async with Cluster() as cluster: await cluster.add("n1", "root")`."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: type[Policy] = Paper) -> None:
         super().__init__()
         self.broker = MemoryBroker()
+        self.policy = policy
         self.client = Client("memory", process="test", connect=self._client_session)
         self.nodes: dict[str, Node] = {}
         self.sessions: dict[str, MemorySession] = {}
@@ -94,7 +95,7 @@ class Cluster(AsyncExitStack):
         """A serving node; without a parent, a root."""
         if parent is not None and engine is None:
             engine = HandEngine("m", slots)
-        node = self.nodes[name] = Node(name, parent, "m", Paper(), engine)
+        node = self.nodes[name] = Node(name, parent, "m", self.policy(), engine)
 
         async def connect() -> MemorySession:
             self.sessions[name] = self.broker.session()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.dispatch import Child, Dispatcher, Forward, Hold, Paper, Run, natural
+from topology.dispatch import Child, Dispatcher, Forward, Hold, HoldHigh, Paper, Run, natural
 from topology.tree import BadEdge, check_attach
 
 ARTICLE_TREE = {"root": ["n1"], "n1": ["n2", "n3"], "n2": ["n4", "n5"], "n3": ["n6", "n7"]}
@@ -115,3 +115,57 @@ def test_a_node_cannot_hang_below_itself(parent: str) -> None:
     with pytest.raises(BadEdge):
         check_attach(parents, "n2", parent)
     check_attach(parents, "n2", "n3")
+
+
+def test_hold_high_forwards_only_what_a_free_slot_below_waits_for() -> None:
+    root = Dispatcher(0, HoldHigh())
+    root.put_child(Child("n1", slots=2, free=2, received=10))
+    root.put_child(Child("n2", slots=1, free=1, received=0))
+    order = []
+    while isinstance(decision := root.decide(), Forward):
+        root.forwarded(decision.child)
+        order.append(decision.child)
+    assert order == ["n1", "n2", "n1"]
+    assert root.decide() == Hold("every slot is busy")
+
+
+def test_hold_high_counts_what_is_on_its_way_once() -> None:
+    root = Dispatcher(0, HoldHigh())
+    root.put_child(Child("n1", slots=2, free=2, received=10))
+    root.forwarded("n1")
+    root.put_child(Child("n1", slots=2, free=2, received=10))  # said before the job came
+    assert root.subtree_free() == 1
+    root.put_child(Child("n1", slots=2, free=1, received=11))  # it has come and runs
+    assert root.subtree_free() == 1
+    root.put_child(Child("n1", slots=2, free=2, received=11))  # it has ended
+    assert root.subtree_free() == 2
+
+
+def test_hold_high_heals_after_a_restart_and_after_more_than_was_sent() -> None:
+    root = Dispatcher(0, HoldHigh())
+    root.put_child(Child("n1", slots=1, free=1, received=5))
+    root.forwarded("n1")
+    root.put_child(Child("n1", slots=1, free=1, received=0))  # started again: counts from the beginning
+    assert root.decide() == Forward("n1")
+    root.put_child(Child("n1", slots=1, free=1, received=9))  # jobs that came another way
+    assert root.decide() == Forward("n1")
+
+
+def test_hold_high_passes_over_a_draining_subtree() -> None:
+    root = Dispatcher(0, HoldHigh())
+    root.put_child(Child("n1", slots=4, free=4, accepting=False))
+    assert root.subtree_free() == 0
+    assert root.decide() == Hold("every node below is draining")
+
+
+@given(free=st.dictionaries(st.integers(1, 20), st.integers(0, 5), min_size=1, max_size=8), jobs=st.integers(0, 60))
+def test_hold_high_never_sends_more_than_is_free(free: dict[int, int], jobs: int) -> None:
+    root = Dispatcher(0, HoldHigh())
+    for number, slots in free.items():
+        root.put_child(Child(f"n{number}", slots=slots, free=slots))
+    sent = 0
+    for _ in range(jobs):
+        if isinstance(decision := root.decide(), Forward):
+            root.forwarded(decision.child)
+            sent += 1
+    assert sent == min(jobs, sum(free.values()))

@@ -11,6 +11,7 @@ from broker.session import ConnectionLost
 from broker.wire import Attach, Drain, Failed, Finished, Resume, Start, Waiting
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
+from topology.dispatch import HoldHigh
 from worker.engines.base import EngineError, EngineUnavailable
 
 
@@ -371,3 +372,20 @@ async def test_a_node_that_loads_is_seen_but_gets_nothing_and_can_be_told_to_lea
         adding.cancel()
         assert names.node("n1") not in cluster.broker.queues
         assert engine.started == []
+
+
+async def test_hold_high_keeps_the_backlog_at_the_root_and_any_free_slot_takes_the_next() -> None:
+    async with Cluster(HoldHigh) as cluster:
+        await cluster.article_tree()
+        await until(lambda: cluster.nodes["root"].dispatcher.subtree_free() == 7)
+        for number in range(10):
+            await cluster.ask(f"j{number}")
+        await until(lambda: cluster.nodes["root"].state().held == 3)
+        await until(lambda: all(cluster.where(f"j{number}") for number in range(7)))
+        assert sum(node.state().held for node in cluster.nodes.values()) == 3
+        for leaf in ("n6", "n1", "n4"):  # a leaf, the top, another leaf: whoever is free takes the oldest
+            before = set(cluster.engine(leaf).started)
+            cluster.engine(leaf).finish(next(iter(cluster.engine(leaf).steps)))
+            await until(lambda: set(cluster.engine(leaf).started) - before)  # noqa: B023
+        assert cluster.nodes["root"].state().held == 0
+        assert [cluster.engine(name).started[-1] for name in ("n6", "n1", "n4")] == ["j7", "j8", "j9"]

@@ -53,7 +53,10 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     "ancestors": (wire.AnyControl, wire.Ancestors(names=("n1", "root"))),
     "ping": (wire.AnyControl, wire.Ping()),
     "leave": (wire.AnyControl, wire.Leave(node="n4")),
-    "capacity": (wire.AnyControl, wire.Capacity(node="n4", slots=8, received=120, finished=117, accepting=False)),
+    "capacity": (
+        wire.AnyControl,
+        wire.Capacity(node="n4", slots=8, free=3, received=120, finished=117, accepting=False),
+    ),
     "state": (
         wire.NodeState,
         wire.NodeState(
