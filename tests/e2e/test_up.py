@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,11 +149,9 @@ def test_up_serves_refuses_a_second_and_ends_on_sigterm(instance: Instance) -> N
     assert second.stderr.count("\n") == 1
 
     everything = instance.processes()
-    started = time.monotonic()
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(STOP_SECONDS) == 0
     assert gone(everything, 0.5) == []
-    assert time.monotonic() - started < STOP_SECONDS
     assert not (instance.home / "run" / "instance.json").exists()
 
 
@@ -173,10 +170,8 @@ def test_a_killed_launcher_leaves_nothing_and_can_start_again(instance: Instance
     assert key.returncode == 0
     assert re.fullmatch(r"\S+\n", key.stdout), "the key, alone on standard output"
 
-    started = time.monotonic()
     assert instance.command("down").returncode == 0
     assert gone(everything, 0.5) == []
-    assert time.monotonic() - started < STOP_SECONDS
     assert instance.command("down").stdout == "nothing runs here\n"
 
 
