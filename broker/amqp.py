@@ -8,7 +8,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import pika
 import pika.exceptions
@@ -31,10 +31,8 @@ CONNECT_SECONDS = 10
 CALL_SECONDS = 15  # a declare or bind that takes longer means a broker in trouble
 
 _CHANNEL_ERRORS: dict[int, type[BrokerError]] = {403: AccessRefused, 404: NotFound, 405: QueueLocked}
-_ResultT = TypeVar("_ResultT")
 
-# pika logs every refused connection at ERROR with a traceback; our own callers report the reason once.
-logging.getLogger("pika").setLevel(logging.CRITICAL)
+Lost = asyncio.Future[BrokerError]
 
 
 def _translate(error: BaseException) -> BrokerError:
@@ -94,24 +92,27 @@ class _OpenChannel:
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def open(cls, connection: AsyncioConnection) -> "_OpenChannel":
+    async def open(cls, connection: AsyncioConnection, lost: Lost) -> "_OpenChannel":
+        """`lost`: resolved when the connection ends. One that ends first never reports the channel as closed."""
         if not connection.is_open:
             raise ConnectionLost("the connection is closed")
         self = cls()
 
-        def opened(channel: Channel) -> None:
-            channel.add_on_close_callback(self._on_close)
-
         def begin(*, callback: Callable[[object], None]) -> None:
-            def both(channel: Channel) -> None:
-                opened(channel)
+            def opened(channel: Channel) -> None:
+                channel.add_on_close_callback(self._on_close)
                 callback(channel)
 
-            self.raw = connection.channel(on_open_callback=both)
-            # a connection that dies before the channel is open never reports the channel as closed
-            connection.add_on_close_callback(lambda _connection, error: self._calls.fail(_translate(error)))
+            self.raw = connection.channel(on_open_callback=opened)
 
-        await self._calls.call(begin)
+        def fail(lost: Lost) -> None:
+            self._calls.fail(lost.result())
+
+        lost.add_done_callback(fail)
+        try:
+            await self._calls.call(begin)
+        finally:
+            lost.remove_done_callback(fail)
         return self
 
     async def call(self, method: str, /, **kwargs: Any) -> Any:
@@ -126,6 +127,8 @@ class _OpenChannel:
 
 async def _connect(url: str, name: str) -> AsyncioConnection:
     """An open connection. Raises ConnectionLost or AccessRefused."""
+    # pika logs every refused connection at ERROR with a traceback; our own callers report the reason once
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     parameters = pika.URLParameters(url)
     parameters.heartbeat = HEARTBEAT_SECONDS
     parameters.socket_timeout = parameters.stack_timeout = CONNECT_SECONDS
@@ -245,8 +248,8 @@ class AmqpSession:
                 publish = connections[1]
                 publish.add_on_connection_blocked_callback(lambda *_: setattr(self, "blocked", True))
                 publish.add_on_connection_unblocked_callback(lambda *_: setattr(self, "blocked", False))
-                self._main = await _OpenChannel.open(connections[0])
-                publishing = await _OpenChannel.open(publish)
+                self._main = await _OpenChannel.open(connections[0], self.closed)
+                publishing = await _OpenChannel.open(publish, self.closed)
                 self._publisher = _Publisher(publishing)
                 await self._publisher.start()
         except BaseException as error:
@@ -360,7 +363,7 @@ class AmqpSession:
         """A call that may be refused, on a channel of its own that is replaced when that happens."""
         async with self._one_question:
             if self._asking is None or self._asking.closed.done():
-                self._asking = await _OpenChannel.open(self._connections[0])
+                self._asking = await _OpenChannel.open(self._connections[0], self.closed)
             return await self._asking.call(method, **kwargs)
 
     def _settle(self, tag: int, done: bool) -> None:

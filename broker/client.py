@@ -143,15 +143,16 @@ class Client:
         while True:
             try:
                 session = await self._connect()
-                await self._serve(session)
+                reason = await self._serve(session)
                 pause = RECONNECT_SECONDS[0]
+                log.warning("broker connection lost", reason=str(reason))
             except BrokerError as error:
                 log.warning("broker not reachable", reason=str(error))
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(longest, pause * 2)
 
-    async def _serve(self, session: Session) -> None:
-        """Uses the session until it is lost."""
+    async def _serve(self, session: Session) -> BrokerError:
+        """Uses the session until it is lost; returns why it was. Raises BrokerError if it cannot be set up."""
         try:
             await declare_shared(session)
             # a new name each time: what still runs for the last session's readers comes back as undeliverable
@@ -165,7 +166,7 @@ class Client:
             self._session = session
             self._tell_changed()
             log.info("broker connected", process=self.process)
-            raise await asyncio.shield(session.closed)
+            return await asyncio.shield(session.closed)
         finally:
             self._session = None
             self._tell_changed()

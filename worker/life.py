@@ -38,12 +38,12 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
                 session = await connect()
                 try:
                     await _serve(node, session, leave, loading)
-                    served, pause = True, RECONNECT_SECONDS[0]
                 finally:
                     await node.abandon()
                     await session.close()
             except (BrokerError, NameTaken, NoParent) as error:
-                served = served or node.status == "idle"
+                if node.status == "idle":  # it had served: what comes now is a new trouble
+                    served, pause, node.status = True, RECONNECT_SECONDS[0], "starting"
                 if not served and asyncio.get_running_loop().time() >= give_up:
                     raise
                 log.warning("not registered, trying again", node=node.name, reason=str(error))

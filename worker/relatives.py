@@ -87,8 +87,12 @@ class Relatives:
         parent = self.parent
 
         def told(outcome: asyncio.Future[bool]) -> None:
-            if not outcome.cancelled() and outcome.exception() is None and parent == self.parent:
-                self.parent_there = outcome.result()
+            if outcome.cancelled() or outcome.exception() is not None or parent != self.parent:
+                return
+            back = outcome.result() and not self.parent_there
+            self.parent_there = outcome.result()
+            if back:
+                self._changed()  # a draining node can hand its jobs up again
 
         self.port.tell(parent, capacity).add_done_callback(told)
 

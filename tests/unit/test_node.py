@@ -12,6 +12,7 @@ from broker.wire import Attach, Drain, Failed, Finished, Resume, Start, Waiting
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from topology.dispatch import HoldHigh
+from worker import life
 from worker.engines.base import EngineError, EngineUnavailable
 
 
@@ -172,6 +173,32 @@ async def test_a_drained_node_gives_its_jobs_back_and_takes_them_again_when_resu
         await until(lambda: cluster.nodes["n1"].state().status == "drained")
         assert await cluster.client.control("n1", Resume())
         await until(lambda: cluster.where("held") == "n1")
+
+
+async def test_a_drained_node_hands_its_jobs_up_once_its_parent_is_back() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.ask("running")
+        await until(lambda: cluster.where("running"))
+        await cluster.ask("held")
+        await until(lambda: cluster.nodes["n1"].state().held == 1)
+        cluster.nodes["n1"].relatives.parent_there = False  # as after a failed attempt to reach it
+        cluster.nodes["n1"].dispatcher.accepting = False
+        cluster.nodes["n1"].announcer.tell_all()
+        await until(lambda: cluster.nodes["root"].state().held == 1)
+        assert cluster.nodes["n1"].state().held == 0
+
+
+async def test_a_lost_session_starts_the_back_off_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "RECONNECT_SECONDS", (0.001, 600.0))
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        for _ in range(15):  # doubled each time, the last pause alone would outlast the deadline of `until`
+            lost = cluster.sessions["root"]
+            lost.lose(ConnectionLost("cut"))
+            await until(lambda: cluster.sessions["root"] is not lost)  # noqa: B023
+            await until(lambda: cluster.nodes["root"].status == "idle")
 
 
 async def test_a_leaving_node_hands_its_queue_and_its_children_to_its_parent() -> None:
