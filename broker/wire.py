@@ -13,7 +13,7 @@ import msgspec
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
-FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "internal"]
+FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal"]
 
 
 class DecodeError(ValueError):
@@ -53,15 +53,18 @@ class Job(Wire, kw_only=True):
     prompt: str | None = None
     sampling: Sampling = Sampling()
     user: str = ""
-    attempt: int = 1
-    seq: int = 0  # number of the next frame of this attempt, whichever node sends it
+    attempt: int = 1  # of its next run, unless it was restarted: then the reader says
+    restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it
     deadline: float | None = None  # after this moment nobody wants the answer
     trail: tuple[str, ...] = ()  # nodes that have handled it, root first
     delivered: str = ""  # text the reader already has, when a job is restarted
+    delivered_ids: tuple[int, ...] = ()  # the tokens it was made of, if the engine told them
 
 
 class Frame(Wire, kw_only=True, tag_field="kind"):
-    """Base of what a node tells the reader of one request; taken once, ordered by (attempt, seq)."""
+    """Base of what a node tells the reader of one request. The frames of a run are numbered from 0 (`seq`) and taken
+    once, in that order, while its `attempt` is the newest. Waiting and Asking come before a run and have no number.
+    """
 
     request_id: str
     attempt: int = 1
@@ -83,18 +86,34 @@ class Waiting(Frame, kw_only=True, tag="waiting"):
     reason: str
 
 
-class Start(Frame, kw_only=True, tag="start"):
-    """The job has a slot; `prompt_tokens` were read."""
+class Asking(Frame, kw_only=True, tag="asking"):
+    """A restarted job has a slot; its node asks what the reader has. The answer is Continue, or Cancel."""
 
     node: str
-    prompt_tokens: int = 0
+    boot: str  # which life of that node
+    number: int  # repeated in the answer
+
+
+class Start(Frame, kw_only=True, tag="start"):
+    """A run begins."""
+
+    node: str
+    boot: str = ""
+
+
+class Interrupted(Frame, kw_only=True, tag="interrupted"):
+    """The run ended early; the job goes on elsewhere. `fault`: the run failed, and counts against the job."""
+
+    reason: str
+    fault: bool = False
 
 
 class Delta(Frame, kw_only=True, tag="delta"):
-    """New text. `tokens`: how many tokens it stands for."""
+    """New text. `tokens`: how many tokens it stands for; `ids`: which, so that another node can go on exactly."""
 
     text: str
     tokens: int = 1
+    ids: tuple[int, ...] = ()
 
 
 class Finished(Frame, kw_only=True, tag="finished"):
@@ -113,7 +132,7 @@ class Failed(Frame, kw_only=True, tag="failed"):
     retryable: bool = False
 
 
-AnyFrame = Waiting | Start | Delta | Finished | Failed
+AnyFrame = Waiting | Asking | Start | Delta | Interrupted | Finished | Failed
 
 
 class Frames(Wire, kw_only=True):
@@ -127,9 +146,22 @@ class Control(Wire, kw_only=True, tag_field="kind"):
 
 
 class Cancel(Control, kw_only=True, tag="cancel"):
-    """Nobody wants this answer any more."""
+    """Nobody wants this answer any more; or, with `before`, nobody reads its attempts below that number."""
 
     request_id: str
+    before: int | None = None
+    user: str = ""  # if given: only if the job is this user's
+
+
+class Continue(Control, kw_only=True, tag="continue"):
+    """The reader's answer to Asking: run on from `delivered`, as this attempt."""
+
+    request_id: str
+    number: int
+    attempt: int
+    delivered: str = ""
+    delivered_ids: tuple[int, ...] = ()
+    faults: tuple[str, ...] = ()  # why earlier runs were lost: a line for each that counts against the job
 
 
 class Drain(Control, kw_only=True, tag="drain"):
@@ -162,6 +194,12 @@ class Capacity(Control, kw_only=True, tag="capacity"):
     accepting: bool = True  # False: draining or leaving; hand it nothing new
 
 
+class Adopt(Control, kw_only=True, tag="adopt"):
+    """That node is dead and nobody takes care of its queue: empty it as if it were a child's."""
+
+    node: str
+
+
 class Leave(Control, kw_only=True, tag="leave"):
     """A child tells its parent that it no longer hangs below it; its queue is empty."""
 
@@ -174,7 +212,7 @@ class Ancestors(Control, tag="ancestors", kw_only=True):
     names: tuple[str, ...]
 
 
-AnyControl = Cancel | Drain | Resume | Attach | Ping | Capacity | Leave | Ancestors
+AnyControl = Cancel | Continue | Drain | Resume | Attach | Adopt | Ping | Capacity | Leave | Ancestors
 
 
 class NodeState(Wire, kw_only=True, omit_defaults=False):

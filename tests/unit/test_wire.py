@@ -28,25 +28,35 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             sampling=wire.Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, stop=("\n\n",)),
             user="ada",
             attempt=2,
-            seq=3,
+            restarted=True,
             deadline=1750000060.0,
             trail=("root", "n1"),
             delivered="Hel",
+            delivered_ids=(17, 4),
         ),
     ),
     "frames": (
         wire.Frames,
         wire.Frames(
             frames=(
-                wire.Waiting(**WHO, seq=0, node="root", reason="no node is connected"),
-                wire.Start(**WHO, seq=1, node="n1", prompt_tokens=12),
-                wire.Delta(**WHO, seq=2, text="🌳 tree", tokens=3),
-                wire.Finished(**WHO, seq=3, reason="stop", prompt_tokens=12, completion_tokens=3),
-                wire.Failed(**WHO, seq=4, code="too_long", message="5000 tokens, at most 4096", retryable=False),
+                wire.Waiting(**WHO, node="root", reason="no node is connected"),
+                wire.Asking(**WHO, node="n1", boot="b7", number=3),
+                wire.Start(**WHO, seq=0, node="n1", boot="b7"),
+                wire.Delta(**WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9)),
+                wire.Interrupted(**WHO, seq=2, reason="out of memory", fault=True),
+                wire.Finished(**WHO, seq=2, reason="stop", prompt_tokens=12, completion_tokens=3),
+                wire.Failed(**WHO, seq=2, code="too_long", message="5000 tokens, at most 4096", retryable=False),
             )
         ),
     ),
-    "cancel": (wire.AnyControl, wire.Cancel(request_id="7d1f0c")),
+    "cancel": (wire.AnyControl, wire.Cancel(request_id="7d1f0c", before=2, user="ada")),
+    "continue": (
+        wire.AnyControl,
+        wire.Continue(
+            request_id="7d1f0c", number=3, attempt=3, delivered="Hel", delivered_ids=(17, 4), faults=("n1 died",)
+        ),
+    ),
+    "adopt": (wire.AnyControl, wire.Adopt(node="n4")),
     "drain": (wire.AnyControl, wire.Drain()),
     "resume": (wire.AnyControl, wire.Resume()),
     "attach": (wire.AnyControl, wire.Attach(parent="n2", for_good=False)),
