@@ -7,6 +7,7 @@ of the other one keep flowing. pika is imported here and nowhere else.
 import asyncio
 import functools
 import logging
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
+from broker.addresses import addresses
 from broker.session import (
     AccessRefused,
     BrokerError,
@@ -26,8 +28,9 @@ from broker.session import (
     QueueLocked,
 )
 
-HEARTBEAT_SECONDS = 10
-CONNECT_SECONDS = 10
+HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
+CONNECT_SECONDS = 10.0  # for all addresses together
+ADDRESS_SECONDS = 3.0  # but for each at least this, however many there are
 CALL_SECONDS = 15  # a declare or bind that takes longer means a broker in trouble
 
 _CHANNEL_ERRORS: dict[int, type[BrokerError]] = {403: AccessRefused, 404: NotFound, 405: QueueLocked}
@@ -126,10 +129,13 @@ class _OpenChannel:
 
 
 async def _connect(url: str, name: str) -> AsyncioConnection:
-    """An open connection. Raises ConnectionLost or AccessRefused."""
+    """An open connection. Raises ConnectionLost, AccessRefused, or BrokerError for a malformed address."""
     # pika logs every refused connection at ERROR with a traceback; our own callers report the reason once
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    parameters = pika.URLParameters(url)
+    try:
+        parameters = pika.URLParameters(url)
+    except (ValueError, TypeError) as error:  # such as an option that pika does not know
+        raise BrokerError(f"malformed broker address: {error}") from error
     parameters.heartbeat = HEARTBEAT_SECONDS
     parameters.socket_timeout = parameters.stack_timeout = CONNECT_SECONDS
     parameters.connection_attempts = 1
@@ -157,10 +163,14 @@ def _fail(outcome: asyncio.Future[bool], error: BrokerError) -> None:
 
 
 class _Publisher:
-    """Publishes with confirms, many under way at once. pika numbers them; so do we."""
+    """Publishes with confirms, many under way at once. pika numbers them; so do we.
 
-    def __init__(self, channel: _OpenChannel) -> None:
+    `refused` is told when the broker could not take a message (basic.nack): something behind it may be half lost.
+    """
+
+    def __init__(self, channel: _OpenChannel, refused: Callable[[BrokerError], None]) -> None:
         self._channel = channel
+        self._refused = refused
         self._loop = asyncio.get_running_loop()
         self._sent = 0
         self._oldest = 1  # every tag below it is settled
@@ -215,7 +225,9 @@ class _Publisher:
             if taken:
                 outcome.set_result(routed)
             else:
-                _fail(outcome, BrokerError("the broker could not take the message"))
+                _fail(outcome, BrokerError("the broker could not take a message"))
+        if not taken:
+            self._refused(BrokerError("the broker could not take a message"))
 
 
 class AmqpSession:
@@ -224,7 +236,7 @@ class AmqpSession:
     def __init__(self, connections: list[AsyncioConnection], queue_type: str) -> None:
         self._queue_type = queue_type
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
-        self.blocked = False
+        self.blocking = asyncio.Event()
         self._connections = connections
         self._main: _OpenChannel  # consumes and acknowledges
         self._asking: _OpenChannel | None = None  # all that the broker may refuse, which closes the channel
@@ -235,22 +247,37 @@ class AmqpSession:
     @classmethod
     async def open(cls, url: str, name: str, *, queue_type: str = "classic") -> "AmqpSession":
         """Connects twice. `name` is shown in RabbitMQ's list of connections. Durable queues are declared as
-        `queue_type` (classic, or quorum on a cluster). Raises ConnectionLost, AccessRefused.
+        `queue_type` (classic, or quorum on a cluster). Of several addresses in `url` (see broker.addresses) a random
+        one is used that answers. Raises ConnectionLost, AccessRefused, or BrokerError if `url` is malformed.
         """
+        candidates = addresses(url)
+        random.shuffle(candidates)
+        seconds = max(ADDRESS_SECONDS, CONNECT_SECONDS / len(candidates))
+        lost = ConnectionLost("no address")
+        for candidate in candidates:
+            try:
+                return await cls._open_one(candidate, name, queue_type, seconds)
+            except ConnectionLost as error:
+                lost = error
+        raise lost
+
+    @classmethod
+    async def _open_one(cls, url: str, name: str, queue_type: str, seconds: float) -> "AmqpSession":
+        """Both connections on one broker: a broker that dies takes all of a session, or nothing."""
         connections: list[AsyncioConnection] = []
         self = cls(connections, queue_type)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(seconds):
                 connections.append(await _connect(url, name))
                 connections.append(await _connect(url, f"{name} (publish)"))
                 for connection in connections:
                     connection.add_on_close_callback(self._on_connection_closed)
                 publish = connections[1]
-                publish.add_on_connection_blocked_callback(lambda *_: setattr(self, "blocked", True))
-                publish.add_on_connection_unblocked_callback(lambda *_: setattr(self, "blocked", False))
+                publish.add_on_connection_blocked_callback(lambda *_: self.blocking.set())
+                publish.add_on_connection_unblocked_callback(lambda *_: self.blocking.clear())
                 self._main = await _OpenChannel.open(connections[0], self.closed)
                 publishing = await _OpenChannel.open(publish, self.closed)
-                self._publisher = _Publisher(publishing)
+                self._publisher = _Publisher(publishing, self._lost)
                 await self._publisher.start()
         except BaseException as error:
             await self.close()
@@ -261,6 +288,11 @@ class AmqpSession:
         for channel in (self._main, publishing):
             channel.closed.add_done_callback(lambda closed: self._lost(closed.result()))
         return self
+
+    @property
+    def blocked(self) -> bool:
+        """The broker takes no publishes now (memory or disk alarm)."""
+        return self.blocking.is_set()
 
     async def declare_exchange(self, name: str, kind: ExchangeKind) -> None:
         await self._ask("exchange_declare", exchange=name, exchange_type=kind, durable=True)

@@ -1,0 +1,43 @@
+"""The broker's addresses, as people write them."""
+
+import pytest
+
+from broker.addresses import addresses
+from broker.amqp import AmqpSession
+from broker.session import BrokerError, ConnectionLost
+
+ONE = "amqp://node:pass%2Cword@a:5672/%2F"
+TWO = "amqps://node:p@[::1]:5671/"
+
+
+def test_one_address_and_several() -> None:
+    assert addresses(ONE) == [ONE]
+    assert addresses(f" {ONE} , {TWO},{ONE},") == [ONE, TWO]
+
+
+@pytest.mark.parametrize(
+    ("urls", "reason"),
+    [
+        ("", "is empty"),
+        (" , ", "is empty"),
+        ("http://u:secret@h/", "does not begin with"),
+        ("amqp://", "names no host"),
+        ("amqp://u:secret@/", "names no host"),
+        ("amqp://u:secret@h:port/", "malformed host or port"),
+        ("amqp://u:sec/ret@h:5672/", "malformed host or port"),
+        ("amqp://u:secret@h:99999/", "malformed host or port"),
+        ("amqp://[::1/", "malformed host or port"),
+        (f"{ONE},nonsense", "address 2 of 2"),
+    ],
+)
+def test_a_malformed_address_says_what_is_wrong_without_the_password(urls: str, reason: str) -> None:
+    with pytest.raises(BrokerError, match=reason) as failure:
+        addresses(urls)
+    assert "sec" not in str(failure.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "amqp://u:p@127.0.0.1:1/?heartbeat=often"])
+async def test_a_session_cannot_be_opened_with_a_malformed_address(url: str) -> None:
+    with pytest.raises(BrokerError) as failure:
+        await AmqpSession.open(url, "test")
+    assert not isinstance(failure.value, ConnectionLost)
