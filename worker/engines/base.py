@@ -24,7 +24,9 @@ class EngineUnavailable(Exception):
 class Chunk(msgspec.Struct, frozen=True):
     """What one decoding step made for one job.
 
-    The first chunk of a run carries `prompt_tokens` (text may be empty); the last one carries `finish`.
+    The first chunk of a run has no text: it carries `prompt_tokens`, and in `tokens` how many stand for what the reader
+    of a continued job has already. The last one carries `finish`, perhaps alone. So the sum of `tokens` is the whole
+    answer's count, whatever was delivered before.
     `text` is always whole characters: bytes of an unfinished UTF-8 sequence are kept back.
     """
 
@@ -32,6 +34,7 @@ class Chunk(msgspec.Struct, frozen=True):
     tokens: int = 0
     prompt_tokens: int = 0
     finish: FinishReason | None = None
+    ids: tuple[int, ...] = ()  # the tokens told, if the engine can go on from them; never of what was delivered before
 
 
 class Engine(Protocol):
@@ -42,15 +45,26 @@ class Engine(Protocol):
     device: str
     slots: int
 
+    @property
+    def warm(self) -> bool:
+        """A step has ended since `start`. The first one may compile for minutes; the later ones must not."""
+
+    @property
+    def stuck(self) -> bool:
+        """`stop` could not end what computes: only a new process can serve again."""
+
     async def start(self) -> None:
-        """Loads the model. Raises EngineUnavailable."""
+        """Loads the model, also again after `stop`. Raises EngineUnavailable."""
 
     def run(self, job: Job) -> AsyncIterator[Chunk]:
-        """Streams the answer. Raises EngineError.
+        """Streams the answer, from where `job.delivered` ends. Raises EngineError.
 
         Closing the iterator or cancelling the task that reads it frees the slot within one decoding step.
         The caller never has more than `slots` runs open.
         """
 
+    def stalled(self) -> float:
+        """Seconds since the step in progress began; 0.0 when idle or between steps."""
+
     async def stop(self) -> None:
-        """Ends every run and gives the memory back."""
+        """Ends every run (EngineError, retryable) and gives the memory back. Returns within about 5 s."""

@@ -5,8 +5,10 @@ It never touches a socket or the event loop; `tell` hands over everything a step
 
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -60,6 +62,8 @@ class Decoder:
         self._prefill: Prefill | None = None
         self._running = Batch(loaded.model)
         self._news: News = []
+        self._since: float | None = None  # when the step in progress began (monotonic); read from other threads
+        self.warm = False  # a step has ended
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
 
     def start(self) -> None:
@@ -80,6 +84,20 @@ class Decoder:
     def alive(self) -> bool:
         """Whether there is anybody to submit to."""
         return self._thread.is_alive()
+
+    def stalled(self) -> float:
+        """Seconds since the step in progress began, 0.0 between steps; from any thread."""
+        since = self._since  # read once: the other thread may end the step meanwhile
+        return 0.0 if since is None else time.monotonic() - since
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What may hang, for `stalled`."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
 
     def _run(self) -> None:
         try:
@@ -104,16 +122,19 @@ class Decoder:
 
     def _step(self) -> None:
         """A bounded piece of a newcomer's prompt, then a token for everyone who runs."""
-        self._start_prefill()
-        if self._prefill:
-            self._attempt(self._advance_prefill, self._prefill.batch)
-        self._attempt(self._decode, self._running)
+        with self._timed():
+            self._start_prefill()
+            if self._prefill:
+                self._attempt(self._advance_prefill, self._prefill.batch)
+            self._attempt(self._decode, self._running)
+        self.warm = True
         self._flush()
 
     def _admit(self, sequence: Sequence) -> None:
         """Turns the job into tokens; what cannot be read ends here."""
         try:
-            first = sequence.prepare(self._loaded.tokenizer, self._loaded.ends, self._loaded.context)
+            with self._timed():
+                first = sequence.prepare(self._loaded.tokenizer, self._loaded.ends, self._loaded.context)
         except Exception as error:  # one job's text; its fate is decided in `_fail`
             self._fail([sequence], error)
         else:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 
 from broker.wire import FinishReason, Job
 from worker.engines.base import Chunk
-from worker.engines.mailbox import joined
 from worker.engines.text import StopFilter
 
 _BURST = 256  # words a chunk without delay; between chunks the event loop gets its turn, and a cancel its effect
@@ -18,12 +17,15 @@ class EchoEngine:
     """Keeps the `Engine` protocol."""
 
     device = "none"
+    warm = True  # nothing is compiled, nothing computed
+    stuck = False
 
     def __init__(self, *, model: str, slots: int, token_delay: float) -> None:
         self.name = "echo"
         self.model = model
         self.slots = slots
         self._delay = token_delay
+        self._burst = 1 if token_delay else _BURST
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -34,14 +36,14 @@ class EchoEngine:
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the words; see the protocol."""
         script = _Script(job)
-        head = Chunk(prompt_tokens=script.prompt_tokens, tokens=script.tokens_delivered)
-        if self._delay:
-            yield head
-            head = Chunk()
-        for chunk in script.chunks(1 if self._delay else _BURST):
+        yield Chunk(prompt_tokens=script.prompt_tokens, tokens=script.tokens_delivered)
+        for chunk in script.chunks(self._burst):
             await asyncio.sleep(self._delay)
-            yield joined(head, chunk)
-            head = Chunk()
+            yield chunk
+
+    def stalled(self) -> float:
+        """Never: there are no steps."""
+        return 0.0
 
 
 class _Script:

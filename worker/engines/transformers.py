@@ -40,6 +40,12 @@ class TransformersEngine:
         self._folder = Path(model_path) if model_path else None
         self._decoder: Decoder | None = None
         self._open = 0
+        self.stuck = False
+
+    @property
+    def warm(self) -> bool:
+        """A step has ended since `start`."""
+        return self._decoder is not None and self._decoder.warm
 
     async def start(self) -> None:
         """Loads the model. Raises EngineUnavailable."""
@@ -76,12 +82,17 @@ class TransformersEngine:
             sequence.finished = True  # closed early: the thread drops the row at its next step
             self._open -= 1
 
+    def stalled(self) -> float:
+        """Seconds since the step in progress began; 0.0 when idle."""
+        return self._decoder.stalled() if self._decoder is not None else 0.0
+
     async def stop(self) -> None:
         """Ends every run and gives the memory back."""
         decoder, self._decoder = self._decoder, None
         if decoder is None:
             return
         if not await asyncio.to_thread(decoder.stop, _STOP_SECONDS):
+            self.stuck = True
             log.warning("the computing thread is still in a step; it ends with the process", seconds=_STOP_SECONDS)
         del decoder
         if torch.cuda.is_initialized():

@@ -127,6 +127,8 @@ def test_stop_filter_is_the_same_however_text_is_cut(text: str, stops: list[str]
 
 async def test_a_slow_reader_gets_joined_chunks() -> None:
     mailbox = Mailbox()
-    for chunk in (Chunk(prompt_tokens=3), Chunk(text="a", tokens=1), Chunk(text="b", tokens=2, finish="stop")):
-        mailbox.put(chunk)
-    assert await mailbox.get() == Chunk(text="ab", tokens=3, prompt_tokens=3, finish="stop")
+    mailbox.put(Chunk(prompt_tokens=3))
+    mailbox.put(Chunk(text="a", tokens=1, ids=(7,)))
+    mailbox.put(Chunk(text="b", tokens=2, ids=(8, 9), finish="stop"))
+    assert await mailbox.get() == Chunk(prompt_tokens=3)
+    assert await mailbox.get() == Chunk(text="ab", tokens=3, ids=(7, 8, 9), finish="stop")
