@@ -33,7 +33,22 @@ CONNECT_SECONDS = 10.0  # for all addresses together
 ADDRESS_SECONDS = 3.0  # but for each at least this, however many there are
 CALL_SECONDS = 15  # a declare or bind that takes longer means a broker in trouble
 
-_CHANNEL_ERRORS: dict[int, type[BrokerError]] = {403: AccessRefused, 404: NotFound, 405: QueueLocked}
+# A quorum queue drops a message that was delivered again more often than this. RabbitMQ 4 sets 20 where nothing is
+# said, and its "no limit" (-1) means 0 to RabbitMQ 3. A number that is never reached means the same to both, survives an
+# upgrade, and lets the queue put back what is requeued at its old place instead of at its end.
+DELIVERY_LIMIT = 1_000_000
+
+
+class _PreconditionFailed(BrokerError):
+    """The queue is not empty, or exists with other arguments."""
+
+
+_CHANNEL_ERRORS: dict[int, type[BrokerError]] = {
+    403: AccessRefused,
+    404: NotFound,
+    405: QueueLocked,
+    406: _PreconditionFailed,
+}
 
 Lost = asyncio.Future[BrokerError]
 
@@ -237,6 +252,8 @@ class AmqpSession:
         self._queue_type = queue_type
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self.blocking = asyncio.Event()
+        self.flowing = asyncio.Event()
+        self.flowing.set()
         self._connections = connections
         self._main: _OpenChannel  # consumes and acknowledges
         self._asking: _OpenChannel | None = None  # all that the broker may refuse, which closes the channel
@@ -273,8 +290,8 @@ class AmqpSession:
                 for connection in connections:
                     connection.add_on_close_callback(self._on_connection_closed)
                 publish = connections[1]
-                publish.add_on_connection_blocked_callback(lambda *_: self.blocking.set())
-                publish.add_on_connection_unblocked_callback(lambda *_: self.blocking.clear())
+                publish.add_on_connection_blocked_callback(lambda *_: self._alarm(True))
+                publish.add_on_connection_unblocked_callback(lambda *_: self._alarm(False))
                 self._main = await _OpenChannel.open(connections[0], self.closed)
                 publishing = await _OpenChannel.open(publish, self.closed)
                 self._publisher = _Publisher(publishing, self._lost)
@@ -300,8 +317,17 @@ class AmqpSession:
     async def declare_queue(self, name: str, *, exclusive: bool = False) -> None:
         if exclusive:  # always classic: an exclusive queue dies with its connection, there is nothing to replicate
             await self._ask("queue_declare", queue=name, exclusive=True)
-        else:
-            await self._ask("queue_declare", queue=name, durable=True, arguments={"x-queue-type": self._queue_type})
+            return
+        arguments: dict[str, object] = {"x-queue-type": self._queue_type}
+        if self._queue_type == "quorum":
+            arguments["x-delivery-limit"] = DELIVERY_LIMIT
+        try:
+            await self._ask("queue_declare", queue=name, durable=True, arguments=arguments)
+        except _PreconditionFailed as error:
+            raise BrokerError(
+                f"queue {name} exists, but not as CANOPY_QUEUE_TYPE={self._queue_type} makes it: set the former type "
+                f"again, or stop Canopy and delete its queues (rabbitmqctl delete_queue {name}). {error}"
+            ) from error
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
         await self._ask("queue_bind", queue=queue, exchange=exchange, routing_key=key)
@@ -310,16 +336,13 @@ class AmqpSession:
         await self._ask("queue_unbind", queue=queue, exchange=exchange, routing_key=key)
 
     async def delete_queue(self, name: str) -> bool:
-        only_empty = self._queue_type == "classic"  # the others cannot refuse it themselves
-        if not only_empty and await self.depth(name):
-            return False
+        if self._queue_type == "quorum":
+            return False  # these cannot refuse it themselves, and what came between our look and the deletion were lost
         try:
-            await self._ask("queue_delete", queue=name, if_empty=only_empty)
+            await self._ask("queue_delete", queue=name, if_empty=True)
         except NotFound:
             return True
-        except ConnectionLost:
-            raise
-        except BrokerError:  # 406: not empty
+        except _PreconditionFailed:  # not empty
             return False
         return True
 
@@ -406,6 +429,10 @@ class AmqpSession:
             channel.basic_ack(tag)
         else:
             channel.basic_nack(tag, requeue=True)
+
+    def _alarm(self, on: bool) -> None:
+        (self.blocking.set if on else self.blocking.clear)()
+        (self.flowing.clear if on else self.flowing.set)()
 
     def _on_connection_closed(self, _connection: object, error: BaseException) -> None:
         self._lost(_translate(error))
