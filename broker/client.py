@@ -10,6 +10,7 @@ import random
 import socket
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
@@ -20,11 +21,31 @@ from broker.objects import declare_shared
 from broker.session import BrokerError, Delivery, Session
 from broker.stream import Stream
 from broker.tree import SILENT_SECONDS, on_our_clock
-from broker.wire import AnyControl, Cancel, DecodeError, Frames, Job, NodeState, Ping, decode, encode
+from broker.wire import (
+    AnyControl,
+    AnyFrame,
+    Asking,
+    Cancel,
+    DecodeError,
+    Failed,
+    Finished,
+    Frames,
+    Job,
+    NodeState,
+    Ping,
+    Start,
+    Waiting,
+    decode,
+    encode,
+)
 from topology import names
 
 REPLY_PREFETCH = 1000
 CONFIRM_SECONDS = 5.0
+ABSENCE_SECONDS = 1.5  # a new job waits so long for the broker to come back
+PATIENCE_SECONDS = 120.0  # an accepted one so long
+TOLD_KEPT = 10_000
+ALARM = "the broker is short of memory or disk and takes no jobs now"
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
 
 Connect = Callable[[], Awaitable[Session]]
@@ -55,7 +76,10 @@ class Client:
         self._sessions = 0
         self._session: Session | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, Stream] = {}  # in the order of submission
+        self._waiting: defaultdict[str, set[str]] = defaultdict(set)  # requests that have not begun to run, by model
+        self._told: dict[tuple[str, int | None], None] = {}  # cancels sent in this session, oldest first
+        self._lost = 0.0  # when the last session ended, on the loop's clock
         self._nodes: dict[str, NodeState] = {}
         self._changes = asyncio.Event()
 
@@ -69,6 +93,7 @@ class Client:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
+        self._fail_streams(older_than=-1.0)
 
     @property
     def connected(self) -> bool:
@@ -78,24 +103,22 @@ class Client:
     async def submit(self, job: Job) -> Stream:
         """Publishes the job and returns once the broker has it. `reply_to`, and a seed if there is none, are filled in.
 
-        Raises Unavailable, or NoTree when no root is bound for its model.
+        From then on the stream outlives a lost connection: the job is published again. Raises Unavailable, or NoTree
+        when no root is bound for its model.
         """
-        session = self._session
-        if session is None or session.blocked:
-            raise Unavailable("the broker takes no jobs now" if session else "the broker is not connected")
-        sampling = job.sampling
-        if sampling.seed is None:
-            sampling = msgspec.structs.replace(sampling, seed=random.getrandbits(63))
-        job = msgspec.structs.replace(job, reply_to=self._reply_queue, sampling=sampling)
-        stream = Stream(job.request_id, self._forget)
-        self._streams[job.request_id] = stream
-        confirmed = session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
+        session = await self._take_session()
+        if job.sampling.seed is None:
+            sampling = msgspec.structs.replace(job.sampling, seed=random.getrandbits(63))
+            job = msgspec.structs.replace(job, sampling=sampling)
+        stream = Stream(job, self._forget)
+        self._open(stream)
+        confirmed = self._publish(session, job)
         try:
             # a frame is as good as the confirm, and may come before the broker has flushed its disk
             await asyncio.wait(
                 {confirmed, stream.accepted}, timeout=CONFIRM_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
-            routed = stream.accepted.done() or (confirmed.done() and confirmed.result())
+            routed = confirmed.result() if confirmed.done() else stream.accepted.done() and stream.accepted.result()
         except (BrokerError, asyncio.CancelledError) as error:
             self._forget(stream)
             if isinstance(error, asyncio.CancelledError):
@@ -104,10 +127,23 @@ class Client:
         if routed:
             return stream
         if confirmed.done():
-            self._streams.pop(job.request_id, None)
+            self._close(stream)
             raise NoTree(job.model)
         self._forget(stream)
-        raise Unavailable("the broker did not take the job in time")
+        raise Unavailable(ALARM if session.blocked else "the broker did not take the job in time")
+
+    def stream(self, request_id: str) -> Stream | None:
+        """The open stream of that request, if it is read here."""
+        return self._streams.get(request_id)
+
+    def waiting(self, model: str) -> int:
+        """Open requests for `model` that were submitted here and have not begun to run."""
+        return len(self._waiting[model])
+
+    def cancel(self, request_id: str, user: str) -> None:
+        """Cancels that user's job wherever it is, also one that another process reads. Lost if the broker is away."""
+        if self._session is not None:
+            self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=request_id, user=user)))
 
     def nodes(self) -> dict[str, NodeState]:
         """The last state of every node that was heard lately, by name; `sent` says when, on this machine's clock."""
@@ -138,6 +174,18 @@ class Client:
             raise Unavailable(str(error)) from error
         return {queue: depth for queue, depth in found.items() if depth is not None}
 
+    async def _take_session(self) -> Session:
+        """The session; a short absence is waited for. Raises Unavailable."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABSENCE_SECONDS):
+                while self._session is None:
+                    await self.changed()
+        if self._session is None:
+            raise Unavailable("the broker is not connected")
+        if self._session.blocked:
+            raise Unavailable(ALARM)
+        return self._session
+
     async def _keep_connected(self) -> None:
         pause, longest = RECONNECT_SECONDS
         while True:
@@ -146,13 +194,16 @@ class Client:
                 reason = await self._serve(session)
                 pause = RECONNECT_SECONDS[0]
                 log.warning("broker connection lost", reason=str(reason))
+                self._tell_streams("the connection to the broker was lost and is being made again")
             except BrokerError as error:
                 log.warning("broker not reachable", reason=str(error))
+            self._fail_streams(older_than=PATIENCE_SECONDS)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(longest, pause * 2)
 
     async def _serve(self, session: Session) -> BrokerError:
         """Uses the session until it is lost; returns why it was. Raises BrokerError if it cannot be set up."""
+        alarm = asyncio.create_task(self._refuse_when_blocked(session), name="alarm")
         try:
             await declare_shared(session)
             # a new name each time: what still runs for the last session's readers comes back as undeliverable
@@ -164,30 +215,83 @@ class Client:
             await session.consume(names.watch(self.process), self._on_state, prefetch=REPLY_PREFETCH)
             session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
             self._session = session
+            for stream in list(self._streams.values()):
+                self._submit_again(session, stream)
             self._tell_changed()
-            log.info("broker connected", process=self.process)
+            log.info("broker connected", process=self.process, open_requests=len(self._streams))
             return await asyncio.shield(session.closed)
         finally:
             self._session = None
+            self._lost = asyncio.get_running_loop().time()
+            self._told.clear()
             self._tell_changed()
-            self._fail_streams()
+            alarm.cancel()
+            await asyncio.gather(alarm, return_exceptions=True)
             await session.close()
 
     @property
     def _reply_queue(self) -> str:
         return names.reply(f"{self.process}.{self._sessions}")
 
-    def _fail_streams(self) -> None:
-        """The reply queue is gone, so no frame can come for what is open."""
-        for stream in list(self._streams.values()):
-            stream.fail("internal", "the connection to the broker was lost")
+    async def _refuse_when_blocked(self, session: Session) -> None:
+        """An alarm: what the broker has not confirmed yet it will not confirm soon."""
+        while True:
+            await session.blocking.wait()
+            for stream in self._streams.values():
+                stream.refuse()
+            await session.flowing.wait()
+
+    # ---- open streams
+
+    def _open(self, stream: Stream) -> None:
+        self._streams[stream.request_id] = stream
+        self._waiting[stream.job.model].add(stream.request_id)
+
+    def _close(self, stream: Stream) -> bool:
+        """False if it was closed before."""
+        self._waiting[stream.job.model].discard(stream.request_id)
+        return self._streams.pop(stream.request_id, None) is not None
+
+    def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
+        job = msgspec.structs.replace(job, reply_to=self._reply_queue)
+        return session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
+
+    def _submit_again(self, session: Session, stream: Stream) -> None:
+        """The reply queue of the last session is gone, and with it every frame and every node's way to this reader:
+        the copy of the job that is in the tree comes to nothing, and a new one goes on where the reader is.
+        """
+
+        def confirmed(outcome: asyncio.Future[bool]) -> None:
+            if not outcome.cancelled() and outcome.exception() is None and not outcome.result():
+                stream.fail("no_node", f"the tree of model {stream.job.model!r} is gone")
+
+        self._publish(session, stream.start_over()).add_done_callback(confirmed)
+
+    def _tell_streams(self, reason: str) -> None:
+        for stream in self._streams.values():
+            stream.push(Waiting(request_id=stream.request_id, node="", reason=reason))
+
+    def _fail_streams(self, older_than: float) -> None:
+        """Gives up on the broker after so many seconds without it."""
+        if asyncio.get_running_loop().time() - self._lost > older_than:
+            for stream in list(self._streams.values()):
+                stream.fail("internal", "the connection to the broker was lost")
 
     def _forget(self, stream: Stream) -> None:
         """Stops listening; a job that has not ended is cancelled wherever it is."""
-        if self._streams.pop(stream.request_id, None) is None:
+        if self._close(stream) and not stream.ended:
+            self._cancel_everywhere(stream.request_id)
+
+    def _cancel_everywhere(self, request_id: str, before: int | None = None) -> None:
+        """Once: what is told to every node is heard by those that have the job, and remembered by the others."""
+        if self._session is None or (request_id, before) in self._told:
             return
-        if not stream.ended and self._session is not None:
-            self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=stream.request_id)))
+        self._told[(request_id, before)] = None
+        while len(self._told) > TOLD_KEPT:
+            del self._told[next(iter(self._told))]
+        self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=request_id, before=before)))
+
+    # ---- what arrives
 
     def _on_frames(self, delivery: Delivery) -> None:
         delivery.ack()
@@ -197,9 +301,29 @@ class Client:
             log.warning("undecodable frames dropped", reason=str(error))
             return
         for frame in message.frames:
-            stream = self._streams.get(frame.request_id)
-            if stream is not None:
-                stream.push(frame)
+            self._on_frame(frame)
+
+    def _on_frame(self, frame: AnyFrame) -> None:
+        stream = self._streams.get(frame.request_id)
+        if stream is None:
+            if not isinstance(frame, Finished | Failed):  # somebody still works for nobody
+                self._cancel_everywhere(frame.request_id)
+        elif isinstance(frame, Asking):
+            self._grant(stream, frame)
+        elif frame.attempt < stream.attempt and not isinstance(frame, Waiting):
+            self._cancel_everywhere(frame.request_id, stream.attempt)
+        elif not stream.push(frame) and self._session is not None:
+            log.error("a frame is missing; starting over", request_id=frame.request_id)
+            self._submit_again(self._session, stream)
+        elif isinstance(frame, Start):
+            self._waiting[stream.job.model].discard(stream.request_id)
+
+    def _grant(self, stream: Stream, asking: Asking) -> None:
+        """The newest who asks goes on; an older run, if one is left (of a job that came twice), ends."""
+        message = stream.grant(asking)
+        if self._session is not None:
+            self._session.publish("", names.inbox(asking.node), encode(message))
+        self._cancel_everywhere(stream.request_id, stream.attempt)
 
     def _on_state(self, delivery: Delivery) -> None:
         delivery.ack()

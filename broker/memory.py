@@ -145,9 +145,20 @@ class MemorySession:
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
-        self.blocked = False
+        self.blocking = asyncio.Event()
+        self.flowing = asyncio.Event()
+        self.flowing.set()
         self.unsettled: dict[int, tuple[str, _Message]] = {}
         self._tags = itertools.count(1)
+
+    @property
+    def blocked(self) -> bool:
+        return self.blocking.is_set()
+
+    def alarm(self, on: bool) -> None:
+        """A memory or disk alarm begins or ends. Publishes go through all the same: nobody relies on that."""
+        (self.blocking.set if on else self.blocking.clear)()
+        (self.flowing.clear if on else self.flowing.set)()
 
     async def declare_exchange(self, name: str, kind: ExchangeKind) -> None:
         self.broker.exchanges.setdefault(name, kind)

@@ -1,6 +1,8 @@
 """A node's side of the broker: its registration, its queue, its inbox, its edges. No decisions are made here."""
 
 import asyncio
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -174,14 +176,36 @@ class NodePort:
             return
         self._handler.on_control(message)
 
+    def bury_job(self, job: Job, reason: str, faults: tuple[str, ...]) -> asyncio.Future[bool]:
+        """Puts a job that is given up on among the dead ones."""
+        return self._put_dead(encode(job), dead_letter_headers(reason, self.name, job, faults))
+
     def _bury(self, delivery: Delivery, reason: str) -> None:
         """A message that is not a job goes to the dead ones, with the reason; then it is acknowledged."""
         log.warning("undecodable job dead-lettered", node=self.name, reason=reason)
-        headers = {"reason": f"undecodable: {reason}", "node": self.name}
-        buried = self.session.publish("", names.DEAD_QUEUE, delivery.body, persistent=True, headers=headers)
+        buried = self._put_dead(delivery.body, dead_letter_headers(f"undecodable: {reason}", self.name))
 
         def settle(outcome: asyncio.Future[bool]) -> None:
             if not outcome.cancelled() and outcome.exception() is None:
                 delivery.ack()
 
         buried.add_done_callback(settle)
+
+    def _put_dead(self, body: bytes, headers: Mapping[str, object]) -> asyncio.Future[bool]:
+        return self.session.publish("", names.DEAD_QUEUE, body, persistent=True, headers=headers)
+
+
+def dead_letter_headers(
+    reason: str, node: str, job: Job | None = None, faults: tuple[str, ...] = ()
+) -> dict[str, object]:
+    """What `canopy dead` shows of a letter. `at`: Unix seconds."""
+    headers: dict[str, object] = {"reason": reason, "node": node, "at": str(time.time())}
+    if job is not None:
+        headers |= {
+            "request_id": job.request_id,
+            "model": job.model,
+            "user": job.user,
+            "trail": list(job.trail),
+            "faults": list(faults),
+        }
+    return headers

@@ -61,7 +61,12 @@ class Session(Protocol):
     """One process's presence at the broker. When it is lost it is lost whole: open a new one."""
 
     closed: asyncio.Future[BrokerError]  # resolved with the reason once the session is over
-    blocked: bool  # the broker takes no publishes now (memory or disk alarm)
+    blocking: asyncio.Event  # set while the broker takes no publishes (memory or disk alarm)
+    flowing: asyncio.Event  # set while it does
+
+    @property
+    def blocked(self) -> bool:
+        """True while the broker takes no publishes."""
 
     async def declare_exchange(self, name: str, kind: ExchangeKind) -> None: ...
 

@@ -1,4 +1,4 @@
-"""One request's answer as it reaches the API: frames, each once and in order."""
+"""One request's answer as it reaches the API: every text once and in order, whichever nodes it comes from."""
 
 import asyncio
 from collections import deque
@@ -7,71 +7,160 @@ from typing import Self
 
 import msgspec
 
-from broker.wire import AnyFrame, Delta, Failed, FailureCode, Finished, FrameNumber
+from broker.wire import (
+    AnyFrame,
+    Asking,
+    Continue,
+    Delta,
+    Failed,
+    FailureCode,
+    Finished,
+    Interrupted,
+    Job,
+    Start,
+    Waiting,
+)
 
 
 class Stream(AsyncIterator[AnyFrame]):
-    """One request's frames, each once and in order, ending after Finished or Failed.
+    """The frames of one request (Waiting, Start, Delta), ending after Finished or Failed.
 
-    Text that nobody has read yet is merged into one Delta, so a slow reader costs at most the answer's length.
+    It is the only place that knows how far the reader is, so it numbers the attempts: a node that gets a restarted job
+    asks, and goes on from `text`. Text that nobody has read yet is merged into one Delta, so a slow reader costs at
+    most the answer's length.
     """
 
-    def __init__(self, request_id: str, forget: Callable[["Stream"], None]) -> None:
-        self.request_id = request_id
+    def __init__(self, job: Job, forget: Callable[["Stream"], None]) -> None:
+        self.job = job
+        self.request_id = job.request_id
+        self.attempt = job.attempt  # the newest: frames of others are stale
+        self.started = False  # a run of any attempt has begun
         self.ended = False  # the last frame has arrived (it may still be unread)
+        self.node = ""  # where the newest run is, or was
+        self.waiting = ""  # why nothing runs, as far as a node said
+        self.faults: tuple[str, ...] = ()  # why runs were lost that count against the job
+        self.accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # a node or the broker has it
         self._forget = forget
+        self._running = False  # a run of the newest attempt has begun and was not interrupted
+        self._boot = ""  # which life of the node it runs on
+        self._next = 0  # number of the frame that comes next
+        self._pieces = [job.delivered]
+        self._ids = list(job.delivered_ids)
         self._frames: deque[AnyFrame] = deque()
+        self._unread: list[Delta] = []  # text after the last of `_frames`
         self._arrived = asyncio.Event()
-        self.accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # a frame has arrived
-        self._last = (0, -1)  # attempt and seq of the newest frame
-        self._length = 0  # of the text taken so far, in characters
-        self._skip = 0  # characters of a new attempt that an older one has delivered already
 
-    def push(self, frame: AnyFrame) -> None:
-        """Takes a frame from the broker; repeats and older attempts are ignored."""
-        if self.ended or (frame.attempt, frame.seq) <= self._last:
-            return
-        if frame.attempt > self._last[0]:
-            self._skip = self._length  # the job's seed is fixed, so a new attempt makes the same text again
-        self._last = (frame.attempt, frame.seq)
+    @property
+    def text(self) -> str:
+        """All text so far, read or unread."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
+
+    def push(self, frame: AnyFrame) -> bool:
+        """Takes a frame of the newest attempt; repeats are ignored. False if one before it is missing."""
+        if self.ended or isinstance(frame, Asking):
+            return True
+        self._accept()
+        if isinstance(frame, Waiting):
+            self.waiting = frame.reason
+            self._show(frame)
+            return True
+        if frame.seq != self._next:
+            return frame.seq < self._next
+        self._next += 1
+        self._take(frame)
+        return True
+
+    def grant(self, asking: Asking) -> Continue:
+        """The answer to a node that has a slot for the restarted job: a new attempt, from here on.
+
+        A run that had begun and never said why it ended was lost with its node, which counts against the job: it may be
+        what kills nodes. A node of the same boot has merely lost its connection.
+        """
+        self._accept()
+        if self._running and asking.boot != self._boot:
+            self.faults = (*self.faults, f"{self.node} died while it ran")
+        self.start_over()
+        return Continue(
+            request_id=self.request_id,
+            number=asking.number,
+            attempt=self.attempt,
+            delivered=self.text,
+            delivered_ids=tuple(self._ids),
+            faults=self.faults,
+        )
+
+    def start_over(self) -> Job:
+        """The job as it must be run from now on; frames of earlier attempts are stale. Nobody is to blame."""
+        self.attempt += 1
+        self._running, self._next = False, 0
+        return msgspec.structs.replace(
+            self.job, attempt=self.attempt, restarted=False, delivered=self.text, delivered_ids=tuple(self._ids)
+        )
+
+    def fail(self, code: FailureCode, message: str) -> None:
+        """Ends the stream from this side: no frame can come any more."""
+        failed = Failed(request_id=self.request_id, attempt=self.attempt, seq=self._next, code=code, message=message)
+        self.push(msgspec.structs.replace(failed, retryable=True))
+
+    def refuse(self) -> None:
+        """Ends the wait for the broker's acceptance: it takes nothing now."""
         if not self.accepted.done():
-            self.accepted.set_result(True)
-        if isinstance(frame, Delta):
-            frame = self._new_part(frame)
-        newest = self._frames[-1] if self._frames else None
-        if isinstance(frame, Delta) and isinstance(newest, Delta):
-            merged = msgspec.structs.replace(frame, text=newest.text + frame.text, tokens=newest.tokens + frame.tokens)
-            self._frames[-1] = merged
-        else:
-            self._frames.append(frame)
-        if isinstance(frame, Finished | Failed):
-            self.ended = True
-            self._forget(self)
-        self._arrived.set()
+            self.accepted.set_result(False)
 
-    def _new_part(self, delta: Delta) -> Delta:
-        known = min(self._skip, len(delta.text))
-        self._skip -= known
-        self._length += len(delta.text) - known
-        return msgspec.structs.replace(delta, text=delta.text[known:]) if known else delta
+    async def aclose(self) -> None:
+        """Forgets the stream; the job is cancelled wherever it is, if it has not ended."""
+        self._forget(self)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> AnyFrame:
-        while not self._frames:
+        while not self._frames and not self._unread:
             if self.ended:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        return self._frames.popleft()
+        return self._frames.popleft() if self._frames else self._read_text()
 
-    def fail(self, code: FailureCode, message: str) -> None:
-        """Ends the stream from this side: no frame can come any more."""
-        attempt, seq = self._last
-        number: FrameNumber = {"request_id": self.request_id, "attempt": attempt, "seq": seq + 1}
-        self.push(Failed(**number, code=code, message=message, retryable=True))
+    def _accept(self) -> None:
+        if not self.accepted.done():
+            self.accepted.set_result(True)
 
-    async def aclose(self) -> None:
-        """Forgets the stream; the job is cancelled wherever it is, if it has not ended."""
-        self._forget(self)
+    def _take(self, frame: AnyFrame) -> None:
+        match frame:
+            case Start():
+                self.node, self._boot, self.waiting = frame.node, frame.boot, ""
+                self.started = self._running = True
+                self._show(frame)
+            case Interrupted():
+                self._running = False
+                if frame.fault:
+                    self.faults = (*self.faults, f"{self.node}: {frame.reason}")
+            case Delta():
+                self._pieces.append(frame.text)
+                self._ids += frame.ids
+                self._unread.append(frame)
+                self._arrived.set()
+            case Finished() | Failed():
+                self.ended = True
+                self._show(frame)
+                self._forget(self)
+
+    def _show(self, frame: AnyFrame) -> None:
+        if self._unread:
+            self._frames.append(self._read_text())
+        self._frames.append(frame)
+        self._arrived.set()
+
+    def _read_text(self) -> Delta:
+        deltas, self._unread = self._unread, []
+        if len(deltas) == 1:
+            return deltas[0]
+        return msgspec.structs.replace(
+            deltas[0],
+            text="".join(delta.text for delta in deltas),
+            tokens=sum(delta.tokens for delta in deltas),
+            ids=tuple(number for delta in deltas for number in delta.ids),
+        )

@@ -102,6 +102,7 @@ class Dispatcher:
         self.slots = slots
         self.policy = policy
         self.accepting = True
+        self.closed = False  # no job may start here now, though it may be forwarded
         self.running = 0
         self.received = 0
         self.finished = 0
@@ -117,7 +118,7 @@ class Dispatcher:
         """What to do with the next job. Changes nothing: the caller reports what it then did."""
         if not self.accepting:
             return Hold("the node is draining")
-        if self.running < self.slots:
+        if self.running < self.slots and not self.closed:
             return Run()
         for child in self._in_turn():
             if self.policy.has_room(child):
@@ -163,7 +164,8 @@ class Dispatcher:
         """Free slots here and below that nothing is on its way to."""
         if not self.accepting:
             return 0
-        return max(0, self.slots - self.running) + sum(child.room for child in self._children)
+        own = 0 if self.closed else max(0, self.slots - self.running)
+        return own + sum(child.room for child in self._children)
 
     def _in_turn(self) -> list[Child]:
         """The children, starting after the one served last."""

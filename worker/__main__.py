@@ -13,11 +13,14 @@ from broker.node import NameTaken, NoParent
 from broker.session import BrokerError, Session
 from topology.dispatch import POLICIES
 from topology.names import BadName, check_node_name
+from worker.care import EngineStuck
 from worker.engines.base import Engine, EngineUnavailable
 from worker.life import live
 from worker.node import Node
+from worker.watchdog import STEP_SECONDS
 
 CANNOT_START = 3
+RETURN_SECONDS = 60.0  # a node that starts itself again waits so long for its parent
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -32,6 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …")
     parser.add_argument("--policy", default="paper", choices=sorted(POLICIES), help="dispatch policy")
     parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
+    parser.add_argument("--standby", action="store_true", help="wait for the name while another node has it")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for the broker and the parent")
     return parser.parse_args(arguments)
 
@@ -54,7 +58,14 @@ def make_engine(options: argparse.Namespace) -> Engine | None:
 
 async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> None:
     """Lives as the node that `options` describe until SIGTERM or SIGINT."""
-    node = Node(options.name, options.parent, options.model, POLICIES[options.policy](), make_engine(options))
+    node = Node(
+        options.name,
+        options.parent,
+        options.model,
+        POLICIES[options.policy](),
+        make_engine(options),
+        step_seconds=float(os.environ.get("CANOPY_STEP_SECONDS", STEP_SECONDS)),
+    )
     leave = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, leave.set)
@@ -62,11 +73,14 @@ async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> No
     async def connect() -> Session:
         return await AmqpSession.open(amqp_url, f"node {options.name}", queue_type=queue_type)
 
-    await live(node, connect, leave, wait=options.wait)
+    await live(node, connect, leave, wait=options.wait, standby=options.standby)
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0 after leaving in order, 3 if the node could not start (one line on standard error says why)."""
+    """Exit code: 0 after leaving in order, 3 if the node could not start (one line on standard error says why).
+
+    A node whose engine hangs replaces its process by a new one, under the same pid.
+    """
     options = parse(arguments)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
@@ -78,6 +92,10 @@ def main(arguments: list[str]) -> int:
     except (BadName, NameTaken, NoParent, BrokerError, EngineUnavailable) as error:
         print(f"node {options.name}: {error}", file=sys.stderr)
         return CANNOT_START
+    except EngineStuck as error:
+        print(f"node {options.name}: {error}; a new process takes over", file=sys.stderr, flush=True)
+        again = [*arguments, "--wait", str(max(options.wait, RETURN_SECONDS))]
+        os.execv(sys.executable, [sys.executable, "-m", "worker", *again])  # noqa: S606 - ourselves, no shell
     return 0
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import structlog
 
 from broker.node import NameTaken, NodePort, NoParent
+from broker.presence import until_gone
 from broker.session import BrokerError, ConnectionLost, Session
 from broker.wire import Leave
+from topology import names
+from worker.care import EngineStuck
 from worker.node import Node
 
 BEAT_SECONDS = 2.0  # counters and state are repeated this often, so that whatever was lost heals
@@ -22,21 +25,25 @@ Connect = Callable[[], Awaitable[Session]]
 log = structlog.get_logger()
 
 
-async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: float = 0.0) -> None:
-    """Runs `node` until `leave` is set. `wait`: seconds to try for the broker and the parent at the start.
+async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: float = 0.0, standby: bool = False) -> None:
+    """Runs `node` until `leave` is set. `wait`: seconds to try for the broker and the parent at the start. `standby`:
+    a name that is taken is waited for.
 
-    Raises NameTaken, NoParent, ConnectionLost or AccessRefused if the node cannot register, and the engine's
-    EngineUnavailable if it cannot start. Once it has served, only `leave` ends it: it reconnects for ever.
+    Raises NameTaken, NoParent, ConnectionLost or AccessRefused if the node cannot register, the engine's
+    EngineUnavailable if it cannot start, EngineStuck if it hangs so that only a new process helps. Once it has served,
+    only `leave` and EngineStuck end it: it reconnects for ever.
     """
     give_up = asyncio.get_running_loop().time() + wait
     pause, longest = RECONNECT_SECONDS
     served = False
-    loading = asyncio.create_task(_load(node), name="engine")  # takes seconds: meanwhile the node registers
+    loading = asyncio.create_task(node.care.start(), name="engine")  # takes seconds: meanwhile the node registers
     try:
         while not leave.is_set():
             try:
                 session = await connect()
                 try:
+                    if standby and not await _wait_for_name(node, session, leave):
+                        return
                     await _serve(node, session, leave, loading)
                 finally:
                     await node.abandon()
@@ -54,13 +61,22 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
     finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        if node.engine is not None:
-            await node.engine.stop()
+        await node.care.stop()
 
 
-async def _load(node: Node) -> None:
-    if node.engine is not None:
-        await node.engine.start()
+async def _wait_for_name(node: Node, session: Session, leave: asyncio.Event) -> bool:
+    """A standby's life: returns True once the name is free, False when it is told to leave. Raises ConnectionLost."""
+    free = asyncio.create_task(until_gone(session, node.name), name="standby")
+    leaving = asyncio.create_task(leave.wait(), name="leave")
+    try:
+        if await session.exists(names.inbox(node.name)):
+            log.info("standby", node=node.name)
+        await _first(session, free, leaving)
+        return not leave.is_set()
+    finally:
+        for task in (free, leaving):
+            task.cancel()
+        await asyncio.gather(free, leaving, return_exceptions=True)
 
 
 async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: asyncio.Task[None]) -> None:
@@ -74,12 +90,14 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: as
         await _first(session, beats, loading, leaving)
         if not leave.is_set():
             await _begin(node, loading)
-            await _first(session, beats, leaving)
+            await _first(session, beats, leaving, node.care.stuck)
     finally:
         for task in (beats, leaving):
             task.cancel()
         await asyncio.gather(beats, leaving, return_exceptions=True)
     await _leave(node)
+    if node.care.stuck.done():
+        raise EngineStuck(node.care.detail)
 
 
 async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
@@ -95,14 +113,16 @@ async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
     log.info("ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots)
 
 
-async def _first(session: Session, beats: asyncio.Task[None], *tasks: asyncio.Task[Any]) -> None:
-    """Returns when one of `tasks` has ended. Raises ConnectionLost if the session ends first, or a beat's failure."""
-    awaited: list[asyncio.Future[Any]] = [session.closed, beats, *tasks]
+async def _first(session: Session, lasting: asyncio.Task[None], *others: asyncio.Future[Any]) -> None:
+    """Returns when one of the futures is done. Raises ConnectionLost if the session ends first, or what failed in
+    `lasting`.
+    """
+    awaited: list[asyncio.Future[Any]] = [session.closed, lasting, *others]
     await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
     if session.closed.done():
         raise ConnectionLost(str(session.closed.result()))
-    if beats.done():
-        beats.result()
+    if lasting.done():
+        lasting.result()
 
 
 async def _beat(node: Node) -> None:
@@ -117,13 +137,13 @@ async def _leave(node: Node) -> None:
     upward; then exchange, queue and presence go. A root keeps its queue: jobs wait there for the next root.
     """
     log.info("leaving", node=node.name, running=node.dispatcher.running)
-    node.dispatcher.accepting = False
     if node.parent is not None:
         await node.port.unhang(node.parent)
         node.relatives.farewell()
-    node.pump()
+    node.leave()
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
-    await node.give_up_runs()
+    node.jobs.interrupt_all("the node is leaving", fault=False)
+    await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     if node.parent is not None:
         await _flow_up(node)
         await node.port.tell(node.parent, Leave(node=node.name))
@@ -135,9 +155,9 @@ async def _flow_up(node: Node) -> None:
     """Waits until the queue has flowed to the parent and removes it. What cannot flow stays, for the next start."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(MOVE_SECONDS):
-            while node.busy() or not await node.port.remove(node.name):
-                node.settled.clear()
-                await node.settled.wait()
+            while node.jobs.busy or not await node.port.remove(node.name):
+                node.jobs.settled.clear()
+                await node.jobs.settled.wait()
 
 
 async def _until(condition: Callable[[], bool], node: Node, seconds: float) -> None:
@@ -145,5 +165,5 @@ async def _until(condition: Callable[[], bool], node: Node, seconds: float) -> N
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not condition():
-                node.settled.clear()
-                await node.settled.wait()
+                node.jobs.settled.clear()
+                await node.jobs.settled.wait()

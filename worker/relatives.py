@@ -8,9 +8,11 @@ import structlog
 
 from broker.node import NodePort, NoParent
 from broker.session import NotFound
-from broker.wire import Ancestors, Attach, Capacity, Leave
+from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave
 from topology.dispatch import Child, Dispatcher
 from worker.background import Background
+
+MISSED_BEATS = 3  # a child of the last session that stays away for so many beats of this one is looked for
 
 log = structlog.get_logger()
 
@@ -36,11 +38,14 @@ class Relatives:
         self._background = background
         self._changed = changed
         self._adopted: set[str] = set()  # dead children whose queues this node empties
+        self._missing: dict[str, int] = {}  # children of the last session that were not heard in this one: beats ago
+        self._before = parent  # the parent before the last move
 
     # ---- what they say
 
     def on_capacity(self, told: Capacity) -> None:
         """A child's counters; also how a new child, or one that is back, introduces itself."""
+        self._missing.pop(told.node, None)
         if told.node in self._adopted:
             self._adopted.discard(told.node)
             self._background.run(self.port.stop_serving(told.node))
@@ -54,16 +59,23 @@ class Relatives:
     def on_leave(self, told: Leave) -> None:
         """A child hangs elsewhere now, or has ended in order."""
         self._dispatcher.remove_child(told.node)
+        self._changed()
 
     def on_ancestors(self, told: Ancestors) -> None:
-        """Who is above the parent."""
+        """Who is above the parent. If that is this node itself, two moves at the same time have made a ring."""
         self._above = told.names
+        if self._name in told.names and self._before not in (None, self.parent):
+            log.error("this node hangs below itself; going back", node=self._name, parent=self._before)
+            self._home = self._before
+            self._background.run(self._move(self._before or ""))
 
     def on_attach(self, told: Attach) -> None:
         """Somebody wants this node below another parent."""
-        if told.for_good:
-            self._home = told.parent
-        self._background.run(self._move(told.parent))
+        self._background.run(self._attach(told))
+
+    def on_adopt(self, told: Adopt) -> None:
+        """Somebody has seen a dead node whose queue nobody empties, and that this node is the nearest above it."""
+        self._background.run(self._adopt_if_dead(told.node))
 
     def on_gone(self, name: str) -> None:
         """A child died: nothing more is sent to it, and its queue is emptied from here. The parent died: the nearest
@@ -72,11 +84,8 @@ class Relatives:
         if name == self.parent:
             self.parent_there = False
             self._background.run(self._find_parent())
-        if self._dispatcher.child(name) is not None:
-            log.warning("child is gone; taking over its queue", node=self._name, child=name)
-            self._dispatcher.remove_child(name)
-            self._adopted.add(name)
-            self._background.run(self._adopt(name))
+        if self._dispatcher.child(name) is not None or name in self._missing:
+            self._take_over(name)
 
     # ---- what they are told
 
@@ -108,6 +117,7 @@ class Relatives:
         """Repeats what heals: who is above the children, the own edge, the way home, the queues of dead children."""
         for child in self._dispatcher.children:
             self._tell_ancestors(child.name)
+        await self._look_for_missing()
         await self._bury_adopted()
         await self.go_home()
         if self.parent is not None:
@@ -122,19 +132,32 @@ class Relatives:
             await self._move(self._home)
 
     def forget(self) -> None:
-        """The session is over: children introduce themselves again."""
+        """The session is over: children introduce themselves again, and those that do not are looked for."""
+        self._missing |= dict.fromkeys(self._adopted, 0)
         self._adopted.clear()
         for child in self._dispatcher.children:
+            self._missing[child.name] = 0
             self._dispatcher.remove_child(child.name)
 
     def _tell_ancestors(self, child: str) -> None:
         above = () if self.parent is None else (self.parent, *self._above)
         self.port.tell(child, Ancestors(names=above))
 
+    async def _attach(self, told: Attach) -> None:
+        if self._home is None or told.parent == self._name or self._dispatcher.child(told.parent) is not None:
+            log.warning("refused to hang below a node of the own tree", node=self._name, parent=told.parent)
+        elif not await self.port.is_present(told.parent):
+            log.warning("refused to hang below a node that is not there", node=self._name, parent=told.parent)
+        else:
+            if told.for_good:
+                self._home = told.parent
+            await self._move(told.parent)
+
     async def _move(self, parent: str) -> None:
         """Hangs this node below another parent; the old edge goes only once the new one stands."""
         await self.port.hang_below(parent)
         old, self.parent, self.parent_there = self.parent, parent, True
+        self._before = old
         self._changed()
         if old is not None and old != parent:
             await self.port.unhang(old)
@@ -147,6 +170,27 @@ class Relatives:
                 log.warning("the parent is gone; hanging below an ancestor", node=self._name, parent=ancestor)
                 await self._move(ancestor)
                 return
+
+    def _take_over(self, child: str) -> None:
+        log.warning("child is gone; taking over its queue", node=self._name, child=child)
+        self._missing.pop(child, None)
+        self._dispatcher.remove_child(child)
+        self._adopted.add(child)
+        self._background.run(self._adopt(child))
+        self._changed()
+
+    async def _look_for_missing(self) -> None:
+        """Who died while this node itself was away from the broker is in no event."""
+        for child in list(self._missing):
+            self._missing[child] += 1
+            if self._missing[child] >= MISSED_BEATS:
+                del self._missing[child]
+                await self._adopt_if_dead(child)
+
+    async def _adopt_if_dead(self, node: str) -> None:
+        known = node == self._name or node in self._adopted or self._dispatcher.child(node) is not None
+        if not known and not await self.port.is_present(node):
+            self._take_over(node)
 
     async def _adopt(self, child: str) -> None:
         """Removes the edge to a dead child and takes its jobs as if they had come to this node."""

@@ -1,66 +1,144 @@
-"""One job's run on an engine: chunks in, numbered frames out, one final frame whatever happens."""
+"""One job's run on an engine: chunks in, numbered frames out, one ending whatever happens."""
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import aclosing
+from typing import Protocol
 
+import msgspec
 import structlog
 
-from broker.wire import AnyFrame, Delta, Failed, FailureCode, Finished, FinishReason, FrameNumber, Job, Start
+from broker.wire import (
+    AnyFrame,
+    Continue,
+    Delta,
+    Failed,
+    FailureCode,
+    Finished,
+    FinishReason,
+    FrameNumber,
+    Interrupted,
+    Job,
+    Start,
+)
 from worker.engines.base import Chunk, Engine, EngineError
+from worker.gate import Gate
 
+MAX_ATTEMPTS = 3  # a job whose runs were lost so often is given up
+
+Ending = Finished | Failed | Interrupted
 log = structlog.get_logger()
 
 
-class JobRun:
-    """Runs `job` once. `send` takes every frame but the last, which `run` returns."""
+class Reader(Protocol):
+    """The way to whoever reads the answer."""
 
-    def __init__(self, engine: Engine, job: Job, node: str, send: Callable[[AnyFrame], None]) -> None:
+    def send(self, frame: AnyFrame) -> None:
+        """Sends it soon."""
+
+    async def confirm(self, frame: AnyFrame) -> None:
+        """Sends it and returns when the broker has it."""
+
+    async def ask(self, number: int) -> Continue:
+        """Where the reader stands. Cancelled if nobody reads any more."""
+
+    async def flowing(self) -> None:
+        """Returns when the broker takes messages: at once, except during an alarm."""
+
+
+class JobRun:
+    """Runs `job` once. `reader` gets every frame but the last, which `run` returns.
+
+    `number` names the run within its node, `boot` the life of that node.
+    """
+
+    def __init__(self, engine: Engine, job: Job, node: str, boot: str, number: int, reader: Reader, gate: Gate) -> None:
         self.job = job
+        self.number = number
         self.tokens = 0
+        self.faults: tuple[str, ...] = ()  # of earlier runs
+        self.asking = job.restarted  # the job's attempt is not known yet
         self._engine = engine
         self._node = node
-        self._send = send
-        self._seq = job.seq
+        self._boot = boot
+        self._reader = reader
+        self._gate = gate
+        self._seq = 0
         self._prompt_tokens = 0
-        self._task: asyncio.Task[Finished | Failed] | None = None
-        self._cancelled = False
+        self._task: asyncio.Task[Ending] | None = None
+        self._stopped: Ending | None = None
 
-    async def run(self) -> Finished | Failed:
-        """The final frame. Cancelling the task that awaits this abandons the run: CancelledError, no final frame."""
-        self._task = asyncio.create_task(self._stream(), name=f"job {self.job.request_id}")
+    @property
+    def begun(self) -> bool:
+        """True once the reader was told that it starts."""
+        return self._seq > 0
+
+    async def run(self) -> Ending:
+        """How it ended. Cancelling the task that awaits this abandons the run: CancelledError, no ending."""
+        self._task = asyncio.create_task(self._work(), name=f"job {self.job.request_id}")
         try:
             async with asyncio.timeout(self._seconds_left()):
                 return await self._task
         except TimeoutError:
             return self._failed("expired", "the deadline of the request passed while it ran")
         except EngineError as error:
-            return self._failed(error.code, str(error), retryable=error.retryable)
+            if error.retryable:
+                return Interrupted(**self._number(), reason=str(error), fault=True)
+            return self._failed(error.code, str(error))
         except asyncio.CancelledError:
-            if self._cancelled:
-                return self._finished("cancelled")
-            raise
+            if self._stopped is None:
+                raise
+            return msgspec.structs.replace(self._stopped, **self._number())
         except Exception as error:  # fate: this job fails and says so; a fault in it must not end the others
             log.exception("job failed", request_id=self.job.request_id)
             return self._failed("internal", f"{type(error).__name__}: {error}")
 
     def cancel(self) -> None:
         """Nobody wants the answer: the slot is freed within one decoding step, `run` returns Finished("cancelled")."""
-        self._cancelled = True
-        if self._task is not None:
-            self._task.cancel()
+        self._stop(self._finished("cancelled"))
 
-    async def _stream(self) -> Finished | Failed:
-        if self._cancelled:
-            return self._finished("cancelled")
-        started = False
+    def interrupt(self, reason: str, *, fault: bool) -> None:
+        """The job must go on elsewhere; `run` returns Interrupted."""
+        self._stop(Interrupted(request_id=self.job.request_id, reason=reason, fault=fault and self.begun))
+
+    def _stop(self, ending: Ending) -> None:
+        if self._stopped is None:
+            self._stopped = ending
+            if self._task is not None:
+                self._task.cancel()
+
+    async def _work(self) -> Ending:
+        if self._stopped is not None:
+            return self._stopped
+        if not self.asking:
+            async with self._gate.together():
+                self._reader.send(self._start())
+                return await self._stream()
+        told = await self._reader.ask(self.number)
+        self.faults = told.faults
+        if len(told.faults) >= MAX_ATTEMPTS:
+            return self._failed("given_up", f"given up after {len(told.faults)} lost runs: {'; '.join(told.faults)}")
+        self.job = msgspec.structs.replace(
+            self.job,
+            attempt=told.attempt,
+            restarted=False,
+            delivered=told.delivered,
+            delivered_ids=told.delivered_ids,
+        )
+        self.asking = False
+        last = len(told.faults) == MAX_ATTEMPTS - 1
+        async with self._gate.alone() if last else self._gate.together():
+            await self._reader.confirm(self._start())  # so that the loss of this run is known, whatever it does
+            return await self._stream()
+
+    async def _stream(self) -> Ending:
+        first = True
         async with aclosing(self._engine.run(self.job)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                if not started:
-                    started = True
+                await self._reader.flowing()
+                if first:
                     self._prompt_tokens = chunk.prompt_tokens
-                    self._send(Start(**self._number(), node=self._node, prompt_tokens=chunk.prompt_tokens))
+                    first = False
                 self._pass_on(chunk)
                 if chunk.finish is not None:
                     return self._finished(chunk.finish)
@@ -69,20 +147,28 @@ class JobRun:
     def _pass_on(self, chunk: Chunk) -> None:
         self.tokens += chunk.tokens
         if chunk.text:
-            self._send(Delta(**self._number(), text=chunk.text, tokens=chunk.tokens))
+            self._reader.send(Delta(**self._count(), text=chunk.text, tokens=chunk.tokens, ids=chunk.ids))
+
+    def _start(self) -> Start:
+        return Start(**self._count(), node=self._node, boot=self._boot)
 
     def _finished(self, reason: FinishReason) -> Finished:
         return Finished(
             **self._number(), reason=reason, prompt_tokens=self._prompt_tokens, completion_tokens=self.tokens
         )
 
-    def _failed(self, code: FailureCode, message: str, *, retryable: bool = False) -> Failed:
-        return Failed(**self._number(), code=code, message=message, retryable=retryable)
+    def _failed(self, code: FailureCode, message: str) -> Failed:
+        return Failed(**self._number(), code=code, message=message)
+
+    def _count(self) -> FrameNumber:
+        """Identity of the next frame, which is sent now."""
+        number = self._number()
+        self._seq += 1
+        return number
 
     def _number(self) -> FrameNumber:
-        """Identity of the next frame."""
-        seq, self._seq = self._seq, self._seq + 1
-        return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": seq}
+        """Identity of the next frame, should it be the last."""
+        return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": self._seq}
 
     def _seconds_left(self) -> float | None:
         return None if self.job.deadline is None else max(0.0, self.job.deadline - time.time())

@@ -13,7 +13,7 @@ from broker.session import ConnectionLost
 from broker.stream import Stream
 from broker.wire import AnyFrame, ChatMessage, Delta, Job
 from topology.dispatch import Paper, Policy
-from worker.engines.base import Chunk
+from worker.engines.base import Chunk, EngineError
 from worker.life import live
 from worker.node import Node
 
@@ -31,15 +31,25 @@ class HandEngine:
         self.slots = slots
         self.started: list[str] = []  # request ids, in the order they got a slot
         self.steps: dict[str, asyncio.Queue[Chunk | Exception]] = {}
+        self.jobs: dict[str, Job] = {}  # as they were run last
+        self.warm = True
+        self.stuck = False
+        self.hanging = 0.0
+        self.starts = 0
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        self.starts += 1
 
     async def stop(self) -> None: ...
+
+    def stalled(self) -> float:
+        return self.hanging
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         steps = self.steps[job.request_id] = asyncio.Queue()
         self.started.append(job.request_id)
-        yield Chunk(prompt_tokens=1)
+        self.jobs[job.request_id] = job
+        yield Chunk(prompt_tokens=1, tokens=len(job.delivered_ids))
         try:
             while True:
                 step = await steps.get()
@@ -51,8 +61,11 @@ class HandEngine:
         finally:
             del self.steps[job.request_id]
 
-    def say(self, request_id: str, text: str) -> None:
-        self.steps[request_id].put_nowait(Chunk(text=text, tokens=1))
+    def say(self, request_id: str, text: str, token: int = 7) -> None:
+        self.steps[request_id].put_nowait(Chunk(text=text, tokens=1, ids=(token,)))
+
+    def fail(self, request_id: str) -> None:
+        self.steps[request_id].put_nowait(EngineError("engine", "out of memory", retryable=True))
 
     def finish(self, request_id: str) -> None:
         self.steps[request_id].put_nowait(Chunk(finish="stop"))
@@ -90,12 +103,18 @@ class Cluster(AsyncExitStack):
         return self.broker.session()
 
     async def add(
-        self, name: str, parent: str | None = None, *, slots: int = 1, engine: HandEngine | None = None
+        self,
+        name: str,
+        parent: str | None = None,
+        *,
+        slots: int = 1,
+        engine: HandEngine | None = None,
+        step_seconds: float = 60.0,
     ) -> Node:
         """A serving node; without a parent, a root."""
         if parent is not None and engine is None:
             engine = HandEngine("m", slots)
-        node = self.nodes[name] = Node(name, parent, "m", self.policy(), engine)
+        node = self.nodes[name] = Node(name, parent, "m", self.policy(), engine, step_seconds=step_seconds)
 
         async def connect() -> MemorySession:
             self.sessions[name] = self.broker.session()

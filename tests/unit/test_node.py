@@ -184,7 +184,7 @@ async def test_a_drained_node_hands_its_jobs_up_once_its_parent_is_back() -> Non
         await cluster.ask("held")
         await until(lambda: cluster.nodes["n1"].state().held == 1)
         cluster.nodes["n1"].relatives.parent_there = False  # as after a failed attempt to reach it
-        cluster.nodes["n1"].dispatcher.accepting = False
+        cluster.nodes["n1"].on_control(Drain())
         cluster.nodes["n1"].announcer.tell_all()
         await until(lambda: cluster.nodes["root"].state().held == 1)
         assert cluster.nodes["n1"].state().held == 0
@@ -228,14 +228,15 @@ async def test_a_killed_node_loses_nothing() -> None:
         await until(lambda: cluster.nodes["n2"].state().held == 1)
         running = cluster.engine("n2").started[0]
         cluster.engine("n2").say(running, "half")
-        await until(lambda: streams[running]._length == 4)
+        await until(lambda: streams[running].text == "half")
         await cluster.kill("n2")
         cluster.engine("n1").finish(cluster.engine("n1").started[0])
         for count in (2, 3):
             await until(lambda: len(cluster.engine("n1").started) == count)  # noqa: B023
             request_id = cluster.engine("n1").started[-1]
             if request_id == running:
-                cluster.engine("n1").say(request_id, "half and ")
+                assert cluster.engine("n1").jobs[request_id].delivered == "half"
+                cluster.engine("n1").say(request_id, " and ")
                 cluster.engine("n1").say(request_id, "the rest")
             cluster.engine("n1").finish(request_id)
         text, frames = await read(streams.pop(running))
@@ -313,7 +314,7 @@ async def test_jobs_of_a_dead_api_process_are_dropped() -> None:
         await cluster.client.stop()
         cluster.engine("n1").say("a", "anyone?")
         await until(lambda: cluster.where("a") is None)
-        await until(lambda: not cluster.nodes["n1"].busy())
+        await until(lambda: not cluster.nodes["n1"].jobs.busy)
         assert cluster.engine("n1").started == ["a"]
 
 

@@ -1,0 +1,388 @@
+"""The jobs in one node's hands: each is placed, run, handed on or ended, and its delivery settled exactly once.
+
+A delivery is acknowledged when its job was handed on (confirmed) or ended (final frame confirmed), so a job whose node
+dies is delivered again, and is `restarted` from then on: whoever gets to run it asks its reader first.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from broker.faults import fault_point
+from broker.node import NodePort
+from broker.session import Delivery
+from broker.wire import AnyFrame, Asking, Cancel, Continue, Failed, Finished, Interrupted, Job, Waiting
+from topology.dispatch import Dispatcher, Forward, Hold, Run
+from worker.engines.base import Engine
+from worker.gate import Gate
+from worker.relatives import Relatives
+from worker.run import Ending, JobRun
+
+REMEMBERED = 10_000  # cancels for jobs that have not arrived yet; reply queues that are gone
+ASK_SECONDS = 5.0  # an answer that does not come is asked for again
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class HeldJob:
+    """A job in this node's hands, with the delivery that must be settled in the end."""
+
+    job: Job
+    delivery: Delivery
+    told: str = ""  # the reason for waiting that its reader knows
+
+
+@dataclass(slots=True)
+class _Running:
+    held: HeldJob
+    run: JobRun
+    task: asyncio.Task[None]
+
+
+class Jobs:
+    """See the module. `changed()`: a figure has changed; `engine_failed(reason)`: a run ended by the engine's fault."""
+
+    def __init__(
+        self,
+        name: str,
+        boot: str,
+        engine: Engine | None,
+        dispatcher: Dispatcher,
+        relatives: Relatives,
+        changed: Callable[[], None],
+        engine_failed: Callable[[str], None],
+    ) -> None:
+        self.port: NodePort
+        self.tokens = 0  # of runs that have ended
+        self.settled = asyncio.Event()  # set whenever a job leaves this node
+        self.gate = Gate(self._gate_changed)
+        self._name = name
+        self._boot = boot
+        self._engine = engine
+        self._dispatcher = dispatcher
+        self._relatives = relatives
+        self._changed = changed
+        self._engine_failed = engine_failed
+        self._engine_ready = True
+        self._held: deque[HeldJob] = deque()
+        self._runs: dict[int, _Running] = {}
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Continue]] = {}  # by run
+        self._cancelled: OrderedDict[Hashable, int | None] = OrderedDict()  # (request, user) -> attempts below
+        self._gone: OrderedDict[Hashable, int | None] = OrderedDict()  # reply queues that nobody reads
+        self._handing: set[int] = set()  # deliveries whose jobs are on their way elsewhere, not confirmed yet
+        self._after_forward = fault_point("forward-confirmed")
+        self._after_final = fault_point("final-confirmed")
+
+    @property
+    def held(self) -> int:
+        """Jobs that wait here."""
+        return len(self._held)
+
+    @property
+    def busy(self) -> bool:
+        """True while a job is in this node's hands."""
+        return bool(self._held or self._runs or self._handing)
+
+    def tokens_running(self) -> int:
+        """Tokens made by the runs of this moment."""
+        return sum(each.run.tokens for each in self._runs.values())
+
+    # ---- arriving, and being placed
+
+    def add(self, job: Job, delivery: Delivery) -> None:
+        """A job from a queue."""
+        if delivery.redelivered:
+            job = msgspec.structs.replace(job, restarted=True)
+        self._dispatcher.received += 1
+        self._held.append(HeldJob(job, delivery))
+        self.pump()
+
+    def pump(self) -> None:
+        """Places held jobs, oldest first, until one has to stay."""
+        while self._held:
+            held = self._held[0]
+            if not self._wanted(held):
+                self._held.popleft()
+                continue
+            if not self._dispatcher.accepting and self._relatives.parent_there:
+                self._held.popleft()
+                self._hand_up(held)
+                continue
+            match self._dispatcher.decide():
+                case Run():
+                    self._held.popleft()
+                    self._run(held)
+                case Forward(child):
+                    self._held.popleft()
+                    self._forward(held, child)
+                case Hold(reason):
+                    self._tell_waiting(reason)
+                    return
+
+    def _wanted(self, held: HeldJob) -> bool:
+        """False for a job nobody waits for: it is settled here."""
+        job = held.job
+        if job.reply_to in self._gone:
+            self._settle(held.delivery)
+            return False
+        if self._is_cancelled(job):
+            self._end(held, Finished(request_id=job.request_id, attempt=job.attempt, reason="cancelled"))
+            return False
+        if job.deadline is not None and job.deadline < time.time():
+            message = "the deadline of the request passed while it waited"
+            self._end(held, Failed(request_id=job.request_id, attempt=job.attempt, code="expired", message=message))
+            return False
+        return True
+
+    def _is_cancelled(self, job: Job) -> bool:
+        for key in ((job.request_id, ""), (job.request_id, job.user)):
+            if key in self._cancelled:
+                before = self._cancelled[key]
+                if before is None or (job.attempt < before and not job.restarted):
+                    return True
+        return False
+
+    # ---- running
+
+    def _run(self, held: HeldJob) -> None:
+        if self._engine is None:
+            raise RuntimeError("a root has no slots, so the rule never says Run")
+        self._dispatcher.running += 1
+        number = next(self._numbers)
+        reader = _Reader(self, held.job, self.port)
+        run = JobRun(self._engine, held.job, self._name, self._boot, number, reader, self.gate)
+        task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
+        self._runs[number] = _Running(held, run, task)
+
+    async def _run_to_end(self, held: HeldJob, run: JobRun) -> None:
+        try:
+            ending = await run.run()
+            self._after(held, run, ending)
+        finally:
+            self._dispatcher.running -= 1
+            self._dispatcher.finished += 1
+            self.tokens += run.tokens
+            self._runs.pop(run.number, None)
+            self.pump()
+            self._changed()
+
+    def _after(self, held: HeldJob, run: JobRun, ending: Ending) -> None:
+        """What becomes of a job whose run has ended."""
+        if isinstance(ending, Interrupted):
+            self._interrupted(held, run, ending)
+        elif isinstance(ending, Failed) and ending.code == "given_up":
+            self._bury(held, run.faults, ending)
+        else:
+            self._end(held, ending)
+
+    def _interrupted(self, held: HeldJob, run: JobRun, ending: Interrupted) -> None:
+        """The job goes on elsewhere. Its reader hears so first: the loss is counted before the next run asks."""
+        held.job = msgspec.structs.replace(held.job, restarted=True)
+
+        def told(_read: bool) -> None:
+            self._handing.discard(id(held))
+            if self._relatives.parent_there:
+                self._hand_up(held)
+            else:
+                self._held.append(held)
+                self.pump()
+
+        self._handing.add(id(held))
+        if run.begun:
+            self.port.outbox.put(held.job.reply_to, ending, sent=told)
+        else:
+            told(True)
+        if ending.fault:
+            self._engine_failed(ending.reason)
+
+    def _bury(self, held: HeldJob, faults: tuple[str, ...], final: Failed) -> None:
+        """A job that was lost too often goes to the dead ones; its reader hears of it when it is there."""
+        log.error("job given up", node=self._name, request_id=held.job.request_id, faults=faults)
+        trail = (*held.job.trail, self._name)
+        job = msgspec.structs.replace(held.job, trail=trail)
+        buried = self.port.bury_job(job, reason=final.message, faults=faults)
+        self._hand_over(
+            buried, held, lambda: self._held.append(held), then=lambda: self.port.outbox.put(held.job.reply_to, final)
+        )
+
+    def _end(self, held: HeldJob, final: AnyFrame) -> None:
+        """Sends the last frame; the delivery is acknowledged once the broker has it, or nobody reads it."""
+
+        def sent(_read: bool) -> None:
+            self._after_final.reached()
+            self._settle(held.delivery)
+
+        self.port.outbox.put(held.job.reply_to, final, sent=sent)
+
+    # ---- handing on
+
+    def _forward(self, held: HeldJob, child: str) -> None:
+        self._dispatcher.forwarded(child)
+
+        def gone() -> None:
+            log.info("a child's edge is gone", node=self._name, child=child)
+            self._dispatcher.remove_child(child)
+            self._held.appendleft(held)
+
+        job = msgspec.structs.replace(held.job, trail=(*held.job.trail, self._name))
+        self._hand_over(self.port.forward(child, job), held, gone)
+
+    def _hand_up(self, held: HeldJob) -> None:
+        """A node that drains, leaves or fails gives its jobs back to its parent."""
+
+        def gone() -> None:
+            self._relatives.parent_there = False
+            self._held.append(held)
+
+        self._hand_over(self.port.hand_up(self._relatives.parent or "", held.job), held, gone)
+
+    def _hand_over(
+        self,
+        outcome: asyncio.Future[bool],
+        held: HeldJob,
+        gone: Callable[[], None],
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Acknowledges `held` once the broker has confirmed where it went; `gone()` if it went nowhere."""
+        self._handing.add(id(held))
+
+        def confirmed(outcome: asyncio.Future[bool]) -> None:
+            self._handing.discard(id(held))
+            if outcome.cancelled() or outcome.exception() is not None:
+                return  # the session is lost: the job is delivered again
+            if outcome.result():
+                self._after_forward.reached()
+                self._settle(held.delivery)
+                if then is not None:
+                    then()
+            else:
+                gone()
+                self.pump()
+            self._changed()
+
+        outcome.add_done_callback(confirmed)
+
+    def _settle(self, delivery: Delivery) -> None:
+        delivery.ack()
+        self.settled.set()
+
+    def _tell_waiting(self, reason: str) -> None:
+        """Lets the readers of held jobs know why nothing happens yet, once a reason."""
+        for held in self._held:
+            if held.told != reason:
+                held.told = reason
+                frame = Waiting(
+                    request_id=held.job.request_id, attempt=held.job.attempt, node=self._name, reason=reason
+                )
+                self.port.outbox.put(held.job.reply_to, frame)
+
+    # ---- what the broker and others tell
+
+    def cancel(self, message: Cancel) -> None:
+        """The job may run here, be held here, or arrive later; elsewhere it is not ours to find."""
+        self._remember(self._cancelled, (message.request_id, message.user), message.before)
+        for each in self._runs.values():
+            job = each.run.job
+            ours = job.request_id == message.request_id and message.user in ("", job.user)
+            if ours and (message.before is None or (job.attempt < message.before and not each.run.asking)):
+                each.run.cancel()
+        if any(held.job.request_id == message.request_id for held in self._held):
+            self._held = deque(held for held in self._held if self._wanted(held))
+
+    def answered(self, message: Continue) -> None:
+        """A reader's answer."""
+        answer = self._answers.get(message.number)
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+    def reader_gone(self, queue: str) -> None:
+        """An API process has ended, or lost its connection and submits again: nobody waits for these jobs."""
+        self._remember(self._gone, queue, None)
+        for each in self._runs.values():
+            if each.held.job.reply_to == queue:
+                each.run.cancel()
+        self._held = deque(held for held in self._held if self._wanted(held))
+
+    def engine_ready(self, ready: bool) -> None:
+        """The engine is there, or is not: then no job starts."""
+        self._engine_ready = ready
+        self._gate_changed()
+
+    def interrupt_all(self, reason: str, *, fault: bool) -> None:
+        """Every running job must go on elsewhere."""
+        for each in self._runs.values():
+            each.run.interrupt(reason, fault=fault)
+
+    async def forget(self) -> None:
+        """The session is over: every run ends without a last frame; the broker delivers all of it again."""
+        runs = [each.task for each in self._runs.values()]
+        for task in runs:
+            task.cancel()
+        self._held.clear()
+        await asyncio.gather(*runs, return_exceptions=True)
+        self._handing.clear()
+
+    async def ask(self, job: Job, number: int) -> Continue:
+        """Asks the job's reader where it stands, again and again: an answer is lost with the connection of either."""
+        answer: asyncio.Future[Continue] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        question = Asking(
+            request_id=job.request_id, attempt=job.attempt, node=self._name, boot=self._boot, number=number
+        )
+        try:
+            while not answer.done():
+                self.port.outbox.put(job.reply_to, question)
+                await asyncio.wait({answer}, timeout=ASK_SECONDS)
+            return answer.result()
+        finally:
+            del self._answers[number]
+
+    def _gate_changed(self) -> None:
+        self._dispatcher.closed = self.gate.closed or not self._engine_ready
+        self._changed()
+        self.pump()
+
+    @staticmethod
+    def _remember(memory: OrderedDict[Hashable, int | None], key: Hashable, value: int | None) -> None:
+        if key in memory and memory[key] is None:
+            return  # everything is cancelled already
+        memory[key] = value
+        while len(memory) > REMEMBERED:
+            memory.popitem(last=False)
+
+
+class _Reader:
+    """The way to the reader of one job; see worker.run.Reader."""
+
+    def __init__(self, jobs: Jobs, job: Job, port: NodePort) -> None:
+        self._jobs = jobs
+        self._job = job
+        self._port = port
+
+    def send(self, frame: AnyFrame) -> None:
+        self._port.outbox.put(self._job.reply_to, frame)
+
+    async def confirm(self, frame: AnyFrame) -> None:
+        sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def confirmed(read: bool) -> None:
+            if not sent.done():
+                sent.set_result(read)
+
+        self._port.outbox.put(self._job.reply_to, frame, sent=confirmed)
+        await sent  # never, if the session is lost first: then this run is abandoned
+
+    async def ask(self, number: int) -> Continue:
+        return await self._jobs.ask(self._job, number)
+
+    async def flowing(self) -> None:
+        if self._port.session.blocked:
+            await self._port.session.flowing.wait()
