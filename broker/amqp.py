@@ -34,7 +34,7 @@ ADDRESS_SECONDS = 3.0  # but for each at least this, however many there are
 CALL_SECONDS = 15  # a declare or bind that takes longer means a broker in trouble
 
 # A quorum queue drops a message that was delivered again more often than this. RabbitMQ 4 sets 20 where nothing is
-# said, and its "no limit" (-1) means 0 to RabbitMQ 3. A number that is never reached means the same to both, survives an
+# said, and its "no limit" (-1) means 0 to RabbitMQ 3. A number never reached means the same to both, survives an
 # upgrade, and lets the queue put back what is requeued at its old place instead of at its end.
 DELIVERY_LIMIT = 1_000_000
 
