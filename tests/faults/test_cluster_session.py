@@ -1,0 +1,145 @@
+"""What Canopy relies on in a cluster of RabbitMQ brokers, shown on a real one of three."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+import pytest_asyncio
+
+from broker.amqp import AmqpSession
+from broker.session import BrokerError, Session
+from tests.brokercluster import Cluster, ClusterBroker, broker_cluster
+from tests.session_contract import Inbox, fresh
+
+SECONDS = 30.0
+
+Open = Callable[[str], Awaitable[Session]]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with broker_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def connect() -> AsyncIterator[Open]:
+    """Opens sessions with quorum queues at an address."""
+    opened: list[Session] = []
+
+    async def connect(url: str) -> Session:
+        opened.append(await AmqpSession.open(url, "test", queue_type="quorum"))
+        return opened[-1]
+
+    yield connect
+    for session in opened:
+        await session.close()
+
+
+def node_url(broker: ClusterBroker) -> str:
+    return broker.address.amqp["node"]
+
+
+async def watch_deletions(session: Session) -> Inbox:
+    """Hears of every queue that is deleted anywhere in the cluster, as a node's inbox does."""
+    queue, deleted = fresh("inbox"), Inbox()
+    await session.declare_queue(queue, exclusive=True)
+    await session.bind(queue, "amq.rabbitmq.event", "queue.deleted")
+    await session.consume(queue, deleted, prefetch=100)
+    return deleted
+
+
+async def heard(deleted: Inbox, queue: str) -> None:
+    """Returns when the deletion of that queue was heard."""
+    async with asyncio.timeout(SECONDS):
+        while (await deleted.taken.get()).headers.get("name") != queue:
+            pass
+
+
+async def test_a_killed_brokers_exclusive_queues_are_reported_elsewhere(cluster: Cluster, connect: Open) -> None:
+    victim, other, _ = cluster.brokers
+    away, here = await connect(node_url(victim)), await connect(node_url(other))
+    deleted, inbox = await watch_deletions(here), fresh("inbox")
+    await away.declare_queue(inbox, exclusive=True)
+    assert await here.exists(inbox)
+    victim.kill()
+    await heard(deleted, inbox)
+    await here.declare_queue(inbox, exclusive=True)  # the name is free at once
+    victim.start()
+    await asyncio.to_thread(victim.wait_up)
+    await asyncio.to_thread(victim.wait_joined)
+    assert await here.exists(inbox)  # nor does the broker that is back take it away
+
+
+async def test_a_minority_ends_its_sessions_and_the_others_hear_of_it(cluster: Cluster, connect: Open) -> None:
+    other, _, minority = cluster.brokers
+    away, here = await connect(node_url(minority)), await connect(node_url(other))
+    deleted, inbox = await watch_deletions(here), fresh("inbox")
+    await away.declare_queue(inbox, exclusive=True)
+    await asyncio.to_thread(minority.cut_off)
+    await heard(deleted, inbox)
+    async with asyncio.timeout(SECONDS):
+        assert isinstance(await away.closed, BrokerError)
+    await here.declare_queue(inbox, exclusive=True)
+    await asyncio.to_thread(minority.heal)
+    await asyncio.to_thread(minority.wait_up)
+    await asyncio.to_thread(minority.wait_joined)
+    again = await connect(node_url(minority))
+    assert await again.exists(inbox)
+
+
+async def test_confirmed_jobs_survive_the_broker_that_confirmed_them(cluster: Cluster, connect: Open) -> None:
+    victim, other, _ = cluster.brokers
+    queue, inbox = fresh(), Inbox()
+    sender = await connect(node_url(victim))
+    await sender.declare_queue(queue)
+    assert all(await asyncio.gather(*(sender.publish("", queue, b"%d" % n, persistent=True) for n in range(50))))
+    victim.kill()
+    taker = await connect(node_url(other))
+    await taker.consume(queue, inbox, prefetch=100)
+    assert [int((await inbox.next()).body) for _ in range(50)] == list(range(50))
+    victim.start()
+    await asyncio.to_thread(victim.wait_up)
+    await asyncio.to_thread(victim.wait_joined)
+
+
+async def test_requeued_jobs_keep_their_place(cluster: Cluster, connect: Open) -> None:
+    session, queue, first, again = await connect(node_url(cluster.brokers[0])), fresh(), Inbox(), Inbox()
+    await session.declare_queue(queue)
+    await asyncio.gather(*(session.publish("", queue, b"%d" % number, persistent=True) for number in range(6)))
+    tag = await session.consume(queue, first, prefetch=3)
+    taken = [await first.next() for _ in range(3)]
+    await session.cancel(tag)
+    for delivery in taken:
+        delivery.requeue()
+    await session.consume(queue, again, prefetch=10)
+    found = [await again.next() for _ in range(6)]
+    assert [int(each.body) for each in found] == [0, 1, 2, 3, 4, 5]
+    assert [each.redelivered for each in found] == [True, True, True, False, False, False]
+
+
+async def test_a_job_is_not_dropped_however_often_it_comes_back(cluster: Cluster, connect: Open) -> None:
+    session, queue, inbox = await connect(node_url(cluster.brokers[0])), fresh(), Inbox()
+    await session.declare_queue(queue)
+    assert await session.publish("", queue, b"x", persistent=True)
+    await session.consume(queue, inbox, prefetch=1)
+    for _ in range(50):
+        (await inbox.next()).requeue()
+    (await inbox.next()).ack()
+
+
+async def test_a_quorum_queue_is_never_deleted(cluster: Cluster, connect: Open) -> None:
+    session, queue = await connect(node_url(cluster.brokers[0])), fresh()
+    await session.declare_queue(queue)
+    assert not await session.delete_queue(queue)
+    assert await session.depth(queue) == 0
+
+
+async def test_a_queue_of_another_type_is_refused_with_what_to_do(cluster: Cluster, connect: Open) -> None:
+    url, queue = node_url(cluster.brokers[0]), fresh()
+    await (await connect(url)).declare_queue(queue)
+    classic = await AmqpSession.open(url, "test", queue_type="classic")
+    with pytest.raises(BrokerError, match=f"CANOPY_QUEUE_TYPE=classic.*delete_queue {queue}"):
+        await classic.declare_queue(queue)
+    assert await classic.exists(queue)  # the session goes on
+    await classic.close()
