@@ -1,4 +1,4 @@
-"""Rows that go through the model together. Rows join and leave between steps."""
+"""Rows that go through the model together. Rows join and leave between steps; newcomers read their prompts before."""
 
 from collections.abc import Sequence as Many
 from typing import Any
@@ -78,3 +78,27 @@ class Batch:
     def bytes_per_token(self) -> int:
         """Memory that one token of one row takes, known after the first step."""
         return self._cache.bytes_per_token()
+
+
+class Prefill:
+    """Newcomers whose prompts are being read, a bounded number of tokens at a time, so that nobody waits long."""
+
+    def __init__(self, model: Any, rows: list[Sequence]) -> None:
+        self._longest = max(len(row.ids) for row in rows)
+        pads = [self._longest - len(row.ids) for row in rows]
+        self._tokens = [[0] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]
+        self._read = 0
+        self.batch = Batch(model)
+        self.batch.start(rows, pads)
+
+    def advance(self, budget: int) -> torch.Tensor | None:
+        """Reads up to `budget` tokens; returns the logits once the prompts are read."""
+        upto = self._read + max(1, budget // len(self._tokens))
+        logits = self.batch.step([row[self._read : upto] for row in self._tokens])
+        self._read = upto
+        return logits if self.done else None
+
+    @property
+    def done(self) -> bool:
+        """Whether every prompt is read to its end."""
+        return self._read >= self._longest

@@ -9,14 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import structlog
 import torch
 
 from worker.engines.base import Chunk, EngineError
-from worker.engines.batch import Batch
-from worker.engines.loading import Loaded
+from worker.engines.batch import Batch, Prefill
+from worker.engines.failure import model_failed, unreadable
+from worker.engines.loaded import Loaded
 from worker.engines.mailbox import Mailbox
 from worker.engines.sampling import choose
 from worker.engines.sequence import Sequence
@@ -24,30 +24,6 @@ from worker.engines.sequence import Sequence
 log = structlog.get_logger(__name__)
 
 News = list[tuple[Mailbox, Chunk | EngineError]]
-
-
-class Prefill:
-    """Newcomers whose prompts are being read, a bounded number of tokens at a time, so that nobody waits long."""
-
-    def __init__(self, model: Any, rows: list[Sequence]) -> None:
-        self._longest = max(len(row.ids) for row in rows)
-        pads = [self._longest - len(row.ids) for row in rows]
-        self._tokens = [[0] * pad + row.ids for pad, row in zip(pads, rows, strict=True)]
-        self._read = 0
-        self.batch = Batch(model)
-        self.batch.start(rows, pads)
-
-    def advance(self, budget: int) -> torch.Tensor | None:
-        """Reads up to `budget` tokens; returns the logits once the prompts are read."""
-        upto = self._read + max(1, budget // len(self._tokens))
-        logits = self.batch.step([row[self._read : upto] for row in self._tokens])
-        self._read = upto
-        return logits if self.done else None
-
-    @property
-    def done(self) -> bool:
-        """Whether every prompt is read to its end."""
-        return self._read >= self._longest
 
 
 class Decoder:
@@ -64,6 +40,7 @@ class Decoder:
         self._news: News = []
         self._since: float | None = None  # when the step in progress began (monotonic); read from other threads
         self.warm = False  # a step has ended
+        self._closed = False  # nobody looks at the orders any more
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
 
     def start(self) -> None:
@@ -71,19 +48,19 @@ class Decoder:
         self._thread.start()
 
     def submit(self, sequence: Sequence) -> None:
-        """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next step."""
+        """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next step.
+
+        Raises EngineError if the thread has ended.
+        """
         self._orders.put(sequence)
+        if self._closed:  # looked at after the put, and set before the last look at the orders: no job is forgotten
+            raise EngineError("engine", "the engine is not running", retryable=True)
 
     def stop(self, seconds: float) -> bool:
         """Ends every run; True if the thread ended within `seconds` (a step cannot be interrupted)."""
         self._orders.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
-
-    @property
-    def alive(self) -> bool:
-        """Whether there is anybody to submit to."""
-        return self._thread.is_alive()
 
     def stalled(self) -> float:
         """Seconds since the step in progress began, 0.0 between steps; from any thread."""
@@ -105,6 +82,7 @@ class Decoder:
                 while self._receive():
                     self._step()
         finally:  # nobody is left waiting, whatever ended the loop
+            self._closed = True
             everyone = [*self._waiting, *self._rows_reading(), *self._running.rows, *self._unread()]
             self._fail(everyone, EngineError("engine", "the engine is stopping", retryable=True))
             self._flush()
@@ -134,11 +112,11 @@ class Decoder:
         """Turns the job into tokens; what cannot be read ends here."""
         try:
             with self._timed():
-                first = sequence.prepare(self._loaded.tokenizer, self._loaded.ends, self._loaded.context)
-        except Exception as error:  # one job's text; its fate is decided in `_fail`
-            self._fail([sequence], error)
+                chunks = sequence.prepare(self._loaded)
+        except Exception as error:  # whatever a tokenizer or a template raises; it ends this job alone
+            self._fail([sequence], unreadable(error))
         else:
-            self._news.append((sequence.mailbox, first))
+            self._news += [(sequence.mailbox, chunk) for chunk in chunks]
             self._waiting.append(sequence)
         self._flush()
 
@@ -186,15 +164,12 @@ class Decoder:
         """A failure ends the jobs of its batch and nothing else: the next batch begins with an empty cache."""
         try:
             work()
-        except Exception as error:  # whatever a model raises; its jobs' fate is decided in `_fail`
+        except Exception as error:  # whatever a model raises; its jobs go on elsewhere
             log.exception("step failed", jobs=len(batch.rows))
-            self._fail(batch.rows, error)
+            self._fail(batch.rows, model_failed(error))
             batch.clear()
 
-    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
-        """The one place where a failure becomes an answer: unknown ones may succeed on another node."""
-        if not isinstance(error, EngineError):
-            error = EngineError("engine", f"the model failed: {error}", retryable=True)
+    def _fail(self, sequences: list[Sequence], error: EngineError) -> None:
         for sequence in sequences:
             if not sequence.finished:
                 sequence.finished = True

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 import torch
 import transformers
@@ -13,19 +12,10 @@ from safetensors import SafetensorError
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.batch import Batch
+from worker.engines.loaded import Loaded
 
 # How chat templates end a turn. A model that was converted may list only <eos> in its generation settings.
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """A model ready to compute."""
-
-    model: Any
-    tokenizer: Any
-    ends: frozenset[int]  # token ids that end an answer
-    context: int  # tokens, prompt and answer together
-    prefill_tokens: int  # how much of a prompt is read between two steps of those who run
 
 
 def load(folder: Path, device: str, slots: int) -> Loaded:
@@ -44,6 +34,7 @@ def load(folder: Path, device: str, slots: int) -> Loaded:
         tokenizer=tokenizer,
         ends=end_tokens(model, tokenizer),
         context=_context(model, place, slots, _bytes_per_token(model, folder)),
+        vocabulary=model.config.get_text_config().vocab_size,
         prefill_tokens=256 if place.type == "cpu" else 2048,
     )
 

@@ -1,75 +1,100 @@
 """One job while it is computed: its prompt, its dice, its text so far, and when it ends."""
 
-from typing import Any
+import msgspec
 
 from broker.wire import FinishReason, Job
+from worker.engines.answer import AnswerText
 from worker.engines.base import Chunk, EngineError
-from worker.engines.detokenize import Detokenizer
+from worker.engines.loaded import Loaded
 from worker.engines.mailbox import Mailbox
 from worker.engines.sampling import Dice
-from worker.engines.template import prepare
-from worker.engines.text import StopFilter
+from worker.engines.template import Prompt, prepare
 
 DEFAULT_TOKENS = 1024  # of an answer whose request names no limit: a base model seldom ends by itself
 
 
 class Sequence:
-    """Owned by the computing thread. `take` is the only way it moves."""
+    """Owned by the computing thread. `take` is the only way it moves, also through what was delivered already."""
 
     def __init__(self, job: Job, mailbox: Mailbox) -> None:
         self.job = job
         self.mailbox = mailbox
         self.sampling = job.sampling
-        self.ids: list[int] = []
+        self.ids: list[int] = []  # what the model reads before it goes on: the prompt, and what was delivered
         self.last = 0  # the newest token, which the next step begins with
         self.finished = False  # set from outside, too: nobody reads any more
 
-    def prepare(self, tokenizer: Any, ends: frozenset[int], context: int) -> Chunk:
-        """Reads the prompt; returns the first chunk, which ends the job if nothing may follow.
+    def prepare(self, loaded: Loaded) -> list[Chunk]:
+        """Reads the prompt; returns the first chunk, and the last one if nothing may follow.
 
-        Raises EngineError("too_long") when the prompt leaves no room in `context` tokens, or "invalid".
+        A continued job goes on from its delivered tokens, or from its delivered text where there are none, or ones
+        that do not make that text here. Raises EngineError("too_long") for a prompt that leaves no room in the
+        context, or "invalid".
         """
-        prompt = prepare(tokenizer, self.job)
-        self.ids, self._ends, self._strip = prompt.ids, ends, prompt.strip
-        given = len(prompt.ids) - prompt.delivered
-        if given >= context:
-            raise EngineError("too_long", f"the prompt has {given} tokens; this node reads at most {context - 1}")
-        wanted = self.sampling.max_tokens
-        self._left = min(context - len(prompt.ids), (DEFAULT_TOKENS if wanted is None else wanted) - prompt.delivered)
-        self._text = Detokenizer(tokenizer, prompt.ids)
-        self._stops = StopFilter((*self.sampling.stop, *prompt.stops))
-        self._untold = 0  # tokens whose text is held back
-        self.dice = Dice(self.sampling.seed, skip=prompt.delivered)
-        self.finished = self._left <= 0
-        finish: FinishReason | None = "length" if self.finished else None
-        return Chunk(prompt_tokens=given, tokens=prompt.delivered, finish=finish)
+        ids = self.job.delivered_ids
+        if ids and all(0 <= token < loaded.vocabulary for token in ids):
+            fresh = msgspec.structs.replace(self.job, delivered="", delivered_ids=())
+            first = self._begin(loaded, prepare(loaded.tokenizer, fresh), tells_ids=True)
+            if (more := self._replay(ids)) is not None:
+                return [msgspec.structs.replace(first, tokens=len(ids)), *more]
+        prompt = prepare(loaded.tokenizer, self.job)
+        first = self._begin(loaded, prompt, tells_ids=not prompt.delivered)
+        return [first, Chunk(finish="length")] if self.finished else [first]
 
     def take(self, token: int) -> Chunk | None:
         """Adds one token; returns what there is to tell, or None while a character or stop string is undecided."""
         if token in self._ends:
-            return self._finish("stop", self._shown(self._text.flush()))
+            return self._finish("stop", self._text.end())
         self.last = token
         self._left -= 1
-        self._untold += 1
-        text = self._shown(self._text.push(token))
-        if self._stops.stopped:
+        self._untold.append(token)
+        text = self._text.push(token)
+        if self._text.stopped:
             return self._finish("stop", text)
         if self._left <= 0:
-            return self._finish("length", text + self._shown(self._text.flush()))
+            return self._finish("length", text + self._text.end())
         return self._tell(text) if text else None
 
-    def _shown(self, text: str) -> str:
-        if self._strip:
-            text = text.lstrip()
-            self._strip = not text
-        return self._stops.push(text)
+    def _begin(self, loaded: Loaded, prompt: Prompt, *, tells_ids: bool) -> Chunk:
+        """Everything as it is before the first token. Without ids, a reader's list of them would have a hole."""
+        given = len(prompt.ids) - prompt.delivered
+        most = loaded.context - 1
+        if given > most:
+            raise EngineError("too_long", f"the prompt has {given} tokens; this node reads at most {most}")
+        if max(prompt.ids) >= loaded.vocabulary:  # its batch would fail, and on a GPU the whole process
+            raise EngineError("invalid", "the prompt has a token that the model does not know")
+        wanted = DEFAULT_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
+        self.ids, self._ends = prompt.ids, loaded.ends
+        self._left = min(loaded.context - given, wanted) - prompt.delivered
+        stops = (*self.sampling.stop, *prompt.stops)
+        self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)
+        self._untold: list[int] = []  # tokens whose text is held back
+        self._tells_ids = tells_ids
+        self.dice = Dice(self.sampling.seed, skip=prompt.delivered)
+        self.finished = self._left <= 0
+        return Chunk(prompt_tokens=given, tokens=prompt.delivered)
+
+    def _replay(self, ids: tuple[int, ...]) -> list[Chunk] | None:
+        """Takes the delivered tokens again. Returns what was not told of them, with the end if they reach it; None if
+        they are not the delivered text's.
+        """
+        had, text, chunk = self.job.delivered, "", None
+        for token in ids:
+            if not self.finished and (chunk := self.take(token)):
+                text += chunk.text
+        if not (text.startswith(had) or had.startswith(text)):
+            return None
+        self.ids = [*self.ids, *ids]
+        self.dice = Dice(self.sampling.seed, skip=len(ids))
+        self._untold = []
+        self._text.skip = max(0, len(had) - len(text))
+        rest = Chunk(text=text[len(had) :], finish=chunk.finish if chunk else None)
+        return [rest] if rest.text or rest.finish else []
 
     def _finish(self, reason: FinishReason, text: str) -> Chunk:
         self.finished = True
-        if self._stops.stopped:
-            reason = "stop"
-        return self._tell(text + self._stops.flush(), reason)
+        return self._tell(text, "stop" if self._text.stopped else reason)
 
     def _tell(self, text: str, finish: FinishReason | None = None) -> Chunk:
-        tokens, self._untold = self._untold, 0
-        return Chunk(text=text, tokens=tokens, finish=finish)
+        told, self._untold = tuple(self._untold), []
+        return Chunk(text=text, tokens=len(told), finish=finish, ids=told if self._tells_ids else ())

@@ -16,7 +16,7 @@ import structlog
 import torch
 
 from broker.wire import Job
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk, EngineError, EngineUnavailable
 from worker.engines.decoder import Decoder, News
 from worker.engines.loading import find_device, load
 from worker.engines.mailbox import Mailbox
@@ -39,7 +39,7 @@ class TransformersEngine:
         self.slots = slots
         self._folder = Path(model_path) if model_path else None
         self._decoder: Decoder | None = None
-        self._open = 0
+        self._open: set[Sequence] = set()
         self.stuck = False
 
     @property
@@ -49,6 +49,8 @@ class TransformersEngine:
 
     async def start(self) -> None:
         """Loads the model. Raises EngineUnavailable."""
+        if self.stuck:
+            raise EngineUnavailable("the former model is still in this process's memory; start a new process")
         folder = self._folder or installed(self.model)
         loop = asyncio.get_running_loop()
         self.device = str(await asyncio.to_thread(find_device, self.device))
@@ -65,12 +67,12 @@ class TransformersEngine:
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
-        if self._decoder is None or not self._decoder.alive:
+        if self._decoder is None:
             raise EngineError("engine", "the engine is not running", retryable=True)
-        if self._open >= self.slots:
+        if len(self._open) >= self.slots:
             raise EngineError("engine", f"all {self.slots} slots are taken", retryable=True)
         sequence = Sequence(job, Mailbox())
-        self._open += 1
+        self._open.add(sequence)
         try:
             self._decoder.submit(sequence)
             finish = None
@@ -80,24 +82,41 @@ class TransformersEngine:
                 yield chunk
         finally:
             sequence.finished = True  # closed early: the thread drops the row at its next step
-            self._open -= 1
+            self._open.discard(sequence)
 
     def stalled(self) -> float:
         """Seconds since the step in progress began; 0.0 when idle."""
         return self._decoder.stalled() if self._decoder is not None else 0.0
 
     async def stop(self) -> None:
-        """Ends every run and gives the memory back."""
+        """Ends every run and gives the memory back; a thread that hangs in a step keeps it, and is left behind."""
         decoder, self._decoder = self._decoder, None
         if decoder is None:
             return
+        for sequence in self._open:  # at once: the thread may never come to it
+            sequence.finished = True
+            sequence.mailbox.put(EngineError("engine", "the engine is stopping", retryable=True))
         if not await asyncio.to_thread(decoder.stop, _STOP_SECONDS):
             self.stuck = True
-            log.warning("the computing thread is still in a step; it ends with the process", seconds=_STOP_SECONDS)
+            log.error("the computing thread hangs in a step; it ends with the process", seconds=_STOP_SECONDS)
+            return
         del decoder
+        self.stuck = not await asyncio.to_thread(_free_memory)
+
+
+def _free_memory() -> bool:
+    """Gives the memory back before another model is loaded; False if the GPU is in error, which only the end of the
+    process clears.
+    """
+    gc.collect()  # exceptions and frames refer to each other, and to the model
+    try:
         if torch.cuda.is_initialized():
-            gc.collect()
+            torch.cuda.synchronize()
             torch.cuda.empty_cache()
+    except RuntimeError as error:
+        log.error("the GPU is in error", reason=str(error))
+        return False
+    return True
 
 
 def _deliver(news: News) -> None:

@@ -58,6 +58,22 @@ async def test_words(delay: float, settings: dict[str, Any], text: str, tokens: 
     assert await said(job("first\nmessage", "one  two\nthree", **settings), delay) == (text, tokens, finish)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_tokens": 2}, {"max_tokens": 6}, {"stop": ("ee t",)}, {"stop": ("wo t", "e x")}, {"stop": ("x",)}],
+)
+async def test_a_run_goes_on_wherever_it_was_cut(settings: dict[str, Any]) -> None:
+    chunks = await read(job("one two three", **settings), delay=0.001)
+    text, tokens, finish = await said(job("one two three", **settings))
+    for cut in range(len(chunks) + 1):
+        delivered = "".join(chunk.text for chunk in chunks[:cut])
+        rest = await read(job("one two three", **settings, delivered=delivered))
+        assert not rest[0].text
+        assert delivered + "".join(chunk.text for chunk in rest) == text
+        assert sum(chunk.tokens for chunk in rest) == tokens
+        assert rest[-1].finish == finish
+
+
 async def test_nothing_to_say() -> None:
     assert await said(job("", max_tokens=5)) == ("", 0, "stop")
     assert await said(Job(request_id="r", model="m", reply_to="q", created=0, prompt="a b")) == ("a b", 2, "stop")

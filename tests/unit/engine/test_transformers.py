@@ -150,7 +150,10 @@ async def test_a_restarted_job_continues(engine: Engine) -> None:
 
 
 async def test_a_job_that_was_complete_when_its_node_died_just_ends(engine: Engine) -> None:
-    assert [chunk.finish for chunk in await read(engine, job("Hello", max_tokens=3, delivered="abc"))] == ["length"]
+    assert await read(engine, job("Hello", max_tokens=3, delivered="abc")) == [
+        Chunk(prompt_tokens=len("Hello") + 1, tokens=3),
+        Chunk(finish="length"),
+    ]
 
 
 async def test_without_max_tokens_the_context_is_the_limit(engine: Engine) -> None:
