@@ -44,22 +44,77 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
         return process.wait()
 
 
+class Server:
+    """The broker as `canopy up` runs it, for tests that also stop, kill and start it again; its address stays the same.
+
+    A missing or broken RabbitMQ fails the tests that need it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._home = Home(folder)
+        self._home.make()
+        self._private = PrivateBroker(self._home)
+        self._private.prepare()
+        self._command, self._env = self._private.server_command()
+        self._epmd = launch(Spec("epmd", self._private.epmd_command()), self._home.logs / "epmd.log")
+        self._log = self._home.logs / "broker.log"
+        self._process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> Broker:
+        """How to reach it."""
+        return self._private.address()
+
+    def launch(self) -> None:
+        """Starts it. Not in a thread: the kernel would end it with the thread."""
+        self._process = launch(Spec("broker", self._command, self._env), self._log)
+
+    def wait_accepting(self) -> None:
+        """Returns when it accepts connections."""
+        _wait_accepting(self._private.ports["amqp"], self._process, self._log)
+
+    def stop(self) -> None:
+        """Ends it in order."""
+        stop(self._process)
+
+    def kill(self) -> None:
+        """Ends it at once, as a power failure would."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Ends it and what was started beside it."""
+        stop(self._process)
+        stop(self._epmd)
+
+    def ctl(self, *words: str) -> str:
+        """What `rabbitmqctl` prints for these words. It takes a second or two."""
+        program = Path(self._command[0]).with_name("rabbitmqctl")
+        command = [str(program), *words]
+        env = {**os.environ, **self._env}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(words)}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+@contextmanager
+def private_server(folder: Path) -> Iterator[Server]:
+    """A running broker that can be stopped and started again."""
+    server = Server(folder)
+    server.launch()
+    try:
+        server.wait_accepting()
+        yield server
+    finally:
+        server.close()
+
+
 @contextmanager
 def private_broker(folder: Path) -> Iterator[Broker]:
-    """The broker as `canopy up` runs it. A missing or broken RabbitMQ fails the tests that need it."""
-    home = Home(folder)
-    home.make()
-    private = PrivateBroker(home)
-    private.prepare()
-    command, env = private.server_command()
-    epmd = launch(Spec("epmd", private.epmd_command()), home.logs / "epmd.log")
-    server = launch(Spec("broker", command, env), home.logs / "broker.log")
-    try:
-        _wait_accepting(private.ports["amqp"], server, home.logs / "broker.log")
-        yield private.address()
-    finally:
-        stop(server)
-        stop(epmd)
+    """A running broker."""
+    with private_server(folder) as server:
+        yield server.address
 
 
 def _wait_accepting(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -79,8 +134,9 @@ class NodeProcess:
 
     def __init__(self, broker: Broker, name: str, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.name = name
-        self._ready = threading.Event()
         self.lines: list[str] = []
+        self._awaited: dict[str, threading.Event] = {}
+        self._ready = self.said(" ready ")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "worker", "--name", name, *options],
             env={**os.environ, "CANOPY_AMQP_URL": broker.amqp["node"], "PYTHONUNBUFFERED": "1", **(env or {})},
@@ -98,9 +154,15 @@ class NodeProcess:
         with self.process.stdout as output:
             for line in output:
                 self.lines.append(line)
-                if " ready " in line:
-                    self._ready.set()
-        self._ready.set()
+                for text, heard in list(self._awaited.items()):
+                    if text in line:
+                        heard.set()
+        for heard in list(self._awaited.values()):
+            heard.set()
+
+    def said(self, text: str) -> threading.Event:
+        """Set once it says a line with that text, after this call; or when it has ended."""
+        return self._awaited.setdefault(text, threading.Event())
 
     def wait_ready(self, seconds: float = 30.0) -> Self:
         """Returns when the node serves; fails with its output when it does not."""

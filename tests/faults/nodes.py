@@ -1,0 +1,193 @@
+"""A tree of real node processes that tests may kill, stop and start again."""
+
+import asyncio
+import itertools
+import signal
+from collections.abc import Callable, Mapping
+from typing import Self
+
+from broker.client import Client
+from broker.management import Edges, ManagementError, edges, prune_tree
+from broker.wire import AnyControl, NodeState
+from cli.rabbitmq import Broker
+from tests.realbroker import NodeProcess
+from topology.shape import node_names, parent_of
+
+SECONDS = 30.0
+NOBODY = Edges({}, {}, frozenset(), frozenset())
+TAIL_LINES = 25
+
+
+class Tree:
+    """`count` nodes in the shape of `canopy up --nodes COUNT --fanout 2`, and their root.
+
+    `env` and `via` (another way to the broker) are by node; they hold for its first life only.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        client: Client,
+        *,
+        count: int = 7,
+        slots: int = 4,
+        delay: float = 0.02,
+        policy: str = "paper",
+        engine: str = "echo",
+        root: str = "root",
+        prefix: str = "n",
+        env: Mapping[str, Mapping[str, str]] | None = None,
+        via: Mapping[str, Broker] | None = None,
+    ) -> None:
+        names = [f"{prefix}{name.removeprefix('n')}" for name in node_names(count)]
+        self.root = root
+        self.model = root.removeprefix("root-") if root != "root" else "echo"
+        self.parents: dict[str, str] = {
+            name: f"{prefix}{parent.removeprefix('n')}" if (parent := parent_of(place, fanout=2)) != "root" else root
+            for place, name in enumerate(names, 1)
+        }
+        self.processes: dict[str, NodeProcess] = {}
+        self.broker = broker
+        self._client = client
+        self._common = ["--model", self.model, "--policy", policy, "--wait", "30"]
+        self._engine = ["--engine", engine, "--slots", str(slots), "--token-delay", str(delay)]
+        self._env, self._via = dict(env or {}), dict(via or {})
+        self._former: set[NodeProcess] = set()
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            for name in (self.root, *self.parents):
+                self.start(name)
+            await self.ready(*self.processes)
+            await self.whole()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Kills what is left. The output of every node is shown with a failed test."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        everyone = {*self._former, *self.processes.values()}
+        for process in everyone:
+            process.process.kill()
+        for process in everyone:
+            await asyncio.to_thread(process.wait_exit)
+            print(f"---- {process.name} (pid {process.process.pid})\n{''.join(process.lines[-TAIL_LINES:])}")
+
+    def start(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> NodeProcess:
+        """Starts that node, or starts it again."""
+        place = ["--parent", self.parents[name], *self._engine] if name in self.parents else ["--engine", "none"]
+        way = self._via.pop(name, self.broker)
+        process = NodeProcess(way, name, *place, *self._common, *options, env=env or self._env.pop(name, {}))
+        if name in self.processes:
+            self._former.add(self.processes[name])
+        self.processes[name] = process
+        return process
+
+    async def ready(self, *names: str) -> None:
+        """Returns when these serve. In threads, as the client and proxies of the test share this event loop."""
+        await asyncio.gather(*(asyncio.to_thread(self.processes[name].wait_ready) for name in names))
+
+    async def kill(self, *names: str) -> None:
+        """`kill -9`, and the end of it."""
+        for name in names:
+            self.processes[name].process.kill()
+        for name in names:
+            await self.died(name)
+
+    async def died(self, name: str) -> int:
+        """Waits until it has ended; its exit status."""
+        return await asyncio.to_thread(self.processes[name].wait_exit, SECONDS)
+
+    async def restart(self, *names: str) -> None:
+        """Starts dead nodes again and waits until they serve."""
+        for name in names:
+            self.start(name)
+        await self.ready(*names)
+
+    async def stand_by(self) -> NodeProcess:
+        """A second process for the root's name, which waits for it to be free."""
+        options = ["--engine", "none", *self._common, "--standby"]
+        standby = NodeProcess(self.broker, self.root, *options)
+        self._former.add(standby)
+        await asyncio.to_thread(standby.said(" standby ").wait, SECONDS)
+        return standby
+
+    async def succeed(self, standby: NodeProcess) -> None:
+        """The standby is the root now; returns when it serves."""
+        self.processes[self.root] = await asyncio.to_thread(standby.wait_ready)
+
+    def freeze(self, name: str) -> None:
+        """SIGSTOP: it does nothing any more, and nobody is told."""
+        self.processes[name].process.send_signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """SIGCONT."""
+        self.processes[name].process.send_signal(signal.SIGCONT)
+
+    def supervise(self) -> None:
+        """From now on a node that ends is started again, as `canopy up` does."""
+        self._keepers += [asyncio.create_task(self._keep(name), name=f"keeper of {name}") for name in self.processes]
+
+    async def tell(self, name: str, message: AnyControl) -> None:
+        """Puts a control message into that node's inbox, whatever a command line would check before."""
+        assert await self._client.control(name, message), f"{name} has no inbox"
+
+    async def whole(self) -> None:
+        """Returns when every node serves, below the parent where it belongs."""
+        await self.until(lambda nodes: all(self._stands(name, nodes) for name in (self.root, *self.parents)))
+
+    async def until(self, condition: Callable[[dict[str, NodeState]], bool]) -> None:
+        """Returns when the condition holds of the nodes' states; fails after a while."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                while not condition(self._client.nodes()):
+                    await self._client.changed()
+        except TimeoutError:
+            raise AssertionError(
+                "\n".join(["it did not come to that:", *map(str, self._client.nodes().values())])
+            ) from None
+
+    def descendants(self, name: str) -> list[str]:
+        """Everything below that node."""
+        children = [child for child, parent in self.parents.items() if parent == name]
+        return children + list(itertools.chain.from_iterable(map(self.descendants, children)))
+
+    def _stands(self, name: str, nodes: Mapping[str, NodeState]) -> bool:
+        state = nodes.get(name)
+        children = sorted(child for child, parent in self.parents.items() if parent == name)
+        return (
+            state is not None
+            and state.status in ("idle", "busy")
+            and state.pid == self.processes[name].process.pid
+            and state.parent == self.parents.get(name)
+            and sorted(state.children) == children
+        )
+
+    async def _keep(self, name: str) -> None:
+        while True:
+            process = self.processes[name].process
+            while process.poll() is None:  # noqa: ASYNC110 - a thread that waits could not be stopped
+                await asyncio.sleep(0.05)
+            self.start(name)
+
+
+async def clear(broker: Broker) -> None:
+    """Removes what dead nodes left in the broker, once their connections are gone too."""
+    address = broker.management["admin"]
+    async with asyncio.timeout(SECONDS):
+        while await _anybody(address):  # noqa: ASYNC110 - the management API tells no events
+            await asyncio.sleep(0.05)
+        await prune_tree(address, NOBODY)
+
+
+async def _anybody(address: str) -> bool:
+    """Whether a node is present, or the management API of a broker that has just started does not answer yet."""
+    try:
+        return bool((await edges(address)).present)
+    except ManagementError:
+        return True

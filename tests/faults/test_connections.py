@@ -1,0 +1,112 @@
+"""The network between a process and the broker: cut, half-open, slow. Every stream's text stays exact."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from broker.client import Client
+from cli.rabbitmq import Broker
+from tests.faults.conftest import Grow, Join, Open
+from tests.faults.ledger import Ledger
+from tests.faults.nodes import Tree
+from tests.proxy import Proxy
+
+HALF_OPEN_SECONDS = 20.0  # longer than both ends wait for heartbeats
+LATENCY_SECONDS = 0.5
+
+NewProxy = Callable[[], Awaitable[Proxy]]
+
+
+@pytest_asyncio.fixture
+async def new_proxy(broker: Broker) -> AsyncIterator[NewProxy]:
+    """Proxies before the broker."""
+    async with AsyncExitStack() as stack:
+
+        async def new() -> Proxy:
+            return await stack.enter_async_context(Proxy.before(broker.amqp["node"]))
+
+        yield new
+
+
+def by(proxy: Proxy, broker: Broker) -> Broker:
+    """The broker as it is reached through the proxy."""
+    return replace(broker, amqp={user: proxy.through(address) for user, address in broker.amqp.items()})
+
+
+async def in_mid_stream(ledger: Ledger) -> None:
+    await ledger.submit(40, tokens=60)
+    await ledger.until(lambda: len(ledger.running()) == 28)
+
+
+@pytest.mark.parametrize(("where", "victim"), [("leaf", "n4"), ("inner", "n2"), ("root", "root")])
+async def test_a_nodes_connection_is_cut(
+    where: str, victim: str, broker: Broker, new_proxy: NewProxy, grow: Grow, account: Open
+) -> None:
+    proxy = await new_proxy()
+    tree: Tree = await grow(via={victim: by(proxy, broker)})
+    ledger = account("TCP cut", f"{where}-broker")
+    await in_mid_stream(ledger)
+    ledger.strike(ledger.on(victim))
+    proxy.cut()
+    assert await ledger.settled() == []
+    await tree.whole()
+
+
+async def test_the_readers_connection_is_cut(
+    broker: Broker, new_proxy: NewProxy, join: Join, grow: Grow, account: Open
+) -> None:
+    proxy = await new_proxy()
+    await grow()
+    ledger = account("TCP cut", "API-broker", client=await join(proxy.through(broker.amqp["api"])))
+    await in_mid_stream(ledger)
+    ledger.strike(ledger.running())
+    proxy.cut()
+    await ledger.submit(5, tokens=10)  # while it is away, or just back
+    assert await ledger.settled() == []
+
+
+async def test_connections_are_half_open(
+    broker: Broker, new_proxy: NewProxy, join: Join, grow: Grow, account: Open
+) -> None:
+    """A node's, a reader's and another node's at the same time, as it takes long. The last one is cut in the end."""
+    leaf, inner, reader = await new_proxy(), await new_proxy(), await new_proxy()
+    tree: Tree = await grow(via={"n4": by(leaf, broker), "n3": by(inner, broker)}, delay=0.05)
+    nodes = account("half-open 20 s", "leaf-broker, inner-broker")
+    api = account("half-open 20 s", "API-broker", client=await join(reader.through(broker.amqp["api"])))
+    await asyncio.gather(nodes.submit(20, tokens=200), api.submit(20, tokens=200))
+    await nodes.until(lambda: len([*nodes.on("n4"), *nodes.on("n3"), *api.on("n4"), *api.on("n3")]) == 8)
+    nodes.strike([*nodes.on("n4"), *nodes.on("n3")])
+    api.strike(api.running())
+    for proxy in (leaf, inner, reader):
+        proxy.freeze()
+    await asyncio.sleep(HALF_OPEN_SECONDS)  # the fault itself
+    leaf.thaw()
+    reader.thaw()
+    inner.cut()
+    assert await nodes.settled() == []
+    assert await api.settled() == []
+    await tree.whole()
+
+
+async def test_a_slow_network(broker: Broker, new_proxy: NewProxy, join: Join, grow: Grow, account: Open) -> None:
+    """500 ms in each direction between the broker and the reader, a leaf and the root."""
+    proxies = [await new_proxy() for _ in range(3)]
+    leaf, root, reader = proxies
+    tree: Tree = await grow(via={"n4": by(leaf, broker), "root": by(root, broker)})
+    client: Client = await join(reader.through(broker.amqp["api"]))
+    ledger = account("500 ms latency", "leaf-broker, root-broker, API-broker", client=client)
+    for proxy in proxies:
+        proxy.delay = LATENCY_SECONDS
+    await in_mid_stream(ledger)
+    assert await ledger.settled() == []
+    ledger = account("500 ms latency and a TCP cut", "leaf-broker, root-broker, API-broker", client=client)
+    await in_mid_stream(ledger)
+    ledger.strike(ledger.running())
+    for proxy in proxies:
+        proxy.cut()
+    assert await ledger.settled() == []
+    await tree.whole()

@@ -1,0 +1,142 @@
+"""Nodes die, freeze and come back: every job is answered once, with exactly its text."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.conftest import Grow, Open
+from tests.faults.nodes import Tree
+
+JOBS = 40  # on 28 slots: some wait
+FREEZE_SECONDS = 30.0  # longer than the broker waits for heartbeats
+
+VICTIMS = {"leaf": "n4", "inner": "n2", "root": "root"}
+
+
+@pytest.mark.parametrize("where", VICTIMS)
+async def test_killed_before_the_first_token(where: str, grow: Grow, account: Open) -> None:
+    """Nobody has a word yet: jobs run without text and wait, at the leaves, or at the root with `hold-high`."""
+    tree: Tree = await grow(delay=1.0, policy="hold-high" if where == "root" else "paper")
+    ledger = account("kill -9", f"{where}, before the first token")
+    victim = VICTIMS[where]
+    await ledger.submit(JOBS, tokens=2)
+    await ledger.until(ledger.placed)
+    there = [each for each in ledger.answers if victim in (each.node, each.waiting)]
+    assert there
+    assert not any(each.pieces for each in there)
+    await tree.kill(victim)
+    await tree.restart(victim)
+    assert await ledger.settled() == []
+    await tree.whole()
+
+
+@pytest.mark.parametrize("where", VICTIMS)
+async def test_killed_in_mid_stream(where: str, grow: Grow, account: Open) -> None:
+    tree: Tree = await grow()
+    ledger = account("kill -9", f"{where}, in mid-stream")
+    victim = VICTIMS[where]
+    await ledger.submit(JOBS, tokens=60)
+    await ledger.until(lambda: len(ledger.running()) == 28)
+    ledger.strike(ledger.on(victim) if where != "root" else ledger.running())
+    await tree.kill(victim)
+    if where == "root":
+        await tree.restart(victim)
+        await ledger.submit(5, tokens=10)
+    assert await ledger.settled() == []
+    if where != "root":
+        await tree.restart(victim)
+    await tree.whole()
+
+
+async def test_a_standby_root_takes_over_with_the_jobs_in_their_order(grow: Grow, account: Open) -> None:
+    tree: Tree = await grow(count=1, slots=1, policy="hold-high")
+    ledger = account("kill -9", "root, a standby takes over")
+    standby = await tree.stand_by()
+    for _ in range(10):
+        await ledger.ask(tokens=10)
+    await ledger.until(lambda: ledger.placed() and len(ledger.running()) == 1)
+    ledger.strike(ledger.running())
+    await tree.kill("root")
+    while_away = await ledger.ask(tokens=10)  # waits in the broker
+    await tree.succeed(standby)
+    assert await ledger.settled() == []
+    begun = sorted(ledger.answers, key=lambda each: each.heard[0])
+    assert [each.number for each in begun] == [each.number for each in ledger.answers]
+    assert begun[-1] is while_away
+    await tree.whole()
+
+
+async def test_frozen_for_longer_than_the_heartbeat(grow: Grow, account: Open) -> None:
+    """A leaf of one tree and the root of another, at the same time, as it takes half a minute."""
+    await asyncio.gather(_frozen_leaf(grow, account), _frozen_root(grow, account))
+
+
+async def _frozen_leaf(grow: Grow, account: Open) -> None:
+    tree: Tree = await grow(count=3, delay=0.05)
+    ledger = account("SIGSTOP 30 s", "leaf")
+    await ledger.submit(12, tokens=60)
+    await ledger.until(lambda: len(ledger.running()) == 12)
+    await _freeze(tree, "n3", lambda: ledger.strike(ledger.on("n3")))
+    assert await ledger.settled() == []
+    await tree.whole()
+    ledger = account("SIGSTOP 30 s", "leaf, once it is back")
+    await ledger.submit(12, tokens=10)
+    assert await ledger.settled() == []
+    assert any("n3" in each.nodes for each in ledger.answers)
+
+
+async def _frozen_root(grow: Grow, account: Open) -> None:
+    tree: Tree = await grow(count=3, root="root-b", prefix="b", delay=0.05)
+    ledger = account("SIGSTOP 30 s", "root", model="b")
+    await ledger.submit(8, tokens=60)
+    await ledger.until(lambda: len(ledger.running()) == 8)
+
+    def strike() -> None:
+        ledger.strike(ledger.running())
+
+    waiting = asyncio.create_task(ledger.submit(8, tokens=10))  # wait in the broker until the root is back
+    await _freeze(tree, "root-b", strike)
+    await waiting
+    assert await ledger.settled() == []
+    await tree.whole()
+
+
+async def _freeze(tree: Tree, name: str, struck: Callable[[], None]) -> None:
+    tree.freeze(name)
+    struck()
+    await asyncio.sleep(FREEZE_SECONDS)  # the fault itself
+    tree.thaw(name)
+
+
+async def test_the_drain_is_killed_in_the_middle(grow: Grow, account: Open) -> None:
+    """A leaf with many jobs in its queue dies, and its parent too, right after it has begun to empty that queue."""
+    tree: Tree = await grow(slots=2, delay=0.05)
+    ledger = account("kill -9", "leaf, then the parent that empties its queue")
+    tree.freeze("n4")  # so that jobs stay in its queue
+    await ledger.submit(60, tokens=20)
+    await ledger.until(lambda: len(ledger.running()) >= 12)
+    ledger.strike(ledger.on("n2"))
+    heard = tree.processes["n2"].said("child is gone")
+    await tree.kill("n4")
+    await asyncio.to_thread(heard.wait, 30)
+    await tree.kill("n2")
+    assert await ledger.settled() == []
+    await tree.restart("n2", "n4")
+    await tree.whole()
+
+
+async def test_how_soon_the_streams_of_a_killed_leaf_go_on(grow: Grow, account: Open) -> None:
+    """Leaf after leaf, with free slots elsewhere; the table shows the slowest and the p95."""
+    tree: Tree = await grow(slots=12, delay=0.025)
+    ledger = account("kill -9", "leaves one after the other, free slots elsewhere")
+    for victim in ("n4", "n5", "n6", "n7"):
+        done = ledger.ended()
+        await ledger.submit(60, tokens=80)
+        await ledger.until(lambda victim=victim: len(ledger.on(victim)) == 6)
+        ledger.strike(ledger.on(victim))
+        await tree.kill(victim)
+        await tree.restart(victim)
+        await ledger.until(lambda done=done: ledger.ended() == done + 60)
+        await tree.whole()
+    assert await ledger.settled() == []
