@@ -8,11 +8,13 @@ import structlog
 import typer
 
 from bench import hello, latency
+from bench.chaos import command as chaos
 from bench.instance import NotStarted
 
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "latency": latency.command,
     "hello": hello.command,
+    "chaos": chaos.command,
 }
 
 app = typer.Typer(

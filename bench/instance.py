@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from typing import Any
 
 from bench.report import say
 from cli import home as homes
-from cli import ports
-from cli.home import REPOSITORY
+from cli import instance, ports, rabbitmq
+from cli.errors import CliError
+from cli.home import REPOSITORY, Home
+from cli.instance import Recorded
+from cli.prepare import system
 
 END_SECONDS = 15.0  # more than `up` takes to end everything
 _CANOPY = [sys.executable, str(REPOSITORY / "canopy")]
@@ -36,7 +40,8 @@ class Instance:
     home: Path
     port: int
     key: str
-    record: dict[str, Any]  # its instance.json
+    record: dict[str, Any]  # its instance.json, as it was when ready
+    login: str  # the one-time link of the administrator
 
     @property
     def model(self) -> str:
@@ -46,6 +51,36 @@ class Instance:
     def amqp(self, user: str) -> str:
         """The broker's address for `api`, `node` or `admin`."""
         return str(self.record["amqp"][user])
+
+    @property
+    def url(self) -> str:
+        """The API's address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def processes(self) -> dict[str, Recorded]:
+        """Its processes by name, as they are now: one that ended is started again under another pid."""
+        return {each.name: each for each in instance.recorded_processes(Home(self.home))}
+
+    def command(self, *words: str) -> tuple[list[str], dict[str, str]]:
+        """A command of the launcher for this instance, and its environment."""
+        return [*_CANOPY, *words], _environment(self.home)
+
+    def rabbitmqctl(self, *words: str) -> tuple[list[str], dict[str, str]]:
+        """A command for the broker, and its environment. Raises CliError without a RabbitMQ."""
+        server = system.rabbitmq_server()
+        if server is None:
+            raise CliError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
+        folder = self.home / "broker"
+        environment = {
+            **os.environ,
+            "HOME": str(folder / "home"),  # Erlang's cookie lies there
+            "RABBITMQ_NODENAME": rabbitmq.NODE,
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "ERL_EPMD_PORT": str(json.loads((folder / "ports.json").read_text())["epmd"]),
+            "ERL_INETRC": str(folder / "inetrc"),
+            "LC_ALL": "C.UTF-8",
+        }
+        return [str(server.with_name("rabbitmqctl")), *words], environment
 
     def pids(self) -> dict[str, int]:
         """Its processes by name, for whoever profiles them."""
@@ -64,11 +99,13 @@ def running(*options: str) -> Iterator[Instance]:
     _share_models(folder)
     launcher = _start(folder, ["up", "--port", str(port), *options])
     try:
-        _wait_ready(launcher)
+        login = _wait_ready(launcher)
+        _keep_output(launcher, folder / "logs" / "launcher.log")
         key = subprocess.run(
             [*_CANOPY, "key", "create"], env=_environment(folder), check=True, capture_output=True, text=True
         )
-        yield Instance(folder, port, key.stdout.strip(), json.loads((folder / "run" / "instance.json").read_text()))
+        record = json.loads((folder / "run" / "instance.json").read_text())
+        yield Instance(folder, port, key.stdout.strip(), record, login)
     except subprocess.CalledProcessError as error:
         raise NotStarted(f"no API key: {error.stderr.strip()}") from error
     finally:
@@ -90,23 +127,36 @@ def _start(folder: Path, words: Sequence[str]) -> "subprocess.Popen[str]":
     )
 
 
-def _wait_ready(launcher: "subprocess.Popen[str]") -> None:
+def _wait_ready(launcher: "subprocess.Popen[str]") -> str:
+    """Returns the login link."""
     last: deque[str] = deque(maxlen=5)
     for line in launcher.stdout or ():
         if line.startswith(_READY):
-            return
+            return line.removeprefix(_READY).strip()
         last.append(line.rstrip())
         say(line.strip())
     raise NotStarted(last[-1].removeprefix("canopy: ") if last else "canopy up ended without a word")
 
 
+def _keep_output(launcher: "subprocess.Popen[str]", log: Path) -> None:
+    """Reads on, beside us, so that a full pipe never holds the launcher up."""
+
+    def keep() -> None:
+        with contextlib.suppress(OSError, ValueError), log.open("w") as file:
+            for line in launcher.stdout or ():
+                file.write(line)
+                file.flush()
+
+    threading.Thread(target=keep, name="launcher's output", daemon=True).start()
+
+
 def _end(launcher: "subprocess.Popen[str]") -> None:
     launcher.terminate()
     try:
-        launcher.communicate(timeout=END_SECONDS)  # reads on, so that a full pipe never holds it up
+        launcher.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
         launcher.kill()
-        launcher.communicate()
+        launcher.wait()
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A result: printed as tables for people, written as JSON for machines."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from bench import machine as facts_of
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Cell = str | int | float | None
+_FILE_WIDTH = 140  # of what is printed into a file
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Report:
 
     def show(self, console: Console | None = None) -> None:
         """Prints everything on standard output."""
-        out = console or Console()
+        out = console or Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
         for table in self.tables:
             out.print(_drawn(table))
         for note in self.notes:

@@ -1,0 +1,1 @@
+"""`bench chaos`: random faults under load, and the proof that nobody was forgotten."""

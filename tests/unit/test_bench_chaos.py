@@ -1,0 +1,356 @@
+"""The chaos run's pure parts: schedule, ledger, tables; and its users, on scripted answers."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.chaos import rest, schedule, table
+from bench.chaos.schedule import FAR, KINDS, Fault, Happened, Tree
+from bench.load.http import Service
+from bench.load.ledger import Ending, Ledger, Request, judge, numbered_words
+from bench.load.users import User
+
+TREE = Tree.of(7, 2)
+EXPECTED = numbered_words("t", 12)
+
+
+# ---- the schedule
+
+
+def make(seed: int, **changed: Any) -> list[Fault]:
+    settings = {"seconds": 600.0, "per_minute": 3.0, "nodes": 7, "fanout": 2, "kinds": list(KINDS), **changed}
+    return schedule.make(seed, **settings)
+
+
+def test_a_seed_repeats_its_faults_and_another_seed_does_not() -> None:
+    assert make(1) == make(1)
+    assert make(1) != make(2)
+
+
+def test_every_kind_gets_its_turn_before_one_comes_again() -> None:
+    kinds = [fault.kind for fault in make(3)]
+    assert len(kinds) == 30
+    assert set(kinds[: len(KINDS)]) == set(KINDS)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_faults_hit_what_their_kind_says(seed: int) -> None:
+    faults = make(seed)
+    assert [fault.at for fault in faults] == sorted(fault.at for fault in faults)
+    assert all(schedule.CALM <= fault.at < 600 for fault in faults)
+    for fault in faults:
+        least, most = KINDS[fault.kind]
+        assert least <= fault.seconds <= most
+        match fault.kind.split():
+            case [_, "leaf"]:
+                assert fault.target in ("n4", "n5", "n6", "n7")
+            case [_, "inner"]:
+                assert fault.target in ("n1", "n2", "n3")
+            case [_, "node"]:
+                assert fault.target in FAR
+            case ["attach"]:
+                assert fault.target not in TREE.line(fault.parent)
+                assert fault.parent != TREE.parents[fault.target]
+
+
+def test_only_the_kinds_asked_for() -> None:
+    assert {fault.kind for fault in make(1, kinds=["drain", "alarm"])} == {"drain", "alarm"}
+
+
+def test_a_short_run_has_a_fault() -> None:
+    assert len(make(1, seconds=10.0)) == 1
+
+
+# ---- what a text is worth
+
+
+@pytest.mark.parametrize(
+    ("got", "whole", "ending"),
+    [
+        (EXPECTED, True, None),
+        ("", False, None),
+        ("t.0 t.1 t", False, None),
+        ("t.0 t.1 t.2", True, Ending.MISSING),
+        ("t.0 t.1 t.3 t.4", False, Ending.MISSING),
+        ("t.0 t.1 t.1 t.2", False, Ending.REPEATED),
+        ("t.0 t.1t.1 t.2", False, Ending.MISSING),
+        (f"{EXPECTED} t.11", True, Ending.REPEATED),
+        (f"{EXPECTED} {EXPECTED}", False, Ending.REPEATED),
+    ],
+)
+def test_a_text_is_right_or_says_what_is_wrong(got: str, whole: bool, ending: Ending | None) -> None:
+    assert judge(EXPECTED, got, whole=whole) is ending
+
+
+def test_a_right_text_with_a_wrong_count_is_wrong() -> None:
+    assert judge(EXPECTED, EXPECTED, 12) is None
+    assert judge(EXPECTED, EXPECTED, 13) is Ending.MISCOUNTED
+
+
+# ---- the ledger
+
+
+def test_a_silence_is_noted_and_belongs_to_the_time_in_which_it_began() -> None:
+    request = Request("stream", EXPECTED, 0.0)
+    for at in (1.0, 1.1, 4.1, 4.2, 4.7):
+        request.heard(at)
+    assert request.silences == [(1.1, 4.1), (4.2, 4.7)]
+    assert request.longest_silence(1.2, 2.0) == pytest.approx(3.0)
+    assert request.longest_silence(2.0, 4.0) == 0.0
+    assert request.longest_silence(4.0, 9.0) == pytest.approx(0.5)
+
+
+def test_a_lost_stream_was_silent_until_it_was_given_up() -> None:
+    request = Request("stream", EXPECTED, 0.0)
+    request.heard(1.0)
+    request.end(9.0, Ending.LOST)
+    assert request.longest_silence(0.0, 9.0) == 8.0
+
+
+@pytest.mark.parametrize(
+    ("accepted", "deaths", "broke_at", "ending"),
+    [
+        (None, [], 10.5, Ending.REFUSED),  # a kept-open connection was being closed
+        (None, [], 15.0, Ending.LOST),
+        (None, [12.0], 15.0, Ending.REFUSED),
+        (11.0, [], 15.0, Ending.LOST),
+        (11.0, [12.0], 15.0, Ending.BROKEN),
+        (11.0, [9.0, 16.0], 15.0, Ending.LOST),  # other requests' deaths are no excuse
+    ],
+)
+def test_a_broken_connection_is_excused_by_the_death_of_the_api_alone(
+    accepted: float | None, deaths: list[float], broke_at: float, ending: Ending
+) -> None:
+    ledger = Ledger(api_deaths=deaths)
+    request = ledger.open("stream", EXPECTED, 10.0)
+    request.accepted = accepted
+    assert ledger.judge_broken(request, broke_at) is ending
+
+
+def test_what_never_ended_is_a_failure() -> None:
+    ledger = Ledger()
+    ledger.open("stream", EXPECTED, 0.0)
+    assert len(ledger.failures()) == 1
+
+
+# ---- the tables
+
+
+def ended(ledger: Ledger, accepted: float, at: float, ending: Ending) -> Request:
+    request = ledger.open("stream", EXPECTED, accepted)
+    request.accept(accepted)
+    request.end(at, ending, "because")
+    return request
+
+
+def column(rows: Any, name: str) -> list[Any]:
+    return [record[name] for record in rows.as_records()]
+
+
+def test_a_request_counts_with_each_fault_it_lived_through_and_once_in_all() -> None:
+    ledger = Ledger()
+    ended(ledger, 0.0, 10.0, Ending.ANSWERED).silences.append((2.0, 5.0))
+    ended(ledger, 0.0, 4.0, Ending.LOST)
+    ended(ledger, 20.0, 21.0, Ending.ANSWERED)
+    happened = [Happened(Fault(2, "kill leaf", "n4"), 2.0, 3.0), Happened(Fault(6, "drain", "n5"), 6.0, 8.0)]
+    rows = table.by_fault(ledger, happened)
+    assert column(rows, "fault") == ["kill leaf", "drain", "the whole run"]
+    assert column(rows, "accepted") == [2, 1, 3]
+    assert column(rows, "answered") == [1, 1, 2]
+    assert column(rows, "lost") == [1, 0, 1]
+    assert column(rows, "recovery s") == [3.0, 0.0, 3.0]
+
+
+def test_a_fault_that_could_not_be_made_touched_nobody() -> None:
+    ledger = Ledger()
+    ended(ledger, 0.0, 10.0, Ending.ANSWERED)
+    rows = table.by_fault(ledger, [Happened(Fault(2, "attach", "n4"), 2.0, 3.0, "no such node", made=False)])
+    assert column(rows, "times") == [0, 0]
+    assert column(rows, "accepted") == [0, 1]
+
+
+def test_a_refused_request_was_not_accepted() -> None:
+    ledger = Ledger()
+    ledger.open("stream", EXPECTED, 0.0).end(0.1, Ending.REFUSED, "503")
+    assert column(table.by_fault(ledger, []), "accepted") == [0]
+    assert column(table.by_user(ledger), "refused") == [1]
+
+
+def test_a_failure_says_when_what_and_what_went_on() -> None:
+    ledger = Ledger()
+    ended(ledger, 1.0, 4.0, Ending.LOST).ids.append("abc")
+    (line,) = table.failures(ledger, [Happened(Fault(2, "kill leaf", "n4"), 2.0, 3.0)], start=0.0)
+    assert line == "lost: stream abc, 1.0-4.0 s, 0 of 12 words, because [kill leaf n4]"
+
+
+# ---- at rest
+
+
+def seen(**changed: Any) -> dict[str, Any]:
+    return {"name": "n1", "state": "idle", "detail": "", "running": 0, "queued": 0, **changed}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "queues", "found"),
+    [
+        ([seen()], [{"name": "canopy.node.n1", "messages": 0}, {"name": "canopy.watch.x", "messages": 3}], []),
+        ([], [], ["n1 is not in the tree"]),
+        ([seen(state="down", detail="gone")], [], ["n1 is down: gone"]),
+        ([seen(running=1)], [], ["n1 has 1 running and 0 queued"]),
+        ([seen()], [{"name": "canopy.dead", "messages": 1}], ["canopy.dead holds 1 messages"]),
+        ([seen()], [{"name": "canopy.node.n1", "messages": 2}], ["canopy.node.n1 holds 2 messages"]),
+    ],
+)
+def test_what_is_not_at_rest_is_said(nodes: list[Any], queues: list[Any], found: list[str]) -> None:
+    assert rest.unrest({"nodes": nodes}, queues, ["n1"]) == found
+
+
+# ---- users, on scripted answers
+
+
+class Script(httpx.AsyncByteStream):
+    """A body in pieces; an exception among them breaks the connection."""
+
+    def __init__(self, pieces: Sequence[bytes | Exception]) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+
+def event(payload: Any) -> bytes:
+    return b"data: " + (payload if isinstance(payload, bytes) else json.dumps(payload).encode()) + b"\n\n"
+
+
+def delta(text: str) -> bytes:
+    return event({"choices": [{"delta": {"content": text}}]})
+
+
+USAGE = event({"choices": [], "usage": {"completion_tokens": 12}})
+DONE = event(b"[DONE]")
+GONE = httpx.ReadError("gone")
+HALF = len(EXPECTED) // 2
+
+
+async def asked_by(number: int, *answers: httpx.Response | Exception, api_died: bool = False) -> Request:
+    """What became of one question of user `number`, to whom these answers come in turn."""
+    script = iter(answers)
+
+    async def answer(_request: httpx.Request) -> httpx.Response:
+        found = next(script)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    ledger = Ledger()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://canopy") as client:
+        user = User(number, Service("echo", client, client), ledger, random.Random(0))
+        request = ledger.open(user.kind, EXPECTED, asyncio.get_running_loop().time())
+        if api_died:
+            ledger.api_deaths.append(request.began)
+        await user.see_to_its_end(request)
+    assert next(script, None) is None
+    return request
+
+
+def stream(*pieces: bytes | Exception) -> httpx.Response:
+    return httpx.Response(200, stream=Script(pieces), headers={"X-Request-Id": "r1"})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ending"),
+    [
+        ([delta(EXPECTED[:HALF]), delta(EXPECTED[HALF:]), USAGE, DONE], Ending.ANSWERED),
+        ([delta(EXPECTED), event({"choices": [], "usage": {"completion_tokens": 1}}), DONE], Ending.MISCOUNTED),
+        ([delta(EXPECTED[:HALF]), USAGE, DONE], Ending.MISSING),
+        ([delta(EXPECTED), delta(" t.11"), USAGE, DONE], Ending.REPEATED),
+        ([delta(EXPECTED), event({"error": {"message": "given up"}})], Ending.TOLD),
+        ([delta("t.0 t.0"), event({"error": {"message": "given up"}})], Ending.REPEATED),
+        ([delta(EXPECTED)], Ending.LOST),
+        ([delta(EXPECTED[:HALF]), GONE], Ending.LOST),
+    ],
+)
+async def test_how_a_stream_ends(pieces: list[bytes | Exception], ending: Ending) -> None:
+    request = await asked_by(0, stream(*pieces))
+    assert request.kind == "stream"
+    assert request.ending is ending
+    assert request.ids == ["r1"]
+
+
+async def test_a_stream_broken_by_the_death_of_the_api_is_not_lost() -> None:
+    assert (await asked_by(0, stream(delta(EXPECTED[:HALF]), GONE), api_died=True)).ending is Ending.BROKEN
+
+
+async def test_wrong_text_is_not_excused_by_the_death_of_the_api() -> None:
+    assert (await asked_by(0, stream(delta("t.0 t.2"), GONE), api_died=True)).ending is Ending.MISSING
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "ending"),
+    [
+        (503, {"Retry-After": "0"}, Ending.REFUSED),
+        (429, {"Retry-After": "0"}, Ending.REFUSED),
+        (503, {"X-Request-Id": "r1"}, Ending.TOLD),  # a job that had been accepted
+        (500, {}, Ending.TOLD),
+    ],
+)
+async def test_how_a_refusal_ends(status: int, headers: dict[str, str], ending: Ending) -> None:
+    assert (await asked_by(7, httpx.Response(status, headers=headers))).ending is ending
+
+
+async def test_who_cancels_leaves_in_the_middle() -> None:
+    request = await asked_by(6, stream(delta(EXPECTED[:HALF]), delta(EXPECTED[HALF:]), GONE))
+    assert request.kind == "cancel"
+    assert request.ending is Ending.CANCELLED
+
+
+async def test_a_key_is_tried_again_until_there_is_an_answer() -> None:
+    answers = [stream(delta(EXPECTED[:HALF]), GONE), GONE, httpx.Response(503, headers={"Retry-After": "0"})]
+    request = await asked_by(2, *answers, stream(delta(EXPECTED), USAGE, DONE))
+    assert request.kind == "keyed"
+    assert request.ending is Ending.ANSWERED
+    assert request.retries == 3
+
+
+def stored(answer: str, status: str = "done", extra: int = 0) -> httpx.Response:
+    asked = {"id": 1, "content": EXPECTED, "status": "done", "error": None}
+    messages = [asked, {"id": 2, "content": answer, "status": status, "error": "why"}]
+    return httpx.Response(200, json={"messages": messages + messages[:extra]})
+
+
+MADE = httpx.Response(201, json={"id": 7})
+NOTHING = httpx.Response(200, json={"messages": []})
+WRITTEN = httpx.Response(201, json={"assistant_message": {"id": 2}})
+
+
+def told(*texts: str) -> httpx.Response:
+    return httpx.Response(200, stream=Script([event({"text": text}) for text in texts]))
+
+
+@pytest.mark.parametrize(
+    ("answers", "ending"),
+    [
+        ([MADE, WRITTEN, told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
+        ([MADE, WRITTEN, GONE, stored("t.0", "streaming"), told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
+        ([MADE, GONE, stored(EXPECTED), told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
+        ([MADE, GONE, NOTHING], Ending.REFUSED),
+        ([MADE, WRITTEN, told(EXPECTED), NOTHING], Ending.LOST),
+        ([MADE, WRITTEN, told(EXPECTED), stored(EXPECTED, extra=1)], Ending.REPEATED),
+        ([MADE, WRITTEN, told(EXPECTED), stored(EXPECTED[:HALF])], Ending.MISSING),
+        ([MADE, WRITTEN, told("t.0", " t.0"), stored(EXPECTED)], Ending.REPEATED),
+        ([MADE, WRITTEN, told("t.0"), stored("t.0", "failed")], Ending.TOLD),
+        ([httpx.Response(503, headers={"Retry-After": "0"})], Ending.REFUSED),
+    ],
+)
+async def test_how_a_turn_of_the_chat_ends(answers: list[httpx.Response | Exception], ending: Ending) -> None:
+    request = await asked_by(4, *answers)
+    assert request.kind == "chat"
+    assert request.ending is ending
