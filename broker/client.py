@@ -22,6 +22,7 @@ from broker.session import BrokerError, Delivery, Session
 from broker.stream import Stream
 from broker.tree import SILENT_SECONDS, on_our_clock
 from broker.wire import (
+    NO_RUN,
     AnyControl,
     AnyFrame,
     Asking,
@@ -310,7 +311,7 @@ class Client:
                 self._cancel_everywhere(frame.request_id)
         elif isinstance(frame, Asking):
             self._grant(stream, frame)
-        elif frame.attempt < stream.attempt and not isinstance(frame, Waiting):
+        elif frame.attempt < stream.attempt and frame.seq != NO_RUN and not isinstance(frame, Waiting):
             self._cancel_everywhere(frame.request_id, stream.attempt)
         elif not stream.push(frame) and self._session is not None:
             log.error("a frame is missing; starting over", request_id=frame.request_id)

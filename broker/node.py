@@ -165,9 +165,7 @@ class NodePort:
     def _on_inbox(self, delivery: Delivery) -> None:
         delivery.ack()
         if delivery.exchange == BROKER_EVENTS:
-            owner = names.inbox_owner(str(delivery.headers.get("name", "")))
-            if owner is not None and owner != self.name:
-                self._handler.on_node_gone(owner)
+            self._on_deleted(str(delivery.headers.get("name", "")))
             return
         try:
             message = decode(delivery.body, AnyControl)
@@ -175,6 +173,13 @@ class NodePort:
             log.warning("undecodable control message ignored", node=self.name, reason=str(error))
             return
         self._handler.on_control(message)
+
+    def _on_deleted(self, queue: str) -> None:
+        owner = names.inbox_owner(queue)
+        if queue.startswith(names.REPLY_PREFIX):
+            self._handler.on_reader_gone(queue)
+        elif owner is not None and owner != self.name:
+            self._handler.on_node_gone(owner)
 
     def bury_job(self, job: Job, reason: str, faults: tuple[str, ...]) -> asyncio.Future[bool]:
         """Puts a job that is given up on among the dead ones."""

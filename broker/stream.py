@@ -8,6 +8,7 @@ from typing import Self
 import msgspec
 
 from broker.wire import (
+    NO_RUN,
     AnyFrame,
     Asking,
     Continue,
@@ -66,6 +67,9 @@ class Stream(AsyncIterator[AnyFrame]):
             self.waiting = frame.reason
             self._show(frame)
             return True
+        if frame.seq == NO_RUN:
+            self._take(frame)
+            return True
         if frame.seq != self._next:
             return frame.seq < self._next
         self._next += 1
@@ -101,8 +105,7 @@ class Stream(AsyncIterator[AnyFrame]):
 
     def fail(self, code: FailureCode, message: str) -> None:
         """Ends the stream from this side: no frame can come any more."""
-        failed = Failed(request_id=self.request_id, attempt=self.attempt, seq=self._next, code=code, message=message)
-        self.push(msgspec.structs.replace(failed, retryable=True))
+        self.push(Failed(request_id=self.request_id, seq=NO_RUN, code=code, message=message, retryable=True))
 
     def refuse(self) -> None:
         """Ends the wait for the broker's acceptance: it takes nothing now."""

@@ -63,12 +63,16 @@ class Job(Wire, kw_only=True):
 
 class Frame(Wire, kw_only=True, tag_field="kind"):
     """Base of what a node tells the reader of one request. The frames of a run are numbered from 0 (`seq`) and taken
-    once, in that order, while its `attempt` is the newest. Waiting and Asking come before a run and have no number.
+    once, in that order, while its `attempt` is the newest. Waiting, Asking and the end of a job that was not running
+    have no number (NO_RUN) and count whatever the attempt.
     """
 
     request_id: str
     attempt: int = 1
     seq: int = 0
+
+
+NO_RUN = -1
 
 
 class FrameNumber(TypedDict):

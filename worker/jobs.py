@@ -17,7 +17,7 @@ import structlog
 from broker.faults import fault_point
 from broker.node import NodePort
 from broker.session import Delivery
-from broker.wire import AnyFrame, Asking, Cancel, Continue, Failed, Finished, Interrupted, Job, Waiting
+from broker.wire import NO_RUN, AnyFrame, Asking, Cancel, Continue, Failed, Finished, Interrupted, Job, Waiting
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.gate import Gate
@@ -133,22 +133,24 @@ class Jobs:
         if job.reply_to in self._gone:
             self._settle(held.delivery)
             return False
-        if self._is_cancelled(job):
-            self._end(held, Finished(request_id=job.request_id, attempt=job.attempt, reason="cancelled"))
+        cancelled = self._cancelled_attempts(job)
+        if cancelled is None:
+            self._end(held, Finished(request_id=job.request_id, seq=NO_RUN, reason="cancelled"))
+            return False
+        if job.attempt < cancelled and not job.restarted:  # a newer copy of it is on its way
+            self._settle(held.delivery)
             return False
         if job.deadline is not None and job.deadline < time.time():
             message = "the deadline of the request passed while it waited"
-            self._end(held, Failed(request_id=job.request_id, attempt=job.attempt, code="expired", message=message))
+            self._end(held, Failed(request_id=job.request_id, seq=NO_RUN, code="expired", message=message))
             return False
         return True
 
-    def _is_cancelled(self, job: Job) -> bool:
-        for key in ((job.request_id, ""), (job.request_id, job.user)):
-            if key in self._cancelled:
-                before = self._cancelled[key]
-                if before is None or (job.attempt < before and not job.restarted):
-                    return True
-        return False
+    def _cancelled_attempts(self, job: Job) -> int | None:
+        """Attempts below this number are cancelled; None: all of them."""
+        keys = ((job.request_id, ""), (job.request_id, job.user))
+        found = [self._cancelled[key] for key in keys if key in self._cancelled]
+        return None if None in found else max((before for before in found if before is not None), default=0)
 
     # ---- running
 
@@ -200,7 +202,7 @@ class Jobs:
             self.port.outbox.put(held.job.reply_to, ending, sent=told)
         else:
             told(True)
-        if ending.fault:
+        if ending.fault and not run.stopped:
             self._engine_failed(ending.reason)
 
     def _bury(self, held: HeldJob, faults: tuple[str, ...], final: Failed) -> None:
@@ -279,9 +281,7 @@ class Jobs:
         for held in self._held:
             if held.told != reason:
                 held.told = reason
-                frame = Waiting(
-                    request_id=held.job.request_id, attempt=held.job.attempt, node=self._name, reason=reason
-                )
+                frame = Waiting(request_id=held.job.request_id, seq=NO_RUN, node=self._name, reason=reason)
                 self.port.outbox.put(held.job.reply_to, frame)
 
     # ---- what the broker and others tell
@@ -334,9 +334,7 @@ class Jobs:
         """Asks the job's reader where it stands, again and again: an answer is lost with the connection of either."""
         answer: asyncio.Future[Continue] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        question = Asking(
-            request_id=job.request_id, attempt=job.attempt, node=self._name, boot=self._boot, number=number
-        )
+        question = Asking(request_id=job.request_id, seq=NO_RUN, node=self._name, boot=self._boot, number=number)
         try:
             while not answer.done():
                 self.port.outbox.put(job.reply_to, question)

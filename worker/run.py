@@ -73,6 +73,11 @@ class JobRun:
         """True once the reader was told that it starts."""
         return self._seq > 0
 
+    @property
+    def stopped(self) -> bool:
+        """True if it was ended from outside."""
+        return self._stopped is not None
+
     async def run(self) -> Ending:
         """How it ended. Cancelling the task that awaits this abandons the run: CancelledError, no ending."""
         self._task = asyncio.create_task(self._work(), name=f"job {self.job.request_id}")
@@ -115,9 +120,7 @@ class JobRun:
                 self._reader.send(self._start())
                 return await self._stream()
         told = await self._reader.ask(self.number)
-        self.faults = told.faults
-        if len(told.faults) >= MAX_ATTEMPTS:
-            return self._failed("given_up", f"given up after {len(told.faults)} lost runs: {'; '.join(told.faults)}")
+        self.faults, self.asking = told.faults, False
         self.job = msgspec.structs.replace(
             self.job,
             attempt=told.attempt,
@@ -125,7 +128,8 @@ class JobRun:
             delivered=told.delivered,
             delivered_ids=told.delivered_ids,
         )
-        self.asking = False
+        if len(told.faults) >= MAX_ATTEMPTS:
+            return self._failed("given_up", f"given up after {len(told.faults)} lost runs: {'; '.join(told.faults)}")
         last = len(told.faults) == MAX_ATTEMPTS - 1
         async with self._gate.alone() if last else self._gate.together():
             await self._reader.confirm(self._start())  # so that the loss of this run is known, whatever it does

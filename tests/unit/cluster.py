@@ -100,7 +100,8 @@ class Cluster(AsyncExitStack):
         return self
 
     async def _client_session(self) -> MemorySession:
-        return self.broker.session()
+        self.client_session = self.broker.session()
+        return self.client_session
 
     async def add(
         self,
@@ -130,6 +131,21 @@ class Cluster(AsyncExitStack):
             await until(lambda: self.nodes[parent].dispatcher.child(name))
         return node
 
+    async def stand_by(self, name: str) -> Node:
+        """A standby root of that name; it is kept here as `<name> standby`."""
+        key = f"{name} standby"
+        node = self.nodes[key] = Node(name, None, "m", self.policy(), None)
+
+        async def connect() -> MemorySession:
+            self.sessions[key] = self.broker.session()
+            return self.sessions[key]
+
+        self._leave[key] = asyncio.Event()
+        self._lives[key] = asyncio.create_task(live(node, connect, self._leave[key], standby=True))
+        self.push_async_callback(self.kill, key)
+        await until(lambda: key in self.sessions)
+        return node
+
     async def article_tree(self) -> None:
         """The 7-node tree below a root."""
         await self.add("root")
@@ -153,7 +169,7 @@ class Cluster(AsyncExitStack):
         assert isinstance(engine, HandEngine)
         return engine
 
-    async def ask(self, request_id: str = "", *, deadline: float | None = None) -> Stream:
+    async def ask(self, request_id: str = "", *, deadline: float | None = None, user: str = "") -> Stream:
         """Submits a job."""
         job = Job(
             request_id=request_id or f"r{next(self._numbers)}",
@@ -162,6 +178,7 @@ class Cluster(AsyncExitStack):
             created=time.time(),
             messages=(ChatMessage(role="user", content="hello"),),
             deadline=deadline,
+            user=user,
         )
         return await self.client.submit(job)
 
