@@ -1,6 +1,7 @@
 """What runs a job: one small protocol and a table of engines, each a sibling file.
 
 A new engine is a sibling module with a `create` function of the same keyword arguments, plus one line in `ENGINES`.
+An engine outside this folder is called by its module's dotted path.
 """
 
 from collections.abc import Callable
@@ -16,16 +17,25 @@ ENGINES = {
 
 
 def create(name: str, *, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> Engine:
-    """The engine called `name`, not started yet.
+    """The engine called `name`, not started yet. A name with a dot is a module to import.
 
     `model` is the public name it answers to, `model_path` the folder it loads (engines without a model ignore it),
     `device` a torch device or "auto", `slots` how many jobs it runs at once, `token_delay` seconds between tokens
-    (echo only). Raises EngineUnavailable for a name that is not in the table or bad `slots`.
+    (echo only). Raises EngineUnavailable for a name that is nowhere or bad `slots`.
     """
-    if name not in ENGINES:
-        raise EngineUnavailable(f"no engine {name!r}; there are: {', '.join(sorted(ENGINES))}")
     if slots < 1:
         raise EngineUnavailable(f"an engine needs at least one slot, not {slots}")
-    module = import_module(ENGINES[name])
-    make: Callable[..., Engine] = module.create
+    make = _maker(name)
     return make(model=model, model_path=model_path, device=device, slots=slots, token_delay=token_delay)
+
+
+def _maker(name: str) -> Callable[..., Engine]:
+    """The `create` function of that engine."""
+    path = name if "." in name else ENGINES.get(name)
+    if path is None:
+        raise EngineUnavailable(f"no engine {name!r}; there are: {', '.join(sorted(ENGINES))}")
+    try:
+        make: Callable[..., Engine] = import_module(path).create
+    except (ImportError, AttributeError) as error:
+        raise EngineUnavailable(f"no engine {name!r}: {error}") from error
+    return make

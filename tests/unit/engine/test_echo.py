@@ -118,9 +118,17 @@ def test_a_node_with_echo_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
 
 
+async def test_an_engine_elsewhere_is_called_by_its_path() -> None:
+    engine = create("worker.engines.echo", model="m", model_path=None, device="auto", slots=1, token_delay=0)
+    assert [chunk.text async for chunk in engine.run(job("a b"))] == ["", "a b"]
+
+
 def test_the_table_names_what_there_is() -> None:
     with pytest.raises(EngineUnavailable, match="echo, transformers"):
         create("none", model="m", model_path=None, device="auto", slots=1, token_delay=0)
+    for path, complaint in (("worker.nowhere", "No module named 'worker.nowhere'"), ("worker.run", "create")):
+        with pytest.raises(EngineUnavailable, match=complaint):
+            create(path, model="m", model_path=None, device="auto", slots=1, token_delay=0)
     with pytest.raises(EngineUnavailable, match="slot"):
         create("echo", model="m", model_path=None, device="auto", slots=0, token_delay=0)
 

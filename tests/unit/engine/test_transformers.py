@@ -1,7 +1,10 @@
 """The transformers engine against `model.generate`, on tiny models of each architecture."""
 
 import asyncio
+import re
 import shutil
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ from safetensors.torch import save_file
 from broker.wire import ChatMessage, Job, Sampling
 from tests.unit.engine.tiny import CONFIGS, save_model
 from worker.engines import create
+from worker.engines import transformers as transformers_engine
 from worker.engines.base import Chunk, Engine, EngineError, EngineUnavailable
+from worker.engines.failure import model_failed
 from worker.engines.template import dialogue
+from worker.watchdog import Watchdog
 
 PROMPTS = [
     "Once upon a time, in a land far away, there lived a tiny model with random weights.",
@@ -205,21 +211,103 @@ async def test_a_failing_step_fails_its_jobs_only(engine: Engine, monkeypatch: p
         nonlocal calls
         calls += 1
         if calls == 5:
-            raise RuntimeError("out of memory, say")
+            raise RuntimeError("NaN, say")
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", failing)
-    with pytest.raises(EngineError, match="out of memory") as caught:
+    with pytest.raises(EngineError, match="the model failed: NaN") as caught:
         await read(engine, job("Hello"))
     assert caught.value.code == "engine"
     assert caught.value.retryable
     assert await text_of(engine, job("Hello"))
 
 
-async def test_text_no_tokenizer_reads_fails_one_job(engine: Engine) -> None:
-    with pytest.raises(EngineError):
+async def test_text_no_tokenizer_reads_fails_one_job_for_good(engine: Engine) -> None:
+    other = await reading(engine, job("Hello", max_tokens=100))
+    with pytest.raises(EngineError, match="cannot be read") as caught:
         await read(engine, job("half a pair \ud83d"))
-    assert await text_of(engine, job("Hello"))
+    assert (caught.value.code, caught.value.retryable) == ("invalid", False)
+    await other
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: Default"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore"), r"out of memory: .* MiB\.$"),
+        (MemoryError(), "out of memory: MemoryError"),
+        (IndexError("index out of range in self"), "the model failed: index"),
+    ],
+)
+async def test_what_is_told_of_a_failed_step(error: Exception, told: str) -> None:
+    made = model_failed(error)
+    assert re.match(told, str(made))
+    assert (made.code, made.retryable) == ("engine", True)
+
+
+async def test_it_starts_again_after_a_failure_and_never_holds_two_models(folder: Path) -> None:
+    engine = await started(folder, slots=2)
+    for _ in range(2):
+        decoder = engine._decoder  # type: ignore[attr-defined]
+        model = weakref.ref(decoder._loaded.model)
+        decoder._loaded.model.forward = _fails
+        del decoder
+        with pytest.raises(EngineError, match="for good"):
+            await text_of(engine, job("Hello"))
+        await engine.stop()
+        assert model() is None
+        assert (engine.stuck, engine.warm) == (False, False)
+        await engine.start()
+        assert await text_of(engine, job("Hello"))
+        assert engine.warm
+    await engine.stop()
+
+
+def _fails(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("for good")
+
+
+async def test_a_step_that_hangs_is_seen_and_left_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_engine, "_STOP_SECONDS", 0.1)
+    engine = await started(folder, slots=2)
+    assert engine.stalled() == 0.0
+    decoder = engine._decoder  # type: ignore[attr-defined]
+    hanging, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        loop.call_soon_threadsafe(hanging.set)
+        release.wait()
+        raise RuntimeError("released")
+
+    monkeypatch.setattr(decoder._loaded.model, "forward", forward)
+    begun = await reading(engine, job("x"))
+    await hanging.wait()
+    readers = [begun, asyncio.create_task(read(engine, job("not even looked at")))]
+    told: asyncio.Future[float] = loop.create_future()
+    dog = Watchdog(engine, 0.01, told.set_result)
+    dog.start()
+    assert await told > 0.01
+    await dog.stop()
+    stopping = asyncio.create_task(engine.stop())
+    for reader in readers:
+        with pytest.raises(EngineError, match="stopping") as caught:
+            await reader
+        assert caught.value.retryable
+    await stopping
+    assert engine.stuck
+    with pytest.raises(EngineUnavailable, match="new process"):
+        await engine.start()
+    release.set()
+    assert decoder.stop(10)
+
+
+async def test_a_job_for_a_thread_that_died_is_told(engine: Engine) -> None:
+    decoder = engine._decoder  # type: ignore[attr-defined]
+    assert decoder.stop(10)
+    with pytest.raises(EngineError, match="not running"):
+        await read(engine, job("x"))
+    assert engine.stalled() == 0.0
 
 
 async def test_a_chat_without_template_is_a_dialogue(engine: Engine) -> None:
