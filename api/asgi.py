@@ -20,9 +20,11 @@ from django.db import DatabaseError, close_old_connections, connections  # noqa:
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
 from api import broker, logs, stopping  # noqa: E402
+from api.backlog import backlog  # noqa: E402
 from api.chat import store  # noqa: E402
 from api.chat.answers import answers  # noqa: E402
 from api.handler import Handler, Receive, Scope, Send  # noqa: E402
+from api.jobs.followed import followed  # noqa: E402
 from broker.client import Client  # noqa: E402
 
 log = structlog.get_logger("canopy.api")
@@ -63,10 +65,13 @@ class Application:
         broker.use(client)
         await end_orphans()
         keeper = asyncio.create_task(check_connections(), name="database keeper")
+        deadlines = asyncio.create_task(followed.end_late(), name="deadline keeper")
         try:
             yield client
         finally:
             keeper.cancel()
+            deadlines.cancel()
+            await backlog.stop()
             await answers.shut_down()
             await client.stop()
             broker.forget()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST_JOB = 86_400.0  # seconds
 
 
 class BadEnvironment(ValueError):
@@ -27,6 +28,8 @@ class Environment:
     hosts: tuple[str, ...]  # extra names under which users reach the service
     port: int | None
     queue_type: str
+    backlog: int  # jobs of one model that may wait; further ones are refused
+    job_seconds: float  # until when an answer is wanted if the client names no deadline
 
     @property
     def default_model(self) -> str | None:
@@ -59,6 +62,8 @@ def read(environ: Mapping[str, str]) -> Environment:
         hosts=tuple(environ.get("CANOPY_HOSTS", "").replace(",", " ").split()),
         port=_port(environ.get("CANOPY_PORT", "")),
         queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
+        backlog=_backlog(environ.get("CANOPY_BACKLOG") or "1000"),
+        job_seconds=_job_seconds(environ.get("CANOPY_JOB_SECONDS") or "3600"),
     )
 
 
@@ -89,3 +94,19 @@ def _port(text: str) -> int | None:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise BadEnvironment(f"CANOPY_PORT must be a port number, not {text!r}")
     return int(text)
+
+
+def _backlog(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise BadEnvironment(f"CANOPY_BACKLOG must be a whole number of jobs from 1 on, not {text!r}")
+    return int(text)
+
+
+def _job_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_JOB:
+        raise BadEnvironment(f"CANOPY_JOB_SECONDS must be above 0 and at most {LONGEST_JOB:.0f}, not {text!r}")
+    return seconds

@@ -1,7 +1,7 @@
 """Refusals: one exception, and its two shapes (OpenAI's below /v1/, Canopy's elsewhere)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -26,7 +26,8 @@ _TYPES = {
 class ApiError(Exception):
     """A request that is refused.
 
-    `field`: what in the request is wrong; `code`: OpenAI's machine-readable name; `request_id`: the job that failed.
+    `field`: what in the request is wrong; `code`: OpenAI's machine-readable name; `request_id`: the job that failed;
+    `headers`: further ones of the response.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ApiError(Exception):
         field: str | None = None,
         code: str | None = None,
         request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -44,6 +46,7 @@ class ApiError(Exception):
         self.field = field
         self.code = code
         self.request_id = request_id
+        self.headers = headers or {}
 
 
 def body(path: str, error: ApiError) -> dict[str, Any]:
@@ -63,6 +66,8 @@ def response(path: str, error: ApiError) -> HttpResponse:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if error.status == 503:
         answer.headers["Retry-After"] = "2"
+    for name, value in error.headers.items():
+        answer.headers[name] = value
     return answer
 
 

@@ -3,18 +3,29 @@
 import time
 import uuid
 
+import msgspec
 import structlog
 
-from api import broker
+from api import broker, deadlines
+from api.backlog import backlog
 from api.catalog import catalog
 from api.errors import ApiError
+from api.jobs.followed import followed
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
 from broker.wire import ChatMessage, Failed, Job, Sampling
 
 log = structlog.get_logger("canopy.api")
 
-_STATUS = {"invalid": 400, "too_long": 400, "expired": 504, "no_node": 503, "engine": 500, "internal": 500}
+_STATUS = {
+    "invalid": 400,
+    "too_long": 400,
+    "expired": 504,
+    "no_node": 503,
+    "engine": 500,
+    "given_up": 500,
+    "internal": 500,
+}
 _CODES = {"too_long": "context_length_exceeded", "invalid": "invalid_request", "expired": "deadline_exceeded"}
 
 
@@ -28,7 +39,12 @@ def new_request_id() -> str:
 
 
 def chat_job(
-    model: str, messages: list[ChatMessage], sampling: Sampling, user: str, request_id: str | None = None
+    model: str,
+    messages: list[ChatMessage],
+    sampling: Sampling,
+    user: str,
+    request_id: str | None = None,
+    deadline: float | None = None,
 ) -> Job:
     """A job that continues a dialogue."""
     return Job(
@@ -39,10 +55,11 @@ def chat_job(
         messages=tuple(messages),
         sampling=sampling,
         user=user,
+        deadline=deadline,
     )
 
 
-def prompt_job(model: str, prompt: str, sampling: Sampling, user: str) -> Job:
+def prompt_job(model: str, prompt: str, sampling: Sampling, user: str, deadline: float | None = None) -> Job:
     """A job that continues a text."""
     return Job(
         request_id=new_request_id(),
@@ -52,22 +69,32 @@ def prompt_job(model: str, prompt: str, sampling: Sampling, user: str) -> Job:
         prompt=prompt,
         sampling=sampling,
         user=user,
+        deadline=deadline,
     )
 
 
 async def submit(job: Job) -> Stream:
-    """Hands the job to the broker. Raises ApiError 404 (no such model, with those there are) or 503."""
+    """Hands the job to the broker; one without a deadline gets the ordinary one.
+
+    Raises ApiError 404 (no such model, with those there are), 429 (too many wait) or 503.
+    """
+    if job.deadline is None:
+        job = msgspec.structs.replace(job, deadline=deadlines.ordinary())
+    await backlog.admit(job.model)
     try:
-        return await broker.client().submit(job)
+        stream = await broker.client().submit(job)
     except NoTree:
         raise await _no_tree(job.model) from None
     except Unavailable as error:
-        raise ApiError(503, f"the service cannot take requests now: {error}", code="unavailable") from error
+        message = f"the service cannot take requests now: {error}; see ./canopy doctor or docs/operations.md"
+        raise ApiError(503, message, code="unavailable") from error
+    followed.add(stream)
+    return stream
 
 
 def failure(frame: Failed, prompt_field: str) -> ApiError:
     """A job's failure as a refusal; `prompt_field`: what to blame for a prompt that is too long."""
-    status = 503 if frame.retryable else _STATUS[frame.code]
+    status = 503 if frame.retryable and frame.code != "expired" else _STATUS[frame.code]
     field = prompt_field if frame.code == "too_long" else None
     message = f"{field}: {frame.message}" if field else frame.message
     return ApiError(status, message, field=field, code=_CODES.get(frame.code, frame.code), request_id=frame.request_id)

@@ -11,6 +11,7 @@ from api.accounts.endpoints import router as accounts
 from api.arranca.endpoints import router as arranca
 from api.chat.endpoints import router as chat
 from api.health.endpoints import healthz, readyz
+from api.jobs.endpoints import router as jobs
 from api.openai.endpoints import router as openai
 from api.parsing import StrictParser
 from api.tree.endpoints import router as tree
@@ -30,6 +31,7 @@ endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)
 endpoints.add_router("/api/tree", tree)
+endpoints.add_router("/api/jobs", jobs)
 errors.register(endpoints)
 
 urlpatterns = [

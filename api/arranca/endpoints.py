@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
+from api.deadlines import until
 from api.parsing import Body
 from broker.wire import ChatMessage
 
@@ -50,6 +51,7 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
         [ChatMessage(role="user", content=question.text)],
         msgspec.structs.replace(submission.CONVERSATION, max_tokens=question.max_tokens),
         request.auth.get_username(),
+        deadline=until(request),
     )
     answer = await completion.complete(job, "text")
     for name, value in completion.headers(job.request_id, answer.waited).items():

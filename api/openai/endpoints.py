@@ -10,6 +10,7 @@ from ninja import Router
 from api import completion, submission
 from api.accounts.auth import AuthRequest, Key
 from api.catalog import catalog, nobody_serves
+from api.deadlines import until
 from api.errors import ApiError
 from api.openai import shapes
 from api.openai.schemas import ChatCompletion, Completion
@@ -42,7 +43,9 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
 async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpResponseBase:
     """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
     messages = [message.to_wire() for message in asked.messages]
-    job = submission.chat_job(asked.model, messages, asked.sampling(), request.auth.get_username())
+    job = submission.chat_job(
+        asked.model, messages, asked.sampling(), request.auth.get_username(), deadline=until(request)
+    )
     shape = shapes.ChatShape(job.request_id, job.model, asked.wants_usage)
     return await _answer(job, shape, "messages", streamed=bool(asked.stream))
 
@@ -50,7 +53,9 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
 @router.post("/completions")
 async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBase:
     """Continues a text. With `stream`, the answer comes as server-sent events."""
-    job = submission.prompt_job(asked.model, asked.prompt, asked.sampling(), request.auth.get_username())
+    job = submission.prompt_job(
+        asked.model, asked.prompt, asked.sampling(), request.auth.get_username(), deadline=until(request)
+    )
     shape = shapes.TextShape(job.request_id, job.model, asked.wants_usage)
     return await _answer(job, shape, "prompt", streamed=bool(asked.stream))
 

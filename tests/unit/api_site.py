@@ -5,19 +5,21 @@ import itertools
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 import django
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 import uvicorn
 
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
-from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start
+from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start, Waiting
 
 _home = tempfile.TemporaryDirectory(prefix="canopy-unit-")
 _environment = {"CANOPY_HOME": _home.name, "CANOPY_MODELS": '["tiny", "big"]', "DJANGO_SETTINGS_MODULE": "api.settings"}
@@ -88,7 +90,9 @@ class FakeClient:
         self.script: Callable[[Job], Iterable[AnyFrame]] = echo
         self.jobs: list[Job] = []
         self.streams: dict[str, Stream] = {}
-        self.cancelled: list[str] = []
+        self.pushed: defaultdict[str, list[AnyFrame]] = defaultdict(list)  # frames of runs, by request
+        self.cancelled: list[str] = []  # by readers that left
+        self.cancels: list[tuple[str, str]] = []  # by request
         self.controls: list[tuple[str, AnyControl]] = []
         self.queue_depths: dict[str, int] = {}
         self.submitted = asyncio.Event()
@@ -106,16 +110,26 @@ class FakeClient:
         if job.model not in self.trees:
             raise NoTree(job.model)
         self.jobs.append(job)
-        stream = self.streams[job.request_id] = Stream(job.request_id, self._forget)
+        stream = self.streams[job.request_id] = Stream(job, self._forget)
         for frame in self.script(job):
-            stream.push(frame)
+            self.push(frame)
         self.submitted.set()
         return stream
 
     def push(self, frame: AnyFrame) -> None:
-        """A frame arrives."""
-        if frame.request_id in self.streams:
-            self.streams[frame.request_id].push(frame)
+        """A frame arrives; it gets the number that comes next."""
+        stream = self.streams.get(frame.request_id)
+        if stream is not None:
+            number = len(self.pushed[frame.request_id])
+            if not isinstance(frame, Waiting):
+                self.pushed[frame.request_id].append(frame)
+            assert stream.push(msgspec.structs.replace(frame, seq=number))
+
+    def waiting(self, model: str) -> int:
+        return sum(1 for each in self.streams.values() if each.job.model == model and not each.started)
+
+    def cancel(self, request_id: str, user: str) -> None:
+        self.cancels.append((request_id, user))
 
     def nodes(self) -> dict[str, NodeState]:
         return dict(self.states)

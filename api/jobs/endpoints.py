@@ -1,0 +1,85 @@
+"""GET and DELETE /api/jobs/ID: where a job is, and its end wherever it is."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ninja import Router, Schema, Status
+
+from api import broker
+from api.accounts.auth import AuthRequest, Member
+from api.errors import ApiError
+from api.jobs.followed import followed
+from broker.stream import Stream
+from broker.wire import Failed
+
+router = Router(tags=["jobs"], auth=Member())
+
+_LONGEST_ID = 64
+
+
+class Job(Schema):
+    """A job as its owner sees it. `node` and `attempt`: of its newest run; `waiting`: why it does not run."""
+
+    request_id: str
+    model: str
+    state: Literal["waiting", "running", "done", "failed"]
+    created: datetime
+    deadline: datetime | None
+    node: str | None
+    attempt: int
+    waiting: str | None
+    tokens: int | None
+
+
+@router.get("/{request_id}", response=Job)
+async def read(request: AuthRequest, request_id: str) -> Job:
+    """One of my jobs, if this process reads its answer."""
+    stream = followed.get(request_id)
+    if stream is None or not _is_mine(stream, request):
+        raise _no_such_job()
+    return describe(stream)
+
+
+@router.delete("/{request_id}", response={202: None, 204: None})
+async def cancel(request: AuthRequest, request_id: str) -> Status[Any]:
+    """Cancels one of my jobs wherever it is; its reader gets what was written so far.
+
+    202 if another process reads it: then the nodes are told, and end it if it is mine.
+    """
+    stream = followed.get(request_id)
+    if len(request_id) > _LONGEST_ID or (stream is not None and not _is_mine(stream, request)):
+        raise _no_such_job()
+    if not broker.client().connected:
+        raise ApiError(503, "the job cannot be cancelled now: the broker does not take messages", code="unavailable")
+    broker.client().cancel(request_id, request.auth.get_username())
+    return Status(202 if stream is None else 204, None)
+
+
+def describe(stream: Stream) -> Job:
+    """The job at this moment."""
+    job = stream.job
+    return Job(
+        request_id=job.request_id,
+        model=job.model,
+        state=_state(stream),
+        created=datetime.fromtimestamp(job.created, UTC),
+        deadline=None if job.deadline is None else datetime.fromtimestamp(job.deadline, UTC),
+        node=stream.node or None,
+        attempt=stream.attempt,
+        waiting=stream.waiting or None,
+        tokens=getattr(stream, "tokens", None),
+    )
+
+
+def _state(stream: Stream) -> Literal["waiting", "running", "done", "failed"]:
+    if stream.ended:
+        return "failed" if isinstance(getattr(stream, "end", None), Failed) else "done"
+    return "running" if stream.started and not stream.waiting else "waiting"
+
+
+def _is_mine(stream: Stream, request: AuthRequest) -> bool:
+    return stream.job.user == request.auth.get_username()
+
+
+def _no_such_job() -> ApiError:
+    return ApiError(404, "there is no such job of yours here")

@@ -1,0 +1,56 @@
+"""The jobs whose answers this process reads, found by their request id as long as anybody holds the answer."""
+
+import asyncio
+import time
+from weakref import WeakValueDictionary
+
+import structlog
+
+from api import broker
+from broker.stream import Stream
+
+log = structlog.get_logger("canopy.api")
+
+LATE_EVERY = 0.5  # seconds between two looks at the deadlines
+GRACE = 1.0  # seconds after its deadline in which a job's node may say so itself
+
+
+class Followed:
+    """See the module. Streams are held weakly: an answer that was read, or given up, takes no memory here."""
+
+    def __init__(self) -> None:
+        self._streams: WeakValueDictionary[str, Stream] = WeakValueDictionary()
+
+    def add(self, stream: Stream) -> None:
+        """A job was submitted."""
+        self._streams[stream.request_id] = stream
+
+    def get(self, request_id: str) -> Stream | None:
+        """The job's stream, if it is read here."""
+        return self._streams.get(request_id)
+
+    async def end_late(self) -> None:
+        """Ends what is past its deadline, for ever.
+
+        Nodes do that, too; but a job may be where no node looks at it, such as in the queue of a root that is away.
+        """
+        while True:
+            await asyncio.sleep(LATE_EVERY)
+            for stream in list(self._streams.values()):
+                if not stream.ended and is_late(stream, time.time()):
+                    end(stream)
+
+
+followed = Followed()
+
+
+def is_late(stream: Stream, now: float) -> bool:
+    """True if the job's node should have ended it."""
+    return stream.job.deadline is not None and now > stream.job.deadline + GRACE
+
+
+def end(stream: Stream) -> None:
+    """Tells the reader that the deadline passed, and the nodes that nobody reads any more."""
+    log.info("ended at its deadline", request_id=stream.request_id, node=stream.node)
+    stream.fail("expired", f"the deadline of the request passed while it {'ran' if stream.started else 'waited'}")
+    broker.client().cancel(stream.request_id, stream.job.user)
