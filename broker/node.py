@@ -91,15 +91,14 @@ class NodePort:
 
     async def unhang(self, parent: str) -> None:
         """Removes the edge from `parent`: what it forwards from now on comes back to it."""
-        await self._cut(parent, self.name)
+        try:
+            await self.session.unbind(names.node(self.name), names.node(parent), self.name)
+        except NotFound:
+            return  # the exchange or the queue is gone, and the edge with it
 
     async def is_present(self, node: str) -> bool:
         """True if a node of that name is registered and connected."""
         return await self.session.exists(names.inbox(node))
-
-    async def cut_off(self, child: str) -> None:
-        """Removes the edge to `child`, from above."""
-        await self._cut(self.name, child)
 
     async def serve(self, node: str, *, prefetch: int) -> None:
         """Takes jobs from that node's queue: the node's own, or a dead child's."""
@@ -141,12 +140,6 @@ class NodePort:
     def publish_state(self, state: NodeState) -> None:
         """For dashboards; nobody listening costs nothing."""
         self.session.publish(names.EVENTS_EXCHANGE, names.state_key(self.name), encode(state))
-
-    async def _cut(self, parent: str, child: str) -> None:
-        try:
-            await self.session.unbind(names.node(child), names.node(parent), child)
-        except NotFound:
-            return  # the exchange or the queue is gone, and the edge with it
 
     async def _follow_broker_events(self, inbox: str) -> None:
         try:

@@ -1,6 +1,6 @@
 """Questions about a tree given as child -> parent."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 
 class BadEdge(ValueError):
@@ -20,3 +20,18 @@ def check_attach(parents: Mapping[str, str], node: str, parent: str) -> None:
     """Raises BadEdge if `node` hung below `parent` would make a loop."""
     if node == parent or node in ancestors(parents, parent):
         raise BadEdge(f"{parent!r} is {node!r} itself or hangs below it; a node cannot hang below itself")
+
+
+def orphans(
+    parents: Mapping[str, str], roots: Collection[str], registered: Collection[str], present: Collection[str]
+) -> dict[str, str]:
+    """Dead nodes (registered, not present, no root) and who should empty their queues: the nearest living ancestor.
+
+    A root's queue waits for the next root. A dead node without a living ancestor waits for one.
+    """
+    found: dict[str, str] = {}
+    for node in sorted(set(registered) - set(present) - set(roots)):
+        living = next((ancestor for ancestor in ancestors(parents, node) if ancestor in present), None)
+        if living is not None:
+            found[node] = living
+    return found

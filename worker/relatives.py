@@ -193,9 +193,10 @@ class Relatives:
             self._take_over(node)
 
     async def _adopt(self, child: str) -> None:
-        """Removes the edge to a dead child and takes its jobs as if they had come to this node."""
+        """Takes a dead child's jobs as if they had come to this node. The edge stays as long as the queue does: it
+        tells whose the queue is, should this node die too.
+        """
         try:
-            await self.port.cut_off(child)
             await self.port.serve(child, prefetch=self._dispatcher.window())
         except NotFound:  # it removed the queue itself
             self._adopted.discard(child)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topology.dispatch import Child, Dispatcher, Forward, Hold, HoldHigh, Paper, Run, natural
-from topology.tree import BadEdge, check_attach
+from topology.tree import BadEdge, check_attach, orphans
 
 ARTICLE_TREE = {"root": ["n1"], "n1": ["n2", "n3"], "n2": ["n4", "n5"], "n3": ["n6", "n7"]}
 
@@ -169,3 +169,12 @@ def test_hold_high_never_sends_more_than_is_free(free: dict[int, int], jobs: int
             root.forwarded(decision.child)
             sent += 1
     assert sent == min(jobs, sum(free.values()))
+
+
+def test_a_dead_nodes_queue_goes_to_its_nearest_living_ancestor() -> None:
+    parents = {"n1": "root", "n2": "n1", "n3": "n2", "n8": "gone"}
+    registered = ["root", "n1", "n2", "n3", "n8"]
+    assert orphans(parents, ["root"], registered, ["root", "n1", "n2", "n3"]) == {}
+    assert orphans(parents, ["root"], registered, ["root", "n1"]) == {"n2": "n1", "n3": "n1"}
+    assert orphans(parents, ["root"], registered, ["root"]) == {"n1": "root", "n2": "root", "n3": "root"}
+    assert orphans(parents, ["root"], registered, []) == {}
