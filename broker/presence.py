@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import time
+import uuid
 
 from broker.node import BROKER_EVENTS
 from broker.session import Delivery, NotFound, Session
@@ -20,13 +20,12 @@ async def until_gone(session: Session, node: str) -> None:
         if delivery.headers.get("name") == names.inbox(node):
             gone.set()
 
-    queue = names.watch(f"standby-{node}-{time.time_ns()}")
+    queue = names.standby(node, uuid.uuid4().hex)
     await session.declare_queue(queue, exclusive=True)
     with contextlib.suppress(NotFound):  # a broker without its event exchange is looked at now and then
         await session.bind(queue, BROKER_EVENTS, "queue.deleted")
-    tag = await session.consume(queue, heard, prefetch=100)
+    await session.consume(queue, heard, prefetch=100)
     while await session.exists(names.inbox(node)):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
                 await gone.wait()
-    await session.cancel(tag)

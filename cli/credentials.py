@@ -20,9 +20,9 @@ _RIGHTS = {
         r"^canopy\.((reply|watch)\..*|events|control)$",
     ),
     "node": (
-        r"^canopy\.((node|inbox)\..*|jobs|control|events|dead)$",
-        r"^(canopy\.((node|inbox)\..*|jobs|control|events|dead)|amq\.default)$",
-        r"^(canopy\.((node|inbox)\..*|jobs|control|events)|amq\.rabbitmq\.event)$",
+        r"^canopy\.((node|inbox|standby)\..*|jobs|control|events|dead)$",
+        r"^(canopy\.((node|inbox|standby)\..*|jobs|control|events|dead)|amq\.default)$",
+        r"^(canopy\.((node|inbox|standby)\..*|jobs|control|events)|amq\.rabbitmq\.event)$",
     ),
     "admin": (".*", ".*", ".*"),
 }

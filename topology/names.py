@@ -15,6 +15,7 @@ NODE_PREFIX = "canopy.node."
 INBOX_PREFIX = "canopy.inbox."
 REPLY_PREFIX = "canopy.reply."
 WATCH_PREFIX = "canopy.watch."
+STANDBY_PREFIX = "canopy.standby."
 
 _NODE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -48,6 +49,11 @@ def reply(process: str) -> str:
 def watch(process: str) -> str:
     """An exclusive queue through which one process follows node states."""
     return WATCH_PREFIX + process
+
+
+def standby(name: str, process: str) -> str:
+    """An exclusive queue through which one process waits for the name of a node."""
+    return f"{STANDBY_PREFIX}{name}.{process}"
 
 
 def state_key(name: str) -> str:

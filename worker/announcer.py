@@ -20,20 +20,27 @@ class Announcer:
         self._state_told = 0.0
         self._counters_told = 0.0
         self._counters_seconds = counters_seconds
+        self._begun = False
+
+    def begin(self) -> None:
+        """Tells everything now, and changes from now on."""
+        self._begun = True
+        self.tell_all()
 
     def touch(self) -> None:
         """Something has changed."""
-        if self._next is None:
+        if self._begun and self._next is None:
             wait = max(0.0, self._counters_told + self._counters_seconds - time.monotonic())
             self._next = asyncio.get_running_loop().call_later(wait, self._tell)
 
     def tell_all(self) -> None:
-        """Tells everything now."""
+        """Tells everything now. Only between `begin` and `stop`."""
         self._tell_counters()
         self._tell_state()
 
     def stop(self) -> None:
-        """Nothing is told any more, until the next change."""
+        """Nothing is told any more, until it begins again."""
+        self._begun = False
         for timer in (self._next, self._next_state):
             if timer is not None:
                 timer.cancel()

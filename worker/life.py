@@ -83,7 +83,7 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: as
     """One session: register, serve, and leave in order or raise the reason why the session was lost."""
     node.port = NodePort(session, node.name, node)
     await node.port.register(node.parent, node.model)
-    node.announcer.tell_all()
+    node.announcer.begin()
     beats = asyncio.create_task(_beat(node), name="beats")
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
