@@ -34,9 +34,10 @@ class Announcer:
             self._next = asyncio.get_running_loop().call_later(wait, self._tell)
 
     def tell_all(self) -> None:
-        """Tells everything now. Only between `begin` and `stop`."""
-        self._tell_counters()
-        self._tell_state()
+        """Tells everything now."""
+        if self._begun:
+            self._tell_counters()
+            self._tell_state()
 
     def stop(self) -> None:
         """Nothing is told any more, until it begins again."""
