@@ -50,7 +50,7 @@ class _Script:
     """What is said in answer to one job, cut into chunks."""
 
     def __init__(self, job: Job) -> None:
-        said = _said(job)
+        said = last_said(job)
         self._words = said.split()
         self.prompt_tokens = _count(job)
         wanted = job.sampling.max_tokens if self._words else None
@@ -101,7 +101,7 @@ class _Script:
         return words, 0
 
 
-def _said(job: Job) -> str:
+def last_said(job: Job) -> str:
     """The text to repeat: the prompt, or the last user message (any last message if no user spoke)."""
     if job.messages is None:
         return job.prompt or ""
