@@ -10,10 +10,10 @@ from api.accounts.auth import AuthRequest, Member
 from api.errors import ApiError
 from api.jobs.followed import followed
 from broker.stream import Stream
-from broker.wire import Failed
 
 router = Router(tags=["jobs"], auth=Member())
 
+State = Literal["waiting", "running", "ended"]  # ended: but not read to its end yet
 _LONGEST_ID = 64
 
 
@@ -22,13 +22,13 @@ class Job(Schema):
 
     request_id: str
     model: str
-    state: Literal["waiting", "running", "done", "failed"]
+    state: State
     created: datetime
     deadline: datetime | None
     node: str | None
     attempt: int
     waiting: str | None
-    tokens: int | None
+    characters: int  # of the answer so far
 
 
 @router.get("/{request_id}", response=Job)
@@ -67,13 +67,13 @@ def describe(stream: Stream) -> Job:
         node=stream.node or None,
         attempt=stream.attempt,
         waiting=stream.waiting or None,
-        tokens=getattr(stream, "tokens", None),
+        characters=len(stream.text),
     )
 
 
-def _state(stream: Stream) -> Literal["waiting", "running", "done", "failed"]:
+def _state(stream: Stream) -> State:
     if stream.ended:
-        return "failed" if isinstance(getattr(stream, "end", None), Failed) else "done"
+        return "ended"
     return "running" if stream.started and not stream.waiting else "waiting"
 
 

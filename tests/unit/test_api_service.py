@@ -17,7 +17,7 @@ from api import environment, process
 from api.accounts import keys
 from api.accounts.models import User
 from broker.wire import Failed
-from tests.unit.api_site import FakeClient
+from tests.unit.api_site import FakeClient, node_state
 
 
 @pytest.mark.parametrize("timestamp", [1712345678, 1712345678.25, "2024-04-05T19:34:38Z", "", -1])
@@ -66,11 +66,30 @@ async def test_arranca_too_long_and_waiting(program: httpx.AsyncClient, fake: Fa
 async def test_health(web: httpx.AsyncClient, fake: FakeClient) -> None:
     assert (await web.get("/healthz")).status_code == 200
     ready = await web.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "missing": []})
+    serves = {"nodes": 1, "slots": 2, "free": 2, "failed": []}
+    nobody = {"nodes": 0, "slots": 0, "free": 0, "failed": []}
+    told = {"status": "ready", "missing": [], "models": {"tiny": serves, "big": nobody}}
+    assert (ready.status_code, ready.json()) == (200, told)
     fake.connected = False
     assert (await web.get("/healthz")).status_code == 200
     ready = await web.get("/readyz")
-    assert (ready.status_code, ready.json()["missing"]) == (503, ["the broker is not connected"])
+    assert (ready.status_code, len(ready.json()["missing"])) == (503, 1)
+    assert "broker" in ready.json()["missing"][0]
+
+
+async def test_a_model_whose_nodes_have_all_failed_is_not_ready(web: httpx.AsyncClient, fake: FakeClient) -> None:
+    root = node_state("root", engine="none", parent=None, slots=0)
+    bad = node_state("n1", status="failed", detail="out of memory", running=1)
+    fake.states = {"root": root, "n1": bad, "n2": node_state("n2", status="starting")}
+    ready = await web.get("/readyz")
+    failed = [{"name": "n1", "detail": "out of memory"}]
+    assert (ready.status_code, ready.json()["missing"]) == (200, [])
+    assert ready.json()["models"]["tiny"] == {"nodes": 2, "slots": 0, "free": 0, "failed": failed}
+    del fake.states["n2"]
+    ready = await web.get("/readyz")
+    assert (ready.status_code, ready.json()["missing"]) == (503, ["every node of tiny has failed"])
+    fake.change(node_state("n1", status="idle"))
+    assert (await web.get("/readyz")).status_code == 200
 
 
 async def test_pages(web: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +124,9 @@ def test_environment(tmp_path: Path) -> None:
     found = environment.read({"CANOPY_HOME": str(tmp_path), "CANOPY_MODELS": '["a", "b"]', "CANOPY_HOSTS": "x.org,y"})
     assert (found.default_model, found.hosts, found.port) == ("a", ("x.org", "y"), None)
     assert found.database_url.endswith("/db.sqlite3")
+    assert (found.backlog, found.job_seconds) == (1000, 3600.0)
+    chosen = environment.read({"CANOPY_BACKLOG": "5", "CANOPY_JOB_SECONDS": "0.5"})
+    assert (chosen.backlog, chosen.job_seconds) == (5, 0.5)
     key = found.secret_key()
     assert found.secret_key() == key
     assert found.secret_file.stat().st_mode & 0o777 == 0o600
@@ -115,7 +137,19 @@ def test_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("CANOPY_MODELS", "tiny"), ("CANOPY_MODELS", "[1]"), ("CANOPY_PORT", "http"), ("CANOPY_PORT", "0")],
+    [
+        ("CANOPY_MODELS", "tiny"),
+        ("CANOPY_MODELS", "[1]"),
+        ("CANOPY_PORT", "http"),
+        ("CANOPY_PORT", "0"),
+        ("CANOPY_BACKLOG", "0"),
+        ("CANOPY_BACKLOG", "-1"),
+        ("CANOPY_BACKLOG", "many"),
+        ("CANOPY_JOB_SECONDS", "0"),
+        ("CANOPY_JOB_SECONDS", "86401"),
+        ("CANOPY_JOB_SECONDS", "nan"),
+        ("CANOPY_JOB_SECONDS", "long"),
+    ],
 )
 def test_a_bad_environment_is_refused(name: str, text: str) -> None:
     with pytest.raises(environment.BadEnvironment, match=name):

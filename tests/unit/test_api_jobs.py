@@ -1,0 +1,104 @@
+"""/api/jobs/: where a job is, and its end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from api import submission
+from api.accounts.models import User
+from broker.wire import ChatMessage, Delta, Finished, Sampling, Start, Waiting
+from tests.unit.api_site import FakeClient, browser, echo, log_in, make_user
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
+
+
+@pytest_asyncio.fixture
+async def asked(program: httpx.AsyncClient, fake: FakeClient) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+    """A request of `program` whose job nobody has taken yet."""
+    fake.script = lambda job: []
+    task = asyncio.create_task(program.post("/v1/chat/completions", json=CHAT))
+    await fake.submitted.wait()
+    yield task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest_asyncio.fixture
+async def stranger(fake: FakeClient) -> AsyncIterator[httpx.AsyncClient]:
+    """Somebody else's browser."""
+    async with browser() as client:
+        await log_in(client, await make_user())
+        yield client
+
+
+@pytest.mark.usefixtures("asked")
+async def test_a_job_is_seen_from_its_beginning_to_its_end(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    job = fake.jobs[0]
+    address = f"/api/jobs/{job.request_id}"
+    found = (await program.get(address)).json()
+    assert datetime.fromisoformat(found.pop("created")).timestamp() == pytest.approx(job.created, abs=0.001)
+    assert datetime.fromisoformat(found.pop("deadline")).timestamp() == pytest.approx(job.deadline, abs=0.001)
+    fresh = {"request_id": job.request_id, "model": "tiny", "node": None, "attempt": 1, "waiting": None}
+    assert found == {**fresh, "state": "waiting", "characters": 0}
+    fake.push(Waiting(request_id=job.request_id, node="root", reason="every slot is busy"))
+    found = (await program.get(address)).json()
+    assert (found["state"], found["waiting"]) == ("waiting", "every slot is busy")
+    fake.push(Start(request_id=job.request_id, node="n2"))
+    fake.push(Delta(request_id=job.request_id, text="one two", tokens=2))
+    found = (await program.get(address)).json()
+    assert (found["state"], found["waiting"], found["node"], found["characters"]) == ("running", None, "n2", 7)
+    fake.push(Waiting(request_id=job.request_id, node="", reason="the connection to the broker was lost"))
+    found = (await program.get(address)).json()
+    assert (found["state"], found["waiting"]) == ("waiting", "the connection to the broker was lost")
+
+
+async def test_an_answer_that_nobody_has_read_yet(program: httpx.AsyncClient, user: User, fake: FakeClient) -> None:
+    messages = [ChatMessage(role="user", content="one two three")]
+    job = submission.chat_job("tiny", messages, Sampling(), user.username)
+    stream = await submission.submit(job)
+    found = (await program.get(f"/api/jobs/{job.request_id}")).json()
+    assert (found["state"], found["characters"]) == ("ended", len("one two three"))
+    assert [frame async for frame in stream][-1] == fake.pushed[job.request_id][-1]
+
+
+async def test_a_job_that_was_read_is_forgotten(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    answer = await program.post("/v1/chat/completions", json=CHAT)
+    assert (await program.get(f"/api/jobs/{answer.headers['X-Request-Id']}")).status_code == 404
+
+
+async def test_somebody_elses_job_is_not_there(
+    stranger: httpx.AsyncClient, asked: asyncio.Task[httpx.Response], fake: FakeClient
+) -> None:
+    address = f"/api/jobs/{fake.jobs[0].request_id}"
+    assert (await stranger.get(address)).status_code == 404
+    assert (await stranger.delete(address)).status_code == 404
+    assert fake.cancels == []
+    assert not asked.done()
+
+
+async def test_the_owner_cancels_a_job(
+    program: httpx.AsyncClient, asked: asyncio.Task[httpx.Response], fake: FakeClient
+) -> None:
+    job = fake.jobs[0]
+    for frame in echo(job)[:3]:
+        fake.push(frame)
+    assert (await program.delete(f"/api/jobs/{job.request_id}")).status_code == 204
+    assert fake.cancels == [(job.request_id, job.user)]
+    fake.push(Finished(request_id=job.request_id, reason="cancelled", completion_tokens=2))  # as its node says then
+    choice = (await asked).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("one two", "stop")
+
+
+async def test_a_job_that_another_process_reads_is_cancelled_in_the_callers_name(
+    member: httpx.AsyncClient, user: User, fake: FakeClient
+) -> None:
+    assert (await member.delete("/api/jobs/0123456789abcdef0123456789abcdef")).status_code == 202
+    assert fake.cancels == [("0123456789abcdef0123456789abcdef", user.username)]
+    assert (await member.delete(f"/api/jobs/{'x' * 65}")).status_code == 404
+    fake.connected = False
+    assert (await member.delete("/api/jobs/0123456789abcdef0123456789abcdef")).status_code == 503
+    assert len(fake.cancels) == 1
