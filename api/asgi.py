@@ -20,16 +20,22 @@ from django.db import DatabaseError, close_old_connections, connections  # noqa:
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
 from api import broker, logs, stopping  # noqa: E402
+from api.answers import store  # noqa: E402
+from api.answers.takeover import Takeover  # noqa: E402
+from api.answers.writing import writings  # noqa: E402
 from api.backlog import backlog  # noqa: E402
-from api.chat import store  # noqa: E402
-from api.chat.answers import answers  # noqa: E402
+from api.chat.models import Message  # noqa: E402
 from api.handler import Handler, Receive, Scope, Send  # noqa: E402
 from api.jobs.followed import followed  # noqa: E402
+from api.kept import store as kept  # noqa: E402
+from api.kept.models import KeptRequest  # noqa: E402
+from api.tree.orphans import look_after_orphans  # noqa: E402
 from broker.client import Client  # noqa: E402
 
 log = structlog.get_logger("canopy.api")
 
 CHECK_CONNECTIONS_EVERY = 10.0  # seconds
+STORED = (Message, KeptRequest)  # the answers that outlive this process
 
 
 class Application:
@@ -59,32 +65,38 @@ class Application:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Client]:
-        """Runs the broker client; at the end first the answers are stored, then the connection is closed."""
+        """Runs the broker client and what keeps the stored answers; at the end nothing of an answer is lost."""
         client = self._make_client()
         await client.start()
         broker.use(client)
-        await end_orphans()
-        keeper = asyncio.create_task(check_connections(), name="database keeper")
-        deadlines = asyncio.create_task(followed.end_late(), name="deadline keeper")
+        keepers = [
+            asyncio.create_task(check_connections(), name="database keeper"),
+            asyncio.create_task(followed.end_late(), name="deadline keeper"),
+            asyncio.create_task(Takeover(STORED).run(), name="takeover"),
+            asyncio.create_task(kept.keep_expiring(), name="kept requests"),
+            asyncio.create_task(look_after_orphans(), name="orphans"),
+        ]
         try:
             yield client
         finally:
-            keeper.cancel()
-            deadlines.cancel()
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
             await backlog.stop()
-            await answers.shut_down()
+            await writings.hand_over()
             await client.stop()
+            # Only now: the nodes drop this process's jobs with its reply queue, before the next owner submits them.
+            await give_up_answers()
             broker.forget()
             await sync_to_async(connections.close_all)()
 
 
-async def end_orphans() -> None:
-    """Marks answers that a former process left unfinished."""
+async def give_up_answers() -> None:
+    """Lets another process, or this one's successor, go on with what is unfinished at once."""
     try:
-        if ended := await store.fail_orphans():
-            log.info("interrupted answers ended", count=ended)
-    except DatabaseError as error:  # not migrated yet: /readyz says so
-        log.warning("database not usable yet", reason=str(error))
+        await store.release_all(STORED)
+    except DatabaseError as error:  # then the successor sees that this process is gone
+        log.warning("unfinished answers could not be released", reason=str(error))
 
 
 async def check_connections() -> None:

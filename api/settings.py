@@ -29,6 +29,7 @@ INSTALLED_APPS = [
     "ninja",
     "api.accounts",
     "api.chat",
+    "api.kept",
 ]
 AUTH_USER_MODEL = "accounts.User"
 AUTH_PASSWORD_VALIDATORS = [

@@ -53,7 +53,8 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
         request.auth.get_username(),
         deadline=until(request),
     )
-    answer = await completion.complete(job, "text")
-    for name, value in completion.headers(job.request_id, answer.waited).items():
+    begun = await completion.begin(request, job)
+    answer = await completion.complete(begun, "text")
+    for name, value in begun.headers(answer.waited).items():
         response.headers[name] = value
-    return Reply(text=answer.text, timestamp=question.timestamp, request_id=job.request_id)
+    return Reply(text=answer.text, timestamp=question.timestamp, request_id=begun.request_id)

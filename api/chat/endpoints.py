@@ -1,17 +1,15 @@
 """The chat's endpoints: conversations, messages, live answers."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from django.http.response import HttpResponseBase
 from ninja import Router, Status
 
-from api import sse, submission
+from api import sse
 from api.accounts.auth import AuthRequest, Member
-from api.catalog import catalog, nobody_serves, supply
-from api.chat import following, schemas, store
-from api.chat.answers import Told, answers
+from api.answers import following
+from api.catalog import catalog, supply
+from api.chat import events, schemas, store
 from api.chat.models import Conversation
 
 router = Router(tags=["chat"], auth=Member())
@@ -48,7 +46,6 @@ async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status
 async def read(request: AuthRequest, number: int) -> schemas.Conversation:
     """A conversation with its messages."""
     found = await store.conversation(request.auth, number)
-    await store.fail_orphans(number)
     return await _with_messages(found)
 
 
@@ -76,19 +73,8 @@ async def delete(request: AuthRequest, number: int) -> Status[Any]:
 async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
     conversation = await store.conversation(request.auth, number)
-    await store.fail_orphans(number)
-    model = asked.model or conversation.model
-    request_id = submission.new_request_id()
-    turn = await store.begin_turn(conversation, asked.content, model, request_id)
-    waiting = nobody_serves(model)
-    try:
-        context = await store.context(conversation)
-        job = submission.chat_job(model, context, submission.CONVERSATION, request.auth.get_username(), request_id)
-        stream = await submission.submit(job)
-    except BaseException:
-        await store.undo_turn(turn)
-        raise
-    answers.begin(turn.answer, stream, waiting)
+    turn = await store.begin_turn(conversation, asked.content, asked.model or conversation.model, request.auth)
+    await following.begin(turn.answer, turn.job, undo=lambda: store.undo_turn(turn))
     return Status(
         201,
         schemas.Turn(
@@ -102,7 +88,7 @@ async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) ->
 async def stream(request: AuthRequest, number: int, message: int) -> HttpResponseBase:
     """An answer as server-sent events: all there is, then what comes. Can be attached to any number of times."""
     found = await store.message(request.auth, number, message)
-    return sse.EventStream(_events(following.follow(found)), endless=True)
+    return sse.EventStream(events.of(following.follow(found)), endless=True)
 
 
 @router.post("/conversations/{int:number}/messages/{int:message}/stop", response={204: None})
@@ -110,12 +96,6 @@ async def stop(request: AuthRequest, number: int, message: int) -> Status[Any]:
     """Stops an answer and keeps its text."""
     await following.stop(await store.message(request.auth, number, message))
     return Status(204, None)
-
-
-async def _events(told: AsyncGenerator[Told | None]) -> AsyncGenerator[bytes]:
-    async with aclosing(told):
-        async for each in told:
-            yield sse.comment("ping") if each is None else sse.event(each.name, each.fields)
 
 
 async def _with_messages(conversation: Conversation) -> schemas.Conversation:

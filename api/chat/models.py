@@ -5,6 +5,10 @@ from typing import ClassVar
 from django.conf import settings
 from django.db import models
 
+from api.answers.record import Status, StoredAnswer
+
+__all__ = ["UNTITLED", "Conversation", "Message", "Role", "Status"]
+
 UNTITLED = "New conversation"
 
 
@@ -32,29 +36,11 @@ class Role(models.TextChoices):
     ASSISTANT = "assistant"
 
 
-class Status(models.TextChoices):
-    """Where a message stands; only an answer is ever anything else than done."""
-
-    DONE = "done"
-    STREAMING = "streaming"
-    STOPPED = "stopped"
-    FAILED = "failed"
-
-
-class Message(models.Model):
-    """One turn. While it streams, `owner` names the API process that writes it and `touched` is its heartbeat."""
+class Message(StoredAnswer):
+    """One turn. Only an answer is ever anything else than done."""
 
     conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
     role = models.CharField(max_length=16, choices=Role)
-    content = models.TextField(blank=True)
-    status = models.CharField(max_length=16, choices=Status, default=Status.DONE)
-    error = models.TextField(null=True, blank=True)
-    finish_reason = models.CharField(max_length=16, null=True, blank=True)
-    completion_tokens = models.PositiveIntegerField(default=0)
-    request_id = models.CharField(max_length=64, blank=True)
-    owner = models.CharField(max_length=128, blank=True)
-    created = models.DateTimeField(auto_now_add=True)
-    touched = models.DateTimeField(auto_now=True)
 
     class Meta:
         ordering: ClassVar = ["pk"]

@@ -9,11 +9,11 @@ from ninja import Router
 
 from api import completion, submission
 from api.accounts.auth import AuthRequest, Key
-from api.catalog import catalog, nobody_serves
+from api.catalog import catalog
 from api.deadlines import until
 from api.errors import ApiError
 from api.openai import shapes
-from api.openai.schemas import ChatCompletion, Completion
+from api.openai.schemas import ChatCompletion, Completion, Generation
 from api.openai.streaming import chunks
 from api.sse import EventStream
 from broker.wire import Job
@@ -46,8 +46,7 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
     job = submission.chat_job(
         asked.model, messages, asked.sampling(), request.auth.get_username(), deadline=until(request)
     )
-    shape = shapes.ChatShape(job.request_id, job.model, asked.wants_usage)
-    return await _answer(job, shape, "messages", streamed=bool(asked.stream))
+    return await _answer(request, job, asked, shapes.ChatShape, "messages")
 
 
 @router.post("/completions")
@@ -56,19 +55,19 @@ async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBa
     job = submission.prompt_job(
         asked.model, asked.prompt, asked.sampling(), request.auth.get_username(), deadline=until(request)
     )
-    shape = shapes.TextShape(job.request_id, job.model, asked.wants_usage)
-    return await _answer(job, shape, "prompt", streamed=bool(asked.stream))
+    return await _answer(request, job, asked, shapes.TextShape, "prompt")
 
 
-async def _answer(job: Job, shape: shapes.Shape, prompt_field: str, *, streamed: bool) -> HttpResponseBase:
-    if streamed:
-        waiting = nobody_serves(job.model)
-        stream = await submission.submit(job)
-        events = chunks(stream, shape, prompt_field, waiting)
-        return EventStream(events, stream, headers=completion.headers(job.request_id))
-    answer = await completion.complete(job, prompt_field)
+async def _answer(
+    request: AuthRequest, job: Job, asked: Generation, form: type[shapes.Shape], prompt_field: str
+) -> HttpResponseBase:
+    begun = await completion.begin(request, job)
+    shape = form(begun.request_id, job.model, begun.created, asked.wants_usage)
+    if asked.stream:
+        return EventStream(chunks(begun, shape, prompt_field), begun.source, headers=begun.headers())
+    answer = await completion.complete(begun, prompt_field)
     return HttpResponse(
         msgspec.json.encode(shape.whole(answer.text, answer.end)),
         content_type="application/json",
-        headers=completion.headers(job.request_id, answer.waited),
+        headers=begun.headers(answer.waited),
     )

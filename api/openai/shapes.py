@@ -1,7 +1,6 @@
 """OpenAI's response objects, as plain dictionaries."""
 
-from dataclasses import dataclass, field
-from time import time
+from dataclasses import dataclass
 from typing import Any
 
 from broker.wire import Finished
@@ -24,8 +23,8 @@ class Shape:
 
     request_id: str
     model: str
+    created: int
     with_usage: bool = False
-    created: int = field(default_factory=lambda: int(time()))
 
     def whole(self, text: str, end: Finished) -> dict[str, Any]:
         """An answer in one piece."""

@@ -3,20 +3,20 @@
 from collections.abc import AsyncGenerator
 
 from api import errors, sse, submission
+from api.completion import Begun
 from api.openai.shapes import Shape
-from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
 
 DONE = b"data: [DONE]\n\n"
 
 
-async def chunks(stream: Stream, shape: Shape, prompt_field: str, waiting: str | None) -> AsyncGenerator[bytes]:
-    """The stream's frames as events. `waiting`: why nothing will come at once, if that is known already."""
-    if waiting:
-        yield sse.comment(f"waiting: {waiting}")
+async def chunks(begun: Begun, shape: Shape, prompt_field: str) -> AsyncGenerator[bytes]:
+    """The answer's frames as events."""
+    if begun.waiting:
+        yield sse.comment(f"waiting: {begun.waiting}")
     if (first := shape.first()) is not None:
         yield sse.data(first)
-    async for frame in sse.ticking(stream):
+    async for frame in begun.frames:
         if frame is None:
             yield sse.comment("keep-alive")
         elif (event := _event(frame, shape, prompt_field)) is not None:

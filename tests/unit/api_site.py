@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -42,17 +43,23 @@ _numbers = itertools.count(1)
 
 
 def echo(job: Job) -> list[AnyFrame]:
-    """What the echo engine says: the last user message's words, a token a word."""
+    """What the echo engine says: the last user message's words, a token a word, from where the reader is."""
     text = job.prompt if job.messages is None else job.messages[-1].content
     words = (text or "").split()
+    left = " ".join(words)[len(job.delivered) :]
     pieces: list[AnyFrame] = [
-        Delta(request_id=job.request_id, seq=number + 1, text=word if number == 0 else f" {word}")
-        for number, word in enumerate(words)
+        Delta(request_id=job.request_id, seq=number, text=piece)
+        for number, piece in enumerate(re.findall(r"\s?\S+", left), 1)
     ]
     end = Finished(
-        request_id=job.request_id, seq=len(words) + 1, reason="stop", prompt_tokens=3, completion_tokens=len(words)
+        request_id=job.request_id, seq=len(pieces) + 1, reason="stop", prompt_tokens=3, completion_tokens=len(words)
     )
     return [Start(request_id=job.request_id, node="n1"), *pieces, end]
+
+
+def beginning(text: str) -> Callable[[Job], list[AnyFrame]]:
+    """A script that says this and is silent then."""
+    return lambda job: [Delta(request_id=job.request_id, text=text)]
 
 
 def node_state(name: str, **changes: Any) -> NodeState:
@@ -111,6 +118,7 @@ class FakeClient:
             raise NoTree(job.model)
         self.jobs.append(job)
         stream = self.streams[job.request_id] = Stream(job, self._forget)
+        self.pushed[job.request_id] = []
         for frame in self.script(job):
             self.push(frame)
         self.submitted.set()
@@ -179,6 +187,16 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     async with application.running():
         yield client
     assert_broker_gone()
+    await forget_answers()
+
+
+async def forget_answers() -> None:
+    """What one test leaves unfinished is not for the next one to take over."""
+    from api.chat.models import Message
+    from api.kept.models import KeptRequest
+
+    await Message.objects.all().adelete()
+    await KeptRequest.objects.all().adelete()
 
 
 def assert_broker_gone() -> None:

@@ -7,13 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api import process
-from api.chat import following, store
-from api.chat.answers import Told, answers
+from api.answers import following, store
+from api.answers.writing import Writing, writings
 from api.chat.context import last_turns, title_from
 from api.chat.models import Conversation, Message, Status
 from broker.wire import ChatMessage, Delta, Failed, Finished, Waiting
-from tests.unit.api_site import FakeClient, browser, log_in, make_user, node_state, until
+from tests.unit.api_site import FakeClient, beginning, browser, log_in, make_user, node_state, until
 
 
 async def begin(client: httpx.AsyncClient, content: str = "hello world") -> tuple[str, dict[str, Any]]:
@@ -24,6 +23,11 @@ async def begin(client: httpx.AsyncClient, content: str = "hello world") -> tupl
     turn = await client.post(f"{home}/messages", json={"content": content})
     assert turn.status_code == 201, turn.text
     return home, turn.json()["assistant_message"]
+
+
+def writing_of(answer: dict[str, Any]) -> Writing | None:
+    """The answer, if it is being written."""
+    return writings.get((Message._meta.label, answer["id"]))
 
 
 def told(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -58,7 +62,7 @@ async def test_a_whole_turn(member: httpx.AsyncClient, fake: FakeClient) -> None
 async def test_the_next_turn_sees_the_former_ones(member: httpx.AsyncClient, fake: FakeClient) -> None:
     home, answer = await begin(member, "first")
     await member.get(f"{home}/messages/{answer['id']}/stream")
-    await until(lambda: not answers.get(answer["id"]))
+    await until(lambda: not writing_of(answer))
     await member.post(f"{home}/messages", json={"content": "second", "model": "big"})
     job = fake.jobs[-1]
     assert job.messages is not None
@@ -75,34 +79,38 @@ async def test_readers_come_late_and_again(member: httpx.AsyncClient, fake: Fake
     fake.script = lambda job: []
     home, answer = await begin(member)
     request_id = fake.jobs[0].request_id
-    writing = answers.get(answer["id"])
+    writing = writing_of(answer)
     assert writing is not None
     early, late = writing.follow(), writing.follow()
-    fake.push(Waiting(request_id=request_id, seq=1, node="root", reason="2 before you"))
-    assert await anext(early) == Told("waiting", {"reason": "2 before you"})
-    fake.push(Delta(request_id=request_id, seq=2, text="so "))
-    assert await anext(early) == Told("delta", {"text": "so "})
-    fake.push(Delta(request_id=request_id, seq=3, text="far"))
-    assert await anext(early) == Told("delta", {"text": "far"})
-    assert await anext(late) == Told("delta", {"text": "so far"})
-    fake.push(Finished(request_id=request_id, seq=4, reason="length", completion_tokens=2))
-    end = Told("done", {"finish_reason": "length", "completion_tokens": 2})
+    waiting = Waiting(request_id=request_id, node="root", reason="2 before you")
+    fake.push(waiting)
+    assert await anext(early) == waiting
+    fake.push(Delta(request_id=request_id, text="so "))
+    assert await anext(early) == Delta(request_id=request_id, text="so ")
+    fake.push(Delta(request_id=request_id, seq=1, text="far"))
+    assert await anext(early) == Delta(request_id=request_id, text="far")
+    assert await anext(late) == Delta(request_id=request_id, text="so far")
+    fake.push(Finished(request_id=request_id, seq=2, reason="length", completion_tokens=2))
+    end = Finished(request_id=request_id, reason="length", completion_tokens=2)
     assert [each async for each in early] == [each async for each in late] == [end]
     after = await member.get(f"{home}/messages/{answer['id']}/stream")
-    assert told(after.text) == [("delta", {"text": "so far"}), (end.name, end.fields)]
+    done = ("done", {"finish_reason": "length", "completion_tokens": 2})
+    assert told(after.text) == [("delta", {"text": "so far"}), done]
 
 
 async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.states.clear()
     fake.script = lambda job: []
     _, answer = await begin(member)
-    writing = answers.get(answer["id"])
+    writing = writing_of(answer)
     assert writing is not None
-    assert await anext(writing.follow()) == Told("waiting", {"reason": "no node is serving tiny yet"})
+    said = await anext(writing.follow())
+    assert isinstance(said, Waiting)
+    assert said.reason == "no node is serving tiny yet"
 
 
 async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient, fake: FakeClient) -> None:
-    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    fake.script = beginning("so far")
     home, answer = await begin(member)
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
     assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204
@@ -147,7 +155,7 @@ async def test_a_refused_job_leaves_no_trace(member: httpx.AsyncClient, fake: Fa
 async def test_closing_the_page_does_not_stop_the_answer(
     live: str, member: httpx.AsyncClient, fake: FakeClient
 ) -> None:
-    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="a")]
+    fake.script = beginning("a")
     home, answer = await begin(member)
     path = f"{live}{home}/messages/{answer['id']}/stream"
     async with (
@@ -157,9 +165,9 @@ async def test_closing_the_page_does_not_stop_the_answer(
         assert await anext(stream.aiter_lines()) == "event: delta"
     await asyncio.sleep(0.05)
     assert fake.cancelled == []
-    fake.push(Delta(request_id=fake.jobs[0].request_id, seq=2, text="b"))
-    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=3, reason="stop", completion_tokens=2))
-    await until(lambda: not answers.get(answer["id"]))
+    fake.push(Delta(request_id=fake.jobs[0].request_id, seq=1, text="b"))
+    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=2, reason="stop", completion_tokens=2))
+    await until(lambda: not writing_of(answer))
     assert (await member.get(home)).json()["messages"][1]["content"] == "ab"
 
 
@@ -168,43 +176,29 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
 ) -> None:
     from api.asgi import application
 
-    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    fake.script = beginning("so far")
     home, answer = await begin(member)
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
     await until(lambda: application.handler._endless)
     application.handler.end_streams()
     assert told((await reader).text) == [("delta", {"text": "so far"})]
-    await answers.shut_down()
+    await writings.hand_over()
     stored = (await member.get(home)).json()["messages"][1]
-    assert (stored["status"], stored["content"]) == ("failed", "so far")
-    assert "interrupted" in stored["error"]
+    assert (stored["status"], stored["content"]) == ("streaming", "so far")
+    assert fake.cancelled == []
 
 
 async def test_text_is_stored_on_the_way(
     member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from api.chat import answers as module
+    from api.answers import writing as module
 
     monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
-    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    fake.script = beginning("so far")
     home, _ = await begin(member)
     async with asyncio.timeout(3):
         while (await member.get(home)).json()["messages"][1]["content"] != "so far":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-
-
-async def test_answers_of_dead_processes_are_ended(user: Any, fake: FakeClient) -> None:
-    conversation = await Conversation.objects.acreate(user=user, model="tiny")
-    host = process.identity().rsplit(":", 2)[0]
-    for owner, ends in ((f"{host}:1:1", True), ("", True), (process.identity(), False), ("elsewhere:1:1", False)):
-        message = await Message.objects.acreate(
-            conversation=conversation, role="assistant", status=Status.STREAMING, owner=owner, content="so far"
-        )
-        assert await store.fail_orphans(conversation.pk) == int(ends), owner
-        await message.arefresh_from_db()
-        assert message.status == ("failed" if ends else "streaming")
-        assert message.content == "so far"
-        await message.adelete()
 
 
 async def test_an_answer_of_another_process_can_be_read_and_stopped(
@@ -229,15 +223,15 @@ async def test_an_answer_of_another_process_can_be_read_and_stopped(
 async def test_the_writer_notices_that_another_process_stopped_its_answer(
     member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from api.chat import answers as module
+    from api.answers import writing as module
 
     monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
     monkeypatch.setattr(module, "HEARTBEAT", 0.02)
-    fake.script = lambda job: [Delta(request_id=job.request_id, seq=1, text="so far")]
+    fake.script = beginning("so far")
     home, answer = await begin(member)
-    await store.stop_elsewhere(await Message.objects.aget(pk=answer["id"]))
+    await store.stop(await Message.objects.aget(pk=answer["id"]))
     await until(lambda: fake.cancelled)
-    await until(lambda: not answers.get(answer["id"]))
+    await until(lambda: not writing_of(answer))
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"]) == ("stopped", "so far")
 

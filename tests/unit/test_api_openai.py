@@ -238,8 +238,8 @@ async def test_failed_jobs(
 
 async def test_failure_in_mid_stream(program: httpx.AsyncClient, fake: FakeClient) -> None:
     def broken(job: Job) -> list[Any]:
-        failed = Failed(request_id=job.request_id, seq=2, code="engine", message="out of memory")
-        return [Delta(request_id=job.request_id, seq=1, text="so far"), failed]
+        failed = Failed(request_id=job.request_id, seq=1, code="engine", message="out of memory")
+        return [Delta(request_id=job.request_id, text="so far"), failed]
 
     fake.script = broken
     answer = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
@@ -255,16 +255,9 @@ async def test_waiting_is_told(program: httpx.AsyncClient, fake: FakeClient) -> 
     assert events(streamed.text)[0] == ": waiting: no node is serving tiny yet"
     whole = await program.post("/v1/chat/completions", json=CHAT)
     assert whole.headers["X-Canopy-Waited"] == "no node is serving tiny yet"
-    fake.script = lambda job: [Waiting(request_id=job.request_id, node="root", reason="all busy"), *late(echo(job))]
+    fake.script = lambda job: [Waiting(request_id=job.request_id, node="root", reason="all busy"), *echo(job)]
     streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert ": waiting: all busy" in events(streamed.text)
-
-
-def late(frames: list[Any]) -> list[Any]:
-    """The same frames, after one more."""
-    import msgspec
-
-    return [msgspec.structs.replace(frame, seq=frame.seq + 1) for frame in frames]
 
 
 async def test_keep_alive_comments(
@@ -277,7 +270,7 @@ async def test_keep_alive_comments(
     asked = asyncio.create_task(program.post("/v1/chat/completions", json={**CHAT, "stream": True}))
     await fake.submitted.wait()
     await asyncio.sleep(0.2)
-    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=1, reason="stop"))
+    fake.push(Finished(request_id=fake.jobs[0].request_id, reason="stop"))
     assert ": keep-alive" in events((await asked).text)
 
 
@@ -337,7 +330,7 @@ async def test_tokens_arrive_as_they_are_made(live: str, program: httpx.AsyncCli
         lines = (line async for line in answer.aiter_lines() if line)
         await anext(lines)
         for number in range(3):
-            fake.push(Delta(request_id=fake.jobs[0].request_id, seq=number + 1, text=f"w{number}"))
+            fake.push(Delta(request_id=fake.jobs[0].request_id, seq=number, text=f"w{number}"))
             piece = json.loads((await anext(lines))[6:])
             assert piece["choices"][0]["delta"]["content"] == f"w{number}"
 

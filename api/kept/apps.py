@@ -1,0 +1,10 @@
+"""The app of kept requests."""
+
+from django.apps import AppConfig
+
+
+class Kept(AppConfig):
+    """Registers the models below the label `kept`."""
+
+    name = "api.kept"
+    label = "kept"
