@@ -10,11 +10,13 @@ import typer
 from bench import hello, latency
 from bench.chaos import command as chaos
 from bench.instance import NotStarted
+from bench.soak import command as soak
 
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "latency": latency.command,
     "hello": hello.command,
     "chaos": chaos.command,
+    "soak": soak.command,
 }
 
 app = typer.Typer(

@@ -159,15 +159,18 @@ def _tell(result: Report, storm: Storm) -> None:
         table.by_user(ledger),
         table.by_fault(ledger, storm.happened),
     ]
+    slowest = table.slowest(ledger, storm.start)
     result.facts |= {
-        "survived": storm.survived, "failures": broken, "unrest": storm.unrest,
+        "survived": storm.survived, "failures": broken, "unrest": storm.unrest, "slowest": slowest,
         "endings": {str(ending): ledger.count(ending) for ending in Ending},
+        "slowest_recovery_seconds": max((table.slowest_recovery(ledger, each) for each in storm.happened), default=0.0),
         "schedule": [asdict(fault) for fault in storm.faults],
     }  # fmt: skip
     result.notes += [
         *(f"BROKEN PROMISE: {line}" for line in broken[:_SHOWN]),
         *(f"NOT AT REST: {line}" for line in storm.unrest),
         *(f"NOT HEALED: {each.fault}: {each.problem}" for each in storm.happened if each.made and each.problem),
+        *slowest,
         "accepted: an answer had begun (200, or 201 in the chat). Refused (503, 429, no connection) is not accepted.",
         "broken off: a request without Idempotency-Key whose API process was killed; its text so far was right.",
         "error: told after it had been accepted. missing: text. usage: the answer counts its tokens wrong.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -60,12 +61,16 @@ class Saboteur:
 
     async def kill(self, fault: Fault) -> None:
         """SIGKILL; over when a new process serves."""
-        process = await self._process(fault.target)
-        if fault.target == "api":
+        await self.restart(fault.target, signal.SIGKILL)
+
+    async def restart(self, name: str, number: signal.Signals) -> None:
+        """Ends a process, which its launcher starts again. Raises NotDone, NotHealed."""
+        process = await self._process(name)
+        if name == "api":
             self._ledger.api_deaths.append(time.monotonic())
-        process.kill()
-        await self._until(lambda: self._is_new(fault.target, process.pid), f"{fault.target} was not started again")
-        await self._until(lambda: self._serves(fault.target), f"{fault.target} does not serve again")
+        process.send_signal(number)
+        await self._until(lambda: self._is_new(name, process.pid), f"{name} was not started again")
+        await self._until(lambda: self._serves(name), f"{name} does not serve again")
 
     async def suspend(self, fault: Fault) -> None:
         """SIGSTOP, and SIGCONT after a while."""

@@ -67,10 +67,10 @@ class Tree:
     parents: Mapping[str, str]
 
     @classmethod
-    def of(cls, nodes: int, fanout: int) -> "Tree":
+    def of(cls, nodes: int, fanout: int, far: Mapping[str, str] = FAR) -> "Tree":
         """The tree of `canopy up --nodes N --fanout F`, and the far nodes."""
         own = {f"n{place}": shape.parent_of(place, fanout=fanout, root=ROOT) for place in range(1, nodes + 1)}
-        return cls({**own, **FAR})
+        return cls({**own, **far})
 
     @property
     def own(self) -> list[str]:

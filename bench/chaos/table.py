@@ -65,10 +65,26 @@ def failures(ledger: Ledger, happened: Sequence[Happened], start: float) -> list
         near = [f"{it.fault.kind} {it.fault.target}" for it in happened if it.began <= ended and it.ended >= each.began]
         span = f"{each.began - start:.1f}-{ended - start:.1f} s"
         lines.append(
-            f"{each.ending or 'never ended'}: {each.kind} {' '.join(each.ids) or '?'}, {span}, "
+            f"{each.ending or 'never ended'}: {each.kind} {_identity(each)}, {span}, "
             f"{len(each.text.split())} of {len(each.expected.split())} words, {each.note} [{', '.join(near)}]"
         )
     return lines
+
+
+def slowest(ledger: Ledger, start: float, count: int = 5) -> list[str]:
+    """A line for each of the longest silences, and for each of the longest waits for the first word."""
+    silences = [(last - first, first, each) for each in ledger.requests for first, last in each.silences]
+    waits = [(each.heard_first - each.began, each.began, each) for each in ledger.requests if each.heard_first]
+    return [
+        f"{what} {seconds:.1f} s from {since - start:.1f} s: {each.kind} {_identity(each)}"
+        for what, found in (("silent for", silences), ("waited", waits))
+        for seconds, since, each in sorted(found, key=lambda found: -found[0])[:count]
+    ]
+
+
+def _identity(request: Request) -> str:
+    """Its ids in the instance's logs, or else the tag of its words."""
+    return " ".join(request.ids) or request.expected.partition(".")[0]
 
 
 def _counts(requests: Sequence[Request]) -> tuple[int, ...]:

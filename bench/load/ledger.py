@@ -48,6 +48,7 @@ class Request:
     ids: list[str] = field(default_factory=list)  # request ids, as the answers gave them
     retries: int = 0
     silences: list[tuple[float, float]] = field(default_factory=list)  # of its running stream
+    heard_first: float | None = None
     heard_last: float | None = None
 
     def accept(self, at: float, request_id: str | None = None) -> None:
@@ -58,6 +59,7 @@ class Request:
 
     def heard(self, at: float) -> None:
         """New text came."""
+        self.heard_first = self.heard_first or at
         if self.heard_last is not None and at - self.heard_last > SHORT_SILENCE:
             self.silences.append((self.heard_last, at))
         self.heard_last = at

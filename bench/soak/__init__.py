@@ -1,0 +1,1 @@
+"""`bench soak`: moderate load for a long time, and whether anything grows."""
