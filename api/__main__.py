@@ -13,6 +13,7 @@ def main() -> int:
     serve_parser.add_argument("--host", default="127.0.0.1")
     serve_parser.add_argument("--port", type=int, default=8000)
     serve_parser.add_argument("--processes", type=int, default=1)
+    serve_parser.add_argument("--fd", type=int, help="number of an open, bound socket, instead of --host and --port")
     commands.add_parser("migrate", help="create or update the database")
     commands.add_parser("login-token", help="print a one-time login token of the first administrator")
     key_parser = commands.add_parser("create-key", help="print a new API key")
@@ -26,16 +27,24 @@ def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
     match options.command:
         case "serve":
-            from api.server import serve
-
-            serve(options.host, options.port, options.processes)
-            return 0
+            return serve(options)
         case "migrate":
             return migrate()
         case "login-token":
             return login_token()
         case _:
             return create_key(options.user)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serves until it is stopped."""
+    if options.fd is not None and options.processes > 1:
+        print("--fd is for one process: several cannot finish in order", file=sys.stderr)
+        return 2
+    from api import server
+
+    server.serve(options.host, options.port, options.processes, options.fd)
+    return 0
 
 
 def migrate() -> int:

@@ -25,15 +25,16 @@ class Recorded:
 
     name: str
     pid: int
-    started: float  # seconds since the epoch, as the kernel has it
+    started: float  # seconds since the epoch, as the kernel has it; 0 for one that is gone
+    state: str = "running"  # as its launcher sees it; else such as "restarting"
 
     @classmethod
-    def of(cls, name: str, pid: int) -> "Recorded | None":
-        """The record of a running process; None when it is gone already."""
+    def of(cls, name: str, pid: int, state: str = "running") -> "Recorded":
+        """The record of a process, also of one that is gone already."""
         try:
-            return cls(name, pid, psutil.Process(pid).create_time())
+            return cls(name, pid, psutil.Process(pid).create_time(), state)
         except psutil.NoSuchProcess:
-            return None
+            return cls(name, pid, 0.0, state)
 
     def process(self) -> psutil.Process | None:
         """The process itself if it still runs and is the one recorded."""

@@ -42,6 +42,9 @@ def up_command(
         int | None, typer.Option(min=1, help="Children a node at most; without it all hang below the root.")
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 8,
+    standby: Annotated[
+        int, typer.Option(min=0, max=9, help="Roots a model that wait to take over if the root dies.")
+    ] = 0,
     policy: Annotated[str | None, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages and the API.")] = 8000,
@@ -72,6 +75,7 @@ def up_command(
         host=host,
         port=port,
         listen=listen,
+        standby=standby,
     )
     up.check(request, home)
     files = models if engine == "transformers" else []
@@ -123,8 +127,9 @@ def _print_status(home: Home, record: dict[str, Any]) -> None:
     print(f"Canopy runs: {facts['url']}  (since {time.strftime('%Y-%m-%d %H:%M', time.localtime(facts['started']))})")
     print(f"models: {', '.join(facts['models'])}   state: {home.path}")
     for process in facts["processes"]:
-        alive = f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB" if process["running"] else "not running"
-        print(f"  {process['name']:<14} {alive}")
+        alive = f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB" if process["running"] else ""
+        state = "" if process["state"] == "running" else process["state"]
+        print(f"  {process['name']:<14} {'  '.join(filter(None, (alive, state)))}")
     print(f"one more worker on a machine that reaches the broker:\n  {_join(record)}")
     if record.get("listen") == "127.0.0.1":
         print("  (the broker listens on this machine only; start with --listen 0.0.0.0 to add other machines)")
@@ -152,7 +157,13 @@ def _process(recorded: instance.Recorded) -> dict[str, Any]:
             memory = process.memory_info().rss / 1e6
         except psutil.Error:
             process = None
-    return {"name": recorded.name, "pid": recorded.pid, "running": process is not None, "memory_mb": round(memory, 1)}
+    return {
+        "name": recorded.name,
+        "pid": recorded.pid,
+        "running": process is not None,
+        "state": "not running" if process is None and recorded.state == "running" else recorded.state,
+        "memory_mb": round(memory, 1),
+    }
 
 
 def _join(record: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from topology import shape
 from topology.names import root_name
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_READY = re.compile(r"\[info\s*\]\s+ready\b")
+_READY = re.compile(r"""(\[info\s*\]\s+|"event": "|event=')(ready|standby)\b""")
 WAIT_SECONDS = 60  # a node tries for so long to find the broker and its parent: all of them start at the same time
 
 
@@ -39,6 +39,7 @@ class Request:
     host: str = "127.0.0.1"
     port: int = 8000
     listen: str = "127.0.0.1"
+    standby: int = 0  # roots a model that wait for the root's name
 
     def with_folders(self, folders: Mapping[str, Path | None]) -> "Request":
         """The same request once its models are prepared."""
@@ -62,8 +63,8 @@ class Plan:
     nodes: list[Spec]
 
 
-def make(request: Request, home: Home, broker: Broker) -> Plan:
-    """Lays the programs out."""
+def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
+    """Lays the programs out. `listener`: the number of the open socket on which the API listens."""
     common = {"CANOPY_HOME": str(home.path)}
     api_env = {
         **common,
@@ -82,7 +83,7 @@ def make(request: Request, home: Home, broker: Broker) -> Plan:
     return Plan(
         migrate=Spec("migrate", [*_python("api"), "migrate"], api_env),
         login_token=Spec("login-token", [*_python("api"), "login-token"], api_env, secret=True),
-        api=_api(request, api_env),
+        api=_api(listener, api_env),
         roots=_roots(request, node_env),
         nodes=_nodes(request, node_env),
     )
@@ -95,15 +96,16 @@ def edges(request: Request) -> Edges:
 
 
 def is_ready_line(line: str) -> bool:
-    """Whether a node's log line is its event `ready`: on the console (`[info     ] ready`) or as JSON."""
-    plain = _COLOURS.sub("", line)
-    return bool(_READY.search(plain)) or '"event": "ready"' in plain
+    """Whether a log line of a node or of the API is its event `ready`, or that of a root that waits for its name,
+    `standby`: on the console (`[info     ] ready`), as JSON, or as fields (`event='ready'`).
+    """
+    return bool(_READY.search(_COLOURS.sub("", line)))
 
 
-def _api(request: Request, env: Mapping[str, str]) -> Spec:
-    command = [*_python("api"), "serve", "--host", request.host, "--port", str(request.port)]
+def _api(listener: int, env: Mapping[str, str]) -> Spec:
+    command = [*_python("api"), "serve", "--fd", str(listener)]
     # SIGTERM, not SIGKILL: the API may have processes of its own, which only it can end.
-    return Spec("api", command, env, at_death_of_launcher=signal.SIGTERM)
+    return Spec("api", command, env, is_ready=is_ready_line, at_death_of_launcher=signal.SIGTERM, inherits=(listener,))
 
 
 def _hosts(request: Request) -> dict[str, str]:
@@ -119,10 +121,15 @@ def _addresses() -> list[str]:
 
 
 def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
-    return [
-        _node(request, env, root_name(model, _first(request)), ["--engine", "none", "--model", model])
-        for model in request.models
-    ]
+    """With standbys all of a model's roots are equal: whoever has the name serves, the others wait for it."""
+    standby = ["--standby"] if request.standby else []
+    specs = []
+    for model in request.models:
+        name = root_name(model, _first(request))
+        root = _node(request, env, name, ["--engine", "none", "--model", model, *standby])
+        others = (f"{name}-standby-{number}" for number in range(1, request.standby + 1))
+        specs += [root, *(replace(root, name=each) for each in others)]
+    return specs
 
 
 def _nodes(request: Request, env: Mapping[str, str]) -> list[Spec]:

@@ -9,14 +9,17 @@ from cli.errors import CliError
 
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: an old TIME_WAIT is no obstacle
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+    try:
+        _bind(host, port).close()
+    except OSError:
+        return False
     return True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the port and does not listen yet. Raises CliError as `check_free` does."""
+    check_free(host, port)
+    return _bind(host, port)
 
 
 def check_free(host: str, port: int) -> None:
@@ -50,6 +53,19 @@ def remembered(file: Path, names: list[str]) -> dict[str, int]:
     ports = {name: last[name] if _usable(last.get(name)) else fresh[name] for name in names}
     file.write_text(json.dumps(ports))
     return ports
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: an old TIME_WAIT is no obstacle
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does: `::` is not 0.0.0.0 too
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 def _usable(port: object) -> bool:

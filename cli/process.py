@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cli.home import REPOSITORY
 
@@ -28,6 +29,7 @@ class Spec:
     at_death_of_launcher: signal.Signals = signal.SIGKILL
     cwd: Path = REPOSITORY
     secret: bool = False  # its output is not kept
+    inherits: Sequence[int] = ()  # open files of ours that it gets under the same numbers
 
 
 class Child:
@@ -55,6 +57,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=spec.inherits,
         )
         return cls(spec, process, _open_log(spec, logs))
 
@@ -77,21 +80,27 @@ class Child:
 
     async def until_ready(self) -> bool:
         """Waits until it says that it is ready (True) or ends (False)."""
-        ready, ended = asyncio.create_task(self.ready.wait()), asyncio.create_task(self.ended())
+        return await self.until(self.ready.wait())
+
+    async def until(self, happens: Coroutine[Any, Any, object]) -> bool:
+        """Waits for something to happen (True); False if the process ends first, or it does not happen in time."""
+        happening, ended = asyncio.create_task(happens), asyncio.create_task(self.ended())
         try:
-            await asyncio.wait([ready, ended], return_when=asyncio.FIRST_COMPLETED)
-            return self.ready.is_set()
+            await asyncio.wait([happening, ended], return_when=asyncio.FIRST_COMPLETED)
+            return happening.done() and not isinstance(happening.exception(), TimeoutError)
         finally:
-            ready.cancel()
+            happening.cancel()
             ended.cancel()
+            await asyncio.wait([happening, ended])
 
     async def stop(self, within: float) -> None:
         """Asks it to end, and after `within` seconds makes it end, with everything it started."""
         if self.status is None:
-            self._signal(signal.SIGTERM, group=False)
+            self.send(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), within)
-        self._signal(signal.SIGKILL, group=True)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
         await self._process.wait()
         self._reader.cancel()
 
@@ -99,9 +108,10 @@ class Child:
         """What it said last, as the likely reason of its end."""
         return next((line for line in reversed(self.tail) if line.strip()), "it said nothing")
 
-    def _signal(self, number: signal.Signals, *, group: bool) -> None:
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process alone; nothing if it has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            (os.killpg if group else os.kill)(self.pid, number)
+            self._process.send_signal(number)
 
     async def _keep_output(self) -> None:
         stream = self._process.stdout

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from broker import management
-from cli import credentials, instance, plan, ports, supervisor
+from cli import control, credentials, instance, plan, ports, rolling, supervisor
 from cli.errors import CliError, explain_os_error
 from cli.home import PREPARE_LOCK, Home, module_command, module_environment
 from cli.instance import Recorded
@@ -61,9 +62,10 @@ def run(request: Request, home: Home) -> None:
     with instance.held(home):
         for name in instance.end_leftovers(home):
             say(f"ended {name}, left over from a launcher that was killed")
-        if launcher := Recorded.of("launcher", os.getpid()):
-            instance.record_processes(home, [launcher])  # `down` works from here on
-        asyncio.run(_live(request, home))
+        instance.record_processes(home, [Recorded.of("launcher", os.getpid())])  # `down` works from here on
+        # The port is ours for as long as the instance runs: API processes come and go on the same socket.
+        with ports.bind(request.host, request.port) as listener:
+            asyncio.run(_live(request, home, listener))
 
 
 def detach(home: Home) -> None:
@@ -101,19 +103,17 @@ def tell_starter(**what: str) -> None:
             json.dump(what, pipe)
 
 
-async def _live(request: Request, home: Home) -> None:
+async def _live(request: Request, home: Home, listener: socket.socket) -> None:
     external = os.environ.get("CANOPY_AMQP_URL")
     private = None if external else PrivateBroker(home, request.listen)
     children = Supervisor(home, private, say)
     stopping = _on_signals(children)
-    life = asyncio.create_task(_serve(request, home, private, children))
+    life = asyncio.create_task(_serve(request, home, private, children, listener))
     try:
-        awaited: list[asyncio.Future[Any]] = [life, children.failed, stopping]
+        awaited: list[asyncio.Future[Any]] = [life, stopping]
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         if stopping.done():
             say("stopping")
-        elif children.failed.done():
-            raise children.failed.result()
         else:
             life.result()
     except BaseExceptionGroup as group:
@@ -123,31 +123,35 @@ async def _live(request: Request, home: Home) -> None:
         life.cancel()
         await asyncio.wait([life])
         home.instance_file.unlink(missing_ok=True)
+        listener.close()  # who asks now is refused, instead of waiting for an API that does not come
         await children.stop()
         if stopping.done():
             say(f"stopped in {time.monotonic() - started:.1f} s")
 
 
-async def _serve(request: Request, home: Home, private: PrivateBroker | None, children: Supervisor) -> None:
+async def _serve(
+    request: Request, home: Home, private: PrivateBroker | None, children: Supervisor, listener: socket.socket
+) -> None:
     started = time.time()
     if private:
         private.prepare()
         broker = private.address()
     else:
         broker = Broker.elsewhere(os.environ["CANOPY_AMQP_URL"], os.environ.get("CANOPY_MANAGEMENT_URL", ""))
-    layout = plan.make(request, home, broker)
+    layout = plan.make(request, home, broker, listener.fileno())
     say(f"starting the broker, the database, {_names(layout)}")
     async with asyncio.TaskGroup() as together:
         together.create_task(_start_broker(children, request, broker, private is not None))
         together.create_task(children.start_nodes(layout))
-        token = together.create_task(_start_api(children, request, layout))
-    children.on_change = lambda: _publish(request, home, broker, children, started)
-    children.on_change()
+        token = together.create_task(_start_api(children, layout))
+    children.roster.on_change = lambda: _publish(request, home, broker, children, started)
+    children.roster.on_change()
     ready = f"Canopy is ready: {request.url}/login?token={token.result()}"
     say(f"started in {time.time() - started:.0f} s; Ctrl-C or ./canopy down stops everything")
     print(ready, flush=True)
     tell_starter(ready=ready)
-    await asyncio.Event().wait()
+    async with control.serving(home, lambda asked: rolling.answer(asked, children, layout, request.url)):
+        await asyncio.Event().wait()
 
 
 async def _start_broker(children: Supervisor, request: Request, broker: Broker, ours: bool) -> None:
@@ -161,12 +165,12 @@ async def _start_broker(children: Supervisor, request: Request, broker: Broker, 
         raise CliError(str(error)) from error
 
 
-async def _start_api(children: Supervisor, request: Request, layout: Plan) -> str:
+async def _start_api(children: Supervisor, layout: Plan) -> str:
     """Returns a fresh login token once the API serves."""
     await children.run_once(layout.migrate)
     async with asyncio.TaskGroup() as together:
         token = together.create_task(children.run_once(layout.login_token))
-        together.create_task(children.start_api(layout.api, lambda: _answers(request)))
+        together.create_task(children.start_api(layout.api))
     return token.result()[-1].strip()
 
 
@@ -181,7 +185,8 @@ def _publish(request: Request, home: Home, broker: Broker, children: Supervisor,
         "management": broker.management.get("admin", ""),
         "models": list(request.models),
         "engine": request.engine,
-        "processes": [asdict(each) for each in children.recorded()],
+        "policy": request.policy,
+        "processes": [asdict(each) for each in children.roster.recorded()],
     }
     credentials.write_private(home.instance_file, json.dumps(record, indent=1))
 
@@ -193,28 +198,13 @@ def _on_signals(children: Supervisor) -> "asyncio.Future[None]":
 
     def stop() -> None:
         if stopping.done():
-            children.kill()
+            children.roster.kill()
         else:
             stopping.set_result(None)
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop)
     return stopping
-
-
-async def _answers(request: Request) -> bool:
-    """Whether the API says that it is ready: 200 from /readyz."""
-    host = request.url.removeprefix("http://").rsplit(":", 1)[0]
-    try:
-        async with asyncio.timeout(5):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), request.port)
-            try:
-                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-                return b" 200" in await reader.readline()
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
-        return False
 
 
 def _names(layout: Plan) -> str:

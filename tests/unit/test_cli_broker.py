@@ -114,6 +114,18 @@ def test_a_port_in_use_is_told_in_one_line() -> None:
             ports.check_free("127.0.0.1", port)
 
 
+def test_a_bound_port_is_kept_and_refuses_until_somebody_listens() -> None:
+    (port,) = ports.pick(1)
+    with ports.bind("127.0.0.1", port) as bound:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        bound.listen()
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(CliError, match=rf"Port {port} is in use"):
+            ports.bind("127.0.0.1", port)
+    ports.bind("127.0.0.1", port).close()
+
+
 def test_an_address_of_another_machine_is_told_in_one_line() -> None:
     with pytest.raises(CliError, match="not an address of this machine"):
         ports.check_free("192.0.2.1", 8000)

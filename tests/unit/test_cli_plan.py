@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import plan
+from cli import plan, rolling
 from cli.home import Home
 from cli.plan import Request
 from cli.process import Spec
@@ -20,7 +20,7 @@ def option(spec: Spec, name: str) -> str:
 
 def layout(**options: object) -> plan.Plan:
     request = Request(**{"models": {"echo": None}, "engine": "echo", **options})  # type: ignore[arg-type]
-    return plan.make(request, Home(Path("/state")), BROKER)
+    return plan.make(request, Home(Path("/state")), BROKER, listener=7)
 
 
 def test_the_default_is_a_root_and_two_nodes_below_it() -> None:
@@ -51,6 +51,28 @@ def test_each_model_gets_a_tree_with_names_of_its_own() -> None:
     assert made.api.env["CANOPY_MODELS"] == '["a", "org/B"]'
 
 
+def test_the_api_inherits_the_socket_that_outlives_it() -> None:
+    api = layout(port=8123).api
+    assert option(api, "--fd") == "7"
+    assert api.inherits == (7,)
+    assert api.env["CANOPY_PORT"] == "8123"
+
+
+def test_standby_roots_are_equal_to_the_root_and_logged_apart() -> None:
+    made = layout(models={"a": None, "b": None}, nodes=1, standby=2)
+    names = ["root", "root-standby-1", "root-standby-2", "root-b", "root-b-standby-1", "root-b-standby-2"]
+    assert [spec.name for spec in made.roots] == names
+    assert [option(spec, "--name") for spec in made.roots] == ["root"] * 3 + ["root-b"] * 3
+    assert all("--standby" in spec.command for spec in made.roots)
+    assert not any("--standby" in spec.command for spec in (*made.nodes, *layout().roots))
+
+
+def test_a_rolling_restart_goes_from_the_api_to_the_leaves_and_up() -> None:
+    made = layout(nodes=4, fanout=2, standby=1)
+    assert rolling.order(made, with_broker=False) == ["api", "n4", "n3", "n2", "n1", "root-standby-1", "root"]
+    assert rolling.order(made, with_broker=True)[-2:] == ["root", "broker"]
+
+
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CANOPY_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
@@ -64,6 +86,9 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         ("2026-11-22 12:42:12 [info     ] ready                          model=echo node=n1", True),
         ("2026-11-22 12:42:12 [\x1b[32minfo     \x1b[0m] \x1b[1mready\x1b[0m model=echo", True),
         ('{"event": "ready", "node": "n1"}', True),
+        ("timestamp='2026-11-22T12:42:12Z' level='info' event='ready'", True),
+        ("2026-11-22 12:42:12 [info     ] standby                        node=root", True),
+        ("timestamp='2026-11-22T12:42:12Z' level='info' event='not ready'", False),
         ("2026-11-22 12:42:12 [info     ] leaving                        node=n1", False),
         ("2026-11-22 12:42:12 [warning  ] not registered, trying again   reason=not ready", False),
     ],

@@ -1,0 +1,124 @@
+"""A server that hands its socket over: it listens when it is ready, and finishes what is open before it ends."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from api import handing_over, server, stopping
+from api.handing_over import Server
+
+SECONDS = 20.0
+
+
+class Site:
+    """An application whose answers to /slow end when it is allowed, behind a server of its own."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        self.ready = asyncio.Event()
+        self.allowed = asyncio.Event()
+        config = server.configuration(self._answer, "127.0.0.1", 0)
+        config.lifespan = "off"
+        self.server = Server(config, listener.dup(), self._until_ready)
+        self.life = asyncio.create_task(self.server._serve())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    async def _until_ready(self) -> None:
+        await self.ready.wait()
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun ", "more_body": True})
+        if scope["path"] == "/slow":
+            await self.allowed.wait()
+        await send({"type": "http.response.body", "body": b"ended"})
+
+
+@pytest_asyncio.fixture
+async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(stopping, "_actions", [])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        made = Site(listener)
+        yield made
+        made.allowed.set()
+        made.server.should_exit = True
+        async with asyncio.timeout(SECONDS):
+            await made.life
+
+
+async def get(site: Site, path: str = "/") -> str:
+    """A request on a connection of its own."""
+    async with httpx.AsyncClient(timeout=SECONDS) as client:
+        return (await client.get(site.url + path)).text
+
+
+async def listening(site: Site) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not getattr(site.server, "servers", None):  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.01)
+
+
+async def test_connections_are_accepted_once_it_is_ready(site: Site) -> None:
+    with pytest.raises(httpx.ConnectError):
+        await get(site)
+    site.ready.set()
+    await listening(site)
+    assert await get(site) == "begun ended"
+
+
+async def test_something_missing_delays_it_and_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handing_over, "READY_SECONDS", 0.0)
+    await listening(site)
+    assert await get(site) == "begun ended"
+
+
+async def test_it_finishes_what_is_open_while_a_successor_accepts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(stopping, "_actions", [lambda: ended.append("endless")])
+    site.ready.set()
+    await listening(site)
+    async with httpx.AsyncClient(base_url=site.url, timeout=SECONDS) as client, asyncio.timeout(SECONDS):
+        kept = await client.get("/")
+        assert "connection" not in kept.headers
+        async with client.stream("GET", "/slow") as slow:
+            parts = slow.aiter_text()
+            assert await anext(parts) == "begun "
+            site.server.finish()
+            while not ended:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+            successor = Site(site.listener)
+            successor.ready.set()
+            assert await get(successor) == "begun ended"
+            assert not site.life.done()
+
+            site.allowed.set()
+            assert [part async for part in parts] == ["ended"]
+        last = await client.get("/")  # on the connection that the first server kept open
+        assert last.headers["connection"] == "close"
+        assert "connection" not in (await client.get("/")).headers  # the successor's
+        await site.life
+    successor.server.should_exit = True
+    await successor.life
+
+
+async def test_an_unused_connection_does_not_hold_it_up_for_ever(site: Site) -> None:
+    site.server.config.timeout_keep_alive = 0
+    site.ready.set()
+    await listening(site)
+    async with asyncio.timeout(SECONDS):
+        await get(site)
+        reader, writer = await asyncio.open_connection(*site.listener.getsockname())
+        site.server.finish()
+        await site.life
+        assert await reader.read() == b""
+        writer.close()
