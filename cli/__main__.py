@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cli import lifecycle, programs, tree, up
+from cli import dead, lifecycle, programs, restart, tree, up
 from cli.errors import CliError
 
 app = typer.Typer(
@@ -15,8 +15,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 lifecycle.add_to(app)
+restart.add_to(app)
 programs.add_to(app)
 tree.add_to(app)
+dead.add_to(app)
 
 
 def main() -> int:

@@ -2,12 +2,13 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli import home as homes
 from cli import instance, testing
+from cli.errors import CliError
 from cli.home import Home, module_command, module_environment
 from cli.lifecycle import DEFAULT_MODEL
 from cli.prepare import steps
@@ -28,21 +29,32 @@ def add_to(app: typer.Typer) -> None:
 def node(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Its name in the tree, unlike any other.")],
-    parent: Annotated[str, typer.Option(help="The node to hang below.")],
+    parent: Annotated[str | None, typer.Option(help="The node to hang below.")] = None,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Be the root of that name as soon as no other process is.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Model to serve; default: the running instance's first.")] = None,
     engine: Annotated[str | None, typer.Option(help="transformers or echo; default: the running instance's.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers it writes at the same time.")] = 8,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
 ) -> None:
     """One more worker, on any machine that reaches the broker (CANOPY_AMQP_URL, or an instance that runs here)."""
+    if standby == (parent is not None):
+        raise CliError("Say --parent P for a worker, or --standby for a root that waits for its name", code=2)
     home = homes.read()
     record = instance.read(home)
     url = os.environ.get("CANOPY_AMQP_URL") or instance.running(home)["amqp"]["node"]
     engine = engine or (record["engine"] if record else "transformers")
     served = record["models"][0] if record else DEFAULT_MODEL if engine == "transformers" else engine
-    options = ["--name", name, "--parent", parent, "--engine", engine, "--slots", str(slots)]
-    options += [*_model(home, model or served, engine), *(["--device", device] if device else []), *context.args]
-    _become("worker", *options, CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path))
+    if parent is None:  # a root has neither model files nor slots
+        options = ["--standby", "--engine", "none", "--model", Model(model or served).name]
+    else:
+        options = ["--parent", parent, "--engine", engine, "--slots", str(slots)]
+        options += [*_model(home, model or served, engine), *(["--device", device] if device else [])]
+    _become(
+        "worker", "--name", name, *options, *_policy(record), *context.args,
+        CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path),
+    )  # fmt: skip
 
 
 @key.command()
@@ -62,6 +74,12 @@ def bench(context: typer.Context) -> None:
 def test(context: typer.Context) -> None:
     """Run all tests, some tiers (lint unit broker faults e2e clients frontend), or pytest with your arguments."""
     raise typer.Exit(testing.run(context.args))
+
+
+def _policy(record: dict[str, Any] | None) -> list[str]:
+    """The running instance's: its nodes must follow the same rule. A later --policy overrides it."""
+    policy = record.get("policy") if record else None
+    return ["--policy", policy] if policy else []
 
 
 def _model(home: Home, asked: str, engine: str) -> list[str]:

@@ -95,7 +95,7 @@ def resume(name: NodeName) -> None:
 
 
 def _look() -> dict[str, Any]:
-    amqp_url, management_url = _addresses()
+    amqp_url, management_url = broker_addresses()
     if not management_url:
         raise CliError("The tree is read from RabbitMQ's management API; set CANOPY_MANAGEMENT_URL")
     seen = _run(inspect.look(amqp_url, management_url))
@@ -103,10 +103,10 @@ def _look() -> dict[str, Any]:
 
 
 def _tell(node: str, message: AnyControl) -> None:
-    _run(inspect.tell(_addresses()[0], node, message))
+    _run(inspect.tell(broker_addresses()[0], node, message))
 
 
-def _addresses() -> tuple[str, str]:
+def broker_addresses() -> tuple[str, str]:
     """The broker of the environment, else that of the instance that runs here."""
     if amqp_url := os.environ.get("CANOPY_AMQP_URL"):
         return amqp_url, os.environ.get("CANOPY_MANAGEMENT_URL", "")
