@@ -48,7 +48,7 @@ async def client(broker: Broker) -> AsyncIterator[Client]:
 
 async def four_nodes(grow: Grow) -> Tree:
     """A root and four echo nodes."""
-    tree: Tree = await grow(count=4, slots=SLOTS, delay=0.1, env=dict.fromkeys(NODES, QUORUM))
+    tree: Tree = await grow(count=4, slots=SLOTS, delay=0.1, policy="hold-high", env=dict.fromkeys(NODES, QUORUM))
     return tree
 
 
