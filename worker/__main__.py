@@ -76,13 +76,20 @@ async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> No
     await live(node, connect, leave, wait=options.wait, standby=options.standby)
 
 
+def configure_logs() -> None:
+    """To standard error; tracebacks without the values of variables, which are users' texts."""
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    processors = [*structlog.get_config()["processors"][:-1], renderer]
+    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
+
 def main(arguments: list[str]) -> int:
     """Exit code: 0 after leaving in order, 3 if the node could not start (one line on standard error says why).
 
     A node whose engine hangs replaces its process by a new one, under the same pid.
     """
     options = parse(arguments)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_logs()
     try:
         check_node_name(options.name)
         amqp_url = os.environ.get("CANOPY_AMQP_URL", "")

@@ -21,7 +21,7 @@ from broker.wire import (
     Job,
     Start,
 )
-from worker.engines.base import Chunk, Engine, EngineError
+from worker.engines.base import Chunk, Engine, EngineError, EngineStopped
 from worker.gate import Gate
 
 MAX_ATTEMPTS = 3  # a job whose runs were lost so often is given up
@@ -75,7 +75,7 @@ class JobRun:
 
     @property
     def stopped(self) -> bool:
-        """True if it was ended from outside."""
+        """True if it was ended from outside, not by the engine."""
         return self._stopped is not None
 
     async def run(self) -> Ending:
@@ -88,7 +88,7 @@ class JobRun:
             return self._failed("expired", "the deadline of the request passed while it ran")
         except EngineError as error:
             if error.retryable:
-                return Interrupted(**self._number(), reason=str(error), fault=True)
+                return Interrupted(**self._number(), reason=str(error), fault=not isinstance(error, EngineStopped))
             return self._failed(error.code, str(error))
         except asyncio.CancelledError:
             if self._stopped is None:

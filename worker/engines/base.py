@@ -17,6 +17,13 @@ class EngineError(Exception):
         self.retryable = retryable
 
 
+class EngineStopped(EngineError):
+    """The engine ended this run for no fault of the run's own."""
+
+    def __init__(self, message: str = "the engine is stopping") -> None:
+        super().__init__("engine", message, retryable=True)
+
+
 class EngineUnavailable(Exception):
     """The engine cannot start (no such model folder, no such device); the text says what to do."""
 
@@ -67,4 +74,4 @@ class Engine(Protocol):
         """Seconds since the step in progress began; 0.0 when idle or between steps."""
 
     async def stop(self) -> None:
-        """Ends every run (EngineError, retryable) and gives the memory back. Returns within about 5 s."""
+        """Ends every run (EngineStopped) and gives the memory back. Returns within about 5 s."""

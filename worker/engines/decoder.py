@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk, EngineError, EngineStopped
 from worker.engines.batch import Batch, Prefill
 from worker.engines.failure import model_failed, unreadable
 from worker.engines.loaded import Loaded
@@ -54,7 +54,7 @@ class Decoder:
         """
         self._orders.put(sequence)
         if self._closed:  # looked at after the put, and set before the last look at the orders: no job is forgotten
-            raise EngineError("engine", "the engine is not running", retryable=True)
+            raise EngineStopped("the engine is not running")
 
     def stop(self, seconds: float) -> bool:
         """Ends every run; True if the thread ended within `seconds` (a step cannot be interrupted)."""
@@ -84,7 +84,7 @@ class Decoder:
         finally:  # nobody is left waiting, whatever ended the loop
             self._closed = True
             everyone = [*self._waiting, *self._rows_reading(), *self._running.rows, *self._unread()]
-            self._fail(everyone, EngineError("engine", "the engine is stopping", retryable=True))
+            self._fail(everyone, EngineStopped())
             self._flush()
 
     def _receive(self) -> bool:

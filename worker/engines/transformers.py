@@ -16,7 +16,7 @@ import structlog
 import torch
 
 from broker.wire import Job
-from worker.engines.base import Chunk, EngineError, EngineUnavailable
+from worker.engines.base import Chunk, EngineError, EngineStopped, EngineUnavailable
 from worker.engines.decoder import Decoder, News
 from worker.engines.loading import find_device, load
 from worker.engines.mailbox import Mailbox
@@ -68,7 +68,7 @@ class TransformersEngine:
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
         if self._decoder is None:
-            raise EngineError("engine", "the engine is not running", retryable=True)
+            raise EngineStopped("the engine is not running")
         if len(self._open) >= self.slots:
             raise EngineError("engine", f"all {self.slots} slots are taken", retryable=True)
         sequence = Sequence(job, Mailbox())
@@ -95,7 +95,7 @@ class TransformersEngine:
             return
         for sequence in self._open:  # at once: the thread may never come to it
             sequence.finished = True
-            sequence.mailbox.put(EngineError("engine", "the engine is stopping", retryable=True))
+            sequence.mailbox.put(EngineStopped())
         if not await asyncio.to_thread(decoder.stop, _STOP_SECONDS):
             self.stuck = True
             log.error("the computing thread hangs in a step; it ends with the process", seconds=_STOP_SECONDS)
