@@ -8,7 +8,7 @@ from contextlib import aclosing
 from api import sse, submission
 from api.answers import store, takeover
 from api.answers.record import Status, StoredAnswer
-from api.answers.writing import ending, writings
+from api.answers.writing import writings
 from api.catalog import nobody_serves
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job
 
@@ -31,7 +31,7 @@ async def begin(record: StoredAnswer, job: Job, undo: Callable[[], Awaitable[Non
 
 async def stop(record: StoredAnswer) -> None:
     """Stops the answer, if it is still being written."""
-    writing = writings.get(record.key)
+    writing = writings.get(record.handle)
     if writing is not None:
         await writing.stop()
     elif record.status == Status.STREAMING:
@@ -46,7 +46,7 @@ async def follow(record: StoredAnswer) -> AsyncGenerator[AnyFrame | None]:
     """
     read = 0
     while True:
-        writing = writings.get(record.key)
+        writing = writings.get(record.handle)
         async with aclosing(writing.follow(read) if writing else _from_database(record, read)) as frames:
             async for frame in frames:
                 if isinstance(frame, Delta):
@@ -61,7 +61,7 @@ async def _from_database(record: StoredAnswer, read: int) -> AsyncGenerator[AnyF
     Finished or Failed when this process begins to write it.
     """
     spoke = time.monotonic()
-    while writings.get(record.key) is None:
+    while writings.get(record.handle) is None:
         found = await store.current(record)
         if found is None:
             yield Failed(request_id=record.request_id, code="internal", message="it was deleted", retryable=True)
@@ -70,7 +70,7 @@ async def _from_database(record: StoredAnswer, read: int) -> AsyncGenerator[AnyF
             read, spoke = read + len(text), time.monotonic()
             yield Delta(request_id=record.request_id, text=text)
         if found.status != Status.STREAMING:
-            yield ending(found)
+            yield found.ending()
             return
         if store.is_orphan(found.owner, found.touched):
             takeover.wake()

@@ -6,7 +6,7 @@ import msgspec
 from django.db import models
 
 from api import process
-from broker.wire import DecodeError, Job, decode, encode
+from broker.wire import DecodeError, Failed, FailureCode, Finished, Job, decode, encode
 
 ATTEMPTS_A_TAKEOVER = 1000  # a stream numbers its attempts from its job's: far more than it will ever need
 
@@ -47,14 +47,14 @@ class StoredAnswer(models.Model):
         abstract = True
 
     @property
-    def key(self) -> tuple[str, int]:
-        """Names the answer among all stored ones."""
+    def handle(self) -> tuple[str, int]:
+        """Tells the answer from all other stored ones."""
         return self._meta.label, self.pk
 
     @property
     def attempt(self) -> int:
         """The first attempt of the present owner: higher than any of a former one."""
-        return first_attempt(self.takeovers)
+        return self.takeovers * ATTEMPTS_A_TAKEOVER + 1
 
     def start(self, job: Job) -> Job:
         """Makes this the answer that this process begins to write; returns the job, now with a seed. Not stored yet."""
@@ -71,10 +71,23 @@ class StoredAnswer(models.Model):
             return None
         return msgspec.structs.replace(job, attempt=self.attempt, delivered=self.content, delivered_ids=tuple(self.ids))
 
+    def fail(self, code: FailureCode, message: str, *, retryable: bool = False) -> None:
+        """Ends the answer as failed. Not stored yet."""
+        self.status = Status.FAILED
+        self.error_code, self.error, self.retryable = code, message, retryable
 
-def first_attempt(takeovers: int) -> int:
-    """The number of the first attempt after so many takeovers."""
-    return takeovers * ATTEMPTS_A_TAKEOVER + 1
+    def ending(self) -> Finished | Failed:
+        """The last frame of an answer that has ended."""
+        if self.status == Status.FAILED:
+            code: FailureCode = self.error_code or "internal"
+            message = self.error or "the answer failed"
+            return Failed(request_id=self.request_id, code=code, message=message, retryable=self.retryable)
+        return Finished(
+            request_id=self.request_id,
+            reason=self.finish_reason or "stop",
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+        )
 
 
 def _seeded(job: Job) -> Job:

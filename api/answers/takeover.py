@@ -13,7 +13,7 @@ from django.db import DatabaseError
 from api import broker, deadlines
 from api.answers import store
 from api.answers.record import StoredAnswer
-from api.answers.writing import fail, writings
+from api.answers.writing import writings
 from api.catalog import nobody_serves
 from api.jobs.followed import followed
 from broker.client import NoTree, Unavailable
@@ -23,6 +23,7 @@ from broker.wire import Job
 log = structlog.get_logger("canopy.api")
 
 EVERY = 3.0  # seconds between looks
+INTERRUPTED = "interrupted: the service was restarted while it wrote this answer"
 TREELESS = 600.0  # seconds a model may be without a tree before its answers are given up
 
 
@@ -65,14 +66,20 @@ class Takeover:
     async def _look(self) -> None:
         try:
             for kind in self._kinds:
-                for record in await store.orphans(kind, writings.keys()):
-                    await self._take(record)
+                for record in await store.orphans(kind, writings.handles()):
+                    await self._try(record)
         except Unavailable:
             pass  # the broker left; the rest has its turn when it is back
         except DatabaseError as error:  # not migrated yet, or away: /readyz says so
             log.warning("database not usable now", reason=str(error))
-        except Exception:  # fate: the next look tries again; a fault here must not end the taking over
-            log.exception("an answer could not be taken over")
+
+    async def _try(self, record: StoredAnswer) -> None:
+        try:
+            await self._take(record)
+        except (Unavailable, DatabaseError):
+            raise
+        except Exception:  # fate: it is tried again when its claim has been silent; the others have their turn
+            log.exception("an answer could not be taken over", answer=record.handle)
 
     async def _take(self, record: StoredAnswer) -> None:
         """Goes on with one answer, unless another process is faster. Raises Unavailable; nothing is changed then."""
@@ -81,9 +88,7 @@ class Takeover:
             return
         job = record.job_to_go_on()
         if job is None:
-            fail(
-                record, "internal", "interrupted: the service was restarted while it wrote this answer", retryable=True
-            )
+            record.fail("internal", INTERRUPTED, retryable=True)
             await store.save(record)
             return
         try:
@@ -96,7 +101,7 @@ class Takeover:
         else:
             self._treeless.pop(job.model, None)
             log.info(
-                "answer taken over", answer=record.key, request_id=record.request_id, characters=len(job.delivered)
+                "answer taken over", answer=record.handle, request_id=record.request_id, characters=len(job.delivered)
             )
             writings.begin(record, stream, nobody_serves(job.model))
 
@@ -105,7 +110,7 @@ class Takeover:
         if time.monotonic() - missed < TREELESS:
             await store.release(record, touched)
         else:
-            fail(record, "no_node", f"the tree of model {model!r} is gone", retryable=True)
+            record.fail("no_node", f"the tree of model {model!r} is gone", retryable=True)
             await store.save(record)
 
 

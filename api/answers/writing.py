@@ -9,7 +9,6 @@ import contextlib
 import contextvars
 import time
 from collections.abc import AsyncGenerator
-from typing import cast
 
 import structlog
 from django.db import DatabaseError
@@ -20,7 +19,7 @@ from api.answers.record import Status, StoredAnswer
 from api.process import identity
 from broker.client import Unavailable
 from broker.stream import Stream
-from broker.wire import AnyFrame, Cancel, Delta, Failed, FailureCode, Finished, FinishReason, Waiting
+from broker.wire import AnyFrame, Cancel, Delta, Failed, Finished, Waiting
 
 log = structlog.get_logger("canopy.api")
 
@@ -79,7 +78,7 @@ class Writing:
             elif self._waiting is not None and self._waiting != told:
                 yield (told := self._waiting)
             elif self.record.status != Status.STREAMING:
-                yield ending(self.record)
+                yield self.record.ending()
                 return
             elif self.over:
                 return
@@ -120,7 +119,7 @@ class Writing:
                 record.finish_reason = frame.reason
                 record.prompt_tokens, record.completion_tokens = frame.prompt_tokens, frame.completion_tokens
             case Failed():
-                fail(record, frame.code, frame.message, retryable=frame.retryable)
+                record.fail(frame.code, frame.message, retryable=frame.retryable)
         self._unsaved = True
         self._tell()
 
@@ -150,7 +149,7 @@ class Writing:
         try:
             return await store.save(self.record)
         except DatabaseError as error:
-            log.warning("an answer could not be stored", answer=self.record.key, reason=str(error))
+            log.warning("an answer could not be stored", answer=self.record.handle, reason=str(error))
             self._unsaved = True
             return True
 
@@ -165,7 +164,7 @@ class Writing:
         """Somebody else has changed the answer: it was stopped or removed, or taken over."""
         found = await store.current(self.record)
         if found is not None and found.owner != identity():
-            log.warning("another process took this answer over", answer=self.record.key)
+            log.warning("another process took this answer over", answer=self.record.handle)
             await self._let_run_out(found.attempt)
             return
         self._end_as_stopped()
@@ -185,26 +184,6 @@ class Writing:
         self.record.status, self.record.finish_reason = Status.STOPPED, "cancelled"
 
 
-def fail(record: StoredAnswer, code: FailureCode, message: str, *, retryable: bool = False) -> None:
-    """Ends the answer as failed; not stored yet."""
-    record.status = Status.FAILED
-    record.error_code, record.error, record.retryable = code, message, retryable
-
-
-def ending(record: StoredAnswer) -> Finished | Failed:
-    """The last frame of an answer that has ended."""
-    if record.status == Status.FAILED:
-        code = cast("FailureCode", record.error_code or "internal")
-        message = record.error or "the answer failed"
-        return Failed(request_id=record.request_id, code=code, message=message, retryable=record.retryable)
-    return Finished(
-        request_id=record.request_id,
-        reason=cast("FinishReason", record.finish_reason or "stop"),
-        prompt_tokens=record.prompt_tokens,
-        completion_tokens=record.completion_tokens,
-    )
-
-
 class Writings:
     """The answers that this process writes."""
 
@@ -213,31 +192,31 @@ class Writings:
 
     def begin(self, record: StoredAnswer, stream: Stream, waiting: str | None) -> Writing:
         """Starts to write the answer. `waiting`: why nothing will come at once, if that is known already."""
-        writing = self._all[record.key] = Writing(record, stream, waiting)
+        writing = self._all[record.handle] = Writing(record, stream, waiting)
         # A context of its own: the task must not inherit what belongs to the request that started it.
         name = f"answer {record.request_id}"
         writing.task = asyncio.create_task(writing.run(), name=name, context=contextvars.Context())
-        writing.task.add_done_callback(lambda task: self._ended(record.key, task))
+        writing.task.add_done_callback(lambda task: self._ended(record.handle, task))
         return writing
 
-    def get(self, key: tuple[str, int]) -> Writing | None:
+    def get(self, handle: tuple[str, int]) -> Writing | None:
         """The answer, if this process is writing it."""
-        writing = self._all.get(key)
+        writing = self._all.get(handle)
         return None if writing is None or writing.over else writing
 
-    def keys(self) -> list[tuple[str, int]]:
-        """The keys of all answers that are written here."""
+    def handles(self) -> list[tuple[str, int]]:
+        """The handles of all answers that are written here."""
         return list(self._all)
 
     async def hand_over(self) -> None:
         """Stores all answers as far as they are, and stops writing."""
         await asyncio.gather(*(each.hand_over() for each in list(self._all.values())))
 
-    def _ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
-        self._all.pop(key, None)
+    def _ended(self, handle: tuple[str, int], task: asyncio.Task[None]) -> None:
+        self._all.pop(handle, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             # It is taken over when its heartbeat has been silent for long enough.
-            log.error("an answer was lost", answer=key, exc_info=error)
+            log.error("an answer was lost", answer=handle, exc_info=error)
 
 
 writings = Writings()

@@ -27,7 +27,7 @@ async def begin(client: httpx.AsyncClient, content: str = "hello world") -> tupl
 
 def writing_of(answer: dict[str, Any]) -> Writing | None:
     """The answer, if it is being written."""
-    return writings.get((Message._meta.label, answer["id"]))
+    return writings.get(("chat.Message", answer["id"]))
 
 
 def told(text: str) -> list[tuple[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from api.answers.writing import writings
 from api.asgi import application
 from api.chat.models import Conversation, Message, Status
 from broker.wire import Cancel, Delta, Finished, Job, decode
-from tests.unit.api_site import FakeClient, beginning, echo, until
+from tests.unit.api_site import FakeClient, beginning, browser, echo, forget_answers, log_in, make_user, until
 
 DEAD = f"{process.identity().rsplit(':', 2)[0]}:1:1"
 WORDS = "one two three four"
@@ -41,7 +41,7 @@ async def begin(member: httpx.AsyncClient, content: str = WORDS) -> Message:
 
 async def lose(message: Message, **changes: Any) -> None:
     """This process forgets the answer, as if it had been another one that died after it stored the text."""
-    writing = writings.get(message.key)
+    writing = writings.get(message.handle)
     assert writing is not None
     await writing.hand_over()
     await Message.objects.filter(pk=message.pk).aupdate(**{"owner": DEAD, "content": "one tw", **changes})
@@ -143,21 +143,21 @@ async def test_an_answer_of_a_former_version_fails(member: httpx.AsyncClient, fa
     assert "interrupted" in ((await until_stored(message, "failed")).error or "")
 
 
-async def test_an_orderly_stop_hands_the_answer_to_the_next_process(user: Any, database: None) -> None:
-    # Two lives of the application, one after the other.
-    from tests.unit.api_site import browser, forget_answers, log_in
-
+async def test_an_orderly_stop_hands_the_answer_to_the_next_process(
+    database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lives of the application, one after the other."""
     clients = [FakeClient(), FakeClient()]
     clients[0].script = beginning("one tw")
-    application._make_client = lambda: clients[0]
+    lives = iter(clients)
+    monkeypatch.setattr(application, "_make_client", lambda: next(lives))
     async with application.running(), browser() as member:
-        await log_in(member, user)
+        await log_in(member, await make_user())
         message = await begin(member)
-        await until(lambda: (found := writings.get(message.key)) is not None and found.record.content)
+        await until(lambda: (found := writings.get(message.handle)) is not None and found.record.content)
     left = await Message.objects.aget(pk=message.pk)
     assert (left.status, left.content, left.owner) == ("streaming", "one tw", "")
     assert clients[0].cancelled == []
-    application._make_client = lambda: clients[1]
     async with application.running():
         assert (await until_stored(message, "done")).content == WORDS
     assert clients[1].jobs[0].sampling.seed == clients[0].jobs[0].sampling.seed
@@ -167,7 +167,7 @@ async def test_an_orderly_stop_hands_the_answer_to_the_next_process(user: Any, d
 async def test_an_owner_that_was_slow_gives_way_quietly(member: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = beginning("one tw")
     message = await begin(member)
-    writing = writings.get(message.key)
+    writing = writings.get(message.handle)
     assert writing is not None
     reader = following.follow(message)
     assert await anext(reader) == Delta(request_id=message.request_id, text="one tw")
@@ -175,7 +175,7 @@ async def test_an_owner_that_was_slow_gives_way_quietly(member: httpx.AsyncClien
     await until(lambda: fake.controls)
     assert fake.controls == [("n1", Cancel(request_id=message.request_id, before=1001))]
     fake.push(Finished(request_id=message.request_id, seq=1, reason="cancelled"))
-    await until(lambda: writings.get(message.key) is None)
+    await until(lambda: writings.get(message.handle) is None)
     assert fake.cancelled == []
     # The new owner's text is the reader's from now on: nothing twice, nothing missing.
     await Message.objects.filter(pk=message.pk).aupdate(content="one two thr")

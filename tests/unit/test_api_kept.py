@@ -1,0 +1,234 @@
+"""Idempotency-Key: a retry gets the answer that was begun, whatever became of it meanwhile."""
+
+import asyncio
+import itertools
+import json
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from django.utils import timezone
+
+from api import process
+from api.answers import following, takeover
+from api.answers import writing as writing_module
+from api.answers.writing import writings
+from api.kept import store
+from api.kept.models import KeptRequest
+from broker.wire import Delta, Failed, Finished
+from tests.unit.api_site import FakeClient, beginning, browser, echo, log_in, make_user, until
+
+_numbers = itertools.count(1)
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
+STREAMED = {**CHAT, "stream": True}
+PATH = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for longer than a test needs."""
+    monkeypatch.setattr(takeover, "EVERY", 0.01)
+    monkeypatch.setattr(following, "POLL", 0.01)
+    monkeypatch.setattr(writing_module, "SAVE_EVERY", 0.01)
+    monkeypatch.setattr(writing_module, "HEARTBEAT", 0.01)
+
+
+@pytest.fixture
+def key() -> dict[str, str]:
+    """A new key, as headers."""
+    return {"Idempotency-Key": f"key {next(_numbers)}"}
+
+
+def text_of(answer: httpx.Response) -> str:
+    """The text of a streamed chat completion, or of a whole one."""
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        return str(answer.json()["choices"][0]["message"]["content"])
+    assert answer.text.endswith("data: [DONE]\n\n")
+    return "".join(choice["delta"].get("content", "") for chunk in chunks(answer) for choice in chunk["choices"])
+
+
+def chunks(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The objects of a streamed answer."""
+    return [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+
+
+async def kept_of(key: dict[str, str]) -> KeptRequest:
+    return await KeptRequest.objects.aget(key=key["Idempotency-Key"])
+
+
+async def test_a_finished_request_is_answered_again_without_a_job(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
+    first = await program.post(PATH, json=CHAT, headers=key)
+    again = await program.post(PATH, json=CHAT, headers=key)
+    assert first.json() == again.json()
+    assert first.json()["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert text_of(first) == "one two three"
+    assert len(fake.jobs) == 1
+    assert first.headers["X-Request-Id"] == again.headers["X-Request-Id"] == fake.jobs[0].request_id
+    assert "Idempotent-Replay" not in first.headers
+    assert again.headers["Idempotent-Replay"] == "true"
+    streamed = await program.post(PATH, json=STREAMED, headers=key)
+    assert text_of(streamed) == "one two three"
+    assert {(each["id"], each["created"]) for each in chunks(streamed)} == {
+        (first.json()["id"], first.json()["created"])
+    }
+    assert chunks(streamed)[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": "tiny", "prompt": "one two"}),
+        ("/v1/completions", {"model": "tiny", "prompt": "one two", "stream": True}),
+        ("/arranca/", {"text": "one two", "timestamp": "now"}),
+    ],
+)
+async def test_the_other_endpoints_keep_requests_too(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str], path: str, body: dict[str, Any]
+) -> None:
+    first = await program.post(path, json=body, headers=key)
+    again = await program.post(path, json=body, headers=key)
+    assert (first.status_code, again.status_code, len(fake.jobs)) == (200, 200, 1)
+    assert again.headers["Idempotent-Replay"] == "true"
+    assert again.headers["X-Request-Id"] == first.headers["X-Request-Id"]
+    if "stream" not in body:
+        assert first.json() == again.json()
+
+
+async def test_a_retry_attaches_to_what_runs(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+    fake.script = beginning("one")
+    readers = [
+        asyncio.create_task(program.post(PATH, json=body, headers=key)) for body in (STREAMED, CHAT, STREAMED, CHAT)
+    ]
+    await until(lambda: fake.jobs)
+    await asyncio.sleep(0.05)
+    request_id = fake.jobs[0].request_id
+    fake.push(Delta(request_id=request_id, text=" two"))
+    fake.push(Finished(request_id=request_id, reason="length", prompt_tokens=3, completion_tokens=2))
+    answers = await asyncio.gather(*readers)
+    assert [text_of(each) for each in answers] == ["one two"] * 4
+    assert len(fake.jobs) == 1
+    assert sum("Idempotent-Replay" in each.headers for each in answers) == 3
+    assert {each.headers["X-Request-Id"] for each in answers} == {request_id}
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAMED])
+async def test_a_client_that_leaves_finds_its_answer_later(
+    live: str, program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str], body: dict[str, Any]
+) -> None:
+    fake.script = beginning("one")
+    async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
+        asked = asyncio.create_task(client.post(PATH, json=body, headers=key))
+        await fake.submitted.wait()
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    fake.push(Delta(request_id=fake.jobs[0].request_id, text=" two"))
+    fake.push(Finished(request_id=fake.jobs[0].request_id, reason="stop"))
+    assert text_of(await program.post(PATH, json=body, headers=key)) == "one two"
+    assert fake.cancelled == []
+    assert len(fake.jobs) == 1
+
+
+async def test_a_key_stands_for_one_request(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+    assert (await program.post(PATH, json=CHAT, headers=key)).status_code == 200
+    for path, body in [
+        (PATH, {**CHAT, "max_tokens": 5}),
+        (PATH, {**CHAT, "model": "big"}),
+        ("/v1/completions", {"model": "tiny", "prompt": "one two three"}),
+    ]:
+        refused = await program.post(path, json=body, headers=key)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (422, "idempotency_key_reused")
+        assert "another request" in error["message"]
+    turned = dict(reversed(CHAT.items()))
+    assert (await program.post(PATH, json=turned, headers=key)).headers["Idempotent-Replay"] == "true"
+    assert len(fake.jobs) == 1
+
+
+async def test_users_do_not_share_keys(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+    question = {"text": "hello", "timestamp": 1}
+    first = await program.post("/arranca/", json=question, headers=key)
+    async with browser() as other:
+        await log_in(other, await make_user())
+        second = await other.post("/arranca/", json=question, headers=key)
+    assert first.json()["request_id"] != second.json()["request_id"]
+    assert "Idempotent-Replay" not in second.headers
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("", 400), ("x" * 256, 400), ("schlüssel", 400), ("tab\there", 400), ("x" * 255, 200), ("~ !", 200)],
+)
+async def test_which_keys_are_taken(program: httpx.AsyncClient, text: str, status: int) -> None:
+    answer = await program.post(PATH, json=CHAT, headers={b"Idempotency-Key": text.encode()})
+    assert answer.status_code == status
+    if status == 400:
+        assert answer.json()["error"]["param"] == "Idempotency-Key"
+
+
+async def test_a_refused_request_is_not_kept(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+    fake.connected = False
+    assert (await program.post(PATH, json=CHAT, headers=key)).status_code == 503
+    fake.connected = True
+    assert (await program.post(PATH, json={**CHAT, "model": "gpt-9"}, headers=key)).status_code == 404
+    answer = await program.post(PATH, json=CHAT, headers=key)
+    assert text_of(answer) == "one two three"
+    assert "Idempotent-Replay" not in answer.headers
+
+
+async def test_a_failure_is_told_again_unless_trying_again_may_help(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
+    fake.script = lambda job: [Failed(request_id=job.request_id, code="internal", message="lost", retryable=True)]
+    assert (await program.post(PATH, json=CHAT, headers=key)).status_code == 503
+    fake.script = lambda job: [Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")]
+    for replayed in (False, True):
+        await until(lambda: not writings.handles())
+        answer = await program.post(PATH, json=CHAT, headers=key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert (await kept_of(key)).request_id == answer.headers["X-Request-Id"]
+        assert len(fake.jobs) == 2, replayed
+
+
+async def test_the_request_of_a_dead_process_is_finished_here(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
+    fake.script = beginning("one tw")
+    cut = asyncio.create_task(program.post(PATH, json=STREAMED, headers=key))
+    await fake.submitted.wait()
+    kept = await kept_of(key)
+    writing = writings.get(kept.handle)
+    assert writing is not None
+    await writing.hand_over()
+    fake.script = echo
+    host = process.identity().rsplit(":", 2)[0]
+    await KeptRequest.objects.filter(pk=kept.pk).aupdate(owner=f"{host}:1:1", content="one")
+    again = await program.post(PATH, json=CHAT, headers=key)
+    assert text_of(again) == "one two three"
+    assert again.json()["usage"]["total_tokens"] == 6
+    assert [(each.request_id, each.attempt) for each in fake.jobs] == [(kept.request_id, 1), (kept.request_id, 1001)]
+    assert text_of(await cut) == "one two three"
+
+
+async def test_old_requests_are_forgotten(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+    await program.post(PATH, json=CHAT, headers=key)
+    kept = await kept_of(key)
+    assert kept.fingerprint
+    assert await store.expire() == 0
+    await KeptRequest.objects.filter(pk=kept.pk).aupdate(created=timezone.now() - timedelta(hours=24, seconds=1))
+    assert await store.expire() == 1
+    assert "Idempotent-Replay" not in (await program.post(PATH, json=CHAT, headers=key)).headers
+
+
+async def test_a_request_deleted_under_its_reader_fails(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
+    fake.script = beginning("one")
+    asked = asyncio.create_task(program.post(PATH, json=CHAT, headers=key))
+    await fake.submitted.wait()
+    await store.remove(await kept_of(key))
+    assert text_of(await asked) == "one"  # it ends like one that was stopped
+    assert fake.cancelled == [fake.jobs[0].request_id]
