@@ -78,7 +78,9 @@ async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> No
 
 def configure_logs() -> None:
     """To standard error; tracebacks without the values of variables, which are users' texts."""
-    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
     processors = [*structlog.get_config()["processors"][:-1], renderer]
     structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
