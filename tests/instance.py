@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,16 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running(home: Path, *options: str) -> Iterator[Instance]:
-    """`./canopy up` in `home` with these options, ended in the end. It dies with the tests, even if they are killed."""
+def running(home: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[Instance]:
+    """`./canopy up` in `home` with these options, ended in the end. It dies with the tests, even if they are killed.
+
+    `env`: what it gets besides `environment`.
+    """
     home.mkdir(parents=True, exist_ok=True)
     log = home / "up.log"
     with log.open("w") as said:
         command = [sys.executable, str(LAUNCHER), "up", "--port", str(free_port()), *options]
-        launcher = start(command, environment(home), said)
+        launcher = start(command, {**environment(home), **(env or {})}, said)
     try:
         yield Instance(home, _ready(launcher, log))
     finally:
