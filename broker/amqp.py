@@ -32,6 +32,7 @@ HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
 CONNECT_SECONDS = 10.0  # for all addresses together
 ADDRESS_SECONDS = 3.0  # but for each at least this, however many there are
 CALL_SECONDS = 15  # a declare or bind that takes longer means a broker in trouble
+CHECK_SECONDS = 5.0  # how often a session looks whether its exclusive queues are still there
 
 # A quorum queue drops a message that was delivered again more often than this. RabbitMQ 4 sets 20 where nothing is
 # said, and its "no limit" (-1) means 0 to RabbitMQ 3. A number never reached means the same to both, survives an
@@ -258,6 +259,8 @@ class AmqpSession:
         self._main: _OpenChannel  # consumes and acknowledges
         self._asking: _OpenChannel | None = None  # all that the broker may refuse, which closes the channel
         self._publisher: _Publisher
+        self._exclusive: set[str] = set()
+        self._checking: asyncio.Task[None] | None = None
         self._one_question = asyncio.Lock()
         self._one_consume = asyncio.Lock()
 
@@ -304,6 +307,7 @@ class AmqpSession:
         self._main.raw.add_on_cancel_callback(self._on_consumer_cancelled)
         for channel in (self._main, publishing):
             channel.closed.add_done_callback(lambda closed: self._lost(closed.result()))
+        self._checking = asyncio.create_task(self._check_exclusive(), name=f"exclusive queues of {name}")
         return self
 
     @property
@@ -317,6 +321,7 @@ class AmqpSession:
     async def declare_queue(self, name: str, *, exclusive: bool = False) -> None:
         if exclusive:  # always classic: an exclusive queue dies with its connection, there is nothing to replicate
             await self._ask("queue_declare", queue=name, exclusive=True)
+            self._exclusive.add(name)
             return
         arguments: dict[str, object] = {"x-queue-type": self._queue_type}
         if self._queue_type == "quorum":
@@ -401,6 +406,9 @@ class AmqpSession:
         return self._publisher.publish(exchange, key, body, persistent, headers)
 
     async def close(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
         gone = []
         for connection in self._connections:
             if connection.is_closed:
@@ -420,6 +428,20 @@ class AmqpSession:
             if self._asking is None or self._asking.closed.done():
                 self._asking = await _OpenChannel.open(self._connections[0], self.closed)
             return await self._asking.call(method, **kwargs)
+
+    async def _check_exclusive(self) -> None:
+        """A cluster that was divided may forget a queue and go on as if nothing were wrong for its owner: nothing would
+        arrive any more, and nobody would say so (RabbitMQ 4.0 and 4.1 with Khepri).
+        """
+        while not self.closed.done():
+            await asyncio.sleep(CHECK_SECONDS)
+            for queue in tuple(self._exclusive):
+                try:
+                    await self._ask("queue_declare", queue=queue, passive=True)
+                except (NotFound, QueueLocked):
+                    self._lost(BrokerError(f"the broker has forgotten queue {queue}"))
+                except BrokerError:
+                    break  # it did not answer: asked again later
 
     def _settle(self, tag: int, done: bool) -> None:
         channel = self._main.raw
