@@ -157,6 +157,7 @@ def _tell(result: Report, storm: Storm) -> None:
     result.tables += [
         table.in_order(ledger, storm.happened, storm.start),
         table.by_user(ledger),
+        table.refusals(ledger),
         table.by_fault(ledger, storm.happened),
     ]
     slowest = table.slowest(ledger, storm.start)

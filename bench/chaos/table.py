@@ -38,6 +38,11 @@ def by_user(ledger: Ledger) -> Rows:
     return Rows("what users saw", ("user", "asked", "refused", "retries", *map(str, _ENDINGS)), rows)
 
 
+def refusals(ledger: Ledger) -> Rows:
+    """A row a reason, the commonest first."""
+    return Rows("why tries were turned away", ("reason", "times"), ledger.turned_away.most_common(12))
+
+
 def in_order(ledger: Ledger, happened: Sequence[Happened], start: float) -> Rows:
     """A row a fault, as they came. `start`: when the load began."""
     rows = [

@@ -4,10 +4,13 @@ Every word that a user asks for is unlike every other, so that a repetition and 
 Moments are seconds of one monotonic clock.
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 SHORT_SILENCE = 0.25  # seconds without new text that are not worth a note
+_REASON = 160  # characters of a refusal that tell it from others
 _STEP = 0.5  # seconds: the last text before a fault is so much older than the fault at most
 IDLE_CLOSED = 1.0  # a kept-open connection that ends so soon after a request was idle: the request was not taken
 
@@ -87,6 +90,11 @@ class Ledger:
 
     requests: list[Request] = field(default_factory=list)
     api_deaths: list[float] = field(default_factory=list)
+    turned_away: Counter[str] = field(default_factory=Counter)  # reason -> how often, retries included
+
+    def turn_away(self, reason: str) -> None:
+        """A try was refused, or found nobody."""
+        self.turned_away[re.sub(r"[0-9a-f]{16,}|\d+\.\d+", "…", reason)[:_REASON]] += 1
 
     def open(self, kind: str, expected: str, at: float) -> Request:
         """A new request."""

@@ -56,6 +56,7 @@ class User:
             ending, note = await _ASK[self.kind](self, request)
         except Refused as error:
             request.end(time.monotonic(), Ending.REFUSED, str(error))
+            self.ledger.turn_away(str(error))
             await asyncio.sleep(error.after * self.dice.uniform(1, 2))
         except Told as error:
             request.end(time.monotonic(), _wrong_text(request) or Ending.TOLD, str(error))
@@ -65,6 +66,7 @@ class User:
             at = time.monotonic()
             ending = _wrong_text(request) or self.ledger.judge_broken(request, at)
             request.end(at, ending, repr(error))
+            self.ledger.turn_away(repr(error))
             await asyncio.sleep(self.dice.uniform(0.2, 1.0))
         else:
             request.end(time.monotonic(), ending, note)
@@ -93,10 +95,9 @@ class User:
             try:
                 await ask(self.service, request, headers)
                 return _judged(request)
-            except Refused as error:
-                pause = error.after
-            except (CutShort, httpx.TransportError):
-                pause = 0.3
+            except (Refused, CutShort, httpx.TransportError) as error:
+                pause = error.after if isinstance(error, Refused) else 0.3
+                self.ledger.turn_away(str(error) if isinstance(error, Refused) else repr(error))
             if wrong := _wrong_text(request):
                 return wrong, "before a retry"
             if time.monotonic() - (request.heard_last or request.began) > http.PATIENCE:

@@ -152,6 +152,7 @@ def _tell(result: Report, soak: Soak, sampler: Sampler) -> None:
         slopes.of_processes(lives, shortest, min(WARM_UP, shortest / 3)),
         slopes.of_broker(sampler.broker),
         table.by_user(soak.ledger),
+        table.refusals(soak.ledger),
         Rows("restarts", ("process", "times"), list(soak.restarts.items())),
     ]
     result.facts |= {

@@ -138,6 +138,13 @@ def test_what_never_ended_is_a_failure() -> None:
     assert len(ledger.failures()) == 1
 
 
+def test_reasons_are_counted_without_what_makes_them_differ() -> None:
+    ledger = Ledger()
+    for reason in ("503: job 0123456789abcdef01 of 1.25 s", "503: job fedcba98765432100f of 3.5 s"):
+        ledger.turn_away(reason)
+    assert table.refusals(ledger).rows == [("503: job … of … s", 2)]
+
+
 # ---- the tables
 
 
