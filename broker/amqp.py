@@ -344,15 +344,21 @@ class AmqpSession:
         if self._queue_type == "quorum":
             return False  # these cannot refuse it themselves, and what came between our look and the deletion were lost
         try:
-            await self._ask("queue_delete", queue=name, if_empty=True)
+            await self._ask("queue_delete", queue=name, if_empty=True, if_unused=True)
         except NotFound:
             return True
-        except _PreconditionFailed:  # not empty
+        except _PreconditionFailed:  # not empty, or consumed
             return False
         return True
 
-    async def delete_exchange(self, name: str) -> None:
-        await self._ask("exchange_delete", exchange=name)
+    async def delete_exchange(self, name: str, *, if_unused: bool = False) -> bool:
+        try:
+            await self._ask("exchange_delete", exchange=name, if_unused=if_unused)
+        except NotFound:
+            return True
+        except _PreconditionFailed:
+            return False
+        return True
 
     async def depth(self, queue: str) -> int | None:
         try:

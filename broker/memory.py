@@ -181,14 +181,17 @@ class MemorySession:
 
     async def delete_queue(self, name: str) -> bool:
         queue = self.broker.queues.get(name)
-        if queue is not None and queue.ready:
+        if queue is not None and (queue.ready or queue.consumers):
             return False
         self.broker.delete_queue(name)
         return True
 
-    async def delete_exchange(self, name: str) -> None:
+    async def delete_exchange(self, name: str, *, if_unused: bool = False) -> bool:
+        if if_unused and any(source == name for source, _, _ in self.broker.bindings):
+            return False
         self.broker.exchanges.pop(name, None)
         self.broker.bindings = {binding: None for binding in self.broker.bindings if binding[0] != name}
+        return True
 
     async def depth(self, queue: str) -> int | None:
         found = self.broker.queues.get(queue)

@@ -1,7 +1,10 @@
 """A node's side of the broker: its registration, its queue, its inbox, its edges. No decisions are made here."""
 
 import asyncio
+import contextlib
+import functools
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +14,7 @@ import structlog
 from broker.objects import declare_shared
 from broker.outbox import Outbox
 from broker.session import Delivery, NotFound, QueueLocked, Session
-from broker.wire import AnyControl, DecodeError, Job, NodeState, decode, encode
+from broker.wire import Adopt, AnyControl, DecodeError, Job, NodeState, decode, encode
 from topology import names
 
 BROKER_EVENTS = "amq.rabbitmq.event"  # of the event exchange plugin: tells at once when a node's inbox vanishes
@@ -57,6 +60,7 @@ class NodePort:
         self.outbox = Outbox(session, handler.on_reader_gone)
         self._handler = handler
         self._consumers: dict[str, _Consumer] = {}  # by queue
+        self._open: Counter[str] = Counter()  # deliveries that are not settled yet, by queue
 
     async def register(self, parent: str | None, model: str) -> None:
         """Takes the name, declares exchange and queue, hangs them below `parent` (a root: below the entrance).
@@ -89,6 +93,14 @@ class NodePort:
         except NotFound as error:
             raise NoParent(f"no node named {parent!r}") from error
 
+    async def bequeath(self, child: str, parent: str) -> None:
+        """Leaves a dead child to `parent`: the edge to it leads from there now."""
+        await self.stop_serving(child)
+        with contextlib.suppress(NotFound):  # its queue is gone already
+            await self.session.bind(names.node(child), names.node(parent), child)
+            await self.session.unbind(names.node(child), names.node(self.name), child)
+        await self.tell(parent, Adopt(node=child))
+
     async def unhang(self, parent: str) -> None:
         """Removes the edge from `parent`: what it forwards from now on comes back to it."""
         try:
@@ -104,7 +116,8 @@ class NodePort:
         """Takes jobs from that node's queue: the node's own, or a dead child's."""
         queue = names.node(node)
         if queue not in self._consumers:
-            tag = await self.session.consume(queue, self._on_delivery, prefetch=prefetch)
+            take = functools.partial(self._on_delivery, queue)
+            tag = await self.session.consume(queue, take, prefetch=prefetch)
             self._consumers[queue] = _Consumer(tag, prefetch)
 
     async def stop_serving(self, node: str) -> None:
@@ -114,16 +127,27 @@ class NodePort:
             await self.session.cancel(consumer.tag)
 
     async def remove(self, node: str) -> bool:
-        """Deletes that node's queue and exchange. False if jobs wait in the queue: it is served again then."""
+        """Deletes that node's queue and exchange. False if jobs wait in the queue, or are in this node's hands and
+        would not come back if it died: it is served again then.
+        """
         queue = names.node(node)
         served = self._consumers.get(queue)
         await self.stop_serving(node)  # the broker would report the deletion to our own consumer as a loss
-        if not await self.session.delete_queue(queue):
+        if self._open[queue] or not await self.session.delete_queue(queue):
             if served is not None:
                 await self.serve(node, prefetch=served.prefetch)
             return False
         await self.session.delete_exchange(queue)
         return True
+
+    async def bury(self, child: str) -> bool:
+        """Removes what a dead child left. False while it is needed: by jobs, or by the edges to dead nodes below it,
+        which tell who is to empty their queues.
+        """
+        queue = names.node(child)
+        if self._open[queue] or not await self.session.delete_exchange(queue, if_unused=True):
+            return False
+        return await self.remove(child)
 
     def forward(self, child: str, job: Job) -> asyncio.Future[bool]:
         """Hands the job to a child over the edge; False if there is no edge any more."""
@@ -147,13 +171,25 @@ class NodePort:
         except NotFound:
             log.warning("the broker lacks rabbitmq_event_exchange: dead nodes are noticed late", node=self.name)
 
-    def _on_delivery(self, delivery: Delivery) -> None:
+    def _on_delivery(self, queue: str, delivery: Delivery) -> None:
+        self._count(queue, delivery)
         try:
             job = decode(delivery.body, Job)
         except DecodeError as error:
             self._bury(delivery, str(error))
             return
         self._handler.on_job(job, delivery)
+
+    def _count(self, queue: str, delivery: Delivery) -> None:
+        """Knows from now on that a job of that queue is in this node's hands, until the delivery is settled."""
+        settle = delivery.settle
+
+        def settled(done: bool) -> None:
+            self._open[queue] -= 1
+            settle(done)
+
+        self._open[queue] += 1
+        delivery.settle = settled
 
     def _on_inbox(self, delivery: Delivery) -> None:
         delivery.ack()

@@ -79,9 +79,15 @@ class Session(Protocol):
     async def unbind(self, queue: str, exchange: str, key: str) -> None: ...
 
     async def delete_queue(self, name: str) -> bool:
-        """Deletes the queue if nothing waits in it; False if something does."""
+        """Deletes the queue if nothing waits in it and nobody consumes it; False otherwise.
 
-    async def delete_exchange(self, name: str) -> None: ...
+        What was delivered from it and is not settled yet goes with it.
+        """
+
+    async def delete_exchange(self, name: str, *, if_unused: bool = False) -> bool:
+        """Deletes the exchange with the bindings that lead from it; with `if_unused` only if there are none, else
+        False.
+        """
 
     async def depth(self, queue: str) -> int | None:
         """Messages ready in the queue, None if there is no such queue or it is exclusive to another session."""

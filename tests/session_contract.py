@@ -39,11 +39,12 @@ class SessionContract:
         await session.declare_queue(queue)
         sent = [session.publish("", queue, b"%d" % number, persistent=True) for number in range(50)]
         assert all(await asyncio.gather(*sent))
-        await session.consume(queue, inbox, prefetch=100)
+        tag = await session.consume(queue, inbox, prefetch=100)
         taken = [await inbox.next() for _ in range(50)]
         assert [int(each.body) for each in taken] == list(range(50))
         for each in taken:
             each.ack()
+        await session.cancel(tag)
         assert await session.delete_queue(queue)
 
     async def test_a_message_nobody_takes_comes_back(self, connect: Open) -> None:
@@ -130,6 +131,26 @@ class SessionContract:
         assert await session.delete_queue(queue)
         assert await session.delete_queue(queue)  # gone is gone
         assert not session.closed.done()
+
+    async def test_a_queue_that_somebody_consumes_is_not_deleted(self, connect: Open) -> None:
+        session, other, queue = await connect(), await connect(), fresh()
+        await session.declare_queue(queue)
+        tag = await other.consume(queue, Inbox(), prefetch=1)
+        assert not await session.delete_queue(queue)
+        await other.cancel(tag)
+        assert await session.delete_queue(queue)
+
+    async def test_an_exchange_is_deleted_with_its_bindings_or_only_without_any(self, connect: Open) -> None:
+        session, queue, exchange = await connect(), fresh(), fresh()
+        await session.declare_queue(queue)
+        for if_unused in (False, True):
+            await session.declare_exchange(exchange, "direct")
+            await session.bind(queue, exchange, "k")
+            assert await session.delete_exchange(exchange, if_unused=if_unused) is not if_unused
+        assert await session.publish(exchange, "k", b"x")
+        await session.unbind(queue, exchange, "k")
+        assert await session.delete_exchange(exchange, if_unused=True)
+        assert await session.delete_exchange(exchange, if_unused=True)  # gone is gone
 
     async def test_a_closed_session_says_so(self, connect: Open) -> None:
         session, queue = await connect(), fresh()

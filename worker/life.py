@@ -145,6 +145,7 @@ async def _leave(node: Node) -> None:
     node.jobs.interrupt_all("the node is leaving", fault=False)
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     if node.parent is not None:
+        await node.relatives.bequeath()
         await _flow_up(node)
         await node.port.tell(node.parent, Leave(node=node.name))
     node.status = "stopped"

@@ -111,6 +111,12 @@ class Relatives:
             for child in self._dispatcher.children:
                 self.port.tell(child.name, Attach(parent=self.parent, for_good=False))
 
+    async def bequeath(self) -> None:
+        """This node leaves in order: what it has not emptied yet of its dead children's queues is its parent's now."""
+        if self.parent is not None:
+            for child in self._adopted:
+                await self.port.bequeath(child, self.parent)
+
     # ---- what is looked after with every beat
 
     async def tend(self) -> None:
@@ -202,7 +208,7 @@ class Relatives:
             self._adopted.discard(child)
 
     async def _bury_adopted(self) -> None:
-        """Deletes the queues of dead children that are empty by now."""
+        """Deletes the queues of dead children that nobody needs any more."""
         for child in list(self._adopted):
-            if await self.port.remove(child):
+            if await self.port.bury(child):
                 self._adopted.discard(child)
