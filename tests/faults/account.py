@@ -1,5 +1,6 @@
 """What one reader was promised, what came, and what that amounts to. Pure: the times are told by the caller."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,12 +14,13 @@ Verdict = Literal["answered", "told", "failed", "lost", "wrong"]
 class Answer:
     """One job as its reader sees it. Its text is numbered words, so that a repetition or a gap shows.
 
-    `failing`: the failure it must end with, for a job that cannot be answered.
+    `asked`: another text to repeat, up to `tokens`. `failing`: the failure that it must end with instead.
     """
 
     number: int
     tokens: int
     request_id: str = ""
+    asked: str = ""
     failing: FailureCode | None = None
     pieces: list[str] = field(default_factory=list)
     nodes: list[str] = field(default_factory=list)  # that ran it, in order
@@ -28,9 +30,14 @@ class Answer:
     after_end: int = 0  # frames that came although it had ended
 
     @property
+    def question(self) -> str:
+        """What its reader says, and the echo repeats."""
+        return self.asked or numbered(self.number, self.tokens)
+
+    @property
     def expected(self) -> str:
         """The whole text."""
-        return numbered(self.number, self.tokens)
+        return " ".join(itertools.islice(itertools.cycle(self.question.split()), self.tokens))
 
     @property
     def text(self) -> str:
@@ -76,8 +83,9 @@ class Answer:
         if self.after_end:
             return f"{self.after_end} frames after its end"
         counted = (self.end.reason, self.end.prompt_tokens, self.end.completion_tokens)
-        if counted != ("length", self.tokens, self.tokens):
-            return f"reason and usage are {counted}, not {('length', self.tokens, self.tokens)}"
+        right = ("length", len(self.question.split()), self.tokens)
+        if counted != right:
+            return f"reason and usage are {counted}, not {right}"
         return None
 
     def complaint(self) -> str:

@@ -32,11 +32,11 @@ class Ledger:
         """Submits that many jobs at once; returns when all are accepted. Raises Unavailable or NoTree."""
         return list(await asyncio.gather(*(self.ask(tokens) for _ in range(jobs))))
 
-    async def ask(self, tokens: int, text: str | None = None, *, failing: FailureCode | None = None) -> Answer:
-        """Submits one job of `tokens` numbered words, or with that text and the failure it must end with."""
-        answer = Answer(next(self._numbers), tokens, uuid.uuid4().hex, failing)
+    async def ask(self, tokens: int, text: str = "", *, failing: FailureCode | None = None) -> Answer:
+        """Submits one job of `tokens` words: numbered ones, or those of `text`. `failing`: how it must end."""
+        answer = Answer(next(self._numbers), tokens, uuid.uuid4().hex, text, failing)
         self.answers.append(answer)
-        message = ChatMessage(role="user", content=answer.expected if text is None else text)
+        message = ChatMessage(role="user", content=answer.question)
         job = Job(
             request_id=answer.request_id,
             model=self._model,

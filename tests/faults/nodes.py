@@ -8,10 +8,11 @@ from typing import Self
 
 from broker.client import Client
 from broker.management import Edges, ManagementError, edges, prune_tree
-from broker.wire import AnyControl, NodeState
+from broker.wire import Adopt, AnyControl, NodeState
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess
 from topology.shape import node_names, parent_of
+from topology.tree import orphans
 
 SECONDS = 30.0
 NOBODY = Edges({}, {}, frozenset(), frozenset())
@@ -21,7 +22,8 @@ TAIL_LINES = 25
 class Tree:
     """`count` nodes in the shape of `canopy up --nodes COUNT --fanout 2`, and their root.
 
-    `env` and `via` (another way to the broker) are by node; they hold for its first life only.
+    `env` and `via` (another way to the broker) are by node; they hold for its first life only. `always` is the
+    environment of every node in every life.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Tree:
         prefix: str = "n",
         env: Mapping[str, Mapping[str, str]] | None = None,
         via: Mapping[str, Broker] | None = None,
+        always: Mapping[str, str] | None = None,
     ) -> None:
         names = [f"{prefix}{name.removeprefix('n')}" for name in node_names(count)]
         self.root = root
@@ -51,7 +54,7 @@ class Tree:
         self._client = client
         self._common = ["--model", self.model, "--policy", policy, "--wait", "30"]
         self._engine = ["--engine", engine, "--slots", str(slots), "--token-delay", str(delay)]
-        self._env, self._via = dict(env or {}), dict(via or {})
+        self._env, self._via, self._always = dict(env or {}), dict(via or {}), dict(always or {})
         self._former: set[NodeProcess] = set()
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -78,11 +81,12 @@ class Tree:
             await asyncio.to_thread(process.wait_exit)
             print(f"---- {process.name} (pid {process.process.pid})\n{''.join(process.lines[-TAIL_LINES:])}")
 
-    def start(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> NodeProcess:
+    def start(self, name: str) -> NodeProcess:
         """Starts that node, or starts it again."""
         place = ["--parent", self.parents[name], *self._engine] if name in self.parents else ["--engine", "none"]
         way = self._via.pop(name, self.broker)
-        process = NodeProcess(way, name, *place, *self._common, *options, env=env or self._env.pop(name, {}))
+        env = {**self._always, **self._env.pop(name, {})}
+        process = NodeProcess(way, name, *place, *self._common, env=env)
         if name in self.processes:
             self._former.add(self.processes[name])
         self.processes[name] = process
@@ -152,10 +156,23 @@ class Tree:
                 "\n".join(["it did not come to that:", *map(str, self._client.nodes().values())])
             ) from None
 
+    async def adopt_orphans(self) -> None:
+        """What an API process does every few seconds (api/tree/orphans.py), here until no queue is left alone."""
+        address = self.broker.management["admin"]
+        async with asyncio.timeout(SECONDS):
+            while left := await _left_alone(address):
+                for node, ancestor in left.items():
+                    await self._client.control(ancestor, Adopt(node=node))
+                await self._client.changed()
+
     def descendants(self, name: str) -> list[str]:
         """Everything below that node."""
         children = [child for child, parent in self.parents.items() if parent == name]
         return children + list(itertools.chain.from_iterable(map(self.descendants, children)))
+
+    def said(self, name: str, text: str) -> list[str]:
+        """The lines with that text that the node has printed in this life."""
+        return [line for line in self.processes[name].lines if text in line]
 
     def _stands(self, name: str, nodes: Mapping[str, NodeState]) -> bool:
         state = nodes.get(name)
@@ -174,6 +191,11 @@ class Tree:
             while process.poll() is None:  # noqa: ASYNC110 - a thread that waits could not be stopped
                 await asyncio.sleep(0.05)
             self.start(name)
+
+
+async def _left_alone(address: str) -> dict[str, str]:
+    seen = await edges(address)
+    return orphans(seen.parents, seen.roots, seen.registered, seen.present)
 
 
 async def clear(broker: Broker) -> None:

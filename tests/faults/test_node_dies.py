@@ -1,6 +1,7 @@
 """Nodes die, freeze and come back: every job is answered once, with exactly its text."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from tests.faults.conftest import Grow, Open
 from tests.faults.nodes import Tree
 
 JOBS = 40  # on 28 slots: some wait
+BEAT_SECONDS = 2.0  # a node looks after its relatives so often
 FREEZE_SECONDS = 30.0  # longer than the broker waits for heartbeats
 
 VICTIMS = {"leaf": "n4", "inner": "n2", "root": "root"}
@@ -109,10 +111,14 @@ async def _freeze(tree: Tree, name: str, struck: Callable[[], None]) -> None:
     tree.thaw(name)
 
 
-async def test_the_drain_is_killed_in_the_middle(grow: Grow, account: Open) -> None:
-    """A leaf with many jobs in its queue dies, and its parent too, right after it has begun to empty that queue."""
+@pytest.mark.parametrize("healed_by", ["restart", "adoption", "legacy"])
+async def test_the_drain_is_killed_in_the_middle(healed_by: str, grow: Grow, account: Open) -> None:
+    """A leaf with many jobs in its queue dies, and its parent too, right after it has begun to empty that queue.
+
+    They come back; or their nearest ancestor is told; or the parent leaves in order and bequeaths the queue.
+    """
     tree: Tree = await grow(slots=2, delay=0.05)
-    ledger = account("kill -9", "leaf, then the parent that empties its queue")
+    ledger = account("kill -9", f"leaf, then the parent that empties its queue; healed by {healed_by}")
     tree.freeze("n4")  # so that jobs stay in its queue
     await ledger.submit(60, tokens=20)
     await ledger.until(lambda: len(ledger.running()) >= 12)
@@ -120,9 +126,35 @@ async def test_the_drain_is_killed_in_the_middle(grow: Grow, account: Open) -> N
     heard = tree.processes["n2"].said("child is gone")
     await tree.kill("n4")
     await asyncio.to_thread(heard.wait, 30)
-    await tree.kill("n2")
+    if healed_by == "legacy":
+        tree.processes["n2"].process.terminate()
+        assert await tree.died("n2") == 0
+    else:
+        await tree.kill("n2")
+    if healed_by == "restart":
+        await tree.restart("n2", "n4")
+    if healed_by == "adoption":
+        await ledger.until(lambda: len(ledger.running()) < 5)
+        await tree.adopt_orphans()
     assert await ledger.settled() == []
-    await tree.restart("n2", "n4")
+
+
+async def test_the_parent_dies_long_after_it_took_over(grow: Grow, account: Open) -> None:
+    """It runs the dead leaf's jobs, which the broker still counts among the leaf's."""
+    tree: Tree = await grow(count=2, slots=8, delay=0.05)
+    ledger = account("kill -9", "leaf, and two beats later the parent that runs its jobs")
+    short = await ledger.submit(8, tokens=20)
+    await ledger.until(lambda: len(ledger.on("n1")) == 8)
+    await ledger.submit(8, tokens=160)
+    await ledger.until(lambda: len(ledger.on("n2")) == 8 and all(each.end for each in short))
+    await tree.kill("n2")
+    await ledger.until(lambda: len(ledger.on("n1")) == 8)
+    taken_over = time.time()
+    await tree.until(lambda nodes: nodes["n1"].sent > taken_over + 2 * BEAT_SECONDS)
+    ledger.strike(ledger.on("n1"))
+    await tree.kill("n1")
+    await tree.restart("n1", "n2")
+    assert await ledger.settled() == []
     await tree.whole()
 
 

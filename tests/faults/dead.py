@@ -1,0 +1,31 @@
+"""What lies in `canopy.dead`, read as a person would with the admin's rights."""
+
+import asyncio
+from collections.abc import Callable
+
+from broker import dead
+from broker.amqp import AmqpSession
+from cli.rabbitmq import Broker
+
+SECONDS = 10.0
+
+
+async def letters(broker: Broker, wanted: Callable[[dead.Letter], bool], count: int) -> list[dead.Letter]:
+    """The dead letters that are wanted; waits until there are `count`. All of them stay in the queue."""
+    found: list[dead.Letter] = []
+    try:
+        async with asyncio.timeout(SECONDS):
+            while True:
+                found = [letter for letter in await _all(broker) if wanted(letter)]
+                if len(found) >= count:
+                    return found
+    except TimeoutError:
+        raise AssertionError(f"{len(found)} of {count} dead letters: {found}") from None
+
+
+async def _all(broker: Broker) -> list[dead.Letter]:
+    session = await AmqpSession.open(broker.amqp["admin"], "test")
+    try:
+        return await dead.take(session)
+    finally:
+        await session.close()

@@ -1,0 +1,45 @@
+"""One job among fifty good ones that kills, hangs or fails whatever runs it: it alone is given up on, and says so."""
+
+import time
+
+import pytest
+
+from cli.rabbitmq import Broker
+from tests.faults.conftest import Grow, Open
+from tests.faults.dead import letters
+from tests.faults.nodes import Tree
+
+MAX_ATTEMPTS = 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [("poison", "poison"), ("hang", "hang"), ("out of memory", "oom"), ("exception in a step", "throw")],
+)
+async def test_one_bad_job_among_fifty_good_ones(
+    fault: str, word: str, broker: Broker, grow: Grow, account: Open
+) -> None:
+    began = time.time()
+    tree: Tree = await grow(engine="tests.faults.engine", slots=2, always={"CANOPY_STEP_SECONDS": "2"})
+    tree.supervise()
+    ledger = account(fault, "one job among 50 good ones")
+    await ledger.submit(25, tokens=15)
+    guilty = await ledger.ask(15, word, failing="given_up")
+    await ledger.submit(25, tokens=15)
+    assert await ledger.settled() == []
+    [letter] = await letters(broker, lambda letter: letter.id == guilty.request_id, 1)
+    assert letter.job is not None
+    assert letter.job.messages is not None
+    assert letter.job.messages[-1].content == word
+    assert letter.headers["request_id"] == guilty.request_id
+    assert letter.headers["model"] == "echo"
+    assert letter.reason
+    assert letter.node in tree.parents
+    assert letter.at is not None
+    assert began <= letter.at <= time.time()
+    trail, faults = letter.headers["trail"], letter.headers["faults"]
+    assert isinstance(trail, list)
+    assert isinstance(faults, list)
+    assert trail[0] == "root"
+    assert len(faults) == MAX_ATTEMPTS
+    await tree.whole()
