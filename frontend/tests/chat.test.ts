@@ -35,6 +35,24 @@ describe("answerEvents", () => {
     expect(shown.content).toBe("Hello world!");
   });
 
+  it("shows no less while the server writes again what a restart cost it", () => {
+    const shown = message("one two thr");
+    const take = answerEvents(shown);
+    const seen = ["one", " two", " three"].map((text) => (take(event("delta", { text })), shown.content));
+    expect(seen).toEqual(["one two thr", "one two thr", "one two three"]);
+  });
+
+  it("believes the server where its text is another, or ended earlier", () => {
+    const other = message("one two");
+    answerEvents(other)(event("delta", { text: "one 2" }));
+    expect(other.content).toBe("one 2");
+    const shorter = message("one two");
+    const take = answerEvents(shorter);
+    take(event("delta", { text: "one" }));
+    take(event("done", { finish_reason: "cancelled" }));
+    expect(shorter).toMatchObject({ content: "one", status: "stopped" });
+  });
+
   it("keeps the text of a failed or stopped answer", () => {
     const failed = message("Half");
     answerEvents(failed)(event("failed", { message: "The node died." }));

@@ -17,11 +17,16 @@ function field(data: unknown, name: string): string | null {
 
 /**
  * Takes the events of one connection to an answer's stream and changes the message accordingly.
- * The first delta of a connection carries all the text so far, so it replaces what is shown.
+ * A connection tells the text from its beginning. After a restart the server may have less of it than is shown, and
+ * writes the same again: what is shown stays until it is caught up with.
  * The returned function says false when the answer has ended.
  */
 export function answerEvents(message: ShownMessage): (event: ServerEvent) => boolean {
-  let first = true;
+  let text: string | null = null;
+  const end = (): void => {
+    message.waiting = null;
+    message.content = text ?? message.content;
+  };
   return ({ event, data }) => {
     const value: unknown = JSON.parse(data);
     switch (event) {
@@ -30,16 +35,16 @@ export function answerEvents(message: ShownMessage): (event: ServerEvent) => boo
         return true;
       case "delta":
         message.waiting = null;
-        message.content = first ? (field(value, "text") ?? "") : message.content + (field(value, "text") ?? "");
-        first = false;
+        text = (text ?? "") + (field(value, "text") ?? "");
+        if (!message.content.startsWith(text)) message.content = text;
         return true;
       case "done":
-        message.waiting = null;
+        end();
         message.finish_reason = field(value, "finish_reason");
         message.status = STOPPED.has(message.finish_reason ?? "") ? "stopped" : "done";
         return false;
       case "failed":
-        message.waiting = null;
+        end();
         message.error = field(value, "message");
         message.status = "failed";
         return false;

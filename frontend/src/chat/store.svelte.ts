@@ -7,8 +7,8 @@ import type { ConversationSummary, Model } from "../lib/types";
 import { answerEvents, type ShownMessage } from "./answer";
 import { keepDraft } from "./drafts";
 
-/** A dropped connection that is back within this time is nobody's business. */
-const QUIET_DROP_MS = 1200;
+/** A dropped connection that is back within this time, as after a restart of the server, is nobody's business. */
+const QUIET_DROP_MS = 5000;
 
 type Loading = "loading" | "ready" | "failed";
 
