@@ -75,7 +75,6 @@ def to_replay(job: Job, request_id: str, now: float) -> Job:
 
 def _letter(delivery: Delivery) -> Letter:
     headers = delivery.headers
-    at = headers.get("at")
     try:
         job: Job | None = decode(delivery.body, Job)
     except DecodeError:
@@ -84,11 +83,18 @@ def _letter(delivery: Delivery) -> Letter:
         id=job.request_id if job else _digest(delivery),
         reason=str(headers.get("reason", "unknown")),
         node=str(headers.get("node", "")),
-        at=float(at) if isinstance(at, int | float) else None,
+        at=_moment(headers.get("at")),
         job=job,
         headers=headers,
         delivery=delivery,
     )
+
+
+def _moment(told: object) -> float | None:
+    """AMQP has no floats that pika would send: the moment comes as text."""
+    with suppress(ValueError):
+        return float(str(told))
+    return None
 
 
 def _digest(delivery: Delivery) -> str:

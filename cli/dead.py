@@ -99,7 +99,8 @@ def table(letters: list[dict[str, Any]]) -> list[str]:
 def full(letter: Letter) -> str:
     """Everything about a letter, for reading. What is no text is shown escaped."""
     head = [f"{'id':<10} {letter.id}"]
-    head += [f"{name:<10} {_cell('when' if name == 'at' else name, value)}" for name, value in letter.headers.items()]
+    told = {**letter.headers, "at": letter.at}
+    head += [f"{name:<10} {_cell('when' if name == 'at' else name, value)}" for name, value in told.items()]
     body = letter.delivery.body
     try:
         content = json.dumps(json.loads(body), indent=2, ensure_ascii=False)

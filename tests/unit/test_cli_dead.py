@@ -31,7 +31,7 @@ JOB = Job(
 HEADERS: Mapping[str, object] = {
     "reason": "lost 3 times",
     "node": "n1",
-    "at": 1_700_000_000.5,
+    "at": "1700000000.5",
     "request_id": "r1",
     "trail": ["root", "n1"],
     "faults": ["n1 died"],
