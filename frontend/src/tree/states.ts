@@ -26,6 +26,11 @@ export function place(node: TreeNode): string {
   return node.host ? `${node.host}:${node.pid}` : "not heard yet";
 }
 
+/** What an operator must know of a node at first sight; null if nothing is wrong. */
+export function trouble(node: TreeNode): string | null {
+  return node.state === "failed" ? node.detail || "its engine has failed" : null;
+}
+
 export type Action = "drain" | "resume";
 
 /** What an operator can ask of a node now. An entrance is not drained: nothing would reach its tree. */
@@ -38,19 +43,21 @@ export function possibleAction(node: TreeNode): Action | null {
 export interface Totals {
   nodes: number;
   down: number;
+  failed: number;
   slots: number;
   running: number;
   queued: number;
 }
 
-/** Sums over a tree; a node that is down offers no slots. */
+/** Sums over a tree; a node that is down or has failed offers no slots. */
 export function totals(tree: Tree): Totals {
   const alive = tree.nodes.filter((node) => node.state !== "down");
   const sum = (value: (node: TreeNode) => number): number => alive.reduce((total, node) => total + value(node), 0);
   return {
     nodes: alive.length,
     down: tree.nodes.length - alive.length,
-    slots: sum((node) => node.slots),
+    failed: sum((node) => (node.state === "failed" ? 1 : 0)),
+    slots: sum((node) => (node.state === "failed" ? 0 : node.slots)),
     running: sum((node) => node.running),
     queued: tree.nodes.reduce((total, node) => total + node.queued, 0),
   };
