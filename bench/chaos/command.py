@@ -20,6 +20,7 @@ from bench import instance, report
 from bench.chaos import far, rest, schedule, table
 from bench.chaos.faults import Saboteur
 from bench.chaos.schedule import KINDS, Fault, Happened, Tree
+from bench.chaos.victims import Victims
 from bench.instance import Instance
 from bench.load import users
 from bench.load.http import Service
@@ -40,6 +41,7 @@ class Settings:
     nodes: int
     fanout: int
     slots: int
+    standby: int
     token_delay: float
     faults_per_minute: float
     kinds: Sequence[str]
@@ -53,6 +55,7 @@ class Settings:
     def up(self) -> list[str]:
         """The options of `canopy up`."""
         words = ["--engine", "echo", "--nodes", str(self.nodes), "--fanout", str(self.fanout)]
+        words += ["--standby", str(self.standby)]
         return [*words, "--slots", str(self.slots), "--token-delay", str(self.token_delay), *self.options]
 
 
@@ -80,6 +83,7 @@ def command(
     nodes: Annotated[int, typer.Option(min=3, help="Worker processes, besides two behind a proxy.")] = 7,
     fanout: Annotated[int, typer.Option(min=1, help="Children a node at most.")] = 2,
     slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 2,
+    standby: Annotated[int, typer.Option(min=0, help="Roots that wait for the root's place.")] = 1,
     token_delay: Annotated[float, typer.Option(min=0, help="Seconds between words.")] = 0.02,
     faults_per_minute: Annotated[float, typer.Option(min=0.1, help="Faults, on average.")] = 3.0,
     kinds: Annotated[
@@ -95,7 +99,7 @@ def command(
         raise typer.BadParameter(f"there is no fault {unknown[0]!r}; there are: {', '.join(KINDS)}")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     settings = Settings(
-        minutes, seed, people, nodes, fanout, slots, token_delay, faults_per_minute, chosen, option or []
+        minutes, seed, people, nodes, fanout, slots, standby, token_delay, faults_per_minute, chosen, option or []
     )  # fmt: skip
     storm = Storm(settings, settings.schedule())
     result = Report("chaos", asdict(settings))
@@ -120,8 +124,9 @@ async def _rage(canopy: Instance, storm: Storm) -> None:
         proxies = await opened.enter_async_context(far.nodes(canopy, settings.slots, settings.token_delay))
         reached = Service.reached(canopy.url, canopy.model, canopy.key, canopy.login)
         service = await opened.enter_async_context(reached)
-        saboteur = Saboteur(canopy, tree, broker, proxies, storm.ledger)
-        opened.push_async_callback(saboteur.close)
+        victims = Victims(canopy, broker)
+        opened.push_async_callback(victims.close)
+        saboteur = Saboteur(canopy, tree, victims, broker, proxies, storm.ledger)
         stop = asyncio.Event()
         storm.start = time.monotonic()
         async with asyncio.TaskGroup() as together:

@@ -13,8 +13,9 @@ import typer
 
 from bench import instance, report
 from bench.chaos import rest, table
-from bench.chaos.faults import NotDone, NotHealed, Saboteur
+from bench.chaos.faults import Saboteur
 from bench.chaos.schedule import ROOT, Tree
+from bench.chaos.victims import NotDone, NotHealed, Victims
 from bench.instance import Instance
 from bench.load import users
 from bench.load.http import Service
@@ -113,8 +114,9 @@ async def _run(canopy: Instance, soak: Soak) -> Sampler:
     async with contextlib.AsyncExitStack() as opened:
         broker = await opened.enter_async_context(Management(canopy.record["management"]))
         service = await opened.enter_async_context(Service.reached(canopy.url, canopy.model, canopy.key, canopy.login))
-        saboteur = Saboteur(canopy, tree, broker, {}, soak.ledger)
-        opened.push_async_callback(saboteur.close)
+        victims = Victims(canopy, broker)
+        opened.push_async_callback(victims.close)
+        saboteur = Saboteur(canopy, tree, victims, broker, {}, soak.ledger)
         sampler = Sampler(canopy, broker)
         sampling = asyncio.create_task(sampler.sample_every(settings.sample_every))
         soak.start = time.monotonic()
