@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -111,3 +112,49 @@ async def test_every_process_is_replaced_and_every_answer_is_whole(instance: Ins
     assert after.keys() == before.keys()
     assert {name for name, pid in after.items() if pid == before[name]} == STAY
     assert replaced == {name: (before[name], after[name]) for name in replaced}
+
+
+def test_pages_reconnect_and_a_chat_answer_goes_on(instance: Instance) -> None:
+    question = " ".join(f"word-{number}" for number in range(800))
+    with instance.session(instance.token) as staff, ThreadPoolExecutor() as beside:
+        conversation = staff.post("/api/conversations", json={}).json()["id"]
+        messages = f"/api/conversations/{conversation}/messages"
+        turn = staff.post(messages, json={"content": question})
+        assert turn.status_code == 201, turn.text
+        page = beside.submit(_read_answer, staff, f"{messages}/{turn.json()['assistant_message']['id']}/stream")
+        dashboard = beside.submit(_watch, staff)
+        # With so much grace a stream that never ends would hold it up for longer than the command may take.
+        said = instance.canopy("restart", "--rolling", "--grace", "3600")
+        assert said.splitlines()[-2].startswith("replaced 5 processes")
+        attached, text = page.result(timeout=60)
+        assert text == question
+        assert attached > 1
+        ended, line = dashboard.result(timeout=60)
+        assert ended
+        assert line == "event: tree"
+
+
+def _read_answer(staff: httpx.Client, path: str) -> tuple[int, str]:
+    """What the page does: it attaches again when the stream ends without an end. How often, and the last one's text."""
+    attached = 0
+    while True:
+        attached, text, kind = attached + 1, "", ""
+        with staff.stream("GET", path) as answer:
+            for line in answer.iter_lines():
+                kind = line.removeprefix("event: ") if line.startswith("event: ") else kind
+                if line.startswith("data: ") and kind == "delta":
+                    text += json.loads(line.removeprefix("data: "))["text"]
+        if kind == "done":
+            return attached, text
+        assert kind in ("delta", "waiting", ""), kind
+
+
+def _watch(staff: httpx.Client) -> tuple[int, str]:
+    """Follows the dashboard's events until its stream has ended; how often that was, and the next one's first line."""
+    ended = 0
+    while True:
+        with staff.stream("GET", "/api/tree/stream") as events:
+            for line in events.iter_lines():
+                if ended:
+                    return ended, line
+        ended += 1
