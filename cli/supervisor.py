@@ -23,6 +23,7 @@ from cli.rabbitmq import PrivateBroker
 from cli.roster import Roster
 
 BROKER_SECONDS = 60.0
+API_SECONDS = 120.0  # the broker's start is in them
 READY_SECONDS = 600.0  # a large model on a slow disk
 LEAVE_SECONDS = 30.0  # for a process that is replaced, to end in order
 FINISH = signal.SIGUSR1  # asks the API to end its open requests, however long they take, and then itself
@@ -101,7 +102,7 @@ class Supervisor:
 
     async def start_api(self, spec: Spec) -> None:
         """Starts the API; returns when it serves. Raises CliError."""
-        await self._start(Kept("api", spec))
+        await self._start(Kept("api", spec, seconds=API_SECONDS))
 
     async def _start(self, kept: Kept) -> None:
         child = await self.roster.spawn(kept.group, kept.spec)
