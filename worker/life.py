@@ -135,11 +135,11 @@ async def _beat(node: Node) -> None:
 async def _leave(node: Node) -> None:
     """Gives up the registration: no new jobs, the children to the parent, the running jobs to their end, the queue
     upward; then exchange, queue and presence go. A root keeps its queue: jobs wait there for the next root.
+
+    The edge stays as long as the queue does: it tells whose the queue is, should the node die while it leaves.
     """
     log.info("leaving", node=node.name, running=node.dispatcher.running)
-    if node.parent is not None:
-        await node.port.unhang(node.parent)
-        node.relatives.farewell()
+    node.relatives.farewell()
     node.leave()
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     node.jobs.interrupt_all("the node is leaving", fault=False)
@@ -153,7 +153,9 @@ async def _leave(node: Node) -> None:
 
 
 async def _flow_up(node: Node) -> None:
-    """Waits until the queue has flowed to the parent and removes it. What cannot flow stays, for the next start."""
+    """Waits until the queue has flowed to the parent and removes it. What cannot flow stays, for whoever looks after
+    dead nodes' queues, or the next start.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(MOVE_SECONDS):
             while node.jobs.busy or not await node.port.remove(node.name):

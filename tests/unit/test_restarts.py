@@ -263,6 +263,21 @@ async def test_a_leaving_node_interrupts_what_runs_and_nobody_is_blamed(monkeypa
         assert cluster.engine("n2").jobs["a"].delivered == "half"
 
 
+async def test_a_node_that_dies_while_it_leaves_can_still_be_found() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.ask("a")
+        await until(lambda: cluster.where("a") == "n1")
+        await cluster.kill("root")
+        leaving = asyncio.create_task(cluster.end("n1"))
+        await until(lambda: not cluster.nodes["n1"].dispatcher.accepting)
+        await cluster.kill("n1")
+        await leaving
+        assert cluster.broker.queues[names.node("n1")].ready
+        assert (names.node("root"), "n1", names.node("n1")) in cluster.broker.bindings
+
+
 # ---- cancel
 
 

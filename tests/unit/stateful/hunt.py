@@ -1,0 +1,21 @@
+"""How long these tests look for trouble: a few seconds in a normal run, always the same histories; as long as wanted
+in a hunt, each time other ones: `HUNT=5000 pytest tests/unit/stateful --timeout 0`.
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+_HUNT = int(os.environ.get("HUNT", "0"))
+
+
+def histories(normal: int, steps: int = 30) -> settings:
+    """`normal`: histories in a normal run. `steps`: rules in each; a hunt's are longer."""
+    return settings(
+        max_examples=_HUNT or normal,
+        stateful_step_count=steps * 2 if _HUNT else steps,
+        derandomize=not _HUNT,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )

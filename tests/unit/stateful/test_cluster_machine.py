@@ -1,0 +1,345 @@
+"""A whole cluster through random histories: whatever dies, comes back or is said twice, every reader gets the one true
+answer, once, or is told why not; and nothing is left anywhere.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from broker.client import Unavailable
+from broker.session import ConnectionLost
+from broker.wire import AnyControl, Attach, DecodeError, Drain, Failed, Finished, Job, Resume, decode, encode
+from tests.unit.stateful.clock import JumpingLoop
+from tests.unit.stateful.hunt import histories
+from tests.unit.stateful.world import Request, World
+from topology import names
+from worker.run import MAX_ATTEMPTS
+
+T = TypeVar("T")
+
+NODES = ("n1", "n2", "n3", "n4", "n5")
+ROOTS = ("root a", "root b")
+REQUESTS = 12
+HEALING_SECONDS = 120.0
+
+pick = st.integers(0, 11)  # one of those that are there
+pauses = st.sampled_from([0.2, 0.0, 0.0001, 0.0003, 0.001, 0.01, 3.0, 10.0])  # seconds; a turn of the loop is 0.0001
+
+
+class ClusterMachine(RuleBasedStateMachine):
+    """Rules are what happens to a cluster, and each ends after a pause in which the cluster goes on by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = False
+        self.garbage = 0
+        self.runner = asyncio.Runner(loop_factory=JumpingLoop)
+        self.world: World
+        self.runner.run(self._open())
+
+    async def _open(self) -> None:
+        self.world = await World().__aenter__()
+        self.orphans = asyncio.create_task(self.world.look_after_orphans(), name="orphans")
+
+    def do(self, work: Coroutine[Any, Any, T], pause: float = 0.0) -> T:
+        async def work_and_wait() -> T:
+            done = await work
+            await asyncio.sleep(pause)
+            return done
+
+        try:
+            return self.runner.run(work_and_wait())
+        except BaseException:
+            self.broken = True
+            raise
+
+    def request(self, pick: int) -> Request:
+        return list(self.world.requests.values())[pick % len(self.world.requests)]
+
+    def living(self, pick: int, **kinds: bool) -> str:
+        keys = self.world.living(**kinds)
+        return keys[pick % len(keys)]
+
+    # ---- processes
+
+    @initialize(shape=st.sampled_from(["one", "flat", "deep", "none"]), slots=st.integers(1, 2), back=st.booleans())
+    def begin(self, shape: str, slots: int, back: bool) -> None:
+        self.all_come_back = back  # in the end, every node that has died; else a fresh one alone helps
+        self.do(self._begin(shape, slots), 0.2)
+
+    async def _begin(self, shape: str, slots: int) -> None:
+        self.world.launch(ROOTS[0], None)
+        await asyncio.sleep(0.1)
+        parents = {"none": [], "one": ["root"], "flat": ["root"] * 4, "deep": ["root", "n1", "n1", "n2", "n4"]}
+        for name, parent in zip(NODES, parents[shape], strict=False):
+            self.world.launch(name, parent, slots)
+            await asyncio.sleep(0.1)
+
+    @rule(name=st.sampled_from(NODES), parent=st.sampled_from(["root", *NODES]), slots=st.integers(1, 2), pause=pauses)
+    def start(self, name: str, parent: str, slots: int, pause: float) -> None:
+        if name not in self.world.living() and name != parent:
+            self.do(self._launch(name, parent, slots), pause)
+
+    async def _launch(self, key: str, parent: str | None, slots: int = 1) -> None:
+        self.world.launch(key, parent, slots)
+
+    @rule(name=st.sampled_from(NODES), pause=pauses)
+    def start_again(self, name: str, pause: float) -> None:
+        if name in self.world.homes and name not in self.world.living():
+            self.do(self._launch(name, self.world.homes[name]), pause)
+
+    @rule(key=st.sampled_from(ROOTS), pause=pauses)
+    def start_a_root(self, key: str, pause: float) -> None:
+        if key not in self.world.living():
+            self.do(self._launch(key, None), pause)
+
+    @precondition(lambda self: self.world.living())
+    @rule(pick=pick, pause=pauses)
+    def kill(self, pick: int, pause: float) -> None:
+        key = self.living(pick)
+        self.world.blame(key)
+        self.do(self.world.kill(key), pause)
+
+    @precondition(lambda self: self.world.living())
+    @rule(pick=pick, pause=pauses)
+    def leave(self, pick: int, pause: float) -> None:
+        self.do(self._leave(self.living(pick)), pause)
+
+    async def _leave(self, key: str) -> None:
+        self.world.leave(key)
+
+    @precondition(lambda self: self.world.living())
+    @rule(pick=pick, pause=pauses)
+    def lose_session_of_node(self, pick: int, pause: float) -> None:
+        key = self.living(pick)
+        if key in self.world.sessions:
+            self.world.blame(key)
+            self.do(self._lose(self.world.sessions[key]), pause)
+
+    @rule(pause=pauses)
+    def lose_session_of_client(self, pause: float) -> None:
+        self.do(self._lose(self.world.client_session), pause)
+
+    async def _lose(self, session: Any) -> None:
+        session.lose(ConnectionLost("cut"))
+
+    @rule(pick=pick, on=st.booleans(), pause=pauses)
+    def alarm(self, pick: int, on: bool, pause: float) -> None:
+        sessions = [self.world.client_session, *(self.world.sessions.get(key) for key in self.world.living())]
+        self.do(self._alarm(sessions[pick % len(sessions)], on), pause)
+
+    async def _alarm(self, session: Any, on: bool) -> None:
+        if session is not None:
+            session.alarm(on)
+
+    # ---- engines
+
+    @precondition(lambda self: self.world.runs())
+    @rule(pick=pick, pause=pauses)
+    def say(self, pick: int, pause: float) -> None:
+        runs = self.world.runs()
+        self.do(self._call(runs[pick % len(runs)].say), pause)
+
+    @precondition(lambda self: self.world.runs())
+    @rule(pick=pick, pause=pauses)
+    def finish(self, pick: int, pause: float) -> None:
+        runs = self.world.runs()
+        self.do(self._call(runs[pick % len(runs)].finish), pause)
+
+    async def _call(self, step: Any) -> None:
+        step()
+
+    @precondition(lambda self: self.world.runs())
+    @rule(pick=pick, well=st.booleans(), pause=pauses)
+    def engine_fails(self, pick: int, well: bool, pause: float) -> None:
+        keys = [key for key in self.world.living(roots=False) if self.world.puppet(key).runs]
+        key = keys[pick % len(keys)]
+        self.world.blame(key)
+        self.world.puppet(key).well = well
+        self.do(self._call(self.world.puppet(key).fail), pause)
+
+    @precondition(lambda self: self.world.living(roots=False))
+    @rule(pick=pick, stuck=st.booleans(), pause=pauses)
+    def engine_hangs(self, pick: int, stuck: bool, pause: float) -> None:
+        key = self.living(pick, roots=False)
+        self.world.puppet(key).stuck = stuck
+        self.world.puppet(key).hanging = 99.0
+        self.do(asyncio.sleep(2.0))
+        self.world.blame(key)  # the watchdog looks three times, a second apart
+        self.do(asyncio.sleep(2.0), pause)
+
+    # ---- what people do
+
+    @precondition(lambda self: len(self.world.requests) < REQUESTS)
+    @rule(seconds=st.sampled_from([None, None, None, 0.0, 1.0, 20.0]), pause=pauses)
+    def submit(self, seconds: float | None, pause: float) -> None:
+        try:
+            self.do(self.world.submit(f"r{len(self.world.requests)}", seconds), pause)
+        except Unavailable:
+            self.broken = False
+            assert not self.world.client.connected
+
+    @precondition(lambda self: self.world.requests)
+    @rule(pick=pick, reader=st.booleans(), pause=pauses)
+    def cancel(self, pick: int, reader: bool, pause: float) -> None:
+        request = self.request(pick)
+        if reader:
+            self.do(request.leave(), pause)
+        else:
+            request.cancelled = True
+            self.do(self._call(lambda: self.world.client.cancel(request.stream.request_id, "")), pause)
+
+    @precondition(lambda self: self.world.requests)
+    @rule(pick=pick, node=st.sampled_from(["root", *NODES]), pause=pauses)
+    def deliver_twice(self, pick: int, node: str, pause: float) -> None:
+        self.do(self._call(lambda: self.world.repeat(self.request(pick), node)), pause)
+
+    @rule(node=st.sampled_from(["root", *NODES]), pause=pauses)
+    def send_garbage(self, node: str, pause: float) -> None:
+        if names.node(node) in self.world.broker.queues:
+            self.garbage += 1
+            self.do(self._call(lambda: self.world.broker.put("", names.node(node), b"not a job")), pause)
+
+    @rule(node=st.sampled_from(["root", *NODES]), resume=st.booleans(), pause=pauses)
+    def drain(self, node: str, resume: bool, pause: float) -> None:
+        self.do(self._control(node, Resume() if resume else Drain()), pause)
+
+    @rule(
+        node=st.sampled_from(["root", *NODES]),
+        parent=st.sampled_from(["root", "nobody", *NODES]),
+        for_good=st.booleans(),
+        pause=pauses,
+    )
+    def attach(self, node: str, parent: str, for_good: bool, pause: float) -> None:
+        self.do(self._control(node, Attach(parent=parent, for_good=for_good)), pause)
+
+    async def _control(self, node: str, message: AnyControl) -> None:
+        self.world.broker.put("", names.inbox(node), encode(message))
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.do(asyncio.sleep(seconds))
+
+    # ---- what always holds
+
+    @invariant()
+    def nothing_wrong(self) -> None:
+        try:
+            self._check()
+        except BaseException:
+            self.broken = True
+            raise
+
+    def _check(self) -> None:
+        assert not self.world.wrong, self.world.wrong
+        for request in self.world.requests.values():
+            stream = request.stream
+            assert request.truth.startswith(request.text), (request.truth, request.text)
+            assert request.truth.startswith(stream.text), (request.truth, stream.text)
+            assert len(stream.faults) <= request.blame, (stream.request_id, stream.faults)
+        for key in self.world.living(roots=False):
+            if self.world.nodes[key].jobs.gate._alone:
+                assert len(self.world.runs(key)) <= 1, f"not alone on {key}"
+
+    # ---- the end
+
+    def teardown(self) -> None:
+        try:
+            if not self.broken:
+                self.do(self._heal())
+                self._check_ends()
+                self.do(self._end())
+        finally:
+            self._close()
+
+    async def _heal(self) -> None:
+        world = self.world
+        for session in (world.client_session, *world.sessions.values()):
+            session.alarm(False)
+        if not world.living(others=False):
+            world.launch(ROOTS[0], None)
+        for name, home in list(world.homes.items()):
+            if self.all_come_back and name not in world.living():
+                world.launch(name, home)
+        world.launch("n9", "root")
+        await self._until_quiet()
+
+    async def _until_quiet(self) -> None:
+        """Everybody is well and awake, also who has just come back; until every stream has ended and nothing is left."""
+        for _ in range(int(HEALING_SECONDS / 0.5)):
+            for key in self.world.living():
+                self.world.broker.put("", names.inbox(self.world.nodes[key].name), encode(Resume()))
+                if key not in ROOTS:
+                    self._wake(key)
+            if all(request.reading.done() for request in self.world.requests.values()) and not self.world.unsettled():
+                return
+            await asyncio.sleep(0.5)
+
+    def _wake(self, key: str) -> None:
+        puppet = self.world.puppet(key)
+        if not puppet.eager:
+            puppet.eager = puppet.well = True
+            puppet.hanging = 0.0
+            for run in puppet.runs:
+                run.finish()
+
+    def _check_ends(self) -> None:
+        self._check()
+        for request in self.world.requests.values():
+            assert request.reading.done(), f"{request.stream.request_id} has no end: {self._places(request)}"
+            if not request.left:
+                self._check_end(request)
+        assert not self.world.unsettled(), (self.world.unsettled(), self.world.edges())
+        self._check_dead()
+
+    def _places(self, request: Request) -> str:
+        return f"{self.world.unsettled()}, {self.world.edges()}, {request.frames}"
+
+    def _check_end(self, request: Request) -> None:
+        assert len(request.ends) == 1, request.ends
+        end = request.frames[-1]
+        match end:
+            case Finished(reason="cancelled"):
+                assert request.cancelled
+            case Failed(code="expired"):
+                assert request.stream.job.deadline is not None
+            case Failed(code="given_up"):
+                assert len(request.stream.faults) >= MAX_ATTEMPTS
+            case _:
+                assert isinstance(end, Finished), end
+                assert request.text == request.truth
+                assert end.completion_tokens == len(request.truth.split()), end
+
+    def _check_dead(self) -> None:
+        letters = [message.body for message in self.world.broker.queues[names.DEAD_QUEUE].ready]
+        assert letters.count(b"not a job") >= self.garbage
+        for body in letters:
+            if body != b"not a job":
+                self._check_given_up(body)
+
+    def _check_given_up(self, body: bytes) -> None:
+        try:
+            request = self.world.requests[decode(body, Job).request_id]
+        except DecodeError:
+            raise AssertionError(f"neither a job nor garbage: {body!r}") from None
+        assert request.left or isinstance(request.frames[-1], Failed)
+
+    async def _end(self) -> None:
+        self.orphans.cancel()
+        await asyncio.gather(self.orphans, return_exceptions=True)
+        await self.world.end_all()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not tasks, tasks
+
+    def _close(self) -> None:
+        try:
+            self.runner.run(self.world.aclose())
+        finally:
+            self.runner.close()
+
+
+ClusterMachine.TestCase.settings = histories(30)
+TestClusterMachine = ClusterMachine.TestCase
