@@ -13,7 +13,7 @@ import psutil
 from bench.chaos.schedule import Fault, Happened, Tree
 from bench.chaos.victims import BACK_SECONDS, NotDone, NotHealed, Victims
 from bench.instance import Instance
-from bench.load.ledger import Ledger
+from bench.load.ledger import Death, Ledger
 from bench.management import Management
 from bench.proxy import Proxy
 from bench.report import say
@@ -59,10 +59,13 @@ class Saboteur:
     async def restart(self, name: str, number: signal.Signals) -> None:
         """Ends a process, which its launcher starts again. Raises NotDone, NotHealed."""
         found, process = await self._victims.find(name)
+        death = Death(time.monotonic())
         if name == "api":
-            self._ledger.api_deaths.append(time.monotonic())
+            self._ledger.api_deaths.append(death)
         process.send_signal(number)
-        await self._victims.back(name, found)
+        await self._victims.replaced(found)
+        death.ended = time.monotonic()
+        await self._victims.back(name)
 
     async def suspend(self, fault: Fault) -> None:
         """SIGSTOP, and SIGCONT after a while."""

@@ -48,10 +48,12 @@ class Victims:
             await asyncio.sleep(_LOOK)
         raise NotDone(f"{name} does not run")
 
-    async def back(self, name: str, former: Recorded | None = None) -> None:
-        """Returns when `name` serves, and, in the place of `former`, another process. Raises NotHealed."""
-        if former is not None:
-            await _until(lambda: self._is_replaced(former), f"{name} was not started again")
+    async def replaced(self, former: Recorded) -> None:
+        """Returns when another process runs in its place. Raises NotHealed."""
+        await _until(lambda: self._is_replaced(former), f"{former.name} was not started again")
+
+    async def back(self, name: str) -> None:
+        """Returns when `name` serves. Raises NotHealed."""
         await _until(lambda: self._serves(name), f"{name} does not serve again")
 
     async def _role(self, name: str) -> str:

@@ -85,11 +85,19 @@ class Request:
 
 
 @dataclass(slots=True)
+class Death:
+    """The API process was killed, or asked to end; until `ended` it may still be leaving."""
+
+    began: float
+    ended: float = float("inf")
+
+
+@dataclass(slots=True)
 class Ledger:
-    """All requests, and when an API process was killed under them."""
+    """All requests, and when the API process was ended under them."""
 
     requests: list[Request] = field(default_factory=list)
-    api_deaths: list[float] = field(default_factory=list)
+    api_deaths: list[Death] = field(default_factory=list)
     turned_away: Counter[str] = field(default_factory=Counter)  # reason -> how often, retries included
 
     def turn_away(self, reason: str) -> None:
@@ -116,7 +124,7 @@ class Ledger:
         Before an answer began it is a refusal if the API process died or the connection was an idle one being closed.
         After that, it is honest only if the API process died. Anything else is a lost request.
         """
-        api_died = any(request.began <= death <= at for death in self.api_deaths)
+        api_died = any(request.began <= death.ended and death.began <= at for death in self.api_deaths)
         if request.accepted is None:
             return Ending.REFUSED if api_died or at - request.began < IDLE_CLOSED else Ending.LOST
         return Ending.BROKEN if api_died else Ending.LOST

@@ -33,10 +33,12 @@ class Life:
         for measure, value in values.items():
             self.series.setdefault(measure, []).append((at, value))
 
-    def without_start(self, measure: str, seconds: float) -> list[Point]:
-        """The samples after its first `seconds`, in which a process imports and fills its caches."""
+    def settled(self, measure: str, seconds: float) -> list[Point]:
+        """The samples after its first `seconds`, in which a process imports and fills its caches, and without the last
+        one, in which it may be leaving.
+        """
         points = self.series.get(measure, [])
-        return [point for point in points if point[0] >= points[0][0] + seconds]
+        return [point for point in points if point[0] >= points[0][0] + seconds][:-1]
 
     def lasted(self) -> float:
         """Seconds between its first and its last sample."""
@@ -63,7 +65,7 @@ def of_processes(lives: Sequence[Life], shortest: float, warm_up: float) -> Rows
     rows: list[Sequence[Cell]] = []
     for kind in dict.fromkeys(life.kind for life in long):
         for measure in MEASURES:
-            each = [life.without_start(measure, warm_up) for life in long if life.kind == kind]
+            each = [life.settled(measure, warm_up) for life in long if life.kind == kind]
             steepest = max((found for points in each if (found := slope([points])) is not None), default=None)
             rows.append((kind, measure, len(each), *_line(each), steepest))
     columns = ("process", "measure", "lives", "mean", "most", "slope per hour", "% per hour", "steepest life")

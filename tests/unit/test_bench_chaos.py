@@ -12,7 +12,7 @@ import pytest
 from bench.chaos import rest, schedule, table
 from bench.chaos.schedule import FAR, KINDS, Fault, Happened, Tree
 from bench.load.http import Service
-from bench.load.ledger import Ending, Ledger, Request, judge, numbered_words
+from bench.load.ledger import Death, Ending, Ledger, Request, judge, numbered_words
 from bench.load.users import User
 
 TREE = Tree.of(7, 2)
@@ -117,14 +117,15 @@ def test_a_lost_stream_was_silent_until_it_was_given_up() -> None:
     [
         (None, [], 10.5, Ending.REFUSED),  # a kept-open connection was being closed
         (None, [], 15.0, Ending.LOST),
-        (None, [12.0], 15.0, Ending.REFUSED),
+        (None, [Death(12.0)], 15.0, Ending.REFUSED),
         (11.0, [], 15.0, Ending.LOST),
-        (11.0, [12.0], 15.0, Ending.BROKEN),
-        (11.0, [9.0, 16.0], 15.0, Ending.LOST),  # other requests' deaths are no excuse
+        (11.0, [Death(12.0, 13.0)], 15.0, Ending.BROKEN),
+        (11.0, [Death(9.0)], 15.0, Ending.BROKEN),  # it was leaving when it took the request
+        (11.0, [Death(8.0, 9.0), Death(16.0)], 15.0, Ending.LOST),  # other requests' deaths are no excuse
     ],
 )
 def test_a_broken_connection_is_excused_by_the_death_of_the_api_alone(
-    accepted: float | None, deaths: list[float], broke_at: float, ending: Ending
+    accepted: float | None, deaths: list[Death], broke_at: float, ending: Ending
 ) -> None:
     ledger = Ledger(api_deaths=deaths)
     request = ledger.open("stream", EXPECTED, 10.0)
@@ -262,7 +263,7 @@ async def asked_by(number: int, *answers: httpx.Response | Exception, api_died: 
         user = User(number, Service("echo", client, client), ledger, random.Random(0))
         request = ledger.open(user.kind, EXPECTED, asyncio.get_running_loop().time())
         if api_died:
-            ledger.api_deaths.append(request.began)
+            ledger.api_deaths.append(Death(request.began))
         await user.see_to_its_end(request)
     assert next(script, None) is None
     return request

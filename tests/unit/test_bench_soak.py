@@ -64,6 +64,11 @@ def test_the_beginning_of_a_life_is_left_out() -> None:
     assert row["mean"] == 600
 
 
+def test_the_last_sample_of_a_life_is_left_out() -> None:
+    (row, *_) = slopes.of_processes([life("api", [*line(8, 0), (600.0, 3.0)])], shortest=300, warm_up=0).as_records()
+    assert row["slope per hour"] == pytest.approx(0)
+
+
 def test_the_steepest_life_is_told() -> None:
     lives = [life("n1", line(10, 0)), life("n2", line(10, 12))]
     (row, *_) = slopes.of_processes(lives, shortest=300, warm_up=0).as_records()
