@@ -46,6 +46,7 @@ CONFIRM_SECONDS = 5.0
 ABSENCE_SECONDS = 1.5  # a new job waits so long for the broker to come back
 PATIENCE_SECONDS = 120.0  # an accepted one so long
 TOLD_KEPT = 10_000
+TELL_AGAIN_SECONDS = 1.0  # a cancel is repeated no sooner, if somebody still works for nobody
 ALARM = "the broker is short of memory or disk and takes no jobs now"
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
 
@@ -79,7 +80,7 @@ class Client:
         self._keeper: asyncio.Task[None] | None = None
         self._streams: dict[str, Stream] = {}  # in the order of submission
         self._waiting: defaultdict[str, set[str]] = defaultdict(set)  # requests that have not begun to run, by model
-        self._told: dict[tuple[str, int | None], None] = {}  # cancels sent in this session, oldest first
+        self._told: dict[tuple[str, int | None], float] = {}  # when cancels were sent in this session, oldest first
         self._lost = 0.0  # when the last session ended, on the loop's clock
         self._nodes: dict[str, NodeState] = {}
         self._changes = asyncio.Event()
@@ -284,10 +285,14 @@ class Client:
             self._cancel_everywhere(stream.request_id)
 
     def _cancel_everywhere(self, request_id: str, before: int | None = None) -> None:
-        """Once: what is told to every node is heard by those that have the job, and remembered by the others."""
-        if self._session is None or (request_id, before) in self._told:
+        """What is told to every node is heard by those that have the job, and remembered by the others; but a node that
+        was away has not heard it, and may get the job all the same.
+        """
+        key, now = (request_id, before), asyncio.get_running_loop().time()
+        if self._session is None or (key in self._told and now - self._told[key] < TELL_AGAIN_SECONDS):
             return
-        self._told[(request_id, before)] = None
+        self._told.pop(key, None)  # so that it comes last
+        self._told[key] = now
         while len(self._told) > TOLD_KEPT:
             del self._told[next(iter(self._told))]
         self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=request_id, before=before)))

@@ -309,6 +309,24 @@ async def test_frames_that_nobody_reads_end_the_run_though_the_cancel_was_lost()
         await until(lambda: cluster.where("a") is None)
 
 
+async def test_a_job_whose_cancel_was_said_while_the_root_was_away_ends_when_it_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.jobs.ASK_SECONDS", 0.01)
+    monkeypatch.setattr(broker_client, "TELL_AGAIN_SECONDS", 0.02)
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        stream = await cluster.ask("a")
+        await until(lambda: cluster.nodes["root"].state().held == 1)
+        await cluster.kill("root")
+        await stream.aclose()
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await until(lambda: cluster.nodes["n1"].dispatcher.finished == 1)
+        await until(lambda: not cluster.sessions["n1"].unsettled)
+        assert cluster.engine("n1").started == []
+
+
 # ---- the reader's own connection
 
 
