@@ -20,6 +20,7 @@ BEAT_SECONDS = 2.0  # counters and state are repeated this often, so that whatev
 GRACE_SECONDS = 3.0  # running jobs get this long when the node is told to leave
 MOVE_SECONDS = 2.0  # and its queue this long to flow back to the parent
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
+PARENT_SECONDS = 1.0  # longest pause where only the parent is missing
 
 Connect = Callable[[], Awaitable[Session]]
 log = structlog.get_logger()
@@ -53,6 +54,8 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
                     served, pause, node.status = True, RECONNECT_SECONDS[0], "starting"
                 if not served and asyncio.get_running_loop().time() >= give_up:
                     raise
+                if isinstance(error, NoParent):  # the broker is there, and the parent is likely to be on its way too
+                    pause = min(pause, PARENT_SECONDS)
                 log.warning("not registered, trying again", node=node.name, reason=str(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):

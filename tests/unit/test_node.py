@@ -201,6 +201,27 @@ async def test_a_lost_session_starts_the_back_off_anew(monkeypatch: pytest.Monke
             await until(lambda: cluster.nodes["root"].status == "idle")
 
 
+async def test_a_parent_that_is_missing_is_looked_for_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the broker's restart each level of the tree waits for the one above it."""
+    monkeypatch.setattr(life, "RECONNECT_SECONDS", (0.001, 600.0))
+    monkeypatch.setattr(life, "PARENT_SECONDS", 0.001)
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.kill("root")
+        cluster.sessions["n1"].lose(ConnectionLost("cut"))
+        tried = [cluster.sessions["n1"]]
+
+        def often() -> bool:
+            if cluster.sessions["n1"] is not tried[-1]:
+                tried.append(cluster.sessions["n1"])
+            return len(tried) > 15  # doubled each time, the pauses before would outlast the deadline of `until`
+
+        await until(often)
+        await cluster.add("root")
+        await until(lambda: cluster.nodes["n1"].status == "idle")
+
+
 async def test_a_leaving_node_hands_its_queue_and_its_children_to_its_parent() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
