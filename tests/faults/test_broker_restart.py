@@ -16,7 +16,7 @@ JOBS = 200  # on 28 slots
 async def test_the_broker_restarts(
     fault: str, end: Callable[[Server], None], server: Server, grow: Grow, account: Open
 ) -> None:
-    tree: Tree = await grow(delay=0.05)
+    tree: Tree = await grow(delay=0.02, policy="hold-high")
     ledger = account(fault, "200 jobs in flight")
     await ledger.submit(JOBS, tokens=30)
     await ledger.until(lambda: len(ledger.running()) == 28)
