@@ -184,6 +184,7 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     keys.forget_all()
     monkeypatch.setattr(application, "_make_client", lambda: client)
     monkeypatch.setattr(api_catalog.catalog, "_edges", None)
+    monkeypatch.setattr(keys, "_looking_up", asyncio.Lock())  # a lock is its event loop's, and each test has its own
     async with application.running():
         yield client
     assert_broker_gone()
