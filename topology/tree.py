@@ -27,11 +27,15 @@ def orphans(
 ) -> dict[str, str]:
     """Dead nodes (registered, not present, no root) and who should empty their queues: the nearest living ancestor.
 
-    A root's queue waits for the next root. A dead node without a living ancestor waits for one.
+    A root's queue waits for the next root. A dead node without a living ancestor waits for one. Where the way up is
+    broken (the exchange of a node that has left is gone, and its edges with it), the root takes its place, if there is
+    only one.
     """
     found: dict[str, str] = {}
+    fallback = tuple(roots) if len(roots) == 1 else ()
     for node in sorted(set(registered) - set(present) - set(roots)):
-        living = next((ancestor for ancestor in ancestors(parents, node) if ancestor in present), None)
+        above = (*ancestors(parents, node), *fallback)
+        living = next((ancestor for ancestor in above if ancestor in present), None)
         if living is not None:
             found[node] = living
     return found

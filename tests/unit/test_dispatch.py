@@ -174,7 +174,9 @@ def test_hold_high_never_sends_more_than_is_free(free: dict[int, int], jobs: int
 def test_a_dead_nodes_queue_goes_to_its_nearest_living_ancestor() -> None:
     parents = {"n1": "root", "n2": "n1", "n3": "n2", "n8": "gone"}
     registered = ["root", "n1", "n2", "n3", "n8"]
-    assert orphans(parents, ["root"], registered, ["root", "n1", "n2", "n3"]) == {}
-    assert orphans(parents, ["root"], registered, ["root", "n1"]) == {"n2": "n1", "n3": "n1"}
-    assert orphans(parents, ["root"], registered, ["root"]) == {"n1": "root", "n2": "root", "n3": "root"}
+    lost = {"n8": "root"}  # its way up is broken
+    assert orphans(parents, ["root"], registered, ["root", "n1", "n2", "n3"]) == lost
+    assert orphans(parents, ["root"], registered, ["root", "n1"]) == {"n2": "n1", "n3": "n1", **lost}
+    assert orphans(parents, ["root"], registered, ["root"]) == {"n1": "root", "n2": "root", "n3": "root", **lost}
     assert orphans(parents, ["root"], registered, []) == {}
+    assert orphans(parents, ["root", "root-b"], registered, ["root", "root-b", "n1"]) == {"n2": "n1", "n3": "n1"}
