@@ -144,7 +144,7 @@ class Writing:
     async def _save(self) -> bool:
         """False if the answer is not ours to write any more. A database that is away is tried again."""
         self._pieces = ["".join(self._pieces)]
-        self.record.content = self._pieces[0]
+        self.record.content = self._pieces[0].replace("\x00", "\ufffd")  # PostgreSQL refuses U+0000
         self._saved_at, self._unsaved = time.monotonic(), False
         try:
             return await store.save(self.record)

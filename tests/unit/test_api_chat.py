@@ -236,6 +236,13 @@ async def test_the_writer_notices_that_another_process_stopped_its_answer(
     assert (stored["status"], stored["content"]) == ("stopped", "so far")
 
 
+async def test_what_a_database_refuses_is_replaced(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = beginning("a\x00b")
+    home, answer = await begin(member)
+    await member.post(f"{home}/messages/{answer['id']}/stop")
+    assert (await member.get(home)).json()["messages"][1]["content"] == "a\ufffdb"
+
+
 async def test_rename_and_delete(member: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = lambda job: []
     home, _ = await begin(member)

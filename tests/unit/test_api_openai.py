@@ -296,7 +296,7 @@ async def test_a_thousand_requests_at_once_get_each_their_own_answer(
         return number, answer.json()["choices"][0]["message"]["content"]
 
     asked = [asyncio.create_task(ask(number)) for number in range(1000)]
-    await until(lambda: len(fake.jobs) == 1000, seconds=8)
+    await until(lambda: len(fake.jobs) == 1000, seconds=30)
     frames = [echo(job) for job in fake.jobs]
     for step in range(4):  # start, two words, end: interleaved between all requests, last one first
         for each in reversed(frames):
