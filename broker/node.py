@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from broker.faults import fault_point
 from broker.objects import declare_shared
 from broker.outbox import Outbox
 from broker.session import Delivery, NotFound, QueueLocked, Session
@@ -61,6 +62,7 @@ class NodePort:
         self._handler = handler
         self._consumers: dict[str, _Consumer] = {}  # by queue
         self._open: Counter[str] = Counter()  # deliveries that are not settled yet, by queue
+        self._after_adoption = fault_point("adopted")
 
     async def register(self, parent: str | None, model: str) -> None:
         """Takes the name, declares exchange and queue, hangs them below `parent` (a root: below the entrance).
@@ -179,6 +181,8 @@ class NodePort:
             self._bury(delivery, str(error))
             return
         self._handler.on_job(job, delivery)
+        if queue != names.node(self.name):
+            self._after_adoption.reached()
 
     def _count(self, queue: str, delivery: Delivery) -> None:
         """Knows from now on that a job of that queue is in this node's hands, until the delivery is settled."""
