@@ -35,6 +35,7 @@ from broker.wire import (
     NodeState,
     Ping,
     Start,
+    Supersede,
     Waiting,
     decode,
     encode,
@@ -80,7 +81,7 @@ class Client:
         self._keeper: asyncio.Task[None] | None = None
         self._streams: dict[str, Stream] = {}  # in the order of submission
         self._waiting: defaultdict[str, set[str]] = defaultdict(set)  # requests that have not begun to run, by model
-        self._told: dict[tuple[str, int | None], float] = {}  # when cancels were sent in this session, oldest first
+        self._told: dict[Cancel | Supersede, float] = {}  # and when, in this session, oldest first
         self._lost = 0.0  # when the last session ended, on the loop's clock
         self._nodes: dict[str, NodeState] = {}
         self._changes = asyncio.Event()
@@ -280,22 +281,24 @@ class Client:
                 stream.fail("internal", "the connection to the broker was lost")
 
     def _forget(self, stream: Stream) -> None:
-        """Stops listening; a job that has not ended is cancelled wherever it is."""
-        if self._close(stream) and not stream.ended:
-            self._cancel_everywhere(stream.request_id)
-
-    def _cancel_everywhere(self, request_id: str, before: int | None = None) -> None:
-        """What is told to every node is heard by those that have the job, and remembered by the others; but a node that
-        was away has not heard it, and may get the job all the same.
+        """Stops listening; a job that has not ended is cancelled wherever it is, in every copy made here. (Another
+        process may have taken the request over: its copies have higher numbers.)
         """
-        key, now = (request_id, before), asyncio.get_running_loop().time()
-        if self._session is None or (key in self._told and now - self._told[key] < TELL_AGAIN_SECONDS):
+        if self._close(stream) and not stream.ended:
+            self._tell_all(Cancel(request_id=stream.request_id, before=stream.attempt + 1))
+
+    def _tell_all(self, message: Cancel | Supersede) -> None:
+        """What is told to every node is heard by those that have the job, and remembered by the others; but a node that
+        was away has not heard it, and may get the job all the same: so it is repeated, now and then.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._session is None or now - self._told.get(message, -TELL_AGAIN_SECONDS) < TELL_AGAIN_SECONDS:
             return
-        self._told.pop(key, None)  # so that it comes last
-        self._told[key] = now
+        self._told.pop(message, None)  # so that it comes last
+        self._told[message] = now
         while len(self._told) > TOLD_KEPT:
             del self._told[next(iter(self._told))]
-        self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=request_id, before=before)))
+        self._session.publish(names.CONTROL_EXCHANGE, "", encode(message))
 
     # ---- what arrives
 
@@ -313,11 +316,11 @@ class Client:
         stream = self._streams.get(frame.request_id)
         if stream is None:
             if not isinstance(frame, Finished | Failed):  # somebody still works for nobody
-                self._cancel_everywhere(frame.request_id)
+                self._tell_all(Cancel(request_id=frame.request_id, before=frame.attempt + 1))
         elif isinstance(frame, Asking):
             self._grant(stream, frame)
         elif frame.attempt < stream.attempt and frame.seq != NO_RUN and not isinstance(frame, Waiting):
-            self._cancel_everywhere(frame.request_id, stream.attempt)
+            self._tell_all(Supersede(request_id=frame.request_id, attempt=stream.attempt))
         elif not stream.push(frame) and self._session is not None:
             log.error("a frame is missing; starting over", request_id=frame.request_id)
             self._submit_again(self._session, stream)
@@ -329,7 +332,7 @@ class Client:
         message = stream.grant(asking)
         if self._session is not None:
             self._session.publish("", names.inbox(asking.node), encode(message))
-        self._cancel_everywhere(stream.request_id, stream.attempt)
+        self._tell_all(Supersede(request_id=stream.request_id, attempt=stream.attempt))
 
     def _on_state(self, delivery: Delivery) -> None:
         delivery.ack()

@@ -150,11 +150,18 @@ class Control(Wire, kw_only=True, tag_field="kind"):
 
 
 class Cancel(Control, kw_only=True, tag="cancel"):
-    """Nobody wants this answer any more; or, with `before`, nobody reads its attempts below that number."""
+    """Nobody wants this answer any more; or, with `before`, nobody reads the copies of its job numbered below that."""
 
     request_id: str
     before: int | None = None
     user: str = ""  # if given: only if the job is this user's
+
+
+class Supersede(Control, kw_only=True, tag="supersede"):
+    """A newer attempt goes on: runs of older ones end. Copies of the job that would ask first are left alone."""
+
+    request_id: str
+    attempt: int
 
 
 class Continue(Control, kw_only=True, tag="continue"):
@@ -216,7 +223,7 @@ class Ancestors(Control, tag="ancestors", kw_only=True):
     names: tuple[str, ...]
 
 
-AnyControl = Cancel | Continue | Drain | Resume | Attach | Adopt | Ping | Capacity | Leave | Ancestors
+AnyControl = Cancel | Supersede | Continue | Drain | Resume | Attach | Adopt | Ping | Capacity | Leave | Ancestors
 
 
 class NodeState(Wire, kw_only=True, omit_defaults=False):

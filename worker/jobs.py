@@ -17,7 +17,19 @@ import structlog
 from broker.faults import fault_point
 from broker.node import NodePort
 from broker.session import Delivery
-from broker.wire import NO_RUN, AnyFrame, Asking, Cancel, Continue, Failed, Finished, Interrupted, Job, Waiting
+from broker.wire import (
+    NO_RUN,
+    AnyFrame,
+    Asking,
+    Cancel,
+    Continue,
+    Failed,
+    Finished,
+    Interrupted,
+    Job,
+    Supersede,
+    Waiting,
+)
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.gate import Gate
@@ -75,7 +87,10 @@ class Jobs:
         self._runs: dict[int, _Running] = {}
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Continue]] = {}  # by run
-        self._cancelled: OrderedDict[Hashable, int | None] = OrderedDict()  # (request, user) -> attempts below
+        self._cancelled: OrderedDict[Hashable, int | None] = (
+            OrderedDict()
+        )  # (request, user) -> attempts below; None: all
+        self._superseded: OrderedDict[Hashable, int | None] = OrderedDict()  # request -> attempts below
         self._gone: OrderedDict[Hashable, int | None] = OrderedDict()  # reply queues that nobody reads
         self._handing: set[int] = set()  # deliveries whose jobs are on their way elsewhere, not confirmed yet
         self._after_forward = fault_point("forward-confirmed")
@@ -133,11 +148,10 @@ class Jobs:
         if job.reply_to in self._gone:
             self._settle(held.delivery)
             return False
-        cancelled = self._cancelled_attempts(job)
-        if cancelled is None:
+        if self._is_cancelled(job):
             self._end(held, Finished(request_id=job.request_id, seq=NO_RUN, reason="cancelled"))
             return False
-        if job.attempt < cancelled and not job.restarted:  # a newer copy of it is on its way
+        if not job.restarted and job.attempt < (self._superseded.get(job.request_id) or 0):
             self._settle(held.delivery)
             return False
         if job.deadline is not None and job.deadline < time.time():
@@ -146,11 +160,10 @@ class Jobs:
             return False
         return True
 
-    def _cancelled_attempts(self, job: Job) -> int | None:
-        """Attempts below this number are cancelled; None: all of them."""
+    def _is_cancelled(self, job: Job) -> bool:
         keys = ((job.request_id, ""), (job.request_id, job.user))
         found = [self._cancelled[key] for key in keys if key in self._cancelled]
-        return None if None in found else max((before for before in found if before is not None), default=0)
+        return any(before is None or job.attempt < before for before in found)
 
     # ---- running
 
@@ -281,7 +294,10 @@ class Jobs:
         for held in self._held:
             if held.told != reason:
                 held.told = reason
-                frame = Waiting(request_id=held.job.request_id, seq=NO_RUN, node=self._name, reason=reason)
+                job = held.job
+                frame = Waiting(
+                    request_id=job.request_id, attempt=job.attempt, seq=NO_RUN, node=self._name, reason=reason
+                )
                 self.port.outbox.put(held.job.reply_to, frame)
 
     # ---- what the broker and others tell
@@ -289,12 +305,25 @@ class Jobs:
     def cancel(self, message: Cancel) -> None:
         """The job may run here, be held here, or arrive later; elsewhere it is not ours to find."""
         self._remember(self._cancelled, (message.request_id, message.user), message.before)
-        for each in self._runs.values():
+        for each in self._runs_of(message.request_id):
             job = each.run.job
-            ours = job.request_id == message.request_id and message.user in ("", job.user)
-            if ours and (message.before is None or (job.attempt < message.before and not each.run.asking)):
+            if message.user in ("", job.user) and (message.before is None or job.attempt < message.before):
                 each.run.cancel()
-        if any(held.job.request_id == message.request_id for held in self._held):
+        self._drop_unwanted(message.request_id)
+
+    def supersede(self, message: Supersede) -> None:
+        """Ends what older attempts left: of a job that came twice."""
+        self._remember(self._superseded, message.request_id, message.attempt)
+        for each in self._runs_of(message.request_id):
+            if not each.run.asking and each.run.job.attempt < message.attempt:
+                each.run.cancel()
+        self._drop_unwanted(message.request_id)
+
+    def _runs_of(self, request_id: str) -> list[_Running]:
+        return [each for each in self._runs.values() if each.run.job.request_id == request_id]
+
+    def _drop_unwanted(self, request_id: str) -> None:
+        if any(held.job.request_id == request_id for held in self._held):
             self._held = deque(held for held in self._held if self._wanted(held))
 
     def answered(self, message: Continue) -> None:
@@ -334,7 +363,14 @@ class Jobs:
         """Asks the job's reader where it stands, again and again: an answer is lost with the connection of either."""
         answer: asyncio.Future[Continue] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        question = Asking(request_id=job.request_id, seq=NO_RUN, node=self._name, boot=self._boot, number=number)
+        question = Asking(
+            request_id=job.request_id,
+            attempt=job.attempt,
+            seq=NO_RUN,
+            node=self._name,
+            boot=self._boot,
+            number=number,
+        )
         try:
             while not answer.done():
                 self.port.outbox.put(job.reply_to, question)
@@ -350,9 +386,8 @@ class Jobs:
 
     @staticmethod
     def _remember(memory: OrderedDict[Hashable, int | None], key: Hashable, value: int | None) -> None:
-        if key in memory and memory[key] is None:
-            return  # everything is cancelled already
-        memory[key] = value
+        known = memory.get(key, 0)
+        memory[key] = None if value is None or known is None else max(value, known)
         while len(memory) > REMEMBERED:
             memory.popitem(last=False)
 

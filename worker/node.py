@@ -27,6 +27,7 @@ from broker.wire import (
     NodeStatus,
     Ping,
     Resume,
+    Supersede,
 )
 from topology.dispatch import Dispatcher, Policy
 from worker.announcer import Announcer
@@ -116,6 +117,8 @@ class Node:
                 self.relatives.on_adopt(message)
             case Cancel():
                 self.jobs.cancel(message)
+            case Supersede():
+                self.jobs.supersede(message)
             case Drain():
                 self._drain(True)
             case Resume():

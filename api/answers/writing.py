@@ -13,13 +13,12 @@ from collections.abc import AsyncGenerator
 import structlog
 from django.db import DatabaseError
 
-from api import broker, sse
+from api import sse
 from api.answers import store
 from api.answers.record import Status, StoredAnswer
 from api.process import identity
-from broker.client import Unavailable
 from broker.stream import Stream
-from broker.wire import AnyFrame, Cancel, Delta, Failed, Finished, Waiting
+from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
 
 log = structlog.get_logger("canopy.api")
 
@@ -156,29 +155,16 @@ class Writing:
     async def _finish(self) -> None:
         if not await self._save():
             await self._give_way()
-        elif self.record.status != Status.STREAMING:
-            await self._stream.aclose()
-        # Handed over: the job must not be cancelled, as the next owner submits it again under the same id.
+        await self._stream.aclose()  # ends this process's copies of the job; a next owner's have higher numbers
 
     async def _give_way(self) -> None:
         """Somebody else has changed the answer: it was stopped or removed, or taken over."""
         found = await store.current(self.record)
         if found is not None and found.owner != identity():
             log.warning("another process took this answer over", answer=self.record.handle)
-            await self._let_run_out(found.attempt)
             return
         self._end_as_stopped()
         await store.save_text_of_stopped(self.record)
-        await self._stream.aclose()
-
-    async def _let_run_out(self, before: int) -> None:
-        """Ends this process's run of the job, and only that: closing the stream would cancel the other's, too."""
-        client = broker.client()
-        for node in client.nodes():
-            with contextlib.suppress(Unavailable):  # then the job runs to its end for nobody
-                await client.control(node, Cancel(request_id=self.record.request_id, before=before))
-        async for _ in self._stream:
-            pass
 
     def _end_as_stopped(self) -> None:
         self.record.status, self.record.finish_reason = Status.STOPPED, "cancelled"

@@ -56,6 +56,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             request_id="7d1f0c", number=3, attempt=3, delivered="Hel", delivered_ids=(17, 4), faults=("n1 died",)
         ),
     ),
+    "supersede": (wire.AnyControl, wire.Supersede(request_id="7d1f0c", attempt=3)),
     "adopt": (wire.AnyControl, wire.Adopt(node="n4")),
     "drain": (wire.AnyControl, wire.Drain()),
     "resume": (wire.AnyControl, wire.Resume()),
