@@ -18,7 +18,9 @@ from bench.management import Management
 from bench.proxy import Proxy
 from bench.report import say
 
+ROLL_SECONDS = 300.0  # for a rolling restart
 _WATERMARK = "0.4"  # as in rabbitmq.conf
+_REASON = 160  # characters of a failed command's output that say why
 
 
 class Saboteur:
@@ -47,7 +49,7 @@ class Saboteur:
         say(str(fault))
         try:
             await _DEEDS[fault.kind](self, fault)
-        except (NotDone, NotHealed, httpx.HTTPError) as error:
+        except (NotDone, NotHealed, httpx.HTTPError, psutil.Error) as error:  # psutil: another fault was faster
             problem, made = str(error) or repr(error), isinstance(error, NotHealed)
             say(f"          {fault.kind} {fault.target}: {problem}")
         return Happened(fault, began, time.monotonic(), problem, made)
@@ -102,44 +104,31 @@ class Saboteur:
 
     async def drain(self, fault: Fault) -> None:
         """`canopy drain`, and `resume` after a while."""
-        await self._command("drain", fault.target)
+        await _run(*self._canopy.command("drain", fault.target))
         await asyncio.sleep(fault.seconds)
-        await self._undo("resume", fault.target)
+        await _run_until_done(*self._canopy.command("resume", fault.target))
 
     async def attach(self, fault: Fault) -> None:
         """`canopy attach`, and back to the old place after a while."""
-        await self._command("attach", fault.target, "--parent", fault.parent)
+        await _run(*self._canopy.command("attach", fault.target, "--parent", fault.parent))
         await asyncio.sleep(fault.seconds)
-        await self._undo("attach", fault.target, "--parent", self._tree.parents[fault.target])
+        back = ("attach", fault.target, "--parent", self._tree.parents[fault.target])
+        await _run_until_done(*self._canopy.command(*back))
 
     async def alarm(self, fault: Fault) -> None:
         """The broker believes that its memory is full."""
-        await self._rabbitmqctl("set_vm_memory_high_watermark", "0.0000001")
+        await _run(*self._watermark("0.0000001"))
         try:
             await asyncio.sleep(fault.seconds)
         finally:
-            await self._rabbitmqctl("set_vm_memory_high_watermark", _WATERMARK)
+            await _run_until_done(*self._watermark(_WATERMARK))
 
     async def roll(self, _fault: Fault) -> None:
         """`canopy restart --rolling`."""
-        await self._command("restart", "--rolling", seconds=300)
+        await _run(*self._canopy.command("restart", "--rolling"), seconds=ROLL_SECONDS)
 
-    async def _command(self, *words: str, seconds: float = BACK_SECONDS) -> None:
-        await _run(*self._canopy.command(*words), seconds)
-
-    async def _undo(self, *words: str) -> None:
-        """Tries again and again: another fault may have hit the node meanwhile."""
-        deadline = time.monotonic() + BACK_SECONDS
-        while True:
-            try:
-                return await self._command(*words)
-            except NotDone as error:
-                if time.monotonic() > deadline:
-                    raise NotHealed(str(error)) from error
-                await asyncio.sleep(1.0)
-
-    async def _rabbitmqctl(self, *words: str) -> None:
-        await _run(*self._canopy.rabbitmqctl(*words), BACK_SECONDS)
+    def _watermark(self, fraction: str) -> tuple[list[str], dict[str, str]]:
+        return self._canopy.rabbitmqctl("set_vm_memory_high_watermark", fraction)
 
 
 _DEEDS: dict[str, Callable[[Saboteur, Fault], Awaitable[None]]] = {
@@ -150,7 +139,19 @@ _DEEDS: dict[str, Callable[[Saboteur, Fault], Awaitable[None]]] = {
 }  # fmt: skip
 
 
-async def _run(command: list[str], environment: Mapping[str, str], seconds: float) -> None:
+async def _run_until_done(command: list[str], environment: Mapping[str, str]) -> None:
+    """Runs it again and again: another fault may have hit what it needs. Raises NotHealed."""
+    deadline = time.monotonic() + BACK_SECONDS
+    while True:
+        try:
+            return await _run(command, environment)
+        except NotDone as error:
+            if time.monotonic() > deadline:
+                raise NotHealed(str(error)) from error
+            await asyncio.sleep(1.0)
+
+
+async def _run(command: list[str], environment: Mapping[str, str], seconds: float = BACK_SECONDS) -> None:
     """Runs a command to its end. Raises NotDone if it fails or takes longer."""
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -169,4 +170,5 @@ async def _run(command: list[str], environment: Mapping[str, str], seconds: floa
             process.kill()
             await process.wait()
     if process.returncode:
-        raise NotDone(said.decode(errors="replace").strip()[-300:] or f"status {process.returncode}")
+        reason = " ".join(said.decode(errors="replace").split())
+        raise NotDone(reason[:_REASON] or f"status {process.returncode}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
+import psutil
 import typer
 
 from bench import instance, report
@@ -141,7 +142,7 @@ async def _restart_all(saboteur: Saboteur, soak: Soak) -> None:
         soak.restarts[each.target] = soak.restarts.get(each.target, 0) + 1
         try:
             await saboteur.restart(each.target, each.signal)
-        except (NotDone, NotHealed) as error:
+        except (NotDone, NotHealed, psutil.Error) as error:
             soak.problems.append(f"{each.at:.0f} s, {each.signal.name} {each.target}: {error}")
     await asyncio.sleep(max(0.0, soak.start + 60 * soak.settings.minutes - time.monotonic()))
 

@@ -15,7 +15,7 @@ from cli.home import module_command, module_environment
 from tests.faults.table import Row
 
 MINUTES = 2
-SEED = 3
+SEED = 7  # kills the API and the broker, stops the root, drains, attaches, rolls
 SECONDS = 480  # for all of it: the start, the faults, the last answers, the end
 
 
