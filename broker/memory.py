@@ -212,6 +212,7 @@ class MemorySession:
     async def cancel(self, tag: str) -> None:
         for queue in self.broker.queues.values():
             queue.consumers = deque(each for each in queue.consumers if each.tag != tag)
+        await asyncio.sleep(0)  # what was handed over arrives first
 
     def publish(
         self,

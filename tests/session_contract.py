@@ -106,6 +106,13 @@ class SessionContract:
         first.ack()
         assert (await inbox.next()).body == b"2"
 
+    async def test_what_a_consumer_was_sent_has_arrived_when_it_is_cancelled(self, connect: Open) -> None:
+        session, queue, inbox = await connect(), fresh(), Inbox()
+        await session.declare_queue(queue)
+        await asyncio.gather(*(session.publish("", queue, b"x") for _ in range(5)))
+        await session.cancel(await session.consume(queue, inbox, prefetch=3))
+        assert inbox.taken.qsize() + (await session.depth(queue) or 0) == 5
+
     async def test_unsettled_messages_are_delivered_again(self, connect: Open) -> None:
         first, second, queue = await connect(), await connect(), fresh()
         await first.declare_queue(queue)
