@@ -109,7 +109,13 @@ class Client:
         From then on the stream outlives a lost connection: the job is published again. Raises Unavailable, or NoTree
         when no root is bound for its model.
         """
-        session = await self._take_session()
+        waiting = self._waiting[job.model]
+        waiting.add(job.request_id)  # counted from now on, also while the broker is waited for
+        try:
+            session = await self._take_session()
+        except BaseException:
+            waiting.discard(job.request_id)
+            raise
         if job.sampling.seed is None:
             sampling = msgspec.structs.replace(job.sampling, seed=random.getrandbits(63))
             job = msgspec.structs.replace(job, sampling=sampling)
@@ -141,11 +147,19 @@ class Client:
 
     def waiting(self, model: str) -> int:
         """Open requests for `model` that were submitted here and have not begun to run."""
-        return len(self._waiting[model])
+        return len(self._waiting.get(model, ()))
 
     def cancel(self, request_id: str, user: str) -> None:
-        """Cancels that user's job wherever it is, also one that another process reads. Lost if the broker is away."""
-        if self._session is not None:
+        """Cancels that user's job wherever it is. One that is read here ends at once; one that another process reads
+        does not if the broker is away.
+        """
+        stream = self._streams.get(request_id)
+        if stream is not None and stream.job.user == user:
+            self._forget(stream)
+            stream.push(
+                Finished(request_id=request_id, seq=NO_RUN, reason="cancelled", completion_tokens=stream.tokens)
+            )
+        elif self._session is not None:
             self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=request_id, user=user)))
 
     def nodes(self) -> dict[str, NodeState]:

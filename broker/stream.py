@@ -1,6 +1,7 @@
 """One request's answer as it reaches the API: every text once and in order, whichever nodes it comes from."""
 
 import asyncio
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Self
@@ -21,6 +22,8 @@ from broker.wire import (
     Start,
     Waiting,
 )
+
+JOINED = 512  # pieces of text
 
 
 class Stream(AsyncIterator[AnyFrame]):
@@ -45,8 +48,10 @@ class Stream(AsyncIterator[AnyFrame]):
         self._running = False  # a run of the newest attempt has begun and was not interrupted
         self._boot = ""  # which life of the node it runs on
         self._next = 0  # number of the frame that comes next
+        self.tokens = len(job.delivered_ids)  # told so far
+        self.end: Finished | Failed | None = None
         self._pieces = [job.delivered]
-        self._ids = list(job.delivered_ids)
+        self._ids = array("I", job.delivered_ids)
         self._frames: deque[AnyFrame] = deque()
         self._unread: list[Delta] = []  # text after the last of `_frames`
         self._arrived = asyncio.Event()
@@ -54,8 +59,7 @@ class Stream(AsyncIterator[AnyFrame]):
     @property
     def text(self) -> str:
         """All text so far, read or unread."""
-        if len(self._pieces) > 1:
-            self._pieces = ["".join(self._pieces)]
+        self._pieces = ["".join(self._pieces)]
         return self._pieces[0]
 
     def push(self, frame: AnyFrame) -> bool:
@@ -142,14 +146,23 @@ class Stream(AsyncIterator[AnyFrame]):
                 if frame.fault:
                     self.faults = (*self.faults, f"{self.node}: {frame.reason}")
             case Delta():
-                self._pieces.append(frame.text)
-                self._ids += frame.ids
-                self._unread.append(frame)
+                self._keep(frame)
                 self._arrived.set()
             case Finished() | Failed():
-                self.ended = True
+                self.ended, self.end = True, frame
                 self._show(frame)
                 self._forget(self)
+
+    def _keep(self, delta: Delta) -> None:
+        """Many small pieces cost many times what they hold, so they are joined now and then."""
+        self.tokens += delta.tokens
+        self._ids.extend(delta.ids)
+        self._pieces.append(delta.text)
+        if len(self._pieces) > JOINED:
+            self._pieces = ["".join(self._pieces)]
+        self._unread.append(delta)
+        if len(self._unread) > JOINED:
+            self._unread = [self._read_text()]
 
     def _show(self, frame: AnyFrame) -> None:
         if self._unread:

@@ -10,10 +10,11 @@ from api.accounts.auth import AuthRequest, Member
 from api.errors import ApiError
 from api.jobs.followed import followed
 from broker.stream import Stream
+from broker.wire import Failed
 
 router = Router(tags=["jobs"], auth=Member())
 
-State = Literal["waiting", "running", "ended"]  # ended: but not read to its end yet
+State = Literal["waiting", "running", "done", "failed"]  # at its end: while its reader has not read all of it
 _LONGEST_ID = 64
 
 
@@ -28,7 +29,7 @@ class Job(Schema):
     node: str | None
     attempt: int
     waiting: str | None
-    characters: int  # of the answer so far
+    tokens: int  # of the answer so far
 
 
 @router.get("/{request_id}", response=Job)
@@ -67,13 +68,13 @@ def describe(stream: Stream) -> Job:
         node=stream.node or None,
         attempt=stream.attempt,
         waiting=stream.waiting or None,
-        characters=len(stream.text),
+        tokens=stream.tokens,
     )
 
 
 def _state(stream: Stream) -> State:
-    if stream.ended:
-        return "ended"
+    if stream.end is not None:
+        return "failed" if isinstance(stream.end, Failed) else "done"
     return "running" if stream.started and not stream.waiting else "waiting"
 
 

@@ -117,7 +117,7 @@ def deleted(people: People) -> Iterator[Cancel]:
         assert people.program.delete(address).status_code == 204
         assert last_event(answer)["choices"][0]["finish_reason"] == "stop"
         after = people.program.get(address)
-        assert after.status_code == 404 or after.json()["state"] == "ended"
+        assert after.status_code == 404 or after.json()["state"] == "done"
 
     with asking(people) as answer:
         yield cancel

@@ -43,14 +43,14 @@ async def test_a_job_is_seen_from_its_beginning_to_its_end(program: httpx.AsyncC
     assert datetime.fromisoformat(found.pop("created")).timestamp() == pytest.approx(job.created, abs=0.001)
     assert datetime.fromisoformat(found.pop("deadline")).timestamp() == pytest.approx(job.deadline, abs=0.001)
     fresh = {"request_id": job.request_id, "model": "tiny", "node": None, "attempt": 1, "waiting": None}
-    assert found == {**fresh, "state": "waiting", "characters": 0}
+    assert found == {**fresh, "state": "waiting", "tokens": 0}
     fake.push(Waiting(request_id=job.request_id, node="root", reason="every slot is busy"))
     found = (await program.get(address)).json()
     assert (found["state"], found["waiting"]) == ("waiting", "every slot is busy")
     fake.push(Start(request_id=job.request_id, node="n2"))
     fake.push(Delta(request_id=job.request_id, text="one two", tokens=2))
     found = (await program.get(address)).json()
-    assert (found["state"], found["waiting"], found["node"], found["characters"]) == ("running", None, "n2", 7)
+    assert (found["state"], found["waiting"], found["node"], found["tokens"]) == ("running", None, "n2", 2)
     fake.push(Waiting(request_id=job.request_id, node="", reason="the connection to the broker was lost"))
     found = (await program.get(address)).json()
     assert (found["state"], found["waiting"]) == ("waiting", "the connection to the broker was lost")
@@ -61,7 +61,7 @@ async def test_an_answer_that_nobody_has_read_yet(program: httpx.AsyncClient, us
     job = submission.chat_job("tiny", messages, Sampling(), user.username)
     stream = await submission.submit(job)
     found = (await program.get(f"/api/jobs/{job.request_id}")).json()
-    assert (found["state"], found["characters"]) == ("ended", len("one two three"))
+    assert (found["state"], found["tokens"]) == ("done", 3)
     assert [frame async for frame in stream][-1] == fake.pushed[job.request_id][-1]
 
 
