@@ -8,6 +8,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from broker import amqp
 from broker.amqp import AmqpSession
 from broker.session import AccessRefused, BrokerError, ConnectionLost, Session
 from cli.ports import pick
@@ -65,4 +66,44 @@ async def test_a_cut_connection_ends_the_session(broker: Broker) -> None:
             assert isinstance(await session.closed, BrokerError)
         with pytest.raises(ConnectionLost):
             await session.publish("", "anything", b"x")
+        await session.close()
+
+
+async def test_a_refused_publish_ends_the_session(broker: Broker) -> None:
+    """What was not settled is delivered again then; half of it lost and nobody told would be worse."""
+    queue = fresh()
+    policy = f"{broker.management['admin']}/api/policies/%2F/full"
+    definition = {"max-length": 1, "overflow": "reject-publish"}
+    session = await AmqpSession.open(broker.amqp["node"], "test")
+    async with httpx.AsyncClient(trust_env=False) as http:
+        body = {"pattern": f"^{queue}$", "definition": definition, "apply-to": "queues"}
+        (await http.put(policy, json=body)).raise_for_status()
+        await session.declare_queue(queue)
+        assert await session.publish("", queue, b"x", persistent=True)
+        with pytest.raises(BrokerError, match="could not take a message"):
+            await session.publish("", queue, b"x", persistent=True)
+        (await http.delete(policy)).raise_for_status()
+    async with asyncio.timeout(5):
+        assert "could not take a message" in str(await session.closed)
+    await session.close()
+
+
+async def test_of_several_addresses_one_that_answers_is_used(broker: Broker) -> None:
+    dead = [f"amqp://node:x@127.0.0.1:{port}/%2F" for port in pick(2)]
+    for _ in range(5):  # the order is random
+        session = await AmqpSession.open(",".join([*dead, broker.amqp["node"]]), "test")
+        assert not session.closed.done()
+        await session.close()
+
+
+async def test_an_address_that_does_not_answer_is_given_up(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amqp, "ADDRESS_SECONDS", 0.5)
+    monkeypatch.setattr(amqp, "CONNECT_SECONDS", 1.0)
+    port = urlsplit(broker.amqp["node"]).port or 0
+    async with Proxy("127.0.0.1", port) as mute:
+        mute.freeze()
+        silent = broker.amqp["node"].replace(f":{port}", f":{mute.port}")
+        with pytest.raises(ConnectionLost, match="does not answer"):
+            await AmqpSession.open(silent, "test")
+        session = await AmqpSession.open(f"{silent},{broker.amqp['node']}", "test")
         await session.close()
