@@ -86,24 +86,27 @@ async def test_drain_and_resume_under_load(where: str, name: str, grow: Grow, cr
     assert await load.stop() == []
 
 
-@pytest.mark.parametrize(
-    ("name", "parent", "why"),
-    [
-        ("n2", "n2", "below itself"),
-        ("n2", "n4", "below its child"),
-        ("n1", "n7", "below its grandchild"),
-        ("n2", "n99", "below nobody"),
-        ("root", "n1", "a root"),
-    ],
-)
-async def test_a_senseless_attach_is_refused(name: str, parent: str, why: str, grow: Grow, account: Open) -> None:
+async def test_a_senseless_attach_is_refused(grow: Grow, account: Open) -> None:
     """Straight into the inbox, past the checks of the command line and the dashboard."""
     tree: Tree = await grow()
-    ledger = account("attach refused", why)
-    await ledger.submit(20, tokens=20)
-    refused = tree.processes[name].said("refused")
-    await tree.tell(name, Attach(parent=parent))
-    assert await asyncio.to_thread(refused.wait, 10)
-    await ledger.submit(20, tokens=20)
+    ledger = account("attach", "below itself, its child, nobody; a root: refused")
+    for name, parent in (("n2", "n2"), ("n2", "n4"), ("n2", "n99"), ("root", "n1")):
+        refused = tree.processes[name].said(f"parent={parent}")
+        await tree.tell(name, Attach(parent=parent))
+        assert await asyncio.to_thread(refused.wait, 10)
+        assert all("refused" in line for line in tree.said(name, f"parent={parent}"))
+        await ledger.submit(20, tokens=10)
+    assert await ledger.settled() == []
+    await tree.whole()
+
+
+async def test_a_ring_is_undone(grow: Grow, account: Open) -> None:
+    """A node knows its children, not what is below them: it hangs itself below its grandchild, and goes back."""
+    tree: Tree = await grow()
+    ledger = account("attach", "below its grandchild: undone")
+    back = tree.processes["n1"].said("going back")
+    await tree.tell("n1", Attach(parent="n7"))
+    await ledger.submit(20, tokens=10)
+    assert await asyncio.to_thread(back.wait, 10)
     assert await ledger.settled() == []
     await tree.whole()

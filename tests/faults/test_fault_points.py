@@ -33,7 +33,7 @@ async def test_killed_while_it_hands_its_jobs_up(grow: Grow, account: Open) -> N
     """A leaf that drains gives what it holds to its parent; it dies in the middle of that."""
     tree: Tree = await grow(env={"n4": {"CANOPY_FAULT_POINT": "forward-confirmed:2"}})
     ledger = account("kill -9", "leaf that drains, between forward-confirm and ack")
-    await ledger.submit(60, tokens=40)
+    await ledger.submit(50, tokens=25)
     await ledger.until(lambda: sum(each.waiting == "n4" for each in ledger.answers) >= 3)
     await tree.tell("n4", Drain())
     assert await tree.died("n4") == KILLED
@@ -45,7 +45,7 @@ async def test_killed_while_it_hands_its_jobs_up(grow: Grow, account: Open) -> N
 async def test_killed_at_the_first_job_of_a_dead_childs_queue(grow: Grow, account: Open) -> None:
     tree: Tree = await grow(env={"n2": {"CANOPY_FAULT_POINT": "adopted:1"}})
     ledger = account("kill -9", "leaf, then its parent at the first job of its queue")
-    await ledger.submit(60, tokens=40)
+    await ledger.submit(50, tokens=25)
     await ledger.until(lambda: sum(each.waiting == "n4" for each in ledger.answers) >= 3)
     await tree.kill("n4")
     assert await tree.died("n2") == KILLED

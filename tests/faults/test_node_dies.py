@@ -117,10 +117,10 @@ async def test_the_drain_is_killed_in_the_middle(healed_by: str, grow: Grow, acc
 
     They come back; or their nearest ancestor is told; or the parent leaves in order and bequeaths the queue.
     """
-    tree: Tree = await grow(slots=2, delay=0.05)
+    tree: Tree = await grow(slots=2)
     ledger = account("kill -9", f"leaf, then the parent that empties its queue; healed by {healed_by}")
     tree.freeze("n4")  # so that jobs stay in its queue
-    await ledger.submit(60, tokens=20)
+    await ledger.submit(50, tokens=25)
     await ledger.until(lambda: len(ledger.running()) >= 12)
     ledger.strike(ledger.on("n2"))
     heard = tree.processes["n2"].said("child is gone")
@@ -141,14 +141,14 @@ async def test_the_drain_is_killed_in_the_middle(healed_by: str, grow: Grow, acc
 
 async def test_the_parent_dies_long_after_it_took_over(grow: Grow, account: Open) -> None:
     """It runs the dead leaf's jobs, which the broker still counts among the leaf's."""
-    tree: Tree = await grow(count=2, slots=8, delay=0.05)
+    tree: Tree = await grow(count=2, delay=0.05)
     ledger = account("kill -9", "leaf, and two beats later the parent that runs its jobs")
-    short = await ledger.submit(8, tokens=20)
-    await ledger.until(lambda: len(ledger.on("n1")) == 8)
-    await ledger.submit(8, tokens=160)
-    await ledger.until(lambda: len(ledger.on("n2")) == 8 and all(each.end for each in short))
+    short = await ledger.submit(4, tokens=20)
+    await ledger.until(lambda: len(ledger.on("n1")) == 4)
+    await ledger.submit(4, tokens=140)
+    await ledger.until(lambda: len(ledger.on("n2")) == 4 and all(each.end for each in short))
     await tree.kill("n2")
-    await ledger.until(lambda: len(ledger.on("n1")) == 8)
+    await ledger.until(lambda: len(ledger.on("n1")) == 4)
     taken_over = time.time()
     await tree.until(lambda nodes: nodes["n1"].sent > taken_over + 2 * BEAT_SECONDS)
     ledger.strike(ledger.on("n1"))
