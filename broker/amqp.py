@@ -252,6 +252,7 @@ class AmqpSession:
     def __init__(self, connections: list[AsyncioConnection], queue_type: str) -> None:
         self._queue_type = queue_type
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self.deletes = queue_type != "quorum"  # those cannot refuse it when a message has come
         self.blocking = asyncio.Event()
         self.flowing = asyncio.Event()
         self.flowing.set()
@@ -341,8 +342,8 @@ class AmqpSession:
         await self._ask("queue_unbind", queue=queue, exchange=exchange, routing_key=key)
 
     async def delete_queue(self, name: str) -> bool:
-        if self._queue_type == "quorum":
-            return False  # these cannot refuse it themselves, and what came between our look and the deletion were lost
+        if not self.deletes:
+            return False
         try:
             await self._ask("queue_delete", queue=name, if_empty=True, if_unused=True)
         except NotFound:

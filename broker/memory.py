@@ -145,6 +145,7 @@ class MemorySession:
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self.deletes = True
         self.blocking = asyncio.Event()
         self.flowing = asyncio.Event()
         self.flowing.set()

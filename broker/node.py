@@ -130,9 +130,11 @@ class NodePort:
 
     async def remove(self, node: str) -> bool:
         """Deletes that node's queue and exchange. False if jobs wait in the queue, or are in this node's hands and
-        would not come back if it died: it is served again then.
+        would not come back if it died: it is served again then. Where queues cannot be deleted safely it stays, empty.
         """
         queue = names.node(node)
+        if not self.session.deletes:
+            return not self._open[queue] and not await self.session.depth(queue)
         served = self._consumers.get(queue)
         await self.stop_serving(node)  # the broker would report the deletion to our own consumer as a loss
         if self._open[queue] or not await self.session.delete_queue(queue):
@@ -147,7 +149,9 @@ class NodePort:
         which tell who is to empty their queues.
         """
         queue = names.node(child)
-        if self._open[queue] or not await self.session.delete_exchange(queue, if_unused=True):
+        if not self.session.deletes or self._open[queue]:
+            return False
+        if not await self.session.delete_exchange(queue, if_unused=True):
             return False
         return await self.remove(child)
 

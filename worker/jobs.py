@@ -117,8 +117,16 @@ class Jobs:
         if delivery.redelivered:
             job = msgspec.structs.replace(job, restarted=True)
         self._dispatcher.received += 1
-        self._held.append(HeldJob(job, delivery))
+        self._hold(HeldJob(job, delivery))
         self.pump()
+
+    def _hold(self, held: HeldJob) -> None:
+        """Restarted jobs come first, in their order: their readers are in the middle of an answer."""
+        if held.job.restarted:
+            first = next((place for place, each in enumerate(self._held) if not each.job.restarted), len(self._held))
+            self._held.insert(first, held)
+        else:
+            self._held.append(held)
 
     def pump(self) -> None:
         """Places held jobs, oldest first, until one has to stay."""
@@ -207,7 +215,7 @@ class Jobs:
             if self._relatives.parent_there:
                 self._hand_up(held)
             else:
-                self._held.append(held)
+                self._hold(held)
                 self.pump()
 
         self._handing.add(id(held))
@@ -255,7 +263,7 @@ class Jobs:
 
         def gone() -> None:
             self._relatives.parent_there = False
-            self._held.append(held)
+            self._hold(held)
 
         self._hand_over(self.port.hand_up(self._relatives.parent or "", held.job), held, gone)
 
@@ -358,6 +366,7 @@ class Jobs:
         self._held.clear()
         await asyncio.gather(*runs, return_exceptions=True)
         self._handing.clear()
+        self._gone.clear()  # a broker that is cut off from its cluster calls every reader gone before it says so
 
     async def ask(self, job: Job, number: int) -> Continue:
         """Asks the job's reader where it stands, again and again: an answer is lost with the connection of either."""

@@ -59,6 +59,7 @@ class Relatives:
     def on_leave(self, told: Leave) -> None:
         """A child hangs elsewhere now, or has ended in order."""
         self._dispatcher.remove_child(told.node)
+        self._missing[told.node] = 0  # should its queue have outlived it
         self._changed()
 
     def on_ancestors(self, told: Ancestors) -> None:

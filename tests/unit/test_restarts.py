@@ -501,3 +501,20 @@ async def test_a_standby_takes_over_the_name_and_the_line() -> None:
             _, frames = await read(stream)
             assert isinstance(frames[-1], Finished)
         assert cluster.engine("n1").started == ["r0", "r1", "r2", "late"]
+
+
+async def test_a_restarted_job_goes_before_those_that_have_not_begun() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.ask("begun")
+        await until(lambda: cluster.where("begun"))
+        await cluster.add("n2", "root")
+        for number in range(4):
+            await cluster.ask(f"r{number}")
+        await until(lambda: sum(cluster.nodes[name].state().held for name in ("n1", "n2")) == 3)
+        await cluster.kill("n1")
+        await until(lambda: cluster.nodes["n2"].state().held == 4)
+        (running,) = cluster.engine("n2").steps
+        cluster.engine("n2").finish(running)
+        await until(lambda: cluster.where("begun") == "n2")
