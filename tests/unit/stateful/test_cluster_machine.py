@@ -259,6 +259,7 @@ class ClusterMachine(RuleBasedStateMachine):
         world = self.world
         for session in (world.client_session, *world.sessions.values()):
             session.alarm(False)
+        await world.have_left()
         if not world.living(others=False):
             world.launch(ROOTS[0], None)
         for name, home in list(world.homes.items()):

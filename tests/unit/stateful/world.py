@@ -194,6 +194,11 @@ class World(Cluster):
         """Tells the process to end in order."""
         self._leave[key].set()
 
+    async def have_left(self) -> None:
+        """Returns when those that were told to leave have ended."""
+        leaving = [life for key, life in self._lives.items() if self._leave[key].is_set()]
+        await asyncio.gather(*leaving, return_exceptions=True)
+
     async def end_all(self) -> None:
         """Every process ends in order, and so does the client."""
         for key in self._lives:
