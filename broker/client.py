@@ -267,7 +267,10 @@ class Client:
     def _close(self, stream: Stream) -> bool:
         """False if it was closed before."""
         self._waiting[stream.job.model].discard(stream.request_id)
-        return self._streams.pop(stream.request_id, None) is not None
+        if self._streams.get(stream.request_id) is not stream:
+            return False
+        del self._streams[stream.request_id]
+        return True
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
         job = msgspec.structs.replace(job, reply_to=self._reply_queue)

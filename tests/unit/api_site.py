@@ -98,7 +98,7 @@ class FakeClient:
         self.jobs: list[Job] = []
         self.streams: dict[str, Stream] = {}
         self.pushed: defaultdict[str, list[AnyFrame]] = defaultdict(list)  # frames of runs, by request
-        self.cancelled: list[str] = []  # by readers that left
+        self.cancelled: list[tuple[str, int]] = []  # by readers that left: requests, and their copies numbered below
         self.cancels: list[tuple[str, str]] = []  # by request
         self.controls: list[tuple[str, AnyControl]] = []
         self.queue_depths: dict[str, int] = {}
@@ -160,7 +160,7 @@ class FakeClient:
 
     def _forget(self, stream: Stream) -> None:
         if self.streams.pop(stream.request_id, None) is not None and not stream.ended:
-            self.cancelled.append(stream.request_id)
+            self.cancelled.append((stream.request_id, stream.attempt + 1))
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient
     home, answer = await begin(member)
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
     assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204
-    assert fake.cancelled == [fake.jobs[0].request_id]
+    assert fake.cancelled == [(fake.jobs[0].request_id, 2)]
     assert told((await reader).text)[-1] == ("done", {"finish_reason": "cancelled", "completion_tokens": 1})
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"], stored["finish_reason"]) == ("stopped", "so far", "cancelled")
@@ -185,7 +185,9 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
     await writings.hand_over()
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"]) == ("streaming", "so far")
-    assert fake.cancelled == [job.request_id for job in fake.jobs]  # the copies made here; a next owner makes its own
+    assert fake.cancelled == [
+        (job.request_id, 2) for job in fake.jobs
+    ]  # the copies made here; a next owner makes its own
 
 
 async def test_text_is_stored_on_the_way(
@@ -249,7 +251,7 @@ async def test_rename_and_delete(member: httpx.AsyncClient, fake: FakeClient) ->
     changed = await member.patch(home, json={"title": "Better", "model": "big"})
     assert (changed.json()["title"], changed.json()["model"]) == ("Better", "big")
     assert (await member.delete(home)).status_code == 204
-    assert fake.cancelled == [fake.jobs[0].request_id]
+    assert fake.cancelled == [(fake.jobs[0].request_id, 2)]
     assert (await member.get(home)).status_code == 404
 
 

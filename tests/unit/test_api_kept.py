@@ -231,4 +231,4 @@ async def test_a_request_deleted_under_its_reader_fails(
     await fake.submitted.wait()
     await store.remove(await kept_of(key))
     assert text_of(await asked) == "one"  # it ends like one that was stopped
-    assert fake.cancelled == [fake.jobs[0].request_id]
+    assert fake.cancelled == [(fake.jobs[0].request_id, 2)]

@@ -318,7 +318,7 @@ async def test_a_closed_connection_cancels_the_job(
         assert fake.cancelled == []
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-    await until(lambda: fake.cancelled == [fake.jobs[0].request_id])
+    await until(lambda: fake.cancelled == [(fake.jobs[0].request_id, 2)])
 
 
 async def test_tokens_arrive_as_they_are_made(live: str, program: httpx.AsyncClient, fake: FakeClient) -> None:
