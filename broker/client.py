@@ -266,10 +266,10 @@ class Client:
 
     def _close(self, stream: Stream) -> bool:
         """False if it was closed before."""
-        self._waiting[stream.job.model].discard(stream.request_id)
         if self._streams.get(stream.request_id) is not stream:
             return False
         del self._streams[stream.request_id]
+        self._waiting[stream.job.model].discard(stream.request_id)
         return True
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
