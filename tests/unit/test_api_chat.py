@@ -185,9 +185,7 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
     await writings.hand_over()
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"]) == ("streaming", "so far")
-    assert fake.cancelled == [
-        (job.request_id, 2) for job in fake.jobs
-    ]  # the copies made here; a next owner makes its own
+    assert fake.cancelled == [(job.request_id, 2) for job in fake.jobs]  # not what a next owner will submit
 
 
 async def test_text_is_stored_on_the_way(
