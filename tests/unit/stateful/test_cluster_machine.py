@@ -269,7 +269,7 @@ class ClusterMachine(RuleBasedStateMachine):
         await self._until_quiet()
 
     async def _until_quiet(self) -> None:
-        """Everybody is well and awake, also who has just come back; until every stream has ended and nothing is left."""
+        """Everybody is well and awake, also who has just come back, until each stream has ended and nothing is left."""
         for _ in range(int(HEALING_SECONDS / 0.5)):
             for key in self.world.living():
                 self.world.broker.put("", names.inbox(self.world.nodes[key].name), encode(Resume()))

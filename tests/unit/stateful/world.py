@@ -224,7 +224,7 @@ class World(Cluster):
         self.requests[request_id] = Request(await self.ask(request_id, deadline=deadline))
 
     def blame(self, key: str) -> None:
-        """What runs there is about to be lost; and what it is handing on will be run twice, if it is handed on again."""
+        """What runs there is about to be lost; and what it hands on now may be handed on, and run, twice."""
         node = self.nodes[key]
         lost = {run.job.request_id for run in self.runs(key)}
         taken = {self._request_id(message.body) for _, message in self.taken(key)}

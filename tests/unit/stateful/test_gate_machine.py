@@ -1,0 +1,108 @@
+"""The gate through random orders: never alone beside others, nobody forgotten, whoever is cancelled."""
+
+import asyncio
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.unit.stateful.clock import JumpingLoop
+from tests.unit.stateful.hunt import histories
+from worker.gate import Gate
+
+TURNS = 20  # enough for everybody who can go on
+
+pick = st.integers(0, 100)
+
+
+class Visitor:
+    """Wants to compute, does so until told to end."""
+
+    def __init__(self, gate: Gate, *, alone: bool) -> None:
+        self.alone = alone
+        self.inside = False
+        self.end = asyncio.Event()
+        self.task = asyncio.create_task(self._visit(gate))
+
+    async def _visit(self, gate: Gate) -> None:
+        async with gate.alone() if self.alone else gate.together():
+            self.inside = True
+            try:
+                await self.end.wait()
+            finally:
+                self.inside = False
+
+
+class GateMachine(RuleBasedStateMachine):
+    """Visitors come, end and are cancelled; several of these may happen before any of them gets its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner(loop_factory=JumpingLoop)
+        self.gate = Gate(self._changed)
+        self.closed = False  # as was said last
+        self.visitors: list[Visitor] = []
+
+    def _changed(self) -> None:
+        self.closed = self.gate.closed
+
+    def waiting(self) -> list[Visitor]:
+        return [each for each in self.visitors if not each.inside]
+
+    @rule(alone=st.booleans())
+    def come(self, alone: bool) -> None:
+        self.runner.run(self._come(alone))
+
+    async def _come(self, alone: bool) -> None:
+        self.visitors.append(Visitor(self.gate, alone=alone))
+
+    @precondition(lambda self: self.visitors)
+    @rule(pick=pick)
+    def end(self, pick: int) -> None:
+        self.visitors[pick % len(self.visitors)].end.set()
+
+    @precondition(lambda self: self.visitors)
+    @rule(pick=pick)
+    def cancel(self, pick: int) -> None:
+        self.visitors[pick % len(self.visitors)].task.cancel()
+
+    @rule(turns=st.sampled_from([1, 2, TURNS]))
+    def go_on(self, turns: int) -> None:
+        self.runner.run(self._turn(turns))
+        if turns == TURNS:
+            self.nobody_is_forgotten()
+
+    async def _turn(self, turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        self.visitors = [each for each in self.visitors if not each.task.done()]
+
+    def nobody_is_forgotten(self) -> None:
+        """Who waits has a reason to."""
+        inside = [each for each in self.visitors if each.inside]
+        wishing = [each for each in self.visitors if each.alone]
+        for each in self.waiting():
+            assert inside if each.alone else wishing, "waits for nothing"
+        assert self.gate.closed == bool(wishing)
+
+    @invariant()
+    def alone_is_alone(self) -> None:
+        inside = [each for each in self.visitors if each.inside]
+        assert len(inside) <= 1 or not any(each.alone for each in inside)
+        assert self.closed == self.gate.closed
+
+    def teardown(self) -> None:
+        try:
+            self.runner.run(self._end_all())
+            assert not self.visitors
+            assert not self.gate.closed
+        finally:
+            self.runner.close()
+
+    async def _end_all(self) -> None:
+        for each in self.visitors:
+            each.end.set()
+        await self._turn(TURNS * (1 + len(self.visitors)))
+
+
+GateMachine.TestCase.settings = histories(60, steps=40)
+TestGateMachine = GateMachine.TestCase
