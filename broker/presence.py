@@ -29,3 +29,4 @@ async def until_gone(session: Session, node: str) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
                 await gone.wait()
+        gone.clear()  # another standby may be faster: then it is the next one's death that counts

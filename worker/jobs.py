@@ -95,6 +95,7 @@ class Jobs:
         self._handing: set[int] = set()  # deliveries whose jobs are on their way elsewhere, not confirmed yet
         self._after_forward = fault_point("forward-confirmed")
         self._after_final = fault_point("final-confirmed")
+        self._after_burial = fault_point("buried")
 
     @property
     def held(self) -> int:
@@ -227,14 +228,22 @@ class Jobs:
             self._engine_failed(ending.reason)
 
     def _bury(self, held: HeldJob, faults: tuple[str, ...], final: Failed) -> None:
-        """A job that was lost too often goes to the dead ones; its reader hears of it when it is there."""
+        """A job that was lost too often goes to the dead ones; its reader hears of it when it is there. Not before the
+        reader was told is it settled: should this node die now, the next one buries it again.
+        """
         log.error("job given up", node=self._name, request_id=held.job.request_id, faults=faults)
         trail = (*held.job.trail, self._name)
         job = msgspec.structs.replace(held.job, trail=trail)
-        buried = self.port.bury_job(job, reason=final.message, faults=faults)
-        self._hand_over(
-            buried, held, lambda: self._held.append(held), then=lambda: self.port.outbox.put(held.job.reply_to, final)
-        )
+
+        def buried(outcome: asyncio.Future[bool]) -> None:
+            if outcome.cancelled() or outcome.exception() is not None:
+                return  # the session is lost: the job is delivered again
+            if not outcome.result():
+                log.error("there is no queue for dead letters", node=self._name, request_id=held.job.request_id)
+            self._after_burial.reached()
+            self._end(held, final)
+
+        self.port.bury_job(job, reason=final.message, faults=faults).add_done_callback(buried)
 
     def _end(self, held: HeldJob, final: AnyFrame) -> None:
         """Sends the last frame; the delivery is acknowledged once the broker has it, or nobody reads it."""
@@ -267,13 +276,7 @@ class Jobs:
 
         self._hand_over(self.port.hand_up(self._relatives.parent or "", held.job), held, gone)
 
-    def _hand_over(
-        self,
-        outcome: asyncio.Future[bool],
-        held: HeldJob,
-        gone: Callable[[], None],
-        then: Callable[[], None] | None = None,
-    ) -> None:
+    def _hand_over(self, outcome: asyncio.Future[bool], held: HeldJob, gone: Callable[[], None]) -> None:
         """Acknowledges `held` once the broker has confirmed where it went; `gone()` if it went nowhere."""
         self._handing.add(id(held))
 
@@ -284,8 +287,6 @@ class Jobs:
             if outcome.result():
                 self._after_forward.reached()
                 self._settle(held.delivery)
-                if then is not None:
-                    then()
             else:
                 gone()
                 self.pump()
