@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from broker.client import Client
@@ -121,9 +121,14 @@ class Tree:
         await asyncio.to_thread(standby.said(" standby ").wait, SECONDS)
         return standby
 
-    async def succeed(self, standby: NodeProcess) -> None:
-        """The standby is the root now; returns when it serves."""
-        self.processes[self.root] = await asyncio.to_thread(standby.wait_ready)
+    async def succeeded(self, standbys: Sequence[NodeProcess]) -> NodeProcess:
+        """The standby that is the root now; returns when it serves."""
+        ready = [asyncio.create_task(asyncio.to_thread(each.wait_ready)) for each in standbys]
+        done, waiting = await asyncio.wait(ready, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
+        self.processes[self.root] = done.pop().result()
+        return self.processes[self.root]
 
     def freeze(self, name: str) -> None:
         """SIGSTOP: it does nothing any more, and nobody is told."""

@@ -46,6 +46,21 @@ async def test_one_bad_job_among_fifty_good_ones(
     await tree.whole()
 
 
+async def test_killed_between_the_dead_letter_and_the_readers_last_frame(
+    broker: Broker, grow: Grow, account: Open
+) -> None:
+    once = {f"n{number}": {"CANOPY_FAULT_POINT": "buried:1"} for number in range(1, 5)}
+    tree: Tree = await grow(count=4, engine="tests.faults.engine", slots=2, env=once)
+    tree.supervise()
+    ledger = account("poison, and kill -9", "the node that buries it, before its reader is told")
+    await ledger.submit(10, tokens=15)
+    guilty = await ledger.ask(15, "oom", failing="given_up")
+    await ledger.submit(10, tokens=15)
+    assert await ledger.settled() == []
+    assert len(await letters(broker, lambda letter: letter.id == guilty.request_id, 2)) >= 2
+    await tree.whole()
+
+
 async def test_a_job_that_only_fails_itself_is_told_so_at_once(grow: Grow, account: Open) -> None:
     tree: Tree = await grow(engine="tests.faults.engine", slots=2)
     ledger = account("exception in a run", "one job among 50 good ones")
