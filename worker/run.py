@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from broker.wire import (
+    NO_RUN,
     AnyFrame,
     Continue,
     Delta,
@@ -172,7 +173,8 @@ class JobRun:
 
     def _number(self) -> FrameNumber:
         """Identity of the next frame, should it be the last."""
-        return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": self._seq}
+        seq = NO_RUN if self.asking else self._seq  # a new attempt may be granted, and the answer not here yet
+        return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": seq}
 
     def _seconds_left(self) -> float | None:
         return None if self.job.deadline is None else max(0.0, self.job.deadline - time.time())

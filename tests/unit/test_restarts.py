@@ -1,6 +1,7 @@
 """What becomes of jobs whose nodes, engines or readers fail: on the in-memory broker, step by step."""
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -276,6 +277,21 @@ async def test_a_node_that_dies_while_it_leaves_can_still_be_found() -> None:
         await leaving
         assert cluster.broker.queues[names.node("n1")].ready
         assert (names.node("root"), "n1", names.node("n1")) in cluster.broker.bindings
+
+
+async def test_a_job_that_ends_while_it_asks_is_heard_though_its_attempt_was_granted() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        stream = await cluster.ask("a", deadline=time.time() + 0.3)
+        await until(lambda: cluster.nodes["root"].state().held == 1)
+        await cluster.kill("root")
+        cluster.client._grant = lambda stream, asking: stream.grant(asking)  # type: ignore[method-assign]
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        _, frames = await read(stream)
+        assert stream.attempt == 2
+        assert isinstance(frames[-1], Failed)
+        assert frames[-1].code == "expired"
 
 
 # ---- cancel

@@ -65,10 +65,16 @@ class ClusterMachine(RuleBasedStateMachine):
 
     # ---- processes
 
-    @initialize(shape=st.sampled_from(["one", "flat", "deep", "none"]), slots=st.integers(1, 2), back=st.booleans())
-    def begin(self, shape: str, slots: int, back: bool) -> None:
+    @initialize(
+        shape=st.sampled_from(["one", "flat", "deep", "none"]),
+        slots=st.integers(1, 2),
+        count=st.integers(0, 6),
+        back=st.booleans(),
+    )
+    def begin(self, shape: str, slots: int, count: int, back: bool) -> None:
         self.all_come_back = back  # in the end, every node that has died; else a fresh one alone helps
         self.do(self._begin(shape, slots), 0.2)
+        self.do(self._submit(count, None), 0.2)
 
     async def _begin(self, shape: str, slots: int) -> None:
         self.world.launch(ROOTS[0], None)
@@ -102,6 +108,16 @@ class ClusterMachine(RuleBasedStateMachine):
         key = self.living(pick)
         self.world.blame(key)
         self.do(self.world.kill(key), pause)
+
+    @precondition(lambda self: self.world.runs())
+    @rule(pick=pick, pause=pauses, again=st.booleans())
+    def kill_one_that_runs(self, pick: int, pause: float, again: bool) -> None:
+        keys = [key for key in self.world.living(roots=False) if self.world.puppet(key).runs]
+        key = keys[pick % len(keys)]
+        self.world.blame(key)
+        self.do(self.world.kill(key), pause)
+        if again:
+            self.do(self._launch(key, self.world.homes[key]), pause)
 
     @precondition(lambda self: self.world.living())
     @rule(pick=pick, pause=pauses)
@@ -174,13 +190,16 @@ class ClusterMachine(RuleBasedStateMachine):
     # ---- what people do
 
     @precondition(lambda self: len(self.world.requests) < REQUESTS)
-    @rule(seconds=st.sampled_from([None, None, None, 0.0, 1.0, 20.0]), pause=pauses)
-    def submit(self, seconds: float | None, pause: float) -> None:
-        try:
-            self.do(self.world.submit(f"r{len(self.world.requests)}", seconds), pause)
-        except Unavailable:
-            self.broken = False
-            assert not self.world.client.connected
+    @rule(count=st.integers(1, 4), seconds=st.sampled_from([*[None] * 9, 0.0, 1.0, 20.0]), pause=pauses)
+    def submit(self, count: int, seconds: float | None, pause: float) -> None:
+        self.do(self._submit(count, seconds), pause)
+
+    async def _submit(self, count: int, seconds: float | None) -> None:
+        for _ in range(count):
+            try:
+                await self.world.submit(f"r{len(self.world.requests)}", seconds)
+            except Unavailable:
+                assert not self.world.client.connected
 
     @precondition(lambda self: self.world.requests)
     @rule(pick=pick, reader=st.booleans(), pause=pauses)
@@ -342,5 +361,5 @@ class ClusterMachine(RuleBasedStateMachine):
             self.runner.close()
 
 
-ClusterMachine.TestCase.settings = histories(30)
+ClusterMachine.TestCase.settings = histories(60)
 TestClusterMachine = ClusterMachine.TestCase
