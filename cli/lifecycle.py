@@ -35,7 +35,7 @@ def up_command(
         typer.Option(help="Model to serve: a name, a folder, a Hugging Face id. Repeat for several; each gets a tree."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="transformers, or echo (no model: repeats the question).")
+        str, typer.Option(help="transformers, echo (no model: repeats the question), or an.engine.module.")
     ] = "transformers",
     nodes: Annotated[int, typer.Option(min=1, max=500, help="Worker processes a model.")] = 2,
     fanout: Annotated[
@@ -56,7 +56,7 @@ def up_command(
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")] = False,
 ) -> None:
     """Prepare what is missing, then start broker, root, workers and API. Ctrl-C stops everything it started."""
-    if engine not in ENGINES:
+    if engine not in ENGINES and "." not in engine:  # with a dot: a module of one's own
         raise CliError(f"There is no engine {engine!r}; choose one of {', '.join(ENGINES)}.", code=2)
     if policy is not None and policy not in POLICIES:
         raise CliError(f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2)
