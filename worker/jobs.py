@@ -333,7 +333,11 @@ class Jobs:
 
     def _drop_unwanted(self, request_id: str) -> None:
         if any(held.job.request_id == request_id for held in self._held):
-            self._held = deque(held for held in self._held if self._wanted(held))
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Ends the waiting jobs that nobody wants any more, and those whose deadline has passed."""
+        self._held = deque(held for held in self._held if self._wanted(held))
 
     def answered(self, message: Continue) -> None:
         """A reader's answer."""
@@ -347,7 +351,7 @@ class Jobs:
         for each in self._runs.values():
             if each.held.job.reply_to == queue:
                 each.run.cancel()
-        self._held = deque(held for held in self._held if self._wanted(held))
+        self.sweep()
 
     def engine_ready(self, ready: bool) -> None:
         """The engine is there, or is not: then no job starts."""

@@ -131,6 +131,7 @@ async def _first(session: Session, lasting: asyncio.Task[None], *others: asyncio
 async def _beat(node: Node) -> None:
     while True:
         await asyncio.sleep(BEAT_SECONDS)
+        node.jobs.sweep()
         node.announcer.tell_all()
         await node.relatives.tend()
 

@@ -534,3 +534,15 @@ async def test_a_restarted_job_goes_before_those_that_have_not_begun() -> None:
         (running,) = cluster.engine("n2").steps
         cluster.engine("n2").finish(running)
         await until(lambda: cluster.where("begun") == "n2")
+
+
+async def test_the_deadline_of_a_job_behind_others_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        first = await cluster.ask("first")
+        late = await cluster.ask("late", deadline=time.time() + 0.1)
+        _, frames = await read(late)
+        assert isinstance(frames[-1], Failed)
+        assert frames[-1].code == "expired"
+        assert not first.ended
