@@ -179,7 +179,6 @@ class Relatives:
                 return
 
     def _take_over(self, child: str) -> None:
-        log.warning("child is gone; taking over its queue", node=self._name, child=child)
         self._missing.pop(child, None)
         self._dispatcher.remove_child(child)
         self._adopted.add(child)
@@ -205,6 +204,7 @@ class Relatives:
         """
         try:
             await self.port.serve(child, prefetch=self._dispatcher.window())
+            log.warning("child is gone; took over its queue", node=self._name, child=child)
         except NotFound:  # it removed the queue itself
             self._adopted.discard(child)
 
