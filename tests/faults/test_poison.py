@@ -49,13 +49,12 @@ async def test_one_bad_job_among_fifty_good_ones(
 async def test_killed_between_the_dead_letter_and_the_readers_last_frame(
     broker: Broker, grow: Grow, account: Open
 ) -> None:
-    once = {f"n{number}": {"CANOPY_FAULT_POINT": "buried:1"} for number in range(1, 5)}
-    tree: Tree = await grow(count=4, engine="tests.faults.engine", slots=2, env=once)
+    tree: Tree = await grow(count=1, engine="tests.faults.engine", env={"n1": {"CANOPY_FAULT_POINT": "buried:1"}})
     tree.supervise()
     ledger = account("poison, and kill -9", "the node that buries it, before its reader is told")
-    await ledger.submit(10, tokens=15)
     guilty = await ledger.ask(15, "oom", failing="given_up")
-    await ledger.submit(10, tokens=15)
+    await ledger.until(lambda: guilty.end is not None)
+    await ledger.submit(5, tokens=15)
     assert await ledger.settled() == []
     assert len(await letters(broker, lambda letter: letter.id == guilty.request_id, 2)) >= 2
     await tree.whole()
