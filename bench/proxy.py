@@ -1,30 +1,44 @@
-"""A TCP proxy between a node and the broker, to cut or to freeze what lies between them."""
+"""A TCP proxy between a process and the broker, to break the connection between them, or to slow it down."""
 
 import asyncio
 import contextlib
 from typing import Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
+
+READ_BYTES = 65536
+CHUNKS_UNDER_WAY = 1000
+
+_Chunks = asyncio.Queue[tuple[float, bytes]]  # when to pass them on (the loop's time); the last one is empty
 
 
 class Proxy:
-    """Forwards bytes to the host and port of `url`. `async with Proxy(url) as proxy: proxy.url`."""
+    """Forwards bytes to (host, port) until told otherwise. `async with Proxy(...) as proxy: proxy.port`.
 
-    def __init__(self, url: str) -> None:
-        self._parts = urlsplit(url)
+    `delay`: seconds that every byte takes in either direction, from now on.
+    """
+
+    def __init__(self, host: str, port: int, *, delay: float = 0.0) -> None:
+        self.port = 0
+        self.delay = delay
+        self._target = (host, port)
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
 
-    @property
-    def url(self) -> str:
-        """The same address, by way of the proxy."""
-        login, _, _ = self._parts.netloc.rpartition("@")
-        port = self._server.sockets[0].getsockname()[1]
-        return urlunsplit(self._parts._replace(netloc=f"{login}@127.0.0.1:{port}"))
+    @classmethod
+    def before(cls, amqp_url: str) -> Self:
+        """A proxy in front of the broker of that address."""
+        parts = urlsplit(amqp_url)
+        return cls(parts.hostname or "", parts.port or 0)
+
+    def through(self, amqp_url: str) -> str:
+        """The address that leads through this proxy."""
+        return amqp_url.replace(f":{self._target[1]}/", f":{self.port}/")
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -38,7 +52,7 @@ class Proxy:
             writer.transport.abort()
 
     def freeze(self) -> None:
-        """Nothing flows any more, and nobody is told: a half-open connection."""
+        """Nothing flows any more, not even the end of a connection, and nobody is told: half-open connections."""
         self._flowing.clear()
 
     def thaw(self) -> None:
@@ -47,7 +61,7 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.close()
             return
@@ -56,9 +70,27 @@ class Proxy:
         self._writers -= {writer, far_writer}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while chunk := await reader.read(65536):
-                await self._flowing.wait()
+        chunks: _Chunks = asyncio.Queue(CHUNKS_UNDER_WAY)
+        await asyncio.gather(self._take(reader, chunks), self._give(chunks, writer))
+
+    async def _take(self, reader: asyncio.StreamReader, chunks: _Chunks) -> None:
+        chunk = b"begin"
+        while chunk:
+            try:
+                chunk = await reader.read(READ_BYTES)
+            except ConnectionError:
+                chunk = b""
+            await chunks.put((asyncio.get_running_loop().time() + self.delay, chunk))
+
+    async def _give(self, chunks: _Chunks, writer: asyncio.StreamWriter) -> None:
+        """Passes the chunks on in time; a writer that is closed swallows the rest, so that its reader can end."""
+        loop = asyncio.get_running_loop()
+        chunk = b"begin"
+        while chunk:
+            due, chunk = await chunks.get()
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            await self._flowing.wait()
+            with contextlib.suppress(ConnectionError):
                 writer.write(chunk)
                 await writer.drain()
         writer.close()

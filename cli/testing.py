@@ -12,8 +12,19 @@ from cli.prepare.steps import Step, run_together
 
 _PYTEST_TIERS = ("unit", "broker", "faults", "e2e", "clients")
 TIERS = ("lint", "unit", "frontend", *_PYTEST_TIERS[1:])
-# What runs at the same time: the engine's tests import torch, which takes as long as the other half.
-_SIDE_BY_SIDE = {"unit": (["tests/unit/engine"], ["tests/unit", "--ignore=tests/unit/engine"])}
+# Of the fault tests, those with whole instances or a cluster; the others have a broker and nodes.
+_WHOLE = [
+    f"tests/faults/test_{theme}.py"
+    for theme in (
+        "api_dies", "broker_restart_cli", "cancel", "chaos", "cluster", "cluster_session", "overload",
+        "rolling_restart", "standby_cli",
+    )
+]  # fmt: skip
+# What runs at the same time: the engine's tests import torch, which takes as long as the other half; fault tests wait.
+_SIDE_BY_SIDE = {
+    "unit": (["tests/unit/engine"], ["tests/unit", "--ignore=tests/unit/engine"]),
+    "faults": (["tests/faults", *(f"--ignore={file}" for file in _WHOLE)], _WHOLE),
+}
 _NEEDS_BROKER = {"broker", "faults", "e2e", "clients"}
 _LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports", "--no-cache"])
 

@@ -17,10 +17,11 @@ async def nodes(canopy: Instance, slots: int, token_delay: float) -> AsyncIterat
     async with contextlib.AsyncExitStack() as opened:
         proxies = {}
         for name, parent in FAR.items():
-            proxies[name] = await opened.enter_async_context(Proxy(canopy.amqp("node")))
+            broker = canopy.amqp("node")
+            proxies[name] = await opened.enter_async_context(Proxy.before(broker))
             words = ["--name", name, "--parent", parent, "--model", canopy.model, "--engine", "echo"]
             words += ["--slots", str(slots), "--token-delay", str(token_delay), "--wait", "30"]
-            environment = {"CANOPY_AMQP_URL": proxies[name].url, "CANOPY_HOME": str(canopy.home)}
+            environment = {"CANOPY_AMQP_URL": proxies[name].through(broker), "CANOPY_HOME": str(canopy.home)}
             command = [sys.executable, "-m", "worker", *words]
             child = await Child.start(
                 Spec(name, command, environment, is_ready=plan.is_ready_line), canopy.home / "logs"

@@ -13,7 +13,7 @@ from broker.amqp import AmqpSession
 from broker.session import AccessRefused, BrokerError, ConnectionLost, Session
 from cli.ports import pick
 from cli.rabbitmq import Broker
-from tests.proxy import Proxy
+from bench.proxy import Proxy
 from tests.session_contract import Open, SessionContract, fresh
 
 

@@ -13,7 +13,7 @@ from cli.rabbitmq import Broker
 from tests.faults.conftest import Grow, Join, Open
 from tests.faults.ledger import Ledger
 from tests.faults.nodes import Tree
-from tests.proxy import Proxy
+from bench.proxy import Proxy
 
 HALF_OPEN_SECONDS = 20.0  # longer than both ends wait for heartbeats
 LATENCY_SECONDS = 0.5
