@@ -8,12 +8,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from bench.proxy import Proxy
 from broker import amqp
 from broker.amqp import AmqpSession
 from broker.session import AccessRefused, BrokerError, ConnectionLost, Session
 from cli.ports import pick
 from cli.rabbitmq import Broker
-from bench.proxy import Proxy
 from tests.session_contract import Open, SessionContract, fresh
 
 
