@@ -116,7 +116,7 @@ async def test_the_registration_ends_with_the_process(
             await client.changed()
     shown = describe(seen.edges, seen.states, seen.depths, time.time())
     shown_names = [node["name"] for node in shown["nodes"]]  # other tests' trees may have left some
-    assert shown_names[:2] == ["root", "n1"]
+    assert {"root", "n1"} <= set(shown_names)
     assert "n2" not in shown_names
     with echo_node(broker, "n2", "n1"):
         await until_children(client, "n1", "n2")
