@@ -101,23 +101,3 @@ async def test_one_of_three_brokers_is_cut_off_and_comes_back(
     await ledger.submit(100, tokens=30)
     assert await ledger.settled(SECONDS) == []
     await tree.whole()
-
-
-async def test_two_of_three_brokers_are_killed_and_one_comes_back(cluster: Cluster, grow: Grow, account: Open) -> None:
-    tree = await four_nodes(grow)
-    first, second, last = cluster.brokers
-    ledger = account("kill -9 of 2 of 3 brokers", "one started again; 200 jobs")
-    await ledger.submit(200, tokens=30)
-    await ledger.until(lambda: len(ledger.running()) == 4 * SLOTS)
-    await asyncio.to_thread(first.kill)
-    await asyncio.to_thread(second.kill)
-    await asyncio.to_thread(last.wait_paused)  # it alone is a minority: nobody is served
-    second.start()
-    await asyncio.to_thread(second.wait_up)
-    await asyncio.to_thread(last.wait_up)
-    assert await ledger.settled(SECONDS) == []
-    first.start()
-    for broker in cluster.brokers:
-        await asyncio.to_thread(broker.wait_up)
-        await asyncio.to_thread(broker.wait_joined)
-    await tree.whole()
