@@ -184,6 +184,9 @@ class NodePort:
         except DecodeError as error:
             self._bury(delivery, str(error))
             return
+        if not job.reply_to.startswith(names.REPLY_PREFIX):  # frames anywhere else would be foreign messages there
+            self._bury(delivery, f"{job.reply_to!r} is no reply queue")
+            return
         self._handler.on_job(job, delivery)
         if queue != names.node(self.name):
             self._after_adoption.reached()

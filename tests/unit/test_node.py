@@ -8,7 +8,7 @@ import pytest
 from broker.client import NoTree
 from broker.node import NameTaken, NoParent
 from broker.session import ConnectionLost
-from broker.wire import Attach, Drain, Failed, Finished, Resume, Start, Waiting
+from broker.wire import Attach, Drain, Failed, Finished, Job, Resume, Start, Waiting, encode
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from topology.dispatch import HoldHigh
@@ -347,6 +347,10 @@ async def test_a_foreign_message_is_dead_lettered_with_the_reason() -> None:
         dead = cluster.broker.queues[names.DEAD_QUEUE].ready[0]
         assert dead.body == b"not a job"
         assert "undecodable" in str(dead.headers["reason"])
+        misled = Job(request_id="a", model="m", reply_to=names.node("root"), created=0.0, prompt="p")
+        cluster.broker.put("", names.node("root"), encode(misled))
+        await until(lambda: len(cluster.broker.queues[names.DEAD_QUEUE].ready) == 2)
+        assert "no reply queue" in str(cluster.broker.queues[names.DEAD_QUEUE].ready[1].headers["reason"])
         cluster.broker.put("", names.inbox("root"), b"\xff")
         await cluster.add("n1", "root")
 
