@@ -79,11 +79,6 @@ class PrivateBroker:
         script, inside = plugins.server_script(installed, self._folder / "program")
         return [str(script)], {**self._environment(), **inside}
 
-    @property
-    def log_file(self) -> Path:
-        """The broker's own log."""
-        return self._home.logs / f"{NODE}.log"
-
     def address(self) -> Broker:
         """How this machine's processes reach the broker."""
         return Broker(
