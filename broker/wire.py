@@ -11,6 +11,7 @@ from typing import Any, Literal, TypedDict, TypeVar, overload
 import msgspec
 
 Role = Literal["system", "user", "assistant"]
+JobClass = Literal["interactive", "batch"]
 FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
 FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal"]
@@ -53,6 +54,9 @@ class Job(Wire, kw_only=True):
     prompt: str | None = None
     sampling: Sampling = Sampling()
     user: str = ""
+    job_class: JobClass = "interactive"  # who waits for it: interactive jobs come before batch jobs
+    work: float = 1.0  # tokens that it is charged with when users are treated fairly; see api.work
+    share: float = 1.0  # what its user is entitled to, beside a user with 1
     attempt: int = 1  # of its next run, unless it was restarted: then the reader says
     restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it
     deadline: float | None = None  # after this moment nobody wants the answer
@@ -84,10 +88,14 @@ class FrameNumber(TypedDict):
 
 
 class Waiting(Frame, kw_only=True, tag="waiting"):
-    """The job is held and not running yet."""
+    """The job is held and not running yet. `position`: its place in the line, from 1; `seconds`: until it starts, as
+    estimated now. None where nothing orders the jobs, or nothing is known.
+    """
 
     node: str
     reason: str
+    position: int | None = None
+    seconds: float | None = None
 
 
 class Asking(Frame, kw_only=True, tag="asking"):
@@ -195,14 +203,19 @@ class Ping(Control, kw_only=True, tag="ping"):
 
 
 class Capacity(Control, kw_only=True, tag="capacity"):
-    """A child's absolute counters, told to its parent on every change and every few seconds."""
+    """A child's absolute counters, told to its parent on every change and every few seconds. `number` grows within one
+    `boot`, so that a late or repeated one is known for what it is.
+    """
 
     node: str
+    boot: str = ""
+    number: int = 0
     slots: int  # in the whole subtree
     free: int  # of them, without a job and without one on its way
     received: int  # jobs, since the node started
     finished: int
     accepting: bool = True  # False: draining or leaving; hand it nothing new
+    users: dict[str, int] = {}  # whose jobs are in the subtree's hands, and how many
 
 
 class Adopt(Control, kw_only=True, tag="adopt"):
@@ -248,6 +261,8 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
     started: float
     sent: float
     detail: str = ""  # why it failed, or what it is doing while starting
+    waited: float = 0.0  # seconds, mean over the latest jobs that had to wait here and then went on
+    wait_error: float = 0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
 
 
 T = TypeVar("T")

@@ -182,7 +182,9 @@ def test_what_crashes_is_restarting_and_comes_back(instance: Instance) -> None:
 
     os.kill(pids["n1"], signal.SIGKILL)
     assert until(lines, lambda line: line.startswith("  n1 ended (SIGKILL)"))
+    launcher.send_signal(signal.SIGSTOP)  # it waits a second before the restart: no longer than it takes to ask
     shown = json.loads(instance.command("status", "--json").stdout)
+    launcher.send_signal(signal.SIGCONT)
     states = {each["name"]: each["state"] for each in shown["processes"]}
     assert states.pop("n1") == "restarting"
     assert set(states.values()) == {"running"}

@@ -27,6 +27,9 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             ),
             sampling=wire.Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, stop=("\n\n",)),
             user="ada",
+            job_class="batch",
+            work=96.5,
+            share=2.0,
             attempt=2,
             restarted=True,
             deadline=1750000060.0,
@@ -39,7 +42,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
         wire.Frames,
         wire.Frames(
             frames=(
-                wire.Waiting(**WHO, node="root", reason="no node is connected"),
+                wire.Waiting(**WHO, node="root", reason="every slot is busy", position=12, seconds=30.5),
                 wire.Asking(**WHO, node="n1", boot="b7", number=3),
                 wire.Start(**WHO, seq=0, node="n1", boot="b7"),
                 wire.Delta(**WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9)),
@@ -66,7 +69,10 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     "leave": (wire.AnyControl, wire.Leave(node="n4")),
     "capacity": (
         wire.AnyControl,
-        wire.Capacity(node="n4", slots=8, free=3, received=120, finished=117, accepting=False),
+        wire.Capacity(
+            node="n4", boot="b7", number=41, slots=8, free=3, received=120, finished=117, accepting=False,
+            users={"ada": 2, "": 1},
+        ),
     ),
     "state": (
         wire.NodeState,
@@ -74,6 +80,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             name="n1", parent="root", children=("n2",), model="gemma-3-270m", engine="transformers", device="cpu",
             policy="paper", status="busy", slots=8, running=8, held=2, received=40, finished=30, tokens=900,
             host="room-1", pid=4242, started=1750000000.0, sent=1750000100.0, detail="",
+            waited=4.5, wait_error=0.5,
         ),
     ),
 }  # fmt: skip
