@@ -17,8 +17,9 @@ _STAMP = ".pins"  # hash of what was installed to the end; written last, so a ha
 def environment(name: str, *requirements: str) -> Path:
     """The Python of the environment `name` below CANOPY_HOME, which holds `requirements`.
 
-    `requirements`: one or more pins such as "celery==5.5.3". It is made, with visible progress, when it is missing or the pins or
-    our Python have changed; two benchmarks at once wait for each other. Raises NotStarted in one line if pip fails.
+    `requirements`: one or more pins such as "celery==5.5.3". The environment is made, with visible progress, when it is
+    missing or the pins or our Python have changed; two benchmarks at once wait for each other. Raises NotStarted, in
+    one line, if pip fails.
     """
     home = homes.read()
     folder = home.path / "bench" / name
