@@ -114,6 +114,10 @@ class NodePort:
         """True if a node of that name is registered and connected."""
         return await self.session.exists(names.inbox(node))
 
+    async def depth(self, node: str) -> int | None:
+        """Jobs ready in that node's queue; None if there is none."""
+        return await self.session.depth(names.node(node))
+
     async def serve(self, node: str, *, prefetch: int) -> None:
         """Takes jobs from that node's queue: the node's own, or a dead child's."""
         queue = names.node(node)

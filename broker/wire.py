@@ -6,12 +6,13 @@ DecodeError, which the consumer turns into a dead letter with the reason. Times 
 """
 
 from types import UnionType
-from typing import Any, Literal, TypedDict, TypeVar, overload
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, overload
 
 import msgspec
 
 Role = Literal["system", "user", "assistant"]
 JobClass = Literal["interactive", "batch"]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
 FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal"]
@@ -55,8 +56,8 @@ class Job(Wire, kw_only=True):
     sampling: Sampling = Sampling()
     user: str = ""
     job_class: JobClass = "interactive"  # who waits for it: interactive jobs come before batch jobs
-    work: float = 1.0  # tokens that it is charged with when users are treated fairly; see api.work
-    share: float = 1.0  # what its user is entitled to, beside a user with 1
+    work: Positive = 1.0  # tokens that it is charged with when users are treated fairly; see api.work
+    share: Positive = 1.0  # what its user is entitled to, beside a user with 1
     attempt: int = 1  # of its next run, unless it was restarted: then the reader says
     restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it
     deadline: float | None = None  # after this moment nobody wants the answer
@@ -212,8 +213,8 @@ class Capacity(Control, kw_only=True, tag="capacity"):
     number: int = 0
     slots: int  # in the whole subtree
     free: int  # of them, without a job and without one on its way
-    received: int  # jobs, since the node started
-    finished: int
+    received: int  # jobs that came to the node since it started
+    finished: int  # jobs that ended in its subtree since then
     accepting: bool = True  # False: draining or leaving; hand it nothing new
     users: dict[str, int] = {}  # whose jobs are in the subtree's hands, and how many
 

@@ -5,7 +5,10 @@ it to the next child in round-robin order that has room, else *hold* it. What "h
 """
 
 import re
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -14,8 +17,9 @@ from typing import Protocol
 class Child:
     """What a node knows about one child: the child's own absolute counters, and what was sent to it.
 
-    `slots` and `free` count the child's whole subtree. `received` counts the jobs that have come to the child, `sent`
-    those that this node forwarded to it, on the same scale: the difference is still on its way.
+    `slots`, `free`, `finished` and `users` count the child's whole subtree. `received` counts the jobs that have come
+    to the child, `sent` those that this node forwarded to it, on the same scale: the difference is still on its way.
+    `number` grows within one life (`boot`) of the child.
     """
 
     name: str
@@ -24,12 +28,20 @@ class Child:
     received: int = 0
     finished: int = 0
     accepting: bool = True
+    boot: str = ""
+    number: int = 0
+    users: Mapping[str, int] = field(default_factory=dict)  # whose jobs they are, and how many
     sent: int = 0
+
+    @property
+    def on_way(self) -> int:
+        """Jobs that were forwarded and have not come to the child, as far as it said."""
+        return max(0, self.sent - self.received)
 
     @property
     def room(self) -> int:
         """Free slots in the subtree that nothing is on its way to."""
-        return max(0, self.free - max(0, self.sent - self.received)) if self.accepting else 0
+        return max(0, self.free - self.on_way) if self.accepting else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,7 @@ class Policy(Protocol):
 
     name: str
     report_seconds: float  # how soon a parent must hear of a change for the policy to work well
+    returns: bool  # a node below the root gives back what it could not place for a while
 
     def has_room(self, child: Child) -> bool:
         """True if a job may be forwarded to `child` now."""
@@ -69,6 +82,7 @@ class Paper:
 
     name = "paper"
     report_seconds = 0.1  # only whether the child is there and accepts counts
+    returns = False
 
     def has_room(self, child: Child) -> bool:
         return child.accepting
@@ -81,12 +95,16 @@ class HoldHigh:
 
     name = "hold-high"
     report_seconds = 0.004  # a slot idles until the parent knows that it is free
+    returns = True
 
     def has_room(self, child: Child) -> bool:
         return child.room > 0
 
 
 POLICIES: dict[str, type[Policy]] = {Paper.name: Paper, HoldHigh.name: HoldHigh}
+DEFAULT_POLICY = HoldHigh.name
+ORDERED = 10_000  # jobs that a root takes out of the broker to put them in order; what is behind them waits there
+PIPELINED = 256  # jobs that another node takes beyond its slots, so that its forwards are pipelined
 
 
 @lru_cache(maxsize=4096)
@@ -106,13 +124,16 @@ class Dispatcher:
         self.running = 0
         self.received = 0
         self.finished = 0
-        self._children: list[Child] = []  # in natural order of their names
+        self._finished_below = 0  # while their nodes were children of this one
+        self._children: dict[str, Child] = {}  # in natural order of their names
+        self._order: list[str] = []  # those names
+        self._on_way: dict[str, deque[str]] = {}  # child -> users of what is on its way, oldest first
         self._last = ""  # the child served last
 
     @property
     def children(self) -> tuple[Child, ...]:
         """The children in round-robin order."""
-        return tuple(self._children)
+        return tuple(self._children.values())
 
     def decide(self) -> Decision:
         """What to do with the next job. Changes nothing: the caller reports what it then did."""
@@ -127,55 +148,95 @@ class Dispatcher:
 
     def child(self, name: str) -> Child | None:
         """What is known about that child, or None if there is none of that name."""
-        return next((child for child in self._children if child.name == name), None)
+        return self._children.get(name)
 
     def put_child(self, child: Child) -> None:
-        """Adds the child or replaces what was known about it. What is on its way to a known child stays so; for a new
-        one, and one that has started again (it counts from the beginning), nothing is.
+        """Adds the child or replaces what was known about it; what it said earlier and comes late is ignored.
+
+        What is on its way to a known child stays so; for a new one, and one that has started again (it counts from the
+        beginning), nothing is.
         """
-        known = self.child(child.name)
-        again = known is None or child.received < known.received
-        child = replace(child, sent=child.received if again or known is None else max(known.sent, child.received))
-        others = [other for other in self._children if other.name != child.name]
-        self._children = sorted([*others, child], key=lambda each: natural(each.name))
+        known = self._children.get(child.name)
+        if known is None or child.boot != known.boot:
+            child = replace(child, sent=child.received)
+        elif child.number < known.number:
+            return
+        else:
+            child = replace(child, sent=max(known.sent, child.received))
+            self._finished_below += max(0, child.finished - known.finished)
+        self._children[child.name] = child
+        on_way = self._on_way.setdefault(child.name, deque())
+        while len(on_way) > child.on_way:
+            on_way.popleft()
+        if known is None:
+            self._sort()
 
     def remove_child(self, name: str) -> None:
         """Forgets the child; unknown names are ignored."""
-        self._children = [child for child in self._children if child.name != name]
+        if self._children.pop(name, None) is not None:
+            del self._on_way[name]
+            self._sort()
 
-    def forwarded(self, name: str) -> None:
-        """A job went to that child: it is the last one served."""
+    def forwarded(self, name: str, user: str = "") -> None:
+        """A job of that user went to that child: it is the last one served."""
         self._last = name
-        self._children = [
-            replace(child, sent=child.sent + 1) if child.name == name else child for child in self._children
-        ]
+        if (child := self._children.get(name)) is not None:
+            self._children[name] = replace(child, sent=child.sent + 1)
+            self._on_way[name].append(user)
+
+    def arrived(self, name: str) -> None:
+        """Nothing is on its way to that child: what it has not received was lost on the way."""
+        if (child := self._children.get(name)) is not None:
+            self._children[name] = replace(child, sent=child.received)
+            self._on_way[name].clear()
 
     def window(self) -> int:
-        """How many jobs to take from a queue before the first is settled: enough to fill every slot and to keep
-        forwards pipelined, few enough that the backlog stays in the broker.
+        """How many jobs to take from a queue before the first is settled: all that a root is to put in order;
+        elsewhere enough to fill every slot and to keep forwards pipelined.
         """
-        return self.slots + 256
+        return self.slots + PIPELINED if self.slots else ORDERED
 
     def subtree_slots(self) -> int:
         """Slots here and below, as far as the children said."""
-        return self.slots + sum(child.slots for child in self._children)
+        return self.slots + sum(child.slots for child in self._children.values())
 
     def subtree_free(self) -> int:
         """Free slots here and below that nothing is on its way to."""
         if not self.accepting:
             return 0
         own = 0 if self.closed else max(0, self.slots - self.running)
-        return own + sum(child.room for child in self._children)
+        return own + sum(child.room for child in self._children.values())
 
-    def _in_turn(self) -> list[Child]:
+    def subtree_finished(self) -> int:
+        """Jobs that have ended here and, since they hang here, in the nodes below. It never falls."""
+        return self.finished + self._finished_below
+
+    def users_below(self) -> Counter[str]:
+        """Whose jobs are with the children or on their way to them, and how many."""
+        found: Counter[str] = Counter()
+        for child in self._children.values():
+            found.update(child.users)
+        for on_way in self._on_way.values():
+            found.update(on_way)
+        return found
+
+    def jobs_below(self, user: str) -> int:
+        """How many jobs of that user are with the children or on their way to them."""
+        return sum(child.users.get(user, 0) + self._on_way[name].count(user) for name, child in self._children.items())
+
+    def _sort(self) -> None:
+        self._order = sorted(self._children, key=natural)
+        self._children = {name: self._children[name] for name in self._order}
+
+    def _in_turn(self) -> Iterator[Child]:
         """The children, starting after the one served last."""
-        after = natural(self._last) if self._last else ()
-        later = [child for child in self._children if natural(child.name) > after]
-        return later + [child for child in self._children if natural(child.name) <= after]
+        first = bisect_right(self._order, natural(self._last), key=natural) if self._last else 0
+        for place in range(len(self._order)):
+            yield self._children[self._order[(first + place) % len(self._order)]]
 
     def _why(self) -> str:
         if not self._children:
             return "every slot is busy" if self.slots else "no node is connected"
-        if not any(child.accepting for child in self._children):
+        if not any(child.accepting for child in self._children.values()):
             return "every node below is draining"
         return "every slot is busy"

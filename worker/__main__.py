@@ -11,7 +11,7 @@ import structlog
 from broker.amqp import AmqpSession
 from broker.node import NameTaken, NoParent
 from broker.session import BrokerError, Session
-from topology.dispatch import POLICIES
+from topology.dispatch import DEFAULT_POLICY, POLICIES
 from topology.names import BadName, check_node_name
 from worker.care import EngineStuck
 from worker.engines.base import Engine, EngineUnavailable
@@ -33,7 +33,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--engine", default="transformers", help="transformers, echo, or none for a root")
     parser.add_argument("--slots", type=int, default=8, help="jobs run at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …")
-    parser.add_argument("--policy", default="paper", choices=sorted(POLICIES), help="dispatch policy")
+    parser.add_argument("--policy", default=DEFAULT_POLICY, choices=sorted(POLICIES), help="dispatch policy")
     parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
     parser.add_argument("--standby", action="store_true", help="wait for the name while another node has it")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for the broker and the parent")
@@ -65,6 +65,7 @@ async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> No
         POLICIES[options.policy](),
         make_engine(options),
         step_seconds=float(os.environ.get("CANOPY_STEP_SECONDS", STEP_SECONDS)),
+        user_jobs=int(os.environ.get("CANOPY_USER_JOBS") or 0),
     )
     leave = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

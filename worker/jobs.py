@@ -7,8 +7,8 @@ dies is delivered again, and is `restarted` from then on: whoever gets to run it
 import asyncio
 import itertools
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -28,27 +28,19 @@ from broker.wire import (
     Interrupted,
     Job,
     Supersede,
-    Waiting,
 )
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.gate import Gate
 from worker.relatives import Relatives
 from worker.run import Ending, JobRun
+from worker.waiting import HeldJob, WaitingJobs
 
 REMEMBERED = 10_000  # cancels for jobs that have not arrived yet; reply queues that are gone
 ASK_SECONDS = 5.0  # an answer that does not come is asked for again
+RETURN_SECONDS = 2.0  # where the policy says so, jobs that could not be placed for so long go back to the parent
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class HeldJob:
-    """A job in this node's hands, with the delivery that must be settled in the end."""
-
-    job: Job
-    delivery: Delivery
-    told: str = ""  # the reason for waiting that its reader knows
 
 
 @dataclass(slots=True)
@@ -70,11 +62,13 @@ class Jobs:
         relatives: Relatives,
         changed: Callable[[], None],
         engine_failed: Callable[[str], None],
+        user_jobs: int = 0,
     ) -> None:
         self.port: NodePort
         self.tokens = 0  # of runs that have ended
         self.settled = asyncio.Event()  # set whenever a job leaves this node
         self.gate = Gate(self._gate_changed)
+        self.waiting = WaitingJobs(name, dispatcher, user_jobs, self._tell_waiting)
         self._name = name
         self._boot = boot
         self._engine = engine
@@ -83,8 +77,8 @@ class Jobs:
         self._changed = changed
         self._engine_failed = engine_failed
         self._engine_ready = True
-        self._held: deque[HeldJob] = deque()
         self._runs: dict[int, _Running] = {}
+        self._running_users: Counter[str] = Counter()
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Continue]] = {}  # by run
         self._cancelled: OrderedDict[Hashable, int | None] = (
@@ -98,14 +92,13 @@ class Jobs:
         self._after_burial = fault_point("buried")
 
     @property
-    def held(self) -> int:
-        """Jobs that wait here."""
-        return len(self._held)
-
-    @property
     def busy(self) -> bool:
         """True while a job is in this node's hands."""
-        return bool(self._held or self._runs or self._handing)
+        return bool(len(self.waiting) or self._runs or self._handing)
+
+    def users(self) -> dict[str, int]:
+        """Whose jobs wait or run here or below, and how many."""
+        return self._dispatcher.users_below() + self._running_users + self.waiting.users
 
     def tokens_running(self) -> int:
         """Tokens made by the runs of this moment."""
@@ -118,38 +111,46 @@ class Jobs:
         if delivery.redelivered:
             job = msgspec.structs.replace(job, restarted=True)
         self._dispatcher.received += 1
-        self._hold(HeldJob(job, delivery))
+        self.waiting.add(HeldJob(job, delivery), first=self._has_begun(job))
         self.pump()
 
-    def _hold(self, held: HeldJob) -> None:
-        """Restarted jobs come first, in their order: their readers are in the middle of an answer."""
-        if held.job.restarted:
-            first = next((place for place, each in enumerate(self._held) if not each.job.restarted), len(self._held))
-            self._held.insert(first, held)
-        else:
-            self._held.append(held)
+    def _has_begun(self, job: Job) -> bool:
+        """Whether its reader may be in the middle of an answer, or at least had been through the root's line. A root
+        gets its whole line again when it starts again: those jobs have been nowhere.
+        """
+        return bool(job.trail) and (job.restarted or self._engine is None)
 
     def pump(self) -> None:
-        """Places held jobs, oldest first, until one has to stay."""
-        while self._held:
-            held = self._held[0]
-            if not self._wanted(held):
-                self._held.popleft()
-                continue
+        """Places waiting jobs, in order, until one has to stay."""
+        while len(self.waiting):
             if not self._dispatcher.accepting and self._relatives.parent_there:
-                self._held.popleft()
+                self._return(list(self.waiting))
+                return
+            decision = self._dispatcher.decide()
+            if isinstance(decision, Hold):
+                self.waiting.stay(decision.reason)
+                return
+            held = self.waiting.take()
+            if held is None:
+                self.waiting.stay("")
+                return
+            if self._wanted(held):
+                self.waiting.went(held)
+                self._place(held, decision)
+
+    def _place(self, held: HeldJob, decision: Run | Forward) -> None:
+        match decision:
+            case Run():
+                self._run(held)
+            case Forward(child):
+                self._forward(held, child)
+
+    def _return(self, jobs: Iterable[HeldJob]) -> None:
+        """Gives these waiting jobs back to the parent, but for those that nobody wants."""
+        for held in jobs:
+            self.waiting.remove(held)
+            if self._wanted(held):
                 self._hand_up(held)
-                continue
-            match self._dispatcher.decide():
-                case Run():
-                    self._held.popleft()
-                    self._run(held)
-                case Forward(child):
-                    self._held.popleft()
-                    self._forward(held, child)
-                case Hold(reason):
-                    self._tell_waiting(reason)
-                    return
 
     def _wanted(self, held: HeldJob) -> bool:
         """False for a job nobody waits for: it is settled here."""
@@ -180,6 +181,7 @@ class Jobs:
         if self._engine is None:
             raise RuntimeError("a root has no slots, so the rule never says Run")
         self._dispatcher.running += 1
+        self._running_users[held.job.user] += 1
         number = next(self._numbers)
         reader = _Reader(self, held.job, self.port)
         run = JobRun(self._engine, held.job, self._name, self._boot, number, reader, self.gate)
@@ -193,6 +195,8 @@ class Jobs:
         finally:
             self._dispatcher.running -= 1
             self._dispatcher.finished += 1
+            self._running_users[held.job.user] -= 1
+            self._running_users = +self._running_users
             self.tokens += run.tokens
             self._runs.pop(run.number, None)
             self.pump()
@@ -216,7 +220,7 @@ class Jobs:
             if self._relatives.parent_there:
                 self._hand_up(held)
             else:
-                self._hold(held)
+                self.waiting.put_back(held)
                 self.pump()
 
         self._handing.add(id(held))
@@ -257,12 +261,12 @@ class Jobs:
     # ---- handing on
 
     def _forward(self, held: HeldJob, child: str) -> None:
-        self._dispatcher.forwarded(child)
+        self._dispatcher.forwarded(child, held.job.user)
 
         def gone() -> None:
             log.info("a child's edge is gone", node=self._name, child=child)
             self._dispatcher.remove_child(child)
-            self._held.appendleft(held)
+            self.waiting.put_back(held)
 
         job = msgspec.structs.replace(held.job, trail=(*held.job.trail, self._name))
         self._hand_over(self.port.forward(child, job), held, gone)
@@ -272,7 +276,7 @@ class Jobs:
 
         def gone() -> None:
             self._relatives.parent_there = False
-            self._hold(held)
+            self.waiting.put_back(held)
 
         self._hand_over(self.port.hand_up(self._relatives.parent or "", held.job), held, gone)
 
@@ -298,16 +302,8 @@ class Jobs:
         delivery.ack()
         self.settled.set()
 
-    def _tell_waiting(self, reason: str) -> None:
-        """Lets the readers of held jobs know why nothing happens yet, once a reason."""
-        for held in self._held:
-            if held.told != reason:
-                held.told = reason
-                job = held.job
-                frame = Waiting(
-                    request_id=job.request_id, attempt=job.attempt, seq=NO_RUN, node=self._name, reason=reason
-                )
-                self.port.outbox.put(held.job.reply_to, frame)
+    def _tell_waiting(self, reply_to: str, frame: AnyFrame) -> None:
+        self.port.outbox.put(reply_to, frame)
 
     # ---- what the broker and others tell
 
@@ -332,12 +328,20 @@ class Jobs:
         return [each for each in self._runs.values() if each.run.job.request_id == request_id]
 
     def _drop_unwanted(self, request_id: str) -> None:
-        if any(held.job.request_id == request_id for held in self._held):
-            self.sweep()
+        self._drop(self.waiting.of(request_id))
+
+    def _drop(self, jobs: Iterable[HeldJob]) -> None:
+        for held in jobs:
+            if not self._wanted(held):
+                self.waiting.remove(held)
 
     def sweep(self) -> None:
-        """Ends the waiting jobs that nobody wants any more, and those whose deadline has passed."""
-        self._held = deque(held for held in self._held if self._wanted(held))
+        """Ends the waiting jobs that nobody wants any more, and those whose deadline has passed. What waits below a
+        root although the policy keeps the line at the root came by mistake, and may find a slot elsewhere.
+        """
+        self._drop(list(self.waiting))
+        if self._dispatcher.policy.returns and self._relatives.parent_there:
+            self._return(self.waiting.older_than(RETURN_SECONDS))
 
     def answered(self, message: Continue) -> None:
         """A reader's answer."""
@@ -368,7 +372,7 @@ class Jobs:
         runs = [each.task for each in self._runs.values()]
         for task in runs:
             task.cancel()
-        self._held.clear()
+        self.waiting.clear()
         await asyncio.gather(*runs, return_exceptions=True)
         self._handing.clear()
         self._gone.clear()  # a broker that is cut off from its cluster calls every reader gone before it says so

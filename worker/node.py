@@ -40,7 +40,9 @@ from worker.watchdog import STEP_SECONDS
 
 
 class Node:
-    """The state of one node and its reactions. `step_seconds`: a step of the engine that takes longer hangs."""
+    """The state of one node and its reactions. `step_seconds`: a step of the engine that takes longer hangs.
+    `user_jobs`: so many jobs of one user at most run below a root at once (0: any number).
+    """
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Node:
         engine: Engine | None,
         *,
         step_seconds: float = STEP_SECONDS,
+        user_jobs: int = 0,
     ) -> None:
         self.name = name
         self.model = model
@@ -60,8 +63,18 @@ class Node:
         self.relatives = Relatives(name, parent, self.dispatcher, self.background, self._relatives_changed)
         self.announcer = Announcer(self._tell_counters, self._tell_state, policy.report_seconds)
         self.care = EngineCare(engine, step_seconds, self._health_changed, self._hung)
-        boot = uuid.uuid4().hex[:8]
-        self.jobs = Jobs(name, boot, engine, self.dispatcher, self.relatives, self.announcer.touch, self.care.failure)
+        self._boot = uuid.uuid4().hex[:8]
+        self._told = 0  # times that the parent was told the counters
+        self.jobs = Jobs(
+            name,
+            self._boot,
+            engine,
+            self.dispatcher,
+            self.relatives,
+            self.announcer.touch,
+            self.care.failure,
+            user_jobs if parent is None else 0,
+        )
         self.status: NodeStatus = "starting"
         self._drained = False
         self._leaving = False
@@ -156,14 +169,19 @@ class Node:
     # ---- what others learn of this node
 
     def _tell_counters(self) -> None:
-        if self.status == "idle":
+        self.jobs.waiting.observe()
+        if self.status == "idle" and self.parent is not None:
+            self._told += 1
             capacity = Capacity(
                 node=self.name,
+                boot=self._boot,
+                number=self._told,
                 slots=self.dispatcher.subtree_slots(),
                 free=self.dispatcher.subtree_free(),
                 received=self.dispatcher.received,
-                finished=self.dispatcher.finished,
+                finished=self.dispatcher.subtree_finished(),
                 accepting=self.dispatcher.accepting,
+                users=self.jobs.users(),
             )
             self.relatives.hello(capacity)
 
@@ -183,7 +201,7 @@ class Node:
             status=self._shown_status(),
             slots=self.dispatcher.slots,
             running=self.dispatcher.running,
-            held=self.jobs.held,
+            held=len(self.jobs.waiting),
             received=self.dispatcher.received,
             finished=self.dispatcher.finished,
             tokens=self.jobs.tokens + self.jobs.tokens_running(),
@@ -192,6 +210,8 @@ class Node:
             started=self._started,
             sent=time.time(),
             detail=self.care.detail,
+            waited=self.jobs.waiting.accuracy.waited,
+            wait_error=self.jobs.waiting.accuracy.error,
         )
 
     def _shown_status(self) -> NodeStatus:

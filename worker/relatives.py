@@ -40,6 +40,7 @@ class Relatives:
         self._adopted: set[str] = set()  # dead children whose queues this node empties
         self._missing: dict[str, int] = {}  # children of the last session that were not heard in this one: beats ago
         self._before = parent  # the parent before the last move
+        self._on_way: dict[str, tuple[int, int]] = {}  # jobs sent to, received by children that miss some, a beat ago
 
     # ---- what they say
 
@@ -52,7 +53,17 @@ class Relatives:
         if self._dispatcher.child(told.node) is None:
             self._tell_ancestors(told.node)
         self._dispatcher.put_child(
-            Child(told.node, told.slots, told.free, told.received, told.finished, told.accepting)
+            Child(
+                told.node,
+                slots=told.slots,
+                free=told.free,
+                received=told.received,
+                finished=told.finished,
+                accepting=told.accepting,
+                boot=told.boot,
+                number=told.number,
+                users=told.users,
+            )
         )
         self._changed()
 
@@ -125,6 +136,7 @@ class Relatives:
         for child in self._dispatcher.children:
             self._tell_ancestors(child.name)
         await self._look_for_missing()
+        await self._look_for_lost()
         await self._bury_adopted()
         await self.go_home()
         if self.parent is not None:
@@ -192,6 +204,22 @@ class Relatives:
             if self._missing[child] >= MISSED_BEATS:
                 del self._missing[child]
                 await self._adopt_if_dead(child)
+
+    async def _look_for_lost(self) -> None:
+        """Jobs that vanished from a child's queue (purged by hand, say) would count as on their way for ever. Nothing
+        has moved for a beat, and the queue is empty: then nothing is on its way.
+        """
+        before, self._on_way = self._on_way, {}
+        for child in self._dispatcher.children:
+            counts = (child.sent, child.received)
+            if child.on_way and before.get(child.name) == counts and await self.port.depth(child.name) == 0:
+                known = self._dispatcher.child(child.name)
+                if known is not None and (known.sent, known.received) == counts:
+                    log.warning("jobs were lost on their way to a child", node=self._name, child=child.name)
+                    self._dispatcher.arrived(child.name)
+                    self._changed()
+            elif child.on_way:
+                self._on_way[child.name] = counts
 
     async def _adopt_if_dead(self, node: str) -> None:
         known = node == self._name or node in self._adopted or self._dispatcher.child(node) is not None

@@ -143,12 +143,61 @@ def test_hold_high_counts_what_is_on_its_way_once() -> None:
 
 def test_hold_high_heals_after_a_restart_and_after_more_than_was_sent() -> None:
     root = Dispatcher(0, HoldHigh())
-    root.put_child(Child("n1", slots=1, free=1, received=5))
+    root.put_child(Child("n1", slots=1, free=1, received=5, boot="a", number=7))
     root.forwarded("n1")
-    root.put_child(Child("n1", slots=1, free=1, received=0))  # started again: counts from the beginning
+    root.put_child(Child("n1", slots=1, free=1, received=0, boot="b"))  # started again: counts from the beginning
     assert root.decide() == Forward("n1")
-    root.put_child(Child("n1", slots=1, free=1, received=9))  # jobs that came another way
+    root.put_child(Child("n1", slots=1, free=1, received=9, boot="b", number=1))  # jobs that came another way
     assert root.decide() == Forward("n1")
+
+
+def test_counters_that_come_late_or_twice_change_nothing() -> None:
+    root = Dispatcher(0, HoldHigh())
+    early, late = (
+        Child("n1", slots=2, free=free, received=received, finished=finished, boot="a", number=number)
+        for number, free, received, finished in ((1, 2, 0, 0), (2, 1, 4, 3))
+    )
+    root.put_child(early)
+    root.put_child(late)
+    for _ in range(2):
+        root.put_child(late)
+        root.put_child(early)
+        assert root.child("n1") is not None and root.child("n1").free == 1  # type: ignore[union-attr]
+        assert root.subtree_finished() == 3
+
+
+def test_what_was_lost_on_the_way_is_given_up() -> None:
+    root = Dispatcher(0, HoldHigh())
+    root.put_child(Child("n1", slots=2, free=2))
+    root.forwarded("n1", "ada")
+    root.forwarded("n1", "ada")
+    assert root.subtree_free() == 0 and root.jobs_below("ada") == 2
+    root.arrived("n1")
+    assert root.subtree_free() == 2 and root.jobs_below("ada") == 0
+
+
+def test_a_users_jobs_count_once_whether_on_their_way_or_there() -> None:
+    root = Dispatcher(0, HoldHigh())
+    root.put_child(Child("n1", slots=4, free=4))
+    root.put_child(Child("n2", slots=4, free=3, users={"ada": 1}))
+    for user in ("ada", "bob", "ada"):
+        root.forwarded("n1", user)
+    assert root.users_below() == {"ada": 3, "bob": 1}
+    root.put_child(Child("n1", slots=4, free=2, received=2, users={"ada": 1, "bob": 1}))
+    assert root.users_below() == {"ada": 3, "bob": 1}
+    root.put_child(Child("n1", slots=4, free=3, received=3, finished=2, users={"ada": 1}))
+    assert root.users_below() == {"ada": 2} and root.jobs_below("ada") == 2
+
+
+def test_what_ended_below_is_counted_while_it_hangs_here() -> None:
+    root = Dispatcher(0, HoldHigh())
+    root.put_child(Child("n1", finished=100, boot="a"))  # elsewhere
+    assert root.subtree_finished() == 0
+    root.put_child(Child("n1", finished=103, boot="a", number=1))
+    root.put_child(Child("n1", finished=0, boot="b"))
+    root.put_child(Child("n1", finished=2, boot="b", number=1))
+    root.remove_child("n1")
+    assert root.subtree_finished() == 5
 
 
 def test_hold_high_passes_over_a_draining_subtree() -> None:

@@ -460,11 +460,11 @@ async def test_a_node_adopts_a_dead_one_that_it_is_told_of() -> None:
         await session.declare_queue(names.node("n9"))
         stream = await cluster.ask("a")
         await until(lambda: cluster.nodes["root"].state().held == 1)
-        held = cluster.nodes["root"].jobs._held[0].job
+        held = next(iter(cluster.nodes["root"].jobs.waiting)).job
         cluster.broker.put("", names.node("n9"), encode(msgspec.structs.replace(held, request_id="b")))
         assert await cluster.client.control("root", Adopt(node="n9"))
         await until(lambda: not cluster.broker.queues[names.node("n9")].ready)
-        assert stream.waiting == "no node is connected"
+        await until(lambda: stream.waiting == "no node is connected")
 
 
 @pytest.mark.parametrize("parent", ["n1", "n2", "n9"])

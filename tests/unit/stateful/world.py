@@ -228,7 +228,7 @@ class World(Cluster):
         node = self.nodes[key]
         lost = {run.job.request_id for run in self.runs(key)}
         taken = {self._request_id(message.body) for _, message in self.taken(key)}
-        lost |= taken - {held.job.request_id for held in node.jobs._held}
+        lost |= taken - {held.job.request_id for held in node.jobs.waiting}
         for request_id in lost & set(self.requests):
             self.requests[request_id].blame += 1
 

@@ -1,0 +1,198 @@
+"""The order of the line, as promises rather than as an algorithm."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from topology.line import FORGET_BEYOND, Line, Ticket
+
+
+def drain(line: Line[str]) -> list[str]:
+    taken = []
+    while (ticket := line.take()) is not None:
+        taken.append(ticket.item)
+    return taken
+
+
+def test_one_user_is_served_first_come_first_served() -> None:
+    line: Line[str] = Line()
+    for item in "abcd":
+        line.add(item, user="ada")
+    assert drain(line) == list("abcd")
+    assert line.take() is None and len(line) == 0
+
+
+def test_who_comes_to_a_flooded_line_is_next() -> None:
+    line: Line[str] = Line()
+    for number in range(100):
+        line.add(f"f{number}", user="flood", work=10)
+    assert [line.take().item for _ in range(3)] == ["f0", "f1", "f2"]  # type: ignore[union-attr]
+    line.add("light", user="light", work=10)
+    assert line.take().item == "light" or line.take().item == "light"  # type: ignore[union-attr]
+
+
+def test_users_share_by_work_and_not_by_number() -> None:
+    line: Line[str] = Line()
+    for _ in range(300):
+        line.add("long", user="long", work=30)
+        line.add("short", user="short", work=10)
+    taken = Counter(line.take().item for _ in range(200))  # type: ignore[union-attr]
+    assert taken["short"] == pytest.approx(3 * taken["long"], rel=0.05)
+
+
+def test_users_share_as_they_are_entitled_to() -> None:
+    line: Line[str] = Line()
+    for _ in range(300):
+        line.add("one", user="one")
+        line.add("two", user="two", share=2.0)
+    taken = Counter(line.take().item for _ in range(150))  # type: ignore[union-attr]
+    assert taken["two"] == pytest.approx(2 * taken["one"], rel=0.05)
+
+
+def test_nobody_saves_up_what_they_did_not_use() -> None:
+    line: Line[str] = Line()
+    line.add("early", user="idle")
+    for _ in range(200):
+        line.add("busy", user="busy")
+    for _ in range(100):
+        line.take()
+    for _ in range(50):
+        line.add("back", user="idle")
+    taken = Counter(line.take().item for _ in range(40))  # type: ignore[union-attr]
+    assert taken["back"] == pytest.approx(20, abs=1)
+
+
+def test_interactive_jobs_come_before_batch_jobs_and_both_after_those_that_go_on() -> None:
+    line: Line[str] = Line()
+    line.add("batch", user="ada", job_class="batch")
+    line.add("interactive", user="bob")
+    line.add("goes on", user="ada", job_class="batch", first=True)
+    assert [ticket.item for ticket in line] == ["goes on", "interactive", "batch"]
+    assert drain(line) == ["goes on", "interactive", "batch"]
+
+
+def test_who_leaves_unserved_is_charged_nothing() -> None:
+    line: Line[str] = Line()
+    tickets = [line.add(f"flood {number}", user="flood") for number in range(50)]
+    line.take()
+    for ticket in tickets[1:]:
+        assert line.remove(ticket)
+        assert not line.remove(ticket)
+    for number in range(3):
+        line.add(f"a{number}", user="flood")
+        line.add(f"b{number}", user="other")
+    assert set(drain(line)[:2]) == {"a0", "b0"}
+
+
+def test_a_user_at_the_cap_is_passed_over_and_comes_first_again() -> None:
+    line: Line[str] = Line()
+    line.add("a1", user="ada")
+    line.add("b1", user="bob")
+    line.add("b2", user="bob")
+    assert line.take(lambda user: user != "ada").item == "b1"  # type: ignore[union-attr]
+    assert line.take(lambda user: False) is None
+    assert len(line) == 2
+    assert drain(line) == ["a1", "b2"]
+
+
+def test_what_is_put_back_is_first_again_in_its_old_order() -> None:
+    line: Line[str] = Line()
+    for item in "abcd":
+        line.add(item, user="ada")
+    taken = [line.take() for _ in range(3)]
+    for ticket in (taken[0], taken[2], taken[1]):
+        assert ticket is not None
+        line.put_back(ticket)
+    assert drain(line) == list("abcd")
+
+
+def test_work_and_share_must_be_above_nothing() -> None:
+    line: Line[str] = Line()
+    for wrong in ({"work": 0.0}, {"work": float("nan")}, {"share": -1.0}):
+        with pytest.raises(ValueError, match="above 0"):
+            line.add("a", user="ada", **wrong)
+    with pytest.raises(KeyError):
+        line.add("a", user="ada", job_class="vip")
+    assert len(line) == 0
+
+
+def test_places_count_what_is_in_front() -> None:
+    line: Line[str] = Line()
+    line.add("a", user="ada", work=5)
+    line.add("b", user="bob", work=7)
+    line.add("c", user="ada", work=1)
+    places = {place.ticket.item: place for place in line.places()}
+    assert [places[item].before for item in "abc"] == [0, 1, 2]
+    assert [places[item].work_before for item in "abc"] == [0, 5, 12]
+    assert (places["c"].own_before, places["c"].own_work_before) == (1, 5)
+
+
+def test_users_who_have_gone_are_forgotten() -> None:
+    line: Line[str] = Line()
+    for number in range(5 * FORGET_BEYOND):
+        line.add("a", user=f"user {number}")
+        line.take()
+    assert len(line._classes["interactive"]._finish) <= 2 * FORGET_BEYOND + 1
+
+
+operation = st.one_of(
+    st.tuples(
+        st.just("add"),
+        st.sampled_from("abc"),
+        st.sampled_from(("interactive", "batch")),
+        st.integers(1, 50),
+        st.sampled_from((0.5, 1.0, 3.0)),
+        st.booleans(),
+    ),
+    st.tuples(st.just("take"), st.sets(st.sampled_from("abc"))),
+    st.tuples(st.just("remove"), st.integers(0, 30)),
+    st.tuples(st.just("put back")),
+)
+
+
+@given(st.lists(operation, max_size=60))
+def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(operations: list[tuple]) -> None:
+    line: Line[int] = Line()
+    waiting: dict[int, Ticket[int]] = {}
+    last: Ticket[int] | None = None
+    for number, (what, *words) in enumerate(operations):
+        if what == "add":
+            user, job_class, work, share, first = words
+            waiting[number] = line.add(number, user=user, job_class=job_class, work=work, share=share, first=first)
+        elif what == "take":
+            last = line.take(lambda user, allowed=words[0]: user in allowed)
+            if last is not None:
+                del waiting[last.item]
+        elif what == "remove" and waiting:
+            ticket = waiting.pop(sorted(waiting)[words[0] % len(waiting)])
+            assert line.remove(ticket)
+        elif what == "put back" and last is not None:
+            line.put_back(last)
+            waiting[last.item], last = next(t for t in line if t.item == last.item), None
+        assert len(line) == len(waiting)
+        assert {ticket.item for ticket in line} == set(waiting)
+    told = [ticket.item for ticket in line]
+    taken = [line.take().item for _ in told]  # type: ignore[union-attr]
+    assert taken == told
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 20)), min_size=1, max_size=80),
+    st.integers(0, 80),
+)
+def test_two_who_always_wait_differ_by_no_more_than_a_job_each(jobs: list[tuple[str, int]], count: int) -> None:
+    """The fairness bound of start-time fair queueing: |W_a/r_a - W_b/r_b| <= l_a/r_a + l_b/r_b while both wait."""
+    line: Line[int] = Line()
+    left = Counter(user for user, _ in jobs)
+    for user, work in jobs:
+        line.add(work, user=user, work=work)
+    got = {"a": 0, "b": 0}
+    while left["a"] and left["b"] and count:
+        ticket = line.take()
+        assert ticket is not None
+        got[ticket.user] += ticket.item
+        left[ticket.user] -= 1
+        count -= 1
+        assert abs(got["a"] - got["b"]) <= 2 * max(work for _, work in jobs)

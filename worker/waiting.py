@@ -1,0 +1,202 @@
+"""The jobs that wait at one node: their order, and what their readers hear about it.
+
+Whoever waits is told the place in the line and the estimated time until the start: soon after coming, and again when
+that has changed, the less often the longer it takes.
+"""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from broker.session import Delivery
+from broker.wire import NO_RUN, Job, Waiting
+from topology.dispatch import Dispatcher
+from topology.line import Line, Place, Ticket
+from topology.pace import Accuracy, Pace
+
+SOON = 0.05  # seconds until a job that came and could not go is told why
+AGAIN = 1.0  # seconds, the least between two tellings of one job
+AGAIN_SHARE = 0.1  # of the estimated wait, if that is longer
+JOBS_A_SECOND = 5_000  # looked at when telling: a long line is told less often
+
+
+@dataclass(slots=True, eq=False)
+class HeldJob:
+    """A job in this node's hands, with the delivery that must be settled in the end."""
+
+    job: Job
+    delivery: Delivery
+    ticket: Ticket["HeldJob"] | None = None  # the newest
+    since: float = 0.0  # when it came into the line
+    told: tuple[str, int] | None = None  # the reason for waiting and the place that its reader knows
+    tell_at: float = 0.0  # not before is it told another place
+    estimate: tuple[float, float] | None = None  # the first one: when, and how many seconds
+
+
+class WaitingJobs:
+    """See the module. `user_jobs`: of each user so many at most are let through to the nodes below (0: any number).
+    `send(reply queue, frame)` tells a reader.
+    """
+
+    def __init__(self, name: str, dispatcher: Dispatcher, user_jobs: int, send: Callable[[str, Waiting], None]) -> None:
+        self.accuracy = Accuracy()
+        self.users: Counter[str] = Counter()  # whose jobs wait here
+        self._name = name
+        self._dispatcher = dispatcher
+        self._user_jobs = user_jobs
+        self._send = send
+        self._line: Line[HeldJob] = Line()
+        self._pace = Pace()
+        self._reason = ""
+        self._by_request: defaultdict[str, list[HeldJob]] = defaultdict(list)
+        self._teller: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def __iter__(self) -> Iterator[HeldJob]:
+        """In order."""
+        return (ticket.item for ticket in self._line)
+
+    def of(self, request_id: str) -> list[HeldJob]:
+        """The copies of that job that wait here."""
+        return list(self._by_request.get(request_id, ()))
+
+    def older_than(self, seconds: float) -> list[HeldJob]:
+        """Those that have waited longer, in order."""
+        latest = time.monotonic() - seconds
+        return [held for held in self if held.since < latest]
+
+    # ---- coming and going
+
+    def add(self, held: HeldJob, *, first: bool) -> None:
+        """A job comes; `first`: it has been on its way already."""
+        job = held.job
+        held.ticket = self._line.add(
+            held, user=job.user, job_class=job.job_class, work=job.work, share=job.share, first=first
+        )
+        self._note(held)
+
+    def put_back(self, held: HeldJob) -> None:
+        """One that was taken could not go after all; it comes first."""
+        if held.ticket is None:
+            raise ValueError("this job was never in the line")
+        self._line.put_back(held.ticket)
+        self._note(held)
+
+    def take(self) -> HeldJob | None:
+        """The next one, which leaves the line; None if none may go, because their users have enough running."""
+        ticket = self._line.take(self._may)
+        if ticket is None:
+            return None
+        self._forget(ticket.item)
+        return ticket.item
+
+    def remove(self, held: HeldJob) -> None:
+        """One leaves the line, unserved."""
+        if held.ticket is not None and self._line.remove(held.ticket):
+            self._forget(held)
+
+    def clear(self) -> None:
+        """Everything is gone; nobody is told."""
+        self._line = Line()
+        self._by_request.clear()
+        self.users.clear()
+        if self._teller is not None:
+            self._teller.cancel()
+            self._teller = None
+
+    def went(self, held: HeldJob) -> None:
+        """One that was taken runs, or was handed on: it waited until now."""
+        self._pace.took(held.job.work)
+        if held.estimate is not None:
+            at, seconds = held.estimate
+            self.accuracy.add(seconds, time.monotonic() - at)
+            held.estimate = None
+
+    def _note(self, held: HeldJob) -> None:
+        held.since = time.monotonic()
+        self.users[held.job.user] += 1
+        self._by_request[held.job.request_id].append(held)
+
+    def _forget(self, held: HeldJob) -> None:
+        self.users[held.job.user] -= 1
+        if not self.users[held.job.user]:
+            del self.users[held.job.user]
+        copies = self._by_request[held.job.request_id]
+        copies.remove(held)
+        if not copies:
+            del self._by_request[held.job.request_id]
+
+    def _may(self, user: str) -> bool:
+        """Whether one more of that user's jobs may go."""
+        return not self._user_jobs or self._dispatcher.jobs_below(user) < self._user_jobs
+
+    # ---- telling
+
+    def observe(self) -> None:
+        """The figures have changed: what estimates are made of."""
+        dispatcher = self._dispatcher
+        busy = dispatcher.subtree_slots() - dispatcher.subtree_free()
+        self._pace.observe(time.monotonic(), busy, dispatcher.subtree_finished())
+
+    def stay(self, reason: str) -> None:
+        """Nobody can go now, for this reason: those who wait are told."""
+        self._reason = reason
+        self._tell_within(SOON)
+
+    def _tell_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(seconds, len(self) / JOBS_A_SECOND)
+        if self._teller is None or self._teller.when() > at:
+            if self._teller is not None:
+                self._teller.cancel()
+            self._teller = loop.call_at(at, self._tell)
+
+    def _tell(self) -> None:
+        self._teller = None
+        now = time.monotonic()
+        below = self._dispatcher.users_below()
+        for place in self._line.places():
+            held = place.ticket.item
+            capped = bool(self._user_jobs) and below[held.job.user] >= self._user_jobs
+            reason, position = self._why(capped), place.before + 1
+            told = held.told or ("", 0)
+            if reason != told[0] or (position != told[1] and now >= held.tell_at):
+                held.told = reason, position
+                self._tell_one(held, self._seconds(place, capped), now)
+        if len(self):
+            self._tell_within(AGAIN)
+
+    def _tell_one(self, held: HeldJob, seconds: float | None, now: float) -> None:
+        held.tell_at = now + max(AGAIN, AGAIN_SHARE * (seconds or 0.0))
+        if held.estimate is None and seconds is not None:
+            held.estimate = now, seconds
+        job = held.job
+        reason, position = held.told or ("", None)
+        frame = Waiting(
+            request_id=job.request_id,
+            attempt=job.attempt,
+            seq=NO_RUN,
+            node=self._name,
+            reason=reason,
+            position=position,
+            seconds=None if seconds is None else round(seconds, 1),
+        )
+        self._send(job.reply_to, frame)
+
+    def _why(self, capped: bool) -> str:
+        if capped:
+            return f"{self._user_jobs} of your jobs are running, and no more may at once"
+        return self._reason
+
+    def _seconds(self, place: Place[HeldJob], capped: bool) -> float | None:
+        """A user's own jobs, of which only so many may run, can be what takes longer than the line."""
+        slots = self._dispatcher.subtree_slots()
+        line = self._pace.seconds(place.before, place.work_before, slots)
+        if line is None or not capped:
+            return line
+        own = self._pace.seconds(place.own_before, place.own_work_before, min(slots, self._user_jobs))
+        return max(line, own or 0.0)
