@@ -11,12 +11,14 @@ from bench import hello, latency
 from bench.chaos import command as chaos
 from bench.instance import NotStarted
 from bench.soak import command as soak
+from bench.streams.command import command as http
 
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "latency": latency.command,
     "hello": hello.command,
     "chaos": chaos.command,
     "soak": soak.command,
+    "http": http,
 }
 
 app = typer.Typer(

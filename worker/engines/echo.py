@@ -37,8 +37,11 @@ class EchoEngine:
         """Streams the words; see the protocol."""
         script = _Script(job)
         yield Chunk(prompt_tokens=script.prompt_tokens, tokens=script.tokens_delivered)
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         for chunk in script.chunks(self._burst):
-            await asyncio.sleep(self._delay)
+            due += self._delay  # and not so long after the last one: what a busy loop adds each time would add up
+            await asyncio.sleep(due - loop.time())
             yield chunk
 
     def stalled(self) -> float:
