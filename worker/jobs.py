@@ -20,9 +20,7 @@ from broker.session import Delivery
 from broker.wire import (
     NO_RUN,
     AnyFrame,
-    Asking,
     Cancel,
-    Continue,
     Failed,
     Finished,
     Interrupted,
@@ -32,12 +30,12 @@ from broker.wire import (
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.gate import Gate
+from worker.reader import Questions, Reader
 from worker.relatives import Relatives
 from worker.run import Ending, JobRun
 from worker.waiting import HeldJob, WaitingJobs
 
 REMEMBERED = 10_000  # cancels for jobs that have not arrived yet; reply queues that are gone
-ASK_SECONDS = 5.0  # an answer that does not come is asked for again
 RETURN_SECONDS = 2.0  # where the policy says so, jobs that could not be placed for so long go back to the parent
 
 log = structlog.get_logger()
@@ -68,6 +66,7 @@ class Jobs:
         self.tokens = 0  # of runs that have ended
         self.settled = asyncio.Event()  # set whenever a job leaves this node
         self.gate = Gate(self._gate_changed)
+        self.questions = Questions(name, boot)
         self.waiting = WaitingJobs(name, dispatcher, user_jobs, self._tell_waiting)
         self._name = name
         self._boot = boot
@@ -80,7 +79,6 @@ class Jobs:
         self._runs: dict[int, _Running] = {}
         self._running_users: Counter[str] = Counter()
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Continue]] = {}  # by run
         self._cancelled: OrderedDict[Hashable, int | None] = (
             OrderedDict()
         )  # (request, user) -> attempts below; None: all
@@ -183,7 +181,7 @@ class Jobs:
         self._dispatcher.running += 1
         self._running_users[held.job.user] += 1
         number = next(self._numbers)
-        reader = _Reader(self, held.job, self.port)
+        reader = Reader(self.questions, held.job, self.port)
         run = JobRun(self._engine, held.job, self._name, self._boot, number, reader, self.gate)
         task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
         self._runs[number] = _Running(held, run, task)
@@ -343,12 +341,6 @@ class Jobs:
         if self._dispatcher.policy.returns and self._relatives.parent_there:
             self._return(self.waiting.older_than(RETURN_SECONDS))
 
-    def answered(self, message: Continue) -> None:
-        """A reader's answer."""
-        answer = self._answers.get(message.number)
-        if answer is not None and not answer.done():
-            answer.set_result(message)
-
     def reader_gone(self, queue: str) -> None:
         """An API process has ended, or lost its connection and submits again: nobody waits for these jobs."""
         self._remember(self._gone, queue, None)
@@ -377,26 +369,6 @@ class Jobs:
         self._handing.clear()
         self._gone.clear()  # a broker that is cut off from its cluster calls every reader gone before it says so
 
-    async def ask(self, job: Job, number: int) -> Continue:
-        """Asks the job's reader where it stands, again and again: an answer is lost with the connection of either."""
-        answer: asyncio.Future[Continue] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        question = Asking(
-            request_id=job.request_id,
-            attempt=job.attempt,
-            seq=NO_RUN,
-            node=self._name,
-            boot=self._boot,
-            number=number,
-        )
-        try:
-            while not answer.done():
-                self.port.outbox.put(job.reply_to, question)
-                await asyncio.wait({answer}, timeout=ASK_SECONDS)
-            return answer.result()
-        finally:
-            del self._answers[number]
-
     def _gate_changed(self) -> None:
         self._dispatcher.closed = self.gate.closed or not self._engine_ready
         self._changed()
@@ -408,32 +380,3 @@ class Jobs:
         memory[key] = None if value is None or known is None else max(value, known)
         while len(memory) > REMEMBERED:
             memory.popitem(last=False)
-
-
-class _Reader:
-    """The way to the reader of one job; see worker.run.Reader."""
-
-    def __init__(self, jobs: Jobs, job: Job, port: NodePort) -> None:
-        self._jobs = jobs
-        self._job = job
-        self._port = port
-
-    def send(self, frame: AnyFrame) -> None:
-        self._port.outbox.put(self._job.reply_to, frame)
-
-    async def confirm(self, frame: AnyFrame) -> None:
-        sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def confirmed(read: bool) -> None:
-            if not sent.done():
-                sent.set_result(read)
-
-        self._port.outbox.put(self._job.reply_to, frame, sent=confirmed)
-        await sent  # never, if the session is lost first: then this run is abandoned
-
-    async def ask(self, number: int) -> Continue:
-        return await self._jobs.ask(self._job, number)
-
-    async def flowing(self) -> None:
-        if self._port.session.blocked:
-            await self._port.session.flowing.wait()

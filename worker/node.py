@@ -117,7 +117,7 @@ class Node:
     def on_control(self, message: AnyControl) -> None:
         match message:
             case Continue():
-                self.jobs.answered(message)
+                self.jobs.questions.answered(message)
             case Capacity():
                 self.relatives.on_capacity(message)
             case Leave():

@@ -11,7 +11,7 @@ from broker.client import Client
 from broker.memory import MemoryBroker, MemorySession
 from broker.session import ConnectionLost
 from broker.stream import Stream
-from broker.wire import AnyFrame, ChatMessage, Delta, Job
+from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass
 from topology.dispatch import Paper, Policy
 from worker.engines.base import Chunk, EngineError
 from worker.life import live
@@ -111,11 +111,14 @@ class Cluster(AsyncExitStack):
         slots: int = 1,
         engine: HandEngine | None = None,
         step_seconds: float = 60.0,
+        user_jobs: int = 0,
     ) -> Node:
         """A serving node; without a parent, a root."""
         if parent is not None and engine is None:
             engine = HandEngine("m", slots)
-        node = self.nodes[name] = Node(name, parent, "m", self.policy(), engine, step_seconds=step_seconds)
+        node = self.nodes[name] = Node(
+            name, parent, "m", self.policy(), engine, step_seconds=step_seconds, user_jobs=user_jobs
+        )
 
         async def connect() -> MemorySession:
             self.sessions[name] = self.broker.session()
@@ -169,7 +172,16 @@ class Cluster(AsyncExitStack):
         assert isinstance(engine, HandEngine)
         return engine
 
-    async def ask(self, request_id: str = "", *, deadline: float | None = None, user: str = "") -> Stream:
+    async def ask(
+        self,
+        request_id: str = "",
+        *,
+        deadline: float | None = None,
+        user: str = "",
+        job_class: JobClass = "interactive",
+        work: float = 1.0,
+        share: float = 1.0,
+    ) -> Stream:
         """Submits a job."""
         job = Job(
             request_id=request_id or f"r{next(self._numbers)}",
@@ -179,6 +191,9 @@ class Cluster(AsyncExitStack):
             messages=(ChatMessage(role="user", content="hello"),),
             deadline=deadline,
             user=user,
+            job_class=job_class,
+            work=work,
+            share=share,
         )
         return await self.client.submit(job)
 

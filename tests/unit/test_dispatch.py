@@ -229,3 +229,37 @@ def test_a_dead_nodes_queue_goes_to_its_nearest_living_ancestor() -> None:
     assert orphans(parents, ["root"], registered, ["root"]) == {"n1": "root", "n2": "root", "n3": "root", **lost}
     assert orphans(parents, ["root"], registered, []) == {}
     assert orphans(parents, ["root", "root-b"], registered, ["root", "root-b", "n1"]) == {"n2": "n1", "n3": "n1"}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(("send", "arrive", "finish", "report", "hear")), st.integers(0, 9)), max_size=80)
+)
+def test_counters_heal_whatever_is_lost_doubled_or_late(events: list[tuple[str, int]]) -> None:
+    """However reports are dropped, repeated or reordered: after the newest one the parent knows what is true."""
+    slots, sent, received, finished, number = 4, 0, 0, 0, 0
+    root = Dispatcher(0, HoldHigh())
+
+    def report() -> Child:
+        free = max(0, slots - (received - finished))
+        return Child("n1", slots, free, received, finished, boot="a", number=number)
+
+    reports = [report()]
+    root.put_child(reports[0])
+    for what, pick in events:
+        if what == "send" and isinstance(root.decide(), Forward):
+            root.forwarded("n1")
+            sent += 1
+        elif what == "arrive" and received < sent:
+            received += 1
+        elif what == "finish" and finished < received:
+            finished += 1
+        elif what == "report":
+            number += 1
+            reports.append(report())
+        elif what == "hear":
+            root.put_child(reports[pick % len(reports)])
+    assert sent - finished <= slots, "no more was sent than there were free slots"
+    number += 1
+    root.put_child(report())
+    assert root.subtree_free() == slots - (sent - finished)
+    assert root.subtree_finished() == finished

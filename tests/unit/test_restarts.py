@@ -330,7 +330,7 @@ async def test_frames_that_nobody_reads_end_the_run_though_the_cancel_was_lost()
 async def test_a_job_whose_cancel_was_said_while_the_root_was_away_ends_when_it_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.jobs.ASK_SECONDS", 0.01)
+    monkeypatch.setattr("worker.reader.ASK_SECONDS", 0.01)
     monkeypatch.setattr(broker_client, "TELL_AGAIN_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
