@@ -2,18 +2,21 @@
 
 import time
 import uuid
+from functools import partial
 
 import msgspec
 import structlog
 
 from api import broker, deadlines
+from api.accounts.models import User
 from api.backlog import backlog
 from api.catalog import catalog
 from api.errors import ApiError
 from api.jobs.followed import followed
+from api.work import ledger
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
-from broker.wire import ChatMessage, Failed, Job, Sampling
+from broker.wire import ChatMessage, Failed, Job, JobClass, Sampling
 
 log = structlog.get_logger("canopy.api")
 
@@ -42,24 +45,35 @@ def chat_job(
     model: str,
     messages: list[ChatMessage],
     sampling: Sampling,
-    user: str,
-    request_id: str | None = None,
+    user: User,
+    *,
     deadline: float | None = None,
+    job_class: JobClass = "interactive",
 ) -> Job:
     """A job that continues a dialogue."""
     return Job(
-        request_id=request_id or new_request_id(),
+        request_id=new_request_id(),
         model=model,
         reply_to="",  # the client fills it in
         created=time.time(),
         messages=tuple(messages),
         sampling=sampling,
-        user=user,
+        user=user.get_username(),
+        job_class=job_class,
+        share=user.share,
         deadline=deadline,
     )
 
 
-def prompt_job(model: str, prompt: str, sampling: Sampling, user: str, deadline: float | None = None) -> Job:
+def prompt_job(
+    model: str,
+    prompt: str,
+    sampling: Sampling,
+    user: User,
+    *,
+    deadline: float | None = None,
+    job_class: JobClass = "interactive",
+) -> Job:
     """A job that continues a text."""
     return Job(
         request_id=new_request_id(),
@@ -68,26 +82,42 @@ def prompt_job(model: str, prompt: str, sampling: Sampling, user: str, deadline:
         created=time.time(),
         prompt=prompt,
         sampling=sampling,
-        user=user,
+        user=user.get_username(),
+        job_class=job_class,
+        share=user.share,
         deadline=deadline,
     )
 
 
 async def submit(job: Job) -> Stream:
-    """Hands the job to the broker; one without a deadline gets the ordinary one.
+    """Hands the job to the broker, if one more may wait.
 
     Raises ApiError 404 (no such model, with those there are), 429 (too many wait) or 503.
     """
-    if job.deadline is None:
-        job = msgspec.structs.replace(job, deadline=deadlines.ordinary())
     await backlog.admit(job.model)
     try:
-        stream = await broker.client().submit(job)
+        return await publish(job)
     except NoTree:
         raise await _no_tree(job.model) from None
     except Unavailable as error:
         message = f"the service cannot take requests now: {error}; see ./canopy doctor or docs/operations.md"
         raise ApiError(503, message, code="unavailable") from error
+
+
+async def publish(job: Job) -> Stream:
+    """Hands the job to the broker, however many wait; its user is charged. One without a deadline gets the ordinary.
+
+    Raises NoTree or Unavailable.
+    """
+    if job.deadline is None:
+        job = msgspec.structs.replace(job, deadline=deadlines.ordinary())
+    charge = ledger.charge(job)
+    try:
+        stream = await broker.client().submit(msgspec.structs.replace(job, work=charge.work))
+    except BaseException:
+        ledger.undo(charge)
+        raise
+    stream.when_closed(partial(ledger.close, charge))
     followed.add(stream)
     return stream
 

@@ -1,6 +1,7 @@
 """One request's answer as it reaches the API: every text once and in order, whichever nodes it comes from."""
 
 import asyncio
+import time
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -42,9 +43,13 @@ class Stream(AsyncIterator[AnyFrame]):
         self.ended = False  # the last frame has arrived (it may still be unread)
         self.node = ""  # where the newest run is, or was
         self.waiting = ""  # why nothing runs, as far as a node said
+        self.position: int | None = None  # in the line, from 1, while it waits there
+        self.starts: float | None = None  # Unix seconds, as estimated when it was told last
         self.faults: tuple[str, ...] = ()  # why runs were lost that count against the job
         self.accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # a node or the broker has it
         self._forget = forget
+        self._closed = False  # it has ended, or nobody reads it any more
+        self._on_close: Callable[[Stream], None] | None = None
         self._running = False  # a run of the newest attempt has begun and was not interrupted
         self._boot = ""  # which life of the node it runs on
         self._next = 0  # number of the frame that comes next
@@ -68,8 +73,7 @@ class Stream(AsyncIterator[AnyFrame]):
             return True
         self._accept()
         if isinstance(frame, Waiting):
-            self.waiting = frame.reason
-            self._show(frame)
+            self._wait(frame)
             return True
         if frame.seq == NO_RUN:
             self._take(frame)
@@ -116,9 +120,16 @@ class Stream(AsyncIterator[AnyFrame]):
         if not self.accepted.done():
             self.accepted.set_result(False)
 
+    def when_closed(self, tell: Callable[["Stream"], None]) -> None:
+        """Has `tell` called once: when the stream ends or is given up, or now if that has happened."""
+        if self._closed:
+            tell(self)
+        else:
+            self._on_close = tell
+
     async def aclose(self) -> None:
         """Forgets the stream; the job is cancelled wherever it is, if it has not ended."""
-        self._forget(self)
+        self._close()
 
     def __aiter__(self) -> Self:
         return self
@@ -135,23 +146,42 @@ class Stream(AsyncIterator[AnyFrame]):
         if not self.accepted.done():
             self.accepted.set_result(True)
 
+    def _close(self) -> None:
+        self._forget(self)
+        self._closed = True
+        tell, self._on_close = self._on_close, None
+        if tell is not None:
+            tell(self)
+
+    def _wait(self, frame: Waiting) -> None:
+        self.waiting, self.position = frame.reason, frame.position
+        self.starts = None if frame.seconds is None else time.time() + frame.seconds
+        if self._frames and not self._unread and isinstance(self._frames[-1], Waiting):
+            self._frames.pop()  # who has not read the former place gets the present one alone
+        self._show(frame)
+
+    def _waits_no_more(self) -> None:
+        self.waiting, self.position, self.starts = "", None, None
+
     def _take(self, frame: AnyFrame) -> None:
         match frame:
             case Start():
-                self.node, self._boot, self.waiting = frame.node, frame.boot, ""
+                self.node, self._boot = frame.node, frame.boot
                 self.started = self._running = True
+                self._waits_no_more()
                 self._show(frame)
             case Interrupted():
                 self._running = False
                 if frame.fault:
                     self.faults = (*self.faults, f"{self.node}: {frame.reason}")
             case Delta():
+                self._waits_no_more()  # a root's last word may come after the node's first
                 self._keep(frame)
                 self._arrived.set()
             case Finished() | Failed():
                 self.ended, self.end = True, frame
                 self._show(frame)
-                self._forget(self)
+                self._close()
 
     def _keep(self, delta: Delta) -> None:
         """Many small pieces cost many times what they hold, so they are joined now and then."""

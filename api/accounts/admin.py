@@ -8,7 +8,13 @@ from django.http import HttpRequest
 
 from api.accounts.models import ApiKey, User
 
-admin.site.register(User, UserAdmin)
+
+@admin.register(User)
+class Users(UserAdmin):
+    """Users, and what each is entitled to while others wait too."""
+
+    list_display = (*UserAdmin.list_display, "share")
+    fieldsets: ClassVar = [*UserAdmin.fieldsets, ("Fairness", {"fields": ["share"]})]
 
 
 @admin.register(ApiKey)

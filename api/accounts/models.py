@@ -9,6 +9,22 @@ from django.db import models
 class User(AbstractUser):
     """A person (or a program) with an account; staff see the tree and the admin."""
 
+    share = models.FloatField(
+        default=1.0,
+        db_default=1.0,
+        help_text="What the user's jobs get while others wait too: with 2, twice as much as a user with 1. "
+        "Above 0, at most 100. Programs' keys notice a change after some seconds.",
+    )
+
+    class Meta(AbstractUser.Meta):
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=models.Q(share__gt=0, share__lte=100),
+                name="a_share_is_above_0",
+                violation_error_message="The share must be above 0 and at most 100.",
+            )
+        ]
+
 
 class ApiKey(models.Model):
     """A Bearer token of a user. `name` is the public part, by which the key is looked up and shown."""

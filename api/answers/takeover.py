@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import structlog
 from django.db import DatabaseError
 
-from api import broker, deadlines
+from api import broker, submission
 from api.answers import store
 from api.answers.record import StoredAnswer
 from api.answers.writing import writings
 from api.catalog import nobody_serves
-from api.jobs.followed import followed
 from broker.client import NoTree, Unavailable
-from broker.stream import Stream
-from broker.wire import Job
 
 log = structlog.get_logger("canopy.api")
 
@@ -92,7 +88,7 @@ class Takeover:
             await store.save(record)
             return
         try:
-            stream = await _submit(job)
+            stream = await submission.publish(job)  # past the backlog's limit: it was admitted once
         except Unavailable:
             await store.release(record, touched)
             raise
@@ -112,15 +108,6 @@ class Takeover:
         else:
             record.fail("no_node", f"the tree of model {model!r} is gone", retryable=True)
             await store.save(record)
-
-
-async def _submit(job: Job) -> Stream:
-    """Past the backlog's limit: the job was admitted once. Raises Unavailable or NoTree."""
-    if job.deadline is None:
-        job = msgspec.structs.replace(job, deadline=deadlines.ordinary())
-    stream = await broker.client().submit(job)
-    followed.add(stream)
-    return stream
 
 
 _running: list[Takeover] = []  # none or one

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 import structlog
 from django.db import DatabaseError
 
-from api import sse
+from api import line, sse
 from api.answers import store
 from api.answers.record import Status, StoredAnswer
 from api.process import identity
@@ -35,6 +35,7 @@ class Writing:
         self.task: asyncio.Task[None] | None = None
         self._stream = stream
         self._waiting = Waiting(request_id=record.request_id, node="", reason=waiting) if waiting else None
+        self._waiting_since = time.monotonic()  # when `_waiting` came
         self._pieces = [record.content]
         self._length = len(record.content)
         self._changed = asyncio.Event()
@@ -75,7 +76,8 @@ class Writing:
                 read += len(text)
                 yield Delta(request_id=self.record.request_id, text=text)
             elif self._waiting is not None and self._waiting != told:
-                yield (told := self._waiting)
+                told = self._waiting
+                yield line.aged(told, time.monotonic() - self._waiting_since)
             elif self.record.status != Status.STREAMING:
                 yield self.record.ending()
                 return
@@ -112,7 +114,7 @@ class Writing:
                 record.completion_tokens += frame.tokens
                 self._waiting = None
             case Waiting():
-                self._waiting = frame
+                self._waiting, self._waiting_since = frame, time.monotonic()
             case Finished():
                 record.status = Status.STOPPED if frame.reason == "cancelled" else Status.DONE
                 record.finish_reason = frame.reason

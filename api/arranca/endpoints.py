@@ -50,7 +50,7 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
         await catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
         msgspec.structs.replace(submission.CONVERSATION, max_tokens=question.max_tokens),
-        request.auth.get_username(),
+        request.auth,
         deadline=until(request),
     )
     begun = await completion.begin(request, job)

@@ -22,7 +22,8 @@ def _event(frame: AnyFrame | None) -> bytes | None:
         case Delta():
             return sse.event("delta", {"text": frame.text})
         case Waiting():
-            return sse.event("waiting", {"reason": frame.reason})
+            place = {"position": frame.position, "seconds": frame.seconds}
+            return sse.event("waiting", {"reason": frame.reason, **place, "job_class": "interactive"})
         case Finished():
             return sse.event("done", {"finish_reason": frame.reason, "completion_tokens": frame.completion_tokens})
         case Failed():

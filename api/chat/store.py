@@ -57,7 +57,7 @@ def begin_turn(conversation: Conversation, content: str, model: str, user: User)
     """Stores what the user wrote and an empty answer to it. Raises ApiError 409 while another one is written."""
     former = {name: getattr(conversation, name) for name in ("title", "model", "updated")}
     asked = Message.objects.create(conversation=conversation, role=Role.USER, content=content)
-    job = submission.chat_job(model, _context(conversation), submission.CONVERSATION, user.get_username())
+    job = submission.chat_job(model, _context(conversation), submission.CONVERSATION, user)
     answer = Message(conversation=conversation, role=Role.ASSISTANT)
     job = answer.start(job)
     try:

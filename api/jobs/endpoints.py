@@ -10,7 +10,7 @@ from api.accounts.auth import AuthRequest, Member
 from api.errors import ApiError
 from api.jobs.followed import followed
 from broker.stream import Stream
-from broker.wire import Failed
+from broker.wire import Failed, JobClass
 
 router = Router(tags=["jobs"], auth=Member())
 
@@ -19,16 +19,21 @@ _LONGEST_ID = 64
 
 
 class Job(Schema):
-    """A job as its owner sees it. `node` and `attempt`: of its newest run; `waiting`: why it does not run."""
+    """A job as its owner sees it. `node` and `attempt`: of its newest run; `waiting`: why it does not run; `position`
+    and `estimated_start`: in the line, while it stands there.
+    """
 
     request_id: str
     model: str
+    job_class: JobClass
     state: State
     created: datetime
     deadline: datetime | None
     node: str | None
     attempt: int
     waiting: str | None
+    position: int | None  # from 1
+    estimated_start: datetime | None
     tokens: int  # of the answer so far
 
 
@@ -58,18 +63,26 @@ async def cancel(request: AuthRequest, request_id: str) -> Status[Any]:
 
 def describe(stream: Stream) -> Job:
     """The job at this moment."""
-    job = stream.job
+    job, state = stream.job, _state(stream)
+    in_line = state == "waiting"
     return Job(
         request_id=job.request_id,
         model=job.model,
-        state=_state(stream),
+        job_class=job.job_class,
+        state=state,
         created=datetime.fromtimestamp(job.created, UTC),
-        deadline=None if job.deadline is None else datetime.fromtimestamp(job.deadline, UTC),
+        deadline=_moment(job.deadline),
         node=stream.node or None,
         attempt=stream.attempt,
         waiting=stream.waiting or None,
+        position=stream.position if in_line else None,
+        estimated_start=_moment(stream.starts) if in_line else None,
         tokens=stream.tokens,
     )
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _state(stream: Stream) -> State:

@@ -44,7 +44,7 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
     """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
     messages = [message.to_wire() for message in asked.messages]
     job = submission.chat_job(
-        asked.model, messages, asked.sampling(), request.auth.get_username(), deadline=until(request)
+        asked.model, messages, asked.sampling(), request.auth, deadline=until(request), job_class=asked.job_class
     )
     return await _answer(request, job, asked, shapes.ChatShape, "messages")
 
@@ -53,7 +53,7 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
 async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBase:
     """Continues a text. With `stream`, the answer comes as server-sent events."""
     job = submission.prompt_job(
-        asked.model, asked.prompt, asked.sampling(), request.auth.get_username(), deadline=until(request)
+        asked.model, asked.prompt, asked.sampling(), request.auth, deadline=until(request), job_class=asked.job_class
     )
     return await _answer(request, job, asked, shapes.TextShape, "prompt")
 
@@ -62,7 +62,7 @@ async def _answer(
     request: AuthRequest, job: Job, asked: Generation, form: type[shapes.Shape], prompt_field: str
 ) -> HttpResponseBase:
     begun = await completion.begin(request, job)
-    shape = form(begun.request_id, job.model, begun.created, asked.wants_usage)
+    shape = form(begun.request_id, job.model, begun.created, asked.wants_usage, asked.tier)
     if asked.stream:
         return EventStream(chunks(begun, shape, prompt_field), begun.source, headers=begun.headers())
     answer = await completion.complete(begun, prompt_field)

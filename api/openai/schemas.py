@@ -1,12 +1,12 @@
 """What /v1/ accepts. Unknown fields are ignored, as OpenAI's clients send new ones all the time."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from api.parsing import Body
-from broker.wire import ChatMessage, Role, Sampling
+from broker.wire import ChatMessage, JobClass, Role, Sampling
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_STOPS = 16
@@ -49,6 +49,7 @@ Stops = Annotated[
     Field(max_length=MAX_STOPS),
     BeforeValidator(_as_list),
 ]
+Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]  # OpenAI's
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
@@ -83,6 +84,7 @@ class Generation(Body):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=1000)
+    service_tier: Tier | None = Field(default=None, description="flex: comes after all other jobs; the rest: default")
 
     @property
     def wants_usage(self) -> bool:
@@ -93,6 +95,18 @@ class Generation(Body):
     def token_limit(self) -> int | None:
         """The most tokens the answer may have; None: up to the model's context."""
         return self.max_tokens
+
+    @property
+    def job_class(self) -> JobClass:
+        """`flex` can wait. Nothing is paid for here, so there is nothing that comes first."""
+        return "batch" if self.service_tier == "flex" else "interactive"
+
+    @property
+    def tier(self) -> str | None:
+        """The tier that the answer says: the one that served it, if one was asked for."""
+        if self.service_tier is None:
+            return None
+        return "flex" if self.job_class == "batch" else "default"
 
     def sampling(self) -> Sampling:
         """How to choose tokens, as nodes read it."""

@@ -25,6 +25,7 @@ class Shape:
     model: str
     created: int
     with_usage: bool = False
+    tier: str | None = None
 
     def whole(self, text: str, end: Finished) -> dict[str, Any]:
         """An answer in one piece."""
@@ -44,13 +45,19 @@ class Shape:
 
     def usage_chunk(self, end: Finished) -> dict[str, Any]:
         """The chunk after the last one, if usage was asked for."""
-        return {**self._head(streamed=True), "choices": [], "usage": usage(end)}
+        return {**self._envelope(streamed=True), "choices": [], "usage": usage(end)}
+
+    def _envelope(self, *, streamed: bool) -> dict[str, Any]:
+        head = self._head(streamed=streamed)
+        if self.tier is not None:
+            head["service_tier"] = self.tier
+        return head
 
     def _head(self, *, streamed: bool) -> dict[str, Any]:
         raise NotImplementedError
 
     def _object(self, choice: dict[str, Any], *, streamed: bool = True) -> dict[str, Any]:
-        made = {**self._head(streamed=streamed), "choices": [{"index": 0, "logprobs": None, **choice}]}
+        made = {**self._envelope(streamed=streamed), "choices": [{"index": 0, "logprobs": None, **choice}]}
         if streamed and self.with_usage:
             made["usage"] = None
         return made

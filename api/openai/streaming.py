@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
-from api import errors, sse, submission
+from api import errors, line, sse, submission
 from api.completion import Begun
 from api.openai.shapes import Shape
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
@@ -28,7 +28,7 @@ def _event(frame: AnyFrame, shape: Shape, prompt_field: str) -> bytes | None:
         case Delta():
             return sse.data(shape.piece(frame.text))
         case Waiting():
-            return sse.comment(f"waiting: {frame.reason}")
+            return sse.comment(f"waiting: {line.in_words(frame)}")
         case Finished():
             ending = sse.data(shape.last(frame))
             return ending + (sse.data(shape.usage_chunk(frame)) if shape.with_usage else b"") + DONE

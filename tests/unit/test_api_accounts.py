@@ -216,3 +216,41 @@ async def test_admin_forms_need_a_csrf_token(web: httpx.AsyncClient) -> None:
     await web.get("/admin/login/")
     await refresh_csrf(web)
     assert (await web.post("/admin/login/?next=/admin/", data=form)).status_code == 302
+
+
+# ---- shares
+
+
+@pytest.mark.parametrize(
+    ("typed", "stored"),
+    [("2.5", 2.5), ("100", 100.0), ("0.01", 0.01), ("0", 1.0), ("-1", 1.0), ("100.5", 1.0), ("nan", 1.0), ("", 1.0)],
+)
+async def test_an_administrator_changes_a_users_share(web: httpx.AsyncClient, typed: str, stored: float) -> None:
+    await log_in(web, await make_user(is_staff=True, is_superuser=True))
+    user = await make_user()
+    assert user.share == 1.0
+    joined = user.date_joined
+    form = {
+        "username": user.username,
+        "share": typed,
+        "is_active": "on",
+        "date_joined_0": f"{joined:%Y-%m-%d}",
+        "date_joined_1": f"{joined:%H:%M:%S}",
+        "csrfmiddlewaretoken": web.cookies["csrftoken"],
+    }
+    answer = await web.post(f"/admin/accounts/user/{user.pk}/change/", data=form)
+    assert answer.status_code == (200 if stored == 1.0 else 302), answer.text  # 200: the form again
+    await user.arefresh_from_db()
+    assert user.share == stored
+
+
+async def test_a_request_costs_no_further_query_for_the_share(
+    program: httpx.AsyncClient, user: User, fake: FakeClient
+) -> None:
+    body = {"model": "tiny", "prompt": "hello"}
+    assert (await program.post("/v1/completions", json=body)).status_code == 200
+    await User.objects.filter(pk=user.pk).aupdate(share=3)
+    assert (await program.post("/v1/completions", json=body)).status_code == 200
+    keys.forget_all()
+    assert (await program.post("/v1/completions", json=body)).status_code == 200
+    assert [job.share for job in fake.jobs] == [1.0, 1.0, 3.0]

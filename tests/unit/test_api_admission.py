@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from api import backlog, submission
+from api.accounts.models import User
 from api.backlog import Figures, Finished, queues, retry_after, waiting
 from api.errors import ApiError
 from api.jobs import followed
@@ -80,7 +81,8 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def job() -> Job:
-    return submission.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), "somebody")
+    messages = [ChatMessage(role="user", content="hello")]
+    return submission.chat_job("tiny", messages, Sampling(), User(username="somebody"))
 
 
 async def submitted() -> Stream | ApiError:

@@ -5,10 +5,13 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from api import line
 from api.answers import following, store
 from api.answers.writing import Writing, writings
+from api.chat import events
 from api.chat.context import last_turns, title_from
 from api.chat.models import Conversation, Message, Status
 from broker.wire import ChatMessage, Delta, Failed, Finished, Waiting
@@ -107,6 +110,34 @@ async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeC
     said = await anext(writing.follow())
     assert isinstance(said, Waiting)
     assert said.reason == "no node is serving tiny yet"
+
+
+async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    _, answer = await begin(member)
+    (job,) = fake.jobs
+    assert job.job_class == "interactive"
+    writing = writing_of(answer)
+    assert writing is not None
+    place = Waiting(request_id=job.request_id, node="root", reason="every slot is busy", position=12, seconds=30.0)
+    fake.push(place)
+    page = events.of(writing.follow())
+    [(name, fields)] = told((await anext(page)).decode())
+    assert 0 < fields.pop("seconds") <= 30.0  # what is left when it is told
+    assert name == "waiting"
+    assert fields == {"reason": "every slot is busy", "position": 12, "job_class": "interactive"}
+    fake.push(msgspec.structs.replace(place, position=None, seconds=None))
+    [(_, fields)] = told((await anext(page)).decode())
+    assert (fields["position"], fields["seconds"]) == (None, None)
+    await page.aclose()
+
+
+def test_an_estimate_ages() -> None:
+    place = Waiting(request_id="r", node="root", reason="busy", position=2, seconds=30.0)
+    assert line.aged(place, 12.5).seconds == 17.5
+    assert line.aged(place, 40.0).seconds == 0.0
+    unknown = Waiting(request_id="r", node="root", reason="busy")
+    assert line.aged(unknown, 12.5) == unknown
 
 
 async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient, fake: FakeClient) -> None:

@@ -1,6 +1,7 @@
 """/api/jobs/: where a job is, and its end."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 
@@ -43,7 +44,8 @@ async def test_a_job_is_seen_from_its_beginning_to_its_end(program: httpx.AsyncC
     assert datetime.fromisoformat(found.pop("created")).timestamp() == pytest.approx(job.created, abs=0.001)
     assert datetime.fromisoformat(found.pop("deadline")).timestamp() == pytest.approx(job.deadline, abs=0.001)
     fresh = {"request_id": job.request_id, "model": "tiny", "node": None, "attempt": 1, "waiting": None}
-    assert found == {**fresh, "state": "waiting", "tokens": 0}
+    nowhere = {"job_class": "interactive", "position": None, "estimated_start": None}
+    assert found == {**fresh, **nowhere, "state": "waiting", "tokens": 0}
     fake.push(Waiting(request_id=job.request_id, node="root", reason="every slot is busy"))
     found = (await program.get(address)).json()
     assert (found["state"], found["waiting"]) == ("waiting", "every slot is busy")
@@ -56,9 +58,65 @@ async def test_a_job_is_seen_from_its_beginning_to_its_end(program: httpx.AsyncC
     assert (found["state"], found["waiting"]) == ("waiting", "the connection to the broker was lost")
 
 
+@pytest.mark.usefixtures("asked")
+async def test_a_jobs_place_in_the_line_is_told_while_it_stands_there(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    address = f"/api/jobs/{fake.jobs[0].request_id}"
+
+    async def place() -> tuple[int | None, str | None]:
+        found = (await program.get(address)).json()
+        return found["position"], found["estimated_start"]
+
+    request_id = fake.jobs[0].request_id
+    before = time.time()
+    fake.push(Waiting(request_id=request_id, node="root", reason="every slot is busy", position=12, seconds=30.0))
+    after = time.time()
+    position, starts = await place()
+    assert position == 12
+    assert starts is not None
+    assert before + 29.99 <= datetime.fromisoformat(starts).timestamp() <= after + 30.01
+    fake.push(Waiting(request_id=request_id, node="root", reason="every slot is busy", position=11))
+    assert await place() == (11, None)
+    fake.push(Start(request_id=request_id, node="n2"))
+    assert await place() == (None, None)
+    fake.push(Waiting(request_id=request_id, node="root", reason="every slot is busy", position=1, seconds=1.0))
+    fake.push(Delta(request_id=request_id, text="one"))  # it ran all the time: the root's word was late
+    assert await place() == (None, None)
+    assert (await program.get(address)).json()["state"] == "running"
+
+
+async def test_a_job_that_ends_while_it_waits_stands_in_no_line(
+    program: httpx.AsyncClient, user: User, fake: FakeClient
+) -> None:
+    fake.script = lambda job: []
+    job = submission.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
+    stream = await submission.submit(job)
+    fake.push(Waiting(request_id=job.request_id, node="root", reason="every slot is busy", position=3, seconds=9.0))
+    stream.fail("expired", "too late")
+    found = (await program.get(f"/api/jobs/{job.request_id}")).json()
+    assert (found["state"], found["position"], found["estimated_start"]) == ("failed", None, None)
+
+
+async def test_a_reader_that_comes_late_gets_the_present_place_alone(user: User, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    stream = await submission.submit(
+        submission.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
+    )
+    for position in (3, 2, 1):
+        fake.push(Waiting(request_id=stream.request_id, node="root", reason="busy", position=position))
+    fake.push(Start(request_id=stream.request_id, node="n1"))
+    fake.push(Waiting(request_id=stream.request_id, node="root", reason="n1 died"))
+    fake.push(Finished(request_id=stream.request_id, reason="stop"))
+    told = [frame async for frame in stream]
+    assert [type(frame) for frame in told] == [Waiting, Start, Waiting, Finished]
+    assert isinstance(told[0], Waiting)
+    assert told[0].position == 1
+
+
 async def test_an_answer_that_nobody_has_read_yet(program: httpx.AsyncClient, user: User, fake: FakeClient) -> None:
     messages = [ChatMessage(role="user", content="one two three")]
-    job = submission.chat_job("tiny", messages, Sampling(), user.username)
+    job = submission.chat_job("tiny", messages, Sampling(), user)
     stream = await submission.submit(job)
     found = (await program.get(f"/api/jobs/{job.request_id}")).json()
     assert (found["state"], found["tokens"]) == ("done", 3)

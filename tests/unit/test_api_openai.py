@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api import line
 from broker.wire import Delta, Failed, Finished, Job, Waiting
 from tests.unit.api_site import FakeClient, browser, echo, node_state, until
 
@@ -144,6 +145,8 @@ async def test_text_stream_without_usage(program: httpx.AsyncClient) -> None:
         ({"stop": 3}, "stop"),
         ({"n": 2}, "n"),
         ({"stream": "yes"}, "stream"),
+        ({"service_tier": "gold"}, "service_tier"),
+        ({"service_tier": 1}, "service_tier"),
         ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
     ],
 )
@@ -258,6 +261,89 @@ async def test_waiting_is_told(program: httpx.AsyncClient, fake: FakeClient) -> 
     fake.script = lambda job: [Waiting(request_id=job.request_id, node="root", reason="all busy"), *echo(job)]
     streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert ": waiting: all busy" in events(streamed.text)
+
+
+async def test_the_place_in_the_line_is_told(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: [
+        Waiting(request_id=job.request_id, node="root", reason="every slot is busy", position=12, seconds=31.0),
+        *echo(job),
+    ]
+    streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert ": waiting: number 12 in line, starts in about 30 s (every slot is busy)" in events(streamed.text)
+    whole = await program.post("/v1/chat/completions", json=CHAT)
+    assert whole.headers["X-Canopy-Waited"] == "every slot is busy"
+
+
+@pytest.mark.parametrize(
+    ("position", "seconds", "words"),
+    [
+        (None, None, "all busy"),
+        (3, None, "number 3 in line (all busy)"),
+        (None, 4.4, "starts in about 4 s (all busy)"),
+        (1, 0.0, "number 1 in line, starts in about 1 s (all busy)"),
+    ],
+)
+def test_a_place_in_words(position: int | None, seconds: float | None, words: str) -> None:
+    frame = Waiting(request_id="r", node="root", reason="all busy", position=position, seconds=seconds)
+    assert line.in_words(frame) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (9.4, "9 s"),
+        (9.5, "10 s"),
+        (32.4, "30 s"),
+        (57.4, "55 s"),
+        (57.5, "1 min"),
+        (150, "3 min"),
+        (3569, "59 min"),
+        (3570, "1 h"),
+        (5000, "1.5 h"),
+        (90_000, "25 h"),
+    ],
+)
+def test_estimates_are_told_roughly(seconds: float, words: str) -> None:
+    assert line.roughly(seconds) == words
+
+
+# ---- classes
+
+
+@pytest.mark.parametrize(
+    ("asked", "job_class", "told"),
+    [
+        ("auto", "interactive", "default"),
+        ("default", "interactive", "default"),
+        ("priority", "interactive", "default"),
+        ("scale", "interactive", "default"),
+        ("fast", "interactive", "default"),
+        ("flex", "batch", "flex"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"model": "tiny", "prompt": "a b"})]
+)
+async def test_the_service_tier_is_the_jobs_class(
+    program: httpx.AsyncClient, fake: FakeClient, path: str, body: dict[str, Any], asked: str, job_class: str, told: str
+) -> None:
+    whole = await program.post(path, json={**body, "service_tier": asked})
+    assert whole.json()["service_tier"] == told
+    options = {"stream": True, "stream_options": {"include_usage": True}, "service_tier": asked}
+    streamed = await program.post(path, json={**body, **options})
+    assert {chunk["service_tier"] for chunk in payloads(streamed.text)} == {told}
+    assert [job.job_class for job in fake.jobs] == [job_class] * 2
+
+
+@pytest.mark.parametrize("tier", [{}, {"service_tier": None}])
+async def test_who_names_no_tier_hears_of_none(
+    program: httpx.AsyncClient, fake: FakeClient, tier: dict[str, Any]
+) -> None:
+    whole = await program.post("/v1/chat/completions", json={**CHAT, **tier})
+    assert "service_tier" not in whole.json()
+    streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True, **tier})
+    assert not any("service_tier" in chunk for chunk in payloads(streamed.text))
+    assert [job.job_class for job in fake.jobs] == ["interactive"] * 2
 
 
 async def test_keep_alive_comments(

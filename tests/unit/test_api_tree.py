@@ -77,6 +77,13 @@ async def test_the_tree_is_for_staff(staff: httpx.AsyncClient, member: httpx.Asy
     assert (await member.post("/api/tree/nodes/n1/drain")).status_code == 403
 
 
+async def test_the_tree_tells_how_long_jobs_waited(staff: httpx.AsyncClient, fake: FakeClient, bindings: None) -> None:
+    fake.change(node_state("root", engine="none", slots=0, waited=4.5, wait_error=0.5))
+    nodes = by_name((await staff.get("/api/tree")).json())
+    assert (nodes["root"]["waited"], nodes["root"]["wait_error"]) == (4.5, 0.5)
+    assert (nodes["n1"]["waited"], nodes["n3"]["wait_error"]) == (0.0, 0.0)  # nobody waited; not heard of
+
+
 async def test_without_management_the_tree_is_unavailable(staff: httpx.AsyncClient) -> None:
     answer = await staff.get("/api/tree")
     assert answer.status_code == 503
