@@ -10,6 +10,7 @@ import typer
 from bench import hello, latency
 from bench.chaos import command as chaos
 from bench.instance import NotStarted
+from bench.scale import command as scale
 from bench.soak import command as soak
 from bench.streams.command import command as http
 
@@ -18,6 +19,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "hello": hello.command,
     "chaos": chaos.command,
     "soak": soak.command,
+    "scale": scale.command,
     "http": http,
 }
 
