@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { answerEvents, type ShownMessage } from "../src/chat/answer";
+import { answerEvents, waitWords, type ShownMessage } from "../src/chat/answer";
 import { draftOf, keepDraft } from "../src/chat/drafts";
 
 const message = (content = ""): ShownMessage => ({
@@ -19,7 +19,9 @@ describe("answerEvents", () => {
     const shown = message();
     const take = answerEvents(shown);
     expect(take(event("waiting", { reason: "Two before you." }))).toBe(true);
-    expect(shown.waiting).toBe("Two before you.");
+    expect(shown.waiting).toEqual({ reason: "Two before you.", position: null, seconds: null });
+    take(event("waiting", { reason: "every slot is busy", position: 12, seconds: 31.2, job_class: "interactive" }));
+    expect(shown.waiting).toEqual({ reason: "every slot is busy", position: 12, seconds: 31.2 });
     take(event("delta", { text: "Hel" }));
     take(event("delta", { text: "lo" }));
     expect([shown.content, shown.waiting]).toEqual(["Hello", null]);
@@ -60,6 +62,20 @@ describe("answerEvents", () => {
     const stopped = message("Half");
     answerEvents(stopped)(event("done", { finish_reason: "cancelled" }));
     expect(stopped).toMatchObject({ content: "Half", status: "stopped" });
+  });
+});
+
+describe("waitWords", () => {
+  const wait = (position: number | null, seconds: number | null) => waitWords({ reason: "every slot is busy", position, seconds });
+
+  it("tell the place and the start first, then the reason", () => {
+    expect(wait(12, 31.2)).toEqual({ text: "Number 12 in line, starts in about 30 s", detail: "Every slot is busy" });
+  });
+
+  it("say only what is known", () => {
+    expect(wait(2, null)).toEqual({ text: "Number 2 in line", detail: "Every slot is busy" });
+    expect(wait(null, 0)).toEqual({ text: "Starts in about 1 s", detail: "Every slot is busy" });
+    expect(wait(null, null)).toEqual({ text: "Every slot is busy", detail: null });
   });
 });
 

@@ -20,6 +20,8 @@ const blank: TreeNode = {
   tokens: 0,
   host: "h",
   pid: 1,
+  waited: 0,
+  wait_error: 0,
   uptime: 1,
   detail: "",
   policy: "",

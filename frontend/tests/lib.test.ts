@@ -1,7 +1,8 @@
-import { describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { cookieValue, failure, parse } from "../src/lib/api";
-import { count, duration, groupByAge, plural, sentence } from "../src/lib/format";
+import { count, duration, groupByAge, plural, roughly, sentence, tenths } from "../src/lib/format";
 import { renderBlocks } from "../src/lib/markdown";
+import { paced } from "../src/lib/paced";
 import { parseRoute } from "../src/lib/route";
 import { isAtBottom } from "../src/lib/scroll";
 
@@ -21,6 +22,15 @@ describe("format", () => {
       "–",
       "–",
     ]);
+  });
+
+  it("says estimates roughly", () => {
+    const seconds = [0, 9.4, 9.5, 32.4, 57.4, 57.5, 150, 3569, 3570, 5000, 90_000];
+    expect(seconds.map(roughly)).toEqual("1 s,9 s,10 s,30 s,55 s,1 min,3 min,59 min,1 h,1.5 h,25 h".split(","));
+  });
+
+  it("says measured seconds to a tenth", () => {
+    expect([0, 0.04, 4.53, 9.96, 42.4, 59.7].map(tenths)).toEqual(["0 s", "0 s", "4.5 s", "10 s", "42 s", "1 min"]);
   });
 
   it("counts one thing and several", () => {
@@ -100,5 +110,42 @@ describe("markdown", () => {
 
   it("opens links elsewhere, without telling from where", () => {
     expect(html("https://example.org")).toContain('target="_blank" rel="noopener noreferrer nofollow"');
+  });
+});
+
+describe("paced", () => {
+  let said: string[];
+  let voice: ReturnType<typeof paced>;
+  beforeEach(() => {
+    vi.useFakeTimers();
+    said = [];
+    voice = paced((text) => said.push(text), 20_000);
+  });
+  afterEach(() => {
+    voice.stop();
+    vi.useRealTimers();
+  });
+
+  it("says the first at once and then the newest now and then", () => {
+    for (let place = 30; place > 0; place--) {
+      voice.tell(`number ${place}`);
+      vi.advanceTimersByTime(1000);
+    }
+    expect(said).toEqual(["number 30", "number 11"]);
+    vi.advanceTimersByTime(60_000);
+    expect(said).toEqual(["number 30", "number 11", "number 1"]);
+  });
+
+  it("falls silent at once, and begins anew", () => {
+    for (const text of ["number 2", "number 1", "", "number 9"]) voice.tell(text);
+    expect(said).toEqual(["number 2", "", "number 9"]);
+  });
+
+  it("repeats nothing", () => {
+    voice.tell("number 2");
+    voice.tell("number 2");
+    vi.advanceTimersByTime(60_000);
+    voice.tell("number 2");
+    expect(said).toEqual(["number 2"]);
   });
 });

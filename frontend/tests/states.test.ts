@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { NodeState, TreeNode } from "../src/lib/types";
-import { possibleAction, totals, trouble } from "../src/tree/states";
+import { possibleAction, totals, trouble, waits } from "../src/tree/states";
 
 function node(state: NodeState, detail = ""): TreeNode {
   return {
@@ -21,6 +21,8 @@ function node(state: NodeState, detail = ""): TreeNode {
     tokens: 0,
     host: "h",
     pid: 1,
+    waited: 0,
+    wait_error: 0,
     uptime: 1,
     detail,
     policy: "",
@@ -37,10 +39,26 @@ describe("a node that has failed", () => {
 
   it("offers no slots", () => {
     const tree = { roots: [], nodes: [node("idle"), node("failed"), node("down")], at: "" };
-    expect(totals(tree)).toEqual({ nodes: 2, down: 1, failed: 1, slots: 4, running: 2, queued: 6 });
+    expect(totals(tree)).toEqual({ nodes: 2, down: 1, failed: 1, slots: 4, running: 2, queued: 6, waited: 0 });
   });
 
   it("is left alone", () => {
     expect(possibleAction(node("failed"))).toBeNull();
+  });
+});
+
+describe("waits", () => {
+  it("are told where jobs have waited", () => {
+    expect(waits(node("busy"))).toBeNull();
+    expect(waits({ ...node("busy"), waited: 4.53, wait_error: 0.49 })).toBe("4.5 s on average, estimates off by 0.5 s");
+    expect(waits({ ...node("busy"), waited: 75, wait_error: 0 })).toBe("1 min 15 s on average, estimates off by 0 s");
+  });
+
+  it("count in the totals where jobs wait now", () => {
+    const waited = (name: string, seconds: number, queued: number): TreeNode => ({ ...node("busy"), name, waited: seconds, queued });
+    const of = (...nodes: TreeNode[]): number => totals({ roots: [], nodes, at: "" }).waited;
+    expect(of(waited("a", 4.5, 2), waited("b", 9, 0), waited("c", 3, 1))).toBe(4.5);
+    expect(of(waited("b", 9, 0))).toBe(0);
+    expect(of({ ...waited("a", 4.5, 2), state: "down" })).toBe(0);
   });
 });

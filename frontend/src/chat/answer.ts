@@ -1,10 +1,25 @@
-import { sentence } from "../lib/format";
+import { roughly, sentence } from "../lib/format";
 import type { ServerEvent } from "../lib/sse";
 import type { Message } from "../lib/types";
 
-/** A message as shown: `waiting` says why no text comes yet. */
+/** Why no text comes yet, and where in the line the answer is; null where nobody knows. */
+export interface Wait {
+  reason: string;
+  position: number | null;
+  /** Until it starts, as estimated. */
+  seconds: number | null;
+}
+
 export interface ShownMessage extends Message {
-  waiting?: string | null;
+  waiting?: Wait | null;
+}
+
+/** A wait in words: what matters to the reader, and the reason if that is something else. */
+export function waitWords({ reason, position, seconds }: Wait): { text: string; detail: string | null } {
+  const place = position === null ? "" : `number ${position} in line`;
+  const start = seconds === null ? "" : `starts in about ${roughly(seconds)}`;
+  const known = [place, start].filter(Boolean).join(", ");
+  return known ? { text: sentence(known), detail: sentence(reason) } : { text: sentence(reason), detail: null };
 }
 
 /** Finish reasons that mean: somebody stopped it. ("stop" is the model's own, natural end.) */
@@ -13,6 +28,11 @@ const STOPPED = new Set(["cancelled", "canceled", "stopped", "aborted"]);
 function field(data: unknown, name: string): string | null {
   const value = (data as Record<string, unknown> | null)?.[name];
   return typeof value === "string" ? value : null;
+}
+
+function amount(data: unknown, name: string): number | null {
+  const value = (data as Record<string, unknown> | null)?.[name];
+  return typeof value === "number" ? value : null;
 }
 
 /**
@@ -31,7 +51,11 @@ export function answerEvents(message: ShownMessage): (event: ServerEvent) => boo
     const value: unknown = JSON.parse(data);
     switch (event) {
       case "waiting":
-        message.waiting = sentence(field(value, "reason") ?? "waiting for a free place");
+        message.waiting = {
+          reason: field(value, "reason") ?? "waiting for a free place",
+          position: amount(value, "position"),
+          seconds: amount(value, "seconds"),
+        };
         return true;
       case "delta":
         message.waiting = null;

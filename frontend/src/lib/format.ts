@@ -26,6 +26,19 @@ export function duration(seconds: number | null): string {
     .join(" ");
 }
 
+/** Measured seconds: "0.5 s", "4.5 s", "42 s", then like `duration`. */
+export function tenths(seconds: number): string {
+  return seconds < 10 ? `${Math.round(seconds * 10) / 10} s` : duration(Math.round(seconds));
+}
+
+/** Estimated seconds, with as many digits as an estimate deserves: "4 s", "30 s", "3 min", "1.5 h". Like api/line.py. */
+export function roughly(seconds: number): string {
+  if (seconds < 9.5) return `${Math.max(1, Math.round(seconds))} s`;
+  if (seconds < 57.5) return `${5 * Math.round(seconds / 5)} s`;
+  if (seconds < 59.5 * 60) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 1800) / 2} h`;
+}
+
 /** "1 slot", "3 slots". */
 export function plural(value: number, noun: string, many = `${noun}s`): string {
   return `${count(value)} ${value === 1 ? noun : many}`;

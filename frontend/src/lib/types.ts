@@ -64,6 +64,9 @@ export interface TreeNode {
   tokens: number;
   host: string;
   pid: number;
+  /** Seconds, over the latest jobs that had to wait at this node: how long, and how wrong the first estimate was (means). */
+  waited: number;
+  wait_error: number;
   /** Seconds since the node started. */
   uptime: number | null;
   detail: string;

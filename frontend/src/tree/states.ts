@@ -1,3 +1,4 @@
+import { tenths } from "../lib/format";
 import type { NodeState, Tree, TreeNode } from "../lib/types";
 
 /** How a state is shown. The tone picks the colour; the words say the same without it. */
@@ -31,6 +32,12 @@ export function trouble(node: TreeNode): string | null {
   return node.state === "failed" ? node.detail || "its engine has failed" : null;
 }
 
+/** How long jobs waited at a node lately; null where none had to. */
+export function waits(node: TreeNode): string | null {
+  if (node.waited <= 0) return null;
+  return `${tenths(node.waited)} on average, estimates off by ${tenths(node.wait_error)}`;
+}
+
 export type Action = "drain" | "resume";
 
 /** What an operator can ask of a node now. An entrance is not drained: nothing would reach its tree. */
@@ -47,6 +54,8 @@ export interface Totals {
   slots: number;
   running: number;
   queued: number;
+  /** Seconds, mean over the latest jobs that had to wait: of the node with the longest, among those where some wait now. */
+  waited: number;
 }
 
 /** Sums over a tree; a node that is down or has failed offers no slots. */
@@ -60,5 +69,6 @@ export function totals(tree: Tree): Totals {
     slots: sum((node) => (node.state === "failed" ? 0 : node.slots)),
     running: sum((node) => node.running),
     queued: tree.nodes.reduce((total, node) => total + node.queued, 0),
+    waited: Math.max(0, ...alive.map((node) => (node.queued > 0 ? node.waited : 0))),
   };
 }
