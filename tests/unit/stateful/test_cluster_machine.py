@@ -16,6 +16,7 @@ from tests.unit.stateful.clock import JumpingLoop
 from tests.unit.stateful.hunt import histories
 from tests.unit.stateful.world import Request, World
 from topology import names
+from topology.dispatch import HoldHigh, Paper, Policy
 from worker.run import MAX_ATTEMPTS
 
 T = TypeVar("T")
@@ -70,8 +71,10 @@ class ClusterMachine(RuleBasedStateMachine):
         slots=st.integers(1, 2),
         count=st.integers(0, 6),
         back=st.booleans(),
+        policy=st.sampled_from([HoldHigh, Paper]),
     )
-    def begin(self, shape: str, slots: int, count: int, back: bool) -> None:
+    def begin(self, shape: str, slots: int, count: int, back: bool, policy: type[Policy]) -> None:
+        self.world.policy = policy
         self.all_come_back = back  # in the end, every node that has died; else a fresh one alone helps
         self.do(self._begin(shape, slots), 0.2)
         self.do(self._submit(count, None), 0.2)

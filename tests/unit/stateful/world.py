@@ -22,7 +22,15 @@ from worker.life import live
 from worker.node import Node
 
 ORPHANS_SECONDS = 5.0  # as in api/tree/orphans.py
-_TIMED = ("worker.jobs", "worker.run", "worker.node", "worker.announcer", "broker.client", "broker.node")
+_TIMED = (
+    "worker.jobs",
+    "worker.run",
+    "worker.node",
+    "worker.waiting",
+    "worker.announcer",
+    "broker.client",
+    "broker.node",
+)
 
 
 def answer(request_id: str) -> list[str]:
