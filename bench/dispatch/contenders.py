@@ -32,6 +32,7 @@ class Contender:
     workers: Mapping[str, Sequence[str]]
     driver: Sequence[str]
     environment: Mapping[str, str]
+    confirmed: bool = True  # whoever asks knows that the broker has the job
 
 
 def everybody(canopy: Instance, slots: int) -> list[Contender]:
@@ -42,9 +43,8 @@ def everybody(canopy: Instance, slots: int) -> list[Contender]:
         *(_bare(hops, admin) for hops in (1, 2, 3)),
         *(_tree(canopy, hops, "hold-high", slots) for hops in (1, 2, 3)),
         _tree(canopy, 2, "paper", slots),
-        _celery(peers, admin, tuned=True),
-        _celery(peers, admin, tuned=False),
-        _dramatiq(peers, admin),
+        *(_celery(peers, admin, pool) for pool in ("threads", "gevent", "")),
+        *(_dramatiq(peers, admin, confirmed=confirmed) for confirmed in (False, True)),
         _faststream(peers, admin, "replies"),
         _faststream(peers, admin, "request"),
     ]
@@ -90,33 +90,46 @@ def _tree(canopy: Instance, hops: int, policy: str, slots: int) -> Contender:
     )
 
 
-def _celery(python: Path, environment: Mapping[str, str], *, tuned: bool) -> Contender:
-    words = ["-A", f"{_HERE}.celery_app", "worker", "--loglevel", "WARNING"]
-    if tuned:
-        words += ["--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+def _celery(python: Path, environment: Mapping[str, str], pool: str) -> Contender:
+    """Tuned for short tasks, with that pool; or, without a pool, as it starts when nothing is said."""
+    name = pool or "default"
+    words = ["-A", f"{_HERE}.celery_app", "worker", "--loglevel", "WARNING", "--hostname", f"{name}@bench"]
+    tuned = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--pool", pool]
+    tuned += ["--concurrency", "8" if pool == "threads" else "100"]
+    settings = (
+        f"{pool} pool of {tuned[-1]}, prefetch 128 for each, acks_late, no events, no remote control"
+        if pool
+        else "prefork pool of a process a core, prefetch 4 for each, early acks"
+    )
     return Contender(
-        f"{CELERY} rpc, {'tuned' if tuned else 'default'}",
+        f"{CELERY} rpc, {name}",
         CELERY,
         1,
-        "solo pool, prefetch 128, acks_late, no events, no remote control; persistent, unconfirmed"
-        if tuned
-        else "prefork pool of a process a core, prefetch 4 a process, early acks; persistent, unconfirmed",
-        {"worker": _module(python, "celery", *words, "--hostname", f"{'tuned' if tuned else 'default'}@bench")},
+        f"{settings}; persistent, unconfirmed",
+        {"worker": _module(python, "celery", *words, *(tuned if pool else ()))},
         _module(python, f"{_HERE}.celery_driver"),
-        {**environment, "BENCH_TUNED": str(int(tuned))},
+        {**environment, "BENCH_TUNED": str(int(bool(pool))), "BENCH_QUEUE": f"bench.celery.{name}"},
+        confirmed=False,
     )
 
 
-def _dramatiq(python: Path, environment: Mapping[str, str]) -> Contender:
-    words = (f"{_HERE}.dramatiq_app", "--processes", "1", "--threads", "8")
+def _dramatiq(python: Path, environment: Mapping[str, str], *, confirmed: bool) -> Contender:
+    words = (f"{_HERE}.dramatiq_app", "--processes", "2", "--threads", "8")
+    how = "confirmed" if confirmed else "unconfirmed"
     return Contender(
-        f"{DRAMATIQ}, results by reply queue",
+        f"{DRAMATIQ}, {how}",
         DRAMATIQ,
         1,
-        "1 process of 8 threads, prefetch 128; persistent, unconfirmed",
+        f"2 processes of 8 threads, prefetch 128 each, results by reply queue; persistent, {how}",
         {"worker": _module(python, "dramatiq", *words)},
         _module(python, f"{_HERE}.dramatiq_driver"),
-        {**environment, "dramatiq_queue_prefetch": "128"},
+        {
+            **environment,
+            "BENCH_CONFIRM": str(int(confirmed)),
+            "BENCH_QUEUE": f"bench.dramatiq.{how}",
+            "dramatiq_queue_prefetch": "128",
+        },
+        confirmed=confirmed,
     )
 
 

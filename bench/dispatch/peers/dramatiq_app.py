@@ -22,12 +22,12 @@ class ReplyQueue(ResultBackend):
         broker.channel.basic_publish("", message.options["reply_to"], body)
 
 
-broker = RabbitmqBroker(url=os.environ["BENCH_AMQP_URL"])
+broker = RabbitmqBroker(url=os.environ["BENCH_AMQP_URL"], confirm_delivery=os.environ["BENCH_CONFIRM"] == "1")
 broker.add_middleware(Results(backend=ReplyQueue()))
 dramatiq.set_broker(broker)
 
 
-@dramatiq.actor(queue_name="bench.dramatiq", store_results=True)
+@dramatiq.actor(queue_name=os.environ["BENCH_QUEUE"], store_results=True)
 def echo(text: str) -> str:
     """Costs nothing."""
     return text

@@ -1,6 +1,7 @@
 """dramatiq: its driver. One thread sends, another takes the results."""
 
 import json
+import os
 import threading
 from time import perf_counter
 from typing import Any
@@ -9,7 +10,7 @@ from bench.dispatch import loop
 from bench.dispatch.loop import Block, Question
 from bench.dispatch.peers.dramatiq_app import broker, echo
 
-_REPLIES = "bench.dramatiq.replies"
+_REPLIES = os.environ["BENCH_QUEUE"] + ".replies"
 _PATIENCE_SECONDS = 60.0
 
 

@@ -12,7 +12,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue 
 from bench.dispatch import loop
 
 _QUEUE = os.environ["BENCH_QUEUE"]
-_REPLIES = "bench.faststream.replies"
+_REPLIES = "bench.faststream.answers"
 _SECONDS = 60.0
 
 _broker = RabbitBroker(os.environ["BENCH_AMQP_URL"], default_channel=Channel(prefetch_count=256), logger=None)
@@ -41,6 +41,7 @@ async def main(way: str) -> None:
         _broker.subscriber(RabbitQueue(_REPLIES, exclusive=True))(_on_reply)
     async with _broker:
         await _broker.start()
+        await _broker.declare_queue(RabbitQueue(_QUEUE, durable=True))  # the worker may come later
         await loop.serve(_request if way == "request" else _publish)
 
 
