@@ -9,6 +9,7 @@ import typer
 
 from bench import hello, latency
 from bench.chaos import command as chaos
+from bench.dispatch.command import command as dispatch
 from bench.instance import NotStarted
 from bench.scale import command as scale
 from bench.soak import command as soak
@@ -19,6 +20,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "hello": hello.command,
     "chaos": chaos.command,
     "soak": soak.command,
+    "dispatch": dispatch,
     "scale": scale.command,
     "http": http,
 }
