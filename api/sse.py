@@ -1,8 +1,8 @@
 """Server-sent events: formatting, keep-alive, and the response that carries them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from django.http import StreamingHttpResponse
@@ -35,21 +35,80 @@ def comment(text: str) -> bytes:
     return b": %b\n\n" % " ".join(text.split()).encode()
 
 
-async def ticking(source: AsyncIterator[T], seconds: float | None = None) -> AsyncIterator[T | None]:
+class Template:
+    """The event of a payload of which only one text differs from one time to the next."""
+
+    _HOLE = "\0"
+
+    def __init__(self, payload_of: Callable[[str], Any]) -> None:
+        """`payload_of`: the payload with a text in it; nothing behind that text may contain a NUL."""
+        self._before, self._after = data(payload_of(self._HOLE)).rsplit(_encode(self._HOLE), 1)
+
+    def event(self, text: str) -> bytes:
+        """The event with this text."""
+        return self._before + _encode(text) + self._after
+
+
+def ticking(source: AsyncIterator[T], seconds: float | None = None) -> AsyncIterator[T | None]:
     """The source's items, and None after every `seconds` (default: KEEPALIVE) without one.
 
     The source's `__anext__` must bear being cancelled (broker streams do; generators do not).
     """
-    while True:
+    return _Ticking(source, seconds or KEEPALIVE)
+
+
+class _Ticking(AsyncIterator[T | None]):
+    """Like `asyncio.timeout` around each item, but with one timer for all of them, which looks at the clock when it
+    rings: most items are a token, and making and ending a timer took longer than all else that is done for one here.
+    """
+
+    def __init__(self, source: AsyncIterator[T], seconds: float) -> None:
+        self._source = source
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.Task[Any] | None = None  # who waits for an item, if anybody does
+        self._since = 0.0  # it began to wait
+        self._rang = False
+
+    async def __anext__(self) -> T | None:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelling = task.cancelling()
+        self._since = self._loop.time()
+        self._waiting = task
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._ring)
         try:
-            async with asyncio.timeout(seconds or KEEPALIVE):
-                item = await anext(source)
-        except TimeoutError:
-            yield None
-        except StopAsyncIteration:
-            return
+            return await anext(self._source)
+        except asyncio.CancelledError:
+            if not self._take_ring() or task.uncancel() > cancelling:  # somebody else cancelled it, too
+                self._stop()
+                raise
+            return None
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            self._waiting = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiting is None:
+            return  # whoever waits next sets it again
+        left = self._since + self._seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._ring)
         else:
-            yield item
+            self._rang = True
+            self._waiting.cancel()
+
+    def _take_ring(self) -> bool:
+        rang, self._rang = self._rang, False
+        return rang
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class EventStream(StreamingHttpResponse):

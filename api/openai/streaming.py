@@ -16,8 +16,11 @@ async def chunks(begun: Begun, shape: Shape, prompt_field: str) -> AsyncGenerato
         yield sse.comment(f"waiting: {begun.waiting}")
     if (first := shape.first()) is not None:
         yield sse.data(first)
+    piece = sse.Template(shape.piece)
     async for frame in begun.frames:
-        if frame is None:
+        if isinstance(frame, Delta):
+            yield piece.event(frame.text)
+        elif frame is None:
             yield sse.comment("keep-alive")
         elif (event := _event(frame, shape, prompt_field)) is not None:
             yield event
@@ -25,8 +28,6 @@ async def chunks(begun: Begun, shape: Shape, prompt_field: str) -> AsyncGenerato
 
 def _event(frame: AnyFrame, shape: Shape, prompt_field: str) -> bytes | None:
     match frame:
-        case Delta():
-            return sse.data(shape.piece(frame.text))
         case Waiting():
             return sse.comment(f"waiting: {line.in_words(frame)}")
         case Finished():
