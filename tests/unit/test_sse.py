@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from api import sse
 from api.openai.shapes import ChatShape, Shape, TextShape
 
-
 sentences = st.text(st.characters(exclude_categories=["Cs"]))  # no half characters
 
 
