@@ -220,6 +220,34 @@ async def test_a_thousand_at_once_get_each_their_own(service: Instance, many_con
     assert answers == questions
 
 
+# ---- the line
+
+
+def test_a_stream_tells_its_place_and_flex_lets_others_pass(service: Instance, program: httpx.Client) -> None:
+    with tree_of(service, "line", ("--slots", "1", "--token-delay", "0.01")), ExitStack() as streams:
+
+        def ask(question: str, **more: Any) -> tuple[httpx.Response, Iterator[str]]:
+            body = chat_body(question, stream=True, **more) | {"model": "line"}
+            answer = streams.enter_context(program.stream("POST", CHAT, json=body))
+            return answer, answer.iter_lines()
+
+        def stands(lines: Iterator[str], position: int) -> None:
+            next(line for line in lines if line.startswith(f": waiting: number {position} in line"))
+
+        running, words = ask("again", max_tokens=5000)
+        next(line for line in words if said(line))
+        flexible, later = ask("this can wait", service_tier="flex")
+        stands(later, 1)
+        _, sooner = ask("this cannot wait")
+        stands(sooner, 1)
+        stands(later, 2)
+        job = program.get(f"/api/jobs/{flexible.headers['X-Request-Id']}").json()
+        assert (job["state"], job["job_class"], job["position"]) == ("waiting", "batch", 2)
+        running.close()
+        assert "".join(map(said, sooner)) == "this cannot wait"
+        assert "".join(map(said, later)) == "this can wait"
+
+
 # ---- nobody there
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Literal
 
 import httpx
 import openai
@@ -105,6 +106,14 @@ def test_a_completion_in_one_piece_and_as_a_stream(sdk: OpenAI) -> None:
     assert "".join(pieces) == QUESTION
 
 
+@pytest.mark.parametrize(("asked", "served"), [("flex", "flex"), ("priority", "default")])
+def test_the_tier_that_served_is_told(sdk: OpenAI, asked: Literal["flex", "priority"], served: str) -> None:
+    answer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), service_tier=asked)
+    assert (answer.service_tier, answer.choices[0].message.content) == (served, QUESTION)
+    stream = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), service_tier=asked, stream=True)
+    assert {chunk.service_tier for chunk in stream} == {served}
+
+
 def test_every_script_survives(sdk: OpenAI) -> None:
     question = "naïve 東京 🌳🌲 עברית e\u0301 👩\u200d👩\u200d👧 «fin»"
     assert sdk.chat.completions.create(model="echo", messages=asking(question)).choices[0].message.content == question
@@ -201,6 +210,7 @@ def test_an_unknown_model_is_not_found_alone_either(sdk: OpenAI) -> None:
         ("max_tokens", {"max_tokens": "many"}),
         ("seed", {"seed": 1.5}),
         ("n", {"n": 2}),
+        ("service_tier", {"service_tier": "gold"}),
         ("stop", {"stop": [str(number) for number in range(17)]}),
     ],
 )

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.e2e.browser import PHONE, Chat, echoes, ends, text_of, words
 from tests.e2e.conftest import OpenPage
-from tests.instance import PASSWORD, Instance, at_rest, total, tree_when
+from tests.instance import PASSWORD, Instance, at_rest, jobs, total, tree_when
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("models")]
 
@@ -49,6 +49,17 @@ def test_the_answer_grows_word_by_word(chat: Chat) -> None:
     chat.stop.click()
     ends(answer, "stopped")
     expect(chat.composer).to_be_editable()
+
+
+def test_who_waits_sees_the_place_in_the_line(chat: Chat, program: httpx.Client, staff: httpx.Client) -> None:
+    with jobs(program, 8, words=2000):  # there are 6 slots
+        tree_when(staff, lambda tree: total(tree, "queued") == 2)
+        answer = chat.ask("one two three")
+        note = answer.get_by_test_id("waiting")
+        expect(note).to_have_text(re.compile(r"Number [123] in line.*Every slot is busy", re.DOTALL))
+        expect(chat.page.get_by_test_id("waiting-spoken")).to_have_text(re.compile("Number [123] in line"))
+    assert echoes(ends(answer), "one two three")
+    expect(note).to_have_count(0)
 
 
 def test_stop_keeps_the_text_and_frees_the_slot(chat: Chat, staff: httpx.Client) -> None:

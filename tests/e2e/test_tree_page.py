@@ -74,6 +74,17 @@ def test_load_is_seen_and_seen_to_go(dashboard: Page, program: httpx.Client) -> 
     expect(totals.locator("div", has_text="Queued")).to_contain_text("0")
 
 
+def test_how_long_jobs_waited_is_told_where_they_did(
+    dashboard: Page, program: httpx.Client, staff: httpx.Client
+) -> None:
+    with jobs(program, 24, words=20):  # four times as many as run at once; estimates come with the first that end
+        tree_when(staff, lambda tree: any(node["name"] == "root" and node["waited"] > 0 for node in tree["nodes"]))
+    card(dashboard, "root").get_by_role("button", name="root", exact=True).click()
+    expect(dashboard.get_by_test_id("node-details")).to_contain_text(
+        re.compile(r"Waits\s*[\d.]+ s on average, estimates off by [\d.]+ s")
+    )
+
+
 def test_a_drained_node_gets_nothing_until_it_is_resumed(
     dashboard: Page, program: httpx.Client, staff: httpx.Client
 ) -> None:
