@@ -40,6 +40,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class BadEnvironment(ValueError):
+    """An environment variable that cannot be used; the text names it."""
+
+
+def user_jobs(text: str) -> int:
+    """How many jobs of one user may run below a root at once; 0: any number. Raises BadEnvironment."""
+    if not text.isdecimal():
+        raise BadEnvironment(f"CANOPY_USER_JOBS must be a whole number of jobs, 0 for no limit, not {text!r}")
+    return int(text)
+
+
 def make_engine(options: argparse.Namespace) -> Engine | None:
     """The engine named on the command line, not started; None for a root."""
     if options.engine == "none":
@@ -65,7 +76,7 @@ async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> No
         POLICIES[options.policy](),
         make_engine(options),
         step_seconds=float(os.environ.get("CANOPY_STEP_SECONDS", STEP_SECONDS)),
-        user_jobs=int(os.environ.get("CANOPY_USER_JOBS") or 0),
+        user_jobs=user_jobs(os.environ.get("CANOPY_USER_JOBS") or "0"),
     )
     leave = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,7 +110,7 @@ def main(arguments: list[str]) -> int:
         if not amqp_url:
             raise BrokerError("CANOPY_AMQP_URL is not set: it says which broker to join")
         asyncio.run(run(options, amqp_url, os.environ.get("CANOPY_QUEUE_TYPE", "classic")))
-    except (BadName, NameTaken, NoParent, BrokerError, EngineUnavailable) as error:
+    except (BadName, BadEnvironment, NameTaken, NoParent, BrokerError, EngineUnavailable) as error:
         print(f"node {options.name}: {error}", file=sys.stderr)
         return CANNOT_START
     except EngineStuck as error:

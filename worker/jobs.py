@@ -64,7 +64,7 @@ class Jobs:
     ) -> None:
         self.port: NodePort
         self.tokens = 0  # of runs that have ended
-        self.settled = asyncio.Event()  # set whenever a job leaves this node
+        self.settled = asyncio.Event()  # set whenever a job leaves this node, or turned out not to
         self.gate = Gate(self._gate_changed)
         self.questions = Questions(name, boot)
         self.waiting = WaitingJobs(name, dispatcher, user_jobs, self._tell_waiting)
@@ -93,6 +93,11 @@ class Jobs:
     def busy(self) -> bool:
         """True while a job is in this node's hands."""
         return bool(len(self.waiting) or self._runs or self._handing)
+
+    @property
+    def handing_over(self) -> bool:
+        """True while a job is on its way elsewhere and the broker has not confirmed it."""
+        return bool(self._handing)
 
     def users(self) -> dict[str, int]:
         """Whose jobs wait or run here or below, and how many."""
@@ -291,6 +296,7 @@ class Jobs:
                 self._settle(held.delivery)
             else:
                 gone()
+                self.settled.set()
                 self.pump()
             self._changed()
 

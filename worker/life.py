@@ -148,7 +148,10 @@ async def _leave(node: Node) -> None:
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     node.jobs.interrupt_all("the node is leaving", fault=False)
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
-    if node.parent is not None:
+    if node.parent is None:  # what is on its way down and not confirmed would be delivered to the next root, too
+        await node.port.stop_serving(node.name)
+        await _until(lambda: not node.jobs.handing_over, node, GRACE_SECONDS)
+    else:
         await node.relatives.bequeath()
         await _flow_up(node)
         await node.port.tell(node.parent, Leave(node=node.name))

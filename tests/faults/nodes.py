@@ -11,6 +11,7 @@ from broker.management import Edges, ManagementError, edges, prune_tree
 from broker.wire import Adopt, AnyControl, NodeState
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess
+from topology.dispatch import DEFAULT_POLICY
 from topology.shape import node_names, parent_of
 from topology.tree import orphans
 
@@ -34,7 +35,7 @@ class Tree:
         count: int = 7,
         slots: int = 4,
         delay: float = 0.02,
-        policy: str = "paper",
+        policy: str = DEFAULT_POLICY,
         engine: str = "echo",
         root: str = "root",
         prefix: str = "n",

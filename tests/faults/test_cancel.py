@@ -38,8 +38,9 @@ class People:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
-    """root -> n1 -> n2, one slot each, twenty words a second."""
-    options = ["--engine", "echo", "--nodes", "2", "--fanout", "1", "--slots", "1", "--token-delay", "0.05"]
+    """root -> n1 -> n2, one slot each, twenty words a second. With `paper` jobs wait at the leaf, too."""
+    tree = ["--nodes", "2", "--fanout", "1", "--slots", "1", "--policy", "paper"]
+    options = ["--engine", "echo", "--token-delay", "0.05", *tree]
     with running(tmp_path_factory.mktemp("cancel"), *options) as instance:
         instance.add_people(somebody=False)
         with instance.program(instance.key()) as program, instance.session(instance.token) as staff:

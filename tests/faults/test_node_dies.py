@@ -18,7 +18,7 @@ VICTIMS = {"leaf": "n4", "inner": "n2", "root": "root"}
 
 @pytest.mark.parametrize("where", VICTIMS)
 async def test_killed_before_the_first_token(where: str, grow: Grow, account: Open) -> None:
-    """Nobody has a word yet: jobs run without text and wait, at the leaves, or at the root with `hold-high`."""
+    """Nobody has a word yet: jobs run without text and wait, at the root, or at the leaves with `paper`."""
     tree: Tree = await grow(delay=1.0, policy="hold-high" if where == "root" else "paper")
     ledger = account("kill -9", f"{where}, before the first token")
     victim = VICTIMS[where]
