@@ -10,6 +10,7 @@ import typer
 from bench import hello, latency
 from bench.chaos import command as chaos
 from bench.dispatch.command import command as dispatch
+from bench.fair import command as fair
 from bench.instance import NotStarted
 from bench.scale import command as scale
 from bench.soak import command as soak
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "soak": soak.command,
     "dispatch": dispatch,
     "scale": scale.command,
+    "fair": fair.command,
     "http": http,
 }
 

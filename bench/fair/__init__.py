@@ -1,0 +1,1 @@
+"""What a user notices of another one who floods the service."""

@@ -1,0 +1,24 @@
+"""`python -m bench.fair.accounts NAME=SHARE …`: makes users of an instance, with what they are entitled to beside each
+other, and prints an API key of each, a line each. `./canopy key create` makes keys of users that there are already.
+"""
+
+import os
+import sys
+
+
+def main(words: list[str]) -> None:
+    """Makes the users in the database of CANOPY_HOME, which `up` has prepared."""
+    import django
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+    django.setup()
+    from api.accounts import keys
+    from api.accounts.models import User
+
+    for word in words:
+        name, _, share = word.partition("=")
+        print(keys.create(User.objects.create_user(name, share=float(share))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
