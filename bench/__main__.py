@@ -12,6 +12,7 @@ from bench.chaos import command as chaos
 from bench.dispatch.command import command as dispatch
 from bench.fair import command as fair
 from bench.instance import NotStarted
+from bench.policy import command as policy
 from bench.scale import command as scale
 from bench.soak import command as soak
 from bench.streams.command import command as http
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "chaos": chaos.command,
     "soak": soak.command,
     "dispatch": dispatch,
+    "policy": policy.command,
     "scale": scale.command,
     "fair": fair.command,
     "http": http,

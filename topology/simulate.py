@@ -1,0 +1,67 @@
+"""The simulator: how long jobs wait in a tree, and elsewhere. Pure: discrete events, simulated time, a seed.
+
+    plan = Plan.of(7, fanout=2)
+    dice = random.Random(1)
+    jobs = Workload.at_rate(0.9 * plan.capacity, draw(exponential, 20_000, dice), draw(exponential, 20_000, dice))
+    Figures.of(simulate("hold-high", plan, jobs)).in_system.mean
+
+The unit of time is the mean service time. The policies of `topology.dispatch` run as they do in real nodes, over the
+same code; the other disciplines are what they are measured against. Give all of them the same `Workload`: then they
+differ by nothing but the discipline.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from topology.dispatch import POLICIES
+from topology.simulation import queues
+from topology.simulation.laws import ARRIVALS, SERVICES, Workload, draw, repeated
+from topology.simulation.network import TreeRun
+from topology.simulation.outcome import WARM_UP, Figures, Outcome, Spread, confidence
+from topology.simulation.plan import Delays, Plan
+
+__all__ = [
+    "ARRIVALS", "CENTRAL", "DISCIPLINES", "SERVICES", "WARM_UP", "Delays", "Figures", "Outcome", "Plan", "Spread",
+    "Workload", "confidence", "draw", "repeated", "simulate",
+]  # fmt: skip
+
+CENTRAL = "central queue"
+NO_DELAYS = Delays()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that a discipline may need."""
+
+    plan: Plan
+    workload: Workload
+    delays: Delays
+    dice: random.Random
+
+
+def _tree(policy: str, case: Case) -> Outcome:
+    return TreeRun(case.plan, POLICIES[policy](), case.workload, case.delays).run()
+
+
+def _flat(chooser: queues.Chooser, case: Case) -> Outcome:
+    return queues.flat(case.plan, case.workload, chooser, case.dice)
+
+
+DISCIPLINES: dict[str, Callable[[Case], Outcome]] = {
+    CENTRAL: lambda case: queues.central(case.plan, case.workload),
+    **{policy: partial(_tree, policy) for policy in reversed(POLICIES)},
+    "shortest queue": partial(_flat, queues.shortest),
+    "two choices": partial(_flat, queues.two_choices),
+    "round robin": partial(_flat, queues.round_robin),
+}
+
+
+def simulate(discipline: str, plan: Plan, workload: Workload, *, delays: Delays = NO_DELAYS, seed: int = 0) -> Outcome:
+    """Runs the workload to its end under one of DISCIPLINES (KeyError for another).
+
+    Only the tree's policies have messages and so `delays`; the others know everything at once. `seed` is for
+    disciplines that throw dice.
+    """
+    return DISCIPLINES[discipline](Case(plan, workload, delays, random.Random(seed)))
