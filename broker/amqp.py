@@ -8,6 +8,7 @@ import asyncio
 import functools
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -144,6 +145,27 @@ class _OpenChannel:
             self.closed.set_result(reason)
 
 
+class _Connection(AsyncioConnection):
+    """Sends all that one turn of the event loop has to say at once. pika makes a system call a frame, of which a
+    publish has three, and each of them wakes the broker.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unsent: list[bytes] = []
+        super().__init__(*args, **kwargs)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        """What pika's Connection asks of its adapters: send this soon, in this order."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        data, self._unsent = b"".join(self._unsent), []
+        if not self.is_closed:  # else it was lost in this turn
+            super()._adapter_emit_data(data)  # type: ignore[misc]  # the stubs know only what users call
+
+
 async def _connect(url: str, name: str) -> AsyncioConnection:
     """An open connection. Raises ConnectionLost, AccessRefused, or BrokerError for a malformed address."""
     # pika logs every refused connection at ERROR with a traceback; our own callers report the reason once
@@ -168,7 +190,7 @@ async def _connect(url: str, name: str) -> AsyncioConnection:
         elif not opened.done():
             opened.set_result(connection)
 
-    AsyncioConnection(parameters, on_open_callback=succeeded, on_open_error_callback=failed, on_close_callback=failed)
+    _Connection(parameters, on_open_callback=succeeded, on_open_error_callback=failed, on_close_callback=failed)
     return await opened
 
 
@@ -246,6 +268,43 @@ class _Publisher:
             self._refused(BrokerError("the broker could not take a message"))
 
 
+class _Acknowledger:
+    """Acknowledges deliveries at the end of the turn in which they were settled: with one frame for all up to the first
+    that is still open, and one for each of those behind it. Told of every delivery of its channel, in their order.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._last = 0  # the newest delivery
+        self._open: OrderedDict[int, None] = OrderedDict()  # not settled, oldest first (a dict finds that slowly)
+        self._settled: list[int] = []  # in this turn
+
+    def delivered(self, tag: int) -> None:
+        self._open[tag] = None
+        self._last = tag
+
+    def settle(self, tag: int, done: bool) -> None:
+        del self._open[tag]
+        if done:
+            if not self._settled:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._settled.append(tag)
+        elif self._channel.is_open:
+            self._channel.basic_nack(tag, requeue=True)
+
+    def _flush(self) -> None:
+        settled, self._settled = self._settled, []
+        if not self._channel.is_open:
+            return  # the broker has taken the messages back already
+        first_open = next(iter(self._open), self._last + 1)
+        together = [tag for tag in settled if tag < first_open]
+        if together:
+            self._channel.basic_ack(max(together), multiple=True)
+        for tag in settled:
+            if tag > first_open:
+                self._channel.basic_ack(tag)
+
+
 class AmqpSession:
     """See broker.session.Session."""
 
@@ -258,6 +317,7 @@ class AmqpSession:
         self.flowing.set()
         self._connections = connections
         self._main: _OpenChannel  # consumes and acknowledges
+        self._acknowledger: _Acknowledger
         self._asking: _OpenChannel | None = None  # all that the broker may refuse, which closes the channel
         self._publisher: _Publisher
         self._exclusive: set[str] = set()
@@ -297,6 +357,7 @@ class AmqpSession:
                 publish.add_on_connection_blocked_callback(lambda *_: self._alarm(True))
                 publish.add_on_connection_unblocked_callback(lambda *_: self._alarm(False))
                 self._main = await _OpenChannel.open(connections[0], self.closed)
+                self._acknowledger = _Acknowledger(self._main.raw)
                 publishing = await _OpenChannel.open(publish, self.closed)
                 self._publisher = _Publisher(publishing, self._lost)
                 await self._publisher.start()
@@ -379,6 +440,7 @@ class AmqpSession:
 
     async def consume(self, queue: str, handler: DeliveryHandler, *, prefetch: int) -> str:
         def delivered(_channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+            self._acknowledger.delivered(method.delivery_tag)
             handler(
                 Delivery(
                     body=body,
@@ -386,7 +448,7 @@ class AmqpSession:
                     routing_key=method.routing_key,
                     headers=properties.headers or {},
                     redelivered=method.redelivered,
-                    settle=functools.partial(self._settle, method.delivery_tag),
+                    settle=functools.partial(self._acknowledger.settle, method.delivery_tag),
                 )
             )
 
@@ -449,15 +511,6 @@ class AmqpSession:
                     self._lost(BrokerError(f"the broker has forgotten queue {queue}"))
                 except BrokerError:
                     break  # it did not answer: asked again later
-
-    def _settle(self, tag: int, done: bool) -> None:
-        channel = self._main.raw
-        if not channel.is_open:
-            return  # the broker has taken the message back already
-        if done:
-            channel.basic_ack(tag)
-        else:
-            channel.basic_nack(tag, requeue=True)
 
     def _alarm(self, on: bool) -> None:
         (self.blocking.set if on else self.blocking.clear)()
