@@ -12,7 +12,7 @@ from broker.stream import Stream
 from broker.wire import Finished, Job, JobClass
 
 CHARACTERS_A_TOKEN = 4  # roughly, in English text
-UNKNOWN_ANSWER = 256  # tokens expected of the first answer to a user
+UNKNOWN_ANSWER = 256  # tokens expected of the very first answer
 REMEMBERED = 20  # the mean follows about so many of the latest answers
 LEAST = 1.0  # token: every job moves its user on
 MOST_ACCOUNTS = 10_000
@@ -52,6 +52,7 @@ class Ledger:
     def __init__(self, most: int = MOST_ACCOUNTS) -> None:
         self._most = most
         self._accounts: OrderedDict[Owner, Account] = OrderedDict()  # the one used last comes last
+        self._everybody = Account()  # what is expected of a user's first answer
 
     def account(self, owner: Owner) -> Account:
         """The user's account; a new one takes the place of the one that was not used for longest."""
@@ -66,8 +67,8 @@ class Ledger:
         owner = (job.user, job.job_class)
         account = self.account(owner)
         prompt = prompt_tokens(job)
-        limit = job.sampling.max_tokens
-        expected = prompt + (account.mean if limit is None else min(account.mean, limit))
+        answer, limit = (account if account.answers else self._everybody).mean, job.sampling.max_tokens
+        expected = prompt + (answer if limit is None else min(answer, limit))
         work = max(LEAST, expected + account.owed)
         account.owed -= work - expected
         return Charge(owner, work, expected, prompt)
@@ -82,6 +83,7 @@ class Ledger:
         account.owed += worked - charge.expected
         if answer is not None:
             account.learn(answer)
+            self._everybody.learn(answer)
 
     def close(self, charge: Charge, stream: Stream) -> None:
         """Settles what the stream's job has cost until its end, or until its reader left."""

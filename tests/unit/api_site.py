@@ -36,8 +36,10 @@ settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 from api import broker as api_broker  # noqa: E402
 from api import catalog as api_catalog  # noqa: E402
+from api import submission  # noqa: E402
 from api.accounts import keys  # noqa: E402
 from api.accounts.models import User  # noqa: E402
+from api.work import Ledger  # noqa: E402
 
 _numbers = itertools.count(1)
 
@@ -184,6 +186,7 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     keys.forget_all()
     monkeypatch.setattr(application, "_make_client", lambda: client)
     monkeypatch.setattr(api_catalog.catalog, "_edges", None)
+    monkeypatch.setattr(submission, "ledger", Ledger())
     monkeypatch.setattr(keys, "_looking_up", asyncio.Lock())  # a lock is its event loop's, and each test has its own
     async with application.running():
         yield client

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from api import submission
 from api.accounts.models import User
 from api.errors import ApiError
-from api.work import LEAST, REMEMBERED, UNKNOWN_ANSWER, Charge, Ledger, ledger, prompt_tokens
+from api.work import LEAST, REMEMBERED, UNKNOWN_ANSWER, Charge, Ledger, prompt_tokens
 from broker.wire import ChatMessage, Delta, Failed, Finished, Job, JobClass, Sampling, Start
 from tests.unit.api_site import FakeClient, make_user, until
 
@@ -57,8 +57,17 @@ def test_what_a_users_answers_took_is_expected_of_the_next() -> None:
         book.settle(book.charge(job()), PROMPT + answer, answer)
     assert book.charge(job()).expected == PROMPT + 20
     assert book.charge(job(max_tokens=5)).expected == PROMPT + 5
-    assert book.charge(job(user="bob")).expected == PROMPT + UNKNOWN_ANSWER
-    assert book.charge(job(job_class="batch")).expected == PROMPT + UNKNOWN_ANSWER
+
+
+def test_users_and_their_classes_are_expected_to_be_like_everybody_until_they_are_known() -> None:
+    book = Ledger()
+    book.settle(book.charge(job(user="ada")), PROMPT + 10, 10)
+    assert book.charge(job(user="ada", job_class="batch")).expected == PROMPT + 10
+    first = book.charge(job(user="bob"))
+    assert first.expected == PROMPT + 10
+    book.settle(first, PROMPT + 30, 30)
+    expected = {user: book.charge(job(user=user)).expected - PROMPT for user in ("ada", "bob", "eve")}
+    assert expected == {"ada": 10, "bob": 30, "eve": 20}
 
 
 def test_a_user_who_changes_is_noticed() -> None:
@@ -99,11 +108,11 @@ def test_a_refused_job_leaves_no_trace() -> None:
 
 def test_users_not_seen_for_long_are_forgotten() -> None:
     book = Ledger(most=2)
-    for user in ("ada", "bob", "ada", "eve"):
-        book.settle(book.charge(job(user=user)), PROMPT + 1, 1)
-    assert book.charge(job(user="ada")).expected == PROMPT + 1
-    assert book.charge(job(user="bob")).expected == PROMPT + UNKNOWN_ANSWER  # in place of eve
-    assert book.charge(job(user="eve")).expected == PROMPT + UNKNOWN_ANSWER
+    for user, answer in (("ada", 10), ("bob", 20), ("ada", 10), ("eve", 40)):
+        book.settle(book.charge(job(user=user)), PROMPT + answer, answer)
+    assert book.charge(job(user="ada")).expected == PROMPT + 10
+    assert book.charge(job(user="bob")).expected == PROMPT + 20  # in place of eve; as everybody, who took 80 in 4
+    assert book.charge(job(user="eve")).expected == PROMPT + 20
 
 
 USERS = ("ada", "bob")
@@ -161,7 +170,7 @@ CHAT = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content
 
 
 def owed(user: User, job_class: JobClass = "interactive") -> float:
-    return ledger.account((user.username, job_class)).owed
+    return submission.ledger.account((user.username, job_class)).owed
 
 
 async def test_a_job_is_charged_and_settled_at_its_end(
@@ -171,7 +180,7 @@ async def test_a_job_is_charged_and_settled_at_its_end(
     assert fake.jobs[0].work == PROMPT + 5
     assert owed(user) == 3 + 1 - (PROMPT + 5)  # the echo has read 3 tokens and said 1
     assert (await program.post("/v1/chat/completions", json={**CHAT, "service_tier": "flex"})).status_code == 200
-    assert fake.jobs[1].work == PROMPT + 5
+    assert fake.jobs[1].work == PROMPT + 1  # nothing is owed in this class
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert fake.jobs[2].work == LEAST
 
