@@ -78,7 +78,7 @@ def _notes(settings: Settings, results: tables.Results, result: Report) -> list[
         f"tree policies: {late.hop * 1000:g} ms a hop, counters at most every: {report_ms}, beside a mean service of "
         f"{late.service:g} s. The other disciplines know everything at once.",
         "↑: some nodes are busy nearly all the time, so the figure depends on the length of the run.",
-        "busiest: utilisation of inner nodes or leaves, whichever is higher. at: who held jobs, by time.",
+        "busiest: utilisation of the busiest node that holds jobs, or of all slots. at: who held them, by time.",
     ]
     if settings.plan == Plan.of(7, fanout=2) and settings.arrivals == "poisson":
         notes.append(

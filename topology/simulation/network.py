@@ -6,7 +6,7 @@ hold jobs first come, first served. Not simulated: faults, and that a node gives
 
 import heapq
 import itertools
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,9 @@ class _Node:
     parent: "_Node | None" = None
     slots: int = 0  # in the whole subtree
     held: deque[int] = field(default_factory=deque)
-    counted: int = 0  # of `held`, in the backlog
+    counted: int = 0  # how many were held since `since`
+    since: float = 0.0
+    waited: float = 0.0  # the time that jobs were held until then, all jobs together
     told: tuple[int, int] = (-1, -1)  # what the parent was last told: free, received
     told_at: float = float("-inf")
     telling: bool = False  # it will be told what is true then
@@ -42,11 +44,8 @@ class TreeRun:
         self._numbers = itertools.count()
         self._nodes = _grow(plan, policy)
         self._starts = [0.0] * len(workload.arrivals)
-        self._ran_in: list[Place] = ["root"] * len(workload.arrivals)
-        self._backlog: dict[Place, int] = dict.fromkeys(("root", "inner", "leaf"), 0)
-        self._since: dict[Place, float] = dict.fromkeys(self._backlog, 0.0)
-        self._waited: dict[Place, float] = dict.fromkeys(self._backlog, 0.0)
-        self._largest = 0
+        self._ran_on = [ROOT] * len(workload.arrivals)
+        self._backlog = self._largest = 0
 
     def run(self) -> Outcome:
         """Until the last job has ended."""
@@ -58,10 +57,11 @@ class TreeRun:
             self._arrive(arrival, root, job)
         while events:
             self._step()
-        slots: Counter[Place] = Counter()
-        for node in self._nodes.values():
-            slots[node.place] += node.dispatcher.slots
-        return Outcome(self._workload, self._starts, self._ran_in, +slots, self._waited, self._largest)
+        nodes = self._nodes
+        slots = {name: node.dispatcher.slots for name, node in nodes.items() if name != ROOT}
+        places = {name: node.place for name, node in nodes.items()}
+        waited = {name: node.waited for name, node in nodes.items()}
+        return Outcome(self._workload, self._starts, self._ran_on, slots, places, waited, self._largest)
 
     def _step(self) -> None:
         now, _, happens, node, what = heapq.heappop(self._events)
@@ -110,7 +110,7 @@ class TreeRun:
                 self._later(now + self._delays.hop, self._arrive, self._nodes[decision.child], job)
             else:
                 dispatcher.running += 1
-                self._starts[job], self._ran_in[job] = now, node.place
+                self._starts[job], self._ran_on[job] = now, node.name
                 self._later(now + self._workload.services[job], self._end, node, job)
         if len(held) != node.counted:
             self._count(now, node)
@@ -126,12 +126,10 @@ class TreeRun:
             self._later(at, self._tell, node, None)
 
     def _count(self, now: float, node: _Node) -> None:
-        place = node.place
-        self._waited[place] += self._backlog[place] * (now - self._since[place])
-        self._since[place] = now
-        self._backlog[place] += len(node.held) - node.counted
-        node.counted = len(node.held)
-        self._largest = max(self._largest, sum(self._backlog.values()))
+        node.waited += node.counted * (now - node.since)
+        self._backlog += len(node.held) - node.counted
+        node.counted, node.since = len(node.held), now
+        self._largest = max(self._largest, self._backlog)
 
 
 def _grow(plan: Plan, policy: Policy) -> dict[str, _Node]:

@@ -19,9 +19,10 @@ class Outcome:
 
     workload: Workload
     starts: Sequence[float]
-    ran_in: Sequence[Place]  # of each job
-    slots: Mapping[Place, int]
-    waited: Mapping[Place, float]  # time that jobs were held there, all jobs together
+    ran_on: Sequence[str]  # the node of each job
+    slots: Mapping[str, int]  # by node
+    places: Mapping[str, Place]  # of the nodes
+    waited: Mapping[str, float]  # by node: time that jobs were held there, all jobs together
     largest_backlog: int  # most jobs that were held at one moment
 
     @property
@@ -39,19 +40,35 @@ class Outcome:
         pairs = zip(self.workload.arrivals, self.starts, strict=True)
         return [start - arrival for arrival, start in pairs][self._first :]
 
-    def utilisation(self, place: Place | None = None) -> float:
-        """Share of the slots (of that place) that were busy between the warm-up and the last arrival."""
+    def busy(self) -> dict[str, float]:
+        """Slots that were busy on average, by node, between the warm-up and the last arrival."""
         since, until = self.workload.arrivals[self._first], self.workload.arrivals[-1]
-        slots = sum(self.slots.values()) if place is None else self.slots.get(place, 0)
-        if not slots or until <= since:
-            return 0.0
-        runs = zip(self.starts, self.ends, self.ran_in, strict=True)
-        busy = sum(
-            max(0.0, min(end, until) - max(start, since))
-            for start, end, ran_in in runs
-            if place is None or ran_in == place
-        )
-        return busy / (slots * (until - since))
+        found = dict.fromkeys(self.slots, 0.0)
+        for start, end, node in zip(self.starts, self.ends, self.ran_on, strict=True):
+            found[node] += max(0.0, min(end, until) - max(start, since))
+        return {node: time / (until - since) if until > since else 0.0 for node, time in found.items()}
+
+    def utilisation(self, place: Place | None = None) -> float:
+        """Share of the slots (of that place) that were busy."""
+        nodes = [node for node in self.slots if place in (None, self.places[node])]
+        slots, busy = sum(self.slots[node] for node in nodes), self.busy()
+        return sum(busy[node] for node in nodes) / slots if slots else 0.0
+
+    def busiest(self) -> float:
+        """Utilisation of the busiest node that holds jobs (1 % of the waiting at least); without one, of all slots.
+        Near 1 the node's backlog hardly ever ends, whatever others could do for it.
+        """
+        least, busy = 0.01 * sum(self.waited.values()), self.busy()
+        holding = [busy[node] / slots for node, slots in self.slots.items() if self.waited.get(node, 0.0) > least]
+        return max(holding, default=self.utilisation())
+
+    def backlog_share(self) -> dict[Place, float]:
+        """Where the time was spent that jobs were held."""
+        all_waited = sum(self.waited.values())
+        found: dict[Place, float] = {"root": 0.0, "inner": 0.0, "leaf": 0.0}
+        for node, waited in self.waited.items():
+            found[self.places[node]] += waited / all_waited if all_waited else 0.0
+        return found
 
     @property
     def _first(self) -> int:
@@ -79,26 +96,25 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is reported of one run. `backlog_share`: where the time was spent that jobs were held."""
+    """What is reported of one run; see the methods of Outcome."""
 
     in_system: Spread
     waiting: Spread
     utilisation: float
-    busiest: float  # utilisation of the place (inner, leaf) whose slots are busiest
+    busiest: float
     largest_backlog: int
     backlog_share: Mapping[Place, float]
 
     @classmethod
     def of(cls, outcome: Outcome) -> "Figures":
         """Raises ValueError for an outcome without jobs."""
-        waited = sum(outcome.waited.values())
         return cls(
             in_system=Spread.of(outcome.times_in_system()),
             waiting=Spread.of(outcome.waiting_times()),
             utilisation=outcome.utilisation(),
-            busiest=max(outcome.utilisation(place) for place in outcome.slots),
+            busiest=outcome.busiest(),
             largest_backlog=outcome.largest_backlog,
-            backlog_share={place: time / waited if waited else 0.0 for place, time in outcome.waited.items()},
+            backlog_share=outcome.backlog_share(),
         )
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from topology.simulation.laws import Workload
 from topology.simulation.outcome import Outcome
-from topology.simulation.plan import Place, Plan
+from topology.simulation.plan import ROOT, Place, Plan
 
+ALL = "all"  # stands for the nodes where it makes no difference which one runs a job
 Choose = Callable[[list[int]], int]  # from the jobs at each node, running or waiting, to the node that gets the next
 Chooser = Callable[[int, random.Random], Choose]  # of so many nodes
 
@@ -27,7 +28,7 @@ def central(plan: Plan, workload: Workload) -> Outcome:
         start = max(arrival, free[0])
         heapq.heapreplace(free, start + service)
         starts.append(start)
-    return _outcome(plan, workload, starts, "root")
+    return _outcome(workload, starts, [ALL] * len(starts), {ALL: plan.capacity}, central=True)
 
 
 def flat(plan: Plan, workload: Workload, chooser: Chooser, dice: random.Random) -> Outcome:
@@ -36,7 +37,7 @@ def flat(plan: Plan, workload: Workload, chooser: Chooser, dice: random.Random) 
     jobs = [0 for _ in plan.parents]
     free = [[0.0] * plan.slots for _ in plan.parents]
     ends: list[tuple[float, int]] = []
-    starts = []
+    names, starts, ran_on = list(plan.parents), [], []
     for arrival, service in zip(workload.arrivals, workload.services, strict=True):
         while ends and ends[0][0] <= arrival:
             jobs[heapq.heappop(ends)[1]] -= 1
@@ -46,7 +47,8 @@ def flat(plan: Plan, workload: Workload, chooser: Chooser, dice: random.Random) 
         heapq.heapreplace(free[node], start + service)
         heapq.heappush(ends, (start + service, node))
         starts.append(start)
-    return _outcome(plan, workload, starts, "leaf")
+        ran_on.append(names[node])
+    return _outcome(workload, starts, ran_on, dict.fromkeys(names, plan.slots), central=False)
 
 
 def shortest(_count: int, _dice: random.Random) -> Choose:
@@ -77,14 +79,17 @@ def round_robin(count: int, _dice: random.Random) -> Choose:
     return choose
 
 
-def _outcome(plan: Plan, workload: Workload, starts: list[float], waited_at: Place) -> Outcome:
-    waited, largest = 0.0, 0
+def _outcome(
+    workload: Workload, starts: list[float], ran_on: list[str], slots: dict[str, int], *, central: bool
+) -> Outcome:
+    """Jobs wait at the root, or at the node that runs them."""
+    places: dict[str, Place] = {ROOT: "root", **dict.fromkeys(slots, "leaf")}
+    waited, largest = dict.fromkeys(places, 0.0), 0
     steps = []
-    for arrival, start in zip(workload.arrivals, starts, strict=True):
+    for arrival, start, node in zip(workload.arrivals, starts, ran_on, strict=True):
         if start > arrival:
-            waited += start - arrival
+            waited[ROOT if central else node] += start - arrival
             steps += [(arrival, 1), (start, -1)]
     for backlog in itertools.accumulate(step for _, step in sorted(steps)):
         largest = max(largest, backlog)
-    ran_in: list[Place] = ["leaf"] * len(starts)
-    return Outcome(workload, starts, ran_in, {"leaf": plan.capacity}, {waited_at: waited}, largest)
+    return Outcome(workload, starts, ran_on, slots, places, waited, largest)
