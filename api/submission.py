@@ -113,7 +113,7 @@ async def publish(job: Job) -> Stream:
         job = msgspec.structs.replace(job, deadline=deadlines.ordinary())
     charge = ledger.charge(job)
     try:
-        stream = await broker.client().submit(msgspec.structs.replace(job, work=charge.work))
+        stream = await broker.client().submit(msgspec.structs.replace(job, work=charge.work, expected=charge.expected))
     except BaseException:
         ledger.undo(charge)
         raise

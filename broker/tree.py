@@ -116,6 +116,8 @@ def _node(
         "host": state.host,
         "pid": state.pid,
         "detail": state.detail,
+        "waited": round(state.waited, 2),
+        "wait_error": round(state.wait_error, 2),
         "uptime": max(0.0, round(now - state.started, 1)),
         "seen": max(0.0, round(now - state.sent, 1)),
     }
@@ -133,6 +135,8 @@ _UNKNOWN: dict[str, Any] = {
     "tokens": 0,
     "host": "",
     "pid": 0,
+    "waited": 0.0,
+    "wait_error": 0.0,
     "uptime": None,
     "seen": None,
 }

@@ -57,6 +57,7 @@ class Job(Wire, kw_only=True):
     user: str = ""
     job_class: JobClass = "interactive"  # who waits for it: interactive jobs come before batch jobs
     work: Positive = 1.0  # tokens that it is charged with when users are treated fairly; see api.work
+    expected: Positive | None = None  # of them, those of this job; the others are owed for earlier ones
     share: Positive = 1.0  # what its user is entitled to, beside a user with 1
     attempt: int = 1  # of its next run, unless it was restarted: then the reader says
     restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it

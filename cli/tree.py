@@ -25,7 +25,8 @@ from topology.tree import BadEdge, check_attach
 _COLOURS = {"idle": "green", "busy": "yellow", "starting": "cyan", "draining": "magenta", "drained": "magenta"}
 _LOG_FIELDS = (
     "name", "state", "host", "pid", "parent", "children", "model", "engine", "device", "policy", "slots", "running",
-    "queued", "held", "depth", "received", "finished", "tokens", "uptime", "detail",
+    "queued", "held", "depth", "received", "finished", "tokens", "waited",
+    "wait_error", "uptime", "detail",
 )  # fmt: skip
 
 Node = Mapping[str, Any]
@@ -145,6 +146,8 @@ def _line(node: Node) -> str:
         load = f"{node['running']}/{node['slots']} running  {escape(node['model'])} ({node['engine']})"
     where = f"  [dim]{escape(str(node['host']))}:{node['pid']}[/dim]" if node["host"] else ""
     queued = f"  {node['queued']} queued" if node["queued"] else ""
+    if node["queued"] and node["waited"]:
+        queued += f", {node['waited']:.0f} s each lately"
     detail = f"  {escape(node['detail'])}" if node["detail"] else ""
     return f"[bold]{escape(node['name'])}[/bold]  [{colour}]{state}[/{colour}]  {load}{queued}{where}{detail}"
 

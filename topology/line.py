@@ -21,12 +21,14 @@ FORGET_BEYOND = 1000  # users who wait for nothing and are remembered
 
 @dataclass(frozen=True, slots=True)
 class Ticket(Generic[T]):
-    """A job in the line, and what its order follows from. `cost`: work / share. `arrived`: virtual time."""
+    """A job in the line, and what its order follows from. `cost`: work / share. `arrived`: virtual time. `expected`: the
+    work that it will be itself, which may differ from what its user is charged for it.
+    """
 
     item: T
     user: str
     job_class: str
-    work: float
+    expected: float
     cost: float
     arrived: float
     number: int  # grows with every job that comes
@@ -35,7 +37,7 @@ class Ticket(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Place(Generic[T]):
-    """Where a job stands. Both counts begin with 0, both amounts of work are those of the jobs counted."""
+    """Where a job stands. Both counts begin with 0; the work is what is expected of the jobs counted."""
 
     ticket: Ticket[T]
     before: int  # jobs in front of it
@@ -71,6 +73,7 @@ class Line(Generic[T]):
         job_class: str = CLASSES[0],
         work: float = 1.0,
         share: float = 1.0,
+        expected: float | None = None,
         first: bool = False,
     ) -> Ticket[T]:
         """Puts a job into the line.
@@ -81,7 +84,7 @@ class Line(Generic[T]):
             raise ValueError(f"work and share must be above 0: {work}, {share}")
         queue = self._classes[job_class]
         self._number += 1
-        ticket = Ticket(item, user, job_class, work, work / share, queue.now, self._number, first)
+        ticket = Ticket(item, user, job_class, expected or work, work / share, queue.now, self._number, first)
         self._put(ticket)
         return ticket
 
@@ -120,8 +123,8 @@ class Line(Generic[T]):
         for ticket in self:
             own_before, own_work = own.get(ticket.user, (0, 0.0))
             yield Place(ticket, before, work_before, own_before, own_work)
-            before, work_before = before + 1, work_before + ticket.work
-            own[ticket.user] = (own_before + 1, own_work + ticket.work)
+            before, work_before = before + 1, work_before + ticket.expected
+            own[ticket.user] = (own_before + 1, own_work + ticket.expected)
 
     def _put(self, ticket: Ticket[T]) -> None:
         if ticket.first:

@@ -19,6 +19,7 @@ from topology.pace import Accuracy, Pace
 SOON = 0.05  # seconds until a job that came and could not go is told why
 AGAIN = 1.0  # seconds, the least between two tellings of one job
 AGAIN_SHARE = 0.1  # of the estimated wait, if that is longer
+SLACK = 0.2  # of the wait, by which an estimate may be off without being told anew
 JOBS_A_SECOND = 5_000  # looked at when telling: a long line is told less often
 
 
@@ -31,7 +32,8 @@ class HeldJob:
     ticket: Ticket["HeldJob"] | None = None  # the newest
     since: float = 0.0  # when it came into the line
     told: tuple[str, int] | None = None  # the reason for waiting and the place that its reader knows
-    tell_at: float = 0.0  # not before is it told another place
+    tell_at: float = 0.0  # not before is it told another place or time
+    promised: float | None = None  # when it was told to start
     estimate: tuple[float, float] | None = None  # the first one: when, and how many seconds
 
 
@@ -75,7 +77,13 @@ class WaitingJobs:
         """A job comes; `first`: it has been on its way already."""
         job = held.job
         held.ticket = self._line.add(
-            held, user=job.user, job_class=job.job_class, work=job.work, share=job.share, first=first
+            held,
+            user=job.user,
+            job_class=job.job_class,
+            work=job.work,
+            share=job.share,
+            expected=job.expected,
+            first=first,
         )
         self._note(held)
 
@@ -110,7 +118,7 @@ class WaitingJobs:
 
     def went(self, held: HeldJob) -> None:
         """One that was taken runs, or was handed on: it waited until now."""
-        self._pace.took(held.job.work)
+        self._pace.took(held.job.expected or held.job.work)
         if held.estimate is not None:
             at, seconds = held.estimate
             self.accuracy.add(seconds, time.monotonic() - at)
@@ -163,15 +171,18 @@ class WaitingJobs:
             held = place.ticket.item
             capped = bool(self._user_jobs) and below[held.job.user] >= self._user_jobs
             reason, position = self._why(capped), place.before + 1
+            seconds = self._seconds(place, capped)
             told = held.told or ("", 0)
-            if reason != told[0] or (position != told[1] and now >= held.tell_at):
+            news = position != told[1] or _is_off(held.promised, seconds, now)
+            if reason != told[0] or (news and now >= held.tell_at):
                 held.told = reason, position
-                self._tell_one(held, self._seconds(place, capped), now)
+                self._tell_one(held, seconds, now)
         if len(self):
             self._tell_within(AGAIN)
 
     def _tell_one(self, held: HeldJob, seconds: float | None, now: float) -> None:
         held.tell_at = now + max(AGAIN, AGAIN_SHARE * (seconds or 0.0))
+        held.promised = None if seconds is None else now + seconds
         if held.estimate is None and seconds is not None:
             held.estimate = now, seconds
         job = held.job
@@ -200,3 +211,10 @@ class WaitingJobs:
             return line
         own = self._pace.seconds(place.own_before, place.own_work_before, min(slots, self._user_jobs))
         return max(line, own or 0.0)
+
+
+def _is_off(promised: float | None, seconds: float | None, now: float) -> bool:
+    """Whether what was promised is not what is expected now, by a second and a fifth of the wait at least."""
+    if promised is None or seconds is None:
+        return promised is not seconds
+    return abs(now + seconds - promised) > max(AGAIN, SLACK * seconds)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 
 import structlog
 
@@ -12,7 +12,6 @@ from api.settings import ENV
 from broker.client import Unavailable
 from broker.management import Edges, ManagementError, edges
 from broker.tree import Tree, settled, tree
-from broker.wire import NodeState
 from topology import names
 
 log = structlog.get_logger("canopy.api")
@@ -45,18 +44,7 @@ async def compose(found: Edges) -> Tree:
         depths = await broker.client().depths(queues)
     except Unavailable:
         depths = {}
-    states = broker.client().nodes()
-    return with_waits(tree(found, states, depths, time.time()), states)
-
-
-def with_waits(plain: Tree, states: Mapping[str, NodeState]) -> Tree:
-    """The tree with how long jobs waited at each node lately, and by how much their estimates were wrong (seconds)."""
-    nodes = []
-    for node in plain["nodes"]:
-        state = states.get(node["name"])
-        waited, error = (state.waited, state.wait_error) if state else (0.0, 0.0)
-        nodes.append({**node, "waited": waited, "wait_error": error})
-    return {**plain, "nodes": nodes}
+    return tree(found, broker.client().nodes(), depths, time.time())
 
 
 class Watch:

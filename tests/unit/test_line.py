@@ -123,9 +123,12 @@ def test_places_count_what_is_in_front() -> None:
     line.add("a", user="ada", work=5)
     line.add("b", user="bob", work=7)
     line.add("c", user="ada", work=1)
+    line.add("d", user="bob", work=50, expected=3)
+    line.add("e", user="bob", work=1)
     places = {place.ticket.item: place for place in line.places()}
     assert [places[item].before for item in "abc"] == [0, 1, 2]
     assert [places[item].work_before for item in "abc"] == [0, 5, 12]
+    assert places["e"].work_before - places["d"].work_before == 3
     assert (places["c"].own_before, places["c"].own_work_before) == (1, 5)
 
 

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             user="ada",
             job_class="batch",
             work=96.5,
+            expected=64.0,
             share=2.0,
             attempt=2,
             restarted=True,
