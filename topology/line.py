@@ -21,8 +21,8 @@ FORGET_BEYOND = 1000  # users who wait for nothing and are remembered
 
 @dataclass(frozen=True, slots=True)
 class Ticket(Generic[T]):
-    """A job in the line, and what its order follows from. `cost`: work / share. `arrived`: virtual time. `expected`: the
-    work that it will be itself, which may differ from what its user is charged for it.
+    """A job in the line, and what its order follows from. `cost`: work / share. `arrived`: virtual time. `expected`:
+    the work that it will be itself, which may differ from what its user is charged for it.
     """
 
     item: T
