@@ -21,12 +21,17 @@ class Jobs:
 
     @classmethod
     def drawn(cls, arrivals: str, service: str, count: int, seed: int, trace: tuple[Sequence[float], ...]) -> "Jobs":
-        """By the named laws. `trace` is (gaps, services) for those named `trace`. Raises ValueError for a bad one."""
+        """By the named laws. `trace` is (gaps, services) for those named `trace`. Raises ValueError for a bad one.
+
+        What is drawn is scaled to a mean of exactly 1, like a trace: at a load of 0.95 a sample that happens to bring
+        1 % more work waits a quarter longer.
+        """
         gaps, services = trace or ((), ())
-        return cls(
-            repeated(gaps, count) if arrivals == TRACE else draw(ARRIVALS[arrivals], count, random.Random(seed)),
-            repeated(services, count) if service == TRACE else draw(SERVICES[service], count, random.Random(~seed)),
-        )
+        if arrivals != TRACE:
+            gaps = draw(ARRIVALS[arrivals], count, random.Random(seed))
+        if service != TRACE:
+            services = draw(SERVICES[service], count, random.Random(~seed))
+        return cls(repeated(gaps, count), repeated(services, count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from bench.report import Report, Rows, say
 from topology.simulate import CENTRAL, WARM_UP, Outcome, Plan, Spread, Workload, simulate
 
 GOAL_MEAN, GOAL_P99 = 1.20, 1.5
+LATE = 0.1  # of a mean service: a generator that is late by more (p99) had no quiet machine
 _ROUNDS = 8  # jobs a slot that are run to learn how long a nominal second really takes
 
 
@@ -148,6 +149,8 @@ def _tell(settings: Settings, run: Run, result: Report) -> None:
         f"(p99), {max(late):.1f} ms at most; cores busy: "
         + ", ".join(f"{name} {cores:.2f}" for name, cores in run.cpu.items()),
     ]
+    if stats.percentile(late, 99) > LATE * run.service * 1000:
+        result.notes.append(f"{run.policy}: the machine was too busy with other things for these figures to count")
 
 
 def _simulated(name: str, outcome: Outcome, least: Spread, service: float) -> tuple[str | float, ...]:

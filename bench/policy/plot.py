@@ -80,7 +80,7 @@ def _name_lines(axis: Any, lines: list[dict[str, Any]], measure: str, last: floa
         if line["loads"] and line["loads"][-1] != last:
             name = line["name"] + (" (saturates)" if line["saturates"] else "")
             end = (line["loads"][-1], line[measure][-1])
-            axis.annotate(name, end, (0, 9), textcoords="offset points", ha="center", color=_dark(line["name"]))
+            axis.annotate(name, end, (-8, 5), textcoords="offset points", ha="right", color=_dark(line["name"]))
 
 
 def _apart(heights: list[float]) -> list[float]:

@@ -95,7 +95,7 @@ def against_theory(law: str, plan: Plan, results: Results) -> Rows:
     for load in _axes(law, results)[0]:
         found = [(results[law, load, name], mean(load)) for name, mean in exact.items()]
         rows.append((load, *(cell for each, mean in found for cell in (each.figures.in_system.mean, each.error, mean))))
-    columns = ("load", *(column for name in exact for column in (name, f"± ({name})", f"exact ({name})")))
+    columns = ("load", *(column for name in exact for column in (name, f"{name} ±", f"{name}, exact")))
     return Rows("mean time in system against theory", columns, rows)
 
 

@@ -85,6 +85,12 @@ def test_laws_named_trace_are_the_trace() -> None:
         Jobs.drawn("trace", "exponential", 3, 1, ())
 
 
+def test_what_is_drawn_brings_exactly_the_work_that_was_asked_for() -> None:
+    jobs = Jobs.drawn("poisson", "hyperexponential", 300, 1, ())
+    assert sum(jobs.gaps) == pytest.approx(300)
+    assert sum(jobs.services) == pytest.approx(300)
+
+
 def test_messages_are_slow_beside_the_service_and_only_in_trees() -> None:
     assert Slowness(0.5, 0.002, 0.01).of("hold-high") == Delays(0.004, 0.02)
     assert Slowness(1.0, 0.0).of("hold-high").report == 0.004  # as the policy asks
@@ -251,3 +257,12 @@ def test_time_lost_between_jobs_is_seen_and_a_missed_goal_is_said() -> None:
     assert facts["mean_ratio"] > measured.GOAL_MEAN
     assert not facts["met"]
     assert any("MISSED" in note for note in result.notes)
+
+
+def test_a_generator_that_is_late_says_that_its_figures_do_not_count() -> None:
+    jobs = Jobs.drawn("poisson", "exponential", 500, 1, ())
+    samples = as_measured(Workload.at_rate(6.3, jobs.gaps, jobs.services), 0.4)
+    assert not any("too busy" in note for note in told(samples).notes)
+    for sample in samples:
+        sample.planned = Planned(sample.planned.at - 0.1, sample.planned.tokens)
+    assert any("too busy" in note for note in told(samples).notes)
