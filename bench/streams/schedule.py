@@ -1,7 +1,8 @@
 """How far a stream is behind its schedule. Pure.
 
 A stream that asks at `sent` for `rate` tokens a second is due to have its k-th token (from 1) at `sent + k / rate`: the
-engine waits that long before each. So its lateness holds all that the service adds, the way to the first token too.
+engine waits that long before each. So its lateness holds all that the service adds, the way to the first token too,
+which no later token can make up for. What comes after is seen apart, by the schedule that begins with the first token.
 """
 
 from array import array
@@ -39,9 +40,17 @@ class Track:
 
     def lateness(self, begin: float, end: float) -> list[float]:
         """Seconds behind the schedule of each token that came in the window, and of the one that is due at its end."""
-        late = [now - self.sent - number / self.rate for now, number in self._tokens() if begin <= now <= end]
+        return self._behind(self.sent, begin, end)
+
+    def lag(self, begin: float, end: float) -> list[float]:
+        """The same, but by the schedule that begins with the first token: below 0 if that one was later than others."""
+        first = self.first_token()
+        return self._behind(self.sent if first is None else self.arrivals[0] - 1 / self.rate, begin, end)
+
+    def _behind(self, start: float, begin: float, end: float) -> list[float]:
+        late = [now - start - number / self.rate for now, number in self._tokens() if begin <= now <= end]
         had = sum(count for now, count in zip(self.arrivals, self.counts, strict=True) if now <= end)
-        return [*late, max(0.0, end - self.sent - (had + 1) / self.rate)]
+        return [*late, max(0.0, end - start - (had + 1) / self.rate)]
 
     def received(self, begin: float, end: float) -> int:
         """Tokens that came in the window."""
@@ -87,6 +96,7 @@ class Reading:
     gap: Spread
     late: Spread  # over all tokens
     worst_stream: float  # ms: the largest of the streams' own 99th percentiles
+    worst_lag: float  # ms: the same by the schedules that begin with the first token
     never_behind: float  # share of the streams that were never later than BEHIND
     errors: dict[str, int]
 
@@ -117,6 +127,7 @@ def read(tracks: list[Track], begin: float, end: float) -> Reading:
         gap=Spread.of(gaps),
         late=Spread.of([each for one in late for each in one]),
         worst_stream=max(1000 * percentile(one, 99) for one in late),
+        worst_lag=max(1000 * percentile(track.lag(begin, end), 99) for track in tracks),
         never_behind=sum(max(one) <= BEHIND for one in late) / len(late),
         errors=errors,
     )

@@ -24,6 +24,13 @@ def test_a_token_is_due_at_the_start_plus_its_number_times_the_delay() -> None:
     assert found == pytest.approx([0.0, 0.05, 0.0, 0.0], abs=1e-9)
 
 
+def test_after_the_first_token_only_what_comes_later_counts() -> None:
+    late_start = track((0.5, 1), (0.6, 1), (0.85, 1))
+    assert late_start.lag(100.0, 100.85) == pytest.approx([0.0, 0.0, 0.15, 0.05], abs=1e-9)
+    assert late_start.lateness(100.0, 100.85) == pytest.approx([0.4, 0.4, 0.55, 0.45], abs=1e-9)
+    assert track().lag(100.0, 101.0) == pytest.approx([0.9])
+
+
 def test_tokens_that_come_together_are_each_late_by_their_own_due_time() -> None:
     found = track((0.4, 3)).lateness(100.0, 100.45)
     assert found == pytest.approx([0.3, 0.2, 0.1, 0.05], abs=1e-9)
@@ -51,6 +58,7 @@ def test_a_reading_sums_all_streams_up() -> None:
     assert reading.tokens == reading.writes
     assert reading.never_behind == 0.5
     assert reading.worst_stream == pytest.approx(400, abs=1)
+    assert reading.worst_lag == pytest.approx(0, abs=1)
     assert not reading.holds
     assert read([good, good], 100.5, 102.0).holds
 
