@@ -69,7 +69,9 @@ def _holds(found: Cell) -> str:
     errors = found.outcome.reading.errors
     if errors:
         return "; ".join(f"{count} x {error}" for error, count in errors.items())
-    return "yes" if found.outcome.reading.holds else "NO"
+    if found.outcome.reading.holds:
+        return "yes"
+    return "but for the TTFT" if found.outcome.reading.worst_lag <= 1000 * BEHIND else "NO"
 
 
 def _verdict(apis: int, tried: Sequence[Cell]) -> str:
