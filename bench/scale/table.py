@@ -17,8 +17,10 @@ def tell(result: Report, alone: Mapping[str, float], found: Sequence[Measured]) 
     lines, verdicts = _lines(found)
     result.tables += [_processor(found), _ways(found), _resting(alone, found), lines]
     result.facts["blocks_net_ms_a_job"] = {each.shape.root: each.blocks for each in found}
+    result.facts["messages_a_second_at_rest"] = {each.shape.root: each.beats for each in found}
     result.notes += [
         *verdicts,
+        *_rest_verdicts(found),
         "tree: complete binary trees; chain: one node below the other; flat: all nodes below the root. Only the "
         "deepest nodes have slots, so every job passes every level. depth: hops below the root; the root comes on top.",
         "ms a job: processor time while jobs came, less what the same tree takes at rest in that time; gross: nothing "
@@ -60,7 +62,7 @@ def _ways(found: Sequence[Measured]) -> Rows:
 
 def _resting(alone: Mapping[str, float], found: Sequence[Measured]) -> Rows:
     """Of the broker and the client, what the tree adds to them."""
-    none: tuple[Cell, ...] = ("none", 0, 0, None, alone["broker"], None, None, None, None, None)
+    none: tuple[Cell, ...] = ("none", 0, 0, None, alone["broker"], None, None, None, None, None, None)
     rows = [none]
     for each in found:
         nodes = sum(each.idle[group] for group in ("root", "inner", "leaf"))
@@ -69,12 +71,12 @@ def _resting(alone: Mapping[str, float], found: Sequence[Measured]) -> Rows:
         rows.append(
             (
                 *_which(each), nodes, each.idle["broker"], each.idle["client"], added / (each.shape.nodes + 1), beats,
-                each.root_mb, each.node_mb,
+                beats / (each.shape.nodes + 1), each.root_mb, each.node_mb,
             )
         )  # fmt: skip
     columns = (
         "series", "nodes", "depth", "nodes ms/s", "broker ms/s", "client ms/s", "nodes and broker, a node",
-        "messages/s", "root MB", "MB a node",
+        "messages/s", "a node", "root MB", "MB a node",
     )  # fmt: skip
     return Rows("at rest: processor time, ms a second (of a core's 1000); memory", columns, rows)
 
@@ -100,6 +102,20 @@ def _lines(found: Sequence[Measured]) -> tuple[Rows, list[str]]:
             verdicts.append(_verdict(what, series, against, line, ratio, steps))
     columns = ("what", "series", "against", "at 0", "a step", "R2", "off the line %", "last / first", "steps")
     return Rows("straight lines, least squares", columns, rows, digits=3), verdicts
+
+
+def _rest_verdicts(found: Sequence[Measured]) -> list[str]:
+    """A tree at rest is to cost each node the same, however many there are."""
+    notes = []
+    for series in dict.fromkeys(each.shape.series for each in found):
+        a_node = [sum(e.beats.values()) / (e.shape.nodes + 1) for e in found if e.shape.series == series]
+        first, last = a_node[0], a_node[-1]
+        met = last <= FLAT * first
+        notes.append(
+            f"{'met' if met else 'MISSED'}: messages a second at rest, {series}: {first:.2f} a node in the smallest "
+            f"tree, {last:.2f} in the largest (linear in nodes: at most {FLAT} x)"
+        )
+    return notes
 
 
 def _verdict(what: str, series: str, against: str, line: Line, ratio: float, steps: float) -> str:

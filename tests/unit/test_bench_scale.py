@@ -1,5 +1,7 @@
 """bench scale's pure parts: the shapes, the kinds of messages, the lines and what they say of the goal."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,3 +130,16 @@ def test_flat_in_number_is_met_and_growth_is_missed() -> None:
     counts = (1, 3, 7, 15, 31, 63)
     assert notes("flat", dict.fromkeys(counts, 9.0))[0].startswith("met: ")
     assert notes("flat", {count: 9.0 + 0.1 * count for count in counts})[0].startswith("MISSED: ")
+
+
+def test_a_tree_at_rest_is_to_cost_each_node_the_same() -> None:
+    def verdict(a_second: dict[int, float]) -> str:
+        found = [measured(each, 9.0, 9.0) for each in shapes.series("tree", (1, 2, 6))]
+        beats = [dict.fromkeys(messages.KINDS, a_second[each.shape.nodes] / len(messages.KINDS)) for each in found]
+        result = Report("scale", {})
+        at_rest = [replace(each, beats=beat) for each, beat in zip(found, beats, strict=True)]
+        table.tell(result, {"broker": 4.0, "client": 5.0}, at_rest)
+        return next(note for note in result.notes if "at rest, tree" in note)
+
+    assert verdict({1: 4.0, 3: 8.0, 63: 128.0}).startswith("met: ")
+    assert verdict({1: 4.0, 3: 10.0, 63: 400.0}).startswith("MISSED: ")
