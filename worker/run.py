@@ -3,7 +3,7 @@
 import asyncio
 import time
 from contextlib import aclosing
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -66,7 +66,7 @@ class JobRun:
         self._gate = gate
         self._seq = 0
         self._prompt_tokens = 0
-        self._task: asyncio.Task[Ending] | None = None
+        self._task: asyncio.Task[Any] | None = None  # the one that runs it
         self._stopped: Ending | None = None
 
     @property
@@ -81,10 +81,10 @@ class JobRun:
 
     async def run(self) -> Ending:
         """How it ended. Cancelling the task that awaits this abandons the run: CancelledError, no ending."""
-        self._task = asyncio.create_task(self._work(), name=f"job {self.job.request_id}")
+        self._task = asyncio.current_task()
         try:
             async with asyncio.timeout(self._seconds_left()):
-                return await self._task
+                return await self._work()
         except TimeoutError:
             return self._failed("expired", "the deadline of the request passed while it ran")
         except EngineError as error:
@@ -92,7 +92,7 @@ class JobRun:
                 return Interrupted(**self._number(), reason=str(error), fault=not isinstance(error, EngineStopped))
             return self._failed(error.code, str(error))
         except asyncio.CancelledError:
-            if self._stopped is None:
+            if self._stopped is None or self._task is None or self._task.uncancel():
                 raise
             return msgspec.structs.replace(self._stopped, **self._number())
         except Exception as error:  # fate: this job fails and says so; a fault in it must not end the others
