@@ -63,6 +63,10 @@ def tell(result: Report, chosen: Sequence[Contender], found: Found) -> None:
         "Canopy and bare AMQP confirm every hop; FastStream confirms its publishes; Celery and dramatiq confirm "
         "nothing unless told so: a job may be lost with the broker's connection and nobody told.",
         "dramatiq has no results on RabbitMQ: a result backend of 4 lines publishes each to the driver's reply queue.",
+        "dramatiq's sending blocks, so at high loads its jobs are answered before so many are under way: read its "
+        "throughput there, not its latency.",
+        "bare AMQP is pika as it comes: a system call a frame and an acknowledgement a delivery. Canopy joins both, so "
+        "its broker works less a job, and at some loads the whole path does.",
         "FastStream's broker.request has one request under way at a time, whatever is asked of it.",
         "cores: kept busy by driver, workers and broker together. Where they are all the machine has, the processor is "
         "the bound, and the throughput follows from the processor time a job.",
