@@ -41,9 +41,9 @@ class Place(Generic[T]):
 
     ticket: Ticket[T]
     before: int  # jobs in front of it
-    work_before: float
+    expected_before: float
     own_before: int  # of them, those of the same user
-    own_work_before: float
+    own_expected_before: float
 
 
 class Line(Generic[T]):
@@ -118,13 +118,13 @@ class Line(Generic[T]):
 
     def places(self) -> Iterator[Place[T]]:
         """Everybody's place, in order."""
-        before, work_before = 0, 0.0
+        before, expected_before = 0, 0.0
         own: dict[str, tuple[int, float]] = {}
         for ticket in self:
-            own_before, own_work = own.get(ticket.user, (0, 0.0))
-            yield Place(ticket, before, work_before, own_before, own_work)
-            before, work_before = before + 1, work_before + ticket.expected
-            own[ticket.user] = (own_before + 1, own_work + ticket.expected)
+            own_before, own_expected = own.get(ticket.user, (0, 0.0))
+            yield Place(ticket, before, expected_before, own_before, own_expected)
+            before, expected_before = before + 1, expected_before + ticket.expected
+            own[ticket.user] = (own_before + 1, own_expected + ticket.expected)
 
     def _put(self, ticket: Ticket[T]) -> None:
         if ticket.first:

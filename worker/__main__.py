@@ -11,6 +11,7 @@ import structlog
 from broker.amqp import AmqpSession
 from broker.node import NameTaken, NoParent
 from broker.session import BrokerError, Session
+from topology.cap import AUTOMATIC
 from topology.dispatch import DEFAULT_POLICY, POLICIES
 from topology.names import BadName, check_node_name
 from worker.care import EngineStuck
@@ -44,8 +45,10 @@ class BadEnvironment(ValueError):
     """An environment variable that cannot be used; the text names it."""
 
 
-def user_jobs(text: str) -> int:
+def user_jobs(text: str) -> int | None:
     """How many jobs of one user may run below a root at once; 0: any number. Raises BadEnvironment."""
+    if not text:
+        return AUTOMATIC
     if not text.isdecimal():
         raise BadEnvironment(f"CANOPY_USER_JOBS must be a whole number of jobs, 0 for no limit, not {text!r}")
     return int(text)
@@ -76,7 +79,7 @@ async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> No
         POLICIES[options.policy](),
         make_engine(options),
         step_seconds=float(os.environ.get("CANOPY_STEP_SECONDS", STEP_SECONDS)),
-        user_jobs=user_jobs(os.environ.get("CANOPY_USER_JOBS") or "0"),
+        user_jobs=user_jobs(os.environ.get("CANOPY_USER_JOBS", "")),
     )
     leave = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

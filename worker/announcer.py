@@ -9,10 +9,13 @@ STATE_SECONDS = 0.25  # dashboards are told the state at most this often
 
 class Announcer:
     """Coalesces changes. `counters` (for the parent, at most every `counters_seconds`, the first after a pause at
-    once) and `state` (for dashboards) send what is true when they are called.
+    once) and `state` (for dashboards) send what is true when they are called, or, when they are given False, only if it
+    is something else than they sent last: most of what a node hears changes nothing about it.
     """
 
-    def __init__(self, counters: Callable[[], None], state: Callable[[], None], counters_seconds: float) -> None:
+    def __init__(
+        self, counters: Callable[[bool], None], state: Callable[[bool], None], counters_seconds: float
+    ) -> None:
         self._counters = counters
         self._state = state
         self._next: asyncio.TimerHandle | None = None
@@ -28,16 +31,16 @@ class Announcer:
         self.tell_all()
 
     def touch(self) -> None:
-        """Something has changed."""
+        """Something may have changed."""
         if self._begun and self._next is None:
             wait = max(0.0, self._counters_told + self._counters_seconds - time.monotonic())
             self._next = asyncio.get_running_loop().call_later(wait, self._tell)
 
     def tell_all(self) -> None:
-        """Tells everything now."""
+        """Tells everything now, whether it has changed or not."""
         if self._begun:
-            self._tell_counters()
-            self._tell_state()
+            self._tell_counters(always=True)
+            self._tell_state(always=True)
 
     def stop(self) -> None:
         """Nothing is told any more, until it begins again."""
@@ -59,10 +62,10 @@ class Announcer:
         self._next_state = None
         self._tell_state()
 
-    def _tell_counters(self) -> None:
+    def _tell_counters(self, *, always: bool = False) -> None:
         self._counters_told = time.monotonic()
-        self._counters()
+        self._counters(always)
 
-    def _tell_state(self) -> None:
+    def _tell_state(self, *, always: bool = False) -> None:
         self._state_told = time.monotonic()
-        self._state()
+        self._state(always)

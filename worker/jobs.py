@@ -27,6 +27,7 @@ from broker.wire import (
     Job,
     Supersede,
 )
+from topology.cap import Cap
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.gate import Gate
@@ -60,14 +61,14 @@ class Jobs:
         relatives: Relatives,
         changed: Callable[[], None],
         engine_failed: Callable[[str], None],
-        user_jobs: int = 0,
+        cap: Cap,
     ) -> None:
         self.port: NodePort
         self.tokens = 0  # of runs that have ended
         self.settled = asyncio.Event()  # set whenever a job leaves this node, or turned out not to
         self.gate = Gate(self._gate_changed)
         self.questions = Questions(name, boot)
-        self.waiting = WaitingJobs(name, dispatcher, user_jobs, self._tell_waiting)
+        self.waiting = WaitingJobs(name, dispatcher, cap, self._tell_waiting)
         self._name = name
         self._boot = boot
         self._engine = engine

@@ -10,6 +10,8 @@ import socket
 import time
 import uuid
 
+import msgspec
+
 from broker.node import NodePort
 from broker.session import Delivery
 from broker.wire import (
@@ -29,6 +31,7 @@ from broker.wire import (
     Resume,
     Supersede,
 )
+from topology.cap import AUTOMATIC, Cap
 from topology.dispatch import Dispatcher, Policy
 from worker.announcer import Announcer
 from worker.background import Background
@@ -41,7 +44,7 @@ from worker.watchdog import STEP_SECONDS
 
 class Node:
     """The state of one node and its reactions. `step_seconds`: a step of the engine that takes longer hangs.
-    `user_jobs`: so many jobs of one user at most run below a root at once (0: any number).
+    `user_jobs`: so many jobs of one user at most run below a root at once; see topology.cap.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Node:
         engine: Engine | None,
         *,
         step_seconds: float = STEP_SECONDS,
-        user_jobs: int = 0,
+        user_jobs: int | None = AUTOMATIC,
     ) -> None:
         self.name = name
         self.model = model
@@ -65,6 +68,8 @@ class Node:
         self.care = EngineCare(engine, step_seconds, self._health_changed, self._hung)
         self._boot = uuid.uuid4().hex[:8]
         self._told = 0  # times that the parent was told the counters
+        self._told_capacity: tuple[str, Capacity] | None = None  # and whom
+        self._told_state: NodeState | None = None
         self.jobs = Jobs(
             name,
             self._boot,
@@ -73,7 +78,7 @@ class Node:
             self.relatives,
             self.announcer.touch,
             self.care.failure,
-            user_jobs if parent is None else 0,
+            Cap(user_jobs if parent is None else 0),  # the nodes below run what the root lets through
         )
         self.status: NodeStatus = "starting"
         self._drained = False
@@ -168,25 +173,34 @@ class Node:
 
     # ---- what others learn of this node
 
-    def _tell_counters(self) -> None:
+    def _tell_counters(self, always: bool) -> None:
         self.jobs.waiting.observe()
-        if self.status == "idle" and self.parent is not None:
+        if self.status != "idle" or self.parent is None:
+            return
+        capacity = self._capacity()
+        if always or (self.parent, capacity) != self._told_capacity:
+            self._told_capacity = self.parent, capacity
             self._told += 1
-            capacity = Capacity(
-                node=self.name,
-                boot=self._boot,
-                number=self._told,
-                slots=self.dispatcher.subtree_slots(),
-                free=self.dispatcher.subtree_free(),
-                received=self.dispatcher.received,
-                finished=self.dispatcher.subtree_finished(),
-                accepting=self.dispatcher.accepting,
-                users=self.jobs.users(),
-            )
-            self.relatives.hello(capacity)
+            self.relatives.hello(msgspec.structs.replace(capacity, number=self._told))
 
-    def _tell_state(self) -> None:
-        self.port.publish_state(self.state())
+    def _capacity(self) -> Capacity:
+        return Capacity(
+            node=self.name,
+            boot=self._boot,
+            slots=self.dispatcher.subtree_slots(),
+            free=self.dispatcher.subtree_free(),
+            received=self.dispatcher.received,
+            finished=self.dispatcher.subtree_finished(),
+            accepting=self.dispatcher.accepting,
+            users=self.jobs.users(),
+        )
+
+    def _tell_state(self, always: bool) -> None:
+        state = self.state()
+        timeless = msgspec.structs.replace(state, sent=0.0)
+        if always or timeless != self._told_state:
+            self._told_state = timeless
+            self.port.publish_state(state)
 
     def state(self) -> NodeState:
         """This node as dashboards see it."""

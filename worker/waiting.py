@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from broker.session import Delivery
 from broker.wire import NO_RUN, Job, Waiting
+from topology.cap import Cap
 from topology.dispatch import Dispatcher
 from topology.line import Line, Place, Ticket
 from topology.pace import Accuracy, Pace
@@ -38,16 +39,16 @@ class HeldJob:
 
 
 class WaitingJobs:
-    """See the module. `user_jobs`: of each user so many at most are let through to the nodes below (0: any number).
-    `send(reply queue, frame)` tells a reader.
+    """See the module. `cap`: how many jobs of a user are let through to the nodes below. `send(reply queue, frame)`
+    tells a reader.
     """
 
-    def __init__(self, name: str, dispatcher: Dispatcher, user_jobs: int, send: Callable[[str, Waiting], None]) -> None:
+    def __init__(self, name: str, dispatcher: Dispatcher, cap: Cap, send: Callable[[str, Waiting], None]) -> None:
         self.accuracy = Accuracy()
         self.users: Counter[str] = Counter()  # whose jobs wait here
         self._name = name
         self._dispatcher = dispatcher
-        self._user_jobs = user_jobs
+        self._cap = cap
         self._send = send
         self._line: Line[HeldJob] = Line()
         self._pace = Pace()
@@ -76,6 +77,7 @@ class WaitingJobs:
     def add(self, held: HeldJob, *, first: bool) -> None:
         """A job comes; `first`: it has been on its way already."""
         job = held.job
+        self._cap.seen(job.user, time.monotonic())
         held.ticket = self._line.add(
             held,
             user=job.user,
@@ -96,7 +98,8 @@ class WaitingJobs:
 
     def take(self) -> HeldJob | None:
         """The next one, which leaves the line; None if none may go, because their users have enough running."""
-        ticket = self._line.take(self._may)
+        most = self._most()
+        ticket = self._line.take(lambda user: most is None or self._dispatcher.jobs_below(user) < most)
         if ticket is None:
             return None
         self._forget(ticket.item)
@@ -138,9 +141,8 @@ class WaitingJobs:
         if not copies:
             del self._by_request[held.job.request_id]
 
-    def _may(self, user: str) -> bool:
-        """Whether one more of that user's jobs may go."""
-        return not self._user_jobs or self._dispatcher.jobs_below(user) < self._user_jobs
+    def _most(self) -> int | None:
+        return self._cap.most(self._dispatcher.subtree_slots(), time.monotonic())
 
     # ---- telling
 
@@ -166,12 +168,12 @@ class WaitingJobs:
     def _tell(self) -> None:
         self._teller = None
         now = time.monotonic()
-        below = self._dispatcher.users_below()
+        below, most = self._dispatcher.users_below(), self._most()
         for place in self._line.places():
             held = place.ticket.item
-            capped = bool(self._user_jobs) and below[held.job.user] >= self._user_jobs
-            reason, position = self._why(capped), place.before + 1
-            seconds = self._seconds(place, capped)
+            cap = most if most is not None and below[held.job.user] >= most else None
+            reason, position = self._why(cap), place.before + 1
+            seconds = self._seconds(place, cap)
             told = held.told or ("", 0)
             news = position != told[1] or _is_off(held.promised, seconds, now)
             if reason != told[0] or (news and now >= held.tell_at):
@@ -198,18 +200,16 @@ class WaitingJobs:
         )
         self._send(job.reply_to, frame)
 
-    def _why(self, capped: bool) -> str:
-        if capped:
-            return f"{self._user_jobs} of your jobs are running, and no more may at once"
-        return self._reason
+    def _why(self, cap: int | None) -> str:
+        return self._reason if cap is None else f"{cap} of your jobs are running, and no more may at once"
 
-    def _seconds(self, place: Place[HeldJob], capped: bool) -> float | None:
+    def _seconds(self, place: Place[HeldJob], cap: int | None) -> float | None:
         """A user's own jobs, of which only so many may run, can be what takes longer than the line."""
         slots = self._dispatcher.subtree_slots()
-        line = self._pace.seconds(place.before, place.work_before, slots)
-        if line is None or not capped:
+        line = self._pace.seconds(place.before, place.expected_before, slots)
+        if line is None or cap is None:
             return line
-        own = self._pace.seconds(place.own_before, place.own_work_before, min(slots, self._user_jobs))
+        own = self._pace.seconds(place.own_before, place.own_expected_before, min(slots, cap))
         return max(line, own or 0.0)
 
 

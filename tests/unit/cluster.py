@@ -111,7 +111,7 @@ class Cluster(AsyncExitStack):
         slots: int = 1,
         engine: HandEngine | None = None,
         step_seconds: float = 60.0,
-        user_jobs: int = 0,
+        user_jobs: int | None = 0,
     ) -> Node:
         """A serving node; without a parent, a root."""
         if parent is not None and engine is None:

@@ -166,3 +166,16 @@ async def test_a_job_of_no_work_is_buried(cluster: Cluster) -> None:
     await cluster.add("root")
     await cluster.ask("wrong", work=-1.0)
     await until(lambda: cluster.broker.queues[names.DEAD_QUEUE].ready)
+
+
+async def test_while_others_are_about_a_flood_leaves_a_slot(cluster: Cluster) -> None:
+    await cluster.add("root", user_jobs=None)
+    await cluster.add("n1", "root", slots=4)
+    await cluster.ask("before", user="light")
+    await until(lambda: cluster.where("before"))
+    cluster.engine("n1").finish("before")
+    for number in range(6):
+        await cluster.ask(f"f{number}", user="flood")
+    await full(cluster, 3)
+    await cluster.ask("light", user="light")
+    await until(lambda: cluster.where("light"))
