@@ -46,7 +46,6 @@ REPLY_PREFETCH = 1000
 CONFIRM_SECONDS = 5.0
 ABSENCE_SECONDS = 1.5  # a new job waits so long for the broker to come back
 PATIENCE_SECONDS = 120.0  # an accepted one so long
-TOLD_KEPT = 10_000
 TELL_AGAIN_SECONDS = 1.0  # a cancel is repeated no sooner, if somebody still works for nobody
 ALARM = "the broker is short of memory or disk and takes no jobs now"
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
@@ -81,7 +80,7 @@ class Client:
         self._keeper: asyncio.Task[None] | None = None
         self._streams: dict[str, Stream] = {}  # in the order of submission
         self._waiting: defaultdict[str, set[str]] = defaultdict(set)  # requests that have not begun to run, by model
-        self._told: dict[Cancel | Supersede, float] = {}  # and when, in this session, oldest first
+        self._told: dict[Cancel | Supersede, float] = {}  # lately, and when, oldest first
         self._lost = 0.0  # when the last session ended, on the loop's clock
         self._nodes: dict[str, NodeState] = {}
         self._changes = asyncio.Event()
@@ -109,12 +108,11 @@ class Client:
         From then on the stream outlives a lost connection: the job is published again. Raises Unavailable, or NoTree
         when no root is bound for its model.
         """
-        waiting = self._waiting[job.model]
-        waiting.add(job.request_id)  # counted from now on, also while the broker is waited for
+        self._waiting[job.model].add(job.request_id)  # counted from now on, also while the broker is waited for
         try:
             session = await self._take_session()
         except BaseException:
-            waiting.discard(job.request_id)
+            self._waits_no_more(job)
             raise
         if job.sampling.seed is None:
             sampling = msgspec.structs.replace(job.sampling, seed=random.getrandbits(63))
@@ -269,8 +267,15 @@ class Client:
         if self._streams.get(stream.request_id) is not stream:
             return False
         del self._streams[stream.request_id]
-        self._waiting[stream.job.model].discard(stream.request_id)
+        self._waits_no_more(stream.job)
         return True
+
+    def _waits_no_more(self, job: Job) -> None:
+        """A model that nobody waits for is forgotten: its name may be anything that a client has written."""
+        waiting = self._waiting.get(job.model, set())
+        waiting.discard(job.request_id)
+        if not waiting:
+            self._waiting.pop(job.model, None)
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
         job = msgspec.structs.replace(job, reply_to=self._reply_queue)
@@ -309,12 +314,11 @@ class Client:
         was away has not heard it, and may get the job all the same: so it is repeated, now and then.
         """
         now = asyncio.get_running_loop().time()
-        if self._session is None or now - self._told.get(message, -TELL_AGAIN_SECONDS) < TELL_AGAIN_SECONDS:
+        while self._told and now - self._told[oldest := next(iter(self._told))] >= TELL_AGAIN_SECONDS:
+            del self._told[oldest]
+        if self._session is None or message in self._told:
             return
-        self._told.pop(message, None)  # so that it comes last
         self._told[message] = now
-        while len(self._told) > TOLD_KEPT:
-            del self._told[next(iter(self._told))]
         self._session.publish(names.CONTROL_EXCHANGE, "", encode(message))
 
     # ---- what arrives
@@ -342,7 +346,7 @@ class Client:
             log.error("a frame is missing; starting over", request_id=frame.request_id)
             self._submit_again(self._session, stream)
         elif isinstance(frame, Start):
-            self._waiting[stream.job.model].discard(stream.request_id)
+            self._waits_no_more(stream.job)
 
     def _grant(self, stream: Stream, asking: Asking) -> None:
         """The newest who asks goes on; an older run, if one is left (of a job that came twice), ends."""

@@ -1,0 +1,52 @@
+"""What the API's broker client keeps of requests that are over: nothing that grows with their number."""
+
+import gc
+
+import pytest
+
+from broker import client as broker_client
+from broker.client import NoTree
+from broker.stream import Stream
+from broker.wire import Job
+from tests.unit.cluster import Cluster, read, until
+
+
+def streams() -> int:
+    gc.collect()
+    return sum(isinstance(each, Stream) for each in gc.get_objects())
+
+
+async def test_a_request_that_ended_leaves_nothing() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        before = streams()
+        for name in ("a", "b", "c"):
+            stream = await cluster.ask(name)
+            await until(lambda name=name: cluster.where(name))
+            cluster.engine("n1").finish(name)
+            await read(stream)
+        del stream
+        assert not cluster.client._streams
+        assert not cluster.client._waiting
+        await until(lambda: streams() == before)
+
+
+async def test_cancels_are_remembered_until_they_may_be_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_client, "TELL_AGAIN_SECONDS", 0.0)
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        for name in ("a", "b", "c"):
+            await (await cluster.ask(name)).aclose()
+        assert [told.request_id for told in cluster.client._told] == ["c"]
+        assert not cluster.client._waiting
+
+
+async def test_models_that_do_not_exist_are_forgotten() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        for number in range(3):
+            job = Job(request_id="a", model=f"invented {number}", reply_to="", created=0.0, prompt="p")
+            with pytest.raises(NoTree):
+                await cluster.client.submit(job)
+        assert not cluster.client._waiting
