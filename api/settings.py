@@ -71,7 +71,7 @@ def _database() -> dict[str, Any]:
         config["OPTIONS"] = {
             "timeout": 10,  # seconds a writer waits for another process
             "transaction_mode": "IMMEDIATE",  # a transaction that will write asks for the lock at its start
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-16000",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
         }
     return config
 
