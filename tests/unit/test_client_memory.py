@@ -1,6 +1,7 @@
 """What the API's broker client keeps of requests that are over: nothing that grows with their number."""
 
 import gc
+from functools import partial
 
 import pytest
 
@@ -23,7 +24,7 @@ async def test_a_request_that_ended_leaves_nothing() -> None:
         before = streams()
         for name in ("a", "b", "c"):
             stream = await cluster.ask(name)
-            await until(lambda name=name: cluster.where(name))
+            await until(partial(cluster.where, name))
             cluster.engine("n1").finish(name)
             await read(stream)
         del stream
