@@ -1,7 +1,8 @@
 """Frames on their way to API processes, coalesced: one message carries what many requests have to say.
 
-What happens in two turns of the event loop goes in one message. Text of answers that go on is paced beyond that; the
-end of an answer is not: somebody waits for it.
+What happens in two turns of the event loop goes in one message. Text of answers that go on is paced beyond that, the
+more the more of it there is: a message costs far more than a frame in it. The end of an answer is not: somebody waits
+for it.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterable
 from broker.session import Session
 from broker.wire import AnyFrame, Failed, Finished, Frames, encode
 
-PACE_SECONDS = 0.002  # text goes at most this often; the first after a pause goes at once
+PACE_SECONDS = (0.002, 0.010)  # least and most between two messages with text; the first after a pause goes at once
+FRAME_SECONDS = 0.0005  # for each frame of the last message, in between
 MESSAGE_FRAMES = 256
 
 Sent = Callable[[bool], None]
@@ -28,6 +30,7 @@ class Outbox:
         self._timer: asyncio.Handle | None = None
         self._paced = False  # the next flush waits for its time, not for the end of this turn
         self._flushed = 0.0
+        self._pace = PACE_SECONDS[0]
 
     def put(self, queue: str, frame: AnyFrame, sent: Sent | None = None) -> None:
         """Sends `frame` soon. `sent(True)` is called once the broker has it, `sent(False)` if nobody reads the
@@ -39,7 +42,7 @@ class Outbox:
             return
         if self._timer is not None:
             self._timer.cancel()
-        wait = self._flushed + PACE_SECONDS - self._loop.time()
+        wait = self._flushed + self._pace - self._loop.time()
         self._paced = wait > 0 and not ends
         self._timer = self._loop.call_later(wait, self._flush) if self._paced else self._loop.call_soon(self._soon)
 
@@ -51,6 +54,8 @@ class Outbox:
         self._timer = None
         self._flushed = self._loop.time()
         frames, self._frames = self._frames, defaultdict(list)
+        least, most = PACE_SECONDS
+        self._pace = min(most, max(least, FRAME_SECONDS * sum(map(len, frames.values()))))
         for queue, entries in frames.items():
             for start in range(0, len(entries), MESSAGE_FRAMES):
                 self._publish(queue, entries[start : start + MESSAGE_FRAMES])

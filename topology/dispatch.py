@@ -8,12 +8,14 @@ import re
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
+QUIET_SECONDS = 0.1  # how soon a parent hears of a change that makes no difference to it yet
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Child:
     """What a node knows about one child: the child's own absolute counters, and what was sent to it.
 
@@ -81,7 +83,7 @@ class Paper:
     """The literal rule of the original design: a child can always take one more; only a busy leaf holds."""
 
     name = "paper"
-    report_seconds = 0.1  # only whether the child is there and accepts counts
+    report_seconds = QUIET_SECONDS  # only whether the child is there and accepts counts
     returns = False
 
     def has_room(self, child: Child) -> bool:
@@ -151,18 +153,19 @@ class Dispatcher:
         return self._children.get(name)
 
     def put_child(self, child: Child) -> None:
-        """Adds the child or replaces what was known about it; what it said earlier and comes late is ignored.
+        """Adds the child or replaces what was known about it; what it said earlier and comes late is ignored. From then
+        on `child` belongs to this dispatcher, which counts what it sends.
 
         What is on its way to a known child stays so; for a new one, and one that has started again (it counts from the
         beginning), nothing is.
         """
         known = self._children.get(child.name)
         if known is None or child.boot != known.boot:
-            child = replace(child, sent=child.received)
+            child.sent = child.received
         elif child.number < known.number:
             return
         else:
-            child = replace(child, sent=max(known.sent, child.received))
+            child.sent = max(known.sent, child.received)
             self._finished_below += max(0, child.finished - known.finished)
         self._children[child.name] = child
         on_way = self._on_way.setdefault(child.name, deque())
@@ -181,13 +184,13 @@ class Dispatcher:
         """A job of that user went to that child: it is the last one served."""
         self._last = name
         if (child := self._children.get(name)) is not None:
-            self._children[name] = replace(child, sent=child.sent + 1)
+            child.sent += 1
             self._on_way[name].append(user)
 
     def arrived(self, name: str) -> None:
         """Nothing is on its way to that child: what it has not received was lost on the way."""
         if (child := self._children.get(name)) is not None:
-            self._children[name] = replace(child, sent=child.received)
+            child.sent = child.received
             self._on_way[name].clear()
 
     def window(self) -> int:
@@ -223,6 +226,15 @@ class Dispatcher:
     def jobs_below(self, user: str) -> int:
         """How many jobs of that user are with the children or on their way to them."""
         return sum(child.users.get(user, 0) + self._on_way[name].count(user) for name, child in self._children.items())
+
+    def report_seconds(self, free: int, received: int) -> float:
+        """How soon the parent should hear of a change.
+
+        It was told last that `free` slots are free, when `received` jobs had come: as long as it knows of more than a
+        quarter of the slots beyond what it has sent since, it can go on. (A user at the cap may wait that much longer.)
+        """
+        known = free - (self.received - received)
+        return QUIET_SECONDS if known > self.subtree_slots() // 4 else self.policy.report_seconds
 
     def _sort(self) -> None:
         self._order = sorted(self._children, key=natural)

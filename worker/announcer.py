@@ -1,20 +1,19 @@
 """When a node tells others what has changed: soon, but not for every change."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 STATE_SECONDS = 0.25  # dashboards are told the state at most this often
 
 
 class Announcer:
-    """Coalesces changes. `counters` (for the parent, at most every `counters_seconds`, the first after a pause at
-    once) and `state` (for dashboards) send what is true when they are called, or, when they are given False, only if it
-    is something else than they sent last: most of what a node hears changes nothing about it.
+    """Coalesces changes. `counters` (for the parent, at most every `pace()` seconds, the first after a pause at once)
+    and `state` (for dashboards) send what is true when they are called, or, when they are given False, only if it is
+    something else than they sent last: most of what a node hears changes nothing about it.
     """
 
     def __init__(
-        self, counters: Callable[[bool], None], state: Callable[[bool], None], counters_seconds: float
+        self, counters: Callable[[bool], None], state: Callable[[bool], None], pace: Callable[[], float]
     ) -> None:
         self._counters = counters
         self._state = state
@@ -22,7 +21,7 @@ class Announcer:
         self._next_state: asyncio.TimerHandle | None = None
         self._state_told = 0.0
         self._counters_told = 0.0
-        self._counters_seconds = counters_seconds
+        self._pace = pace
         self._begun = False
 
     def begin(self) -> None:
@@ -32,9 +31,14 @@ class Announcer:
 
     def touch(self) -> None:
         """Something may have changed."""
-        if self._begun and self._next is None:
-            wait = max(0.0, self._counters_told + self._counters_seconds - time.monotonic())
-            self._next = asyncio.get_running_loop().call_later(wait, self._tell)
+        if not self._begun:
+            return
+        loop = asyncio.get_running_loop()
+        at = max(loop.time(), self._counters_told + self._pace())
+        if self._next is None or at < self._next.when():
+            if self._next is not None:
+                self._next.cancel()
+            self._next = loop.call_at(at, self._tell)
 
     def tell_all(self) -> None:
         """Tells everything now, whether it has changed or not."""
@@ -53,7 +57,7 @@ class Announcer:
     def _tell(self) -> None:
         self._next = None
         self._tell_counters()
-        if time.monotonic() - self._state_told >= STATE_SECONDS:
+        if asyncio.get_running_loop().time() - self._state_told >= STATE_SECONDS:
             self._tell_state()
         elif self._next_state is None:
             self._next_state = asyncio.get_running_loop().call_later(STATE_SECONDS, self._tell_late_state)
@@ -63,9 +67,9 @@ class Announcer:
         self._tell_state()
 
     def _tell_counters(self, *, always: bool = False) -> None:
-        self._counters_told = time.monotonic()
+        self._counters_told = asyncio.get_running_loop().time()
         self._counters(always)
 
     def _tell_state(self, *, always: bool = False) -> None:
-        self._state_told = time.monotonic()
+        self._state_told = asyncio.get_running_loop().time()
         self._state(always)

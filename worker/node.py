@@ -64,7 +64,7 @@ class Node:
         self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)
         self.background = Background(name)
         self.relatives = Relatives(name, parent, self.dispatcher, self.background, self._relatives_changed)
-        self.announcer = Announcer(self._tell_counters, self._tell_state, policy.report_seconds)
+        self.announcer = Announcer(self._tell_counters, self._tell_state, self._pace)
         self.care = EngineCare(engine, step_seconds, self._health_changed, self._hung)
         self._boot = uuid.uuid4().hex[:8]
         self._told = 0  # times that the parent was told the counters
@@ -182,6 +182,12 @@ class Node:
             self._told_capacity = self.parent, capacity
             self._told += 1
             self.relatives.hello(msgspec.structs.replace(capacity, number=self._told))
+
+    def _pace(self) -> float:
+        _, told = self._told_capacity or ("", None)
+        if told is None:
+            return self.dispatcher.policy.report_seconds
+        return self.dispatcher.report_seconds(told.free, told.received)
 
     def _capacity(self) -> Capacity:
         return Capacity(

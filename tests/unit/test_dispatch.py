@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.dispatch import Child, Dispatcher, Forward, Hold, HoldHigh, Paper, Run, natural
+from topology.dispatch import QUIET_SECONDS, Child, Dispatcher, Forward, Hold, HoldHigh, Paper, Run, natural
 from topology.tree import BadEdge, check_attach, orphans
 
 ARTICLE_TREE = {"root": ["n1"], "n1": ["n2", "n3"], "n2": ["n4", "n5"], "n3": ["n6", "n7"]}
@@ -263,3 +263,14 @@ def test_counters_heal_whatever_is_lost_doubled_or_late(events: list[tuple[str, 
     root.put_child(report())
     assert root.subtree_free() == slots - (sent - finished)
     assert root.subtree_finished() == finished
+
+
+def test_a_parent_that_knows_of_enough_room_hears_later() -> None:
+    node = Dispatcher(8, HoldHigh())
+    soon = HoldHigh.report_seconds
+    assert node.report_seconds(free=8, received=0) == QUIET_SECONDS
+    node.received = 5
+    assert node.report_seconds(free=8, received=0) == QUIET_SECONDS
+    node.received = 6
+    assert node.report_seconds(free=8, received=0) == soon
+    assert Dispatcher(1, HoldHigh()).report_seconds(free=0, received=0) == soon

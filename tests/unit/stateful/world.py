@@ -27,7 +27,6 @@ _TIMED = (
     "worker.run",
     "worker.node",
     "worker.waiting",
-    "worker.announcer",
     "broker.client",
     "broker.node",
 )
