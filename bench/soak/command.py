@@ -167,6 +167,8 @@ def _tell(result: Report, soak: Soak, sampler: Sampler) -> None:
         *(f"BROKEN PROMISE: {line}" for line in broken),
         *(f"PROBLEM: {line}" for line in soak.problems),
         "slope: least squares within lives, one slope for all lives of a kind; steepest life: the same for one alone.",
+        "latter half: of each life. A leak is as steep there as before, a cache that fills is not; memory of a process "
+        "that lived for 20 minutes says little about either: --spare NAME gives it a whole run.",
         f"a sample every {soak.settings.sample_every:g} s; the broker's figures are up to 5 s old, and it gave none "
         f"{sampler.missed} times. Tasks of event loops are not counted: no process tells them.",
     ]

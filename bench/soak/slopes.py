@@ -59,6 +59,14 @@ def slope(lives: Sequence[Sequence[Point]]) -> float | None:
     return above / below * _HOUR if below else None
 
 
+def latter_half(points: Sequence[Point]) -> list[Point]:
+    """The second half of the time. A leak grows there as it did before; a cache that fills grows less."""
+    if not points:
+        return []
+    middle = (points[0][0] + points[-1][0]) / 2
+    return [point for point in points if point[0] >= middle]
+
+
 def of_processes(lives: Sequence[Life], shortest: float, warm_up: float) -> Rows:
     """A row a kind and measure, of lives that lasted at least `shortest` seconds, without their first `warm_up`."""
     long = [life for life in lives if life.lasted() >= shortest]
@@ -67,8 +75,12 @@ def of_processes(lives: Sequence[Life], shortest: float, warm_up: float) -> Rows
         for measure in MEASURES:
             each = [life.settled(measure, warm_up) for life in long if life.kind == kind]
             steepest = max((found for points in each if (found := slope([points])) is not None), default=None)
-            rows.append((kind, measure, len(each), *_line(each), steepest))
-    columns = ("process", "measure", "lives", "mean", "most", "slope per hour", "% per hour", "steepest life")
+            late = slope([latter_half(points) for points in each])
+            rows.append((kind, measure, len(each), *_line(each), late, steepest))
+    columns = (
+        "process", "measure", "lives", "mean", "most", "slope per hour", "% per hour", "slope, latter half",
+        "steepest life",
+    )  # fmt: skip
     return Rows(f"within lives of at least {shortest:.0f} s, without their first {warm_up:.0f} s", columns, rows)
 
 

@@ -69,6 +69,14 @@ def test_the_last_sample_of_a_life_is_left_out() -> None:
     assert row["slope per hour"] == pytest.approx(0)
 
 
+def test_a_cache_that_fills_is_flat_in_the_latter_half_and_a_leak_is_not() -> None:
+    filling = [(float(at), min(at, 250) * 10.0) for at in range(0, 600, 5)]
+    lives = {"root": line(7, 6), "api": filling}
+    rows = slopes.of_processes([life(*each) for each in lives.items()], shortest=300, warm_up=0).as_records()
+    late = {row["process"]: row["slope, latter half"] for row in rows if row["measure"] == MEASURES[0]}
+    assert late == {"root": pytest.approx(6), "api": pytest.approx(0)}
+
+
 def test_the_steepest_life_is_told() -> None:
     lives = [life("n1", line(10, 0)), life("n2", line(10, 12))]
     (row, *_) = slopes.of_processes(lives, shortest=300, warm_up=0).as_records()
