@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from topology.dispatch import QUIET_SECONDS
+
 STATE_SECONDS = 0.25  # dashboards are told the state at most this often
 
 
@@ -18,6 +20,7 @@ class Announcer:
         self._counters = counters
         self._state = state
         self._next: asyncio.TimerHandle | None = None
+        self._soon = False  # it comes as soon as it may
         self._next_state: asyncio.TimerHandle | None = None
         self._state_told = 0.0
         self._counters_told = 0.0
@@ -31,14 +34,15 @@ class Announcer:
 
     def touch(self) -> None:
         """Something may have changed."""
-        if not self._begun:
+        if not self._begun or self._soon:
             return
-        loop = asyncio.get_running_loop()
-        at = max(loop.time(), self._counters_told + self._pace())
-        if self._next is None or at < self._next.when():
+        pace = self._pace()
+        self._soon = pace < QUIET_SECONDS
+        if self._next is None or self._soon:
             if self._next is not None:
                 self._next.cancel()
-            self._next = loop.call_at(at, self._tell)
+            loop = asyncio.get_running_loop()
+            self._next = loop.call_at(max(loop.time(), self._counters_told + pace), self._tell)
 
     def tell_all(self) -> None:
         """Tells everything now, whether it has changed or not."""
@@ -48,14 +52,14 @@ class Announcer:
 
     def stop(self) -> None:
         """Nothing is told any more, until it begins again."""
-        self._begun = False
+        self._begun = self._soon = False
         for timer in (self._next, self._next_state):
             if timer is not None:
                 timer.cancel()
         self._next = self._next_state = None
 
     def _tell(self) -> None:
-        self._next = None
+        self._next, self._soon = None, False
         self._tell_counters()
         if asyncio.get_running_loop().time() - self._state_told >= STATE_SECONDS:
             self._tell_state()

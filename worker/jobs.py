@@ -200,7 +200,8 @@ class Jobs:
             self._dispatcher.running -= 1
             self._dispatcher.finished += 1
             self._running_users[held.job.user] -= 1
-            self._running_users = +self._running_users
+            if not self._running_users[held.job.user]:
+                del self._running_users[held.job.user]
             self.tokens += run.tokens
             self._runs.pop(run.number, None)
             self.pump()
