@@ -32,21 +32,23 @@ class Edges:
 
 
 def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
-    """Edges from the two listings of the management API."""
+    """Edges from the two listings of the management API, the queues' taken last: a binding whose queue is not there went
+    with it in between.
+    """
+    listed = [str(queue["name"]) for queue in queues]
+    present = frozenset(owner for name in listed if (owner := names.inbox_owner(name)) is not None)
+    registered = frozenset(node for name in listed if (node := names.node_of(name)) is not None)
     roots: dict[str, str] = {}
     parents: dict[str, str] = {}
     for binding in bindings:
         source, queue, key = str(binding["source"]), str(binding["destination"]), str(binding["routing_key"])
         child = names.node_of(queue)
-        if child is None:
+        if child is None or child not in registered:
             continue
         if source == names.JOBS_EXCHANGE:
             roots[child] = key
         elif (parent := names.node_of(source)) is not None:
             parents[child] = parent
-    listed = [str(queue["name"]) for queue in queues]
-    present = frozenset(owner for name in listed if (owner := names.inbox_owner(name)) is not None)
-    registered = frozenset(node for name in listed if (node := names.node_of(name)) is not None)
     return Edges(roots, parents, present, registered)
 
 

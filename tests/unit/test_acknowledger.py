@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.amqp import _Acknowledger
+from broker.channels import Acknowledger
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Broker:
         self.requeued.append(tag)
 
 
-def opened(deliveries: int) -> tuple[Broker, _Acknowledger]:
+def opened(deliveries: int) -> tuple[Broker, Acknowledger]:
     broker = Broker(list(range(1, deliveries + 1)))
-    acknowledger = _Acknowledger(broker)  # type: ignore[arg-type]
+    acknowledger = Acknowledger(broker)  # type: ignore[arg-type]
     for tag in broker.unacked:
         acknowledger.delivered(tag)
     return broker, acknowledger
