@@ -191,10 +191,11 @@ class Client:
 
     async def _take_session(self) -> Session:
         """The session; a short absence is waited for. Raises Unavailable."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ABSENCE_SECONDS):
-                while self._session is None:
-                    await self.changed()
+        if self._session is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ABSENCE_SECONDS):
+                    while self._session is None:
+                        await self.changed()
         if self._session is None:
             raise Unavailable("the broker is not connected")
         if self._session.blocked:

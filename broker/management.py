@@ -32,8 +32,8 @@ class Edges:
 
 
 def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
-    """Edges from the two listings of the management API, the queues' taken last: a binding whose queue is not there went
-    with it in between.
+    """Edges from the two listings of the management API. The queues' is taken last: a binding whose queue is not there
+    went with it in between.
     """
     listed = [str(queue["name"]) for queue in queues]
     present = frozenset(owner for name in listed if (owner := names.inbox_owner(name)) is not None)
