@@ -30,8 +30,8 @@ async def test_killed_at_a_fault_point(point: str, victim: str, where: str, grow
 
 
 async def test_killed_while_it_hands_its_jobs_up(grow: Grow, account: Open) -> None:
-    """A leaf that drains gives what it holds to its parent; it dies in the middle of that."""
-    tree: Tree = await grow(env={"n4": {"CANOPY_FAULT_POINT": "forward-confirmed:2"}})
+    """A leaf that drains gives what it holds (with `paper`) to its parent; it dies in the middle of that."""
+    tree: Tree = await grow(policy="paper", env={"n4": {"CANOPY_FAULT_POINT": "forward-confirmed:2"}})
     ledger = account("kill -9", "leaf that drains, between forward-confirm and ack")
     await ledger.submit(50, tokens=25)
     await ledger.until(lambda: sum(each.waiting == "n4" for each in ledger.answers) >= 3)
@@ -43,7 +43,7 @@ async def test_killed_while_it_hands_its_jobs_up(grow: Grow, account: Open) -> N
 
 
 async def test_killed_at_the_first_job_of_a_dead_childs_queue(grow: Grow, account: Open) -> None:
-    tree: Tree = await grow(env={"n2": {"CANOPY_FAULT_POINT": "adopted:1"}})
+    tree: Tree = await grow(policy="paper", env={"n2": {"CANOPY_FAULT_POINT": "adopted:1"}})
     ledger = account("kill -9", "leaf, then its parent at the first job of its queue")
     await ledger.submit(50, tokens=25)
     await ledger.until(lambda: sum(each.waiting == "n4" for each in ledger.answers) >= 3)
