@@ -17,7 +17,7 @@ from bench.dispatch.contenders import Contender
 from bench.dispatch.loop import Question
 from bench.dispatch.running import Running, running
 from bench.dispatch.table import Cell, Found
-from bench.instance import Instance
+from bench.instance import Instance, NotStarted
 from bench.report import Report
 
 _WARM_UP = Question(in_flight=100, seconds=0.5)
@@ -40,8 +40,9 @@ def command(
     result = Report("dispatch", settings)
     with instance.running("--engine", "echo", "--nodes", "1") as canopy:
         chosen = [each for each in contenders.everybody(canopy, slots) if _is_wanted(each, only)]
-        found = _measure(canopy, chosen, [Question(load, seconds) for load in loads], rounds)
-    table.tell(result, chosen, found)
+        found, lost = _measure(canopy, chosen, [Question(load, seconds) for load in loads], rounds)
+    table.tell(result, [each for each in chosen if each.name not in lost], found)
+    result.notes += [f"{reason}: it is left out" for reason in lost.values()]
     result.finish(json_file)
 
 
@@ -49,9 +50,14 @@ def _is_wanted(contender: Contender, only: Sequence[str] | None) -> bool:
     return not only or any(word.lower() in contender.name.lower() for word in only)
 
 
-def _measure(canopy: Instance, chosen: Sequence[Contender], questions: Sequence[Question], rounds: int) -> Found:
-    """Every contender under every load, `rounds` times in turn."""
+def _measure(
+    canopy: Instance, chosen: Sequence[Contender], questions: Sequence[Question], rounds: int
+) -> tuple[Found, dict[str, str]]:
+    """Every contender under every load, `rounds` times in turn; and who stopped answering, with the reason. Without
+    us and the yardstick there is no result: NotStarted is raised then.
+    """
     found: Found = {}
+    lost: dict[str, str] = {}
     with contextlib.ExitStack() as stack, report.progress() as bar:
         task = bar.add_task("starting the contenders", total=len(chosen) * (1 + rounds * len(questions)))
         started = []
@@ -63,11 +69,17 @@ def _measure(canopy: Instance, chosen: Sequence[Contender], questions: Sequence[
         for number in range(rounds):
             for question in questions:
                 for each in _rotated(started, number):
-                    bar.update(task, description=f"{each.contender.name}, {question.in_flight} in flight")
-                    cell = _block(canopy, each, question)
-                    found.setdefault((each.contender.name, question.in_flight), []).append(cell)
+                    name = each.contender.name
+                    bar.update(task, description=f"{name}, {question.in_flight} in flight")
+                    if name not in lost:
+                        try:
+                            found.setdefault((name, question.in_flight), []).append(_block(canopy, each, question))
+                        except NotStarted as error:
+                            if each.contender.family in (contenders.CANOPY, contenders.BARE):
+                                raise
+                            lost[name] = str(error)
                     bar.advance(task)
-    return found
+    return {key: cells for key, cells in found.items() if key[0] not in lost}, lost
 
 
 def _rotated(started: Sequence[Running], by: int) -> list[Running]:
