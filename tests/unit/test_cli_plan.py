@@ -58,6 +58,12 @@ def test_the_api_inherits_the_socket_that_outlives_it() -> None:
     assert api.env["CANOPY_PORT"] == "8123"
 
 
+def test_large_buffers_stay_off_the_apis_heap_and_a_models_tensors_are_left_alone() -> None:
+    made = layout()
+    assert int(made.api.env["MALLOC_MMAP_THRESHOLD_"]) < 256 * 1024  # what asyncio receives into
+    assert not any("MALLOC_MMAP_THRESHOLD_" in spec.env for spec in [*made.roots, *made.nodes])
+
+
 def test_standby_roots_are_equal_to_the_root_and_logged_apart() -> None:
     made = layout(models={"a": None, "b": None}, nodes=1, standby=2)
     names = ["root", "root-standby-1", "root-standby-2", "root-b", "root-b-standby-1", "root-b-standby-2"]
