@@ -22,7 +22,10 @@ class ReplyQueue(ResultBackend):
         broker.channel.basic_publish("", message.options["reply_to"], body)
 
 
-broker = RabbitmqBroker(url=os.environ["BENCH_AMQP_URL"], confirm_delivery=os.environ["BENCH_CONFIRM"] == "1")
+# Between two blocks the sending thread is idle for longer than a heartbeat, and blocking pika answers none meanwhile.
+broker = RabbitmqBroker(
+    url=f"{os.environ['BENCH_AMQP_URL']}?heartbeat=0", confirm_delivery=os.environ["BENCH_CONFIRM"] == "1"
+)
 broker.add_middleware(Results(backend=ReplyQueue()))
 dramatiq.set_broker(broker)
 
