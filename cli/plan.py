@@ -22,7 +22,7 @@ from topology.names import root_name
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _READY = re.compile(r"""(\[info\s*\]\s+|"event": "|event=')(ready|standby)\b""")
 # asyncio receives into a new 256 KiB buffer each time and keeps the few bytes that came. By itself glibc soon takes
-# such buffers from the heap, where small things that live longer settle in between, and the heap grows with every thousand requests.
+# such buffers from the heap, where small things that live longer settle between them, and the heap grows and grows.
 _BUFFERS_APART = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 WAIT_SECONDS = 60  # a node tries for so long to find the broker and its parent: all of them start at the same time
 
