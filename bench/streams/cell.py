@@ -54,7 +54,7 @@ class Cell:
 
 
 def measure(streams: int, apis: int, settings: Settings) -> Cell:
-    """Starts an instance and measures in it. Raises NotStarted."""
+    """Starts an instance and measures in it. Raises NotStarted; TimeoutError if the load cannot be finished."""
     options = ["--engine", "echo", "--nodes", str(NODES), "--token-delay", str(1 / settings.rate)]
     # Slots for all streams on each node: how they are dealt out is the dispatch's matter, not this benchmark's.
     with instance.running(*options, "--slots", str(streams)) as canopy, _more_apis(canopy, apis - 1) as more:

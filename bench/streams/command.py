@@ -42,7 +42,14 @@ def command(
         cells = [each for tried in found.values() for each in tried]
         result.notes += [_verdict(few, tried) for few, tried in found.items()]
     else:
-        cells = [_measured(many, few, settings) for many, few in asked]
+        cells = []
+        for many, few in asked:
+            try:
+                cells.append(_measured(many, few, settings))
+            except TimeoutError:
+                late = f"{many} streams, {few} API processes: so far behind that nothing was measured"
+                report.say(f"  {late}")
+                result.notes.append(f"{late}.")
     _tell(result, cells)
     result.finish(json_file)
 
