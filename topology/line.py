@@ -41,7 +41,6 @@ class Place(Generic[T]):
 
     ticket: Ticket[T]
     before: int  # jobs in front of it
-    expected_before: float
     own_before: int  # of them, those of the same user
     own_expected_before: float
 
@@ -118,12 +117,10 @@ class Line(Generic[T]):
 
     def places(self) -> Iterator[Place[T]]:
         """Everybody's place, in order."""
-        before, expected_before = 0, 0.0
         own: dict[str, tuple[int, float]] = {}
-        for ticket in self:
+        for before, ticket in enumerate(self):
             own_before, own_expected = own.get(ticket.user, (0, 0.0))
-            yield Place(ticket, before, expected_before, own_before, own_expected)
-            before, expected_before = before + 1, expected_before + ticket.expected
+            yield Place(ticket, before, own_before, own_expected)
             own[ticket.user] = (own_before + 1, own_expected + ticket.expected)
 
     def _put(self, ticket: Ticket[T]) -> None:

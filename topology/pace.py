@@ -2,54 +2,79 @@
 clock.
 """
 
+import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean
 
-HALF_LIFE = 60.0  # seconds after which an observation counts half
+FOLLOWS = 50  # the mean follows about so many of the latest jobs
+OVERDUE = 0.1  # of what a job should take: so much longer at least, if it has taken that already
 REMEMBERED = 200  # jobs whose estimates are compared with what came
 
 
-@dataclass(slots=True)
 class Pace:
-    """Estimates waiting times from what was seen lately. Times are seconds on any clock that only goes forward."""
+    """What jobs took lately, and what runs. Times are seconds on any clock that only goes forward.
 
-    _at: float | None = None
-    _busy: int = 0
-    _finished: int = 0
-    _slot_seconds: float = 0.0  # that jobs took, fading
-    _ended: float = 0.0  # jobs that ended, fading alike
-    _taken: float = 0.0  # jobs that left the line, fading alike
-    _work: float = 0.0  # and their work
+    Which of the running jobs has ended is not known here, only that one has: the oldest is taken for it. That makes no
+    difference to the mean.
+    """
+
+    def __init__(self) -> None:
+        self._running: deque[tuple[float, float]] = deque()  # since when, and the work; oldest first
+        self._finished = 0
+        self._known = 0  # ended jobs that the means are made of, up to FOLLOWS
+        self._seconds = 0.0  # a job
+        self._work = 0.0  # of a job
+
+    def started(self, now: float, work: float) -> None:
+        """A job of so much work left the line."""
+        self._running.append((now, work))
 
     def observe(self, now: float, busy: int, finished: int) -> None:
-        """From now on so many slots are busy; so many jobs have ended since the beginning."""
-        if self._at is not None:
-            elapsed = max(0.0, now - self._at)
-            kept = 0.5 ** (elapsed / HALF_LIFE)
-            self._slot_seconds = self._slot_seconds * kept + self._busy * elapsed
-            self._ended = self._ended * kept + max(0, finished - self._finished)
-            self._taken *= kept
-            self._work *= kept
-        self._at, self._busy, self._finished = now, busy, finished
+        """So many slots are busy now; so many jobs have ended since the beginning."""
+        for _ in range(min(len(self._running), max(0, finished - self._finished))):
+            since, work = self._running.popleft()
+            self._learn(now - since, work)
+        self._finished = finished
+        while len(self._running) > busy:  # they were lost, or run where they are not seen
+            self._running.popleft()
+        self._running.extend((now, self._work) for _ in range(busy - len(self._running)))
 
-    def took(self, work: float) -> None:
-        """A job of so much work left the line."""
-        self._taken += 1
-        self._work += work
+    def _learn(self, seconds: float, work: float) -> None:
+        self._known = min(self._known + 1, FOLLOWS)
+        self._seconds += (seconds - self._seconds) / self._known
+        self._work += (work - self._work) / self._known
 
-    def seconds(self, before: int, work_before: float, slots: int) -> float | None:
-        """Until a job starts that has so many others, and their work, in front of it, where all `slots` are busy.
+    @property
+    def job_seconds(self) -> float | None:
+        """What a job takes; None while nothing is known."""
+        return self._seconds if self._known else None
 
-        A slot is busy for the mean of what jobs took (slot-seconds / jobs ended, Little's law), more for more work;
-        `slots` of them free one every (that mean / slots) seconds. None while nothing is known.
-        """
-        if not self._ended or not slots:
+    def takes(self, work: float) -> float:
+        """Seconds that so much work takes a slot."""
+        return self._seconds * (work / self._work if self._work else 1.0)
+
+    def forecast(self, now: float, slots: int) -> "Forecast | None":
+        """The future of so many slots; None while nothing is known."""
+        if not self._known or not slots:
             return None
-        a_job = self._slot_seconds / self._ended
-        average = self._work / self._taken if self._taken else 0.0
-        jobs = work_before / average if average else float(before)
-        return (jobs + 1) * a_job / slots
+        ends = [max(self.takes(work) - (now - since), OVERDUE * self.takes(work)) for since, work in self._running]
+        return Forecast(self, [*ends[-slots:], *[0.0] * (slots - len(ends))])
+
+
+class Forecast:
+    """Goes through the line once, from its head: each job takes the slot that frees first."""
+
+    def __init__(self, pace: Pace, free_in: list[float]) -> None:
+        self._pace = pace
+        self._free_in = free_in
+        heapq.heapify(self._free_in)
+
+    def start_of(self, work: float) -> float:
+        """Seconds until the next job in the line starts, which is of so much work."""
+        start = self._free_in[0]
+        heapq.heapreplace(self._free_in, start + self._pace.takes(work))
+        return start
 
 
 @dataclass(slots=True)

@@ -121,7 +121,7 @@ class WaitingJobs:
 
     def went(self, held: HeldJob) -> None:
         """One that was taken runs, or was handed on: it waited until now."""
-        self._pace.took(held.job.expected or held.job.work)
+        self._pace.started(time.monotonic(), held.job.expected or held.job.work)
         if held.estimate is not None:
             at, seconds = held.estimate
             self.accuracy.add(seconds, time.monotonic() - at)
@@ -169,11 +169,15 @@ class WaitingJobs:
         self._teller = None
         now = time.monotonic()
         below, most = self._dispatcher.users_below(), self._most()
+        self.observe()
+        forecast = self._pace.forecast(now, self._dispatcher.subtree_slots())
         for place in self._line.places():
             held = place.ticket.item
             cap = most if most is not None and below[held.job.user] >= most else None
             reason, position = self._why(cap), place.before + 1
-            seconds = self._seconds(place, cap)
+            seconds = None if forecast is None else forecast.start_of(place.ticket.expected)
+            if seconds is not None and cap is not None:
+                seconds = max(seconds, self._own_seconds(place, cap))
             told = held.told or ("", 0)
             news = position != told[1] or _is_off(held.promised, seconds, now)
             if reason != told[0] or (news and now >= held.tell_at):
@@ -203,14 +207,10 @@ class WaitingJobs:
     def _why(self, cap: int | None) -> str:
         return self._reason if cap is None else f"{cap} of your jobs are running, and no more may at once"
 
-    def _seconds(self, place: Place[HeldJob], cap: int | None) -> float | None:
+    def _own_seconds(self, place: Place[HeldJob], cap: int) -> float:
         """A user's own jobs, of which only so many may run, can be what takes longer than the line."""
-        slots = self._dispatcher.subtree_slots()
-        line = self._pace.seconds(place.before, place.expected_before, slots)
-        if line is None or cap is None:
-            return line
-        own = self._pace.seconds(place.own_before, place.own_expected_before, min(slots, cap))
-        return max(line, own or 0.0)
+        ahead = self._pace.takes(place.own_expected_before) if place.own_before else 0.0
+        return (ahead + (self._pace.job_seconds or 0.0)) / cap
 
 
 def _is_off(promised: float | None, seconds: float | None, now: float) -> bool:
