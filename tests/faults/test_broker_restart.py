@@ -18,7 +18,7 @@ async def test_the_broker_restarts(
 ) -> None:
     tree: Tree = await grow(delay=0.02, policy="hold-high")
     ledger = account(fault, "200 jobs in flight")
-    await ledger.submit(JOBS, tokens=30)
+    await ledger.submit(JOBS, tokens=60)
     await ledger.until(lambda: len(ledger.running()) == 28)
     ledger.strike(ledger.running())
     await asyncio.to_thread(end, server)

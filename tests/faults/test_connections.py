@@ -37,8 +37,9 @@ def by(proxy: Proxy, broker: Broker) -> Broker:
     return replace(broker, amqp={user: proxy.through(address) for user, address in broker.amqp.items()})
 
 
-async def in_mid_stream(ledger: Ledger) -> None:
-    await ledger.submit(40, tokens=60)
+async def in_mid_stream(ledger: Ledger, tokens: int = 150) -> None:
+    """Every slot is taken: answers are long enough that the first still run when the last begin."""
+    await ledger.submit(40, tokens=tokens)
     await ledger.until(lambda: len(ledger.running()) == 28)
 
 
@@ -107,6 +108,6 @@ async def test_a_slow_network(broker: Broker, new_proxy: NewProxy, join: Join, g
     ledger = account("500 ms latency", "leaf-broker, root-broker, API-broker", client=client)
     for proxy in proxies:
         proxy.delay = LATENCY_SECONDS
-    await in_mid_stream(ledger)
+    await in_mid_stream(ledger, tokens=300)
     assert await ledger.settled() == []
     await tree.whole()

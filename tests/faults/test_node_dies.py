@@ -38,7 +38,7 @@ async def test_killed_in_mid_stream(where: str, grow: Grow, account: Open) -> No
     tree: Tree = await grow()
     ledger = account("kill -9", f"{where}, in mid-stream")
     victim = VICTIMS[where]
-    await ledger.submit(JOBS, tokens=60)
+    await ledger.submit(JOBS, tokens=150)
     await ledger.until(lambda: len(ledger.running()) == 28)
     ledger.strike(ledger.on(victim) if where != "root" else ledger.running())
     await tree.kill(victim)
