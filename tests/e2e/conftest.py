@@ -24,7 +24,8 @@ OpenPage = Callable[..., Page]
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """root -> n1 -> (n2, n3), two slots a node, twenty words a second."""
     options = ["--engine", "echo", "--nodes", "3", "--fanout", "2", "--slots", "2", "--token-delay", "0.05"]
-    with running(tmp_path_factory.mktemp("echo"), *options) as instance:
+    # without slots left to others, tests can fill every slot and know how many wait
+    with running(tmp_path_factory.mktemp("echo"), *options, env={"CANOPY_USER_JOBS": "0"}) as instance:
         instance.add_people(operator=True, reader=False)
         yield instance
 

@@ -6,8 +6,10 @@ The model is converted once a machine, into the repository's var/models (or the 
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,8 @@ def test_a_prompt_that_is_too_long_is_refused(
 
 
 def test_ten_hellos_at_once_are_answered_by_both_nodes(ask: httpx.Client, watch: httpx.Client) -> None:
-    before = finished(tree_when(watch, at_rest))
+    now = time.time()  # what ended a moment ago may not have been told yet
+    before = finished(tree_when(watch, lambda tree: at_rest(tree) and heard_since(tree, now)))
 
     def hello(number: int) -> httpx.Response:
         return ask.post("/arranca/", json={"text": "Hello", "timestamp": number, "max_tokens": 16}, timeout=120)
@@ -165,6 +168,12 @@ def test_ten_hellos_at_once_are_answered_by_both_nodes(ask: httpx.Client, watch:
     worked = {name: after[name] - before[name] for name in after}
     assert sum(worked.values()) == 10
     assert min(worked.values()) >= 3, f"both must work: {worked}"
+
+
+def heard_since(tree: Tree, moment: float) -> bool:
+    """Whether every node has told its state after that Unix time. `seen` is rounded to a tenth."""
+    drawn = datetime.fromisoformat(tree["at"]).timestamp()
+    return all(node["seen"] is not None and drawn - node["seen"] - 0.1 > moment for node in tree["nodes"])
 
 
 def finished(tree: Tree) -> dict[str, int]:
