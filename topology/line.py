@@ -87,9 +87,13 @@ class Line(Generic[T]):
         self._put(ticket)
         return ticket
 
-    def put_back(self, ticket: Ticket[T]) -> None:
-        """Takes a job in again that was taken and could not go: it comes first, and is not charged again."""
-        self._put(replace(ticket, first=True))
+    def put_back(self, ticket: Ticket[T]) -> Ticket[T]:
+        """Takes a job in again that was taken and could not go: it comes first, and is not charged again. The ticket is
+        another one from now on.
+        """
+        ticket = replace(ticket, first=True)
+        self._put(ticket)
+        return ticket
 
     def take(self, may: Callable[[str], bool] = lambda _user: True) -> Ticket[T] | None:
         """The next job whose user `may` have it, which leaves the line; None if there is none. Whoever comes first has

@@ -93,7 +93,7 @@ class WaitingJobs:
         """One that was taken could not go after all; it comes first."""
         if held.ticket is None:
             raise ValueError("this job was never in the line")
-        self._line.put_back(held.ticket)
+        held.ticket = self._line.put_back(held.ticket)
         self._note(held)
 
     def take(self) -> HeldJob | None:

@@ -171,8 +171,7 @@ def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(op
             ticket = waiting.pop(sorted(waiting)[words[0] % len(waiting)])
             assert line.remove(ticket)
         elif what == "put back" and last is not None:
-            line.put_back(last)
-            waiting[last.item], last = next(t for t in line if t.item == last.item), None
+            waiting[last.item], last = line.put_back(last), None
         assert len(line) == len(waiting)
         assert {ticket.item for ticket in line} == set(waiting)
     told = [ticket.item for ticket in line]

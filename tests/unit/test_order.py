@@ -179,3 +179,17 @@ async def test_while_others_are_about_a_flood_leaves_a_slot(cluster: Cluster) ->
     await full(cluster, 3)
     await cluster.ask("light", user="light")
     await until(lambda: cluster.where("light"))
+
+
+async def test_a_job_that_could_not_go_can_still_be_cancelled(cluster: Cluster) -> None:
+    await cluster.add("root")
+    await cluster.ask("a", user="ada")
+    await full(cluster, 1)
+    waiting = cluster.nodes["root"].jobs.waiting
+    held = waiting.take()
+    assert held is not None
+    waiting.put_back(held)
+    cluster.client.cancel("a", "ada")
+    await full(cluster, 0)
+    assert not waiting.of("a") and not waiting.users
+    await until(lambda: not cluster.nodes["root"].jobs.busy)
