@@ -18,7 +18,7 @@ from worker.engines.batch import Batch, Prefill
 from worker.engines.failure import model_failed, unreadable
 from worker.engines.loaded import Loaded
 from worker.engines.mailbox import Mailbox
-from worker.engines.sampling import choose
+from worker.engines.sampling import Sampler
 from worker.engines.sequence import Sequence
 
 log = structlog.get_logger(__name__)
@@ -37,6 +37,7 @@ class Decoder:
         self._waiting: deque[Sequence] = deque()
         self._prefill: Prefill | None = None
         self._running = Batch(loaded.model)
+        self._sampler = Sampler(slots, loaded.vocabulary, torch.device(loaded.model.device))
         self._news: News = []
         self._since: float | None = None  # when the step in progress began (monotonic); read from other threads
         self.warm = False  # a step has ended
@@ -154,11 +155,19 @@ class Decoder:
 
     def _take(self, batch: Batch, logits: torch.Tensor) -> None:
         """Chooses every row's next token; rows that end with it leave."""
-        tokens = choose(logits, [row.sampling for row in batch.rows], [row.dice for row in batch.rows])
-        for row, token in zip(batch.rows, tokens, strict=True):
-            if not row.finished and (chunk := row.take(token)):
+        for row in batch.rows:
+            if row.slot is None:
+                row.slot = self._free_slot()
+                self._sampler.assign(row.slot, row.sampling, row.prompt, row.answer)
+        picked = self._sampler.choose(logits, [row.slot for row in batch.rows if row.slot is not None]).read()
+        for row, pick in zip(batch.rows, picked, strict=True):
+            if not row.finished and (chunk := row.take(pick)):
                 self._news.append((row.mailbox, chunk))
         batch.remove_finished()
+
+    def _free_slot(self) -> int:
+        taken = {row.slot for row in [*self._rows_reading(), *self._running.rows]}
+        return next(slot for slot in range(self._slots) if slot not in taken)
 
     def _attempt(self, work: Callable[[], None], batch: Batch) -> None:
         """A failure ends the jobs of its batch and nothing else: the next batch begins with an empty cache."""

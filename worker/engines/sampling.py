@@ -1,14 +1,27 @@
-"""The next token of every row, each by its own settings and its own dice."""
+"""The next token of every row, each by its own settings and its own dice, without waiting for the device.
 
+A row's token depends on its logits, its settings and its dice alone, whatever else is computed with it: see `narrow`.
+"""
+
+import math
 import random
-from collections.abc import Callable
-from collections.abc import Sequence as Many
+from typing import Literal
 
+import msgspec
 import torch
 
 from broker.wire import Sampling
+from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
 
-_SHORTLIST = 1024  # candidates looked at for top-p before the whole vocabulary is sorted
+Method = Literal["greedy", "plain", "narrowed", "wide"]  # wide: narrowed, with a great top_k
+
+
+class Picked(msgspec.Struct, frozen=True):
+    """A chosen token. `logprob`, and `top` (ids and logprobs of the likeliest, best first), only if asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Dice:
@@ -25,70 +38,121 @@ class Dice:
         return self._random.random()
 
 
-Method = Callable[[torch.Tensor, list[Sampling], list[Dice]], torch.Tensor]
+class Choice:
+    """One step's tokens: on the device at once, on the host when they have got there."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.tokens = tokens  # [rows] int64, on the device
+        self._host, self._arrived = _download(tokens)
+
+    def read(self) -> list[Picked]:
+        """A Picked for each row; waits for the device. To be called once."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [Picked(token) for token in self._host.tolist()]
 
 
-def choose(logits: torch.Tensor, settings: list[Sampling], dice: list[Dice]) -> list[int]:
-    """Token ids for `logits` [rows, vocabulary]; greedy rows draw no random number."""
-    tokens = [0] * len(settings)
-    groups: dict[Method, list[int]] = {}
-    for row, setting in enumerate(settings):
-        groups.setdefault(_method(setting), []).append(row)
-    for method, rows in groups.items():
-        part = logits if len(rows) == len(settings) else logits[rows]
-        chosen = method(part.float(), [settings[row] for row in rows], [dice[row] for row in rows])
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            tokens[row] = token
-    return tokens
+class _Place(msgspec.Struct):
+    """Who has a slot."""
+
+    sampling: Sampling
+    method: Method
+    dice: Dice
 
 
-def _method(setting: Sampling) -> Method:
-    if setting.temperature <= 0:
-        return _greedy
-    return _plain if setting.top_k <= 0 and setting.top_p >= 1 else _narrowed
+class Sampler:
+    """Chooses tokens for up to `slots` sequences of a model that knows `vocabulary` tokens.
+
+    On a GPU nothing here waits for the device: settings and random numbers go up through pinned memory, and what
+    comes back is waited for in `Choice.read`. One call may follow another before the first was read.
+    """
+
+    def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
+        self._vocabulary = vocabulary
+        self._device = device
+        self._places: list[_Place | None] = [None] * slots
+        self._narrow = thresholds_by_shortlist if device.type == "cpu" else thresholds
+
+    def assign(self, slot: int, sampling: Sampling, prompt: list[int], answer: list[int]) -> None:
+        """A sequence takes `slot`, whoever had it before. `answer`: its tokens so far, when it is continued."""
+        method = _method(sampling, self._vocabulary)
+        self._places[slot] = _Place(sampling, method, Dice(sampling.seed, skip=len(answer)))
+
+    def choose(self, logits: torch.Tensor, slots: list[int]) -> Choice:
+        """The next tokens: row i of `logits` [rows, vocabulary] belongs to slots[i], no slot comes twice.
+
+        Rows that sample draw once from their dice.
+        """
+        groups: dict[Method, list[int]] = {}
+        places = [self._place(slot) for slot in slots]
+        for row, place in enumerate(places):
+            groups.setdefault(place.method, []).append(row)
+        if len(groups) == 1:
+            [method] = groups
+            return Choice(self._chosen(method, logits, places))
+        tokens = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
+        for method, rows in groups.items():
+            index = _upload(rows, torch.int64, logits.device)
+            chosen = self._chosen(method, logits.index_select(0, index), [places[row] for row in rows])
+            tokens.index_copy_(0, index, chosen)
+        return Choice(tokens)
+
+    def _place(self, slot: int) -> _Place:
+        place = self._places[slot]
+        if place is None:
+            raise LookupError(f"nobody has slot {slot}")
+        return place
+
+    def _chosen(self, method: Method, logits: torch.Tensor, places: list[_Place]) -> torch.Tensor:
+        """Tokens of rows that are chosen in the same way."""
+        if method == "greedy":
+            return logits.argmax(dim=-1)
+        settings = [place.sampling for place in places]
+        columns = [[setting.temperature for setting in settings], [place.dice.draw() for place in places]]
+        if method != "plain":
+            columns += self._bounds(settings)
+        table = _upload(columns, torch.float64, logits.device)
+        scaled = logits.float() / table[0][:, None].float()
+        depths, weights = weigh(scaled)
+        if method != "plain":
+            top_k, top_p, floor = (column[:, None] for column in table[2:])
+            limits = Limits(floor.float(), top_k.long(), top_p, int(max(columns[2])), min(columns[3]) < 1)
+            narrow = thresholds if method == "wide" else self._narrow
+            weights = torch.where(depths >= narrow(depths, weights, limits), weights, 0)
+        return draw(weights, table[1])
+
+    def _bounds(self, settings: list[Sampling]) -> list[list[float]]:
+        return [
+            [float(_top_k(setting, self._vocabulary)) for setting in settings],
+            [setting.top_p for setting in settings],
+            [-math.inf for setting in settings],
+        ]
 
 
-def _greedy(logits: torch.Tensor, settings: list[Sampling], dice: list[Dice]) -> torch.Tensor:
-    return logits.argmax(dim=-1)
+def _method(sampling: Sampling, vocabulary: int) -> Method:
+    if sampling.temperature <= 0:
+        return "greedy"
+    top_k = _top_k(sampling, vocabulary)
+    if top_k > SHORTLIST:
+        return "wide"
+    return "plain" if not top_k and sampling.top_p >= 1 else "narrowed"
 
 
-def _plain(logits: torch.Tensor, settings: list[Sampling], dice: list[Dice]) -> torch.Tensor:
-    """From the whole vocabulary: no sorting, which would cost more than a small model's forward pass."""
-    weights = torch.softmax(logits / _column([s.temperature for s in settings], logits), dim=-1)
-    return _pick(weights, dice)
+def _top_k(sampling: Sampling, vocabulary: int) -> int:
+    return sampling.top_k if 0 < sampling.top_k < vocabulary else 0
 
 
-def _narrowed(logits: torch.Tensor, settings: list[Sampling], dice: list[Dice]) -> torch.Tensor:
-    """From the top-k most likely tokens, and of those the fewest that reach top-p."""
-    scaled = logits / _column([s.temperature for s in settings], logits)
-    vocabulary = logits.shape[-1]
-    top_k = _column([s.top_k if 0 < s.top_k < vocabulary else vocabulary for s in settings], logits)
-    top_p = _column([s.top_p for s in settings], logits)
-    width = min(vocabulary, max(_SHORTLIST, *(s.top_k for s in settings)))
-    weights, order = _shortlist(scaled, top_k, width)
-    if width < vocabulary and bool(((top_k > width) & (weights.sum(-1, keepdim=True) < top_p)).any()):
-        weights, order = _shortlist(scaled, top_k, vocabulary)
-    before = weights.cumsum(-1) - weights
-    weights[:, 1:] *= before[:, 1:] < top_p  # the most likely token always stays
-    return order.gather(-1, _pick(weights, dice)[:, None])[:, 0]
+def _upload(values: list[int] | list[list[float]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The values on the device; the host does not wait for them to get there."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def _shortlist(scaled: torch.Tensor, top_k: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `width` best candidates, best first: probabilities among the row's top-k, and token ids."""
-    values, order = scaled.topk(width, dim=-1)
-    rank = torch.arange(width, device=scaled.device)
-    inside = values.masked_fill(rank >= top_k, float("-inf"))
-    total = torch.where(top_k > width, scaled.logsumexp(-1, keepdim=True), inside.logsumexp(-1, keepdim=True))
-    return (inside - total).exp(), order
-
-
-def _pick(weights: torch.Tensor, dice: list[Dice]) -> torch.Tensor:
-    """Index per row, with probability in proportion to its weight (inverse of the cumulative sum)."""
-    heaps = weights.cumsum(-1)
-    draws = _column([die.draw() for die in dice], weights)
-    index = torch.searchsorted(heaps, draws * heaps[:, -1:], right=True)[:, 0]
-    return index.clamp_(max=weights.shape[-1] - 1)
-
-
-def _column(values: Many[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]
+def _download(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """The tensor on the host, and what tells when it is there."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), None
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(tensor.device))
+    return host, arrived

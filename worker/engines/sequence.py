@@ -1,4 +1,4 @@
-"""One job while it is computed: its prompt, its dice, its text so far, and when it ends."""
+"""One job while it is computed: its prompt, its text so far, and when it ends."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from worker.engines.answer import AnswerText
 from worker.engines.base import Chunk, EngineError
 from worker.engines.loaded import Loaded
 from worker.engines.mailbox import Mailbox
-from worker.engines.sampling import Dice
+from worker.engines.sampling import Picked
 from worker.engines.template import Prompt, prepare
 
 DEFAULT_TOKENS = 1024  # of an answer whose request names no limit: a base model seldom ends by itself
@@ -21,8 +21,19 @@ class Sequence:
         self.mailbox = mailbox
         self.sampling = job.sampling
         self.ids: list[int] = []  # what the model reads before it goes on: the prompt, and what was delivered
+        self.slot: int | None = None  # where its settings and dice are, once its prompt is read
         self.last = 0  # the newest token, which the next step begins with
         self.finished = False  # set from outside, too: nobody reads any more
+
+    @property
+    def prompt(self) -> list[int]:
+        """The part of `ids` that it was given."""
+        return self.ids[: self._given]
+
+    @property
+    def answer(self) -> list[int]:
+        """The part of `ids` that it said before."""
+        return self.ids[self._given :]
 
     def prepare(self, loaded: Loaded) -> list[Chunk]:
         """Reads the prompt; returns the first chunk, and the last one if nothing may follow.
@@ -41,8 +52,9 @@ class Sequence:
         first = self._begin(loaded, prompt, tells_ids=not prompt.delivered)
         return [first, Chunk(finish="length")] if self.finished else [first]
 
-    def take(self, token: int) -> Chunk | None:
+    def take(self, picked: Picked) -> Chunk | None:
         """Adds one token; returns what there is to tell, or None while a character or stop string is undecided."""
+        token = picked.token
         if token in self._ends:
             return self._finish("stop", self._text.end())
         self.last = token
@@ -64,13 +76,12 @@ class Sequence:
         if max(prompt.ids) >= loaded.vocabulary:  # its batch would fail, and on a GPU the whole process
             raise EngineError("invalid", "the prompt has a token that the model does not know")
         wanted = DEFAULT_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
-        self.ids, self._ends = prompt.ids, loaded.ends
+        self.ids, self._given, self._ends = prompt.ids, given, loaded.ends
         self._left = min(loaded.context - given, wanted) - prompt.delivered
         stops = (*self.sampling.stop, *prompt.stops)
         self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)
         self._untold: list[int] = []  # tokens whose text is held back
         self._tells_ids = tells_ids
-        self.dice = Dice(self.sampling.seed, skip=prompt.delivered)
         self.finished = self._left <= 0
         return Chunk(prompt_tokens=given, tokens=prompt.delivered)
 
@@ -80,12 +91,11 @@ class Sequence:
         """
         had, text, chunk = self.job.delivered, "", None
         for token in ids:
-            if not self.finished and (chunk := self.take(token)):
+            if not self.finished and (chunk := self.take(Picked(token))):
                 text += chunk.text
         if not (text.startswith(had) or had.startswith(text)):
             return None
         self.ids = [*self.ids, *ids]
-        self.dice = Dice(self.sampling.seed, skip=len(ids))
         self._untold = []
         self._text.skip = max(0, len(had) - len(text))
         rest = Chunk(text=text[len(had) :], finish=chunk.finish if chunk else None)

@@ -1,7 +1,5 @@
-"""From tokens to text, from messages to prompts, from logits to tokens: the parts without a model."""
+"""From tokens to text, from messages to prompts: the parts without a model."""
 
-import math
-import random
 from typing import Any
 
 import jinja2
@@ -10,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from broker.wire import ChatMessage, Job, Sampling
+from broker.wire import ChatMessage, Job
 from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
 from worker.engines.cache import RowsLayer
 from worker.engines.detokenize import Detokenizer
-from worker.engines.sampling import Dice, choose
 from worker.engines.template import DIALOGUE_STOPS, PREAMBLE, dialogue, prepare
 
 BYTES = tokenizer()
@@ -127,56 +124,6 @@ def test_empty_prompt_without_bos() -> None:
     bare.bos_token = None
     with pytest.raises(EngineError, match="empty"):
         prepare(bare, prompt(""))
-
-
-def shares(setting: Sampling, logits: list[float], draws: int = 4000) -> list[float]:
-    """How often each token is chosen."""
-    random.seed(1)
-    rows = torch.tensor([logits]).repeat(draws, 1)
-    chosen = choose(rows, [setting] * draws, [Dice(seed) for seed in range(draws)])
-    return [chosen.count(token) / draws for token in range(len(logits))]
-
-
-LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-
-
-@pytest.mark.parametrize(
-    ("setting", "wanted"),
-    [
-        (Sampling(temperature=0), [0, 1, 0, 0]),
-        (Sampling(), [0.1, 0.4, 0.2, 0.3]),
-        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(top_k=9), [0.1, 0.4, 0.2, 0.3]),
-        (Sampling(top_p=0.6), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(top_p=0.01), [0, 1, 0, 0]),
-        (Sampling(top_p=0), [0, 1, 0, 0]),
-        (Sampling(top_k=3, top_p=0.7), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(temperature=0.5, top_k=2), [0, 16 / 25, 0, 9 / 25]),
-    ],
-)
-def test_shares(setting: Sampling, wanted: list[float]) -> None:
-    assert shares(setting, LOGITS) == pytest.approx(wanted, abs=0.03)
-
-
-def test_rows_are_independent_of_each_other() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(5, 3000)
-    mixed = [Sampling(temperature=0), Sampling(), Sampling(top_k=5), Sampling(top_p=0.9), Sampling(top_p=0.3, top_k=40)]
-    together = choose(logits, mixed, [Dice(n) for n in range(5)])
-    alone = [choose(logits[n : n + 1], [mixed[n]], [Dice(n)])[0] for n in range(5)]
-    assert together == alone
-
-
-def test_top_p_beyond_the_shortlist_looks_at_the_whole_vocabulary() -> None:
-    flat = torch.zeros(200, 4000)
-    chosen = choose(flat, [Sampling(top_p=0.9)] * 200, [Dice(n) for n in range(200)])
-    assert len({token // 1000 for token in chosen}) >= 3
-
-
-def test_dice_can_be_continued() -> None:
-    dice = Dice(5)
-    draws = [dice.draw() for _ in range(4)]
-    assert Dice(5, skip=3).draw() == draws[3]
 
 
 def test_cache_rows_come_and_go_right_aligned() -> None:

@@ -1,0 +1,247 @@
+"""From logits to tokens: sets and shares against plain arithmetic, and rows that do not notice each other."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as some
+
+from broker.wire import Sampling
+from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
+from worker.engines.sampling import Dice, Sampler
+
+CPU = torch.device("cpu")
+LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
+WAYS = {"shortlist": thresholds_by_shortlist, "halving": thresholds}  # what a CPU does, and what a GPU does
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def sampler(slots: int, vocabulary: int, way: str = "shortlist") -> Sampler:
+    made = Sampler(slots, vocabulary, CPU)
+    made._narrow = WAYS[way]
+    return made
+
+
+def choose(logits: torch.Tensor, asked: list[Sampling], way: str = "shortlist", **history: list[int]) -> list[int]:
+    """One token a row; row i has slot i."""
+    made = sampler(len(asked), logits.shape[-1], way)
+    for slot, setting in enumerate(asked):
+        made.assign(slot, setting, history.get("prompt", [0]), history.get("answer", []))
+    return [picked.token for picked in made.choose(logits, list(range(len(asked)))).read()]
+
+
+def shares(setting: Sampling, logits: list[float], way: str, draws: int = 4000) -> list[float]:
+    """How often each token is chosen."""
+    random.seed(1)
+    chosen = choose(torch.tensor([logits]).repeat(draws, 1), [setting] * draws, way)
+    return [chosen.count(token) / draws for token in range(len(logits))]
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        (Sampling(temperature=0), [0, 1, 0, 0]),
+        (Sampling(), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_k=9), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(top_p=0.6), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_p=0.01), [0, 1, 0, 0]),
+        (Sampling(top_p=0), [0, 1, 0, 0]),
+        (Sampling(top_k=3, top_p=0.7), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(temperature=0.5, top_k=2), [0, 16 / 25, 0, 9 / 25]),
+    ],
+)
+def test_shares(setting: Sampling, wanted: list[float], way: str) -> None:
+    assert shares(setting, LOGITS, way) == pytest.approx(wanted, abs=0.03)
+
+
+# ---- which tokens are kept
+
+logits_rows = some.lists(some.integers(-64, 64), min_size=2, max_size=40)  # in eighths: many are equally likely
+bounds = some.fixed_dictionaries(
+    {"top_k": some.integers(0, 12), "top_p": some.floats(0, 1), "min_p": some.sampled_from([0.0, 0.01, 0.3, 1.0])}
+)
+
+
+def kept_by_definition(logits: list[float], top_k: int, top_p: float, min_p: float) -> set[int] | None:
+    """Sorts, adds up and cuts off, with Python's floats; tokens as likely as the last one kept are kept. None where
+    rounding may decide either way.
+    """
+    best = max(logits)
+    odds = {token: math.exp(logit - best) for token, logit in enumerate(logits)}
+    odds = {token: odd for token, odd in odds.items() if odd >= min_p * (1 - 1e-9)}
+    ranked = sorted(odds.values(), reverse=True)
+    if 0 < top_k < len(ranked):
+        odds = {token: odd for token, odd in odds.items() if odd >= ranked[top_k - 1]}
+    if top_p < 1:
+        need, heap = top_p * sum(odds.values()), 0.0
+        for odd in sorted(odds.values(), reverse=True):
+            heap += odd
+            if need > 0 and abs(heap - need) < 1e-6 * need:
+                return None
+            if heap >= need:
+                return {token for token, other in odds.items() if other >= odd}
+    return set(odds)
+
+
+def kept(way: str, rows: torch.Tensor, asked: list[dict[str, Any]]) -> list[set[int]]:
+    depths, weights = weigh(rows)
+    floor = [math.log(each["min_p"]) if each["min_p"] else -math.inf for each in asked]
+    limits = Limits(
+        floor=torch.tensor(floor)[:, None],
+        top_k=torch.tensor([each["top_k"] for each in asked])[:, None],
+        top_p=torch.tensor([each["top_p"] for each in asked], dtype=torch.float64)[:, None],
+        most_k=max(each["top_k"] for each in asked),
+        any_p=any(each["top_p"] < 1 for each in asked),
+    )
+    inside = depths >= WAYS[way](depths, weights, limits)
+    return [set(row.nonzero()[:, 0].tolist()) for row in inside & (weights > 0)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(logits_rows, bounds)
+def test_the_kept_tokens_are_those_of_the_definition(eighths: list[int], asked: dict[str, Any]) -> None:
+    logits = [each / 8 for each in eighths]
+    asked["top_k"] = asked["top_k"] if asked["top_k"] < len(logits) else 0
+    wanted = kept_by_definition(logits, **asked)
+    assume(wanted is not None)
+    for way in WAYS:
+        assert kept(way, torch.tensor([logits]), [asked]) == [wanted], way
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
+def test_both_ways_keep_the_same_of_a_large_vocabulary(spread: float) -> None:
+    """Also where the nucleus is larger than the shortlist. bfloat16 logits: many ties."""
+    generator = torch.Generator().manual_seed(3)
+    rows = (torch.randn(6, 5000, generator=generator) * spread).bfloat16().float()
+    asked = [
+        {"top_k": 0, "top_p": 0.5, "min_p": 0.0},
+        {"top_k": 0, "top_p": 0.99, "min_p": 0.0},
+        {"top_k": 0, "top_p": 0.0, "min_p": 0.0},
+        {"top_k": 900, "top_p": 0.9, "min_p": 0.0},
+        {"top_k": 50, "top_p": 1.0, "min_p": 0.05},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.05},
+    ]
+    found = kept("halving", rows, asked)
+    assert found == kept("shortlist", rows, asked)
+    assert found == [kept_by_definition(row.tolist(), **each) for row, each in zip(rows, asked, strict=True)]
+
+
+def test_a_great_top_k() -> None:
+    rows = torch.arange(3000.0)[None, :] / 256
+    assert kept("halving", rows, [{"top_k": 2000, "top_p": 1.0, "min_p": 0.0}]) == [set(range(1000, 3000))]
+    chosen = choose(rows.repeat(500, 1) / 100, [Sampling(top_k=2000)] * 500)
+    assert 1000 <= min(chosen) < 1200
+
+
+# ---- the draw
+
+
+@given(some.lists(some.integers(0, 2**30), min_size=1, max_size=30), some.floats(0, 1, exclude_max=True))
+def test_a_draw_is_a_token_that_has_weight(weights: list[int], die: float) -> None:
+    assume(sum(weights))
+    token = int(draw(torch.tensor([weights], dtype=torch.int32), torch.tensor([die], dtype=torch.float64)))
+    assert weights[token] > 0
+    assert sum(weights[:token]) <= die * sum(weights) * (1 + 1e-15)
+    assert die * sum(weights) * (1 - 1e-15) <= sum(weights[: token + 1])
+
+
+def test_the_greatest_die_draws_the_last_token_that_may_be_drawn() -> None:
+    weights = torch.tensor([[5, 2**30, 3, 0, 0]], dtype=torch.int32)
+    assert int(draw(weights, torch.tensor([math.nextafter(1, 0)], dtype=torch.float64))) == 2
+    assert int(draw(weights, torch.tensor([0.0], dtype=torch.float64))) == 0
+
+
+def test_a_row_without_any_weight_still_gets_a_token() -> None:
+    """Logits that are not numbers are the model's fault; an id outside the vocabulary would end the process."""
+    broken = torch.full((1, 50), math.nan)
+    for asked in (Sampling(temperature=0), Sampling(), Sampling(top_p=0.5), Sampling(top_k=3)):
+        assert 0 <= choose(broken, [asked])[0] < 50
+
+
+# ---- rows and their company
+
+some_sampling = some.builds(
+    Sampling,
+    temperature=some.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_p=some.sampled_from([0.1, 0.9, 1.0]),
+    top_k=some.sampled_from([0, 1, 40, 1500]),
+    seed=some.integers(0, 2**63),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(some.data())
+def test_a_row_gets_the_same_tokens_in_any_company_and_order(data: Any) -> None:
+    way = data.draw(some.sampled_from(sorted(WAYS)))
+    vocabulary = data.draw(some.sampled_from([5, 259, 1031, 4099]))
+    asked = data.draw(some.lists(some_sampling, min_size=1, max_size=7))
+    order = data.draw(some.permutations(range(len(asked))))
+    generator = torch.Generator().manual_seed(data.draw(some.integers(0, 1000)))
+    steps = torch.randn(3, len(asked), vocabulary, generator=generator) * 3
+    if data.draw(some.booleans()):
+        steps = steps.bfloat16()
+    together = sampler(len(asked), vocabulary, way)
+    for slot, row in enumerate(order):
+        together.assign(slot, asked[row], [1, 2], [])
+    told = [[picked.token for picked in together.choose(step[list(order)], list(range(len(order)))).read()]
+            for step in steps]  # fmt: skip
+    for slot, row in enumerate(order):
+        alone = sampler(1, vocabulary, way)
+        alone.assign(0, asked[row], [1, 2], [])
+        for step, mixed in zip(steps, told, strict=True):
+            assert alone.choose(step[row : row + 1], [0]).read()[0].token == mixed[slot]
+
+
+def test_rows_go_by_their_slots_not_by_their_places() -> None:
+    torch.manual_seed(0)
+    step = torch.randn(1, 300).repeat(3, 1)
+    made = sampler(5, 300)
+    for slot in range(5):
+        made.assign(slot, Sampling(seed=slot), [0], [])
+    first = [picked.token for picked in made.choose(step, [4, 0, 2]).read()]
+    made.assign(0, Sampling(seed=0), [0], [])
+    made.assign(4, Sampling(temperature=0), [0], [])
+    again = [picked.token for picked in made.choose(step, [0, 3, 4]).read()]
+    assert (again[0], again[2]) == (first[1], int(step[0].argmax()))
+    with pytest.raises(LookupError, match="slot 1"):
+        sampler(3, 300).choose(step, [1, 2, 0])
+
+
+def test_a_choice_may_be_read_after_the_next_was_made() -> None:
+    torch.manual_seed(0)
+    steps = torch.randn(2, 4, 300)
+    made = sampler(4, 300)
+    for slot in range(4):
+        made.assign(slot, Sampling(seed=slot), [0], [])
+    choices = [made.choose(step, [0, 1, 2, 3]) for step in steps]
+    told = [[picked.token for picked in choice.read()] for choice in reversed(choices)]
+    assert told == [choice.tokens.tolist() for choice in reversed(choices)]
+    assert told[0] != told[1]
+
+
+def test_top_p_beyond_the_shortlist_looks_at_the_whole_vocabulary(way: str) -> None:
+    chosen = choose(torch.zeros(200, 4 * SHORTLIST), [Sampling(top_p=0.9)] * 200, way)
+    assert len({token // SHORTLIST for token in chosen}) >= 3
+
+
+def test_dice_can_be_continued() -> None:
+    dice = Dice(5)
+    draws = [dice.draw() for _ in range(4)]
+    assert Dice(5, skip=3).draw() == draws[3]
+
+
+def test_a_sequence_goes_on_with_the_draws_that_are_left() -> None:
+    flat = torch.zeros(1, 5000)
+    made = sampler(1, 5000)
+    made.assign(0, Sampling(seed=7), [1], [])
+    whole = [made.choose(flat, [0]).read()[0].token for _ in range(5)]
+    made.assign(0, Sampling(seed=7), [1], whole[:2])
+    assert [made.choose(flat, [0]).read()[0].token for _ in range(3)] == whole[2:]
