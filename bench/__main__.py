@@ -10,6 +10,7 @@ import typer
 from bench import hello, latency
 from bench.chaos import command as chaos
 from bench.dispatch.command import command as dispatch
+from bench.engine import command as engine
 from bench.fair import command as fair
 from bench.instance import NotStarted
 from bench.policy import command as policy
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "scale": scale.command,
     "fair": fair.command,
     "http": http,
+    "engine": engine.command,
 }
 
 app = typer.Typer(
