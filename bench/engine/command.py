@@ -9,7 +9,7 @@ import typer
 from bench import report
 from bench.engine import shapes
 from bench.engine.baselines import BASELINES, DEFAULTS
-from bench.engine.measure import BASELINES_PART, ENGINE_PART, LIMIT_PART, Run, Settings
+from bench.engine.measure import BASELINES_PART, ENGINE_PART, LIMIT_PART, Run, Settings, say
 from bench.engine.subject import Subject, find_device, from_folder, random_weights
 from bench.engine.table import ARRIVALS, RAGGED, UNIFORM
 from bench.report import Report, Rows
@@ -83,7 +83,7 @@ def command(
     try:
         subject = _subject(model, random_shape, asked, context)
     except EngineUnavailable as error:
-        report.say(str(error))
+        say(str(error))
         raise typer.Exit(1) from error
     longest = subject.loaded.context
     if prompt + asked.answer > longest:
@@ -112,7 +112,7 @@ def _subject(model: str | None, shape: str | None, asked: Settings, context: int
         raise typer.BadParameter("name one: --model or --random-weights")
     if shape is not None:
         _named(shape, shapes.SHAPES, "--random-weights")
-        report.say(f"making {shape} on {asked.device}")
+        say(f"making {shape} on {asked.device}")
         return random_weights(shape, asked.device, asked.slots, context)
     from worker.models import installed
 
@@ -130,7 +130,7 @@ def _facts(subject: Subject, asked: Settings, engine: str | None) -> Rows:
         ("device", f"{asked.device}: {gpu}, {torch.get_num_threads()} threads"),
         ("torch, transformers", f"{torch.__version__}, {transformers.__version__}"),
         ("model", f"{subject.name}: {sum(each.numel() for each in model.parameters()) / 1e6:,.1f} M parameters"),
-        ("dtype, attention", f"{str(model.dtype).removeprefix('torch.')}, {subject.attention}"),
+        ("dtype, attention", f"{str(model.dtype).removeprefix('torch.')}, {subject.before.attention}"),
         ("engine", f"{engine or 'transformers'}, {asked.slots} slots, context {subject.loaded.context} tokens"),
         ("a step reads", f"{reads.weights / 1e9:.3f} GB weights, {reads.bytes_per_token:,} bytes a token of a row"),
         ("requests", f"{asked.prompt} tokens in, {asked.answer} out, seed {asked.seed}"),

@@ -5,12 +5,12 @@ had.
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import report
 from bench.engine import limit, load, reading, table
 from bench.engine.baselines import BASELINES
 from bench.engine.prompts import Prompts
@@ -49,6 +49,11 @@ class Settings:
     cap: float
     row_seconds: float
     budget: float
+
+
+def say(line: str) -> None:
+    """One line of progress, however long."""
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 class Run:
@@ -93,7 +98,7 @@ class Run:
         async with asyncio.timeout(_START_SECONDS):
             await engine.start()
         self._facts.append({"engine_start_seconds": time.perf_counter() - began})
-        report.say(f"engine: started in {time.perf_counter() - began:.1f} s")
+        say(f"engine: started in {time.perf_counter() - began:.1f} s")
         try:
             for kind in (UNIFORM, RAGGED):
                 for at_once in it.concurrency if kind in it.rows else ():
@@ -154,7 +159,7 @@ class Run:
         )  # fmt: skip
         self.disturbed.append(found)
         if found.ttft and found.pause and found.quiet:
-            report.say(
+            say(
                 f"{ENGINE}, {arriving} tokens arrive beside {running}: TTFT p50 {found.ttft.p50:.0f} p99 "
                 f"{found.ttft.p99:.0f} ms, pause p99 {found.pause.p99:.0f} ms, before p50 {found.quiet.p50:.1f} ms"
             )
@@ -200,7 +205,7 @@ class Run:
                 context = reading.mean_context(self._asks(kind, at_once))
                 self.bounds.append(Bound(kind, at_once, context, reads.weights, reads.kv(at_once, context), speed))
         self._subject.clean_up()
-        report.say(f"bandwidth: {speed / 1e9:.0f} GB/s, read and written")
+        say(f"bandwidth: {speed / 1e9:.0f} GB/s, read and written")
         self._save()
 
     def _take(self, kind: str, who: str, at_once: int, tracks: list[Track], warm: float) -> None:
@@ -212,7 +217,7 @@ class Run:
         first = f"TTFT p50 {it.ttft.p50:.0f} p99 {it.ttft.p99:.0f} ms, " if it.ttft else ""
         gap = f"gap p50 {it.gap.p50:.1f} p99 {it.gap.p99:.1f} ms" if it.gap else ""
         spent = f" (warm-up {warm:.1f} s)" if who == ENGINE else f" ({warm:.1f} s in all)"
-        report.say(f"{who}, {kind}, {at_once} at once: {it.rate:.1f} tok/s, {step}{first}{gap}{spent}")
+        say(f"{who}, {kind}, {at_once} at once: {it.rate:.1f} tok/s, {step}{first}{gap}{spent}")
         self._save()
 
     def _attempt(self, name: str, work: Callable[[], None]) -> None:
@@ -240,7 +245,7 @@ class Run:
         self._save()
 
     def _note(self, line: str) -> None:
-        report.say(line)
+        say(line)
         self._result.notes.append(line)
 
     def _save(self) -> None:

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,27 @@ from worker.engines.loaded import Loaded
 _CPU_PREFILL, _GPU_PREFILL = 256, 2048  # tokens, as `worker.engines.loading` has it
 
 
+class Before:
+    """What a model was like before anybody computed with it.
+
+    An engine may compile its blocks, choose another attention or keep tensors in its modules; the next one must find
+    nothing of that.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.attention = str(model.config._attn_implementation)
+        self._names = {module: frozenset(vars(module)) for module in model.modules()}
+
+    def restore(self) -> None:
+        """As it was."""
+        if self._model.config._attn_implementation != self.attention:
+            self._model.set_attn_implementation(self.attention)
+        for module, names in self._names.items():
+            for name in vars(module).keys() - names:
+                del vars(module)[name]
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model without end tokens, so that every answer is as long as it was asked for."""
@@ -22,7 +43,10 @@ class Subject:
     name: str
     loaded: Loaded
     reads: limit.Reads
-    attention: str  # the implementation that the model came with
+    before: "Before" = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "before", Before(self.loaded.model))
 
     @property
     def model(self) -> Any:
@@ -49,8 +73,7 @@ class Subject:
         """The model as it came, and memory given back, before the next one takes its turn."""
         import torch
 
-        if self.model.config._attn_implementation != self.attention:
-            self.model.set_attn_implementation(self.attention)
+        self.before.restore()
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
@@ -82,7 +105,7 @@ def random_weights(shape: str, device: str, slots: int, context: int | None) -> 
         vocabulary=config.vocab_size,
         prefill_tokens=_CPU_PREFILL if device == "cpu" else _GPU_PREFILL,
     )
-    return Subject(shape, loaded, reads, model.config._attn_implementation)
+    return Subject(shape, loaded, reads)
 
 
 def from_folder(folder: Path, device: str, slots: int, context: int | None) -> Subject:
@@ -94,7 +117,7 @@ def from_folder(folder: Path, device: str, slots: int, context: int | None) -> S
     loaded = load(folder, device, slots)
     shorter = min(context or loaded.context, loaded.context)
     loaded = msgspec.structs.replace(loaded, ends=frozenset(), context=shorter)
-    return Subject(folder.name, loaded, limit.reads(loaded.model), loaded.model.config._attn_implementation)
+    return Subject(folder.name, loaded, limit.reads(loaded.model))
 
 
 def _context(config: Any, asked: int | None, device: str, slots: int, bytes_per_token: int) -> int:

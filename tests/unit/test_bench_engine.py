@@ -17,6 +17,7 @@ from bench.engine import limit, load, reading, shapes, table
 from bench.engine.command import command
 from bench.engine.prompts import NoPrompt, Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
+from bench.engine.subject import random_weights
 from bench.engine.table import Bound, Found
 from broker.wire import Job
 from worker.engines.base import EngineError
@@ -266,6 +267,25 @@ def test_random_weights_come_again_with_their_seed_and_are_spread_as_told() -> N
     assert torch.equal(one.model.norm.weight, torch.ones(32))
     other = shapes.build(shapes.config("tiny"), "cpu", torch.float32, seed=2)
     assert not torch.equal(weight, other.model.layers[0].mlp.up_proj.weight)
+
+
+def test_nothing_that_an_engine_did_to_the_model_is_left_for_the_next_one() -> None:
+    import torch
+
+    subject = random_weights("tiny", "cpu", 2, 64)
+    model, block = subject.model, subject.model.model.layers[0]
+    ids = torch.arange(5)[None]
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits
+    model.set_attn_implementation("eager")
+    block._compiled_call_impl = block.forward  # what `block.compile()` sets
+    block.self_attn.slot_keys = torch.ones(3)
+    subject.clean_up()
+    assert model.config._attn_implementation == "sdpa"
+    assert block._compiled_call_impl is None
+    assert not hasattr(block.self_attn, "slot_keys")
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids).logits, logits)
 
 
 def test_a_copy_has_a_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
