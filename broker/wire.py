@@ -15,6 +15,7 @@ JobClass = Literal["interactive", "batch"]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
+MOST_BIASES = 1024  # tokens
 FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal"]
 
 
@@ -42,6 +43,11 @@ class Sampling(Wire, kw_only=True):
     top_k: int = 0  # 0: off
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0  # of the likeliest token's probability; 0: off
+    repetition_penalty: float = 1.0  # of what the prompt or the answer has; 1: off
+    frequency_penalty: float = 0.0  # for each time that the answer has it
+    presence_penalty: float = 0.0  # once, if the answer has it
+    logit_bias: dict[int, float] = {}  # by token id, up to MOST_BIASES
 
 
 class Job(Wire, kw_only=True):

@@ -1,5 +1,7 @@
 """The next token of every row, each by its own settings and its own dice, without waiting for the device.
 
+The order in which settings count is the one that servers of OpenAI's interface have in common (vLLM's): biases,
+repetition penalty, frequency and presence penalty, temperature, min-p, top-k, top-p.
 A row's token depends on its logits, its settings and its dice alone, whatever else is computed with it: see `narrow`.
 """
 
@@ -11,6 +13,7 @@ import msgspec
 import torch
 
 from broker.wire import Sampling
+from worker.engines.adjusting import Biases, History, penalised, upload
 from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
 
 Method = Literal["greedy", "plain", "narrowed", "wide"]  # wide: narrowed, with a great top_k
@@ -57,6 +60,7 @@ class _Place(msgspec.Struct):
 
     sampling: Sampling
     method: Method
+    adjusts: bool  # its logits are changed first
     dice: Dice
 
 
@@ -71,30 +75,36 @@ class Sampler:
         self._vocabulary = vocabulary
         self._device = device
         self._places: list[_Place | None] = [None] * slots
+        self._history = History(slots, vocabulary, device)
+        self._biases = Biases(slots, device)
         self._narrow = thresholds_by_shortlist if device.type == "cpu" else thresholds
 
     def assign(self, slot: int, sampling: Sampling, prompt: list[int], answer: list[int]) -> None:
         """A sequence takes `slot`, whoever had it before. `answer`: its tokens so far, when it is continued."""
+        counts = penalised(sampling)
+        self._biases.begin(slot, sampling.logit_bias)
+        if counts:
+            self._history.begin(slot, prompt, answer)
         method = _method(sampling, self._vocabulary)
-        self._places[slot] = _Place(sampling, method, Dice(sampling.seed, skip=len(answer)))
+        dice = Dice(sampling.seed, skip=len(answer))
+        self._places[slot] = _Place(sampling, method, counts or bool(sampling.logit_bias), dice)
 
     def choose(self, logits: torch.Tensor, slots: list[int]) -> Choice:
         """The next tokens: row i of `logits` [rows, vocabulary] belongs to slots[i], no slot comes twice.
 
-        Rows that sample draw once from their dice.
+        Rows that sample draw once from their dice. `logits` stay as they are.
         """
-        groups: dict[Method, list[int]] = {}
-        places = [self._place(slot) for slot in slots]
-        for row, place in enumerate(places):
-            groups.setdefault(place.method, []).append(row)
+        groups: dict[tuple[Method, bool], list[int]] = {}
+        for row, place in enumerate(map(self._place, slots)):
+            groups.setdefault((place.method, place.adjusts), []).append(row)
         if len(groups) == 1:
-            [method] = groups
-            return Choice(self._chosen(method, logits, places))
+            [(method, adjusts)] = groups
+            return Choice(self._chosen(method, logits, slots, adjusts=adjusts))
         tokens = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
-        for method, rows in groups.items():
-            index = _upload(rows, torch.int64, logits.device)
-            chosen = self._chosen(method, logits.index_select(0, index), [places[row] for row in rows])
-            tokens.index_copy_(0, index, chosen)
+        for (method, adjusts), rows in groups.items():
+            index = upload(rows, torch.int64, logits.device)
+            part = logits.index_select(0, index)
+            tokens.index_copy_(0, index, self._chosen(method, part, [slots[row] for row in rows], adjusts=adjusts))
         return Choice(tokens)
 
     def _place(self, slot: int) -> _Place:
@@ -103,15 +113,27 @@ class Sampler:
             raise LookupError(f"nobody has slot {slot}")
         return place
 
-    def _chosen(self, method: Method, logits: torch.Tensor, places: list[_Place]) -> torch.Tensor:
+    def _chosen(self, method: Method, logits: torch.Tensor, slots: list[int], *, adjusts: bool) -> torch.Tensor:
         """Tokens of rows that are chosen in the same way."""
+        places = [self._place(slot) for slot in slots]
+        if not adjusts:
+            return self._drawn(method, logits, places)
+        logits = logits.to(torch.float32, copy=True)
+        index = upload(slots, torch.int64, logits.device)
+        self._biases.add(logits, index)
+        self._history.penalise(logits, index, [place.sampling for place in places])
+        tokens = self._drawn(method, logits, places)
+        self._history.add(index, tokens)
+        return tokens
+
+    def _drawn(self, method: Method, logits: torch.Tensor, places: list[_Place]) -> torch.Tensor:
         if method == "greedy":
             return logits.argmax(dim=-1)
         settings = [place.sampling for place in places]
         columns = [[setting.temperature for setting in settings], [place.dice.draw() for place in places]]
         if method != "plain":
             columns += self._bounds(settings)
-        table = _upload(columns, torch.float64, logits.device)
+        table = upload(columns, torch.float64, logits.device)
         scaled = logits.float() / table[0][:, None].float()
         depths, weights = weigh(scaled)
         if method != "plain":
@@ -125,7 +147,7 @@ class Sampler:
         return [
             [float(_top_k(setting, self._vocabulary)) for setting in settings],
             [setting.top_p for setting in settings],
-            [-math.inf for setting in settings],
+            [math.log(setting.min_p) if setting.min_p > 0 else -math.inf for setting in settings],
         ]
 
 
@@ -135,16 +157,11 @@ def _method(sampling: Sampling, vocabulary: int) -> Method:
     top_k = _top_k(sampling, vocabulary)
     if top_k > SHORTLIST:
         return "wide"
-    return "plain" if not top_k and sampling.top_p >= 1 else "narrowed"
+    return "plain" if not top_k and sampling.top_p >= 1 and sampling.min_p <= 0 else "narrowed"
 
 
 def _top_k(sampling: Sampling, vocabulary: int) -> int:
     return sampling.top_k if 0 < sampling.top_k < vocabulary else 0
-
-
-def _upload(values: list[int] | list[list[float]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The values on the device; the host does not wait for them to get there."""
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def _download(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -22,6 +22,7 @@ class Sequence:
         self.sampling = job.sampling
         self.ids: list[int] = []  # what the model reads before it goes on: the prompt, and what was delivered
         self.slot: int | None = None  # where its settings and dice are, once its prompt is read
+        self.most = 0  # how many tokens may follow `ids`
         self.last = 0  # the newest token, which the next step begins with
         self.finished = False  # set from outside, too: nobody reads any more
 
@@ -75,9 +76,11 @@ class Sequence:
             raise EngineError("too_long", f"the prompt has {given} tokens; this node reads at most {most}")
         if max(prompt.ids) >= loaded.vocabulary:  # its batch would fail, and on a GPU the whole process
             raise EngineError("invalid", "the prompt has a token that the model does not know")
+        if (biased := max(self.sampling.logit_bias, default=0)) >= loaded.vocabulary:
+            raise EngineError("invalid", f"logit_bias: the model has no token {biased}")
         wanted = DEFAULT_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
         self.ids, self._given, self._ends = prompt.ids, given, loaded.ends
-        self._left = min(loaded.context - given, wanted) - prompt.delivered
+        self.most = self._left = min(loaded.context - given, wanted) - prompt.delivered
         stops = (*self.sampling.stop, *prompt.stops)
         self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)
         self._untold: list[int] = []  # tokens whose text is held back
@@ -95,7 +98,7 @@ class Sequence:
                 text += chunk.text
         if not (text.startswith(had) or had.startswith(text)):
             return None
-        self.ids = [*self.ids, *ids]
+        self.ids, self.most = [*self.ids, *ids], self._left
         self._untold = []
         self._text.skip = max(0, len(had) - len(text))
         rest = Chunk(text=text[len(had) :], finish=chunk.finish if chunk else None)

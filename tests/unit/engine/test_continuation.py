@@ -177,7 +177,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 @pytest.mark.parametrize(
     "sampling",
-    [{}, {"temperature": 1.0, "seed": 11}, {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 5}],
+    [
+        {},
+        {"temperature": 1.0, "seed": 11},
+        {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 5},
+        {"seed": 3, "repetition_penalty": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.5, "min_p": 0.02},
+    ],
 )
 def test_a_model_goes_on_as_if_nothing_had_been(kind: str, sampling: dict[str, Any], models: dict[str, Loaded]) -> None:
     with computing(models[kind]) as runs:
@@ -221,6 +226,15 @@ def test_without_the_texts_own_tokens_the_text_is_read(ids: tuple[int, ...]) -> 
 def test_what_a_smaller_context_holds_ends_by_length() -> None:
     chunks = continued(prompt(delivered="one two", ids=tuple(ids_of("one two"))), "one two three", context=10)
     assert chunks == [Chunk(prompt_tokens=6, tokens=7), Chunk(finish="length")]
+
+
+def test_a_bias_for_a_token_outside_the_model_fails_its_job_alone() -> None:
+    fine = prompt("Say:", logit_bias={len(BYTES) - 1: -3.0})
+    with computing(scripted(fine, ids_of("ok"))) as runs:
+        with pytest.raises(EngineError, match=f"logit_bias: .* {len(BYTES)}") as caught:
+            runs.all([prompt("Say:", logit_bias={3: 1.0, len(BYTES): 1.0})])
+        assert (caught.value.code, caught.value.retryable) == ("invalid", False)
+        assert told(runs.all([fine])[0]) == ("ok", 2, "stop")
 
 
 def test_a_token_outside_the_model_fails_its_job_alone() -> None:

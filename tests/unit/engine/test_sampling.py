@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as some
 
 from broker.wire import Sampling
+from worker.engines.adjusting import Biases, History
 from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
 from worker.engines.sampling import Dice, Sampler
 
@@ -56,6 +57,13 @@ def shares(setting: Sampling, logits: list[float], way: str, draws: int = 4000) 
         (Sampling(top_p=0), [0, 1, 0, 0]),
         (Sampling(top_k=3, top_p=0.7), [0, 4 / 7, 0, 3 / 7]),
         (Sampling(temperature=0.5, top_k=2), [0, 16 / 25, 0, 9 / 25]),
+        (Sampling(min_p=0.7), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(min_p=0.3, top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(min_p=0.3, top_p=0.75), [0, 4 / 7, 0, 3 / 7]),  # top-p of what min-p leaves: 7 of 9
+        (Sampling(temperature=0.5, min_p=0.5), [0, 16 / 25, 0, 9 / 25]),  # min-p after the temperature
+        (Sampling(logit_bias={0: math.log(4), 1: -100}), [4 / 9, 0, 2 / 9, 3 / 9]),
+        (Sampling(logit_bias={0: 100}, top_p=0.9), [1, 0, 0, 0]),
+        (Sampling(temperature=0, logit_bias={2: 5.0}), [0, 0, 1, 0]),
     ],
 )
 def test_shares(setting: Sampling, wanted: list[float], way: str) -> None:
@@ -141,6 +149,92 @@ def test_a_great_top_k() -> None:
     assert 1000 <= min(chosen) < 1200
 
 
+# ---- what was said
+
+
+def test_penalties_by_hand() -> None:
+    """Token 0 is in the prompt, 1 was said twice, 2 both, 3 neither; the logits have both signs."""
+    logits = torch.tensor([[2.0, 2.0, -1.0, 1.0]])
+    told = []
+    for asked in (
+        Sampling(repetition_penalty=2.0),
+        Sampling(frequency_penalty=0.5),
+        Sampling(presence_penalty=0.5),
+        Sampling(repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25, logit_bias={3: 1.0, 0: -4.0}),
+    ):
+        history, biases, slots = History(3, 4, CPU), Biases(3, CPU), torch.tensor([1])
+        history.begin(1, [0, 2, 0], [1, 2])
+        history.add(slots, torch.tensor([1]))
+        biases.begin(1, asked.logit_bias)
+        row = logits.clone()
+        biases.add(row, slots)
+        history.penalise(row, slots, [asked])
+        told.append(row[0].tolist())
+    assert told == [
+        [1.0, 1.0, -2.0, 1.0],
+        [2.0, 1.0, -1.5, 1.0],
+        [2.0, 1.5, -1.5, 1.0],
+        [-4.0, -0.25, -2.75, 2.0],  # the bias first, so the penalty sees -2
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    some.lists(some.integers(0, 5), min_size=1, max_size=5),
+    some.lists(some.integers(0, 5), max_size=5),
+    some.fixed_dictionaries(
+        {
+            "repetition_penalty": some.sampled_from([1.0, 1.5]),
+            "frequency_penalty": some.sampled_from([-0.5, 0.0, 0.75]),
+            "presence_penalty": some.sampled_from([0.0, 1.25]),
+        }
+    ),
+)
+def test_what_is_said_counts_at_once(prompt: list[int], answer: list[int], penalties: dict[str, float]) -> None:
+    """Greedy, ten tokens, none of them read before all are chosen."""
+    logits = [0.0, 0.4, 0.8, -0.3, 1.1, 0.9]
+    made = sampler(2, 6)
+    made.assign(1, Sampling(temperature=0, **penalties), prompt, answer)
+    choices = [made.choose(torch.tensor([logits]), [1]) for _ in range(10)]
+    said = list(answer)
+    for choice in choices:
+        adjusted = []
+        for token, logit in enumerate(logits):
+            factor = penalties["repetition_penalty"] if token in prompt or token in said else 1.0
+            once, often = (token in said) * penalties["presence_penalty"], said.count(token)
+            repeated = logit / factor if logit > 0 else logit * factor
+            adjusted.append(repeated - often * penalties["frequency_penalty"] - once)
+        [picked] = choice.read()
+        assert adjusted[picked.token] == pytest.approx(max(adjusted), abs=1e-5)
+        said.append(picked.token)
+
+
+def test_a_slots_next_sequence_begins_without_history() -> None:
+    logits = torch.tensor([[1.0, 0.9]])
+    made = sampler(1, 2)
+    for _ in range(2):
+        made.assign(0, Sampling(temperature=0, presence_penalty=1.0, logit_bias={0: 0.05}), [0], [])
+        assert [made.choose(logits, [0]).read()[0].token for _ in range(3)] == [0, 1, 0]
+    made.assign(0, Sampling(temperature=0), [0], [])
+    assert [made.choose(logits, [0]).read()[0].token for _ in range(3)] == [0, 0, 0]
+    made.assign(0, Sampling(temperature=0, frequency_penalty=0.06), [0], [])
+    assert made.choose(logits, [0]).read()[0].token == 0
+
+
+def test_without_penalties_and_biases_nothing_is_kept_for_them() -> None:
+    made = sampler(4, 1000)
+    made.assign(0, Sampling(), [1], [2])
+    assert (made._history._counts, made._biases._ids) == (None, None)
+
+
+def test_the_models_logits_stay_as_they_are() -> None:
+    logits = torch.randn(2, 50)
+    before = logits.clone()
+    choose(logits, [Sampling(presence_penalty=1.0, logit_bias={3: 9.0}), Sampling(top_p=0.5)], answer=[4])
+    choose(logits[:1], [Sampling(presence_penalty=1.0, logit_bias={3: 9.0})], answer=[4])
+    assert torch.equal(logits, before)
+
+
 # ---- the draw
 
 
@@ -173,6 +267,10 @@ some_sampling = some.builds(
     temperature=some.sampled_from([0.0, 0.3, 1.0, 2.0]),
     top_p=some.sampled_from([0.1, 0.9, 1.0]),
     top_k=some.sampled_from([0, 1, 40, 1500]),
+    min_p=some.sampled_from([0.0, 0.0, 0.1]),
+    repetition_penalty=some.sampled_from([1.0, 1.0, 1.3]),
+    presence_penalty=some.sampled_from([0.0, 0.0, 0.7]),
+    logit_bias=some.sampled_from([{}, {}, {3: 2.5, 1: -100.0}]),
     seed=some.integers(0, 2**63),
 )
 
