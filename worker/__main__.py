@@ -31,11 +31,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--parent", help="node to hang below; without it this is a root")
     parser.add_argument("--model", required=True, help="public name of the model")
     parser.add_argument("--model-path", help="folder to load the model from")
-    parser.add_argument("--engine", default="transformers", help="transformers, echo, or none for a root")
+    parser.add_argument("--engine", default="transformers", help="transformers, openai, echo, or none for a root")
     parser.add_argument("--slots", type=int, default=8, help="jobs run at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …")
     parser.add_argument("--policy", default=DEFAULT_POLICY, choices=sorted(POLICIES), help="dispatch policy")
     parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
+    parser.add_argument("--upstream", default="", help="openai only: the server's address, http://HOST:PORT/v1")
+    parser.add_argument("--upstream-model", default="", help="openai only: the model's name there")
     parser.add_argument("--standby", action="store_true", help="wait for the name while another node has it")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for the broker and the parent")
     return parser.parse_args(arguments)
@@ -67,6 +69,8 @@ def make_engine(options: argparse.Namespace) -> Engine | None:
         device=options.device,
         slots=options.slots,
         token_delay=options.token_delay,
+        upstream=options.upstream,
+        upstream_model=options.upstream_model,
     )
 
 

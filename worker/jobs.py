@@ -233,7 +233,7 @@ class Jobs:
             self.port.outbox.put(held.job.reply_to, ending, sent=told)
         else:
             told(True)
-        if not run.stopped:
+        if not run.stopped and not run.alone:
             self._engine_failed(ending.reason)
 
     def _bury(self, held: HeldJob, faults: tuple[str, ...], final: Failed) -> None:

@@ -59,6 +59,7 @@ class JobRun:
         self.tokens = 0
         self.faults: tuple[str, ...] = ()  # of earlier runs
         self.asking = job.restarted  # the job's attempt is not known yet
+        self.alone = False  # it was interrupted by the engine for a fault that no other run shares
         self._engine = engine
         self._node = node
         self._boot = boot
@@ -89,6 +90,7 @@ class JobRun:
             return self._failed("expired", "the deadline of the request passed while it ran")
         except EngineError as error:
             if error.retryable:
+                self.alone = error.alone
                 return Interrupted(**self._number(), reason=str(error), fault=not isinstance(error, EngineStopped))
             return self._failed(error.code, str(error))
         except asyncio.CancelledError:
@@ -137,13 +139,10 @@ class JobRun:
             return await self._stream()
 
     async def _stream(self) -> Ending:
-        first = True
         async with aclosing(self._engine.run(self.job)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 await self._reader.flowing()
-                if first:
-                    self._prompt_tokens = chunk.prompt_tokens
-                    first = False
+                self._prompt_tokens = chunk.prompt_tokens or self._prompt_tokens
                 self._pass_on(chunk)
                 if chunk.finish is not None:
                     return self._finished(chunk.finish)

@@ -4,6 +4,7 @@ A new engine is a sibling module with a `create` function of the same keyword ar
 An engine outside this folder is called by its module's dotted path.
 """
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 
@@ -12,21 +13,27 @@ from worker.engines.base import Engine, EngineUnavailable
 # The modules are imported when chosen: a node with the echo engine starts without torch.
 ENGINES = {
     "echo": "worker.engines.echo",
+    "openai": "worker.engines.openai",
     "transformers": "worker.engines.transformers",
 }
 
 
-def create(name: str, *, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> Engine:
+def create(
+    name: str, *, model: str, model_path: str | None, device: str, slots: int, token_delay: float, **own: str
+) -> Engine:
     """The engine called `name`, not started yet. A name with a dot is a module to import.
 
     `model` is the public name it answers to, `model_path` the folder it loads (engines without a model ignore it),
     `device` a torch device or "auto", `slots` how many jobs it runs at once, `token_delay` seconds between tokens
-    (echo only). Raises EngineUnavailable for a name that is nowhere or bad `slots`.
+    (echo only). `own`: settings of single engines, such as `upstream`; given to those whose `create` takes them. Raises
+    EngineUnavailable for a name that is nowhere or bad `slots`.
     """
     if slots < 1:
         raise EngineUnavailable(f"an engine needs at least one slot, not {slots}")
     make = _maker(name)
-    return make(model=model, model_path=model_path, device=device, slots=slots, token_delay=token_delay)
+    taken = inspect.signature(make).parameters
+    settings = {option: value for option, value in own.items() if option in taken}
+    return make(model=model, model_path=model_path, device=device, slots=slots, token_delay=token_delay, **settings)
 
 
 def _maker(name: str) -> Callable[..., Engine]:

@@ -9,19 +9,22 @@ from broker.wire import FailureCode, FinishReason, Job
 
 
 class EngineError(Exception):
-    """A job that cannot be run. `retryable`: another node, or a later try, may succeed."""
+    """A job that cannot be run. `retryable`: another node, or a later try, may succeed. `alone`: and no other run
+    has to end for it, as the engine itself works on.
+    """
 
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool = False) -> None:
+    def __init__(self, code: FailureCode, message: str, *, retryable: bool = False, alone: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.retryable = retryable
+        self.alone = alone
 
 
 class EngineStopped(EngineError):
     """The engine ended this run for no fault of the run's own."""
 
-    def __init__(self, message: str = "the engine is stopping") -> None:
-        super().__init__("engine", message, retryable=True)
+    def __init__(self, message: str = "the engine is stopping", *, alone: bool = False) -> None:
+        super().__init__("engine", message, retryable=True, alone=alone)
 
 
 class EngineUnavailable(Exception):
@@ -33,7 +36,8 @@ class Chunk(msgspec.Struct, frozen=True):
 
     The first chunk of a run has no text: it carries `prompt_tokens`, and in `tokens` how many stand for what the reader
     of a continued job has already. The last one carries `finish`, perhaps alone. So the sum of `tokens` is the whole
-    answer's count, whatever was delivered before.
+    answer's count, whatever was delivered before. An engine that learns the true counts at the end only tells estimates
+    first, and corrects them in its last chunk: `prompt_tokens`, and `tokens`, which may then be negative.
     `text` is always whole characters: bytes of an unfinished UTF-8 sequence are kept back.
     """
 

@@ -1,0 +1,55 @@
+"""One request to a server while it lasts: how it is waited for, ended from outside, and known to be silent."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from worker.engines.base import EngineStopped
+
+T = TypeVar("T")
+
+
+class Call:
+    """A slot that is taken. The run that owns it waits by `within` alone, so that `stop` can end it anywhere."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.heard = 0.0  # when the server last sent anything for it, monotonic; 0.0: never
+        self.answering = False  # the first token is there: from now on silence is odd
+        self.reading = False
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._limit: asyncio.Timeout | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ends the run: what it waits for raises EngineStopped."""
+        self._stopped = True
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+    async def within(self, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
+        """Awaits `work`. Raises TimeoutError after `seconds`, EngineStopped if the engine stops."""
+        if self._stopped:
+            raise EngineStopped
+        try:
+            async with asyncio.timeout(seconds) as self._limit:
+                return await work()
+        except TimeoutError:
+            if self._stopped:
+                raise EngineStopped from None
+            raise
+        finally:
+            self._limit = None
+
+    async def read(self, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
+        """The same for what the server sends next. Silence begins now at the earliest: the reader may be slow."""
+        if self.answering:
+            self.heard = time.monotonic()
+        self.reading = True
+        try:
+            found = await self.within(seconds, work)
+            self.heard = time.monotonic()
+            return found
+        finally:
+            self.reading = False

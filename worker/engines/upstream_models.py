@@ -1,0 +1,99 @@
+"""Which of a server's models a node stands for."""
+
+import asyncio
+
+import httpx
+import msgspec
+import structlog
+
+from worker.engines.base import EngineUnavailable
+from worker.engines.upstream_errors import complaint
+
+START_SECONDS = 15.0
+_LIST_BYTES = 8 << 20
+_SHOWN = 10  # names
+
+log = structlog.get_logger(__name__)
+
+
+class Model(msgspec.Struct, frozen=True):
+    """An entry of the list. `owned_by` is where servers say who they are."""
+
+    id: str
+    owned_by: str | None = None
+
+
+class _List(msgspec.Struct, frozen=True):
+    data: list[Model]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The model's name on the server, and what the server calls itself; empty if it says nothing."""
+
+    name: str
+    owner: str
+
+
+async def choose(client: httpx.AsyncClient, address: str, wanted: str, public: str) -> Found:
+    """The model `wanted`, or else the one of the node's `public` name, or the only one. Raises EngineUnavailable."""
+    try:
+        async with asyncio.timeout(START_SECONDS), client.stream("GET", "models") as response:
+            status, text = response.status_code, await _read(response)
+    except TimeoutError as error:
+        raise EngineUnavailable(f"{address} does not tell its models within {START_SECONDS:.0f} s") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        raise EngineUnavailable(
+            f"{address} cannot be reached: {reason}; is the server up, is --upstream right?"
+        ) from error
+    if status in (401, 403):
+        raise EngineUnavailable(f"{address} refuses the key ({status}); set CANOPY_UPSTREAM_KEY")
+    if status >= 500 or status == 429:
+        raise EngineUnavailable(f"{address} is not ready, it answers {status}: {complaint(text)}")
+    models = _parsed(text) if status == 200 else None
+    if models is None:
+        if wanted:
+            return Found(wanted, "")
+        raise EngineUnavailable(
+            f"{address} has no list of models ({status} for GET /models): does the address end in /v1? "
+            "If it does, name the model: --upstream-model NAME"
+        )
+    return _chosen(models, address, wanted, public)
+
+
+def _chosen(models: list[Model], address: str, wanted: str, public: str) -> Found:
+    owners = {model.id: model.owned_by or "" for model in models}
+    if wanted:
+        if wanted not in owners:  # an alias, perhaps: the server knows
+            log.warning("the server does not list this model", model=wanted, there_are=_names(owners))
+        return Found(wanted, owners.get(wanted, next(iter(owners.values()), "")))
+    if public in owners:
+        return Found(public, owners[public])
+    if len(owners) == 1:
+        return Found(*next(iter(owners.items())))
+    raise EngineUnavailable(
+        f"{address} has no model {public!r}; name one with --upstream-model. There are: {_names(owners)}"
+    )
+
+
+def _names(owners: dict[str, str]) -> str:
+    names = list(owners)
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
+async def _read(response: httpx.Response) -> str:
+    """The body, cut where it is beyond all reason."""
+    text = b""
+    async for piece in response.aiter_bytes():
+        text += piece
+        if len(text) > _LIST_BYTES:
+            break
+    return text.decode(errors="replace")
+
+
+def _parsed(text: str) -> list[Model] | None:
+    try:
+        return msgspec.json.decode(text, type=_List).data
+    except msgspec.DecodeError:
+        return None
