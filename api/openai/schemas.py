@@ -6,11 +6,13 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from api.parsing import Body
-from broker.wire import ChatMessage, JobClass, Role, Sampling
+from broker.wire import MOST_BIASES, ChatMessage, JobClass, Role, Sampling
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 500
+MAX_BIAS = 100
+MAX_ID_DIGITS = 9
 
 
 def _flatten(content: Any) -> Any:
@@ -43,14 +45,45 @@ def _check_role(role: Any) -> Any:
     return role
 
 
+def _by_token(biases: Any) -> Any:
+    """Biases by token id; in JSON the ids are texts."""
+    if not isinstance(biases, dict):
+        return biases
+    if len(biases) > MOST_BIASES:
+        raise PydanticCustomError("biases", "at most {most} tokens can be biased", {"most": MOST_BIASES})
+    found: dict[int, float] = {}
+    for token, bias in biases.items():
+        if not (isinstance(token, str) and token.isascii() and token.isdecimal() and len(token) <= MAX_ID_DIGITS):
+            raise PydanticCustomError("token", "{token} is not a token id", {"token": repr(token)[:50]})
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise PydanticCustomError("bias", "{token}: must be from -100 to 100", {"token": token})
+        found[int(token)] = float(bias)
+    return found
+
+
 Text = Annotated[str, BeforeValidator(_flatten)]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]],
     Field(max_length=MAX_STOPS),
     BeforeValidator(_as_list),
 ]
+Biases = Annotated[dict[int, float], BeforeValidator(_by_token)]
 Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]  # OpenAI's
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+# Those that are the same here and there. What is not asked for is left to Sampling's defaults, which take no bytes.
+_SETTINGS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "seed",
+)
 
 
 class Message(Body):
@@ -78,6 +111,11 @@ class Generation(Body):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: Biases | None = Field(default=None, description="-100 to 100 by token id, up to 1024 of them")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: Stops | None = None
     n: Annotated[int, Field(ge=1, le=1, description="only 1 answer at a time")] | None = None
@@ -110,14 +148,8 @@ class Generation(Body):
 
     def sampling(self) -> Sampling:
         """How to choose tokens, as nodes read it."""
-        return Sampling(
-            max_tokens=self.token_limit,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0,
-            seed=self.seed,
-            stop=tuple(self.stop or ()),
-        )
+        asked = {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
+        return Sampling(**asked, max_tokens=self.token_limit, stop=tuple(self.stop or ()))
 
 
 class ChatCompletion(Generation):

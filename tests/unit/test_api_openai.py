@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from api import line
-from broker.wire import Delta, Failed, Finished, Job, Waiting
+from broker.wire import Delta, Failed, Finished, Job, Sampling, Waiting, encode
 from tests.unit.api_site import FakeClient, browser, echo, node_state, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
@@ -62,7 +62,12 @@ async def test_sampling_and_roles_reach_the_job(program: httpx.AsyncClient, fake
         "top_k": 9,
         "seed": -4,
         "stop": "END",
-        "logit_bias": {"unknown": "ignored"},
+        "min_p": 0.05,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": -2,
+        "presence_penalty": 2.0,
+        "logit_bias": {"50256": -100, "17": 1.5},
+        "tools_of_tomorrow": "ignored",
         "n": 1,
     }
     assert (await program.post("/v1/chat/completions", json=body)).status_code == 200
@@ -72,7 +77,25 @@ async def test_sampling_and_roles_reach_the_job(program: httpx.AsyncClient, fake
     sampling = job.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0, 0.5)
     assert (sampling.top_k, sampling.seed, sampling.stop) == (9, -4, ("END",))
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.05, 1.2)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (-2, 2)
+    assert sampling.logit_bias == {50256: -100, 17: 1.5}
     assert job.user == user.username
+
+
+async def test_what_is_not_asked_for_makes_no_job_longer(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    plain = {"temperature": None, "logit_bias": {}, "presence_penalty": None}
+    assert (await program.post("/v1/chat/completions", json={**CHAT, **plain})).status_code == 200
+    assert fake.jobs[0].sampling == Sampling()
+    assert json.loads(encode(fake.jobs[0]))["sampling"] == {}
+
+
+async def test_as_many_biases_as_openai_takes(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    biases = {str(token): -100 for token in range(1024)}
+    assert (
+        await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "logit_bias": biases})
+    ).is_success
+    assert len(fake.jobs[0].sampling.logit_bias) == 1024
 
 
 async def test_completion_has_openais_shape(program: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -138,6 +161,22 @@ async def test_text_stream_without_usage(program: httpx.AsyncClient) -> None:
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"frequency_penalty": "1"}, "frequency_penalty"),
+        ({"presence_penalty": -2.1}, "presence_penalty"),
+        ({"presence_penalty": False}, "presence_penalty"),
+        ({"logit_bias": [17]}, "logit_bias"),
+        ({"logit_bias": {"tree": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"1" * 10: 1}}, "logit_bias"),
+        ({"logit_bias": {"17": 100.5}}, "logit_bias"),
+        ({"logit_bias": {"17": "1"}}, "logit_bias"),
+        ({"logit_bias": {"17": True}}, "logit_bias"),
+        ({"logit_bias": {"17": None}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
         ({"seed": 2**63}, "seed"),
         ({"seed": "x"}, "seed"),
         ({"stop": ["a"] * 17}, "stop"),

@@ -16,6 +16,7 @@ from broker.wire import Sampling
 from worker.engines.adjusting import Biases, History, penalised, upload
 from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
 
+_COLDEST = 1e-5  # temperatures below it are 0: logits divided by them would be infinite
 Method = Literal["greedy", "plain", "narrowed", "wide"]  # wide: narrowed, with a great top_k
 
 
@@ -152,7 +153,7 @@ class Sampler:
 
 
 def _method(sampling: Sampling, vocabulary: int) -> Method:
-    if sampling.temperature <= 0:
+    if sampling.temperature < _COLDEST:
         return "greedy"
     top_k = _top_k(sampling, vocabulary)
     if top_k > SHORTLIST:
