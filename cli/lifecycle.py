@@ -19,7 +19,9 @@ from cli.prepare.model import Model
 from topology.dispatch import POLICIES
 
 DEFAULT_MODEL = "gemma-3-270m"
-ENGINES = ("transformers", "echo")
+ENGINES = ("transformers", "openai", "echo")
+UPSTREAM_WAY = "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
+UPSTREAM_HELP = "openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1."
 _DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
 
 
@@ -35,7 +37,8 @@ def up_command(
         typer.Option(help="Model to serve: a name, a folder, a Hugging Face id. Repeat for several; each gets a tree."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="transformers, echo (no model: repeats the question), or an.engine.module.")
+        str,
+        typer.Option(help="transformers, openai (see --upstream), echo (repeats the question), or an.engine.module."),
     ] = "transformers",
     nodes: Annotated[int, typer.Option(min=1, max=500, help="Worker processes a model.")] = 2,
     fanout: Annotated[
@@ -53,11 +56,17 @@ def up_command(
         str, typer.Option(help="Address of the broker; 0.0.0.0 lets other machines add workers.")
     ] = "127.0.0.1",
     token_delay: Annotated[float | None, typer.Option(min=0, help="Seconds between words of the echo engine.")] = None,
+    upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
+    upstream_model: Annotated[
+        str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")] = False,
 ) -> None:
     """Prepare what is missing, then start broker, root, workers and API. Ctrl-C stops everything it started."""
     if engine not in ENGINES and "." not in engine:  # with a dot: a module of one's own
         raise CliError(f"There is no engine {engine!r}; choose one of {', '.join(ENGINES)}.", code=2)
+    if engine == "openai" and not upstream:
+        raise CliError(f"The openai engine needs a server; say {UPSTREAM_WAY}", code=2)
     if policy is not None and policy not in POLICIES:
         raise CliError(f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2)
     home = homes.read()
@@ -72,6 +81,8 @@ def up_command(
         policy=policy,
         device=device,
         token_delay=token_delay,
+        upstream=upstream,
+        upstream_model=upstream_model,
         host=host,
         port=port,
         listen=listen,

@@ -39,6 +39,8 @@ class Request:
     policy: str | None = None
     device: str | None = None
     token_delay: float | None = None
+    upstream: str | None = None
+    upstream_model: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     listen: str = "127.0.0.1"
@@ -162,6 +164,9 @@ def _engine(request: Request, folder: Path | None) -> list[str]:
     options += ["--model-path", str(folder)] if folder else []
     options += ["--device", request.device] if request.device else []
     options += ["--token-delay", str(request.token_delay)] if request.token_delay is not None else []
+    if request.engine == "openai":
+        options += ["--upstream", request.upstream] if request.upstream else []
+        options += ["--upstream-model", request.upstream_model] if request.upstream_model else []
     return options
 
 

@@ -10,7 +10,7 @@ from cli import home as homes
 from cli import instance, testing
 from cli.errors import CliError
 from cli.home import Home, module_command, module_environment
-from cli.lifecycle import DEFAULT_MODEL
+from cli.lifecycle import DEFAULT_MODEL, UPSTREAM_HELP, UPSTREAM_WAY
 from cli.prepare import steps
 from cli.prepare.model import Model
 
@@ -34,9 +34,15 @@ def node(
         bool, typer.Option("--standby", help="Be the root of that name as soon as no other process is.")
     ] = False,
     model: Annotated[str | None, typer.Option(help="Model to serve; default: the running instance's first.")] = None,
-    engine: Annotated[str | None, typer.Option(help="transformers or echo; default: the running instance's.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="transformers, openai or echo; default: the running instance's.")
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers it writes at the same time.")] = 8,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
+    upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
+    upstream_model: Annotated[
+        str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
+    ] = None,
 ) -> None:
     """One more worker, on any machine that reaches the broker (CANOPY_AMQP_URL, or an instance that runs here)."""
     if standby == (parent is not None):
@@ -51,6 +57,7 @@ def node(
     else:
         options = ["--parent", parent, "--engine", engine, "--slots", str(slots)]
         options += [*_model(home, model or served, engine), *(["--device", device] if device else [])]
+        options += _upstream(upstream, upstream_model) if engine == "openai" else []
     _become(
         "worker", "--name", name, *options, *_policy(record), *context.args,
         CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path),
@@ -80,6 +87,12 @@ def _policy(record: dict[str, Any] | None) -> list[str]:
     """The running instance's: its nodes must follow the same rule. A later --policy overrides it."""
     policy = record.get("policy") if record else None
     return ["--policy", policy] if policy else []
+
+
+def _upstream(address: str | None, model: str | None) -> list[str]:
+    if not address:
+        raise CliError(f"The openai engine needs a server; say {UPSTREAM_WAY}", code=2)
+    return ["--upstream", address, *(["--upstream-model", model] if model else [])]
 
 
 def _model(home: Home, asked: str, engine: str) -> list[str]:

@@ -51,6 +51,15 @@ def test_each_model_gets_a_tree_with_names_of_its_own() -> None:
     assert made.api.env["CANOPY_MODELS"] == '["a", "org/B"]'
 
 
+def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> None:
+    upstream = {"upstream": "http://far/v1", "upstream_model": "m"}
+    made = layout(engine="openai", **upstream)
+    assert [option(spec, "--upstream") for spec in made.nodes] == ["http://far/v1"] * 2
+    assert option(made.nodes[0], "--upstream-model") == "m"
+    others = [*made.roots, made.api, *layout(**upstream).nodes]
+    assert not any("--upstream" in spec.command for spec in others)
+
+
 def test_the_api_inherits_the_socket_that_outlives_it() -> None:
     api = layout(port=8123).api
     assert option(api, "--fd") == "7"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from broker.wire import AnyFrame, ChatMessage, Continue, Finished, Interrupted, Job, Sampling
+from tests.unit.cluster import Cluster, until
 from tests.unit.engine.upstream import DONE, Asked, Reply, Script, Upstream, answering, event, listing, nobody, refusing
 from worker.engines import create, openai, upstream_http
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, EngineUnavailable
@@ -725,6 +726,22 @@ async def test_a_run_says_whether_the_engine_works_on(script: Script, alone: boo
         assert isinstance(ending, Interrupted)
         assert ending.fault
         assert run.alone is alone
+
+
+async def test_a_run_that_fails_alone_goes_on_elsewhere_and_its_engine_is_left_alone() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root", slots=2)
+        streams = [await cluster.ask(name) for name in ("a", "b")]
+        await until(lambda: cluster.where("a") == cluster.where("b") == "n1")
+        await cluster.add("n2", "root")
+        cluster.engine("n1").steps["a"].put_nowait(EngineError("engine", "lost", retryable=True, alone=True))
+        await until(lambda: cluster.where("a") == "n2")
+        assert cluster.where("b") == "n1"
+        assert cluster.engine("n1").starts == 1
+        assert cluster.nodes["n1"].state().status == "idle"
+        for each in streams:
+            await each.aclose()
 
 
 # ---- events
