@@ -16,7 +16,7 @@ import httpx
 import structlog
 
 from broker.wire import Job
-from worker.engines import upstream_body, upstream_errors
+from worker.engines import upstream_body
 from worker.engines.base import Chunk, EngineError, EngineStopped, EngineUnavailable
 from worker.engines.upstream_answer import Answer, CannotContinue
 from worker.engines.upstream_body import Plan
@@ -28,7 +28,8 @@ from worker.engines.upstream_sse import BadStream, Events
 SILENT_SECONDS = 300.0  # between two tokens of one answer; the watchdog looks after a server that is silent altogether
 LAST_SECONDS = 5.0  # for the usage, which comes behind the answer
 BUSY_SECONDS = 60.0  # a request that is refused for so long goes back into the tree
-BUSY_PAUSES = (0.5, 8.0)  # seconds between tries, first and longest, if the server names none
+FAULT_SECONDS = 10.0  # the same where the server fails: if it is about to end, that is known soon
+PAUSES = (0.5, 8.0)  # seconds between tries, first and longest, if the server names none
 STOP_SECONDS = 2.0
 _CONTINUES = {"vllm", "sglang", "llamacpp"}  # as they call themselves: they go on from a last message of the assistant
 
@@ -151,7 +152,7 @@ class OpenAIEngine:
                     break
             yield answer.last()
         except BadStream as error:
-            raise server.lost(error) from error
+            raise await server.lost(error, call) from error
         finally:
             call.answering = False
             await response.aclose()
@@ -170,12 +171,12 @@ class OpenAIEngine:
         except httpx.HTTPError as error:
             if answer.finish:
                 return None
-            raise server.lost(error) from error
+            raise await server.lost(error, call) from error
 
     async def _accepted(self, server: Server, job: Job, plan: Plan, call: Call) -> httpx.Response:
-        """The response, when the server has begun to stream. A busy one is asked again."""
-        pause, longest = BUSY_PAUSES
-        until = time.monotonic() + BUSY_SECONDS
+        """The response, when the server has begun to stream. One that is busy, or fails, is asked again."""
+        pause, longest = PAUSES
+        begun = time.monotonic()
         while True:
             path, body = upstream_body.body(job, self._served, plan, self._refused)
             answered = await server.ask(path, body, call)
@@ -191,8 +192,8 @@ class OpenAIEngine:
             error = answered.error(server.name)
             if plan.prefill and error.code == "invalid":
                 raise CannotContinue(str(error)) from error
-            wait = answered.pause(pause)
-            if answered.status not in upstream_errors.BUSY or time.monotonic() + wait > until:
+            wait, patience = answered.pause(pause), BUSY_SECONDS if answered.busy else FAULT_SECONDS
+            if answered.status < 400 or not error.alone or time.monotonic() + wait > begun + patience:
                 raise error
             await call.within(wait + 1, partial(asyncio.sleep, wait))
             pause = min(longest, pause * 2)

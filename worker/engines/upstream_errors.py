@@ -7,7 +7,7 @@ import msgspec
 
 from worker.engines.base import EngineError, EngineStopped
 
-BUSY = (429, 503)  # the same request may be taken in a moment
+_BUSY = (429, 502, 503, 504)  # the same request may be taken in a moment
 MOST_SECONDS = 30.0  # of waiting, whatever a server asks for
 _SHOWN = 300  # characters of a server's complaint
 # vLLM, SGLang, llama.cpp, OpenAI, Canopy; each has its own words.
@@ -25,6 +25,11 @@ class Refusal(msgspec.Struct, frozen=True):
     text: str
     retry_after: str = ""
 
+    @property
+    def busy(self) -> bool:
+        """The server, or one before it, has no room just now, or is just starting: no fault of the job's."""
+        return self.status in _BUSY
+
     def error(self, address: str) -> EngineError:
         """What the run raises. What the configuration is to blame for (a key, a model that is gone) fails the engine,
         so that it looks again; everything else is the fault of this run alone.
@@ -32,7 +37,7 @@ class Refusal(msgspec.Struct, frozen=True):
         said = f"{address} answers {self.status}: {complaint(self.text)}"
         if self.status == 413 or (self.status in (400, 422, 500) and _TOO_LONG.search(self.text)):
             return EngineError("too_long", complaint(self.text))
-        if self.status in BUSY:
+        if self.busy:
             return EngineStopped(said, alone=True)
         if self.status in (401, 404):
             return EngineError("engine", said, retryable=True)

@@ -1,5 +1,6 @@
 """The way to a server: requests out, streams or refusals back, and what a lost connection means."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from worker.engines.upstream_errors import Refusal
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 30.0
 FIRST_SECONDS = 600.0  # until the first token: a long prompt is read, and other clients may be before us
+PROBE_SECONDS = 2.0
 _REFUSAL_BYTES = 65536
 
 
@@ -46,12 +48,21 @@ class Server:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # the job has done nothing to it
             raise EngineStopped(f"{self.name} is not there: {_said(error)}") from error
         except httpx.HTTPError as error:
-            raise self.lost(error) from error
+            raise await self.lost(error, call) from error
 
-    def lost(self, error: Exception) -> EngineError:
-        """The connection broke, or what came over it was no answer: one run's trouble, as far as anybody knows."""
+    async def lost(self, error: Exception, call: Call) -> EngineError:
+        """What the loss of a connection means: one run's trouble, or the end of a server that does not answer any more.
+        The job may be to blame for either.
+        """
         message = f"the connection to {self.name} was lost: {_said(error)}"
-        return EngineError("engine", message, retryable=True, alone=True)
+        return EngineError("engine", message, retryable=True, alone=await call.within(WRITE_SECONDS, self._alive))
+
+    async def _alive(self) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return (await self.client.get("models")).status_code < 500
+        except (TimeoutError, httpx.HTTPError):
+            return False
 
     async def _refusal(self, response: httpx.Response) -> Refusal:
         text = b""

@@ -87,9 +87,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for long."""
-    monkeypatch.setattr(openai, "BUSY_PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(openai, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(openai, "FAULT_SECONDS", 0.1)
     monkeypatch.setattr(openai, "BUSY_SECONDS", 0.1)
     monkeypatch.setattr(openai, "LAST_SECONDS", 0.05)
+    monkeypatch.setattr(openai, "STOP_SECONDS", 0.1)
     monkeypatch.setattr(openai, "FIRST_SECONDS", 0.2)
     monkeypatch.setattr(openai, "SILENT_SECONDS", 0.2)
     monkeypatch.setattr(upstream_http, "FIRST_SECONDS", 0.2)
@@ -323,9 +325,9 @@ async def test_the_jobs_own_fault_is_final(status: int, body: Any, code: str) ->
 
 @pytest.mark.parametrize(
     ("status", "alone", "blamed"),
-    [(500, True, True), (502, True, True), (408, True, True), (401, False, True), (404, False, True)],
+    [(500, True, True), (408, True, True), (401, False, True), (404, False, True)],
 )
-async def test_the_servers_fault_is_tried_again_elsewhere(status: int, alone: bool, blamed: bool) -> None:
+async def test_the_servers_fault_is_tried_again_elsewhere(status: int, alone: bool, blamed: bool, hasty: None) -> None:
     async with before(refusing(status, {"error": {"message": "no luck"}})) as (engine, _):
         error = await error_of(engine, chat())
         assert (error.retryable, error.alone, not isinstance(error, EngineStopped)) == (True, alone, blamed)
@@ -354,7 +356,7 @@ async def test_an_error_inside_the_stream(error: Any, code: str, retryable: bool
         assert (found.code, found.retryable) == (code, retryable)
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
 async def test_a_busy_server_is_asked_again(status: int, hasty: None) -> None:
     busy = refusing(status, {"error": {"message": "slow down"}})
     async with before(busy, busy, answering("at last")) as (engine, upstream):
@@ -463,6 +465,17 @@ async def test_a_server_that_does_not_stream_is_found_out() -> None:
         assert "no stream" in str(await error_of(engine, chat()))
 
 
+async def test_a_server_that_ends_in_an_answer_fails_the_engine() -> None:
+    async def last_words(asked: Asked, reply: Reply) -> None:
+        await cut_off(asked, reply)
+        upstream.close()
+
+    async with before(last_words) as (engine, upstream):
+        error = await error_of(engine, chat())
+        assert (error.retryable, error.alone) == (True, False)
+        assert not isinstance(error, EngineStopped)
+
+
 async def test_a_server_that_is_gone_fails_the_engine_and_blames_nobody() -> None:
     async with before(answering("x")) as (engine, upstream):
         await upstream.__aexit__()
@@ -569,7 +582,7 @@ async def test_stop_ends_runs_wherever_they_are_and_start_begins_anew() -> None:
         assert whole(await read(engine, chat()))[0] == "again"
 
 
-async def test_stop_reaches_a_run_that_nobody_reads() -> None:
+async def test_stop_reaches_a_run_that_nobody_reads(hasty: None) -> None:
     async with before(Holding("one")) as (engine, _):
         chunks = engine.run(chat())
         await anext(chunks)

@@ -153,9 +153,13 @@ class Upstream:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Nobody listens any more."""
         assert self._server is not None
         self._server.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
