@@ -209,4 +209,5 @@ class Stream(AsyncIterator[AnyFrame]):
             text="".join(delta.text for delta in deltas),
             tokens=sum(delta.tokens for delta in deltas),
             ids=tuple(number for delta in deltas for number in delta.ids),
+            logprobs=tuple(each for delta in deltas for each in delta.logprobs),
         )

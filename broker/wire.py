@@ -48,6 +48,7 @@ class Sampling(Wire, kw_only=True):
     frequency_penalty: float = 0.0  # for each time that the answer has it
     presence_penalty: float = 0.0  # once, if the answer has it
     logit_bias: dict[int, float] = {}  # by token id, up to MOST_BIASES
+    logprobs: int | None = None  # tell each token's probability, and that of so many of the likeliest in its place
 
 
 class Job(Wire, kw_only=True):
@@ -128,12 +129,28 @@ class Interrupted(Frame, kw_only=True, tag="interrupted"):
     fault: bool = False
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """How likely a token of the answer was. Tokens are told as bytes (in JSON base64), as one may be a part of a
+    character. Logprobs are natural logarithms of the model's own distribution, at least LEAST_LOGPROB.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest in its place, best first
+
+
+LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
+
+
 class Delta(Frame, kw_only=True, tag="delta"):
-    """New text. `tokens`: how many tokens it stands for; `ids`: which, so that another node can go on exactly."""
+    """New text. `tokens`: how many tokens it stands for; `ids`: which, so that another node can go on exactly;
+    `logprobs`: if they were asked for and the engine has them, those of the tokens that are seen in the text.
+    """
 
     text: str
     tokens: int = 1
     ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finished(Frame, kw_only=True, tag="finished"):

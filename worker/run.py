@@ -150,8 +150,11 @@ class JobRun:
 
     def _pass_on(self, chunk: Chunk) -> None:
         self.tokens += chunk.tokens
-        if chunk.text:
-            self._reader.send(Delta(**self._count(), text=chunk.text, tokens=chunk.tokens, ids=chunk.ids))
+        if chunk.text or chunk.logprobs:
+            number = self._count()
+            self._reader.send(
+                Delta(**number, text=chunk.text, tokens=chunk.tokens, ids=chunk.ids, logprobs=chunk.logprobs)
+            )
 
     def _start(self) -> Start:
         return Start(**self._count(), node=self._node, boot=self._boot)

@@ -28,7 +28,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             sampling=wire.Sampling(
                 max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, stop=("\n\n",),
                 min_p=0.05, repetition_penalty=1.1, frequency_penalty=0.5, presence_penalty=-0.5,
-                logit_bias={17: -100, 4: 1.5},
+                logit_bias={17: -100, 4: 1.5}, logprobs=2,
             ),
             user="ada",
             job_class="batch",
@@ -51,6 +51,13 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
                 wire.Asking(**WHO, node="n1", boot="b7", number=3),
                 wire.Start(**WHO, seq=0, node="n1", boot="b7"),
                 wire.Delta(**WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9)),
+                wire.Delta(
+                    **WHO, seq=2, text="🌳", tokens=2,
+                    logprobs=(
+                        wire.TokenLogprob("🌳".encode()[:2], -0.5, ((b" a", -0.25), (b"\xf0\x9f", -0.5))),
+                        wire.TokenLogprob("🌳".encode()[2:], 0.0),
+                    ),
+                ),
                 wire.Interrupted(**WHO, seq=2, reason="out of memory", fault=True),
                 wire.Finished(**WHO, seq=2, reason="stop", prompt_tokens=12, completion_tokens=3),
                 wire.Failed(**WHO, seq=2, code="too_long", message="5000 tokens, at most 4096", retryable=False),
@@ -101,6 +108,11 @@ def test_golden(name: str) -> None:
 
 def test_every_golden_file_has_an_example() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} == set(EXAMPLES)
+
+
+def test_what_nobody_asked_for_takes_no_bytes() -> None:
+    plain = wire.encode(wire.Frames(frames=(wire.Delta(request_id="7d1f0c", text="a", ids=(3,)),)))
+    assert plain == b'{"frames":[{"kind":"delta","request_id":"7d1f0c","text":"a","ids":[3]}]}'
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

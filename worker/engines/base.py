@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from broker.wire import FailureCode, FinishReason, Job
+from broker.wire import FailureCode, FinishReason, Job, TokenLogprob
 
 
 class EngineError(Exception):
@@ -46,6 +46,7 @@ class Chunk(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     finish: FinishReason | None = None
     ids: tuple[int, ...] = ()  # the tokens told, if the engine can go on from them; never of what was delivered before
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens told, if they were asked for and the engine has them
 
 
 class Engine(Protocol):

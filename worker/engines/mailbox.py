@@ -13,6 +13,7 @@ def joined(first: Chunk, second: Chunk) -> Chunk:
         tokens=first.tokens + second.tokens,
         finish=second.finish,
         ids=first.ids + second.ids,
+        logprobs=first.logprobs + second.logprobs,
     )
 
 

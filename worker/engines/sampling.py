@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 import torch
 
-from broker.wire import Sampling
+from broker.wire import LEAST_LOGPROB, Sampling
 from worker.engines.adjusting import Biases, History, penalised, upload
 from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
 
@@ -42,18 +42,40 @@ class Dice:
         return self._random.random()
 
 
+class _Odds(msgspec.Struct):
+    """The logprobs of the rows whose sequences asked for them, on the device."""
+
+    rows: list[int]
+    counts: list[int]  # of the likeliest that each asked for
+    chosen: torch.Tensor  # [rows]
+    likeliest: torch.Tensor  # [rows, the greatest count]: ids
+    logprobs: torch.Tensor  # and their logprobs
+
+
 class Choice:
     """One step's tokens: on the device at once, on the host when they have got there."""
 
-    def __init__(self, tokens: torch.Tensor) -> None:
+    def __init__(self, tokens: torch.Tensor, odds: _Odds | None) -> None:
         self.tokens = tokens  # [rows] int64, on the device
-        self._host, self._arrived = _download(tokens)
+        self._odds = odds
+        tensors = (tokens,) if odds is None else (tokens, odds.chosen, odds.likeliest, odds.logprobs)
+        self._host = [_download(tensor) for tensor in tensors]
+        self._arrived: torch.cuda.Event | None = None
+        if tokens.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tokens.device))
 
     def read(self) -> list[Picked]:
         """A Picked for each row; waits for the device. To be called once."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [Picked(token) for token in self._host.tolist()]
+        tokens, *rest = (tensor.tolist() for tensor in self._host)
+        picked = [Picked(token) for token in tokens]
+        if self._odds is not None:
+            for row, count, chosen, ids, logprobs in zip(self._odds.rows, self._odds.counts, *rest, strict=True):
+                top = zip(ids[:count], map(_told, logprobs), strict=False)
+                picked[row] = Picked(tokens[row], _told(chosen), tuple(top))
+        return picked
 
 
 class _Place(msgspec.Struct):
@@ -100,13 +122,27 @@ class Sampler:
             groups.setdefault((place.method, place.adjusts), []).append(row)
         if len(groups) == 1:
             [(method, adjusts)] = groups
-            return Choice(self._chosen(method, logits, slots, adjusts=adjusts))
-        tokens = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
-        for (method, adjusts), rows in groups.items():
-            index = upload(rows, torch.int64, logits.device)
-            part = logits.index_select(0, index)
-            tokens.index_copy_(0, index, self._chosen(method, part, [slots[row] for row in rows], adjusts=adjusts))
-        return Choice(tokens)
+            tokens = self._chosen(method, logits, slots, adjusts=adjusts)
+        else:
+            tokens = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
+            for (method, adjusts), rows in groups.items():
+                index = upload(rows, torch.int64, logits.device)
+                part = logits.index_select(0, index)
+                tokens.index_copy_(0, index, self._chosen(method, part, [slots[row] for row in rows], adjusts=adjusts))
+        return Choice(tokens, self._odds(logits, tokens, slots))
+
+    def _odds(self, logits: torch.Tensor, tokens: torch.Tensor, slots: list[int]) -> _Odds | None:
+        """Of the model's own distribution, whatever the settings made of it."""
+        asked = [(row, self._place(slot).sampling.logprobs) for row, slot in enumerate(slots)]
+        rows = [row for row, count in asked if count is not None]
+        if not rows:
+            return None
+        counts = [count for _, count in asked if count is not None]
+        index = upload(rows, torch.int64, logits.device)
+        logprobs = logits.index_select(0, index).float().log_softmax(-1)
+        chosen = logprobs.gather(-1, tokens.index_select(0, index)[:, None])[:, 0]
+        best = logprobs.topk(min(max(counts), logprobs.shape[-1]), dim=-1)
+        return _Odds(rows, counts, chosen, best.indices, best.values)
 
     def _place(self, slot: int) -> _Place:
         place = self._places[slot]
@@ -165,12 +201,13 @@ def _top_k(sampling: Sampling, vocabulary: int) -> int:
     return sampling.top_k if 0 < sampling.top_k < vocabulary else 0
 
 
-def _download(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """The tensor on the host, and what tells when it is there."""
+def _download(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the host; from a GPU it is on its way there."""
     if tensor.device.type != "cuda":
-        return tensor.cpu(), None
+        return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(tensor.device))
-    return host, arrived
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _told(logprob: float) -> float:
+    return round(logprob, 6) if logprob > LEAST_LOGPROB else LEAST_LOGPROB  # also what is not a number

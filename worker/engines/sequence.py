@@ -2,12 +2,13 @@
 
 import msgspec
 
-from broker.wire import FinishReason, Job
+from broker.wire import FinishReason, Job, TokenLogprob
 from worker.engines.answer import AnswerText
 from worker.engines.base import Chunk, EngineError
 from worker.engines.loaded import Loaded
 from worker.engines.mailbox import Mailbox
 from worker.engines.sampling import Picked
+from worker.engines.spelling import Spelling
 from worker.engines.template import Prompt, prepare
 
 DEFAULT_TOKENS = 1024  # of an answer whose request names no limit: a base model seldom ends by itself
@@ -30,6 +31,11 @@ class Sequence:
     def prompt(self) -> list[int]:
         """The part of `ids` that it was given."""
         return self.ids[: self._given]
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still have."""
+        return self._left
 
     @property
     def answer(self) -> list[int]:
@@ -61,6 +67,9 @@ class Sequence:
         self.last = token
         self._left -= 1
         self._untold.append(token)
+        if self._spelling is not None and picked.logprob is not None:
+            top = tuple((self._spelling.of(other), logprob) for other, logprob in picked.top)
+            self._likely.append(TokenLogprob(self._spelling.of(token), picked.logprob, top))
         text = self._text.push(token)
         if self._text.stopped:
             return self._finish("stop", text)
@@ -84,6 +93,8 @@ class Sequence:
         stops = (*self.sampling.stop, *prompt.stops)
         self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)
         self._untold: list[int] = []  # tokens whose text is held back
+        self._likely: list[TokenLogprob] = []  # theirs, if asked for
+        self._spelling = Spelling(loaded.tokenizer) if self.sampling.logprobs is not None else None
         self._tells_ids = tells_ids
         self.finished = self._left <= 0
         return Chunk(prompt_tokens=given, tokens=prompt.delivered)
@@ -106,8 +117,23 @@ class Sequence:
 
     def _finish(self, reason: FinishReason, text: str) -> Chunk:
         self.finished = True
-        return self._tell(text, "stop" if self._text.stopped else reason)
+        if not self._text.stopped:
+            return self._tell(text, reason)
+        self._likely = _seen(self._likely, text)
+        return self._tell(text, "stop")
 
     def _tell(self, text: str, finish: FinishReason | None = None) -> Chunk:
         told, self._untold = tuple(self._untold), []
-        return Chunk(text=text, tokens=len(told), finish=finish, ids=told if self._tells_ids else ())
+        likely, self._likely = tuple(self._likely), []
+        return Chunk(text=text, tokens=len(told), finish=finish, ids=told if self._tells_ids else (), logprobs=likely)
+
+
+def _seen(likely: list[TokenLogprob], text: str) -> list[TokenLogprob]:
+    """Those of the tokens that `text` begins to show; the others are of a stop string or behind it."""
+    size, seen = len(text.encode()), []
+    for each in likely:
+        if size <= 0:
+            break
+        seen.append(each)
+        size -= len(each.token)
+    return seen

@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from broker.wire import ChatMessage, Job, Sampling
+from broker.wire import ChatMessage, Job, Sampling, TokenLogprob
 from tests.unit.engine.tiny import save_model, tokenizer
 from worker.engines import loading
 from worker.engines.base import Chunk, EngineError
-from worker.engines.decoder import Decoder, News
+from worker.engines.decoder import Decoder
 from worker.engines.loaded import Loaded
 from worker.engines.mailbox import Mailbox
+from worker.engines.scheduling import News
 from worker.engines.sequence import Sequence
 from worker.engines.template import dialogue
 
@@ -109,9 +110,19 @@ def goes_on(runs: Runs, job: Job) -> list[Chunk]:
         assert cut.delivered + "".join(chunk.text for chunk in chunks) == text
         assert cut.delivered_ids + sum((chunk.ids for chunk in chunks), ()) == sum((chunk.ids for chunk in whole), ())
         assert sum(chunk.tokens for chunk in chunks) == tokens
+        assert likely(chunks) == likely(whole)[before(job, cut, whole) :]
         assert [chunk.finish for chunk in chunks if chunk.finish] == [whole[-1].finish]
         assert chunks[-1].finish
     return whole
+
+
+def likely(chunks: list[Chunk]) -> list[TokenLogprob]:
+    return [each for chunk in chunks for each in chunk.logprobs]
+
+
+def before(job: Job, cut: Job, whole: list[Chunk]) -> int:
+    """How many logprobs were told with what `cut` has already."""
+    return len(likely(whole[: 1 + cuts(job, whole)[1:].index(cut) + 1])) if cut != job else 0
 
 
 def prompt(text: str = "Say: ", delivered: str = "", ids: tuple[int, ...] = (), **sampling: Any) -> Job:
@@ -135,6 +146,8 @@ def ids_of(text: str) -> list[int]:
         ("a tree\nUsed up", {"stop": ("\nUser:",), "max_tokens": 9}, "a tree\nUs", "length"),
         ("🌳🌲🌳", {"stop": ("🌲",)}, "🌳", "stop"),
         ("", {}, "", "stop"),
+        ("a 🌳 in the woods", {"logprobs": 2}, "a 🌳 in the woods", "stop"),
+        ("a tree\nUser: b", {"stop": ("\nUser:",), "logprobs": 0}, "a tree", "stop"),
     ],
 )
 def test_any_cut(said: str, sampling: dict[str, Any], text: str, finish: str) -> None:
@@ -142,6 +155,30 @@ def test_any_cut(said: str, sampling: dict[str, Any], text: str, finish: str) ->
     with computing(scripted(job, ids_of(said))) as runs:
         whole = goes_on(runs, job)
     assert ("".join(chunk.text for chunk in whole), whole[-1].finish) == (text, finish)
+
+
+@pytest.mark.parametrize(
+    ("said", "sampling", "seen"),
+    [
+        ("a 🌳!", {}, "a 🌳!"),
+        ("a 🌳!", {"max_tokens": 4}, "a \ufffd"),
+        ("one two", {"stop": ("e t",)}, "on"),
+        ("\nUs", {"stop": ("\nUser:",)}, "\nUs"),
+        ("\nUser:", {"stop": ("\nUser:",)}, ""),
+    ],
+)
+def test_logprobs_are_told_of_the_tokens_that_are_seen(said: str, sampling: dict[str, Any], seen: str) -> None:
+    job = prompt(**sampling, logprobs=3)
+    with computing(scripted(job, ids_of(said))) as runs:
+        [chunks] = runs.all([job])
+    found = likely(chunks)
+    assert b"".join(each.token for each in found).decode(errors="replace") == seen
+    assert all(each.logprob == 0.0 and each.top[0] == (each.token, 0.0) and len(each.top) == 3 for each in found)
+
+
+def test_logprobs_that_nobody_asked_for_are_not_told() -> None:
+    with computing(scripted(prompt(), ids_of("a tree"))) as runs:
+        assert likely(runs.all([prompt()])[0]) == []
 
 
 @settings(max_examples=15, deadline=None)

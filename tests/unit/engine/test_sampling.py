@@ -343,3 +343,40 @@ def test_a_sequence_goes_on_with_the_draws_that_are_left() -> None:
     whole = [made.choose(flat, [0]).read()[0].token for _ in range(5)]
     made.assign(0, Sampling(seed=7), [1], whole[:2])
     assert [made.choose(flat, [0]).read()[0].token for _ in range(3)] == whole[2:]
+
+
+# ---- logprobs
+
+
+def test_logprobs_are_those_of_the_model_whatever_the_settings() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(4, 40) * 3
+    wanted = torch.log_softmax(logits, -1)
+    asked = [
+        Sampling(logprobs=3, temperature=0.2, top_p=0.5, seed=1),
+        Sampling(top_p=0.5),
+        Sampling(logprobs=0, temperature=0, logit_bias={7: 100}),
+        Sampling(logprobs=1, presence_penalty=2.0, seed=2),
+    ]
+    made = sampler(4, 40)
+    for slot, each in enumerate(asked):
+        made.assign(slot, each, [0], [5])
+    picked = made.choose(logits.bfloat16(), [0, 1, 2, 3]).read()
+    assert (picked[1].logprob, picked[1].top, picked[2].token, picked[2].top) == (None, (), 7, ())
+    for row, each in enumerate(asked):
+        if each.logprobs is not None:
+            assert picked[row].logprob == pytest.approx(float(wanted[row, picked[row].token]), abs=0.05)
+            best = wanted[row].topk(each.logprobs)
+            assert [token for token, _ in picked[row].top] == best.indices.tolist()
+            assert [logprob for _, logprob in picked[row].top] == pytest.approx(best.values.tolist(), abs=0.05)
+
+
+def test_what_cannot_be_is_told_as_a_number() -> None:
+    """JSON knows no infinity."""
+    logits = torch.tensor([[0.0, -math.inf, -math.inf], [math.nan] * 3])
+    made = sampler(2, 3)
+    for slot in range(2):
+        made.assign(slot, Sampling(logprobs=20), [0], [])
+    first, second = made.choose(logits, [0, 1]).read()
+    assert (first.token, first.logprob, dict(first.top)) == (0, 0.0, {0: 0.0, 1: -9999.0, 2: -9999.0})
+    assert second.logprob == -9999.0

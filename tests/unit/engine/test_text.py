@@ -5,14 +5,17 @@ from typing import Any
 import jinja2
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from tokenizers import Tokenizer, decoders, models
 
 from broker.wire import ChatMessage, Job
 from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
 from worker.engines.cache import RowsLayer
 from worker.engines.detokenize import Detokenizer
+from worker.engines.spelling import Spelling
 from worker.engines.template import DIALOGUE_STOPS, PREAMBLE, dialogue, prepare
 
 BYTES = tokenizer()
@@ -48,6 +51,33 @@ def test_an_unfinished_character_is_dropped_at_the_end() -> None:
     ids = BYTES("a😀", add_special_tokens=False)["input_ids"]
     assert [stream.push(token) for token in ids[:-1]] == ["a", "", "", ""]
     assert stream.flush() == ""
+
+
+@settings(max_examples=50, deadline=None)
+@given(some.text(some.characters(exclude_categories=["Cs"]), max_size=20))
+def test_the_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
+    spelling = Spelling(BYTES)
+    ids = BYTES(text, add_special_tokens=False)["input_ids"]
+    assert b"".join(spelling.of(token) for token in ids) == text.encode()
+
+
+def sentencepiece() -> Any:
+    """As Gemma's: pieces with a visible space, single bytes for what has no piece."""
+    pieces = ["<eos>", "▁the", "▁", "tree", *(f"<0x{byte:02X}>" for byte in range(256))]
+    core = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, [], byte_fallback=True))
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.add_special_tokens(["<eos>"])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+
+
+def test_the_bytes_of_other_vocabularies() -> None:
+    spelling = Spelling(sentencepiece())
+    assert [spelling.of(token) for token in (0, 1, 2, 3)] == [b"<eos>", b" the", b" ", b"tree"]
+    assert b"".join(spelling.of(4 + byte) for byte in "🌳".encode()).decode() == "🌳"
+    assert spelling.of(10**6) == b""
+    assert Spelling(BYTES).of(BYTES.eos_token_id) == b"</s>"
+    words = Tokenizer(models.WordLevel({"tree": 0, "<unk>": 1}, unk_token="<unk>"))
+    assert Spelling(transformers.PreTrainedTokenizerFast(tokenizer_object=words)).of(0) == b"tree"
 
 
 class Pieces:
