@@ -29,7 +29,13 @@ FIELDS = (
     Field("max_tokens"),
     Field("stop"),
     Field("seed"),
+    Field("frequency_penalty"),
+    Field("presence_penalty"),
+    Field("logit_bias"),
     Field("top_k", optional=True),
+    Field("min_p", optional=True),
+    Field("repetition_penalty", optional=True),  # vLLM's, SGLang's, Canopy's
+    Field("repetition_penalty", "repeat_penalty", optional=True),  # llama.cpp's
 )
 _DEFAULTS = Sampling()
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM's and SGLang's

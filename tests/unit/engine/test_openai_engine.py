@@ -228,6 +228,17 @@ async def test_seeds_fit_into_31_bits(seed: int | None, sent: int | str) -> None
     assert upstream.asked[0].body["top_k"] == 5
 
 
+async def test_settings_are_sent_where_they_are_set() -> None:
+    """The first test of an answer says what is sent otherwise."""
+    names = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "min_p": 0.1, "repetition_penalty": 1.1, "top_k": 9}
+    async with before(answering("x")) as (engine, upstream):
+        await read(engine, chat(**names, logit_bias={17: -100.0}))
+    sent = upstream.asked[0].body
+    assert {name: sent[name] for name in names} == names
+    assert sent["repeat_penalty"] == 1.1
+    assert sent["logit_bias"] == {"17": -100.0}
+
+
 async def test_deltas_of_several_tokens_are_counted_by_the_usage() -> None:
     async with before(answering("many words", " at once", usage=(8, 40))) as (engine, _):
         assert whole(await read(engine, chat())) == ("many words at once", 40, "stop")
