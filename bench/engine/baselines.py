@@ -4,21 +4,15 @@ Each gives tracks as the engine's loads do. None takes much longer than its `cap
 counts.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench.engine import continuous
 from bench.engine.reading import Ask, Track
 
 Prompt = list[int]
 _WARM_TOKENS = 4
-_POLL = 0.5  # seconds without a result until the clock is looked at
-_STOP_SECONDS = 20.0
-
-
-class BaselineFailed(Exception):
-    """It made nothing; the text is why."""
 
 
 def one_by_one(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float) -> list[Track]:
@@ -43,22 +37,12 @@ def static(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: 
     return tracks
 
 
-def continuous(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float) -> list[Track]:
-    """transformers' continuous batching as it comes, warmed up, with at most `at_once` requests in a batch."""
-    return _continuous(model, asks, prompts, at_once, cap, {})
-
-
-def compiled(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float) -> list[Track]:
-    """The same with its `default_compile_level` of 1."""
-    return _continuous(model, asks, prompts, at_once, cap, {"default_compile_level": 1})
-
-
 Baseline = Callable[[Any, Sequence[Ask], Sequence[Prompt], int, float], list[Track]]
 BASELINES: dict[str, Baseline] = {
     "generate": one_by_one,
     "static": static,
-    "continuous": continuous,
-    "continuous-compiled": compiled,
+    "continuous": continuous.plain,
+    "continuous-compiled": continuous.compiled,
 }
 DEFAULTS = ("generate", "static", "continuous")
 
@@ -104,78 +88,5 @@ class _Clock:
 def _cut(ask: Ask, asked: float, times: list[float]) -> Track:
     track = Track(ask, asked)
     for at in times[: ask.answer]:
-        track.took(at, 1)
-    return track
-
-
-def _continuous(
-    model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float, more: dict[str, Any]
-) -> list[Track]:
-    import transformers
-    from transformers.generation.continuous_batching.utils import WorkloadHints
-
-    settings = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-    hints = WorkloadHints(
-        max_prompt_length=max(map(len, prompts)),
-        max_generated_length=max(ask.answer for ask in asks),
-        num_requests=at_once,
-    )
-    config = transformers.ContinuousBatchingConfig(max_requests_per_batch=at_once, **more)
-    manager = model.init_continuous_batching(
-        generation_config=settings, continuous_batching_config=config, workload_hints=hints
-    )
-    try:
-        manager.warmup()
-        manager.start()
-        _collect(manager, _add(manager, [Ask(len(prompts[0]), _WARM_TOKENS)], prompts[:1], "warm"), cap)
-        wanted = _add(manager, asks, prompts, "run")
-        outputs = _collect(manager, wanted, cap)
-        if len(outputs) < len(wanted):
-            manager.stop(block=True, timeout=_STOP_SECONDS, hard_stop=True)
-            outputs |= _rest(manager)
-    finally:
-        with contextlib.suppress(RuntimeError):
-            if manager.is_running():
-                manager.stop(block=True, timeout=_STOP_SECONDS, hard_stop=True)
-            manager.destroy()
-    lines_up = len(asks) > at_once
-    tracks = [_track(ask, outputs[name], lines_up) for name, ask in wanted.items() if name in outputs]
-    tracks = [track for track in tracks if track.times]
-    if not tracks:
-        errors = {str(output.error) for output in outputs.values() if output.error}
-        raise BaselineFailed(f"no token within {cap:.0f} s" + "".join(f"; {error}" for error in sorted(errors)))
-    return tracks
-
-
-def _add(manager: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], name: str) -> dict[str, Ask]:
-    """By the request's name."""
-    named = {f"{name}-{number}": ask for number, ask in enumerate(asks)}
-    for (request, ask), ids in zip(named.items(), prompts, strict=True):
-        manager.add_request(ids, request_id=request, max_new_tokens=ask.answer, record_timestamps=True, eos_token_id=-1)
-    return named
-
-
-def _collect(manager: Any, wanted: dict[str, Ask], seconds: float) -> dict[str, Any]:
-    """The outputs of those that ended within `seconds`."""
-    outputs: dict[str, Any] = {}
-    until = time.perf_counter() + seconds
-    while len(outputs) < len(wanted) and time.perf_counter() < until and manager.is_running():
-        output = manager.get_result(timeout=_POLL)
-        if output is not None and output.is_finished() and output.request_id in wanted:
-            outputs[output.request_id] = output
-    return outputs
-
-
-def _rest(manager: Any) -> dict[str, Any]:
-    """What those that were stopped had made."""
-    queue = manager.output_router.output_queue
-    left: Iterator[Any] = iter([queue.get_nowait() for _ in range(queue.qsize())])
-    return {output.request_id: output for output in left}
-
-
-def _track(ask: Ask, output: Any, lines_up: bool) -> Track:
-    """`lines_up`: more requests than places were handed over, and each begins when it gets one."""
-    track = Track(ask, output.lifespan[0] if lines_up and output.lifespan[0] > 0 else output.created_time)
-    for at in output.timestamps or ():
         track.took(at, 1)
     return track

@@ -85,7 +85,7 @@ def command(
     except EngineUnavailable as error:
         say(str(error))
         raise typer.Exit(1) from error
-    longest = subject.loaded.context
+    longest = subject.context
     if prompt + asked.answer > longest:
         raise typer.BadParameter(f"prompt and answer do not fit into {longest} tokens", param_hint="--answer")
     settings = asdict(asked) | {"engine": engine or "transformers", "model": subject.name}
@@ -131,7 +131,7 @@ def _facts(subject: Subject, asked: Settings, engine: str | None) -> Rows:
         ("torch, transformers", f"{torch.__version__}, {transformers.__version__}"),
         ("model", f"{subject.name}: {sum(each.numel() for each in model.parameters()) / 1e6:,.1f} M parameters"),
         ("dtype, attention", f"{str(model.dtype).removeprefix('torch.')}, {subject.before.attention}"),
-        ("engine", f"{engine or 'transformers'}, {asked.slots} slots, context {subject.loaded.context} tokens"),
+        ("engine", f"{engine or 'transformers'}, {asked.slots} slots, context {subject.context} tokens"),
         ("a step reads", f"{reads.weights / 1e9:.3f} GB weights, {reads.bytes_per_token:,} bytes a token of a row"),
         ("requests", f"{asked.prompt} tokens in, {asked.answer} out, seed {asked.seed}"),
     ]

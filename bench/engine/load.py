@@ -14,9 +14,9 @@ from topology.simulation import lengths
 from worker.engines.base import Engine, EngineError
 
 _SHORTEST = 4  # tokens: of a prompt, beside which a <bos> must fit
-_ARRIVAL_ANSWER = 4  # tokens that a newcomer asks for
-_BETWEEN = 0.15  # seconds between two newcomers, mean of an exponential law
-_FIRST_TOKENS = 4  # that every running stream has had before the first newcomer
+ARRIVAL_ANSWER = 4  # tokens that a newcomer asks for
+BETWEEN = 0.15  # seconds between two newcomers, mean of an exponential law
+FIRST_TOKENS = 4  # that every running stream has had before the first newcomer
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,15 @@ async def run_arrivals(
     running: list[Track] = []
     decoding = asyncio.Semaphore(0)  # released once by each stream that is past its first tokens
     jobs = [prompts.job(prompt, answer, temperature) for _ in range(streams)]
-    late = [prompts.job(arriving, _ARRIVAL_ANSWER, temperature) for _ in range(newcomers)]
-    arrived = [Track(Ask(arriving, _ARRIVAL_ANSWER)) for _ in range(newcomers)]
+    late = [prompts.job(arriving, ARRIVAL_ANSWER, temperature) for _ in range(newcomers)]
+    arrived = [Track(Ask(arriving, ARRIVAL_ANSWER)) for _ in range(newcomers)]
     drawn = random.Random(seed)
     async with asyncio.TaskGroup() as group:  # a stream that fails ends the rest
         tasks = [group.create_task(_keep_running(engine, job, running, decoding)) for job in jobs]
         for _ in range(streams):
             await decoding.acquire()
         for job, track in zip(late, arrived, strict=True):
-            await asyncio.sleep(drawn.expovariate(1 / _BETWEEN))  # arrivals keep no step with the engine
+            await asyncio.sleep(drawn.expovariate(1 / BETWEEN))  # arrivals keep no step with the engine
             await ask(engine, job, track)
         for task in tasks:
             task.cancel()
@@ -124,6 +124,6 @@ async def _keep_running(engine: Engine, job: Job, running: list[Track], decoding
             async for chunk in chunks:
                 if chunk.tokens:
                     track.took(time.perf_counter(), chunk.tokens)
-                if not told and track.tokens >= _FIRST_TOKENS:
+                if not told and track.tokens >= FIRST_TOKENS:
                     told = True
                     decoding.release()

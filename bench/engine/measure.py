@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.engine import limit, load, reading, table
+from bench.engine import continuous, limit, load, reading, table
 from bench.engine.baselines import BASELINES
 from bench.engine.prompts import Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
 from bench.engine.subject import Subject
-from bench.engine.table import ARRIVALS, ENGINE, ONE_BY_ONE, RAGGED, UNIFORM, Bound, Disturbed, Found
+from bench.engine.table import ARRIVALS, CONTINUOUS, ENGINE, ONE_BY_ONE, RAGGED, UNIFORM, Bound, Disturbed, Found
 from bench.report import Report, Rows
 from worker.engines.base import Engine
 
@@ -88,7 +88,7 @@ class Run:
         it = self._settings
         if kind == UNIFORM:
             return load.uniform(at_once, it.prompt, it.answer)
-        return load.ragged(at_once * it.requests_a_place, self._subject.loaded.context, it.seed, it.rate)
+        return load.ragged(at_once * it.requests_a_place, self._subject.context, it.seed, it.rate)
 
     async def _measure_engine(self, path: str | None) -> None:
         it = self._settings
@@ -129,10 +129,10 @@ class Run:
         self._take(kind, ENGINE, at_once, tracks, warm)
 
     async def _attempt_arrivals(self, engine: Engine, prompts: Prompts, at_once: int, arriving: int) -> None:
-        it, context = self._settings, self._subject.loaded.context
+        it, context = self._settings, self._subject.context
         running = min(at_once, it.slots - 1)
         name = f"{ENGINE}, {arriving} tokens arrive beside {running}"
-        if running < 1 or context < max(arriving, it.prompt) + it.answer:
+        if not self._fits(running, arriving):
             self._note(f"{name}: left out, for it needs one more slot, or a longer context")
             return
         if not self._has_time(name):
@@ -146,13 +146,13 @@ class Run:
         except Exception as error:  # as above
             self._failed(name, error)
             return
-        self._take_arrivals(running, arriving, came)
+        self._take_arrivals(ENGINE, running, arriving, came)
 
-    def _take_arrivals(self, running: int, arriving: int, came: load.Arrivals) -> None:
+    def _take_arrivals(self, who: str, running: int, arriving: int, came: load.Arrivals) -> None:
         failed = sum(bool(track.error) for track in came.newcomers)
         ttft = [1000 * (track.times[0] - track.asked) for track in came.newcomers if track.times]
         found = Disturbed(
-            who=ENGINE, running=running, arriving=arriving, newcomers=len(came.newcomers) - failed,
+            who=who, running=running, arriving=arriving, newcomers=len(came.newcomers) - failed,
             ttft=Spread.of(ttft),
             quiet=Spread.of(reading.quiet_gaps(came.running, came.newcomers)),
             pause=Spread.of(reading.pauses(came.running, came.newcomers)),
@@ -160,18 +160,26 @@ class Run:
         self.disturbed.append(found)
         if found.ttft and found.pause and found.quiet:
             say(
-                f"{ENGINE}, {arriving} tokens arrive beside {running}: TTFT p50 {found.ttft.p50:.0f} p99 "
+                f"{who}, {arriving} tokens arrive beside {running}: TTFT p50 {found.ttft.p50:.0f} p99 "
                 f"{found.ttft.p99:.0f} ms, pause p99 {found.pause.p99:.0f} ms, before p50 {found.quiet.p50:.1f} ms"
             )
         self._save()
 
     def _measure_baselines(self) -> None:
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()  # it warns that nothing ends the answers, which is meant
         it = self._settings
         prompts = self._subject.prompts(it.seed)
         for kind in (each for each in (UNIFORM, RAGGED) if each in it.rows):
             for who in it.baselines:
                 for at_once in self._baseline_sizes(kind, who):
                     self._attempt_baseline(prompts, kind, who, at_once)
+                    self._subject.clean_up()
+        if ARRIVALS in it.rows and CONTINUOUS in it.baselines:
+            for at_once in it.baseline_concurrency:
+                for arriving in it.arriving:
+                    self._attempt_late_baseline(prompts, at_once, arriving)
                     self._subject.clean_up()
 
     def _baseline_sizes(self, kind: str, who: str) -> Sequence[int]:
@@ -196,6 +204,26 @@ class Run:
             self._failed(name, error)
             return
         self._take(kind, who, at_once, tracks, time.perf_counter() - began)
+
+    def _attempt_late_baseline(self, prompts: Prompts, at_once: int, arriving: int) -> None:
+        it, context = self._settings, self._subject.context
+        running = min(at_once, it.slots - 1)
+        name = f"{CONTINUOUS}, {arriving} tokens arrive beside {running}"
+        if not self._fits(running, arriving) or not self._has_time(name):
+            return
+        ids = [prompts.ids(prompts.text(it.prompt)) for _ in range(running)]
+        late = [prompts.ids(prompts.text(arriving)) for _ in range(it.newcomers)]
+        try:
+            came = continuous.arrivals(self._subject.model, ids, late, context - it.prompt - 1, it.seed, self._cap())
+        except Exception as error:  # as above
+            self._failed(name, error)
+            return
+        self._take_arrivals(CONTINUOUS, running, arriving, came)
+
+    def _fits(self, running: int, arriving: int) -> bool:
+        """Whether newcomers find a slot, and room for their prompts."""
+        it = self._settings
+        return running >= 1 and self._subject.context >= max(arriving, it.prompt) + it.answer
 
     def _measure_limit(self) -> None:
         it, reads = self._settings, self._subject.reads

@@ -2,60 +2,63 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from bench.engine import limit, shapes
 from bench.engine.prompts import Prompts
 from worker.engines import create
-from worker.engines.base import Engine
+from worker.engines.base import Engine, EngineUnavailable
 from worker.engines.loaded import Loaded
 
-_CPU_PREFILL, _GPU_PREFILL = 256, 2048  # tokens, as `worker.engines.loading` has it
+_SHARE = 0.5  # of the free memory that rows of the chosen context take at most
 
 
 class Before:
     """What a model was like before anybody computed with it.
 
-    An engine may compile its blocks, choose another attention or keep tensors in its modules; the next one must find
-    nothing of that.
+    An engine may join or compile its layers, choose another attention or keep tensors in its modules; the next one must
+    find nothing of that. Layers that an engine replaces are kept here meanwhile.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self.attention = str(model.config._attn_implementation)
-        self._names = {module: frozenset(vars(module)) for module in model.modules()}
+        self._modules = [(module, dict(vars(module)), dict(module._modules)) for module in model.modules()]
+        self._weights = [(module, dict(module._parameters)) for module, _, _ in self._modules]
 
     def restore(self) -> None:
         """As it was."""
+        for module, attributes, children in self._modules:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            module._modules.clear()
+            module._modules.update(children)
+        for module, weights in self._weights:
+            module._parameters.clear()
+            module._parameters.update(weights)
         if self._model.config._attn_implementation != self.attention:
             self._model.set_attn_implementation(self.attention)
-        for module, names in self._names.items():
-            for name in vars(module).keys() - names:
-                del vars(module)[name]
 
 
-@dataclass(frozen=True)
 class Subject:
     """A model without end tokens, so that every answer is as long as it was asked for."""
 
-    name: str
-    loaded: Loaded
-    reads: limit.Reads
-    before: "Before" = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "before", Before(self.loaded.model))
-
-    @property
-    def model(self) -> Any:
-        """The only copy there is."""
-        return self.loaded.model
+    def __init__(self, name: str, model: Any, tokenizer: Any, slots: int, context: int | None) -> None:
+        """`context`: tokens a row, if not what the model and the memory allow."""
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reads = limit.reads(model)
+        self.before = Before(model)
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+        self.context = _context(model, slots, context, self.reads.bytes_per_token)
 
     def prompts(self, seed: int) -> Prompts:
         """Raises NoPrompt."""
-        return Prompts(self.loaded.tokenizer, self.loaded.vocabulary, self.name, seed)
+        return Prompts(self.tokenizer, self.vocabulary, self.name, seed)
 
     def engine(self, path: str | None, device: str, slots: int) -> Engine:
         """The transformers engine around this model, or another one called by its name, which loads what it likes."""
@@ -63,11 +66,16 @@ class Subject:
             return create(path, model=self.name, model_path=None, device=device, slots=slots, token_delay=0.0)
         from worker.engines.transformers import TransformersEngine
 
-        def loader(device: str, slots: int) -> Loaded:
-            return self.loaded
-
         make: Callable[..., Engine] = TransformersEngine
-        return make(model=self.name, model_path=None, device=device, slots=slots, loader=loader)
+        return make(model=self.name, model_path=None, device=device, slots=slots, loader=self.load)
+
+    def load(self, device: str, slots: int) -> Loaded:
+        """What the engine computes with; nothing of it is kept here. Raises EngineUnavailable."""
+        from worker.engines.loading import ready
+
+        loaded = ready(self.model, self.tokenizer, slots, self.context)
+        self.context = min(self.context, loaded.context)
+        return msgspec.structs.replace(loaded, ends=frozenset())
 
     def clean_up(self) -> None:
         """The model as it came, and memory given back, before the next one takes its turn."""
@@ -90,43 +98,39 @@ def find_device(name: str) -> str:
 
 
 def random_weights(shape: str, device: str, slots: int, context: int | None) -> Subject:
-    """A model of a known shape. `context`: tokens a row, or as many as the engine's loader would choose."""
-    import torch
-
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    """A model of a known shape."""
     config = shapes.config(shape)
-    model = shapes.build(config, device, dtype)
-    reads = limit.reads(model)
-    loaded = Loaded(
-        model=model,
-        tokenizer=shapes.tokenizer(config.vocab_size),
-        ends=frozenset(),
-        context=_context(config, context, device, slots, reads.bytes_per_token),
-        vocabulary=config.vocab_size,
-        prefill_tokens=_CPU_PREFILL if device == "cpu" else _GPU_PREFILL,
-    )
-    return Subject(shape, loaded, reads)
+    model = shapes.build(config, device, _dtype(device))
+    return Subject(shape, model, shapes.tokenizer(config.vocab_size), slots, context)
 
 
 def from_folder(folder: Path, device: str, slots: int, context: int | None) -> Subject:
-    """A model as a node loads it, but for its end tokens. Raises EngineUnavailable."""
-    import msgspec
+    """A model from a folder, as a node loads it. Raises EngineUnavailable."""
+    import transformers
 
-    from worker.engines.loading import load
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=_dtype(device), device_map=device, use_safetensors=True, **local
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineUnavailable(f"cannot load the model in {folder}: {error}") from error
+    return Subject(folder.name, model.eval(), tokenizer, slots, context)
 
-    loaded = load(folder, device, slots)
-    shorter = min(context or loaded.context, loaded.context)
-    loaded = msgspec.structs.replace(loaded, ends=frozenset(), context=shorter)
-    return Subject(folder.name, loaded, limit.reads(loaded.model))
+
+def _dtype(device: str) -> Any:
+    import torch
+
+    return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def _context(config: Any, asked: int | None, device: str, slots: int, bytes_per_token: int) -> int:
-    """The model's own context, or what leaves half of the free memory when all slots are full."""
+def _context(model: Any, slots: int, asked: int | None, bytes_per_token: int) -> int:
+    """What is asked for, or the model's own context; less where full rows would not fit into their share of memory."""
     import psutil
     import torch
 
-    longest = int(config.max_position_embeddings)
-    if asked is not None:
-        return min(asked, longest)
-    free = torch.cuda.mem_get_info(device)[0] if device != "cpu" else psutil.virtual_memory().available
-    return max(1, min(longest, free // 2 // (slots * bytes_per_token)))
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192)
+    cuda = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
+    return max(1, min(longest, asked or longest, int(free * _SHARE) // ((slots + 1) * bytes_per_token)))

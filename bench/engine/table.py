@@ -7,7 +7,7 @@ from bench.engine.reading import Reading, Spread
 from bench.report import Rows
 
 ENGINE = "engine"
-ONE_BY_ONE = "generate"
+ONE_BY_ONE, CONTINUOUS = "generate", "continuous"
 UNIFORM, RAGGED, ARRIVALS = "uniform", "ragged", "arrivals"
 _GB = 1e9
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from bench.engine import limit, load, reading, shapes, table
+from bench.engine import continuous, limit, load, reading, shapes, table
 from bench.engine.command import command
 from bench.engine.prompts import NoPrompt, Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
@@ -280,6 +280,8 @@ def test_nothing_that_an_engine_did_to_the_model_is_left_for_the_next_one() -> N
     model.set_attn_implementation("eager")
     block._compiled_call_impl = block.forward  # what `block.compile()` sets
     block.self_attn.slot_keys = torch.ones(3)
+    block.self_attn.q_proj = torch.nn.Identity()
+    block.mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(64, 32))
     subject.clean_up()
     assert model.config._attn_implementation == "sdpa"
     assert block._compiled_call_impl is None
@@ -364,6 +366,25 @@ def test_the_real_engine_beside_its_baselines(tmp_path: Path, monkeypatch: pytes
     assert found["generate", 1]["tokens"] == 6
     ratios = record["tables"]["the engine beside the others, by tok/s"]
     assert all(row["/ continuous"] and row["of the limit"] for row in ratios)
+
+
+def test_continuous_batching_is_cut_short_and_keeps_what_it_made() -> None:
+    subject = random_weights("tiny", "cpu", 2, 2000)
+    prompts = subject.prompts(1)
+    ids = [prompts.ids(prompts.text(6)) for _ in range(2)]
+    tracks = continuous.plain(subject.model, [Ask(6, 1900)] * 2, ids, 2, 1.0)
+    assert all(0 < each.tokens < 1900 for each in tracks)
+    assert all(each.times == sorted(each.times) and each.asked < each.times[0] for each in tracks)
+
+
+def test_newcomers_beside_continuous_batching() -> None:
+    subject = random_weights("tiny", "cpu", 2, 2000)
+    prompts = subject.prompts(1)
+    ids = [prompts.ids(prompts.text(tokens)) for tokens in (6, 6, 30)]
+    came = continuous.arrivals(subject.model, ids[:2], ids[2:], 1900, 1, 20.0)
+    assert [each.tokens for each in came.newcomers] == [load.ARRIVAL_ANSWER]
+    assert all(each.tokens < 1900 for each in came.running)
+    assert reading.pauses(came.running, came.newcomers)
 
 
 def test_what_fails_costs_only_itself(tmp_path: Path) -> None:
