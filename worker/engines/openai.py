@@ -137,7 +137,7 @@ class OpenAIEngine:
     async def _stream(self, server: Server, job: Job, plan: Plan, told: int, call: Call) -> AsyncGenerator[Chunk]:
         """The chunks of one request. Raises EngineError."""
         response = await self._accepted(server, job, plan, call)
-        answer, events = Answer(plan, told, server.name), Events()
+        answer, events = Answer(plan, told, server.name, job.sampling.logprobs), Events()
         try:
             pieces = response.aiter_bytes()
             while not answer.ended:
@@ -146,7 +146,7 @@ class OpenAIEngine:
                 chunk = _joined([answer.push(data) for data in found])
                 if answer.begun:
                     call.answering = self.warm = True
-                if chunk.text or chunk.tokens:
+                if chunk.text or chunk.tokens or chunk.logprobs:
                     yield chunk
                 if piece is None:
                     break
@@ -203,7 +203,11 @@ def _joined(chunks: list[Chunk]) -> Chunk:
     """What came in one piece, as one chunk."""
     if len(chunks) == 1:
         return chunks[0]
-    return Chunk(text="".join(chunk.text for chunk in chunks), tokens=sum(chunk.tokens for chunk in chunks))
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=sum(chunk.tokens for chunk in chunks),
+        logprobs=tuple(each for chunk in chunks for each in chunk.logprobs),
+    )
 
 
 def create(

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from broker.wire import FinishReason
+from broker.wire import FinishReason, TokenLogprob
+from worker.engines import upstream_logprobs
 from worker.engines.base import Chunk, EngineError
 from worker.engines.upstream_body import Plan
 from worker.engines.upstream_errors import in_stream
@@ -31,6 +32,7 @@ class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
+    logprobs: Any = None
 
 
 class _Usage(msgspec.Struct):
@@ -51,9 +53,11 @@ _decoder = msgspec.json.Decoder(_Event)
 
 
 class Answer:
-    """One answer on its way. `told`: tokens that the run has told before its text."""
+    """One answer on its way. `told`: tokens that the run has told before its text; `alternatives`: how many are wanted
+    for each token's logprob, None for no logprobs.
+    """
 
-    def __init__(self, plan: Plan, told: int, address: str) -> None:
+    def __init__(self, plan: Plan, told: int, address: str, alternatives: int | None = None) -> None:
         self.finish: FinishReason | None = None
         self.ended = False  # the server said that nothing follows
         self.begun = False  # it has made a token, told or not
@@ -61,6 +65,7 @@ class Answer:
         self._again = plan.again
         self._told = told
         self._address = address
+        self._alternatives = alternatives
         self._usage = _Usage()
 
     def push(self, data: bytes) -> Chunk:
@@ -81,15 +86,18 @@ class Answer:
         if event.usage is not None:
             self._usage = event.usage
         text, tokens = "", 0
+        likely: tuple[TokenLogprob, ...] = ()
         for choice in event.choices or ():
             delta = choice.delta or _Delta()
             text += (delta.content if choice.text is None else choice.text) or ""
             # One token at least, and with most servers one; the usage at the end corrects it.
             tokens += bool(delta.content or choice.text or delta.reasoning_content or delta.reasoning)
+            if self._alternatives is not None and choice.logprobs:
+                likely += upstream_logprobs.read(choice.logprobs, self._alternatives)
             if choice.finish_reason:
                 self._finished(choice.finish_reason)
         self.begun = self.begun or tokens > 0
-        return self._new(text, tokens)
+        return self._new(text, tokens, likely)
 
     def last(self) -> Chunk:
         """The end: the finish reason, and what corrects the counts. Raises CannotContinue, and EngineError for an
@@ -112,7 +120,7 @@ class Answer:
             raise EngineError("engine", f"{self._address} gave the answer up ({reason})", retryable=True, alone=True)
         self.finish = _FINISHES.get(reason, "stop")
 
-    def _new(self, text: str, tokens: int) -> Chunk:
+    def _new(self, text: str, tokens: int, likely: tuple[TokenLogprob, ...]) -> Chunk:
         """Without what the reader has."""
         had_all = not self._again
         if self._again and text:
@@ -127,7 +135,7 @@ class Answer:
         if self._plan.exact and not had_all and not text:
             return Chunk()  # the first chunk of the run has counted these
         self._told += tokens
-        return Chunk(text=text, tokens=tokens)
+        return Chunk(text=text, tokens=tokens, logprobs=likely)
 
 
 def _common(first: str, second: str) -> int:

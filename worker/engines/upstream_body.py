@@ -40,7 +40,8 @@ FIELDS = (
 _DEFAULTS = Sampling()
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM's and SGLang's
 _OPTIONAL = frozenset(
-    {"stream_options", "max_tokens", *_CONTINUE} | {field.key or field.name for field in FIELDS if field.optional}
+    {"stream_options", "max_tokens", "logprobs", "top_logprobs", *_CONTINUE}
+    | {field.key or field.name for field in FIELDS if field.optional}
 )
 _UNKNOWN = re.compile(
     r"unknown|unrecogni[sz]ed|unsupported|unexpected|not supported|not permitted|not allowed|extra|should be a valid",
@@ -84,10 +85,12 @@ def body(job: Job, model: str, plan: Plan, refused: frozenset[str] = frozenset()
     """The path below the server's address and the request's body, without the fields it has `refused`."""
     fields: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     fields |= _settings(job.sampling, plan.spent)
+    alternatives = job.sampling.logprobs
     if job.messages is None:
         path = "completions"
         fields["prompt"] = (job.prompt or "") + plan.prefill
         fields.setdefault("max_tokens", None)  # else it is 16 with some
+        fields |= {} if alternatives is None else {"logprobs": alternatives}
     else:
         path = "chat/completions"
         turns = [{"role": turn.role, "content": turn.content} for turn in job.messages]
@@ -95,6 +98,7 @@ def body(job: Job, model: str, plan: Plan, refused: frozenset[str] = frozenset()
             turns.append({"role": "assistant", "content": plan.prefill})
             fields |= _CONTINUE
         fields["messages"] = turns
+        fields |= {} if alternatives is None else {"logprobs": True, "top_logprobs": alternatives}
     return path, {key: value for key, value in fields.items() if key not in refused or not _may_go(key, value)}
 
 

@@ -11,7 +11,17 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as some
 
-from broker.wire import AnyFrame, ChatMessage, Continue, Finished, Interrupted, Job, Sampling
+from broker.wire import (
+    LEAST_LOGPROB,
+    AnyFrame,
+    ChatMessage,
+    Continue,
+    Finished,
+    Interrupted,
+    Job,
+    Sampling,
+    TokenLogprob,
+)
 from tests.unit.cluster import Cluster, until
 from tests.unit.engine.upstream import DONE, Asked, Reply, Script, Upstream, answering, event, listing, nobody, refusing
 from worker.engines import create, openai, upstream_http
@@ -237,6 +247,62 @@ async def test_settings_are_sent_where_they_are_set() -> None:
     assert {name: sent[name] for name in names} == names
     assert sent["repeat_penalty"] == 1.1
     assert sent["logit_bias"] == {"17": -100.0}
+
+
+def said_likely(token: str, *top: tuple[str, float]) -> dict[str, Any]:
+    others = [{"token": name, "logprob": logprob, "bytes": None} for name, logprob in top]
+    return {"token": token, "logprob": -0.5, "bytes": list(token.encode()), "top_logprobs": others}
+
+
+async def test_logprobs_of_a_dialogue() -> None:
+    async def script(asked: Asked, reply: Reply) -> None:
+        await reply.begin()
+        told = {"content": [said_likely("é", ("b", -2.0), ("é", -0.5), ("c", -9e9))]}
+        await reply.write(event(choices=[{"delta": {"content": "é"}, "logprobs": told}]))
+        await reply.write(event(choices=[{"delta": {"content": "x"}, "logprobs": {"content": [{"token": 5}]}}]))
+        await reply.finish()
+
+    async with before(script) as (engine, upstream):
+        chunks = await read(engine, chat(logprobs=3))
+        await read(engine, chat())
+    likely = [each for chunk in chunks for each in chunk.logprobs]
+    assert likely == [TokenLogprob("é".encode(), -0.5, (("é".encode(), -0.5), (b"b", -2.0), (b"c", LEAST_LOGPROB)))]
+    assert [asked.body.get("logprobs") for asked in upstream.asked] == [True, None]
+    assert upstream.asked[0].body["top_logprobs"] == 3
+
+
+async def test_logprobs_of_a_text() -> None:
+    told = {
+        "tokens": ["a", "bytes:\\xe2\\x80"],
+        "token_logprobs": [-0.1, None],
+        "top_logprobs": [{"b": -3.0, "a": -0.1}, None],
+    }
+
+    async def script(asked: Asked, reply: Reply) -> None:
+        await reply.begin()
+        await reply.write(event(choices=[{"text": "a", "logprobs": told}]))
+        await reply.finish()
+
+    async with before(script) as (engine, upstream):
+        chunks = await read(engine, text_job("count", logprobs=1))
+    assert [each for chunk in chunks for each in chunk.logprobs] == [
+        TokenLogprob(b"a", -0.1, ((b"a", -0.1),)),
+        TokenLogprob(b"\xe2\x80", LEAST_LOGPROB),
+    ]
+    assert upstream.asked[0].body["logprobs"] == 1
+
+
+async def test_logprobs_come_with_the_text_that_is_told() -> None:
+    async def script(asked: Asked, reply: Reply) -> None:
+        await reply.begin()
+        for text in ("one", " two"):
+            told = {"content": [said_likely(text)]}
+            await reply.write(event(choices=[{"delta": {"content": text}, "logprobs": told}]))
+        await reply.finish()
+
+    async with before(script) as (engine, _):
+        chunks = await read(engine, chat(logprobs=0, delivered="one"))
+    assert [each.token for chunk in chunks for each in chunk.logprobs] == [b" two"]
 
 
 async def test_deltas_of_several_tokens_are_counted_by_the_usage() -> None:
