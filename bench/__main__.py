@@ -12,6 +12,7 @@ from bench.chaos import command as chaos
 from bench.dispatch.command import command as dispatch
 from bench.engine import command as engine
 from bench.fair import command as fair
+from bench.gpu import command as gpu
 from bench.instance import NotStarted
 from bench.policy import command as policy
 from bench.scale import command as scale
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "fair": fair.command,
     "http": http,
     "engine": engine.command,
+    "gpu": gpu.command,
 }
 
 app = typer.Typer(

@@ -17,7 +17,7 @@ from worker.engines.base import EngineUnavailable
 
 ROWS = (UNIFORM, RAGGED, ARRIVALS)
 PARTS = (ENGINE_PART, BASELINES_PART, LIMIT_PART)
-_GPU_SIZES, _CPU_SIZES = (1, 8, 32, 128, 256), (1, 4, 16)
+GPU_SIZES, CPU_SIZES = (1, 8, 32, 128, 256), (1, 4, 16)
 
 
 def command(
@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """The speed of an engine alone: tokens a second and their delays, beside transformers and the memory's limit."""
     place = find_device(device)
-    sizes = tuple(concurrency or (_CPU_SIZES if place == "cpu" else _GPU_SIZES))
+    sizes = tuple(concurrency or (CPU_SIZES if place == "cpu" else GPU_SIZES))
     wanted = tuple(each for each in _named(rows, ROWS, "--rows") if ragged or each != RAGGED)
     asked = Settings(
         device=place,

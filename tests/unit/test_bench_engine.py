@@ -17,8 +17,10 @@ from bench.engine import continuous, limit, load, reading, shapes, table
 from bench.engine.command import command
 from bench.engine.prompts import NoPrompt, Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
-from bench.engine.subject import random_weights
+from bench.engine.subject import from_folder, random_weights
 from bench.engine.table import Bound, Found
+from bench.gpu import asking
+from bench.gpu.models import prepared
 from broker.wire import Job
 from worker.engines.base import EngineError
 from worker.engines.echo import EchoEngine
@@ -312,6 +314,37 @@ def test_ratios_are_of_the_same_load_and_generates_of_its_only_one() -> None:
     assert [row["/ static"] for row in rows] == [None, 5, None]
     assert [row["of the limit"] for row in rows] == [None, 0.5, None]
     assert rows[1]["its step, of the limit"] == pytest.approx(0.5)
+
+
+# Streams over HTTP
+
+
+def test_events_are_read_as_they_came_whatever_their_borders() -> None:
+    def event(text: str = "", **more: object) -> bytes:
+        return b"data: " + json.dumps({"choices": [{"text": text}], **more}).encode() + b"\n\n"
+
+    first, second = event("w1"), event(" w2 w3")
+    end = b'data: {"choices": [], "usage": {"completion_tokens": 3}}\n\ndata: [DONE]\n\n'
+    pieces = [(1.0, event()), (2.0, first + second[:9]), (3.0, second[9:]), (4.0, end)]
+    read = asking.read(Track(Ask(1, 3), 0.5), pieces)
+    assert (read.times, read.counts, read.error) == ([2.0, 3.0], [1, 2], "")
+
+
+def test_a_stream_that_fails_says_so() -> None:
+    error = b'data: {"error": {"message": "no node"}}\n\n'
+    assert asking.read(Track(Ask(1, 3)), [(1.0, error)]).error == "no node"
+    assert "without its count" in asking.read(Track(Ask(1, 3)), [(1.0, b"data: [DONE]\n\n")]).error
+
+
+def test_a_shape_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_HOME", str(tmp_path))
+    folder = prepared("tiny", "cpu")
+    assert folder == tmp_path / "bench" / "models" / "tiny"
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert prepared("tiny", "cpu") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert [each.name for each in folder.parent.iterdir()] == ["tiny"]
+    assert from_folder(folder, "cpu", 2, 64).context == 64
 
 
 # The whole command

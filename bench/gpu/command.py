@@ -1,0 +1,138 @@
+"""`bench gpu`: the same requests through the whole system, and to the engine alone, in one run.
+
+First an instance of its own (API, broker, root, one node) with streams over HTTP; when it has ended, the engine by
+itself in a process of its own, so that each has the device alone.
+"""
+
+import asyncio
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench import instance, report
+from bench.engine import command as engine
+from bench.engine import reading, shapes
+from bench.engine.prompts import Prompts
+from bench.engine.reading import Ask, Reading
+from bench.engine.subject import find_device
+from bench.gpu import asking
+from bench.gpu.models import prepared
+from bench.instance import Instance, NotStarted
+from bench.report import Report, Rows
+from cli.home import module_command, module_environment
+from worker.models import installed
+
+_WARM_ANSWER = 16  # tokens
+_ROW_SECONDS = 300.0
+_ENGINE_SECONDS = 1800.0
+
+
+def command(
+    device: Annotated[str, typer.Option(help="cuda, cuda:N, cpu, or auto.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="A prepared model's name, or a folder.")] = None,
+    random_shape: Annotated[
+        str | None, typer.Option("--random-weights", help=f"Instead: {', '.join(shapes.SHAPES)}; written to a folder.")
+    ] = None,
+    concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once, repeatable.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    answer: Annotated[int | None, typer.Option(min=2, help="Tokens of each answer; default 256, on a CPU 64.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the prompts' words.")] = 1,
+    json_file: report.JsonOption = None,
+) -> None:
+    """The engine's speed behind API, broker and tree, beside the engine alone."""
+    if (model is None) == (random_shape is None):
+        raise typer.BadParameter("name one: --model or --random-weights")
+    if random_shape is not None and random_shape not in shapes.SHAPES:
+        raise typer.BadParameter(
+            f"{random_shape!r} is none of {', '.join(shapes.SHAPES)}", param_hint="--random-weights"
+        )
+    place = find_device(device)
+    sizes = tuple(concurrency or (engine.CPU_SIZES if place == "cpu" else engine.GPU_SIZES))
+    ask = Ask(prompt, answer or (64 if place == "cpu" else 256))
+    folder = prepared(random_shape, place) if random_shape is not None else installed(str(model)).absolute()
+    settings = {"device": place, "model": folder.name, "slots": max(sizes), "concurrency": sizes, "seed": seed}
+    result = Report("gpu", {**settings, "prompt": prompt, "answer": ask.answer}, notes=list(_NOTES))
+    ours = _system(folder, place, sizes, ask, seed)
+    alone = _alone(folder, place, sizes, ask, seed)
+    result.tables += [_rows(ours, alone)]
+    result.facts = {"system": {str(size): asdict(each) for size, each in ours.items()}, "engine": alone}
+    result.finish(json_file)
+
+
+_NOTES = (
+    "system: streams of /v1/completions over HTTP, API, broker, root and one node on this machine, the load generator "
+    "beside them. engine: the same requests through the engine's protocol, in one process.",
+    "TTFT and gap in ms. An event of a stream may carry several tokens: where it does, its gaps are longer and fewer.",
+)
+
+
+def _system(folder: Path, device: str, sizes: Sequence[int], ask: Ask, seed: int) -> dict[int, Reading]:
+    """A reading a number of requests at once. Raises NotStarted."""
+    prompts = _prompts(folder, seed)
+    options = ["--engine", "transformers", "--nodes", "1", "--model", str(folder), "--device", device]
+    found = {}
+    with instance.running(*options, "--slots", str(max(sizes))) as canopy:
+        for size in sizes:
+            found[size] = asyncio.run(_measured(canopy, prompts, size, ask))
+            report.say(f"system, {size} at once: {found[size].rate:.1f} tok/s, {found[size].failed} failed")
+    return found
+
+
+async def _measured(canopy: Instance, prompts: Prompts, size: int, ask: Ask) -> Reading:
+    async with asyncio.timeout(_ROW_SECONDS):
+        short = Ask(ask.prompt, min(ask.answer, _WARM_ANSWER))
+        await asking.wave(canopy, [prompts.text(ask.prompt) for _ in range(size)], short)
+        tracks = await asking.wave(canopy, [prompts.text(ask.prompt) for _ in range(size)], ask)
+    for error in sorted({track.error for track in tracks if track.error})[:3]:
+        report.say(f"  {error}")
+    return reading.read_wave(tracks)
+
+
+def _alone(folder: Path, device: str, sizes: Sequence[int], ask: Ask, seed: int) -> dict[str, Any]:
+    """What `bench engine` found, by number of requests at once. Raises NotStarted."""
+    with tempfile.TemporaryDirectory(prefix="canopy-bench-") as place:
+        file = Path(place) / "engine.json"
+        command = module_command(
+            "bench.engine", "--model", str(folder), "--device", device, "--only", "engine", "--rows", "uniform",
+            "--prompt", str(ask.prompt), "--answer", str(ask.answer), "--seed", str(seed), "--json", str(file),
+            *(word for size in sizes for word in ("--concurrency", str(size))),
+        )  # fmt: skip
+        try:
+            subprocess.run(
+                command, env=module_environment(), check=True, stdout=subprocess.DEVNULL, timeout=_ENGINE_SECONDS
+            )
+            facts = json.loads(file.read_text())["facts"]
+        except (subprocess.SubprocessError, OSError) as error:
+            raise NotStarted(f"the engine alone was not measured: {error}") from error
+    return {str(each["at_once"]): each["reading"] for each in facts["found"]}
+
+
+def _prompts(folder: Path, seed: int) -> Prompts:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return Prompts(tokenizer, len(tokenizer), folder.name, seed)
+
+
+def _rows(ours: dict[int, Reading], alone: dict[str, Any]) -> Rows:
+    rows = []
+    for size, system in ours.items():
+        engine_alone = alone.get(str(size))
+        both = (asdict(system), engine_alone or {})
+        rates = [each.get("rate") for each in both]
+        spreads = [(each.get(name) or {}).get(point) for name, point in _SHOWN for each in both]
+        ratio = rates[0] / rates[1] if rates[1] else None
+        rows.append((size, system.failed, *rates, ratio, *spreads))
+    names = (f"{name.upper() if name == 'ttft' else name} {point}, {who}" for name, point in _SHOWN for who in _WHO)
+    columns = ("at once", "failed", *(f"tok/s, {who}" for who in _WHO), "system / engine", *names)
+    return Rows("the whole system beside its engine", columns, rows)
+
+
+_WHO = ("system", "engine")
+_SHOWN = (("ttft", "p50"), ("ttft", "p99"), ("gap", "p50"), ("gap", "p99"))
