@@ -8,8 +8,10 @@ from api import sse, submission
 from api.accounts.auth import AuthRequest
 from api.answers import following
 from api.catalog import nobody_serves
+from api.errors import ApiError
 from api.kept import idempotency
-from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Waiting
+from api.merging import Merged
+from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,14 @@ class Begun:
     created: int  # Unix seconds
     frames: AsyncIterator[AnyFrame | None]
     source: sse.Closable
+    others: tuple[str, ...] = ()  # request ids of further choices, which are among the frames
     waiting: str | None = None  # why nothing will come at once, if that is known already
     replayed: bool = False  # begun by an earlier request with the same Idempotency-Key
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Of all choices, in their order."""
+        return (self.request_id, *self.others)
 
     def headers(self, waited: str | None = None) -> dict[str, str]:
         """The response headers that identify a request."""
@@ -42,15 +50,31 @@ class Answer:
     text: str
     end: Finished
     waited: str | None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+async def begin_choices(request: AuthRequest, job: Job, count: int) -> Begun:
+    """Begins `count` answers to the same question, read as one. Raises ApiError."""
+    if count == 1:
+        return await begin(request, job)
+    if idempotency.key_of(request) is not None:
+        raise _not_kept("n")
+    jobs = submission.choices(job, count)
+    waiting = nobody_serves(job.model)
+    merged = Merged(await submission.submit_all(jobs))
+    others = tuple(each.request_id for each in jobs[1:])
+    return Begun(job.request_id, int(job.created), sse.ticking(merged), merged, others, waiting)
 
 
 async def begin(request: AuthRequest, job: Job) -> Begun:
     """Begins the answer, or finds the one that the request's Idempotency-Key names. Raises ApiError."""
     key = idempotency.key_of(request)
+    if key is not None and job.sampling.logprobs is not None:
+        raise _not_kept("logprobs")
     if key is None:
         waiting = nobody_serves(job.model)
         stream = await submission.submit(job)
-        return Begun(job.request_id, int(job.created), sse.ticking(stream), stream, waiting)
+        return Begun(job.request_id, int(job.created), sse.ticking(stream), stream, waiting=waiting)
     kept, replayed = await idempotency.attach(request, key, job)
     frames = following.follow(kept)
     return Begun(kept.request_id, int(kept.created.timestamp()), frames, frames, replayed=replayed)
@@ -61,20 +85,37 @@ async def complete(begun: Begun, prompt_field: str) -> Answer:
 
     Raises ApiError if the job fails; `prompt_field` is blamed for a prompt that is too long.
     """
+    [answer] = await complete_choices(begun, prompt_field)
+    return answer
+
+
+async def complete_choices(begun: Begun, prompt_field: str) -> list[Answer]:
+    """The same for all choices. Raises ApiError if one job fails; the others are cancelled."""
     waited = begun.waiting
-    pieces: list[str] = []
-    end: Finished | Failed | None = None
+    deltas: dict[str, list[Delta]] = {request_id: [] for request_id in begun.request_ids}
+    ends: dict[str, Finished] = {}
     async with aclosing(begun.source):
         async for frame in begun.frames:
             match frame:
                 case Delta():
-                    pieces.append(frame.text)
+                    deltas[frame.request_id].append(frame)
                 case Waiting():
                     waited = frame.reason
-                case Failed() | Finished():
-                    end = frame
-    if isinstance(end, Failed):
-        raise submission.failure(end, prompt_field)
-    if end is None:
+                case Failed():
+                    raise submission.failure(frame, prompt_field)
+                case Finished():
+                    ends[frame.request_id] = frame
+    if len(ends) < len(deltas):
         raise AssertionError("a stream ended without an end frame")
-    return Answer("".join(pieces), end, waited)
+    return [_answer(told, ends[request_id], waited) for request_id, told in deltas.items()]
+
+
+def _answer(told: list[Delta], end: Finished, waited: str | None) -> Answer:
+    text = "".join(delta.text for delta in told)
+    return Answer(text, end, waited, tuple(each for delta in told for each in delta.logprobs))
+
+
+def _not_kept(field: str) -> ApiError:
+    return ApiError(
+        400, f"{field}: not with an {idempotency.HEADER}; the text of one answer is all that is kept", field=field
+    )

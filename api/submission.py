@@ -89,6 +89,34 @@ def prompt_job(
     )
 
 
+def choices(job: Job, count: int) -> list[Job]:
+    """The job and others that ask for the same: with its seed, the next one, and so on, if it has one."""
+    others = [
+        msgspec.structs.replace(job, request_id=new_request_id(), sampling=_next_seed(job.sampling, number))
+        for number in range(1, count)
+    ]
+    return [job, *others]
+
+
+def _next_seed(sampling: Sampling, number: int) -> Sampling:
+    if sampling.seed is None:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + number + 2**63) % 2**64 - 2**63)
+
+
+async def submit_all(jobs: list[Job]) -> list[Stream]:
+    """Hands all jobs to the broker, or none. Raises ApiError as `submit` does."""
+    streams: list[Stream] = []
+    try:
+        for job in jobs:
+            streams.append(await submit(job))
+    except BaseException:
+        for stream in streams:
+            await stream.aclose()
+        raise
+    return streams
+
+
 async def submit(job: Job) -> Stream:
     """Hands the job to the broker, if one more may wait.
 

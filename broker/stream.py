@@ -127,6 +127,17 @@ class Stream(AsyncIterator[AnyFrame]):
         else:
             self._on_close = tell
 
+    def wakes(self, arrived: asyncio.Event) -> None:
+        """Sets `arrived` from now on when there is something to read, for who reads several streams with `read_now`."""
+        self._arrived = arrived
+        arrived.set()
+
+    def read_now(self) -> AnyFrame | None:
+        """What is to be read next, if it is here already."""
+        if self._frames:
+            return self._frames.popleft()
+        return self._read_text() if self._unread else None
+
     async def aclose(self) -> None:
         """Forgets the stream; the job is cancelled wherever it is, if it has not ended."""
         self._close()

@@ -61,13 +61,13 @@ async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBa
 async def _answer(
     request: AuthRequest, job: Job, asked: Generation, form: type[shapes.Shape], prompt_field: str
 ) -> HttpResponseBase:
-    begun = await completion.begin(request, job)
+    begun = await completion.begin_choices(request, job, asked.n or 1)
     shape = form(begun.request_id, job.model, begun.created, asked.wants_usage, asked.tier)
     if asked.stream:
         return EventStream(chunks(begun, shape, prompt_field), begun.source, headers=begun.headers())
-    answer = await completion.complete(begun, prompt_field)
+    answers = await completion.complete_choices(begun, prompt_field)
     return HttpResponse(
-        msgspec.json.encode(shape.whole(answer.text, answer.end)),
+        msgspec.json.encode(shape.whole(answers)),
         content_type="application/json",
-        headers=begun.headers(answer.waited),
+        headers=begun.headers(answers[0].waited),
     )

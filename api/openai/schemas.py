@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from api.parsing import Body
@@ -11,6 +11,7 @@ from broker.wire import MOST_BIASES, ChatMessage, JobClass, Role, Sampling
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 500
+MAX_CHOICES = 8
 MAX_BIAS = 100
 MAX_ID_DIGITS = 9
 
@@ -118,7 +119,7 @@ class Generation(Body):
     logit_bias: Biases | None = Field(default=None, description="-100 to 100 by token id, up to 1024 of them")
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: Stops | None = None
-    n: Annotated[int, Field(ge=1, le=1, description="only 1 answer at a time")] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=1000)
@@ -135,6 +136,11 @@ class Generation(Body):
         return self.max_tokens
 
     @property
+    def alternatives(self) -> int | None:
+        """How many of the likeliest tokens are to be told for each of the answer; None: no logprobs at all."""
+        return None
+
+    @property
     def job_class(self) -> JobClass:
         """`flex` can wait. Nothing is paid for here, so there is nothing that comes first."""
         return "batch" if self.service_tier == "flex" else "interactive"
@@ -149,7 +155,7 @@ class Generation(Body):
     def sampling(self) -> Sampling:
         """How to choose tokens, as nodes read it."""
         asked = {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
-        return Sampling(**asked, max_tokens=self.token_limit, stop=tuple(self.stop or ()))
+        return Sampling(**asked, max_tokens=self.token_limit, stop=tuple(self.stop or ()), logprobs=self.alternatives)
 
 
 class ChatCompletion(Generation):
@@ -157,6 +163,20 @@ class ChatCompletion(Generation):
 
     messages: list[Message] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _asked_for(cls, wanted: int | None, others: ValidationInfo) -> int | None:
+        if wanted is not None and not others.data.get("logprobs"):
+            raise PydanticCustomError("logprobs", "only with logprobs: true")
+        return wanted
+
+    @property
+    def alternatives(self) -> int | None:
+        """See Generation."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
@@ -168,3 +188,9 @@ class Completion(Generation):
     """The body of /v1/completions."""
 
     prompt: Annotated[str, BeforeValidator(_only_prompt)]
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+
+    @property
+    def alternatives(self) -> int | None:
+        """See Generation."""
+        return self.logprobs

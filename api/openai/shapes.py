@@ -1,25 +1,25 @@
 """OpenAI's response objects, as plain dictionaries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broker.wire import Finished
+from api.completion import Answer
+from api.openai import likelihoods
+from broker.wire import Finished, TokenLogprob
 
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
-def usage(end: Finished) -> dict[str, int]:
-    """Tokens read and written."""
-    return {
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.completion_tokens,
-        "total_tokens": end.prompt_tokens + end.completion_tokens,
-    }
+def usage(ends: Sequence[Finished]) -> dict[str, int]:
+    """Tokens read and written; all choices have the same prompt, which counts once."""
+    prompt, written = max(end.prompt_tokens for end in ends), sum(end.completion_tokens for end in ends)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The objects of one answer; its two subclasses differ in where they put the text."""
+    """The objects of one request's answers; its two subclasses differ in where they put the text."""
 
     request_id: str
     model: str
@@ -27,25 +27,30 @@ class Shape:
     with_usage: bool = False
     tier: str | None = None
 
-    def whole(self, text: str, end: Finished) -> dict[str, Any]:
-        """An answer in one piece."""
-        raise NotImplementedError
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """All choices in one piece."""
+        choices = [self._choice(index, self._whole(answer)) for index, answer in enumerate(answers)]
+        return {**self._envelope(streamed=False), "choices": choices, "usage": usage([each.end for each in answers])}
 
-    def first(self) -> dict[str, Any] | None:
+    def first(self, index: int) -> dict[str, Any] | None:
         """The chunk before any text, if there is one."""
         raise NotImplementedError
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         """A chunk of text."""
         raise NotImplementedError
 
-    def last(self, end: Finished) -> dict[str, Any]:
+    def last(self, index: int, end: Finished) -> dict[str, Any]:
         """The chunk that says why the answer ended."""
         raise NotImplementedError
 
-    def usage_chunk(self, end: Finished) -> dict[str, Any]:
+    def logprobs(self, told: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+        """Those of a piece that begins at the answer's character `offset`."""
+        raise NotImplementedError
+
+    def usage_chunk(self, ends: Sequence[Finished]) -> dict[str, Any]:
         """The chunk after the last one, if usage was asked for."""
-        return {**self._envelope(streamed=True), "choices": [], "usage": usage(end)}
+        return {**self._envelope(streamed=True), "choices": [], "usage": usage(ends)}
 
     def _envelope(self, *, streamed: bool) -> dict[str, Any]:
         head = self._head(streamed=streamed)
@@ -56,9 +61,15 @@ class Shape:
     def _head(self, *, streamed: bool) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _object(self, choice: dict[str, Any], *, streamed: bool = True) -> dict[str, Any]:
-        made = {**self._envelope(streamed=streamed), "choices": [{"index": 0, "logprobs": None, **choice}]}
-        if streamed and self.with_usage:
+    def _whole(self, answer: Answer) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _choice(self, index: int, content: dict[str, Any]) -> dict[str, Any]:
+        return {"index": index, "logprobs": None, **content}
+
+    def _chunk(self, index: int, content: dict[str, Any]) -> dict[str, Any]:
+        made = {**self._envelope(streamed=True), "choices": [self._choice(index, content)]}
+        if self.with_usage:
             made["usage"] = None
         return made
 
@@ -72,23 +83,26 @@ class ChatShape(Shape):
         kind = "chat.completion.chunk" if streamed else "chat.completion"
         return {"id": f"chatcmpl-{self.request_id}", "object": kind, "created": self.created, "model": self.model}
 
-    def whole(self, text: str, end: Finished) -> dict[str, Any]:
-        """See Shape."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"message": message, "finish_reason": _REASONS[end.reason]}
-        return {**self._object(choice, streamed=False), "usage": usage(end)}
+    def _whole(self, answer: Answer) -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        told = {"message": message, "finish_reason": _REASONS[answer.end.reason]}
+        return {"logprobs": self.logprobs(answer.logprobs, 0), **told}
 
-    def first(self) -> dict[str, Any]:
+    def first(self, index: int) -> dict[str, Any]:
         """See Shape."""
-        return self._object({"delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         """See Shape."""
-        return self._object({"delta": {"content": text}, "finish_reason": None})
+        return self._chunk(index, {"logprobs": logprobs, "delta": {"content": text}, "finish_reason": None})
 
-    def last(self, end: Finished) -> dict[str, Any]:
+    def last(self, index: int, end: Finished) -> dict[str, Any]:
         """See Shape."""
-        return self._object({"delta": {}, "finish_reason": _REASONS[end.reason]})
+        return self._chunk(index, {"delta": {}, "finish_reason": _REASONS[end.reason]})
+
+    def logprobs(self, told: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+        """See Shape."""
+        return likelihoods.of_chat(told)
 
 
 class TextShape(Shape):
@@ -104,22 +118,25 @@ class TextShape(Shape):
             "model": self.model,
         }
 
-    def whole(self, text: str, end: Finished) -> dict[str, Any]:
-        """See Shape."""
-        choice = {"text": text, "finish_reason": _REASONS[end.reason]}
-        return {**self._object(choice, streamed=False), "usage": usage(end)}
+    def _whole(self, answer: Answer) -> dict[str, Any]:
+        told = {"text": answer.text, "finish_reason": _REASONS[answer.end.reason]}
+        return {"logprobs": self.logprobs(answer.logprobs, 0), **told}
 
-    def first(self) -> None:
+    def first(self, index: int) -> None:
         """See Shape."""
         return
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         """See Shape."""
-        return self._object({"text": text, "finish_reason": None})
+        return self._chunk(index, {"logprobs": logprobs, "text": text, "finish_reason": None})
 
-    def last(self, end: Finished) -> dict[str, Any]:
+    def last(self, index: int, end: Finished) -> dict[str, Any]:
         """See Shape."""
-        return self._object({"text": "", "finish_reason": _REASONS[end.reason]})
+        return self._chunk(index, {"text": "", "finish_reason": _REASONS[end.reason]})
+
+    def logprobs(self, told: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+        """See Shape."""
+        return likelihoods.of_text(told, offset)
 
 
 def model(name: str) -> dict[str, Any]:

@@ -5,11 +5,14 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from api import line
-from broker.wire import Delta, Failed, Finished, Job, Sampling, Waiting, encode
-from tests.unit.api_site import FakeClient, browser, echo, node_state, until
+from broker.client import Unavailable
+from broker.stream import Stream
+from broker.wire import Delta, Failed, Finished, Job, Sampling, TokenLogprob, Waiting, decode, encode
+from tests.unit.api_site import FakeClient, browser, echo, node_state, submission, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
 
@@ -182,7 +185,15 @@ async def test_text_stream_without_usage(program: httpx.AsyncClient) -> None:
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop[0]"),
         ({"stop": 3}, "stop"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": True}, "n"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"logprobs": "yes"}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 3, "logprobs": False}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": -1, "logprobs": True}, "top_logprobs"),
         ({"stream": "yes"}, "stream"),
         ({"service_tier": "gold"}, "service_tier"),
         ({"service_tier": 1}, "service_tier"),
@@ -221,6 +232,12 @@ async def test_what_is_not_json_is_refused(program: httpx.AsyncClient, body: byt
     answer = await program.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] in ("body", "model", "messages")
+
+
+@pytest.mark.parametrize("logprobs", [-1, 6, True, "1"])
+async def test_wrong_logprobs_of_a_text_are_named(program: httpx.AsyncClient, logprobs: Any) -> None:
+    answer = await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "logprobs": logprobs})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprobs")
 
 
 async def test_unknown_model_lists_the_models(program: httpx.AsyncClient) -> None:
@@ -344,6 +361,222 @@ def test_a_place_in_words(position: int | None, seconds: float | None, words: st
 )
 def test_estimates_are_told_roughly(seconds: float, words: str) -> None:
     assert line.roughly(seconds) == words
+
+
+# ---- logprobs
+
+TREE = "🌳".encode()
+
+
+def likely(job: Job) -> list[Any]:
+    """An answer of four tokens, with the logprobs that the job asks for; two of them are one character."""
+    told = [
+        TokenLogprob(b"a", -0.25, ((b"a", -0.25), (b"b", -1.5))),
+        TokenLogprob(TREE[:2], -1.0, ((b" b", -0.5), (TREE[:2], -1.0))),
+        TokenLogprob(TREE[2:], 0.0, ((TREE[2:], 0.0), (b"b", -9999.0))),
+        TokenLogprob(b"!", -3.0, ((b"?", -1.0), (b".", -2.0))),
+    ]
+    most = job.sampling.logprobs
+    if most is not None:
+        told = [msgspec.structs.replace(each, top=each.top[:most]) for each in told]
+    pieces = [("a", told[:1]), ("🌳!", told[1:])]
+    deltas = [
+        Delta(request_id=job.request_id, text=text, tokens=len(each), logprobs=() if most is None else tuple(each))
+        for text, each in pieces
+    ]
+    return [*deltas, Finished(request_id=job.request_id, reason="stop", prompt_tokens=3, completion_tokens=4)]
+
+
+async def test_logprobs_of_a_chat_answer(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = likely
+    asked = {**CHAT, "logprobs": True, "top_logprobs": 2}
+    choice = (await program.post("/v1/chat/completions", json=asked)).json()["choices"][0]
+    assert choice["message"]["content"] == "a🌳!"
+    content = choice["logprobs"]["content"]
+    assert choice["logprobs"]["refusal"] is None
+    assert content[0] == {
+        "token": "a",
+        "logprob": -0.25,
+        "bytes": [97],
+        "top_logprobs": [
+            {"token": "a", "logprob": -0.25, "bytes": [97]},
+            {"token": "b", "logprob": -1.5, "bytes": [98]},
+        ],
+    }
+    assert bytes(byte for each in content for byte in each["bytes"]).decode() == "a🌳!"
+    streamed = await program.post("/v1/chat/completions", json={**asked, "stream": True})
+    first, *pieces, last = payloads(streamed.text)
+    assert [each for piece in pieces for each in piece["choices"][0]["logprobs"]["content"]] == content
+    assert (first["choices"][0]["logprobs"], last["choices"][0]["logprobs"]) == (None, None)
+    assert [job.sampling.logprobs for job in fake.jobs] == [2, 2]
+
+
+async def test_logprobs_of_a_text(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = likely
+    asked = {"model": "tiny", "prompt": "x", "logprobs": 1}
+    found = (await program.post("/v1/completions", json=asked)).json()["choices"][0]["logprobs"]
+    assert found == {
+        "tokens": ["a", "bytes:\\xf0\\x9f", "bytes:\\x8c\\xb3", "!"],
+        "token_logprobs": [-0.25, -1.0, 0.0, -3.0],
+        "top_logprobs": [
+            {"a": -0.25},
+            {" b": -0.5, "bytes:\\xf0\\x9f": -1.0},  # the chosen token is always among them
+            {"bytes:\\x8c\\xb3": 0.0},
+            {"?": -1.0, "!": -3.0},
+        ],
+        "text_offset": [0, 1, 1, 2],
+    }
+    streamed = await program.post("/v1/completions", json={**asked, "stream": True})
+    *pieces, _ = payloads(streamed.text)
+    told = [piece["choices"][0]["logprobs"] for piece in pieces]
+    assert {name: [each for one in told for each in one[name]] for name in found} == found
+
+
+@pytest.mark.parametrize("asked", [{"logprobs": False}, {"logprobs": None, "top_logprobs": None}])
+async def test_who_asks_for_no_logprobs_gets_none(
+    program: httpx.AsyncClient, fake: FakeClient, asked: dict[str, Any]
+) -> None:
+    fake.script = likely
+    answer = await program.post("/v1/chat/completions", json={**CHAT, **asked})
+    assert answer.json()["choices"][0]["logprobs"] is None
+    assert fake.jobs[0].sampling.logprobs is None
+
+
+async def test_an_engine_without_logprobs_says_null(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    asked = {**CHAT, "logprobs": True}
+    assert (await program.post("/v1/chat/completions", json=asked)).json()["choices"][0]["logprobs"] is None
+    assert fake.jobs[0].sampling.logprobs == 0
+
+
+def test_logprobs_of_text_that_nobody_has_read_stay_in_order() -> None:
+    job = Job(request_id="r", model="m", reply_to="q", created=0, prompt="x", sampling=Sampling(logprobs=2))
+
+    async def read() -> list[Any]:
+        stream = Stream(job, lambda _: None)
+        for number, frame in enumerate(likely(job)):
+            stream.push(msgspec.structs.replace(frame, seq=number))
+        return [frame async for frame in stream]
+
+    joined, end = asyncio.run(read())
+    assert joined.text == "a🌳!"
+    assert joined.logprobs == sum((frame.logprobs for frame in likely(job)[:-1]), ())
+    assert end.reason == "stop"
+
+
+# ---- several choices
+
+
+def numbered(fake: FakeClient) -> None:
+    """Every job's answer says which one it is."""
+    fake.script = lambda job: echo(msgspec.structs.replace(job, messages=None, prompt=f"choice {len(fake.jobs)}"))
+
+
+async def test_choices_are_jobs_of_their_own(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    numbered(fake)
+    answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 3, "seed": 2**63 - 2})
+    found = answer.json()
+    told = [(each["index"], each["message"]["content"], each["finish_reason"]) for each in found["choices"]]
+    assert told == [(0, "choice 1", "stop"), (1, "choice 2", "stop"), (2, "choice 3", "stop")]
+    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert answer.headers["X-Request-Id"] == fake.jobs[0].request_id
+    assert found["id"] == f"chatcmpl-{fake.jobs[0].request_id}"
+    assert len({job.request_id for job in fake.jobs}) == 3
+    assert [job.sampling.seed for job in fake.jobs] == [2**63 - 2, 2**63 - 1, -(2**63)]
+    assert all(decode(encode(job), Job) == job for job in fake.jobs)
+
+
+async def test_choices_without_a_seed_have_none(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    assert (await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "n": 2})).is_success
+    assert [job.sampling.seed for job in fake.jobs] == [None, None]
+
+
+async def test_streamed_choices_interleave(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    body = {"model": "tiny", "prompt": "x", "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    asked = asyncio.create_task(program.post("/v1/completions", json=body))
+    await until(lambda: len(fake.jobs) == 2)
+    one, two = (job.request_id for job in fake.jobs)
+    for index, (request_id, text) in enumerate([(one, "a"), (two, "b"), (one, "c"), (two, "d")]):
+        fake.push(Delta(request_id=request_id, text=text))
+        await until(lambda index=index: sum(len(stream._unread) for stream in fake.streams.values()) == 0)
+    fake.push(Finished(request_id=two, reason="length", prompt_tokens=5, completion_tokens=2))
+    fake.push(Delta(request_id=one, text="e"))
+    fake.push(Finished(request_id=one, reason="stop", prompt_tokens=5, completion_tokens=3))
+    text = (await asked).text
+    *chunks, usage = payloads(text)
+    told = [(each["index"], each["text"], each["finish_reason"]) for chunk in chunks for each in chunk["choices"]]
+    assert [each for each in told if each[0] == 0] == [(0, "a", None), (0, "c", None), (0, "e", None), (0, "", "stop")]
+    assert [each for each in told if each[0] == 1] == [(1, "b", None), (1, "d", None), (1, "", "length")]
+    assert [index for index, *_ in told[:4]] == [0, 1, 0, 1]
+    assert usage["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    assert len({chunk["id"] for chunk in (*chunks, usage)}) == 1
+    assert text.count("[DONE]") == 1
+
+
+async def test_streamed_chat_choices_begin_with_a_role_each(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    numbered(fake)
+    answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True})
+    choices = [choice for chunk in payloads(answer.text) for choice in chunk["choices"]]
+    for index in range(2):
+        first, *rest, last = [choice for choice in choices if choice["index"] == index]
+        assert first["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(choice["delta"]["content"] for choice in rest) == f"choice {index + 1}"
+        assert last["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_one_choice_that_fails_ends_all(program: httpx.AsyncClient, fake: FakeClient, streamed: bool) -> None:
+    def second_fails(job: Job) -> list[Any]:
+        if len(fake.jobs) == 2:
+            return [Failed(request_id=job.request_id, code="engine", message="out of memory")]
+        return []
+
+    fake.script = second_fails
+    answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 3, "stream": streamed})
+    assert "out of memory" in answer.text
+    assert "[DONE]" not in answer.text
+    assert answer.status_code == (200 if streamed else 500)
+    first, _, third = fake.jobs
+    await until(lambda: {request for request, _ in fake.cancelled} == {first.request_id, third.request_id})
+
+
+async def test_a_closed_connection_cancels_all_choices(live: str, program: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: []
+    async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
+        asked = asyncio.create_task(client.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True}))
+        await until(lambda: len(fake.jobs) == 2)
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    await until(lambda: {request for request, _ in fake.cancelled} == {job.request_id for job in fake.jobs})
+
+
+async def test_all_choices_or_none_are_taken(
+    program: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.script = lambda job: []
+    publish, published = submission.publish, []
+
+    async def two(job: Job) -> Stream:
+        published.append(job)
+        if len(published) == 3:
+            raise Unavailable("the broker left")
+        return await publish(job)
+
+    monkeypatch.setattr(submission, "publish", two)
+    answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 4})
+    assert answer.status_code == 503
+    assert [request for request, _ in fake.cancelled] == [job.request_id for job in published[:2]]
+
+
+@pytest.mark.parametrize(("asked", "field"), [({"n": 2}, "n"), ({"logprobs": True}, "logprobs")])
+async def test_what_is_not_kept_cannot_be_asked_for_again(
+    program: httpx.AsyncClient, fake: FakeClient, asked: dict[str, Any], field: str
+) -> None:
+    answer = await program.post("/v1/chat/completions", json={**CHAT, **asked}, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    assert "Idempotency-Key" in answer.json()["error"]["message"]
+    assert fake.jobs == []
 
 
 # ---- classes
