@@ -26,21 +26,23 @@ class Before:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.attention = str(model.config._attn_implementation)
-        self._modules = [(module, dict(vars(module)), dict(module._modules)) for module in model.modules()]
-        self._weights = [(module, dict(module._parameters)) for module, _, _ in self._modules]
+        self._modules = [
+            (module, dict(vars(module)), dict(module._modules), dict(module._parameters)) for module in model.modules()
+        ]
 
     def restore(self) -> None:
         """As it was."""
-        for module, attributes, children in self._modules:
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            module._modules.clear()
-            module._modules.update(children)
-        for module, weights in self._weights:
-            module._parameters.clear()
-            module._parameters.update(weights)
+        for module, attributes, children, weights in self._modules:
+            _refill(vars(module), attributes)
+            _refill(module._modules, children)
+            _refill(module._parameters, weights)
         if self._model.config._attn_implementation != self.attention:
             self._model.set_attn_implementation(self.attention)
+
+
+def _refill(now: dict[str, Any], before: dict[str, Any]) -> None:
+    now.clear()
+    now.update(before)
 
 
 class Subject:

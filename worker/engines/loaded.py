@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from worker.engines.slotmodel import SlotModel
+
 
 class Loaded(msgspec.Struct, frozen=True):
     """A model ready to compute."""
@@ -14,3 +16,4 @@ class Loaded(msgspec.Struct, frozen=True):
     context: int  # tokens, prompt and answer together
     vocabulary: int  # token ids are below it
     prefill_tokens: int  # how much of a prompt is read between two steps of those who run
+    over: SlotModel | None = None  # the model over slots; None: it is computed the library's way

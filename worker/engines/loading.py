@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import structlog
 import torch
 import transformers
 from safetensors import SafetensorError
 
+from worker import models
 from worker.engines.base import EngineUnavailable
 from worker.engines.batch import Batch
+from worker.engines.fitting import Shape, compile_layers, fit, give_back, uncompile
+from worker.engines.joined import join
 from worker.engines.loaded import Loaded
+from worker.engines.slotmodel import SlotModel, Unfit
+
+log = structlog.get_logger(__name__)
+
+_GPU_SHARE = 0.85  # of the memory that is free once the weights are there
 
 # How chat templates end a turn. A model that was converted may list only <eos> in its generation settings.
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
@@ -29,14 +38,68 @@ def load(folder: Path, device: str, slots: int) -> Loaded:
         model = _load_model(folder, place)
     except (SafetensorError, torch.OutOfMemoryError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {_one_line(error)}") from error
+    return ready(model, tokenizer, slots)
+
+
+def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) -> Loaded:
+    """A model in memory, made ready for `slots` sequences at once of at most `context` tokens (None: what the memory
+    allows). It is computed over slots where that gives its own answers, else the library's way. Raises
+    EngineUnavailable.
+    """
+    place: torch.device = model.device
+    over = None
+    try:
+        over = _onto_slots(model, slots, context)
+        longest = over.context
+    except Unfit as error:
+        log.warning("computed the library's way", model=type(model).__name__, reason=str(error))
+        longest = _context(model, place, slots, _bytes_per_token(model), context)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         ends=end_tokens(model, tokenizer),
-        context=_context(model, place, slots, _bytes_per_token(model, folder)),
+        context=longest,
         vocabulary=model.config.get_text_config().vocab_size,
         prefill_tokens=256 if place.type == "cpu" else 2048,
+        over=over,
     )
+
+
+def _onto_slots(model: Any, slots: int, context: int | None) -> SlotModel:
+    """Raises Unfit, and leaves the model as it was then."""
+    if os.environ.get("CANOPY_LIBRARY_ATTENTION"):
+        raise Unfit("CANOPY_LIBRARY_ATTENTION is set")
+    place = model.device
+    shape = Shape(model)
+    try:
+        over = fit(model, shape, slots, _context(model, place, slots, shape.bytes_per_token(model.dtype), context))
+    except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
+        give_back(model, shape)
+        raise Unfit(_one_line(error)) from error
+    if place.type == "cuda":
+        _quicken(model, shape, over)
+    return over
+
+
+def _quicken(model: Any, shape: Shape, over: SlotModel) -> None:
+    """For a GPU: fewer and larger kernels, and a step that is one launch."""
+    cached = models.home() / "cache"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cached / "inductor"))  # a restart compiles nothing
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cached / "triton"))
+    joined = sum(join(module) for module in shape.modules)
+    blocks = compile_layers(model, shape)
+    log.info("compiling", layers=blocks, joined=joined)
+    with torch.inference_mode():
+        try:
+            over.capture(_progress)
+        except Exception as error:  # a compiler fails in many ways; the model runs without it
+            log.warning("not compiled", reason=_one_line(error))
+            uncompile(model, shape)
+            over.capture(_progress)
+
+
+def _progress(doing: str) -> None:
+    log.info(doing)
 
 
 def find_device(name: str) -> torch.device:
@@ -102,7 +165,7 @@ def _load_model(folder: Path, place: torch.device) -> Any:
     return model.eval()
 
 
-def _bytes_per_token(model: Any, folder: Path) -> int:
+def _bytes_per_token(model: Any) -> int:
     """Reads one token, which also shows whether this architecture keeps plain keys and values."""
     batch = Batch(model)
     batch.start([], [0])
@@ -111,14 +174,17 @@ def _bytes_per_token(model: Any, folder: Path) -> int:
             batch.step([[0]])
         return batch.bytes_per_token()
     except Exception as error:  # any architecture may fail in its own way; to the operator it is one thing
-        raise EngineUnavailable(f"the model in {folder} cannot be run here: {_one_line(error)}") from error
+        raise EngineUnavailable(f"the model {type(model).__name__} cannot be run here: {_one_line(error)}") from error
 
 
-def _context(model: Any, place: torch.device, slots: int, bytes_per_token: int) -> int:
-    """The model's own context, or less where full rows in all slots would not fit into half the free memory."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192
-    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else psutil.virtual_memory().available
-    return max(1, min(int(longest), free // 2 // (slots * max(1, bytes_per_token))))
+def _context(model: Any, place: torch.device, slots: int, bytes_per_token: int, asked: int | None) -> int:
+    """The model's own context, or less where full rows in all slots would not fit into the memory meant for them."""
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192)
+    if place.type == "cuda":  # the rest is for what a step computes meanwhile, and for graphs
+        meant = int(torch.cuda.mem_get_info(place)[0] * _GPU_SHARE)
+    else:
+        meant = psutil.virtual_memory().available // 2
+    return max(1, min(longest, asked or longest, meant // ((slots + 1) * max(1, bytes_per_token))))
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ The thread owns the model, the tokenizer and every sequence; the event loop owns
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
@@ -17,9 +17,11 @@ import torch
 
 from broker.wire import Job
 from worker.engines.base import Chunk, EngineError, EngineStopped, EngineUnavailable
-from worker.engines.decoder import Decoder, News
+from worker.engines.decoder import Decoder
+from worker.engines.loaded import Loaded
 from worker.engines.loading import find_device, load
 from worker.engines.mailbox import Mailbox
+from worker.engines.scheduling import News
 from worker.engines.sequence import Sequence
 from worker.models import installed
 
@@ -33,11 +35,21 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, *, model: str, model_path: str | None, device: str, slots: int) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        model_path: str | None,
+        device: str,
+        slots: int,
+        loader: Callable[[str, int], Loaded] | None = None,
+    ) -> None:
+        """`loader` makes the model for a device and a number of slots, instead of reading `model_path`."""
         self.model = model
         self.device = device
         self.slots = slots
         self._folder = Path(model_path) if model_path else None
+        self._load = loader or self._from_folder
         self._decoder: Decoder | None = None
         self._open: set[Sequence] = set()
         self.stuck = False
@@ -51,10 +63,9 @@ class TransformersEngine:
         """Loads the model. Raises EngineUnavailable."""
         if self.stuck:
             raise EngineUnavailable("the former model is still in this process's memory; start a new process")
-        folder = self._folder or installed(self.model)
         loop = asyncio.get_running_loop()
         self.device = str(await asyncio.to_thread(find_device, self.device))
-        loaded = await asyncio.to_thread(load, folder, self.device, self.slots)
+        loaded = await asyncio.to_thread(self._load, self.device, self.slots)
 
         def tell(news: News) -> None:
             try:
@@ -64,6 +75,9 @@ class TransformersEngine:
 
         self._decoder = Decoder(loaded, self.slots, tell)
         self._decoder.start()
+
+    def _from_folder(self, device: str, slots: int) -> Loaded:
+        return load(self._folder or installed(self.model), device, slots)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""

@@ -182,7 +182,7 @@ async def test_closing_the_iterator_frees_the_slot(engine: Engine) -> None:
     for run in runs:
         await run.aclose()
     assert len(await asyncio.gather(*(read(engine, job(prompt, max_tokens=3)) for prompt in PROMPTS[:4]))) == 4
-    assert all(row.finished for row in engine._decoder._running.rows)  # type: ignore[attr-defined]
+    assert all(row.finished for row in engine._decoder._scheduler.everyone())  # type: ignore[attr-defined]
 
 
 async def test_cancelling_the_reader_frees_the_slot(engine: Engine) -> None:

@@ -1,0 +1,260 @@
+"""The model over slots: the same answers as the library's own way, whoever else is computed, held, copied or withdrawn."""
+
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import transformers
+from structlog.testing import capture_logs
+
+from broker.wire import Job, Sampling
+from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
+from worker.engines.attention import Piece
+from worker.engines.base import Chunk, EngineError
+from worker.engines.decoder import Decoder
+from worker.engines.fitting import Shape, fit
+from worker.engines.loaded import Loaded
+from worker.engines.loading import load, ready
+from worker.engines.mailbox import Mailbox
+from worker.engines.scheduling import News
+from worker.engines.sequence import Sequence
+from worker.engines.slotmodel import SlotModel, Unfit
+
+PROMPTS = ["The quick brown fox", "Hi", "a" * 70, "Once upon a time, there was a model", "Ünïcödé 日本語 😀"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+def job(prompt: str, **settings: Any) -> Job:
+    sampling = Sampling(**{"temperature": 0.0, "max_tokens": 24, **settings})
+    return Job(request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling)
+
+
+class Runs:
+    """A decoder whose news are read here, in order."""
+
+    def __init__(self, loaded: Loaded, slots: int) -> None:
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self.decoder = Decoder(loaded, slots, self._news.put)
+        self.decoder.start()
+        self.told: dict[Mailbox, list[Chunk | EngineError]] = {}
+
+    def submit(self, wanted: Job) -> Sequence:
+        sequence = Sequence(wanted, Mailbox())
+        self.told[sequence.mailbox] = []
+        self.decoder.submit(sequence)
+        return sequence
+
+    def until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            for mailbox, item in self._news.get(timeout=30):
+                self.told[mailbox].append(item)
+
+    def texts(self, jobs: list[Job]) -> list[str]:
+        sequences = [self.submit(wanted) for wanted in jobs]
+        self.until(lambda: all(self.ended(sequence) for sequence in sequences))
+        return [self.text(sequence) for sequence in sequences]
+
+    def ended(self, sequence: Sequence) -> bool:
+        told = self.told[sequence.mailbox]
+        return bool(told) and (isinstance(told[-1], EngineError) or told[-1].finish is not None)
+
+    def text(self, sequence: Sequence) -> str:
+        told = self.told[sequence.mailbox]
+        if isinstance(told[-1], EngineError):
+            raise told[-1]
+        return "".join(chunk.text for chunk in told if isinstance(chunk, Chunk))
+
+
+@pytest.fixture(params=["looked at at once", "looked at a step later"])
+def runs(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
+    """As on a CPU, and with the host a step ahead, as it is on a GPU."""
+    monkeypatch.setattr(SlotModel, "device_ahead", request.param == "looked at a step later")
+    monkeypatch.setattr(SlotModel, "_upload", lambda self, numbers: torch.tensor(numbers))
+    made = Runs(load(folder, "cpu", 3), 3)
+    yield made
+    assert made.decoder.stop(10)
+
+
+@pytest.fixture(scope="session")
+def by_library(folder: Path) -> Callable[[str, int], str]:
+    """What the library's own loop generates."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def generate(prompt: str, length: int) -> str:
+        ids = words(prompt, return_tensors="pt")["input_ids"]
+        made = model.generate(ids, max_new_tokens=length, do_sample=False, attention_mask=torch.ones_like(ids))
+        return str(words.decode(made[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\ufffd"))
+
+    return generate
+
+
+def test_ragged_prompts_answer_as_the_library_does(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+    wanted = [by_library(prompt, 24) for prompt in PROMPTS]
+    assert runs.texts([job(prompt) for prompt in PROMPTS]) == wanted
+
+
+def test_a_conversation_is_not_read_twice(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+    prompt = "Now then: " * 6
+    for _ in range(3):
+        asked, reused = runs.decoder.reuse
+        answer = by_library(prompt, 24)
+        assert runs.texts([job(prompt)]) == [answer]
+        more, again = runs.decoder.reuse
+        first = asked == 0
+        assert (again - reused == 0) if first else (again - reused >= (more - asked) - 12)
+        prompt += answer + " Go on."
+
+
+def test_a_prompt_that_is_being_read_is_shared(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+    prompt = "a system prompt that is the same for all " * 4  # 165 tokens
+    prompts = [prompt + word for word in ("one", "two", "three")]
+    assert runs.texts([job(each) for each in prompts]) == [by_library(each, 24) for each in prompts]
+    asked, reused = runs.decoder.reuse
+    assert reused >= 2 * 160 > asked - reused  # read once, copied twice
+
+
+def test_what_was_withdrawn_leaves_a_slot_that_is_right(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+    for _ in range(3):
+        long = [runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1)) for prompt in PROMPTS[:3]]
+        runs.until(lambda: all(len(runs.told[sequence.mailbox]) > 3 for sequence in long))
+        for sequence in long:
+            sequence.finished = True
+        assert runs.texts([job(prompt) for prompt in PROMPTS]) == [by_library(prompt, 24) for prompt in PROMPTS]
+
+
+def test_the_context_is_used_to_its_last_token(runs: Runs) -> None:
+    sequence = runs.submit(job("a" * 480, max_tokens=None, logit_bias={1: -100.0}))
+    runs.until(lambda: runs.ended(sequence))
+    chunks = [chunk for chunk in runs.told[sequence.mailbox] if isinstance(chunk, Chunk)]
+    assert chunks[-1].finish == "length"
+    assert chunks[0].prompt_tokens + sum(chunk.tokens for chunk in chunks) == 512
+
+
+def test_the_same_seed_gives_the_same_text_in_any_company(runs: Runs) -> None:
+    wanted = job("Tell me", temperature=1.2, top_p=0.9, seed=11, max_tokens=40)
+    [alone] = runs.texts([wanted])
+    others = [job(prompt, temperature=1.0, max_tokens=30) for prompt in PROMPTS]
+    assert runs.texts([others[0], wanted, *others[1:]])[1] == alone
+    assert runs.texts([*others, wanted])[-1] == alone
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 7])
+def test_a_step_that_fails_ends_its_rows_alone(
+    at: int, runs: Runs, by_library: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = runs.decoder._loaded.model
+    forward, calls = model.forward, 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", failing)
+    first = runs.submit(job("Hello there"))
+    runs.until(lambda: runs.ended(first))
+    with pytest.raises(EngineError, match="out of memory") as caught:
+        runs.text(first)
+    assert caught.value.retryable
+    assert runs.texts([job(prompt) for prompt in PROMPTS]) == [by_library(prompt, 24) for prompt in PROMPTS]
+
+
+def test_a_failure_while_reading_leaves_those_who_run(
+    runs: Runs, by_library: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = runs.decoder._loaded.over
+    assert over is not None
+    running = runs.submit(job("The quick brown fox", max_tokens=60))
+    runs.until(lambda: len(runs.told[running.mailbox]) > 3)
+    monkeypatch.setattr(over, "prefill", _no_memory)
+    late = runs.submit(job("Too late"))
+    runs.until(lambda: runs.ended(late) and runs.ended(running))
+    assert runs.text(running) == by_library("The quick brown fox", 60)
+    with pytest.raises(EngineError, match="out of memory"):
+        runs.text(late)
+
+
+def _no_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_architecture_fits(kind: str) -> None:
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
+    over = fit(model, Shape(model), 2, 64)
+    assert (over.slots, over.context) == (2, 64)
+
+
+def test_a_capped_attention_fits() -> None:
+    config = transformers.Gemma2Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=6, attn_logit_softcapping=2.0, initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    fit(model, Shape(model), 2, 64)
+
+
+def test_a_wrong_answer_over_slots_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
+    decode = SlotModel.decode
+    monkeypatch.setattr(SlotModel, "decode", lambda self, slots, at: decode(self, slots, [it - 1 for it in at]))
+    with pytest.raises(Unfit, match="differ"):
+        fit(model, Shape(model), 2, 64)
+    assert not any(hasattr(module, "slot_keys") for module in model.modules())
+
+
+def test_what_does_not_fit_is_computed_the_librarys_way_and_says_so() -> None:
+    config = transformers.BloomConfig(vocab_size=259, hidden_size=32, n_layer=2, n_head=4, eos_token_id=1)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with capture_logs() as lines:
+        loaded = ready(model, tokenizer(), 2)
+    assert loaded.over is None
+    [line] = [line for line in lines if line["event"] == "computed the library's way"]
+    assert line["model"] == "BloomForCausalLM"
+    made = Runs(loaded, 2)
+    assert made.texts([job("Hi", max_tokens=4)])
+    assert made.decoder.stop(10)
+
+
+def test_the_operator_may_ask_for_the_librarys_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
+    assert load(folder, "cpu", 2).over is None
+
+
+def test_slots_of_every_length_stay_apart() -> None:
+    """Pieces of several prompts in one pass give what each gives alone."""
+    torch.manual_seed(5)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["gemma3"]()).eval()
+    over = fit(model, Shape(model), 3, 64)
+    prompts = [[5, 6, 7] * 10, [9] * 3, [11, 12] * 8]
+    with torch.inference_mode():
+        together = over.prefill([Piece(slot, 0, len(ids)) for slot, ids in enumerate(prompts)], prompts, [True] * 3)
+        for slot, ids in enumerate(prompts):
+            half = len(ids) // 2
+            over.prefill([Piece(2 - slot, 0, half)], [ids[:half]], [False])
+            alone = over.prefill([Piece(2 - slot, half, len(ids) - half)], [ids[half:]], [True])
+            torch.testing.assert_close(alone[0], together[slot], rtol=1e-4, atol=1e-4)
+
+
+def test_a_loaded_model_says_how_long_a_row_may_be(folder: Path) -> None:
+    loaded = load(folder, "cpu", 2)
+    assert loaded.over is not None
+    assert loaded.context == loaded.over.context == 512
+    assert msgspec.structs.replace(loaded, ends=frozenset()).over is loaded.over

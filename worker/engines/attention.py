@@ -1,0 +1,196 @@
+"""Attention over slots: each token of a step is written into its slot and reads what the slot holds.
+
+The library's models call `attend_layer` where they would call sdpa (transformers' AttentionInterface), so any
+architecture that takes an attention function works: its projections, norms, rotary embeddings and windows stay the
+library's business. A step packs the tokens of many sequences into one row [1, tokens], each at its own position:
+
+    decoding    one token a sequence:      a  b  c  d
+    prefill     pieces of prompts:         a a a a a  b b b  c c
+
+so nothing is padded. `attend` is opaque to torch.compile: what it needs to know of the step it finds in `now`.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+NAME = "canopy_slots"  # of the attention function, for transformers
+
+
+class Piece(NamedTuple):
+    """Consecutive tokens of one sequence within a step."""
+
+    slot: int
+    start: int  # position of the first of them
+    length: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the attention of every layer needs to know of the step that is being computed.
+
+    The tensors are on the model's device: places [tokens] int64, the others int32. With CUDA graphs they are the
+    graph's own inputs, filled anew for each step.
+    """
+
+    places: torch.Tensor  # slot * context + position, where each token's keys and values go
+    slots: torch.Tensor  # [pieces]
+    lengths: torch.Tensor  # [pieces] tokens that the slot holds with this step's
+    pieces: tuple[Piece, ...] = ()  # known to the host: the plain path loops over them
+    starts: torch.Tensor | None = None  # [pieces + 1] first token of each; None: one token a piece
+    longest: int = 1  # most tokens of a piece
+
+
+_local = threading.local()
+
+
+@contextmanager
+def now(step: Step) -> Iterator[None]:
+    """`step` is what `attend` computes in this thread."""
+    _local.step = step
+    try:
+        yield
+    finally:
+        del _local.step
+
+
+def attend_layer(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """For transformers: `query` [1, heads, tokens, size], `key` and `value` [1, kv heads, tokens, size]."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = attend(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        module.slot_keys,
+        module.slot_values,
+        scale,
+        sliding_window or 0,
+        softcap or 0.0,
+    )
+    return out[None], None
+
+
+@torch.library.custom_op("canopy::attend", mutates_args=("keys", "values"))
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """`query` [tokens, heads, size] over `keys` and `values` [slots, context, kv heads, size], which get this step's
+    `key` and `value` [tokens, kv heads, size] first. Returns [tokens, heads, size].
+
+    `window`: how many of the newest tokens a token sees, 0: all of them. `softcap`: 0 is none.
+    """
+    step: Step = _local.step
+    fast = query.is_cuda and query.dtype != torch.float32
+    if fast and step.starts is None:
+        kernels = _kernels()
+        return kernels.decode(query, key, value, keys, values, step.slots, step.lengths, scale, window, softcap)
+    _flat(keys).index_copy_(0, step.places, key)
+    _flat(values).index_copy_(0, step.places, value)
+    if fast:
+        return _kernels().prefill(query, keys, values, step, scale, window, softcap)
+    return _plain(query, keys, values, step, scale, window, softcap)
+
+
+@attend.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    return torch.empty(query.shape, dtype=query.dtype, device=query.device)
+
+
+def _kernels() -> Any:
+    """They need Triton, which a machine without a GPU may lack."""
+    from worker.engines import kernels
+
+    return kernels
+
+
+def _flat(cache: torch.Tensor) -> torch.Tensor:
+    """[slots * context, kv heads, size]"""
+    return cache.view(-1, *cache.shape[2:])
+
+
+def _plain(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    step: Step,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """Piece by piece with the library's own attention: exact lengths, nothing padded, nothing copied."""
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    first = 0
+    for piece in step.pieces:
+        last = first + piece.length
+        end = piece.start + piece.length
+        begin = max(0, piece.start - window + 1) if window else 0
+        mine = query[first:last].transpose(0, 1)[None]
+        k, v = (cache[piece.slot, begin:end].transpose(0, 1)[None] for cache in (keys, values))
+        mask = _mask(piece, begin, window, query.device)
+        part = _capped(mine, k, v, mask, scale, softcap) if softcap else _sdpa(mine, k, v, mask, scale)
+        out[first:last] = part[0].transpose(0, 1)
+        first = last
+    return out
+
+
+def _mask(piece: Piece, begin: int, window: int, device: torch.device) -> torch.Tensor | None:
+    """[length, held] which tokens each token sees; None where one token sees all of them."""
+    if piece.length == 1:
+        return None
+    at = torch.arange(piece.start, piece.start + piece.length, device=device)[:, None]
+    other = torch.arange(begin, piece.start + piece.length, device=device)[None, :]
+    seen = other <= at
+    return seen & (other > at - window) if window else seen
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def _capped(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float, softcap: float
+) -> torch.Tensor:
+    """Gemma 2 bounds its scores by a tanh, which sdpa cannot."""
+    group = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(group, 1).transpose(-1, -2) * scale
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.softmax(scores.float(), -1).to(q.dtype) @ v.repeat_interleave(group, 1)
+
+
+def register() -> None:
+    """Makes `NAME` known to transformers; no mask is built for it."""
+    AttentionInterface.register(NAME, attend_layer)

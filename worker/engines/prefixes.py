@@ -1,0 +1,86 @@
+"""Which sequence has which slot, and what the slots still hold: a prompt that begins alike is not read again.
+
+Pure bookkeeping. A slot keeps its tokens when its sequence has ended, until another one needs the place.
+"""
+
+from collections.abc import Sequence as Many
+from typing import NamedTuple
+
+_WORTH_A_COPY = 32  # tokens: below that, reading them again costs no more than another step's share
+
+
+class Seat(NamedTuple):
+    """Where a sequence is computed, and how much of its prompt it need not read."""
+
+    slot: int
+    held: int  # tokens at the prompt's beginning whose keys and values are there
+    source: int | None = None  # the slot to copy them from first; None: they are in `slot` already
+
+
+class Slots:
+    """A fixed number of places. `tokens` of a slot are those whose keys and values it holds."""
+
+    def __init__(self, count: int) -> None:
+        self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._free: list[int] = list(range(count))  # longest unused first
+        self.asked = 0  # prompt tokens of all sequences seated
+        self.reused = 0  # of them, not read again
+
+    @property
+    def free(self) -> int:
+        """How many sequences may still come."""
+        return len(self._free)
+
+    def take(self, prompt: list[int]) -> Seat:
+        """The best place for `prompt`; at least its last token is to be read, for somebody has to say what comes next.
+
+        A free slot that holds the most of it, or the one unused for longest with a copy from a busy slot that holds
+        more.
+        """
+        most = len(prompt) - 1
+        held = [min(most, common(tokens, prompt)) for tokens in self._tokens]
+        best = max(range(len(held)), key=held.__getitem__)
+        slot = max(reversed(self._free), key=held.__getitem__)  # `reversed`: of equals the one unused for longest
+        if held[best] >= held[slot] + _WORTH_A_COPY:
+            slot = self._free[0] if held[self._free[0]] < held[best] else slot
+            seat = Seat(slot, held[best], source=best)
+        else:
+            slot = slot if held[slot] else self._free[0]
+            seat = Seat(slot, held[slot])
+        self._free.remove(seat.slot)
+        self._tokens[seat.slot] = prompt[: seat.held]
+        self.asked += len(prompt)
+        self.reused += seat.held
+        return seat
+
+    def read(self, slot: int, tokens: Many[int]) -> None:
+        """The slot holds these, too."""
+        self._tokens[slot].extend(tokens)
+
+    def leave(self, slot: int) -> None:
+        """Its sequence has ended; what was read stays of use."""
+        self._free.append(slot)
+
+    def forget(self) -> None:
+        """Nothing is held any more: the memory may be in any state. Who sits where does not change."""
+        for tokens in self._tokens:
+            tokens.clear()
+
+    def shared(self, prompt: list[int]) -> int:
+        """How much of `prompt` is held somewhere."""
+        return max(common(tokens, prompt) for tokens in self._tokens)
+
+
+def common(first: list[int], second: list[int]) -> int:
+    """Length of the common beginning."""
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
+        return length
+    low, high = 0, length  # equal up to `low`, not up to `high`; comparing slices is done in C
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

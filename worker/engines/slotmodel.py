@@ -1,0 +1,208 @@
+"""A transformers model over a fixed number of slots: prompts are read in pieces, all running sequences move by one
+token.
+
+On a GPU a decoding step is a CUDA graph, captured once for each of a few batch sizes: a step is one launch, whatever
+the host's speed. What the graph reads lies in fixed tensors, filled by one small copy. On a CPU the rows that are there
+are computed and nothing else.
+"""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import structlog
+import torch
+
+from worker.engines import attention
+from worker.engines.attention import Piece, Step
+
+log = structlog.get_logger(__name__)
+
+_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_UPLOADS = 4  # pinned buffers in turn: the host may be that many steps ahead of the copies
+
+Progress = Callable[[str], None]
+
+
+class Unfit(Exception):
+    """This architecture cannot be computed over slots; the text says why."""
+
+
+class SlotModel:
+    """Keys and values of `slots` sequences of up to `context` tokens, and the passes over them."""
+
+    def __init__(self, model: Any, slots: int, context: int) -> None:
+        self._model = model
+        self.device: torch.device = model.device
+        self.slots, self.context = slots, context
+        self._layers: list[Any] = []  # attention modules
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._pool: Any = None
+        # One slot more than sequences: padded rows of a graph compute there, and nobody reads it.
+        self._spare = slots
+        self._last = torch.zeros(slots + 1, dtype=torch.long, device=self.device)  # newest token of each slot
+        self._asked = self._last[:0]  # slots of the rows of the latest logits
+        self._inputs = _Inputs(slots, context, self.device) if self.device.type == "cuda" else None
+
+    @property
+    def device_ahead(self) -> bool:
+        """Steps are only queued here: the host may go on, and read what they made later."""
+        return self.device.type == "cuda"
+
+    def allocate(self, shapes: dict[Any, tuple[int, int]]) -> None:
+        """Makes the keys and values; `shapes` gives (kv heads, size) of each attention module."""
+        self._layers = list(shapes)
+        dtype = self._model.dtype
+        for module, (heads, size) in shapes.items():
+            shape = (self.slots + 1, self.context, heads, size)
+            module.slot_keys = torch.empty(shape, dtype=dtype, device=self.device)
+            module.slot_values = torch.empty(shape, dtype=dtype, device=self.device)
+
+    def release(self) -> None:
+        """Gives the memory of graphs, keys and values back."""
+        self._graphs.clear()
+        self._pool = None
+        for module in self._layers:
+            del module.slot_keys, module.slot_values
+        self._layers = []
+
+    def copy(self, source: int, slot: int, tokens: int) -> None:
+        """The first `tokens` of `source` are also in `slot`."""
+        for module in self._layers:
+            module.slot_keys[slot, :tokens].copy_(module.slot_keys[source, :tokens])
+            module.slot_values[slot, :tokens].copy_(module.slot_values[source, :tokens])
+
+    def feed(self, tokens: torch.Tensor) -> None:
+        """What was chosen from the latest logits [rows], perhaps still being computed: decoding goes on from it."""
+        self._last.index_copy_(0, self._asked, tokens)
+
+    def prefill(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
+        """Reads pieces of prompts; `ends` says of which the next token is wanted. Logits [wanted, vocabulary]."""
+        flat = [token for part in tokens for token in part]
+        places = [
+            piece.slot * self.context + position
+            for piece in pieces
+            for position in range(piece.start, piece.start + piece.length)
+        ]
+        upto = list(accumulate(piece.length for piece in pieces))
+        packed = self._upload([
+            *flat,
+            *places,
+            *(place % self.context for place in places),
+            *(last - 1 for last, end in zip(upto, ends, strict=True) if end),
+            *(piece.slot for piece, end in zip(pieces, ends, strict=True) if end),
+        ])  # fmt: skip
+        count, wanted = len(flat), sum(ends)
+        ids, spots, positions, keep, self._asked = packed.split([count, count, count, wanted, wanted])
+        small = self._upload([
+            *(piece.slot for piece in pieces),
+            *(piece.start + piece.length for piece in pieces),
+            0,
+            *upto,
+        ]).int()  # fmt: skip
+        slots, lengths, starts = small.split([len(pieces), len(pieces), len(pieces) + 1])
+        longest = max(piece.length for piece in pieces)
+        step = Step(spots, slots, lengths, tuple(pieces), starts, longest)
+        return self._forward(step, ids, positions, keep)
+
+    def decode(self, slots: list[int], positions: list[int]) -> torch.Tensor:
+        """The newest token of each slot, at `positions`; logits [rows, vocabulary] of what comes next, which the next
+        call may overwrite.
+        """
+        count = len(slots)
+        bucket = next((size for size in self._graphs if size >= count), None)
+        if bucket is None or self._inputs is None:
+            return self._decode_plainly(slots, positions)
+        padding = bucket - count
+        self._inputs.fill(slots + [self._spare] * padding, positions + [0] * padding)
+        self._asked = self._inputs.where[:count]
+        graph, logits = self._graphs[bucket]
+        graph.replay()
+        return logits[:count]
+
+    def capture(self, progress: Progress) -> None:
+        """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
+        if self._inputs is None:
+            return
+        sizes = [size for size in _BUCKETS if size < self.slots] + [self.slots]
+        graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        for done, size in enumerate(reversed(sizes)):
+            progress(f"preparing a batch of {size} ({done + 1} of {len(sizes)})")
+            self._inputs.fill([self._spare] * size, [0] * size)
+            graphs[size] = self._record(self._inputs, size)
+        self._graphs = dict(sorted(graphs.items()))
+
+    def _record(self, inputs: "_Inputs", size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        step = Step(inputs.places[:size], inputs.slots[:size], inputs.lengths[:size])
+
+        def run() -> torch.Tensor:
+            ids = self._last[inputs.where[:size]]
+            return self._forward(step, ids, inputs.positions[:size], None)
+
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles, and lets the libraries allocate what they want outside the graph
+                run()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = run()
+        self._pool = graph.pool()
+        return graph, logits
+
+    def _decode_plainly(self, slots: list[int], positions: list[int]) -> torch.Tensor:
+        pieces = tuple(Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True))
+        where = self._asked = self._upload(slots)
+        at = self._upload(positions)
+        step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces)
+        return self._forward(step, self._last[where], at, None)
+
+    def _forward(
+        self, step: Step, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor | None
+    ) -> torch.Tensor:
+        with attention.now(step):
+            output = self._model(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=0 if keep is None else keep,
+            )
+        logits: torch.Tensor = output.logits
+        return logits[0]
+
+    def _upload(self, numbers: list[int]) -> torch.Tensor:
+        """int64 on the device, without waiting for it."""
+        host = torch.tensor(numbers, dtype=torch.long, pin_memory=self.device_ahead)
+        return host.to(self.device, non_blocking=True)
+
+
+class _Inputs:
+    """What the graphs read. Filled from pinned buffers in turn: no step waits for the copy of the one before."""
+
+    def __init__(self, slots: int, context: int, device: torch.device) -> None:
+        self._context = context
+        self._hosts = [torch.empty((2, slots), dtype=torch.long, pin_memory=True) for _ in range(_UPLOADS)]
+        self._sent = [torch.cuda.Event() for _ in range(_UPLOADS)]
+        self._turn = 0
+        self._both = torch.zeros((2, slots), dtype=torch.long, device=device)
+        self.where = self._both[0]  # the slots, as indices
+        self.slots = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.lengths = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.places = torch.zeros(slots, dtype=torch.long, device=device)
+        self.positions = torch.zeros(slots, dtype=torch.long, device=device)
+
+    def fill(self, slots: list[int], positions: list[int]) -> None:
+        """The next step's rows."""
+        count = len(slots)
+        host, sent = self._hosts[self._turn], self._sent[self._turn]
+        self._turn = (self._turn + 1) % _UPLOADS
+        sent.synchronize()  # its copy of some steps ago; long done
+        host[:, :count] = torch.tensor([slots, positions])
+        both = self._both[:, :count]
+        both.copy_(host[:, :count], non_blocking=True)
+        sent.record()
+        self.slots[:count] = both[0]
+        self.lengths[:count] = both[1] + 1
+        self.positions[:count] = both[1]
+        torch.add(both[1], both[0], alpha=self._context, out=self.places[:count])
