@@ -14,82 +14,85 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-SHORTLIST = 1024  # on a CPU, most nuclei are found among so many; finding the best of them costs one look at the row
+SHORTLIST = 1024  # most nuclei are found among so many; finding the best of them is cheap
 WHOLE = 2.0**30
 _DEEPEST = -22.0  # what is so far below the greatest logit has no weight
 _HALVINGS = 24  # they tell logits apart that differ by more than 22 / 2**24: about what float32 itself can tell apart
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What each row keeps; tensors [rows, 1] on the device. The host knows the greatest top-k, and if top-p is on."""
+    """What each row keeps; tensors [rows, 1] on the device, None where no row asks."""
 
     floor: torch.Tensor  # how far below the greatest logit: the logarithm of min-p; -inf: off
-    top_k: torch.Tensor  # int64; 0: off
-    top_p: torch.Tensor  # float64; from 1 up: off
-    most_k: int
-    any_p: bool
+    top_k: torch.Tensor | None  # int64; all rows have one, or none has
+    top_p: torch.Tensor | None  # float64; from 1 up: off
+    most_k: int = 0  # the greatest of top_k
 
 
 def weigh(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far each logit lies below its row's greatest (float32, 0 or less), and its weight (int32)."""
-    depths = logits - logits.amax(-1, keepdim=True)
+    """How far each logit lies below its row's greatest (0 or less), and its weight (int32). `logits`, which must be
+    float32, become the former.
+    """
+    depths = logits.sub_(logits.amax(-1, keepdim=True))
     return depths, depths.exp().mul_(WHOLE).round_().int()
 
 
 def draw(weights: torch.Tensor, dice: torch.Tensor) -> torch.Tensor:
-    """Index per row, with probability in proportion to its weight. `dice`: float64 in [0, 1), one a row."""
+    """Index per row, with probability in proportion to its weight. `dice` [rows, 1]: float64 in [0, 1)."""
     heaps = weights.cumsum(-1, dtype=torch.int64)
     total = heaps[:, -1:]
-    aims = torch.minimum((dice[:, None] * total).long(), total - 1)
+    aims = torch.minimum((dice * total).long(), total - 1)
     return torch.searchsorted(heaps, aims, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
 
 
-def thresholds(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) -> torch.Tensor:
-    """The least depth that each row keeps [rows, 1]. Reads nothing back to the host."""
-    floor = torch.maximum(limits.floor, _kth(depths, limits)) if limits.most_k else limits.floor
-    if not limits.any_p:
-        return floor
-    need = _need(depths, weights, floor, limits)
-    low = _highest(lambda edge: _mass(depths, weights, edge) >= need, floor.clamp(min=_DEEPEST))
-    return torch.where(limits.top_p < 1, low, floor)
+def within_top_k(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """The least depth that each row keeps [rows, 1], for rows with a top-k of moderate size."""
+    return _ranked(depths, weights, limits, limits.most_k)[0]
 
 
-def thresholds_by_shortlist(
-    depths: torch.Tensor, weights: torch.Tensor, limits: Limits, width: int = SHORTLIST
-) -> torch.Tensor:
-    """The same from the `width` best tokens, which contain each row's `top_k`; from all of them for the rows that need
-    more. Where reading back costs nothing this takes one look at the row, not 24.
-    """
-    best, order = depths.topk(min(width, depths.shape[-1]), dim=-1)
-    last = best.shape[-1] - 1
-    kth = best.gather(-1, (limits.top_k - 1).clamp(min=0, max=last))
-    floor = torch.maximum(limits.floor, kth.masked_fill(limits.top_k <= 0, float("-inf")))
-    if not limits.any_p:
-        return floor
-    heaps = weights.gather(-1, order).masked_fill(best < floor, 0).cumsum(-1, dtype=torch.int64)
-    before = (heaps < _need(depths, weights, floor, limits)).sum(-1, keepdim=True)  # tokens that are not enough
-    found = torch.where(limits.top_p < 1, best.gather(-1, before.clamp(max=last)), floor)
-    missed = ((limits.top_p < 1) & (before > last))[:, 0].nonzero()[:, 0]
-    if len(missed) and width < depths.shape[-1]:
-        rest = Limits(limits.floor[missed], limits.top_k[missed], limits.top_p[missed], limits.most_k, True)
-        found[missed] = thresholds_by_shortlist(depths[missed], weights[missed], rest, width=depths.shape[-1])
+def by_shortlist(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """The same for rows without top-k, where the host may look at what came out: some rows need a longer list."""
+    found, missed = _ranked(depths, weights, limits, SHORTLIST)
+    rows = missed[:, 0].nonzero()[:, 0]
+    if len(rows):
+        rest = Limits(limits.floor[rows], None, None if limits.top_p is None else limits.top_p[rows])
+        found[rows] = _ranked(depths[rows], weights[rows], rest, depths.shape[-1])[0]
     return found
 
 
-def _kth(depths: torch.Tensor, limits: Limits) -> torch.Tensor:
-    """The depth of each row's k-th token. Rows with a great k come apart from others: company changes nothing."""
-    if limits.most_k <= SHORTLIST:
-        best = depths.topk(limits.most_k, dim=-1).values
-        kth = best.gather(-1, (limits.top_k - 1).clamp(min=0))
-    else:
-        low = torch.full_like(limits.floor, _DEEPEST)
-        kth = _highest(lambda edge: (depths >= edge).sum(-1, keepdim=True) >= limits.top_k, low)
-    return kth.masked_fill(limits.top_k <= 0, float("-inf"))
+def by_halving(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """The same for any rows, without sorting and without the host, by looking at the whole of them again and again."""
+    floor, top_k = limits.floor, limits.top_k
+    if top_k is not None:
+        kth = _highest(lambda edge: (depths >= edge).sum(-1, keepdim=True) >= top_k, torch.full_like(floor, _DEEPEST))
+        floor = torch.maximum(floor, kth)
+    if limits.top_p is None:
+        return floor
+    need = _need(depths, weights, floor, limits.top_p)
+    found = _highest(lambda edge: _mass(depths, weights, edge) >= need, floor.clamp(min=_DEEPEST))
+    return torch.where(limits.top_p < 1, found, floor)
 
 
-def _need(depths: torch.Tensor, weights: torch.Tensor, floor: torch.Tensor, limits: Limits) -> torch.Tensor:
+def _ranked(
+    depths: torch.Tensor, weights: torch.Tensor, limits: Limits, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The thresholds as far as the `width` best tokens tell them, and in which rows they do not."""
+    best, order = depths.topk(min(width, depths.shape[-1]), dim=-1)
+    floor = limits.floor
+    if limits.top_k is not None:
+        floor = torch.maximum(floor, best.gather(-1, limits.top_k - 1))
+    if limits.top_p is None:
+        return floor, torch.zeros_like(floor, dtype=torch.bool)
+    heaps = weights.gather(-1, order).masked_fill(best < floor, 0).cumsum(-1, dtype=torch.int64)
+    before = (heaps < _need(depths, weights, floor, limits.top_p)).sum(-1, keepdim=True)  # tokens that are not enough
+    inside = before < best.shape[-1]
+    found = torch.where(limits.top_p < 1, best.gather(-1, before.clamp(max=best.shape[-1] - 1)), floor)
+    return found, ~inside & (limits.top_p < 1)
+
+
+def _need(depths: torch.Tensor, weights: torch.Tensor, floor: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """The weight that the nucleus must reach: top-p's part of what min-p and top-k have left."""
-    return (limits.top_p * _mass(depths, weights, floor)).ceil().clamp(min=1).long()
+    return (top_p * _mass(depths, weights, floor)).ceil().clamp(min=1).long()
 
 
 def _mass(depths: torch.Tensor, weights: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,11 @@ import torch
 
 from broker.wire import LEAST_LOGPROB, Sampling
 from worker.engines.adjusting import Biases, History, penalised, upload
-from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
+from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, weigh, within_top_k
 
 _COLDEST = 1e-5  # temperatures below it are 0: logits divided by them would be infinite
-Method = Literal["greedy", "plain", "narrowed", "wide"]  # wide: narrowed, with a great top_k
+# plain: from all tokens; open: min-p or top-p alone; short: with a top-k up to SHORTLIST; wide: with a greater one
+Method = Literal["greedy", "plain", "open", "short", "wide"]
 
 
 class Picked(msgspec.Struct, frozen=True):
@@ -100,7 +101,11 @@ class Sampler:
         self._places: list[_Place | None] = [None] * slots
         self._history = History(slots, vocabulary, device)
         self._biases = Biases(slots, device)
-        self._narrow = thresholds_by_shortlist if device.type == "cpu" else thresholds
+        self._narrow = {
+            "open": by_shortlist if device.type == "cpu" else by_halving,
+            "short": within_top_k,
+            "wide": by_halving,
+        }
 
     def assign(self, slot: int, sampling: Sampling, prompt: list[int], answer: list[int]) -> None:
         """A sequence takes `slot`, whoever had it before. `answer`: its tokens so far, when it is continued."""
@@ -167,38 +172,32 @@ class Sampler:
         if method == "greedy":
             return logits.argmax(dim=-1)
         settings = [place.sampling for place in places]
-        columns = [[setting.temperature for setting in settings], [place.dice.draw() for place in places]]
-        if method != "plain":
-            columns += self._bounds(settings)
-        table = upload(columns, torch.float64, logits.device)
-        scaled = logits.float() / table[0][:, None].float()
-        depths, weights = weigh(scaled)
-        if method != "plain":
-            top_k, top_p, floor = (column[:, None] for column in table[2:])
-            limits = Limits(floor.float(), top_k.long(), top_p, int(max(columns[2])), min(columns[3]) < 1)
-            narrow = thresholds if method == "wide" else self._narrow
-            weights = torch.where(depths >= narrow(depths, weights, limits), weights, 0)
-        return draw(weights, table[1])
-
-    def _bounds(self, settings: list[Sampling]) -> list[list[float]]:
-        return [
-            [float(_top_k(setting, self._vocabulary)) for setting in settings],
-            [setting.top_p for setting in settings],
+        columns = [
+            [setting.temperature for setting in settings],
+            [place.dice.draw() for place in places],
             [math.log(setting.min_p) if setting.min_p > 0 else -math.inf for setting in settings],
+            [setting.top_p for setting in settings],
+            [setting.top_k for setting in settings],
         ]
+        temperature, dice, floor, top_p, top_k = upload(columns, torch.float64, logits.device)[:, :, None]
+        depths, weights = weigh(logits.float() / temperature.float())
+        if method != "plain":
+            limits = Limits(
+                floor=floor.float(),
+                top_k=None if method == "open" else top_k.long(),
+                top_p=top_p if any(setting.top_p < 1 for setting in settings) else None,
+                most_k=max(setting.top_k for setting in settings),
+            )
+            weights = torch.where(depths >= self._narrow[method](depths, weights, limits), weights, 0)
+        return draw(weights, dice)
 
 
 def _method(sampling: Sampling, vocabulary: int) -> Method:
     if sampling.temperature < _COLDEST:
         return "greedy"
-    top_k = _top_k(sampling, vocabulary)
-    if top_k > SHORTLIST:
-        return "wide"
-    return "plain" if not top_k and sampling.top_p >= 1 and sampling.min_p <= 0 else "narrowed"
-
-
-def _top_k(sampling: Sampling, vocabulary: int) -> int:
-    return sampling.top_k if 0 < sampling.top_k < vocabulary else 0
+    if 0 < sampling.top_k < vocabulary:
+        return "short" if sampling.top_k <= SHORTLIST else "wide"
+    return "plain" if sampling.top_p >= 1 and sampling.min_p <= 0 else "open"
 
 
 def _download(tensor: torch.Tensor) -> torch.Tensor:

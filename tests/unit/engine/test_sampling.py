@@ -11,12 +11,12 @@ from hypothesis import strategies as some
 
 from broker.wire import Sampling
 from worker.engines.adjusting import Biases, History
-from worker.engines.narrow import SHORTLIST, Limits, draw, thresholds, thresholds_by_shortlist, weigh
+from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, weigh, within_top_k
 from worker.engines.sampling import Dice, Sampler
 
 CPU = torch.device("cpu")
 LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-WAYS = {"shortlist": thresholds_by_shortlist, "halving": thresholds}  # what a CPU does, and what a GPU does
+WAYS = {"shortlist": by_shortlist, "halving": by_halving}  # what a CPU does without top-k, and what a GPU does
 
 
 @pytest.fixture(params=WAYS)
@@ -26,7 +26,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 def sampler(slots: int, vocabulary: int, way: str = "shortlist") -> Sampler:
     made = Sampler(slots, vocabulary, CPU)
-    made._narrow = WAYS[way]
+    made._narrow["open"] = WAYS[way]
     return made
 
 
@@ -99,18 +99,17 @@ def kept_by_definition(logits: list[float], top_k: int, top_p: float, min_p: flo
     return set(odds)
 
 
-def kept(way: str, rows: torch.Tensor, asked: list[dict[str, Any]]) -> list[set[int]]:
-    depths, weights = weigh(rows)
-    floor = [math.log(each["min_p"]) if each["min_p"] else -math.inf for each in asked]
+def kept(way: str, logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> set[int]:
+    depths, weights = weigh(logits[None, :].clone())
     limits = Limits(
-        floor=torch.tensor(floor)[:, None],
-        top_k=torch.tensor([each["top_k"] for each in asked])[:, None],
-        top_p=torch.tensor([each["top_p"] for each in asked], dtype=torch.float64)[:, None],
-        most_k=max(each["top_k"] for each in asked),
-        any_p=any(each["top_p"] < 1 for each in asked),
+        floor=torch.tensor([[math.log(min_p) if min_p else -math.inf]]),
+        top_k=torch.tensor([[top_k]]) if top_k else None,
+        top_p=torch.tensor([[top_p]], dtype=torch.float64) if top_p < 1 else None,
+        most_k=top_k,
     )
-    inside = depths >= WAYS[way](depths, weights, limits)
-    return [set(row.nonzero()[:, 0].tolist()) for row in inside & (weights > 0)]
+    narrow = within_top_k if top_k and way == "shortlist" else WAYS[way]
+    inside = (depths >= narrow(depths, weights, limits)) & (weights > 0)
+    return set(inside[0].nonzero()[:, 0].tolist())
 
 
 @settings(max_examples=300, deadline=None)
@@ -121,7 +120,7 @@ def test_the_kept_tokens_are_those_of_the_definition(eighths: list[int], asked: 
     wanted = kept_by_definition(logits, **asked)
     assume(wanted is not None)
     for way in WAYS:
-        assert kept(way, torch.tensor([logits]), [asked]) == [wanted], way
+        assert kept(way, torch.tensor(logits), **asked) == wanted, way
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
@@ -137,14 +136,15 @@ def test_both_ways_keep_the_same_of_a_large_vocabulary(spread: float) -> None:
         {"top_k": 50, "top_p": 1.0, "min_p": 0.05},
         {"top_k": 0, "top_p": 1.0, "min_p": 0.05},
     ]
-    found = kept("halving", rows, asked)
-    assert found == kept("shortlist", rows, asked)
-    assert found == [kept_by_definition(row.tolist(), **each) for row, each in zip(rows, asked, strict=True)]
+    for row, each in zip(rows, asked, strict=True):
+        wanted = kept_by_definition(row.tolist(), **each)
+        assert kept("halving", row, **each) == wanted
+        assert kept("shortlist", row, **each) == wanted
 
 
 def test_a_great_top_k() -> None:
     rows = torch.arange(3000.0)[None, :] / 256
-    assert kept("halving", rows, [{"top_k": 2000, "top_p": 1.0, "min_p": 0.0}]) == [set(range(1000, 3000))]
+    assert kept("halving", rows[0], top_k=2000, top_p=1.0, min_p=0.0) == set(range(1000, 3000))
     chosen = choose(rows.repeat(500, 1) / 100, [Sampling(top_k=2000)] * 500)
     assert 1000 <= min(chosen) < 1200
 
@@ -241,7 +241,7 @@ def test_the_models_logits_stay_as_they_are() -> None:
 @given(some.lists(some.integers(0, 2**30), min_size=1, max_size=30), some.floats(0, 1, exclude_max=True))
 def test_a_draw_is_a_token_that_has_weight(weights: list[int], die: float) -> None:
     assume(sum(weights))
-    token = int(draw(torch.tensor([weights], dtype=torch.int32), torch.tensor([die], dtype=torch.float64)))
+    token = int(draw(torch.tensor([weights], dtype=torch.int32), torch.tensor([[die]], dtype=torch.float64)))
     assert weights[token] > 0
     assert sum(weights[:token]) <= die * sum(weights) * (1 + 1e-15)
     assert die * sum(weights) * (1 - 1e-15) <= sum(weights[: token + 1])
@@ -249,8 +249,8 @@ def test_a_draw_is_a_token_that_has_weight(weights: list[int], die: float) -> No
 
 def test_the_greatest_die_draws_the_last_token_that_may_be_drawn() -> None:
     weights = torch.tensor([[5, 2**30, 3, 0, 0]], dtype=torch.int32)
-    assert int(draw(weights, torch.tensor([math.nextafter(1, 0)], dtype=torch.float64))) == 2
-    assert int(draw(weights, torch.tensor([0.0], dtype=torch.float64))) == 0
+    assert int(draw(weights, torch.tensor([[math.nextafter(1, 0)]], dtype=torch.float64))) == 2
+    assert int(draw(weights, torch.tensor([[0.0]], dtype=torch.float64))) == 0
 
 
 def test_a_row_without_any_weight_still_gets_a_token() -> None:
