@@ -94,6 +94,7 @@ class Run:
         it = self._settings
         engine = self._subject.engine(path, it.device, it.slots)
         prompts = self._subject.prompts(it.seed)
+        say("engine: starting")
         began = time.perf_counter()
         async with asyncio.timeout(_START_SECONDS):
             await engine.start()
@@ -192,7 +193,7 @@ class Run:
         return sizes
 
     def _attempt_baseline(self, prompts: Prompts, kind: str, who: str, at_once: int) -> None:
-        name = f"{who}, {kind}, {at_once} at once"
+        it, name = self._settings, f"{who}, {kind}, {at_once} at once"
         if not self._has_time(name):
             return
         asks = self._asks(kind, at_once)
@@ -203,7 +204,13 @@ class Run:
         except Exception as error:  # a baseline that fails costs only itself
             self._failed(name, error)
             return
+        if not tracks:
+            self._note(f"{name}: nothing was made within {it.cap:.0f} s")
+            return
         self._take(kind, who, at_once, tracks, time.perf_counter() - began)
+        made, wanted = sum(track.tokens for track in tracks), sum(ask.answer for ask in asks)
+        if made < wanted:
+            self._note(f"{name}: cut short by --cap: {made} of {wanted} tokens")
 
     def _attempt_late_baseline(self, prompts: Prompts, at_once: int, arriving: int) -> None:
         it, context = self._settings, self._subject.context
