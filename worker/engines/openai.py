@@ -65,7 +65,7 @@ class OpenAIEngine:
             )
         await self.stop()
         try:
-            server = Server(self._upstream, self._key, self.slots)
+            server = Server(self._upstream, self._key)
         except httpx.InvalidURL as error:
             raise EngineUnavailable(f"--upstream is no address: {error}") from error
         self.device = server.name
@@ -186,8 +186,9 @@ class OpenAIEngine:
                 upstream_body.unknown_fields(answered.text, body) if answered.status in (400, 422) else frozenset()
             )
             if unknown:
+                if unknown - self._refused:  # else another run has found it out meanwhile
+                    log.warning("the server does not know these fields; they are left out", fields=sorted(unknown))
                 self._refused |= unknown
-                log.warning("the server does not know these fields; they are left out", fields=sorted(unknown))
                 continue
             error = answered.error(server.name)
             if plan.prefill and error.code == "invalid":

@@ -20,14 +20,14 @@ _REFUSAL_BYTES = 65536
 class Server:
     """A client for one server. `name`: its address for people, without what may be secret in it."""
 
-    def __init__(self, address: str, key: str, connections: int) -> None:
+    def __init__(self, address: str, key: str) -> None:
         """A connection a request: one that was kept may be one that the server has just closed."""
         self.name = httpx.URL(address).netloc.decode()
         self.client = httpx.AsyncClient(
             base_url=address,
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(WRITE_SECONDS, connect=CONNECT_SECONDS, read=None),
-            limits=httpx.Limits(max_connections=connections + 1, max_keepalive_connections=0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self._key = key
 
@@ -46,7 +46,8 @@ class Server:
         except TimeoutError as error:
             raise EngineError("engine", f"{self.name} does not answer", retryable=True) from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # the job has done nothing to it
-            raise EngineStopped(f"{self.name} is not there: {_said(error)}") from error
+            alive = await call.within(WRITE_SECONDS, self._alive)
+            raise EngineStopped(f"{self.name} is not there: {_said(error)}", alone=alive) from error
         except httpx.HTTPError as error:
             raise await self.lost(error, call) from error
 
