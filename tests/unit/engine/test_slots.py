@@ -1,4 +1,4 @@
-"""The model over slots: the same answers as the library's own way, whoever else is computed, held, copied or withdrawn."""
+"""The model over slots: the library's own answers, whoever else is computed, held, copied or withdrawn."""
 
 import queue
 from collections.abc import Callable, Iterator
@@ -130,7 +130,7 @@ def test_a_prompt_that_is_being_read_is_shared(runs: Runs, by_library: Callable[
 def test_what_was_withdrawn_leaves_a_slot_that_is_right(runs: Runs, by_library: Callable[[str, int], str]) -> None:
     for _ in range(3):
         long = [runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1)) for prompt in PROMPTS[:3]]
-        runs.until(lambda: all(len(runs.told[sequence.mailbox]) > 3 for sequence in long))
+        runs.until(lambda long=long: all(len(runs.told[sequence.mailbox]) > 3 for sequence in long))
         for sequence in long:
             sequence.finished = True
         assert runs.texts([job(prompt) for prompt in PROMPTS]) == [by_library(prompt, 24) for prompt in PROMPTS]
