@@ -94,12 +94,19 @@ class Backlog:
         Nothing may be awaited between this and the job's submission, or a burst gets past the limit.
         """
         await self._refresh()
+        before = self._before(model)
+        if before < ENV.backlog <= broker.client().waiting(model) and self._measuring is not None:
+            # Only for the slots that were free then: is it still so?
+            await asyncio.wait({self._measuring}, timeout=PATIENCE)
+            before = self._before(model)
         figures = self._figures.get(model)
-        before = waiting(broker.client().waiting(model), figures)
         if before >= ENV.backlog:
             raise refusal(model, before, retry_after(before + 1 - ENV.backlog, self._finished))
         if figures is not None:
             figures.admitted += 1
+
+    def _before(self, model: str) -> int:
+        return waiting(broker.client().waiting(model), self._figures.get(model))
 
     async def stop(self) -> None:
         """Ends a measurement under way and forgets what was measured."""
