@@ -35,6 +35,26 @@ async def async_sdk(service: Instance, key: str) -> AsyncIterator[AsyncOpenAI]:
 # ---- answers
 
 
+def test_choices_come_together_and_interleaved(sdk: OpenAI) -> None:
+    answer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), n=3)
+    assert [(choice.index, choice.message.content) for choice in answer.choices] == [(n, QUESTION) for n in range(3)]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 18)
+    texts = ["", ""]
+    order = []
+    for chunk in sdk.chat.completions.create(model="echo", messages=asking(QUESTION), n=2, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            order.append(choice.index)
+    assert texts == [QUESTION] * 2
+    assert order != sorted(order)
+
+
+def test_an_engine_without_logprobs_answers_without(sdk: OpenAI) -> None:
+    answer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), logprobs=True, top_logprobs=2)
+    assert (answer.choices[0].message.content, answer.choices[0].logprobs) == (QUESTION, None)
+
+
 def test_models_are_listed_and_found(sdk: OpenAI) -> None:
     assert "echo" in [model.id for model in sdk.models.list()]
     assert sdk.models.retrieve("echo").id == "echo"
@@ -209,7 +229,10 @@ def test_an_unknown_model_is_not_found_alone_either(sdk: OpenAI) -> None:
         ("max_tokens", {"max_tokens": 0}),
         ("max_tokens", {"max_tokens": "many"}),
         ("seed", {"seed": 1.5}),
-        ("n", {"n": 2}),
+        ("n", {"n": 9}),
+        ("logit_bias", {"logit_bias": {"tree": 1}}),
+        ("frequency_penalty", {"frequency_penalty": 3}),
+        ("top_logprobs", {"top_logprobs": 3}),
         ("service_tier", {"service_tier": "gold"}),
         ("stop", {"stop": [str(number) for number in range(17)]}),
     ],
