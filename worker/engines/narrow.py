@@ -2,7 +2,7 @@
 
 Weights are whole numbers: WHOLE for the likeliest token, the others in proportion. A sum of whole numbers is the same
 in whatever order a device adds them up, so neither a draw nor a nucleus depends on how many rows are computed together.
-A token less than half a billionth as likely as the likeliest has weight 0.
+A token less than a billionth as likely as the likeliest has weight 0.
 
 min-p, top-k and top-p each keep the tokens from some logit upwards, so together they are one threshold a row. Tokens
 that are equally likely are kept or dropped together: top-k may keep more than k, top-p more than the fewest.
@@ -16,8 +16,9 @@ import torch
 
 SHORTLIST = 1024  # most nuclei are found among so many; finding the best of them is cheap
 WHOLE = 2.0**30
-_DEEPEST = -22.0  # what is so far below the greatest logit has no weight
-_HALVINGS = 24  # they tell logits apart that differ by more than 22 / 2**24: about what float32 itself can tell apart
+_BLOCK = 512  # tokens whose weights are added up before one of them is looked for
+_DEEPEST = -21.0  # what is so far below the greatest logit has no weight
+_HALVINGS = 24  # they tell logits apart that differ by more than 21 / 2**24: about what float32 itself can tell apart
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -34,15 +35,37 @@ def weigh(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     float32, become the former.
     """
     depths = logits.sub_(logits.amax(-1, keepdim=True))
-    return depths, depths.exp().mul_(WHOLE).round_().int()
+    return depths, depths.exp().mul_(WHOLE).int()
 
 
 def draw(weights: torch.Tensor, dice: torch.Tensor) -> torch.Tensor:
-    """Index per row, with probability in proportion to its weight. `dice` [rows, 1]: float64 in [0, 1)."""
-    heaps = weights.cumsum(-1, dtype=torch.int64)
+    """Index per row, with probability in proportion to its weight. `dice` [rows, 1]: float64 in [0, 1).
+
+    The dice point at a place in the sum of all weights, in the order of the tokens. First the block that holds it is
+    found, then the token: running sums over whole rows would be most of the work.
+    """
+    heaps = _block_sums(weights).cumsum(-1)
     total = heaps[:, -1:]
     aims = torch.minimum((dice * total).long(), total - 1)
-    return torch.searchsorted(heaps, aims, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
+    block = torch.searchsorted(heaps, aims, right=True).clamp_(max=heaps.shape[-1] - 1)
+    before = torch.where(block > 0, heaps.gather(-1, (block - 1).clamp_(min=0)), 0)
+    last = weights.shape[-1] - 1
+    tokens = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(-1, tokens.clamp(max=last)).cumsum(-1, dtype=torch.int64)
+    found = torch.searchsorted(inside, aims - before, right=True)
+    return (block * _BLOCK + found)[:, 0].clamp_(max=last)
+
+
+def _block_sums(weights: torch.Tensor) -> torch.Tensor:
+    """The sums of _BLOCK weights each [rows, blocks]; the last block may be shorter."""
+    whole = weights.shape[-1] // _BLOCK * _BLOCK
+    blocks = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1, dtype=torch.int64)
+    return torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True, dtype=torch.int64)], dim=-1)
+
+
+def kept(depths: torch.Tensor, weights: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """The weights of the tokens from `threshold` [rows, 1] up; 0 for the others."""
+    return weights * (depths >= threshold)
 
 
 def within_top_k(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) -> torch.Tensor:
@@ -51,12 +74,12 @@ def within_top_k(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) ->
 
 
 def by_shortlist(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) -> torch.Tensor:
-    """The same for rows without top-k, where the host may look at what came out: some rows need a longer list."""
+    """The same for rows without top-k, where the host may look at what came out: few rows need more than a list."""
     found, missed = _ranked(depths, weights, limits, SHORTLIST)
     rows = missed[:, 0].nonzero()[:, 0]
     if len(rows):
         rest = Limits(limits.floor[rows], None, None if limits.top_p is None else limits.top_p[rows])
-        found[rows] = _ranked(depths[rows], weights[rows], rest, depths.shape[-1])[0]
+        found[rows] = by_halving(depths[rows], weights[rows], rest)
     return found
 
 
@@ -96,7 +119,7 @@ def _need(depths: torch.Tensor, weights: torch.Tensor, floor: torch.Tensor, top_
 
 
 def _mass(depths: torch.Tensor, weights: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
-    return torch.where(depths >= edge, weights, 0).sum(-1, keepdim=True, dtype=torch.int64)
+    return kept(depths, weights, edge).sum(-1, keepdim=True, dtype=torch.int64)
 
 
 def _highest(enough: Callable[[torch.Tensor], torch.Tensor], low: torch.Tensor) -> torch.Tensor:

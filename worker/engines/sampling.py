@@ -14,7 +14,7 @@ import torch
 
 from broker.wire import LEAST_LOGPROB, Sampling
 from worker.engines.adjusting import Biases, History, penalised, upload
-from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, weigh, within_top_k
+from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, kept, weigh, within_top_k
 
 _COLDEST = 1e-5  # temperatures below it are 0: logits divided by them would be infinite
 # plain: from all tokens; open: min-p or top-p alone; short: with a top-k up to SHORTLIST; wide: with a greater one
@@ -188,7 +188,7 @@ class Sampler:
                 top_p=top_p if any(setting.top_p < 1 for setting in settings) else None,
                 most_k=max(setting.top_k for setting in settings),
             )
-            weights = torch.where(depths >= self._narrow[method](depths, weights, limits), weights, 0)
+            weights = kept(depths, weights, self._narrow[method](depths, weights, limits))
         return draw(weights, dice)
 
 

@@ -99,7 +99,7 @@ def kept_by_definition(logits: list[float], top_k: int, top_p: float, min_p: flo
     return set(odds)
 
 
-def kept(way: str, logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> set[int]:
+def kept_tokens(way: str, logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> set[int]:
     depths, weights = weigh(logits[None, :].clone())
     limits = Limits(
         floor=torch.tensor([[math.log(min_p) if min_p else -math.inf]]),
@@ -120,7 +120,7 @@ def test_the_kept_tokens_are_those_of_the_definition(eighths: list[int], asked: 
     wanted = kept_by_definition(logits, **asked)
     assume(wanted is not None)
     for way in WAYS:
-        assert kept(way, torch.tensor(logits), **asked) == wanted, way
+        assert kept_tokens(way, torch.tensor(logits), **asked) == wanted, way
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
@@ -138,13 +138,13 @@ def test_both_ways_keep_the_same_of_a_large_vocabulary(spread: float) -> None:
     ]
     for row, each in zip(rows, asked, strict=True):
         wanted = kept_by_definition(row.tolist(), **each)
-        assert kept("halving", row, **each) == wanted
-        assert kept("shortlist", row, **each) == wanted
+        assert kept_tokens("halving", row, **each) == wanted
+        assert kept_tokens("shortlist", row, **each) == wanted
 
 
 def test_a_great_top_k() -> None:
     rows = torch.arange(3000.0)[None, :] / 256
-    assert kept("halving", rows[0], top_k=2000, top_p=1.0, min_p=0.0) == set(range(1000, 3000))
+    assert kept_tokens("halving", rows[0], top_k=2000, top_p=1.0, min_p=0.0) == set(range(1000, 3000))
     chosen = choose(rows.repeat(500, 1) / 100, [Sampling(top_k=2000)] * 500)
     assert 1000 <= min(chosen) < 1200
 
@@ -238,8 +238,15 @@ def test_the_models_logits_stay_as_they_are() -> None:
 # ---- the draw
 
 
-@given(some.lists(some.integers(0, 2**30), min_size=1, max_size=30), some.floats(0, 1, exclude_max=True))
-def test_a_draw_is_a_token_that_has_weight(weights: list[int], die: float) -> None:
+@settings(deadline=None)
+@given(
+    some.lists(some.integers(0, 2**30), min_size=1, max_size=30),
+    some.sampled_from([1, 100, 512, 700, 2048]),
+    some.floats(0, 1, exclude_max=True),
+)
+def test_a_draw_is_a_token_that_has_weight(pattern: list[int], size: int, die: float) -> None:
+    """In vocabularies of less than a block, of whole blocks, and of a piece more."""
+    weights = [weight for number in range(size) for weight in (*[0] * (number % 3), *pattern)][:size]
     assume(sum(weights))
     token = int(draw(torch.tensor([weights], dtype=torch.int32), torch.tensor([[die]], dtype=torch.float64)))
     assert weights[token] > 0
