@@ -100,7 +100,8 @@ _NOTES = (
     "tok/s: answers' tokens over the whole time, the reading of the prompts included. A ragged closed loop counts "
     "until the last request begins. ms a step: while all rows decode.",
     "generate: one request at a time; static: `generate` for all, padded; continuous: transformers' own continuous "
-    "batching, its default settings, warmed up. All use the same weights, one after the other, for at most --cap each.",
+    "batching with its defaults (on a CPU with less memory), warmed up. All use the same weights, one after the other, "
+    "for at most --cap each.",
     "ragged: lengths of answers of a published trace; prompts are drawn from the same quantiles.",
     "pause: of every running stream the longest gap between a newcomer's request and its first token.",
     "limit: all weights and all rows' keys and values, read once a step, over the speed of a large copy.",
@@ -135,7 +136,7 @@ def _facts(subject: Subject, asked: Settings, engine: str | None) -> Rows:
         ("a step reads", f"{reads.weights / 1e9:.3f} GB weights, {reads.bytes_per_token:,} bytes a token of a row"),
         ("requests", f"{asked.prompt} tokens in, {asked.answer} out, seed {asked.seed}"),
     ]
-    return Rows("settings", ("", ""), rows)
+    return Rows("settings", ("what", "value"), rows)
 
 
 def _named(text: str, known: Collection[str], option: str) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ Prompt = list[int]
 _WARM_TOKENS = 4
 _POLL = 0.2  # seconds without a result until the clock is looked at
 _STOP_SECONDS = 20.0
+_PAGE = 256  # tokens, its default
+_CPU_BATCH_TOKENS = 1024
 
 
 class BaselineFailed(Exception):
@@ -42,9 +44,9 @@ def arrivals(
     """
     drawn = random.Random(seed)
     streams, newcomers = [Ask(len(ids), answer) for ids in running], [Ask(len(ids), ARRIVAL_ANSWER) for ids in late]
-    until = time.perf_counter() + cap
     with _Session(model, [*streams, *newcomers], len(running) + 1, level=0) as session:
         session.warm(running[0], cap)
+        until = time.perf_counter() + cap
         first = session.add("stream", streams, running, told=len(running) - 1)[-1]
         if not session.wait(first, until, tokens=FIRST_TOKENS):
             raise BaselineFailed(f"the streams did not run within {cap:.0f} s")
@@ -86,7 +88,7 @@ class _Session:
         self._manager = model.init_continuous_batching(
             generation_config=transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
             continuous_batching_config=transformers.ContinuousBatchingConfig(
-                max_requests_per_batch=at_once, default_compile_level=level
+                max_requests_per_batch=at_once, default_compile_level=level, **_room(model, asks, at_once)
             ),
             workload_hints=WorkloadHints(
                 max_prompt_length=max(ask.prompt for ask in asks),
@@ -158,6 +160,14 @@ class _Session:
     def _take(self, output: Any) -> None:
         if output is not None:
             self._outputs[output.request_id] = output
+
+
+def _room(model: Any, asks: Sequence[Ask], at_once: int) -> dict[str, int]:
+    """Its cache takes nearly all memory by itself: a GPU's is there for that, but a machine's is others', too."""
+    if model.device.type == "cuda":
+        return {}
+    blocks = 1 + max(ask.prompt + ask.answer for ask in asks) // _PAGE
+    return {"page_size": _PAGE, "num_blocks": (at_once + 1) * (blocks + 1), "max_batch_tokens": _CPU_BATCH_TOKENS}
 
 
 def _track(ask: Ask, output: Any, lines_up: bool) -> Track:

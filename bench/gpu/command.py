@@ -60,7 +60,7 @@ def command(
     result = Report("gpu", {**settings, "prompt": prompt, "answer": ask.answer}, notes=list(_NOTES))
     ours = _system(folder, place, sizes, ask, seed)
     alone = _alone(folder, place, sizes, ask, seed)
-    result.tables += [_rows(ours, alone)]
+    result.tables += [_rates(ours, alone), _delays(ours, alone)]
     result.facts = {"system": {str(size): asdict(each) for size, each in ours.items()}, "engine": alone}
     result.finish(json_file)
 
@@ -68,7 +68,7 @@ def command(
 _NOTES = (
     "system: streams of /v1/completions over HTTP, API, broker, root and one node on this machine, the load generator "
     "beside them. engine: the same requests through the engine's protocol, in one process.",
-    "TTFT and gap in ms. An event of a stream may carry several tokens: where it does, its gaps are longer and fewer.",
+    "gap: between two events of one stream. An event may carry several tokens: gaps are longer then.",
 )
 
 
@@ -120,19 +120,19 @@ def _prompts(folder: Path, seed: int) -> Prompts:
     return Prompts(tokenizer, len(tokenizer), folder.name, seed)
 
 
-def _rows(ours: dict[int, Reading], alone: dict[str, Any]) -> Rows:
+def _rates(ours: dict[int, Reading], alone: dict[str, Any]) -> Rows:
     rows = []
     for size, system in ours.items():
-        engine_alone = alone.get(str(size))
-        both = (asdict(system), engine_alone or {})
-        rates = [each.get("rate") for each in both]
-        spreads = [(each.get(name) or {}).get(point) for name, point in _SHOWN for each in both]
-        ratio = rates[0] / rates[1] if rates[1] else None
-        rows.append((size, system.failed, *rates, ratio, *spreads))
-    names = (f"{name.upper() if name == 'ttft' else name} {point}, {who}" for name, point in _SHOWN for who in _WHO)
-    columns = ("at once", "failed", *(f"tok/s, {who}" for who in _WHO), "system / engine", *names)
-    return Rows("the whole system beside its engine", columns, rows)
+        rate = alone.get(str(size), {}).get("rate")
+        rows.append((size, system.rate, rate, system.rate / rate if rate else None, system.failed))
+    return Rows("tok/s", ("at once", "system", "engine", "system / engine", "failed"), rows)
 
 
-_WHO = ("system", "engine")
-_SHOWN = (("ttft", "p50"), ("ttft", "p99"), ("gap", "p50"), ("gap", "p99"))
+def _delays(ours: dict[int, Reading], alone: dict[str, Any]) -> Rows:
+    rows = []
+    for size, system in ours.items():
+        for who, each in (("system", asdict(system)), ("engine", alone.get(str(size), {}))):
+            spreads = [each.get("ttft") or {}, each.get("gap") or {}]
+            rows.append((size, who, *(spread.get(point) for spread in spreads for point in ("p50", "p99", "max"))))
+    columns = ("TTFT p50", "TTFT p99", "TTFT max", "gap p50", "gap p99", "gap max")
+    return Rows("delays, ms", ("at once", "who", *columns), rows)

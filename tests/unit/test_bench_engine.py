@@ -387,18 +387,19 @@ def test_the_real_engine_beside_its_baselines(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CANOPY_HOME", str(tmp_path))
     monkeypatch.setitem(limit._COPY_BYTES, "cpu", 1 << 20)
     file = tmp_path / "engine.json"
-    options = ("--engine", "transformers", "--rows", "uniform", "--cap", "20", "--json", str(file))
+    options = ("--engine", "transformers", "--rows", "uniform", "--baseline-concurrency", "3", "--json", str(file))
     code, output = run("--model", "tiny", *SMALL, *options)
     assert code == 0, output
     record = json.loads(file.read_text())
     found = {(each["who"], each["at_once"]): each["reading"] for each in record["facts"]["found"]}
     assert set(found) == {
-        ("engine", 1), ("engine", 3), ("generate", 1), ("static", 3), ("continuous", 1), ("continuous", 3),
+        ("engine", 1), ("engine", 3), ("generate", 1), ("static", 3), ("continuous", 3),
     }, record["notes"]  # fmt: skip
     assert {each["tokens"] for (_, at_once), each in found.items() if at_once == 3} == {18}
     assert found["generate", 1]["tokens"] == 6
     ratios = record["tables"]["the engine beside the others, by tok/s"]
-    assert all(row["/ continuous"] and row["of the limit"] for row in ratios)
+    assert [bool(row["/ continuous"]) for row in ratios] == [False, True]
+    assert all(row["/ generate"] and row["of the limit"] for row in ratios)
 
 
 def test_continuous_batching_is_cut_short_and_keeps_what_it_made() -> None:
