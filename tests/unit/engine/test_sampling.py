@@ -2,6 +2,7 @@
 
 import math
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -387,3 +388,39 @@ def test_what_cannot_be_is_told_as_a_number() -> None:
     first, second = made.choose(logits, [0, 1]).read()
     assert (first.token, first.logprob, dict(first.top)) == (0, 0.0, {0: 0.0, 1: -9999.0, 2: -9999.0})
     assert second.logprob == -9999.0
+
+
+# ---- on a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_host_never_waits_and_the_tokens_are_those_of_a_cpu() -> None:
+    asked = [
+        Sampling(temperature=0, logprobs=3),
+        Sampling(seed=1),
+        Sampling(seed=2, top_p=0.9, temperature=0.7),
+        Sampling(seed=3, top_k=50, top_p=0.9, logprobs=0),
+        Sampling(seed=4, top_k=2000),
+        Sampling(seed=5, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5),
+        Sampling(temperature=0, logit_bias={7: 100.0}),
+    ]
+    rows, steps = len(asked), 20
+    logits = torch.randn(steps, rows, 33_000, generator=torch.Generator().manual_seed(1)) * 3
+    there = logits.to("cuda")
+    chosen = {}
+    for place, given_steps in (("cuda", there), ("cpu", logits)):
+        made = Sampler(rows, 33_000, torch.device(place))
+        told = []
+        for begun in range(2):  # the first time round warms up: kernels are loaded, and pinned memory is made
+            for slot, each in enumerate(asked):
+                made.assign(slot, each, [1, 2], [3])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the mode is a prototype, it says
+                torch.cuda.set_sync_debug_mode("error" if begun and place == "cuda" else "default")
+            try:
+                told = [made.choose(step, list(range(rows))) for step in given_steps]
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        chosen[place] = [[picked.token for picked in choice.read()] for choice in told]
+    pairs = [pair for step in zip(chosen["cuda"], chosen["cpu"], strict=True) for pair in zip(*step, strict=True)]
+    assert sum(one == other for one, other in pairs) >= 0.97 * len(pairs)  # their exp() differs in the last bit
