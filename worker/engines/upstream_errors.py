@@ -7,7 +7,7 @@ import msgspec
 
 from worker.engines.base import EngineError, EngineStopped
 
-_BUSY = (429, 502, 503, 504)  # the same request may be taken in a moment
+BUSY = (429, 502, 503, 504)  # the same request may be taken in a moment
 MOST_SECONDS = 30.0  # of waiting, whatever a server asks for
 _SHOWN = 300  # characters of a server's complaint
 # vLLM, SGLang, llama.cpp, OpenAI, Canopy; each has its own words.
@@ -28,7 +28,7 @@ class Refusal(msgspec.Struct, frozen=True):
     @property
     def busy(self) -> bool:
         """The server, or one before it, has no room just now, or is just starting: no fault of the job's."""
-        return self.status in _BUSY
+        return self.status in BUSY
 
     def error(self, address: str) -> EngineError:
         """What the run raises. What the configuration is to blame for (a key, a model that is gone) fails the engine,

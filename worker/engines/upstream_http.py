@@ -8,7 +8,7 @@ import msgspec
 
 from worker.engines.base import EngineError, EngineStopped
 from worker.engines.upstream_call import Call
-from worker.engines.upstream_errors import Refusal
+from worker.engines.upstream_errors import BUSY, Refusal
 
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 30.0
@@ -61,7 +61,7 @@ class Server:
     async def _alive(self) -> bool:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                return (await self.client.get("models")).status_code < 500
+                return (await self.client.get("models")).status_code not in BUSY
         except (TimeoutError, httpx.HTTPError):
             return False
 

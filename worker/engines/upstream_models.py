@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from worker.engines.base import EngineUnavailable
-from worker.engines.upstream_errors import complaint
+from worker.engines.upstream_errors import BUSY, complaint
 
 START_SECONDS = 15.0
 _LIST_BYTES = 8 << 20
@@ -48,14 +48,14 @@ async def choose(client: httpx.AsyncClient, address: str, wanted: str, public: s
         ) from error
     if status in (401, 403):
         raise EngineUnavailable(f"{address} refuses the key ({status}); set CANOPY_UPSTREAM_KEY")
-    if status >= 500 or status == 429:
+    if status in BUSY:
         raise EngineUnavailable(f"{address} is not ready, it answers {status}: {complaint(text)}")
     models = _parsed(text) if status == 200 else None
     if models is None:
         if wanted:
             return Found(wanted, "")
         raise EngineUnavailable(
-            f"{address} has no list of models ({status} for GET /models): does the address end in /v1? "
+            f"{address} has no list of models (it answers {status} to GET /models): does the address end in /v1? "
             "If it does, name the model: --upstream-model NAME"
         )
     return _chosen(models, address, wanted, public)

@@ -148,8 +148,9 @@ async def test_a_server_that_will_not_do_is_said_in_one_line(models: Script, wan
         assert "\n" not in str(caught.value)
 
 
-async def test_without_a_list_a_named_model_will_do() -> None:
-    async with Upstream(answering("x"), models=refusing(404, b"nothing here")) as upstream:
+@pytest.mark.parametrize("status", [404, 405, 500, 501])
+async def test_without_a_list_a_named_model_will_do(status: int) -> None:
+    async with Upstream(answering("x"), models=refusing(status, b"nothing here")) as upstream:
         engine = engine_for(upstream.url, upstream_model="blind")
         await engine.start()
         assert whole(await read(engine, chat()))[0] == "x"
