@@ -49,17 +49,19 @@ class History:
         """
         if self._counts is None or not any(map(penalised, asked)):
             return
-        columns = [
-            [each.repetition_penalty for each in asked],
-            [each.frequency_penalty for each in asked],
-            [each.presence_penalty for each in asked],
-        ]
-        repetition, frequency, presence = upload(columns, torch.float32, self._device)[:, :, None]
-        seen = self._counts.index_select(0, slots)
-        said = seen & (_PROMPT - 1)
-        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits.copy_(torch.where(seen > 0, repeated, logits))
-        logits -= said * frequency + (said > 0) * presence
+        counts = self._counts.index_select(0, slots)
+        if any(each.repetition_penalty != 1 for each in asked):
+            penalty = self._column([each.repetition_penalty for each in asked])
+            repeated = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits.copy_(torch.where(counts > 0, repeated, logits))
+        said = counts.bitwise_and_(_PROMPT - 1)
+        if any(each.frequency_penalty for each in asked):
+            logits.sub_(said * self._column([each.frequency_penalty for each in asked]))
+        if any(each.presence_penalty for each in asked):
+            logits.sub_((said > 0) * self._column([each.presence_penalty for each in asked]))
+
+    def _column(self, values: list[float]) -> torch.Tensor:
+        return upload(values, torch.float32, self._device)[:, None]
 
     def add(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Counts the chosen tokens, on the device; the host need not know them yet."""

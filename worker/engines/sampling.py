@@ -16,6 +16,7 @@ from broker.wire import LEAST_LOGPROB, Sampling
 from worker.engines.adjusting import Biases, History, penalised, upload
 from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, kept, weigh, within_top_k
 
+_CACHED = 1 << 18  # logits: a megabyte
 _COLDEST = 1e-5  # temperatures below it are 0: logits divided by them would be infinite
 # plain: from all tokens; open: min-p or top-p alone; short: with a top-k up to SHORTLIST; wide: with a greater one
 Method = Literal["greedy", "plain", "open", "short", "wide"]
@@ -125,29 +126,44 @@ class Sampler:
         groups: dict[tuple[Method, bool], list[int]] = {}
         for row, place in enumerate(map(self._place, slots)):
             groups.setdefault((place.method, place.adjusts), []).append(row)
-        if len(groups) == 1:
-            [(method, adjusts)] = groups
-            tokens = self._chosen(method, logits, slots, adjusts=adjusts)
-        else:
-            tokens = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
-            for (method, adjusts), rows in groups.items():
-                index = upload(rows, torch.int64, logits.device)
-                part = logits.index_select(0, index)
-                tokens.index_copy_(0, index, self._chosen(method, part, [slots[row] for row in rows], adjusts=adjusts))
+        tokens = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
+        for (method, adjusts), rows in groups.items():
+            light = method == "greedy" and not adjusts
+            for part in [rows] if light else self._parts(rows):
+                if len(part) == len(slots):
+                    tokens = self._chosen(method, logits, slots, adjusts=adjusts)
+                else:
+                    index = upload(part, torch.int64, logits.device)
+                    mine = [slots[row] for row in part]
+                    chosen = self._chosen(method, logits.index_select(0, index), mine, adjusts=adjusts)
+                    tokens.index_copy_(0, index, chosen)
         return Choice(tokens, self._odds(logits, tokens, slots))
 
     def _odds(self, logits: torch.Tensor, tokens: torch.Tensor, slots: list[int]) -> _Odds | None:
         """Of the model's own distribution, whatever the settings made of it."""
-        asked = [(row, self._place(slot).sampling.logprobs) for row, slot in enumerate(slots)]
-        rows = [row for row, count in asked if count is not None]
-        if not rows:
+        wanted = {
+            row: count for row, slot in enumerate(slots) if (count := self._place(slot).sampling.logprobs) is not None
+        }
+        if not wanted:
             return None
-        counts = [count for _, count in asked if count is not None]
-        index = upload(rows, torch.int64, logits.device)
-        logprobs = logits.index_select(0, index).float().log_softmax(-1)
-        chosen = logprobs.gather(-1, tokens.index_select(0, index)[:, None])[:, 0]
-        best = logprobs.topk(min(max(counts), logprobs.shape[-1]), dim=-1)
-        return _Odds(rows, counts, chosen, best.indices, best.values)
+        most = min(max(wanted.values()), logits.shape[-1])
+        found = []
+        for part in self._parts(list(wanted)):
+            index = upload(part, torch.int64, logits.device)
+            logprobs = logits.index_select(0, index).float().log_softmax(-1)
+            chosen = logprobs.gather(-1, tokens.index_select(0, index)[:, None])[:, 0]
+            best = logprobs.topk(most, dim=-1)
+            found.append((chosen, best.indices, best.values))
+        return _Odds(list(wanted), list(wanted.values()), *map(torch.cat, zip(*found, strict=True)))
+
+    def _parts(self, rows: list[int]) -> list[list[int]]:
+        """The rows that are computed at once: on a CPU no more than its caches hold, and memory that need not be asked
+        for again and again, which takes longer than all the arithmetic.
+        """
+        if self._device.type != "cpu":
+            return [rows]
+        size = max(1, _CACHED // self._vocabulary)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _place(self, slot: int) -> _Place:
         place = self._places[slot]
