@@ -30,12 +30,12 @@ _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|
 def load(folder: Path, device: str, slots: int) -> Loaded:
     """Loads safetensors and tokenizer of `folder` for `slots` rows at once. Blocks; raises EngineUnavailable."""
     place = find_device(device)
-    _check_folder(folder)
+    check_folder(folder)
     set_threads()
     transformers.utils.logging.disable_progress_bar()  # logs are one line a fact
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = _load_model(folder, place)
+        model = load_weights(folder, place, device_map=place)
     except (SafetensorError, torch.OutOfMemoryError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {_one_line(error)}") from error
     return ready(model, tokenizer, slots)
@@ -53,7 +53,7 @@ def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) ->
         longest = over.context
     except Unfit as error:
         log.warning("computed the library's way", model=type(model).__name__, reason=str(error))
-        longest = _context(model, place, slots, _bytes_per_token(model), context)
+        longest = longest_context(model, place, slots, _bytes_per_token(model), context)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -72,7 +72,8 @@ def _onto_slots(model: Any, slots: int, context: int | None) -> SlotModel:
     place = model.device
     shape = Shape(model)
     try:
-        over = fit(model, shape, slots, _context(model, place, slots, shape.bytes_per_token(model.dtype), context))
+        length = longest_context(model, place, slots, shape.bytes_per_token(model.dtype), context)
+        over = fit(model, shape, slots, length)
     except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
         give_back(model, shape)
         raise Unfit(_one_line(error)) from error
@@ -135,7 +136,8 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(end for end in ends if end is not None)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raises EngineUnavailable if it holds no model."""
     if not folder.is_dir():
         advice = f"make it with: python -m worker.models prepare {folder.name}"
         raise EngineUnavailable(f"no model folder {folder}; {advice}")
@@ -148,13 +150,15 @@ def _check_folder(folder: Path) -> None:
         raise EngineUnavailable(f"{config} is not JSON: {error}") from error
 
 
-def _load_model(folder: Path, place: torch.device) -> Any:
-    """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16 on a GPU."""
+def load_weights(folder: Path, place: torch.device, **how: Any) -> Any:
+    """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16 on a GPU. `how`: where
+    to, in transformers' words.
+    """
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         output_loading_info=True,
         dtype=torch.float32 if place.type == "cpu" else torch.bfloat16,
-        device_map=place,
+        **how,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
@@ -177,7 +181,7 @@ def _bytes_per_token(model: Any) -> int:
         raise EngineUnavailable(f"the model {type(model).__name__} cannot be run here: {_one_line(error)}") from error
 
 
-def _context(model: Any, place: torch.device, slots: int, bytes_per_token: int, asked: int | None) -> int:
+def longest_context(model: Any, place: torch.device, slots: int, bytes_per_token: int, asked: int | None) -> int:
     """The model's own context, or less where full rows in all slots would not fit into the memory meant for them."""
     longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192)
     if place.type == "cuda":  # the rest is for what a step computes meanwhile, and for graphs

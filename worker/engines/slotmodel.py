@@ -38,6 +38,7 @@ class SlotModel:
         self._layers: list[Any] = []  # attention modules
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool: Any = None
+        self.capture_mode = "global"  # of CUDA: which calls of other threads spoil a recording
         # One slot more than sequences: padded rows of a graph compute there, and nobody reads it.
         self._spare = slots
         self._last = torch.zeros(slots + 1, dtype=torch.long, device=self.device)  # newest token of each slot
@@ -60,11 +61,18 @@ class SlotModel:
 
     def release(self) -> None:
         """Gives the memory of graphs, keys and values back."""
-        self._graphs.clear()
-        self._pool = None
+        self.forget_graphs()
         for module in self._layers:
             del module.slot_keys, module.slot_values
         self._layers = []
+
+    def forget_graphs(self) -> None:
+        """Steps are computed without them."""
+        self._graphs.clear()
+        self._pool = None
+
+    def check(self) -> None:
+        """Raises EngineError if what the device has computed is not right. A single one says so itself."""
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """The first `tokens` of `source` are also in `slot`."""
@@ -146,7 +154,7 @@ class SlotModel:
                 run()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture_mode):
             logits = run()
         self._pool = graph.pool()
         return graph, logits
