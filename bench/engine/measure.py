@@ -207,8 +207,8 @@ class Run:
         if not tracks:
             self._note(f"{name}: nothing was made within {it.cap:.0f} s")
             return
-        self._take(kind, who, at_once, tracks, time.perf_counter() - began)
         made, wanted = sum(track.tokens for track in tracks), sum(ask.answer for ask in asks)
+        self._take(kind, who, at_once, tracks, time.perf_counter() - began, whole=made >= wanted)
         if made < wanted:
             self._note(f"{name}: cut short by --cap: {made} of {wanted} tokens")
 
@@ -243,8 +243,9 @@ class Run:
         say(f"bandwidth: {speed / 1e9:.0f} GB/s, read and written")
         self._save()
 
-    def _take(self, kind: str, who: str, at_once: int, tracks: list[Track], warm: float) -> None:
-        it = _read(kind, who, tracks, poisson=self._settings.rate is not None)
+    def _take(self, kind: str, who: str, at_once: int, tracks: list[Track], warm: float, *, whole: bool = True) -> None:
+        """`whole`: no cap cut it short."""
+        it = read(kind, who, tracks, steady=whole and self._settings.rate is None)
         self.found.append(Found(kind, who, at_once, it))
         for error in sorted({track.error for track in tracks if track.error})[:3]:
             self._note(f"{who}, {kind}, {at_once} at once: {error}")
@@ -306,11 +307,12 @@ class Run:
         return [each for each in tables if each.rows]
 
 
-def _read(kind: str, who: str, tracks: Sequence[Track], *, poisson: bool) -> Reading:
-    """Batches of `generate` have no places that are filled again, so their whole time counts; and of a baseline that
-    its cap cut short, too.
+def read(kind: str, who: str, tracks: Sequence[Track], *, steady: bool) -> Reading:
+    """`steady`: the places were filled again until nothing was left, and what follows does not count. Batches of
+    `generate` have no such places, and of a load that was cut short the last requests may never have begun: there the
+    whole time counts.
     """
     if kind == UNIFORM:
         return reading.read_wave(tracks)
-    steady = not poisson and who not in (ONE_BY_ONE, "static")
+    steady = steady and who not in (ONE_BY_ONE, "static")
     return reading.read_loop(tracks) if steady else reading.read_until_last(tracks)

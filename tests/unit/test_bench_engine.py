@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from bench.engine import continuous, limit, load, reading, shapes, table
+from bench.engine import continuous, limit, load, measure, reading, shapes, table
 from bench.engine.command import command
 from bench.engine.prompts import NoPrompt, Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
@@ -72,6 +72,14 @@ def test_a_loop_counts_until_the_last_request_begins() -> None:
     found = reading.read_loop([track(0.0, 1.0, 2.0), track(2.0, 3.0, 4.0), track(4.0, 5.0, 6.0)])
     assert (found.tokens, found.seconds) == (4, pytest.approx(4.0))
     assert reading.read_until_last([track(0.0, 1.0, 2.0), track(2.0, 3.0, 5.0)]).seconds == pytest.approx(5.0)
+
+
+def test_of_a_load_that_was_cut_short_the_whole_time_counts() -> None:
+    first_wave_only = [track(0.0, 1.0, 2.0), track(0.001, 1.5, 4.0)]
+    assert measure.read("ragged", "continuous", first_wave_only, steady=False).rate == pytest.approx(1.0)
+    assert measure.read("ragged", "static", first_wave_only, steady=True).rate == pytest.approx(1.0)
+    refilled = [*first_wave_only, track(2.0, 3.0, 5.0)]
+    assert measure.read("ragged", "engine", refilled, steady=True).seconds == pytest.approx(2.0)
 
 
 def test_a_load_of_which_nothing_came_is_a_reading_too() -> None:
