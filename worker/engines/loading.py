@@ -151,8 +151,8 @@ def check_folder(folder: Path) -> None:
 
 
 def load_weights(folder: Path, place: torch.device, **how: Any) -> Any:
-    """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16 on a GPU. `how`: where
-    to, in transformers' words.
+    """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16 on a GPU. `how`:
+    where to, in transformers' words.
     """
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
