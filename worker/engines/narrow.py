@@ -50,7 +50,7 @@ def draw(weights: torch.Tensor, dice: torch.Tensor) -> torch.Tensor:
     block = torch.searchsorted(heaps, aims, right=True).clamp_(max=heaps.shape[-1] - 1)
     before = torch.where(block > 0, heaps.gather(-1, (block - 1).clamp_(min=0)), 0)
     last = weights.shape[-1] - 1
-    tokens = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    tokens = block * _BLOCK + torch.arange(min(_BLOCK, last + 1), device=weights.device)
     inside = weights.gather(-1, tokens.clamp(max=last)).cumsum(-1, dtype=torch.int64)
     found = torch.searchsorted(inside, aims - before, right=True)
     return (block * _BLOCK + found)[:, 0].clamp_(max=last)
