@@ -181,4 +181,4 @@ def prefill(
         window_size_right=0,
         seqused_k=step.lengths,
     )[0]
-    return out
+    return out.contiguous()  # it has the layout of `query`

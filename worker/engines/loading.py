@@ -21,6 +21,7 @@ from worker.engines.slotmodel import SlotModel, Unfit
 
 log = structlog.get_logger(__name__)
 
+_READ_SECONDS = 0.05  # for which the reading of a prompt may hold up others at a time, on a GPU
 _GPU_SHARE = 0.85  # of the memory that is free once the weights are there
 
 # How chat templates end a turn. A model that was converted may list only <eos> in its generation settings.
@@ -60,7 +61,7 @@ def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) ->
         ends=end_tokens(model, tokenizer),
         context=longest,
         vocabulary=model.config.get_text_config().vocab_size,
-        prefill_tokens=256 if place.type == "cpu" else 2048,
+        prefill_tokens=_prefill_tokens(over, place),
         over=over,
     )
 
@@ -80,6 +81,20 @@ def _onto_slots(model: Any, slots: int, context: int | None) -> SlotModel:
     if place.type == "cuda":
         _quicken(model, shape, over)
     return over
+
+
+def _prefill_tokens(over: SlotModel | None, place: torch.device) -> int:
+    """How much of a prompt is read between two steps: as much as those who run will hardly notice."""
+    if place.type == "cpu":
+        return 256
+    if over is None:
+        return 2048
+    most = min(2048, over.context)
+    with torch.inference_mode():
+        seconds = min(over.seconds_to_read(most) for _ in range(3))
+    tokens = min(most, max(256, int(_READ_SECONDS / seconds * most) // 256 * 256))
+    log.info("reading prompts", tokens=tokens, milliseconds=round(1000 * seconds * tokens / most, 1))
+    return tokens
 
 
 def _quicken(model: Any, shape: Shape, over: SlotModel) -> None:

@@ -6,9 +6,11 @@ the host's speed. What the graph reads lies in fixed tensors, filled by one smal
 are computed and nothing else.
 """
 
+import time
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any
+from operator import add
+from typing import Any, NamedTuple
 
 import structlog
 import torch
@@ -19,6 +21,8 @@ from worker.engines.attention import Piece, Step
 log = structlog.get_logger(__name__)
 
 _BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_READS = (512, 1024, 2048)  # tokens of prompts in a step that is a graph
+_PIECES = 32  # of prompts in such a step
 _UPLOADS = 4  # pinned buffers in turn: the host may be that many steps ahead of the copies
 
 Progress = Callable[[str], None]
@@ -37,6 +41,7 @@ class SlotModel:
         self.slots, self.context = slots, context
         self._layers: list[Any] = []  # attention modules
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._reads: dict[int, _Read] = {}
         self._pool: Any = None
         self.capture_mode = "global"  # of CUDA: which calls of other threads spoil a recording
         # One slot more than sequences: padded rows of a graph compute there, and nobody reads it.
@@ -69,6 +74,7 @@ class SlotModel:
     def forget_graphs(self) -> None:
         """Steps are computed without them."""
         self._graphs.clear()
+        self._reads.clear()
         self._pool = None
 
     def check(self) -> None:
@@ -86,32 +92,54 @@ class SlotModel:
 
     def prefill(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
         """Reads pieces of prompts; `ends` says of which the next token is wanted. Logits [wanted, vocabulary]."""
-        flat = [token for part in tokens for token in part]
-        places = [
-            piece.slot * self.context + position
-            for piece in pieces
-            for position in range(piece.start, piece.start + piece.length)
-        ]
-        upto = list(accumulate(piece.length for piece in pieces))
-        packed = self._upload([
-            *flat,
-            *places,
-            *(place % self.context for place in places),
-            *(last - 1 for last, end in zip(upto, ends, strict=True) if end),
-            *(piece.slot for piece, end in zip(pieces, ends, strict=True) if end),
-        ])  # fmt: skip
-        count, wanted = len(flat), sum(ends)
-        ids, spots, positions, keep, self._asked = packed.split([count, count, count, wanted, wanted])
-        small = self._upload([
+        count = sum(piece.length for piece in pieces)
+        size = next((size for size in self._reads if size >= count), None)
+        if size is None or len(pieces) > _PIECES:
+            return self._prefill_plainly(pieces, tokens, ends)
+        read, wanted = self._reads[size], sum(ends)
+        spare = Piece(self._spare, 0, 0)
+        padding = size - count
+        self._asked = read.fill(
+            self._packed(pieces, tokens, ends, padding, _PIECES - wanted),
+            self._table([*pieces, *[spare] * (_PIECES - len(pieces))]),
+        )[:wanted]
+        read.graph.replay()
+        return read.logits[:wanted]
+
+    def _prefill_plainly(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
+        count, wanted = sum(piece.length for piece in pieces), sum(ends)
+        packed = self._upload(self._packed(pieces, tokens, ends, 0, 0))
+        ids, places, positions, keep, self._asked = packed.split([count, count, count, wanted, wanted])
+        table = self._upload(self._table(pieces)).int()
+        slots, lengths, starts = table.split([len(pieces), len(pieces), len(pieces) + 1])
+        step = Step(places, slots, lengths, tuple(pieces), starts, max(piece.length for piece in pieces))
+        return self._forward(step, ids, positions, keep)
+
+    def _packed(
+        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], padding: int, unwanted: int
+    ) -> list[int]:
+        """Of each token its id, its place and its position; then of each piece whose next token is wanted its last
+        token, and then its slot. Padding computes in the spare slot, and nobody reads it.
+        """
+        positions = [at for piece in pieces for at in range(piece.start, piece.start + piece.length)]
+        slots = [piece.slot * self.context for piece in pieces for _ in range(piece.length)]
+        spare = [self._spare * self.context] * padding
+        last = [upto - 1 for upto, end in zip(accumulate(map(len, tokens)), ends, strict=True) if end]
+        return [
+            *(token for part in tokens for token in part), *[0] * padding,
+            *map(add, slots, positions), *spare,
+            *positions, *[0] * padding,
+            *last, *[0] * unwanted,
+            *(piece.slot for piece, end in zip(pieces, ends, strict=True) if end), *[self._spare] * unwanted,
+        ]  # fmt: skip
+
+    def _table(self, pieces: list[Piece]) -> list[int]:
+        """Of each piece its slot; its length with what the slot held; where it starts among the step's tokens."""
+        return [
             *(piece.slot for piece in pieces),
             *(piece.start + piece.length for piece in pieces),
-            0,
-            *upto,
-        ]).int()  # fmt: skip
-        slots, lengths, starts = small.split([len(pieces), len(pieces), len(pieces) + 1])
-        longest = max(piece.length for piece in pieces)
-        step = Step(spots, slots, lengths, tuple(pieces), starts, longest)
-        return self._forward(step, ids, positions, keep)
+            *accumulate((piece.length for piece in pieces), initial=0),
+        ]
 
     def decode(self, slots: list[int], positions: list[int]) -> torch.Tensor:
         """The newest token of each slot, at `positions`; logits [rows, vocabulary] of what comes next, which the next
@@ -128,6 +156,14 @@ class SlotModel:
         graph.replay()
         return logits[:count]
 
+    def seconds_to_read(self, tokens: int) -> float:
+        """How long a piece of so many tokens takes, measured now, in a slot that nobody has."""
+        torch.cuda.synchronize(self.device)
+        since = time.perf_counter()
+        self.prefill([Piece(self._spare, 0, tokens)], [[0] * tokens], [True])
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter() - since
+
     def capture(self, progress: Progress) -> None:
         """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
         if self._inputs is None:
@@ -139,6 +175,9 @@ class SlotModel:
             self._inputs.fill([self._spare] * size, [0] * size)
             graphs[size] = self._record(self._inputs, size)
         self._graphs = dict(sorted(graphs.items()))
+        for size in _READS:
+            progress(f"preparing to read {size} tokens at once")
+            self._reads[size] = self._record_reading(size)
 
     def _record(self, inputs: "_Inputs", size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         step = Step(inputs.places[:size], inputs.slots[:size], inputs.lengths[:size])
@@ -147,6 +186,20 @@ class SlotModel:
             ids = self._last[inputs.where[:size]]
             return self._forward(step, ids, inputs.positions[:size], None)
 
+        return self._recorded(run)
+
+    def _record_reading(self, size: int) -> "_Read":
+        numbers = torch.zeros(3 * size + 2 * _PIECES, dtype=torch.long, device=self.device)
+        ids, places, positions, keep, asked = numbers.split([size, size, size, _PIECES, _PIECES])
+        table = torch.zeros(3 * _PIECES + 1, dtype=torch.int32, device=self.device)
+        slots, lengths, starts = table.split([_PIECES, _PIECES, _PIECES + 1])
+        places.fill_(self._spare * self.context)
+        slots.fill_(self._spare)
+        step = Step(places, slots, lengths, (), starts, size)
+        graph, logits = self._recorded(lambda: self._forward(step, ids, positions, keep))
+        return _Read(graph, logits, numbers, table, asked)
+
+    def _recorded(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -183,6 +236,22 @@ class SlotModel:
         """int64 on the device, without waiting for it."""
         host = torch.tensor(numbers, dtype=torch.long, pin_memory=self.device_ahead)
         return host.to(self.device, non_blocking=True)
+
+
+class _Read(NamedTuple):
+    """A graph that reads pieces of prompts, and what it reads."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: torch.Tensor
+    numbers: torch.Tensor
+    table: torch.Tensor
+    asked: torch.Tensor  # a part of `numbers`
+
+    def fill(self, numbers: list[int], table: list[int]) -> torch.Tensor:
+        """Returns the slots of the pieces whose next token is wanted."""
+        self.numbers.copy_(torch.tensor(numbers, pin_memory=True), non_blocking=True)
+        self.table.copy_(torch.tensor(table, dtype=torch.int32, pin_memory=True), non_blocking=True)
+        return self.asked
 
 
 class _Inputs:
