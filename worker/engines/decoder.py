@@ -18,6 +18,7 @@ from worker.engines.rowscheduler import RowScheduler
 from worker.engines.scheduling import News, Scheduler
 from worker.engines.sequence import Sequence
 from worker.engines.slotscheduler import SlotScheduler
+from worker.engines.telling import Telling
 
 _ADMITTED = 16  # newcomers turned into tokens between two steps: those who run wait for them
 
@@ -28,6 +29,7 @@ class Decoder:
     def __init__(self, loaded: Loaded, slots: int, tell: Callable[[News], None]) -> None:
         self._loaded = loaded
         self._tell = tell
+        self._telling = Telling(tell, time.monotonic)
         self._scheduler: Scheduler = (
             SlotScheduler(loaded, loaded.over) if loaded.over is not None else RowScheduler(loaded, slots)
         )
@@ -82,7 +84,8 @@ class Decoder:
                     with self._timed():
                         news = self._scheduler.step()
                     self.warm = True
-                    self._told(news)
+                    self._telling.pass_on(news)
+                    self._telling.retain([sequence.mailbox for sequence in self._scheduler.everyone()])
         finally:  # nobody is left waiting, whatever ended the loop
             self._closed = True
             self._end([*self._scheduler.everyone(), *self._unread()], EngineStopped())

@@ -1,6 +1,9 @@
 """From token ids to text, one token at a time, without ever showing half a character."""
 
-from typing import Protocol
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 _HALF = "\ufffd"  # what decoders put for bytes that are not (yet) UTF-8
 _CONTEXT = 6  # tokens of the prompt decoded along, so that the first word keeps its leading space
@@ -18,18 +21,25 @@ class Detokenizer:
     """Text of one growing sequence.
 
     Tokens are decoded together with the few before them and the difference is the new text, because what a token
-    reads as depends on its neighbours (leading spaces, characters of several tokens).
+    reads as depends on its neighbours (leading spaces, characters of several tokens). The tokenizers library does the
+    same, four times faster, where the tokenizer is one of its own.
     """
 
     def __init__(self, tokenizer: Decodes, before: list[int]) -> None:
         self._tokenizer = tokenizer
         self._shown = self._context(before)
         self._pending: list[int] = []
-        self._shown_text = self._decode(self._shown)
+        self._core: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._stream = self._streamed()
 
     def push(self, token: int) -> str:
         """The new text; empty while a character is incomplete."""
         self._pending.append(token)
+        if self._stream is not None and len(self._pending) < _PATIENCE:
+            if (text := self._stream.step(self._core, token)) is None:
+                return ""
+            self._shown, self._pending = self._pending, []
+            return str(text)
         text = self._decode(self._shown + self._pending)
         if text.endswith(_HALF) and len(self._pending) < _PATIENCE:
             return ""
@@ -41,6 +51,12 @@ class Detokenizer:
             return ""
         return self._advance(self._decode(self._shown + self._pending)).rstrip(_HALF)
 
+    def _streamed(self) -> DecodeStream | None:
+        """The library's own way, from what was shown on."""
+        if not isinstance(self._core, Tokenizer):
+            return None
+        return DecodeStream(ids=self._shown, skip_special_tokens=True)
+
     def _context(self, before: list[int]) -> list[int]:
         """The prompt's last tokens, from the beginning of a character on: half a one would spoil what follows."""
         for more in range(4):  # a character has at most four bytes
@@ -50,9 +66,9 @@ class Detokenizer:
         return []
 
     def _advance(self, text: str) -> str:
-        new = text[len(self._shown_text) :]
+        new = text[len(self._decode(self._shown)) :]
         self._shown, self._pending = self._pending, []
-        self._shown_text = self._decode(self._shown)
+        self._stream = self._streamed()
         return new
 
     def _decode(self, ids: list[int]) -> str:

@@ -1,0 +1,93 @@
+"""What readers are told, and when: nothing is lost, put in another order, or kept for ever."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.engines.base import Chunk, EngineError
+from worker.engines.mailbox import Mailbox
+from worker.engines.scheduling import News
+from worker.engines.telling import PIECES_A_SECOND, Telling
+
+STEP = 0.01
+tokens = st.lists(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc")), max_size=6), max_size=60)
+
+
+class Streams:
+    """A clock, and what was told."""
+
+    def __init__(self, count: int) -> None:
+        self.now = 0.0
+        self.told: list[News] = []
+        self.telling = Telling(self.told.append, lambda: self.now)
+        self.boxes = [Mailbox() for _ in range(count)]
+
+    def step(self, news: News) -> News:
+        self.now += STEP
+        before = len(self.told)
+        self.telling.pass_on(news)
+        return [item for each in self.told[before:] for item in each]
+
+    def text(self, number: int) -> str:
+        return "".join(
+            item.text
+            for news in self.told
+            for box, item in news
+            if box is self.boxes[number] and isinstance(item, Chunk)
+        )
+
+
+@given(tokens, st.lists(st.booleans(), min_size=6, max_size=6))
+def test_every_token_is_told_once_and_in_order(steps: list[list[tuple[int, str]]], fails: list[bool]) -> None:
+    streams = Streams(6)
+    made = [""] * 6
+    for step in steps:
+        streams.step([(streams.boxes[number], Chunk(text=text, tokens=1)) for number, text in dict(step).items()])
+        for number, text in dict(step).items():
+            made[number] += text
+    error = EngineError("engine", "failed")
+    ends = [(box, error if fail else Chunk(finish="stop")) for box, fail in zip(streams.boxes, fails, strict=True)]
+    streams.step(list(ends))
+    assert [streams.text(number) for number in range(6)] == made
+    assert not streams.telling._kept
+    assert not streams.telling._told
+
+
+def test_one_stream_is_told_each_token() -> None:
+    streams = Streams(1)
+    for _ in range(10):
+        assert streams.step([(streams.boxes[0], Chunk(text="x", tokens=1))]) == [
+            (streams.boxes[0], Chunk(text="x", tokens=1))
+        ]
+
+
+def test_many_streams_are_told_seldom_but_for_the_first_token_and_the_end() -> None:
+    count = 500  # a tenth of a second each
+    streams = Streams(count)
+    one = [(box, Chunk(text="x", tokens=1)) for box in streams.boxes]
+    assert len(streams.step(one)) == count
+    pieces = [len(streams.step(one)) for _ in range(100)]
+    assert sum(pieces) <= PIECES_A_SECOND * 100 * STEP
+    assert sum(pieces) >= 0.8 * PIECES_A_SECOND * 100 * STEP
+    last = dict(streams.step([(streams.boxes[7], Chunk(text="!", tokens=1, finish="stop"))]))[streams.boxes[7]]
+    assert isinstance(last, Chunk)
+    assert last.text.endswith("!")
+    assert streams.text(7) == "x" * 101 + "!"
+
+
+def test_what_is_kept_is_told_though_its_stream_makes_nothing_new() -> None:
+    streams = Streams(500)
+    for _ in range(2):
+        streams.step([(box, Chunk(text="x", tokens=1)) for box in streams.boxes])
+    for _ in range(20):
+        streams.step([])
+    assert all(streams.text(number) == "xx" for number in range(500))
+
+
+def test_a_withdrawn_stream_is_forgotten() -> None:
+    streams = Streams(500)
+    for _ in range(2):
+        streams.step([(box, Chunk(text="x", tokens=1)) for box in streams.boxes])
+    streams.telling.retain(streams.boxes[:2])
+    told = {box for _ in range(20) for box, _ in streams.step([])}
+    assert told == set(streams.boxes[:2])
+    assert len(streams.telling._told) == 2
