@@ -36,6 +36,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …")
     parser.add_argument("--policy", default=DEFAULT_POLICY, choices=sorted(POLICIES), help="dispatch policy")
     parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, help="transformers only: processes that divide the model among them"
+    )
     parser.add_argument("--upstream", default="", help="openai only: the server's address, http://HOST:PORT/v1")
     parser.add_argument("--upstream-model", default="", help="openai only: the model's name there")
     parser.add_argument("--standby", action="store_true", help="wait for the name while another node has it")
@@ -71,6 +74,7 @@ def make_engine(options: argparse.Namespace) -> Engine | None:
         token_delay=options.token_delay,
         upstream=options.upstream,
         upstream_model=options.upstream_model,
+        tensor_parallel=options.tensor_parallel,
     )
 
 

@@ -19,7 +19,7 @@ ENGINES = {
 
 
 def create(
-    name: str, *, model: str, model_path: str | None, device: str, slots: int, token_delay: float, **own: str
+    name: str, *, model: str, model_path: str | None, device: str, slots: int, token_delay: float, **own: str | int
 ) -> Engine:
     """The engine called `name`, not started yet. A name with a dot is a module to import.
 

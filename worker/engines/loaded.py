@@ -1,10 +1,39 @@
 """A model in memory, as those who compute with it see it."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
+import torch
 
-from worker.engines.slotmodel import SlotModel
+from worker.engines.attention import Piece
+
+
+class OverSlots(Protocol):
+    """A model over slots: see SlotModel, which computes it in this process. What fails raises."""
+
+    device: torch.device
+    slots: int
+    context: int
+
+    @property
+    def device_ahead(self) -> bool:
+        """Steps are only queued: what they made is read later."""
+
+    def copy(self, source: int, slot: int, tokens: int) -> None:
+        """The first `tokens` of `source` are also in `slot`."""
+
+    def feed(self, tokens: torch.Tensor) -> None:
+        """What was chosen from the latest logits [rows]."""
+
+    def prefill(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
+        """Logits [wanted, vocabulary] after those pieces of prompts that end one."""
+
+    def decode(self, slots: list[int], positions: list[int]) -> torch.Tensor:
+        """Logits [rows, vocabulary] after the newest token of each slot."""
+
+    def check(self) -> None:
+        """Raises EngineError if what has been read from the device is not right."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -16,4 +45,5 @@ class Loaded(msgspec.Struct, frozen=True):
     context: int  # tokens, prompt and answer together
     vocabulary: int  # token ids are below it
     prefill_tokens: int  # how much of a prompt is read between two steps of those who run
-    over: SlotModel | None = None  # the model over slots; None: it is computed the library's way
+    over: OverSlots | None = None  # the model over slots; None: it is computed the library's way
+    close: Callable[[], None] | None = None  # ends the other processes that hold parts of it

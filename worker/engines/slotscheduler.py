@@ -14,12 +14,11 @@ import structlog
 from worker.engines.attention import Piece
 from worker.engines.base import EngineError
 from worker.engines.failure import model_failed
-from worker.engines.loaded import Loaded
+from worker.engines.loaded import Loaded, OverSlots
 from worker.engines.prefixes import Slots, common
 from worker.engines.sampling import Choice, Sampler
 from worker.engines.scheduling import News
 from worker.engines.sequence import Sequence
-from worker.engines.slotmodel import SlotModel
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +53,9 @@ class _Made(NamedTuple):
 
 
 class SlotScheduler:
-    """Keeps the `Scheduler` protocol, over a SlotModel."""
+    """Keeps the `Scheduler` protocol, over slots."""
 
-    def __init__(self, loaded: Loaded, model: SlotModel) -> None:
+    def __init__(self, loaded: Loaded, model: OverSlots) -> None:
         self._model = model
         self._budget = loaded.prefill_tokens
         self._slots = Slots(model.slots)
@@ -172,6 +171,7 @@ class SlotScheduler:
         made = self._made.popleft()
         try:
             picked = made.choice.read()
+            self._model.check()
         except Exception as error:  # whatever the device reports now, perhaps of an earlier step
             log.exception("step failed", jobs=len(made.rows))
             self._fail(made.rows, model_failed(error))

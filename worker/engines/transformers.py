@@ -28,6 +28,7 @@ from worker.models import installed
 log = structlog.get_logger(__name__)
 
 _STOP_SECONDS = 5.0
+_STOP_TOGETHER_SECONDS = 2.5  # and as long again once a step cannot wait for other processes any more
 
 
 class TransformersEngine:
@@ -42,15 +43,20 @@ class TransformersEngine:
         model_path: str | None,
         device: str,
         slots: int,
+        ranks: int = 1,
         loader: Callable[[str, int], Loaded] | None = None,
     ) -> None:
-        """`loader` makes the model for a device and a number of slots, instead of reading `model_path`."""
+        """`ranks` processes compute the model together. `loader` makes the model for a device and a number of slots,
+        instead of reading `model_path`.
+        """
         self.model = model
         self.device = device
         self.slots = slots
         self._folder = Path(model_path) if model_path else None
+        self._ranks = ranks
         self._load = loader or self._from_folder
         self._decoder: Decoder | None = None
+        self._close: Callable[[], None] | None = None
         self._open: set[Sequence] = set()
         self.stuck = False
 
@@ -73,11 +79,17 @@ class TransformersEngine:
             except RuntimeError:  # the loop is closed: the process is ending and nobody reads
                 log.debug("news without a reader", items=len(news))
 
+        self._close = loaded.close
         self._decoder = Decoder(loaded, self.slots, tell)
         self._decoder.start()
 
     def _from_folder(self, device: str, slots: int) -> Loaded:
-        return load(self._folder or installed(self.model), device, slots)
+        folder = self._folder or installed(self.model)
+        if self._ranks > 1:
+            from worker.engines import parallel  # torch.distributed takes a second to come
+
+            return parallel.load(folder, device, slots, self._ranks)
+        return load(folder, device, slots)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
@@ -110,12 +122,21 @@ class TransformersEngine:
         for sequence in self._open:  # at once: the thread may never come to it
             sequence.finished = True
             sequence.mailbox.put(EngineStopped())
-        if not await asyncio.to_thread(decoder.stop, _STOP_SECONDS):
+        if not await asyncio.to_thread(self._end, decoder):
             self.stuck = True
             log.error("the computing thread hangs in a step; it ends with the process", seconds=_STOP_SECONDS)
             return
         del decoder
         self.stuck = not await asyncio.to_thread(_free_memory)
+
+    def _end(self, decoder: Decoder) -> bool:
+        """Ends the thread, and the processes that compute with it; False if the thread hangs in a step."""
+        close, self._close = self._close, None
+        if close is None:
+            return decoder.stop(_STOP_SECONDS)
+        ended = decoder.stop(_STOP_TOGETHER_SECONDS)
+        close()
+        return ended or decoder.stop(_STOP_TOGETHER_SECONDS)
 
 
 def _free_memory() -> bool:
@@ -138,6 +159,12 @@ def _deliver(news: News) -> None:
         mailbox.put(item)
 
 
-def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> TransformersEngine:
-    """For the table in `worker.engines`; a real model needs no token delay."""
-    return TransformersEngine(model=model, model_path=model_path, device=device, slots=slots)
+def create(
+    *, model: str, model_path: str | None, device: str, slots: int, token_delay: float, tensor_parallel: int = 1
+) -> TransformersEngine:
+    """For the table in `worker.engines`; a real model needs no token delay. `tensor_parallel`: how many processes
+    compute it together.
+    """
+    return TransformersEngine(
+        model=model, model_path=model_path, device=device, slots=slots, ranks=max(1, tensor_parallel)
+    )
