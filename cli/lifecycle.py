@@ -22,6 +22,7 @@ DEFAULT_MODEL = "gemma-3-270m"
 ENGINES = ("transformers", "openai", "echo")
 UPSTREAM_WAY = "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
 UPSTREAM_HELP = "openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1."
+TENSOR_PARALLEL_HELP = "Processes, one a device, that divide the model among them."
 _DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
 
 
@@ -60,6 +61,7 @@ def up_command(
     upstream_model: Annotated[
         str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
     ] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, max=64, help=TENSOR_PARALLEL_HELP)] = 1,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")] = False,
 ) -> None:
     """Prepare what is missing, then start broker, root, workers and API. Ctrl-C stops everything it started."""
@@ -67,6 +69,8 @@ def up_command(
         raise CliError(f"There is no engine {engine!r}; choose one of {', '.join(ENGINES)}.", code=2)
     if engine == "openai" and not upstream:
         raise CliError(f"The openai engine needs a server; say {UPSTREAM_WAY}", code=2)
+    if tensor_parallel > 1 and engine != "transformers":
+        raise CliError("--tensor-parallel is for the transformers engine alone.", code=2)
     if policy is not None and policy not in POLICIES:
         raise CliError(f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2)
     home = homes.read()
@@ -83,6 +87,7 @@ def up_command(
         token_delay=token_delay,
         upstream=upstream,
         upstream_model=upstream_model,
+        tensor_parallel=tensor_parallel,
         host=host,
         port=port,
         listen=listen,

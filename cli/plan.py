@@ -41,6 +41,7 @@ class Request:
     token_delay: float | None = None
     upstream: str | None = None
     upstream_model: str | None = None
+    tensor_parallel: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
     listen: str = "127.0.0.1"
@@ -167,6 +168,7 @@ def _engine(request: Request, folder: Path | None) -> list[str]:
     if request.engine == "openai":
         options += ["--upstream", request.upstream] if request.upstream else []
         options += ["--upstream-model", request.upstream_model] if request.upstream_model else []
+    options += ["--tensor-parallel", str(request.tensor_parallel)] if request.tensor_parallel > 1 else []
     return options
 
 

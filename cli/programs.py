@@ -10,7 +10,7 @@ from cli import home as homes
 from cli import instance, testing
 from cli.errors import CliError
 from cli.home import Home, module_command, module_environment
-from cli.lifecycle import DEFAULT_MODEL, UPSTREAM_HELP, UPSTREAM_WAY
+from cli.lifecycle import DEFAULT_MODEL, TENSOR_PARALLEL_HELP, UPSTREAM_HELP, UPSTREAM_WAY
 from cli.prepare import steps
 from cli.prepare.model import Model
 
@@ -43,6 +43,7 @@ def node(
     upstream_model: Annotated[
         str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
     ] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, max=64, help=TENSOR_PARALLEL_HELP)] = 1,
 ) -> None:
     """One more worker, on any machine that reaches the broker (CANOPY_AMQP_URL, or an instance that runs here)."""
     if standby == (parent is not None):
@@ -58,6 +59,7 @@ def node(
         options = ["--parent", parent, "--engine", engine, "--slots", str(slots)]
         options += [*_model(home, model or served, engine), *(["--device", device] if device else [])]
         options += _upstream(upstream, upstream_model) if engine == "openai" else []
+        options += _tensor_parallel(tensor_parallel, engine)
     _become(
         "worker", "--name", name, *options, *_policy(record), *context.args,
         CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path),
@@ -93,6 +95,12 @@ def _upstream(address: str | None, model: str | None) -> list[str]:
     if not address:
         raise CliError(f"The openai engine needs a server; say {UPSTREAM_WAY}", code=2)
     return ["--upstream", address, *(["--upstream-model", model] if model else [])]
+
+
+def _tensor_parallel(processes: int, engine: str) -> list[str]:
+    if processes > 1 and engine != "transformers":
+        raise CliError("--tensor-parallel is for the transformers engine alone.", code=2)
+    return ["--tensor-parallel", str(processes)] if processes > 1 else []
 
 
 def _model(home: Home, asked: str, engine: str) -> list[str]:

@@ -60,6 +60,12 @@ def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> Non
     assert not any("--upstream" in spec.command for spec in others)
 
 
+def test_processes_that_share_a_model_are_told_to_its_nodes_alone() -> None:
+    made = layout(tensor_parallel=4)
+    assert [option(spec, "--tensor-parallel") for spec in made.nodes] == ["4", "4"]
+    assert not any("--tensor-parallel" in spec.command for spec in [*made.roots, made.api, *layout().nodes])
+
+
 def test_the_api_inherits_the_socket_that_outlives_it() -> None:
     api = layout(port=8123).api
     assert option(api, "--fd") == "7"
