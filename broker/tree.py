@@ -118,6 +118,8 @@ def _node(
         "detail": state.detail,
         "waited": round(state.waited, 2),
         "wait_error": round(state.wait_error, 2),
+        "prompt_tokens": state.prompt_tokens,
+        "reused_tokens": state.reused_tokens,
         "uptime": max(0.0, round(now - state.started, 1)),
         "seen": max(0.0, round(now - state.sent, 1)),
     }
@@ -137,6 +139,8 @@ _UNKNOWN: dict[str, Any] = {
     "pid": 0,
     "waited": 0.0,
     "wait_error": 0.0,
+    "prompt_tokens": 0,
+    "reused_tokens": 0,
     "uptime": None,
     "seen": None,
 }

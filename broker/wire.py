@@ -287,6 +287,8 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
     sent: float
     detail: str = ""  # why it failed, or what it is doing while starting
     waited: float = 0.0  # seconds, mean over the latest jobs that had to wait here and then went on
+    prompt_tokens: int = 0  # of the jobs since its engine started, as far as it tells
+    reused_tokens: int = 0  # of them, those that were held already and not read again
     wait_error: float = 0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
 
 

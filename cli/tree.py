@@ -26,7 +26,7 @@ _COLOURS = {"idle": "green", "busy": "yellow", "starting": "cyan", "draining": "
 _LOG_FIELDS = (
     "name", "state", "host", "pid", "parent", "children", "model", "engine", "device", "policy", "slots", "running",
     "queued", "held", "depth", "received", "finished", "tokens", "waited",
-    "wait_error", "uptime", "detail",
+    "wait_error", "prompt_tokens", "reused_tokens", "uptime", "detail",
 )  # fmt: skip
 
 Node = Mapping[str, Any]

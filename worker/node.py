@@ -210,6 +210,7 @@ class Node:
 
     def state(self) -> NodeState:
         """This node as dashboards see it."""
+        reuse = self.engine.reuse if self.engine else (0, 0)
         return NodeState(
             name=self.name,
             parent=self.parent,
@@ -231,6 +232,8 @@ class Node:
             sent=time.time(),
             detail=self.care.detail,
             waited=self.jobs.waiting.accuracy.waited,
+            prompt_tokens=reuse[0],
+            reused_tokens=reuse[1],
             wait_error=self.jobs.waiting.accuracy.error,
         )
 

@@ -22,6 +22,8 @@ const blank: TreeNode = {
   pid: 1,
   waited: 0,
   wait_error: 0,
+  prompt_tokens: 0,
+  reused_tokens: 0,
   uptime: 1,
   detail: "",
   policy: "",

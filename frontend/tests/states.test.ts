@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { NodeState, TreeNode } from "../src/lib/types";
-import { possibleAction, totals, trouble, waits } from "../src/tree/states";
+import { possibleAction, reuse, totals, trouble, waits } from "../src/tree/states";
 
 function node(state: NodeState, detail = ""): TreeNode {
   return {
@@ -23,6 +23,8 @@ function node(state: NodeState, detail = ""): TreeNode {
     pid: 1,
     waited: 0,
     wait_error: 0,
+    prompt_tokens: 0,
+    reused_tokens: 0,
     uptime: 1,
     detail,
     policy: "",
@@ -44,6 +46,13 @@ describe("a node that has failed", () => {
 
   it("is left alone", () => {
     expect(possibleAction(node("failed"))).toBeNull();
+  });
+});
+
+describe("reuse", () => {
+  it("is told where prompts were read", () => {
+    expect(reuse(node("busy"))).toBeNull();
+    expect(reuse({ ...node("busy"), prompt_tokens: 1000, reused_tokens: 436 })).toBe("44 % of 1000 tokens held already");
   });
 });
 

@@ -42,6 +42,8 @@ class HandEngine:
 
     async def stop(self) -> None: ...
 
+    reuse = (0, 0)
+
     def stalled(self) -> float:
         return self.hanging
 

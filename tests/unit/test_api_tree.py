@@ -81,6 +81,7 @@ async def test_the_tree_tells_how_long_jobs_waited(staff: httpx.AsyncClient, fak
     fake.change(node_state("root", engine="none", slots=0, waited=4.5, wait_error=0.5))
     nodes = by_name((await staff.get("/api/tree")).json())
     assert (nodes["root"]["waited"], nodes["root"]["wait_error"]) == (4.5, 0.5)
+    assert [nodes[name]["reused_tokens"] for name in ("n1", "n3")] == [0, 0]
     assert (nodes["n1"]["waited"], nodes["n3"]["wait_error"]) == (0.0, 0.0)  # nobody waited; not heard of
 
 

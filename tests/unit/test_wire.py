@@ -92,7 +92,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             name="n1", parent="root", children=("n2",), model="gemma-3-270m", engine="transformers", device="cpu",
             policy="paper", status="busy", slots=8, running=8, held=2, received=40, finished=30, tokens=900,
             host="room-1", pid=4242, started=1750000000.0, sent=1750000100.0, detail="",
-            waited=4.5, wait_error=0.5,
+            waited=4.5, wait_error=0.5, prompt_tokens=1000, reused_tokens=430,
         ),
     ),
 }  # fmt: skip

@@ -65,6 +65,10 @@ class Engine(Protocol):
     def stuck(self) -> bool:
         """`stop` could not end what computes: only a new process can serve again."""
 
+    @property
+    def reuse(self) -> tuple[int, int]:
+        """Prompt tokens since `start`, and how many of them were held already and not read again. (0, 0): not known."""
+
     async def start(self) -> None:
         """Loads the model, also again after `stop`. Raises EngineUnavailable."""
 

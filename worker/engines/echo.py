@@ -44,6 +44,8 @@ class EchoEngine:
             await asyncio.sleep(due - loop.time())
             yield chunk
 
+    reuse = (0, 0)  # a prompt is not read here
+
     def stalled(self) -> float:
         """Never: there are no steps."""
         return 0.0

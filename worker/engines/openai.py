@@ -97,6 +97,8 @@ class OpenAIEngine:
             self._open.discard(call)
             call.closed.set_result(None)
 
+    reuse = (0, 0)  # the server's business
+
     def stalled(self) -> float:
         """Seconds since the server sent anything at all, while an answer is under way and waited for. Who waits for a
         first token does not count: behind a long prompt or other clients that takes its time.

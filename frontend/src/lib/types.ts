@@ -67,6 +67,9 @@ export interface TreeNode {
   /** Seconds, over the latest jobs that had to wait at this node: how long, and how wrong the first estimate was (means). */
   waited: number;
   wait_error: number;
+  /** Tokens of the prompts since the engine started, and how many of them were held already. */
+  prompt_tokens: number;
+  reused_tokens: number;
   /** Seconds since the node started. */
   uptime: number | null;
   detail: string;

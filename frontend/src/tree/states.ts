@@ -1,4 +1,4 @@
-import { tenths } from "../lib/format";
+import { count, tenths } from "../lib/format";
 import type { NodeState, Tree, TreeNode } from "../lib/types";
 
 /** How a state is shown. The tone picks the colour; the words say the same without it. */
@@ -36,6 +36,12 @@ export function trouble(node: TreeNode): string | null {
 export function waits(node: TreeNode): string | null {
   if (node.waited <= 0) return null;
   return `${tenths(node.waited)} on average, estimates off by ${tenths(node.wait_error)}`;
+}
+
+/** How much of the prompts was not read again; null where none was read. */
+export function reuse(node: TreeNode): string | null {
+  if (node.prompt_tokens <= 0) return null;
+  return `${Math.round((100 * node.reused_tokens) / node.prompt_tokens)} % of ${count(node.prompt_tokens)} tokens held already`;
 }
 
 export type Action = "drain" | "resume";

@@ -81,6 +81,8 @@ class Puppet:
 
     async def stop(self) -> None: ...
 
+    reuse = (0, 0)
+
     def stalled(self) -> float:
         return self.hanging
 
