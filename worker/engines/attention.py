@@ -13,7 +13,7 @@ so nothing is padded. `attend` is opaque to torch.compile: what it needs to know
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 class Step:
     """What the attention of every layer needs to know of the step that is being computed.
 
-    The tensors are on the model's device: places [tokens] int64, the others int32. With CUDA graphs they are the
+    The tensors are on the model's first device: places [tokens] int64, the others int32. With CUDA graphs they are the
     graph's own inputs, filled anew for each step.
     """
 
@@ -45,6 +45,22 @@ class Step:
     pieces: tuple[Piece, ...] = ()  # known to the host: the plain path loops over them
     starts: torch.Tensor | None = None  # [pieces + 1] first token of each; None: one token a piece
     longest: int = 1  # most tokens of a piece
+    elsewhere: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
+
+    def on(self, device: torch.device) -> "Step":
+        """The same for a layer on that device: a model's layers may be spread over several. Copied once a device."""
+        if device == self.places.device:
+            return self
+        if device not in self.elsewhere:
+            self.elsewhere[device] = replace(
+                self,
+                places=self.places.to(device, non_blocking=True),
+                slots=self.slots.to(device, non_blocking=True),
+                lengths=self.lengths.to(device, non_blocking=True),
+                starts=None if self.starts is None else self.starts.to(device, non_blocking=True),
+                elsewhere={},
+            )
+        return self.elsewhere[device]
 
 
 _local = threading.local()
@@ -102,11 +118,12 @@ def attend(
 
     `window`: how many of the newest tokens a token sees, 0: all of them. `softcap`: 0 is none.
     """
-    step: Step = _local.step
+    now_step: Step = _local.step
+    step = now_step.on(query.device)
     fast = query.is_cuda and query.dtype != torch.float32
     if fast and step.starts is None:
-        kernels = _kernels()
-        return kernels.decode(query, key, value, keys, values, step.slots, step.lengths, scale, window, softcap)
+        with torch.cuda.device(query.device):  # Triton launches on the current one
+            return _kernels().decode(query, key, value, keys, values, step.slots, step.lengths, scale, window, softcap)
     _flat(keys).index_copy_(0, step.places, key)
     _flat(values).index_copy_(0, step.places, value)
     if fast:

@@ -27,6 +27,7 @@ class Shape:
     def __init__(self, model: Any) -> None:
         """Runs one token through the model. Raises Unfit."""
         self.modules: dict[Any, tuple[int, int]] = {}
+        self.places: dict[Any, torch.device] = {}  # where each of them computes
         self.attention: str = model.config._attn_implementation  # the library's choice
 
         def record(
@@ -39,6 +40,7 @@ class Shape:
             if not getattr(module, "is_causal", True):
                 raise Unfit("its attention looks ahead")
             self.modules[module] = (key.shape[1], key.shape[3])
+            self.places[module] = key.device
             return query.transpose(1, 2).contiguous(), None
 
         AttentionInterface.register(_PROBE, record)
@@ -54,9 +56,13 @@ class Shape:
         if len(self.modules) != layers:
             raise Unfit(f"{len(self.modules)} of its {layers} layers are attention that takes a function")
 
-    def bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Memory that the keys and values of one token take."""
-        return sum(2 * heads * size * dtype.itemsize for heads, size in self.modules.values())
+    def bytes_per_token(self, dtype: torch.dtype, place: torch.device | None = None) -> int:
+        """Memory that the keys and values of one token take, on that device alone or on all of them."""
+        return sum(
+            2 * heads * size * dtype.itemsize
+            for module, (heads, size) in self.modules.items()
+            if place is None or self.places[module] == place
+        )
 
 
 def fit(model: Any, shape: Shape, slots: int, context: int) -> SlotModel:
@@ -65,7 +71,7 @@ def fit(model: Any, shape: Shape, slots: int, context: int) -> SlotModel:
     over = SlotModel(model, slots, context)
     try:
         _use(model, attention.NAME)
-        over.allocate(shape.modules)
+        over.allocate(shape.modules, shape.places)
         if context >= _PROMPT + _MORE:
             _prove(model, shape, over)
     except Exception:

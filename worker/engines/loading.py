@@ -33,6 +33,8 @@ def load(folder: Path, device: str, slots: int) -> Loaded:
     place = find_device(device)
     check_folder(folder)
     set_threads()
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # of this thread: Triton launches on the current one
     transformers.utils.logging.disable_progress_bar()  # logs are one line a fact
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -73,12 +75,17 @@ def _onto_slots(model: Any, slots: int, context: int | None) -> SlotModel:
     place = model.device
     shape = Shape(model)
     try:
-        length = longest_context(model, place, slots, shape.bytes_per_token(model.dtype), context)
+        length = min(
+            longest_context(model, each, slots, shape.bytes_per_token(model.dtype, each), context)
+            for each in {*shape.places.values()}
+        )
         over = fit(model, shape, slots, length)
     except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
         give_back(model, shape)
         raise Unfit(_one_line(error)) from error
-    if place.type == "cuda":
+    if len({*shape.places.values()}) > 1:
+        log.info("steps are not recorded: a graph is one device's")
+    elif place.type == "cuda":
         _quicken(model, shape, over)
     return over
 

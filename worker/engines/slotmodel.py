@@ -40,6 +40,7 @@ class SlotModel:
         self.device: torch.device = model.device
         self.slots, self.context = slots, context
         self._layers: list[Any] = []  # attention modules
+        self._spread = False  # they are on several devices
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._reads: dict[int, _Read] = {}
         self._pool: Any = None
@@ -55,14 +56,19 @@ class SlotModel:
         """Steps are only queued here: the host may go on, and read what they made later."""
         return self.device.type == "cuda"
 
-    def allocate(self, shapes: dict[Any, tuple[int, int]]) -> None:
-        """Makes the keys and values; `shapes` gives (kv heads, size) of each attention module."""
+    def allocate(self, shapes: dict[Any, tuple[int, int]], places: dict[Any, torch.device]) -> None:
+        """Makes the keys and values; `shapes` gives (kv heads, size) of each attention module, `places` where it
+        computes.
+        """
         self._layers = list(shapes)
+        self._spread = len({*places.values()}) > 1
+        if self._spread:
+            self._inputs = None  # a graph is one device's
         dtype = self._model.dtype
         for module, (heads, size) in shapes.items():
             shape = (self.slots + 1, self.context, heads, size)
-            module.slot_keys = torch.empty(shape, dtype=dtype, device=self.device)
-            module.slot_values = torch.empty(shape, dtype=dtype, device=self.device)
+            module.slot_keys = torch.empty(shape, dtype=dtype, device=places[module])
+            module.slot_values = torch.empty(shape, dtype=dtype, device=places[module])
 
     def release(self) -> None:
         """Gives the memory of graphs, keys and values back."""
@@ -222,6 +228,8 @@ class SlotModel:
     def _forward(
         self, step: Step, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor | None
     ) -> torch.Tensor:
+        if self._spread and keep is not None:
+            keep = keep.cpu()  # it picks from what the last device holds
         with attention.now(step):
             output = self._model(
                 input_ids=ids[None],
@@ -230,7 +238,7 @@ class SlotModel:
                 logits_to_keep=0 if keep is None else keep,
             )
         logits: torch.Tensor = output.logits
-        return logits[0]
+        return logits[0].to(self.device)
 
     def _upload(self, numbers: list[int]) -> torch.Tensor:
         """int64 on the device, without waiting for it."""

@@ -19,8 +19,10 @@ from broker.wire import Job
 from worker.engines.base import Chunk, EngineError, EngineStopped, EngineUnavailable
 from worker.engines.decoder import Decoder
 from worker.engines.loaded import Loaded
-from worker.engines.loading import find_device, load
+from worker.engines.loading import load
 from worker.engines.mailbox import Mailbox
+from worker.engines.placement import find_devices
+from worker.engines.placement import load as load_spread
 from worker.engines.scheduling import News
 from worker.engines.sequence import Sequence
 from worker.models import installed
@@ -70,7 +72,7 @@ class TransformersEngine:
         if self.stuck:
             raise EngineUnavailable("the former model is still in this process's memory; start a new process")
         loop = asyncio.get_running_loop()
-        self.device = str(await asyncio.to_thread(find_device, self.device))
+        self.device = ",".join(map(str, await asyncio.to_thread(find_devices, self.device)))
         loaded = await asyncio.to_thread(self._load, self.device, self.slots)
 
         def tell(news: News) -> None:
@@ -86,10 +88,12 @@ class TransformersEngine:
     def _from_folder(self, device: str, slots: int) -> Loaded:
         folder = self._folder or installed(self.model)
         if self._ranks > 1:
+            if "," in device:
+                raise EngineUnavailable("--tensor-parallel takes one --device: it counts on from there")
             from worker.engines import parallel  # torch.distributed takes a second to come
 
             return parallel.load(folder, device, slots, self._ranks)
-        return load(folder, device, slots)
+        return load_spread(folder, device, slots) if "," in device else load(folder, device, slots)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
