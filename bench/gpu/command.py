@@ -9,9 +9,9 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -22,7 +22,6 @@ from bench.engine.prompts import Prompts
 from bench.engine.reading import Ask, Reading
 from bench.engine.subject import find_device
 from bench.gpu import asking
-from bench.gpu.models import prepared
 from bench.instance import Instance, NotStarted
 from bench.report import Report, Rows
 from cli.home import module_command, module_environment
@@ -37,7 +36,7 @@ def command(
     device: Annotated[str, typer.Option(help="cuda, cuda:N, cpu, or auto.")] = "auto",
     model: Annotated[str | None, typer.Option(help="A prepared model's name, or a folder.")] = None,
     random_shape: Annotated[
-        str | None, typer.Option("--random-weights", help=f"Instead: {', '.join(shapes.SHAPES)}; written to a folder.")
+        str | None, typer.Option("--random-weights", help=f"Instead: {', '.join(shapes.SHAPES)}.")
     ] = None,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once, repeatable.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
@@ -55,11 +54,11 @@ def command(
     place = find_device(device)
     sizes = tuple(concurrency or (engine.CPU_SIZES if place == "cpu" else engine.GPU_SIZES))
     ask = Ask(prompt, answer or (64 if place == "cpu" else 256))
-    folder = prepared(random_shape, place) if random_shape is not None else installed(str(model)).absolute()
-    settings = {"device": place, "model": folder.name, "slots": max(sizes), "concurrency": sizes, "seed": seed}
+    subject = Random(random_shape) if random_shape is not None else Prepared(installed(str(model)).absolute())
+    settings = {"device": place, "model": subject.name, "slots": max(sizes), "concurrency": sizes, "seed": seed}
     result = Report("gpu", {**settings, "prompt": prompt, "answer": ask.answer}, notes=list(_NOTES))
-    ours = _system(folder, place, sizes, ask, seed)
-    alone = _alone(folder, place, sizes, ask, seed)
+    ours = _system(subject, place, sizes, ask, seed)
+    alone = _alone(subject, place, sizes, ask, seed)
     result.tables += [_rates(ours, alone), _delays(ours, alone)]
     result.facts = {"system": {str(size): asdict(each) for size, each in ours.items()}, "engine": alone}
     result.finish(json_file)
@@ -72,10 +71,82 @@ _NOTES = (
 )
 
 
-def _system(folder: Path, device: str, sizes: Sequence[int], ask: Ask, seed: int) -> dict[int, Reading]:
+class Subject(Protocol):
+    """What is measured."""
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+
+    @property
+    def node(self) -> list[str]:
+        """Options of `up`."""
+
+    @property
+    def alone(self) -> list[str]:
+        """Options of `bench engine`."""
+
+    def prompts(self, seed: int) -> Prompts:
+        """Texts of a known number of tokens."""
+
+
+@dataclass(frozen=True)
+class Random:
+    """A shape with random weights; the node makes them when it starts."""
+
+    name: str
+
+    @property
+    def node(self) -> list[str]:
+        """Options of `up`."""
+        return ["--engine", "bench.gpu.engine", "--model", self.name]
+
+    @property
+    def alone(self) -> list[str]:
+        """Options of `bench engine`."""
+        return ["--random-weights", self.name]
+
+    def prompts(self, seed: int) -> Prompts:
+        """Texts of a known number of tokens."""
+        vocabulary = shapes.config(self.name).vocab_size
+        return Prompts(shapes.tokenizer(vocabulary), vocabulary, self.name, seed)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model in a folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.folder.name
+
+    @property
+    def node(self) -> list[str]:
+        """Options of `up`."""
+        return ["--engine", "transformers", "--model", str(self.folder)]
+
+    @property
+    def alone(self) -> list[str]:
+        """Options of `bench engine`."""
+        return ["--model", str(self.folder)]
+
+    def prompts(self, seed: int) -> Prompts:
+        """Texts of a known number of tokens."""
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False
+        )
+        return Prompts(tokenizer, len(tokenizer), self.name, seed)
+
+
+def _system(subject: Subject, device: str, sizes: Sequence[int], ask: Ask, seed: int) -> dict[int, Reading]:
     """A reading a number of requests at once. Raises NotStarted."""
-    prompts = _prompts(folder, seed)
-    options = ["--engine", "transformers", "--nodes", "1", "--model", str(folder), "--device", device]
+    prompts = subject.prompts(seed)
+    options = [*subject.node, "--nodes", "1", "--device", device]
     found = {}
     with instance.running(*options, "--slots", str(max(sizes))) as canopy:
         for size in sizes:
@@ -94,12 +165,12 @@ async def _measured(canopy: Instance, prompts: Prompts, size: int, ask: Ask) -> 
     return reading.read_wave(tracks)
 
 
-def _alone(folder: Path, device: str, sizes: Sequence[int], ask: Ask, seed: int) -> dict[str, Any]:
+def _alone(subject: Subject, device: str, sizes: Sequence[int], ask: Ask, seed: int) -> dict[str, Any]:
     """What `bench engine` found, by number of requests at once. Raises NotStarted."""
     with tempfile.TemporaryDirectory(prefix="canopy-bench-") as place:
         file = Path(place) / "engine.json"
         command = module_command(
-            "bench.engine", "--model", str(folder), "--device", device, "--only", "engine", "--rows", "uniform",
+            "bench.engine", *subject.alone, "--device", device, "--only", "engine", "--rows", "uniform",
             "--prompt", str(ask.prompt), "--answer", str(ask.answer), "--seed", str(seed), "--json", str(file),
             *(word for size in sizes for word in ("--concurrency", str(size))),
         )  # fmt: skip
@@ -111,13 +182,6 @@ def _alone(folder: Path, device: str, sizes: Sequence[int], ask: Ask, seed: int)
         except (subprocess.SubprocessError, OSError) as error:
             raise NotStarted(f"the engine alone was not measured: {error}") from error
     return {str(each["at_once"]): each["reading"] for each in facts["found"]}
-
-
-def _prompts(folder: Path, seed: int) -> Prompts:
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return Prompts(tokenizer, len(tokenizer), folder.name, seed)
 
 
 def _rates(ours: dict[int, Reading], alone: dict[str, Any]) -> Rows:

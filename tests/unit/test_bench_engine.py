@@ -17,11 +17,11 @@ from bench.engine import continuous, limit, load, measure, reading, shapes, tabl
 from bench.engine.command import command
 from bench.engine.prompts import NoPrompt, Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
-from bench.engine.subject import from_folder, random_weights
+from bench.engine.subject import random_weights
 from bench.engine.table import Bound, Found
 from bench.gpu import asking
-from bench.gpu.models import prepared
 from broker.wire import Job
+from worker import engines
 from worker.engines.base import EngineError
 from worker.engines.echo import EchoEngine
 
@@ -344,15 +344,19 @@ def test_a_stream_that_fails_says_so() -> None:
     assert "without its count" in asking.read(Track(Ask(1, 3)), [(1.0, b"data: [DONE]\n\n")]).error
 
 
-def test_a_shape_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CANOPY_HOME", str(tmp_path))
-    folder = prepared("tiny", "cpu")
-    assert folder == tmp_path / "bench" / "models" / "tiny"
-    written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert prepared("tiny", "cpu") == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert [each.name for each in folder.parent.iterdir()] == ["tiny"]
-    assert from_folder(folder, "cpu", 2, 64).context == 64
+async def test_a_node_makes_a_shape_of_its_own() -> None:
+    engine = engines.create("bench.gpu.engine", model="tiny", model_path=None, device="cpu", slots=2, token_delay=0.0)
+    await engine.start()
+    try:
+        assert (engine.model, engine.slots) == ("tiny", 2)
+        job = Prompts(
+            shapes.tokenizer(shapes.config("tiny").vocab_size), shapes.config("tiny").vocab_size, "tiny", 1
+        ).job(8, 5)
+        chunks = [chunk async for chunk in engine.run(job)]
+        assert chunks[0].prompt_tokens == 8
+        assert sum(chunk.tokens for chunk in chunks) == 5
+    finally:
+        await engine.stop()
 
 
 # The whole command

@@ -1,0 +1,21 @@
+"""An engine whose model is called like a shape and has random weights, for `./canopy node --engine bench.gpu.engine`.
+
+It is made on the device when the node starts: writing 16 GB to a disk and reading them again takes many minutes.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.engines.loaded import Loaded
+    from worker.engines.transformers import TransformersEngine
+
+
+def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> "TransformersEngine":
+    """For `worker.engines.create`; `model` is one of `bench.engine.shapes.SHAPES`."""
+    from bench.engine.subject import random_weights
+    from worker.engines.transformers import TransformersEngine
+
+    def load(place: str, rows: int) -> "Loaded":
+        return random_weights(model, place, rows, None).load(place, rows)
+
+    return TransformersEngine(model=model, model_path=None, device=device, slots=slots, loader=load)
