@@ -173,11 +173,12 @@ class WaitingJobs:
         forecast = self._pace.forecast(now, self._dispatcher.subtree_slots())
         for place in self._line.places():
             held = place.ticket.item
-            cap = most if most is not None and below[held.job.user] >= most else None
+            running = below[held.job.user]
+            cap = most if most is not None and running >= most else None
             reason, position = self._why(cap), place.before + 1
             seconds = None if forecast is None else forecast.start_of(place.ticket.expected)
-            if seconds is not None and cap is not None:
-                seconds = max(seconds, self._own_seconds(place, cap))
+            if seconds is not None and most is not None and running + place.own_before >= most:
+                seconds = max(seconds, self._own_seconds(place, most))
             told = held.told or ("", 0)
             news = position != told[1] or _is_off(held.promised, seconds, now)
             if reason != told[0] or (news and now >= held.tell_at):
