@@ -22,6 +22,7 @@ DEFAULT_MODEL = "gemma-3-270m"
 ENGINES = ("transformers", "openai", "echo")
 UPSTREAM_WAY = "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
 UPSTREAM_HELP = "openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1."
+DEVICE_HELP = "auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."
 TENSOR_PARALLEL_HELP = "Processes, one a device, that divide the model among them."
 _DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
 
@@ -50,7 +51,7 @@ def up_command(
         int, typer.Option(min=0, max=9, help="Roots a model that wait to take over if the root dies.")
     ] = 0,
     policy: Annotated[str | None, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages and the API.")] = 8000,
     host: Annotated[str, typer.Option(help="Address of the API; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     listen: Annotated[

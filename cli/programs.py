@@ -10,7 +10,7 @@ from cli import home as homes
 from cli import instance, testing
 from cli.errors import CliError
 from cli.home import Home, module_command, module_environment
-from cli.lifecycle import DEFAULT_MODEL, TENSOR_PARALLEL_HELP, UPSTREAM_HELP, UPSTREAM_WAY
+from cli.lifecycle import DEFAULT_MODEL, DEVICE_HELP, TENSOR_PARALLEL_HELP, UPSTREAM_HELP, UPSTREAM_WAY
 from cli.prepare import steps
 from cli.prepare.model import Model
 
@@ -38,7 +38,7 @@ def node(
         str | None, typer.Option(help="transformers, openai or echo; default: the running instance's.")
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers it writes at the same time.")] = 8,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
     upstream_model: Annotated[
         str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")

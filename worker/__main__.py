@@ -33,7 +33,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model-path", help="folder to load the model from")
     parser.add_argument("--engine", default="transformers", help="transformers, openai, echo, or none for a root")
     parser.add_argument("--slots", type=int, default=8, help="jobs run at once")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …, or cuda:0,cuda:1: layers over both")
     parser.add_argument("--policy", default=DEFAULT_POLICY, choices=sorted(POLICIES), help="dispatch policy")
     parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
     parser.add_argument(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from broker.wire import Job, Sampling
 from tests.unit.engine.tiny import save_model
 from worker.engines import create, parallel
 from worker.engines.base import EngineError, EngineUnavailable
+from worker.engines.orders import Decode
 from worker.engines.transformers import TransformersEngine
 
 PROMPTS = ["The quick brown fox", "Hi", "a" * 70, "Once upon a time, there was a model", "Ünïcödé 日本語 😀"]
@@ -167,6 +169,19 @@ async def test_a_follower_that_stops_is_ended_with_the_engine(two: TransformersE
     assert not followers()
 
 
+async def test_a_follower_that_stops_fails_the_jobs_when_the_groups_limit_is_over(two: TransformersEngine) -> None:
+    limit = timedelta(seconds=4)  # of what begins from now on
+    torch.distributed.distributed_c10d._set_pg_timeout(limit, torch.distributed.group.WORLD)
+    run = await streaming(two, job("Hello", max_tokens=400, logit_bias={1: -100.0}))
+    [follower] = followers()
+    follower.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineError) as caught:
+            await run
+    assert caught.value.retryable
+    assert not followers()  # what is out of step is ended at once
+
+
 async def test_a_step_that_fails_here_is_the_end_for_all(
     two: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +200,18 @@ async def test_a_step_that_fails_here_is_the_end_for_all(
         with pytest.raises(EngineError, match="rank 0 of the model failed"):
             await answer(two, job("Hi"))
     assert not followers()
+
+
+async def test_a_step_that_fails_in_a_follower_says_why(two: TransformersEngine) -> None:
+    assert two._decoder is not None
+    leader = two._decoder._loaded.over
+    assert isinstance(leader, parallel.Leader)
+    leader._followers.tell(Decode([99], [0]))  # there is no such slot
+    assert leader._followers.gone(10)
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineError, match=r"^rank 1 of the model: index .*out of") as caught:
+            await answer(two, job("Hi"))
+    assert caught.value.retryable
 
 
 async def test_what_cannot_be_divided_is_said_in_one_line(models: Path) -> None:
