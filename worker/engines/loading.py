@@ -12,6 +12,7 @@ import transformers
 from safetensors import SafetensorError
 
 from worker import models
+from worker.engines import precision
 from worker.engines.base import EngineUnavailable
 from worker.engines.batch import Batch
 from worker.engines.fitting import Shape, compile_layers, fit, give_back, uncompile
@@ -50,6 +51,7 @@ def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) ->
     EngineUnavailable.
     """
     place: torch.device = model.device
+    attention = str(model.config._attn_implementation)  # the library's
     over = None
     try:
         over = _onto_slots(model, slots, context)
@@ -57,6 +59,8 @@ def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) ->
     except Unfit as error:
         log.warning("computed the library's way", model=type(model).__name__, reason=str(error))
         longest = longest_context(model, place, slots, _bytes_per_token(model), context)
+    if place.type == "cpu":  # only now: that a model fits was proved in the numbers it came in
+        precision.settle(model, tokenizer, slots, attention)
     return Loaded(
         model=model,
         tokenizer=tokenizer,

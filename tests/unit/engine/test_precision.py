@@ -1,0 +1,187 @@
+"""The numbers that a CPU computes in: chosen by measurement, proved by the model's own answers."""
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
+from worker.engines import linears, precision
+from worker.engines.attention import Piece
+from worker.engines.base import EngineUnavailable
+from worker.engines.linears import WAYS, Int8, Int8Fast, Table, Unable, fits_table
+from worker.engines.loading import load
+
+ROUGH = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.02, "int8-fast": 0.04}  # error of a layer, as a part of its spread
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_THREADS", "1")
+    monkeypatch.delenv("CANOPY_PRECISION", raising=False)
+
+
+def layer(bias: bool = False) -> nn.Linear:
+    torch.manual_seed(2)
+    return nn.Linear(96, 160, bias=bias).eval()
+
+
+def model(kind: str = "llama") -> Any:
+    torch.manual_seed(3)
+    return transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
+
+
+def fastest(wanted: str) -> precision.Clock:
+    """A clock by which that way takes a tenth of the others' time."""
+    of = {"float32": nn.Linear, "bfloat16": linears.BFloat16, "int8": Int8}[wanted]
+    return lambda made, rows: 0.001 * rows if isinstance(made, of) else 0.01 * rows
+
+
+@torch.inference_mode()
+def off(way: str, exact: nn.Linear, inputs: torch.Tensor) -> float:
+    wanted = exact(inputs)
+    made = WAYS[way](exact)(inputs)
+    assert made.shape == wanted.shape
+    assert made.dtype == wanted.dtype
+    return float((made - wanted).std() / wanted.std())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 96), (1, 5, 96), (2, 3, 96)])
+def test_each_way_computes_the_same_layer(way: str, bias: bool, shape: tuple[int, ...]) -> None:
+    assert off(way, layer(bias), torch.randn(shape)) <= ROUGH[way]
+
+
+def test_nothing_comes_of_nothing() -> None:
+    with torch.inference_mode():
+        assert torch.equal(Int8(layer())(torch.zeros(2, 96)), torch.zeros(2, 160))
+
+
+def test_an_outlier_costs_the_other_inputs_nothing() -> None:
+    inputs = torch.randn(4, 96)
+    inputs[:, 7] = 60.0
+    exact = layer()
+    exact.weight.data[:, 7] = 0  # what the outlier itself adds would hide the rest
+    assert off("int8", exact, inputs) <= ROUGH["int8"] < off("int8-fast", exact, inputs)
+
+
+@pytest.mark.parametrize("way", [Int8, Int8Fast])
+def test_a_row_is_the_same_in_any_company_to_the_last_bit(way: type[Int8]) -> None:
+    made, rows = way(layer(bias=True)), torch.randn(7, 96)
+    rows[3] *= 1000
+    with torch.inference_mode():
+        together = made(rows)
+        assert all(torch.equal(made(row[None])[0], out) for row, out in zip(rows, together, strict=True))
+
+
+def test_a_cpu_that_cuts_its_sums_gets_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply = linears._multiply
+
+    def cutting(inputs: torch.Tensor, zero: int, *rest: Any) -> torch.Tensor:
+        out = multiply(inputs, zero, *rest)
+        return out - 1 if int(inputs.max()) > 127 else out
+
+    monkeypatch.setattr(linears, "_multiply", cutting)
+    assert linears.levels() == 63
+    assert off("int8", layer(), torch.randn(3, 96)) <= ROUGH["int8"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_table_looks_up_what_the_embedding_did(kind: str) -> None:
+    made = model(kind).to(torch.bfloat16).float()
+    embedding, ids = made.get_input_embeddings(), torch.tensor([[5, 258, 5], [0, 7, 99]])
+    assert fits_table(embedding)
+    assert torch.equal(Table(embedding)(ids), embedding(ids))
+
+
+def test_an_embedding_that_bfloat16_would_round_stays() -> None:
+    assert not fits_table(model().get_input_embeddings())
+
+
+def test_the_distance_is_that_of_perplexities() -> None:
+    logits = torch.randn(20, 50)
+    assert precision.distance(logits, logits + 3) == pytest.approx(0, abs=1e-6)
+    certain, guess = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert precision.distance(certain, guess) == pytest.approx(1.0)  # a perplexity of 2, not 1
+    assert precision.distance(logits, logits * torch.nan) == float("inf")
+
+
+def test_a_small_model_stays_as_it_is() -> None:
+    made = model()
+    before = dict(made.named_modules())
+    assert precision.settle(made, tokenizer(), 2, "sdpa") == "float32"
+    assert dict(made.named_modules()) == before
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16", "int8"])
+def test_the_fastest_is_chosen(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_WORTH", 0)
+    monkeypatch.setattr(precision, "WORSE", 0.5)  # random weights answer anything
+    made = model()
+    names = precision._linears(made)
+    assert precision.settle(made, tokenizer(), 4, "sdpa", fastest(wanted)) == wanted
+    kinds = {type(made.get_submodule(name)) for name in names}
+    assert kinds == {{"float32": nn.Linear, "bfloat16": linears.BFloat16, "int8": Int8}[wanted]}
+
+
+def test_what_is_not_precise_enough_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_WORTH", 0)
+    monkeypatch.setattr(precision, "WORSE", -1.0)
+    made = model()
+    before = dict(made.named_modules())
+    assert precision.settle(made, tokenizer(), 4, "sdpa", fastest("int8")) == "float32"
+    assert dict(made.named_modules()) == before
+    assert made.config._attn_implementation == "sdpa"
+
+
+def test_a_torch_without_such_products_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: torch.Tensor) -> torch.Tensor:
+        raise Unable("no 8-bit products in this torch")
+
+    monkeypatch.setattr(linears, "_pack", missing)
+    monkeypatch.setattr(precision, "_WORTH", 0)
+    monkeypatch.setattr(precision, "WORSE", 0.5)
+    assert precision.settle(model(), tokenizer(), 4, "sdpa", fastest("bfloat16")) == "bfloat16"
+    monkeypatch.setenv("CANOPY_PRECISION", "int8")
+    with pytest.raises(EngineUnavailable, match="CANOPY_PRECISION=int8 cannot be had here: no 8-bit products"):
+        precision.settle(model(), tokenizer(), 4, "sdpa")
+
+
+def test_a_word_that_is_no_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_PRECISION", "int3")
+    with pytest.raises(EngineUnavailable, match="auto, float32, bfloat16, int8"):
+        precision.settle(model(), tokenizer(), 4, "sdpa")
+
+
+def test_the_float_weights_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_PRECISION", "int8")
+    made = model().to(torch.bfloat16).float()
+    floats = [weakref.ref(part.weight) for part in precision._linears(made).values()]
+    floats.append(weakref.ref(made.get_input_embeddings().weight))
+    assert precision.settle(made, tokenizer(), 4, "sdpa") == "int8"
+    gc.collect()
+    assert not [one for one in floats if one() is not None]
+
+
+@pytest.mark.parametrize("way", ["bfloat16", "int8", "int8-fast"])
+def test_a_model_over_slots_answers_almost_as_before(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model("llama", tmp_path / "llama")
+    prompt = list(range(3, 60))
+    answers = []
+    for each in ("float32", way):
+        monkeypatch.setenv("CANOPY_PRECISION", each)
+        over = load(folder, "cpu", 2).over
+        assert over is not None
+        with torch.inference_mode():
+            over.prefill([Piece(1, 0, len(prompt))], [prompt], [True])
+            over.feed(torch.tensor([9]))
+            answers.append(over.decode([1], [len(prompt)])[0])
+    exact, rough = answers
+    assert float((exact - rough).std() / exact.std()) < 0.1
+    assert not torch.equal(exact, rough)
