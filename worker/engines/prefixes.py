@@ -6,6 +6,7 @@ Pure bookkeeping. A slot keeps its tokens when its sequence has ended, until ano
 from collections.abc import Sequence as Many
 from typing import NamedTuple
 
+_LOOK = 32  # tokens compared first
 _WORTH_A_COPY = 32  # tokens: below that, reading them again costs no more than another step's share
 
 
@@ -72,12 +73,14 @@ class Slots:
 
 
 def common(first: list[int], second: list[int]) -> int:
-    """Length of the common beginning."""
+    """Length of the common beginning. Most prompts differ early, and each is compared with what all slots hold."""
     length = min(len(first), len(second))
-    if first[:length] == second[:length]:
-        return length
-    low, high = 0, length  # equal up to `low`, not up to `high`; comparing slices is done in C
-    while high - low > 1:
+    low, high = 0, min(length, _LOOK)
+    while first[low:high] == second[low:high]:
+        if high == length:
+            return length
+        low, high = high, min(length, 2 * high)
+    while high - low > 1:  # they differ between the two; comparing slices is done in C
         middle = (low + high) // 2
         if first[low:middle] == second[low:middle]:
             low = middle
