@@ -24,6 +24,8 @@ UPSTREAM_WAY = "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes i
 UPSTREAM_HELP = "openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1."
 DEVICE_HELP = "auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."
 TENSOR_PARALLEL_HELP = "Processes, one a device, that divide the model among them."
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast")
+PRECISION_HELP = f"transformers engine on a CPU, the numbers it computes in: {', '.join(PRECISIONS)}. Default: auto."
 _DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
 
 
@@ -58,6 +60,7 @@ def up_command(
         str, typer.Option(help="Address of the broker; 0.0.0.0 lets other machines add workers.")
     ] = "127.0.0.1",
     token_delay: Annotated[float | None, typer.Option(min=0, help="Seconds between words of the echo engine.")] = None,
+    precision: Annotated[str | None, typer.Option(envvar="CANOPY_PRECISION", help=PRECISION_HELP)] = None,
     upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
     upstream_model: Annotated[
         str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
@@ -86,6 +89,7 @@ def up_command(
         policy=policy,
         device=device,
         token_delay=token_delay,
+        precision=check_precision(precision),
         upstream=upstream,
         upstream_model=upstream_model,
         tensor_parallel=tensor_parallel,
@@ -195,3 +199,10 @@ def _end_leftovers(home: Home) -> list[str]:
         return []
     with instance.held(home):
         return instance.end_leftovers(home)
+
+
+def check_precision(precision: str | None) -> str | None:
+    """As it is. Raises CliError for a word that is none."""
+    if precision and precision not in PRECISIONS:
+        raise CliError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.", code=2)
+    return precision

@@ -24,6 +24,9 @@ _READY = re.compile(r"""(\[info\s*\]\s+|"event": "|event=')(ready|standby)\b""")
 # asyncio receives into a new 256 KiB buffer each time and keeps the few bytes that came. By itself glibc soon takes
 # such buffers from the heap, where small things that live longer settle between them, and the heap grows and grows.
 _BUFFERS_APART = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+# Threads that compute a layer wait for each other by spinning, by themselves for milliseconds. Where something else needs
+# a core meanwhile, they keep it from the very thread that they wait for: a step of 70 ms was seen to take 900.
+SPINS = "2000"  # some microseconds; then they sleep
 WAIT_SECONDS = 60  # a node tries for so long to find the broker and its parent: all of them start at the same time
 
 
@@ -39,6 +42,7 @@ class Request:
     policy: str | None = None
     device: str | None = None
     token_delay: float | None = None
+    precision: str | None = None
     upstream: str | None = None
     upstream_model: str | None = None
     tensor_parallel: int = 1
@@ -85,6 +89,8 @@ def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
         **common,
         "CANOPY_AMQP_URL": broker.amqp["node"],
         "CANOPY_THREADS": os.environ.get("CANOPY_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT") or SPINS,
+        **({"CANOPY_PRECISION": request.precision} if request.precision else {}),
     }
     return Plan(
         migrate=Spec("migrate", [*_python("api"), "migrate"], api_env),

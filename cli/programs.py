@@ -10,7 +10,16 @@ from cli import home as homes
 from cli import instance, testing
 from cli.errors import CliError
 from cli.home import Home, module_command, module_environment
-from cli.lifecycle import DEFAULT_MODEL, DEVICE_HELP, TENSOR_PARALLEL_HELP, UPSTREAM_HELP, UPSTREAM_WAY
+from cli.lifecycle import (
+    DEFAULT_MODEL,
+    DEVICE_HELP,
+    PRECISION_HELP,
+    TENSOR_PARALLEL_HELP,
+    UPSTREAM_HELP,
+    UPSTREAM_WAY,
+    check_precision,
+)
+from cli.plan import SPINS
 from cli.prepare import steps
 from cli.prepare.model import Model
 
@@ -39,6 +48,7 @@ def node(
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Answers it writes at the same time.")] = 8,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    precision: Annotated[str | None, typer.Option(envvar="CANOPY_PRECISION", help=PRECISION_HELP)] = None,
     upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
     upstream_model: Annotated[
         str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
@@ -62,7 +72,8 @@ def node(
         options += _tensor_parallel(tensor_parallel, engine)
     _become(
         "worker", "--name", name, *options, *_policy(record), *context.args,
-        CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path),
+        CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path), CANOPY_PRECISION=check_precision(precision) or "auto",
+        GOMP_SPINCOUNT=os.environ.get("GOMP_SPINCOUNT") or SPINS,
     )  # fmt: skip
 
 

@@ -98,8 +98,11 @@ class Run:
         began = time.perf_counter()
         async with asyncio.timeout(_START_SECONDS):
             await engine.start()
-        self._facts.append({"engine_start_seconds": time.perf_counter() - began})
+        chosen = self._subject.precision
+        self._facts.append({"engine_start_seconds": time.perf_counter() - began, "precision": chosen})
         say(f"engine: started in {time.perf_counter() - began:.1f} s")
+        if chosen:
+            self._note(f"the engine computes in {chosen}; everyone else in the dtype above")
         try:
             for kind in (UNIFORM, RAGGED):
                 for at_once in it.concurrency if kind in it.rows else ():

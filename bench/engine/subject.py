@@ -53,6 +53,7 @@ class Subject:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
+        self.precision = ""  # that the engine chose on a CPU
         self.reads = limit.reads(model)
         self.before = Before(model)
         self.vocabulary = int(model.config.get_text_config().vocab_size)
@@ -77,6 +78,7 @@ class Subject:
 
         loaded = ready(self.model, self.tokenizer, slots, self.context)
         self.context = min(self.context, loaded.context)
+        self.precision = loaded.precision
         return msgspec.structs.replace(loaded, ends=frozenset())
 
     def clean_up(self) -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from cli import plan, rolling
+from cli.errors import CliError
 from cli.home import Home
+from cli.lifecycle import PRECISIONS, check_precision
 from cli.plan import Request
 from cli.process import Spec
 from cli.rabbitmq import Broker
+from worker.engines import precision
 
 BROKER = Broker.elsewhere("amqp://somewhere/", "http://somewhere")
 
@@ -58,6 +61,25 @@ def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> Non
     assert option(made.nodes[0], "--upstream-model") == "m"
     others = [*made.roots, made.api, *layout(**upstream).nodes]
     assert not any("--upstream" in spec.command for spec in others)
+
+
+def test_the_precision_is_told_to_the_nodes() -> None:
+    assert [spec.env["CANOPY_PRECISION"] for spec in layout(precision="int8").nodes] == ["int8", "int8"]
+    assert "CANOPY_PRECISION" not in layout().nodes[0].env
+
+
+def test_threads_of_a_node_sleep_soon_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert int(layout().nodes[0].env["GOMP_SPINCOUNT"]) < 10_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    assert layout().nodes[0].env["GOMP_SPINCOUNT"] == "77"
+
+
+def test_every_precision_is_known_to_the_engine() -> None:
+    """The commands load no torch, so they keep a list of their own."""
+    assert PRECISIONS == precision.CHOICES
+    with pytest.raises(CliError, match="no precision 'int3'"):
+        check_precision("int3")
 
 
 def test_processes_that_share_a_model_are_told_to_its_nodes_alone() -> None:

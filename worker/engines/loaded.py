@@ -46,4 +46,5 @@ class Loaded(msgspec.Struct, frozen=True):
     vocabulary: int  # token ids are below it
     prefill_tokens: int  # how much of a prompt is read between two steps of those who run
     over: OverSlots | None = None  # the model over slots; None: it is computed the library's way
+    precision: str = ""  # the numbers that a CPU computes in; see worker.engines.precision
     close: Callable[[], None] | None = None  # ends the other processes that hold parts of it

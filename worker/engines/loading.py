@@ -59,8 +59,9 @@ def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) ->
     except Unfit as error:
         log.warning("computed the library's way", model=type(model).__name__, reason=str(error))
         longest = longest_context(model, place, slots, _bytes_per_token(model), context)
+    chosen = ""
     if place.type == "cpu":  # only now: that a model fits was proved in the numbers it came in
-        precision.settle(model, tokenizer, slots, attention)
+        chosen = precision.settle(model, tokenizer, slots, attention)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -69,6 +70,7 @@ def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) ->
         vocabulary=model.config.get_text_config().vocab_size,
         prefill_tokens=_prefill_tokens(over, place),
         over=over,
+        precision=chosen,
     )
 
 
