@@ -89,6 +89,8 @@ def join_group(store: Any, rank: int, ranks: int, place: torch.device, seconds: 
     loopback = "lo" if sys.platform == "linux" else "lo0"
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # all ranks are here: nothing is opened to the network
         os.environ.setdefault(name, loopback)
+    # By itself torch ends the whole process when a rank is gone; here that is noticed, and answered for, otherwise.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     gpu = place.type != "cpu"
     if gpu:
         torch.accelerator.set_device_index(place.index)
