@@ -2,7 +2,7 @@
 Canopy), and hands it jobs by the OpenAI-compatible API.
 
 A run is one streamed request; closing it closes the connection, which is how such servers learn of a cancel. What they
-differ in is in the `upstream_*` modules: bodies, refusals, events. docs/engines.md says what to expect of which server.
+differ in is in `upstream`: bodies, refusals, events. docs/engines.md says what to expect of which server.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ import httpx
 import structlog
 
 from broker.wire import Job
-from worker.engines import upstream_body
 from worker.engines.base import Chunk, EngineError, EngineStopped, EngineUnavailable
-from worker.engines.upstream_answer import Answer, CannotContinue
-from worker.engines.upstream_body import Plan
-from worker.engines.upstream_call import Call
-from worker.engines.upstream_http import FIRST_SECONDS, Server
-from worker.engines.upstream_models import choose
-from worker.engines.upstream_sse import BadStream, Events
+from worker.engines.upstream import body as upstream_body
+from worker.engines.upstream.answer import Answer, CannotContinue
+from worker.engines.upstream.body import Plan
+from worker.engines.upstream.call import Call
+from worker.engines.upstream.http import FIRST_SECONDS, Server
+from worker.engines.upstream.models import choose
+from worker.engines.upstream.sse import BadStream, Events
 
 SILENT_SECONDS = 300.0  # between two tokens of one answer; the watchdog looks after a server that is silent altogether
 LAST_SECONDS = 5.0  # for the usage, which comes behind the answer

@@ -24,10 +24,11 @@ from broker.wire import (
 )
 from tests.unit.cluster import Cluster, until
 from tests.unit.engine.upstream import DONE, Asked, Reply, Script, Upstream, answering, event, listing, nobody, refusing
-from worker.engines import create, openai, upstream_http
+from worker.engines import create, openai
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, EngineUnavailable
-from worker.engines.upstream_errors import MOST_SECONDS, Refusal
-from worker.engines.upstream_sse import BadStream, Events
+from worker.engines.upstream import http
+from worker.engines.upstream.errors import MOST_SECONDS, Refusal
+from worker.engines.upstream.sse import BadStream, Events
 from worker.gate import Gate
 from worker.run import JobRun
 
@@ -104,7 +105,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "STOP_SECONDS", 0.1)
     monkeypatch.setattr(openai, "FIRST_SECONDS", 0.2)
     monkeypatch.setattr(openai, "SILENT_SECONDS", 0.2)
-    monkeypatch.setattr(upstream_http, "FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(http, "FIRST_SECONDS", 0.2)
 
 
 # ---- the beginning

@@ -7,8 +7,8 @@ import httpx
 import msgspec
 
 from worker.engines.base import EngineError, EngineStopped
-from worker.engines.upstream_call import Call
-from worker.engines.upstream_errors import BUSY, Refusal
+from worker.engines.upstream.call import Call
+from worker.engines.upstream.errors import BUSY, Refusal
 
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 30.0

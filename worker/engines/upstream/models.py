@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from worker.engines.base import EngineUnavailable
-from worker.engines.upstream_errors import BUSY, complaint
+from worker.engines.upstream.errors import BUSY, complaint
 
 START_SECONDS = 15.0
 _LIST_BYTES = 8 << 20

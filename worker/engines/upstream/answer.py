@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 
 from broker.wire import FinishReason, TokenLogprob
-from worker.engines import upstream_logprobs
 from worker.engines.base import Chunk, EngineError
-from worker.engines.upstream_body import Plan
-from worker.engines.upstream_errors import in_stream
+from worker.engines.upstream import logprobs
+from worker.engines.upstream.body import Plan
+from worker.engines.upstream.errors import in_stream
 
 _DONE = b"[DONE]"
 _FINISHES: dict[str, FinishReason] = {"length": "length"}  # everything else that is an end is "stop"
@@ -93,7 +93,7 @@ class Answer:
             # One token at least, and with most servers one; the usage at the end corrects it.
             tokens += bool(delta.content or choice.text or delta.reasoning_content or delta.reasoning)
             if self._alternatives is not None and choice.logprobs:
-                likely += upstream_logprobs.read(choice.logprobs, self._alternatives)
+                likely += logprobs.read(choice.logprobs, self._alternatives)
             if choice.finish_reason:
                 self._finished(choice.finish_reason)
         self.begun = self.begun or tokens > 0
