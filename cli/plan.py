@@ -24,7 +24,7 @@ _READY = re.compile(r"""(\[info\s*\]\s+|"event": "|event=')(ready|standby)\b""")
 # asyncio receives into a new 256 KiB buffer each time and keeps the few bytes that came. By itself glibc soon takes
 # such buffers from the heap, where small things that live longer settle between them, and the heap grows and grows.
 _BUFFERS_APART = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
-# Threads that compute a layer wait for each other by spinning, by themselves for milliseconds. Where something else needs
+# Threads that compute a layer wait for each other by spinning, by themselves for milliseconds. If something else wants
 # a core meanwhile, they keep it from the very thread that they wait for: a step of 70 ms was seen to take 900.
 SPINS = "2000"  # some microseconds; then they sleep
 WAIT_SECONDS = 60  # a node tries for so long to find the broker and its parent: all of them start at the same time
