@@ -5,7 +5,9 @@ half the time, a quarter a quarter. What comes in and goes out stays float32.
 """
 
 import copy
+import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +31,18 @@ class BFloat16(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return functional.linear(hidden.to(torch.bfloat16), self._weight, self._bias).to(hidden.dtype)
+
+
+class _Seen(NamedTuple):
+    """What the layer before made of its input: queries, keys and values are often projected from the same."""
+
+    hidden: torch.Tensor  # kept, so that no other tensor can be the same object
+    way: tuple[int, int]
+    whole: torch.Tensor
+    steps: torch.Tensor
+
+
+_local = threading.local()
 
 
 class Int8(nn.Module):
@@ -57,20 +71,27 @@ class Int8(nn.Module):
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        seen: _Seen | None = getattr(_local, "seen", None)
+        if seen is None or seen.hidden is not hidden or seen.way != (self.digits, self._levels):
+            seen = _local.seen = _Seen(hidden, (self.digits, self._levels), *self._whole(hidden))
+        out = _multiply(seen.whole, self._levels + 1, self._weight, self._scales, self._zeros)
+        if self.digits == 2:
+            count = len(seen.steps)
+            out = out[:count].add_(out[count:], alpha=1 / (2 * self._levels))
+        out = out.mul_(seen.steps)
+        if self._bias is not None:
+            out.add_(self._bias)
+        return out.view(*hidden.shape[:-1], self._outputs)
+
+    def _whole(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The inputs in whole numbers from 0 up, as the operation wants them, and the steps [rows, 1]."""
         rows = hidden.reshape(-1, hidden.shape[-1])
         steps = _steps(rows, self._levels)
         scaled = rows / steps
         coarse = scaled.round()
         if self.digits == 2:  # both are one product of twice the rows: the weights are read once
             coarse = torch.cat((coarse, scaled.sub_(coarse).mul_(2 * self._levels).round_()))
-        whole = coarse.add_(self._levels + 1).to(torch.uint8)  # the operation wants numbers from 0 up
-        out = _multiply(whole, self._levels + 1, self._weight, self._scales, self._zeros)
-        if self.digits == 2:
-            out = out[: len(rows)].add_(out[len(rows) :], alpha=1 / (2 * self._levels))
-        out = out.mul_(steps)
-        if self._bias is not None:
-            out.add_(self._bias)
-        return out.view(*hidden.shape[:-1], self._outputs)
+        return coarse.add_(self._levels + 1).to(torch.uint8), steps
 
 
 class Int8Fast(Int8):

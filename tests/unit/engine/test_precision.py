@@ -185,3 +185,14 @@ def test_a_model_over_slots_answers_almost_as_before(way: str, tmp_path: Path, m
     exact, rough = answers
     assert float((exact - rough).std() / exact.std()) < 0.1
     assert not torch.equal(exact, rough)
+
+
+def test_layers_that_share_an_input_differ_from_none_that_do_not() -> None:
+    """What a layer made of its input serves the next one only if that reads the very same tensor."""
+    first, second = Int8(layer()), Int8(layer(bias=True))
+    one, other = torch.randn(3, 96), torch.randn(3, 96)
+    with torch.inference_mode():
+        apart = [made(inputs.clone()) for inputs in (one, other) for made in (first, second)]
+        shared = [made(inputs) for inputs in (one, other) for made in (first, second)]
+        assert all(torch.equal(mine, wanted) for mine, wanted in zip(shared, apart, strict=True))
+        assert not torch.equal(Int8Fast(layer())(other), first(other))
