@@ -12,6 +12,7 @@ rank 0 chooses tokens. A rank that fails, or is gone, leaves the others waiting 
 is ended, the jobs go elsewhere, and the engine is started again.
 """
 
+import atexit
 import os
 import queue
 import socket
@@ -268,9 +269,11 @@ def load(folder: Path, device: str, slots: int, ranks: int) -> Loaded:
     followers = Followers(ranks - 1)
 
     def close() -> None:
+        atexit.unregister(close)
         followers.close()
         sharding.leave_group()
 
+    atexit.register(close)  # a process that ends while its engine starts never comes to stop it
     try:
         model, leader = _assemble(followers, folder.resolve(), places, slots)
     except EngineUnavailable:
