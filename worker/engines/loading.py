@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def _quicken(model: Any, shape: Shape, over: SlotModel) -> None:
     cached = models.home() / "cache"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cached / "inductor"))  # a restart compiles nothing
     os.environ.setdefault("TRITON_CACHE_DIR", str(cached / "triton"))
+    sys.setswitchinterval(0.0005)  # a step must not wait for the event loop's turn to end
     joined = sum(join(module) for module in shape.modules)
     blocks = compile_layers(model, shape)
     log.info("compiling", layers=blocks, joined=joined)

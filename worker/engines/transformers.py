@@ -114,6 +114,11 @@ class TransformersEngine:
             sequence.finished = True  # closed early: the thread drops the row at its next step
             self._open.discard(sequence)
 
+    @property
+    def reuse(self) -> tuple[int, int]:
+        """See the protocol."""
+        return self._decoder.reuse if self._decoder is not None else (0, 0)
+
     def stalled(self) -> float:
         """Seconds since the step in progress began; 0.0 when idle."""
         return self._decoder.stalled() if self._decoder is not None else 0.0
