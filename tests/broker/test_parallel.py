@@ -236,7 +236,7 @@ async def test_a_shard_that_cannot_be_loaded_ends_all(models: Path, monkeypatch:
 
 _NODE = """
 import asyncio, sys
-from tests.unit.engine.test_parallel import job, made
+from tests.broker.test_parallel import job, made
 from pathlib import Path
 from worker.__main__ import configure_logs
 
