@@ -79,7 +79,7 @@ class Decoder:
 
     def _run(self) -> None:
         try:
-            if self._loaded.model.device.type == "cuda":
+            if torch.device(self._loaded.model.device).type == "cuda":
                 torch.cuda.set_device(self._loaded.model.device)  # each thread has its own
             with torch.inference_mode():
                 while self._receive():
