@@ -3,6 +3,7 @@
 import torch
 
 from worker.engines.base import EngineError
+from worker.errors import one_line
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch on a CPU says it in words only
 
@@ -12,20 +13,16 @@ def model_failed(error: Exception) -> EngineError:
     if isinstance(error, EngineError):
         return error
     what = "out of memory" if _no_memory(error) else "the model failed"
-    return EngineError("engine", f"{what}: {_said(error)}", retryable=True)
+    return EngineError("engine", f"{what}: {one_line(error)}", retryable=True)
 
 
 def unreadable(error: Exception) -> EngineError:
     """Of turning one job's text into tokens: the same on every node, and no fault of the engine."""
     if isinstance(error, EngineError) or _no_memory(error):
         return model_failed(error)
-    return EngineError("invalid", f"the prompt cannot be read: {_said(error)}")
+    return EngineError("invalid", f"the prompt cannot be read: {one_line(error)}")
 
 
 def _no_memory(error: Exception) -> bool:
     memory = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, memory) or (isinstance(error, RuntimeError) and any(it in str(error) for it in _NO_MEMORY))
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

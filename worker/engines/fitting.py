@@ -7,15 +7,13 @@ library's way.
 
 from typing import Any
 
-import structlog
 import torch
 from transformers import AttentionInterface
 
 from worker.engines import attention
 from worker.engines.attention import Piece
 from worker.engines.slotmodel import SlotModel, Unfit
-
-log = structlog.get_logger(__name__)
+from worker.errors import one_line
 
 _PROBE = "canopy_probe"
 _PROMPT, _MORE = 11, 3  # tokens of the proof: read as 7 + 4, then decoded one at a time
@@ -51,7 +49,7 @@ class Shape:
         except Unfit:
             raise
         except Exception as error:  # each architecture may fail in its own way; it is computed the library's way then
-            raise Unfit(_one_line(error)) from error
+            raise Unfit(one_line(error)) from error
         layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
         if len(self.modules) != layers:
             raise Unfit(f"{len(self.modules)} of its {layers} layers are attention that takes a function")
@@ -163,7 +161,3 @@ def _use(model: Any, name: str) -> None:
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise Unfit("it does not let its attention be replaced")
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

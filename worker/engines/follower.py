@@ -39,6 +39,7 @@ from worker.engines.orders import (
     packed_message,
 )
 from worker.engines.slotmodel import SlotModel
+from worker.errors import one_line
 
 _SEND_SECONDS = 10.0
 
@@ -134,7 +135,7 @@ def main(arguments: list[str]) -> int:
             except LineClosed:
                 raise
             except Exception as error:  # whatever a model or a device raises; the parent hears it and ends us all
-                line.send(packed_message(Failed((str(error).strip() or type(error).__name__).splitlines()[0])))
+                line.send(packed_message(Failed(one_line(error))))
                 return 1
     return 0
 

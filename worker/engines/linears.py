@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from worker.errors import one_line
+
 _ROWS = 16384  # of a weight turned into whole numbers at a time: a copy of all of them would cost twice the memory
 
 
@@ -157,7 +159,7 @@ def _pack(whole: torch.Tensor) -> torch.Tensor:
     try:
         packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(whole, None)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
-        raise Unable(f"no 8-bit products in this torch: {str(error).splitlines()[0]}") from error
+        raise Unable(f"no 8-bit products in this torch: {one_line(error)}") from error
     return packed
 
 
@@ -170,5 +172,5 @@ def _multiply(
             inputs, 1.0, zero, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
     except (AttributeError, RuntimeError, NotImplementedError) as error:
-        raise Unable(f"no 8-bit products on this CPU: {str(error).splitlines()[0]}") from error
+        raise Unable(f"no 8-bit products on this CPU: {one_line(error)}") from error
     return out

@@ -20,6 +20,7 @@ from worker.engines.fitting import Shape, compile_layers, fit, give_back, uncomp
 from worker.engines.joined import join
 from worker.engines.loaded import Loaded
 from worker.engines.slotmodel import SlotModel, Unfit
+from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +43,7 @@ def load(folder: Path, device: str, slots: int) -> Loaded:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = load_weights(folder, place, device_map=place)
     except (SafetensorError, torch.OutOfMemoryError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise EngineUnavailable(f"cannot load the model in {folder}: {_one_line(error)}") from error
+        raise EngineUnavailable(f"cannot load the model in {folder}: {one_line(error)}") from error
     return ready(model, tokenizer, slots)
 
 
@@ -89,7 +90,7 @@ def _onto_slots(model: Any, slots: int, context: int | None) -> SlotModel:
         over = fit(model, shape, slots, length)
     except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
         give_back(model, shape)
-        raise Unfit(_one_line(error)) from error
+        raise Unfit(one_line(error)) from error
     if len({*shape.places.values()}) > 1:
         log.info("steps are not recorded: a graph is one device's")
     elif place.type == "cuda":
@@ -124,7 +125,7 @@ def _quicken(model: Any, shape: Shape, over: SlotModel) -> None:
         try:
             over.capture(_progress)
         except Exception as error:  # a compiler fails in many ways; the model runs without it
-            log.warning("not compiled", reason=_one_line(error))
+            log.warning("not compiled", reason=one_line(error))
             uncompile(model, shape)
             over.capture(_progress)
 
@@ -141,7 +142,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says "no CUDA" by assertion
-        raise EngineUnavailable(f"no such device {name!r}: {_one_line(error)}") from error
+        raise EngineUnavailable(f"no such device {name!r}: {one_line(error)}") from error
     if device.type == "meta":
         raise EngineUnavailable("no such device 'meta'")
     return device
@@ -208,7 +209,7 @@ def _bytes_per_token(model: Any) -> int:
             batch.step([[0]])
         return batch.bytes_per_token()
     except Exception as error:  # any architecture may fail in its own way; to the operator it is one thing
-        raise EngineUnavailable(f"the model {type(model).__name__} cannot be run here: {_one_line(error)}") from error
+        raise EngineUnavailable(f"the model {type(model).__name__} cannot be run here: {one_line(error)}") from error
 
 
 def longest_context(model: Any, place: torch.device, slots: int, bytes_per_token: int, asked: int | None) -> int:
@@ -219,7 +220,3 @@ def longest_context(model: Any, place: torch.device, slots: int, bytes_per_token
     else:
         meant = psutil.virtual_memory().available // 2
     return max(1, min(longest, asked or longest, meant // ((slots + 1) * max(1, bytes_per_token))))
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

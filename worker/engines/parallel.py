@@ -53,6 +53,7 @@ from worker.engines.orders import (
     packed_message,
 )
 from worker.engines.slotmodel import SlotModel
+from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
 
@@ -249,7 +250,7 @@ class Leader:
         except Exception as error:
             if self._followers.gone(_NOTICE_SECONDS):
                 raise EngineError("engine", self._followers.reason, retryable=True) from error
-            self._followers.give_up(f"rank 0 of the model failed in a step: {_one_line(error)}")
+            self._followers.give_up(f"rank 0 of the model failed in a step: {one_line(error)}")
             raise
 
 
@@ -265,7 +266,7 @@ def load(folder: Path, device: str, slots: int, ranks: int) -> Loaded:
         sharding.check_plan(folder, ranks)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise EngineUnavailable(f"cannot load the model in {folder}: {_one_line(error)}") from error
+        raise EngineUnavailable(f"cannot load the model in {folder}: {one_line(error)}") from error
     followers = Followers(ranks - 1)
 
     def close() -> None:
@@ -280,7 +281,7 @@ def load(folder: Path, device: str, slots: int, ranks: int) -> Loaded:
         close()
         raise
     except Exception as error:  # a failed collective has many names; the process that caused it says why
-        reason = followers.reason if followers.gone(_NOTICE_SECONDS) else _one_line(error)
+        reason = followers.reason if followers.gone(_NOTICE_SECONDS) else one_line(error)
         close()
         raise EngineUnavailable(f"cannot load the model in {folder}: {reason}") from error
     except BaseException:
@@ -336,7 +337,3 @@ def _how(process: "subprocess.Popen[bytes]") -> str:
     except subprocess.TimeoutExpired:
         return ""
     return f" (signal {-status})" if status < 0 else f" (status {status})"
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from worker.engines.base import EngineUnavailable
 from worker.engines.loaded import Loaded
 from worker.engines.loading import check_folder, find_device, load_weights, ready, set_threads
+from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +45,7 @@ def load(folder: Path, devices: str, slots: int) -> Loaded:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = load_weights(folder, places[0], device_map="auto", max_memory=memory)
     except (SafetensorError, torch.OutOfMemoryError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         raise EngineUnavailable(f"cannot load the model in {folder} over {devices}: {reason}") from error
     check_map(model.hf_device_map, places)
     log.info("layers are spread", devices=devices)

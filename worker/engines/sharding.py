@@ -25,6 +25,7 @@ from worker.engines.base import EngineUnavailable
 from worker.engines.fitting import Shape, fit
 from worker.engines.loading import load_weights, longest_context
 from worker.engines.slotmodel import SlotModel, Unfit
+from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
 
@@ -133,7 +134,7 @@ def fit_shard(model: Any, slots: int, ranks: int) -> SlotModel:
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
         over = fit(model, shape, slots, int(least))
     except (Unfit, RuntimeError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = one_line(error)
         raise EngineUnavailable(f"{type(model).__name__} cannot be computed by {ranks} processes: {said}") from error
     over.capture_mode = "thread_local"  # nccl's own threads look at their events meanwhile
     return over
@@ -145,7 +146,7 @@ def capture(over: SlotModel) -> str:
         with torch.inference_mode():
             over.capture(log.info)
     except Exception as error:  # a driver or a library that cannot record a collective; plain decoding works
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return one_line(error)
     return ""
 
 

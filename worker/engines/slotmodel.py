@@ -12,13 +12,10 @@ from itertools import accumulate
 from operator import add
 from typing import Any, NamedTuple
 
-import structlog
 import torch
 
 from worker.engines import attention
 from worker.engines.attention import Piece, Step
-
-log = structlog.get_logger(__name__)
 
 _BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _READS = (512, 1024, 2048)  # tokens of prompts in a step that is a graph

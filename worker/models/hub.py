@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from worker.errors import one_line
 from worker.models import ModelError
 from worker.models.progress import Say
 
@@ -38,10 +39,6 @@ class HubModel:
         except RepositoryNotFoundError as error:
             raise ModelError(f"the Hugging Face hub has no model {self._name} that this account may read") from error
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-            reason = f"the Hugging Face hub cannot be reached or failed: {_one_line(error)}"
+            reason = f"the Hugging Face hub cannot be reached or failed: {one_line(error)}"
             raise ModelError(f"cannot download {self._name}: {reason}") from error
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's notes
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
