@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made(folder: Path, ranks: int, slots: int = 3) -> TransformersEngine:
+def made(folder: Path, ranks: int, slots: int | None = 3) -> TransformersEngine:
     engine = create(
         "transformers",
         model="tiny",
@@ -128,6 +128,17 @@ async def test_two_processes_say_what_one_says(kind: str, models: Path) -> None:
     assert told[1] == told[0]
     assert all(ids for _, ids in told[0])
     assert not followers()
+
+
+async def test_all_processes_decide_how_many_slots_there_are_where_nobody_says(models: Path) -> None:
+    engine = made(models / "llama", 2, slots=None)
+    await engine.start()
+    try:
+        assert engine.slots == 8
+        told = await answers(engine, [job("The quick brown fox", max_tokens=4)] * 9)  # the eighth slot is there, too
+        assert told == [told[0]] * 9
+    finally:
+        await engine.stop()
 
 
 async def test_a_follower_that_is_killed_fails_the_jobs_and_the_engine_starts_again(

@@ -7,6 +7,8 @@ import msgspec
 
 from broker.wire import FailureCode, FinishReason, Job, TokenLogprob
 
+DEFAULT_SLOTS = 8  # where nobody says how many and no memory of a GPU tells
+
 
 class EngineError(Exception):
     """A job that cannot be run. `retryable`: another node, or a later try, may succeed. `alone`: and no other run
@@ -50,7 +52,11 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """Runs up to `slots` jobs at once. Called from the node's event loop, which it never blocks."""
+    """Runs up to `slots` jobs at once. Called from the node's event loop, which it never blocks.
+
+    `slots` is final when `start` has returned, until it is called again: an engine may choose by the memory it finds.
+    Before that it is a guess, from 1 up.
+    """
 
     name: str
     model: str  # the public name of the model it serves

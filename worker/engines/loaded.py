@@ -42,6 +42,7 @@ class Loaded(msgspec.Struct, frozen=True):
     model: Any
     tokenizer: Any
     ends: frozenset[int]  # token ids that end an answer
+    slots: int  # sequences at once
     context: int  # tokens, prompt and answer together
     vocabulary: int  # token ids are below it
     prefill_tokens: int  # how much of a prompt is read between two steps of those who run

@@ -13,13 +13,14 @@ import transformers
 from safetensors import SafetensorError
 
 from worker import models
-from worker.engines import precision
-from worker.engines.base import EngineUnavailable
+from worker.engines import precision, sizing
+from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable
 from worker.engines.batch import Batch
 from worker.engines.fitting import Shape, compile_layers, fit, give_back, uncompile
 from worker.engines.joined import join
 from worker.engines.loaded import Loaded
-from worker.engines.slotmodel import SlotModel, Unfit
+from worker.engines.sizing import Size
+from worker.engines.slotmodel import BUCKETS, SlotModel, Unfit
 from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
@@ -31,8 +32,10 @@ _GPU_SHARE = 0.85  # of the memory that is free once the weights are there
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
 
 
-def load(folder: Path, device: str, slots: int) -> Loaded:
-    """Loads safetensors and tokenizer of `folder` for `slots` rows at once. Blocks; raises EngineUnavailable."""
+def load(folder: Path, device: str, slots: int | None) -> Loaded:
+    """Loads safetensors and tokenizer of `folder` for `slots` rows at once (None: see `size_of`). Blocks; raises
+    EngineUnavailable.
+    """
     place = find_device(device)
     check_folder(folder)
     set_threads()
@@ -47,28 +50,30 @@ def load(folder: Path, device: str, slots: int) -> Loaded:
     return ready(model, tokenizer, slots)
 
 
-def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) -> Loaded:
-    """A model in memory, made ready for `slots` sequences at once of at most `context` tokens (None: what the memory
-    allows). It is computed over slots where that gives its own answers, else the library's way. Raises
-    EngineUnavailable.
+def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = None) -> Loaded:
+    """A model in memory, made ready for `slots` sequences at once (None: see `size_of`) of at most `context` tokens
+    (None: what the memory allows). It is computed over slots where that gives its own answers, else the library's way.
+    Raises EngineUnavailable.
     """
     place: torch.device = model.device
     attention = str(model.config._attn_implementation)  # the library's
     over = None
     try:
         over = _onto_slots(model, slots, context)
-        longest = over.context
+        size = Size(over.slots, over.context)
     except Unfit as error:
         log.warning("computed the library's way", model=type(model).__name__, reason=str(error))
-        longest = longest_context(model, place, slots, _bytes_per_token(model), context)
+        # There rows are padded, and copied as they grow: how many have room is not known before.
+        size = size_of(model, room(place, _bytes_per_token(model)), slots or DEFAULT_SLOTS, context)
     chosen = ""
     if place.type == "cpu":  # only now: that a model fits was proved in the numbers it came in
-        chosen = precision.settle(model, tokenizer, slots, attention)
+        chosen = precision.settle(model, tokenizer, size.slots, attention)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         ends=end_tokens(model, tokenizer),
-        context=longest,
+        slots=size.slots,
+        context=size.context,
         vocabulary=model.config.get_text_config().vocab_size,
         prefill_tokens=_prefill_tokens(over, place),
         over=over,
@@ -76,18 +81,18 @@ def ready(model: Any, tokenizer: Any, slots: int, context: int | None = None) ->
     )
 
 
-def _onto_slots(model: Any, slots: int, context: int | None) -> SlotModel:
+def _onto_slots(model: Any, slots: int | None, context: int | None) -> SlotModel:
     """Raises Unfit, and leaves the model as it was then."""
     if os.environ.get("CANOPY_LIBRARY_ATTENTION"):
         raise Unfit("CANOPY_LIBRARY_ATTENTION is set")
     place = model.device
     shape = Shape(model)
     try:
-        length = min(
-            longest_context(model, each, slots, shape.bytes_per_token(model.dtype, each), context)
+        tokens = min(
+            room(each, shape.bytes_per_token(model.dtype, each), shared=slots is None)
             for each in {*shape.places.values()}
         )
-        over = fit(model, shape, slots, length)
+        over = fit(model, shape, *size_of(model, tokens, slots, context))
     except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
         give_back(model, shape)
         raise Unfit(one_line(error)) from error
@@ -212,11 +217,42 @@ def _bytes_per_token(model: Any) -> int:
         raise EngineUnavailable(f"the model {type(model).__name__} cannot be run here: {one_line(error)}") from error
 
 
-def longest_context(model: Any, place: torch.device, slots: int, bytes_per_token: int, asked: int | None) -> int:
-    """The model's own context, or less where full rows in all slots would not fit into the memory meant for them."""
-    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192)
+def room(place: torch.device, bytes_per_token: int, *, shared: bool = False) -> int:
+    """How many tokens' keys and values fit into the memory meant for them on that device. `shared`: where other nodes
+    compute there too (CANOPY_GPU_NODES), into this node's part.
+    """
     if place.type == "cuda":  # the rest is for what a step computes meanwhile, and for graphs
-        meant = int(torch.cuda.mem_get_info(place)[0] * _GPU_SHARE)
+        free, total = torch.cuda.mem_get_info(place)
+        nodes = gpu_nodes() if shared else 1
+        meant = int(sizing.part(free, total, torch.cuda.memory_reserved(place), nodes) * _GPU_SHARE)
     else:
         meant = psutil.virtual_memory().available // 2
-    return max(1, min(longest, asked or longest, meant // ((slots + 1) * max(1, bytes_per_token))))
+    return meant // max(1, bytes_per_token)
+
+
+def size_of(model: Any, tokens: int, slots: int | None, asked: int | None = None) -> Size:
+    """How many sequences at once, how long, where `tokens` fit on the tightest device: `slots` (None: on a GPU as many
+    as fit, else DEFAULT_SLOTS), each with the model's own context, or `asked`, or what the memory allows. Raises
+    EngineUnavailable.
+    """
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192)
+    longest = min(longest, asked or longest)
+    if slots is not None or model.device.type != "cuda":
+        return sizing.fixed(tokens, longest, slots or DEFAULT_SLOTS)
+    size = sizing.chosen(tokens, longest, BUCKETS)
+    if size is None:
+        wanted = sizing.least_tokens(longest)
+        raise EngineUnavailable(
+            f"beside the model the GPU has room for keys and values of {tokens} tokens, and one answer wants {wanted}: "
+            "take a GPU with more memory, several, or fewer nodes on it"
+        )
+    log.info("slots", chosen=size.slots, context=size.context)
+    return size
+
+
+def gpu_nodes() -> int:
+    """CANOPY_GPU_NODES: how many nodes share a GPU. Raises EngineUnavailable."""
+    wanted = os.environ.get("CANOPY_GPU_NODES") or "1"
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise EngineUnavailable(f"CANOPY_GPU_NODES must be a number from 1 up, not {wanted!r}")
+    return int(wanted)

@@ -22,7 +22,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     port: int  # of the group's store, on loopback
     folder: str
     device: str
-    slots: int
+    slots: int | None  # None: as many as fit on the tightest device
     threads: int
     seconds: float  # how long one rank waits for another within a step
 

@@ -63,7 +63,7 @@ _LOAD_SECONDS = 1800.0  # for the others to have loaded, once rank 0 has
 _SEND_SECONDS = 10.0  # a follower that reads nothing for so long is stopped or lost
 _NOTICE_SECONDS = 2.0  # a failed step waits so long for the news that a follower is gone
 _END_SECONDS = 5.0
-_KEPT = ("CANOPY_HOME",)  # of our settings, which have passwords among them, what a follower needs
+_KEPT = ("CANOPY_HOME", "CANOPY_GPU_NODES")  # of our settings, which have passwords among them, what a follower needs
 
 
 class Followers:
@@ -254,9 +254,9 @@ class Leader:
             raise
 
 
-def load(folder: Path, device: str, slots: int, ranks: int) -> Loaded:
+def load(folder: Path, device: str, slots: int | None, ranks: int) -> Loaded:
     """The model in `folder` over `ranks` processes, on the CPU or on so many GPUs from `device` on. Blocks; raises
-    EngineUnavailable.
+    EngineUnavailable. `slots`: see `loading.size_of`.
     """
     base = find_device(device)
     check_folder(folder)
@@ -291,6 +291,7 @@ def load(folder: Path, device: str, slots: int, ranks: int) -> Loaded:
         model=model,
         tokenizer=tokenizer,
         ends=end_tokens(model, tokenizer),
+        slots=leader.slots,
         context=leader.context,
         vocabulary=model.config.get_text_config().vocab_size,
         prefill_tokens=256 if base.type == "cpu" else 2048,
@@ -299,7 +300,7 @@ def load(folder: Path, device: str, slots: int, ranks: int) -> Loaded:
     )
 
 
-def _assemble(followers: Followers, folder: Path, places: list[torch.device], slots: int) -> tuple[Any, Leader]:
+def _assemble(followers: Followers, folder: Path, places: list[torch.device], slots: int | None) -> tuple[Any, Leader]:
     """All ranks load at the same time, and go on together only when all have loaded."""
     ranks, threads = len(places), sharding.threads_of(len(places))
     torch.set_num_threads(threads)

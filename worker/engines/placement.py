@@ -33,8 +33,10 @@ def find_devices(names: str) -> list[torch.device]:
     return places
 
 
-def load(folder: Path, devices: str, slots: int) -> Loaded:
-    """Loads the model in `folder` over several GPUs for `slots` rows at once. Blocks; raises EngineUnavailable."""
+def load(folder: Path, devices: str, slots: int | None) -> Loaded:
+    """Loads the model in `folder` over several GPUs for `slots` rows at once (None: as many as fit). Blocks; raises
+    EngineUnavailable.
+    """
     places = find_devices(devices)
     check_folder(folder)
     set_threads()

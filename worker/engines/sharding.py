@@ -23,7 +23,7 @@ from transformers.distributed import DistributedConfig
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.fitting import Shape, fit
-from worker.engines.loading import load_weights, longest_context
+from worker.engines.loading import load_weights, room, size_of
 from worker.engines.slotmodel import SlotModel, Unfit
 from worker.errors import one_line
 
@@ -121,18 +121,18 @@ def load_shard(folder: Path, place: torch.device, ranks: int) -> Any:
         return load_weights(folder, place, distributed_config=DistributedConfig(tp_size=ranks))
 
 
-def fit_shard(model: Any, slots: int, ranks: int) -> SlotModel:
-    """The shard over slots, checked, in step with all other ranks, whose context is the same. Raises
-    EngineUnavailable.
+def fit_shard(model: Any, slots: int | None, ranks: int) -> SlotModel:
+    """The shard over slots, checked, in step with all other ranks: each decides by the memory of the tightest one, so
+    all have as many slots (None: as many as fit there), of the same context. Raises EngineUnavailable.
     """
     place: torch.device = model.device
     sharing = ranks if place.type == "cpu" else 1  # ranks that take from the same memory
     try:
         shape = Shape(model)
-        own = longest_context(model, place, slots, sharing * shape.bytes_per_token(model.dtype), None)
+        own = room(place, sharing * shape.bytes_per_token(model.dtype), shared=slots is None)
         least = torch.tensor([own], device=place)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-        over = fit(model, shape, slots, int(least))
+        over = fit(model, shape, *size_of(model, int(least), slots))
     except (Unfit, RuntimeError) as error:
         said = one_line(error)
         raise EngineUnavailable(f"{type(model).__name__} cannot be computed by {ranks} processes: {said}") from error

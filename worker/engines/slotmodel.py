@@ -17,7 +17,7 @@ import torch
 from worker.engines import attention
 from worker.engines.attention import Piece, Step
 
-_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _READS = (512, 1024, 2048)  # tokens of prompts in a step that is a graph
 _PIECES = 32  # of prompts in such a step
 _UPLOADS = 4  # pinned buffers in turn: the host may be that many steps ahead of the copies
@@ -171,7 +171,7 @@ class SlotModel:
         """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
         if self._inputs is None:
             return
-        sizes = [size for size in _BUCKETS if size < self.slots] + [self.slots]
+        sizes = [size for size in BUCKETS if size < self.slots] + [self.slots]
         graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for done, size in enumerate(reversed(sizes)):
             progress(f"preparing a batch of {size} ({done + 1} of {len(sizes)})")

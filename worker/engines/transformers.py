@@ -16,7 +16,7 @@ import structlog
 import torch
 
 from broker.wire import Job
-from worker.engines.base import Chunk, EngineError, EngineStopped, EngineUnavailable
+from worker.engines.base import Chunk, EngineStopped, EngineUnavailable
 from worker.engines.decoder import Decoder
 from worker.engines.loaded import Loaded
 from worker.engines.loading import load
@@ -45,16 +45,18 @@ class TransformersEngine:
         model_path: str | None,
         device: str,
         slots: int,
+        choose_slots: bool = False,
         ranks: int = 1,
         loader: Callable[[str, int], Loaded] | None = None,
     ) -> None:
-        """`ranks` processes compute the model together. `loader` makes the model for a device and a number of slots,
-        instead of reading `model_path`.
+        """`choose_slots`: each start finds out how many there is memory for. `ranks` processes compute the model
+        together. `loader` makes the model for a device and a number of slots, instead of reading `model_path`.
         """
         self.model = model
         self.device = device
         self.slots = slots
         self._folder = Path(model_path) if model_path else None
+        self._choose_slots = choose_slots
         self._ranks = ranks
         self._load = loader or self._from_folder
         self._decoder: Decoder | None = None
@@ -82,25 +84,28 @@ class TransformersEngine:
                 log.debug("news without a reader", items=len(news))
 
         self._close = loaded.close
-        self._decoder = Decoder(loaded, self.slots, tell)
+        self.slots = loaded.slots
+        self._decoder = Decoder(loaded, loaded.slots, tell)
         self._decoder.start()
 
     def _from_folder(self, device: str, slots: int) -> Loaded:
         folder = self._folder or installed(self.model)
+        wanted = None if self._choose_slots else slots
         if self._ranks > 1:
             if "," in device:
                 raise EngineUnavailable("--tensor-parallel takes one --device: it counts on from there")
             from worker.engines import parallel  # torch.distributed takes a second to come
 
-            return parallel.load(folder, device, slots, self._ranks)
-        return load_spread(folder, device, slots) if "," in device else load(folder, device, slots)
+            return parallel.load(folder, device, wanted, self._ranks)
+        return load_spread(folder, device, wanted) if "," in device else load(folder, device, wanted)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
         if self._decoder is None:
             raise EngineStopped("the engine is not running")
         if len(self._open) >= self.slots:
-            raise EngineError("engine", f"all {self.slots} slots are taken", retryable=True)
+            # Of jobs that waited for their readers while the engine was started again, and came back with fewer slots.
+            raise EngineStopped(f"all {self.slots} slots are taken", alone=True)
         sequence = Sequence(job, Mailbox())
         self._open.add(sequence)
         try:
@@ -169,11 +174,23 @@ def _deliver(news: News) -> None:
 
 
 def create(
-    *, model: str, model_path: str | None, device: str, slots: int, token_delay: float, tensor_parallel: int = 1
+    *,
+    model: str,
+    model_path: str | None,
+    device: str,
+    slots: int,
+    token_delay: float,
+    choose_slots: bool = False,
+    tensor_parallel: int = 1,
 ) -> TransformersEngine:
     """For the table in `worker.engines`; a real model needs no token delay. `tensor_parallel`: how many processes
     compute it together.
     """
     return TransformersEngine(
-        model=model, model_path=model_path, device=device, slots=slots, ranks=max(1, tensor_parallel)
+        model=model,
+        model_path=model_path,
+        device=device,
+        slots=slots,
+        choose_slots=choose_slots,
+        ranks=max(1, tensor_parallel),
     )
