@@ -61,7 +61,7 @@ class Node:
         self.name = name
         self.model = model
         self.engine = engine
-        self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)
+        self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)  # a guess until the engine has started
         self.background = Background(name)
         self.relatives = Relatives(name, parent, self.dispatcher, self.background, self._relatives_changed)
         self.announcer = Announcer(self._tell_counters, self._tell_state, self._pace)
@@ -152,6 +152,10 @@ class Node:
         self._decide_accepting()
 
     def _health_changed(self) -> None:
+        if self.engine is not None and self.care.ready:
+            # No job starts before this, and no parent hears of room. After a restart they may be fewer than jobs that
+            # wait for their readers to go on: those keep their slots, and none is free until enough of them have ended.
+            self.dispatcher.slots = self.engine.slots
         self.jobs.engine_ready(self.care.ready)
         self._decide_accepting()
 

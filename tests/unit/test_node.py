@@ -8,7 +8,8 @@ import pytest
 from broker.client import NoTree
 from broker.node import NameTaken, NoParent
 from broker.session import ConnectionLost
-from broker.wire import Attach, Drain, Failed, Finished, Job, Resume, Start, Waiting, encode
+from broker.stream import Stream
+from broker.wire import Asking, Attach, Drain, Failed, Finished, Job, Resume, Start, Waiting, encode
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from topology.dispatch import HoldHigh
@@ -425,6 +426,81 @@ async def test_a_node_that_loads_is_seen_but_gets_nothing_and_can_be_told_to_lea
         adding.cancel()
         assert names.node("n1") not in cluster.broker.queues
         assert engine.started == []
+
+
+class MeasuringEngine(SlowEngine):
+    """How many slots it has turns out when its model is loaded."""
+
+    def __init__(self, *found: int) -> None:
+        super().__init__("m", 8)
+        self._found = iter(found)
+
+    async def start(self) -> None:
+        await super().start()
+        self.slots = next(self._found)
+
+
+async def test_a_node_has_the_slots_that_its_engine_has_found_out() -> None:
+    async with Cluster(HoldHigh) as cluster:
+        root = await cluster.add("root")
+        told: list[int] = []
+        hear = root.relatives.on_capacity
+        root.relatives.on_capacity = lambda capacity: (told.append(capacity.slots), hear(capacity))[1]  # type: ignore[method-assign]
+        engine = MeasuringEngine(3)
+        adding = asyncio.create_task(cluster.add("n1", "root", engine=engine))
+        await until(lambda: cluster.client.nodes().get("n1"))
+        streams = [await cluster.ask(f"j{number}") for number in range(5)]
+        engine.loaded.set()
+        node = await adding
+        await until(lambda: len(engine.steps) == 3)
+        await until(lambda: root.state().held == 2)
+        assert set(told) == {3}  # never the guess
+        assert node.state().slots == 3
+        assert node.state().status == "busy"
+        await until(lambda: cluster.client.nodes()["n1"].slots == 3)
+        for number, stream in enumerate(streams):
+            await until(lambda: cluster.where(stream.request_id))  # noqa: B023
+            engine.finish(f"j{number}")
+            await read(stream)
+
+
+async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs whose node died wait for their readers, in slots of another one, while its engine is started again."""
+    async with Cluster(HoldHigh) as cluster:
+        root = await cluster.add("root")
+        await cluster.add("n0", "root", slots=2)
+        streams = [await cluster.ask(name) for name in ("a", "b")]
+        await until(lambda: cluster.where("b"))
+        engine = MeasuringEngine(3, 1, 2)
+        engine.loaded.set()
+        node = await cluster.add("n1", "root", engine=engine)
+        questions: list[tuple[Stream, Asking]] = []
+        monkeypatch.setattr(cluster.client, "_grant", lambda *question: questions.append(question))
+        await cluster.kill("n0")
+        await until(lambda: len(questions) == 2)
+        streams.append(await cluster.ask("c"))
+        await until(lambda: cluster.where("c") == "n1")
+        engine.fail("c")
+        await until(lambda: node.dispatcher.slots == 1)
+        assert node.dispatcher.running == 2
+        assert node.dispatcher.subtree_free() == 0
+        assert node.state().status == "busy"
+        await until(lambda: [held.job.request_id for held in root.jobs.waiting] == ["c"])
+        monkeypatch.undo()
+        for question in questions:
+            cluster.client._grant(*question)
+        await until(lambda: set(engine.steps) == {"a", "b"})
+        engine.finish("a")
+        await until(lambda: "a" not in engine.steps)
+        assert node.dispatcher.subtree_free() == 0  # one slot, and it is taken
+        engine.finish("b")
+        await until(lambda: cluster.where("c") == "n1")
+        engine.fail("c")
+        await until(lambda: node.dispatcher.slots == 2 and cluster.where("c") == "n1")
+        engine.finish("c")
+        for stream in streams:
+            _, frames = await read(stream)
+            assert isinstance(frames[-1], Finished)
 
 
 async def test_hold_high_keeps_the_backlog_at_the_root_and_any_free_slot_takes_the_next() -> None:
