@@ -24,6 +24,7 @@ UPSTREAM_WAY = "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes i
 UPSTREAM_HELP = "openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1."
 DEVICE_HELP = "auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."
 TENSOR_PARALLEL_HELP = "Processes, one a device, that divide the model among them."
+SLOTS_HELP = "Answers a worker writes at the same time: N, or auto: what a GPU's memory allows, else 8."
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast")
 PRECISION_HELP = f"transformers engine on a CPU, the numbers it computes in: {', '.join(PRECISIONS)}. Default: auto."
 _DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
@@ -48,7 +49,7 @@ def up_command(
     fanout: Annotated[
         int | None, typer.Option(min=1, help="Children a node at most; without it all hang below the root.")
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 8,
+    slots: Annotated[str, typer.Option(metavar="N|auto", help=SLOTS_HELP)] = "auto",
     standby: Annotated[
         int, typer.Option(min=0, max=9, help="Roots a model that wait to take over if the root dies.")
     ] = 0,
@@ -85,7 +86,7 @@ def up_command(
         engine=engine,
         nodes=nodes,
         fanout=fanout,
-        slots=slots,
+        slots=check_slots(slots),
         policy=policy,
         device=device,
         token_delay=token_delay,
@@ -199,6 +200,15 @@ def _end_leftovers(home: Home) -> list[str]:
         return []
     with instance.held(home):
         return instance.end_leftovers(home)
+
+
+def check_slots(slots: str) -> int | None:
+    """The number; None for "auto". Raises CliError for anything else."""
+    if slots == "auto":
+        return None
+    if not (slots.isascii() and slots.isdecimal()) or int(slots) < 1:
+        raise CliError(f"--slots must be a number from 1 up, or auto, not {slots!r}.", code=2)
+    return int(slots)
 
 
 def check_precision(precision: str | None) -> str | None:

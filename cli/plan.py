@@ -38,7 +38,7 @@ class Request:
     engine: str = "transformers"
     nodes: int = 2
     fanout: int | None = None
-    slots: int = 8
+    slots: int | None = None  # None: each node's engine finds out
     policy: str | None = None
     device: str | None = None
     token_delay: float | None = None
@@ -88,6 +88,7 @@ def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
     node_env = {
         **common,
         "CANOPY_AMQP_URL": broker.amqp["node"],
+        "CANOPY_GPU_NODES": os.environ.get("CANOPY_GPU_NODES") or str(processes),  # all are told the same --device
         "CANOPY_THREADS": os.environ.get("CANOPY_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT") or SPINS,
         **({"CANOPY_PRECISION": request.precision} if request.precision else {}),
@@ -167,7 +168,7 @@ def _parents(request: Request) -> Iterator[tuple[str, str]]:
 
 
 def _engine(request: Request, folder: Path | None) -> list[str]:
-    options = ["--engine", request.engine, "--slots", str(request.slots)]
+    options = ["--engine", request.engine, "--slots", str(request.slots or "auto")]
     options += ["--model-path", str(folder)] if folder else []
     options += ["--device", request.device] if request.device else []
     options += ["--token-delay", str(request.token_delay)] if request.token_delay is not None else []

@@ -14,10 +14,12 @@ from cli.lifecycle import (
     DEFAULT_MODEL,
     DEVICE_HELP,
     PRECISION_HELP,
+    SLOTS_HELP,
     TENSOR_PARALLEL_HELP,
     UPSTREAM_HELP,
     UPSTREAM_WAY,
     check_precision,
+    check_slots,
 )
 from cli.plan import SPINS
 from cli.prepare import steps
@@ -46,7 +48,7 @@ def node(
     engine: Annotated[
         str | None, typer.Option(help="transformers, openai or echo; default: the running instance's.")
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Answers it writes at the same time.")] = 8,
+    slots: Annotated[str, typer.Option(metavar="N|auto", help=SLOTS_HELP)] = "auto",
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     precision: Annotated[str | None, typer.Option(envvar="CANOPY_PRECISION", help=PRECISION_HELP)] = None,
     upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
@@ -66,7 +68,7 @@ def node(
     if parent is None:  # a root has neither model files nor slots
         options = ["--standby", "--engine", "none", "--model", Model(model or served).name]
     else:
-        options = ["--parent", parent, "--engine", engine, "--slots", str(slots)]
+        options = ["--parent", parent, "--engine", engine, "--slots", str(check_slots(slots) or "auto")]
         options += [*_model(home, model or served, engine), *(["--device", device] if device else [])]
         options += _upstream(upstream, upstream_model) if engine == "openai" else []
         options += _tensor_parallel(tensor_parallel, engine)

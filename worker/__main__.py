@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="public name of the model")
     parser.add_argument("--model-path", help="folder to load the model from")
     parser.add_argument("--engine", default="transformers", help="transformers, openai, echo, or none for a root")
-    parser.add_argument("--slots", type=int, default=8, help="jobs run at once")
+    parser.add_argument("--slots", type=slots_asked, help="jobs run at once: N, or auto (the default)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …, or cuda:0,cuda:1: layers over both")
     parser.add_argument("--policy", default=DEFAULT_POLICY, choices=sorted(POLICIES), help="dispatch policy")
     parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
@@ -44,6 +44,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--standby", action="store_true", help="wait for the name while another node has it")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for the broker and the parent")
     return parser.parse_args(arguments)
+
+
+def slots_asked(text: str) -> int | None:
+    """A number of slots; None for "auto"."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 up nor auto")
+    return int(text)
 
 
 class BadEnvironment(ValueError):

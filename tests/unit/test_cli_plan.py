@@ -1,5 +1,6 @@
 """The programs that `up` starts, and how a node's log line says that it serves."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import pytest
 from cli import plan, rolling
 from cli.errors import CliError
 from cli.home import Home
-from cli.lifecycle import PRECISIONS, check_precision
+from cli.lifecycle import PRECISIONS, check_precision, check_slots
 from cli.plan import Request
 from cli.process import Spec
 from cli.rabbitmq import Broker
+from worker.__main__ import parse
 from worker.engines import precision
 
 BROKER = Broker.elsewhere("amqp://somewhere/", "http://somewhere")
@@ -66,6 +68,39 @@ def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> Non
 def test_the_precision_is_told_to_the_nodes() -> None:
     assert [spec.env["CANOPY_PRECISION"] for spec in layout(precision="int8").nodes] == ["int8", "int8"]
     assert "CANOPY_PRECISION" not in layout().nodes[0].env
+
+
+def understood(spec: Spec) -> argparse.Namespace:
+    """The options as the node reads them."""
+    words = list(spec.command)
+    return parse(words[words.index("worker") + 1 :])
+
+
+def test_slots_are_the_nodes_business_unless_a_number_is_asked_for() -> None:
+    assert [understood(spec).slots for spec in layout().nodes] == [None, None]
+    assert [understood(spec).slots for spec in layout(slots=5).nodes] == [5, 5]
+    assert understood(layout().roots[0]).slots is None
+
+
+@pytest.mark.parametrize("nonsense", ["0", "-1", "", "many", "1.5", "Auto", "²"])
+def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture[str]) -> None:
+    node = ["--name", "n1", "--model", "m"]
+    assert [check_slots(text) for text in ("auto", "1", "256")] == [None, 1, 256]
+    assert [parse([*node, "--slots", text]).slots for text in ("auto", "1", "256")] == [None, 1, 256]
+    with pytest.raises(CliError, match="--slots must be a number from 1 up, or auto") as error:
+        check_slots(nonsense)
+    assert error.value.code == 2
+    with pytest.raises(SystemExit):
+        parse([*node, f"--slots={nonsense}"])
+    assert f"argument --slots: {nonsense!r} is neither" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nodes_of_one_start_share_a_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
+    assert layout(models={"a": None, "b": None}, nodes=3).nodes[0].env["CANOPY_GPU_NODES"] == "6"
+    assert layout(nodes=1).nodes[0].env["CANOPY_GPU_NODES"] == "1"
+    monkeypatch.setenv("CANOPY_GPU_NODES", "1")
+    assert layout(nodes=2).nodes[0].env["CANOPY_GPU_NODES"] == "1"
 
 
 def test_threads_of_a_node_sleep_soon_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
