@@ -2,11 +2,18 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
+
+from tests.unit.engine.tiny import CONFIGS
+from worker.engines import attention
+from worker.engines.attention import Piece
+from worker.engines.fitting import Shape, fit
+from worker.engines.slotmodel import SlotModel
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 _BOUNDS = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # the interpreter cuts bfloat16 off where a GPU rounds
@@ -191,3 +198,50 @@ def test_rows_are_split_until_there_is_work_for_the_whole_gpu(
     kernels.decode(new.repeat(1, 2, 1), new, new, new[None], new[None], None, None, 1.0, 0, 0.0)
     assert list(decoding) == [(rows, groups, splits)]
     assert list(combining) == ([(2 * rows * groups,)] if splits > 1 else [])
+
+
+def gemma2() -> Any:
+    return transformers.Gemma2Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=70, attn_logit_softcapping=2.0, initializer_range=0.3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [CONFIGS["gemma3"], CONFIGS["gpt2"], gemma2], ids=["gemma3", "gpt2", "gemma2"])
+def test_a_model_decodes_through_them_as_it_does_without(
+    config: Callable[[], Any], kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_MOST_SPLITS", 2)
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(config()).eval()
+    over = fit(model, Shape(model), 3, 160)
+    wanted = decoded(over)
+    plainly, calls = attention.attend, 0
+
+    def through_kernels(*given: Any) -> torch.Tensor:
+        nonlocal calls
+        step = attention._local.step
+        if step.starts is not None:
+            return plainly(*given)
+        calls += 1
+        return kernels.decode(*given[:5], step.slots, step.lengths, *given[5:])
+
+    monkeypatch.setattr(attention, "attend", through_kernels)
+    torch.testing.assert_close(decoded(over), wanted, rtol=1e-4, atol=1e-4)
+    assert calls == 3 * 2  # steps, layers
+
+
+def decoded(over: SlotModel) -> torch.Tensor:
+    """Logits [steps, rows, vocabulary] of three tokens after each of two prompts, in slots that were empty."""
+    for module in over._layers:
+        module.slot_keys.fill_(_NAN)
+        module.slot_values.fill_(_NAN)
+    slots, lengths = [2, 0], [126, 3]
+    logits = []
+    with torch.inference_mode():
+        pieces = [Piece(slot, 0, length) for slot, length in zip(slots, lengths, strict=True)]
+        over.prefill(pieces, [[n * 7 % 259 for n in range(length)] for length in lengths], [True] * 2)
+        for step in range(3):
+            over.feed(torch.tensor([40 + step, 90 - step]))
+            logits.append(over.decode(slots, [length + step for length in lengths]).clone())
+    return torch.stack(logits)
