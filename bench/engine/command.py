@@ -13,6 +13,7 @@ from bench.engine.measure import BASELINES_PART, ENGINE_PART, LIMIT_PART, Run, S
 from bench.engine.subject import Subject, find_device, from_folder, random_weights
 from bench.engine.table import ARRIVALS, RAGGED, UNIFORM
 from bench.report import Report, Rows
+from worker.engines.apart import apart
 from worker.engines.base import EngineUnavailable
 
 ROWS = (UNIFORM, RAGGED, ARRIVALS)
@@ -81,7 +82,7 @@ def command(
     if max(sizes) > asked.slots:
         raise typer.BadParameter(f"{max(sizes)} requests at once need as many slots", param_hint="--slots")
     try:
-        subject = _subject(model, random_shape, asked, context)
+        subject = apart(lambda: _subject(model, random_shape, asked, context))
     except EngineUnavailable as error:
         say(str(error))
         raise typer.Exit(1) from error

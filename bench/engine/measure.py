@@ -18,6 +18,7 @@ from bench.engine.reading import Ask, Reading, Spread, Track
 from bench.engine.subject import Subject
 from bench.engine.table import ARRIVALS, CONTINUOUS, ENGINE, ONE_BY_ONE, RAGGED, UNIFORM, Bound, Disturbed, Found
 from bench.report import Report, Rows
+from worker.engines.apart import apart
 from worker.engines.base import Engine
 
 ENGINE_PART, BASELINES_PART, LIMIT_PART = "engine", "baselines", "limit"
@@ -80,7 +81,7 @@ class Run:
             self._attempt("the engine", lambda: asyncio.run(self._measure_engine(engine_path)))
         self._subject.clean_up()
         if BASELINES_PART in parts:
-            self._measure_baselines()
+            apart(self._measure_baselines)
         self._save()
 
     def _asks(self, kind: str, at_once: int) -> list[Ask]:
@@ -263,7 +264,7 @@ class Run:
         if not self._has_time(name):
             return
         try:
-            work()
+            apart(work)  # what one part leaves behind of OpenMP's threads must not slow the next one down
         except Exception as error:  # each part stands for itself
             self._failed(name, error)
 

@@ -11,7 +11,7 @@ so nothing is padded. `attend` is opaque to torch.compile: what it needs to know
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 NAME = "canopy_slots"  # of the attention function, for transformers
+_PADDED = 128  # lengths that decode together are rounded up to a multiple of it
 
 
 class Piece(NamedTuple):
@@ -29,6 +30,19 @@ class Piece(NamedTuple):
     slot: int
     start: int  # position of the first of them
     length: int
+
+
+class Block(NamedTuple):
+    """Rows of a decoding step that are computed by one call: they are (nearly) neighbours among the slots, and of about
+    the same length.
+    """
+
+    rows: torch.Tensor  # [rows] int64: which of the step's
+    spots: torch.Tensor  # [rows] int64: their slots, counted from `first`
+    first: int  # slots from here
+    last: int  # to here; some between may be nobody's
+    length: int  # so many keys are read of each
+    mask: torch.Tensor  # [slots, 1, 1, length] float: 0 for what its row holds, else -inf
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Step:
     starts: torch.Tensor | None = None  # [pieces + 1] first token of each; None: one token a piece
     longest: int = 1  # most tokens of a piece
     elsewhere: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
+    blocks: list[Block] = field(default_factory=list, repr=False, compare=False)  # made once a step, by `blocks_of`
 
     def on(self, device: torch.device) -> "Step":
         """The same for a layer on that device: a model's layers may be spread over several. Copied once a device."""
@@ -166,12 +181,13 @@ def _plain(
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """Piece by piece with the library's own attention: exact lengths, nothing padded, nothing copied."""
+    """With the library's own attention: nothing is copied, and what a row gets depends on that row alone."""
+    if step.starts is None and not softcap and not (window and any(_end(piece) > window for piece in step.pieces)):
+        return _decode_plainly(query, keys, values, step, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     first = 0
     for piece in step.pieces:
-        last = first + piece.length
-        end = piece.start + piece.length
+        last, end = first + piece.length, _end(piece)
         begin = max(0, piece.start - window + 1) if window else 0
         mine = query[first:last].transpose(0, 1)[None]
         k, v = (cache[piece.slot, begin:end].transpose(0, 1)[None] for cache in (keys, values))
@@ -180,6 +196,66 @@ def _plain(
         out[first:last] = part[0].transpose(0, 1)
         first = last
     return out
+
+
+def _decode_plainly(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scale: float
+) -> torch.Tensor:
+    """A token each for all rows, in few calls: a call costs more than the arithmetic of a short row. The heads that
+    share a key are its queries, so keys are not repeated for them.
+    """
+    tokens, heads, size = query.shape
+    grouped = query.reshape(tokens, keys.shape[2], -1, size)
+    out = torch.empty_like(grouped)
+    if not step.blocks:
+        step.blocks.extend(blocks_of(step.pieces, keys.shape[1], query.dtype, query.device))
+    for block in step.blocks:
+        asked = grouped.new_zeros(block.last - block.first, *grouped.shape[1:])
+        asked[block.spots] = grouped[block.rows]
+        k, v = (cache[block.first : block.last, : block.length].transpose(1, 2) for cache in (keys, values))
+        found = functional.scaled_dot_product_attention(asked, k, v, attn_mask=block.mask, scale=scale)
+        out[block.rows] = found[block.spots]
+    return out.view(tokens, heads, size)
+
+
+def blocks_of(pieces: Iterable[Piece], context: int, dtype: torch.dtype, device: torch.device) -> list[Block]:
+    """The rows of a decoding step, in as few blocks as is sensible. How many keys are read for a row follows from its
+    own length alone, so its sums are the same in any company.
+    """
+    alike: dict[int, list[tuple[int, int, int]]] = {}
+    for row, piece in enumerate(pieces):
+        length = min(context, -(-_end(piece) // _PADDED) * _PADDED)
+        alike.setdefault(length, []).append((piece.slot, row, _end(piece)))
+    return [_block(run, length, dtype, device) for length, rows in alike.items() for run in _runs(sorted(rows))]
+
+
+def _runs(rows: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """`rows`, which begin with their slots and are in their order, cut where more than half of a block would be
+    nobody's.
+    """
+    run: list[tuple[int, int, int]] = []
+    for row in rows:
+        if run and row[0] - run[0][0] + 1 > 2 * (len(run) + 1):
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
+
+
+def _block(run: list[tuple[int, int, int]], length: int, dtype: torch.dtype, device: torch.device) -> Block:
+    first, last = run[0][0], run[-1][0] + 1
+    held = torch.ones(last - first, dtype=torch.long)  # nobody's rows see a key, for no key at all gives no number
+    spots = torch.tensor([slot - first for slot, _, _ in run])
+    held[spots] = torch.tensor([end for _, _, end in run])
+    hidden = torch.arange(length) >= held[:, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
+    rows = torch.tensor([row for _, row, _ in run])
+    return Block(rows.to(device), spots.to(device), first, last, length, mask.to(device))
+
+
+def _end(piece: Piece) -> int:
+    return piece.start + piece.length
 
 
 def _mask(piece: Piece, begin: int, window: int, device: torch.device) -> torch.Tensor | None:

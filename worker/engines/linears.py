@@ -5,6 +5,7 @@ half the time, a quarter a quarter. What comes in and goes out stays float32.
 """
 
 import copy
+import sys
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,8 +49,8 @@ _local = threading.local()
 
 
 class Int8(nn.Module):
-    """Weights as whole numbers of 8 bits, with a scale for each output; inputs as two such numbers, a coarse one and
-    what it leaves over, with a scale for each token.
+    """Weights as whole numbers of 8 bits, with a scale for each output; inputs as two such numbers, the digits of one
+    of 16 bits, with a scale for each token.
 
     A token's scale is its own, never its batch's, and sums of whole numbers are exact: so what is computed for a row
     does not depend on who else is in the step, to the last bit.
@@ -77,9 +78,9 @@ class Int8(nn.Module):
         if seen is None or seen.hidden is not hidden or seen.way != (self.digits, self._levels):
             seen = _local.seen = _Seen(hidden, (self.digits, self._levels), *self._whole(hidden))
         out = _multiply(seen.whole, self._levels + 1, self._weight, self._scales, self._zeros)
-        if self.digits == 2:
+        if self.digits == 2:  # both were one product of twice the rows: the weights are read once
             count = len(seen.steps)
-            out = out[:count].add_(out[count:], alpha=1 / (2 * self._levels))
+            out = out[:count].add_(out[count:], alpha=2 * (self._levels + 1))
         out = out.mul_(seen.steps)
         if self._bias is not None:
             out.add_(self._bias)
@@ -88,12 +89,10 @@ class Int8(nn.Module):
     def _whole(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The inputs in whole numbers from 0 up, as the operation wants them, and the steps [rows, 1]."""
         rows = hidden.reshape(-1, hidden.shape[-1])
+        if self.digits == 2:
+            return _two_digits(rows, self._levels)
         steps = _steps(rows, self._levels)
-        scaled = rows / steps
-        coarse = scaled.round()
-        if self.digits == 2:  # both are one product of twice the rows: the weights are read once
-            coarse = torch.cat((coarse, scaled.sub_(coarse).mul_(2 * self._levels).round_()))
-        return coarse.add_(self._levels + 1).to(torch.uint8), steps
+        return (rows / steps).add_(self._levels + 1.5).to(torch.uint8), steps  # cut off after adding a half: rounded
 
 
 class Int8Fast(Int8):
@@ -102,12 +101,16 @@ class Int8Fast(Int8):
     digits = 1
 
 
-WAYS: dict[str, Callable[[nn.Linear], nn.Module]] = {
+Way = Callable[[nn.Linear], nn.Module]
+WAYS: dict[str, Way] = {
     "float32": lambda linear: linear,
     "bfloat16": BFloat16,
     "int8": Int8,
     "int8-fast": Int8Fast,
 }
+# The layer that ends in the vocabulary is computed otherwise: nothing is computed from what it makes, so an error there
+# does not grow, and for many rows half of the products are half of its time.
+HEADS: dict[str, Way] = {"int8": Int8Fast}
 
 
 class Table(nn.Module):
@@ -151,7 +154,25 @@ def levels() -> int:
 
 def _steps(rows: torch.Tensor, most: int) -> torch.Tensor:
     """[rows, 1] the size of a step, if the greatest number of a row is to be `most` of them."""
-    return torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-20).div_(most)
+    return rows.abs().amax(-1, keepdim=True).clamp_(min=1e-20).div_(most)
+
+
+def _two_digits(rows: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rows` in steps of their own, in two digits of `levels` on either side of `levels` + 1: first all low ones, then
+    all high ones [twice the rows, inputs]; and the steps [rows, 1].
+    """
+    base = 2 * (levels + 1)  # 256, or 128
+    steps = _steps(rows, levels * base)
+    # One half, so that cutting off rounds; half a base, so that the low digit, too, lies around its middle.
+    numbers = (rows / steps).add_((levels + 1) * (base + 1) + 0.5)
+    if base == 256:  # the digits are the bytes
+        digits = numbers.to(torch.uint16).view(torch.uint8).view(*rows.shape, 2)
+        if sys.byteorder == "big":
+            digits = digits.flip(-1)
+    else:
+        whole = numbers.int()
+        digits = torch.stack((whole % base, whole // base), -1).to(torch.uint8)
+    return digits.permute(2, 0, 1).reshape(-1, rows.shape[-1]), steps
 
 
 def _pack(whole: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from worker.engines.base import EngineUnavailable
-from worker.engines.linears import WAYS, Table, Unable, fits_table
+from worker.engines.linears import HEADS, WAYS, Table, Unable, fits_table
+from worker.engines.norms import fuse_norms
 
 log = structlog.get_logger(__name__)
 
@@ -60,10 +61,17 @@ def settle(model: Any, tokenizer: Any, slots: int, attention: str, clock: Clock 
             chosen = _choose(model, linears, slots, ids, attention, clock or time_layer)
         else:
             chosen = _obey(model, linears, wanted, ids, attention)
-        embedding = model.get_input_embeddings()
-        if chosen != EXACT and fits_table(embedding):  # a head that shared it does so no longer
-            model.set_input_embeddings(Table(embedding))
+        if chosen != EXACT:
+            _lighten(model)
     return chosen
+
+
+def _lighten(model: Any) -> None:
+    """What costs nothing, once the library's own numbers are not kept to the last bit anyway."""
+    embedding = model.get_input_embeddings()
+    if fits_table(embedding):  # a head that shared it does so no longer
+        model.set_input_embeddings(Table(embedding))
+    fuse_norms(model)
 
 
 def _choose(model: Any, linears: Layers, slots: int, ids: torch.Tensor, attention: str, clock: Clock) -> str:
@@ -103,7 +111,7 @@ def _samples(model: Any, linears: Layers) -> dict[str, Layers]:
     found = {}
     for way in _CANDIDATES:
         try:
-            found[way] = {name: WAYS[way](linears[name]) for name in names}
+            found[way] = {name: _computed(model, way, linears[name]) for name in names}
             for layer in found[way].values():
                 time_layer(layer, 1)
         except Unable as error:
@@ -169,8 +177,15 @@ def _try(model: Any, linears: Layers, way: str, made: Layers, ids: torch.Tensor,
     """Makes the model compute so, but for what is `made` already; how much worse its perplexity is. Raises Unable."""
     with _library(model, attention):
         exact = model(input_ids=ids, use_cache=False).logits[0]
-        _replace(model, {name: made.get(name) or WAYS[way](layer) for name, layer in linears.items()})
+        _replace(model, {name: made.get(name) or _computed(model, way, each) for name, each in linears.items()})
         return distance(exact, model(input_ids=ids, use_cache=False).logits[0])
+
+
+def _computed(model: Any, way: str, layer: nn.Linear) -> nn.Module:
+    """`layer` in another way. Raises Unable."""
+    if layer is model.get_output_embeddings() and way in HEADS:
+        return HEADS[way](layer)
+    return WAYS[way](layer)
 
 
 def _linears(model: Any) -> Layers:

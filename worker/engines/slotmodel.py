@@ -38,6 +38,7 @@ class SlotModel:
         self.slots, self.context = slots, context
         self._layers: list[Any] = []  # attention modules
         self._spread = False  # they are on several devices
+        self._written = [0] * (slots + 1)  # tokens of each slot that somebody computed, perhaps long ago
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._reads: dict[int, _Read] = {}
         self._pool: Any = None
@@ -64,8 +65,9 @@ class SlotModel:
         dtype = self._model.dtype
         for module, (heads, size) in shapes.items():
             shape = (self.slots + 1, self.context, heads, size)
-            module.slot_keys = torch.empty(shape, dtype=dtype, device=places[module])
-            module.slot_values = torch.empty(shape, dtype=dtype, device=places[module])
+            # Zeros, for a CPU reads somewhat more of a slot than it holds, hidden by a mask: that must be numbers.
+            module.slot_keys = torch.zeros(shape, dtype=dtype, device=places[module])
+            module.slot_values = torch.zeros(shape, dtype=dtype, device=places[module])
 
     def release(self) -> None:
         """Gives the memory of graphs, keys and values back."""
@@ -110,6 +112,7 @@ class SlotModel:
         return read.logits[:wanted]
 
     def _prefill_plainly(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
+        self._forget_behind(pieces)
         count, wanted = sum(piece.length for piece in pieces), sum(ends)
         packed = self._upload(self._packed(pieces, tokens, ends, 0, 0))
         ids, places, positions, keep, self._asked = packed.split([count, count, count, wanted, wanted])
@@ -117,6 +120,16 @@ class SlotModel:
         slots, lengths, starts = table.split([len(pieces), len(pieces), len(pieces) + 1])
         step = Step(places, slots, lengths, tuple(pieces), starts, max(piece.length for piece in pieces))
         return self._forward(step, ids, positions, keep)
+
+    def _forget_behind(self, pieces: list[Piece]) -> None:
+        """Zeros for what a former sequence left behind these: should it have been no numbers, a mask would not help."""
+        for piece in pieces:
+            end = piece.start + piece.length
+            if (before := self._written[piece.slot]) > end:
+                for module in self._layers:
+                    module.slot_keys[piece.slot, end:before] = 0
+                    module.slot_values[piece.slot, end:before] = 0
+            self._written[piece.slot] = end
 
     def _packed(
         self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], padding: int, unwanted: int
@@ -217,6 +230,8 @@ class SlotModel:
 
     def _decode_plainly(self, slots: list[int], positions: list[int]) -> torch.Tensor:
         pieces = tuple(Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True))
+        for slot, position in zip(slots, positions, strict=True):
+            self._written[slot] = max(self._written[slot], position + 1)
         where = self._asked = self._upload(slots)
         at = self._upload(positions)
         step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces)

@@ -16,6 +16,7 @@ import structlog
 import torch
 
 from broker.wire import Job
+from worker.engines.apart import compute_apart
 from worker.engines.base import Chunk, EngineStopped, EngineUnavailable
 from worker.engines.decoder import Decoder
 from worker.engines.loaded import Loaded
@@ -75,7 +76,7 @@ class TransformersEngine:
             raise EngineUnavailable("the former model is still in this process's memory; start a new process")
         loop = asyncio.get_running_loop()
         self.device = ",".join(map(str, await asyncio.to_thread(find_devices, self.device)))
-        loaded = await asyncio.to_thread(self._load, self.device, self.slots)
+        loaded = await compute_apart(lambda: self._load(self.device, self.slots))
 
         def tell(news: News) -> None:
             try:

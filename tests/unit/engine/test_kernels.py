@@ -215,7 +215,7 @@ def test_a_model_decodes_through_them_as_it_does_without(
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config()).eval()
     over = fit(model, Shape(model), 3, 160)
-    wanted = decoded(over)
+    wanted = decoded(over, 0.0)
     plainly, calls = attention.attend, 0
 
     def through_kernels(*given: Any) -> torch.Tensor:
@@ -227,15 +227,15 @@ def test_a_model_decodes_through_them_as_it_does_without(
         return kernels.decode(*given[:5], step.slots, step.lengths, *given[5:])
 
     monkeypatch.setattr(attention, "attend", through_kernels)
-    torch.testing.assert_close(decoded(over), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded(over, _NAN), wanted, rtol=1e-4, atol=1e-4)
     assert calls == 3 * 2  # steps, layers
 
 
-def decoded(over: SlotModel) -> torch.Tensor:
-    """Logits [steps, rows, vocabulary] of three tokens after each of two prompts, in slots that were empty."""
+def decoded(over: SlotModel, before: float) -> torch.Tensor:
+    """Logits [steps, rows, vocabulary] of three tokens after each of two prompts, in slots full of `before`."""
     for module in over._layers:
-        module.slot_keys.fill_(_NAN)
-        module.slot_values.fill_(_NAN)
+        module.slot_keys.fill_(before)
+        module.slot_values.fill_(before)
     slots, lengths = [2, 0], [126, 3]
     logits = []
     with torch.inference_mode():

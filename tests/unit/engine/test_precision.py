@@ -124,10 +124,13 @@ def test_the_fastest_is_chosen(wanted: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(precision, "_WORTH", 0)
     monkeypatch.setattr(precision, "WORSE", 0.5)  # random weights answer anything
     made = model()
-    names = precision._linears(made)
+    names = list(precision._linears(made))
     assert precision.settle(made, tokenizer(), 4, "sdpa", fastest(wanted)) == wanted
     kinds = {type(made.get_submodule(name)) for name in names}
-    assert kinds == {{"float32": nn.Linear, "bfloat16": linears.BFloat16, "int8": Int8}[wanted]}
+    assert kinds == {
+        "float32": {nn.Linear}, "bfloat16": {linears.BFloat16}, "int8": {Int8, Int8Fast},
+    }[wanted]  # fmt: skip
+    assert type(made.get_output_embeddings()) is {"int8": Int8Fast}.get(wanted, type(made.get_submodule(names[0])))
 
 
 def test_what_is_not_precise_enough_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

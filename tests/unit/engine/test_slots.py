@@ -253,6 +253,28 @@ def test_slots_of_every_length_stay_apart() -> None:
             torch.testing.assert_close(alone[0], together[slot], rtol=1e-4, atol=1e-4)
 
 
+def test_what_a_broken_run_left_in_a_slot_harms_nobody() -> None:
+    """A CPU reads some more of a slot than the sequence there has: masked, but 0 times no number is no number."""
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
+    over = fit(model, Shape(model), 2, 64)
+    long, short = list(range(3, 40)), [7, 8, 9]
+    answers = []
+    with torch.inference_mode():
+        for broken in (False, True):
+            over.prefill([Piece(1, 0, len(long))], [long], [True])
+            over.feed(torch.tensor([5]))
+            over.decode([1], [len(long)])
+            if broken:
+                for module in over._layers:
+                    module.slot_keys[1, 2 : len(long) + 1] = torch.nan
+                    module.slot_values[1, 2 : len(long) + 1] = torch.nan
+            over.prefill([Piece(1, 0, len(short))], [short], [True])
+            over.feed(torch.tensor([5]))
+            answers.append(over.decode([1], [len(short)]).clone())
+    assert torch.equal(*answers)
+    assert answers[0].isfinite().all()
+
+
 def test_a_loaded_model_says_how_long_a_row_may_be(folder: Path) -> None:
     loaded = load(folder, "cpu", 2)
     assert loaded.over is not None

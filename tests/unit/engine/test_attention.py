@@ -1,0 +1,99 @@
+"""Decoding without kernels of ours: rows that are computed together, and nobody notices."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+
+from worker.engines import attention
+from worker.engines.attention import Piece, Step, blocks_of
+
+HEADS, SIZE, CONTEXT, SLOTS = 6, 16, 700, 12
+
+
+def step(pieces: list[Piece]) -> Step:
+    slots = torch.tensor([piece.slot for piece in pieces])
+    at = torch.tensor([piece.start for piece in pieces])
+    return Step(slots * CONTEXT + at, slots.int(), (at + 1).int(), tuple(pieces))
+
+
+class Cache:
+    """Random queries, keys and values for every slot."""
+
+    def __init__(self, groups: int) -> None:
+        torch.manual_seed(4)
+        self.query = torch.randn(SLOTS, HEADS, SIZE)
+        self.keys = torch.randn(SLOTS, CONTEXT, groups, SIZE)
+        self.values = torch.randn(SLOTS, CONTEXT, groups, SIZE)
+
+    def attend(self, pieces: list[Piece], window: int = 0) -> torch.Tensor:
+        query = self.query[[piece.slot for piece in pieces]]
+        with torch.inference_mode():
+            return attention._plain(query, self.keys, self.values, step(pieces), 0.3, window, 0.0)
+
+    def exact(self, piece: Piece) -> torch.Tensor:
+        """[heads, size] written out."""
+        end = piece.start + 1
+        repeat = HEADS // self.keys.shape[2]
+        keys, values = (each[piece.slot, :end].repeat_interleave(repeat, 1).double() for each in (self.keys, self.values))
+        scores = torch.einsum("hd,thd->ht", self.query[piece.slot].double(), keys) * 0.3
+        return torch.einsum("ht,thd->hd", scores.softmax(-1), values).float()
+
+
+LENGTHS = (1, 2, 127, 128, 129, 130, 400, 690, 3, 120, 126, 700)
+PIECES = [Piece(slot, length - 1, 1) for slot, length in enumerate(LENGTHS)]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_rows_of_all_lengths_see_what_is_theirs(groups: int) -> None:
+    cache = Cache(groups)
+    wanted = torch.stack([cache.exact(piece) for piece in PIECES])
+    torch.testing.assert_close(cache.attend(PIECES), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("picked", [[0, 1, 8, 9, 10], [10, 2, 3], [11, 0], [9, 10, 2, 3, 5, 4, 6, 7, 0, 11, 1, 8]])
+def test_a_row_is_the_same_in_any_company_to_the_last_bit(groups: int, picked: list[int]) -> None:
+    cache = Cache(groups)
+    together = cache.attend([PIECES[slot] for slot in picked])
+    for row, slot in enumerate(picked):
+        assert torch.equal(together[row], cache.attend([PIECES[slot]])[0])
+
+
+def test_windows_hide_what_is_older() -> None:
+    cache = Cache(2)
+    hidden = cache.attend(PIECES, window=100)
+    for slot, length in enumerate(LENGTHS):
+        cache.keys[slot, : max(0, length - 100)] = 1000.0  # would be all that counts
+    assert torch.equal(cache.attend(PIECES, window=100), hidden)
+
+
+@given(some.dictionaries(some.integers(0, 63), some.integers(0, CONTEXT - 1), min_size=1))
+def test_every_row_is_in_one_block_and_blocks_are_half_full(held: dict[int, int]) -> None:
+    pieces = [Piece(slot, start, 1) for slot, start in held.items()]
+    blocks = blocks_of(pieces, CONTEXT, torch.float32, torch.device("cpu"))
+    rows = list(itertools.chain.from_iterable(block.rows.tolist() for block in blocks))
+    assert sorted(rows) == list(range(len(pieces)))
+    for block in blocks:
+        assert block.last - block.first <= 2 * len(block.rows)
+        assert 0 < block.length <= CONTEXT
+        for row, spot in zip(block.rows.tolist(), block.spots.tolist(), strict=True):
+            assert block.first + spot == pieces[row].slot
+            seen = (block.mask[spot, 0, 0] == 0).tolist()
+            assert seen == [True] * (pieces[row].start + 1) + [False] * (block.length - pieces[row].start - 1)
+
+
+def test_neighbours_of_one_length_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(attention.functional, "scaled_dot_product_attention", counted)
+    Cache(2).attend([Piece(slot, 50 + slot, 1) for slot in range(8)])
+    assert len(calls) == 1
