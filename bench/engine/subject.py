@@ -74,8 +74,12 @@ class Subject:
 
     def load(self, device: str, slots: int) -> Loaded:
         """What the engine computes with; nothing of it is kept here. Raises EngineUnavailable."""
+        import torch
+
         from worker.engines.loading import ready
 
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)  # of this thread, as a node does: Triton launches on the current one
         loaded = ready(self.model, self.tokenizer, slots, self.context)
         self.context = min(self.context, loaded.context)
         self.precision = loaded.precision
