@@ -37,7 +37,7 @@ class Request:
 
     models: Mapping[str, Path | None]
     engine: str = "transformers"
-    nodes: int = 2
+    nodes: int = devices.USUAL_NODES
     fanout: int | None = None
     slots: int | None = None  # None: each node's engine finds out
     policy: str | None = None

@@ -115,6 +115,8 @@ def test_nodes_take_the_gpus_in_turn_on_through_all_trees(monkeypatch: pytest.Mo
     assert [on_gpus(spec) for spec in three.nodes] == [(f"cuda:{number}", "2") for number in (0, 1, 2, 3, 0, 1)]
     divided = layout(nodes=3, tensor_parallel=2, **many)
     assert [on_gpus(spec) for spec in divided.nodes] == [("cuda:0", "2"), ("cuda:2", "2"), ("cuda:0", "2")]
+    own = layout(engine="its.own.engine", gpus=2)
+    assert [on_gpus(spec) for spec in own.nodes] == [("cuda:0", "1"), ("cuda:1", "1")]
     assert "--device" not in four.roots[0].command
 
 
