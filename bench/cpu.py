@@ -1,6 +1,9 @@
 """Processor time a process took: unlike a clock's time, hardly touched by what else the machine does."""
 
-from collections.abc import Mapping, Sequence
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,6 +21,17 @@ class Meter:
 def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     """Seconds by name between two readings."""
     return {name: max(0.0, after[name] - before[name]) for name in after}
+
+
+@contextmanager
+def spending(meter: Meter) -> Iterator[dict[str, float]]:
+    """Filled when the block ends: processor seconds by name, and `seconds`, how long it took."""
+    found: dict[str, float] = {}
+    gc.collect()  # not within the block
+    before, began = meter.read(), time.perf_counter()
+    yield found
+    found |= spent(before, meter.read())
+    found["seconds"] = time.perf_counter() - began
 
 
 def _seconds(pid: int) -> float:

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from cli import devices, instance, up
 from cli import home as homes
-from cli import instance, up
 from cli.errors import CliError
 from cli.home import Home
 from cli.plan import Request
 from cli.prepare import doctor as doctoring
+from cli.prepare import gpus as machine_gpus
 from cli.prepare.model import Model
 from topology.dispatch import POLICIES
 
@@ -22,6 +23,7 @@ DEFAULT_MODEL = "gemma-3-270m"
 ENGINES = ("transformers", "openai", "echo")
 UPSTREAM_WAY = "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
 UPSTREAM_HELP = "openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1."
+NODES_HELP = f"Worker processes a model. Default: one a GPU, or {devices.USUAL_NODES} without any."
 DEVICE_HELP = "auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."
 TENSOR_PARALLEL_HELP = "Processes, one a device, that divide the model among them."
 SLOTS_HELP = "Answers a worker writes at the same time: N, or auto: what a GPU's memory allows, else 8."
@@ -45,7 +47,7 @@ def up_command(
         str,
         typer.Option(help="transformers, openai (see --upstream), echo (repeats the question), or an.engine.module."),
     ] = "transformers",
-    nodes: Annotated[int, typer.Option(min=1, max=500, help="Worker processes a model.")] = 2,
+    nodes: Annotated[int | None, typer.Option(min=1, max=500, help=NODES_HELP)] = None,
     fanout: Annotated[
         int | None, typer.Option(min=1, help="Children a node at most; without it all hang below the root.")
     ] = None,
@@ -78,17 +80,19 @@ def up_command(
         raise CliError("--tensor-parallel is for the transformers engine alone.", code=2)
     if policy is not None and policy not in POLICIES:
         raise CliError(f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2)
+    gpus = machine_gpus.count()
     home = homes.read()
     home.make()
     models = [Model(asked) for asked in model or [DEFAULT_MODEL if engine == "transformers" else engine]]
     request = Request(
         models=dict.fromkeys((each.name for each in models), None),
         engine=engine,
-        nodes=nodes,
+        nodes=nodes or devices.usual_nodes(engine, device, gpus, tensor_parallel),
         fanout=fanout,
         slots=check_slots(slots),
         policy=policy,
         device=device,
+        gpus=gpus,
         token_delay=token_delay,
         precision=check_precision(precision),
         upstream=upstream,

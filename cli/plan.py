@@ -6,13 +6,14 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from broker.management import Edges
+from cli import devices
 from cli.home import Home
 from cli.process import Spec
 from cli.rabbitmq import Broker
@@ -36,11 +37,12 @@ class Request:
 
     models: Mapping[str, Path | None]
     engine: str = "transformers"
-    nodes: int = 2
+    nodes: int = devices.USUAL_NODES
     fanout: int | None = None
     slots: int | None = None  # None: each node's engine finds out
     policy: str | None = None
     device: str | None = None
+    gpus: int = 0  # that the machine has; where no device is named, nodes take them in turn
     token_delay: float | None = None
     precision: str | None = None
     upstream: str | None = None
@@ -88,7 +90,7 @@ def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
     node_env = {
         **common,
         "CANOPY_AMQP_URL": broker.amqp["node"],
-        "CANOPY_GPU_NODES": os.environ.get("CANOPY_GPU_NODES") or str(processes),  # all are told the same --device
+        "CANOPY_GPU_NODES": os.environ.get("CANOPY_GPU_NODES") or str(devices.most_on_one(_devices(request))),
         "CANOPY_THREADS": os.environ.get("CANOPY_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT") or SPINS,
         **({"CANOPY_PRECISION": request.precision} if request.precision else {}),
@@ -149,8 +151,8 @@ def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
 def _nodes(request: Request, env: Mapping[str, str]) -> list[Spec]:
     specs = []
     models = [each for each in request.models.items() for _ in range(request.nodes)]
-    for (name, parent), (model, folder) in zip(_parents(request), models, strict=True):
-        options = ["--parent", parent, "--model", model, *_engine(request, folder)]
+    for (name, parent), (model, folder), device in zip(_parents(request), models, _devices(request), strict=True):
+        options = ["--parent", parent, "--model", model, *_engine(request, folder, device)]
         specs.append(_node(request, env, name, options))
     return specs
 
@@ -167,10 +169,18 @@ def _parents(request: Request) -> Iterator[tuple[str, str]]:
             )
 
 
-def _engine(request: Request, folder: Path | None) -> list[str]:
+def _devices(request: Request) -> Sequence[str | None]:
+    """A device a node, in the order of their names, on through all trees."""
+    nodes = request.nodes * len(request.models)
+    if devices.may_choose(request.engine, request.device):
+        return devices.deal(nodes, request.gpus, request.tensor_parallel)
+    return [request.device] * nodes
+
+
+def _engine(request: Request, folder: Path | None, device: str | None) -> list[str]:
     options = ["--engine", request.engine, "--slots", str(request.slots or "auto")]
     options += ["--model-path", str(folder)] if folder else []
-    options += ["--device", request.device] if request.device else []
+    options += ["--device", device] if device else []
     options += ["--token-delay", str(request.token_delay)] if request.token_delay is not None else []
     if request.engine == "openai":
         options += ["--upstream", request.upstream] if request.upstream else []

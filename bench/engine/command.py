@@ -10,7 +10,7 @@ from bench import report
 from bench.engine import shapes
 from bench.engine.baselines import BASELINES, DEFAULTS
 from bench.engine.measure import BASELINES_PART, ENGINE_PART, LIMIT_PART, Run, Settings, say
-from bench.engine.subject import Subject, find_device, from_folder, random_weights
+from bench.engine.subject import Divided, Subject, find_device, from_folder, random_weights
 from bench.engine.table import ARRIVALS, RAGGED, UNIFORM
 from bench.report import Report, Rows
 from worker.engines.apart import apart
@@ -22,7 +22,10 @@ GPU_SIZES, CPU_SIZES = (1, 8, 32, 128, 256), (1, 4, 16)
 
 
 def command(
-    device: Annotated[str, typer.Option(help="cuda, cuda:N, cpu, or auto.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cuda, cuda:N, cpu, or auto; cuda:0,cuda:1: layers over both (--model).")
+    ] = "auto",
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="Processes that divide the model (--model).")] = 1,
     model: Annotated[str | None, typer.Option(help="A prepared model's name, or a folder.")] = None,
     random_shape: Annotated[
         str | None, typer.Option("--random-weights", help=f"Instead: {', '.join(shapes.SHAPES)}.")
@@ -57,6 +60,9 @@ def command(
 ) -> None:
     """The speed of an engine alone: tokens a second and their delays, beside transformers and the memory's limit."""
     place = find_device(device)
+    divided = tensor_parallel > 1 or "," in place
+    if divided and (model is None or context or engine):
+        raise typer.BadParameter("what is divided is a --model, without --context or --engine", param_hint="--model")
     sizes = tuple(concurrency or (CPU_SIZES if place == "cpu" else GPU_SIZES))
     wanted = tuple(each for each in _named(rows, ROWS, "--rows") if ragged or each != RAGGED)
     asked = Settings(
@@ -67,7 +73,7 @@ def command(
         prompt=prompt,
         answer=answer or (64 if place == "cpu" else 256),
         rows=wanted,
-        parts=_named(only, PARTS, "--only"),
+        parts=(ENGINE_PART,) if divided else _named(only, PARTS, "--only"),
         baselines=() if baselines == "none" else _named(baselines, BASELINES, "--baselines"),
         rate=rate,
         requests_a_place=requests_a_place or (2 if place == "cpu" else 4),
@@ -82,15 +88,16 @@ def command(
     if max(sizes) > asked.slots:
         raise typer.BadParameter(f"{max(sizes)} requests at once need as many slots", param_hint="--slots")
     try:
-        subject = apart(lambda: _subject(model, random_shape, asked, context))
+        subject = apart(lambda: _subject(model, random_shape, asked, context, tensor_parallel))
     except EngineUnavailable as error:
         say(str(error))
         raise typer.Exit(1) from error
     longest = subject.context
     if prompt + asked.answer > longest:
         raise typer.BadParameter(f"prompt and answer do not fit into {longest} tokens", param_hint="--answer")
-    settings = asdict(asked) | {"engine": engine or "transformers", "model": subject.name}
-    result = Report("engine", settings, tables=[_facts(subject, asked, engine)], notes=list(_NOTES))
+    settings = asdict(asked) | {"engine": engine or "transformers", "model": subject.name, "processes": tensor_parallel}
+    notes = [*_NOTES, _ALONE] if divided else list(_NOTES)
+    result = Report("engine", settings, tables=[_facts(subject, asked, engine)], notes=notes)
     Run(asked, subject, result, json_file).run(engine)
     result.finish(json_file)
 
@@ -108,8 +115,13 @@ _NOTES = (
     "limit: all weights and all rows' keys and values, read once a step, over the speed of a large copy.",
 )
 
+_ALONE = (
+    "baselines and the limit are left out: they need the whole model on one device. The context above is the model's "
+    "own: the engine takes what it finds room for."
+)
 
-def _subject(model: str | None, shape: str | None, asked: Settings, context: int | None) -> Subject:
+
+def _subject(model: str | None, shape: str | None, asked: Settings, context: int | None, ranks: int) -> Subject:
     if (model is None) == (shape is None):
         raise typer.BadParameter("name one: --model or --random-weights")
     if shape is not None:
@@ -119,6 +131,8 @@ def _subject(model: str | None, shape: str | None, asked: Settings, context: int
     from worker.models import installed
 
     assert model is not None  # noqa: S101 - one of the two is named
+    if ranks > 1 or "," in asked.device:
+        return Divided(installed(model), ranks)
     return from_folder(installed(model), asked.device, asked.slots, context)
 
 
@@ -126,15 +140,12 @@ def _facts(subject: Subject, asked: Settings, engine: str | None) -> Rows:
     import torch
     import transformers
 
-    gpu = torch.cuda.get_device_name(asked.device) if asked.device != "cpu" else "CPU"
-    model, reads = subject.model, subject.reads
+    gpu = torch.cuda.get_device_name(asked.device.split(",")[0]) if asked.device != "cpu" else "CPU"
     rows = [
         ("device", f"{asked.device}: {gpu}, {torch.get_num_threads()} threads"),
         ("torch, transformers", f"{torch.__version__}, {transformers.__version__}"),
-        ("model", f"{subject.name}: {sum(each.numel() for each in model.parameters()) / 1e6:,.1f} M parameters"),
-        ("dtype, attention", f"{str(model.dtype).removeprefix('torch.')}, {subject.before.attention}"),
+        *subject.facts,
         ("engine", f"{engine or 'transformers'}, {asked.slots} slots, context {subject.context} tokens"),
-        ("a step reads", f"{reads.weights / 1e9:.3f} GB weights, {reads.bytes_per_token:,} bytes a token of a row"),
         ("requests", f"{asked.prompt} tokens in, {asked.answer} out, seed {asked.seed}"),
     ]
     return Rows("settings", ("what", "value"), rows)

@@ -15,7 +15,7 @@ from bench.engine import continuous, limit, load, reading, table
 from bench.engine.baselines import BASELINES
 from bench.engine.prompts import Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
-from bench.engine.subject import Subject
+from bench.engine.subject import Shared, Subject
 from bench.engine.table import ARRIVALS, CONTINUOUS, ENGINE, ONE_BY_ONE, RAGGED, UNIFORM, Bound, Disturbed, Found
 from bench.report import Report, Rows
 from worker.engines.apart import apart
@@ -84,6 +84,12 @@ class Run:
             apart(self._measure_baselines)
         self._save()
 
+    @property
+    def _shared(self) -> Shared:
+        """What others than the engine compute with, or a bound comes from."""
+        assert isinstance(self._subject, Shared)  # noqa: S101 - those parts are asked for with no other
+        return self._subject
+
     def _asks(self, kind: str, at_once: int) -> list[Ask]:
         """The requests of a load, the same for everybody."""
         it = self._settings
@@ -100,7 +106,8 @@ class Run:
         async with asyncio.timeout(_START_SECONDS):
             await engine.start()
         chosen = self._subject.precision
-        self._facts.append({"engine_start_seconds": time.perf_counter() - began, "precision": chosen})
+        took = time.perf_counter() - began
+        self._facts.append({"engine_start_seconds": took, "precision": chosen, "context": self._subject.context})
         say(f"engine: started in {time.perf_counter() - began:.1f} s")
         if chosen:
             self._note(f"the engine computes in {chosen}; everyone else in the dtype above")
@@ -204,7 +211,7 @@ class Run:
         began = time.perf_counter()
         try:
             ids = [prompts.ids(prompts.text(ask.prompt)) for ask in asks]
-            tracks = BASELINES[who](self._subject.model, asks, ids, at_once, self._cap())
+            tracks = BASELINES[who](self._shared.model, asks, ids, at_once, self._cap())
         except Exception as error:  # a baseline that fails costs only itself
             self._failed(name, error)
             return
@@ -225,7 +232,7 @@ class Run:
         ids = [prompts.ids(prompts.text(it.prompt)) for _ in range(running)]
         late = [prompts.ids(prompts.text(arriving)) for _ in range(it.newcomers)]
         try:
-            came = continuous.arrivals(self._subject.model, ids, late, context - it.prompt - 1, it.seed, self._cap())
+            came = continuous.arrivals(self._shared.model, ids, late, context - it.prompt - 1, it.seed, self._cap())
         except Exception as error:  # as above
             self._failed(name, error)
             return
@@ -237,7 +244,7 @@ class Run:
         return running >= 1 and self._subject.context >= max(arriving, it.prompt) + it.answer
 
     def _measure_limit(self) -> None:
-        it, reads = self._settings, self._subject.reads
+        it, reads = self._settings, self._shared.reads
         speed = limit.bandwidth(it.device)
         for kind in (each for each in (UNIFORM, RAGGED) if each in it.rows):
             for at_once in it.concurrency:

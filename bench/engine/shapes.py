@@ -54,8 +54,8 @@ def _tiny() -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
-        vocab_size=256, max_position_embeddings=2048, tie_word_embeddings=True, **_NO_MARKS,
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=64, vocab_size=256, max_position_embeddings=2048, tie_word_embeddings=True, **_NO_MARKS,
     )  # fmt: skip
 
 

@@ -5,23 +5,34 @@ import json
 import time
 from collections.abc import Sequence
 
-from bench import web
+from bench import cpu, web
 from bench.engine.reading import Ask, Track
 from bench.instance import Instance
 
 
-async def wave(canopy: Instance, texts: Sequence[str], ask: Ask) -> list[Track]:
-    """Asks for all answers at once, a connection each, which is open before the clock runs."""
+async def wave(
+    canopy: Instance, texts: Sequence[str], ask: Ask, meter: cpu.Meter
+) -> tuple[list[Track], dict[str, float]]:
+    """Asks for all answers at once, a connection each, which is open before the clock runs. Also what it cost, as
+    `cpu.spending` tells it.
+    """
     connections = [await web.Connection.open(canopy.port) for _ in texts]
     try:
-        asked = [_answer(connection, canopy, text, ask) for connection, text in zip(connections, texts, strict=True)]
-        return await asyncio.gather(*asked)
+        with cpu.spending(meter) as spent:
+            asked = [
+                _answer(connection, canopy, text, ask) for connection, text in zip(connections, texts, strict=True)
+            ]
+            answers = await asyncio.gather(*asked)
     finally:
         for connection in connections:
             connection.close()
+    # Not before all have ended: others' tokens would wait meanwhile, and seem late.
+    return [read(track, pieces) for track, pieces in answers], spent
 
 
-async def _answer(connection: web.Connection, canopy: Instance, text: str, ask: Ask) -> Track:
+async def _answer(
+    connection: web.Connection, canopy: Instance, text: str, ask: Ask
+) -> tuple[Track, Sequence[tuple[float, bytes]]]:
     body = {
         "model": canopy.model, "prompt": text, "max_tokens": ask.answer, "temperature": 0, "stream": True,
         "stream_options": {"include_usage": True},
@@ -29,11 +40,10 @@ async def _answer(connection: web.Connection, canopy: Instance, text: str, ask: 
     request = web.request("POST", "/v1/completions", canopy.port, canopy.key, json.dumps(body).encode())
     track = Track(ask, time.perf_counter())
     try:
-        answer = await connection.ask(request)
+        return track, (await connection.ask(request)).pieces
     except (web.Refused, ConnectionError) as error:
         track.error = str(error)
-        return track
-    return read(track, answer.pieces)
+        return track, ()
 
 
 def read(track: Track, pieces: Sequence[tuple[float, bytes]]) -> Track:

@@ -1,13 +1,11 @@
 """One tree, measured: at rest, then under a steady load, then with its messages counted."""
 
 import asyncio
-import gc
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -76,7 +74,7 @@ async def tree(place: Place, client: Client, shape: Shape, settings: Settings) -
         found: list[tuple[dict[str, float], dict[str, float]]] = []
         seconds: list[float] = []
         for _ in range(settings.blocks):
-            async with _spending(meter) as spent:
+            with cpu.spending(meter) as spent:
                 seconds += await _steady(client, shape, settings.jobs, settings.rate, dice)
             found.append((_per_job(spent, {}, settings.jobs), _per_job(spent, idle, settings.jobs)))
         memory = _memory(grown)
@@ -101,20 +99,9 @@ async def _steady(client: Client, shape: Shape, jobs: int, rate: float, dice: ra
 
 
 async def _at_rest(meter: cpu.Meter, seconds: float) -> dict[str, float]:
-    async with _spending(meter) as spent:
+    with cpu.spending(meter) as spent:
         await asyncio.sleep(max(_BEAT, seconds // _BEAT * _BEAT))
     return {name: 1000 * value / spent["seconds"] for name, value in spent.items() if name != "seconds"}
-
-
-@asynccontextmanager
-async def _spending(meter: cpu.Meter) -> AsyncIterator[dict[str, float]]:
-    """Filled when the block ends: processor seconds by group, and `seconds`, how long it took."""
-    spent: dict[str, float] = {}
-    gc.collect()  # not within the block
-    before, began = meter.read(), time.perf_counter()
-    yield spent
-    spent |= cpu.spent(before, meter.read())
-    spent["seconds"] = time.perf_counter() - began
 
 
 def _per_job(spent: Mapping[str, float], idle: Mapping[str, float], jobs: int) -> dict[str, float]:

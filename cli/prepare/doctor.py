@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import home
-from cli.prepare import frontend, system, venv
+from cli.prepare import frontend, gpus, system, venv
 
 NEEDED_GB = 8  # environment with torch 2-6, model 1, build 0.3
 _NEEDED_MEMORY_GB = 4
@@ -45,6 +45,7 @@ def examine() -> Iterator[Finding]:
     yield _package("Browser for the tests", "chromium", system.browser(), blocking=False)
     yield _disk(home.read().path)
     yield _memory()
+    yield _gpus(gpus.count())
 
 
 def _package(what: str, package: str, found: Path | None, *, blocking: bool = True) -> Finding:
@@ -81,3 +82,7 @@ def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     remedy = "" if total >= _NEEDED_MEMORY_GB else "use --engine echo, or --nodes 1 and a small model"
     return Finding("Memory", f"{total:.0f} GB", remedy, blocking=False)
+
+
+def _gpus(count: int) -> Finding:
+    return Finding("GPU", str(count or "none"), "" if count else "models are computed on the CPU", blocking=False)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from bench.engine import continuous, limit, load, measure, reading, shapes, table
+from bench.engine import continuous, limit, load, measure, reading, shapes, table, write
 from bench.engine.command import command
 from bench.engine.prompts import NoPrompt, Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
@@ -22,6 +22,7 @@ from bench.engine.table import Bound, Found
 from bench.gpu import asking
 from broker.wire import Job
 from worker import engines
+from worker.engines import loading
 from worker.engines.base import EngineError
 from worker.engines.echo import EchoEngine
 
@@ -414,6 +415,43 @@ def test_the_real_engine_beside_its_baselines(tmp_path: Path, monkeypatch: pytes
     assert all(row["/ generate"] and row["of the limit"] for row in ratios)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write.write("tiny", tmp_path / "written", "cpu")
+    return tmp_path / "written"
+
+
+def test_a_written_model_is_the_one_of_its_shape_and_ends_no_answer(folder: Path) -> None:
+    import torch
+
+    loaded = loading.load(folder, "cpu", 2)
+    assert loaded.ends == frozenset()
+    weight = shapes.build(shapes.config("tiny"), "cpu", torch.bfloat16).model.layers[1].mlp.up_proj.weight
+    assert torch.equal(loaded.model.model.layers[1].mlp.up_proj.weight, weight.float())
+    assert loaded.tokenizer("w3 w255 other")["input_ids"] == [3, 255, 0]
+
+
+def test_a_model_is_written_into_a_folder_of_its_own(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(write.command)
+    (tmp_path / "mine").write_text("")
+    for words in (["tiny", str(tmp_path)], ["tiny", str(tmp_path / "mine")], ["no-such-shape", str(tmp_path / "new")]):
+        assert CliRunner().invoke(app, [*words, "--device", "cpu"]).exit_code == 2
+
+
+def test_a_model_that_processes_divide_is_measured_alone(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "engine.json"
+    small = ("--prompt", "8", "--answer", "6", "--concurrency", "2", "--rows", "uniform", "--json", str(file))
+    code, output = run("--model", str(folder), "--tensor-parallel", "2", *small)
+    assert code == 0, output
+    record = json.loads(file.read_text())
+    (found,) = record["facts"]["found"]
+    assert (found["who"], found["reading"]["tokens"], found["reading"]["failed"]) == ("engine", 12, 0), record["notes"]
+    assert record["facts"]["limits"] == []
+    assert any("baselines and the limit are left out" in note for note in record["notes"])
+    assert record["facts"]["start"][0]["context"] == 2048
+
+
 def test_continuous_batching_is_cut_short_and_keeps_what_it_made() -> None:
     subject = random_weights("tiny", "cpu", 2, 2000)
     prompts = subject.prompts(1)
@@ -452,6 +490,9 @@ def test_what_fails_costs_only_itself(tmp_path: Path) -> None:
         ("--random-weights", "tiny", "--rows", "square"),
         ("--random-weights", "tiny", "--concurrency", "4", "--slots", "2"),
         ("--random-weights", "tiny", "--prompt", "100", "--context", "64"),
+        ("--random-weights", "tiny", "--tensor-parallel", "2"),
+        ("--random-weights", "tiny", "--device", "cuda:0,cuda:1"),
+        ("--model", "tiny", "--tensor-parallel", "2", "--context", "64"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cli import home
 from cli.errors import CliError, explain_os_error
-from cli.prepare import frontend, launch, steps, system, venv
+from cli.prepare import doctor, frontend, gpus, launch, steps, system, venv
 from cli.prepare.model import Model
 from cli.prepare.steps import Log, Step
 
@@ -174,3 +174,50 @@ def test_a_full_disk_outside_of_a_step() -> None:
 
 def test_the_two_preparation_locks_are_two_files_even_in_the_default_home() -> None:
     assert home.read({}).models_lock != home.PREPARE_LOCK  # the same one, taken twice, would wait for itself
+
+
+def machine(root: Path, drivers: int, files: int) -> Path:
+    """A root folder as the driver makes it."""
+    for number in range(drivers):
+        (root / f"proc/driver/nvidia/gpus/0000:0{number}:00.0").mkdir(parents=True)
+    (root / "dev").mkdir(parents=True)
+    for name in ["nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in range(files))]:
+        (root / "dev" / name).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("drivers", "files", "visible", "found"),
+    [
+        (0, 0, None, 0),
+        (2, 2, None, 2),
+        (12, 12, None, 12),
+        (2, 0, None, 2),  # their files come with the first use
+        (0, 3, None, 3),
+        (8, 1, None, 1),  # a container that was given one
+        (4, 4, "0,2", 2),
+        (4, 4, " 3 ", 1),
+        (4, 4, "", 0),
+        (4, 4, "-1", 0),
+        (4, 4, "0,-1,2", 1),
+        (4, 4, "GPU-8932f937,GPU-1f5e2bd0", 2),
+        (4, 4, "NoDevFiles", 1),
+        (2, 2, "0,1,2,3", 2),
+        (0, 0, "0,1", 0),
+    ],
+)
+def test_gpus_are_counted_without_torch(
+    tmp_path: Path, drivers: int, files: int, visible: str | None, found: int
+) -> None:
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert gpus.count(machine(tmp_path / "root", drivers, files), environ) == found
+
+
+def test_the_doctor_tells_the_gpus_and_does_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count in (2, 0):
+        monkeypatch.setattr(gpus, "count", lambda count=count: count)
+        doctor.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if " GPU: " in line]
+    assert lines == ["ok   GPU: 2", "note GPU: none -> models are computed on the CPU"]
