@@ -17,6 +17,7 @@ from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 
 from api import errors
+from api.entrance import Entrance
 from api.sse import EventStream
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -40,6 +41,7 @@ class Handler(ASGIHandler):
     def __init__(self) -> None:
         super().__init__()
         self._endless: set[_Exchange] = set()
+        self._entrance = Entrance()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
@@ -71,7 +73,8 @@ class Handler(ASGIHandler):
         response: HttpResponseBase | None = None
         with exchange:
             try:
-                response = await self.run_get_response(request)
+                async with self._entrance.turn():
+                    response = await self.run_get_response(request)
                 if isinstance(response, EventStream) and response.endless:
                     self._endless.add(exchange)
                 await self.send_response(response, exchange.send)

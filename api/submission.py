@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from api import broker, deadlines
+from api import broker, deadlines, entrance
 from api.accounts.models import User
 from api.backlog import backlog
 from api.catalog import catalog
@@ -145,6 +145,7 @@ async def publish(job: Job) -> Stream:
     except BaseException:
         ledger.undo(charge)
         raise
+    entrance.submitted()
     stream.when_closed(partial(ledger.close, charge))
     followed.add(stream)
     return stream

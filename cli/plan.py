@@ -27,7 +27,7 @@ _READY = re.compile(r"""(\[info\s*\]\s+|"event": "|event=')(ready|standby)\b""")
 _BUFFERS_APART = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 # Threads that compute a layer wait for each other by spinning, by themselves for milliseconds. If something else wants
 # a core meanwhile, they keep it from the very thread that they wait for: a step of 70 ms was seen to take 900.
-SPINS = "2000"  # some microseconds; then they sleep
+SPINS = "5000"  # some 50 microseconds, about as long as the small operations between two layers; then they sleep
 WAIT_SECONDS = 60  # a node tries for so long to find the broker and its parent: all of them start at the same time
 
 
