@@ -2,7 +2,8 @@
 
 In a burst all requests otherwise move in step: each waits at every turn of the event loop for all the others, so the
 first job leaves when nearly all of them are read, and until then the engines are idle. With 256 requests at once the
-first token came after 30 ms instead of 110 to 180, the median after 130 to 180 instead of 220 to 380, the last no later.
+first token came after 30 ms instead of 110 to 180, the median after 130 to 180 instead of 220 to 380, the last one no
+later.
 """
 
 import asyncio

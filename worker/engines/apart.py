@@ -1,9 +1,9 @@
 """Computing in a thread of its own, which ends with the work.
 
-OpenMP keeps workers for each thread that has ever computed. Where they are more than the cores altogether, each goes to
-sleep as soon as it has to wait (libgomp's "throttled" spinning), and waking it up takes as long as a small layer: on two
-cores the thread that only loaded the model cost the one that decodes a third of its speed. A thread that ends takes its
-workers along.
+OpenMP keeps workers for each thread that has ever computed. Where they are more than the cores altogether, each goes
+to sleep as soon as it has to wait (libgomp's "throttled" spinning), and waking it up takes as long as a small layer: on
+two cores the thread that only loaded the model cost the one that decodes a third of its speed. A thread that ends takes
+its workers along.
 """
 
 import asyncio

@@ -20,6 +20,10 @@ class OverSlots(Protocol):
     def device_ahead(self) -> bool:
         """Steps are only queued: what they made is read later."""
 
+    @property
+    def invariant(self) -> bool:
+        """What a sequence gets may not depend on who else is, or was, computed, to the last bit."""
+
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """The first `tokens` of `source` are also in `slot`."""
 
@@ -48,4 +52,5 @@ class Loaded(msgspec.Struct, frozen=True):
     prefill_tokens: int  # how much of a prompt is read between two steps of those who run
     over: OverSlots | None = None  # the model over slots; None: it is computed the library's way
     precision: str = ""  # the numbers that a CPU computes in; see worker.engines.precision
-    close: Callable[[], None] | None = None  # ends the other processes that hold parts of it
+    # Ends the other processes that hold parts of it; False: this one cannot be used again either.
+    close: Callable[[], bool] | None = None

@@ -190,7 +190,7 @@ class Followers:
             self._lost.set()
         log.error("the model's processes are no longer together", reason=reason)
         if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
-            sharding.leave_group()  # a GPU would wait for ever; gloo notices by itself
+            sharding.leave_group(_END_SECONDS)  # a GPU would wait for ever; gloo notices by itself
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -216,6 +216,11 @@ class Leader:
         """See SlotModel."""
         return self._over.device_ahead
 
+    @property
+    def invariant(self) -> bool:
+        """See SlotModel."""
+        return self._over.invariant
+
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """See SlotModel, as for the others."""
         with self._together(Copy(source, slot, tokens)):
@@ -236,6 +241,10 @@ class Leader:
         """Logits [rows, vocabulary]."""
         with self._together(Decode(slots, positions)):
             return self._over.decode(slots, positions)
+
+    def forget_graphs(self) -> None:
+        """nccl does not let go of a group while there are recorded steps with its sums in them."""
+        self._over.forget_graphs()
 
     def check(self) -> None:
         """Raises EngineError if a follower is gone: what the device has computed since is not right."""
@@ -268,11 +277,14 @@ def load(folder: Path, device: str, slots: int | None, ranks: int) -> Loaded:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {one_line(error)}") from error
     followers = Followers(ranks - 1)
+    leader: Leader | None = None
 
-    def close() -> None:
+    def close() -> bool:
         atexit.unregister(close)
         followers.close()
-        sharding.leave_group()
+        if leader is not None:
+            leader.forget_graphs()
+        return sharding.leave_group(_END_SECONDS)
 
     atexit.register(close)  # a process that ends while its engine starts never comes to stop it
     try:

@@ -21,7 +21,9 @@ class Seat(NamedTuple):
 class Slots:
     """A fixed number of places. `tokens` of a slot are those whose keys and values it holds."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, reuse: bool = True) -> None:
+        """Without `reuse` every prompt is read anew."""
+        self._reuse = reuse
         self._tokens: list[list[int]] = [[] for _ in range(count)]
         self._free: list[int] = list(range(count))  # longest unused first
         self.asked = 0  # prompt tokens of all sequences seated
@@ -38,7 +40,7 @@ class Slots:
         A free slot that holds the most of it, or the one unused for longest with a copy from a busy slot that holds
         more.
         """
-        most = len(prompt) - 1
+        most = len(prompt) - 1 if self._reuse else 0
         held = [min(most, common(tokens, prompt)) for tokens in self._tokens]
         best = max(range(len(held)), key=held.__getitem__)
         slot = max(reversed(self._free), key=held.__getitem__)  # `reversed`: of equals the one unused for longest
@@ -69,7 +71,7 @@ class Slots:
 
     def shared(self, prompt: list[int]) -> int:
         """How much of `prompt` is held somewhere."""
-        return max(common(tokens, prompt) for tokens in self._tokens)
+        return max(common(tokens, prompt) for tokens in self._tokens) if self._reuse else 0
 
 
 def common(first: list[int], second: list[int]) -> int:

@@ -8,6 +8,7 @@ architecture's plan says where.
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -105,14 +106,25 @@ def join_group(store: Any, rank: int, ranks: int, place: torch.device, seconds: 
     )
 
 
-def leave_group() -> None:
-    """Ends this process's part, whatever state the others are in."""
-    if not torch.distributed.is_initialized():
-        return
-    if torch.distributed.get_backend() == "nccl":  # an ordinary end would wait for the others
-        torch.distributed.distributed_c10d._abort_process_group()
-    else:
-        torch.distributed.destroy_process_group()
+def leave_group(seconds: float) -> bool:
+    """Ends this process's part, whatever state the others are in; False if that has not ended after so long."""
+    thread = threading.Thread(target=_leave_group, name="leave group", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+_leaving = threading.Lock()  # whoever finds a rank gone, and whoever stops the engine, may come at the same time
+
+
+def _leave_group() -> None:
+    with _leaving:
+        if not torch.distributed.is_initialized():
+            return
+        if torch.distributed.get_backend() == "nccl":  # an ordinary end would wait for the others
+            torch.distributed.distributed_c10d._abort_process_group()
+        else:
+            torch.distributed.destroy_process_group()
 
 
 def load_shard(folder: Path, place: torch.device, ranks: int) -> Any:

@@ -19,7 +19,7 @@ from worker.engines.attention import Piece, Step
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _READS = (512, 1024, 2048)  # tokens of prompts in a step that is a graph
-_PIECES = 32  # of prompts in such a step
+PIECES = 32  # of prompts in such a step
 _UPLOADS = 4  # pinned buffers in turn: the host may be that many steps ahead of the copies
 
 Progress = Callable[[str], None]
@@ -34,6 +34,7 @@ class SlotModel:
 
     def __init__(self, model: Any, slots: int, context: int) -> None:
         self._model = model
+        self.invariant = False  # steps of one shape each: what a row gets does not depend on how many others there are
         self.device: torch.device = model.device
         self.slots, self.context = slots, context
         self._layers: list[Any] = []  # attention modules
@@ -99,14 +100,14 @@ class SlotModel:
         """Reads pieces of prompts; `ends` says of which the next token is wanted. Logits [wanted, vocabulary]."""
         count = sum(piece.length for piece in pieces)
         size = next((size for size in self._reads if size >= count), None)
-        if size is None or len(pieces) > _PIECES:
+        if size is None or len(pieces) > PIECES:
             return self._prefill_plainly(pieces, tokens, ends)
         read, wanted = self._reads[size], sum(ends)
         spare = Piece(self._spare, 0, 0)
         padding = size - count
         self._asked = read.fill(
-            self._packed(pieces, tokens, ends, padding, _PIECES - wanted),
-            self._table([*pieces, *[spare] * (_PIECES - len(pieces))]),
+            self._packed(pieces, tokens, ends, padding, PIECES - wanted),
+            self._table([*pieces, *[spare] * (PIECES - len(pieces))]),
         )[:wanted]
         read.graph.replay()
         return read.logits[:wanted]
@@ -122,7 +123,11 @@ class SlotModel:
         return self._forward(step, ids, positions, keep)
 
     def _forget_behind(self, pieces: list[Piece]) -> None:
-        """Zeros for what a former sequence left behind these: should it have been no numbers, a mask would not help."""
+        """Zeros for what a former sequence left behind these: should it have been no numbers, a mask would not help.
+        On a GPU nothing is read that a sequence does not hold.
+        """
+        if self.device.type != "cpu":
+            return
         for piece in pieces:
             end = piece.start + piece.length
             if (before := self._written[piece.slot]) > end:
@@ -184,14 +189,15 @@ class SlotModel:
         """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
         if self._inputs is None:
             return
-        sizes = [size for size in BUCKETS if size < self.slots] + [self.slots]
+        sizes = [] if self.invariant else [size for size in BUCKETS if size < self.slots]
+        sizes.append(self.slots)
         graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for done, size in enumerate(reversed(sizes)):
             progress(f"preparing a batch of {size} ({done + 1} of {len(sizes)})")
             self._inputs.fill([self._spare] * size, [0] * size)
             graphs[size] = self._record(self._inputs, size)
         self._graphs = dict(sorted(graphs.items()))
-        for size in _READS:
+        for size in _READS[-1:] if self.invariant else _READS:
             progress(f"preparing to read {size} tokens at once")
             self._reads[size] = self._record_reading(size)
 
@@ -205,10 +211,10 @@ class SlotModel:
         return self._recorded(run)
 
     def _record_reading(self, size: int) -> "_Read":
-        numbers = torch.zeros(3 * size + 2 * _PIECES, dtype=torch.long, device=self.device)
-        ids, places, positions, keep, asked = numbers.split([size, size, size, _PIECES, _PIECES])
-        table = torch.zeros(3 * _PIECES + 1, dtype=torch.int32, device=self.device)
-        slots, lengths, starts = table.split([_PIECES, _PIECES, _PIECES + 1])
+        numbers = torch.zeros(3 * size + 2 * PIECES, dtype=torch.long, device=self.device)
+        ids, places, positions, keep, asked = numbers.split([size, size, size, PIECES, PIECES])
+        table = torch.zeros(3 * PIECES + 1, dtype=torch.int32, device=self.device)
+        slots, lengths, starts = table.split([PIECES, PIECES, PIECES + 1])
         places.fill_(self._spare * self.context)
         slots.fill_(self._spare)
         step = Step(places, slots, lengths, (), starts, size)
@@ -230,12 +236,13 @@ class SlotModel:
 
     def _decode_plainly(self, slots: list[int], positions: list[int]) -> torch.Tensor:
         pieces = tuple(Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True))
-        for slot, position in zip(slots, positions, strict=True):
-            self._written[slot] = max(self._written[slot], position + 1)
         where = self._asked = self._upload(slots)
         at = self._upload(positions)
         step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces)
-        return self._forward(step, self._last[where], at, None)
+        logits = self._forward(step, self._last[where], at, None)
+        for slot, position in zip(slots, positions, strict=True):
+            self._written[slot] = max(self._written[slot], position + 1)
+        return logits
 
     def _forward(
         self, step: Step, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor | None

@@ -19,6 +19,7 @@ from worker.engines.prefixes import Slots, common
 from worker.engines.sampling import Choice, Sampler
 from worker.engines.scheduling import News
 from worker.engines.sequence import Sequence
+from worker.engines.slotmodel import PIECES
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +59,7 @@ class SlotScheduler:
     def __init__(self, loaded: Loaded, model: OverSlots) -> None:
         self._model = model
         self._budget = loaded.prefill_tokens
-        self._slots = Slots(model.slots)
+        self._slots = Slots(model.slots, reuse=not model.invariant)
         self._sampler = Sampler(model.slots, loaded.vocabulary, model.device)
         self._waiting: deque[Sequence] = deque()
         self._reading: list[_Row] = []
@@ -123,7 +124,7 @@ class SlotScheduler:
 
     def _gains_by_waiting(self, sequence: Sequence) -> bool:
         """A prompt that begins like this one is being read just now: its keys and values can be had for a copy soon."""
-        if not self._reading:
+        if not self._reading or self._model.invariant:
             return False
         soon = max(common(row.sequence.ids, sequence.ids) for row in self._reading)
         return soon >= _WORTH_WAITING and soon >= self._slots.shared(sequence.ids) + _WORTH_WAITING
@@ -131,7 +132,7 @@ class SlotScheduler:
     def _read(self) -> None:
         """The next tokens of the prompts that are being read, as many as a step may hold."""
         budget, rows, pieces = self._budget, [], []
-        for row in self._reading:
+        for row in self._reading[:PIECES]:
             count = min(budget, len(row.sequence.ids) - row.read)
             if count > 0:
                 rows.append(row)

@@ -61,7 +61,7 @@ class TransformersEngine:
         self._ranks = ranks
         self._load = loader or self._from_folder
         self._decoder: Decoder | None = None
-        self._close: Callable[[], None] | None = None
+        self._close: Callable[[], bool] | None = None
         self._open: set[Sequence] = set()
         self.stuck = False
 
@@ -139,19 +139,19 @@ class TransformersEngine:
             sequence.mailbox.put(EngineStopped())
         if not await asyncio.to_thread(self._end, decoder):
             self.stuck = True
-            log.error("the computing thread hangs in a step; it ends with the process", seconds=_STOP_SECONDS)
+            log.error("what computes cannot be ended; it ends with the process", seconds=_STOP_SECONDS)
             return
         del decoder
         self.stuck = not await asyncio.to_thread(_free_memory)
 
     def _end(self, decoder: Decoder) -> bool:
-        """Ends the thread, and the processes that compute with it; False if the thread hangs in a step."""
+        """Ends the thread, and the processes that compute with it; False if the thread hangs in a step, or the GPU."""
         close, self._close = self._close, None
         if close is None:
             return decoder.stop(_STOP_SECONDS)
         ended = decoder.stop(_STOP_TOGETHER_SECONDS)
-        close()
-        return ended or decoder.stop(_STOP_TOGETHER_SECONDS)
+        closed = close()
+        return (ended or decoder.stop(_STOP_TOGETHER_SECONDS)) and closed
 
 
 def _free_memory() -> bool:

@@ -38,7 +38,9 @@ class Cache:
         """[heads, size] written out."""
         end = piece.start + 1
         repeat = HEADS // self.keys.shape[2]
-        keys, values = (each[piece.slot, :end].repeat_interleave(repeat, 1).double() for each in (self.keys, self.values))
+        keys, values = (
+            each[piece.slot, :end].repeat_interleave(repeat, 1).double() for each in (self.keys, self.values)
+        )
         scores = torch.einsum("hd,thd->ht", self.query[piece.slot].double(), keys) * 0.3
         return torch.einsum("ht,thd->hd", scores.softmax(-1), values).float()
 

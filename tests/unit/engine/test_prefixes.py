@@ -87,3 +87,15 @@ def test_a_busy_slot_is_copied_from() -> None:
     slots.read(first.slot, [1] * 50)
     assert slots.take([1] * 49 + [2]) == (1 - first.slot, 49, first.slot)
     assert (slots.asked, slots.reused) == (100, 49)
+
+
+@given(st.lists(tokens, min_size=1, max_size=8))
+def test_without_reuse_every_prompt_is_read_anew(prompts: list[list[int]]) -> None:
+    slots = Slots(2, reuse=False)
+    for prompt in prompts:
+        seat = slots.take(prompt)
+        assert (seat.held, seat.source) == (0, None)
+        slots.read(seat.slot, prompt)
+        assert slots.shared(prompt) == 0
+        slots.leave(seat.slot)
+    assert slots.reused == 0

@@ -127,6 +127,28 @@ def test_a_prompt_that_is_being_read_is_shared(runs: Runs, by_library: Callable[
     assert reused >= 2 * 160 > asked - reused  # read once, copied twice
 
 
+def test_where_company_must_not_count_nothing_is_shared(folder: Path, by_library: Callable[[str, int], str]) -> None:
+    loaded = load(folder, "cpu", 3)
+    assert isinstance(loaded.over, SlotModel)
+    loaded.over.invariant = True
+    made = Runs(loaded, 3)
+    prompt = "a system prompt that is the same for all " * 4
+    assert made.texts([job(prompt + word) for word in ("one", "two")]) == [
+        by_library(prompt + word, 24) for word in ("one", "two")
+    ]
+    assert made.decoder.reuse[1] == 0
+    assert made.decoder.stop(10)
+
+
+def test_more_prompts_than_a_step_reads_at_once_are_all_answered(
+    folder: Path, by_library: Callable[[str, int], str]
+) -> None:
+    made = Runs(load(folder, "cpu", 40), 40)
+    prompts = [f"{number} little ones" for number in range(40)]
+    assert made.texts([job(each, max_tokens=3) for each in prompts]) == [by_library(each, 3) for each in prompts]
+    assert made.decoder.stop(10)
+
+
 def test_what_was_withdrawn_leaves_a_slot_that_is_right(runs: Runs, by_library: Callable[[str, int], str]) -> None:
     for _ in range(3):
         long = [runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1)) for prompt in PROMPTS[:3]]
