@@ -42,6 +42,7 @@ class Sampling(Wire, kw_only=True):
     top_p: float = 1.0
     top_k: int = 0  # 0: off
     seed: int | None = None
+    reproducible: bool = False  # the user named the seed: who else is computed must not change the text
     stop: tuple[str, ...] = ()
     min_p: float = 0.0  # of the likeliest token's probability; 0: off
     repetition_penalty: float = 1.0  # of what the prompt or the answer has; 1: off

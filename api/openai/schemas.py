@@ -155,7 +155,13 @@ class Generation(Body):
     def sampling(self) -> Sampling:
         """How to choose tokens, as nodes read it."""
         asked = {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
-        return Sampling(**asked, max_tokens=self.token_limit, stop=tuple(self.stop or ()), logprobs=self.alternatives)
+        return Sampling(
+            **asked,
+            reproducible=self.seed is not None,
+            max_tokens=self.token_limit,
+            stop=tuple(self.stop or ()),
+            logprobs=self.alternatives,
+        )
 
 
 class ChatCompletion(Generation):

@@ -26,7 +26,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
                 wire.ChatMessage(role="user", content="Hé 🌳"),
             ),
             sampling=wire.Sampling(
-                max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, stop=("\n\n",),
+                max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, reproducible=True, stop=("\n\n",),
                 min_p=0.05, repetition_penalty=1.1, frequency_penalty=0.5, presence_penalty=-0.5,
                 logit_bias={17: -100, 4: 1.5}, logprobs=2,
             ),

@@ -92,9 +92,10 @@ class _Shard:
         with torch.inference_mode():
             match order:
                 case Prefill():
-                    over.prefill([Piece(*piece) for piece in order.pieces], order.tokens, order.ends)
+                    pieces = [Piece(*piece) for piece in order.pieces]
+                    over.prefill(pieces, order.tokens, order.ends, fixed=order.fixed)
                 case Decode():
-                    over.decode(order.slots, order.positions)
+                    over.decode(order.slots, order.positions, fixed=order.fixed)
                 case Feed():
                     tokens = torch.empty(order.count, dtype=torch.long, device=over.device)
                     torch.distributed.broadcast(tokens, src=0)

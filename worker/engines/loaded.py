@@ -10,7 +10,10 @@ from worker.engines.attention import Piece
 
 
 class OverSlots(Protocol):
-    """A model over slots: see SlotModel, which computes it in this process. What fails raises."""
+    """A model over slots: see SlotModel, which computes it in this process. What fails raises.
+
+    `fixed`: in a shape that does not depend on how many are computed, so that nobody's numbers do, to the last bit.
+    """
 
     device: torch.device
     slots: int
@@ -20,20 +23,18 @@ class OverSlots(Protocol):
     def device_ahead(self) -> bool:
         """Steps are only queued: what they made is read later."""
 
-    @property
-    def invariant(self) -> bool:
-        """What a sequence gets may not depend on who else is, or was, computed, to the last bit."""
-
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """The first `tokens` of `source` are also in `slot`."""
 
     def feed(self, tokens: torch.Tensor) -> None:
         """What was chosen from the latest logits [rows]."""
 
-    def prefill(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
+    def prefill(
+        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], *, fixed: bool = False
+    ) -> torch.Tensor:
         """Logits [wanted, vocabulary] after those pieces of prompts that end one."""
 
-    def decode(self, slots: list[int], positions: list[int]) -> torch.Tensor:
+    def decode(self, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
         """Logits [rows, vocabulary] after the newest token of each slot."""
 
     def check(self) -> None:

@@ -124,9 +124,8 @@ def _quicken(model: Any, shape: Shape, over: SlotModel) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cached / "triton"))
     sys.setswitchinterval(0.0005)  # a step must not wait for the event loop's turn to end
     joined = sum(join(module) for module in shape.modules)
-    over.invariant = os.environ.get("CANOPY_BATCH_INVARIANT", "") not in ("", "0")
     blocks = compile_layers(model, shape)
-    log.info("compiling", layers=blocks, joined=joined, batch_invariant=over.invariant)
+    log.info("compiling", layers=blocks, joined=joined)
     with torch.inference_mode():
         try:
             over.capture(_progress)

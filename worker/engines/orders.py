@@ -45,6 +45,7 @@ class Prefill(msgspec.Struct, frozen=True, tag=True):
     pieces: list[tuple[int, int, int]]
     tokens: list[list[int]]
     ends: list[bool]
+    fixed: bool = False
 
 
 class Decode(msgspec.Struct, frozen=True, tag=True):
@@ -52,6 +53,7 @@ class Decode(msgspec.Struct, frozen=True, tag=True):
 
     slots: list[int]
     positions: list[int]
+    fixed: bool = False
 
 
 class Feed(msgspec.Struct, frozen=True, tag=True):

@@ -216,11 +216,6 @@ class Leader:
         """See SlotModel."""
         return self._over.device_ahead
 
-    @property
-    def invariant(self) -> bool:
-        """See SlotModel."""
-        return self._over.invariant
-
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """See SlotModel, as for the others."""
         with self._together(Copy(source, slot, tokens)):
@@ -232,15 +227,18 @@ class Leader:
             torch.distributed.broadcast(tokens, src=0)
             self._over.feed(tokens)
 
-    def prefill(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
+    def prefill(
+        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], *, fixed: bool = False
+    ) -> torch.Tensor:
         """Logits [wanted, vocabulary]."""
-        with self._together(Prefill([(piece.slot, piece.start, piece.length) for piece in pieces], tokens, ends)):
-            return self._over.prefill(pieces, tokens, ends)
+        told = [(piece.slot, piece.start, piece.length) for piece in pieces]
+        with self._together(Prefill(told, tokens, ends, fixed)):
+            return self._over.prefill(pieces, tokens, ends, fixed=fixed)
 
-    def decode(self, slots: list[int], positions: list[int]) -> torch.Tensor:
+    def decode(self, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
         """Logits [rows, vocabulary]."""
-        with self._together(Decode(slots, positions)):
-            return self._over.decode(slots, positions)
+        with self._together(Decode(slots, positions, fixed)):
+            return self._over.decode(slots, positions, fixed=fixed)
 
     def forget_graphs(self) -> None:
         """nccl does not let go of a group while there are recorded steps with its sums in them."""

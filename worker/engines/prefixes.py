@@ -21,9 +21,7 @@ class Seat(NamedTuple):
 class Slots:
     """A fixed number of places. `tokens` of a slot are those whose keys and values it holds."""
 
-    def __init__(self, count: int, *, reuse: bool = True) -> None:
-        """Without `reuse` every prompt is read anew."""
-        self._reuse = reuse
+    def __init__(self, count: int) -> None:
         self._tokens: list[list[int]] = [[] for _ in range(count)]
         self._free: list[int] = list(range(count))  # longest unused first
         self.asked = 0  # prompt tokens of all sequences seated
@@ -34,13 +32,13 @@ class Slots:
         """How many sequences may still come."""
         return len(self._free)
 
-    def take(self, prompt: list[int]) -> Seat:
+    def take(self, prompt: list[int], *, reuse: bool = True) -> Seat:
         """The best place for `prompt`; at least its last token is to be read, for somebody has to say what comes next.
 
         A free slot that holds the most of it, or the one unused for longest with a copy from a busy slot that holds
-        more.
+        more. Without `reuse` all of it is to be read: what is held may have been rounded otherwise.
         """
-        most = len(prompt) - 1 if self._reuse else 0
+        most = len(prompt) - 1 if reuse else 0
         held = [min(most, common(tokens, prompt)) for tokens in self._tokens]
         best = max(range(len(held)), key=held.__getitem__)
         slot = max(reversed(self._free), key=held.__getitem__)  # `reversed`: of equals the one unused for longest
@@ -71,7 +69,7 @@ class Slots:
 
     def shared(self, prompt: list[int]) -> int:
         """How much of `prompt` is held somewhere."""
-        return max(common(tokens, prompt) for tokens in self._tokens) if self._reuse else 0
+        return max(common(tokens, prompt) for tokens in self._tokens)
 
 
 def common(first: list[int], second: list[int]) -> int:

@@ -7,7 +7,7 @@ are computed and nothing else.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from operator import add
 from typing import Any, NamedTuple
@@ -34,7 +34,6 @@ class SlotModel:
 
     def __init__(self, model: Any, slots: int, context: int) -> None:
         self._model = model
-        self.invariant = False  # steps of one shape each: what a row gets does not depend on how many others there are
         self.device: torch.device = model.device
         self.slots, self.context = slots, context
         self._layers: list[Any] = []  # attention modules
@@ -96,10 +95,14 @@ class SlotModel:
         """What was chosen from the latest logits [rows], perhaps still being computed: decoding goes on from it."""
         self._last.index_copy_(0, self._asked, tokens)
 
-    def prefill(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
-        """Reads pieces of prompts; `ends` says of which the next token is wanted. Logits [wanted, vocabulary]."""
+    def prefill(
+        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], *, fixed: bool = False
+    ) -> torch.Tensor:
+        """Reads pieces of prompts; `ends` says of which the next token is wanted. Logits [wanted, vocabulary]. `fixed`:
+        by the largest graph, whatever there is to read; see `decode`.
+        """
         count = sum(piece.length for piece in pieces)
-        size = next((size for size in self._reads if size >= count), None)
+        size = _bucket(self._reads, count, fixed=fixed)
         if size is None or len(pieces) > PIECES:
             return self._prefill_plainly(pieces, tokens, ends)
         read, wanted = self._reads[size], sum(ends)
@@ -162,12 +165,13 @@ class SlotModel:
             *accumulate((piece.length for piece in pieces), initial=0),
         ]
 
-    def decode(self, slots: list[int], positions: list[int]) -> torch.Tensor:
+    def decode(self, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
         """The newest token of each slot, at `positions`; logits [rows, vocabulary] of what comes next, which the next
-        call may overwrite.
+        call may overwrite. `fixed`: by the largest graph, however few the rows are. For another number of rows a GPU's
+        libraries choose another order of adding up, and rounding differs.
         """
         count = len(slots)
-        bucket = next((size for size in self._graphs if size >= count), None)
+        bucket = _bucket(self._graphs, count, fixed=fixed)
         if bucket is None or self._inputs is None:
             return self._decode_plainly(slots, positions)
         padding = bucket - count
@@ -189,15 +193,14 @@ class SlotModel:
         """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
         if self._inputs is None:
             return
-        sizes = [] if self.invariant else [size for size in BUCKETS if size < self.slots]
-        sizes.append(self.slots)
+        sizes = [size for size in BUCKETS if size < self.slots] + [self.slots]
         graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for done, size in enumerate(reversed(sizes)):
             progress(f"preparing a batch of {size} ({done + 1} of {len(sizes)})")
             self._inputs.fill([self._spare] * size, [0] * size)
             graphs[size] = self._record(self._inputs, size)
         self._graphs = dict(sorted(graphs.items()))
-        for size in _READS[-1:] if self.invariant else _READS:
+        for size in _READS:
             progress(f"preparing to read {size} tokens at once")
             self._reads[size] = self._record_reading(size)
 
@@ -247,14 +250,14 @@ class SlotModel:
     def _forward(
         self, step: Step, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor | None
     ) -> torch.Tensor:
-        if self._spread and keep is not None:
-            keep = keep.cpu()  # it picks from what the last device holds
+        # It picks from what the last device holds; a tensor would be moved to the first one on its way into the model.
+        picks = keep.tolist() if self._spread and keep is not None else keep
         with attention.now(step):
             output = self._model(
                 input_ids=ids[None],
                 position_ids=positions[None],
                 use_cache=False,
-                logits_to_keep=0 if keep is None else keep,
+                logits_to_keep=0 if picks is None else picks,
             )
         logits: torch.Tensor = output.logits
         return logits[0].to(self.device)
@@ -263,6 +266,12 @@ class SlotModel:
         """int64 on the device, without waiting for it."""
         host = torch.tensor(numbers, dtype=torch.long, pin_memory=self.device_ahead)
         return host.to(self.device, non_blocking=True)
+
+
+def _bucket(graphs: Iterable[int], count: int, *, fixed: bool) -> int | None:
+    """The smallest size that `count` fits into, or the largest of all; None if there is none."""
+    fitting = [size for size in graphs if size >= count]
+    return (max if fixed else min)(fitting, default=None)
 
 
 class _Read(NamedTuple):

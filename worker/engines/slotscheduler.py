@@ -59,7 +59,7 @@ class SlotScheduler:
     def __init__(self, loaded: Loaded, model: OverSlots) -> None:
         self._model = model
         self._budget = loaded.prefill_tokens
-        self._slots = Slots(model.slots, reuse=not model.invariant)
+        self._slots = Slots(model.slots)
         self._sampler = Sampler(model.slots, loaded.vocabulary, model.device)
         self._waiting: deque[Sequence] = deque()
         self._reading: list[_Row] = []
@@ -115,7 +115,7 @@ class SlotScheduler:
                 self._waiting.remove(sequence)
             elif self._slots.free and not self._gains_by_waiting(sequence):
                 self._waiting.remove(sequence)
-                seat = self._slots.take(sequence.ids)
+                seat = self._slots.take(sequence.ids, reuse=not sequence.sampling.reproducible)
                 row = _Row(sequence, seat.slot, seat.held)
                 if seat.source is not None:
                     self._model.copy(seat.source, seat.slot, seat.held)
@@ -124,7 +124,7 @@ class SlotScheduler:
 
     def _gains_by_waiting(self, sequence: Sequence) -> bool:
         """A prompt that begins like this one is being read just now: its keys and values can be had for a copy soon."""
-        if not self._reading or self._model.invariant:
+        if not self._reading or sequence.sampling.reproducible:
             return False
         soon = max(common(row.sequence.ids, sequence.ids) for row in self._reading)
         return soon >= _WORTH_WAITING and soon >= self._slots.shared(sequence.ids) + _WORTH_WAITING
@@ -144,7 +144,7 @@ class SlotScheduler:
             row.sequence.ids[piece.start : piece.start + piece.length] for row, piece in zip(rows, pieces, strict=True)
         ]
         ends = [row.read + piece.length == len(row.sequence.ids) for row, piece in zip(rows, pieces, strict=True)]
-        logits = self._model.prefill(pieces, parts, ends)
+        logits = self._model.prefill(pieces, parts, ends, fixed=_fixed(rows))
         for row, part in zip(rows, parts, strict=True):
             row.read += len(part)
             self._slots.read(row.slot, part)
@@ -158,7 +158,7 @@ class SlotScheduler:
         rows = [row for row in self._running if row.wants]
         if rows:
             slots = [row.slot for row in rows]
-            logits = self._model.decode(slots, [row.position for row in rows])
+            logits = self._model.decode(slots, [row.position for row in rows], fixed=_fixed(rows))
             self._choose(rows, self._sampler.choose(logits, slots))
 
     def _choose(self, rows: list[_Row], choice: Choice) -> None:
@@ -199,3 +199,8 @@ class SlotScheduler:
             if not row.sequence.finished:
                 row.sequence.finished = True
                 self._news.append((row.sequence.mailbox, error))
+
+
+def _fixed(rows: list[_Row]) -> bool:
+    """Somebody among them named a seed."""
+    return any(row.sequence.sampling.reproducible for row in rows)

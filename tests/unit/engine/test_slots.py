@@ -22,7 +22,7 @@ from worker.engines.loading import load, ready
 from worker.engines.mailbox import Mailbox
 from worker.engines.scheduling import News
 from worker.engines.sequence import Sequence
-from worker.engines.slotmodel import SlotModel, Unfit
+from worker.engines.slotmodel import SlotModel, Unfit, _bucket
 
 PROMPTS = ["The quick brown fox", "Hi", "a" * 70, "Once upon a time, there was a model", "Ünïcödé 日本語 😀"]
 
@@ -127,17 +127,37 @@ def test_a_prompt_that_is_being_read_is_shared(runs: Runs, by_library: Callable[
     assert reused >= 2 * 160 > asked - reused  # read once, copied twice
 
 
-def test_where_company_must_not_count_nothing_is_shared(folder: Path, by_library: Callable[[str, int], str]) -> None:
+def test_a_seed_that_was_named_keeps_company_out(
+    folder: Path, by_library: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such prompts are read anew, in steps of a fixed shape, and those beside them are computed so, too."""
     loaded = load(folder, "cpu", 3)
-    assert isinstance(loaded.over, SlotModel)
-    loaded.over.invariant = True
+    shapes: list[tuple[int, bool]] = []
+    decode = SlotModel.decode
+
+    def noted(self: SlotModel, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
+        shapes.append((len(slots), fixed))
+        return decode(self, slots, positions, fixed=fixed)
+
+    monkeypatch.setattr(SlotModel, "decode", noted)
     made = Runs(loaded, 3)
     prompt = "a system prompt that is the same for all " * 4
-    assert made.texts([job(prompt + word) for word in ("one", "two")]) == [
-        by_library(prompt + word, 24) for word in ("one", "two")
-    ]
+    jobs = [job(prompt + word, seed=5, reproducible=True) for word in ("one", "two")]
+    assert made.texts(jobs) == [by_library(prompt + word, 24) for word in ("one", "two")]
     assert made.decoder.reuse[1] == 0
+    assert all(fixed for _, fixed in shapes)
+    shapes.clear()
+    made.texts([job("Hi", max_tokens=40), job("Ho", seed=5, reproducible=True, max_tokens=10)])
+    assert (2, True) in shapes
+    assert (2, False) not in shapes
+    assert shapes[-1] == (1, False)
     assert made.decoder.stop(10)
+
+
+@pytest.mark.parametrize(("count", "usual", "fixed"), [(1, 1, 8), (3, 4, 8), (8, 8, 8), (9, None, None)])
+def test_a_fixed_shape_is_the_largest(count: int, usual: int | None, fixed: int | None) -> None:
+    assert _bucket([1, 2, 4, 8], count, fixed=False) == usual
+    assert _bucket([1, 2, 4, 8], count, fixed=True) == fixed
 
 
 def test_more_prompts_than_a_step_reads_at_once_are_all_answered(
@@ -212,7 +232,7 @@ def test_a_failure_while_reading_leaves_those_who_run(
         runs.text(late)
 
 
-def _no_memory(*_: Any) -> Any:
+def _no_memory(*_: Any, **__: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
