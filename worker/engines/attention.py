@@ -59,6 +59,7 @@ class Step:
     pieces: tuple[Piece, ...] = ()  # known to the host: the plain path loops over them
     starts: torch.Tensor | None = None  # [pieces + 1] first token of each; None: one token a piece
     longest: int = 1  # most tokens of a piece
+    fixed: bool = False  # no row may be rounded otherwise for another one's sake
     elsewhere: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
     blocks: list[Block] = field(default_factory=list, repr=False, compare=False)  # made once a step, by `blocks_of`
 
@@ -208,7 +209,7 @@ def _decode_plainly(
     grouped = query.reshape(tokens, keys.shape[2], -1, size)
     out = torch.empty_like(grouped)
     if not step.blocks:
-        step.blocks.extend(blocks_of(step.pieces, keys.shape[1], query.dtype, query.device))
+        step.blocks.extend(blocks_of(step.pieces, keys.shape[1], query.dtype, query.device, fixed=step.fixed))
     for block in step.blocks:
         asked = grouped.new_zeros(block.last - block.first, *grouped.shape[1:])
         asked[block.spots] = grouped[block.rows]
@@ -218,15 +219,19 @@ def _decode_plainly(
     return out.view(tokens, heads, size)
 
 
-def blocks_of(pieces: Iterable[Piece], context: int, dtype: torch.dtype, device: torch.device) -> list[Block]:
+def blocks_of(
+    pieces: Iterable[Piece], context: int, dtype: torch.dtype, device: torch.device, *, fixed: bool = False
+) -> list[Block]:
     """The rows of a decoding step, in as few blocks as is sensible. How many keys are read for a row follows from its
-    own length alone, so its sums are the same in any company.
+    own length alone. `fixed`: each row is a block, for a library's sums differ in the last bit with the thread that
+    computes them.
     """
     alike: dict[int, list[tuple[int, int, int]]] = {}
     for row, piece in enumerate(pieces):
         length = min(context, -(-_end(piece) // _PADDED) * _PADDED)
         alike.setdefault(length, []).append((piece.slot, row, _end(piece)))
-    return [_block(run, length, dtype, device) for length, rows in alike.items() for run in _runs(sorted(rows))]
+    cut = (lambda rows: [[row] for row in rows]) if fixed else _runs
+    return [_block(run, length, dtype, device) for length, rows in alike.items() for run in cut(sorted(rows))]
 
 
 def _runs(rows: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:

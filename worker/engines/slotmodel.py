@@ -173,7 +173,7 @@ class SlotModel:
         count = len(slots)
         bucket = _bucket(self._graphs, count, fixed=fixed)
         if bucket is None or self._inputs is None:
-            return self._decode_plainly(slots, positions)
+            return self._decode_plainly(slots, positions, fixed=fixed)
         padding = bucket - count
         self._inputs.fill(slots + [self._spare] * padding, positions + [0] * padding)
         self._asked = self._inputs.where[:count]
@@ -237,11 +237,11 @@ class SlotModel:
         self._pool = graph.pool()
         return graph, logits
 
-    def _decode_plainly(self, slots: list[int], positions: list[int]) -> torch.Tensor:
+    def _decode_plainly(self, slots: list[int], positions: list[int], *, fixed: bool) -> torch.Tensor:
         pieces = tuple(Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True))
         where = self._asked = self._upload(slots)
         at = self._upload(positions)
-        step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces)
+        step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces, fixed=fixed)
         logits = self._forward(step, self._last[where], at, None)
         for slot, position in zip(slots, positions, strict=True):
             self._written[slot] = max(self._written[slot], position + 1)

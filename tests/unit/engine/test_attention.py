@@ -1,6 +1,7 @@
 """Decoding without kernels of ours: rows that are computed together, and nobody notices."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from worker.engines.attention import Piece, Step, blocks_of
 HEADS, SIZE, CONTEXT, SLOTS = 6, 16, 700, 12
 
 
-def step(pieces: list[Piece]) -> Step:
+def step(pieces: list[Piece], *, fixed: bool) -> Step:
     slots = torch.tensor([piece.slot for piece in pieces])
     at = torch.tensor([piece.start for piece in pieces])
-    return Step(slots * CONTEXT + at, slots.int(), (at + 1).int(), tuple(pieces))
+    return Step(slots * CONTEXT + at, slots.int(), (at + 1).int(), tuple(pieces), fixed=fixed)
 
 
 class Cache:
@@ -29,10 +30,10 @@ class Cache:
         self.keys = torch.randn(SLOTS, CONTEXT, groups, SIZE)
         self.values = torch.randn(SLOTS, CONTEXT, groups, SIZE)
 
-    def attend(self, pieces: list[Piece], window: int = 0) -> torch.Tensor:
+    def attend(self, pieces: list[Piece], window: int = 0, *, fixed: bool = False) -> torch.Tensor:
         query = self.query[[piece.slot for piece in pieces]]
         with torch.inference_mode():
-            return attention._plain(query, self.keys, self.values, step(pieces), 0.3, window, 0.0)
+            return attention._plain(query, self.keys, self.values, step(pieces, fixed=fixed), 0.3, window, 0.0)
 
     def exact(self, piece: Piece) -> torch.Tensor:
         """[heads, size] written out."""
@@ -43,6 +44,14 @@ class Cache:
         )
         scores = torch.einsum("hd,thd->ht", self.query[piece.slot].double(), keys) * 0.3
         return torch.einsum("ht,thd->hd", scores.softmax(-1), values).float()
+
+
+@pytest.fixture(params=[1, 2])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 LENGTHS = (1, 2, 127, 128, 129, 130, 400, 690, 3, 120, 126, 700)
@@ -58,11 +67,14 @@ def test_rows_of_all_lengths_see_what_is_theirs(groups: int) -> None:
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("picked", [[0, 1, 8, 9, 10], [10, 2, 3], [11, 0], [9, 10, 2, 3, 5, 4, 6, 7, 0, 11, 1, 8]])
+@pytest.mark.usefixtures("_threads")
 def test_a_row_is_the_same_in_any_company_to_the_last_bit(groups: int, picked: list[int]) -> None:
     cache = Cache(groups)
-    together = cache.attend([PIECES[slot] for slot in picked])
+    together = cache.attend([PIECES[slot] for slot in picked], fixed=True)
     for row, slot in enumerate(picked):
-        assert torch.equal(together[row], cache.attend([PIECES[slot]])[0])
+        alone = cache.attend([PIECES[slot]], fixed=True)[0]
+        assert torch.equal(together[row], alone)
+        torch.testing.assert_close(cache.attend([PIECES[each] for each in picked])[row], alone)
 
 
 def test_windows_hide_what_is_older() -> None:
