@@ -228,10 +228,14 @@ def blocks_of(
     """
     alike: dict[int, list[tuple[int, int, int]]] = {}
     for row, piece in enumerate(pieces):
-        length = min(context, -(-_end(piece) // _PADDED) * _PADDED)
-        alike.setdefault(length, []).append((piece.slot, row, _end(piece)))
+        alike.setdefault(padded(_end(piece), context), []).append((piece.slot, row, _end(piece)))
     cut = (lambda rows: [[row] for row in rows]) if fixed else _runs
     return [_block(run, length, dtype, device) for length, rows in alike.items() for run in cut(sorted(rows))]
+
+
+def padded(length: int, context: int) -> int:
+    """How many keys are read for a row that holds `length` tokens."""
+    return min(context, -(-length // _PADDED) * _PADDED)
 
 
 def _runs(rows: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:

@@ -38,7 +38,7 @@ class SlotModel:
         self.slots, self.context = slots, context
         self._layers: list[Any] = []  # attention modules
         self._spread = False  # they are on several devices
-        self._written = [0] * (slots + 1)  # tokens of each slot that somebody computed, perhaps long ago
+        self._clean = [0] * (slots + 1)  # of each slot: so far there are numbers, of the present sequence or zeros
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._reads: dict[int, _Read] = {}
         self._pool: Any = None
@@ -65,9 +65,8 @@ class SlotModel:
         dtype = self._model.dtype
         for module, (heads, size) in shapes.items():
             shape = (self.slots + 1, self.context, heads, size)
-            # Zeros, for a CPU reads somewhat more of a slot than it holds, hidden by a mask: that must be numbers.
-            module.slot_keys = torch.zeros(shape, dtype=dtype, device=places[module])
-            module.slot_values = torch.zeros(shape, dtype=dtype, device=places[module])
+            module.slot_keys = torch.empty(shape, dtype=dtype, device=places[module])
+            module.slot_values = torch.empty(shape, dtype=dtype, device=places[module])
 
     def release(self) -> None:
         """Gives the memory of graphs, keys and values back."""
@@ -116,7 +115,8 @@ class SlotModel:
         return read.logits[:wanted]
 
     def _prefill_plainly(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
-        self._forget_behind(pieces)
+        for piece in pieces:
+            self._clean[piece.slot] = piece.start + piece.length  # behind it is what former sequences left
         count, wanted = sum(piece.length for piece in pieces), sum(ends)
         packed = self._upload(self._packed(pieces, tokens, ends, 0, 0))
         ids, places, positions, keep, self._asked = packed.split([count, count, count, wanted, wanted])
@@ -125,19 +125,17 @@ class SlotModel:
         step = Step(places, slots, lengths, tuple(pieces), starts, max(piece.length for piece in pieces))
         return self._forward(step, ids, positions, keep)
 
-    def _forget_behind(self, pieces: list[Piece]) -> None:
-        """Zeros for what a former sequence left behind these: should it have been no numbers, a mask would not help.
-        On a GPU nothing is read that a sequence does not hold.
+    def _clean_up(self, slot: int, length: int) -> None:
+        """Decoding without graphs reads somewhat more of a slot than it holds, hidden by a mask; a mask does not help
+        where there are no numbers.
         """
-        if self.device.type != "cpu":
+        upto, clean = attention.padded(length, self.context), self._clean[slot]
+        if clean >= upto:
             return
-        for piece in pieces:
-            end = piece.start + piece.length
-            if (before := self._written[piece.slot]) > end:
-                for module in self._layers:
-                    module.slot_keys[piece.slot, end:before] = 0
-                    module.slot_values[piece.slot, end:before] = 0
-            self._written[piece.slot] = end
+        for module in self._layers:
+            module.slot_keys[slot, clean:upto] = 0
+            module.slot_values[slot, clean:upto] = 0
+        self._clean[slot] = upto
 
     def _packed(
         self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], padding: int, unwanted: int
@@ -241,11 +239,11 @@ class SlotModel:
         pieces = tuple(Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True))
         where = self._asked = self._upload(slots)
         at = self._upload(positions)
-        step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces, fixed=fixed)
-        logits = self._forward(step, self._last[where], at, None)
+        ids = self._last[where]
         for slot, position in zip(slots, positions, strict=True):
-            self._written[slot] = max(self._written[slot], position + 1)
-        return logits
+            self._clean_up(slot, position + 1)
+        step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces, fixed=fixed)
+        return self._forward(step, ids, at, None)
 
     def _forward(
         self, step: Step, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor | None
