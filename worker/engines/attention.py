@@ -75,6 +75,7 @@ class Step:
                 lengths=self.lengths.to(device, non_blocking=True),
                 starts=None if self.starts is None else self.starts.to(device, non_blocking=True),
                 elsewhere={},
+                blocks=[],
             )
         return self.elsewhere[device]
 
@@ -182,7 +183,7 @@ def _plain(
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """With the library's own attention: nothing is copied, and what a row gets depends on that row alone."""
+    """With the library's own attention, and nothing copied: pieces of prompts one by one, decoding rows together."""
     if step.starts is None and not softcap and not (window and any(_end(piece) > window for piece in step.pieces)):
         return _decode_plainly(query, keys, values, step, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
