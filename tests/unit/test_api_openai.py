@@ -482,12 +482,14 @@ async def test_choices_are_jobs_of_their_own(program: httpx.AsyncClient, fake: F
     assert found["id"] == f"chatcmpl-{fake.jobs[0].request_id}"
     assert len({job.request_id for job in fake.jobs}) == 3
     assert [job.sampling.seed for job in fake.jobs] == [2**63 - 2, 2**63 - 1, -(2**63)]
+    assert all(job.sampling.reproducible for job in fake.jobs)
     assert all(decode(encode(job), Job) == job for job in fake.jobs)
 
 
 async def test_choices_without_a_seed_have_none(program: httpx.AsyncClient, fake: FakeClient) -> None:
     assert (await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "n": 2})).is_success
     assert [job.sampling.seed for job in fake.jobs] == [None, None]
+    assert not any(job.sampling.reproducible for job in fake.jobs)
 
 
 async def test_streamed_choices_interleave(program: httpx.AsyncClient, fake: FakeClient) -> None:

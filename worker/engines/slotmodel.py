@@ -189,7 +189,7 @@ class SlotModel:
 
     def capture(self, progress: Progress) -> None:
         """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
-        if self._inputs is None:
+        if self._inputs is None or self._model.dtype == torch.float32:  # its attention asks the host for each length
             return
         sizes = [size for size in BUCKETS if size < self.slots] + [self.slots]
         graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
