@@ -69,7 +69,9 @@ class Job(Wire, kw_only=True):
     share: Positive = 1.0  # what its user is entitled to, beside a user with 1
     attempt: int = 1  # of its next run, unless it was restarted: then the reader says
     restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it
-    deadline: float | None = None  # after this moment nobody wants the answer
+    seconds_left: Positive | None = None  # from when this copy was published, until nobody wants the answer
+    deadline: float | None = None  # the same as a moment, from API processes before 0.2; trusts all clocks to agree
+    truncate: bool = False  # leave out the oldest turns of `messages` if they do not fit; else such a job is refused
     trail: tuple[str, ...] = ()  # nodes that have handled it, root first
     delivered: str = ""  # text the reader already has, when a job is restarted
     delivered_ids: tuple[int, ...] = ()  # the tokens it was made of, if the engine told them
@@ -160,6 +162,7 @@ class Finished(Frame, kw_only=True, tag="finished"):
     reason: FinishReason
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    omitted_messages: int = 0  # oldest turns of the job that were left out of the prompt; see Job.truncate
 
 
 class Failed(Frame, kw_only=True, tag="failed"):
@@ -242,6 +245,7 @@ class Capacity(Control, kw_only=True, tag="capacity"):
     finished: int  # jobs that ended in its subtree since then
     accepting: bool = True  # False: draining or leaving; hand it nothing new
     users: dict[str, int] = {}  # whose jobs are in the subtree's hands, and how many
+    model: str = ""  # what the child serves; empty from nodes before 0.2
 
 
 class Adopt(Control, kw_only=True, tag="adopt"):
@@ -256,13 +260,22 @@ class Leave(Control, kw_only=True, tag="leave"):
     node: str
 
 
+class Refused(Control, kw_only=True, tag="refused"):
+    """A parent tells a child that it will not hand it jobs, and why: the child serves another model."""
+
+    parent: str
+    reason: str
+
+
 class Ancestors(Control, tag="ancestors", kw_only=True):
     """A parent tells a child who is above the parent, nearest first: where to go if the parent dies."""
 
     names: tuple[str, ...]
 
 
-AnyControl = Cancel | Supersede | Continue | Drain | Resume | Attach | Adopt | Ping | Capacity | Leave | Ancestors
+AnyControl = (
+    Cancel | Supersede | Continue | Drain | Resume | Attach | Adopt | Ping | Capacity | Leave | Refused | Ancestors
+)
 
 
 class NodeState(Wire, kw_only=True, omit_defaults=False):
@@ -291,6 +304,8 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
     prompt_tokens: int = 0  # of the jobs since its engine started, as far as it tells
     reused_tokens: int = 0  # of them, those that were held already and not read again
     wait_error: float = 0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
+    context_length: int = 0  # tokens of prompt and answer together that a job may have; 0: not known
+    warning: str = ""  # what an operator should look at while the node serves all the same
 
 
 T = TypeVar("T")

@@ -67,6 +67,7 @@ class JobRun:
         self._gate = gate
         self._seq = 0
         self._prompt_tokens = 0
+        self._omitted_messages = 0
         self._task: asyncio.Task[Any] | None = None  # the one that runs it
         self._stopped: Ending | None = None
 
@@ -143,6 +144,7 @@ class JobRun:
             async for chunk in chunks:
                 await self._reader.flowing()
                 self._prompt_tokens = chunk.prompt_tokens or self._prompt_tokens
+                self._omitted_messages = chunk.omitted_messages or self._omitted_messages
                 self._pass_on(chunk)
                 if chunk.finish is not None:
                     return self._finished(chunk.finish)
@@ -161,7 +163,11 @@ class JobRun:
 
     def _finished(self, reason: FinishReason) -> Finished:
         return Finished(
-            **self._number(), reason=reason, prompt_tokens=self._prompt_tokens, completion_tokens=self.tokens
+            **self._number(),
+            reason=reason,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self.tokens,
+            omitted_messages=self._omitted_messages,
         )
 
     def _failed(self, code: FailureCode, message: str) -> Failed:

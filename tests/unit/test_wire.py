@@ -79,6 +79,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     "ancestors": (wire.AnyControl, wire.Ancestors(names=("n1", "root"))),
     "ping": (wire.AnyControl, wire.Ping()),
     "leave": (wire.AnyControl, wire.Leave(node="n4")),
+    "refused": (wire.AnyControl, wire.Refused(parent="root", reason="root serves gemma-3-270m, n9 serves echo")),
     "capacity": (
         wire.AnyControl,
         wire.Capacity(
@@ -93,6 +94,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             policy="paper", status="busy", slots=8, running=8, held=2, received=40, finished=30, tokens=900,
             host="room-1", pid=4242, started=1750000000.0, sent=1750000100.0, detail="",
             waited=4.5, wait_error=0.5, prompt_tokens=1000, reused_tokens=430,
+            context_length=8192, warning="a child reports 9 free slots of 4",
         ),
     ),
 }  # fmt: skip

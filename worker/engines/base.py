@@ -47,6 +47,7 @@ class Chunk(msgspec.Struct, frozen=True):
     tokens: int = 0
     prompt_tokens: int = 0
     finish: FinishReason | None = None
+    omitted_messages: int = 0  # in the first chunk: turns left out of the prompt; see Job.truncate
     ids: tuple[int, ...] = ()  # the tokens told, if the engine can go on from them; never of what was delivered before
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens told, if they were asked for and the engine has them
 
