@@ -41,7 +41,7 @@ def serve(options: argparse.Namespace) -> int:
     if options.fd is not None and options.processes > 1:
         print("--fd is for one process: several cannot finish in order", file=sys.stderr)
         return 2
-    from api import server
+    from api.server import serve as server
 
     server.serve(options.host, options.port, options.processes, options.fd)
     return 0

@@ -20,16 +20,17 @@ from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
-from api import broker, logs, stopping  # noqa: E402
+from api import broker, logs  # noqa: E402
 from api.answers import store  # noqa: E402
 from api.answers.takeover import Takeover  # noqa: E402
 from api.answers.writing import writings  # noqa: E402
 from api.backlog import backlog  # noqa: E402
 from api.chat.models import Message  # noqa: E402
-from api.handler import Handler, Receive, Scope, Send  # noqa: E402
 from api.jobs.followed import followed  # noqa: E402
 from api.kept import store as kept  # noqa: E402
 from api.kept.models import KeptRequest  # noqa: E402
+from api.server import signals  # noqa: E402
+from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
 from api.tree.orphans import look_after_orphans  # noqa: E402
 from broker.client import Client  # noqa: E402
 
@@ -58,7 +59,7 @@ class Application:
         await receive()  # lifespan.startup
         logs.configure()  # also in the processes that uvicorn spawned
         # Open dashboards must not use up the grace period that running requests get.
-        stopping.before_shutdown(self.handler.end_streams)
+        signals.before_shutdown(self.handler.end_streams)
         async with self.running():
             # What the program itself is made of never becomes garbage: looking through all of it held the streams up.
             gc.collect()

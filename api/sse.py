@@ -114,7 +114,7 @@ class _Ticking(AsyncIterator[T | None]):
 class EventStream(StreamingHttpResponse):
     """Events as an HTTP response that no proxy buffers.
 
-    `source`: what the events are made of. handler.py closes it whatever happens, even if the client left before the
+    `source`: what the events are made of. The handler closes it whatever happens, even if the client left before the
     first event was asked for. `endless`: the server's stop ends them instead of waiting for them.
     """
 

@@ -282,7 +282,7 @@ async def program(user: User) -> AsyncIterator[httpx.AsyncClient]:
 async def live(fake: FakeClient) -> AsyncIterator[str]:
     """The application behind a real server on a loopback port; its address."""
     from api.asgi import application
-    from api.server import configuration
+    from api.server.serve import configuration
 
     config = configuration(application, "127.0.0.1", 0)
     config.lifespan = "off"

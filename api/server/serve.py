@@ -13,8 +13,9 @@ import uvicorn
 from django.http import HttpRequest
 from uvicorn.supervisors import Multiprocess
 
-from api import logs, stopping
-from api.handing_over import Server
+from api import logs
+from api.server import signals
+from api.server.handover import Server
 
 MANY = 65_536  # open files
 GRACE = 3  # seconds that running requests get when the server stops
@@ -67,7 +68,7 @@ def serve(host: str, port: int, processes: int, fd: int | None = None) -> None:
 
 def _run(server: uvicorn.Server) -> None:
     # uvicorn raises the signal that ended it once more; a stop that was asked for is no failure.
-    for number in stopping.SIGNALS:
+    for number in signals.SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     server.run()
 

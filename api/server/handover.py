@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 import uvicorn
 
-from api import stopping
+from api.server import signals
 
 READY_SECONDS = 5.0  # connections are accepted after so long even if something is missing: the answers say what
 _QUIET_TICKS = 5  # a tick is 0.1 s: what was accepted a moment ago has a request by then
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
         if self._finishing_since is None:
             self._finishing_since = now
             self._accept_no_more()
-        stopping.act()  # again and again: a page whose stream was ended asks for another on the same connection
+        signals.act()  # again and again: a page whose stream was ended asks for another on the same connection
         # A browser also opens connections that it never uses.
         used = self.server_state.connections and now - self._finishing_since < self.config.timeout_keep_alive
         self._quiet = 0 if used or self.server_state.tasks else self._quiet + 1

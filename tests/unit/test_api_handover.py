@@ -9,8 +9,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from api import handing_over, server, stopping
-from api.handing_over import Server
+from api.server import handover, serve, signals
+from api.server.handover import Server
 
 SECONDS = 20.0
 
@@ -22,7 +22,7 @@ class Site:
         self.listener = listener
         self.ready = asyncio.Event()
         self.allowed = asyncio.Event()
-        config = server.configuration(self._answer, "127.0.0.1", 0)
+        config = serve.configuration(self._answer, "127.0.0.1", 0)
         config.lifespan = "off"
         self.server = Server(config, listener.dup(), self._until_ready)
         self.life = asyncio.create_task(self.server._serve())
@@ -44,7 +44,7 @@ class Site:
 
 @pytest_asyncio.fixture
 async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    monkeypatch.setattr(stopping, "_actions", [])
+    monkeypatch.setattr(signals, "_actions", [])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         made = Site(listener)
@@ -76,14 +76,14 @@ async def test_connections_are_accepted_once_it_is_ready(site: Site) -> None:
 
 
 async def test_something_missing_delays_it_and_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handing_over, "READY_SECONDS", 0.0)
+    monkeypatch.setattr(handover, "READY_SECONDS", 0.0)
     await listening(site)
     assert await get(site) == "begun ended"
 
 
 async def test_it_finishes_what_is_open_while_a_successor_accepts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(stopping, "_actions", [lambda: ended.append("endless")])
+    monkeypatch.setattr(signals, "_actions", [lambda: ended.append("endless")])
     site.ready.set()
     await listening(site)
     async with httpx.AsyncClient(base_url=site.url, timeout=SECONDS) as client, asyncio.timeout(SECONDS):
