@@ -3,6 +3,10 @@
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from api.accounts.models import User
 
 
 def main() -> int:
@@ -15,7 +19,9 @@ def main() -> int:
     serve_parser.add_argument("--processes", type=int, default=1)
     serve_parser.add_argument("--fd", type=int, help="number of an open, bound socket, instead of --host and --port")
     commands.add_parser("migrate", help="create or update the database")
-    commands.add_parser("login-token", help="print a one-time login token of the first administrator")
+    token_parser = commands.add_parser("login-token", help="print a one-time login token")
+    token_parser.add_argument("--user", help="whose login; default: the first administrator")
+    token_parser.add_argument("--address", help="print a link to this address instead: http://…")
     key_parser = commands.add_parser("create-key", help="print a new API key")
     key_parser.add_argument("--user", help="whose key; default: the first administrator")
     return run(parser.parse_args())
@@ -25,13 +31,24 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     os.umask(0o077)  # the database holds conversations and password hashes
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+    if options.command == "serve":
+        return serve(options)
+    from django.db import DatabaseError
+
+    try:
+        return use_database(options)
+    except DatabaseError as error:  # such as a full disk
+        print(f"the database refuses: {error}", file=sys.stderr)
+        return 1
+
+
+def use_database(options: argparse.Namespace) -> int:
+    """Runs one of the short commands; returns the exit status."""
     match options.command:
-        case "serve":
-            return serve(options)
         case "migrate":
             return migrate()
         case "login-token":
-            return login_token()
+            return login_token(options.user, options.address)
         case _:
             return create_key(options.user)
 
@@ -58,29 +75,49 @@ def migrate() -> int:
     return 0
 
 
-def login_token() -> int:
-    """Prints a one-time login token of the first administrator, who is created if there is none."""
+def login_token(username: str | None = None, address: str | None = None) -> int:
+    """Prints a one-time login token, or with `address` the link, alone on standard output.
+
+    The first administrator is created if there is none.
+    """
     import django
 
     django.setup()
     from api.accounts import tokens
 
-    print(tokens.create(tokens.first_administrator()))
+    user = _user(username)
+    if user is None:
+        return 1
+    token = tokens.create(user)
+    print(f"{address}/login?token={token}" if address else token)
     return 0
 
 
 def create_key(username: str | None) -> int:
     """Prints a new API key, alone on standard output. Works before the first start, too."""
     migrate()
-    from api.accounts import keys, tokens
-    from api.accounts.models import User
+    from api.accounts import keys
 
-    user = tokens.first_administrator() if username is None else User.objects.filter(username=username).first()
+    user = _user(username)
     if user is None:
-        print(f"there is no user {username!r}", file=sys.stderr)
         return 1
     print(keys.create(user))
     return 0
+
+
+def _user(username: str | None) -> "User | None":
+    """The active user of that name, or the first administrator; says what is wrong if None."""
+    from api.accounts import tokens
+    from api.accounts.models import User
+
+    if username is None:
+        return tokens.first_administrator()
+    user = User.objects.filter(username=username).first()
+    if user is not None and user.is_active:
+        return user
+    state = "does not exist" if user is None else "is disabled"
+    print(f"the user {username!r} {state}", file=sys.stderr)
+    return None
 
 
 if __name__ == "__main__":

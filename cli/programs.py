@@ -33,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(node)
     app.add_typer(key, name="key")
+    app.command()(login)
     app.command(context_settings=_PASS_ON)(bench)
     app.command(context_settings=_PASS_ON)(test)
 
@@ -86,6 +87,16 @@ def create(
     """Print a new API key, alone on standard output."""
     home = homes.read()
     _become("api", "create-key", *(["--user", user] if user else []), CANOPY_HOME=str(home.path))
+
+
+def login(
+    user: Annotated[str | None, typer.Option(help="Whose login; default: the first administrator.")] = None,
+) -> None:
+    """Print a fresh one-time login link, alone on standard output. It replaces the former one."""
+    home = homes.read()
+    address = ["--address", instance.running(home)["url"]]
+    whose = ["--user", user] if user else []
+    _become("api", "login-token", *address, *whose, CANOPY_HOME=str(home.path))
 
 
 def bench(context: typer.Context) -> None:

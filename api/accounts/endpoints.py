@@ -5,7 +5,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.contrib.auth import alogin, alogout, authenticate
 from django.db import connections
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.middleware.csrf import get_token
 from django.utils.html import format_html
 from ninja import Router, Schema, Status
@@ -79,18 +79,29 @@ async def logout(request: HttpRequest) -> Status[Any]:
 
 
 async def login_by_token(request: HttpRequest) -> HttpResponse:
-    """`GET /login?token=T`: the link that `up` prints starts a session, once."""
+    """`GET /login?token=T`: the link of `up` and `login` starts a session, once.
+
+    The redirect keeps the token out of the browser's history. HEAD, which link previews send,
+    must not use the link up.
+    """
+    if request.method != "GET":
+        return HttpResponseNotAllowed(["GET"])
     user = await sync_to_async(tokens.redeem)(request.GET.get("token", ""))
     if user is None:
-        return HttpResponse(_BAD_TOKEN, status=403, headers={"Cache-Control": "no-store"})
+        return HttpResponse(_BAD_TOKEN, status=403, headers=_LINK_HEADERS)
     await alogin(request, user, backend="django.contrib.auth.backends.ModelBackend")
-    return HttpResponseRedirect("/", headers={"Cache-Control": "no-store"})
+    return HttpResponseRedirect("/", headers=_LINK_HEADERS)
 
+
+# The address holds a secret: nothing keeps it, and no request that follows names it.
+_LINK_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 _BAD_TOKEN = format_html(
-    "<!doctype html><meta charset=utf-8><title>Canopy</title><link rel=icon href=/static/favicon.svg>"
+    "<!doctype html><meta charset=utf-8><title>Canopy</title>"
+    "<link rel=icon href=/static/favicon.svg>"
     "<h1>This login link is used up or wrong</h1>"
-    "<p>Run <code>./canopy up</code> again for a new one, or <a href='{}'>log in</a>.</p>",
+    "<p>A link works once, for a day. On the machine where <code>./canopy up</code> runs, "
+    "<code>./canopy login</code> prints a fresh one. Or <a href='{}'>log in</a>.</p>",
     "/",
 )
 

@@ -16,7 +16,8 @@ Canopy: a self-hosted ChatGPT-like service on RabbitMQ.
   ./canopy down                  stop it               ./canopy status    what runs
   ./canopy doctor                what this machine lacks, with the remedy
   ./canopy node NAME --parent P  one more worker       ./canopy tree      the tree of nodes
-  ./canopy key create            an API key            ./canopy test      all tests
+  ./canopy key create            an API key            ./canopy login     a fresh login link
+  ./canopy test                  all tests
 
 Nothing is installed yet: the first `./canopy up` does that and takes a few minutes.
 State lives in CANOPY_HOME (default: var/ beside this program)."""

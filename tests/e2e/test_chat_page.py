@@ -34,7 +34,7 @@ def test_the_link_that_up_prints_logs_in_once(echo: Instance, open_page: OpenPag
     refused = second.goto(f"/login?token={token}")
     assert refused is not None
     assert refused.status == 403
-    expect(second.locator("body")).to_contain_text("./canopy up")
+    expect(second.locator("body")).to_contain_text("./canopy login")
 
 
 def test_the_answer_grows_word_by_word(chat: Chat) -> None:

@@ -160,14 +160,19 @@ async def test_login_token_works_once(web: httpx.AsyncClient, fake: FakeClient) 
     admin = await sync_to_async(tokens.first_administrator)()
     assert admin.is_superuser
     token = await create_token(admin)
+    preview = await web.head("/login", params={"token": token})
+    assert preview.status_code == 405, "who only looks does not use the link up"
     assert token not in (await LoginToken.objects.aget(user=admin)).digest
     answer = await web.get("/login", params={"token": token})
     assert (answer.status_code, answer.headers["location"]) == (302, "/")
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Cache-Control"] == "no-store"
     assert (await web.get("/api/me")).json()["user"]["staff"] is True
     async with browser() as other:
         again = await other.get("/login", params={"token": token})
         assert again.status_code == 403
-        assert "./canopy up" in again.text
+        assert "./canopy login" in again.text
+        assert again.headers["Referrer-Policy"] == "no-referrer"
         assert (await other.get("/api/me")).json()["user"] is None
 
 
