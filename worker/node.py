@@ -239,6 +239,8 @@ class Node:
             prompt_tokens=reuse[0],
             reused_tokens=reuse[1],
             wait_error=self.jobs.waiting.accuracy.error,
+            context_length=self.engine.context_length if self.engine else 0,
+            warning=self.engine.warning if self.engine else "",
         )
 
     def _shown_status(self) -> NodeStatus:

@@ -32,6 +32,8 @@ class HandEngine:
         self.started: list[str] = []  # request ids, in the order they got a slot
         self.steps: dict[str, asyncio.Queue[Chunk | Exception]] = {}
         self.jobs: dict[str, Job] = {}  # as they were run last
+        self.context_length = 0
+        self.warning = ""
         self.warm = True
         self.stuck = False
         self.hanging = 0.0

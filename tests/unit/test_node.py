@@ -47,6 +47,17 @@ async def test_article_example_on_real_nodes() -> None:
         assert cluster.nodes["root"].dispatcher.finished == 0
 
 
+async def test_a_nodes_state_tells_its_engines_context_and_warning() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        engine = cluster.engine("n1")
+        engine.context_length, engine.warning = 2048, "look at me"
+        state = cluster.nodes["n1"].state()
+        assert (state.context_length, state.warning) == (2048, "look at me")
+        assert cluster.nodes["root"].state().context_length == 0
+
+
 async def test_a_busy_leaf_holds_and_takes_what_is_queued_when_it_is_free() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")

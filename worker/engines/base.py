@@ -63,6 +63,11 @@ class Engine(Protocol):
     model: str  # the public name of the model it serves
     device: str
     slots: int
+    context_length: int  # tokens of prompt and answer together, final like `slots`; 0: not known
+
+    @property
+    def warning(self) -> str:
+        """What an operator should look at while the engine serves all the same; empty: nothing."""
 
     @property
     def warm(self) -> bool:

@@ -36,6 +36,7 @@ class Decoder:
         self._orders: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()  # bounded by the engine's open runs
         self._since: float | None = None  # when the step in progress began (monotonic); read from other threads
         self.warm = False  # a step has ended
+        self.warning = ""  # for the operator
         self._closed = False  # nobody looks at the orders any more
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
 

@@ -17,6 +17,8 @@ class EchoEngine:
     """Keeps the `Engine` protocol."""
 
     device = "none"
+    context_length = 0  # there is no limit
+    warning = ""
     warm = True  # nothing is compiled, nothing computed
     stuck = False
 

@@ -41,12 +41,14 @@ class OpenAIEngine:
 
     name = "openai"
     stuck = False  # nothing is computed here
+    warning = ""
 
     def __init__(self, *, model: str, slots: int, upstream: str, upstream_model: str, key: str) -> None:
         """`upstream`: the server's address up to and with /v1; `upstream_model`: its name there, empty to find out."""
         self.model = model
         self.slots = slots
         self.device = ""  # where the computing happens: the server's address
+        self.context_length = 0  # as the server tells it
         self.warm = False
         self._upstream = upstream.rstrip("/")
         self._wanted = upstream_model
@@ -75,6 +77,7 @@ class OpenAIEngine:
             await server.client.aclose()
             raise
         self._served, self._continues = found.name, found.owner in _CONTINUES
+        self.context_length = found.context_length
         self._server, self.warm = server, False
         log.info("server found", address=self.device, model=self._served)
 

@@ -56,6 +56,7 @@ class TransformersEngine:
         self.model = model
         self.device = device
         self.slots = slots
+        self.context_length = 0
         self._folder = Path(model_path) if model_path else None
         self._choose_slots = choose_slots
         self._ranks = ranks
@@ -64,6 +65,11 @@ class TransformersEngine:
         self._close: Callable[[], bool] | None = None
         self._open: set[Sequence] = set()
         self.stuck = False
+
+    @property
+    def warning(self) -> str:
+        """See the protocol."""
+        return self._decoder.warning if self._decoder is not None else ""
 
     @property
     def warm(self) -> bool:
@@ -85,7 +91,7 @@ class TransformersEngine:
                 log.debug("news without a reader", items=len(news))
 
         self._close = loaded.close
-        self.slots = loaded.slots
+        self.slots, self.context_length = loaded.slots, loaded.context
         self._decoder = Decoder(loaded, loaded.slots, tell)
         gc.collect()
         gc.freeze()  # looking through the libraries' 400,000 objects again stops every stream for 0.3 s

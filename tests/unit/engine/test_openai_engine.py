@@ -132,6 +132,28 @@ async def test_the_model_is_found(there: list[str], wanted: str, served: str) ->
 
 
 @pytest.mark.parametrize(
+    ("told", "length"),
+    [
+        ({"max_model_len": 4096}, 4096),
+        ({"context_length": 512, "max_model_len": 4096}, 512),
+        ({}, 0),
+        ({"max_model_len": "4096"}, 0),
+        ({"max_model_len": True, "context_length": -1}, 0),
+        ({"max_model_len": 10**30}, 0),
+        ({"max_model_len": None}, 0),
+    ],
+)
+async def test_the_context_is_as_the_server_tells(told: dict[str, Any], length: int) -> None:
+    models = refusing(200, {"data": [{"id": "near", **told}]})
+    async with Upstream(answering(), models=models) as upstream:
+        engine = engine_for(upstream.url)
+        assert engine.context_length == 0
+        await engine.start()
+        assert engine.context_length == length
+        await engine.stop()
+
+
+@pytest.mark.parametrize(
     ("models", "wanted", "said"),
     [
         (listing("far", "other"), "", "no model 'near'.*far, other"),

@@ -162,6 +162,10 @@ async def test_a_job_that_was_complete_when_its_node_died_just_ends(engine: Engi
     ]
 
 
+async def test_it_tells_how_long_a_context_is(engine: Engine) -> None:
+    assert engine.context_length == 512
+
+
 async def test_without_max_tokens_the_context_is_the_limit(engine: Engine) -> None:
     chunks = await read(engine, job("a" * 480, max_tokens=None))
     assert chunks[-1].finish in ("length", "stop")

@@ -70,6 +70,8 @@ class Puppet:
         self.runs: list[Run] = []
         self.eager = False  # runs end by themselves
         self.well = True
+        self.context_length = 0
+        self.warning = ""
         self.stuck = False
         self.hanging = 0.0
         self._wrong = wrong

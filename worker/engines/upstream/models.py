@@ -1,6 +1,7 @@
 """Which of a server's models a node stands for."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import msgspec
@@ -12,6 +13,7 @@ from worker.engines.upstream.errors import BUSY, complaint
 START_SECONDS = 15.0
 _LIST_BYTES = 8 << 20
 _SHOWN = 10  # names
+_LONGEST = 1 << 30  # tokens; a context length beyond it is no fact
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +23,8 @@ class Model(msgspec.Struct, frozen=True):
 
     id: str
     owned_by: str | None = None
+    max_model_len: Any = None  # vLLM and SGLang tell it; not every server that does means a number
+    context_length: Any = None  # Canopy and others
 
 
 class _List(msgspec.Struct, frozen=True):
@@ -28,10 +32,13 @@ class _List(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The model's name on the server, and what the server calls itself; empty if it says nothing."""
+    """The model's name on the server, what the server calls itself (empty if it says nothing), and how many tokens
+    prompt and answer may have together (0 if it does not say).
+    """
 
     name: str
     owner: str
+    context_length: int = 0
 
 
 async def choose(client: httpx.AsyncClient, address: str, wanted: str, public: str) -> Found:
@@ -62,22 +69,29 @@ async def choose(client: httpx.AsyncClient, address: str, wanted: str, public: s
 
 
 def _chosen(models: list[Model], address: str, wanted: str, public: str) -> Found:
-    owners = {model.id: model.owned_by or "" for model in models}
+    found = {model.id: _found(model) for model in models}
     if wanted:
-        if wanted not in owners:  # an alias, perhaps: the server knows
-            log.warning("the server does not list this model", model=wanted, there_are=_names(owners))
-        return Found(wanted, owners.get(wanted, next(iter(owners.values()), "")))
-    if public in owners:
-        return Found(public, owners[public])
-    if len(owners) == 1:
-        return Found(*next(iter(owners.items())))
+        if wanted in found:
+            return found[wanted]
+        log.warning("the server does not list this model", model=wanted, there_are=_names(list(found)))
+        owner = next(iter(found.values())).owner if found else ""  # an alias, perhaps: the server knows
+        return Found(wanted, owner)
+    if public in found:
+        return found[public]
+    if len(found) == 1:
+        return next(iter(found.values()))
     raise EngineUnavailable(
-        f"{address} has no model {public!r}; name one with --upstream-model. There are: {_names(owners)}"
+        f"{address} has no model {public!r}; name one with --upstream-model. There are: {_names(list(found))}"
     )
 
 
-def _names(owners: dict[str, str]) -> str:
-    names = list(owners)
+def _found(model: Model) -> Found:
+    told = [model.max_model_len, model.context_length]
+    lengths = [length for length in told if type(length) is int and 0 < length <= _LONGEST]
+    return Found(model.id, model.owned_by or "", min(lengths, default=0))
+
+
+def _names(names: list[str]) -> str:
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "none") + more
 
