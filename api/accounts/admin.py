@@ -7,10 +7,11 @@ from django.contrib.auth.admin import UserAdmin
 from django.http import HttpRequest
 
 from api.accounts.models import ApiKey, User
+from api.record_admin import RecordAdmin
 
 
 @admin.register(User)
-class Users(UserAdmin):
+class Users(RecordAdmin, UserAdmin):
     """Users, and what each is entitled to while others wait too."""
 
     list_display = (*UserAdmin.list_display, "share")
@@ -18,7 +19,7 @@ class Users(UserAdmin):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(admin.ModelAdmin):
+class ApiKeyAdmin(RecordAdmin):
     """Keys can be revoked and deleted here; they are made with `./canopy key create`, which alone can show them."""
 
     list_display = ("name", "user", "created", "last_used", "revoked")

@@ -5,8 +5,10 @@ from typing import ClassVar
 from django.contrib.auth.models import AbstractUser
 from django.db import models
 
+from api.records import Record
 
-class User(AbstractUser):
+
+class User(Record, AbstractUser):
     """A person (or a program) with an account; staff see the tree and the admin."""
 
     share = models.FloatField(
@@ -26,7 +28,7 @@ class User(AbstractUser):
         ]
 
 
-class ApiKey(models.Model):
+class ApiKey(Record):
     """A Bearer token of a user. `name` is the public part, by which the key is looked up and shown."""
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_keys")
@@ -44,7 +46,7 @@ class ApiKey(models.Model):
         return f"{self.name}… of {self.user}"
 
 
-class LoginToken(models.Model):
+class LoginToken(Record):
     """The one-time link that `up` prints. A user has at most one."""
 
     user = models.OneToOneField(User, on_delete=models.CASCADE, related_name="login_token")

@@ -6,6 +6,7 @@ import msgspec
 from django.db import models
 
 from api import process
+from api.records import Record
 from broker.wire import DecodeError, Failed, FailureCode, Finished, Job, decode, encode
 
 ATTEMPTS_A_TAKEOVER = 1000  # a stream numbers its attempts from its job's: far more than it will ever need
@@ -20,7 +21,7 @@ class Status(models.TextChoices):
     FAILED = "failed"
 
 
-class StoredAnswer(models.Model):
+class StoredAnswer(Record):
     """An answer that outlives the API process that writes it.
 
     While it streams, `owner` names that process ("" for none), `touched` is its heartbeat, and `job` is what another

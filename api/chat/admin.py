@@ -5,6 +5,7 @@ from typing import ClassVar
 from django.contrib import admin
 
 from api.chat.models import Conversation, Message
+from api.record_admin import RecordAdmin
 
 
 class Messages(admin.TabularInline):
@@ -18,7 +19,7 @@ class Messages(admin.TabularInline):
 
 
 @admin.register(Conversation)
-class ConversationAdmin(admin.ModelAdmin):
+class ConversationAdmin(RecordAdmin):
     """Conversations by user."""
 
     list_display = ("title", "user", "model", "updated")
@@ -29,7 +30,7 @@ class ConversationAdmin(admin.ModelAdmin):
 
 
 @admin.register(Message)
-class MessageAdmin(admin.ModelAdmin):
+class MessageAdmin(RecordAdmin):
     """Messages by their state."""
 
     list_display = ("conversation", "role", "status", "created")

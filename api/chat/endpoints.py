@@ -38,7 +38,7 @@ async def conversations(request: AuthRequest) -> dict[str, list[Conversation]]:
 async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status[Any]:
     """Begins a conversation."""
     model = asked.model or await catalog.default_or_503()
-    made = await Conversation.objects.acreate(user=request.auth, model=model)
+    made = await store.create(request.auth, model)
     return Status(201, await _with_messages(made))
 
 
@@ -52,28 +52,21 @@ async def read(request: AuthRequest, number: int) -> schemas.Conversation:
 @router.patch("/conversations/{int:number}", response=schemas.Summary)
 async def change(request: AuthRequest, number: int, asked: schemas.ConversationChange) -> Conversation:
     """Renames a conversation, or gives it another model."""
-    found = await store.conversation(request.auth, number)
-    found.title = asked.title or found.title
-    found.model = asked.model or found.model
-    await found.asave()
-    return found
+    return await store.change(request.auth, number, asked.title, asked.model)
 
 
 @router.delete("/conversations/{int:number}", response={204: None})
 async def delete(request: AuthRequest, number: int) -> Status[Any]:
     """Removes a conversation; an answer that is being written is stopped."""
-    found = await store.conversation(request.auth, number)
-    for each in await store.messages(found):
+    for each in await store.delete(request.auth, number):
         await following.stop(each)
-    await found.adelete()
     return Status(204, None)
 
 
 @router.post("/conversations/{int:number}/messages", response={201: schemas.Turn})
 async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
-    conversation = await store.conversation(request.auth, number)
-    turn = await store.begin_turn(conversation, asked.content, asked.model or conversation.model, request.auth)
+    turn = await store.begin_turn(request.auth, number, asked.content, asked.model)
     await following.begin(turn.answer, turn.job, undo=lambda: store.undo_turn(turn))
     return Status(
         201,

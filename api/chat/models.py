@@ -6,13 +6,14 @@ from django.conf import settings
 from django.db import models
 
 from api.answers.record import Status, StoredAnswer
+from api.records import Record
 
 __all__ = ["UNTITLED", "Conversation", "Message", "Role", "Status"]
 
 UNTITLED = "New conversation"
 
 
-class Conversation(models.Model):
+class Conversation(Record):
     """A dialogue of one user with one model (which may be changed on the way)."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations")

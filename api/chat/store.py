@@ -5,11 +5,12 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
 from api import submission
 from api.accounts.models import User
 from api.chat.context import last_turns, title_from
-from api.chat.models import UNTITLED, Conversation, Message, Role
+from api.chat.models import UNTITLED, Conversation, Message, Role, Status
 from api.errors import ApiError
 from broker.wire import ChatMessage, Job
 
@@ -18,8 +19,38 @@ async def conversation(user: User, number: int) -> Conversation:
     """The user's conversation. Raises ApiError 404, also for somebody else's."""
     found = await Conversation.objects.filter(user=user, pk=number).afirst()
     if found is None:
-        raise ApiError(404, "there is no such conversation")
+        raise _no_conversation()
     return found
+
+
+async def create(user: User, model: str) -> Conversation:
+    """A new conversation. Raises ApiError 401 if the account was removed: a key is believed for some seconds more."""
+    try:
+        return await Conversation.objects.acreate(user=user, model=model)
+    except IntegrityError as error:
+        raise ApiError(401, "this account was removed") from error
+
+
+async def change(user: User, number: int, title: str | None, model: str | None) -> Conversation:
+    """Renames the user's conversation or gives it another model; None leaves it as it is. Raises ApiError 404."""
+    changes: dict[str, Any] = {"updated": timezone.now()}
+    if title is not None:
+        changes["title"] = title
+    if model is not None:
+        changes["model"] = model
+    if not await Conversation.objects.filter(user=user, pk=number).aupdate(**changes):
+        raise _no_conversation()
+    return await conversation(user, number)
+
+
+@sync_to_async
+@transaction.atomic
+def delete(user: User, number: int) -> list[Message]:
+    """Deletes the user's conversation; returns its answers that were still being written. Raises ApiError 404."""
+    found = _locked(user, number)
+    unfinished = list(found.messages.filter(status=Status.STREAMING))
+    found.delete()
+    return unfinished
 
 
 async def message(user: User, conversation: int, number: int) -> Message:
@@ -53,8 +84,13 @@ class Turn:
 
 @sync_to_async
 @transaction.atomic
-def begin_turn(conversation: Conversation, content: str, model: str, user: User) -> Turn:
-    """Stores what the user wrote and an empty answer to it. Raises ApiError 409 while another one is written."""
+def begin_turn(user: User, number: int, content: str, model: str | None) -> Turn:
+    """Stores what the user wrote and an empty answer to it; `model`: None for the conversation's own.
+
+    Raises ApiError 404, and 409 while another answer is written.
+    """
+    conversation = _locked(user, number)
+    model = model or conversation.model
     former = {name: getattr(conversation, name) for name in ("title", "model", "updated")}
     asked = Message.objects.create(conversation=conversation, role=Role.USER, content=content)
     job = submission.chat_job(model, _context(conversation), submission.CONVERSATION, user)
@@ -67,7 +103,8 @@ def begin_turn(conversation: Conversation, content: str, model: str, user: User)
     if conversation.title == UNTITLED:
         conversation.title = title_from(content)
     conversation.model = model
-    conversation.save()
+    conversation.updated = timezone.now()
+    conversation.save(update_fields=["title", "model", "updated"])
     return Turn(conversation, asked, answer, job, former)
 
 
@@ -80,6 +117,22 @@ def _context(conversation: Conversation) -> list[ChatMessage]:
 @sync_to_async
 @transaction.atomic
 def undo_turn(turn: Turn) -> None:
-    """Removes a turn that the broker did not take."""
+    """Removes a turn that the broker did not take. What somebody else has changed meanwhile stays."""
     Message.objects.filter(pk__in=[turn.asked.pk, turn.answer.pk]).delete()
-    Conversation.objects.filter(pk=turn.conversation.pk).update(**turn.former)
+    written = {name: getattr(turn.conversation, name) for name in turn.former}
+    Conversation.objects.filter(pk=turn.conversation.pk, **written).update(**turn.former)
+
+
+def _locked(user: User, number: int) -> Conversation:
+    """The user's conversation, which nobody else changes or deletes until the transaction ends. Raises ApiError 404.
+
+    (SQLite has no locks of rows; there a transaction has the whole database from its start.)
+    """
+    found = Conversation.objects.select_for_update().filter(user=user, pk=number).first()
+    if found is None:
+        raise _no_conversation()
+    return found
+
+
+def _no_conversation() -> ApiError:
+    return ApiError(404, "there is no such conversation")

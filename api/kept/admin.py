@@ -5,10 +5,11 @@ from typing import ClassVar
 from django.contrib import admin
 
 from api.kept.models import KeptRequest
+from api.record_admin import RecordAdmin
 
 
 @admin.register(KeptRequest)
-class KeptRequestAdmin(admin.ModelAdmin):
+class KeptRequestAdmin(RecordAdmin):
     """Kept requests by their state."""
 
     list_display = ("key", "user", "status", "created")

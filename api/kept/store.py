@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from api.accounts.models import User
 from api.answers.record import Status
+from api.errors import ApiError
 from api.kept.models import KeptRequest
 from broker.wire import Job
 
@@ -24,12 +25,17 @@ async def find(user: User, key: str) -> KeptRequest | None:
 
 
 async def create(user: User, key: str, fingerprint: str, job: Job) -> tuple[KeptRequest, Job] | None:
-    """Stores a new request; returns it and its job, now with a seed. None if the name was taken meanwhile."""
+    """Stores a new request; returns it and its job, now with a seed. None if the name was taken meanwhile.
+
+    Raises ApiError 401 if the account was removed.
+    """
     made = KeptRequest(user=user, key=key, fingerprint=fingerprint)
     job = made.start(job)
     try:
         await made.asave(force_insert=True)
-    except IntegrityError:
+    except IntegrityError as error:
+        if not await User.objects.filter(pk=user.pk).aexists():
+            raise ApiError(401, "this account was removed") from error
         return None
     return made, job
 
