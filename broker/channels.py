@@ -14,7 +14,8 @@ import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
-from broker.session import AccessRefused, BrokerError, ConnectionLost, NotFound, QueueLocked
+from broker.limits import check_sendable
+from broker.session import AccessRefused, BrokerError, ConnectionLost, NotFound, QueueLocked, Unsendable
 
 HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
 CONNECT_SECONDS = 10.0  # for all addresses together
@@ -72,6 +73,10 @@ class Calls:
                 return await reply
         except TimeoutError as error:
             raise ConnectionLost("the broker does not answer") from error
+        except pika.exceptions.ShortStringTooLong as error:
+            raise Unsendable("a name is longer than AMQP allows") from error
+        except UnicodeEncodeError as error:
+            raise Unsendable("a name is not valid Unicode") from error
         except pika.exceptions.AMQPError as error:
             raise translate(error) from error
         finally:
@@ -180,6 +185,15 @@ def _fail(outcome: asyncio.Future[bool], error: BrokerError) -> None:
     outcome.exception()
 
 
+def _unsent(error: Exception) -> BrokerError:
+    """Why a publish did not leave this process."""
+    if isinstance(error, BrokerError):
+        return error
+    if isinstance(error, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelWrongStateError):
+        return ConnectionLost(str(error) or "the connection is closed")
+    return Unsendable(f"{type(error).__name__}: {error}")
+
+
 class Publisher:
     """Publishes with confirms, many under way at once. pika numbers them; so do we.
 
@@ -207,15 +221,23 @@ class Publisher:
         if not self._channel.raw.is_open:
             _fail(outcome, ConnectionLost("the connection is closed"))
             return outcome
-        self._sent += 1
-        self._waiting[self._sent] = outcome
+        tag = self._sent + 1
         properties = pika.BasicProperties(
             content_type="application/json",
             delivery_mode=2 if persistent else 1,
-            message_id=str(self._sent),  # a returned message names its publish by this
+            message_id=str(tag),  # a returned message names its publish by this
             headers=dict(headers) if headers else None,
         )
-        self._channel.raw.basic_publish(exchange, key, body, properties, mandatory=True)
+        try:
+            check_sendable(exchange, key, body, headers)
+            self._channel.raw.basic_publish(exchange, key, body, properties, mandatory=True)
+        except Exception as error:
+            # fate: this publish alone fails. pika encodes all of a message before it writes the first byte of it, so
+            # the broker has not numbered it, and neither do we.
+            _fail(outcome, _unsent(error))
+            return outcome
+        self._sent = tag
+        self._waiting[tag] = outcome
         return outcome
 
     def fail(self, error: BrokerError) -> None:

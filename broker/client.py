@@ -18,10 +18,11 @@ import structlog
 
 from broker.amqp import AmqpSession
 from broker.objects import declare_shared
-from broker.session import BrokerError, Delivery, Session
+from broker.session import BrokerError, Delivery, Session, Unsendable
 from broker.stream import Stream
 from broker.tree import SILENT_SECONDS, on_our_clock
 from broker.wire import (
+    MAX_ATTEMPTS,
     NO_RUN,
     AnyControl,
     AnyFrame,
@@ -106,8 +107,10 @@ class Client:
         """Publishes the job and returns once the broker has it. `reply_to`, and a seed if there is none, are filled in.
 
         From then on the stream outlives a lost connection: the job is published again. Raises Unavailable, or NoTree
-        when no root is bound for its model.
+        when no root is bound for its model: none can be for a name that is no routing key.
         """
+        if not names.is_amqp_name(job.model):
+            raise NoTree(job.model)
         self._waiting[job.model].add(job.request_id)  # counted from now on, also while the broker is waited for
         try:
             session = await self._take_session()
@@ -171,6 +174,8 @@ class Client:
 
     async def control(self, node: str, message: AnyControl) -> bool:
         """Puts a message into a node's inbox; False if there is no such node. Raises Unavailable."""
+        if not names.is_node_name(node):
+            return False
         if self._session is None:
             raise Unavailable("the broker is not connected")
         try:
@@ -282,16 +287,23 @@ class Client:
         job = msgspec.structs.replace(job, reply_to=self._reply_queue)
         return session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
 
-    def _submit_again(self, session: Session, stream: Stream) -> None:
+    def _submit_again(self, session: Session, stream: Stream, *, restarted: bool = False) -> None:
         """The reply queue of the last session is gone, and with it every frame and every node's way to this reader:
         the copy of the job that is in the tree comes to nothing, and a new one goes on where the reader is.
+        `restarted`: its node asks for the lost runs first.
         """
 
         def confirmed(outcome: asyncio.Future[bool]) -> None:
-            if not outcome.cancelled() and outcome.exception() is None and not outcome.result():
+            if outcome.cancelled():
+                return
+            error = outcome.exception()
+            if isinstance(error, Unsendable):
+                stream.fail("internal", str(error))
+            elif error is None and not outcome.result():
                 stream.fail("no_node", f"the tree of model {stream.job.model!r} is gone")
 
-        self._publish(session, stream.start_over()).add_done_callback(confirmed)
+        job = msgspec.structs.replace(stream.start_over(), restarted=restarted)
+        self._publish(session, job).add_done_callback(confirmed)
 
     def _tell_streams(self, reason: str) -> None:
         for stream in self._streams.values():
@@ -343,11 +355,23 @@ class Client:
             self._grant(stream, frame)
         elif frame.attempt < stream.attempt and frame.seq != NO_RUN and not isinstance(frame, Waiting):
             self._tell_all(Supersede(request_id=frame.request_id, attempt=stream.attempt))
-        elif not stream.push(frame) and self._session is not None:
-            log.error("a frame is missing; starting over", request_id=frame.request_id)
-            self._submit_again(self._session, stream)
+        elif not stream.push(frame):
+            self._start_over(stream)
         elif isinstance(frame, Start):
             self._waits_no_more(stream.job)
+
+    def _start_over(self, stream: Stream) -> None:
+        """A frame of the newest run is missing, so the run is of no use. That is its node's fault, and counts: the copy
+        that is published now asks before it runs, and learns that there were too many.
+        """
+        log.error("a frame is missing; starting over", request_id=stream.request_id, node=stream.node)
+        stream.lose_run("a frame of its answer was missing")
+        if len(stream.faults) > MAX_ATTEMPTS:  # somebody runs it although the answer was to give it up
+            stream.fail("given_up", f"given up after {len(stream.faults)} lost runs: {'; '.join(stream.faults)}")
+            self._tell_all(Cancel(request_id=stream.request_id))
+        elif self._session is not None:
+            self._submit_again(self._session, stream, restarted=True)
+            self._tell_all(Supersede(request_id=stream.request_id, attempt=stream.attempt))
 
     def _grant(self, stream: Stream, asking: Asking) -> None:
         """The newest who asks goes on; an older run, if one is left (of a job that came twice), ends."""

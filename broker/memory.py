@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from broker.limits import check_sendable
 from broker.session import (
     BrokerError,
     ConnectionLost,
@@ -18,7 +19,9 @@ from broker.session import (
     ExchangeKind,
     NotFound,
     QueueLocked,
+    Unsendable,
 )
+from topology.names import is_amqp_name
 
 BROKER_EVENTS = "amq.rabbitmq.event"
 
@@ -60,6 +63,13 @@ def _matches(pattern: str, key: str) -> bool:
         return bool(key) and pattern[0] in ("*", key[0]) and match(pattern[1:], key[1:])
 
     return match(pattern.split("."), key.split("."))
+
+
+def _check_names(*names: str) -> None:
+    """Raises Unsendable for a name that AMQP cannot carry."""
+    for name in names:
+        if not is_amqp_name(name):
+            raise Unsendable("a name is longer than AMQP allows")
 
 
 class MemoryBroker:
@@ -162,10 +172,12 @@ class MemorySession:
         (self.flowing.clear if on else self.flowing.set)()
 
     async def declare_exchange(self, name: str, kind: ExchangeKind) -> None:
+        _check_names(name)
         self.broker.exchanges.setdefault(name, kind)
 
     async def declare_queue(self, name: str, *, exclusive: bool = False) -> None:
         self._check()
+        _check_names(name)
         queue = self.broker.queues.get(name)
         if queue is None:
             self.broker.queues[name] = _Queue(owner=self if exclusive else None)
@@ -173,6 +185,7 @@ class MemorySession:
             raise QueueLocked(f"queue '{name}' belongs to another connection")
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
+        _check_names(queue, exchange, key)
         if queue not in self.broker.queues or exchange not in self.broker.exchanges:
             raise NotFound(f"cannot bind '{queue}' to '{exchange}'")
         self.broker.bindings[(exchange, key, queue)] = None
@@ -195,10 +208,12 @@ class MemorySession:
         return True
 
     async def depth(self, queue: str) -> int | None:
+        _check_names(queue)
         found = self.broker.queues.get(queue)
         return len(found.ready) if found and found.owner in (None, self) else None
 
     async def exists(self, queue: str) -> bool:
+        _check_names(queue)
         return queue in self.broker.queues
 
     async def consume(self, queue: str, handler: DeliveryHandler, *, prefetch: int) -> str:
@@ -227,6 +242,7 @@ class MemorySession:
         outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         try:
             self._check()
+            check_sendable(exchange, key, body, headers)
             outcome.set_result(self.broker.put(exchange, key, body, headers))
         except BrokerError as error:
             outcome.set_exception(error)

@@ -14,12 +14,14 @@ import structlog
 from broker.faults import fault_point
 from broker.objects import declare_shared
 from broker.outbox import Outbox
-from broker.session import Delivery, NotFound, QueueLocked, Session
+from broker.session import Delivery, NotFound, QueueLocked, Session, Unsendable
 from broker.wire import Adopt, AnyControl, DecodeError, Job, NodeState, decode, encode
 from topology import names
 
 BROKER_EVENTS = "amq.rabbitmq.event"  # of the event exchange plugin: tells at once when a node's inbox vanishes
 INBOX_PREFETCH = 200
+HEADER_LETTERS = 1000  # of each text in a dead letter's headers, which all go in one frame
+HEADER_ITEMS = 16  # of its trail and of its faults, the latest
 
 log = structlog.get_logger()
 
@@ -67,8 +69,9 @@ class NodePort:
     async def register(self, parent: str | None, model: str) -> None:
         """Takes the name, declares exchange and queue, hangs them below `parent` (a root: below the entrance).
 
-        Raises NameTaken or NoParent; nothing of this node is left behind then.
+        Raises NameTaken, NoParent or BadName (a model's name is a routing key); nothing of this node is left behind.
         """
+        names.check_amqp_name(model)
         await declare_shared(self.session)
         inbox = names.inbox(self.name)
         try:
@@ -188,7 +191,7 @@ class NodePort:
         except DecodeError as error:
             self._bury(delivery, str(error))
             return
-        if not job.reply_to.startswith(names.REPLY_PREFIX):  # frames anywhere else would be foreign messages there
+        if not names.is_reply_queue(job.reply_to):  # frames anywhere else would be foreign messages there
             self._bury(delivery, f"{job.reply_to!r} is no reply queue")
             return
         self._handler.on_job(job, delivery)
@@ -235,7 +238,7 @@ class NodePort:
         buried = self._put_dead(delivery.body, dead_letter_headers(f"undecodable: {reason}", self.name))
 
         def settle(outcome: asyncio.Future[bool]) -> None:
-            if not outcome.cancelled() and outcome.exception() is None:
+            if not is_lost(outcome):
                 delivery.ack()
 
         buried.add_done_callback(settle)
@@ -248,13 +251,23 @@ def dead_letter_headers(
     reason: str, node: str, job: Job | None = None, faults: tuple[str, ...] = ()
 ) -> dict[str, object]:
     """What `canopy dead` shows of a letter. `at`: Unix seconds."""
-    headers: dict[str, object] = {"reason": reason, "node": node, "at": str(time.time())}
+    headers: dict[str, object] = {"reason": _header(reason), "node": node, "at": str(time.time())}
     if job is not None:
         headers |= {
-            "request_id": job.request_id,
-            "model": job.model,
-            "user": job.user,
-            "trail": list(job.trail),
-            "faults": list(faults),
+            "request_id": _header(job.request_id),
+            "model": _header(job.model),
+            "user": _header(job.user),
+            "trail": [_header(name) for name in job.trail[-HEADER_ITEMS:]],
+            "faults": [_header(fault) for fault in faults[-HEADER_ITEMS:]],
         }
     return headers
+
+
+def _header(text: str) -> str:
+    """A text that may come from anywhere, as a header that AMQP carries; the letter's body has all of it."""
+    return text[:HEADER_LETTERS].encode(errors="replace").decode()
+
+
+def is_lost(outcome: asyncio.Future[bool]) -> bool:
+    """True if a publish failed with its session: all that is not acknowledged is delivered again."""
+    return outcome.cancelled() or not isinstance(outcome.exception(), Unsendable | None)

@@ -9,7 +9,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from broker.session import Session
+import structlog
+
+from broker.session import Session, Unsendable
 from broker.wire import AnyFrame, Failed, Finished, Frames, encode
 
 PACE_SECONDS = (0.002, 0.010)  # least and most between two messages with text; the first after a pause goes at once
@@ -17,6 +19,7 @@ FRAME_SECONDS = 0.0005  # for each frame of the last message, in between
 MESSAGE_FRAMES = 256
 
 Sent = Callable[[bool], None]
+log = structlog.get_logger()
 
 
 class Outbox:
@@ -65,11 +68,17 @@ class Outbox:
         callbacks = [sent for _, sent in entries if sent is not None]
 
         def confirmed(outcome: asyncio.Future[bool]) -> None:
-            if outcome.cancelled() or outcome.exception() is not None:
+            if outcome.cancelled():
+                return
+            error = outcome.exception()
+            if isinstance(error, Unsendable):  # their reader misses these frames and starts the jobs over
+                log.error("frames cannot be sent", queue=queue[:255], reason=str(error))
+            elif error is not None:
                 return  # the session is lost; the jobs' deliveries come again
+            routed = error is not None or outcome.result()
             for sent in callbacks:
-                sent(outcome.result())
-            if not outcome.result():
+                sent(routed)
+            if not routed:
                 self._on_gone(queue)
 
         self._session.publish("", queue, body).add_done_callback(confirmed)

@@ -12,6 +12,12 @@ class BrokerError(Exception):
     """The broker refused an operation; the text is the broker's own."""
 
 
+class Unsendable(BrokerError):
+    """AMQP cannot carry this message: a name or the headers are too long, or the body is too large. Nothing was
+    sent, the session is as it was, and trying again does not help.
+    """
+
+
 class ConnectionLost(BrokerError):
     """The connection is gone, or was never made. Everything unacknowledged will be delivered again."""
 
@@ -115,7 +121,7 @@ class Session(Protocol):
         headers: Mapping[str, object] | None = None,
     ) -> asyncio.Future[bool]:
         """Sends, mandatory and confirmed. Resolves True once the broker has it in a queue, False if no queue
-        took it; fails with ConnectionLost or BrokerError (refused).
+        took it; fails with ConnectionLost, Unsendable or BrokerError (refused). Never raises by itself.
         """
 
     async def close(self) -> None: ...

@@ -103,6 +103,11 @@ class Stream(AsyncIterator[AnyFrame]):
             faults=self.faults,
         )
 
+    def lose_run(self, reason: str) -> None:
+        """The newest run came to nothing, and that counts against the job."""
+        self._running = False
+        self.faults = (*self.faults, f"{self.node}: {reason}")
+
     def start_over(self) -> Job:
         """The job as it must be run from now on; frames of earlier attempts are stale. Nobody is to blame."""
         self.attempt += 1
@@ -184,7 +189,7 @@ class Stream(AsyncIterator[AnyFrame]):
             case Interrupted():
                 self._running = False
                 if frame.fault:
-                    self.faults = (*self.faults, f"{self.node}: {frame.reason}")
+                    self.lose_run(frame.reason)
             case Delta():
                 self._waits_no_more()  # a root's last word may come after the node's first
                 self._keep(frame)

@@ -16,6 +16,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
 MOST_BIASES = 1024  # tokens
+MAX_ATTEMPTS = 3  # a job whose runs were lost so often is given up
 FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal"]
 
 
@@ -316,8 +317,23 @@ _decoders: dict[Any, msgspec.json.Decoder[Any]] = {
 
 
 def encode(message: Wire) -> bytes:
-    """The message as JSON bytes."""
-    return _encoder.encode(message)
+    """The message as JSON bytes. Half of a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD: text may come
+    from anywhere, and one frame that cannot be encoded must not keep back those beside it.
+    """
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:
+        return _encoder.encode(_without_surrogates(msgspec.to_builtins(message)))
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(each) for each in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(each) for key, each in value.items()}
+    return value
 
 
 @overload
@@ -333,3 +349,5 @@ def decode(body: bytes, kind: Any) -> Any:
         return _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DecodeError(str(error)) from error
+    except RecursionError as error:  # of a field that nobody knows, even
+        raise DecodeError("nested too deeply") from error

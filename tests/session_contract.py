@@ -6,10 +6,24 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from broker.session import Delivery, NotFound, QueueLocked, Session
+from broker.limits import MAX_BODY_BYTES
+from broker.session import Delivery, NotFound, QueueLocked, Session, Unsendable
 
 Open = Callable[[], Awaitable[Session]]
 SECONDS = 5.0
+BAD_NAMES = ["模" * 90, "x" * 256, "\ud800"]
+UNSENDABLE: list[tuple[tuple[str, str], bytes, dict[str, object] | None]] = [
+    *((("", name), b"x", None) for name in BAD_NAMES),
+    *(((name, "key"), b"x", None) for name in BAD_NAMES),
+    (("", "key"), bytes(MAX_BODY_BYTES + 1), None),
+    (("", "key"), b"x", {"header": "x" * 200_000}),
+    (("", "key"), b"x", {"header": ["x" * 1000] * 200}),
+    (("", "key"), b"x", {"x" * 256: "value"}),
+    (("", "key"), b"x", {"header": "\ud800"}),
+    (("", "key"), b"x", {"header": 2**63}),
+    (("", "key"), b"x", {"header": 1.5}),
+    (("", "key"), b"x", {"header": object()}),
+]
 
 
 def fresh(kind: str = "node") -> str:
@@ -52,6 +66,31 @@ class SessionContract:
         await session.declare_queue(queue)
         outcomes = [session.publish("", name, b"x") for name in (queue, fresh(), queue)]
         assert await asyncio.gather(*outcomes) == [True, False, True]
+
+    async def test_a_message_that_cannot_be_sent_fails_alone(self, connect: Open) -> None:
+        session, queue = await connect(), fresh()
+        await session.declare_queue(queue)
+        before = session.publish("", queue, b"x")
+        outcomes = [session.publish(*address, body, headers=headers) for address, body, headers in UNSENDABLE]
+        after = [session.publish("", name, b"x") for name in (queue, fresh(), queue)]
+        for outcome in outcomes:
+            with pytest.raises(Unsendable):
+                await outcome
+        async with asyncio.timeout(SECONDS):
+            assert await before
+            assert await asyncio.gather(*after) == [True, False, True]
+        assert await session.depth(queue) == 3
+
+    async def test_a_name_that_cannot_be_sent_costs_one_call(self, connect: Open) -> None:
+        session, queue = await connect(), fresh()
+        for name in BAD_NAMES:
+            for call in (session.exists(name), session.depth(name), session.declare_queue(name)):
+                with pytest.raises(Unsendable):
+                    await call
+        await session.declare_queue(queue)
+        with pytest.raises(Unsendable):
+            await session.bind(queue, "amq.direct", BAD_NAMES[0])
+        assert await session.exists(queue)
 
     async def test_an_exclusive_queue_has_one_owner_and_dies_with_it(self, connect: Open) -> None:
         first, second, name = await connect(), await connect(), fresh("inbox")

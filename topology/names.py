@@ -17,18 +17,47 @@ REPLY_PREFIX = "canopy.reply."
 WATCH_PREFIX = "canopy.watch."
 STANDBY_PREFIX = "canopy.standby."
 
-_NODE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+MAX_NAME_BYTES = 255  # AMQP's limit for routing keys and for names of queues and exchanges
+NODE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+_NODE_NAME = re.compile(NODE_NAME)
 
 
 class BadName(ValueError):
-    """A node name that cannot be used in the broker or on a command line."""
+    """A name that cannot be used in the broker or on a command line."""
+
+
+def check_amqp_name(name: str) -> str:
+    """Returns `name` unchanged. Raises BadName if AMQP cannot carry it as a routing key or a queue's name:
+    it is longer than MAX_NAME_BYTES as UTF-8, or is not valid Unicode.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise BadName(f"bad name {name[:60]!r}: it is not valid Unicode") from error
+    if size > MAX_NAME_BYTES:
+        raise BadName(f"bad name {name[:60]!r}…: {size} bytes, of which {MAX_NAME_BYTES} are allowed")
+    return name
+
+
+def is_amqp_name(name: str) -> bool:
+    """True if AMQP can carry `name` as a routing key or a queue's name."""
+    try:
+        check_amqp_name(name)
+    except BadName:
+        return False
+    return True
 
 
 def check_node_name(name: str) -> str:
     """Returns `name` unchanged, or raises BadName with what is allowed."""
-    if not _NODE_NAME.fullmatch(name):
+    if not is_node_name(name):
         raise BadName(f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_', starting with a letter or digit")
     return name
+
+
+def is_node_name(name: str) -> bool:
+    """True if a node may have that name."""
+    return _NODE_NAME.fullmatch(name) is not None
 
 
 def node(name: str) -> str:
@@ -44,6 +73,11 @@ def inbox(name: str) -> str:
 def reply(process: str) -> str:
     """The exclusive reply queue of one API process."""
     return REPLY_PREFIX + process
+
+
+def is_reply_queue(queue: str) -> bool:
+    """True if `queue` can be the reply queue of an API process."""
+    return queue.startswith(REPLY_PREFIX) and is_amqp_name(queue)
 
 
 def watch(process: str) -> str:

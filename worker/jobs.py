@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from broker.faults import fault_point
-from broker.node import NodePort
+from broker.node import NodePort, is_lost
 from broker.session import Delivery
 from broker.wire import (
     NO_RUN,
@@ -37,6 +37,7 @@ from worker.run import Ending, JobRun
 from worker.waiting import HeldJob, WaitingJobs
 
 REMEMBERED = 10_000  # cancels for jobs that have not arrived yet; reply queues that are gone
+TRAIL_NODES = 64  # that a job remembers to have passed
 RETURN_SECONDS = 2.0  # where the policy says so, jobs that could not be placed for so long go back to the parent
 
 log = structlog.get_logger()
@@ -241,14 +242,13 @@ class Jobs:
         reader was told is it settled: should this node die now, the next one buries it again.
         """
         log.error("job given up", node=self._name, request_id=held.job.request_id, faults=faults)
-        trail = (*held.job.trail, self._name)
-        job = msgspec.structs.replace(held.job, trail=trail)
+        job = msgspec.structs.replace(held.job, trail=self._trail(held.job))
 
         def buried(outcome: asyncio.Future[bool]) -> None:
-            if outcome.cancelled() or outcome.exception() is not None:
-                return  # the session is lost: the job is delivered again
-            if not outcome.result():
-                log.error("there is no queue for dead letters", node=self._name, request_id=held.job.request_id)
+            if is_lost(outcome):
+                return  # the job is delivered again
+            if outcome.exception() is not None or not outcome.result():
+                log.error("a dead letter cannot be kept", node=self._name, request_id=held.job.request_id)
             self._after_burial.reached()
             self._end(held, final)
 
@@ -273,8 +273,14 @@ class Jobs:
             self._dispatcher.remove_child(child)
             self.waiting.put_back(held)
 
-        job = msgspec.structs.replace(held.job, trail=(*held.job.trail, self._name))
+        job = msgspec.structs.replace(held.job, trail=self._trail(held.job))
         self._hand_over(self.port.forward(child, job), held, gone)
+
+    def _trail(self, job: Job) -> tuple[str, ...]:
+        """The nodes that had the job, this one included. One that is given back and forwarded again and again
+        keeps the latest of them.
+        """
+        return (*job.trail, self._name)[-TRAIL_NODES:]
 
     def _hand_up(self, held: HeldJob) -> None:
         """A node that drains, leaves or fails gives its jobs back to its parent."""
@@ -291,9 +297,12 @@ class Jobs:
 
         def confirmed(outcome: asyncio.Future[bool]) -> None:
             self._handing.discard(id(held))
-            if outcome.cancelled() or outcome.exception() is not None:
-                return  # the session is lost: the job is delivered again
-            if outcome.result():
+            if is_lost(outcome):
+                return  # the job is delivered again
+            if outcome.exception() is not None:
+                message = f"the job cannot be handed on: {outcome.exception()}"
+                self._end(held, Failed(request_id=held.job.request_id, seq=NO_RUN, code="internal", message=message))
+            elif outcome.result():
                 self._after_forward.reached()
                 self._settle(held.delivery)
             else:

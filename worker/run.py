@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from broker.wire import (
+    MAX_ATTEMPTS,
     NO_RUN,
     AnyFrame,
     Continue,
@@ -24,8 +25,6 @@ from broker.wire import (
 )
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped
 from worker.gate import Gate
-
-MAX_ATTEMPTS = 3  # a job whose runs were lost so often is given up
 
 Ending = Finished | Failed | Interrupted
 log = structlog.get_logger()

@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from broker import client as broker_client
-from broker.client import Unavailable
+from broker.client import NoTree, Unavailable
 from broker.session import ConnectionLost
 from broker.stream import Stream
 from broker.wire import (
+    MAX_ATTEMPTS,
     Adopt,
     AnyFrame,
     Asking,
@@ -29,7 +30,6 @@ from broker.wire import (
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from worker import care
-from worker.run import MAX_ATTEMPTS
 
 
 def job(request_id: str = "a") -> Job:
@@ -546,3 +546,76 @@ async def test_the_deadline_of_a_job_behind_others_is_kept(monkeypatch: pytest.M
         assert isinstance(frames[-1], Failed)
         assert frames[-1].code == "expired"
         assert not first.ended
+
+
+async def test_a_node_whose_frames_are_missing_loses_the_job_after_three_runs() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        node = await cluster.add("n0", "root")
+        stream = await cluster.ask("a")
+        for runs in range(1, MAX_ATTEMPTS + 1):
+            await until(lambda runs=runs: len(cluster.engine("n0").started) == runs and stream._running)  # type: ignore[misc]
+            lost = Delta(request_id="a", attempt=stream.attempt, seq=99, text="x")
+            node.port.outbox.put(stream_queue(cluster), lost)
+            await until(lambda runs=runs: len(stream.faults) == runs)  # type: ignore[misc]
+        _, frames = await read(stream)
+        assert isinstance(frames[-1], Failed)
+        assert frames[-1].code == "given_up"
+        assert frames[-1].message.count("n0: a frame of its answer was missing") == MAX_ATTEMPTS
+        assert len(cluster.engine("n0").started) == MAX_ATTEMPTS
+        assert decode(cluster.broker.queues[names.DEAD_QUEUE].ready[0].body, Job).request_id == "a"
+
+
+def stream_queue(cluster: Cluster) -> str:
+    """The reply queue of the cluster's client."""
+    return next(name for name in cluster.broker.queues if name.startswith(names.REPLY_PREFIX))
+
+
+async def test_a_node_that_runs_a_job_it_should_give_up_ends_nothing_but_the_job() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        node = await cluster.add("n0", "root")
+        stream = await cluster.ask("a")
+        await until(lambda: stream._running)
+        stream.faults = ("n0: x",) * MAX_ATTEMPTS
+        lost = Delta(request_id="a", attempt=stream.attempt, seq=99, text="x")
+        node.port.outbox.put(stream_queue(cluster), lost)
+        _, frames = await read(stream)
+        assert isinstance(frames[-1], Failed)
+        assert frames[-1].code == "given_up"
+        await until(lambda: not node.jobs.busy)
+
+
+async def test_half_a_character_harms_no_other_frame() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n0", "root", slots=2)
+        odd, good = await cluster.ask("odd"), await cluster.ask("good")
+        await until(lambda: len(cluster.engine("n0").steps) == 2)
+        for stream in (odd, good):
+            cluster.engine("n0").say(stream.request_id, "a\ud800b")
+            cluster.engine("n0").finish(stream.request_id)
+        assert (await read(odd))[0] == (await read(good))[0] == "a\ufffdb"
+
+
+async def test_a_model_that_no_routing_key_can_name_has_no_tree() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n0", "root")
+        for model in ("模" * 90, "\ud800"):
+            with pytest.raises(NoTree):
+                await cluster.client.submit(msgspec.structs.replace(job(), model=model))
+        stream = await cluster.ask("a")
+        await until(lambda: "a" in cluster.engine("n0").steps)
+        cluster.engine("n0").finish("a")
+        await read(stream)
+        assert cluster.client.waiting("模" * 90) == 0
+
+
+async def test_a_dead_letter_fits_whatever_its_faults_say() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        node = await cluster.add("n0", "root")
+        long = msgspec.structs.replace(job(), user="模" * 500, trail=("n0",) * 5000)
+        for _ in range(2):
+            assert await node.port.bury_job(long, "x" * 10**6, ("\ud800" * 10**5,) * 100)

@@ -11,13 +11,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from broker.client import Unavailable
 from broker.session import ConnectionLost
-from broker.wire import AnyControl, Attach, DecodeError, Drain, Failed, Finished, Job, Resume, decode, encode
+from broker.wire import (
+    MAX_ATTEMPTS,
+    AnyControl,
+    Attach,
+    DecodeError,
+    Drain,
+    Failed,
+    Finished,
+    Job,
+    Resume,
+    decode,
+    encode,
+)
 from tests.unit.stateful.clock import JumpingLoop
 from tests.unit.stateful.hunt import histories
 from tests.unit.stateful.world import Request, World
 from topology import names
 from topology.dispatch import HoldHigh, Paper, Policy
-from worker.run import MAX_ATTEMPTS
 
 T = TypeVar("T")
 
