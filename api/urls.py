@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 from django.contrib.auth.decorators import login_required
-from django.urls import path
+from django.urls import path, register_converter
 from ninja import NinjaAPI
 
 from api import errors, pages
@@ -13,8 +13,10 @@ from api.chat.endpoints import router as chat
 from api.health.endpoints import healthz, readyz
 from api.jobs.endpoints import router as jobs
 from api.openai.endpoints import router as openai
-from api.parsing import StrictParser
+from api.parsing import RowIdConverter, StrictParser
 from api.tree.endpoints import router as tree
+
+register_converter(RowIdConverter, "row")
 
 endpoints = NinjaAPI(
     title="Canopy",
@@ -41,6 +43,7 @@ urlpatterns = [
     path("tree/", pages.app),
     path("login", login_by_token),
     path("healthz", healthz),
+    path("health", healthz),  # the name that most servers of this interface have
     path("readyz", readyz),
     path("admin/", admin.site.urls),
 ]

@@ -16,7 +16,7 @@ from api.accounts.auth import Anyone
 from api.accounts.models import User
 from api.catalog import catalog
 from api.errors import ApiError
-from api.parsing import Body
+from api.parsing import Body, StorableText
 
 router = Router(tags=["accounts"], auth=Anyone())
 
@@ -38,7 +38,7 @@ class Me(Schema):
 class Credentials(Body):
     """A login."""
 
-    username: str = Field(max_length=150)
+    username: StorableText = Field(max_length=150)
     password: str = Field(max_length=4096)
 
 

@@ -12,7 +12,7 @@ from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
 from api.deadlines import until
-from api.parsing import Body
+from api.parsing import Body, Integer
 from broker.wire import ChatMessage
 
 router = Router(tags=["arranca"], auth=Member())
@@ -32,7 +32,7 @@ class Question(Body):
 
     text: str = Field(min_length=1)
     timestamp: Timestamp
-    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=1, le=10_000_000)] | None = None
 
 
 class Reply(Schema):

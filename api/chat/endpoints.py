@@ -42,20 +42,20 @@ async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status
     return Status(201, await _with_messages(made))
 
 
-@router.get("/conversations/{int:number}", response=schemas.Conversation)
+@router.get("/conversations/{row:number}", response=schemas.Conversation)
 async def read(request: AuthRequest, number: int) -> schemas.Conversation:
     """A conversation with its messages."""
     found = await store.conversation(request.auth, number)
     return await _with_messages(found)
 
 
-@router.patch("/conversations/{int:number}", response=schemas.Summary)
+@router.patch("/conversations/{row:number}", response=schemas.Summary)
 async def change(request: AuthRequest, number: int, asked: schemas.ConversationChange) -> Conversation:
     """Renames a conversation, or gives it another model."""
     return await store.change(request.auth, number, asked.title, asked.model)
 
 
-@router.delete("/conversations/{int:number}", response={204: None})
+@router.delete("/conversations/{row:number}", response={204: None})
 async def delete(request: AuthRequest, number: int) -> Status[Any]:
     """Removes a conversation; an answer that is being written is stopped."""
     for each in await store.delete(request.auth, number):
@@ -63,7 +63,7 @@ async def delete(request: AuthRequest, number: int) -> Status[Any]:
     return Status(204, None)
 
 
-@router.post("/conversations/{int:number}/messages", response={201: schemas.Turn})
+@router.post("/conversations/{row:number}/messages", response={201: schemas.Turn})
 async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
     turn = await store.begin_turn(request.auth, number, asked.content, asked.model)
@@ -77,14 +77,14 @@ async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) ->
     )
 
 
-@router.get("/conversations/{int:number}/messages/{int:message}/stream")
+@router.get("/conversations/{row:number}/messages/{row:message}/stream")
 async def stream(request: AuthRequest, number: int, message: int) -> HttpResponseBase:
     """An answer as server-sent events: all there is, then what comes. Can be attached to any number of times."""
     found = await store.message(request.auth, number, message)
     return sse.EventStream(events.of(following.follow(found)), endless=True)
 
 
-@router.post("/conversations/{int:number}/messages/{int:message}/stop", response={204: None})
+@router.post("/conversations/{row:number}/messages/{row:message}/stop", response={204: None})
 async def stop(request: AuthRequest, number: int, message: int) -> Status[Any]:
     """Stops an answer and keeps its text."""
     await following.stop(await store.message(request.auth, number, message))

@@ -12,6 +12,7 @@ from api.answers.record import Status
 from api.errors import ApiError
 from api.kept import store
 from api.kept.models import KeptRequest
+from api.parsing import document
 from broker.wire import Job
 
 HEADER = "Idempotency-Key"
@@ -55,7 +56,7 @@ async def attach(request: AuthRequest, key: str, job: Job) -> tuple[KeptRequest,
 
 def fingerprint_of(request: HttpRequest) -> str:
     """What is asked, whatever the order of its fields and the way the answer is read."""
-    asked = msgspec.json.decode(request.body)
+    asked = document(request)
     content = {name: value for name, value in asked.items() if name not in _HOW_IT_IS_TOLD}
     plain = msgspec.json.encode([request.path, content], order="deterministic")
     return hashlib.sha256(plain).hexdigest()

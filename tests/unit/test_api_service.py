@@ -65,6 +65,7 @@ async def test_arranca_too_long_and_waiting(program: httpx.AsyncClient, fake: Fa
 
 async def test_health(web: httpx.AsyncClient, fake: FakeClient) -> None:
     assert (await web.get("/healthz")).status_code == 200
+    assert (await web.get("/health")).status_code == 200
     ready = await web.get("/readyz")
     serves = {"nodes": 1, "slots": 2, "free": 2, "failed": []}
     nobody = {"nodes": 0, "slots": 0, "free": 0, "failed": []}
