@@ -87,6 +87,16 @@ def supply(model: str) -> Supply:
     return Supply(model=model, nodes=len(states), slots=slots, free=slots - running)
 
 
+def context_lengths() -> dict[str, int]:
+    """How many tokens of prompt and answer fit on any live node of a model, by model. Unknown ones are left out."""
+    found: dict[str, int] = {}
+    for state in broker.client().nodes().values():
+        if is_serving(state) and state.context_length > 0:
+            known = found.get(state.model, state.context_length)
+            found[state.model] = min(known, state.context_length)
+    return found
+
+
 def nobody_serves(model: str) -> str | None:
     """Why a job for `model` must wait now; None if a node serves it."""
     return None if supply(model).nodes else f"no node is serving {model} yet"

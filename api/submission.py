@@ -49,14 +49,16 @@ def chat_job(
     *,
     deadline: float | None = None,
     job_class: JobClass = "interactive",
+    truncate: bool = False,
 ) -> Job:
-    """A job that continues a dialogue."""
+    """A job that continues a dialogue. `truncate`: its oldest turns may be left out if they do not fit."""
     return Job(
         request_id=new_request_id(),
         model=model,
         reply_to="",  # the client fills it in
         created=time.time(),
         messages=tuple(messages),
+        truncate=truncate,
         sampling=sampling,
         user=user.get_username(),
         job_class=job_class,

@@ -37,6 +37,8 @@ class StoredAnswer(Record):
     finish_reason = models.CharField(max_length=16, null=True, blank=True)
     prompt_tokens = models.PositiveIntegerField(default=0)
     completion_tokens = models.PositiveIntegerField(default=0)
+    # Oldest ones of the job that the node left out. A process of the former version may insert rows beside this one.
+    omitted_messages = models.PositiveIntegerField(default=0, db_default=0)
     request_id = models.CharField(max_length=64, blank=True)
     job = models.BinaryField(null=True)
     owner = models.CharField(max_length=128, blank=True)
@@ -88,6 +90,7 @@ class StoredAnswer(Record):
             reason=self.finish_reason or "stop",
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
+            omitted_messages=self.omitted_messages,
         )
 
 

@@ -34,6 +34,7 @@ async def save(record: StoredAnswer) -> bool:
             "finish_reason",
             "prompt_tokens",
             "completion_tokens",
+            "omitted_messages",
             "touched",
         )
     }

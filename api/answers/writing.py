@@ -119,6 +119,7 @@ class Writing:
                 record.status = Status.STOPPED if frame.reason == "cancelled" else Status.DONE
                 record.finish_reason = frame.reason
                 record.prompt_tokens, record.completion_tokens = frame.prompt_tokens, frame.completion_tokens
+                record.omitted_messages = min(frame.omitted_messages, len(self._stream.job.messages or ()))
             case Failed():
                 record.fail(frame.code, frame.message, retryable=frame.retryable)
         self._unsaved = True

@@ -52,6 +52,7 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
         msgspec.structs.replace(submission.CONVERSATION, max_tokens=question.max_tokens),
         request.auth,
         deadline=until(request),
+        truncate=True,
     )
     begun = await completion.begin(request, job)
     answer = await completion.complete(begun, "text")

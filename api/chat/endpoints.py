@@ -81,7 +81,7 @@ async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) ->
 async def stream(request: AuthRequest, number: int, message: int) -> HttpResponseBase:
     """An answer as server-sent events: all there is, then what comes. Can be attached to any number of times."""
     found = await store.message(request.auth, number, message)
-    return sse.EventStream(events.of(following.follow(found)), endless=True)
+    return sse.EventStream(events.of(found, following.follow(found)), endless=True)
 
 
 @router.post("/conversations/{row:number}/messages/{row:message}/stop", response={204: None})
@@ -92,10 +92,12 @@ async def stop(request: AuthRequest, number: int, message: int) -> Status[Any]:
 
 
 async def _with_messages(conversation: Conversation) -> schemas.Conversation:
+    messages = await store.messages(conversation)
     return schemas.Conversation(
         id=conversation.pk,
         title=conversation.title,
         model=conversation.model,
         updated=conversation.updated,
-        messages=[schemas.Message.from_orm(each) for each in await store.messages(conversation)],
+        messages=[schemas.Message.from_orm(each) for each in messages],
+        seen_from=store.seen_from_latest(messages),
     )

@@ -4,15 +4,25 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from api import sse
+from api.chat import store
+from api.chat.models import Message
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
 
 
-async def of(frames: AsyncGenerator[AnyFrame | None]) -> AsyncGenerator[bytes]:
-    """The frames as events; closes them at its end."""
+async def of(answer: Message, frames: AsyncGenerator[AnyFrame | None]) -> AsyncGenerator[bytes]:
+    """The answer's frames as events; closes them at its end."""
     async with aclosing(frames):
         async for frame in frames:
-            if event := _event(frame):
+            if isinstance(frame, Finished):
+                yield await _done(answer, frame)
+            elif event := _event(frame):
                 yield event
+
+
+async def _done(answer: Message, end: Finished) -> bytes:
+    seen_from = await store.seen_from(answer, end.omitted_messages)
+    fields = {"finish_reason": end.reason, "completion_tokens": end.completion_tokens, "seen_from": seen_from}
+    return sse.event("done", fields)
 
 
 def _event(frame: AnyFrame | None) -> bytes | None:
@@ -24,8 +34,6 @@ def _event(frame: AnyFrame | None) -> bytes | None:
         case Waiting():
             place = {"position": frame.position, "seconds": frame.seconds}
             return sse.event("waiting", {"reason": frame.reason, **place, "job_class": "interactive"})
-        case Finished():
-            return sse.event("done", {"finish_reason": frame.reason, "completion_tokens": frame.completion_tokens})
         case Failed():
             return sse.event("failed", {"message": frame.message})
     return None

@@ -42,6 +42,8 @@ class Message(StoredAnswer):
 
     conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
     role = models.CharField(max_length=16, choices=Role)
+    # Of an answer: the first message that its job holds; null if that is the conversation's first one.
+    first_sent = models.BigIntegerField(null=True, editable=False)
 
     class Meta:
         ordering: ClassVar = ["pk"]

@@ -70,9 +70,12 @@ class Message(Schema):
 
 
 class Conversation(Summary):
-    """A conversation with all its messages."""
+    """A conversation with all its messages. `seen_from`: the id of the first one that the model saw when it gave its
+    latest answer; null if it saw all.
+    """
 
     messages: list[Message]
+    seen_from: int | None
 
 
 class Turn(Schema):

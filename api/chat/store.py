@@ -1,5 +1,6 @@
 """Every query of the chat. A user's objects are only ever reached through the user."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,12 @@ from django.utils import timezone
 
 from api import submission
 from api.accounts.models import User
-from api.chat.context import last_turns, title_from
+from api.catalog import context_lengths
+from api.chat import context
+from api.chat.context import Excerpt, StoredMessage
 from api.chat.models import UNTITLED, Conversation, Message, Role, Status
 from api.errors import ApiError
-from broker.wire import ChatMessage, Job
+from broker.wire import Job
 
 
 async def conversation(user: User, number: int) -> Conversation:
@@ -82,36 +85,76 @@ class Turn:
     former: dict[str, Any]
 
 
-@sync_to_async
-@transaction.atomic
-def begin_turn(user: User, number: int, content: str, model: str | None) -> Turn:
+async def begin_turn(user: User, number: int, content: str, model: str | None) -> Turn:
     """Stores what the user wrote and an empty answer to it; `model`: None for the conversation's own.
 
     Raises ApiError 404, and 409 while another answer is written.
     """
+    return await _begin_turn(user, number, content, model, context_lengths())
+
+
+@sync_to_async
+@transaction.atomic
+def _begin_turn(user: User, number: int, content: str, model: str | None, lengths: Mapping[str, int]) -> Turn:
     conversation = _locked(user, number)
     model = model or conversation.model
     former = {name: getattr(conversation, name) for name in ("title", "model", "updated")}
     asked = Message.objects.create(conversation=conversation, role=Role.USER, content=content)
-    job = submission.chat_job(model, _context(conversation), submission.CONVERSATION, user)
-    answer = Message(conversation=conversation, role=Role.ASSISTANT)
+    excerpt = _excerpt(conversation, context.byte_limit(lengths.get(model, 0)))
+    job = submission.chat_job(model, context.dialogue(excerpt.messages), submission.CONVERSATION, user, truncate=True)
+    answer = Message(conversation=conversation, role=Role.ASSISTANT, first_sent=excerpt.first)
     job = answer.start(job)
     try:
         answer.save(force_insert=True)
     except IntegrityError as error:
         raise ApiError(409, "an answer is still being written in this conversation") from error
     if conversation.title == UNTITLED:
-        conversation.title = title_from(content)
+        conversation.title = context.title_from(content)
     conversation.model = model
     conversation.updated = timezone.now()
     conversation.save(update_fields=["title", "model", "updated"])
     return Turn(conversation, asked, answer, job, former)
 
 
-def _context(conversation: Conversation) -> list[ChatMessage]:
-    """The newest turns of the conversation, oldest first, as a model gets them."""
-    rows = conversation.messages.exclude(content="").order_by("-pk").values_list("role", "content")[:1000]
-    return last_turns(ChatMessage(role=role, content=content) for role, content in rows.iterator(chunk_size=50))
+def _excerpt(conversation: Conversation, limit: int) -> Excerpt:
+    """What of the conversation may fit into a model's context, in `limit` bytes."""
+    rows = conversation.messages.only(*_OF_CONTEXT).order_by("-pk").iterator(chunk_size=50)
+    return context.newest((as_stored(each) for each in rows), limit)
+
+
+async def seen_from(answer: Message, omitted_messages: int) -> int | None:
+    """The first message that the model saw when it gave this answer; None if it saw all before."""
+    if omitted_messages <= 0:
+        return answer.first_sent
+    rows = Message.objects.filter(conversation=answer.conversation_id, pk__lt=answer.pk).only(*_OF_CONTEXT)
+    if answer.first_sent is not None:
+        rows = rows.filter(pk__gte=answer.first_sent)
+    sent = [as_stored(each) async for each in rows]
+    return context.first_seen(sent, answer.first_sent, omitted_messages)
+
+
+def seen_from_latest(messages: Sequence[Message]) -> int | None:
+    """The same of the latest answer that is complete; `messages`: the whole conversation, in order."""
+    for position in reversed(range(len(messages))):
+        answer = messages[position]
+        if answer.role == Role.ASSISTANT and answer.status == Status.DONE:
+            sent = [as_stored(each) for each in messages[:position] if each.pk >= (answer.first_sent or 0)]
+            return context.first_seen(sent, answer.first_sent, answer.omitted_messages)
+    return None
+
+
+_OF_CONTEXT = ("role", "content", "status", "error_code")
+
+
+def as_stored(row: Message) -> StoredMessage:
+    """The message as the rules of a model's context see it."""
+    failed = row.status == Status.FAILED and not row.content
+    return StoredMessage(
+        id=row.pk,
+        role="user" if row.role == Role.USER else "assistant",
+        content=row.content,
+        refused=failed and row.error_code == "too_long",
+    )
 
 
 @sync_to_async

@@ -9,7 +9,7 @@ from ninja import Router
 
 from api import completion, submission
 from api.accounts.auth import AuthRequest, Key
-from api.catalog import catalog
+from api.catalog import catalog, context_lengths
 from api.deadlines import until
 from api.errors import ApiError
 from api.openai import shapes
@@ -24,7 +24,8 @@ router = Router(tags=["OpenAI-compatible"], auth=Key())
 @router.get("/models")
 async def models(request: AuthRequest) -> dict[str, Any]:
     """Every model there is."""
-    return {"object": "list", "data": [shapes.model(name) for name in await catalog.models()]}
+    names, lengths = await catalog.models(), context_lengths()
+    return {"object": "list", "data": [shapes.model(name, lengths.get(name)) for name in names]}
 
 
 @router.get("/models/{path:name}")
@@ -36,7 +37,7 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
         raise ApiError(
             404, f"there is no model {name!r} here; there are: {have}", field="model", code="model_not_found"
         )
-    return shapes.model(name)
+    return shapes.model(name, context_lengths().get(name))
 
 
 @router.post("/chat/completions")

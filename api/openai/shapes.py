@@ -139,6 +139,12 @@ class TextShape(Shape):
         return likelihoods.of_text(told, offset)
 
 
-def model(name: str) -> dict[str, Any]:
-    """A model in OpenAI's list. Nobody knows when it was made."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "canopy"}
+def model(name: str, context_length: int | None) -> dict[str, Any]:
+    """A model in OpenAI's list. Nobody knows when it was made.
+
+    `context_length`: tokens, if known; under the two names that clients of vLLM and of OpenRouter look for.
+    """
+    found: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "canopy"}
+    if context_length is not None:
+        found["context_length"] = found["max_model_len"] = context_length
+    return found

@@ -217,7 +217,7 @@ def test_what_is_stored_is_finished_by_the_next_process(
     text, end = read_again(program, chat)
     assert text == chat.text
     assert text.startswith("".join(chat.read))
-    assert end == {"finish_reason": "stop", "completion_tokens": WORDS}
+    assert end == {"finish_reason": "stop", "completion_tokens": WORDS, "seen_from": None}
     assert_stored(program, chat)
     record(Row(number.name, "API, mid-stream", 3, 3, 0, 0, 0, (went_on - struck,)))
 

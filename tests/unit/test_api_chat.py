@@ -12,9 +12,9 @@ from api import line
 from api.answers import following, store
 from api.answers.writing import Writing, writings
 from api.chat import events
-from api.chat.context import last_turns, title_from
+from api.chat.context import title_from
 from api.chat.models import Conversation, Message, Status
-from broker.wire import ChatMessage, Delta, Failed, Finished, Waiting
+from broker.wire import Delta, Failed, Finished, Waiting
 from tests.unit.api_site import FakeClient, beginning, browser, log_in, make_user, node_state, until
 
 
@@ -50,7 +50,7 @@ async def test_a_whole_turn(member: httpx.AsyncClient, fake: FakeClient) -> None
     assert stream.headers["content-type"].startswith("text/event-stream")
     *deltas, end = told(stream.text)
     assert "".join(fields["text"] for name, fields in deltas if name == "delta") == "hello there world"
-    assert end == ("done", {"finish_reason": "stop", "completion_tokens": 3})
+    assert end == ("done", {"finish_reason": "stop", "completion_tokens": 3, "seen_from": None})
     found = (await member.get(home)).json()
     assert found["title"] == "hello there world"
     assert found["model"] == "tiny"
@@ -97,7 +97,7 @@ async def test_readers_come_late_and_again(member: httpx.AsyncClient, fake: Fake
     end = Finished(request_id=request_id, reason="length", completion_tokens=2)
     assert [each async for each in early] == [each async for each in late] == [end]
     after = await member.get(f"{home}/messages/{answer['id']}/stream")
-    done = ("done", {"finish_reason": "length", "completion_tokens": 2})
+    done = ("done", {"finish_reason": "length", "completion_tokens": 2, "seen_from": None})
     assert told(after.text) == [("delta", {"text": "so far"}), done]
 
 
@@ -121,7 +121,7 @@ async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: Fa
     assert writing is not None
     place = Waiting(request_id=job.request_id, node="root", reason="every slot is busy", position=12, seconds=30.0)
     fake.push(place)
-    page = events.of(writing.follow())
+    page = events.of(Message(), writing.follow())
     [(name, fields)] = told((await anext(page)).decode())
     assert 0 < fields.pop("seconds") <= 30.0  # what is left when it is told
     assert name == "waiting"
@@ -146,7 +146,10 @@ async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
     assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204
     assert fake.cancelled == [(fake.jobs[0].request_id, 2)]
-    assert told((await reader).text)[-1] == ("done", {"finish_reason": "cancelled", "completion_tokens": 1})
+    assert told((await reader).text)[-1] == (
+        "done",
+        {"finish_reason": "cancelled", "completion_tokens": 1, "seen_from": None},
+    )
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"], stored["finish_reason"]) == ("stopped", "so far", "cancelled")
     assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204  # again: nothing happens
@@ -341,14 +344,6 @@ async def test_models(member: httpx.AsyncClient, fake: FakeClient) -> None:
         ],
         "default": "tiny",
     }
-
-
-def test_context_keeps_the_newest_turns() -> None:
-    turns = [ChatMessage(role="user" if n % 2 else "assistant", content=f"{n}" * 10) for n in range(1, 10)]
-    assert last_turns(reversed(turns), 10_000) == turns
-    kept = last_turns(reversed(turns), 45)
-    assert kept == turns[-3:]  # four fit, but the oldest of them would be an answer
-    assert last_turns([ChatMessage(role="user", content="x" * 99)], 10)[0].content == "x" * 99
 
 
 def test_titles() -> None:
