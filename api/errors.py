@@ -23,6 +23,9 @@ _TYPES = {
 }
 
 
+UNSUPPORTED = "unsupported_parameter"  # pydantic's type of such an error, and OpenAI's code for it
+
+
 class ApiError(Exception):
     """A request that is refused.
 
@@ -158,5 +161,10 @@ def _from_validation(error: ValidationError) -> ApiError:
     first = error.errors[0]
     location = [part for part in first["loc"] if not re.fullmatch(r"function-\w+\(.*\)", str(part))]
     # ("body", "<the view's parameter>", ...) or ("path" | "query", name)
-    field = field_name(location[2:] if location[0] == "body" else location[1:]) or "body"
-    return ApiError(400, f"{field}: {first['msg']}", field=field)
+    location = location[2:] if location[0] == "body" else location[1:]
+    code = None
+    if first["type"] == UNSUPPORTED:
+        code = UNSUPPORTED
+        location += first.get("ctx", {}).get("field", ())  # where a whole object was looked at
+    field = field_name(location) or "body"
+    return ApiError(400, f"{field}: {first['msg']}", field=field, code=code)

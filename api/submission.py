@@ -13,6 +13,7 @@ from api.backlog import backlog
 from api.catalog import catalog
 from api.errors import ApiError
 from api.jobs.followed import followed
+from api.parsing import MAX_SHOWN
 from api.work import ledger
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
@@ -167,5 +168,8 @@ async def _no_tree(model: str) -> ApiError:
         return ApiError(503, f"the tree of model {model!r} is not up", field="model", code="no_tree")
     have = ", ".join(models) or "none"
     return ApiError(
-        404, f"model: there is no model {model!r} here; there are: {have}", field="model", code="model_not_found"
+        404,
+        f"model: there is no model {model[:MAX_SHOWN]!r} here; there are: {have}",
+        field="model",
+        code="model_not_found",
     )

@@ -15,8 +15,12 @@ from api.errors import ApiError
 from api.openai import shapes
 from api.openai.schemas import ChatCompletion, Completion, Generation
 from api.openai.streaming import chunks
+from api.parsing import MAX_SHOWN
+from api.settings import MAX_BODY
 from api.sse import EventStream
-from broker.wire import Job
+from broker.wire import Job, encode
+
+MAX_COPIES_BYTES = 8 * MAX_BODY  # of all jobs that one request makes
 
 router = Router(tags=["OpenAI-compatible"], auth=Key())
 
@@ -35,7 +39,10 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     if name not in known:
         have = ", ".join(known) or "none"
         raise ApiError(
-            404, f"there is no model {name!r} here; there are: {have}", field="model", code="model_not_found"
+            404,
+            f"there is no model {name[:MAX_SHOWN]!r} here; there are: {have}",
+            field="model",
+            code="model_not_found",
         )
     return shapes.model(name, context_lengths().get(name))
 
@@ -62,7 +69,9 @@ async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBa
 async def _answer(
     request: AuthRequest, job: Job, asked: Generation, form: type[shapes.Shape], prompt_field: str
 ) -> HttpResponseBase:
-    begun = await completion.begin_choices(request, job, asked.n or 1)
+    count = asked.n or 1
+    _check_copies(job, count)
+    begun = await completion.begin_choices(request, job, count)
     shape = form(begun.request_id, job.model, begun.created, asked.wants_usage, asked.tier)
     if asked.stream:
         return EventStream(chunks(begun, shape, prompt_field), begun.source, headers=begun.headers())
@@ -72,3 +81,11 @@ async def _answer(
         content_type="application/json",
         headers=begun.headers(answers[0].waited),
     )
+
+
+def _check_copies(job: Job, count: int) -> None:
+    """Each choice is a job that carries the prompt. Raises ApiError 400 if all together are too large."""
+    size = len(encode(job)) if count > 1 else 0
+    if size * count > MAX_COPIES_BYTES:
+        most = MAX_COPIES_BYTES // size
+        raise ApiError(400, f"n: at most {most} choices with a prompt of this length", field="n")

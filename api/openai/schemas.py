@@ -1,43 +1,66 @@
-"""What /v1/ accepts. Unknown fields are ignored, as OpenAI's clients send new ones all the time."""
+"""What /v1/ accepts. Unknown fields are ignored, as OpenAI's clients send new ones all the time; those that are known
+to change the answer elsewhere are refused (unsupported.py).
+"""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.parsing import Body
+from api.errors import UNSUPPORTED
+from api.openai import unsupported
+from api.parsing import MAX_SHOWN, Body, Integer
 from broker.wire import MOST_BIASES, ChatMessage, JobClass, Role, Sampling
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 500
-MAX_CHOICES = 8
+MAX_CHOICES = 128
 MAX_BIAS = 100
 MAX_ID_DIGITS = 9
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # where its text is
 
 
 def _flatten(content: Any) -> Any:
-    """A message's content as one text; a list of text parts is joined."""
+    """A message's content as one text: the texts of its parts, each on a line of its own."""
     if not isinstance(content, list):
         return content
-    texts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "part", 'part {index} is not {{"type": "text", "text": ...}}; only text is understood', {"index": index}
-            )
-        texts.append(part["text"])
-    return "".join(texts)
+    return "\n".join(_text_of(part, index) for index, part in enumerate(content))
 
 
-def _as_list(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
+def _text_of(part: Any, index: int) -> str:
+    """Raises PydanticCustomError for a part that is no text."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise PydanticCustomError("part", "part {index} has no type; only text is understood", {"index": index})
+    if kind not in TEXT_PARTS:
+        context = {"index": index, "kind": kind[:MAX_SHOWN]}
+        raise PydanticCustomError("part", "part {index} is of type {kind}; only text is understood", context)
+    text = part.get(TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        context = {"index": index, "name": TEXT_PARTS[kind]}
+        raise PydanticCustomError("part", "part {index} has no text in {name}", context)
+    return text
+
+
+def _as_stops(stop: Any) -> Any:
+    """Stop strings as a list; empty ones, which many clients send for none, would end every answer at once."""
+    if isinstance(stop, str):
+        stop = [stop]
+    return [each for each in stop if each != ""] if isinstance(stop, list) else stop
 
 
 def _only_prompt(prompt: Any) -> Any:
-    if isinstance(prompt, list) and len(prompt) == 1:
-        return prompt[0]
-    return prompt
+    """The one text of a prompt. Raises PydanticCustomError for several, and for token ids."""
+    if not isinstance(prompt, list):
+        return prompt
+    if prompt and isinstance(prompt[0], int | list):
+        raise PydanticCustomError("prompt", "token ids are not supported here; send the text")
+    if len(prompt) != 1:
+        raise PydanticCustomError("prompt", "several prompts are not supported here; send a request for each")
+    return prompt[0]
 
 
 def _check_role(role: Any) -> Any:
@@ -62,15 +85,22 @@ def _by_token(biases: Any) -> Any:
     return found
 
 
+def _off_is_zero(top_k: int) -> int:
+    """vLLM's clients turn `top_k` off with -1, transformers' with 0."""
+    return max(0, top_k)
+
+
 Text = Annotated[str, BeforeValidator(_flatten)]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]],
     Field(max_length=MAX_STOPS),
-    BeforeValidator(_as_list),
+    BeforeValidator(_as_stops),
 ]
 Biases = Annotated[dict[int, float], BeforeValidator(_by_token)]
 Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]  # OpenAI's
-Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+Tokens = Annotated[Integer, Field(ge=1, le=10_000_000)]
+Choices = Annotated[Integer, Field(ge=1, le=MAX_CHOICES)]
+TopK = Annotated[Integer, Field(ge=-1, le=1_000_000), AfterValidator(_off_is_zero)]
 
 
 # Those that are the same here and there. What is not asked for is left to Sampling's defaults, which take no bytes.
@@ -91,11 +121,23 @@ class Message(Body):
     """One turn of the dialogue."""
 
     role: Annotated[str, BeforeValidator(_check_role)]
-    content: Text
+    content: Text | None = Field(default=None, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, message: Any) -> Any:
+        return unsupported.refuse(message, unsupported.MESSAGE)
+
+    @field_validator("content")
+    @classmethod
+    def _only_an_answer_may_be_empty(cls, content: str | None, others: ValidationInfo) -> str | None:
+        if content is None and others.data.get("role") != "assistant":
+            raise PydanticCustomError("content", "must be a text or a list of text parts")
+        return content
 
     def to_wire(self) -> ChatMessage:
         """The turn as nodes read it."""
-        return ChatMessage(role=ROLES[self.role], content=self.content)
+        return ChatMessage(role=ROLES[self.role], content=self.content or "")
 
 
 class StreamOptions(Body):
@@ -107,23 +149,31 @@ class StreamOptions(Body):
 class Generation(Body):
     """What the two endpoints have in common."""
 
-    model: str = Field(min_length=1, max_length=200)
+    model: str = Field(min_length=1)  # one that is longer than any model's name is a 404 like all others
     max_tokens: Tokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    top_k: TopK | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: Biases | None = Field(default=None, description="-100 to 100 by token id, up to 1024 of them")
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    seed: Integer | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: Stops | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Choices | None = None
+    best_of: Choices | None = Field(default=None, description="1, or the same as n")
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=1000)
     service_tier: Tier | None = Field(default=None, description="flex: comes after all other jobs; the rest: default")
+
+    @field_validator("best_of")
+    @classmethod
+    def _same_as_n(cls, best_of: int | None, others: ValidationInfo) -> int | None:
+        if best_of not in {None, 1, others.data.get("n")}:
+            raise PydanticCustomError(UNSUPPORTED, "not supported here; use n")
+        return best_of
 
     @property
     def wants_usage(self) -> bool:
@@ -170,12 +220,17 @@ class ChatCompletion(Generation):
     messages: list[Message] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Integer | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: Any) -> Any:
+        return unsupported.refuse(body, unsupported.CHAT)
 
     @field_validator("top_logprobs")
     @classmethod
     def _asked_for(cls, wanted: int | None, others: ValidationInfo) -> int | None:
-        if wanted is not None and not others.data.get("logprobs"):
+        if wanted and not others.data.get("logprobs"):
             raise PydanticCustomError("logprobs", "only with logprobs: true")
         return wanted
 
@@ -194,7 +249,17 @@ class Completion(Generation):
     """The body of /v1/completions."""
 
     prompt: Annotated[str, BeforeValidator(_only_prompt)]
-    logprobs: int | None = Field(default=None, ge=0, le=5)
+    logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: Any) -> Any:
+        return unsupported.refuse(body, unsupported.TEXT)
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _false_is_none(cls, logprobs: Any) -> Any:
+        return None if logprobs is False else logprobs
 
     @property
     def alternatives(self) -> int | None:

@@ -100,7 +100,7 @@ def test_a_body_that_is_not_json_is_blamed(program: httpx.Client, path: str, bod
         (CHAT, chat_body(temperature=-0.1), "temperature"),
         (CHAT, chat_body(temperature="hot"), "temperature"),
         (CHAT, chat_body(top_p=-1), "top_p"),
-        (CHAT, chat_body(top_k=-1), "top_k"),
+        (CHAT, chat_body(top_k=-2), "top_k"),
         (CHAT, chat_body(seed="lucky"), "seed"),
         (CHAT, chat_body(stream="yes"), "stream"),
         (CHAT, chat_body(stop=5), "stop"),

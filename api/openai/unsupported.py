@@ -1,0 +1,220 @@
+"""Fields that would change the answer if they were honoured, and are not: refused by name rather than ignored.
+
+A client that asks for tools, a JSON schema or another prompt and gets an ordinary answer takes it for what it asked
+for. Fields that change nothing here, such as `metadata`, `store` or `parallel_tool_calls`, are not in the tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+from api.errors import UNSUPPORTED
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A field that is not honoured. `neutral`: values beside null that ask for what happens anyway."""
+
+    neutral: tuple[Any, ...] = ()
+    instead: str = "leave it out"
+
+
+def _only(*neutral: Any, instead: str = "leave it out") -> Unsupported:
+    return Unsupported(neutral, instead)
+
+
+_USE_MAX_TOKENS = "use max_tokens"
+_USE_STOP = "use stop"
+_USE_SEED = "use seed"
+_USE_MESSAGES = "use a message with the role system"
+
+_TOOLS = {
+    "tools": _only([]),
+    "tool_choice": _only("none", "auto"),
+    "functions": _only([]),
+    "function_call": _only("none", "auto"),
+    "web_search_options": _only(),
+    "web_search": _only(False),
+    "enable_search": _only(False),
+    "search_parameters": _only(),
+    "plugins": _only([]),
+    "data_sources": _only([]),
+}
+
+_STRUCTURE = {
+    "response_format": _only({"type": "text"}),
+    "structured_outputs": _only({}),
+    "json_schema": _only({}),
+    "json_object": _only(False),
+    "format": _only("", "text"),
+    "grammar": _only(""),
+    "grammar_string": _only(""),
+    "ebnf": _only(""),
+    "regex": _only(""),
+    "structural_tag": _only(""),
+}
+
+_MODALITIES = {
+    "modalities": _only(["text"], []),
+    "audio": _only(),
+    "images": _only([]),
+    "input_audio": _only(),
+}
+
+_PROMPT = {
+    "echo": _only(False),
+    "suffix": _only(""),
+    "prediction": _only(),
+    "system": _only("", instead=_USE_MESSAGES),
+    "system_prompt": _only("", instead=_USE_MESSAGES),
+    "instructions": _only("", instead=_USE_MESSAGES),
+    "safe_prompt": _only(False),
+    "negative_prompt": _only(""),
+    "documents": _only([]),
+    "continue_final_message": _only(False),
+    "add_generation_prompt": _only(True),
+    "chat_template": _only(""),
+    "chat_template_kwargs": _only({}),
+    "template": _only(""),
+    "truncate": _only(),
+    "truncation": _only("disabled"),
+    "truncate_prompt_tokens": _only(),
+    "prompt_truncate_len": _only(),
+    "prompt_embeds": _only(),
+    "return_full_text": _only(False),
+    "reasoning_effort": _only(),
+    "reasoning": _only({}),
+    "thinking": _only({"type": "disabled"}),
+    "enable_thinking": _only(),
+    "think": _only(),
+    "thinking_budget": _only(),
+    "verbosity": _only("medium"),
+    "lora": _only([]),
+    "lora_path": _only(""),
+    "lora_request": _only(),
+    "adapters": _only(""),
+    "adapter_id": _only(""),
+}
+
+_SAMPLING = {
+    "use_beam_search": _only(False),
+    "num_beams": _only(1),
+    "beam_width": _only(1),
+    "length_penalty": _only(1),
+    "num_return_sequences": _only(1, instead="use n"),
+    "do_sample": _only(True, instead="use temperature: 0 for the likeliest tokens"),
+    "repeat_penalty": _only(1, instead="use repetition_penalty"),
+    "encoder_repetition_penalty": _only(1),
+    "no_repeat_ngram_size": _only(0),
+    "typical_p": _only(0, 1),
+    "typical": _only(0, 1),
+    "top_a": _only(0),
+    "tfs_z": _only(1),
+    "tfs": _only(1),
+    "epsilon_cutoff": _only(0),
+    "eta_cutoff": _only(0),
+    "top_n_sigma": _only(-1, 0),
+    "mirostat": _only(0),
+    "mirostat_mode": _only(0),
+    "dynatemp_range": _only(0),
+    "dynamic_temperature": _only(False),
+    "smoothing_factor": _only(0),
+    "xtc_probability": _only(0),
+    "dry_multiplier": _only(0),
+    "penalty_alpha": _only(0),
+    "guidance_scale": _only(1),
+    "watermark": _only(False),
+    "samplers": _only([]),
+    "sampler_order": _only([]),
+    "sampler_priority": _only([]),
+    "bad_words": _only([]),
+    "bad_words_ids": _only([]),
+    "banned_tokens": _only([]),
+    "banned_strings": _only([]),
+    "custom_token_bans": _only(""),
+    "allowed_token_ids": _only([]),
+    "logits_processors": _only([]),
+    "logit_processors": _only([]),
+    "logits_processor": _only([]),
+    "custom_logit_processor": _only(""),
+    "vllm_xargs": _only({}),
+    "random_seed": _only(instead=_USE_SEED),
+    "sampling_seed": _only(instead=_USE_SEED),
+}
+
+_LENGTH = {
+    "min_tokens": _only(0),
+    "min_new_tokens": _only(0),
+    "min_completion_tokens": _only(0),
+    "min_length": _only(0),
+    "max_new_tokens": _only(instead=_USE_MAX_TOKENS),
+    "max_length": _only(instead=_USE_MAX_TOKENS),
+    "max_output_tokens": _only(instead=_USE_MAX_TOKENS),
+    "max_tokens_to_sample": _only(instead=_USE_MAX_TOKENS),
+    "n_predict": _only(-1, instead=_USE_MAX_TOKENS),
+    "num_predict": _only(-1, instead=_USE_MAX_TOKENS),
+    "t_max_predict_ms": _only(0, instead="use the header X-Canopy-Deadline"),
+    "ignore_eos": _only(False),
+    "ban_eos_token": _only(False),
+    "stop_token_ids": _only([], instead=_USE_STOP),
+    "stop_sequences": _only([], instead=_USE_STOP),
+    "stop_strings": _only([], instead=_USE_STOP),
+    "stopping_strings": _only([], instead=_USE_STOP),
+    "stop_regex": _only([], ""),
+    "include_stop_str_in_output": _only(False),
+    "no_stop_trim": _only(False),
+    "skip_special_tokens": _only(True),
+}
+
+_ANSWER = {
+    "prompt_logprobs": _only(False),
+    "n_probs": _only(0, instead="use logprobs"),
+    "top_n_tokens": _only(0, instead="use top_logprobs"),
+    "decoder_input_details": _only(False),
+    "return_tokens_as_token_ids": _only(False),
+    "return_token_ids": _only(False),
+    "return_tokens": _only(False),
+    "return_hidden_states": _only(False),
+}
+
+_WRAPPERS = {
+    "extra_body": _only({}, instead="put its fields into the body itself"),
+    "options": _only({}, instead="put its fields into the body itself"),
+    "parameters": _only({}, instead="put its fields into the body itself"),
+    "sampling_params": _only({}, instead="put its fields into the body itself"),
+}
+
+_COMMON = _TOOLS | _STRUCTURE | _MODALITIES | _PROMPT | _SAMPLING | _LENGTH | _ANSWER | _WRAPPERS
+
+CHAT = _COMMON | {"add_special_tokens": _only(False)}  # the template has them
+TEXT = _COMMON | {"add_special_tokens": _only(True)}
+MESSAGE = {
+    "tool_calls": _only([]),
+    "function_call": _only(),
+    "audio": _only(),
+    "images": _only([]),
+    "prefix": _only(False),
+    "partial": _only(False),
+}
+_GUIDED = _only({}, [], "")  # vLLM's guided_json, guided_regex and others
+
+
+def _is_neutral(value: Any, field: Unsupported) -> bool:
+    """False is no 0: `prompt_logprobs` 0 asks for something."""
+    if value is None:
+        return True
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in field.neutral)
+
+
+def refuse(body: Any, table: Mapping[str, Unsupported]) -> Any:
+    """The body, unchanged. Raises PydanticCustomError for the first of its fields that would be ignored."""
+    if not isinstance(body, dict):
+        return body
+    for name, value in body.items():
+        found = _GUIDED if name.startswith("guided_") else table.get(name)
+        if found is not None and not _is_neutral(value, found):
+            context = {"field": (name,), "instead": found.instead}
+            raise PydanticCustomError(UNSUPPORTED, "not supported here; {instead}", context)
+    return body

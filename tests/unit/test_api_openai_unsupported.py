@@ -1,0 +1,122 @@
+"""/v1/: what would change the answer and is not honoured is refused by name; what asks for nothing passes."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from api.kept.models import KeptRequest
+from api.openai import unsupported
+from tests.unit.api_site import FakeClient
+from tests.unit.openai_site import CHAT
+
+TEXT = {"model": "tiny", "prompt": "one two"}
+PATHS = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
+
+ASKED = [
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+    {"tool_choice": "required"},
+    {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+    {"functions": [{"name": "f"}]},
+    {"function_call": {"name": "f"}},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+    {"echo": True},
+    {"suffix": "the end"},
+    {"min_tokens": 3},
+    {"ignore_eos": True},
+    {"stop_token_ids": [2]},
+    {"guided_json": {"type": "object"}},
+    {"guided_regex": "a+"},
+    {"guided_choice": ["a", "b"]},
+    {"guided_of_tomorrow": 1},
+    {"structured_outputs": {"choice": ["a"]}},
+    {"grammar": "root ::= 'a'"},
+    {"continue_final_message": True},
+    {"add_generation_prompt": False},
+    {"chat_template": "{{ messages }}"},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"reasoning_effort": "high"},
+    {"modalities": ["text", "audio"]},
+    {"audio": {"voice": "alloy", "format": "wav"}},
+    {"prediction": {"type": "content", "content": "x"}},
+    {"web_search_options": {}},
+    {"logits_processors": ["x"]},
+    {"prompt_logprobs": 0},
+    {"use_beam_search": True},
+    {"do_sample": False},
+    {"repeat_penalty": 1.1},
+    {"max_new_tokens": 5},
+    {"num_predict": 5},
+    {"stop_sequences": ["x"]},
+    {"system": "be brief"},
+    {"skip_special_tokens": False},
+    {"extra_body": {"top_k": 5}},
+    {"options": {"temperature": 0}},
+]
+
+NEUTRAL = [
+    *[{name: value} for name, found in unsupported.CHAT.items() for value in (None, *found.neutral)],
+    {"guided_json": None},
+    {"guided_decoding_backend": ""},
+    {"best_of": 1},
+    {"best_of": 1.0},
+    {"best_of": 1, "n": 2},
+    {"best_of": 2, "n": 2},
+    {"min_tokens": 0.0},
+    {"length_penalty": 1.0},
+    {"parallel_tool_calls": True},
+    {"store": False},
+    {"metadata": {"topic": "demo"}},
+    {"user": "ada"},
+    {"stream_options": None},
+    {"service_tier": "auto"},
+    {"tomorrow": [{"anything": 1}]},
+]
+
+
+@pytest.mark.parametrize(("path", "body"), PATHS)
+@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: next(iter(asked)))
+async def test_what_would_be_ignored_is_refused_by_name(
+    program: httpx.AsyncClient, fake: FakeClient, path: str, body: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    [name] = asked
+    answer = await program.post(path, json={**body, **asked}, headers={"Idempotency-Key": "refused"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith(f"{name}: not supported here; ")
+    assert fake.jobs == []
+    assert not await KeptRequest.objects.aexists()
+
+
+async def test_each_field_of_the_tables_is_refused(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    for name in unsupported.CHAT:
+        answer = await program.post("/v1/chat/completions", json={**CHAT, name: {"something": "else"}})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    assert fake.jobs == []
+
+
+async def test_what_asks_for_nothing_passes(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    for asked in NEUTRAL:
+        answer = await program.post("/v1/chat/completions", json={**CHAT, **asked})
+        assert answer.status_code == 200, (asked, answer.text)
+    assert (await program.post("/v1/completions", json={**TEXT, "add_special_tokens": True})).status_code == 200
+    assert (await program.post("/v1/completions", json={**TEXT, "add_special_tokens": False})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"function_call": {"name": "f", "arguments": "{}"}},
+        {"audio": {"id": "audio_1"}},
+        {"prefix": True},
+    ],
+)
+async def test_messages_that_would_be_read_in_part(program: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+    message = {"role": "assistant", "content": None, **asked}
+    answer = await program.post("/v1/chat/completions", json={**CHAT, "messages": [*CHAT["messages"], message]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, f"messages[1].{next(iter(asked))}")
+    assert error["code"] == "unsupported_parameter"
