@@ -16,7 +16,6 @@ def main() -> int:
     serve_parser = commands.add_parser("serve", help="serve HTTP until SIGTERM")
     serve_parser.add_argument("--host", default="127.0.0.1")
     serve_parser.add_argument("--port", type=int, default=8000)
-    serve_parser.add_argument("--processes", type=int, default=1)
     serve_parser.add_argument("--fd", type=int, help="number of an open, bound socket, instead of --host and --port")
     commands.add_parser("migrate", help="create or update the database")
     token_parser = commands.add_parser("login-token", help="print a one-time login token")
@@ -55,12 +54,13 @@ def use_database(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Serves until it is stopped."""
-    if options.fd is not None and options.processes > 1:
-        print("--fd is for one process: several cannot finish in order", file=sys.stderr)
-        return 2
     from api.server import serve as server
 
-    server.serve(options.host, options.port, options.processes, options.fd)
+    try:
+        server.serve(options.host, options.port, options.fd)
+    except OSError as error:
+        print(f"cannot listen on {options.host}, port {options.port}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 

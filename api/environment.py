@@ -4,11 +4,17 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from api.server.limits import Limits, Network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST_JOB = 86_400.0  # seconds
+LOOPBACK = "127.0.0.0/8 ::1/128"
+ANY_ORIGIN = "*"
 
 
 class BadEnvironment(ValueError):
@@ -30,6 +36,10 @@ class Environment:
     queue_type: str
     backlog: int  # jobs of one model that may wait; further ones are refused
     job_seconds: float  # until when an answer is wanted if the client names no deadline
+    public_url: str | None = None  # scheme, host and port under which users reach the service
+    proxies: tuple[Network, ...] = ()  # whose X-Forwarded-Proto is believed
+    cors_origins: tuple[str, ...] = ()  # pages that may use /v1/; ANY_ORIGIN: all
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def default_model(self) -> str | None:
@@ -64,6 +74,13 @@ def read(environ: Mapping[str, str]) -> Environment:
         queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
         backlog=_backlog(environ.get("CANOPY_BACKLOG") or "1000"),
         job_seconds=_job_seconds(environ.get("CANOPY_JOB_SECONDS") or "3600"),
+        public_url=_public_url(environ.get("CANOPY_PUBLIC_URL", "")),
+        proxies=_networks(environ.get("CANOPY_TRUSTED_PROXIES") or LOOPBACK),
+        cors_origins=_origins(environ.get("CANOPY_CORS_ORIGINS") or ANY_ORIGIN),
+        limits=Limits(
+            connections=_count(environ, "CANOPY_CONNECTIONS", Limits.connections),
+            peer_connections=_count(environ, "CANOPY_PEER_CONNECTIONS", Limits.peer_connections),
+        ),
     )
 
 
@@ -110,3 +127,56 @@ def _job_seconds(text: str) -> float:
     if not 0 < seconds <= LONGEST_JOB:
         raise BadEnvironment(f"CANOPY_JOB_SECONDS must be above 0 and at most {LONGEST_JOB:.0f}, not {text!r}")
     return seconds
+
+
+def _count(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal()) or not 0 < int(text[:9]) < 10_000_000:
+        raise BadEnvironment(f"{name} must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def _public_url(text: str) -> str | None:
+    if not text:
+        return None
+    if _origin(text) is None:
+        raise BadEnvironment(f"CANOPY_PUBLIC_URL must be like https://chat.example.org, without a path, not {text!r}")
+    return _origin(text)
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    """The pages of other servers that may use /v1/; `none` stands for none of them."""
+    names = text.replace(",", " ").split()
+    if names == [ANY_ORIGIN]:
+        return (ANY_ORIGIN,)
+    if names == ["none"]:
+        return ()
+    origins = [_origin(name) for name in names]
+    if None in origins:
+        raise BadEnvironment(f"CANOPY_CORS_ORIGINS must be *, none, or a list like https://a.example, not {text!r}")
+    return tuple(origin for origin in origins if origin is not None)
+
+
+def _origin(text: str) -> str | None:
+    """Scheme, host and port as browsers write an origin; None if `text` is no such address, or has a path."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _is_bare(parts):
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" if port in (None, usual) else f"{parts.scheme}://{host}:{port}"
+
+
+def _is_bare(parts: SplitResult) -> bool:
+    return parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(name, strict=False) for name in text.replace(",", " ").split())
+    except ValueError as error:
+        raise BadEnvironment(f"CANOPY_TRUSTED_PROXIES must be addresses or networks: {error}") from error

@@ -6,38 +6,42 @@ import resource
 import signal
 import socket
 import sys
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import uvicorn
 from django.http import HttpRequest
-from uvicorn.supervisors import Multiprocess
 
 from api import logs
 from api.server import signals
 from api.server.handover import Server
+from api.server.limits import Connections, Limits, Network
+from api.server.protocol import HttpProtocol
 
 MANY = 65_536  # open files
 GRACE = 3  # seconds that running requests get when the server stops
+# A client's pool keeps a connection for later: most give it up after 60 s or less, and so before this server does.
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 4096  # connections that wait to be accepted
 
 
-def configuration(application: Any, host: str, port: int, processes: int = 1) -> uvicorn.Config:
+def configuration(application: Any, limits: Limits, proxies: tuple[Network, ...] = ()) -> uvicorn.Config:
     """uvicorn's settings. `application`: an ASGI application, or where to import it from."""
+    protocol: Any = partial(HttpProtocol, limits=limits, connections=Connections(limits, proxies))
     return uvicorn.Config(
         application,
-        host=host,
-        port=port,
-        workers=processes,
-        http="httptools",
+        http=protocol,
         ws="none",
         interface="asgi3",
         lifespan="on",
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # they wrap the application, and nothing here looks at the peer's address
+        proxy_headers=False,  # only X-Forwarded-Proto matters here (see forwarded.py)
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE,
-        backlog=4096,
+        backlog=BACKLOG,
     )
 
 
@@ -49,34 +53,34 @@ def allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def serve(host: str, port: int, processes: int, fd: int | None = None) -> None:
-    """Serves HTTP until SIGTERM or SIGINT, which end it within GRACE plus one second.
+def serve(host: str, port: int, fd: int | None = None) -> None:
+    """Serves HTTP until SIGTERM or SIGINT, which end it within GRACE plus one second; SIGUSR1 ends it when what is
+    open has ended. `fd`: a bound socket, used instead of `host` and `port`; others may accept from it, too.
 
-    `fd`: a bound socket, used instead of `host` and `port`; SIGUSR1 then ends the process when what is open has ended.
+    Raises OSError if the address cannot be used.
     """
     os.environ.setdefault("CANOPY_PORT", str(port))
     logs.configure()
     allow_many_connections()
-    config = configuration("api.asgi:application", host, port, processes)
-    if fd is not None:
-        _hand_over(config, socket.socket(fileno=fd))
-    elif processes > 1:
-        Multiprocess(config, sockets=[config.bind_socket()]).run()
-    else:
-        _run(uvicorn.Server(config))
+    from api.settings import ENV  # reads CANOPY_PORT
 
-
-def _run(server: uvicorn.Server) -> None:
+    listener = socket.socket(fileno=fd) if fd is not None else _bind(host, port)
+    config = configuration("api.asgi:application", ENV.limits, ENV.proxies)
+    server = Server(config, listener, _ready if fd is not None else None)
+    signal.signal(signal.SIGUSR1, server.finish)
     # uvicorn raises the signal that ended it once more; a stop that was asked for is no failure.
     for number in signals.SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, _exit)
     server.run()
 
 
-def _hand_over(config: uvicorn.Config, listener: socket.socket) -> None:
-    server = Server(config, listener, _ready)
-    signal.signal(signal.SIGUSR1, server.finish)
-    _run(server)
+def _exit(*_signal: object) -> None:
+    sys.exit(0)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 async def _ready() -> None:

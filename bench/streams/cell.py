@@ -129,8 +129,8 @@ def _resident(pids: list[int]) -> int:
 def _more_apis(canopy: Instance, count: int) -> Iterator[dict[int, int]]:
     """Further API processes of the instance, each on a port of its own: port -> pid.
 
-    `canopy up` runs one. `python -m api serve --processes N` shares one port among several, but the kernel deals the
-    connections out unevenly, and a cell shall say what a process does with an even share.
+    Processes that share a port get uneven shares of the connections, and a cell shall say what a process does with
+    an even one.
     """
     chosen = ports.pick(count) if count else []
     started = [_start_api(canopy, port) for port in chosen]

@@ -282,9 +282,11 @@ async def program(user: User) -> AsyncIterator[httpx.AsyncClient]:
 async def live(fake: FakeClient) -> AsyncIterator[str]:
     """The application behind a real server on a loopback port; its address."""
     from api.asgi import application
+    from api.server.limits import Limits
     from api.server.serve import configuration
 
-    config = configuration(application, "127.0.0.1", 0)
+    config = configuration(application, Limits())
+    config.host, config.port = "127.0.0.1", 0
     config.lifespan = "off"
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve())

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from api.server import handover, serve, signals
 from api.server.handover import Server
+from api.server.limits import Limits
 
 SECONDS = 20.0
 
@@ -22,7 +23,7 @@ class Site:
         self.listener = listener
         self.ready = asyncio.Event()
         self.allowed = asyncio.Event()
-        config = serve.configuration(self._answer, "127.0.0.1", 0)
+        config = serve.configuration(self._answer, Limits())
         config.lifespan = "off"
         self.server = Server(config, listener.dup(), self._until_ready)
         self.life = asyncio.create_task(self.server._serve())
@@ -111,8 +112,8 @@ async def test_it_finishes_what_is_open_while_a_successor_accepts(site: Site, mo
     await successor.life
 
 
-async def test_an_unused_connection_does_not_hold_it_up_for_ever(site: Site) -> None:
-    site.server.config.timeout_keep_alive = 0
+async def test_an_unused_connection_does_not_hold_it_up_for_ever(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "IDLE_SECONDS", 0.0)
     site.ready.set()
     await listening(site)
     async with asyncio.timeout(SECONDS):

@@ -1,0 +1,32 @@
+"""One request and its response on a connection."""
+
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+class Exchange(RequestResponseCycle):
+    """uvicorn's, for HTTP/1.0 too: that knows no chunks, so a body of unknown length ends with the connection."""
+
+    _ends_with_connection = False
+
+    async def send(self, message: Any) -> None:
+        """The application's side: a response's start, and then its body."""
+        if message["type"] == "http.response.start":
+            self._choose_framing(message)
+        elif self._ends_with_connection:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+    def abandon(self) -> None:
+        """The application hears that its client has left; what it still sends goes nowhere."""
+        self.disconnected = True
+        self.message_event.set()
+
+    def _choose_framing(self, message: Any) -> None:
+        if self.scope["http_version"] != "1.0" or self.response_started:
+            return
+        names = [name.lower() for name, _ in message.get("headers", [])]
+        if b"content-length" not in names:
+            self._ends_with_connection = True
+            self.chunked_encoding = False  # neither of the two framings

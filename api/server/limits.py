@@ -1,0 +1,94 @@
+"""What a client gets before anything about it is known: bytes, seconds, connections."""
+
+import ipaddress
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+Network = IPv4Network | IPv6Network
+
+DISCARDED_BYTES = 8 << 20  # still read after a refusal, so that the client gets to read it
+LINGER_SECONDS = 2.0  # and for so long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of one connection, except for the last two: those are counts for this process."""
+
+    url_bytes: int = 16_384
+    head_bytes: int = 32_768  # request line and headers together
+    headers: int = 128
+    head_seconds: float = 15.0  # from the first byte of a request to the end of its headers
+    body_seconds: float = 60.0  # from there to the end of its body
+    stalled_seconds: float = 120.0  # that a client may read nothing of its answer
+    unread_bytes: int = 512 * 1024  # of a body that the application has not taken yet
+    pipelined: int = 32  # requests that wait for the answer of an earlier one
+    connections: int = 10_000
+    peer_connections: int = 256
+
+
+def peer_of(host: str) -> str:
+    """Who is counted as one: an IPv4 address, or the /64 network that an IPv6 client gets."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+class Connections:
+    """Counts the open connections of this process, in all and by peer.
+
+    `proxies`: networks whose connections carry many clients; only the total limits those.
+    """
+
+    def __init__(self, limits: Limits, proxies: Sequence[Network]) -> None:
+        self._limits = limits
+        self._proxies = proxies
+        self._total = 0
+        self._by_peer: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """Connections that are counted now."""
+        return self._total
+
+    def open(self, host: str | None) -> bool:
+        """Counts one more connection from `host`; False, and nothing is counted, if that is too many."""
+        if self._total >= self._limits.connections:
+            return False
+        if self._is_limited(host):
+            peer = peer_of(host or "")
+            if self._by_peer[peer] >= self._limits.peer_connections:
+                return False
+            self._by_peer[peer] += 1
+        self._total += 1
+        return True
+
+    def close(self, host: str | None) -> None:
+        """A connection that was counted has ended."""
+        self._total -= 1
+        if self._is_limited(host):
+            peer = peer_of(host or "")
+            self._by_peer[peer] -= 1
+            if self._by_peer[peer] <= 0:
+                del self._by_peer[peer]
+
+    def _is_limited(self, host: str | None) -> bool:
+        return host is not None and not is_within(host, self._proxies)
+
+
+def is_within(host: str, networks: Sequence[Network]) -> bool:
+    """Whether the address lies in one of the networks."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    if address.version == 6 and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in networks)

@@ -1,0 +1,298 @@
+"""An HTTP/1 connection: uvicorn's on httptools, with limits, and without other protocols.
+
+A connection that is refused is answered once, or not at all if an earlier request's answer is under way: it ends after
+that. What its client still sends is discarded for a moment, because closing a socket with unread bytes would make the
+client's system drop the refusal.
+"""
+
+import asyncio
+import urllib.parse
+from asyncio import TimerHandle
+from enum import Enum, auto
+from typing import Any, NoReturn
+
+import httptools
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.server import refusals
+from api.server.exchange import Exchange
+from api.server.limits import DISCARDED_BYTES, LINGER_SECONDS, Connections, Limits
+from api.server.refusals import Refusal
+
+log = structlog.get_logger("canopy.api")
+
+
+class Phase(Enum):
+    """What of a request is being received."""
+
+    NOTHING = auto()
+    HEAD = auto()
+    BODY = auto()
+
+
+class Rejected(Exception):
+    """Ends the parser's work from within one of its callbacks."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """See the module. `connections` counts those of all protocols of the server."""
+
+    def __init__(self, *, limits: Limits, connections: Connections, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self.url = b""
+        self._limits = limits
+        self._counter = connections
+        self._host: str | None = None
+        self._counted = False
+        self._phase = Phase.NOTHING
+        self._head_bytes = 0
+        self._unreported = 0  # bytes received since the parser last reported something
+        self._refusal: Refusal | None = None
+        self._discarding = False  # nothing more is parsed
+        self._discarded = 0
+        self._receiving: Exchange | None = None  # whose request is not complete
+        self._answering: Exchange | None = None  # the newest one that the application works on
+        self._timer: TimerHandle | None = None  # of what is being received, or of a refused connection
+        self._stalled: TimerHandle | None = None
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for a request, or refuses the connection."""
+        super().connection_made(transport)
+        self._host = self.client[0] if self.client else None
+        self._counted = self._counter.open(self._host)
+        if self._counted:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            self._refuse(refusals.TOO_MANY_CONNECTIONS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends what is under way; the application hears that its client left."""
+        if self._counted:
+            self._counter.close(self._host)
+            self._counted = False
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        if self._stalled is not None:
+            self._stalled.cancel()
+        for exchange in (self._answering, self._receiving):
+            if exchange is not None and not exchange.response_complete:
+                exchange.abandon()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came, and refuses what cannot be served."""
+        if self._discarding:
+            self._discard(len(data))
+            return
+        if self._phase is Phase.NOTHING:
+            data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: empty lines before a request are no part of it
+            if not data:
+                return
+        self._unset_keepalive_if_required()
+        self._unreported += len(data)
+        refusal = self._parse(data)
+        if refusal is None and self._unreported > self._limits.head_bytes and self._phase is not Phase.NOTHING:
+            refusal = refusals.HEAD_TOO_LARGE  # one endless header, trailer or chunk extension
+        if refusal is not None:
+            self._refuse(refusal)
+        elif self._phase is not Phase.NOTHING and self._timer is None:
+            self._start_timer()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than its answer is made."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._limits.stalled_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def close_if_idle(self) -> None:
+        """Ends a connection on which nothing is asked."""
+        answered = self._answering is None or self._answering.response_complete
+        if answered and self._phase is Phase.NOTHING and not self.pipeline:
+            self.transport.close()
+
+    # ---- the parser's side
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._phase = Phase.HEAD
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the address."""
+        super().on_url(url)
+        self._head_bytes += len(url)
+        if len(self.url) > self._limits.url_bytes:
+            self._reject(refusals.URL_TOO_LONG)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer behind a chunked body. Trailers are dropped: nobody has checked what they override."""
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self._limits.head_bytes or len(self.headers) >= self._limits.headers:
+            self._reject(refusals.HEAD_TOO_LARGE)
+        if self._phase is Phase.HEAD:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Hands the request to the application, or into the queue behind earlier ones of this connection."""
+        self._received_head()
+        if self.parser.get_method() == b"CONNECT":
+            self._reject(refusals.NO_TUNNEL)
+        if self.parser.should_upgrade():
+            return  # parsed again without that
+        version = self.parser.get_http_version()
+        problem = refusals.framing_problem(version, self.headers)
+        if problem is not None:
+            self._reject(problem)
+        if len(self.pipeline) >= self._limits.pipelined:
+            self._reject(refusals.TOO_MANY_AT_ONCE)
+        self._complete_scope(version)
+        self._begin(self._exchange(version))
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, kept until the application takes it."""
+        self._unreported = 0
+        super().on_body(body)
+        if len(self.cycle.body) > self._limits.unread_bytes:
+            self._reject(refusals.BODY_TOO_LARGE)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if self.parser.should_upgrade():
+            return
+        self._phase = Phase.NOTHING
+        self._unreported = 0
+        self._receiving = None
+        self._stop_timer()
+        super().on_message_complete()
+
+    # ---- requests
+
+    def _parse(self, data: bytes) -> Refusal | None:
+        """Feeds the parser; returns why it stopped.
+
+        RFC 9110, 7.8: a server may ignore Upgrade. The parser does not: it would end at the head of a request with
+        that header and leave its body to the next protocol. So the head is parsed again without the header, and then
+        what follows it.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                head = refusals.without_upgrade(
+                    self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
+                )
+                data = head + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError:
+                return self._refusal or refusals.MALFORMED
+            else:
+                return None
+
+    def _complete_scope(self, version: str) -> None:
+        parsed = httptools.parse_url(self.url)
+        path = parsed.path.decode("ascii")
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["path"] = urllib.parse.unquote(path) if "%" in path else path
+        self.scope["raw_path"] = parsed.path
+        self.scope["query_string"] = parsed.query or b""
+
+    def _exchange(self, version: str) -> Exchange:
+        return Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+
+    def _begin(self, exchange: Exchange) -> None:
+        self.cycle = self._receiving = exchange
+        if self._answering is None or self._answering.response_complete:
+            self._start_asgi_task(exchange, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    # ---- refusals
+
+    def _reject(self, refusal: Refusal) -> NoReturn:
+        self._refusal = refusal
+        raise Rejected
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Receives no more. The connection ends after the answers that it still owes, or after this refusal."""
+        log.warning("request refused", status=int(refusal.status), reason=refusal.message, peer=self._host)
+        self._discarding = True
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        unfinished, self._receiving = self._receiving, None
+        if self.pipeline and self.pipeline[0][0] is unfinished:
+            self.pipeline.popleft()
+            unfinished = None
+        owed = self.pipeline[0][0] if self.pipeline else self._answering
+        if owed is not None and owed is not unfinished and not owed.response_complete:
+            owed.keep_alive = False
+        elif unfinished is not None and unfinished.response_started:
+            self.transport.close()
+        else:
+            self._answer_refusal(refusal, unfinished)
+
+    def _answer_refusal(self, refusal: Refusal, unfinished: Exchange | None) -> None:
+        from api.errors import ApiError, body  # Django's settings are there by now
+
+        if unfinished is not None:
+            unfinished.abandon()
+        path = self.url.decode("latin-1")
+        content = body(path, ApiError(int(refusal.status), refusal.message))
+        self.transport.write(refusals.as_bytes(refusal, content, self.server_state.default_headers))
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > DISCARDED_BYTES:
+            self.transport.abort()
+
+    # ---- time
+
+    def _received_head(self) -> None:
+        self._phase = Phase.BODY
+        self._unreported = 0
+        self._stop_timer()
+
+    def _start_timer(self) -> None:
+        seconds = self._limits.head_seconds if self._phase is Phase.HEAD else self._limits.body_seconds
+        self._timer = self.loop.call_later(seconds, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        self._refuse(refusals.HEAD_TOO_SLOW if self._phase is Phase.HEAD else refusals.BODY_TOO_SLOW)
