@@ -8,8 +8,11 @@ import msgspec
 import structlog
 from django.core.exceptions import DisallowedHost, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import is_valid_path
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
+
+from api.openai import addresses
 
 log = structlog.get_logger("canopy.api")
 
@@ -23,6 +26,7 @@ _TYPES = {
 }
 
 
+MAX_PATH_SHOWN = 200  # characters
 UNSUPPORTED = "unsupported_parameter"  # pydantic's type of such an error, and OpenAI's code for it
 
 
@@ -54,7 +58,7 @@ class ApiError(Exception):
 
 def body(path: str, error: ApiError) -> dict[str, Any]:
     """The refusal as the JSON that clients of `path` expect."""
-    if not path.startswith("/v1/"):
+    if not addresses.is_openais(path):
         return {"error": {"message": error.message, "field": error.field}}
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
@@ -127,7 +131,16 @@ def register(api: NinjaAPI) -> None:
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler404."""
-    return response(request.path, ApiError(404, f"nothing is at {request.path[:200]}"))
+    path = request.path[:MAX_PATH_SHOWN]
+    if addresses.is_openais(path):
+        hint = f"; {addresses.advice(path)}"
+    elif is_valid_path(f"{path}/"):
+        hint = f"; use {path}/, the slash at the end counts"
+    elif path.endswith("/") and is_valid_path(path.rstrip("/")):
+        hint = f"; use {path.rstrip('/')}, without the slash at the end"
+    else:
+        hint = ""
+    return response(request.path, ApiError(404, f"nothing is at {path}{hint}"))
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -139,8 +152,9 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
     """405 in the right shape."""
-    answer = response(request.path, ApiError(405, f"{request.method} is not possible here"))
-    answer.headers["Allow"] = former.headers.get("Allow", "")
+    allowed = former.headers.get("Allow", "")
+    answer = response(request.path, ApiError(405, f"{request.method} is not possible here; use {allowed}"))
+    answer.headers["Allow"] = allowed
     return answer
 
 

@@ -41,7 +41,11 @@ class _Inline:
 
 
 class Common(_Inline, CommonMiddleware):
-    """Checks the Host header and appends slashes."""
+    """Checks the Host header and appends slashes, except where a redirect would turn a POST into a GET."""
+
+    def should_redirect_with_slash(self, request: HttpRequest) -> bool:
+        """True if the browser is sent to the same address with a slash."""
+        return request.method in {"GET", "HEAD"} and super().should_redirect_with_slash(request)
 
 
 class Authentication(_Inline, AuthenticationMiddleware):

@@ -229,7 +229,7 @@ def test_an_unknown_model_is_not_found_alone_either(sdk: OpenAI) -> None:
         ("max_tokens", {"max_tokens": 0}),
         ("max_tokens", {"max_tokens": "many"}),
         ("seed", {"seed": 1.5}),
-        ("n", {"n": 9}),
+        ("n", {"n": 129}),
         ("logit_bias", {"logit_bias": {"tree": 1}}),
         ("frequency_penalty", {"frequency_penalty": 3}),
         ("top_logprobs", {"top_logprobs": 3}),

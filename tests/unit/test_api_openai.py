@@ -9,7 +9,7 @@ import pytest
 
 from api import line
 from broker.wire import Delta, Failed, Finished, Job, Waiting
-from tests.unit.api_site import FakeClient, browser, echo, node_state, until
+from tests.unit.api_site import FakeClient, echo, node_state, until
 from tests.unit.openai_site import CHAT, events, payloads
 
 
@@ -303,13 +303,3 @@ async def test_tokens_arrive_as_they_are_made(live: str, program: httpx.AsyncCli
             fake.push(Delta(request_id=fake.jobs[0].request_id, seq=number, text=f"w{number}"))
             piece = json.loads((await anext(lines))[6:])
             assert piece["choices"][0]["delta"]["content"] == f"w{number}"
-
-
-async def test_addresses_that_do_not_exist(web: httpx.AsyncClient) -> None:
-    wrong = await web.get("/v1/chat/completions")
-    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
-    assert wrong.json()["error"]["type"] == "invalid_request_error"
-    answer = await web.get("/v1/nothing")
-    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
-    async with browser() as other:
-        assert set((await other.get("/api/nothing")).json()["error"]) == {"message", "field"}
