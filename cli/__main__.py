@@ -5,6 +5,7 @@ import sys
 import typer
 
 from cli import dead, lifecycle, programs, restart, tree, up
+from cli.console import open_standard_streams
 from cli.errors import CliError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ dead.add_to(app)
 
 def main() -> int:
     """Runs the command; expected failures are one line on standard error and an exit status."""
+    open_standard_streams()
     try:
         app(prog_name="canopy")
     except CliError as error:

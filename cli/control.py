@@ -42,7 +42,8 @@ async def serving(home: Home, answer: Answer) -> AsyncIterator[None]:
             for task in conversations:
                 task.cancel()
             await asyncio.gather(*conversations, return_exceptions=True)
-            (home.run / _SOCKET).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next start takes its place
+                (home.run / _SOCKET).unlink(missing_ok=True)
 
 
 async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer) -> None:

@@ -1,17 +1,17 @@
-"""The one instance of a CANOPY_HOME: its lock, its record for other commands, and what a killed one left behind."""
+"""The one instance of a CANOPY_HOME: its record for other commands, and what a killed one left behind."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
+from cli import lock
 from cli.credentials import write_private
 from cli.errors import CliError
 from cli.home import Home
@@ -46,47 +46,20 @@ class Recorded:
             return None
 
 
-@contextlib.contextmanager
-def held(home: Home) -> Iterator[None]:
-    """Holds the instance's lock. Raises CliError when another instance has it."""
-    with home.lock_file.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CliError(_already(home)) from error
-        try:
-            yield
-        finally:
-            home.instance_file.unlink(missing_ok=True)
-            home.processes_file.unlink(missing_ok=True)
-
-
-def is_running(home: Home) -> bool:
-    """Whether an instance holds the lock, ready or not."""
-    if not home.lock_file.exists():
-        return False
-    with home.lock_file.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def read(home: Home) -> dict[str, Any] | None:
     """The record of a ready instance; None when none is ready."""
     try:
         record = json.loads(home.instance_file.read_text())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and is_running(home) else None
+    return record if isinstance(record, dict) and lock.is_held(home) else None
 
 
 def running(home: Home) -> dict[str, Any]:
     """The record of the running instance. Raises CliError when there is none."""
     record = read(home)
     if record is None:
-        waiting = "It is still starting." if is_running(home) else "Start it with ./canopy up"
+        waiting = "It is still starting." if lock.is_held(home) else "Start it with ./canopy up"
         raise CliError(f"Canopy is not running here ({home.path}). {waiting}")
     return record
 
@@ -109,6 +82,7 @@ def end_leftovers(home: Home) -> list[str]:
     left = [each for each in recorded_processes(home) if each.pid != os.getpid() and each.process()]
     end(left, within=_LEFTOVER_SECONDS)
     home.instance_file.unlink(missing_ok=True)
+    home.processes_file.unlink(missing_ok=True)
     return [each.name for each in left]
 
 
@@ -133,10 +107,3 @@ def _send(recorded: Recorded, number: signal.Signals, *, group: bool) -> None:
             os.killpg(recorded.pid, number)
         else:
             os.kill(recorded.pid, number)
-
-
-def _already(home: Home) -> str:
-    record = read(home)
-    if record:
-        return f"Canopy already runs here (pid {record['pid']}, {record['url']}). Stop it with ./canopy down"
-    return f"Canopy is already starting or stopping here ({home.path}). Stop it with ./canopy down"

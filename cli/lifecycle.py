@@ -1,7 +1,10 @@
 """Commands about an instance as a whole: up, down, status, doctor."""
 
+import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import time
 from typing import Annotated, Any
@@ -11,6 +14,7 @@ import typer
 
 from cli import devices, instance, up
 from cli import home as homes
+from cli import lock as locking
 from cli.errors import CliError
 from cli.home import Home
 from cli.plan import Request
@@ -27,6 +31,7 @@ NODES_HELP = f"Worker processes a model. Default: one a GPU, or {devices.USUAL_N
 DEVICE_HELP = "auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."
 TENSOR_PARALLEL_HELP = "Processes, one a device, that divide the model among them."
 SLOTS_HELP = "Answers a worker writes at the same time: N, or auto: what a GPU's memory allows, else 8."
+API_PROCESSES_HELP = "Processes that serve HTTP on the same port; more use more cores."
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast")
 PRECISION_HELP = f"transformers engine on a CPU, the numbers it computes in: {', '.join(PRECISIONS)}. Default: auto."
 _DOWN_SECONDS = 12.0  # a little more than the launcher takes at most
@@ -69,6 +74,7 @@ def up_command(
         str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
     ] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, max=64, help=TENSOR_PARALLEL_HELP)] = 1,
+    api_processes: Annotated[int, typer.Option(min=1, max=64, help=API_PROCESSES_HELP)] = 1,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")] = False,
 ) -> None:
     """Prepare what is missing, then start broker, root, workers and API. Ctrl-C stops everything it started."""
@@ -82,7 +88,6 @@ def up_command(
         raise CliError(f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2)
     gpus = machine_gpus.count()
     home = homes.read()
-    home.make()
     models = [Model(asked) for asked in model or [DEFAULT_MODEL if engine == "transformers" else engine]]
     request = Request(
         models=dict.fromkeys((each.name for each in models), None),
@@ -102,31 +107,57 @@ def up_command(
         port=port,
         listen=listen,
         standby=standby,
+        api_processes=api_processes,
     )
-    up.check(request, home)
-    files = models if engine == "transformers" else []
-    up.prepare(files, home)
-    if detach:
-        up.detach(home)
-        return
-    up.run(request.with_folders({each.name: each.folder for each in files}), home)
+    with locking.held(home) as lock:  # a second `up` is refused here
+        up.check(request, home)
+        files = models if engine == "transformers" else []
+        up.prepare(files, home)
+        if detach:
+            up.detach(home, lock)
+        else:
+            up.run(request.with_folders({each.name: each.folder for each in files}), home)
 
 
 def down() -> None:
-    """Stop what `up` started here."""
+    """Stop what `up` started here, also what is still starting."""
     home = homes.read()
-    if not home.run.exists() or not instance.is_running(home):
-        left = _end_leftovers(home)
-        print(f"ended what a killed launcher left: {', '.join(left)}" if left else "nothing runs here")
-        return
-    launcher = next(iter(instance.recorded_processes(home)), None)
-    if launcher is None or launcher.process() is None:
-        raise CliError("Canopy is preparing here and has started nothing yet: end it with Ctrl-C where it runs.")
     started = time.monotonic()
     everything = instance.recorded_processes(home)
-    instance.end([launcher], within=_DOWN_SECONDS)
-    instance.end(everything, within=2.0)
-    print(f"stopped in {time.monotonic() - started:.1f} s")
+    if _end_launchers(home):
+        instance.end(everything, within=2.0)  # should the launcher have been killed
+        print(f"stopped in {time.monotonic() - started:.1f} s")
+        return
+    left = _end_leftovers(home)
+    print(f"ended what a killed launcher left: {', '.join(left)}" if left else "nothing runs here")
+
+
+def _end_launchers(home: Home) -> bool:
+    """Ends whoever holds the lock, until nobody does; False if nobody did. Raises CliError.
+
+    A launcher may hand the lock on while it starts: then the next holder is asked, too.
+    """
+    told: set[locking.Holder] = set()
+    deadline = time.monotonic() + _DOWN_SECONDS
+    while locking.is_held(home):
+        holder = locking.holder(home)
+        if holder and holder not in told:
+            told.add(holder)
+            deadline = time.monotonic() + _DOWN_SECONDS
+            _send(holder, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            if holder is None:
+                raise CliError(f"Something holds {home.lock_file}, and does not say what it is.")
+            _send(holder, signal.SIGKILL)
+            deadline = time.monotonic() + _DOWN_SECONDS
+        time.sleep(0.05)
+    return bool(told)
+
+
+def _send(holder: locking.Holder, number: signal.Signals) -> None:
+    if holder.lives():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder.pid, number)
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
@@ -134,13 +165,20 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     home = homes.read()
     record = instance.read(home)
     if as_json:
-        print(json.dumps({"home": str(home.path), "running": record is not None, **_public(home, record)}, indent=1))
+        state = {"running": record is not None, "starting": bool(_starting(home)) and not record}
+        print(json.dumps({"home": str(home.path), **state, **_public(home, record)}, indent=1))
     elif record is None:
-        print(
-            "starting" if instance.is_running(home) else f"nothing runs here ({home.path}); start it with ./canopy up"
-        )
+        print(_starting(home) or f"nothing runs here ({home.path}); start it with ./canopy up")
     else:
         _print_status(home, record)
+
+
+def _starting(home: Home) -> str:
+    """What to say of an instance that is on its way up or down; nothing if there is none."""
+    if not locking.is_held(home):
+        return ""
+    holder = locking.holder(home)
+    return f"starting or stopping (pid {holder.pid})" if holder else "starting or stopping"
 
 
 def doctor() -> None:
@@ -202,7 +240,7 @@ def _join(record: dict[str, Any]) -> str:
 def _end_leftovers(home: Home) -> list[str]:
     if not home.run.exists():
         return []
-    with instance.held(home):
+    with locking.held(home):
         return instance.end_leftovers(home)
 
 

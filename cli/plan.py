@@ -15,6 +15,7 @@ import psutil
 from broker.management import Edges
 from cli import devices
 from cli.home import Home
+from cli.ports import host_and_port, reachable
 from cli.process import Spec
 from cli.rabbitmq import Broker
 from topology import shape
@@ -52,6 +53,7 @@ class Request:
     port: int = 8000
     listen: str = "127.0.0.1"
     standby: int = 0  # roots a model that wait for the root's name
+    api_processes: int = 1
 
     def with_folders(self, folders: Mapping[str, Path | None]) -> "Request":
         """The same request once its models are prepared."""
@@ -60,8 +62,12 @@ class Request:
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the API."""
-        host = "127.0.0.1" if self.host == "0.0.0.0" else "[::1]" if self.host == "::" else self.host  # noqa: S104
-        return f"http://{host}:{self.port}"
+        return f"http://{host_and_port(reachable(self.host), self.port)}"
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """Each model's root by the model's public name."""
+        return {model: root_name(model, _first(self)) for model in self.models}
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Plan:
 
     migrate: Spec
     login_token: Spec
-    api: Spec
+    apis: list[Spec]
     roots: list[Spec]
     nodes: list[Spec]
 
@@ -98,7 +104,7 @@ def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
     return Plan(
         migrate=Spec("migrate", [*_python("api"), "migrate"], api_env),
         login_token=Spec("login-token", [*_python("api"), "login-token"], api_env, secret=True),
-        api=_api(listener, api_env),
+        apis=_apis(request, listener, api_env),
         roots=_roots(request, node_env),
         nodes=_nodes(request, node_env),
     )
@@ -106,7 +112,7 @@ def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
 
 def edges(request: Request) -> Edges:
     """The edges that the nodes of `request` will make."""
-    roots = {root_name(model, _first(request)): model for model in request.models}
+    roots = {root: model for model, root in request.roots.items()}
     return Edges(roots, dict(_parents(request)), frozenset(), frozenset())
 
 
@@ -117,11 +123,19 @@ def is_ready_line(line: str) -> bool:
     return bool(_READY.search(_COLOURS.sub("", line)))
 
 
-def _api(listener: int, env: Mapping[str, str]) -> Spec:
-    command = [*_python("api"), "serve", "--fd", str(listener)]
-    # SIGTERM, not SIGKILL: the API may have processes of its own, which only it can end.
-    env = {**env, **_BUFFERS_APART}
-    return Spec("api", command, env, is_ready=is_ready_line, at_death_of_launcher=signal.SIGTERM, inherits=(listener,))
+def _apis(request: Request, listener: int, env: Mapping[str, str]) -> list[Spec]:
+    """All of them accept on one socket, so a process that is down holds no connection back."""
+    api = Spec(
+        "api",
+        [*_python("api"), "serve", "--fd", str(listener)],
+        {**env, **_BUFFERS_APART},
+        is_ready=is_ready_line,
+        at_death_of_launcher=signal.SIGTERM,  # it answers what waits, and ends
+        inherits=(listener,),
+        beats=True,
+    )
+    others = range(2, request.api_processes + 1)
+    return [api, *(replace(api, name=f"api-{number}") for number in others)]
 
 
 def _hosts(request: Request) -> dict[str, str]:
@@ -196,7 +210,7 @@ def _shift(name: str, offset: int, root: str) -> str:
 def _node(request: Request, env: Mapping[str, str], name: str, options: list[str]) -> Spec:
     policy = ["--policy", request.policy] if request.policy else []
     command = [*_python("worker"), "--name", name, *options, *policy, "--wait", str(WAIT_SECONDS)]
-    return Spec(name, command, env, is_ready=is_ready_line)
+    return Spec(name, command, env, is_ready=is_ready_line, beats=True)
 
 
 def _python(module: str) -> list[str]:

@@ -31,6 +31,16 @@ def check_free(host: str, port: int) -> None:
     raise CliError(f"Port {port} is in use on {host}. Choose another with --port N.")
 
 
+def reachable(host: str) -> str:
+    """Where this machine itself finds what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a comparison
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Both as a URL has them: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def pick(count: int, host: str = "127.0.0.1") -> list[int]:
     """`count` different free ports, chosen by the kernel."""
     sockets = [socket.socket() for _ in range(count)]

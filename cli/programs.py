@@ -9,7 +9,7 @@ import typer
 from cli import home as homes
 from cli import instance, testing
 from cli.errors import CliError
-from cli.home import Home, module_command, module_environment
+from cli.home import PRIVATE_UMASK, Home, module_command, module_environment
 from cli.lifecycle import (
     DEFAULT_MODEL,
     DEVICE_HELP,
@@ -73,6 +73,7 @@ def node(
         options += [*_model(home, model or served, engine), *(["--device", device] if device else [])]
         options += _upstream(upstream, upstream_model) if engine == "openai" else []
         options += _tensor_parallel(tensor_parallel, engine)
+    os.umask(PRIVATE_UMASK)
     _become(
         "worker", "--name", name, *options, *_policy(record), *context.args,
         CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path), CANOPY_PRECISION=check_precision(precision) or "auto",

@@ -24,6 +24,9 @@ from cli.home import REPOSITORY, Home
 from cli.prepare import system
 
 NODE = "canopy@localhost"
+_ANSWER_SECONDS = 10.0
+_KEPT_DUMPS = 3
+_CRASH_DUMP_BYTES = 20_000_000
 _PORTS = ["amqp", "management", "distribution", "epmd"]
 _REMOVE_HANDLER = "gen_event delete_handler [rabbit_event,rabbit_mgmt_db_handler,[]]"
 
@@ -56,7 +59,7 @@ class PrivateBroker:
         """Writes this start's configuration. Raises CliError when there is no RabbitMQ to run."""
         if system.rabbitmq_server() is None or shutil.which("epmd") is None:
             raise CliError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
-        for name in ("conf.d", "data", "home"):
+        for name in ("conf.d", "data", "home", "work"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self.passwords = credentials.load_or_create(self._folder / "credentials.json")
         self.ports = ports.remembered(self._folder / "ports.json", _PORTS)
@@ -66,6 +69,19 @@ class PrivateBroker:
         # `localhost` by ourselves: a start must not hang on a machine whose name service is slow or wrong.
         (self._folder / "inetrc").write_text('{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n')
         self._write_cookie()
+
+    @property
+    def working_folder(self) -> Path:
+        """Where the broker runs: Mnesia and Erlang leave their dumps of a crash here."""
+        return self._folder / "work"
+
+    def drop_old_dumps(self) -> None:
+        """Keeps the newest dumps alone. Best effort: on a disk that cannot be written none is made."""
+        with contextlib.suppress(OSError):
+            files = [file for file in self.working_folder.iterdir() if file.is_file()]
+            files.sort(key=_age)
+            for old in files[_KEPT_DUMPS:]:
+                old.unlink()
 
     def epmd_command(self) -> list[str]:
         """The port mapper, in the foreground."""
@@ -94,6 +110,19 @@ class PrivateBroker:
         """Returns once the broker accepts connections; it opens its listeners last. Raises TimeoutError."""
         await _wait_accepting(self._host, self.ports["amqp"], within)
 
+    async def answers(self) -> bool:
+        """Whether the broker's Erlang machine works: its management listener answers, whatever it says.
+
+        A connection alone proves nothing: the kernel accepts it for a process that is stopped.
+        """
+        question = b"GET / HTTP/1.0\r\n\r\n"
+        return await _answers(self.ports["management"], question, b"HTTP/")
+
+    async def epmd_answers(self) -> bool:
+        """Whether the port mapper works: it answers NAMES_REQ, beginning with its port."""
+        port = self.ports["epmd"]
+        return await _answers(port, b"\x00\x01n", port.to_bytes(4, "big"))
+
     async def ready_to_stop(self) -> None:
         """Removes the event handler that would hold up the stop. Best effort: without it the stop is slow."""
         call = shutil.which("erl_call")
@@ -113,17 +142,17 @@ class PrivateBroker:
     @property
     def _host(self) -> str:
         """Where this machine's own processes find the broker, whatever it listens on."""
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen, self.listen)  # noqa: S104 - a comparison
+        return ports.reachable(self.listen)
 
     @property
     def _definitions(self) -> Path:
         return self._folder / "definitions.json"
 
     def _instance_settings(self) -> str:
-        host = f"[{self.listen}]" if ":" in self.listen else self.listen
+        address = ports.host_and_port(self.listen, self.ports["amqp"])
         return (
             "# Written by `canopy up` at every start; change ../../rabbitmq.conf of the program instead.\n"
-            f"listeners.tcp.canopy = {host}:{self.ports['amqp']}\n"
+            f"listeners.tcp.canopy = {address}\n"
             f"management.tcp.port = {self.ports['management']}\n"
             f"load_definitions = {self._definitions}\n"
         )
@@ -144,7 +173,8 @@ class PrivateBroker:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "RUNNING_UNDER_SYSTEMD": "true",
             "ERL_INETRC": str(folder / "inetrc"),
-            "ERL_CRASH_DUMP": str(self._home.logs / "erl_crash.dump"),
+            "ERL_CRASH_DUMP": str(self.working_folder / "erl_crash.dump"),
+            "ERL_CRASH_DUMP_BYTES": str(_CRASH_DUMP_BYTES),
             "ERL_AFLAGS": "-start_epmd false",  # never one in the background, also not when ours is gone
             "ERL_EPMD_PORT": str(self.ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -161,14 +191,32 @@ class PrivateBroker:
         return f"{user}:{urllib.parse.quote(self.passwords[user], safe='')}"
 
     def _amqp(self, user: str) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"amqp://{self._login(user)}@{host}:{self.ports['amqp']}/%2F"
+        address = ports.host_and_port(self._host, self.ports["amqp"])
+        return f"amqp://{self._login(user)}@{address}/%2F"
+
+
+def _age(file: Path) -> float:
+    return -file.stat().st_mtime
 
 
 async def _wait_accepting(host: str, port: int, within: float) -> None:
     async with asyncio.timeout(within):
         while not await accepts(host, port):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.05)
+
+
+async def _answers(port: int, question: bytes, beginning: bytes) -> bool:
+    """Whether what listens on the loopback device answers as it should, in time."""
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(question)
+                return await reader.readexactly(len(beginning)) == beginning
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        return False
 
 
 async def accepts(host: str, port: int) -> bool:

@@ -20,7 +20,7 @@ def order(plan: Plan, with_broker: bool) -> list[str]:
     hands to its parent meets one that is not about to leave; standby roots before the roots; the broker last.
     """
     upwards = [spec.name for spec in (*reversed(plan.nodes), *reversed(plan.roots))]
-    return [plan.api.name, *upwards, *([BROKER] if with_broker else [])]
+    return [*(spec.name for spec in plan.apis), *upwards, *([BROKER] if with_broker else [])]
 
 
 async def answer(asked: Message, children: Supervisor, plan: Plan, url: str) -> AsyncGenerator[Message]:
@@ -28,6 +28,7 @@ async def answer(asked: Message, children: Supervisor, plan: Plan, url: str) -> 
     the API is.
     """
     started = time.monotonic()
+    apis = [spec.name for spec in plan.apis]
     names = order(plan, bool(asked.get("with_broker")))
     try:
         with children.replacing():
@@ -36,7 +37,7 @@ async def answer(asked: Message, children: Supervisor, plan: Plan, url: str) -> 
             for name in names:
                 old, began = children.pid(name), time.monotonic()
                 yield {"event": "begin", "name": name, "pid": old}
-                if name == plan.api.name:
+                if name in apis:
                     await children.hand_over(name, float(asked.get("grace", 0)))
                 else:
                     await children.replace(name)

@@ -1,13 +1,11 @@
 """Which processes of an instance there are, in which groups and states; written down at every change."""
 
 import asyncio
-import contextlib
 import os
-import signal
 from collections.abc import Callable
 
 from cli import instance
-from cli.errors import CliError
+from cli.errors import CliError, explain_os_error
 from cli.home import Home
 from cli.instance import Recorded
 from cli.process import Child, Spec
@@ -16,24 +14,31 @@ GROUPS = ("broker", "roots", "nodes", "api")
 # For each to end, together below the 10 s in which `down` and Ctrl-C are promised to end. Nodes give running jobs 3 s.
 STOP_SECONDS = {"api": 1.8, "nodes": 3.7, "roots": 0.8, "broker": 2.5}
 
+RETRY_SECONDS = 2.0
+
 
 class Roster:
     """The processes by name."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, say: Callable[[str], None]) -> None:
         self._home = home
+        self._launcher = Recorded.of("launcher", os.getpid())
+        self._say = say
+        self._retry: asyncio.TimerHandle | None = None  # of a record that could not be written
         self._children: dict[str, Child] = {}
         self._states: dict[str, str] = {}
         self._groups: dict[str, list[str]] = {group: [] for group in GROUPS}
-        self.on_change: Callable[[], None] = lambda: None
+        self._publish: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Child:
         return self._children[name]
 
     def recorded(self) -> list[Recorded]:
         """Every process, the launcher first."""
-        pids = [("launcher", os.getpid()), *((name, child.pid) for name, child in self._children.items())]
-        return [Recorded.of(name, pid, self._states.get(name, "running")) for name, pid in pids]
+        found = [self._launcher]
+        for name, child in self._children.items():
+            found.append(Recorded.of(name, child.pid, self._states.get(name, "running")))
+        return found
 
     async def spawn(self, group: str, spec: Spec) -> Child:
         """Starts a process. It keeps the state that its name has. Raises CliError."""
@@ -78,9 +83,30 @@ class Roster:
     def kill(self) -> None:
         """Ends everything at once."""
         for child in self._children.values():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
+
+    def publish_with(self, publish: Callable[[], None]) -> None:
+        """Calls `publish` now and at every change; it may raise OSError."""
+        self._publish = publish
+        self._changed()
+
+    def close(self) -> None:
+        """Writes nothing any more, until something changes."""
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
 
     def _changed(self) -> None:
-        instance.record_processes(self._home, self.recorded())
-        self.on_change()
+        """Writes down what runs, for other commands. A full disk must not keep us from restarting
+        what has ended: then it is tried until it works.
+        """
+        failed_before = self._retry is not None
+        self.close()
+        try:
+            instance.record_processes(self._home, self.recorded())
+            if self._publish:
+                self._publish()
+        except OSError as error:
+            if not failed_before:
+                self._say(f"`status` and `down` see an old state: {explain_os_error(error)}")
+            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._changed)

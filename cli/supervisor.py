@@ -4,19 +4,23 @@
     stop:   API -> nodes -> roots -> broker -> port mapper
 
 The API goes first so that no new work comes in, the broker last so that the nodes can hand back what they hold.
-A broker that ends is restarted like all others: every process reconnects to it by itself.
+A broker that ends is restarted like all others: every process reconnects to it by itself. A process that
+gives no sign of life is ended, and then restarted like one that crashed.
 """
 
 import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from broker.heartbeat import WHERE_ARE_YOU
+from cli import liveness
 from cli.errors import CliError
 from cli.home import Home
+from cli.liveness import Silence
 from cli.plan import Plan
 from cli.process import Child, Spec
 from cli.rabbitmq import PrivateBroker
@@ -27,6 +31,8 @@ API_SECONDS = 120.0  # the broker's start is in them
 READY_SECONDS = 600.0  # a large model on a slow disk
 LEAVE_SECONDS = 30.0  # for a process that is replaced, to end in order
 FINISH = signal.SIGUSR1  # asks the API to end its open requests, however long they take, and then itself
+ASK_SECONDS = 3.0  # between two questions to a process that gives no signs by itself
+_LAST_WORDS_SECONDS = 1.0  # for a frozen process to log where it is
 _BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _STABLE_SECONDS = 60.0  # after so long without a crash the next one counts as the first
 
@@ -42,6 +48,7 @@ class Kept:
     spec: Spec
     serves: Callable[[Child], Awaitable[bool]] = Child.until_ready
     seconds: float = READY_SECONDS  # that it may take to serve
+    answers: Callable[[], Awaitable[bool]] | None = None  # for one that gives no signs of life by itself
 
     @property
     def name(self) -> str:
@@ -53,7 +60,10 @@ class Supervisor:
     """Keeps an instance's processes running. `private` is None when somebody else's broker is used."""
 
     def __init__(self, home: Home, private: PrivateBroker | None, say: Say) -> None:
-        self.roster = Roster(home)
+        self.roster = Roster(home, say)
+        # Done if one of our own tasks has failed: then nobody restarts a process any more.
+        self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._frozen_seconds = liveness.frozen_seconds()
         self._private = private
         self._say = say
         self._kept: dict[str, Kept] = {}
@@ -67,16 +77,34 @@ class Supervisor:
         if self._private is None:
             return
         private = self._private
-        mapper = Kept("broker", Spec("epmd", private.epmd_command()), lambda child: child.until(private.wait_epmd(5.0)))
+        work = private.working_folder
+        mapper = Kept(
+            "broker",
+            Spec("epmd", private.epmd_command(), cwd=work),
+            lambda child: child.until(private.wait_epmd(5.0)),
+            BROKER_SECONDS,
+            private.epmd_answers,
+        )
         child = await self.roster.spawn("broker", mapper.spec)
         await mapper.serves(child)  # if it does not, the broker says what is wrong
         self._keep(mapper, child)
         command, env = private.server_command()
         # SIGTERM: the broker closes its message store in order even when the launcher is killed.
-        server = Spec("broker", command, env, at_death_of_launcher=signal.SIGTERM)
+        server = Spec("broker", command, env, at_death_of_launcher=signal.SIGTERM, cwd=work)
         await self._start(
-            Kept("broker", server, lambda child: child.until(private.wait_listening(BROKER_SECONDS)), BROKER_SECONDS)
+            Kept(
+                "broker",
+                server,
+                self._broker_serves,
+                BROKER_SECONDS,
+                private.answers,
+            )
         )
+
+    async def _broker_serves(self, child: Child) -> bool:
+        assert self._private is not None  # noqa: S101 - it has been started
+        self._private.drop_old_dumps()  # each crash may leave one
+        return await child.until(self._private.wait_listening(BROKER_SECONDS))
 
     async def run_once(self, spec: Spec) -> list[str]:
         """Runs a short program to its end and returns its last lines. Raises CliError when it fails."""
@@ -87,7 +115,8 @@ class Supervisor:
             await child.stop(1.0)
             self.roster.forget(spec.name)
         if status != 0:
-            raise CliError(f"{spec.name} failed: {child.last_line()} (log: {self.roster.log(spec.name)})")
+            where = "" if spec.secret else f" (log: {self.roster.log(spec.name)})"
+            raise CliError(f"{spec.name} failed: {child.last_line()}{where}")
         return [line for line in child.tail if line.strip()]
 
     async def start_nodes(self, plan: Plan) -> None:
@@ -179,6 +208,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ends everything, in order, within the sum of STOP_SECONDS."""
+        self.roster.close()
         for keeper in self._keepers.values():
             keeper.cancel()
         hurry = asyncio.create_task(self._private.ready_to_stop()) if self._private and "epmd" in self._kept else None
@@ -206,7 +236,15 @@ class Supervisor:
     def _keep(self, kept: Kept, child: Child) -> None:
         """From now on it is restarted when it ends."""
         self._kept[kept.name] = kept
-        self._keepers[kept.name] = asyncio.create_task(self._restart_for_ever(kept, child), name=f"keep {kept.name}")
+        keeper = asyncio.create_task(self._restart_for_ever(kept, child), name=f"keep {kept.name}")
+        keeper.add_done_callback(self._look_at_end)
+        self._keepers[kept.name] = keeper
+
+    def _look_at_end(self, task: "asyncio.Task[None]") -> None:
+        """An error of ours in a task that keeps or watches a process must not pass unseen."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failure.done():
+            self.failure.set_result(error)
 
     async def _release(self, name: str) -> Child:
         """The process, no longer restarted when it ends."""
@@ -220,22 +258,72 @@ class Supervisor:
         crashes = 0
         while True:
             started = time.monotonic()
-            status = await child.ended()
+            async with self._watched(kept, child):
+                if crashes:
+                    await self._until_back(kept, child)
+                status = await child.ended()
             crashes = 0 if time.monotonic() - started > _STABLE_SECONDS else crashes
             pause = _BACKOFF[min(crashes, len(_BACKOFF) - 1)]
             crashes += 1
             self.roster.mark(kept.name, "restarting")
-            self._say(f"{kept.name} ended ({_cause(status)}): {child.last_line()} - again in {pause:.0f} s")
+            reason = f"{kept.name} ended ({_cause(status)}): {child.last_line()}"
+            self._say(f"{reason} - again in {pause:.0f} s")
             await child.stop(0)  # what it left of its group
             await asyncio.sleep(pause)
             try:
                 child = await self.roster.spawn(kept.group, kept.spec)
             except CliError as error:
                 self._say(str(error))  # its end is noticed again at once, and the next pause is longer
-                continue
-            if await kept.serves(child):
-                self.roster.mark(kept.name, "running")
-                self._say(f"{kept.name} is back")
+
+    async def _until_back(self, kept: Kept, child: Child) -> None:
+        """Waits until a restarted process serves, has ended, or has had its time and is ended."""
+        serves = await _in_time(kept.serves(child), kept.seconds)
+        if serves:
+            self.roster.mark(kept.name, "running")
+            self._say(f"{kept.name} is back")
+        elif child.status is None:
+            self._say(f"{kept.name} is not ready after {kept.seconds:.0f} s: it is ended")
+            child.kill()
+
+    # ---- signs of life
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, kept: Kept, child: Child) -> AsyncIterator[None]:
+        """Ends the process if it freezes while the block runs, which is to wait for its end."""
+        if self._frozen_seconds is None or not (kept.spec.beats or kept.answers):
+            yield
+            return
+        silence = Silence(self._frozen_seconds, time.monotonic())
+        tasks = [asyncio.create_task(self._end_if_frozen(kept.name, child, silence))]
+        if kept.answers:
+            tasks.append(asyncio.create_task(_ask(kept.answers, silence)))
+        for task in tasks:
+            task.add_done_callback(self._look_at_end)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _end_if_frozen(self, name: str, child: Child, silence: Silence) -> None:
+        while not silence.is_frozen(time.monotonic()):
+            await asyncio.sleep(liveness.LOOK_SECONDS)
+            if child.last_sign is not None:
+                silence.sign(child.last_sign)
+        self._say(f"{name} gives no sign of life: it is ended")
+        if child.spec.beats:
+            child.send(WHERE_ARE_YOU)
+            await asyncio.sleep(_LAST_WORDS_SECONDS)
+        child.kill()
+
+
+async def _ask(answers: Callable[[], Awaitable[bool]], silence: Silence) -> None:
+    """Asks a process again and again whether it lives."""
+    while True:
+        if await answers():
+            silence.sign(time.monotonic())
+        await asyncio.sleep(ASK_SECONDS)
 
 
 def first_error(group: BaseExceptionGroup) -> BaseException:

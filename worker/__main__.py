@@ -8,6 +8,7 @@ import sys
 
 import structlog
 
+from broker import heartbeat
 from broker.amqp import AmqpSession
 from broker.node import NameTaken, NoParent
 from broker.session import BrokerError, Session
@@ -105,7 +106,12 @@ async def run(options: argparse.Namespace, amqp_url: str, queue_type: str) -> No
     async def connect() -> Session:
         return await AmqpSession.open(amqp_url, f"node {options.name}", queue_type=queue_type)
 
-    await live(node, connect, leave, wait=options.wait, standby=options.standby)
+    beats = asyncio.create_task(heartbeat.beat(), name="heartbeat")
+    try:
+        await live(node, connect, leave, wait=options.wait, standby=options.standby)
+    finally:
+        beats.cancel()
+        await asyncio.gather(beats, return_exceptions=True)
 
 
 def configure_logs() -> None:

@@ -14,6 +14,7 @@ import structlog
 import uvicorn
 
 from api.server import signals
+from broker import heartbeat
 
 READY_SECONDS = 5.0  # connections are accepted after so long even if something is missing: the answers say what
 IDLE_SECONDS = 5.0  # of a server that finishes: idle connections are closed after that
@@ -47,8 +48,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts the application, and listens when it is ready."""
-        await super().startup(sockets=[])
         loop = asyncio.get_running_loop()
+        self._heartbeat = loop.create_task(heartbeat.beat(), name="heartbeat")
+        await super().startup(sockets=[])
         self._readiness = loop.create_task(self._until_ready(), name="readiness")
         began = loop.time()
         while not (self.should_exit or self._readiness.done() or loop.time() - began > READY_SECONDS):
@@ -59,6 +61,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends in order."""
         self._readiness.cancel()
+        self._heartbeat.cancel()
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:

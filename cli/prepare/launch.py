@@ -3,7 +3,8 @@
 import os
 import sys
 
-from cli import home
+from cli import home, lock
+from cli.console import open_standard_streams
 from cli.errors import CliError, explain_os_error
 from cli.home import PREPARE_LOCK, VENV_PYTHON
 from cli.prepare import doctor, steps, system, venv
@@ -29,12 +30,15 @@ _REQUIREMENTS = {"test": [venv.RUNTIME, venv.DEVELOPMENT]}
 
 def main(arguments: list[str]) -> int:
     """Prepares for the command in `arguments` and becomes it; returns only when that is impossible."""
+    open_standard_streams()
     try:
         if _is_help(arguments) and not VENV_PYTHON.exists():
             print(HELP)
             return 0
         if arguments == ["doctor"]:
             return doctor.main()
+        if arguments[:1] == ["up"] and not _is_help(arguments):
+            lock.take(home.read()).pass_on()  # before anything else: `down` finds us from here on
         if not _is_help(arguments):
             prepare(arguments[0])
         _become(arguments)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from cli.errors import CliError
-from cli.home import REPOSITORY, VENV_PYTHON, Home
+from cli.home import PRIVATE_UMASK, REPOSITORY, VENV_PYTHON, Home
 from cli.prepare.steps import Log, Step
 
 
@@ -26,7 +26,8 @@ class Model:
 
     def _work(self, log: Log, home: Home) -> None:
         env = {"CANOPY_HOME": str(home.path), "PYTHONUNBUFFERED": "1"}
-        lines = log.run([VENV_PYTHON, "-m", "worker.models", "prepare", self.asked], cwd=REPOSITORY, env=env)
+        command: list[str | Path] = [VENV_PYTHON, "-m", "worker.models", "prepare", self.asked]
+        lines = log.run(command, cwd=REPOSITORY, env=env, umask=PRIVATE_UMASK)
         folder = Path(lines[-1].strip()) if lines else Path()
         if not lines or not folder.is_dir():
             raise CliError(f"no folder came out of preparing {self.asked}")

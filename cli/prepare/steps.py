@@ -29,7 +29,8 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.last = ""
-        self._file = path.open("w", encoding="utf-8", errors="replace")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._file = os.fdopen(handle, "w", encoding="utf-8", errors="replace")
 
     def write(self, line: str) -> None:
         """Keeps one line."""
@@ -48,10 +49,12 @@ class Log:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         outlives_us: bool = False,
+        umask: int = -1,
     ) -> list[str]:
         """Runs a program to its end and returns its lines. Raises CliError with the reason when it fails.
 
         It ends when we are killed, unless `outlives_us`: a package manager is better not cut short.
+        `umask`: what its files are made with; -1: as ours.
         """
         self.write("$ " + " ".join(map(str, command)))
         shim = (
@@ -67,6 +70,7 @@ class Log:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            umask=umask,
         ) as process:
             for line in process.stdout or ():
                 lines.append(line.rstrip("\n"))
@@ -158,7 +162,7 @@ class Display:
 
     def _erase(self) -> None:
         if self._drawn:
-            sys.stderr.write(f"\x1b[{self._drawn}F\x1b[J")
+            _write(f"\x1b[{self._drawn}F\x1b[J")
             self._drawn = 0
 
 
@@ -185,13 +189,16 @@ def run_together(steps: Sequence[Step], logs: Path) -> None:
 def exclusive(lock: Path) -> Iterator[None]:
     """Lets one command prepare at a time. The kernel releases the lock when its holder dies."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    fd = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _say("  ... waiting for another canopy command that prepares this folder")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(fd)
 
 
 def _start(step: Step, logs: Path, display: Display) -> threading.Thread:
@@ -209,4 +216,10 @@ def _progress(step: Step) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    _write(text + "\n")
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it: the work goes on
+        sys.stderr.write(text)
+        sys.stderr.flush()

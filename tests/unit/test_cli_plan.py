@@ -53,7 +53,7 @@ def test_each_model_gets_a_tree_with_names_of_its_own() -> None:
         "n6": "n4",
     }
     assert option(made.nodes[3], "--model-path") == "/models/b"
-    assert made.api.env["CANOPY_MODELS"] == '["a", "org/B"]'
+    assert made.apis[0].env["CANOPY_MODELS"] == '["a", "org/B"]'
 
 
 def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> None:
@@ -61,7 +61,7 @@ def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> Non
     made = layout(engine="openai", **upstream)
     assert [option(spec, "--upstream") for spec in made.nodes] == ["http://far/v1"] * 2
     assert option(made.nodes[0], "--upstream-model") == "m"
-    others = [*made.roots, made.api, *layout(**upstream).nodes]
+    others = [*made.roots, *made.apis, *layout(**upstream).nodes]
     assert not any("--upstream" in spec.command for spec in others)
 
 
@@ -184,11 +184,11 @@ def test_every_precision_is_known_to_the_engine() -> None:
 def test_processes_that_share_a_model_are_told_to_its_nodes_alone() -> None:
     made = layout(tensor_parallel=4)
     assert [option(spec, "--tensor-parallel") for spec in made.nodes] == ["4", "4"]
-    assert not any("--tensor-parallel" in spec.command for spec in [*made.roots, made.api, *layout().nodes])
+    assert not any("--tensor-parallel" in spec.command for spec in [*made.roots, *made.apis, *layout().nodes])
 
 
 def test_the_api_inherits_the_socket_that_outlives_it() -> None:
-    api = layout(port=8123).api
+    api = layout(port=8123).apis[0]
     assert option(api, "--fd") == "7"
     assert api.inherits == (7,)
     assert api.env["CANOPY_PORT"] == "8123"
@@ -196,7 +196,7 @@ def test_the_api_inherits_the_socket_that_outlives_it() -> None:
 
 def test_large_buffers_stay_off_the_apis_heap_and_a_models_tensors_are_left_alone() -> None:
     made = layout()
-    assert int(made.api.env["MALLOC_MMAP_THRESHOLD_"]) < 256 * 1024  # what asyncio receives into
+    assert int(made.apis[0].env["MALLOC_MMAP_THRESHOLD_"]) < 256 * 1024  # what asyncio receives into
     assert not any("MALLOC_MMAP_THRESHOLD_" in spec.env for spec in [*made.roots, *made.nodes])
 
 

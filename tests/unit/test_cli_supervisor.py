@@ -1,6 +1,8 @@
 """The supervisor with small programs in the place of nodes and API."""
 
 import asyncio
+import dataclasses
+import errno
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cli import instance
+from cli import instance, roster
 from cli.errors import CliError
 from cli.home import Home
+from cli.liveness import Silence, frozen_seconds
 from cli.process import Spec
 from cli.supervisor import Kept, Supervisor
 
@@ -23,11 +26,27 @@ print("ready", flush=True)
 while not done:
     signal.pause()
 """
+BEATS = """
+import asyncio
+from broker.heartbeat import beat
+async def live():
+    beats = asyncio.create_task(beat())
+    await asyncio.sleep(0)
+    print("ready", flush=True)
+    await beats
+asyncio.run(live())
+"""
 SECONDS = 20.0
 
 
 def program(name: str, code: str) -> Spec:
     return Spec(name, [sys.executable, "-S", "-E", "-c", code], is_ready=lambda line: line == "ready")
+
+
+def beating(name: str) -> Spec:
+    """One that gives signs of life from its event loop."""
+    command = [sys.executable, "-c", BEATS]
+    return Spec(name, command, is_ready=lambda line: line == "ready", beats=True)
 
 
 @pytest.fixture
@@ -130,3 +149,124 @@ async def test_everything_ends_also_what_is_leaving(children: Supervisor, said: 
     await children.stop()
     assert old.status is not None
     assert children.roster["api"].status is not None
+
+
+# ---- what must not end the supervision
+
+
+async def test_a_process_is_restarted_while_no_file_can_be_written(
+    children: Supervisor,
+    home: Home,
+    said: "asyncio.Queue[str]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await children._start(Kept("nodes", program("n1", SERVES)))
+    first = children.pid("n1")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(instance, "write_private", full)
+        patch.setattr(roster, "RETRY_SECONDS", 0.05)
+        children.roster["n1"].send(signal.SIGKILL)
+        await heard(said, "The disk is full")
+        await heard(said, "n1 is back")
+    assert children.pid("n1") != first
+    async with asyncio.timeout(SECONDS):
+        while instance.recorded_processes(home)[-1].pid != children.pid("n1"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not children.failure.done()
+
+
+async def test_a_log_that_cannot_be_opened_blocks_no_process(
+    children: Supervisor, home: Home, said: "asyncio.Queue[str]"
+) -> None:
+    (home.logs / "n1.log").mkdir()
+    chatty = "print('x' * 1_000_000, flush=True)\n" + SERVES
+    async with asyncio.timeout(SECONDS):
+        await children._start(Kept("nodes", program("n1", chatty)))
+
+
+async def test_an_error_of_our_own_in_a_keeper_is_seen(children: Supervisor) -> None:
+    await children._start(Kept("nodes", program("n1", SERVES)))
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    children._say = broken
+    children.roster["n1"].send(signal.SIGKILL)
+    async with asyncio.timeout(SECONDS):
+        assert isinstance(await children.failure, ZeroDivisionError)
+
+
+# ---- signs of life
+
+
+async def test_a_frozen_process_is_replaced(children: Supervisor, said: "asyncio.Queue[str]") -> None:
+    children._frozen_seconds = 2.5
+    await children._start(Kept("nodes", beating("n1")))
+    first = children.pid("n1")
+    children.roster["n1"].send(signal.SIGSTOP)
+    await heard(said, "n1 gives no sign of life")
+    assert (await heard(said, "n1 ended")).startswith("n1 ended (SIGKILL)")
+    await heard(said, "n1 is back")
+    assert children.pid("n1") != first
+
+
+async def test_a_dead_event_loop_says_where_it_is_and_is_replaced(
+    children: Supervisor, home: Home, said: "asyncio.Queue[str]"
+) -> None:
+    children._frozen_seconds = 2.5
+    stuck = BEATS.replace("    await beats\n", "    await asyncio.sleep(1)\n    computes_for_ever()\n")
+    stuck = "def computes_for_ever():\n    while True: pass\n" + stuck
+    await children._start(Kept("nodes", dataclasses.replace(beating("n1"), command=[sys.executable, "-c", stuck])))
+    await heard(said, "n1 gives no sign of life")
+    await heard(said, "n1 ended (SIGKILL)")
+    assert "in computes_for_ever" in (home.logs / "n1.log").read_text()
+
+
+async def test_what_does_not_answer_is_replaced(children: Supervisor, said: "asyncio.Queue[str]") -> None:
+    children._frozen_seconds = 2.0
+    alive = asyncio.Event()
+    alive.set()
+
+    async def answers() -> bool:
+        return alive.is_set()
+
+    await children._start(Kept("broker", program("broker", SERVES), answers=answers))
+    await asyncio.sleep(0.1)
+    alive.clear()
+    await heard(said, "broker gives no sign of life")
+    alive.set()
+    await heard(said, "broker is back")
+
+
+def silent_for(seconds: float, *, step: float = 1.0) -> bool:
+    """Whether a process that fell silent a moment ago is frozen after `seconds`, looked at each `step`."""
+    silence = Silence(30.0, 0.0)
+    silence.sign(0.0)
+    moments = [step * number for number in range(1, int(seconds / step) + 1)]
+    return any(silence.is_frozen(moment) for moment in moments)
+
+
+def test_silence_is_measured_in_time_that_we_saw_pass() -> None:
+    assert not silent_for(30)
+    assert silent_for(31)
+    assert not silent_for(3600, step=3600), "the machine slept"
+    assert not silent_for(600, step=6), "we hardly run ourselves"
+
+
+def test_a_process_that_starts_has_longer() -> None:
+    silence = Silence(30.0, 0.0)
+    assert not any(silence.is_frozen(float(second)) for second in range(1, 121))
+    assert silence.is_frozen(121.0)
+
+
+@pytest.mark.parametrize("nonsense", ["1", "-5", "x", "nan", "inf", "1e9"])
+def test_the_limit_of_silence_is_a_sensible_number(nonsense: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_FROZEN_SECONDS", nonsense)
+    with pytest.raises(CliError, match="CANOPY_FROZEN_SECONDS must be from 5"):
+        frozen_seconds()
+    monkeypatch.setenv("CANOPY_FROZEN_SECONDS", "0")
+    assert frozen_seconds() is None
