@@ -16,7 +16,7 @@ class Management:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         auth = (unquote(parts.username or ""), unquote(parts.password or ""))
-        base = f"{parts.scheme}://{parts.hostname}:{parts.port}"
+        base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._http = httpx.AsyncClient(base_url=base, auth=auth, timeout=_SECONDS, trust_env=False)
 
     async def __aenter__(self) -> Self:

@@ -104,7 +104,7 @@ async def _listed(http: httpx.AsyncClient, kind: str) -> list[Listed]:
 @asynccontextmanager
 async def _api(management_url: str) -> AsyncIterator[httpx.AsyncClient]:
     parts = urlsplit(management_url)
-    base = f"{parts.scheme}://{parts.hostname}:{parts.port}"
+    base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # an IPv6 address keeps its brackets
     auth = (unquote(parts.username or ""), unquote(parts.password or ""))
     try:
         async with httpx.AsyncClient(

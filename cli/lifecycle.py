@@ -3,16 +3,14 @@
 import contextlib
 import json
 import os
-import re
 import signal
-import socket
 import time
 from typing import Annotated, Any
 
 import psutil
 import typer
 
-from cli import devices, instance, up
+from cli import devices, instance, joining, ports, up
 from cli import home as homes
 from cli import lock as locking
 from cli.errors import CliError
@@ -91,6 +89,7 @@ def up_command(
     models = [Model(asked) for asked in model or [DEFAULT_MODEL if engine == "transformers" else engine]]
     request = Request(
         models=dict.fromkeys((each.name for each in models), None),
+        asked=_asked(models),
         engine=engine,
         nodes=nodes or devices.usual_nodes(engine, device, gpus, tensor_parallel),
         fanout=fanout,
@@ -103,9 +102,9 @@ def up_command(
         upstream=upstream,
         upstream_model=upstream_model,
         tensor_parallel=tensor_parallel,
-        host=host,
+        host=ports.without_brackets(host),
         port=port,
-        listen=listen,
+        listen=ports.without_brackets(listen),
         standby=standby,
         api_processes=api_processes,
     )
@@ -194,8 +193,10 @@ def _print_status(home: Home, record: dict[str, Any]) -> None:
         alive = f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB" if process["running"] else ""
         state = "" if process["state"] == "running" else process["state"]
         print(f"  {process['name']:<14} {'  '.join(filter(None, (alive, state)))}")
-    print(f"one more worker on a machine that reaches the broker:\n  {_join(record)}")
-    if record.get("listen") == "127.0.0.1":
+    print("one more worker on a machine that reaches the broker:")
+    for line in joining.lines(record):
+        print(f"  {line}")
+    if record.get("listen") in ("127.0.0.1", "::1", "localhost"):
         print("  (the broker listens on this machine only; start with --listen 0.0.0.0 to add other machines)")
 
 
@@ -209,7 +210,8 @@ def _public(home: Home, record: dict[str, Any] | None) -> dict[str, Any]:
         "port": record["port"],
         "models": record["models"],
         "processes": [_process(each) for each in instance.recorded_processes(home)],
-        "join": _join(record),
+        "join": joining.lines(record)[0],
+        "joins": joining.lines(record),
     }
 
 
@@ -230,11 +232,17 @@ def _process(recorded: instance.Recorded) -> dict[str, Any]:
     }
 
 
-def _join(record: dict[str, Any]) -> str:
-    url = record["amqp"]["node"]
-    if record.get("listen") in ("0.0.0.0", "::"):  # noqa: S104 - a comparison
-        url = re.sub(r"@[^@]+:(\d+)/", rf"@{socket.getfqdn()}:\1/", url)
-    return f"CANOPY_AMQP_URL={url} ./canopy node NAME --parent root"
+def _asked(models: list[Model]) -> dict[str, str]:
+    """Public name -> what --model said. Raises CliError for two folders of one name."""
+    asked: dict[str, str] = {}
+    for model in models:
+        if asked.setdefault(model.name, model.asked) != model.asked:
+            raise CliError(
+                f"{asked[model.name]} and {model.asked} would both be called {model.name!r}; "
+                "rename one of the folders.",
+                code=2,
+            )
+    return asked
 
 
 def _end_leftovers(home: Home) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -37,6 +37,7 @@ class Request:
     """The options of `up`. `models`: public name -> folder (None for an engine that needs no files)."""
 
     models: Mapping[str, Path | None]
+    asked: Mapping[str, str] = field(default_factory=dict)  # public name -> what --model said
     engine: str = "transformers"
     nodes: int = devices.USUAL_NODES
     fanout: int | None = None
@@ -140,14 +141,24 @@ def _apis(request: Request, listener: int, env: Mapping[str, str]) -> list[Spec]
 
 def _hosts(request: Request) -> dict[str, str]:
     """Names by which other machines may call a service that listens beyond this one."""
-    if os.environ.get("CANOPY_HOSTS") or request.host not in ("0.0.0.0", "::"):  # noqa: S104 - a comparison
+    if os.environ.get("CANOPY_HOSTS"):
         return {}
-    return {"CANOPY_HOSTS": " ".join(dict.fromkeys((socket.gethostname(), socket.getfqdn(), *_addresses())))}
+    if request.host not in ("0.0.0.0", "::"):  # noqa: S104 - a comparison
+        return {"CANOPY_HOSTS": f"[{request.host}]" if ":" in request.host else request.host}
+    names = dict.fromkeys((socket.gethostname(), socket.getfqdn(), *_addresses()))
+    return {"CANOPY_HOSTS": " ".join(names)}
 
 
 def _addresses() -> list[str]:
-    interfaces = psutil.net_if_addrs().values()
-    return [entry.address for entries in interfaces for entry in entries if entry.family == socket.AF_INET]
+    """This machine's addresses as they stand in a Host header."""
+    found = []
+    for entries in psutil.net_if_addrs().values():
+        for entry in entries:
+            if entry.family == socket.AF_INET:
+                found.append(entry.address)
+            elif entry.family == socket.AF_INET6:
+                found.append(f"[{entry.address.partition('%')[0]}]")  # a zone is for this machine alone
+    return found
 
 
 def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:

@@ -22,12 +22,17 @@ def bind(host: str, port: int) -> socket.socket:
     return _bind(host, port)
 
 
+def check_address(host: str) -> None:
+    """Raises CliError when `host` is not an address of this machine."""
+    if not is_free(host, 0):
+        raise CliError(f"Cannot listen on {host}: it is not an address of this machine.")
+
+
 def check_free(host: str, port: int) -> None:
     """Raises CliError when `port` is taken or `host` is not an address of this machine."""
     if is_free(host, port):
         return
-    if not is_free(host, 0):
-        raise CliError(f"Cannot listen on {host}: it is not an address of this machine.")
+    check_address(host)
     raise CliError(f"Port {port} is in use on {host}. Choose another with --port N.")
 
 
@@ -39,6 +44,11 @@ def reachable(host: str) -> str:
 def host_and_port(host: str, port: int) -> str:
     """Both as a URL has them: an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def without_brackets(host: str) -> str:
+    """The address as a socket takes it; people copy IPv6 addresses from URLs."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def pick(count: int, host: str = "127.0.0.1") -> list[int]:
@@ -53,14 +63,17 @@ def pick(count: int, host: str = "127.0.0.1") -> list[int]:
             each.close()
 
 
-def remembered(file: Path, names: list[str]) -> dict[str, int]:
-    """A free port for each of `names`: last time's where it is still free, so that joined machines find us again."""
+def remembered(file: Path, names: list[str], listen: str = "127.0.0.1") -> dict[str, int]:
+    """A free port for each of `names`: last time's where it is still free, so that joined machines find us again.
+
+    `listen`: the address that one of them listens on, beside the loopback device.
+    """
     try:
         last = json.loads(file.read_text())
     except (OSError, ValueError):
         last = {}
     fresh = dict(zip(names, pick(len(names)), strict=True))
-    ports = {name: last[name] if _usable(last.get(name)) else fresh[name] for name in names}
+    ports = {name: last[name] if _usable(last.get(name), listen) else fresh[name] for name in names}
     file.write_text(json.dumps(ports))
     return ports
 
@@ -78,5 +91,7 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _usable(port: object) -> bool:
-    return isinstance(port, int) and 1024 <= port < 65536 and is_free("127.0.0.1", port)
+def _usable(port: object, listen: str) -> bool:
+    if not isinstance(port, int) or not 1024 <= port < 65536:
+        return False
+    return is_free("127.0.0.1", port) and is_free(listen, port)

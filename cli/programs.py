@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import home as homes
-from cli import instance, testing
+from cli import instance, joining, testing
 from cli.errors import CliError
 from cli.home import PRIVATE_UMASK, Home, module_command, module_environment
 from cli.lifecycle import (
@@ -62,21 +62,24 @@ def node(
     if standby == (parent is not None):
         raise CliError("Say --parent P for a worker, or --standby for a root that waits for its name", code=2)
     home = homes.read()
-    record = instance.read(home)
-    url = os.environ.get("CANOPY_AMQP_URL") or instance.running(home)["amqp"]["node"]
+    elsewhere = os.environ.get("CANOPY_AMQP_URL")
+    record = None if elsewhere else instance.running(home)  # what runs here says nothing of a tree elsewhere
+    url = record["amqp"]["node"] if record else elsewhere
     engine = engine or (record["engine"] if record else "transformers")
-    served = record["models"][0] if record else DEFAULT_MODEL if engine == "transformers" else engine
+    if model is None:
+        usual = DEFAULT_MODEL if engine == "transformers" else engine
+        model = joining.model_below(record, parent or name) if record else usual
     if parent is None:  # a root has neither model files nor slots
-        options = ["--standby", "--engine", "none", "--model", Model(model or served).name]
+        options = ["--standby", "--engine", "none", "--model", Model(model).name]
     else:
         options = ["--parent", parent, "--engine", engine, "--slots", str(check_slots(slots) or "auto")]
-        options += [*_model(home, model or served, engine), *(["--device", device] if device else [])]
+        options += [*_model(home, model, engine), *(["--device", device] if device else [])]
         options += _upstream(upstream, upstream_model) if engine == "openai" else []
         options += _tensor_parallel(tensor_parallel, engine)
     os.umask(PRIVATE_UMASK)
     _become(
         "worker", "--name", name, *options, *_policy(record), *context.args,
-        CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path), CANOPY_PRECISION=check_precision(precision) or "auto",
+        CANOPY_AMQP_URL=url or "", CANOPY_HOME=str(home.path), CANOPY_PRECISION=check_precision(precision) or "auto",
         GOMP_SPINCOUNT=os.environ.get("GOMP_SPINCOUNT") or SPINS,
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ class PrivateBroker:
         for name in ("conf.d", "data", "home", "work"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self.passwords = credentials.load_or_create(self._folder / "credentials.json")
-        self.ports = ports.remembered(self._folder / "ports.json", _PORTS)
+        self.ports = ports.remembered(self._folder / "ports.json", _PORTS, self.listen)
         credentials.write_private(self._definitions, json.dumps(credentials.definitions(self.passwords), indent=1))
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
         (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")

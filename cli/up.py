@@ -45,6 +45,7 @@ def check(request: Request, home: Home) -> None:
     for name in instance.end_leftovers(home):  # they may hold the port
         say(f"ended {name}, left over from a launcher that was killed")
     ports.check_free(request.host, request.port)
+    ports.check_address(request.listen)
     free = shutil.disk_usage(home.path).free
     if free < NEEDED_BYTES:
         raise CliError(
@@ -236,6 +237,9 @@ def _publish(request: Request, home: Home, broker: Broker, children: Supervisor,
         "management": broker.management.get("admin", ""),
         "models": list(request.models),
         "roots": request.roots,
+        "asked": dict(request.asked),
+        "upstream": request.upstream,
+        "upstream_model": request.upstream_model,
         "engine": request.engine,
         "policy": request.policy,
         "processes": [asdict(each) for each in children.roster.recorded()],

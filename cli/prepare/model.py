@@ -1,5 +1,6 @@
 """Models: found, checked and, for the packaged one, converted once. The work itself is `worker.models`."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -19,9 +20,11 @@ class Model:
 
     def step(self, home: Home) -> Step:
         """Prepares the model; instant when it was prepared before."""
-        slug = "".join(letter if letter.isalnum() else "-" for letter in self.name)
         return Step(
-            f"model-{slug}", f"Preparing the model {self.name}", lambda: True, lambda log: self._work(log, home)
+            f"model-{_slug(self.name)}",
+            f"Preparing the model {self.name}",
+            lambda: True,
+            lambda log: self._work(log, home),
         )
 
     def _work(self, log: Log, home: Home) -> None:
@@ -32,6 +35,12 @@ class Model:
         if not lines or not folder.is_dir():
             raise CliError(f"no folder came out of preparing {self.asked}")
         self.folder = folder
+
+
+def _slug(name: str) -> str:
+    """A file name for the model's log; names that differ in punctuation alone get different ones."""
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[:80]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def is_local(asked: str) -> bool:

@@ -39,6 +39,8 @@ class HubModel:
         except RepositoryNotFoundError as error:
             raise ModelError(f"the Hugging Face hub has no model {self._name} that this account may read") from error
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-            reason = f"the Hugging Face hub cannot be reached or failed: {one_line(error)}"
-            raise ModelError(f"cannot download {self._name}: {reason}") from error
+            raise ModelError(
+                f"{self._name} is neither packaged nor a folder here nor downloaded, and the Hugging Face hub "
+                f"cannot be reached or failed ({one_line(error)}); give the model's folder instead"
+            ) from error
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's notes

@@ -1,0 +1,166 @@
+"""What must not stop the launcher: a full disk, an output that is closed, processes that freeze."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.instance import LAUNCHER, Instance, environment, finish, free_port, running
+
+SECONDS = 120.0
+FROZEN_SECONDS = 5  # the shortest limit
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def pids(instance: Instance) -> dict[str, int]:
+    """The processes as the launcher has written them down; it writes again once the disk has room."""
+    return {each["name"]: each["pid"] for each in instance.record()["processes"]}
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def ready(program: httpx.Client) -> bool:
+    try:
+        return program.get("/readyz").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def ask(program: httpx.Client, text: str = "are you there") -> str:
+    messages = [{"role": "user", "content": text}]
+    asked = {"model": "echo", "max_tokens": 200, "messages": messages}
+    answer = program.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def all_new(instance: Instance, before: dict[str, int], names: list[str]) -> bool:
+    now = pids(instance)
+    return all(now.get(name) != before[name] and alive(now.get(name)) for name in names)
+
+
+def alive(pid: int | None) -> bool:
+    return pid is not None and Path(f"/proc/{pid}").exists()
+
+
+# ---- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own; that needs root, as it does on the machines that test every change."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Takes every byte that is left."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * (1 << 20))
+        except OSError:
+            pass
+        try:
+            while True:
+                file.write(b"\0")
+        except OSError:
+            return ballast
+
+
+@pytest.mark.parametrize("victim", ["n1", "root", "broker", "api"])
+def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(small_disk: Path, victim: str) -> None:
+    with running(small_disk / "home", "--engine", "echo", "--nodes", "2") as instance:
+        before = pids(instance)
+        with instance.program(instance.key()) as program:
+            ballast = fill(small_disk)
+            os.kill(before[victim], signal.SIGKILL)
+            until(lambda: not alive(before[victim]), "it has been killed")
+            time.sleep(3)  # the launcher has tried, and its records and logs could not be written
+            ballast.unlink()
+            until(lambda: all_new(instance, before, [victim]), f"{victim} is not back")
+            until(lambda: ready(program), "not ready again")
+            assert ask(program) == "are you there"
+        assert json.loads(instance.canopy("status", "--json"))["running"]
+
+
+# ---- a closed output
+
+
+def test_a_closed_standard_error_does_not_stop_the_restarts(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    command = f'exec "$@" 2> >(head -2 > /dev/null)'
+    words = [sys.executable, str(LAUNCHER), "up", "--engine", "echo", "--port", str(free_port())]
+    launcher = subprocess.Popen(
+        ["bash", "-c", command, "bash", *words],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert launcher.stdout
+        link = launcher.stdout.readline().removeprefix("Canopy is ready: ").strip()
+        instance = Instance(home, link)
+        for victim in ("n1", "root", "n1"):
+            before = pids(instance)
+            os.kill(before[victim], signal.SIGKILL)
+            until(lambda: all_new(instance, before, [victim]), f"{victim} is not back")
+        with instance.program(instance.key()) as program:
+            assert ask(program) == "are you there"
+    finally:
+        assert finish(launcher) == 0
+
+
+# ---- frozen processes
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    home = tmp_path_factory.mktemp("watched") / "home"
+    options = ("--engine", "echo", "--nodes", "2", "--slots", "2", "--token-delay", "0.1", "--api-processes", "2")
+    with running(home, *options, env={"CANOPY_FROZEN_SECONDS": str(FROZEN_SECONDS)}) as instance:
+        yield instance
+
+
+@pytest.mark.parametrize("victim", ["n1", "root", "broker", "epmd", "api-2", "api"])
+def test_a_frozen_process_is_replaced_and_no_job_is_lost(watched: Instance, victim: str) -> None:
+    before = pids(watched)
+    text = " ".join(f"word{number}" for number in range(60))
+    answers: list[str] = []
+    with watched.program(watched.key()) as program:
+        until(lambda: ready(program), "not ready")
+        askers = []
+        if not victim.startswith("api"):  # what a frozen API process has accepted is lost with it
+            askers = [threading.Thread(target=lambda: answers.append(ask(program, text))) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        time.sleep(1)
+        os.kill(before[victim], signal.SIGSTOP)
+        until(lambda: all_new(watched, before, [victim]), f"{victim} was not replaced")
+        for asker in askers:
+            asker.join(SECONDS)
+        assert answers == [text] * len(askers)
+        until(lambda: ready(program), "not ready again")
+        assert ask(program) == "are you there"
+    now = pids(watched)
+    assert {name for name in before if now[name] != before[name]} == {victim}
