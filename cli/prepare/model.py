@@ -8,11 +8,15 @@ from cli.errors import CliError
 from cli.home import PRIVATE_UMASK, REPOSITORY, VENV_PYTHON, Home
 from cli.prepare.steps import Log, Step
 
+_NAME_BYTES = 200  # it becomes a routing key and part of file names, which end at 255
+
 
 class Model:
     """A model that `up` or `node` was asked for. `folder` is known once the step has run."""
 
     def __init__(self, asked: str) -> None:
+        if not asked or len(os.fsencode(Path(asked).name)) > _NAME_BYTES:
+            raise CliError(f"--model must name a model in 1 to {_NAME_BYTES} bytes, not {asked[:40]!r}.", code=2)
         local = is_local(asked)
         self.asked = str(Path(asked).expanduser().resolve()) if local else asked
         self.name = Path(self.asked).name if local else asked

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def pids(instance: Instance) -> dict[str, int]:
-    """The processes as the launcher has written them down; it writes again once the disk has room."""
-    return {each["name"]: each["pid"] for each in instance.record()["processes"]}
+    """The processes that serve, as the launcher has written them down; it writes again once the disk has room."""
+    processes = instance.record()["processes"]
+    return {each["name"]: each["pid"] for each in processes if each["state"] == "running"}
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -48,9 +49,14 @@ def ask(program: httpx.Client, text: str = "are you there") -> str:
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
-def all_new(instance: Instance, before: dict[str, int], names: list[str]) -> bool:
-    now = pids(instance)
-    return all(now.get(name) != before[name] and alive(now.get(name)) for name in names)
+def until_replaced(instance: Instance, before: dict[str, int], name: str) -> None:
+    """The launcher has started another process of that name, and written that down."""
+
+    def replaced() -> bool:
+        pid = pids(instance).get(name)
+        return pid != before[name] and alive(pid)
+
+    until(replaced, f"{name} is not back")
 
 
 def alive(pid: int | None) -> bool:
@@ -96,7 +102,7 @@ def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(small_disk: Pat
             until(lambda: not alive(before[victim]), "it has been killed")
             time.sleep(3)  # the launcher has tried, and its records and logs could not be written
             ballast.unlink()
-            until(lambda: all_new(instance, before, [victim]), f"{victim} is not back")
+            until_replaced(instance, before, victim)
             until(lambda: ready(program), "not ready again")
             assert ask(program) == "are you there"
         assert json.loads(instance.canopy("status", "--json"))["running"]
@@ -108,7 +114,7 @@ def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(small_disk: Pat
 def test_a_closed_standard_error_does_not_stop_the_restarts(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    command = f'exec "$@" 2> >(head -2 > /dev/null)'
+    command = 'exec "$@" 2> >(head -2 > /dev/null)'
     words = [sys.executable, str(LAUNCHER), "up", "--engine", "echo", "--port", str(free_port())]
     launcher = subprocess.Popen(
         ["bash", "-c", command, "bash", *words],
@@ -124,7 +130,7 @@ def test_a_closed_standard_error_does_not_stop_the_restarts(tmp_path: Path) -> N
         for victim in ("n1", "root", "n1"):
             before = pids(instance)
             os.kill(before[victim], signal.SIGKILL)
-            until(lambda: all_new(instance, before, [victim]), f"{victim} is not back")
+            until_replaced(instance, before, victim)
         with instance.program(instance.key()) as program:
             assert ask(program) == "are you there"
     finally:
@@ -156,7 +162,7 @@ def test_a_frozen_process_is_replaced_and_no_job_is_lost(watched: Instance, vict
             asker.start()
         time.sleep(1)
         os.kill(before[victim], signal.SIGSTOP)
-        until(lambda: all_new(watched, before, [victim]), f"{victim} was not replaced")
+        until_replaced(watched, before, victim)
         for asker in askers:
             asker.join(SECONDS)
         assert answers == [text] * len(askers)

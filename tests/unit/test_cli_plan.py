@@ -1,15 +1,20 @@
 """The programs that `up` starts, and how a node's log line says that it serves."""
 
 import argparse
+import shlex
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
-from cli import devices, plan, rolling
+from cli import devices, joining, plan, rolling
 from cli.errors import CliError
 from cli.home import Home
 from cli.lifecycle import PRECISIONS, check_precision, check_slots
 from cli.plan import Request
+from cli.prepare.model import Model
 from cli.process import Spec
 from cli.rabbitmq import Broker
 from worker.__main__ import parse
@@ -241,3 +246,90 @@ def test_ready_lines(line: str, ready: bool) -> None:
 
 def test_the_address_of_a_service_for_everybody_is_one_a_browser_understands() -> None:
     assert Request(models={"m": None}, host="0.0.0.0", port=80).url == "http://127.0.0.1:80"
+
+
+# ---- joining a running instance
+
+RECORD = {
+    "amqp": {"node": "amqp://node:a'b$c@[::1]:5000/%2F"},
+    "listen": "::1",
+    "engine": "transformers",
+    "policy": None,
+    "upstream": None,
+    "upstream_model": None,
+    "roots": {"gemma-3-270m": "root", "my model": "root-my-model"},
+    "asked": {"gemma-3-270m": "gemma-3-270m", "my model": "/models/my model"},
+}
+
+
+def test_a_join_line_survives_the_shell_and_names_model_and_engine() -> None:
+    first, second = joining.lines(RECORD)
+    assert shlex.split(first) == [
+        "CANOPY_AMQP_URL=amqp://node:a'b$c@[::1]:5000/%2F",
+        *("./canopy", "node", "NAME", "--parent", "root"),
+        *("--model", "gemma-3-270m", "--engine", "transformers"),
+    ]
+    assert shlex.split(second)[5:8] == ["root-my-model", "--model", "/models/my model"]
+    other = {**RECORD, "engine": "openai", "upstream": "http://far/v1", "upstream_model": "m", "policy": "paper"}
+    assert shlex.split(joining.lines(other)[0])[-6:] == [
+        *("--upstream", "http://far/v1", "--upstream-model", "m", "--policy", "paper")
+    ]
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::"])
+def test_a_join_line_names_this_machine_where_the_broker_listens_everywhere(listen: str) -> None:
+    record = {**RECORD, "listen": listen, "amqp": {"node": "amqp://node:x@[::1]:5000/%2F"}}
+    assert f"@{socket.getfqdn()}:5000/%2F" in joining.lines(record)[0]
+
+
+def test_a_worker_serves_what_its_parents_tree_does() -> None:
+    assert joining.model_below(RECORD, "root-my-model") == "/models/my model"
+    assert joining.model_below({**RECORD, "asked": {"m": "/models/m"}}, "n7") == "/models/m"
+    with pytest.raises(CliError, match="say --model, one of: gemma-3-270m, my model"):
+        joining.model_below(RECORD, "n7")
+
+
+# ---- addresses
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("::1", "http://[::1]:80"),
+        ("::", "http://[::1]:80"),
+        ("fd00::7", "http://[fd00::7]:80"),
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("box.example", "http://box.example:80"),
+    ],
+)
+def test_the_address_that_is_printed_works(host: str, url: str) -> None:
+    assert Request(models={"m": None}, host=host, port=80).url == url
+    assert httpx.URL(url).host == urlsplit(url).hostname
+
+
+def test_who_is_reached_by_an_address_is_not_refused_by_the_api() -> None:
+    assert layout(host="fd00::7").apis[0].env["CANOPY_HOSTS"] == "[fd00::7]"
+    assert layout(host="192.0.2.7").apis[0].env["CANOPY_HOSTS"] == "192.0.2.7"
+    everywhere = layout(host="::").apis[0].env["CANOPY_HOSTS"].split()
+    assert "127.0.0.1" in everywhere
+    assert "[::1]" in everywhere
+
+
+def test_api_processes_share_the_socket_and_are_replaced_first() -> None:
+    made = layout(api_processes=3)
+    assert [spec.name for spec in made.apis] == ["api", "api-2", "api-3"]
+    assert {option(spec, "--fd") for spec in made.apis} == {"7"}
+    assert rolling.order(made, with_broker=False)[:3] == ["api", "api-2", "api-3"]
+
+
+def test_models_that_differ_in_punctuation_are_prepared_side_by_side(tmp_path: Path) -> None:
+    names = ["a/b", "a-b", "a_b", "模型", "模" * 60, "x" * 200]
+    steps = [Model(name).step(Home(tmp_path)) for name in names]
+    assert len({step.name for step in steps}) == len(names)
+    assert all(len(f"prepare-{step.name}.log".encode()) < 255 for step in steps)
+
+
+@pytest.mark.parametrize("name", ["", "模" * 90, "x" * 201])
+def test_a_model_with_an_impossible_name_is_refused(name: str) -> None:
+    with pytest.raises(CliError, match="--model must name a model"):
+        Model(name)
