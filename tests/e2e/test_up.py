@@ -1,5 +1,6 @@
 """`canopy up` and its ends, with the real broker, real processes and the echo engine."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli import lock
+from cli.home import Home
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CANOPY = [sys.executable, "-m", "cli"]  # as the launcher starts it; preparation of the machine is not under test here
+LAUNCHER = str(REPOSITORY / "canopy")
 START_SECONDS = 120
 STOP_SECONDS = 10.0
 
@@ -37,7 +43,7 @@ class Instance:
         return subprocess.run(
             [*CANOPY, *words],
             cwd=REPOSITORY,
-            env=self._env(),
+            env=self.env(),
             capture_output=True,
             text=True,
             timeout=START_SECONDS,
@@ -49,7 +55,7 @@ class Instance:
         launcher = subprocess.Popen(
             [*CANOPY, "up", "--engine", "echo", "--port", str(self.port), *options],
             cwd=REPOSITORY,
-            env=self._env(),
+            env=self.env(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -67,6 +73,19 @@ class Instance:
             if line.startswith("Canopy is ready: "):
                 return launcher, line.strip()
         pytest.fail("never ready:\n" + "".join(said))
+
+    def paths_for_others(self) -> list[str]:
+        """What in the state folder anybody but its owner may do something with."""
+        found = []
+        for path in (self.home, *self.home.rglob("*")):
+            if not path.is_symlink() and path.stat().st_mode & 0o077:
+                found.append(str(path))
+        return found
+
+    def files_with(self, secret: str) -> list[str]:
+        """The files of the state folder that hold a text."""
+        files = [path for path in self.home.rglob("*") if path.is_file() and not path.is_symlink()]
+        return [str(path) for path in files if secret.encode() in path.read_bytes()]
 
     def record(self) -> dict[str, object]:
         """The instance file."""
@@ -86,7 +105,8 @@ class Instance:
                 launcher.kill()
             launcher.communicate()
 
-    def _env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
+        """What every process of the instance gets."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "DATABASE_"))}
         return {**clean, "CANOPY_HOME": str(self.home)}
 
@@ -143,6 +163,9 @@ def test_up_serves_refuses_a_second_and_ends_on_sigterm(instance: Instance) -> N
     assert shown["running"]
     assert all(each["running"] for each in shown["processes"])
 
+    assert instance.paths_for_others() == []
+    assert instance.files_with(ready.partition("token=")[2]) == []
+
     second = instance.command("up", "--engine", "echo", "--port", str(instance.port))
     assert second.returncode == 1
     assert "already runs here" in second.stderr
@@ -166,6 +189,16 @@ def test_a_killed_launcher_leaves_nothing_and_can_start_again(instance: Instance
     assert again.stdout.startswith("Canopy is ready: ")
     everything = instance.processes()
 
+    token = again.stdout.strip().partition("token=")[2]
+    assert token
+    assert instance.files_with(token) == [], "also in no log of a detached launcher"
+    login = instance.command("login")
+    assert re.fullmatch(rf"http://127\.0\.0\.1:{instance.port}/login\?token=\S+\n", login.stdout)
+    assert status_of(login.stdout.strip()) == 200
+    nobody = instance.command("login", "--user", "nobody")
+    assert (nobody.returncode, nobody.stderr) == (1, "the user 'nobody' does not exist\n")
+    assert instance.paths_for_others() == []
+
     key = instance.command("key", "create")
     assert key.returncode == 0
     assert re.fullmatch(r"\S+\n", key.stdout), "the key, alone on standard output"
@@ -173,6 +206,58 @@ def test_a_killed_launcher_leaves_nothing_and_can_start_again(instance: Instance
     assert instance.command("down").returncode == 0
     assert gone(everything, 0.5) == []
     assert instance.command("down").stdout == "nothing runs here\n"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.5, 4.0])
+def test_down_ends_what_is_still_starting(instance: Instance, seconds: float) -> None:
+    launcher = subprocess.Popen(
+        [LAUNCHER, "up", "--engine", "echo", "--port", str(instance.port), "--detach"],
+        env=instance.env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    instance.launchers.append(launcher)
+    home = Home(instance.home)
+    deadline = time.monotonic() + START_SECONDS
+    while not lock.is_held(home):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "already is starting" in instance.command("up", "--engine", "echo").stderr
+    time.sleep(seconds)  # wherever it is in its start then
+    assert instance.command("status").stdout.startswith("starting")
+    ended = instance.command("down")
+    assert ended.stdout.startswith("stopped in "), ended
+    assert launcher.wait(STOP_SECONDS) != 0
+    assert not lock.is_held(home)
+    assert processes_of(instance.home) == []
+
+
+def processes_of(home: Path) -> list[str]:
+    """Every process that was started for that state folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("CANOPY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def test_several_api_processes_serve_one_port_and_die_with_the_launcher(instance: Instance) -> None:
+    launcher, _ = instance.up("--api-processes", "3", "--host", "::1")
+    url = f"http://[::1]:{instance.port}"
+    assert status_of(f"{url}/readyz") == 200
+    pids = {each["name"]: each["pid"] for each in instance.record()["processes"]}
+    serving = [psutil.Process(pids[name]) for name in ("api", "api-2", "api-3")]
+    os.kill(pids["api"], signal.SIGKILL)
+    assert all(status_of(f"{url}/healthz") == 200 for _ in range(20)), "nobody is sent to the dead one"
+    everything = instance.processes()
+    launcher.kill()
+    assert gone([*everything, *serving], STOP_SECONDS) == []
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("::1", instance.port))
 
 
 def test_what_crashes_is_restarting_and_comes_back(instance: Instance) -> None:
