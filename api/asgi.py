@@ -5,7 +5,6 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator, Callable
-from wsgiref.headers import Headers
 
 import django
 
@@ -30,6 +29,7 @@ from api.jobs.followed import followed  # noqa: E402
 from api.kept import store as kept  # noqa: E402
 from api.kept.models import KeptRequest  # noqa: E402
 from api.server import signals  # noqa: E402
+from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
 from api.tree.orphans import look_after_orphans  # noqa: E402
 from broker.client import Client  # noqa: E402
@@ -46,7 +46,7 @@ class Application:
     def __init__(self, make_client: Callable[[], Client]) -> None:
         self.handler = Handler()
         self._make_client = make_client
-        self._http = with_static_files(self.handler)
+        self._http = Edge(with_static_files(self.handler), settings.ENV)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance."""
@@ -121,7 +121,6 @@ def with_static_files(application: Handler) -> ServeStaticASGI:
         max_age=3600,
         allow_all_origins=False,
         immutable_file_test=r"/assets/.+-[\w-]{8}\.\w+$",  # Vite puts a hash of the content into these names
-        add_headers_function=_forbid_sniffing,
     )
     for finder in get_finders():
         for storage in getattr(finder, "storages", {}).values():
@@ -129,10 +128,6 @@ def with_static_files(application: Handler) -> ServeStaticASGI:
     if settings.FRONTEND_DIST.is_dir():
         server.add_files(settings.FRONTEND_DIST, settings.STATIC_URL)
     return server
-
-
-def _forbid_sniffing(headers: Headers, path: str, url: str) -> None:
-    headers["X-Content-Type-Options"] = "nosniff"
 
 
 application = Application(lambda: Client(settings.ENV.amqp_url, queue_type=settings.ENV.queue_type))

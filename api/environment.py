@@ -46,6 +46,14 @@ class Environment:
         """The model used where the user named none."""
         return self.models[0] if self.models else None
 
+    @property
+    def public_hosts(self) -> tuple[str, ...]:
+        """The host of `public_url` as a Host header names it without its port."""
+        if self.public_url is None:
+            return ()
+        host = urlsplit(self.public_url).hostname or ""
+        return (f"[{host}]" if ":" in host else host,)
+
     def secret_key(self) -> str:
         """Django's secret key, created on first use and readable by the owner alone."""
         self.secret_file.parent.mkdir(parents=True, exist_ok=True)

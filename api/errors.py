@@ -1,6 +1,7 @@
 """Refusals: one exception, and its two shapes (OpenAI's below /v1/, Canopy's elsewhere)."""
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from django.urls import is_valid_path
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
+from api import outages
 from api.openai import addresses
 
 log = structlog.get_logger("canopy.api")
@@ -78,12 +80,15 @@ def response(path: str, error: ApiError) -> HttpResponse:
     return answer
 
 
-def too_large(path: str, limit: int) -> HttpResponse:
+def too_large(limit: int) -> ApiError:
     """413: the body has more than `limit` bytes."""
-    error = ApiError(413, f"the request's body is larger than {limit} bytes", code="request_too_large")
-    answer = response(path, error)
-    answer.headers["Connection"] = "close"
-    return answer
+    return ApiError(413, f"the request's body is larger than {limit} bytes", code="request_too_large")
+
+
+def unknown_sender(limit: int) -> ApiError:
+    """401: a body above `limit` bytes without a valid key or session."""
+    message = f"a body above {limit} bytes needs a valid API key (Authorization: Bearer KEY), or a login"
+    return ApiError(401, message, code="invalid_api_key")
 
 
 def field_name(location: Iterable[str | int]) -> str:
@@ -125,8 +130,17 @@ def register(api: NinjaAPI) -> None:
 
     @api.exception_handler(Exception)
     def broken(request: HttpRequest, error: Exception) -> HttpResponse:
-        log.error("a view failed", path=request.path, exc_info=error)
-        return response(request.path, ApiError(500, "something went wrong here; the log has the details"))
+        return response(request.path, unexpected(request.path, error))
+
+
+def unexpected(path: str, error: BaseException | None) -> ApiError:
+    """Logs what no view has foreseen; returns what its client hears: 503 for an outage of the storage, else 500."""
+    outage = outages.describe(error) if error is not None else None
+    if outage is not None:
+        log.error("the storage does not work", path=path, reason=outage, error=str(error))
+        return ApiError(503, outage, code="unavailable")
+    log.error("a view failed", path=path, exc_info=error)
+    return ApiError(500, "something went wrong here; the log has the details")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -160,7 +174,7 @@ def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's handler500."""
-    return response(request.path, ApiError(500, "something went wrong here; the log has the details"))
+    return response(request.path, unexpected(request.path, sys.exc_info()[1]))
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:

@@ -17,15 +17,6 @@ from django.middleware.csrf import CsrfViewMiddleware
 
 from api import errors
 
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
-
 
 class _Inline:
     """Replaces MiddlewareMixin's thread hops by plain calls, for hooks without I/O."""
@@ -80,7 +71,7 @@ class Sessions(SessionMiddleware):
 
 
 class Outermost:
-    """The headers that tell a browser what these pages may do, and 405 in the shape of all refusals."""
+    """405 in the shape of all refusals."""
 
     sync_capable = False
     async_capable = True
@@ -95,6 +86,4 @@ class Outermost:
         response = await self.get_response(request)
         if response.status_code == 405:
             response = errors.not_allowed(request, response)
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
         return response

@@ -15,9 +15,11 @@ FRONTEND_DIST = BASE_DIR / "frontend" / "dist"
 
 SECRET_KEY = ENV.secret_key()
 DEBUG = False
-ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *ENV.hosts]
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *ENV.hosts, *ENV.public_hosts]
 # Behind a proxy that speaks TLS, the browser's origin is https while ours is http.
 CSRF_TRUSTED_ORIGINS = [f"https://{host}" for host in ENV.hosts if host != "*"]
+CSRF_TRUSTED_ORIGINS += [ENV.public_url] if ENV.public_url else []
+# Cookies are made Secure, and HSTS is sent, for each request that came through TLS (see server/edge.py).
 
 INSTALLED_APPS = [
     "django.contrib.admin",

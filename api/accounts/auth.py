@@ -6,6 +6,9 @@ token. Every other request that changes something must carry one, logged in or n
 
 from typing import cast
 
+from django.conf import settings
+from django.contrib.auth import aget_user
+from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest, QueryDict
 from ninja.security.http import HttpAuthBase
 from ninja.utils import check_csrf
@@ -42,6 +45,22 @@ def _require_csrf_token(request: HttpRequest) -> None:
     request.POST = QueryDict()
     if check_csrf(request) is not None:
         raise ApiError(403, "CSRF check failed: send the csrftoken cookie's value in the header X-CSRFToken")
+
+
+async def is_known(request: HttpRequest) -> bool:
+    """Whether the request's headers hold a valid key or, without any, a session of an active user.
+
+    Grants nothing: the endpoint decides by its own rules.
+    """
+    key = _bearer(request)
+    if key is not None:
+        return bool(key) and await keys.verify(key) is not None
+    session = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+    if session is None:
+        return False
+    request.session = SessionStore(session)
+    user = await aget_user(request)
+    return bool(user.is_authenticated)
 
 
 class Key(HttpAuthBase):

@@ -8,31 +8,32 @@ costs none, the body is limited while it is read, and a client that leaves cance
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from io import BytesIO
 from typing import Any, cast
 
 from django.conf import settings
-from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 
 from api import errors
+from api.accounts import auth
 from api.entrance import Entrance
+from api.errors import ApiError
+from api.server.body import (
+    UNKNOWN_BYTES,
+    BodyTooLarge,
+    Disconnected,
+    UnknownSender,
+    discard_body,
+    read_body,
+)
 from api.sse import EventStream
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Scope = dict[str, Any]
-
-_DRAIN = 8 << 20  # bytes of a too large body that are still read, so that the client gets to read the refusal
-
-
-class Disconnected(Exception):
-    """The client left before its request was complete."""
-
-
-class BodyTooLarge(Exception):
-    """The body exceeds settings.MAX_BODY."""
 
 
 class Handler(ASGIHandler):
@@ -45,19 +46,37 @@ class Handler(ASGIHandler):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
+        set_script_prefix(scope.get("root_path", "") or "/")
         try:
-            body = await read_body(receive, settings.MAX_BODY)
+            body = await read_body(scope, receive, settings.MAX_BODY, partial(_is_known, scope))
         except Disconnected:
             return
         except BodyTooLarge:
-            await self.send_response(errors.too_large(scope["path"], settings.MAX_BODY), send)
+            await self._refuse(scope, receive, send, errors.too_large(settings.MAX_BODY))
             return
-        set_script_prefix(scope.get("root_path", "") or "/")
+        except UnknownSender:
+            await self._refuse(scope, receive, send, errors.unknown_sender(UNKNOWN_BYTES))
+            return
         request, refusal = self.create_request(scope, BytesIO(body))
         if request is None:
-            await self.send_response(refusal, send)
+            error = ApiError(refusal.status_code, "this request cannot be read")
+            await self.send_response(errors.response(scope["path"], error), send)
             return
         await self._answer(request, _Exchange(receive, send))
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
+        """Answers before the body is read, and closes the connection after what still comes of it."""
+        refusal = errors.response(scope["path"], error)
+        content = refusal.content
+        headers = [
+            *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
+            (b"Content-Length", str(len(content)).encode()),
+            (b"Connection", b"close"),
+        ]
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        await discard_body(scope, receive)
+        await send({"type": "http.response.body", "body": b""})
 
     @classmethod
     def chunk_bytes(cls, data: bytes) -> Iterable[tuple[bytes, bool]]:
@@ -85,6 +104,11 @@ class Handler(ASGIHandler):
             finally:
                 self._endless.discard(exchange)
                 await _close(response)
+
+
+async def _is_known(scope: Scope) -> bool:
+    """Whether the request has a valid key or session, by its headers."""
+    return await auth.is_known(ASGIRequest(scope, BytesIO()))
 
 
 async def _close(response: HttpResponseBase | None) -> None:
@@ -134,22 +158,3 @@ class _Exchange:
 
     def _cancel(self) -> None:
         self._work.cancel()
-
-
-async def read_body(receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises Disconnected, or BodyTooLarge after at most `limit` plus 8 MiB."""
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-        more = message.get("more_body", False)
-        if size > limit and (not more or size > limit + _DRAIN):
-            raise BodyTooLarge
-        if not more:
-            return b"".join(chunks)

@@ -128,6 +128,12 @@ def test_environment(tmp_path: Path) -> None:
     assert (found.backlog, found.job_seconds) == (1000, 3600.0)
     chosen = environment.read({"CANOPY_BACKLOG": "5", "CANOPY_JOB_SECONDS": "0.5"})
     assert (chosen.backlog, chosen.job_seconds) == (5, 0.5)
+    assert (found.public_url, found.public_hosts, found.cors_origins) == (None, (), ("*",))
+    behind = environment.read({"CANOPY_PUBLIC_URL": "https://Chat.example:443/", "CANOPY_CORS_ORIGINS": "none"})
+    assert (behind.public_url, behind.public_hosts) == ("https://chat.example", ("chat.example",))
+    assert behind.cors_origins == ()
+    pages = environment.read({"CANOPY_CORS_ORIGINS": "https://a.example, http://b.example:8080"})
+    assert pages.cors_origins == ("https://a.example", "http://b.example:8080")
     key = found.secret_key()
     assert found.secret_key() == key
     assert found.secret_file.stat().st_mode & 0o777 == 0o600
@@ -150,6 +156,15 @@ def test_environment(tmp_path: Path) -> None:
         ("CANOPY_JOB_SECONDS", "86401"),
         ("CANOPY_JOB_SECONDS", "nan"),
         ("CANOPY_JOB_SECONDS", "long"),
+        ("CANOPY_PUBLIC_URL", "chat.example"),
+        ("CANOPY_PUBLIC_URL", "https://chat.example/path"),
+        ("CANOPY_PUBLIC_URL", "https://user@chat.example"),
+        ("CANOPY_PUBLIC_URL", "https://chat.example:port"),
+        ("CANOPY_CORS_ORIGINS", "page.example"),
+        ("CANOPY_CORS_ORIGINS", "https://page.example *"),
+        ("CANOPY_TRUSTED_PROXIES", "nginx"),
+        ("CANOPY_CONNECTIONS", "0"),
+        ("CANOPY_PEER_CONNECTIONS", "²"),
     ],
 )
 def test_a_bad_environment_is_refused(name: str, text: str) -> None:

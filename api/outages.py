@@ -1,0 +1,37 @@
+"""Failures of the storage below: which of them are outages that a request can be tried again after, in one sentence."""
+
+from django.db import DatabaseError, InterfaceError, OperationalError
+
+# Of SQLite's and PostgreSQL's messages, in lower case: a part of each, and what it means here.
+_MEANINGS = (
+    ("disk is full", "the disk of the service is full"),
+    ("no space left", "the disk of the service is full"),
+    ("disk i/o error", "the disk of the service does not work"),
+    ("unable to open database file", "the service cannot open its database: its disk is full or not writable"),
+    ("readonly database", "the service's database is read-only now"),
+    ("read-only transaction", "the service's database is read-only now"),
+    ("database is locked", "the service's database is busy for too long"),
+    ("database table is locked", "the service's database is busy for too long"),
+    ("no such table", "the service's database is not migrated"),
+)
+_OTHERWISE = "the service's database does not answer"
+_AGAIN = "; nothing was stored, try again later"
+
+
+def describe(error: BaseException) -> str | None:
+    """The sentence for who asked, if the error or one of its causes is an outage of the storage; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OperationalError | InterfaceError):
+            return meaning(seen) + _AGAIN
+        seen = seen.__cause__
+    return None
+
+
+def meaning(error: DatabaseError | InterfaceError) -> str:
+    """What a database's message means for the service."""
+    text = str(error).lower()
+    for part, sentence in _MEANINGS:
+        if part in text:
+            return sentence
+    return _OTHERWISE

@@ -1,0 +1,79 @@
+"""Reading a request's body: little of it before it is known who sends it, and never more than settings.MAX_BODY."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from api.server.limits import DISCARDED_BYTES
+from api.server.response_headers import Scope, header
+
+UNKNOWN_BYTES = 65_536  # that anybody may send; more needs a valid key or session
+DISCARD_SECONDS = 10.0  # so long a client may go on sending a body that was refused
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class Disconnected(Exception):
+    """The client left before its request was complete."""
+
+
+class BodyTooLarge(Exception):
+    """The body exceeds the limit."""
+
+
+class UnknownSender(Exception):
+    """The body exceeds UNKNOWN_BYTES and has no valid key or session with it."""
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, is_known: Callable[[], Awaitable[bool]]) -> bytes:
+    """The whole body. `is_known` is called for one above UNKNOWN_BYTES.
+
+    Raises Disconnected, BodyTooLarge, or UnknownSender; as soon as that is clear, so the rest may be unread.
+    """
+    declared = _declared_length(scope)
+    if declared > limit:
+        raise BodyTooLarge
+    if declared > UNKNOWN_BYTES and not await is_known():
+        raise UnknownSender
+    known = declared > UNKNOWN_BYTES
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge
+        if size > UNKNOWN_BYTES and not known:
+            known = await is_known()
+            if not known:
+                raise UnknownSender
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def discard_body(scope: Scope, receive: Receive) -> None:
+    """Reads on for a while after a refusal: many clients read an answer only when all is sent.
+
+    One that waits for `100 Continue` has not sent its body, and will not.
+    """
+    if (header(scope["headers"], b"expect") or b"").lower() == b"100-continue":
+        return
+    size = 0
+    try:
+        async with asyncio.timeout(DISCARD_SECONDS):
+            more = True
+            while more and size < DISCARDED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+    except TimeoutError:
+        pass
+
+
+def _declared_length(scope: Scope) -> int:
+    """0 without a Content-Length; the server has checked its form."""
+    return int(header(scope["headers"], b"content-length") or b"0")

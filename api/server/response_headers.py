@@ -1,0 +1,123 @@
+"""The headers that every response gets, whoever made it."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+from urllib.parse import urlsplit
+
+from api.environment import ANY_ORIGIN
+from api.server.limits import is_within
+
+Headers = list[tuple[bytes, bytes]]
+Scope = dict[str, Any]
+
+SECURITY: Headers = [
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        b"frame-ancestors 'none'; base-uri 'self'; form-action 'self'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+HSTS = (b"strict-transport-security", b"max-age=31536000")
+_PREFLIGHT_SECONDS = b"600"
+_METHODS = b"GET, POST, DELETE, OPTIONS"
+_EXPOSED = b"X-Request-Id, X-Canopy-Waited, Idempotent-Replay, Retry-After"
+_HEADER_LIST = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_, ")
+_MOST_HEADERS = 2048  # bytes of a preflight's list
+
+
+def header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first header of that lower-case name."""
+    for found, value in headers:
+        if found.lower() == name:
+            return value
+    return None
+
+
+def with_defaults(headers: Headers, secure: bool) -> Headers:
+    """A response's headers with those of SECURITY that it does not set itself. `secure`: it leaves through TLS."""
+    present = {name.lower() for name, _ in headers}
+    complete = [*headers, *(each for each in SECURITY if each[0] not in present)]
+    if secure:
+        complete = [_secure_cookie(name, value) for name, value in complete]
+        complete.append(HSTS)
+    return complete
+
+
+def _secure_cookie(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    attributes = [each.strip().lower() for each in value.split(b";")[1:]]
+    if name.lower() == b"set-cookie" and b"secure" not in attributes:
+        return name, value + b"; Secure"
+    return name, value
+
+
+class Transport:
+    """Tells whether a request came through TLS, which ends at a proxy in front of this server.
+
+    `public_url`: the address under which users reach the service; `proxies`: whose X-Forwarded-Proto is believed.
+    """
+
+    def __init__(self, public_url: str | None, proxies: Sequence[IPv4Network | IPv6Network]) -> None:
+        self._proxies = proxies
+        self._tls_host: bytes | None = None
+        if public_url and public_url.startswith("https://"):
+            self._tls_host = urlsplit(public_url).netloc.encode()
+
+    def is_secure(self, scope: Scope) -> bool:
+        """Whether the response leaves through TLS."""
+        if scope.get("scheme") == "https":
+            return True
+        headers = scope["headers"]
+        if self._tls_host and (header(headers, b"host") or b"").lower() == self._tls_host:
+            return True
+        forwarded = header(headers, b"x-forwarded-proto")
+        client = scope.get("client")
+        return forwarded == b"https" and client is not None and is_within(client[0], self._proxies)
+
+
+class Cors:
+    """Which pages of other servers may use /v1/. Never with cookies: a key is needed."""
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._any = ANY_ORIGIN in origins
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    def headers(self, scope: Scope) -> Headers:
+        """What a response to this request gets."""
+        if not self._origins or not _is_open(scope["path"]):
+            return []
+        if self._any:
+            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
+        origin = header(scope["headers"], b"origin")
+        vary = (b"vary", b"Origin")
+        if origin is None or origin not in self._origins:
+            return [vary]
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", _EXPOSED),
+            vary,
+        ]
+
+    def preflight(self, scope: Scope) -> Headers | None:
+        """What a browser is answered that asks before it sends a request; None if this is no such question."""
+        if scope["method"] != "OPTIONS" or not self._origins or not _is_open(scope["path"]):
+            return None
+        headers = scope["headers"]
+        if header(headers, b"access-control-request-method") is None:
+            return None
+        asked = (header(headers, b"access-control-request-headers") or b"")[:_MOST_HEADERS]
+        allowed = asked if _HEADER_LIST.issuperset(asked.lower()) else b""
+        return [
+            (b"access-control-allow-methods", _METHODS),
+            (b"access-control-allow-headers", allowed or b"authorization, content-type"),
+            (b"access-control-max-age", _PREFLIGHT_SECONDS),
+            (b"content-length", b"0"),
+        ]
+
+
+def _is_open(path: str) -> bool:
+    return path.startswith("/v1/") or path == "/v1"
