@@ -3,13 +3,13 @@
 from django.contrib import admin
 from django.contrib.auth.decorators import login_required
 from django.urls import path, register_converter
-from ninja import NinjaAPI
 
 from api import errors, pages
 from api.accounts.endpoints import login_by_token
 from api.accounts.endpoints import router as accounts
 from api.arranca.endpoints import router as arranca
 from api.chat.endpoints import router as chat
+from api.documentation import DocumentedAPI
 from api.health.endpoints import healthz, readyz
 from api.jobs.endpoints import router as jobs
 from api.openai.endpoints import router as openai
@@ -18,7 +18,7 @@ from api.tree.endpoints import router as tree
 
 register_converter(RowIdConverter, "row")
 
-endpoints = NinjaAPI(
+endpoints = DocumentedAPI(
     title="Canopy",
     version="1",
     urls_namespace="endpoints",

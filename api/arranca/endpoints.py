@@ -12,6 +12,7 @@ from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
 from api.deadlines import until
+from api.documentation import SUBMITS_A_JOB
 from api.parsing import Body, Integer
 from broker.wire import ChatMessage
 
@@ -43,7 +44,7 @@ class Reply(Schema):
     request_id: str
 
 
-@router.post("/", response=Reply)
+@router.post("/", response=Reply, openapi_extra=SUBMITS_A_JOB)
 async def arranca(request: AuthRequest, question: Question, response: HttpResponse) -> Reply:
     """Answers one question with the default model."""
     job = submission.chat_job(

@@ -11,6 +11,7 @@ from api import completion, submission
 from api.accounts.auth import AuthRequest, Key
 from api.catalog import catalog, context_lengths
 from api.deadlines import until
+from api.documentation import SUBMITS_A_JOB
 from api.errors import ApiError
 from api.openai import shapes
 from api.openai.schemas import ChatCompletion, Completion, Generation
@@ -47,7 +48,7 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     return shapes.model(name, context_lengths().get(name))
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", openapi_extra=SUBMITS_A_JOB)
 async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpResponseBase:
     """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
     messages = [message.to_wire() for message in asked.messages]
@@ -57,7 +58,7 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
     return await _answer(request, job, asked, shapes.ChatShape, "messages")
 
 
-@router.post("/completions")
+@router.post("/completions", openapi_extra=SUBMITS_A_JOB)
 async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBase:
     """Continues a text. With `stream`, the answer comes as server-sent events."""
     job = submission.prompt_job(

@@ -1,0 +1,122 @@
+"""The OpenAPI document holds: whatever an operation is sent, the answer is documented and no fault of the service.
+
+`HUNT=5000 pytest tests/unit/test_api_document.py --timeout 0` looks for longer, each time at other requests.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from asgiref.sync import sync_to_async
+from hypothesis import given
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from api.accounts import keys
+from api.chat.models import Conversation
+from api.urls import endpoints
+from tests.unit.api_site import FakeClient, log_in, make_user
+from tests.unit.stateful.hunt import histories
+
+HOLDS = [status_code_conformance, content_type_conformance, response_schema_conformance]
+EXAMPLES = 185  # of each operation that takes a body or a number: more than 2,000 requests in all
+ENDLESS = "GET /api/tree/stream"
+
+DOCUMENT: dict[str, Any] = json.loads(json.dumps(endpoints.get_openapi_schema()))
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+SCHEMA.config.generation.update(with_security_parameters=False)
+OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
+FINITE = [each for each in OPERATIONS if each.label != ENDLESS]
+
+
+def can_be_violated(operation: Any) -> bool:
+    """True if a request can be other than the document says; any text is a name."""
+    parameters = operation.definition.raw["parameters"]
+    typed = any(each["schema"]["type"] != "string" for each in parameters)
+    return typed or "requestBody" in operation.definition.raw
+
+
+VIOLABLE = [each for each in FINITE if can_be_violated(each)]
+INVIOLABLE = [each for each in FINITE if not can_be_violated(each)]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A client that may call everything: it has a session, a CSRF token and a key of the staff."""
+
+    http: httpx.AsyncClient
+    conversation: int
+
+    async def call(self, case: Case, *, real: bool) -> httpx.Response:
+        """Sends what was generated; `real`: for things that are there, wherever it names one."""
+        if real:
+            self._name_real_things(case)
+        sent = case.as_transport_kwargs(base_url="http://127.0.0.1")
+        headers = {name: str(value).encode("latin-1", "replace") for name, value in sent["headers"].items()}
+        headers.pop("Authorization", None)
+        content = json.dumps(sent["json"]).encode() if "json" in sent else sent.get("data")
+        return await self.http.request(sent["method"], sent["url"], headers=headers, content=content)
+
+    def _name_real_things(self, case: Case) -> None:
+        if "number" in case.path_parameters:
+            case.path_parameters["number"] = self.conversation
+        if "name" in case.path_parameters:
+            case.path_parameters["name"] = "n1" if "tree" in case.path else "tiny"
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = "tiny"
+
+
+@pytest.fixture
+async def caller(fake: FakeClient, web: httpx.AsyncClient) -> Caller:
+    """Who may call everything, with a conversation of their own."""
+    user = await make_user(is_staff=True)
+    await log_in(web, user)
+    web.headers["Authorization"] = f"Bearer {await sync_to_async(keys.create)(user)}"
+    conversation = await Conversation.objects.acreate(user=user, model="tiny")
+    return Caller(web, conversation.pk)
+
+
+async def check(caller: Caller, operation: Any, data: st.DataObject, modes: list[GenerationMode]) -> None:
+    """One request of the operation, and what the document says of its answer."""
+    mode = data.draw(st.sampled_from(modes))
+    case = data.draw(operation.as_strategy(generation_mode=mode))
+    answer = await caller.call(case, real=data.draw(st.booleans()))
+    assert answer.status_code != 500, answer.text
+    case.validate_response(answer, checks=HOLDS)
+
+
+@pytest.mark.parametrize("operation", VIOLABLE, ids=lambda each: each.label)
+@histories(EXAMPLES)
+@given(data=st.data())
+async def test_what_takes_a_body_or_a_number(caller: Caller, operation: Any, data: st.DataObject) -> None:
+    await check(caller, operation, data, [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+
+
+@pytest.mark.parametrize("operation", INVIOLABLE, ids=lambda each: each.label)
+@histories(30)
+@given(data=st.data())
+async def test_what_takes_no_more_than_a_name(caller: Caller, operation: Any, data: st.DataObject) -> None:
+    await check(caller, operation, data, [GenerationMode.POSITIVE])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.label)
+@histories(5)
+@given(data=st.data())
+async def test_without_a_key(web: httpx.AsyncClient, operation: Any, data: st.DataObject) -> None:
+    case = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+    answer = await Caller(web, 1).call(case, real=True)
+    case.validate_response(answer, checks=HOLDS)
+    assert answer.status_code in {200, 401, 403, 404}
+
+
+def test_nothing_in_the_document_is_left_out() -> None:
+    assert len(OPERATIONS) == sum(len(each) for each in DOCUMENT["paths"].values())
+    assert len(VIOLABLE) * EXAMPLES >= 2000
