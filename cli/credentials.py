@@ -34,6 +34,8 @@ def load_or_create(file: Path) -> dict[str, str]:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
         known = {}
+    if not isinstance(known, dict):
+        known = {}
     secrets_of = {name: str(known.get(name) or secrets.token_urlsafe(24)) for name in (*USERS, "cookie")}
     if secrets_of != known:
         write_private(file, json.dumps(secrets_of, indent=1))

@@ -44,7 +44,8 @@ class Lock:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        _write_holder(fd)
+        with contextlib.suppress(OSError):  # on a full disk; `up` refuses that with a reason
+            _write_holder(fd)
 
     def pass_on(self) -> None:
         """Lets the program that this process becomes adopt the lock."""
@@ -73,7 +74,7 @@ def take(home: Home) -> Lock:
 def is_held(home: Home) -> bool:
     """Whether an instance runs here, starts or stops."""
     try:
-        fd = os.open(home.lock_file, os.O_RDWR)
+        fd = os.open(home.lock_file, os.O_RDONLY)  # also where nothing can be written any more
     except FileNotFoundError:
         return False
     try:

@@ -4,6 +4,7 @@ import json
 import socket
 from pathlib import Path
 
+from cli.credentials import write_private
 from cli.errors import CliError
 
 
@@ -72,9 +73,11 @@ def remembered(file: Path, names: list[str], listen: str = "127.0.0.1") -> dict[
         last = json.loads(file.read_text())
     except (OSError, ValueError):
         last = {}
+    if not isinstance(last, dict):
+        last = {}
     fresh = dict(zip(names, pick(len(names)), strict=True))
     ports = {name: last[name] if _usable(last.get(name), listen) else fresh[name] for name in names}
-    file.write_text(json.dumps(ports))
+    write_private(file, json.dumps(ports))
     return ports
 
 

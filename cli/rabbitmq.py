@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from cli import credentials, plugins, ports
 from cli.errors import CliError
 from cli.home import REPOSITORY, Home
 from cli.prepare import system
+from cli.process import Spec
 
 NODE = "canopy@localhost"
 _ANSWER_SECONDS = 10.0
@@ -83,17 +85,26 @@ class PrivateBroker:
             for old in files[_KEPT_DUMPS:]:
                 old.unlink()
 
-    def epmd_command(self) -> list[str]:
+    def epmd(self) -> Spec:
         """The port mapper, in the foreground."""
-        return [shutil.which("epmd") or "epmd", "-port", str(self.ports["epmd"]), "-address", "127.0.0.1"]
+        port = str(self.ports["epmd"])
+        command = [shutil.which("epmd") or "epmd", "-port", port, "-address", "127.0.0.1"]
+        return Spec("epmd", command, cwd=self.working_folder)
 
-    def server_command(self) -> tuple[list[str], dict[str, str]]:
-        """The broker's command and environment."""
+    def server(self) -> Spec:
+        """The broker. Raises CliError when it is not installed."""
         installed = system.rabbitmq_server()
         if installed is None:
             raise CliError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
         script, inside = plugins.server_script(installed, self._folder / "program")
-        return [str(script)], {**self._environment(), **inside}
+        return Spec(
+            "broker",
+            [str(script)],
+            {**self._environment(), **inside},
+            # It closes its message store in order even when the launcher is killed.
+            at_death_of_launcher=signal.SIGTERM,
+            cwd=self.working_folder,
+        )
 
     def address(self) -> Broker:
         """How this machine's processes reach the broker."""

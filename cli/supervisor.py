@@ -27,6 +27,7 @@ from cli.rabbitmq import PrivateBroker
 from cli.roster import Roster
 
 BROKER_SECONDS = 60.0
+EPMD_SECONDS = 5.0
 API_SECONDS = 120.0  # the broker's start is in them
 READY_SECONDS = 600.0  # a large model on a slow disk
 LEAVE_SECONDS = 30.0  # for a process that is replaced, to end in order
@@ -77,29 +78,16 @@ class Supervisor:
         if self._private is None:
             return
         private = self._private
-        work = private.working_folder
-        mapper = Kept(
-            "broker",
-            Spec("epmd", private.epmd_command(), cwd=work),
-            lambda child: child.until(private.wait_epmd(5.0)),
-            BROKER_SECONDS,
-            private.epmd_answers,
-        )
+        mapper = Kept("broker", private.epmd(), self._epmd_serves, BROKER_SECONDS, private.epmd_answers)
         child = await self.roster.spawn("broker", mapper.spec)
         await mapper.serves(child)  # if it does not, the broker says what is wrong
         self._keep(mapper, child)
-        command, env = private.server_command()
-        # SIGTERM: the broker closes its message store in order even when the launcher is killed.
-        server = Spec("broker", command, env, at_death_of_launcher=signal.SIGTERM, cwd=work)
-        await self._start(
-            Kept(
-                "broker",
-                server,
-                self._broker_serves,
-                BROKER_SECONDS,
-                private.answers,
-            )
-        )
+        server = private.server()
+        await self._start(Kept("broker", server, self._broker_serves, BROKER_SECONDS, private.answers))
+
+    async def _epmd_serves(self, child: Child) -> bool:
+        assert self._private is not None  # noqa: S101 - it has been started
+        return await child.until(self._private.wait_epmd(EPMD_SECONDS))
 
     async def _broker_serves(self, child: Child) -> bool:
         assert self._private is not None  # noqa: S101 - it has been started

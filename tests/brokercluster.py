@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from cli.home import Home
@@ -40,7 +41,8 @@ class ClusterBroker:
         self._peers = peers
         self._private = PrivateBroker(home)
         self._private.prepare()
-        self._command, env = self._private.server_command()
+        self._server = self._private.server()
+        env = self._server.env
         (home.broker / "conf.d" / "95-cluster.conf").write_text(_settings())
         self._env: Mapping[str, str] = {
             **env,
@@ -63,11 +65,12 @@ class ClusterBroker:
     @property
     def epmd(self) -> tuple[Spec, int]:
         """The port mapper that all of them can use."""
-        return Spec("epmd", self._private.epmd_command()), self._private.ports["epmd"]
+        return self._private.epmd(), self._private.ports["epmd"]
 
     def start(self) -> None:
         """Begins to start. Not in a thread: the kernel would end the broker with it."""
-        self._process = launch(Spec(self.name, self._command, self._env), self._home.logs / "broker.log")
+        spec = replace(self._server, name=self.name, env=self._env, at_death_of_launcher=signal.SIGKILL)
+        self._process = launch(spec, self._home.logs / "broker.log")
 
     def wait_up(self) -> None:
         """Returns once clients can connect."""

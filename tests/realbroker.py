@@ -1,6 +1,7 @@
 """A real RabbitMQ of the tests' own, and real node processes on it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +28,7 @@ def launch(spec: Spec, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*shim, *spec.command],
             env={**os.environ, **spec.env, "PYTHONUNBUFFERED": "1"},
-            cwd=REPOSITORY,
+            cwd=spec.cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -55,8 +57,8 @@ class Server:
         self._home.make()
         self._private = PrivateBroker(self._home)
         self._private.prepare()
-        self._command, self._env = self._private.server_command()
-        self._epmd = launch(Spec("epmd", self._private.epmd_command()), self._home.logs / "epmd.log")
+        self._server = replace(self._private.server(), at_death_of_launcher=signal.SIGKILL)
+        self._epmd = launch(self._private.epmd(), self._home.logs / "epmd.log")
         self._log = self._home.logs / "broker.log"
         self._process: subprocess.Popen[bytes]
 
@@ -67,7 +69,7 @@ class Server:
 
     def launch(self) -> None:
         """Starts it. Not in a thread: the kernel would end it with the thread."""
-        self._process = launch(Spec("broker", self._command, self._env), self._log)
+        self._process = launch(self._server, self._log)
 
     def wait_accepting(self) -> None:
         """Returns when it accepts connections."""
@@ -89,9 +91,9 @@ class Server:
 
     def ctl(self, *words: str) -> str:
         """What `rabbitmqctl` prints for these words. It takes a second or two."""
-        program = Path(self._command[0]).with_name("rabbitmqctl")
+        program = Path(self._server.command[0]).with_name("rabbitmqctl")
         command = [str(program), *words]
-        env = {**os.environ, **self._env}
+        env = {**os.environ, **self._server.env}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(words)}:\n{done.stdout}{done.stderr}")

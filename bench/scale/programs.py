@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import shutil
-import signal
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -59,12 +58,10 @@ async def broker() -> AsyncIterator[Place]:
     say("starting a broker")
     try:
         private.prepare()
-        command, environment = private.server_command()
         async with contextlib.AsyncExitStack() as started:
-            mapper = await _start(started, Spec("epmd", private.epmd_command()), home.logs)
+            mapper = await _start(started, private.epmd(), home.logs)
             await mapper.until(private.wait_epmd(_BROKER_SECONDS))
-            spec = Spec("broker", command, environment, at_death_of_launcher=signal.SIGTERM)
-            server = await _start(started, spec, home.logs)
+            server = await _start(started, private.server(), home.logs)
             if not await server.until(private.wait_listening(_BROKER_SECONDS)):
                 raise NotStarted(f"the broker did not start: {server.last_line()}")
             yield Place(private.address(), server.pid, home.logs)

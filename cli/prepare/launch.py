@@ -62,14 +62,16 @@ def prepare(command: str) -> None:
     bare = not system.can_make_environments() and not VENV_PYTHON.exists()
     first = ["python3-venv"] if bare else []
     system.check_rights(system.missing([*packages, *first]))  # before anything, and for everything in one line
-    logs = home.read().logs
+    state = home.read()
+    state.make()
+    logs = state.logs
     with steps.exclusive(PREPARE_LOCK):
         steps.run_together([system.step(first)], logs)  # what makes the environment comes before the environment
         steps.run_together([system.step(packages), venv.step(requirements)], logs)
 
 
 def _is_help(arguments: list[str]) -> bool:
-    return not arguments or arguments[0] in ("help", "--help", "-h") or "--help" in arguments
+    return not arguments or arguments[0] in ("help", "--help", "-h") or bool({"-h", "--help"} & set(arguments))
 
 
 def _become(arguments: list[str]) -> None:

@@ -43,7 +43,7 @@ def ready(program: httpx.Client) -> bool:
 
 def ask(program: httpx.Client, text: str = "are you there") -> str:
     messages = [{"role": "user", "content": text}]
-    asked = {"model": "echo", "max_tokens": 200, "messages": messages}
+    asked = {"model": "echo", "max_tokens": len(text.split()), "messages": messages}
     answer = program.post("/v1/chat/completions", json=asked)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])

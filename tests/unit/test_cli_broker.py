@@ -1,15 +1,18 @@
 """What the launcher writes for the private broker: users, rights, passwords, ports, the plugins it sees."""
 
+import asyncio
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from cli import credentials, plugins, ports
+from cli import credentials, plugins, ports, rabbitmq
 from cli.errors import CliError
 from cli.home import Home
 from cli.rabbitmq import PrivateBroker
@@ -70,8 +73,11 @@ def test_credentials_are_made_once_and_private(tmp_path: Path) -> None:
 
 def test_a_broken_credentials_file_is_made_anew(tmp_path: Path) -> None:
     file = tmp_path / "credentials.json"
-    file.write_text("{half")
-    assert set(credentials.load_or_create(file)) == {"api", "node", "admin", "cookie"}
+    for torn in ("", "{half", "[]", "7"):
+        file.write_text(torn)
+        assert set(credentials.load_or_create(file)) == {"api", "node", "admin", "cookie"}
+        file.write_text(torn)
+        assert set(ports.remembered(file, ["a", "b"])) == {"a", "b"}
 
 
 def test_instance_settings_and_addresses(tmp_path: Path) -> None:
@@ -162,3 +168,64 @@ def test_the_plugins_view_holds_what_is_needed_and_no_more(tmp_path: Path) -> No
 def test_an_unknown_installation_is_used_as_it_is(tmp_path: Path) -> None:
     script = tmp_path / "sbin" / "rabbitmq-server"
     assert plugins.server_script(script, tmp_path / "view") == (script, {})
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> PrivateBroker:
+    home = Home(tmp_path)
+    home.make()
+    broker = PrivateBroker(home)
+    broker.prepare()
+    return broker
+
+
+def test_the_broker_works_and_crashes_in_a_folder_of_its_own(private: PrivateBroker, tmp_path: Path) -> None:
+    folder = tmp_path / "broker" / "work"
+    assert private.server().cwd == private.epmd().cwd == folder
+    assert private.server().env["ERL_CRASH_DUMP"] == str(folder / "erl_crash.dump")
+    assert int(private.server().env["ERL_CRASH_DUMP_BYTES"]) <= 20_000_000
+    for age in range(10):
+        dump = folder / f"MnesiaCore.{age}"
+        dump.touch()
+        os.utime(dump, (1e9 - age, 1e9 - age))
+    private.drop_old_dumps()
+    assert sorted(file.name for file in folder.iterdir()) == ["MnesiaCore.0", "MnesiaCore.1", "MnesiaCore.2"]
+
+
+@pytest.mark.parametrize("listen", ["::1", "127.0.0.1"])
+def test_addresses_of_the_broker_can_be_parsed(listen: str, tmp_path: Path) -> None:
+    Home(tmp_path).make()
+    private = PrivateBroker(Home(tmp_path), listen)
+    private.prepare()
+    written = (tmp_path / "broker" / "conf.d" / "90-instance.conf").read_text()
+    bracketed = f"[{listen}]" if ":" in listen else listen
+    assert f"listeners.tcp.canopy = {bracketed}:{private.ports['amqp']}\n" in written
+    parts = urlsplit(private.address().amqp["node"])
+    assert (parts.hostname, parts.port) == (listen, private.ports["amqp"])
+
+
+async def test_what_accepts_and_does_not_answer_is_not_alive(
+    private: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a stopped process: the kernel accepts for it."""
+    monkeypatch.setattr(rabbitmq, "_ANSWER_SECONDS", 0.1)
+    assert not await private.answers(), "nobody listens"
+    with socket.socket() as stopped:
+        stopped.bind(("127.0.0.1", private.ports["management"]))
+        stopped.listen()
+        assert not await private.answers()
+
+
+async def test_what_answers_is_alive(private: PrivateBroker) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.read(100)
+        http = asked.startswith(b"GET ")
+        writer.write(b"HTTP/1.1 401 no\r\n\r\n" if http else private.ports["epmd"].to_bytes(4, "big") + b"name")
+        writer.close()
+
+    async with (
+        await asyncio.start_server(speak, "127.0.0.1", private.ports["management"]),
+        await asyncio.start_server(speak, "127.0.0.1", private.ports["epmd"]),
+    ):
+        assert await private.answers()
+        assert await private.epmd_answers()
