@@ -108,5 +108,5 @@ class Roster:
                 self._publish()
         except OSError as error:
             if not failed_before:
-                self._say(f"`status` and `down` see an old state: {explain_os_error(error)}")
+                self._say(f"./canopy status shows an old state for now: {explain_os_error(error)}")
             self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._changed)
