@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -81,10 +82,15 @@ def is_serving(state: NodeState) -> bool:
 
 def supply(model: str) -> Supply:
     """What the live nodes offer for `model` at this moment."""
-    states = [state for state in broker.client().nodes().values() if state.model == model and is_serving(state)]
-    slots = sum(state.slots for state in states)
-    running = sum(min(state.running, state.slots) for state in states)
-    return Supply(model=model, nodes=len(states), slots=slots, free=slots - running)
+    return offered(model, broker.client().nodes().values())
+
+
+def offered(model: str, states: Iterable[NodeState]) -> Supply:
+    """What nodes of these states offer for `model`."""
+    serving = [state for state in states if state.model == model and is_serving(state)]
+    slots = sum(state.slots for state in serving)
+    running = sum(min(state.running, state.slots) for state in serving)
+    return Supply(model=model, nodes=len(serving), slots=slots, free=slots - running)
 
 
 def context_lengths() -> dict[str, int]:

@@ -34,7 +34,8 @@ class Environment:
     hosts: tuple[str, ...]  # extra names under which users reach the service
     port: int | None
     queue_type: str
-    backlog: int  # jobs of one model that may wait; further ones are refused
+    backlog: int  # jobs of one model that may wait; beyond that, users have a fair share each (quota.py)
+    backlog_bytes: int  # the same of all prompts that wait in one API process
     job_seconds: float  # until when an answer is wanted if the client names no deadline
     public_url: str | None = None  # scheme, host and port under which users reach the service
     proxies: tuple[Network, ...] = ()  # whose X-Forwarded-Proto is believed
@@ -80,7 +81,8 @@ def read(environ: Mapping[str, str]) -> Environment:
         hosts=tuple(environ.get("CANOPY_HOSTS", "").replace(",", " ").split()),
         port=_port(environ.get("CANOPY_PORT", "")),
         queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
-        backlog=_backlog(environ.get("CANOPY_BACKLOG") or "1000"),
+        backlog=_amount("CANOPY_BACKLOG", environ.get("CANOPY_BACKLOG") or "1000", "jobs"),
+        backlog_bytes=_amount("CANOPY_BACKLOG_BYTES", environ.get("CANOPY_BACKLOG_BYTES") or "200000000", "bytes"),
         job_seconds=_job_seconds(environ.get("CANOPY_JOB_SECONDS") or "3600"),
         public_url=_public_url(environ.get("CANOPY_PUBLIC_URL", "")),
         proxies=_networks(environ.get("CANOPY_TRUSTED_PROXIES") or LOOPBACK),
@@ -121,9 +123,9 @@ def _port(text: str) -> int | None:
     return int(text)
 
 
-def _backlog(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise BadEnvironment(f"CANOPY_BACKLOG must be a whole number of jobs from 1 on, not {text!r}")
+def _amount(name: str, text: str, unit: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= 1):
+        raise BadEnvironment(f"{name} must be a whole number of {unit} from 1 on, not {text[:50]!r}")
     return int(text)
 
 

@@ -14,6 +14,7 @@ from api.catalog import catalog
 from api.errors import ApiError
 from api.jobs.followed import followed
 from api.parsing import MAX_SHOWN
+from api.waiting_jobs import waiting_jobs
 from api.work import ledger
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
@@ -125,7 +126,7 @@ async def submit(job: Job) -> Stream:
 
     Raises ApiError 404 (no such model, with those there are), 429 (too many wait) or 503.
     """
-    await backlog.admit(job.model)
+    await backlog.admit(job)
     try:
         return await publish(job)
     except NoTree:
@@ -143,12 +144,15 @@ async def publish(job: Job) -> Stream:
     if job.deadline is None:
         job = msgspec.structs.replace(job, deadline=deadlines.ordinary())
     charge = ledger.charge(job)
+    waiting_jobs.add(job)  # from now on, also while the broker is waited for
     try:
         stream = await broker.client().submit(msgspec.structs.replace(job, work=charge.work, expected=charge.expected))
     except BaseException:
         ledger.undo(charge)
+        waiting_jobs.remove(job.request_id)
         raise
     entrance.submitted()
+    stream.when_begun(partial(waiting_jobs.remove, job.request_id))
     stream.when_closed(partial(ledger.close, charge))
     followed.add(stream)
     return stream

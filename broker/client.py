@@ -10,7 +10,6 @@ import random
 import socket
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
@@ -35,7 +34,6 @@ from broker.wire import (
     Job,
     NodeState,
     Ping,
-    Start,
     Supersede,
     Waiting,
     decode,
@@ -80,7 +78,6 @@ class Client:
         self._session: Session | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._streams: dict[str, Stream] = {}  # in the order of submission
-        self._waiting: defaultdict[str, set[str]] = defaultdict(set)  # requests that have not begun to run, by model
         self._told: dict[Cancel | Supersede, float] = {}  # lately, and when, oldest first
         self._lost = 0.0  # when the last session ended, on the loop's clock
         self._nodes: dict[str, NodeState] = {}
@@ -111,12 +108,7 @@ class Client:
         """
         if not names.is_amqp_name(job.model):
             raise NoTree(job.model)
-        self._waiting[job.model].add(job.request_id)  # counted from now on, also while the broker is waited for
-        try:
-            session = await self._take_session()
-        except BaseException:
-            self._waits_no_more(job)
-            raise
+        session = await self._take_session()
         if job.sampling.seed is None:
             sampling = msgspec.structs.replace(job.sampling, seed=random.getrandbits(63))
             job = msgspec.structs.replace(job, sampling=sampling)
@@ -145,10 +137,6 @@ class Client:
     def stream(self, request_id: str) -> Stream | None:
         """The open stream of that request, if it is read here."""
         return self._streams.get(request_id)
-
-    def waiting(self, model: str) -> int:
-        """Open requests for `model` that were submitted here and have not begun to run."""
-        return len(self._waiting.get(model, ()))
 
     def cancel(self, request_id: str, user: str) -> None:
         """Cancels that user's job wherever it is. One that is read here ends at once; one that another process reads
@@ -266,22 +254,13 @@ class Client:
 
     def _open(self, stream: Stream) -> None:
         self._streams[stream.request_id] = stream
-        self._waiting[stream.job.model].add(stream.request_id)
 
     def _close(self, stream: Stream) -> bool:
         """False if it was closed before."""
         if self._streams.get(stream.request_id) is not stream:
             return False
         del self._streams[stream.request_id]
-        self._waits_no_more(stream.job)
         return True
-
-    def _waits_no_more(self, job: Job) -> None:
-        """A model that nobody waits for is forgotten: its name may be anything that a client has written."""
-        waiting = self._waiting.get(job.model, set())
-        waiting.discard(job.request_id)
-        if not waiting:
-            self._waiting.pop(job.model, None)
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
         job = msgspec.structs.replace(job, reply_to=self._reply_queue)
@@ -357,8 +336,6 @@ class Client:
             self._tell_all(Supersede(request_id=frame.request_id, attempt=stream.attempt))
         elif not stream.push(frame):
             self._start_over(stream)
-        elif isinstance(frame, Start):
-            self._waits_no_more(stream.job)
 
     def _start_over(self, stream: Stream) -> None:
         """A frame of the newest run is missing, so the run is of no use. That is its node's fault, and counts: the copy

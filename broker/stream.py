@@ -50,6 +50,7 @@ class Stream(AsyncIterator[AnyFrame]):
         self._forget = forget
         self._closed = False  # it has ended, or nobody reads it any more
         self._on_close: Callable[[Stream], None] | None = None
+        self._on_begin: Callable[[], None] | None = None
         self._running = False  # a run of the newest attempt has begun and was not interrupted
         self._boot = ""  # which life of the node it runs on
         self._next = 0  # number of the frame that comes next
@@ -132,6 +133,13 @@ class Stream(AsyncIterator[AnyFrame]):
         else:
             self._on_close = tell
 
+    def when_begun(self, tell: Callable[[], None]) -> None:
+        """Has `tell` called once: when the first run begins or the stream is closed, or now if that has happened."""
+        if self.started or self._closed:
+            tell()
+        else:
+            self._on_begin = tell
+
     def wakes(self, arrived: asyncio.Event) -> None:
         """Sets `arrived` from now on when there is something to read, for who reads several streams with `read_now`."""
         self._arrived = arrived
@@ -162,7 +170,13 @@ class Stream(AsyncIterator[AnyFrame]):
         if not self.accepted.done():
             self.accepted.set_result(True)
 
+    def _begin(self) -> None:
+        tell, self._on_begin = self._on_begin, None
+        if tell is not None:
+            tell()
+
     def _close(self) -> None:
+        self._begin()
         self._forget(self)
         self._closed = True
         tell, self._on_close = self._on_close, None
@@ -184,6 +198,7 @@ class Stream(AsyncIterator[AnyFrame]):
             case Start():
                 self.node, self._boot = frame.node, frame.boot
                 self.started = self._running = True
+                self._begin()
                 self._waits_no_more()
                 self._show(frame)
             case Interrupted():

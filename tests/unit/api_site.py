@@ -21,6 +21,7 @@ import uvicorn
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
 from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start, Waiting
+from topology import names
 
 _home = tempfile.TemporaryDirectory(prefix="canopy-unit-")
 _environment = {"CANOPY_HOME": _home.name, "CANOPY_MODELS": '["tiny", "big"]', "DJANGO_SETTINGS_MODULE": "api.settings"}
@@ -104,6 +105,7 @@ class FakeClient:
         self.cancels: list[tuple[str, str]] = []  # by request
         self.controls: list[tuple[str, AnyControl]] = []
         self.queue_depths: dict[str, int] = {}
+        self.ghosts: set[str] = set()  # nodes that tell a state and have no queue
         self.submitted = asyncio.Event()
         self._changes = asyncio.Event()
 
@@ -111,7 +113,9 @@ class FakeClient:
         """Nothing to connect to."""
 
     async def stop(self) -> None:
-        """Nothing to disconnect from."""
+        """Open streams end."""
+        for stream in list(self.streams.values()):
+            await stream.aclose()
 
     async def submit(self, job: Job) -> Stream:
         if not self.connected:
@@ -135,9 +139,6 @@ class FakeClient:
                 self.pushed[frame.request_id].append(frame)
             assert stream.push(msgspec.structs.replace(frame, seq=number))
 
-    def waiting(self, model: str) -> int:
-        return sum(1 for each in self.streams.values() if each.job.model == model and not each.started)
-
     def cancel(self, request_id: str, user: str) -> None:
         self.cancels.append((request_id, user))
 
@@ -158,7 +159,8 @@ class FakeClient:
         return node in self.states
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
-        return {queue: self.queue_depths.get(queue, 0) for queue in queues}
+        missing = {names.node(name) for name in self.ghosts}
+        return {queue: self.queue_depths.get(queue, 0) for queue in queues if queue not in missing}
 
     def _forget(self, stream: Stream) -> None:
         if self.streams.pop(stream.request_id, None) is not None and not stream.ended:

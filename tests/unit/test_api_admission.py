@@ -17,7 +17,7 @@ from api.backlog import Figures, Finished, queues, retry_after, waiting
 from api.errors import ApiError
 from api.jobs import followed
 from broker.stream import Stream
-from broker.wire import ChatMessage, Job, Sampling
+from broker.wire import ChatMessage, Job, JobClass, Sampling
 from tests.unit.api_site import FakeClient, echo, node_state
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
@@ -80,21 +80,21 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda most: monkeypatch.setattr(backlog, "ENV", replace(backlog.ENV, backlog=most))
 
 
-def job() -> Job:
-    messages = [ChatMessage(role="user", content="hello")]
-    return submission.chat_job("tiny", messages, Sampling(), User(username="somebody"))
+def job(user: str = "somebody", job_class: JobClass = "interactive", content: str = "hello") -> Job:
+    messages = [ChatMessage(role="user", content=content)]
+    return submission.chat_job("tiny", messages, Sampling(), User(username=user), job_class=job_class)
 
 
-async def submitted() -> Stream | ApiError:
+async def submitted(job: Job) -> Stream | ApiError:
     try:
-        return await submission.submit(job())
+        return await submission.submit(job)
     except ApiError as error:
         return error
 
 
-async def flood(size: int) -> tuple[list[Stream], list[ApiError]]:
+async def flood(size: int, **fields: Any) -> tuple[list[Stream], list[ApiError]]:
     """What becomes of so many jobs submitted in one go."""
-    results = await asyncio.gather(*(submitted() for _ in range(size)))
+    results = await asyncio.gather(*(submitted(job(**fields)) for _ in range(size)))
     streams = [each for each in results if isinstance(each, Stream)]
     return streams, [each for each in results if isinstance(each, ApiError)]
 
@@ -131,19 +131,27 @@ async def test_jobs_on_their_way_to_a_free_slot_do_not_wait(fake: FakeClient, li
 
 
 async def test_what_others_have_submitted_counts(
-    program: httpx.AsyncClient, fake: FakeClient, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    program: httpx.AsyncClient,
+    user: User,
+    fake: FakeClient,
+    limit: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit(100)
+    fake.script = lambda job: []
+    await submission.submit(job(user.username))
+    fake.script = echo
     fake.states = {
         "root": node_state("root", engine="none", slots=0, held=30),
         "n1": node_state("n1", status="busy", running=2, held=9),
     }
     fake.queue_depths = {"canopy.node.root": 60, "canopy.node.n1": 1, "canopy.node.root-big": 5}
+    monkeypatch.setattr(backlog, "EVERY", 0.0)
+    monkeypatch.setattr(backlog, "STALE", 0.0)  # each request waits for a new measurement
     answer = await program.post("/v1/chat/completions", json=CHAT)
     assert (answer.status_code, answer.headers["X-Canopy-Position"]) == (429, "101")
     assert (await program.post("/v1/chat/completions", json={**CHAT, "model": "big"})).status_code == 200
     fake.queue_depths["canopy.node.root"] = 59
-    monkeypatch.setattr(backlog, "STALE", 0.0)  # what was measured is not believed any more
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
 
@@ -164,13 +172,13 @@ async def test_requests_are_not_held_up_by_the_measurement(
 
 
 async def test_refusals_have_the_shapes_that_clients_know(
-    program: httpx.AsyncClient, member: httpx.AsyncClient, fake: FakeClient, limit: Callable[[int], None]
+    program: httpx.AsyncClient, member: httpx.AsyncClient, user: User, fake: FakeClient, limit: Callable[[int], None]
 ) -> None:
     conversation = (await member.post("/api/conversations", json={})).json()["id"]
     limit(1)
     fake.script = lambda job: []
     fake.states.clear()
-    await submission.submit(job())
+    await submission.submit(job(user.username))
     for path, body in (
         ("/v1/chat/completions", CHAT),
         ("/v1/chat/completions", {**CHAT, "stream": True}),

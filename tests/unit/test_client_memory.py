@@ -29,7 +29,6 @@ async def test_a_request_that_ended_leaves_nothing() -> None:
             await read(stream)
         del stream
         assert not cluster.client._streams
-        assert not cluster.client._waiting
         await until(lambda: streams() == before)
 
 
@@ -40,7 +39,6 @@ async def test_cancels_are_remembered_until_they_may_be_said_again(monkeypatch: 
         for name in ("a", "b", "c"):
             await (await cluster.ask(name)).aclose()
         assert [told.request_id for told in cluster.client._told] == ["c"]
-        assert not cluster.client._waiting
 
 
 async def test_models_that_do_not_exist_are_forgotten() -> None:
@@ -50,4 +48,4 @@ async def test_models_that_do_not_exist_are_forgotten() -> None:
             job = Job(request_id="a", model=f"invented {number}", reply_to="", created=0.0, prompt="p")
             with pytest.raises(NoTree):
                 await cluster.client.submit(job)
-        assert not cluster.client._waiting
+        assert not cluster.client._streams

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 
 import msgspec
 import pytest
@@ -420,16 +421,19 @@ async def test_during_an_alarm_a_run_waits_with_its_text() -> None:
         await until(lambda: stream.text == "later")
 
 
-async def test_waiting_jobs_are_counted_by_model() -> None:
+async def test_the_beginning_of_the_first_run_is_told_once() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
         streams = [await cluster.ask() for _ in range(3)]
-        assert cluster.client.waiting("m") == 3
-        await cluster.add("n1", "root")
-        await until(lambda: cluster.client.waiting("m") == 2)
+        told: list[str] = []
         for stream in streams:
-            await stream.aclose()
-        assert cluster.client.waiting("m") == 0
+            stream.when_begun(partial(told.append, stream.request_id))
+        assert told == []
+        await cluster.add("n1", "root")
+        await until(lambda: len(told) == 1)
+        for stream in streams:
+            await stream.aclose()  # the others will never begin
+        assert sorted(told) == sorted(each.request_id for each in streams)
 
 
 # ---- relatives
@@ -609,7 +613,6 @@ async def test_a_model_that_no_routing_key_can_name_has_no_tree() -> None:
         await until(lambda: "a" in cluster.engine("n0").steps)
         cluster.engine("n0").finish("a")
         await read(stream)
-        assert cluster.client.waiting("模" * 90) == 0
 
 
 async def test_a_dead_letter_fits_whatever_its_faults_say() -> None:

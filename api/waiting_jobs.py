@@ -1,0 +1,74 @@
+"""The jobs that this process has submitted and that have not begun to run, by model, class and user."""
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+
+from api.quota import Tally
+from broker.wire import Job, JobClass
+
+CLASSES: tuple[JobClass, ...] = ("interactive", "batch")
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingJob:
+    """What is counted of one job. `size`: see prompt_bytes."""
+
+    request_id: str
+    model: str
+    job_class: JobClass
+    user: str
+    size: int
+
+
+class WaitingJobs:
+    """See the module. A model for which nothing waits is forgotten: its name may be anything that a client wrote."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, WaitingJob] = {}
+        self._counts: defaultdict[tuple[str, JobClass], Tally] = defaultdict(Tally)
+        self._bytes: dict[JobClass, Tally] = {name: Tally() for name in CLASSES}
+
+    def add(self, job: Job) -> None:
+        """Counts the job from now on."""
+        entry = WaitingJob(job.request_id, job.model, job.job_class, job.user, prompt_bytes(job))
+        self.remove(job.request_id)
+        self._jobs[job.request_id] = entry
+        self._counts[entry.model, entry.job_class].add(entry.user, 1)
+        self._bytes[entry.job_class].add(entry.user, entry.size)
+
+    def remove(self, request_id: str) -> None:
+        """The job runs, has ended, or was not taken; it may have been removed before."""
+        entry = self._jobs.pop(request_id, None)
+        if entry is None:
+            return
+        counts = self._counts[entry.model, entry.job_class]
+        counts.remove(entry.user, 1)
+        if not counts.users:
+            del self._counts[entry.model, entry.job_class]
+        self._bytes[entry.job_class].remove(entry.user, entry.size)
+
+    def __len__(self) -> int:
+        """All jobs, of all models and classes."""
+        return len(self._jobs)
+
+    def of_model(self, model: str) -> int:
+        """How many jobs wait for the model, in all classes."""
+        return sum(self.counts(model, job_class).total for job_class in CLASSES)
+
+    def counts(self, model: str, job_class: JobClass) -> Tally:
+        """How many jobs each user has waiting. To be read only."""
+        return self._counts.get((model, job_class)) or Tally()
+
+    def bytes(self, job_class: JobClass) -> Tally:
+        """How many bytes the prompts of each user's waiting jobs take, for all models. To be read only."""
+        return self._bytes[job_class]
+
+
+def prompt_bytes(job: Job) -> int:
+    """The memory that the job's prompt takes in this process."""
+    texts = [turn.content for turn in job.messages or ()]
+    return sys.getsizeof(job.prompt or "") + sum(map(sys.getsizeof, texts))
+
+
+waiting_jobs = WaitingJobs()
