@@ -19,7 +19,7 @@ from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
-from api import broker, logs  # noqa: E402
+from api import background, broker, logs  # noqa: E402
 from api.answers import store  # noqa: E402
 from api.answers.takeover import Takeover  # noqa: E402
 from api.answers.writing import writings  # noqa: E402
@@ -75,11 +75,11 @@ class Application:
         await client.start()
         broker.use(client)
         keepers = [
-            asyncio.create_task(check_connections(), name="database keeper"),
-            asyncio.create_task(followed.end_late(), name="deadline keeper"),
-            asyncio.create_task(Takeover(STORED).run(), name="takeover"),
-            asyncio.create_task(kept.keep_expiring(), name="kept requests"),
-            asyncio.create_task(look_after_orphans(), name="orphans"),
+            background.start("database keeper", check_connections),
+            background.start("deadline keeper", followed.end_late),
+            background.start("takeover", Takeover(STORED).run),
+            background.start("kept requests", kept.keep_expiring),
+            background.start("orphans", look_after_orphans),
         ]
         try:
             yield client

@@ -1,9 +1,81 @@
-"""Logging of the API process: one line a fact, on standard error."""
+"""Logging of the API process: one line a fact, on standard error, and never so many that a disk fills.
+
+Whoever starts the process keeps its lines, and rotates them.
+"""
 
 import logging
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
+
+LINES = 20  # of one kind
+SECONDS = 60.0
+_LONGEST = 300  # characters of a message that repeats what a client sent
+
+Kind = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Window:
+    began: float
+    lines: int = 0
+
+
+class RateLimit(logging.Filter):
+    """Passes `lines` lines of a kind in any `seconds`; the next one after them says how many were left out.
+
+    Anybody on the network can cause some lines, and a fault can repeat others for every request. A kind is an event of
+    ours, or the place in a library that logs: what a line says besides may be a client's to choose.
+    """
+
+    def __init__(
+        self, lines: int = LINES, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._most = lines
+        self._seconds = seconds
+        self._clock = clock
+        self._windows: dict[Kind, _Window] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Called by the handler, for every record."""
+        kind, now = kind_of(record), self._clock()
+        window = self._windows.get(kind)
+        if window is None or now - window.began >= self._seconds:
+            left_out = max(0, window.lines - self._most) if window else 0
+            if left_out:
+                _note(record, f"{left_out} more of these were left out")
+            window = self._windows[kind] = _Window(now)
+        window.lines += 1
+        if window.lines == self._most:
+            _note(record, f"further ones are left out for {self._seconds:.0f} s")
+        return window.lines <= self._most
+
+
+def kind_of(record: logging.LogRecord) -> Kind:
+    """What is counted together. There are as many kinds as places that log, however many requests there are."""
+    if isinstance(record.msg, dict):
+        return record.name, str(record.msg.get("event", ""))[:_LONGEST]
+    return record.name, f"{record.pathname}:{record.lineno}"
+
+
+def _note(record: logging.LogRecord, text: str) -> None:
+    if isinstance(record.msg, dict):
+        record.msg["note"] = text
+    else:
+        record.msg, record.args = f"{record.getMessage()} ({text})", ()
+
+
+def shorten(record: logging.LogRecord) -> bool:
+    """A filter that passes all: a request that Django refuses is one short line without a traceback."""
+    if record.name.startswith("django.security"):
+        record.exc_info = record.exc_text = None
+        record.msg, record.args = record.getMessage()[:_LONGEST], ()
+    return True
 
 
 def configure(level: int = logging.INFO) -> None:
@@ -26,12 +98,18 @@ def configure(level: int = logging.INFO) -> None:
             structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
         ],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.StreamHandler[Any] = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(shorten)
+    handler.addFilter(RateLimit())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
-    # Every refused request is already answered with its reason; httpx would log each poll of the management API.
-    logging.getLogger("django.request").addFilter(lambda record: record.exc_info is not None)
-    for noisy in ("django.security.csrf", "httpx", "httpcore", "pika"):
+    # A write that fails (a full disk, a closed standard error) must not write a traceback about itself.
+    logging.raiseExceptions = False
+    # Refused requests are answered with their reason, and errors.py logs the ones that failed.
+    for silent in ("django.request", "django.security.csrf"):
+        logging.getLogger(silent).setLevel(logging.CRITICAL + 1)
+    # httpx would log each poll of the management API.
+    for noisy in ("httpx", "httpcore", "pika"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -100,6 +100,22 @@ class Client:
         """True if a job could be submitted now."""
         return self._session is not None and not self._session.blocked
 
+    async def responds(self) -> bool:
+        """Whether the broker answers on both connections.
+
+        A connection that is cut off without being closed looks well until its heartbeats have been missed; then this
+        does not return before that, so give it a deadline.
+        """
+        session, queue = self._session, self._reply_queue
+        if session is None:
+            return False
+        try:
+            found = await session.exists(queue)
+            await session.publish("", f"{queue}.probe", b"")  # no such queue: it comes back
+        except BrokerError:
+            return False
+        return found
+
     async def submit(self, job: Job) -> Stream:
         """Publishes the job and returns once the broker has it. `reply_to`, and a seed if there is none, are filled in.
 

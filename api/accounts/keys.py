@@ -5,11 +5,15 @@ import secrets
 import time
 from dataclasses import dataclass
 
+import structlog
+from django.db import DatabaseError
 from django.db.models import Q
 from django.utils import timezone
 
 from api.accounts import secret
 from api.accounts.models import ApiKey, User
+
+log = structlog.get_logger("canopy.api")
 
 PREFIX = "canopy"
 REMEMBER = 20.0  # seconds a verified key is believed without asking the database; a revocation takes as long
@@ -58,11 +62,19 @@ async def _look_up(key: str, digest: str) -> User | None:
     stored = await ApiKey.objects.select_related("user").filter(name=name[:16], revoked=False).afirst()
     if stored is None or not secret.same(stored.digest, digest) or not stored.user.is_active:
         return None
+    _remember(digest, stored.user)
+    await _note_use(stored)
+    return stored.user
+
+
+async def _note_use(stored: ApiKey) -> None:
+    """Not with a full disk: the key is valid all the same."""
     now = timezone.now()
     stale = Q(last_used=None) | Q(last_used__lt=now - _LAST_USED_EVERY)
-    await ApiKey.objects.filter(stale, pk=stored.pk).aupdate(last_used=now)
-    _remember(digest, stored.user)
-    return stored.user
+    try:
+        await ApiKey.objects.filter(stale, pk=stored.pk).aupdate(last_used=now)
+    except DatabaseError as error:
+        log.warning("a key's last use could not be stored", reason=str(error))
 
 
 def _remembered(digest: str) -> User | None:

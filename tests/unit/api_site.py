@@ -117,6 +117,10 @@ class FakeClient:
         for stream in list(self.streams.values()):
             await stream.aclose()
 
+    async def responds(self) -> bool:
+        """The scripted broker answers while it is connected."""
+        return self.connected
+
     async def submit(self, job: Job) -> Stream:
         if not self.connected:
             raise Unavailable("the broker is not connected")

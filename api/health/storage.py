@@ -1,0 +1,61 @@
+"""Whether the database can be read and written: its migrations, its disk."""
+
+import contextlib
+import os
+import shutil
+import threading
+from pathlib import Path
+
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+
+from api import outages
+
+LEAST_FREE = 10_000_000  # bytes; with less, an answer that is being stored may be the one that fails
+_BLOCK = 4096
+
+_migrated = threading.Event()
+
+
+def problem() -> str | None:
+    """What keeps the database from being used. Blocks: called in a thread."""
+    folder = database_folder()
+    return _database_problem() or (disk_problem(folder) if folder else None)
+
+
+def database_folder() -> Path | None:
+    """Where SQLite writes; None for a database elsewhere, whose disk is not ours to see."""
+    database = settings.DATABASES["default"]
+    return Path(database["NAME"]).parent if database["ENGINE"].endswith("sqlite3") else None
+
+
+def disk_problem(folder: Path) -> str | None:
+    """Why nothing can be stored in the folder: too little is free, or a file cannot be written."""
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE:
+        return f"the disk of {folder} is full: {free / 1e6:.1f} MB are free, {LEAST_FREE / 1e6:.0f} MB are needed"
+    attempt = folder / f".write-check-{os.getpid()}"
+    try:
+        attempt.write_bytes(bytes(_BLOCK))
+    except OSError as error:
+        return f"nothing can be written to {folder}: {error.strerror}"
+    finally:
+        with contextlib.suppress(OSError):
+            attempt.unlink()
+    return None
+
+
+def _database_problem() -> str | None:
+    """Migrations are looked up until they are complete; after that a query suffices."""
+    try:
+        if not _migrated.is_set():
+            executor = MigrationExecutor(connection)
+            if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+                return "the database is not migrated"
+            _migrated.set()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError as error:
+        return f"{outages.meaning(error)}: {error}"
+    return None
