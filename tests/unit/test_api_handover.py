@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from django.conf import settings
 
 from api.server import handover, serve, signals
+from api.server.edge import Edge
 from api.server.handover import Server
 from api.server.limits import Limits
 
@@ -123,3 +125,31 @@ async def test_an_unused_connection_does_not_hold_it_up_for_ever(site: Site, mon
         await site.life
         assert await reader.read() == b""
         writer.close()
+
+
+async def test_what_waits_at_a_stop_is_answered_in_the_api_s_shape() -> None:
+    """A request that has no answer yet when the server must end."""
+    begun = asyncio.Event()
+
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = serve.configuration(Edge(waiting, settings.ENV), Limits())
+        config.lifespan = "off"
+        config.timeout_graceful_shutdown = 0  # uvicorn cancels what is left at once
+        server = Server(config, listener.dup(), None)
+        life = asyncio.create_task(server._serve())
+        async with asyncio.timeout(SECONDS), httpx.AsyncClient() as client:
+            while not getattr(server, "servers", None):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+            asked = asyncio.create_task(client.post(url))
+            await begun.wait()
+            server.should_exit = True
+            answer = await asked
+            await life
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert answer.json()["error"]["type"] == "service_unavailable_error"
