@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { answerEvents, waitWords, type ShownMessage } from "../src/chat/answer";
+import { answerEvents, seenFrom, waitWords, type ShownMessage } from "../src/chat/answer";
 import { draftOf, keepDraft } from "../src/chat/drafts";
 
 const message = (content = ""): ShownMessage => ({
@@ -13,6 +13,34 @@ const message = (content = ""): ShownMessage => ({
 });
 
 const event = (name: string, data: unknown) => ({ event: name, data: JSON.stringify(data) });
+
+describe("seenFrom", () => {
+  const conversation = (seen_from: string | null) => ({
+    messages: ["1", "2", "3", "4"].map((id) => ({ ...message(), id })),
+    seen_from,
+  });
+
+  it("is what the conversation said until an answer ends while it is open", () => {
+    const shown = conversation("3");
+    expect(seenFrom(shown)).toBe("3");
+    const take = answerEvents(shown.messages[3]!);
+    take(event("delta", { text: "x" }));
+    expect(seenFrom(shown)).toBe("3");
+    take(event("done", { finish_reason: "stop", seen_from: null }));
+    expect(seenFrom(shown)).toBe(null);
+  });
+
+  it("stays where it was when an answer is stopped, as nobody knows what the model saw", () => {
+    const shown = conversation("3");
+    answerEvents(shown.messages[3]!)(event("done", { finish_reason: "cancelled", seen_from: null }));
+    expect(seenFrom(shown)).toBe("3");
+  });
+
+  it("is nothing worth a line at the first message", () => {
+    expect(seenFrom(conversation("1"))).toBe(null);
+    expect(seenFrom({ messages: [], seen_from: null })).toBe(null);
+  });
+});
 
 describe("answerEvents", () => {
   it("appends deltas and ends with done", () => {

@@ -51,6 +51,36 @@ def test_the_answer_grows_word_by_word(chat: Chat) -> None:
     expect(chat.composer).to_be_editable()
 
 
+def test_a_chat_goes_on_after_an_answer_that_was_stopped_before_its_first_word(
+    chat: Chat, program: httpx.Client, staff: httpx.Client
+) -> None:
+    with jobs(program, 6, words=2000):  # every slot
+        tree_when(staff, lambda tree: total(tree, "running") == 6)
+        answer = chat.ask("one")
+        answer.get_by_test_id("waiting").wait_for()
+        chat.stop.click()
+        ends(answer, "stopped")
+    tree_when(staff, at_rest)
+    assert ends(chat.choose("quick").ask("two three")).split() == ["one", "two", "three"]
+
+
+def test_the_page_shows_where_the_models_view_begins(chat: Chat) -> None:
+    cut = chat.page.get_by_test_id("context-cut")
+    chat.choose("quick")
+    question = words(1500)  # two of them and an answer are more than a model of unknown context gets
+    ends(chat.ask(question))
+    expect(cut).to_have_count(0)
+    ends(chat.ask(question))
+    expect(cut).to_have_text("Earlier messages are not seen by the model any more")
+    after_cut = cut.locator("xpath=following-sibling::*")
+    expect(after_cut).to_have_count(2)  # the second question and its answer
+    chat.page.reload()
+    expect(cut).to_have_count(1)
+    expect(after_cut).to_have_count(2)
+    ends(chat.ask("in short"))
+    expect(after_cut).to_have_count(4)
+
+
 def test_who_waits_sees_the_place_in_the_line(chat: Chat, program: httpx.Client, staff: httpx.Client) -> None:
     with jobs(program, 8, words=2000):  # there are 6 slots
         tree_when(staff, lambda tree: total(tree, "queued") == 2)

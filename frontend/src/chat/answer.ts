@@ -12,6 +12,15 @@ export interface Wait {
 
 export interface ShownMessage extends Message {
   waiting?: Wait | null;
+  /** Of an answer that ended while this page was open: the first message that the model saw; null if it saw all. */
+  seen_from?: string | null;
+}
+
+/** Where the model's view of a conversation begins; null at its first message. */
+export function seenFrom(conversation: { messages: ShownMessage[]; seen_from: string | null }): string | null {
+  const latest = conversation.messages.findLast((message) => message.seen_from !== undefined);
+  const id = latest?.seen_from !== undefined ? latest.seen_from : conversation.seen_from;
+  return id === conversation.messages[0]?.id ? null : id;
 }
 
 /** A wait in words: what matters to the reader, and the reason if that is something else. */
@@ -66,6 +75,7 @@ export function answerEvents(message: ShownMessage): (event: ServerEvent) => boo
         end();
         message.finish_reason = field(value, "finish_reason");
         message.status = STOPPED.has(message.finish_reason ?? "") ? "stopped" : "done";
+        if (message.status === "done") message.seen_from = (value as { seen_from?: string | null }).seen_from ?? null;
         return false;
       case "failed":
         end();

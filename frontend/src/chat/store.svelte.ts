@@ -4,7 +4,7 @@ import { session } from "../lib/session.svelte";
 import { follow } from "../lib/sse";
 import { toasts } from "../lib/toasts.svelte";
 import type { ConversationSummary, Model } from "../lib/types";
-import { answerEvents, type ShownMessage } from "./answer";
+import { answerEvents, seenFrom, type ShownMessage } from "./answer";
 import { keepDraft } from "./drafts";
 
 /** A dropped connection that is back within this time, as after a restart of the server, is nobody's business. */
@@ -14,6 +14,7 @@ type Loading = "loading" | "ready" | "failed";
 
 interface OpenConversation extends ConversationSummary {
   messages: ShownMessage[];
+  seen_from: string | null;
 }
 
 /** Everything the chat page shows, and the only place that changes it. */
@@ -35,6 +36,8 @@ export class ChatStore {
 
   /** The running answer, if there is one. */
   streaming = $derived(this.current?.messages.find((message) => message.status === "streaming") ?? null);
+  /** The first message that the model still sees; null if it sees all. */
+  seenFrom = $derived(this.current ? seenFrom(this.current) : null);
   /** The model that answers next. */
   model = $derived(this.current?.model ?? this.#chosen ?? session.defaultModel ?? this.models[0]?.id ?? null);
 
@@ -127,7 +130,7 @@ export class ChatStore {
     keepDraft(null, "");
     keepDraft(made.id, draft);
     this.conversations = [made, ...this.conversations];
-    this.current = { ...made, messages: [] };
+    this.current = { ...made, messages: [], seen_from: null };
     this.#wanted = made.id;
     router.go(`/c/${made.id}`);
     return this.current;

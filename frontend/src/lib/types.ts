@@ -40,6 +40,8 @@ export interface Message {
 
 export interface Conversation extends ConversationSummary {
   messages: Message[];
+  /** The first message that the model saw when it gave its latest answer; null if it saw all. */
+  seen_from: string | null;
 }
 
 export type NodeState = "starting" | "idle" | "busy" | "draining" | "drained" | "failed" | "down";
