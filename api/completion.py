@@ -3,6 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from io import BytesIO
+
+from django.http import HttpRequest
 
 from api import sse, submission
 from api.accounts.auth import AuthRequest
@@ -54,7 +57,7 @@ class Answer:
 
 
 async def begin_choices(request: AuthRequest, job: Job, count: int) -> Begun:
-    """Begins `count` answers to the same question, read as one. Raises ApiError."""
+    """Begins `count` answers to the same question, read as one. The request's body is gone then. Raises ApiError."""
     if count == 1:
         return await begin(request, job)
     if idempotency.key_of(request) is not None:
@@ -62,20 +65,26 @@ async def begin_choices(request: AuthRequest, job: Job, count: int) -> Begun:
     jobs = submission.choices(job, count)
     waiting = nobody_serves(job.model)
     merged = Merged(await submission.submit_all(jobs))
+    _release_body(request)
     others = tuple(each.request_id for each in jobs[1:])
     return Begun(job.request_id, int(job.created), sse.ticking(merged), merged, others, waiting)
 
 
 async def begin(request: AuthRequest, job: Job) -> Begun:
-    """Begins the answer, or finds the one that the request's Idempotency-Key names. Raises ApiError."""
+    """Begins the answer, or finds the one that the request's Idempotency-Key names. The request's body is gone then.
+
+    Raises ApiError.
+    """
     key = idempotency.key_of(request)
     if key is not None and job.sampling.logprobs is not None:
         raise _not_kept("logprobs")
     if key is None:
         waiting = nobody_serves(job.model)
         stream = await submission.submit(job)
+        _release_body(request)
         return Begun(job.request_id, int(job.created), sse.ticking(stream), stream, waiting=waiting)
     kept, replayed = await idempotency.attach(request, key, job)
+    _release_body(request)
     frames = following.follow(kept)
     return Begun(kept.request_id, int(kept.created.timestamp()), frames, frames, replayed=replayed)
 
@@ -108,6 +117,12 @@ async def complete_choices(begun: Begun, prompt_field: str) -> list[Answer]:
     if len(ends) < len(deltas):
         raise AssertionError("a stream ended without an end frame")
     return [_answer(told, ends[request_id], waited) for request_id, told in deltas.items()]
+
+
+def _release_body(request: HttpRequest) -> None:
+    """While a request waits for its answer, the job has the texts: their bytes would take the same memory again."""
+    request._body = b""
+    request._stream = BytesIO()
 
 
 def _answer(told: list[Delta], end: Finished, waited: str | None) -> Answer:

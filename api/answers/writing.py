@@ -31,6 +31,7 @@ class Writing:
 
     def __init__(self, record: StoredAnswer, stream: Stream, waiting: str | None) -> None:
         self.record = record
+        record.job = None  # is stored, and the stream has it: a prompt can be large
         self.over = False  # nothing more is written here; streaming all the same: another process goes on
         self.task: asyncio.Task[None] | None = None
         self._stream = stream

@@ -48,7 +48,8 @@ class Handler(ASGIHandler):
         """The ASGI entrance for `http` scopes."""
         set_script_prefix(scope.get("root_path", "") or "/")
         try:
-            body = await read_body(scope, receive, settings.MAX_BODY, partial(_is_known, scope))
+            # The request alone holds the body, so that it can be given up while the answer is waited for.
+            file = BytesIO(await read_body(scope, receive, settings.MAX_BODY, partial(_is_known, scope)))
         except Disconnected:
             return
         except BodyTooLarge:
@@ -57,7 +58,8 @@ class Handler(ASGIHandler):
         except UnknownSender:
             await self._refuse(scope, receive, send, errors.unknown_sender(UNKNOWN_BYTES))
             return
-        request, refusal = self.create_request(scope, BytesIO(body))
+        request, refusal = self.create_request(scope, file)
+        del file
         if request is None:
             error = ApiError(refusal.status_code, "this request cannot be read")
             await self.send_response(errors.response(scope["path"], error), send)
