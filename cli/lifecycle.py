@@ -107,6 +107,7 @@ def up_command(
         listen=ports.without_brackets(listen),
         standby=standby,
         api_processes=api_processes,
+        public_url=os.environ.get("CANOPY_PUBLIC_URL", ""),
     )
     with locking.held(home) as lock:  # a second `up` is refused here
         up.check(request, home)

@@ -55,6 +55,7 @@ class Request:
     listen: str = "127.0.0.1"
     standby: int = 0  # roots a model that wait for the root's name
     api_processes: int = 1
+    public_url: str = ""  # CANOPY_PUBLIC_URL: how people reach a proxy before the API
 
     def with_folders(self, folders: Mapping[str, Path | None]) -> "Request":
         """The same request once its models are prepared."""
@@ -64,6 +65,11 @@ class Request:
     def url(self) -> str:
         """Where a browser on this machine finds the API."""
         return f"http://{host_and_port(reachable(self.host), self.port)}"
+
+    @property
+    def address(self) -> str:
+        """Where people log in: the proxy's address, as cookies are for it alone; else `url`."""
+        return self.public_url.rstrip("/") or self.url
 
     @property
     def roots(self) -> dict[str, str]:

@@ -98,7 +98,7 @@ def login(
 ) -> None:
     """Print a fresh one-time login link, alone on standard output. It replaces the former one."""
     home = homes.read()
-    address = ["--address", instance.running(home)["url"]]
+    address = ["--address", instance.running(home)["address"]]
     whose = ["--user", user] if user else []
     _become("api", "login-token", *address, *whose, CANOPY_HOME=str(home.path))
 

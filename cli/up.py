@@ -189,18 +189,18 @@ async def _serve(
     children.roster.publish_with(lambda: _publish(request, home, broker, children, started))
     async with control.serving(home, lambda asked: rolling.answer(asked, children, layout, request.url)):
         console.say(f"started in {time.time() - started:.0f} s; Ctrl-C or ./canopy down stops everything")
-        _tell_ready(request.url, token.result(), console)
+        _tell_ready(request.address, token.result(), console)
         await asyncio.Event().wait()
 
 
-def _tell_ready(url: str, token: str, console: Console) -> None:
+def _tell_ready(address: str, token: str, console: Console) -> None:
     """The last line of `up`. The login link, a secret, goes to a person or a program, never to a log."""
-    link = f"Canopy is ready: {url}/login?token={token}"
+    link = f"Canopy is ready: {address}/login?token={token}"
     if _is_detached():
-        console.result(f"Canopy is ready: {url}")
+        console.result(f"Canopy is ready: {address}")
         tell_starter(ready=link)
     elif is_journal():
-        console.result(f"Canopy is ready: {url} (./canopy login prints a link that logs you in)")
+        console.result(f"Canopy is ready: {address} (./canopy login prints a link that logs you in)")
     else:
         console.result(link)
 
@@ -232,6 +232,7 @@ def _publish(request: Request, home: Home, broker: Broker, children: Supervisor,
         "started": started,
         "port": request.port,
         "url": request.url,
+        "address": request.address,
         "listen": request.listen,
         "amqp": broker.amqp,
         "management": broker.management.get("admin", ""),

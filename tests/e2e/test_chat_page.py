@@ -259,6 +259,7 @@ def test_who_is_not_logged_in_gets_the_login_page(open_page: OpenPage) -> None:
     page = open_page(None, expected=r"status of 40[01]")
     page.goto("/")
     expect(page.get_by_test_id("login-username")).to_be_visible()
+    expect(page.locator("main")).to_contain_text("./canopy login")
     expect(page.get_by_test_id("composer")).to_have_count(0)
 
     page.get_by_test_id("login-username").fill("reader")

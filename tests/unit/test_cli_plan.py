@@ -333,3 +333,8 @@ def test_models_that_differ_in_punctuation_are_prepared_side_by_side(tmp_path: P
 def test_a_model_with_an_impossible_name_is_refused(name: str) -> None:
     with pytest.raises(CliError, match="--model must name a model"):
         Model(name)
+
+
+def test_login_links_lead_to_the_proxy_where_there_is_one() -> None:
+    assert Request(models={"m": None}, port=80).address == "http://127.0.0.1:80"
+    assert Request(models={"m": None}, public_url="https://chat.example/").address == "https://chat.example"
