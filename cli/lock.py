@@ -136,10 +136,10 @@ def _lock(fd: int, home: Home) -> None:
 def _taken(home: Home) -> str:
     try:
         record = json.loads(home.instance_file.read_text())
-        where = f"runs here (pid {record['pid']}, {record['url']})"
+        state = f"already runs here (pid {record['pid']}, {record['url']})"
     except (OSError, ValueError, LookupError, TypeError):
-        where = f"is starting or stopping here ({home.path})"
-    return f"Canopy already {where}. Stop it with ./canopy down"
+        state = f"is already starting or stopping here ({home.path})"
+    return f"Canopy {state}. Stop it with ./canopy down"
 
 
 def _write_holder(fd: int) -> None:

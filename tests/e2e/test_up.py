@@ -224,7 +224,7 @@ def test_down_ends_what_is_still_starting(instance: Instance, seconds: float) ->
     while not lock.is_held(home):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert "already is starting" in instance.command("up", "--engine", "echo").stderr
+    assert "is already starting" in instance.command("up", "--engine", "echo").stderr
     time.sleep(seconds)  # wherever it is in its start then
     assert instance.command("status").stdout.startswith(("starting", "Canopy runs"))
     ended = instance.command("down")

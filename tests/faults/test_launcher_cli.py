@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.table import Row
 from tests.instance import LAUNCHER, Instance, environment, finish, free_port, running
 
 SECONDS = 120.0
@@ -93,7 +94,9 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("victim", ["n1", "root", "broker", "api"])
-def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(small_disk: Path, victim: str) -> None:
+def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(
+    small_disk: Path, victim: str, record: Callable[[Row], None]
+) -> None:
     with running(small_disk / "home", "--engine", "echo", "--nodes", "2") as instance:
         before = pids(instance)
         with instance.program(instance.key()) as program:
@@ -102,9 +105,11 @@ def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(small_disk: Pat
             until(lambda: not alive(before[victim]), "it has been killed")
             time.sleep(3)  # the launcher has tried, and its records and logs could not be written
             ballast.unlink()
+            freed = time.monotonic()
             until_replaced(instance, before, victim)
             until(lambda: ready(program), "not ready again")
             assert ask(program) == "are you there"
+        record(Row("full disk", victim, 1, 1, 0, 0, 0, (time.monotonic() - freed,)))
         assert json.loads(instance.canopy("status", "--json"))["running"]
 
 
@@ -149,7 +154,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
 
 @pytest.mark.parametrize("victim", ["n1", "root", "broker", "epmd", "api-2", "api"])
-def test_a_frozen_process_is_replaced_and_no_job_is_lost(watched: Instance, victim: str) -> None:
+def test_a_frozen_process_is_replaced_and_no_job_is_lost(
+    watched: Instance, victim: str, record: Callable[[Row], None]
+) -> None:
     before = pids(watched)
     text = " ".join(f"word{number}" for number in range(60))
     answers: list[str] = []
@@ -162,10 +169,13 @@ def test_a_frozen_process_is_replaced_and_no_job_is_lost(watched: Instance, vict
             asker.start()
         time.sleep(1)
         os.kill(before[victim], signal.SIGSTOP)
+        frozen = time.monotonic()
         until_replaced(watched, before, victim)
         for asker in askers:
             asker.join(SECONDS)
         assert answers == [text] * len(askers)
+        seconds = time.monotonic() - frozen
+        record(Row("frozen", victim, len(askers), len(answers), 0, 0, 0, (seconds,)))
         until(lambda: ready(program), "not ready again")
         assert ask(program) == "are you there"
     now = pids(watched)

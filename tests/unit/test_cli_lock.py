@@ -32,7 +32,7 @@ def test_a_second_holder_is_refused_and_the_first_is_known(home: Home) -> None:
     with lock.held(home):
         assert lock.is_held(home)
         assert lock.holder(home) == lock.Holder.current()
-        with pytest.raises(CliError, match="already is starting or stopping here"):
+        with pytest.raises(CliError, match="is already starting or stopping here"):
             lock.take(home)
     assert not lock.is_held(home)
 
