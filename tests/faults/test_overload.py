@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ async def test_a_flood_is_cut_at_the_limit(site: Site, crowd: httpx.AsyncClient)
     assert (await crowd.post(CHAT, json=question(words=2))).status_code == 200
 
 
-def test_a_full_backlog_refuses_everybody_and_takes_jobs_again(site: Site) -> None:
+def test_a_full_backlog_refuses_who_filled_it_and_takes_jobs_again(site: Site) -> None:
     conversation = f"/api/conversations/{site.staff.post('/api/conversations', json={}).json()['id']}"
     with jobs(site.program, SLOTS + LIMIT, words=100_000) as waiting:
         assert {each.status_code for each in waiting} == {200}
@@ -102,10 +102,36 @@ def test_a_full_backlog_refuses_everybody_and_takes_jobs_again(site: Site) -> No
             site.staff.post(f"{conversation}/messages", json={"content": "hello"}),
         ]
         assert [each.status_code for each in refusals] == [429, 429]
+        assert {f"you have {LIMIT} jobs waiting" in each.text for each in refusals} == {True}
         assert {each.headers["X-Canopy-Position"] for each in refusals} == {str(LIMIT + 1)}
     tree_when(site.staff, at_rest)
     assert site.program.post("/arranca/", json={"text": "hello", "timestamp": 1}).status_code == 200
     assert site.staff.get(conversation).json()["messages"] == []
+
+
+@pytest.fixture(scope="module")
+def guest(site: Site) -> Iterator[httpx.Client]:
+    """A program of another user."""
+    site.instance.add_people(guest=False)
+    with site.instance.program(site.instance.key("guest")) as client:
+        yield client
+
+
+@pytest.mark.parametrize("tier", ["default", "flex"])
+def test_another_user_is_served_in_turn_beside_a_full_backlog(site: Site, guest: httpx.Client, tier: str) -> None:
+    """The flood of one user fills what may wait of its class; a job takes a second."""
+    places = LIMIT if tier == "default" else LIMIT // 2
+    asked = question(words=20, stream=True, service_tier=tier)
+    with ExitStack() as flood:
+        for _ in range(SLOTS + places):
+            answer = flood.enter_context(site.program.stream("POST", CHAT, json=asked))
+            assert answer.status_code == 200
+        tree_when(site.staff, lambda tree: total(tree, "queued") >= places - SLOTS)
+        answer = guest.post(CHAT, json=question(words=2))
+        assert answer.status_code == 200, answer.text
+        left = site.staff.get("/api/tree").json()
+        assert total(left, "queued") >= places - 2 * SLOTS - 1  # it did not wait behind them
+    tree_when(site.staff, at_rest)
 
 
 # ---- a broker that takes nothing

@@ -2,7 +2,9 @@
 
 import ast
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import httpx
 import pytest
 from asgiref.sync import sync_to_async
 from django.apps import apps
-from django.db import DatabaseError, models
+from django.db import DatabaseError, connections, models
 
 from api.accounts.models import ApiKey, LoginToken, User
+from api.chat import store
 from api.chat.models import Conversation, Message
+from api.errors import ApiError
 from api.kept.models import KeptRequest
 from api.records import Record
 from tests.unit.api_site import FakeClient, log_in, make_user, refresh_csrf
@@ -112,6 +116,41 @@ async def test_delete_beside_everything_else(member: httpx.AsyncClient, fake: Fa
     assert (await member.get(home)).status_code == 404
     assert (await member.get("/api/conversations")).json() == {"conversations": []}
     assert not await Message.objects.filter(conversation=home.rpartition("/")[2]).aexists()
+
+
+@pytest.mark.usefixtures("fake")
+async def test_delete_beside_new_turns_of_other_processes(user: User) -> None:
+    """Threads with connections of their own stand for API processes."""
+    outcomes: list[object] = []
+
+    def attempt(call: Callable[[], object], together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            outcomes.append(call())
+        except ApiError as refusal:
+            outcomes.append(refusal.status)
+        except DatabaseError as error:  # a finding
+            outcomes.append(error)
+        finally:
+            connections.close_all()
+
+    def race() -> None:
+        conversation = Conversation.objects.create(user=user, model="tiny")
+        begin_turn = partial(store._begin_turn.func, user, conversation.pk, "hello", None, {})
+        calls = [partial(store.delete.func, user, conversation.pk), begin_turn, begin_turn]
+        together = threading.Barrier(len(calls))
+        threads = [threading.Thread(target=attempt, args=(call, together)) for call in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not Conversation.objects.filter(pk=conversation.pk).exists()
+        assert not Message.objects.filter(conversation=conversation.pk).exists()
+
+    for _ in range(20):
+        await sync_to_async(race)()
+    refusals = {each for each in outcomes if not isinstance(each, store.Turn | list)}
+    assert refusals <= {404, 409}
 
 
 async def test_a_turn_that_was_refused_does_not_undo_a_rename(
