@@ -190,9 +190,7 @@ def _from_validation(error: ValidationError) -> ApiError:
     location = [part for part in first["loc"] if not re.fullmatch(r"function-\w+\(.*\)", str(part))]
     # ("body", "<the view's parameter>", ...) or ("path" | "query", name)
     location = location[2:] if location[0] == "body" else location[1:]
-    code = None
-    if first["type"] == UNSUPPORTED:
-        code = UNSUPPORTED
-        location += first.get("ctx", {}).get("field", ())  # where a whole object was looked at
+    location += first.get("ctx", {}).get("at", ())  # said by a check of a whole object
+    code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
     field = field_name(location) or "body"
     return ApiError(400, f"{field}: {first['msg']}", field=field, code=code)

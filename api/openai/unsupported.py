@@ -198,7 +198,7 @@ MESSAGE = {
     "prefix": _only(False),
     "partial": _only(False),
 }
-_GUIDED = _only({}, [], "")  # vLLM's guided_json, guided_regex and others
+_GUIDED = _only({}, [], "", False)  # vLLM's guided_json, guided_regex and others
 
 
 def _is_neutral(value: Any, field: Unsupported) -> bool:
@@ -208,13 +208,12 @@ def _is_neutral(value: Any, field: Unsupported) -> bool:
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in field.neutral)
 
 
-def refuse(body: Any, table: Mapping[str, Unsupported]) -> Any:
-    """The body, unchanged. Raises PydanticCustomError for the first of its fields that would be ignored."""
+def refuse(body: Any, table: Mapping[str, Unsupported], *place: str | int) -> None:
+    """Raises PydanticCustomError for the first field of `body` that would be ignored. `place`: where `body` is."""
     if not isinstance(body, dict):
-        return body
+        return
     for name, value in body.items():
         found = _GUIDED if name.startswith("guided_") else table.get(name)
         if found is not None and not _is_neutral(value, found):
-            context = {"field": (name,), "instead": found.instead}
+            context = {"at": (*place, name), "instead": found.instead}
             raise PydanticCustomError(UNSUPPORTED, "not supported here; {instead}", context)
-    return body
