@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import random
 import socket
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -16,10 +15,12 @@ import msgspec
 import structlog
 
 from broker.amqp import AmqpSession
+from broker.arrivals import decode_frames
+from broker.nodestates import NodeStates
 from broker.objects import declare_shared
+from broker.registration import Registration
 from broker.session import BrokerError, Delivery, Session, Unsendable
 from broker.stream import Stream
-from broker.tree import SILENT_SECONDS, on_our_clock
 from broker.wire import (
     MAX_ATTEMPTS,
     NO_RUN,
@@ -30,7 +31,6 @@ from broker.wire import (
     DecodeError,
     Failed,
     Finished,
-    Frames,
     Job,
     NodeState,
     Ping,
@@ -80,7 +80,8 @@ class Client:
         self._streams: dict[str, Stream] = {}  # in the order of submission
         self._told: dict[Cancel | Supersede, float] = {}  # lately, and when, oldest first
         self._lost = 0.0  # when the last session ended, on the loop's clock
-        self._nodes: dict[str, NodeState] = {}
+        self._states = NodeStates()
+        self._registration = Registration(self._believe)
         self._changes = asyncio.Event()
 
     async def start(self) -> None:
@@ -169,8 +170,11 @@ class Client:
 
     def nodes(self) -> dict[str, NodeState]:
         """The last state of every node that was heard lately, by name; `sent` says when, on this machine's clock."""
-        oldest = time.time() - SILENT_SECONDS
-        return {name: state for name, state in self._nodes.items() if state.sent >= oldest}
+        return self._states.recent()
+
+    def clock_differences(self) -> dict[str, float]:
+        """Seconds by which the clock of each node in `nodes()` is ahead of this machine's."""
+        return self._states.clock_differences()
 
     async def changed(self) -> None:
         """Returns when nodes() or `connected` has changed after this call."""
@@ -229,6 +233,7 @@ class Client:
     async def _serve(self, session: Session) -> BrokerError:
         """Uses the session until it is lost; returns why it was. Raises BrokerError if it cannot be set up."""
         alarm = asyncio.create_task(self._refuse_when_blocked(session), name="alarm")
+        looking = asyncio.create_task(self._registration.look(session), name="registered nodes")
         try:
             await declare_shared(session)
             # a new name each time: what still runs for the last session's readers comes back as undeliverable
@@ -250,8 +255,9 @@ class Client:
             self._lost = asyncio.get_running_loop().time()
             self._told.clear()
             self._tell_changed()
-            alarm.cancel()
-            await asyncio.gather(alarm, return_exceptions=True)
+            for task in (alarm, looking):
+                task.cancel()
+            await asyncio.gather(alarm, looking, return_exceptions=True)
             await session.close()
 
     @property
@@ -333,13 +339,11 @@ class Client:
 
     def _on_frames(self, delivery: Delivery) -> None:
         delivery.ack()
-        try:
-            message = decode(delivery.body, Frames)
-        except DecodeError as error:
-            log.warning("undecodable frames dropped", reason=str(error))
-            return
-        for frame in message.frames:
+        frames, reasons = decode_frames(delivery.body)
+        for frame in frames:
             self._on_frame(frame)
+        if reasons:
+            log.warning("undecodable frames dropped", count=len(reasons), reason=reasons[0])
 
     def _on_frame(self, frame: AnyFrame) -> None:
         stream = self._streams.get(frame.request_id)
@@ -350,6 +354,8 @@ class Client:
             self._grant(stream, frame)
         elif frame.attempt < stream.attempt and frame.seq != NO_RUN and not isinstance(frame, Waiting):
             self._tell_all(Supersede(request_id=frame.request_id, attempt=stream.attempt))
+        elif frame.attempt > stream.attempt and frame.seq != NO_RUN and not isinstance(frame, Waiting):
+            log.warning("frame of an attempt that was never granted ignored", request_id=frame.request_id)
         elif not stream.push(frame):
             self._start_over(stream)
 
@@ -380,11 +386,15 @@ class Client:
         except DecodeError as error:
             log.warning("undecodable node state dropped", reason=str(error))
             return
+        self._registration.offer(state)
+
+    def _believe(self, state: NodeState) -> None:
         if state.status == "stopped":
-            self._nodes.pop(state.name, None)
+            self._states.remove(state.name)
         else:
-            self._nodes[state.name] = on_our_clock(state, time.time())
-        self._nodes = self.nodes()
+            difference = self._states.add(state)
+            if difference is not None:
+                log.warning("a node's clock differs; set it (NTP)", node=state.name, seconds_ahead=round(difference, 1))
         self._tell_changed()
 
     def _tell_changed(self) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from broker.amqp import AmqpSession
 from broker.management import Edges, edges
+from broker.nodestates import moved
 from broker.session import Delivery, Session
-from broker.tree import on_our_clock
 from broker.wire import AnyControl, DecodeError, NodeState, Ping, decode, encode
 from topology import names
 
@@ -23,11 +23,14 @@ class NoSuchNode(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen: the edges, the state of each node that answered in time, jobs ready by queue."""
+    """What was seen: the edges, the state of each node that answered in time, jobs ready by queue, and the seconds by
+    which each node's clock is ahead of this machine's.
+    """
 
     edges: Edges
     states: dict[str, NodeState]
     depths: dict[str, int]
+    clock_differences: dict[str, float]
 
 
 async def look(amqp_url: str, management_url: str) -> Look:
@@ -38,11 +41,12 @@ async def look(amqp_url: str, management_url: str) -> Look:
     seen = await edges(management_url)
     session = await AmqpSession.open(amqp_url, "canopy tree")
     try:
-        states = await _states(session, set(seen.present))
+        states, differences = await _states(session, set(seen.present))
         depths = {queue: await session.depth(queue) for queue in map(names.node, seen.registered)}
     finally:
         await session.close()
-    return Look(seen, states, {queue: depth for queue, depth in depths.items() if depth is not None})
+    known_depths = {queue: depth for queue, depth in depths.items() if depth is not None}
+    return Look(seen, states, known_depths, differences)
 
 
 async def tell(amqp_url: str, node: str, message: AnyControl) -> None:
@@ -55,9 +59,12 @@ async def tell(amqp_url: str, node: str, message: AnyControl) -> None:
         await session.close()
 
 
-async def _states(session: Session, expected: set[str]) -> dict[str, NodeState]:
+async def _states(session: Session, expected: set[str]) -> tuple[dict[str, NodeState], dict[str, float]]:
+    """The states of the `expected` nodes, and the differences of their clocks."""
     states: dict[str, NodeState] = {}
+    differences: dict[str, float] = {}
     complete = asyncio.Event()
+    asked = time.time()
 
     def heard(delivery: Delivery) -> None:
         delivery.ack()
@@ -65,7 +72,11 @@ async def _states(session: Session, expected: set[str]) -> dict[str, NodeState]:
             state = decode(delivery.body, NodeState)
         except DecodeError:
             return  # a newer or foreign node: it is shown without a state
-        states[state.name] = on_our_clock(state, time.time())
+        if state.name not in expected:
+            return  # anybody may publish states; the broker lists who is registered
+        arrived = time.time()
+        states[state.name] = moved(state, arrived)
+        differences[state.name] = clock_difference(asked, state.sent, arrived)
         if expected <= states.keys():
             complete.set()
 
@@ -80,4 +91,11 @@ async def _states(session: Session, expected: set[str]) -> dict[str, NodeState]:
                 await complete.wait()
         except TimeoutError:
             pass  # who did not answer is shown as not answering
-    return states
+    return states, differences
+
+
+def clock_difference(asked: float, sent: float, arrived: float) -> float:
+    """Seconds by which the sender's clock is ahead, at least: its answer was sent between question and arrival."""
+    if sent > arrived:
+        return round(sent - arrived, 1)
+    return round(min(0.0, sent - asked), 1)

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import structlog
 
+from broker.arrivals import address_of, sender_of
 from broker.faults import fault_point
 from broker.objects import declare_shared
 from broker.outbox import Outbox
 from broker.session import Delivery, NotFound, QueueLocked, Session, Unsendable
-from broker.wire import Adopt, AnyControl, DecodeError, Job, NodeState, decode, encode
+from broker.wire import NO_RUN, Adopt, AnyControl, DecodeError, Failed, Job, NodeState, decode, encode
 from topology import names
 
 BROKER_EVENTS = "amq.rabbitmq.event"  # of the event exchange plugin: tells at once when a node's inbox vanishes
@@ -40,6 +41,9 @@ class NodeHandler(Protocol):
     def on_job(self, job: Job, delivery: Delivery) -> None: ...
 
     def on_control(self, message: AnyControl) -> None: ...
+
+    def on_ignored(self, sender: str, reason: str) -> None:
+        """A control message does not decode. `sender`: the node that it names, if any."""
 
     def on_node_gone(self, name: str) -> None:
         """That node's connection has ended."""
@@ -217,7 +221,7 @@ class NodePort:
         try:
             message = decode(delivery.body, AnyControl)
         except DecodeError as error:
-            log.warning("undecodable control message ignored", node=self.name, reason=str(error))
+            self._handler.on_ignored(sender_of(delivery.body), str(error))
             return
         self._handler.on_control(message)
 
@@ -233,18 +237,29 @@ class NodePort:
         return self._put_dead(encode(job), dead_letter_headers(reason, self.name, job, faults))
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
-        """A message that is not a job goes to the dead ones, with the reason; then it is acknowledged."""
+        """A message that is not a job goes to the dead ones, with the reason. Its reader hears of it if it has one;
+        then it is acknowledged.
+        """
         log.warning("undecodable job dead-lettered", node=self.name, reason=reason)
+        address = address_of(delivery.body)
         buried = self._put_dead(delivery.body, dead_letter_headers(f"undecodable: {reason}", self.name))
 
         def settle(outcome: asyncio.Future[bool]) -> None:
-            if not is_lost(outcome):
-                delivery.ack()
+            if is_lost(outcome):
+                return
+            if address is not None and names.is_reply_queue(address.reply_to):
+                self.outbox.put(address.reply_to, _refusal(address.request_id, reason))
+            delivery.ack()
 
         buried.add_done_callback(settle)
 
     def _put_dead(self, body: bytes, headers: Mapping[str, object]) -> asyncio.Future[bool]:
         return self.session.publish("", names.DEAD_QUEUE, body, persistent=True, headers=headers)
+
+
+def _refusal(request_id: str, reason: str) -> Failed:
+    message = f"the node cannot read this job: {reason}"
+    return Failed(request_id=request_id, seq=NO_RUN, code="invalid", message=message)
 
 
 def dead_letter_headers(

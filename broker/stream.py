@@ -24,6 +24,7 @@ from broker.wire import (
     Waiting,
 )
 
+FAULT_LETTERS = 500  # kept of why a run was lost
 JOINED = 512  # pieces of text
 
 
@@ -107,7 +108,7 @@ class Stream(AsyncIterator[AnyFrame]):
     def lose_run(self, reason: str) -> None:
         """The newest run came to nothing, and that counts against the job."""
         self._running = False
-        self.faults = (*self.faults, f"{self.node}: {reason}")
+        self.faults = (*self.faults, f"{self.node}: {reason[:FAULT_LETTERS]}")
 
     def start_over(self) -> Job:
         """The job as it must be run from now on; frames of earlier attempts are stale. Nobody is to blame."""

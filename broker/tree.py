@@ -3,9 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
-
-import msgspec
 
 from broker.management import Edges
 from broker.wire import NodeState
@@ -14,11 +13,16 @@ from topology.dispatch import natural
 
 Tree = dict[str, Any]
 
-SILENT_SECONDS = 15.0  # nodes repeat their state every few seconds; one that is silent for so long counts as down
 
-
-def tree(edges: Edges, states: Mapping[str, NodeState], depths: Mapping[str, int], now: float) -> Tree:
+def tree(
+    edges: Edges,
+    states: Mapping[str, NodeState],
+    depths: Mapping[str, int],
+    now: float,
+    clock_differences: Mapping[str, float] = MappingProxyType({}),
+) -> Tree:
     """The whole tree, roots first, parents before their children. `depths`: by queue. `now`: Unix seconds.
+    `clock_differences`: seconds by which nodes' clocks are ahead of this machine's, as far as they are known.
 
     The bindings decide who hangs where; a node's own word decides the rest, as long as its inbox exists.
     """
@@ -31,21 +35,19 @@ def tree(edges: Edges, states: Mapping[str, NodeState], depths: Mapping[str, int
     return {
         "roots": roots,
         "nodes": [
-            _node(name, edges, children[name], states.get(name), depths, model_of.get(name, ""), now)
+            {
+                **_node(name, edges, children[name], states.get(name), depths, model_of.get(name, ""), now),
+                "clock_difference": clock_differences.get(name),
+            }
             for name in [*hanging, *loose]
         ],
         "at": datetime.fromtimestamp(now, UTC).isoformat(),
     }
 
 
-def on_our_clock(state: NodeState, now: float) -> NodeState:
-    """A state that arrives `now`, with its times moved to this machine's clock: other machines' clocks differ."""
-    return msgspec.structs.replace(state, started=state.started + now - state.sent, sent=now)
-
-
 def settled(tree: Tree) -> Tree:
     """The tree without what changes by the mere passing of time: to see whether anything happened."""
-    clocks = ("uptime", "seen")
+    clocks = ("uptime", "seen", "clock_difference")
     nodes = [{key: value for key, value in node.items() if key not in clocks} for node in tree["nodes"]]
     return {"roots": tree["roots"], "nodes": nodes}
 
@@ -72,10 +74,8 @@ def _inherited_models(edges: Edges, children: Mapping[str, list[str]]) -> dict[s
     return {name: model for root, model in edges.roots.items() for name in _walk([root], children)}
 
 
-def _state(name: str, edges: Edges, state: NodeState | None, now: float) -> str:
-    if name not in edges.present:
-        return "down"
-    if state is not None and (state.status == "stopped" or now - state.sent > SILENT_SECONDS):
+def _state(name: str, edges: Edges, state: NodeState | None) -> str:
+    if name not in edges.present or (state is not None and state.status == "stopped"):
         return "down"
     return "starting" if state is None else state.status
 
@@ -94,7 +94,7 @@ def _node(
         "name": name,
         "parent": edges.parents.get(name),
         "children": children,
-        "state": _state(name, edges, state, now),
+        "state": _state(name, edges, state),
         "depth": depth,
     }
     if state is None:
@@ -116,6 +116,7 @@ def _node(
         "host": state.host,
         "pid": state.pid,
         "detail": state.detail,
+        "warning": state.warning,
         "waited": round(state.waited, 2),
         "wait_error": round(state.wait_error, 2),
         "prompt_tokens": state.prompt_tokens,
@@ -137,6 +138,7 @@ _UNKNOWN: dict[str, Any] = {
     "tokens": 0,
     "host": "",
     "pid": 0,
+    "warning": "",
     "waited": 0.0,
     "wait_error": 0.0,
     "prompt_tokens": 0,

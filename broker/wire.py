@@ -10,9 +10,26 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, overload
 
 import msgspec
 
+from broker.bounds import (
+    Count,
+    Held,
+    Moment,
+    Name,
+    NodeName,
+    NodeNames,
+    Note,
+    Penalty,
+    Positive,
+    Seconds,
+    Slots,
+    TokenId,
+    Unit,
+    UserCounts,
+)
+
 Role = Literal["system", "user", "assistant"]
 JobClass = Literal["interactive", "batch"]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+
 FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
 MOST_BIASES = 1024  # tokens
@@ -38,44 +55,53 @@ class ChatMessage(Wire, kw_only=True, omit_defaults=False):
 class Sampling(Wire, kw_only=True):
     """How the next token is chosen and when to stop. Validated by the API, trusted by engines."""
 
-    max_tokens: int | None = None  # None: the engine's own limit
-    temperature: float = 1.0  # 0: greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0: off
-    seed: int | None = None
+    max_tokens: Count | None = None  # None: the engine's own limit
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 1.0  # 0: greedy
+    top_p: Unit = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = 0  # 0: off
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     reproducible: bool = False  # the user named the seed: who else is computed must not change the text
-    stop: tuple[str, ...] = ()
-    min_p: float = 0.0  # of the likeliest token's probability; 0: off
-    repetition_penalty: float = 1.0  # of what the prompt or the answer has; 1: off
-    frequency_penalty: float = 0.0  # for each time that the answer has it
-    presence_penalty: float = 0.0  # once, if the answer has it
-    logit_bias: dict[int, float] = {}  # by token id, up to MOST_BIASES
-    logprobs: int | None = None  # tell each token's probability, and that of so many of the likeliest in its place
+    stop: Annotated[tuple[str, ...], msgspec.Meta(max_length=1024)] = ()
+    min_p: Unit = 0.0  # of the likeliest token's probability; 0: off
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=1000)] = (
+        1.0  # of what the prompt or the answer has; 1: off
+    )
+    frequency_penalty: Penalty = 0.0  # for each time that the answer has it
+    presence_penalty: Penalty = 0.0  # once, if the answer has it
+    logit_bias: Annotated[
+        dict[TokenId, Penalty], msgspec.Meta(max_length=MOST_BIASES)
+    ] = {}  # by token id, up to MOST_BIASES
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = (
+        None  # tell each token's probability, and that of so many of the likeliest in its place
+    )
 
 
 class Job(Wire, kw_only=True):
     """One request on its way down the tree. Exactly one of `messages` and `prompt` is set."""
 
-    request_id: str
-    model: str
-    reply_to: str  # the reply queue of the API process that asked
-    created: float
+    request_id: Name
+    model: Name
+    reply_to: Name  # the reply queue of the API process that asked
+    created: Moment
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
     sampling: Sampling = Sampling()
-    user: str = ""
+    user: Name = ""
     job_class: JobClass = "interactive"  # who waits for it: interactive jobs come before batch jobs
     work: Positive = 1.0  # tokens that it is charged with when users are treated fairly; see api.work
     expected: Positive | None = None  # of them, those of this job; the others are owed for earlier ones
     share: Positive = 1.0  # what its user is entitled to, beside a user with 1
-    attempt: int = 1  # of its next run, unless it was restarted: then the reader says
+    attempt: Count = 1  # of its next run, unless it was restarted: then the reader says
     restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it
-    seconds_left: Positive | None = None  # from when this copy was published, until nobody wants the answer
-    deadline: float | None = None  # the same as a moment, from API processes before 0.2; trusts all clocks to agree
+    seconds_left: Seconds | None = None  # from when this copy was published, until nobody wants the answer
+    deadline: Moment | None = None  # the same as a moment, from API processes before 0.2; trusts all clocks to agree
     truncate: bool = False  # leave out the oldest turns of `messages` if they do not fit; else such a job is refused
-    trail: tuple[str, ...] = ()  # nodes that have handled it, root first
+    trail: NodeNames = ()  # nodes that have handled it, root first
     delivered: str = ""  # text the reader already has, when a job is restarted
-    delivered_ids: tuple[int, ...] = ()  # the tokens it was made of, if the engine told them
+    delivered_ids: tuple[TokenId, ...] = ()  # the tokens it was made of, if the engine told them
+
+
+NO_RUN = -1
 
 
 class Frame(Wire, kw_only=True, tag_field="kind"):
@@ -84,12 +110,9 @@ class Frame(Wire, kw_only=True, tag_field="kind"):
     have no number (NO_RUN) and count whatever the attempt.
     """
 
-    request_id: str
-    attempt: int = 1
-    seq: int = 0
-
-
-NO_RUN = -1
+    request_id: Name
+    attempt: Count = 1
+    seq: Annotated[int, msgspec.Meta(ge=NO_RUN, le=2**53)] = 0
 
 
 class FrameNumber(TypedDict):
@@ -105,25 +128,25 @@ class Waiting(Frame, kw_only=True, tag="waiting"):
     estimated now. None where nothing orders the jobs, or nothing is known.
     """
 
-    node: str
+    node: Name
     reason: str
-    position: int | None = None
-    seconds: float | None = None
+    position: Count | None = None
+    seconds: Seconds | None = None
 
 
 class Asking(Frame, kw_only=True, tag="asking"):
     """A restarted job has a slot; its node asks what the reader has. The answer is Continue, or Cancel."""
 
-    node: str
-    boot: str  # which life of that node
-    number: int  # repeated in the answer
+    node: NodeName
+    boot: Name  # which life of that node
+    number: Count  # repeated in the answer
 
 
 class Start(Frame, kw_only=True, tag="start"):
     """A run begins."""
 
-    node: str
-    boot: str = ""
+    node: Name
+    boot: Name = ""
 
 
 class Interrupted(Frame, kw_only=True, tag="interrupted"):
@@ -152,8 +175,8 @@ class Delta(Frame, kw_only=True, tag="delta"):
     """
 
     text: str
-    tokens: int = 1
-    ids: tuple[int, ...] = ()
+    tokens: Count = 1
+    ids: tuple[TokenId, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
@@ -161,9 +184,9 @@ class Finished(Frame, kw_only=True, tag="finished"):
     """The answer is complete."""
 
     reason: FinishReason
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    omitted_messages: int = 0  # oldest turns of the job that were left out of the prompt; see Job.truncate
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    omitted_messages: Count = 0  # oldest turns of the job that were left out of the prompt; see Job.truncate
 
 
 class Failed(Frame, kw_only=True, tag="failed"):
@@ -190,26 +213,26 @@ class Control(Wire, kw_only=True, tag_field="kind"):
 class Cancel(Control, kw_only=True, tag="cancel"):
     """Nobody wants this answer any more; or, with `before`, nobody reads the copies of its job numbered below that."""
 
-    request_id: str
-    before: int | None = None
-    user: str = ""  # if given: only if the job is this user's
+    request_id: Name
+    before: Count | None = None
+    user: Name = ""  # if given: only if the job is this user's
 
 
 class Supersede(Control, kw_only=True, tag="supersede"):
     """A newer attempt goes on: runs of older ones end. Copies of the job that would ask first are left alone."""
 
-    request_id: str
-    attempt: int
+    request_id: Name
+    attempt: Count
 
 
 class Continue(Control, kw_only=True, tag="continue"):
     """The reader's answer to Asking: run on from `delivered`, as this attempt."""
 
-    request_id: str
-    number: int
-    attempt: int
+    request_id: Name
+    number: Count
+    attempt: Count
     delivered: str = ""
-    delivered_ids: tuple[int, ...] = ()
+    delivered_ids: tuple[TokenId, ...] = ()
     faults: tuple[str, ...] = ()  # why earlier runs were lost: a line for each that counts against the job
 
 
@@ -224,7 +247,7 @@ class Resume(Control, kw_only=True, tag="resume"):
 class Attach(Control, kw_only=True, tag="attach"):
     """Hang below another parent: for good, or until the present one (`home`) is back."""
 
-    parent: str
+    parent: NodeName
     for_good: bool = True
 
 
@@ -237,41 +260,41 @@ class Capacity(Control, kw_only=True, tag="capacity"):
     `boot`, so that a late or repeated one is known for what it is.
     """
 
-    node: str
-    boot: str = ""
-    number: int = 0
-    slots: int  # in the whole subtree
-    free: int  # of them, without a job and without one on its way
-    received: int  # jobs that came to the node since it started
-    finished: int  # jobs that ended in its subtree since then
+    node: NodeName
+    boot: Name = ""
+    number: Count = 0
+    slots: Slots  # in the whole subtree
+    free: Slots  # of them, without a job and without one on its way
+    received: Count  # jobs that came to the node since it started
+    finished: Count  # jobs that ended in its subtree since then
     accepting: bool = True  # False: draining or leaving; hand it nothing new
-    users: dict[str, int] = {}  # whose jobs are in the subtree's hands, and how many
-    model: str = ""  # what the child serves; empty from nodes before 0.2
+    users: UserCounts = {}  # whose jobs are in the subtree's hands, and how many
+    model: Name = ""  # what the child serves; empty from nodes before 0.2
 
 
 class Adopt(Control, kw_only=True, tag="adopt"):
     """That node is dead and nobody takes care of its queue: empty it as if it were a child's."""
 
-    node: str
+    node: NodeName
 
 
 class Leave(Control, kw_only=True, tag="leave"):
     """A child tells its parent that it no longer hangs below it; its queue is empty."""
 
-    node: str
+    node: NodeName
 
 
 class Refused(Control, kw_only=True, tag="refused"):
     """A parent tells a child that it will not hand it jobs, and why: the child serves another model."""
 
-    parent: str
-    reason: str
+    parent: NodeName
+    reason: Note
 
 
 class Ancestors(Control, tag="ancestors", kw_only=True):
     """A parent tells a child who is above the parent, nearest first: where to go if the parent dies."""
 
-    names: tuple[str, ...]
+    names: NodeNames
 
 
 AnyControl = (
@@ -282,31 +305,31 @@ AnyControl = (
 class NodeState(Wire, kw_only=True, omit_defaults=False):
     """A node as it describes itself on the events exchange (the `Event` of the design)."""
 
-    name: str
-    parent: str | None  # None: a root
-    children: tuple[str, ...]
-    model: str
-    engine: str  # "none" for a root
-    device: str
-    policy: str
+    name: NodeName
+    parent: NodeName | None  # None: a root
+    children: NodeNames
+    model: Name
+    engine: Name  # "none" for a root
+    device: Name
+    policy: Name
     status: NodeStatus
-    slots: int
-    running: int
-    held: int  # accepted from the queue, waiting inside the node
-    received: int
-    finished: int
-    tokens: int  # generated since the start
-    host: str
-    pid: int
-    started: float
-    sent: float
-    detail: str = ""  # why it failed, or what it is doing while starting
-    waited: float = 0.0  # seconds, mean over the latest jobs that had to wait here and then went on
-    prompt_tokens: int = 0  # of the jobs since its engine started, as far as it tells
-    reused_tokens: int = 0  # of them, those that were held already and not read again
-    wait_error: float = 0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
-    context_length: int = 0  # tokens of prompt and answer together that a job may have; 0: not known
-    warning: str = ""  # what an operator should look at while the node serves all the same
+    slots: Slots
+    running: Slots
+    held: Held  # accepted from the queue, waiting inside the node
+    received: Count
+    finished: Count
+    tokens: Count  # generated since the start
+    host: Name
+    pid: Count
+    started: Moment
+    sent: Moment
+    detail: Note = ""  # why it failed, or what it is doing while starting
+    waited: Seconds = 0.0  # seconds, mean over the latest jobs that had to wait here and then went on
+    prompt_tokens: Count = 0  # of the jobs since its engine started, as far as it tells
+    reused_tokens: Count = 0  # of them, those that were held already and not read again
+    wait_error: Seconds = 0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
+    context_length: Count = 0  # tokens of prompt and answer together that a job may have; 0: not known
+    warning: Note = ""  # what an operator should look at while the node serves all the same
 
 
 T = TypeVar("T")
@@ -343,7 +366,7 @@ def decode(body: bytes, kind: UnionType) -> AnyControl: ...
 def decode(body: bytes, kind: Any) -> Any:
     """Parses `body` as `kind` (Job, Frames, AnyControl or NodeState).
 
-    Raises DecodeError for bytes that are not JSON, not UTF-8, or lack or mistype a field.
+    Raises DecodeError for bytes that are not JSON, not UTF-8, or lack, mistype or exceed a field.
     """
     try:
         return _decoders[kind].decode(body)

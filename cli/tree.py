@@ -15,6 +15,7 @@ from rich.tree import Tree as Drawing
 
 from broker import inspect
 from broker.management import ManagementError
+from broker.nodestates import warnings_of_clocks
 from broker.session import BrokerError
 from broker.tree import tree as describe
 from broker.wire import AnyControl, Attach, Drain, Resume
@@ -26,7 +27,7 @@ _COLOURS = {"idle": "green", "busy": "yellow", "starting": "cyan", "draining": "
 _LOG_FIELDS = (
     "name", "state", "host", "pid", "parent", "children", "model", "engine", "device", "policy", "slots", "running",
     "queued", "held", "depth", "received", "finished", "tokens", "waited",
-    "wait_error", "prompt_tokens", "reused_tokens", "uptime", "detail",
+    "wait_error", "prompt_tokens", "reused_tokens", "uptime", "clock_difference", "detail", "warning",
 )  # fmt: skip
 
 Node = Mapping[str, Any]
@@ -63,7 +64,7 @@ def log(
         print(json.dumps(node))
         return
     for field in _LOG_FIELDS:
-        print(f"{field:<9} {_readable(field, node[field])}")
+        print(f"{field:<9} {_plain(_readable(field, node[field]))}")
 
 
 def attach(
@@ -100,7 +101,7 @@ def _look() -> dict[str, Any]:
     if not management_url:
         raise CliError("The tree is read from RabbitMQ's management API; set CANOPY_MANAGEMENT_URL")
     seen = _run(inspect.look(amqp_url, management_url))
-    return describe(seen.edges, seen.states, seen.depths, time.time())
+    return describe(seen.edges, seen.states, seen.depths, time.time(), seen.clock_differences)
 
 
 def _tell(node: str, message: AnyControl) -> None:
@@ -136,20 +137,39 @@ def _draw(node: Node, nodes: Mapping[str, Node], drawing: Drawing) -> Drawing:
     return drawing
 
 
+def _plain(text: object) -> str:
+    """Text without control characters: most of it comes from other machines, and goes to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
+def _shown(text: object) -> str:
+    """The same, and not read as markup."""
+    return escape(_plain(text))
+
+
+def _warning(node: Node) -> str:
+    """What an operator should look at, the node's clock included."""
+    clocks = warnings_of_clocks({node["name"]: node["clock_difference"] or 0.0})
+    return "; ".join([*clocks, *filter(None, [node["warning"]])])
+
+
 def _line(node: Node) -> str:
     """One node as a line: name, state, load, where it runs."""
     state = node["state"]
     colour = _COLOURS.get(state, "red")
     if node["engine"] == "none":
-        load = f"entrance of {escape(node['model'])}"
+        load = f"entrance of {_shown(node['model'])}"
     else:
-        load = f"{node['running']}/{node['slots']} running  {escape(node['model'])} ({node['engine']})"
-    where = f"  [dim]{escape(str(node['host']))}:{node['pid']}[/dim]" if node["host"] else ""
+        load = f"{node['running']}/{node['slots']} running  {_shown(node['model'])} ({_shown(node['engine'])})"
+    where = f"  [dim]{_shown(node['host'])}:{node['pid']}[/dim]" if node["host"] else ""
     queued = f"  {node['queued']} queued" if node["queued"] else ""
     if node["queued"] and node["waited"]:
         queued += f", {node['waited']:.0f} s each lately"
-    detail = f"  {escape(node['detail'])}" if node["detail"] else ""
-    return f"[bold]{escape(node['name'])}[/bold]  [{colour}]{state}[/{colour}]  {load}{queued}{where}{detail}"
+    detail = f"  {_shown(node['detail'])}" if node["detail"] else ""
+    warning = _warning(node)
+    if warning:
+        detail += f"  [red]{_shown(warning)}[/red]"
+    return f"[bold]{_shown(node['name'])}[/bold]  [{colour}]{state}[/{colour}]  {load}{queued}{where}{detail}"
 
 
 def _readable(field: str, value: object) -> str:

@@ -112,7 +112,7 @@ PIPELINED = 256  # jobs that another node takes beyond its slots, so that its fo
 @lru_cache(maxsize=4096)
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which n2 comes before n10, so that 'in turn' follows the numbers people gave."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name))
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name))
 
 
 class Dispatcher:

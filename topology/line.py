@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 CLASSES = ("interactive", "batch")  # in the order in which they are served
+MOST_COST = 1e12  # of one job: more would take all precision from the tags of everybody behind it
 FORGET_BEYOND = 1000  # users who wait for nothing and are remembered
 
 
@@ -83,7 +84,8 @@ class Line(Generic[T]):
             raise ValueError(f"work and share must be above 0: {work}, {share}")
         queue = self._classes[job_class]
         self._number += 1
-        ticket = Ticket(item, user, job_class, expected or work, work / share, queue.now, self._number, first)
+        cost = min(work / share, MOST_COST)
+        ticket = Ticket(item, user, job_class, expected or work, cost, queue.now, self._number, first)
         self._put(ticket)
         return ticket
 

@@ -9,6 +9,7 @@ from statistics import fmean
 
 FOLLOWS = 50  # the mean follows about so many of the latest jobs
 OVERDUE = 0.1  # of what a job should take: so much longer at least, if it has taken that already
+MOST_SLOTS = 100_000  # looked at; more are as good as so many
 REMEMBERED = 200  # jobs whose estimates are compared with what came
 
 
@@ -31,7 +32,10 @@ class Pace:
         self._running.append((now, work))
 
     def observe(self, now: float, busy: int, finished: int) -> None:
-        """So many slots are busy now; so many jobs have ended since the beginning."""
+        """So many slots are busy now; so many jobs have ended since the beginning. Takes any numbers: they come from
+        other nodes.
+        """
+        busy = max(0, min(busy, MOST_SLOTS))
         for _ in range(min(len(self._running), max(0, finished - self._finished))):
             since, work = self._running.popleft()
             self._learn(now - since, work)
@@ -56,8 +60,9 @@ class Pace:
 
     def forecast(self, now: float, slots: int) -> "Forecast | None":
         """The future of so many slots; None while nothing is known."""
-        if not self._known or not slots:
+        if not self._known or slots <= 0:
             return None
+        slots = min(slots, MOST_SLOTS)
         ends = [max(self.takes(work) - (now - since), OVERDUE * self.takes(work)) for since, work in self._running]
         return Forecast(self, [*ends[-slots:], *[0.0] * (slots - len(ends))])
 

@@ -9,9 +9,11 @@ import os
 import socket
 import time
 import uuid
+from collections import Counter
 
 import msgspec
 
+from broker.arrivals import inconsistency
 from broker.node import NodePort
 from broker.session import Delivery
 from broker.wire import (
@@ -39,7 +41,11 @@ from worker.care import EngineCare
 from worker.engines.base import Engine
 from worker.jobs import Jobs
 from worker.relatives import Relatives
+from worker.warnings import Warnings
 from worker.watchdog import STEP_SECONDS
+
+NOTE_LETTERS = 2000  # of a sentence for people in a node's state
+MOST_USERS = 10_000  # told to the parent, those with most jobs
 
 
 class Node:
@@ -80,11 +86,12 @@ class Node:
             self.care.failure,
             Cap(user_jobs if parent is None else 0),  # the nodes below run what the root lets through
         )
+        self.warnings = Warnings(name)
         self.status: NodeStatus = "starting"
         self._drained = False
         self._leaving = False
         self._port: NodePort
-        self._started = time.time()
+        self._started = time.monotonic()
 
     @property
     def parent(self) -> str | None:
@@ -119,12 +126,16 @@ class Node:
         self.jobs.reader_gone(queue)
         self.announcer.touch()
 
+    def on_ignored(self, sender: str, reason: str) -> None:
+        self.warnings.add(sender or "somebody", f"a message from it was ignored: {reason}")
+        self.announcer.touch()
+
     def on_control(self, message: AnyControl) -> None:
         match message:
             case Continue():
                 self.jobs.questions.answered(message)
             case Capacity():
-                self.relatives.on_capacity(message)
+                self._on_capacity(message)
             case Leave():
                 self.relatives.on_leave(message)
             case Ancestors():
@@ -144,6 +155,14 @@ class Node:
             case Ping():
                 self.announcer.tell_all()
         self.announcer.touch()
+
+    def _on_capacity(self, message: Capacity) -> None:
+        """A child's counters are believed if they can be true; else what was known of it stays."""
+        reason = inconsistency(message)
+        if reason:
+            self.warnings.add(message.node, f"its counters were ignored: {reason}")
+        elif message.node not in (self.name, self.parent):
+            self.relatives.on_capacity(message)
 
     # ---- what changes whether it takes jobs
 
@@ -202,12 +221,12 @@ class Node:
             received=self.dispatcher.received,
             finished=self.dispatcher.subtree_finished(),
             accepting=self.dispatcher.accepting,
-            users=self.jobs.users(),
+            users=dict(Counter(self.jobs.users()).most_common(MOST_USERS)),
         )
 
     def _tell_state(self, always: bool) -> None:
         state = self.state()
-        timeless = msgspec.structs.replace(state, sent=0.0)
+        timeless = msgspec.structs.replace(state, started=0.0, sent=0.0)
         if always or timeless != self._told_state:
             self._told_state = timeless
             self.port.publish_state(state)
@@ -215,6 +234,7 @@ class Node:
     def state(self) -> NodeState:
         """This node as dashboards see it."""
         reuse = self.engine.reuse if self.engine else (0, 0)
+        now = time.time()  # for people alone: readers move it to their own clocks
         return NodeState(
             name=self.name,
             parent=self.parent,
@@ -232,16 +252,20 @@ class Node:
             tokens=self.jobs.tokens + self.jobs.tokens_running(),
             host=socket.gethostname(),
             pid=os.getpid(),
-            started=self._started,
-            sent=time.time(),
-            detail=self.care.detail,
+            started=now - (time.monotonic() - self._started),
+            sent=now,
+            detail=self.care.detail[:NOTE_LETTERS],
             waited=self.jobs.waiting.accuracy.waited,
             prompt_tokens=reuse[0],
             reused_tokens=reuse[1],
             wait_error=self.jobs.waiting.accuracy.error,
             context_length=self.engine.context_length if self.engine else 0,
-            warning=self.engine.warning if self.engine else "",
+            warning=self._warning(),
         )
+
+    def _warning(self) -> str:
+        own = self.engine.warning if self.engine else ""
+        return "; ".join(filter(None, (own, self.warnings.text())))[:NOTE_LETTERS]
 
     def _shown_status(self) -> NodeStatus:
         if self.status != "idle":

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from broker.bounds import LONGEST_SECONDS
 from broker.session import Delivery
 from broker.wire import NO_RUN, Job, Waiting
 from topology.cap import Cap
@@ -201,7 +202,7 @@ class WaitingJobs:
             node=self._name,
             reason=reason,
             position=position,
-            seconds=None if seconds is None else round(seconds, 1),
+            seconds=None if seconds is None else round(min(seconds, LONGEST_SECONDS), 1),
         )
         self._send(job.reply_to, frame)
 

@@ -44,7 +44,8 @@ async def compose(found: Edges) -> Tree:
         depths = await broker.client().depths(queues)
     except Unavailable:
         depths = {}
-    return tree(found, broker.client().nodes(), depths, time.time())
+    client = broker.client()
+    return tree(found, client.nodes(), depths, time.time(), client.clock_differences())
 
 
 class Watch:

@@ -143,6 +143,9 @@ class FakeClient:
                 self.pushed[frame.request_id].append(frame)
             assert stream.push(msgspec.structs.replace(frame, seq=number))
 
+    def clock_differences(self) -> dict[str, float]:
+        return dict.fromkeys(self.states, 0.0)
+
     def cancel(self, request_id: str, user: str) -> None:
         self.cancels.append((request_id, user))
 
