@@ -1,6 +1,4 @@
-"""Until when an answer is wanted: the header X-Canopy-Deadline, or CANOPY_JOB_SECONDS."""
-
-import time
+"""How long an answer is wanted: the header X-Canopy-Deadline, or CANOPY_JOB_SECONDS."""
 
 from django.http import HttpRequest
 
@@ -11,15 +9,10 @@ from api.settings import ENV
 HEADER = "X-Canopy-Deadline"
 
 
-def ordinary() -> float:
-    """The moment (Unix seconds) until which the answer to a request of now is wanted, if it names none."""
-    return time.time() + ENV.job_seconds
-
-
-def until(request: HttpRequest) -> float:
-    """The moment until which the client wants its answer. Raises ApiError 400 for a header that is no such time."""
+def seconds_wanted(request: HttpRequest) -> float:
+    """Seconds from now for which the client wants its answer. Raises ApiError 400 for a header that is no such time."""
     text = request.META.get("HTTP_X_CANOPY_DEADLINE")
-    return ordinary() if text is None else time.time() + _seconds(text)
+    return ENV.job_seconds if text is None else _seconds(text)
 
 
 def _seconds(text: str) -> float:

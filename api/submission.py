@@ -7,13 +7,14 @@ from functools import partial
 import msgspec
 import structlog
 
-from api import broker, deadlines, entrance
+from api import broker, entrance
 from api.accounts.models import User
 from api.backlog import backlog
 from api.catalog import catalog
 from api.errors import ApiError
 from api.jobs.followed import followed
 from api.parsing import MAX_SHOWN
+from api.settings import ENV
 from api.waiting_jobs import waiting_jobs
 from api.work import ledger
 from broker.client import NoTree, Unavailable
@@ -49,7 +50,7 @@ def chat_job(
     sampling: Sampling,
     user: User,
     *,
-    deadline: float | None = None,
+    seconds_left: float | None = None,
     job_class: JobClass = "interactive",
     truncate: bool = False,
 ) -> Job:
@@ -65,7 +66,7 @@ def chat_job(
         user=user.get_username(),
         job_class=job_class,
         share=user.share,
-        deadline=deadline,
+        seconds_left=seconds_left,
     )
 
 
@@ -75,7 +76,7 @@ def prompt_job(
     sampling: Sampling,
     user: User,
     *,
-    deadline: float | None = None,
+    seconds_left: float | None = None,
     job_class: JobClass = "interactive",
 ) -> Job:
     """A job that continues a text."""
@@ -89,7 +90,7 @@ def prompt_job(
         user=user.get_username(),
         job_class=job_class,
         share=user.share,
-        deadline=deadline,
+        seconds_left=seconds_left,
     )
 
 
@@ -141,8 +142,8 @@ async def publish(job: Job) -> Stream:
 
     Raises NoTree or Unavailable.
     """
-    if job.deadline is None:
-        job = msgspec.structs.replace(job, deadline=deadlines.ordinary())
+    if job.seconds_left is None:
+        job = msgspec.structs.replace(job, seconds_left=ENV.job_seconds, deadline=None)
     charge = ledger.charge(job)
     waiting_jobs.add(job)  # from now on, also while the broker is waited for
     try:

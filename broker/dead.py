@@ -69,6 +69,7 @@ def to_replay(job: Job, request_id: str, now: float) -> Job:
         delivered="",
         delivered_ids=(),
         trail=(),
+        seconds_left=None,
         deadline=None,
     )
 

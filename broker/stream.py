@@ -9,6 +9,7 @@ from typing import Self
 
 import msgspec
 
+from broker.deadline import expiry, with_time_left
 from broker.wire import (
     NO_RUN,
     AnyFrame,
@@ -39,6 +40,7 @@ class Stream(AsyncIterator[AnyFrame]):
     def __init__(self, job: Job, forget: Callable[["Stream"], None]) -> None:
         self.job = job
         self.request_id = job.request_id
+        self.expires = expiry(job)  # time.monotonic() until which the answer is wanted
         self.attempt = job.attempt  # the newest: frames of others are stale
         self.started = False  # a run of any attempt has begun
         self.ended = False  # the last frame has arrived (it may still be unread)
@@ -114,9 +116,10 @@ class Stream(AsyncIterator[AnyFrame]):
         """The job as it must be run from now on; frames of earlier attempts are stale. Nobody is to blame."""
         self.attempt += 1
         self._running, self._next = False, 0
-        return msgspec.structs.replace(
+        job = msgspec.structs.replace(
             self.job, attempt=self.attempt, restarted=False, delivered=self.text, delivered_ids=tuple(self._ids)
         )
+        return with_time_left(job, self.expires)
 
     def fail(self, code: FailureCode, message: str) -> None:
         """Ends the stream from this side: no frame can come any more."""

@@ -6,7 +6,6 @@ dies is delivered again, and is `restarted` from then on: whoever gets to run it
 
 import asyncio
 import itertools
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
+from broker.deadline import expiry, has_passed, with_time_left
 from broker.faults import fault_point
 from broker.node import NodePort, is_lost
 from broker.session import Delivery
@@ -116,7 +116,7 @@ class Jobs:
         if delivery.redelivered:
             job = msgspec.structs.replace(job, restarted=True)
         self._dispatcher.received += 1
-        self.waiting.add(HeldJob(job, delivery), first=self._has_begun(job))
+        self.waiting.add(HeldJob(job, delivery, expiry(job)), first=self._has_begun(job))
         self.pump()
 
     def _has_begun(self, job: Job) -> bool:
@@ -169,7 +169,7 @@ class Jobs:
         if not job.restarted and job.attempt < (self._superseded.get(job.request_id) or 0):
             self._settle(held.delivery)
             return False
-        if job.deadline is not None and job.deadline < time.time():
+        if has_passed(held.expires):
             message = "the deadline of the request passed while it waited"
             self._end(held, Failed(request_id=job.request_id, seq=NO_RUN, code="expired", message=message))
             return False
@@ -189,7 +189,7 @@ class Jobs:
         self._running_users[held.job.user] += 1
         number = next(self._numbers)
         reader = Reader(self.questions, held.job, self.port)
-        run = JobRun(self._engine, held.job, self._name, self._boot, number, reader, self.gate)
+        run = JobRun(self._engine, held.job, self._name, self._boot, number, reader, self.gate, held.expires)
         task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
         self._runs[number] = _Running(held, run, task)
 
@@ -274,7 +274,7 @@ class Jobs:
             self.waiting.put_back(held)
 
         job = msgspec.structs.replace(held.job, trail=self._trail(held.job))
-        self._hand_over(self.port.forward(child, job), held, gone)
+        self._hand_over(self.port.forward(child, with_time_left(job, held.expires)), held, gone)
 
     def _trail(self, job: Job) -> tuple[str, ...]:
         """The nodes that had the job, this one included. One that is given back and forwarded again and again
@@ -289,7 +289,8 @@ class Jobs:
             self._relatives.parent_there = False
             self.waiting.put_back(held)
 
-        self._hand_over(self.port.hand_up(self._relatives.parent or "", held.job), held, gone)
+        job = with_time_left(held.job, held.expires)
+        self._hand_over(self.port.hand_up(self._relatives.parent or "", job), held, gone)
 
     def _hand_over(self, outcome: asyncio.Future[bool], held: HeldJob, gone: Callable[[], None]) -> None:
         """Acknowledges `held` once the broker has confirmed where it went; `gone()` if it went nowhere."""

@@ -161,7 +161,7 @@ class Node:
         reason = inconsistency(message)
         if reason:
             self.warnings.add(message.node, f"its counters were ignored: {reason}")
-        elif message.node not in (self.name, self.parent):
+        elif message.node != self.name:
             self.relatives.on_capacity(message)
 
     # ---- what changes whether it takes jobs

@@ -49,10 +49,21 @@ class Reader(Protocol):
 class JobRun:
     """Runs `job` once. `reader` gets every frame but the last, which `run` returns.
 
-    `number` names the run within its node, `boot` the life of that node.
+    `number` names the run within its node, `boot` the life of that node. `expires`: time.monotonic() until which the
+    answer is wanted.
     """
 
-    def __init__(self, engine: Engine, job: Job, node: str, boot: str, number: int, reader: Reader, gate: Gate) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        job: Job,
+        node: str,
+        boot: str,
+        number: int,
+        reader: Reader,
+        gate: Gate,
+        expires: float | None = None,
+    ) -> None:
         self.job = job
         self.number = number
         self.tokens = 0
@@ -64,6 +75,7 @@ class JobRun:
         self._boot = boot
         self._reader = reader
         self._gate = gate
+        self._expires = expires
         self._seq = 0
         self._prompt_tokens = 0
         self._omitted_messages = 0
@@ -184,4 +196,4 @@ class JobRun:
         return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": seq}
 
     def _seconds_left(self) -> float | None:
-        return None if self.job.deadline is None else max(0.0, self.job.deadline - time.time())
+        return None if self._expires is None else max(0.0, self._expires - time.monotonic())

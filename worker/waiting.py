@@ -31,6 +31,7 @@ class HeldJob:
 
     job: Job
     delivery: Delivery
+    expires: float | None = None  # time.monotonic() until which the answer is wanted
     ticket: Ticket["HeldJob"] | None = None  # the newest
     since: float = 0.0  # when it came into the line
     told: tuple[str, int] | None = None  # the reason for waiting and the place that its reader knows

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
-from api.deadlines import until
+from api.deadlines import seconds_wanted
 from api.documentation import SUBMITS_A_JOB
 from api.parsing import Body, Integer
 from broker.wire import ChatMessage
@@ -52,7 +52,7 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
         [ChatMessage(role="user", content=question.text)],
         msgspec.structs.replace(submission.CONVERSATION, max_tokens=question.max_tokens),
         request.auth,
-        deadline=until(request),
+        seconds_left=seconds_wanted(request),
         truncate=True,
     )
     begun = await completion.begin(request, job)

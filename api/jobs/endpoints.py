@@ -1,5 +1,6 @@
 """GET and DELETE /api/jobs/ID: where a job is, and its end wherever it is."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ def describe(stream: Stream) -> Job:
         job_class=job.job_class,
         state=state,
         created=datetime.fromtimestamp(job.created, UTC),
-        deadline=_moment(job.deadline),
+        deadline=_from_monotonic(stream.expires),
         node=stream.node or None,
         attempt=stream.attempt,
         waiting=stream.waiting or None,
@@ -79,6 +80,11 @@ def describe(stream: Stream) -> Job:
         estimated_start=_moment(stream.starts) if in_line else None,
         tokens=stream.tokens,
     )
+
+
+def _from_monotonic(moment: float | None) -> datetime | None:
+    """A moment of the monotonic clock for people."""
+    return None if moment is None else _moment(time.time() + moment - time.monotonic())
 
 
 def _moment(seconds: float | None) -> datetime | None:

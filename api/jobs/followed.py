@@ -37,7 +37,7 @@ class Followed:
         while True:
             await asyncio.sleep(LATE_EVERY)
             for stream in list(self._streams.values()):
-                if not stream.ended and is_late(stream, time.time()):
+                if not stream.ended and is_late(stream, time.monotonic()):
                     end(stream)
 
 
@@ -45,8 +45,8 @@ followed = Followed()
 
 
 def is_late(stream: Stream, now: float) -> bool:
-    """True if the job's node should have ended it."""
-    return stream.job.deadline is not None and now > stream.job.deadline + GRACE
+    """True if the job's node should have ended it. `now`: time.monotonic()."""
+    return stream.expires is not None and now > stream.expires + GRACE
 
 
 def end(stream: Stream) -> None:

@@ -10,7 +10,7 @@ from ninja import Router
 from api import completion, submission
 from api.accounts.auth import AuthRequest, Key
 from api.catalog import catalog, context_lengths
-from api.deadlines import until
+from api.deadlines import seconds_wanted
 from api.documentation import SUBMITS_A_JOB
 from api.errors import ApiError
 from api.openai import shapes
@@ -53,7 +53,12 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
     """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
     messages = [message.to_wire() for message in asked.messages]
     job = submission.chat_job(
-        asked.model, messages, asked.sampling(), request.auth, deadline=until(request), job_class=asked.job_class
+        asked.model,
+        messages,
+        asked.sampling(),
+        request.auth,
+        seconds_left=seconds_wanted(request),
+        job_class=asked.job_class,
     )
     return await _answer(request, job, asked, shapes.ChatShape, "messages")
 
@@ -62,7 +67,12 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
 async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBase:
     """Continues a text. With `stream`, the answer comes as server-sent events."""
     job = submission.prompt_job(
-        asked.model, asked.prompt, asked.sampling(), request.auth, deadline=until(request), job_class=asked.job_class
+        asked.model,
+        asked.prompt,
+        asked.sampling(),
+        request.auth,
+        seconds_left=seconds_wanted(request),
+        job_class=asked.job_class,
     )
     return await _answer(request, job, asked, shapes.TextShape, "prompt")
 

@@ -70,7 +70,6 @@ async def test_an_answer_of_a_dead_process_is_finished(member: httpx.AsyncClient
         attempt=1,
         delivered="",
         delivered_ids=(),
-        deadline=first.deadline,
         reply_to=first.reply_to,
         work=first.work,  # charged by each process for its part
     )

@@ -23,7 +23,7 @@ JOB = Job(
     user="ann",
     attempt=4,
     restarted=True,
-    deadline=2.0,
+    seconds_left=2.0,
     trail=("root", "n1"),
     delivered="hel",
     delivered_ids=(1, 2),
@@ -98,7 +98,7 @@ async def test_no_queue_is_no_letters(broker: MemoryBroker) -> None:
 def test_a_replayed_job_is_asked_anew() -> None:
     again = dead.to_replay(JOB, "r2", 9.0)
     assert (again.request_id, again.created, again.attempt, again.restarted) == ("r2", 9.0, 1, False)
-    assert (again.delivered, again.delivered_ids, again.trail, again.deadline) == ("", (), (), None)
+    assert (again.delivered, again.delivered_ids, again.trail, again.seconds_left) == ("", (), (), None)
     assert (again.model, again.messages, again.sampling, again.user) == ("echo", JOB.messages, JOB.sampling, "ann")
 
 

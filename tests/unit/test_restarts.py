@@ -1,7 +1,6 @@
 """What becomes of jobs whose nodes, engines or readers fail: on the in-memory broker, step by step."""
 
 import asyncio
-import time
 from functools import partial
 
 import msgspec
@@ -283,7 +282,7 @@ async def test_a_node_that_dies_while_it_leaves_can_still_be_found() -> None:
 async def test_a_job_that_ends_while_it_asks_is_heard_though_its_attempt_was_granted() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
-        stream = await cluster.ask("a", deadline=time.time() + 0.3)
+        stream = await cluster.ask("a", seconds_left=0.3)
         await until(lambda: cluster.nodes["root"].state().held == 1)
         await cluster.kill("root")
         cluster.client._grant = lambda stream, asking: stream.grant(asking)  # type: ignore[method-assign]
@@ -545,7 +544,7 @@ async def test_the_deadline_of_a_job_behind_others_is_kept(monkeypatch: pytest.M
     async with Cluster() as cluster:
         await cluster.add("root")
         first = await cluster.ask("first")
-        late = await cluster.ask("late", deadline=time.time() + 0.1)
+        late = await cluster.ask("late", seconds_left=0.1)
         _, frames = await read(late)
         assert isinstance(frames[-1], Failed)
         assert frames[-1].code == "expired"

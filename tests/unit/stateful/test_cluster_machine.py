@@ -339,7 +339,7 @@ class ClusterMachine(RuleBasedStateMachine):
             case Finished(reason="cancelled"):
                 assert request.cancelled
             case Failed(code="expired"):
-                assert request.stream.job.deadline is not None
+                assert request.stream.expires is not None
             case Failed(code="given_up"):
                 assert len(request.stream.faults) >= MAX_ATTEMPTS
             case _:

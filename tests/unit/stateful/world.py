@@ -23,11 +23,13 @@ from worker.node import Node
 
 ORPHANS_SECONDS = 5.0  # as in api/tree/orphans.py
 _TIMED = (
-    "worker.jobs",
     "worker.run",
     "worker.node",
     "worker.waiting",
-    "broker.client",
+    "worker.warnings",
+    "broker.deadline",
+    "broker.nodestates",
+    "broker.registration",
     "broker.node",
 )
 
@@ -231,8 +233,7 @@ class World(Cluster):
 
     async def submit(self, request_id: str, seconds: float | None) -> None:
         """`seconds`: until its deadline."""
-        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        self.requests[request_id] = Request(await self.ask(request_id, deadline=deadline))
+        self.requests[request_id] = Request(await self.ask(request_id, seconds_left=seconds))
 
     def blame(self, key: str) -> None:
         """What runs there is about to be lost; and what it hands on now may be handed on, and run, twice."""
