@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from api.server.limits import DISCARDED_BYTES
-from api.server.response_headers import Scope, header
+from api.server.response_headers import Scope
 
 UNKNOWN_BYTES = 65_536  # that anybody may send; more needs a valid key or session
 DISCARD_SECONDS = 10.0  # so long a client may go on sending a body that was refused
@@ -60,7 +60,7 @@ async def discard_body(scope: Scope, receive: Receive) -> None:
 
     One that waits for `100 Continue` has not sent its body, and will not.
     """
-    if (header(scope["headers"], b"expect") or b"").lower() == b"100-continue":
+    if dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue":
         return
     size = 0
     try:
@@ -76,4 +76,4 @@ async def discard_body(scope: Scope, receive: Receive) -> None:
 
 def _declared_length(scope: Scope) -> int:
     """0 without a Content-Length; the server has checked its form."""
-    return int(header(scope["headers"], b"content-length") or b"0")
+    return int(dict(scope["headers"]).get(b"content-length", b"0"))

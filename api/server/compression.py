@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from api.server.response_headers import Headers, Scope, header
+from api.server.response_headers import Fields, Headers
 
 LEAST_BYTES = 1024  # below this the headers weigh more than what is saved
 _LEVEL = 4
@@ -20,7 +20,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 _TYPES = re.compile(
     rb"(text/(?!event-stream)|application/(json|javascript|manifest\+json|xml|wasm|yaml)|image/svg\+xml)"
 )
-_VARY = (b"vary", b"Accept-Encoding")
+VARY = (b"vary", b"Accept-Encoding")
 
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -36,48 +36,31 @@ def accepts_gzip(accept_encoding: bytes) -> bool:
     return found.get(b"gzip", found.get(b"x-gzip", found.get(b"*", False)))
 
 
-def is_compressible(path: str, status: int, headers: Headers) -> bool:
+def is_compressible(path: str, status: int, headers: Fields) -> bool:
     """Whether a response may be compressed at all."""
+    if not _TYPES.match(headers.get(b"content-type", b"")):
+        return False
     if status in (204, 206, 304) or path.startswith("/admin/"):
         return False
-    if header(headers, b"content-encoding") or header(headers, b"set-cookie"):
+    if b"content-encoding" in headers or b"set-cookie" in headers:
         return False
-    if not _TYPES.match(header(headers, b"content-type") or b""):
-        return False
-    length = header(headers, b"content-length")
-    return length is None or int(length) >= LEAST_BYTES
+    return int(headers.get(b"content-length", LEAST_BYTES)) >= LEAST_BYTES
 
 
 class Compressor:
-    """Passes one response on, compressed if its request accepts that and it is of that kind."""
+    """Passes one compressible response on, compressed. `start` is the message that begins it."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._path = scope["path"]
-        self._accepted = scope["method"] != "HEAD" and accepts_gzip(header(scope["headers"], b"accept-encoding") or b"")
+    def __init__(self, start: Message, send: Send) -> None:
+        self._start: Message | None = start  # held back until the first part of the body is there
         self._send = send
-        self._start: Message | None = None  # held back until the first part of the body is there
         self._deflate: Any = None
-
-    async def start(self, message: Message) -> bool:
-        """Sends the response's start, or holds it back; True if its body must go through `body`."""
-        headers = message["headers"]
-        if not is_compressible(self._path, message["status"], headers):
-            await self._send(message)
-            return False
-        headers.append(_VARY)
-        if not self._accepted:
-            await self._send(message)
-            return False
-        self._start = message
-        return True
 
     async def body(self, message: Message) -> None:
         """Sends a part of the body."""
         content, more = message.get("body", b""), message.get("more_body", False)
         start, self._start = self._start, None
         if start is not None:
-            known = header(start["headers"], b"content-length") is not None
-            if not more and len(content) < LEAST_BYTES and not known:
+            if not more and len(content) < LEAST_BYTES:
                 await self._send(start)
                 await self._send(message)
                 return

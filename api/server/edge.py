@@ -10,8 +10,24 @@ from typing import Any
 from api import errors
 from api.environment import Environment
 from api.errors import ApiError
-from api.server.compression import Compressor, Message, Send, without_weak_etags
-from api.server.response_headers import Cors, Headers, Scope, Transport, with_defaults
+from api.server.compression import (
+    VARY,
+    Compressor,
+    Message,
+    Send,
+    accepts_gzip,
+    is_compressible,
+    without_weak_etags,
+)
+from api.server.response_headers import (
+    Cors,
+    Fields,
+    Headers,
+    Scope,
+    Transport,
+    by_name,
+    with_defaults,
+)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -29,14 +45,15 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
-        secure = self._transport.is_secure(scope)
-        scope = {
-            **scope,
-            "scheme": "https" if secure else "http",
-            "headers": without_weak_etags(scope["headers"]),
-        }
-        response = _Response(scope, send, secure, self._cors.headers(scope))
-        allowed = self._cors.preflight(scope)
+        asked: Fields = dict(scope["headers"])  # a server's names are in lower case
+        secure = self._transport.is_secure(scope, asked)
+        if secure:
+            scope["scheme"] = "https"
+        if b"if-none-match" in asked:
+            scope["headers"] = without_weak_etags(scope["headers"])
+        cors = self._cors.headers(scope["path"], asked)
+        response = _Response(scope, asked, send, secure, cors)
+        allowed = self._cors.preflight(scope, asked)
         if allowed is not None:
             await response.send({"type": "http.response.start", "status": 204, "headers": allowed})
             await response.send({"type": "http.response.body"})
@@ -52,30 +69,40 @@ class Edge:
 class _Response:
     """One response on its way out."""
 
-    def __init__(self, scope: Scope, send: Send, secure: bool, cors: Headers) -> None:
-        self._path = scope["path"]
+    def __init__(self, scope: Scope, asked: Fields, send: Send, secure: bool, cors: Headers) -> None:
+        self._path: str = scope["path"]
+        self._is_head = scope["method"] == "HEAD"
+        self._accepted = asked.get(b"accept-encoding", b"")
         self._send = send
         self._secure = secure
         self._cors = cors
-        self._compressor = Compressor(scope, self._sent)
-        self._compressing = False
+        self._compressor: Compressor | None = None
         self._started = False
 
     async def send(self, message: Message) -> None:
         """What the application calls `send`."""
         if message["type"] == "http.response.start":
-            headers = with_defaults([*message.get("headers", []), *self._cors], self._secure)
-            self._compressing = await self._compressor.start({**message, "headers": headers})
-        elif self._compressing:
+            await self._start(message)
+        elif self._compressor is not None:
             await self._compressor.body(message)
         else:
-            await self._sent(message)
+            await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        headers = [*message.get("headers", []), *self._cors]
+        present = by_name(headers)
+        message = {**message, "headers": with_defaults(headers, present, self._secure)}
+        if is_compressible(self._path, message["status"], present):
+            message["headers"].append(VARY)
+            if not self._is_head and accepts_gzip(self._accepted):
+                self._compressor = Compressor(message, self._sent)
+                return
+        await self._sent(message)
 
     async def fail(self, error: ApiError) -> None:
         """Answers with the error if nothing was sent. Otherwise the server closes the connection."""
         if self._started:
             return
-        self._compressing = False
         refusal = errors.response(self._path, error)
         headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
         headers += [
@@ -84,7 +111,8 @@ class _Response:
             *self._cors,
         ]
         start = {"type": "http.response.start", "status": error.status}
-        await self._sent({**start, "headers": with_defaults(headers, self._secure)})
+        complete = with_defaults(headers, by_name(headers), self._secure)
+        await self._sent({**start, "headers": complete})
         await self._sent({"type": "http.response.body", "body": refusal.content})
 
     async def _sent(self, message: Message) -> None:

@@ -6,7 +6,16 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's, for HTTP/1.0 too: that knows no chunks, so a body of unknown length ends with the connection."""
+    """uvicorn's, which can be abandoned."""
+
+    def abandon(self) -> None:
+        """The application hears that its client has left; what it still sends goes nowhere."""
+        self.disconnected = True
+        self.message_event.set()
+
+
+class Http10Exchange(Exchange):
+    """For HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection."""
 
     _ends_with_connection = False
 
@@ -18,15 +27,8 @@ class Exchange(RequestResponseCycle):
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
 
-    def abandon(self) -> None:
-        """The application hears that its client has left; what it still sends goes nowhere."""
-        self.disconnected = True
-        self.message_event.set()
-
     def _choose_framing(self, message: Any) -> None:
-        if self.scope["http_version"] != "1.0" or self.response_started:
-            return
         names = [name.lower() for name, _ in message.get("headers", [])]
-        if b"content-length" not in names:
+        if b"content-length" not in names and not self.response_started:
             self._ends_with_connection = True
             self.chunked_encoding = False  # neither of the two framings

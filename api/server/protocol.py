@@ -16,7 +16,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.server import refusals
-from api.server.exchange import Exchange
+from api.server.exchange import Exchange, Http10Exchange
 from api.server.limits import DISCARDED_BYTES, LINGER_SECONDS, Connections, Limits
 from api.server.refusals import Refusal
 
@@ -143,7 +143,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_bytes > self._limits.head_bytes or len(self.headers) >= self._limits.headers:
             self._reject(refusals.HEAD_TOO_LARGE)
         if self._phase is Phase.HEAD:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Hands the request to the application, or into the queue behind earlier ones of this connection."""
@@ -211,7 +214,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["query_string"] = parsed.query or b""
 
     def _exchange(self, version: str) -> Exchange:
-        return Exchange(
+        kind = Http10Exchange if version == "1.0" else Exchange
+        return kind(
             scope=self.scope,
             transport=self.transport,
             flow=self.flow,

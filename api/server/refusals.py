@@ -38,19 +38,14 @@ def framing_problem(version: str, headers: Headers) -> Refusal | None:
     """What the parser lets pass, but two programs could read in two ways. `headers`: names in lower case."""
     if version not in ("1.0", "1.1"):
         return BAD_VERSION
-    hosts = 0
-    coding = None
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding":
-            if coding is not None:
-                return BAD_CODING
-            coding = value.strip().lower()
+    names = [name for name, _ in headers]
+    hosts = names.count(b"host")
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         return NO_HOST
-    if coding is not None and (coding != b"chunked" or version == "1.0"):
-        return BAD_CODING
+    if b"transfer-encoding" in names:
+        codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+        if codings != [b"chunked"] or version == "1.0":
+            return BAD_CODING
     return None
 
 

@@ -9,6 +9,7 @@ from api.environment import ANY_ORIGIN
 from api.server.limits import is_within
 
 Headers = list[tuple[bytes, bytes]]
+Fields = dict[bytes, bytes]  # by lower-case name
 Scope = dict[str, Any]
 
 SECURITY: Headers = [
@@ -25,23 +26,27 @@ SECURITY: Headers = [
 HSTS = (b"strict-transport-security", b"max-age=31536000")
 _PREFLIGHT_SECONDS = b"600"
 _METHODS = b"GET, POST, DELETE, OPTIONS"
-_EXPOSED = b"X-Request-Id, X-Canopy-Waited, Idempotent-Replay, Retry-After"
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b"X-Request-Id, X-Canopy-Waited, Idempotent-Replay, Retry-After",
+)
+_ANY_PAGE: Headers = [(b"access-control-allow-origin", b"*"), _EXPOSED]
+_VARY_ORIGIN = (b"vary", b"Origin")
 _HEADER_LIST = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_, ")
 _MOST_HEADERS = 2048  # bytes of a preflight's list
 
 
-def header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first header of that lower-case name."""
-    for found, value in headers:
-        if found.lower() == name:
-            return value
-    return None
+def by_name(headers: Sequence[tuple[bytes, bytes]]) -> Fields:
+    """A response's headers by their lower-case names; of several of one name, the last."""
+    return {name.lower(): value for name, value in headers}
 
 
-def with_defaults(headers: Headers, secure: bool) -> Headers:
-    """A response's headers with those of SECURITY that it does not set itself. `secure`: it leaves through TLS."""
-    present = {name.lower() for name, _ in headers}
-    complete = [*headers, *(each for each in SECURITY if each[0] not in present)]
+def with_defaults(headers: Headers, present: Fields, secure: bool) -> Headers:
+    """A response's headers with those of SECURITY that it does not set itself.
+
+    `present`: the same by name; `secure`: it leaves through TLS.
+    """
+    complete = headers + [each for each in SECURITY if each[0] not in present]
     if secure:
         complete = [_secure_cookie(name, value) for name, value in complete]
         complete.append(HSTS)
@@ -67,16 +72,14 @@ class Transport:
         if public_url and public_url.startswith("https://"):
             self._tls_host = urlsplit(public_url).netloc.encode()
 
-    def is_secure(self, scope: Scope) -> bool:
-        """Whether the response leaves through TLS."""
-        if scope.get("scheme") == "https":
+    def is_secure(self, scope: Scope, asked: Fields) -> bool:
+        """Whether the response leaves through TLS. `asked`: the request's headers."""
+        if self._tls_host is not None and asked.get(b"host", b"").lower() == self._tls_host:
             return True
-        headers = scope["headers"]
-        if self._tls_host and (header(headers, b"host") or b"").lower() == self._tls_host:
-            return True
-        forwarded = header(headers, b"x-forwarded-proto")
+        if asked.get(b"x-forwarded-proto") != b"https":
+            return False
         client = scope.get("client")
-        return forwarded == b"https" and client is not None and is_within(client[0], self._proxies)
+        return client is not None and is_within(client[0], self._proxies)
 
 
 class Cors:
@@ -86,31 +89,25 @@ class Cors:
         self._any = ANY_ORIGIN in origins
         self._origins = frozenset(origin.encode() for origin in origins)
 
-    def headers(self, scope: Scope) -> Headers:
-        """What a response to this request gets."""
-        if not self._origins or not _is_open(scope["path"]):
+    def headers(self, path: str, asked: Fields) -> Headers:
+        """What a response to a request with the headers `asked` gets."""
+        if not self._origins or not _is_open(path):
             return []
         if self._any:
-            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
-        origin = header(scope["headers"], b"origin")
-        vary = (b"vary", b"Origin")
+            return _ANY_PAGE
+        origin = asked.get(b"origin")
         if origin is None or origin not in self._origins:
-            return [vary]
-        return [
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", _EXPOSED),
-            vary,
-        ]
+            return [_VARY_ORIGIN]
+        return [(b"access-control-allow-origin", origin), _EXPOSED, _VARY_ORIGIN]
 
-    def preflight(self, scope: Scope) -> Headers | None:
+    def preflight(self, scope: Scope, asked: Fields) -> Headers | None:
         """What a browser is answered that asks before it sends a request; None if this is no such question."""
-        if scope["method"] != "OPTIONS" or not self._origins or not _is_open(scope["path"]):
+        if scope["method"] != "OPTIONS" or b"access-control-request-method" not in asked:
             return None
-        headers = scope["headers"]
-        if header(headers, b"access-control-request-method") is None:
+        if not self._origins or not _is_open(scope["path"]):
             return None
-        asked = (header(headers, b"access-control-request-headers") or b"")[:_MOST_HEADERS]
-        allowed = asked if _HEADER_LIST.issuperset(asked.lower()) else b""
+        names = asked.get(b"access-control-request-headers", b"")[:_MOST_HEADERS]
+        allowed = names if _HEADER_LIST.issuperset(names.lower()) else b""
         return [
             (b"access-control-allow-methods", _METHODS),
             (b"access-control-allow-headers", allowed or b"authorization, content-type"),

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import sys
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -20,6 +21,7 @@ from api.server.limits import Connections, Limits, Network
 from api.server.protocol import HttpProtocol
 
 MANY = 65_536  # open files
+OTHER_FILES = 128  # that are no connections of clients
 GRACE = 3  # seconds that running requests get when the server stops
 # A client's pool keeps a connection for later: most give it up after 60 s or less, and so before this server does.
 KEEP_ALIVE_SECONDS = 75
@@ -45,12 +47,23 @@ def configuration(application: Any, limits: Limits, proxies: tuple[Network, ...]
     )
 
 
-def allow_many_connections() -> None:
-    """Raises the soft limit of open files as far as it goes: a stream is a socket, and 1,024 are soon gone."""
+def allow_many_files() -> int:
+    """Raises the soft limit of open files as far as it goes: a stream is a socket, and 1,024 are soon gone.
+
+    Returns how many may be open then.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY if hard == resource.RLIM_INFINITY else min(MANY, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return MANY
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)
+
+
+def within_files(limits: Limits, files: int) -> Limits:
+    """Fewer connections where not that many files may be open; the database and the broker need some."""
+    return replace(limits, connections=max(1, min(limits.connections, files - OTHER_FILES)))
 
 
 def serve(host: str, port: int, fd: int | None = None) -> None:
@@ -61,11 +74,11 @@ def serve(host: str, port: int, fd: int | None = None) -> None:
     """
     os.environ.setdefault("CANOPY_PORT", str(port))
     logs.configure()
-    allow_many_connections()
+    files = allow_many_files()
     from api.settings import ENV  # reads CANOPY_PORT
 
     listener = socket.socket(fileno=fd) if fd is not None else _bind(host, port)
-    config = configuration("api.asgi:application", ENV.limits, ENV.proxies)
+    config = configuration("api.asgi:application", within_files(ENV.limits, files), ENV.proxies)
     server = Server(config, listener, _ready if fd is not None else None)
     signal.signal(signal.SIGUSR1, server.finish)
     # uvicorn raises the signal that ended it once more; a stop that was asked for is no failure.

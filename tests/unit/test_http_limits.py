@@ -7,6 +7,7 @@ from ipaddress import ip_network
 import pytest
 
 from api.server.limits import Connections, Limits, is_within, peer_of
+from api.server.serve import within_files
 from tests.unit.raw_http import SECONDS, Echo, Site, exchange, read_response, read_responses, serving
 
 SMALL = Limits(head_seconds=0.2, body_seconds=0.2, stalled_seconds=0.3)
@@ -238,6 +239,11 @@ async def test_a_proxy_is_no_peer() -> None:
 async def until_count(server: Site, count: int) -> None:
     while len(server.connections) != count:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
+
+
+def test_connections_leave_files_for_the_database_and_the_broker() -> None:
+    assert within_files(Limits(), 65_536).connections == Limits.connections
+    assert within_files(Limits(), 1024).connections < 1024
 
 
 def test_peers() -> None:
