@@ -110,7 +110,8 @@ class Backlog:
         Nothing may be awaited between this and the job's submission, or a burst gets past the limit.
         """
         await self._refresh()
-        if self._before(job.model) < ENV.backlog <= waiting_jobs.of_model(job.model) and self._measuring is not None:
+        usage = self._usage(job)
+        if usage.total < limit_of(ENV.backlog, job.job_class) <= usage.here and self._measuring is not None:
             # Only for the slots that were free then: is it still so?
             await asyncio.wait({self._measuring}, timeout=PATIENCE)
         self._admit_bytes(job)

@@ -88,7 +88,10 @@ def dialogue(messages: Iterable[StoredMessage]) -> list[ChatMessage]:
     """The turns as nodes read them. A question that was asked again is there once."""
     found: list[ChatMessage] = []
     for turn in turns(messages):
-        texts = list(dict.fromkeys(message.content for message in turn))
+        texts: dict[str, None] = {}
+        for message in turn:
+            texts.pop(message.content, None)
+            texts[message.content] = None  # as the newest
         found.append(ChatMessage(role=turn[0].role, content="\n\n".join(texts)))
     return found
 

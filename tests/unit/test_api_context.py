@@ -40,6 +40,7 @@ def as_sent(messages: list[StoredMessage], limit: int = 10_000) -> list[str]:
         (["u: hello", "a:", "u: and?"], ["u: hello\n\nand?"]),  # stopped before the first word
         (["u: hello", "a:  \n", "u: and?"], ["u: hello\n\nand?"]),
         (["u: hello", "a:", "u: hello"], ["u: hello"]),  # asked again
+        (["u: hello", "a:", "u: hi", "a:", "u: hello"], ["u: hi\n\nhello"]),
         (["u: one", "a:", "u: two", "a:", "u: three", "a: 3", "u: x"], ["u: one\n\ntwo\n\nthree", "a: 3", "u: x"]),
         (["u: hello", "a: hi", "u: a whole book", "a!", "u: and?"], ["u: hello", "a: hi", "u: and?"]),
         (["u: a whole book", "a!", "u: a whole book", "a!", "u: short"], ["u: short"]),
