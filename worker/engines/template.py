@@ -1,5 +1,10 @@
-"""From a job to token ids: the model's own chat template, or a plain dialogue for models without one."""
+"""From a job to token ids: the model's own chat template, or a plain dialogue for models without one.
 
+What it costs is bounded by the context, not by what was sent: a text is measured piece by piece before all of it is
+turned into tokens, and measuring ends where it is too long in any case.
+"""
+
+import re
 from typing import Any
 
 import jinja2
@@ -7,6 +12,8 @@ import msgspec
 
 from broker.wire import ChatMessage, Job
 from worker.engines.base import EngineError
+from worker.engines.controltokens import ControlTokens, Marks
+from worker.engines.dialogue import forms, leading_systems
 
 DIALOGUE_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")  # a base model would go on and play the user, too
 # A base model has never seen a dialogue end well; one example turns its small talk into answers.
@@ -16,6 +23,13 @@ Below is a dialogue between a user and a knowledgeable AI assistant, who answers
 User: What is the largest ocean?
 Assistant: The Pacific Ocean is the largest ocean on Earth. It covers about a third of the planet's surface."""
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
+_PIECE = 16_384  # characters that are measured at a time
+_BATCH = 256  # contents that are measured at a time
+_SEAM = 8  # tokens that cutting a text there may add
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_UNBOUNDED = 1 << 40
+
+Messages = tuple[ChatMessage, ...]
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -25,21 +39,225 @@ class Prompt(msgspec.Struct, frozen=True):
     delivered: int  # how many of them stand for text the reader already has
     stops: tuple[str, ...] = ()  # the template's own, besides the job's
     strip: bool = False  # the answer starts with a space that belongs to the template
+    omitted: int = 0  # messages of the job that were left out
+
+
+class Prompts:
+    """Makes prompts for one model. Used by one thread."""
+
+    def __init__(self, tokenizer: Any, context: int = _UNBOUNDED) -> None:
+        """`context`: tokens of prompt and answer together."""
+        self._tokenizer = tokenizer
+        self._context = context
+        self._control = ControlTokens(tokenizer)
+
+    def prepare(self, job: Job) -> Prompt:
+        """The ids to continue for `job`. Raises EngineError("invalid") for what cannot be put into the chat template,
+        "too_long" for what has more tokens than the context.
+        """
+        if job.messages is None:
+            text = _encodable(job.prompt or "")
+            return self._continued(text, job.delivered, Marks(), special=True)
+        for message in job.messages:
+            _encodable(message.content)
+        if not job.truncate:
+            return self._of_dialogue(job.messages, job.delivered)
+        return self._truncated(job.messages, job.delivered, job.sampling.max_tokens)
+
+    def stop_tokens(self, stops: tuple[str, ...]) -> frozenset[int]:
+        """The tokens among the stop strings: they end an answer though a special one is not seen in its text."""
+        added = self._tokenizer.added_tokens_encoder
+        return frozenset(added[stop] for stop in stops if stop in added)
+
+    # ---- leaving out the oldest turns
+
+    def _truncated(self, messages: Messages, delivered: str, max_tokens: int | None) -> Prompt:
+        """With room for an answer, if that can be had by leaving turns out; never the system's or the newest. What is
+        left of a cut dialogue begins with the user, unless nothing but the newest turn is left.
+        """
+        quarter = self._context // 4
+        limit = self._context - max(1, quarter if max_tokens is None else min(max_tokens, quarter))
+        first, last = leading_systems(messages), len(messages) - 1
+        starts = self._possible_starts(messages, first, limit)
+        low, high = 0, len(starts)
+        middle = 0  # first of all everything that may fit: mostly it does
+        prompt: Prompt | None = None
+        while low < high:
+            start = starts[middle]
+            found = self._within(limit, (*messages[:first], *messages[start:]), delivered)
+            if found is None:
+                low = middle + 1
+            else:
+                prompt = msgspec.structs.replace(found, omitted=start - first)
+                high = middle
+            middle = (low + high) // 2
+        if prompt is None:
+            newest = self._of_dialogue((*messages[:first], *messages[max(first, last) :]), delivered)
+            prompt = msgspec.structs.replace(newest, omitted=max(0, last - first))
+        return prompt
+
+    def _within(self, limit: int, messages: Messages, delivered: str) -> Prompt | None:
+        """The prompt, if it has at most `limit` tokens besides what was delivered."""
+        try:
+            prompt = self._of_dialogue(messages, delivered)
+        except EngineError as error:
+            if error.code != "too_long":
+                raise
+            return None
+        return prompt if len(prompt.ids) - prompt.delivered <= limit else None
+
+    def _possible_starts(self, messages: Messages, first: int, limit: int) -> list[int]:
+        """Turns that the dialogue may begin with: the oldest, if all contents may fit, and those of the user whose own
+        and later contents may. What the template adds is not counted here.
+        """
+        room = limit - sum(self._sizes([message.content for message in messages[:first]], limit))
+        start = len(messages)
+        while start > first and room > 0:
+            batch = messages[max(first, start - _BATCH) : start]
+            for size in reversed(self._sizes([message.content for message in batch], limit)):
+                room -= size
+                if room < 0:
+                    break
+                start -= 1
+        later = range(start, len(messages))
+        return [number for number in later if number == first or messages[number].role == "user"]
+
+    def _sizes(self, contents: list[str], limit: int) -> list[int]:
+        """Tokens of each, as `_size` counts them."""
+        short = [content if len(content) <= _PIECE else "" for content in contents]
+        if not short:
+            return []
+        ids = self._tokenizer(short, add_special_tokens=False, verbose=False)["input_ids"]
+        sizes = []
+        for content, found in zip(contents, ids, strict=True):
+            sizes.append(len(found) if len(content) <= _PIECE else self._size(content, limit))
+        return sizes
+
+    # ---- from messages to ids
+
+    def _of_dialogue(self, messages: Messages, delivered: str) -> Prompt:
+        if len(messages) > self._context:  # each takes a token at least
+            raise self._too_long()
+        if self._tokenizer.chat_template:
+            text, marks = self._templated(messages)
+            return self._continued(text, delivered, marks, special=False)  # the template writes <bos> itself
+        text, marks = dialogue(messages), Marks()
+        self._check_size(text)
+        text = dialogue(self._marked(messages, marks))
+        spaced = f" {delivered}" if delivered else ""
+        prompt = self._continued(text, spaced, marks, special=True)
+        return msgspec.structs.replace(prompt, stops=DIALOGUE_STOPS, strip=not delivered)
+
+    def _templated(self, messages: Messages) -> tuple[str, Marks]:
+        """The model's template, with marks for the control tokens in contents."""
+        marks = Marks()
+        text = self._rendered(messages)
+        self._check_size(text)
+        marked = self._marked(messages, marks)
+        if marked == messages:
+            return text, marks
+        careful = self._rendered(marked)
+        if marks.restored(careful) != text:
+            # The template looks for some of them: where an assistant's reasoning ends, say, to leave that out. In the
+            # assistant's turns those that are not called special stay what they are.
+            careful = self._rendered(self._marked(messages, marks, reasoning_stays=True))
+        return careful, marks
+
+    def _marked(self, messages: Messages, marks: Marks, *, reasoning_stays: bool = False) -> Messages:
+        """With marks in place of control tokens. `reasoning_stays`: in the assistant's turns only of special ones."""
+        contents = [message.content for message in messages]
+        if not self._control.found(contents):
+            return messages
+        made = []
+        for message in messages:
+            special_only = reasoning_stays and message.role == "assistant"
+            content = self._control.marked(message.content, marks, special_only=special_only)
+            made.append(msgspec.structs.replace(message, content=content))
+        return tuple(made)
+
+    def _rendered(self, messages: Messages) -> str:
+        """The first form of the dialogue that the template takes and of whose system text it says all."""
+        refusal: jinja2.TemplateError | None = None
+        partial: str | None = None
+        for form in forms(messages):
+            try:
+                text = self._apply(form)
+            except jinja2.TemplateError as error:
+                refusal = refusal or error
+                continue
+            if _says_system(text, form):
+                return text
+            partial = text if partial is None else partial
+        if partial is None:
+            raise EngineError("invalid", f"the model's chat template refuses these messages: {refusal}") from refusal
+        return partial
+
+    def _apply(self, messages: Messages) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    # ---- from text to ids
+
+    def _continued(self, text: str, delivered: str, marks: Marks, *, special: bool) -> Prompt:
+        self._check_size(text)
+        before = self._encode(text, marks, special=special)
+        if not delivered:
+            return Prompt(ids=before, delivered=0)
+        said = self._control.marked(_encodable(delivered), marks)  # an answer's text has none of its own
+        ids = self._encode(text + said, marks, special=special)
+        return Prompt(ids=ids, delivered=max(0, len(ids) - len(before)))
+
+    def _encode(self, text: str, marks: Marks, *, special: bool) -> list[int]:
+        """Ids with exactly one <bos> where the tokenizer uses one, and without the <eos> some tokenizers append."""
+        tokenizer = self._tokenizer
+        if _HALF_PAIR.search(text):  # marks
+            ids = self._control.encode(text, marks)
+            ids = [*self._before(), *ids] if special else ids
+        else:
+            ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+            if ids and special and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+                ids = ids[:-1]
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            ids = ids[1:]
+        if not ids and tokenizer.bos_token_id is not None:
+            ids = [tokenizer.bos_token_id]  # an empty prompt: begin from nothing
+        if not ids:
+            raise EngineError("invalid", "the prompt is empty")
+        return ids
+
+    def _before(self) -> list[int]:
+        """What the tokenizer puts before a text."""
+        around: list[int] = self._tokenizer("", add_special_tokens=True, verbose=False)["input_ids"]
+        return [token for token in around if token != self._tokenizer.eos_token_id]
+
+    # ---- how long a text is
+
+    def _check_size(self, text: str) -> None:
+        """Raises EngineError("too_long") for what is certainly longer than the context."""
+        if len(text) > max(self._context, _PIECE) and self._size(text, self._context) > self._context:
+            raise self._too_long()
+
+    def _size(self, text: str, limit: int) -> int:
+        """Its tokens, give or take a few; counting ends above `limit`."""
+        count = 0
+        for at in range(0, len(text), _PIECE):
+            ids = self._tokenizer(text[at : at + _PIECE], add_special_tokens=False, verbose=False)["input_ids"]
+            count += len(ids) if at == 0 else max(0, len(ids) - _SEAM)
+            if count > limit:
+                break
+        return count
+
+    def _too_long(self) -> EngineError:
+        most = self._context - 1
+        return EngineError("too_long", f"the prompt has more than {most} tokens; this node reads at most {most}")
 
 
 def prepare(tokenizer: Any, job: Job) -> Prompt:
-    """The ids to continue for `job`. Raises EngineError("invalid") for what the chat template refuses."""
-    if job.messages is None:
-        return _continued(tokenizer, job.prompt or "", job.delivered, special=True)
-    if tokenizer.chat_template:
-        text = _templated(tokenizer, job.messages)
-        return _continued(tokenizer, text, job.delivered, special=False)  # the template writes <bos> itself
-    spaced = f" {job.delivered}" if job.delivered else ""
-    prompt = _continued(tokenizer, dialogue(job.messages), spaced, special=True)
-    return msgspec.structs.replace(prompt, stops=DIALOGUE_STOPS, strip=not job.delivered)
+    """One prompt, whatever its length."""
+    return Prompts(tokenizer).prepare(job)
 
 
-def dialogue(messages: tuple[ChatMessage, ...]) -> str:
+def dialogue(messages: Messages) -> str:
     """The plain template: system text (or PREAMBLE) first, then a line a turn, then the line the model completes."""
     system = [message.content for message in messages if message.role == "system"]
     turns = [f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"]
@@ -47,38 +265,19 @@ def dialogue(messages: tuple[ChatMessage, ...]) -> str:
     return "\n\n".join([*system, lines]) if system else f"{PREAMBLE}\n{lines}"
 
 
-def _templated(tokenizer: Any, messages: tuple[ChatMessage, ...]) -> str:
-    """The model's template; where it knows no system role, the first user message carries the system text."""
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        return _apply(tokenizer, turns)
-    except jinja2.TemplateError as error:
-        if turns[0]["role"] != "system" or len(turns) < 2:
-            raise EngineError("invalid", f"the model's chat template refuses these messages: {error}") from error
-        system, first, *rest = turns
-        merged = {**first, "content": f"{system['content']}\n\n{first['content']}"}
-        return _templated(tokenizer, tuple(msgspec.convert([merged, *rest], list[ChatMessage])))
+def _encodable(text: str) -> str:
+    """Raises EngineError("invalid") for what is no text."""
+    if _HALF_PAIR.search(text):
+        raise EngineError("invalid", "the prompt cannot be read: it has half of a surrogate pair")
+    return text
 
 
-def _apply(tokenizer: Any, turns: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-
-def _continued(tokenizer: Any, text: str, delivered: str, *, special: bool) -> Prompt:
-    ids = _encode(tokenizer, text + delivered, special=special)
-    before = len(_encode(tokenizer, text, special=special)) if delivered else len(ids)
-    return Prompt(ids=ids, delivered=max(0, len(ids) - before))
-
-
-def _encode(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    """Ids with exactly one <bos> where the tokenizer uses one, and without the <eos> some tokenizers append."""
-    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    if ids and special and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-        ids = ids[:-1]
-    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        ids = ids[1:]
-    if not ids and tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id]  # an empty prompt: begin from nothing
-    if not ids:
-        raise EngineError("invalid", "the prompt is empty")
-    return ids
+def _says_system(text: str, messages: Messages) -> bool:
+    """Whether a rendered text has what the system says: some templates leave out what they do not know."""
+    at = 0
+    for message in messages:
+        if message.role == "system":
+            at = text.find(message.content.strip(), at)
+            if at < 0:
+                return False
+    return True

@@ -137,8 +137,14 @@ def test_template_without_system_role_gets_it_in_the_first_message() -> None:
     model.chat_template = NO_SYSTEM
     made = prepare(model, chat(("system", "Be kind."), ("user", "Hi")))
     assert "user\nBe kind.\n\nHi<|im_end|>" in model.decode(made.ids)
-    with pytest.raises(EngineError, match="System role") as caught:
-        prepare(model, chat(("system", "alone")))
+    assert "user\nalone<|im_end|>" in model.decode(prepare(model, chat(("system", "alone"))).ids)
+
+
+def test_a_template_that_takes_nothing_says_why() -> None:
+    model = tokenizer()
+    model.chat_template = "{{ raise_exception('I take nothing') }}"
+    with pytest.raises(EngineError, match="I take nothing") as caught:
+        prepare(model, chat(("system", "S"), ("user", "Hi")))
     assert caught.value.code == "invalid"
     assert isinstance(caught.value.__cause__, jinja2.TemplateError)
 
