@@ -1,6 +1,7 @@
 """The engine's health: it is started once, restarted after a failure, and watched while it computes."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import structlog
@@ -60,7 +61,8 @@ class EngineCare:
             await self._engine.stop()
 
     def _on_hang(self, seconds: float) -> None:
-        reason = f"a step of the engine hangs for {seconds:.0f} s"
+        died = seconds == math.inf
+        reason = "the engine's thread has died" if died else f"a step of the engine hangs for {seconds:.0f} s"
         self._hung(reason)
         self.failure(reason)
 

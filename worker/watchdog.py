@@ -1,4 +1,4 @@
-"""Notices that a step of the engine hangs: nothing else would, as a thread that computes for ever makes no error."""
+"""Notices that a step of the engine hangs, or that its thread is dead: nothing else would, as that makes no error."""
 
 import asyncio
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Watchdog:
             await asyncio.sleep(min(1.0, self._limit / 10))
             seconds = self._engine.stalled()
             looks = looks + 1 if seconds > self._allowed() else 0
-        log.error("a step of the engine hangs", engine=self._engine.name, seconds=round(seconds, 1))
+        log.error("the engine does not go on", engine=self._engine.name, seconds=round(seconds, 1))
         self._on_hang(seconds)
 
     def _allowed(self) -> float:

@@ -92,7 +92,9 @@ class Engine(Protocol):
         """
 
     def stalled(self) -> float:
-        """Seconds since the step in progress began; 0.0 when idle or between steps."""
+        """Seconds since the step in progress began; 0.0 when idle or between steps; infinite when what computes has
+        died.
+        """
 
     async def stop(self) -> None:
         """Ends every run (EngineStopped) and gives the memory back. Returns within about 5 s."""

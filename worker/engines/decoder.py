@@ -1,30 +1,37 @@
-"""The thread that computes: takes jobs in, lets the scheduler compute step by step, tells what came of it.
+"""The thread that computes: takes prepared sequences in, lets the scheduler compute step by step, tells what came of
+it.
 
 It never touches a socket or the event loop; `tell` hands over everything a step made at once.
 """
 
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
+import structlog
 import torch
 
-from worker.engines.base import EngineError, EngineStopped
-from worker.engines.failure import unreadable
+from worker.engines.base import Chunk, EngineError, EngineStopped
+from worker.engines.failure import thread_died
+from worker.engines.intake import Intake, drained
 from worker.engines.loaded import Loaded
 from worker.engines.rowscheduler import RowScheduler
 from worker.engines.scheduling import News, Scheduler
 from worker.engines.sequence import Sequence
 from worker.engines.slotscheduler import SlotScheduler
+from worker.engines.stopwatch import Stopwatch
 from worker.engines.telling import Telling
+from worker.engines.template import Prompts
 
-_ADMITTED = 16  # newcomers turned into tokens between two steps: those who run wait for them
+log = structlog.get_logger(__name__)
 
 
 class Decoder:
-    """Owns the model and every sequence from `submit` until it has ended."""
+    """Owns the model and every sequence from `submit` until it has ended, in two threads: `intake` makes tokens of
+    jobs, and the decoding thread computes. `tell` is called from both.
+    """
 
     def __init__(self, loaded: Loaded, slots: int, tell: Callable[[News], None]) -> None:
         self._loaded = loaded
@@ -33,87 +40,116 @@ class Decoder:
         self._scheduler: Scheduler = (
             SlotScheduler(loaded, loaded.over) if loaded.over is not None else RowScheduler(loaded, slots)
         )
-        self._orders: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()  # bounded by the engine's open runs
-        self._since: float | None = None  # when the step in progress began (monotonic); read from other threads
+        self._prompts: Prompts | None = None
+        self._intake = Intake(self._prepare, self._ready, self._refused, self._intake_died)
+        self._prepared: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()  # bounded by the engine's open runs
+        self._stopwatch = Stopwatch()
+        self._untold: News = []  # of the present step
         self.warm = False  # a step has ended
-        self.warning = ""  # for the operator
-        self._closed = False  # nobody looks at the orders any more
+        self._closed: EngineError | None = None  # nobody looks at what is submitted any more, and why
+        self._dead = False  # the decoding thread has ended by an error
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
 
     def start(self) -> None:
         """Begins to compute."""
         self._thread.start()
+        self._intake.start()
 
     @property
     def reuse(self) -> tuple[int, int]:
         """Prompt tokens since the start, and how many of them were not read again; from any thread."""
         return self._scheduler.reuse
 
+    @property
+    def warning(self) -> str:
+        """For the operator; empty if there is nothing to say. From any thread."""
+        count = self._scheduler.not_finite
+        if not count:
+            return ""
+        answers = "an answer" if count == 1 else f"{count} answers"
+        return f"{answers} ended because the model computed logits that are not numbers: look at its weights"
+
     def submit(self, sequence: Sequence) -> None:
         """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next step.
 
-        Raises EngineError if the thread has ended.
+        Raises EngineError if a thread has ended.
         """
-        self._orders.put(sequence)
-        if self._closed:  # looked at after the put, and set before the last look at the orders: no job is forgotten
-            raise EngineStopped("the engine is not running")
+        self._intake.submit(sequence)
+        if self._closed is not None:  # looked at after the put, and set before the last look: no job is forgotten
+            raise EngineStopped(f"the engine is not running: {self._closed}")
 
     def stop(self, seconds: float) -> bool:
-        """Ends every run; True if the thread ended within `seconds` (a step cannot be interrupted)."""
-        self._orders.put(None)
+        """Ends every run; True if the threads ended within `seconds` (a step cannot be interrupted)."""
+        until = time.monotonic() + seconds
+        self._prepared.put(None)
+        self._intake.stop()
         self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._intake.join(max(0.0, until - time.monotonic())) and not self._thread.is_alive()
 
     def stalled(self) -> float:
-        """Seconds since the step in progress began, 0.0 between steps; from any thread."""
-        since = self._since  # read once: the other thread may end the step meanwhile
-        return 0.0 if since is None else time.monotonic() - since
+        """Seconds since the step in progress began, 0.0 between steps, infinite when a thread has died; from any
+        thread.
+        """
+        return math.inf if self._dead else max(self._stopwatch.seconds(), self._intake.stalled())
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """What may hang, for `stalled`."""
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._since = None
+    # ---- in the intake thread
+
+    def _prepare(self, sequence: Sequence) -> list[Chunk]:
+        if self._prompts is None:  # made here: of a large vocabulary it takes a moment
+            self._prompts = Prompts(self._loaded.tokenizer, self._loaded.context)
+        return sequence.prepare(self._loaded, self._prompts)
+
+    def _ready(self, sequence: Sequence, chunks: list[Chunk]) -> None:
+        self._told([(sequence.mailbox, chunk) for chunk in chunks])
+        if not sequence.finished:
+            self._prepared.put(sequence)
+        if self._closed is not None:
+            self._end(drained(self._prepared), self._closed)
+
+    def _refused(self, sequence: Sequence, error: EngineError) -> None:
+        self._end([sequence], error)
+
+    def _intake_died(self, error: BaseException, left: list[Sequence]) -> None:
+        """Those who run go on until the engine is started again."""
+        self._closed = thread_died("intake", error)
+        self._end([*left, *self._intake.close()], self._closed)
+
+    # ---- in the decoding thread
 
     def _run(self) -> None:
+        cause: EngineError = EngineStopped()
         try:
             if torch.device(self._loaded.model.device).type == "cuda":
                 torch.cuda.set_device(self._loaded.model.device)  # each thread has its own
             with torch.inference_mode():
                 while self._receive():
-                    with self._timed():
-                        news = self._scheduler.step()
-                    self.warm = True
-                    self._telling.pass_on(news)
-                    self._telling.retain([sequence.mailbox for sequence in self._scheduler.everyone()])
+                    self._step()
+        except BaseException as error:  # nothing raises here by intent; the engine is started again, and says why
+            log.exception("the decoding thread died")
+            self._dead = True
+            cause = thread_died("decoding", error)
         finally:  # nobody is left waiting, whatever ended the loop
-            self._closed = True
-            self._end([*self._scheduler.everyone(), *self._unread()], EngineStopped())
+            self._closed = cause
+            self._end([*self._scheduler.everyone(), *drained(self._prepared), *self._intake.close()], cause)
+            untold = [*self._untold, *self._scheduler.unsaid()]  # also an end that its reader has not heard of
+            self._told([(mailbox, cause) for mailbox, _ in untold])
+
+    def _step(self) -> None:
+        with self._stopwatch.running():
+            self._untold = self._scheduler.step()
+        self.warm = True
+        self._telling.pass_on(self._untold)
+        self._untold = []
+        self._telling.retain([sequence.mailbox for sequence in self._scheduler.everyone()])
 
     def _receive(self) -> bool:
-        """Takes in what was submitted, waiting for it when there is nothing else to do. False: stop."""
-        for _ in range(_ADMITTED):
-            if self._scheduler.busy and self._orders.empty():
-                break
-            sequence = self._orders.get()
+        """Takes in what is prepared, waiting for it when there is nothing else to do. False: stop."""
+        while not self._scheduler.busy or not self._prepared.empty():
+            sequence = self._prepared.get()
             if sequence is None:
                 return False
-            self._admit(sequence)
-        return True
-
-    def _admit(self, sequence: Sequence) -> None:
-        """Turns the job into tokens; what cannot be read ends here."""
-        try:
-            with self._timed():
-                chunks = sequence.prepare(self._loaded)
-        except Exception as error:  # whatever a tokenizer or a template raises; it ends this job alone
-            self._end([sequence], unreadable(error))
-        else:
-            self._told([(sequence.mailbox, chunk) for chunk in chunks])
             self._scheduler.add(sequence)
+        return True
 
     def _end(self, sequences: list[Sequence], error: EngineError) -> None:
         running = [sequence for sequence in sequences if not sequence.finished]
@@ -124,7 +160,3 @@ class Decoder:
     def _told(self, news: News) -> None:
         if news:
             self._tell(news)
-
-    def _unread(self) -> list[Sequence]:
-        orders = [self._orders.get() for _ in range(self._orders.qsize())]
-        return [sequence for sequence in orders if sequence is not None]

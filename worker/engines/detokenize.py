@@ -2,12 +2,18 @@
 
 from typing import Any, Protocol
 
+import structlog
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+
+from worker.engines.spelling import Spelling
 
 _HALF = "\ufffd"  # what decoders put for bytes that are not (yet) UTF-8
 _CONTEXT = 6  # tokens of the prompt decoded along, so that the first word keeps its leading space
 _PATIENCE = 64  # tokens: a model that emits invalid bytes for ever is shown as it is
+
+
+log = structlog.get_logger(__name__)
 
 
 class Decodes(Protocol):
@@ -36,11 +42,17 @@ class Detokenizer:
         """The new text; empty while a character is incomplete."""
         self._pending.append(token)
         if self._stream is not None and len(self._pending) < _PATIENCE:
-            if (text := self._stream.step(self._core, token)) is None:
-                return ""
-            self._shown, self._pending = self._pending, []
-            return str(text)
-        text = self._decode(self._shown + self._pending)
+            try:
+                text = self._stream.step(self._core, token)
+            except Exception:  # bytes that never make a character; the stream is made anew behind this text
+                self._stream = None
+                log.debug("decoding a token by itself", token=token)
+            else:
+                if text is None:
+                    return ""
+                self._shown, self._pending = self._pending, []
+                return str(text)
+        text = self._pending_text()
         if text.endswith(_HALF) and len(self._pending) < _PATIENCE:
             return ""
         return self._advance(text)
@@ -49,7 +61,13 @@ class Detokenizer:
         """What is left when no more tokens will come, less an unfinished character."""
         if not self._pending:
             return ""
-        return self._advance(self._decode(self._shown + self._pending)).rstrip(_HALF)
+        text = self._pending_text()
+        if text.endswith(_HALF):
+            spelling = Spelling(self._tokenizer)
+            shown = [token for token in self._pending if self._decode([token])]  # no special ones
+            own = trailing_replacements(b"".join(map(spelling.of, shown)))
+            text = text.rstrip(_HALF) + _HALF * own
+        return self._advance(text)
 
     def _streamed(self) -> DecodeStream | None:
         """The library's own way, from what was shown on."""
@@ -65,12 +83,30 @@ class Detokenizer:
                 return ids
         return []
 
+    def _pending_text(self) -> str:
+        """The text of the tokens that were not shown: what they add to those before them, or where they change how
+        those read (single bytes that make no character), what they read as by themselves.
+        """
+        before = self._decode(self._shown)
+        text = self._decode(self._shown + self._pending)
+        return text[len(before) :] if text.startswith(before) else self._decode(self._pending)
+
     def _advance(self, text: str) -> str:
-        new = text[len(self._decode(self._shown)) :]
         self._shown, self._pending = self._pending, []
         self._stream = self._streamed()
-        return new
+        return text
 
     def _decode(self, ids: list[int]) -> str:
         # Without clean-up: it would join " ," to "," and so change text that was shown already.
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def trailing_replacements(spelled: bytes) -> int:
+    """How many U+FFFD of its own a text ends with; bytes of an unfinished character behind them do not count."""
+    own = _HALF.encode()
+    whole = spelled.decode(errors="ignore").encode()
+    count = 0
+    while whole.endswith(own):
+        whole = whole.removesuffix(own)
+        count += 1
+    return count

@@ -29,11 +29,13 @@ class Mailbox:
         self._filled = asyncio.Event()
 
     def put(self, item: Chunk | EngineError) -> None:
-        """Adds a chunk, or the error after which nothing follows."""
+        """Adds a chunk, or the error after which nothing follows. If it raises, nothing is added."""
+        if self._error is not None:
+            return
         if isinstance(item, EngineError):
             self._error = item
         elif self._chunks and not self._chunks[-1].prompt_tokens:
-            self._chunks.append(joined(self._chunks.pop(), item))
+            self._chunks[-1] = joined(self._chunks[-1], item)
         else:
             self._chunks.append(item)
         self._filled.set()

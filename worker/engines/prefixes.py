@@ -3,6 +3,7 @@
 Pure bookkeeping. A slot keeps its tokens when its sequence has ended, until another one needs the place.
 """
 
+from collections.abc import Collection
 from collections.abc import Sequence as Many
 from typing import NamedTuple
 
@@ -59,8 +60,20 @@ class Slots:
         self._tokens[slot].extend(tokens)
 
     def leave(self, slot: int) -> None:
-        """Its sequence has ended; what was read stays of use."""
-        self._free.append(slot)
+        """Its sequence has ended; what was read stays of use. May be called again."""
+        if slot not in self._free:
+            self._free.append(slot)
+
+    def void(self, slot: int) -> None:
+        """What the slot holds may be wrong, so nobody else begins with it."""
+        self._tokens[slot].clear()
+
+    def keep(self, taken: Collection[int]) -> None:
+        """No other slots than these are taken: seating a sequence was broken off somewhere."""
+        for slot in range(len(self._tokens)):
+            if slot not in taken and slot not in self._free:
+                self.void(slot)
+                self.leave(slot)
 
     def forget(self) -> None:
         """Nothing is held any more: the memory may be in any state. Who sits where does not change."""

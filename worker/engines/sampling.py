@@ -7,7 +7,8 @@ A row's token depends on its logits, its settings and its dice alone, whatever e
 
 import math
 import random
-from typing import Literal
+from collections.abc import Sequence as Many
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -17,13 +18,17 @@ from worker.engines.adjusting import Biases, History, penalised, upload
 from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, kept, weigh, within_top_k
 
 _CACHED = 1 << 18  # logits: a megabyte
+NOT_FINITE = -1  # in place of a token: the model's logits have NaN or +inf among them, or are -inf everywhere
+NO_CHOICE = -2  # the same of what the row's own biases and penalties made of them
 _COLDEST = 1e-5  # temperatures below it are 0: logits divided by them would be infinite
 # plain: from all tokens; open: min-p or top-p alone; short: with a top-k up to SHORTLIST; wide: with a greater one
 Method = Literal["greedy", "plain", "open", "short", "wide"]
 
 
 class Picked(msgspec.Struct, frozen=True):
-    """A chosen token. `logprob`, and `top` (ids and logprobs of the likeliest, best first), only if asked for."""
+    """A chosen token, or NOT_FINITE or NO_CHOICE in its place.
+
+    `logprob`, and `top` (ids and logprobs of the likeliest, best first), only if asked for."""
 
     token: int
     logprob: float | None = None
@@ -38,10 +43,12 @@ class Dice:
         self._random = random.Random(seed)
         for _ in range(skip if seed is not None else 0):
             self._random.random()
+        self.next = self._random.random()  # what the next draw gives, uniform in [0, 1)
 
     def draw(self) -> float:
         """Uniform in [0, 1)."""
-        return self._random.random()
+        drawn, self.next = self.next, self._random.random()
+        return drawn
 
 
 class _Odds(msgspec.Struct):
@@ -54,30 +61,85 @@ class _Odds(msgspec.Struct):
     logprobs: torch.Tensor  # and their logprobs
 
 
-class Choice:
+class Choices:
     """One step's tokens: on the device at once, on the host when they have got there."""
 
-    def __init__(self, tokens: torch.Tensor, odds: _Odds | None) -> None:
-        self.tokens = tokens  # [rows] int64, on the device
+    def __init__(self, tokens: torch.Tensor, marked: torch.Tensor, odds: _Odds | None) -> None:
+        """`marked`: the tokens, with NOT_FINITE and NO_CHOICE among them."""
+        self.tokens = tokens  # [rows] int64, on the device; 0 where there is none
         self._odds = odds
-        tensors = (tokens,) if odds is None else (tokens, odds.chosen, odds.likeliest, odds.logprobs)
+        tensors = (marked,) if odds is None else (marked, odds.chosen, odds.likeliest, odds.logprobs)
         self._host = [_download(tensor) for tensor in tensors]
+        self._picks: list[_Pick] | None = None
         self._arrived: torch.cuda.Event | None = None
         if tokens.device.type == "cuda":
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(tokens.device))
 
-    def read(self) -> list[Picked]:
-        """A Picked for each row; waits for the device. To be called once."""
+    @staticmethod
+    def none(device: torch.device) -> "Choices":
+        """One row for which nothing was chosen."""
+        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        return Choices(nothing, nothing - 1, None)
+
+    @staticmethod
+    def joined(parts: "list[Choices]") -> "Choices":
+        """The rows of all, in order."""
+        return _JoinedChoices(parts)
+
+    def wait(self) -> None:
+        """Returns when the tokens are on the host. Raises whatever the device reports."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        tokens, *rest = (tensor.tolist() for tensor in self._host)
-        picked = [Picked(token) for token in tokens]
+        tokens, *likely = (tensor.tolist() for tensor in self._host)
+        self._picks = [_Pick(token) for token in tokens]
         if self._odds is not None:
-            for row, count, chosen, ids, logprobs in zip(self._odds.rows, self._odds.counts, *rest, strict=True):
-                top = zip(ids[:count], map(_told, logprobs), strict=False)
-                picked[row] = Picked(tokens[row], _told(chosen), tuple(top))
-        return picked
+            for row, count, *found in zip(self._odds.rows, self._odds.counts, *likely, strict=True):
+                self._picks[row] = _Pick(tokens[row], count, *found)
+
+    def picked(self, row: int) -> Picked:
+        """That row's token, once `wait` has returned."""
+        if self._picks is None:
+            raise RuntimeError("the tokens have not been waited for")
+        return self._picks[row].picked()
+
+    def read(self) -> list[Picked]:
+        """A Picked for each row; waits for the device."""
+        self.wait()
+        return [self.picked(row) for row in range(len(self.tokens))]
+
+
+class _JoinedChoices(Choices):
+    """Rows that were chosen one by one."""
+
+    def __init__(self, parts: list[Choices]) -> None:
+        self.tokens = torch.cat([part.tokens for part in parts])
+        self._parts = parts
+
+    def wait(self) -> None:
+        for part in self._parts:
+            part.wait()
+
+    def picked(self, row: int) -> Picked:
+        return self._parts[row].picked(0)
+
+
+class _Pick(NamedTuple):
+    """A row as it came from the device: its token; how many logprobs were wanted, if any; the token's; the likeliest
+    tokens and theirs.
+    """
+
+    token: int
+    wanted: int | None = None
+    logprob: float = 0.0
+    likeliest: Many[int] = ()
+    logprobs: Many[float] = ()
+
+    def picked(self) -> Picked:
+        if self.wanted is None:
+            return Picked(self.token)
+        top = zip(self.likeliest[: self.wanted], map(_told, self.logprobs), strict=False)
+        return Picked(self.token, _told(self.logprob), tuple(top))
 
 
 class _Place(msgspec.Struct):
@@ -93,7 +155,7 @@ class Sampler:
     """Chooses tokens for up to `slots` sequences of a model that knows `vocabulary` tokens.
 
     On a GPU nothing here waits for the device: settings and random numbers go up through pinned memory, and what
-    comes back is waited for in `Choice.read`. One call may follow another before the first was read.
+    comes back is waited for in `Choices.wait`. One call may follow another before the first was read.
     """
 
     def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
@@ -118,11 +180,47 @@ class Sampler:
         dice = Dice(sampling.seed, skip=len(answer))
         self._places[slot] = _Place(sampling, method, counts or bool(sampling.logit_bias), dice)
 
-    def choose(self, logits: torch.Tensor, slots: list[int]) -> Choice:
+    def choose(self, logits: torch.Tensor, slots: list[int]) -> Choices:
         """The next tokens: row i of `logits` [rows, vocabulary] belongs to slots[i], no slot comes twice.
 
         Rows that sample draw once from their dice. `logits` stay as they are.
         """
+        choices = self.propose(logits, slots)
+        for slot in slots:
+            self.accept(slot)
+        self.count(choices, slots)
+        return choices
+
+    def propose(self, logits: torch.Tensor, slots: list[int]) -> Choices:
+        """As `choose`, but nothing has changed until `accept` and `count`: if it raises, it can be called again, also
+        for some of the rows.
+        """
+        chosen = self._tokens(logits, slots)
+        finite = logits.amax(-1).isfinite()  # NaN is greater than any number
+        marked = chosen.masked_fill(~finite, NOT_FINITE)
+        tokens = marked.clamp(min=0)
+        return Choices(tokens, marked, self._odds(logits, tokens, slots))
+
+    def accept(self, slot: int) -> None:
+        """The slot's sequence gets the token that was proposed."""
+        place = self._place(slot)
+        if place.method != "greedy":
+            place.dice.draw()
+
+    def adjusts(self, slot: int) -> bool:
+        """Whether the slot's sequence has biases or penalties."""
+        return self._place(slot).adjusts
+
+    def count(self, choices: Choices, slots: list[int]) -> None:
+        """Those with biases or penalties get their tokens into the history of what was said."""
+        rows = [row for row, slot in enumerate(slots) if self.adjusts(slot)]
+        if rows:
+            index = upload(rows, torch.int64, self._device)
+            places = upload([slots[row] for row in rows], torch.int64, self._device)
+            self._history.add(places, choices.tokens.index_select(0, index))
+
+    def _tokens(self, logits: torch.Tensor, slots: list[int]) -> torch.Tensor:
+        """Each row's token, or NO_CHOICE."""
         groups: dict[tuple[Method, bool], list[int]] = {}
         for row, place in enumerate(map(self._place, slots)):
             groups.setdefault((place.method, place.adjusts), []).append(row)
@@ -137,7 +235,7 @@ class Sampler:
                     mine = [slots[row] for row in part]
                     chosen = self._chosen(method, logits.index_select(0, index), mine, adjusts=adjusts)
                     tokens.index_copy_(0, index, chosen)
-        return Choice(tokens, self._odds(logits, tokens, slots))
+        return tokens
 
     def _odds(self, logits: torch.Tensor, tokens: torch.Tensor, slots: list[int]) -> _Odds | None:
         """Of the model's own distribution, whatever the settings made of it."""
@@ -180,9 +278,8 @@ class Sampler:
         index = upload(slots, torch.int64, logits.device)
         self._biases.add(logits, index)
         self._history.penalise(logits, index, [place.sampling for place in places])
-        tokens = self._drawn(method, logits, places)
-        self._history.add(index, tokens)
-        return tokens
+        possible = logits.amax(-1).isfinite()  # looked at first: what draws may change them
+        return self._drawn(method, logits, places).masked_fill(~possible, NO_CHOICE)
 
     def _drawn(self, method: Method, logits: torch.Tensor, places: list[_Place]) -> torch.Tensor:
         if method == "greedy":
@@ -190,7 +287,7 @@ class Sampler:
         settings = [place.sampling for place in places]
         columns = [
             [setting.temperature for setting in settings],
-            [place.dice.draw() for place in places],
+            [place.dice.next for place in places],
             [math.log(setting.min_p) if setting.min_p > 0 else -math.inf for setting in settings],
             [setting.top_p for setting in settings],
             [setting.top_k for setting in settings],

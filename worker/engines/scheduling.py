@@ -20,6 +20,10 @@ class Scheduler(Protocol):
     def reuse(self) -> tuple[int, int]:
         """Prompt tokens since the start, and how many of them were not read again."""
 
+    @property
+    def not_finite(self) -> int:
+        """Answers that ended because the model's logits were not numbers."""
+
     def add(self, sequence: Sequence) -> None:
         """Takes a prepared sequence in. Setting its `finished` withdraws it at the next step."""
 
@@ -28,3 +32,6 @@ class Scheduler(Protocol):
 
     def step(self) -> News:
         """A bounded amount of work; what came of it. Does not raise: a failure ends the sequences concerned."""
+
+    def unsaid(self) -> News:
+        """What came of a step that was broken off all the same."""

@@ -9,7 +9,7 @@ from worker.engines.loaded import Loaded
 from worker.engines.mailbox import Mailbox
 from worker.engines.sampling import Picked
 from worker.engines.spelling import Spelling
-from worker.engines.template import Prompt, prepare
+from worker.engines.template import Prompt, Prompts
 
 DEFAULT_TOKENS = 1024  # of an answer whose request names no limit: a base model seldom ends by itself
 
@@ -26,6 +26,7 @@ class Sequence:
         self.most = 0  # how many tokens may follow `ids`
         self.last = 0  # the newest token, which the next step begins with
         self.finished = False  # set from outside, too: nobody reads any more
+        self.failed = False  # ended by an error: what was computed for it is not to be trusted
 
     @property
     def prompt(self) -> list[int]:
@@ -42,21 +43,22 @@ class Sequence:
         """The part of `ids` that it said before."""
         return self.ids[self._given :]
 
-    def prepare(self, loaded: Loaded) -> list[Chunk]:
+    def prepare(self, loaded: Loaded, prompts: Prompts) -> list[Chunk]:
         """Reads the prompt; returns the first chunk, and the last one if nothing may follow.
 
         A continued job goes on from its delivered tokens, or from its delivered text where there are none, or ones
         that do not make that text here. Raises EngineError("too_long") for a prompt that leaves no room in the
         context, or "invalid".
         """
+        stops = prompts.stop_tokens(self.sampling.stop)
         ids = self.job.delivered_ids
         if ids and all(0 <= token < loaded.vocabulary for token in ids):
             fresh = msgspec.structs.replace(self.job, delivered="", delivered_ids=())
-            first = self._begin(loaded, prepare(loaded.tokenizer, fresh), tells_ids=True)
+            first = self._begin(loaded, prompts.prepare(fresh), stops, tells_ids=True)
             if (more := self._replay(ids)) is not None:
                 return [msgspec.structs.replace(first, tokens=len(ids)), *more]
-        prompt = prepare(loaded.tokenizer, self.job)
-        first = self._begin(loaded, prompt, tells_ids=not prompt.delivered)
+        prompt = prompts.prepare(self.job)
+        first = self._begin(loaded, prompt, stops, tells_ids=not prompt.delivered)
         return [first, Chunk(finish="length")] if self.finished else [first]
 
     def take(self, picked: Picked) -> Chunk | None:
@@ -77,7 +79,7 @@ class Sequence:
             return self._finish("length", text + self._text.end())
         return self._tell(text) if text else None
 
-    def _begin(self, loaded: Loaded, prompt: Prompt, *, tells_ids: bool) -> Chunk:
+    def _begin(self, loaded: Loaded, prompt: Prompt, stop_tokens: frozenset[int], *, tells_ids: bool) -> Chunk:
         """Everything as it is before the first token. Without ids, a reader's list of them would have a hole."""
         given = len(prompt.ids) - prompt.delivered
         most = loaded.context - 1
@@ -88,7 +90,7 @@ class Sequence:
         if (biased := max(self.sampling.logit_bias, default=0)) >= loaded.vocabulary:
             raise EngineError("invalid", f"logit_bias: the model has no token {biased}")
         wanted = DEFAULT_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
-        self.ids, self._given, self._ends = prompt.ids, given, loaded.ends
+        self.ids, self._given, self._ends = prompt.ids, given, loaded.ends | stop_tokens
         self.most = self._left = min(loaded.context - given, wanted) - prompt.delivered
         stops = (*self.sampling.stop, *prompt.stops)
         self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)
@@ -97,7 +99,7 @@ class Sequence:
         self._spelling = Spelling(loaded.tokenizer) if self.sampling.logprobs is not None else None
         self._tells_ids = tells_ids
         self.finished = self._left <= 0
-        return Chunk(prompt_tokens=given, tokens=prompt.delivered)
+        return Chunk(prompt_tokens=given, tokens=prompt.delivered, omitted_messages=prompt.omitted)
 
     def _replay(self, ids: tuple[int, ...]) -> list[Chunk] | None:
         """Takes the delivered tokens again. Returns what was not told of them, with the end if they reach it; None if

@@ -6,20 +6,20 @@ once more than needed.
 """
 
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
+import torch
 
 from worker.engines.attention import Piece
-from worker.engines.base import EngineError
 from worker.engines.failure import model_failed
 from worker.engines.loaded import Loaded, OverSlots
 from worker.engines.prefixes import Slots, common
-from worker.engines.sampling import Choice, Sampler
+from worker.engines.sampling import Choices, Sampler
 from worker.engines.scheduling import News
 from worker.engines.sequence import Sequence
 from worker.engines.slotmodel import PIECES
+from worker.engines.stepoutput import StepOutput
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ class _Row:
 
 class _Made(NamedTuple):
     rows: list[_Row]
-    choice: Choice
+    choices: Choices
 
 
 class SlotScheduler:
@@ -65,7 +65,7 @@ class SlotScheduler:
         self._reading: list[_Row] = []
         self._running: list[_Row] = []
         self._made: deque[_Made] = deque()  # not looked at yet
-        self._news: News = []
+        self._output = StepOutput()
 
     @property
     def busy(self) -> bool:
@@ -77,50 +77,76 @@ class SlotScheduler:
         """Prompt tokens since the start, and how many of them were held already."""
         return self._slots.asked, self._slots.reused
 
+    @property
+    def not_finite(self) -> int:
+        """Answers that ended because the model's logits were not numbers."""
+        return self._output.not_finite
+
     def add(self, sequence: Sequence) -> None:
         """Takes a prepared sequence in."""
         self._waiting.append(sequence)
 
     def everyone(self) -> list[Sequence]:
         """All that have not ended."""
-        return [*self._waiting, *(row.sequence for row in (*self._reading, *self._running))]
+        return [*self._waiting, *_sequences([*self._reading, *self._running])]
 
     def step(self) -> News:
         """A bounded piece of the newcomers' prompts, then a token for everyone who runs."""
         self._leave()
         self._seat()
         before = len(self._made)
-        self._attempt(self._read, self._reading)
-        self._attempt(self._decode, self._running)
+        self._read()
+        self._decode()
         fresh = len(self._made) - before
         unread = fresh if self._model.device_ahead else 0
         while len(self._made) > unread:
             self._look()
-        news, self._news = self._news, []
-        return news
+        return self._output.take()
+
+    def unsaid(self) -> News:
+        """What came of a step that was broken off."""
+        return self._output.take()
 
     def _leave(self) -> None:
         """Rows that have ended give their slots back."""
         for rows in (self._reading, self._running):
             for row in [row for row in rows if row.sequence.finished]:
-                rows.remove(row)
-                if row.read >= len(row.sequence.ids):  # the newest token's keys may not have been computed
-                    self._slots.read(row.slot, row.taken[:-1])
-                self._slots.leave(row.slot)
+                try:
+                    self._give_back(row)
+                except Exception:  # the row stays where it is, so the next step tries again
+                    log.exception("a slot could not be given back", slot=row.slot)
+                    row.sequence.failed = True
+                else:
+                    rows.remove(row)
+
+    def _give_back(self, row: _Row) -> None:
+        if row.sequence.failed:
+            self._slots.void(row.slot)
+        elif row.read >= len(row.sequence.ids):  # the newest token's keys may not have been computed
+            self._slots.read(row.slot, row.taken[:-1])
+        self._slots.leave(row.slot)
 
     def _seat(self) -> None:
         """Waiting sequences take free slots, first come first seated, but for those that gain by waiting."""
         for sequence in list(self._waiting):
-            if sequence.finished:
+            if not sequence.finished:
+                with self._output.alone(sequence):
+                    self._seat_one(sequence)
+                if sequence.failed:
+                    self._slots.keep({row.slot for row in [*self._reading, *self._running]})
+            if sequence.finished and sequence in self._waiting:
                 self._waiting.remove(sequence)
-            elif self._slots.free and not self._gains_by_waiting(sequence):
-                self._waiting.remove(sequence)
-                seat = self._slots.take(sequence.ids, reuse=not sequence.sampling.reproducible)
-                row = _Row(sequence, seat.slot, seat.held)
-                if seat.source is not None:
-                    self._model.copy(seat.source, seat.slot, seat.held)
-                self._sampler.assign(seat.slot, sequence.sampling, sequence.prompt, sequence.answer)
-                self._reading.append(row)
+
+    def _seat_one(self, sequence: Sequence) -> None:
+        if not self._slots.free or self._gains_by_waiting(sequence):
+            return
+        seat = self._slots.take(sequence.ids, reuse=not sequence.sampling.reproducible)
+        row = _Row(sequence, seat.slot, seat.held)
+        self._waiting.remove(sequence)
+        self._reading.append(row)  # from here on its slot is given back when it ends, also by what fails below
+        if seat.source is not None:
+            self._model.copy(seat.source, seat.slot, seat.held)
+        self._sampler.assign(seat.slot, sequence.sampling, sequence.prompt, sequence.answer)
 
     def _gains_by_waiting(self, sequence: Sequence) -> bool:
         """A prompt that begins like this one is being read just now: its keys and values can be had for a copy soon."""
@@ -131,15 +157,21 @@ class SlotScheduler:
 
     def _read(self) -> None:
         """The next tokens of the prompts that are being read, as many as a step may hold."""
-        budget, rows, pieces = self._budget, [], []
-        for row in self._reading[:PIECES]:
+        rows: list[_Row] = []
+        pieces: list[Piece] = []
+        budget = self._budget
+        reading = [row for row in self._reading if not row.sequence.finished]
+        for row in reading[:PIECES]:
             count = min(budget, len(row.sequence.ids) - row.read)
             if count > 0:
                 rows.append(row)
                 pieces.append(Piece(row.slot, row.read, count))
                 budget -= count
-        if not rows:
-            return
+        if rows:
+            with self._output.together(_sequences(rows)):
+                self._read_pieces(rows, pieces)
+
+    def _read_pieces(self, rows: list[_Row], pieces: list[Piece]) -> None:
         parts = [
             row.sequence.ids[piece.start : piece.start + piece.length] for row, piece in zip(rows, pieces, strict=True)
         ]
@@ -147,9 +179,12 @@ class SlotScheduler:
         logits = self._model.prefill(pieces, parts, ends, fixed=_fixed(rows))
         for row, part in zip(rows, parts, strict=True):
             row.read += len(part)
-            self._slots.read(row.slot, part)
-        if done := [row for row, end in zip(rows, ends, strict=True) if end]:
-            self._choose(done, self._sampler.choose(logits, [row.slot for row in done]))
+            with self._output.alone(row.sequence):
+                self._slots.read(row.slot, part)
+        done = [row for row, end in zip(rows, ends, strict=True) if end]
+        if done:
+            with self._output.together(_sequences(done)):
+                self._choose(done, logits)
             self._running += done
             self._reading = [row for row in self._reading if row not in done]
 
@@ -157,48 +192,36 @@ class SlotScheduler:
         """One token for each row that may have one."""
         rows = [row for row in self._running if row.wants]
         if rows:
-            slots = [row.slot for row in rows]
-            logits = self._model.decode(slots, [row.position for row in rows], fixed=_fixed(rows))
-            self._choose(rows, self._sampler.choose(logits, slots))
+            with self._output.together(_sequences(rows)):
+                slots = [row.slot for row in rows]
+                self._choose(rows, self._model.decode(slots, [row.position for row in rows], fixed=_fixed(rows)))
 
-    def _choose(self, rows: list[_Row], choice: Choice) -> None:
-        self._model.feed(choice.tokens)
+    def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
+        choices = self._output.choose(self._sampler, logits, [row.slot for row in rows], _sequences(rows))
+        self._model.feed(choices.tokens)
         for row in rows:
             row.asked += 1
-        self._made.append(_Made(rows, choice))
+        self._made.append(_Made(rows, choices))
 
     def _look(self) -> None:
         """The tokens of the oldest step not looked at yet; waits for the device."""
-        made = self._made.popleft()
+        rows, choices = self._made.popleft()
         try:
-            picked = made.choice.read()
+            choices.wait()
             self._model.check()
         except Exception as error:  # whatever the device reports now, perhaps of an earlier step
-            log.exception("step failed", jobs=len(made.rows))
-            self._fail(made.rows, model_failed(error))
+            log.exception("a step failed", jobs=len(rows))
+            self._output.fail(_sequences(rows), model_failed(error))
             self._slots.forget()
             return
-        for row, pick in zip(made.rows, picked, strict=True):
-            if row.sequence.finished:
-                continue
-            row.taken.append(pick.token)
-            if chunk := row.sequence.take(pick):
-                self._news.append((row.sequence.mailbox, chunk))
+        for number, row in enumerate(rows):
+            token = self._output.advance(row.sequence, choices, number)
+            if token is not None:
+                row.taken.append(token)
 
-    def _attempt(self, work: Callable[[], None], rows: list[_Row]) -> None:
-        """A failure ends the rows that the work was for, and nothing else."""
-        concerned = list(rows)
-        try:
-            work()
-        except Exception as error:  # whatever a model raises; its jobs go on elsewhere
-            log.exception("step failed", jobs=len(concerned))
-            self._fail(concerned, model_failed(error))
 
-    def _fail(self, rows: list[_Row], error: EngineError) -> None:
-        for row in rows:
-            if not row.sequence.finished:
-                row.sequence.finished = True
-                self._news.append((row.sequence.mailbox, error))
+def _sequences(rows: list[_Row]) -> list[Sequence]:
+    return [row.sequence for row in rows]
 
 
 def _fixed(rows: list[_Row]) -> bool:

@@ -7,11 +7,16 @@ at once the longer each stream's pieces are. A first token, an end and an error 
 
 from collections.abc import Callable, Collection
 
+import structlog
+
 from worker.engines.base import Chunk, EngineError
+from worker.engines.failure import row_failed
 from worker.engines.mailbox import Mailbox, joined
 from worker.engines.scheduling import News
 
 PIECES_A_SECOND = 5000
+
+log = structlog.get_logger(__name__)
 
 
 class Telling:
@@ -28,25 +33,13 @@ class Telling:
         now = self._clock()
         due: News = []
         for mailbox, item in news:
-            if isinstance(item, EngineError):
-                if (kept := self._kept.pop(mailbox, None)) is not None:
-                    due.append((mailbox, kept))
-                self._told.pop(mailbox, None)
-                due.append((mailbox, item))
-                continue
-            chunk = joined(self._kept.pop(mailbox), item) if mailbox in self._kept else item
-            if chunk.finish is not None:
-                self._told.pop(mailbox, None)
-                due.append((mailbox, chunk))
-            elif mailbox in self._told:
-                self._kept[mailbox] = chunk
-            else:
-                self._told[mailbox] = now
-                due.append((mailbox, chunk))
-        since = now - len(self._told) / PIECES_A_SECOND
-        for mailbox in [mailbox for mailbox in self._kept if self._told[mailbox] <= since]:
-            self._told[mailbox] = now
-            due.append((mailbox, self._kept.pop(mailbox)))
+            try:
+                due += self._due(mailbox, item, now)
+            except Exception as error:  # its reader would miss a part of the answer, so that answer ends here
+                log.exception("a chunk could not be passed on")
+                self._forget(mailbox)
+                due.append((mailbox, row_failed(error)))
+        due += self._due_again(now)
         if due:
             self._tell(due)
 
@@ -54,5 +47,33 @@ class Telling:
         """All other streams were ended from outside. Looked at only if there are more than these."""
         if len(self._told) > len(streams):
             for mailbox in self._told.keys() - set(streams):
-                del self._told[mailbox]
-                self._kept.pop(mailbox, None)
+                self._forget(mailbox)
+
+    def _due(self, mailbox: Mailbox, item: Chunk | EngineError, now: float) -> News:
+        """What of a stream's new item, and of what was kept back, is told at once."""
+        kept = self._kept.pop(mailbox, None)
+        if isinstance(item, EngineError):
+            self._forget(mailbox)
+            return [(mailbox, item)] if kept is None else [(mailbox, kept), (mailbox, item)]
+        chunk = item if kept is None else joined(kept, item)
+        if chunk.finish is not None:
+            self._forget(mailbox)
+            return [(mailbox, chunk)]
+        if mailbox in self._told:
+            self._kept[mailbox] = chunk
+            return []
+        self._told[mailbox] = now
+        return [(mailbox, chunk)]
+
+    def _due_again(self, now: float) -> News:
+        """What was kept back for long enough."""
+        since = now - len(self._told) / PIECES_A_SECOND
+        due: News = []
+        for mailbox in [mailbox for mailbox in self._kept if self._told[mailbox] <= since]:
+            self._told[mailbox] = now
+            due.append((mailbox, self._kept.pop(mailbox)))
+        return due
+
+    def _forget(self, mailbox: Mailbox) -> None:
+        self._told.pop(mailbox, None)
+        self._kept.pop(mailbox, None)

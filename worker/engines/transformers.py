@@ -1,10 +1,11 @@
 """The transformers engine: a real model, tokens streamed as they are made.
 
-    event loop                          thread
-    run(job) --- Sequence ------------> Decoder: prompt, batch, next tokens
+    event loop                          threads of the Decoder
+    run(job) --- Sequence ------------> Intake: the prompt's tokens
+                                        decoding: batch, next tokens
     Mailbox <--- call_soon_threadsafe - once a step, with everything the step made
 
-The thread owns the model, the tokenizer and every sequence; the event loop owns the mailboxes.
+The threads own the model, the tokenizer and every sequence; the event loop owns the mailboxes.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from broker.wire import Job
 from worker.engines.apart import compute_apart
 from worker.engines.base import Chunk, EngineStopped, EngineUnavailable
 from worker.engines.decoder import Decoder
+from worker.engines.failure import row_failed
 from worker.engines.loaded import Loaded
 from worker.engines.loading import load
 from worker.engines.mailbox import Mailbox
@@ -134,7 +136,7 @@ class TransformersEngine:
         return self._decoder.reuse if self._decoder is not None else (0, 0)
 
     def stalled(self) -> float:
-        """Seconds since the step in progress began; 0.0 when idle."""
+        """Seconds since the step in progress began; 0.0 when idle, infinite when a thread has died."""
         return self._decoder.stalled() if self._decoder is not None else 0.0
 
     async def stop(self) -> None:
@@ -180,7 +182,11 @@ def _free_memory() -> bool:
 
 def _deliver(news: News) -> None:
     for mailbox, item in news:
-        mailbox.put(item)
+        try:
+            mailbox.put(item)
+        except Exception as error:  # its reader would miss a part of the answer, so that answer ends here
+            log.exception("a chunk could not be delivered")
+            mailbox.put(row_failed(error))
 
 
 def create(

@@ -15,7 +15,7 @@ from broker.wire import Sampling
 from worker.engines import sampling
 from worker.engines.adjusting import Biases, History
 from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, weigh, within_top_k
-from worker.engines.sampling import Dice, Sampler
+from worker.engines.sampling import NO_CHOICE, NOT_FINITE, Dice, Sampler
 
 CPU = torch.device("cpu")
 LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
@@ -33,11 +33,17 @@ def sampler(slots: int, vocabulary: int, way: str = "shortlist") -> Sampler:
     return made
 
 
-def choose(logits: torch.Tensor, asked: list[Sampling], way: str = "shortlist", **history: list[int]) -> list[int]:
-    """One token a row; row i has slot i."""
-    made = sampler(len(asked), logits.shape[-1], way)
+def assigned(asked: list[Sampling], vocabulary: int, way: str = "shortlist", **history: list[int]) -> Sampler:
+    """Row i has slot i."""
+    made = sampler(len(asked), vocabulary, way)
     for slot, setting in enumerate(asked):
         made.assign(slot, setting, history.get("prompt", [0]), history.get("answer", []))
+    return made
+
+
+def choose(logits: torch.Tensor, asked: list[Sampling], way: str = "shortlist", **history: list[int]) -> list[int]:
+    """One token a row; row i has slot i."""
+    made = assigned(asked, logits.shape[-1], way, **history)
     return [picked.token for picked in made.choose(logits, list(range(len(asked)))).read()]
 
 
@@ -263,11 +269,42 @@ def test_the_greatest_die_draws_the_last_token_that_may_be_drawn() -> None:
     assert int(draw(weights, torch.tensor([[0.0]], dtype=torch.float64))) == 0
 
 
-def test_a_row_without_any_weight_still_gets_a_token() -> None:
-    """Logits that are not numbers are the model's fault; an id outside the vocabulary would end the process."""
-    broken = torch.full((1, 50), math.nan)
-    for asked in (Sampling(temperature=0), Sampling(), Sampling(top_p=0.5), Sampling(top_k=3)):
-        assert 0 <= choose(broken, [asked])[0] < 50
+_WAYS = [
+    Sampling(temperature=0), Sampling(seed=1), Sampling(top_p=0.5, seed=1), Sampling(top_k=3, seed=1),
+    Sampling(min_p=0.1, logprobs=2, seed=1), Sampling(repetition_penalty=1.2, logit_bias={3: 2.0}, seed=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", _WAYS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "one NaN", "one inf"])
+def test_logits_that_are_not_numbers_are_no_token(asked: Sampling, bad: float | str) -> None:
+    """And the rows beside them get what they get alone; on the device there is always a token of the vocabulary."""
+    good = torch.linspace(-3, 3, 50).repeat(3, 1)
+    logits = good.clone()
+    if isinstance(bad, str):
+        logits[1, 7] = math.nan if "NaN" in bad else math.inf
+    else:
+        logits[1] = bad
+    choices = assigned([asked] * 3, 50).choose(logits, [0, 1, 2])
+    told = choices.read()
+    expected = assigned([asked] * 3, 50).choose(good, [0, 1, 2]).read()
+    assert [told[0], told[2]] == [expected[0], expected[2]]
+    assert told[1].token == NOT_FINITE
+    assert 0 <= int(choices.tokens[1]) < 50
+
+
+def test_some_logits_of_minus_infinity_are_no_harm() -> None:
+    logits = torch.full((1, 50), -math.inf)
+    logits[0, 7] = 1.0
+    for asked in _WAYS:
+        assert choose(logits, [asked]) == [7]
+
+
+def test_what_a_rows_own_settings_leave_no_choice_of_is_its_own_fault() -> None:
+    logits = torch.zeros(2, 50)
+    forbidden = Sampling(logit_bias=dict.fromkeys(range(50), -math.inf))
+    infinite = Sampling(logit_bias={4: math.inf})
+    assert choose(logits, [forbidden, infinite]) == [NO_CHOICE, NO_CHOICE]
 
 
 # ---- rows and their company
