@@ -38,6 +38,7 @@ RETRY_AFTER = 5  # seconds, where nothing is known
 LONGEST_RETRY_AFTER = 3600  # seconds
 MOST_HELD = 10_000  # jobs that a node takes out of its queue (Dispatcher.window)
 BATCH_PART = 2  # one in so many of the places is open to batch jobs
+LARGEST_PROMPT = 4 * MAX_BODY  # bytes of memory: one character beyond U+FFFF makes all of a text take four each
 LEAST_PART = 100  # beyond the limit, everybody may have one in so many of its places, whoever else waits
 
 
@@ -137,7 +138,7 @@ class Backlog:
         limit = limit_of(ENV.backlog_bytes, job.job_class)
         usage = waiting_jobs.bytes(job.job_class).usage(job.user)
         wanted = prompt_bytes(job)
-        verdict = decide(usage, wanted, limit, max(limit // LEAST_PART, MAX_BODY))
+        verdict = decide(usage, wanted, limit, max(limit // LEAST_PART, LARGEST_PROMPT))
         if verdict is Verdict.ADMITTED:
             return
         excess = usage.total + wanted - limit

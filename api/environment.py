@@ -13,6 +13,7 @@ from api.server.limits import Limits, Network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST_JOB = 86_400.0  # seconds
+LEAST_BACKLOG_BYTES = 10_000_000  # two of the largest prompts, so that one is never refused for ever
 LOOPBACK = "127.0.0.0/8 ::1/128"
 ANY_ORIGIN = "*"
 
@@ -81,8 +82,8 @@ def read(environ: Mapping[str, str]) -> Environment:
         hosts=tuple(environ.get("CANOPY_HOSTS", "").replace(",", " ").split()),
         port=_port(environ.get("CANOPY_PORT", "")),
         queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
-        backlog=_amount("CANOPY_BACKLOG", environ.get("CANOPY_BACKLOG") or "1000", "jobs"),
-        backlog_bytes=_amount("CANOPY_BACKLOG_BYTES", environ.get("CANOPY_BACKLOG_BYTES") or "200000000", "bytes"),
+        backlog=_amount(environ, "CANOPY_BACKLOG", "jobs", default=1000, least=1),
+        backlog_bytes=_amount(environ, "CANOPY_BACKLOG_BYTES", "bytes", default=200_000_000, least=LEAST_BACKLOG_BYTES),
         job_seconds=_job_seconds(environ.get("CANOPY_JOB_SECONDS") or "3600"),
         public_url=_public_url(environ.get("CANOPY_PUBLIC_URL", "")),
         proxies=_networks(environ.get("CANOPY_TRUSTED_PROXIES") or LOOPBACK),
@@ -123,9 +124,10 @@ def _port(text: str) -> int | None:
     return int(text)
 
 
-def _amount(name: str, text: str, unit: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= 1):
-        raise BadEnvironment(f"{name} must be a whole number of {unit} from 1 on, not {text[:50]!r}")
+def _amount(environ: Mapping[str, str], name: str, unit: str, *, default: int, least: int) -> int:
+    text = environ.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= least):
+        raise BadEnvironment(f"{name} must be a whole number of {unit} from {least} on, not {text[:50]!r}")
     return int(text)
 
 

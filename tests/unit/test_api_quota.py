@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from api import backlog, submission
 from api.accounts.models import User
+from api.environment import LEAST_BACKLOG_BYTES
 from api.errors import ApiError
 from api.quota import CEILING, Tally, Usage, Verdict, decide
 from api.waiting_jobs import WaitingJobs, prompt_bytes, waiting_jobs
@@ -182,6 +183,15 @@ async def test_prompts_are_bounded_in_bytes(fake: FakeClient, limit: Callable[..
     streams, _ = await flood(10, user="ben", job_class=job_class, content="x" * 200_000)
     assert len(streams) >= 4
     assert len((await flood(10, user="ben", job_class=job_class))[0]) == 10  # small ones
+
+
+async def test_the_largest_prompt_may_always_wait(fake: FakeClient, limit: Callable[..., None]) -> None:
+    """Everybody's first one, also where others have filled what may wait."""
+    limit(backlog_bytes=LEAST_BACKLOG_BYTES)
+    largest = "x" * 999_000 + "😀"  # just under a million bytes as a body, and four million in memory
+    for number, job_class in enumerate(("interactive", "batch", "interactive", "batch")):
+        streams, _ = await flood(5, user=f"user {number}", content=largest, job_class=job_class)
+        assert streams
 
 
 async def test_however_many_flood_memory_is_bounded(fake: FakeClient, limit: Callable[..., None]) -> None:

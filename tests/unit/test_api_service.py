@@ -125,7 +125,7 @@ def test_environment(tmp_path: Path) -> None:
     found = environment.read({"CANOPY_HOME": str(tmp_path), "CANOPY_MODELS": '["a", "b"]', "CANOPY_HOSTS": "x.org,y"})
     assert (found.default_model, found.hosts, found.port) == ("a", ("x.org", "y"), None)
     assert found.database_url.endswith("/db.sqlite3")
-    assert (found.backlog, found.job_seconds) == (1000, 3600.0)
+    assert (found.backlog, found.backlog_bytes, found.job_seconds) == (1000, 200_000_000, 3600.0)
     chosen = environment.read({"CANOPY_BACKLOG": "5", "CANOPY_JOB_SECONDS": "0.5"})
     assert (chosen.backlog, chosen.job_seconds) == (5, 0.5)
     assert (found.public_url, found.public_hosts, found.cors_origins) == (None, (), ("*",))
@@ -146,6 +146,8 @@ def test_environment(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("CANOPY_MODELS", "tiny"),
+        ("CANOPY_BACKLOG_BYTES", "9999999"),
+        ("CANOPY_BACKLOG_BYTES", "9" * 30),
         ("CANOPY_MODELS", "[1]"),
         ("CANOPY_PORT", "http"),
         ("CANOPY_PORT", "0"),
