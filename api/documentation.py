@@ -1,7 +1,7 @@
-"""The OpenAPI document: ninja's, and every status that an endpoint may refuse with.
+"""The OpenAPI document: ninja's, with every error status of each operation.
 
-Which these are follows from what the document says of the endpoint: who may call it, and whether it has a body or a
-name in its address. What only its view knows, it says with `openapi_extra`: SUBMITS_A_JOB or `refuses(...)`.
+Most follow from what the document says anyway: who may call the operation, and whether it has a body or path
+parameters. What only the view knows, it declares with `openapi_extra`: JOB_OPERATION or `error_statuses(...)`.
 """
 
 from http.client import responses
@@ -9,66 +9,67 @@ from typing import Any
 
 from ninja import NinjaAPI
 
-from api.openai.addresses import is_openais
+from api.openai.addresses import expects_openai_errors
 
-_REFUSES = "x-refuses"
-_BY_ANYBODY = (400, 500, 503)
-_BY_SECURITY = {"Key": (401,), "Member": (401, 403), "Staff": (401, 403), "Anyone": (403,)}
-_BY_BODY = (408, 413, 415)
-_BY_ADDRESS = (404,)
+_EXTENSION = "x-error-statuses"
+_ALWAYS = (400, 408, 414, 431, 500, 503)
+_WITH_SECURITY = {"Key": (401,), "Member": (401, 403), "Staff": (401, 403), "Anyone": (401, 403)}
+_WITH_BODY = (413, 415)
+_WITH_PATH_PARAMETER = (404,)
 
-SUBMITS_A_JOB: dict[str, Any] = {
-    _REFUSES: [404, 422, 429, 504],
+JOB_OPERATION: dict[str, Any] = {
+    _EXTENSION: [404, 422, 429, 504],
     "parameters": [
         {"in": "header", "name": "Idempotency-Key", "schema": {"type": "string", "minLength": 1, "maxLength": 255}},
         {"in": "header", "name": "X-Canopy-Deadline", "schema": {"type": "number", "exclusiveMinimum": 0}},
     ],
-}  # `openapi_extra` of an endpoint that answers with a job's answer
+}  # `openapi_extra` of an operation that submits a job and returns its answer
 
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
-SCHEMAS = {
-    "Refusal": {"message": _TEXT, "field": _TEXT_OR_NULL},
-    "OpenAIRefusal": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
+_ERROR_FIELDS = {
+    "Error": {"message": _TEXT, "field": _TEXT_OR_NULL},
+    "OpenAIError": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
 }
 
 
-def refuses(*statuses: int) -> dict[str, Any]:
-    """`openapi_extra` of an endpoint whose view refuses with these, too."""
-    return {_REFUSES: list(statuses)}
+def error_statuses(*statuses: int) -> dict[str, Any]:
+    """`openapi_extra` of an operation whose view raises ApiError with these statuses, too."""
+    return {_EXTENSION: list(statuses)}
 
 
 class DocumentedAPI(NinjaAPI):
-    """See the module."""
+    """An API whose document has all error statuses."""
 
     def get_openapi_schema(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The whole document."""
         document = super().get_openapi_schema(**options)
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                add_refusals(path, operation)
-        document["components"]["schemas"] |= {name: _error_schema(fields) for name, fields in SCHEMAS.items()}
+                add_error_responses(path, operation)
+        schemas = document["components"]["schemas"]
+        schemas.update({name: _error_schema(fields) for name, fields in _ERROR_FIELDS.items()})
         return document
 
 
-def add_refusals(path: str, operation: dict[str, Any]) -> None:
-    """Adds what the operation may refuse with to its responses."""
-    statuses = {*_BY_ANYBODY, *operation.pop(_REFUSES, ())}
+def add_error_responses(path: str, operation: dict[str, Any]) -> None:
+    """Adds the responses that are errors to one operation of the document."""
+    statuses = {*_ALWAYS, *operation.pop(_EXTENSION, ())}
     for scheme in operation.get("security", ()):
         for name in scheme:
-            statuses.update(_BY_SECURITY[name])
+            statuses.update(_WITH_SECURITY[name])
     if "requestBody" in operation:
-        statuses.update(_BY_BODY)
+        statuses.update(_WITH_BODY)
     if any(parameter["in"] == "path" for parameter in operation["parameters"]):
-        statuses.update(_BY_ADDRESS)
-    shape = "OpenAIRefusal" if is_openais(path) else "Refusal"
+        statuses.update(_WITH_PATH_PARAMETER)
+    schema = "OpenAIError" if expects_openai_errors(path) else "Error"
     for status in sorted(statuses):
-        operation["responses"].setdefault(status, _refusal(status, shape))
+        operation["responses"].setdefault(status, _error_response(status, schema))
 
 
-def _refusal(status: int, shape: str) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{shape}"}
-    return {"description": responses[status], "content": {"application/json": {"schema": schema}}}
+def _error_response(status: int, schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"description": responses[status], "content": content}
 
 
 def _error_schema(fields: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _TYPES = {
 }
 
 
-MAX_PATH_SHOWN = 200  # characters
+MAX_ECHOED_PATH = 200  # characters
 UNSUPPORTED = "unsupported_parameter"  # pydantic's type of such an error, and OpenAI's code for it
 
 
@@ -60,7 +60,7 @@ class ApiError(Exception):
 
 def body(path: str, error: ApiError) -> dict[str, Any]:
     """The refusal as the JSON that clients of `path` expect."""
-    if not addresses.is_openais(path):
+    if not addresses.expects_openai_errors(path):
         return {"error": {"message": error.message, "field": error.field}}
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
@@ -145,9 +145,9 @@ def unexpected(path: str, error: BaseException | None) -> ApiError:
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler404."""
-    path = request.path[:MAX_PATH_SHOWN]
-    if addresses.is_openais(path):
-        hint = f"; {addresses.advice(path)}"
+    path = request.path[:MAX_ECHOED_PATH]
+    if addresses.expects_openai_errors(path):
+        hint = f"; {addresses.suggestion(path)}"
     elif is_valid_path(f"{path}/"):
         hint = f"; use {path}/, the slash at the end counts"
     elif path.endswith("/") and is_valid_path(path.rstrip("/")):

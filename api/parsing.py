@@ -17,7 +17,7 @@ from api.errors import ApiError
 MAX_LEVELS = 64  # of objects and lists inside each other; everything that walks a document may rely on it
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # what any JSON library and msgspec's encoder can carry
 MAX_ROW_ID = 2**63 - 1  # a database's largest key
-MAX_SHOWN = 100  # characters of what a client sent that an error repeats
+MAX_ECHOED = 100  # characters of a client's text that an error message repeats
 _REPLACEMENT = "\ufffd"
 
 
@@ -72,7 +72,7 @@ def _check_bounds(found: Any) -> None:
     """Raises ApiError 400, naming the field, for a document that is too deep or has a number that is too long."""
     fields = found if isinstance(found, dict) else {"body": found}
     for name, value in fields.items():
-        _check_value(value, name[:MAX_SHOWN], MAX_LEVELS - 1)
+        _check_value(value, name[:MAX_ECHOED], MAX_LEVELS - 1)
 
 
 def _check_value(value: Any, field: str, levels: int) -> None:

@@ -13,7 +13,7 @@ from api.backlog import backlog
 from api.catalog import catalog
 from api.errors import ApiError
 from api.jobs.followed import followed
-from api.parsing import MAX_SHOWN
+from api.parsing import MAX_ECHOED
 from api.settings import ENV
 from api.waiting_jobs import waiting_jobs
 from api.work import ledger
@@ -174,7 +174,7 @@ async def _no_tree(model: str) -> ApiError:
     have = ", ".join(models) or "none"
     return ApiError(
         404,
-        f"model: there is no model {model[:MAX_SHOWN]!r} here; there are: {have}",
+        f"model: there is no model {model[:MAX_ECHOED]!r} here; there are: {have}",
         field="model",
         code="model_not_found",
     )

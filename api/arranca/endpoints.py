@@ -12,7 +12,7 @@ from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
 from api.deadlines import seconds_wanted
-from api.documentation import SUBMITS_A_JOB
+from api.documentation import JOB_OPERATION
 from api.parsing import Body, Integer
 from broker.wire import ChatMessage
 
@@ -44,7 +44,7 @@ class Reply(Schema):
     request_id: str
 
 
-@router.post("/", response=Reply, openapi_extra=SUBMITS_A_JOB)
+@router.post("/", response=Reply, openapi_extra=JOB_OPERATION)
 async def arranca(request: AuthRequest, question: Question, response: HttpResponse) -> Reply:
     """Answers one question with the default model."""
     job = submission.chat_job(

@@ -11,7 +11,7 @@ from api.answers import following
 from api.catalog import catalog, supply
 from api.chat import events, schemas, store
 from api.chat.models import Conversation
-from api.documentation import refuses
+from api.documentation import error_statuses
 
 router = Router(tags=["chat"], auth=Member())
 
@@ -64,7 +64,9 @@ async def delete(request: AuthRequest, number: int) -> Status[Any]:
     return Status(204, None)
 
 
-@router.post("/conversations/{row:number}/messages", response={201: schemas.Turn}, openapi_extra=refuses(409, 429))
+@router.post(
+    "/conversations/{row:number}/messages", response={201: schemas.Turn}, openapi_extra=error_statuses(409, 429)
+)
 async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
     turn = await store.begin_turn(request.auth, number, asked.content, asked.model)

@@ -2,7 +2,7 @@
 
 BASE = "/v1"
 SERVED = ("chat/completions", "completions", "models")
-OF_OPENAI = frozenset(
+OPENAI_SEGMENTS = frozenset(
     {
         *("assistants", "audio", "batches", "chat", "completions", "containers", "conversations"),
         *("edits", "embeddings", "engines", "evals", "files", "fine_tuning", "images", "models"),
@@ -12,16 +12,16 @@ OF_OPENAI = frozenset(
 )
 
 
-def is_openais(path: str) -> bool:
+def expects_openai_errors(path: str) -> bool:
     """True if whoever asks for `path` expects errors in OpenAI's shape."""
     segments = _segments(path)
     if "v1" in segments or segments[-2:] == ["chat", "completions"]:
         return True
-    return bool(segments) and segments[0] in OF_OPENAI
+    return bool(segments) and segments[0] in OPENAI_SEGMENTS
 
 
-def advice(path: str) -> str:
-    """What to ask for in place of `path`, which nothing is at but `is_openais`."""
+def suggestion(path: str) -> str:
+    """What to ask for in place of `path`, which nothing is at but `expects_openai_errors`."""
     name = "/".join(_below_base(_segments(path)))
     served = next((each for each in SERVED if name == each or name.endswith(f"/{each}")), None)
     if served is None and name.startswith("models/"):

@@ -11,12 +11,12 @@ from api import completion, submission
 from api.accounts.auth import AuthRequest, Key
 from api.catalog import catalog, context_lengths
 from api.deadlines import seconds_wanted
-from api.documentation import SUBMITS_A_JOB
+from api.documentation import JOB_OPERATION
 from api.errors import ApiError
 from api.openai import shapes
 from api.openai.schemas import ChatCompletion, Completion, Generation
 from api.openai.streaming import chunks
-from api.parsing import MAX_SHOWN
+from api.parsing import MAX_ECHOED
 from api.settings import MAX_BODY
 from api.sse import EventStream
 from broker.wire import Job, encode
@@ -41,14 +41,14 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
         have = ", ".join(known) or "none"
         raise ApiError(
             404,
-            f"there is no model {name[:MAX_SHOWN]!r} here; there are: {have}",
+            f"there is no model {name[:MAX_ECHOED]!r} here; there are: {have}",
             field="model",
             code="model_not_found",
         )
     return shapes.model(name, context_lengths().get(name))
 
 
-@router.post("/chat/completions", openapi_extra=SUBMITS_A_JOB)
+@router.post("/chat/completions", openapi_extra=JOB_OPERATION)
 async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpResponseBase:
     """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
     messages = [message.to_wire() for message in asked.messages]
@@ -63,7 +63,7 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
     return await _answer(request, job, asked, shapes.ChatShape, "messages")
 
 
-@router.post("/completions", openapi_extra=SUBMITS_A_JOB)
+@router.post("/completions", openapi_extra=JOB_OPERATION)
 async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBase:
     """Continues a text. With `stream`, the answer comes as server-sent events."""
     job = submission.prompt_job(

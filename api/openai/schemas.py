@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from api.errors import UNSUPPORTED
 from api.openai import unsupported
-from api.parsing import MAX_SHOWN, Body, Integer
+from api.parsing import MAX_ECHOED, Body, Integer
 from broker.wire import MOST_BIASES, ChatMessage, JobClass, Role, Sampling
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -36,7 +36,7 @@ def _text_of(part: Any, index: int) -> str:
     if not isinstance(kind, str):
         raise PydanticCustomError("part", "part {index} has no type; only text is understood", {"index": index})
     if kind not in TEXT_PARTS:
-        context = {"index": index, "kind": kind[:MAX_SHOWN]}
+        context = {"index": index, "kind": kind[:MAX_ECHOED]}
         raise PydanticCustomError("part", "part {index} is of type {kind}; only text is understood", context)
     text = part.get(TEXT_PARTS[kind])
     if not isinstance(text, str):

@@ -1,6 +1,7 @@
 """Plain HTTP: the original endpoint, what is refused and how, a crowd, and waiting for a node that is not there yet."""
 
 import asyncio
+import gzip
 import json
 import resource
 import uuid
@@ -85,6 +86,14 @@ def test_a_body_that_is_not_json_is_blamed(program: httpx.Client, path: str, bod
     message, field = complaint(answer)
     assert field == "body"
     assert why in message
+
+
+def test_bodies_may_be_compressed_and_marked(program: httpx.Client) -> None:
+    plain = json.dumps(chat_body("hello there")).encode("utf-8-sig")
+    packed = program.post(CHAT, content=gzip.compress(plain), headers={"Content-Encoding": "gzip"})
+    assert packed.json()["choices"][0]["message"]["content"] == "hello there"
+    refused = program.post(CHAT, content=plain, headers={"Content-Encoding": "br"})
+    assert (refused.status_code, refused.headers["Accept-Encoding"]) == (415, "gzip, identity")
 
 
 @pytest.mark.parametrize(

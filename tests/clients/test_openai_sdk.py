@@ -243,3 +243,41 @@ def test_a_bad_request_names_the_field(sdk: OpenAI, field: str, options: dict[st
         sdk.chat.completions.create(**asked)  # type: ignore[call-overload]
     assert str(refused.value.param).startswith(field)
     assert field in refused.value.message
+
+
+# ---- what clients get wrong, or send without need
+
+
+def test_a_base_url_without_v1_is_told_the_right_one(service: Instance, key: str) -> None:
+    for base_url in (service.url, f"{service.url}/v1/v1", f"{service.url}//v1"):
+        with OpenAI(base_url=base_url, api_key=key, max_retries=0) as lost:
+            with pytest.raises(openai.NotFoundError, match="use /v1/chat/completions: ") as refused:
+                lost.chat.completions.create(model="echo", messages=asking(QUESTION))
+            assert refused.value.type == "invalid_request_error"
+
+
+def test_tools_and_schemas_are_refused_by_name(sdk: OpenAI) -> None:
+    asked: list[tuple[str, dict[str, object]]] = [
+        ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}),
+        ("response_format", {"response_format": {"type": "json_object"}}),
+        ("guided_json", {"extra_body": {"guided_json": {"type": "object"}}}),
+        ("reasoning_effort", {"reasoning_effort": "high"}),
+    ]
+    for name, options in asked:
+        with pytest.raises(openai.BadRequestError) as refused:
+            sdk.chat.completions.create(model="echo", messages=asking(QUESTION), **options)  # type: ignore[call-overload]
+        assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+
+
+def test_a_cut_emoji_and_an_empty_answer_are_taken(sdk: OpenAI, program: httpx.Client) -> None:
+    history: list[ChatCompletionMessageParam] = [*asking("first"), {"role": "assistant", "content": None}]
+    answer = sdk.chat.completions.create(model="echo", messages=[*history, *asking(QUESTION)], stop="")
+    assert answer.choices[0].message.content == QUESTION
+    cut = '{"model": "echo", "messages": [{"role": "user", "content": "a tree \\ud83c"}]}'
+    answer_to_cut = program.post("/v1/chat/completions", content=cut)
+    assert answer_to_cut.json()["choices"][0]["message"]["content"] == "a tree \ufffd"
+
+
+def test_a_hundred_and_twenty_eight_choices(sdk: OpenAI) -> None:
+    answer = sdk.chat.completions.create(model="echo", messages=asking("yes"), n=128)
+    assert [choice.message.content for choice in answer.choices] == ["yes"] * 128
