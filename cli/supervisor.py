@@ -153,11 +153,11 @@ class Supervisor:
         """
         kept = self._kept[name]
         child = await self._release(name)
-        self.roster.mark(name, "restarting")
-        if kept.group == "broker" and self._private:
-            await self._private.ready_to_stop()
-        await child.stop(LEAVE_SECONDS)
         try:
+            self.roster.mark(name, "restarting")
+            if kept.group == "broker" and self._private:
+                await self._private.ready_to_stop()
+            await child.stop(LEAVE_SECONDS)
             child = await self.roster.spawn(kept.group, kept.spec)
             await self._until_serves(kept, child)
         finally:
@@ -172,7 +172,7 @@ class Supervisor:
         self.roster.add(kept.group, leaving, old, "leaving")
         try:
             self._keep(kept, await self._start_beside(kept))
-        except CliError:
+        except BaseException:  # whatever it was, the old one goes on
             self.roster.forget(leaving)
             self.roster.add(kept.group, name, old, "running")
             self._keep(kept, old)
@@ -187,7 +187,7 @@ class Supervisor:
         child = await self.roster.spawn(kept.group, kept.spec)
         try:
             await self._until_serves(kept, child)
-        except CliError:
+        except BaseException:
             await child.stop(1.0)
             raise
         return child
@@ -209,7 +209,9 @@ class Supervisor:
     # ---- one process
 
     async def _until_serves(self, kept: Kept, child: Child) -> None:
-        if not await _in_time(kept.serves(child), kept.seconds):
+        async with self._watched(kept, child):
+            serves = await _in_time(kept.serves(child), kept.seconds)
+        if not serves:
             raise self._complaint(kept, child)
         self.roster.mark(kept.name, "running")
 

@@ -214,6 +214,44 @@ async def test_a_frozen_process_is_replaced(children: Supervisor, said: "asyncio
     assert children.pid("n1") != first
 
 
+async def test_a_process_that_freezes_while_it_starts_is_not_waited_for(
+    children: Supervisor, said: "asyncio.Queue[str]"
+) -> None:
+    children._frozen_seconds = 1.0
+    starts = BEATS.replace('print("ready", flush=True)', 'print("loading", flush=True)')
+    spec = dataclasses.replace(beating("n1"), command=[sys.executable, "-c", starts])
+    starting = asyncio.create_task(children._start(Kept("nodes", spec)))
+    async with asyncio.timeout(SECONDS):
+        while not children.roster.recorded()[1:]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        while children.roster["n1"].last_sign is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        children.roster["n1"].send(signal.SIGSTOP)
+        with pytest.raises(CliError, match="n1 did not start: "):
+            await starting
+    assert await heard(said, "n1 gives no sign of life")
+
+
+async def test_whatever_fails_in_a_replacement_the_process_is_kept(
+    children: Supervisor, said: "asyncio.Queue[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await children._start(Kept("nodes", program("n1", SERVES)))
+    await children.start_api(program("api", SERVES))
+
+    async def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(children, "_until_serves", fails)
+        with pytest.raises(ZeroDivisionError):
+            await children.replace("n1")
+        with pytest.raises(ZeroDivisionError):
+            await children.hand_over("api", grace=SECONDS)
+    for name in ("n1", "api"):
+        children.roster[name].send(signal.SIGKILL)
+        await heard(said, f"{name} is back")
+
+
 async def test_a_dead_event_loop_says_where_it_is_and_is_replaced(
     children: Supervisor, home: Home, said: "asyncio.Queue[str]"
 ) -> None:
