@@ -16,7 +16,8 @@ TIERS = ("lint", "unit", "frontend", *_PYTEST_TIERS[1:])
 _WHOLE = [
     f"tests/faults/test_{theme}.py"
     for theme in (
-        "api_dies", "broker_restart_cli", "cancel", "chaos", "cluster", "cluster_session", "overload",
+        "api_dies", "broker_restart_cli", "cancel", "chaos", "cluster", "cluster_session", "launcher_cli",
+        "overload",
         "rolling_restart", "standby_cli",
     )
 ]  # fmt: skip

@@ -87,7 +87,7 @@ def reason(lines: Sequence[str]) -> str:
         return "the disk is full: free some space, then run the command again"
     told = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(("[notice]", "npm notice"))]
     errors = [line for line in told if _ERROR.match(line)]
-    return (errors or told or [""])[-1]
+    return (errors or told or [""])[-1].removeprefix("error: ")
 
 
 @dataclass

@@ -191,3 +191,14 @@ def test_a_frozen_process_is_replaced_and_no_job_is_lost(
         assert ask(program) == "are you there"
     now = pids(watched)
     assert {name for name in before if now[name] != before[name]} == {victim}
+
+
+def test_a_rolling_restart_replaces_every_api_process(watched: Instance) -> None:
+    before = pids(watched)
+    with watched.program(watched.key()) as program:
+        until(lambda: ready(program), "not ready")
+        assert "replaced 5 processes" in watched.canopy("restart", "--rolling")
+        assert ask(program) == "are you there"
+    now = pids(watched)
+    replaced = {name for name in before if now[name] != before[name]}
+    assert replaced == {"api", "api-2", "n1", "n2", "root"}
