@@ -17,8 +17,7 @@ _WHOLE = [
     f"tests/faults/test_{theme}.py"
     for theme in (
         "api_dies", "broker_restart_cli", "cancel", "chaos", "cluster", "cluster_session", "launcher_cli",
-        "overload",
-        "rolling_restart", "standby_cli",
+        "overload", "rolling_restart", "standby_cli",
     )
 ]  # fmt: skip
 # What runs at the same time: the engine's tests import torch, which takes as long as the other half; fault tests wait.
