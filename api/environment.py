@@ -188,6 +188,9 @@ def _is_bare(parts: SplitResult) -> bool:
 
 
 def _networks(text: str) -> tuple[Network, ...]:
+    """`none` stands for none."""
+    if text.strip() == "none":
+        return ()
     try:
         return tuple(ip_network(name, strict=False) for name in text.replace(",", " ").split())
     except ValueError as error:

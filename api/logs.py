@@ -28,8 +28,8 @@ class _Window:
 class RateLimit(logging.Filter):
     """Passes `lines` lines of a kind in any `seconds`; the next one after them says how many were left out.
 
-    Anybody on the network can cause some lines, and a fault can repeat others for every request. A kind is an event of
-    ours, or the place in a library that logs: what a line says besides may be a client's to choose.
+    Some lines can be caused by anybody on the network, others are repeated for every request by one fault. A kind is an
+    event of ours, or the line of code in a library that logs: the rest of a message may be chosen by a client.
     """
 
     def __init__(

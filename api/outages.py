@@ -1,4 +1,4 @@
-"""Failures of the storage below: which of them are outages that a request can be tried again after, in one sentence."""
+"""Database errors that are outages (a full disk, a lost connection) and not faults of the program, in one sentence."""
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 
@@ -19,7 +19,7 @@ _AGAIN = "; nothing was stored, try again later"
 
 
 def describe(error: BaseException) -> str | None:
-    """The sentence for who asked, if the error or one of its causes is an outage of the storage; else None."""
+    """The reason for the client if the error, or one of its causes, is an outage; else None."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OperationalError | InterfaceError):

@@ -1,4 +1,4 @@
-"""Checks for /readyz: one of a kind at a time however many ask, each with a deadline."""
+"""Checks for /readyz: single-flight, cached for a second, each with a deadline."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Reading a request's body: little of it before it is known who sends it, and never more than settings.MAX_BODY."""
+"""Reading a request's body: at most UNKNOWN_BYTES before its sender is authenticated."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,8 +7,8 @@ from typing import Any
 from api.server.limits import DISCARDED_BYTES
 from api.server.response_headers import Scope
 
-UNKNOWN_BYTES = 65_536  # that anybody may send; more needs a valid key or session
-DISCARD_SECONDS = 10.0  # so long a client may go on sending a body that was refused
+UNKNOWN_BYTES = 65_536  # of a body without authentication
+DISCARD_SECONDS = 10.0  # how long a refused body is read and discarded
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -56,9 +56,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int, is_known: Callab
 
 
 async def discard_body(scope: Scope, receive: Receive) -> None:
-    """Reads on for a while after a refusal: many clients read an answer only when all is sent.
+    """Discards the rest of a refused body, within bounds: many clients read a response only when all is sent.
 
-    One that waits for `100 Continue` has not sent its body, and will not.
+    A client that waits for `100 Continue` sends no body after an error response.
     """
     if dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue":
         return

@@ -1,8 +1,9 @@
-"""gzip for who accepts it, except for streams and for what could betray a secret by its length.
+"""gzip for clients that accept it, except for streams and for responses whose length could leak a secret.
 
-BREACH: whoever makes a browser send requests whose text comes back beside a secret learns the secret from the lengths
-of compressed answers. So what sets a cookie, and the pages of /admin/ (a person's data beside words from the address)
-stay as they are. Elsewhere no answer holds both; and cookies are SameSite=Lax, so other sites' requests carry none.
+BREACH: an attacker who makes a browser send requests whose text is reflected beside a secret learns the secret from the
+lengths of the compressed responses. So responses that set a cookie, and the pages of /admin/ (personal data beside
+words from the query), are not compressed. No other response holds both, and cookies are SameSite=Lax, so requests from
+other sites carry none.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from api.server.response_headers import Fields, Headers
 
 LEAST_BYTES = 1024  # below this the headers weigh more than what is saved
 _LEVEL = 4
-_APART_BYTES = 65_536  # more than this is compressed in a thread: a stream must not wait for it
+_APART_BYTES = 65_536  # more than this is compressed in a thread, off the event loop
 _GZIP = 16 + zlib.MAX_WBITS
 _TYPES = re.compile(
     rb"(text/(?!event-stream)|application/(json|javascript|manifest\+json|xml|wasm|yaml)|image/svg\+xml)"

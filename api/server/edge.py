@@ -1,4 +1,4 @@
-"""The outermost layer of the ASGI application: what holds for every response, whoever makes it.
+"""The outermost layer of the ASGI application: what applies to every response.
 
 Headers for browsers, CORS, compression, and an answer in the API's shape where the application fails or is cancelled.
 """
@@ -60,7 +60,7 @@ class Edge:
             return
         try:
             await self._application(scope, receive, response.send)
-        except asyncio.CancelledError:  # only the server's stop cancels; it waits for nobody
+        except asyncio.CancelledError:  # by the server, when its grace period is over
             await response.fail(ApiError(503, STOPPING, code="unavailable"))
         except Exception as error:  # fate: logged, and answered if nothing was sent yet
             await response.fail(errors.unexpected(scope["path"], error))

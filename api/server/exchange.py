@@ -6,16 +6,16 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's, which can be abandoned."""
+    """uvicorn's request and response cycle, which can be disconnected from its client."""
 
     def abandon(self) -> None:
-        """The application hears that its client has left; what it still sends goes nowhere."""
+        """The application receives http.disconnect; what it still sends is dropped."""
         self.disconnected = True
         self.message_event.set()
 
 
 class Http10Exchange(Exchange):
-    """For HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection."""
+    """HTTP/1.0 has no chunked coding: a body of unknown length ends with the connection."""
 
     _ends_with_connection = False
 

@@ -1,4 +1,4 @@
-"""What a client gets before anything about it is known: bytes, seconds, connections."""
+"""Limits for unauthenticated clients: bytes, seconds, connections."""
 
 import ipaddress
 from collections import Counter
@@ -8,13 +8,13 @@ from ipaddress import IPv4Network, IPv6Network
 
 Network = IPv4Network | IPv6Network
 
-DISCARDED_BYTES = 8 << 20  # still read after a refusal, so that the client gets to read it
-LINGER_SECONDS = 2.0  # and for so long
+DISCARDED_BYTES = 8 << 20  # of input that is discarded after an error response
+LINGER_SECONDS = 2.0  # how long input is discarded, so that the client can read the response
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one connection, except for the last two: those are counts for this process."""
+    """Per connection, except for the last two, which count the connections of this process."""
 
     url_bytes: int = 16_384
     head_bytes: int = 32_768  # request line and headers together
@@ -29,7 +29,7 @@ class Limits:
 
 
 def peer_of(host: str) -> str:
-    """Who is counted as one: an IPv4 address, or the /64 network that an IPv6 client gets."""
+    """The unit that is limited: an IPv4 address, or the /64 network that an IPv6 client is given."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,8 +1,9 @@
 """An HTTP/1 connection: uvicorn's on httptools, with limits, and without other protocols.
 
-A connection that is refused is answered once, or not at all if an earlier request's answer is under way: it ends after
-that. What its client still sends is discarded for a moment, because closing a socket with unread bytes would make the
-client's system drop the refusal.
+A malformed, oversized or slow request is answered with one error response, after which the connection closes. If
+responses to earlier requests are still being sent, the connection closes after those, without an error response.
+Input is then discarded for LINGER_SECONDS: closing a socket with unread input resets it, and the client would lose the
+response.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from api.server import refusals
 from api.server.exchange import Exchange, Http10Exchange
 from api.server.limits import DISCARDED_BYTES, LINGER_SECONDS, Connections, Limits
 from api.server.refusals import Refusal
+from api.server.response_headers import SECURITY
 
 log = structlog.get_logger("canopy.api")
 
@@ -59,7 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
     # ---- the transport's side
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for a request, or refuses the connection."""
+        """Counts the connection; refuses it beyond the limits."""
         super().connection_made(transport)
         self._host = self.client[0] if self.client else None
         self._counted = self._counter.open(self._host)
@@ -71,7 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(refusals.TOO_MANY_CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends what is under way; the application hears that its client left."""
+        """Disconnects every exchange of the connection from its client."""
         if self._counted:
             self._counter.close(self._host)
             self._counted = False
@@ -86,7 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parses what came, and refuses what cannot be served."""
+        """Parses input and enforces the limits on unfinished heads."""
         if self._discarding:
             self._discard(len(data))
             return
@@ -105,19 +107,19 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_timer()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than its answer is made."""
+        """The write buffer is full: the client must read within `stalled_seconds`."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self._limits.stalled_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It reads."""
+        """The write buffer has room again."""
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
 
     def close_if_idle(self) -> None:
-        """Ends a connection on which nothing is asked."""
+        """Closes the connection if no request is open on it."""
         answered = self._answering is None or self._answering.response_complete
         if answered and self._phase is Phase.NOTHING and not self.pipeline:
             self.transport.close()
@@ -125,20 +127,20 @@ class HttpProtocol(HttpToolsProtocol):
     # ---- the parser's side
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """A request line begins."""
         super().on_message_begin()
         self._phase = Phase.HEAD
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """A part of the address."""
+        """A part of the request target."""
         super().on_url(url)
         self._head_bytes += len(url)
         if len(self.url) > self._limits.url_bytes:
             self._reject(refusals.URL_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer behind a chunked body. Trailers are dropped: nobody has checked what they override."""
+        """A header, or a trailer after a chunked body. Trailers are dropped: they could override checked headers."""
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self._limits.head_bytes or len(self.headers) >= self._limits.headers:
             self._reject(refusals.HEAD_TOO_LARGE)
@@ -149,7 +151,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Hands the request to the application, or into the queue behind earlier ones of this connection."""
+        """Starts the request, or queues it behind earlier ones of this connection."""
         self._received_head()
         if self.parser.get_method() == b"CONNECT":
             self._reject(refusals.NO_TUNNEL)
@@ -165,7 +167,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._begin(self._exchange(version))
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body, kept until the application takes it."""
+        """A part of the body, buffered until the application receives it."""
         self._unreported = 0
         super().on_body(body)
         if len(self.cycle.body) > self._limits.unread_bytes:
@@ -186,9 +188,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> Refusal | None:
         """Feeds the parser; returns why it stopped.
 
-        RFC 9110, 7.8: a server may ignore Upgrade. The parser does not: it would end at the head of a request with
-        that header and leave its body to the next protocol. So the head is parsed again without the header, and then
-        what follows it.
+        RFC 9110, 7.8: a server may ignore Upgrade. The parser does not: it stops after the head of such a request and
+        leaves its body to the other protocol. So the head is parsed again without that header, then what follows it.
         """
         while True:
             try:
@@ -248,7 +249,7 @@ class HttpProtocol(HttpToolsProtocol):
         raise Rejected
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Receives no more. The connection ends after the answers that it still owes, or after this refusal."""
+        """Stops receiving. The connection closes after pending responses if there are any, else after this error."""
         log.warning("request refused", status=int(refusal.status), reason=refusal.message, peer=self._host)
         self._discarding = True
         self._stop_timer()
@@ -272,7 +273,8 @@ class HttpProtocol(HttpToolsProtocol):
             unfinished.abandon()
         path = self.url.decode("latin-1")
         content = body(path, ApiError(int(refusal.status), refusal.message))
-        self.transport.write(refusals.as_bytes(refusal, content, self.server_state.default_headers))
+        headers = [*self.server_state.default_headers, *SECURITY]
+        self.transport.write(refusals.as_bytes(refusal, content, headers))
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 

@@ -1,4 +1,4 @@
-"""Refusals of the HTTP server itself: what is no request, or too large, or too slow."""
+"""Error responses of the HTTP server itself: malformed, oversized and slow requests."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -8,7 +8,7 @@ import msgspec
 
 @dataclass(frozen=True)
 class Refusal:
-    """A status and the sentence that says why."""
+    """A status and the reason in one sentence."""
 
     status: HTTPStatus
     message: str
@@ -35,7 +35,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def framing_problem(version: str, headers: Headers) -> Refusal | None:
-    """What the parser lets pass, but two programs could read in two ways. `headers`: names in lower case."""
+    """Ambiguous framing that the parser accepts. `headers`: names in lower case."""
     if version not in ("1.0", "1.1"):
         return BAD_VERSION
     names = [name for name, _ in headers]
@@ -50,7 +50,7 @@ def framing_problem(version: str, headers: Headers) -> Refusal | None:
 
 
 def without_upgrade(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
-    """The head of a request that does not ask for another protocol, and is the same otherwise."""
+    """The same head without its request for another protocol."""
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
     for name, value in headers:
         if name in (b"upgrade", b"http2-settings"):

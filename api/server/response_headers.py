@@ -1,4 +1,4 @@
-"""The headers that every response gets, whoever made it."""
+"""Headers of every response: security, CORS, TLS."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
@@ -76,7 +76,7 @@ class Transport:
         """Whether the response leaves through TLS. `asked`: the request's headers."""
         if self._tls_host is not None and asked.get(b"host", b"").lower() == self._tls_host:
             return True
-        if asked.get(b"x-forwarded-proto") != b"https":
+        if asked.get(b"x-forwarded-proto", b"").partition(b",")[0].strip().lower() != b"https":
             return False
         client = scope.get("client")
         return client is not None and is_within(client[0], self._proxies)
@@ -101,7 +101,7 @@ class Cors:
         return [(b"access-control-allow-origin", origin), _EXPOSED, _VARY_ORIGIN]
 
     def preflight(self, scope: Scope, asked: Fields) -> Headers | None:
-        """What a browser is answered that asks before it sends a request; None if this is no such question."""
+        """The headers of the response to a CORS preflight; None for any other request."""
         if scope["method"] != "OPTIONS" or b"access-control-request-method" not in asked:
             return None
         if not self._origins or not _is_open(scope["path"]):

@@ -132,6 +132,7 @@ def test_environment(tmp_path: Path) -> None:
     behind = environment.read({"CANOPY_PUBLIC_URL": "https://Chat.example:443/", "CANOPY_CORS_ORIGINS": "none"})
     assert (behind.public_url, behind.public_hosts) == ("https://chat.example", ("chat.example",))
     assert behind.cors_origins == ()
+    assert environment.read({"CANOPY_TRUSTED_PROXIES": "none"}).proxies == ()
     pages = environment.read({"CANOPY_CORS_ORIGINS": "https://a.example, http://b.example:8080"})
     assert pages.cors_origins == ("https://a.example", "http://b.example:8080")
     key = found.secret_key()

@@ -54,6 +54,7 @@ async def test_a_head_is_bounded(head: bytes, status: int) -> None:
         assert answer.status == status
         assert answer.headers["connection"] == "close"
         assert b'"message"' in answer.body
+        assert answer.headers["x-frame-options"] == "DENY"
     assert echo.requests == []
 
 
