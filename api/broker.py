@@ -2,6 +2,11 @@
 
 from broker.client import Client
 
+
+class NotRunning(RuntimeError):
+    """The application is starting or stopping."""
+
+
 _running: list[Client] = []  # none or one
 
 
@@ -16,7 +21,7 @@ def forget() -> None:
 
 
 def client() -> Client:
-    """The running broker client. Raises RuntimeError outside the application's life."""
+    """The running broker client. Raises NotRunning outside the application's life."""
     if not _running:
-        raise RuntimeError("the broker client is not running")
+        raise NotRunning("the broker client is not running")
     return _running[0]

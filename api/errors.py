@@ -13,7 +13,7 @@ from django.urls import is_valid_path
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from api import outages
+from api import broker, outages
 from api.openai import addresses
 
 log = structlog.get_logger("canopy.api")
@@ -135,12 +135,19 @@ def register(api: NinjaAPI) -> None:
 
 def unexpected(path: str, error: BaseException | None) -> ApiError:
     """Logs what no view has foreseen; returns what its client hears: 503 for an outage of the storage, else 500."""
+    if isinstance(error, broker.NotRunning):
+        return stopping()
     outage = outages.describe(error) if error is not None else None
     if outage is not None:
         log.error("the storage does not work", path=path, reason=outage, error=str(error))
         return ApiError(503, outage, code="unavailable")
     log.error("a view failed", path=path, exc_info=error)
     return ApiError(500, "something went wrong here; the log has the details")
+
+
+def stopping() -> ApiError:
+    """503: the process ends before it could answer."""
+    return ApiError(503, "the service is stopping; send the request again", code="unavailable")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

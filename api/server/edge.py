@@ -32,8 +32,6 @@ from api.server.response_headers import (
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-STOPPING = "the service is stopping; send the request again"
-
 
 class Edge:
     """Wraps `application`. `env`: which origins, proxies and public address there are."""
@@ -61,7 +59,7 @@ class Edge:
         try:
             await self._application(scope, receive, response.send)
         except asyncio.CancelledError:  # by the server, when its grace period is over
-            await response.fail(ApiError(503, STOPPING, code="unavailable"))
+            await response.fail(errors.stopping())
         except Exception as error:  # fate: logged, and answered if nothing was sent yet
             await response.fail(errors.unexpected(scope["path"], error))
 

@@ -12,6 +12,7 @@ import pytest
 from django.conf import settings
 from django.db import OperationalError
 
+from api import broker
 from api.server import compression, response_headers
 from api.server.edge import Edge
 from tests.unit.api_site import FakeClient
@@ -259,6 +260,10 @@ async def endless(scope: Any, receive: Any, send: Any) -> None:
     await asyncio.Event().wait()
 
 
+async def stopped(scope: Any, receive: Any, send: Any) -> None:
+    broker.client()
+
+
 async def begun(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"begun", "more_body": True})
@@ -273,6 +278,9 @@ async def test_failures_have_the_api_s_shape() -> None:
         assert "secret" not in answer.text
         assert answer.headers["access-control-allow-origin"] == "*"
         assert answer.headers["x-frame-options"] == "DENY"
+    async with client(stopped) as web:
+        answer = await web.get("/healthz")
+        assert (answer.status_code, answer.json()["error"]["field"]) == (503, None)
     async with client(full) as web:
         answer = await web.get("/v1/models")
         assert answer.status_code == 503
