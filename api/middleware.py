@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -61,6 +62,13 @@ class Csrf(_Inline, CsrfViewMiddleware):
 
 class Sessions(SessionMiddleware):
     """Sessions: lazily loaded, and a thread is used only for one that must be saved."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        """Ignores a key that Django never makes: a quoted cookie may hold U+0000, which PostgreSQL refuses."""
+        key = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
+        if not (key.isascii() and key.isalnum()):
+            request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
+        super().process_request(request)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
         self.process_request(request)

@@ -18,7 +18,6 @@ MAX_LEVELS = 64  # of objects and lists inside each other; everything that walks
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # what any JSON library and msgspec's encoder can carry
 MAX_ROW_ID = 2**63 - 1  # a database's largest key
 MAX_ECHOED = 100  # characters of a client's text that an error message repeats
-_REPLACEMENT = "\ufffd"
 
 
 class StrictParser(Parser):
@@ -128,7 +127,7 @@ Integer = Annotated[int, BeforeValidator(_whole)]  # JavaScript and Lua have one
 
 def storable(text: str) -> str:
     """The text with U+FFFD for U+0000, which PostgreSQL refuses; as long as before."""
-    return text.replace("\x00", _REPLACEMENT)
+    return text.replace("\x00", "\ufffd")
 
 
 StorableText = Annotated[str, AfterValidator(storable)]

@@ -6,6 +6,7 @@ import msgspec
 from django.db import models
 
 from api import process
+from api.parsing import storable
 from api.records import Record
 from broker.wire import DecodeError, Failed, FailureCode, Finished, Job, decode, encode
 
@@ -77,7 +78,7 @@ class StoredAnswer(Record):
     def fail(self, code: FailureCode, message: str, *, retryable: bool = False) -> None:
         """Ends the answer as failed. Not stored yet."""
         self.status = Status.FAILED
-        self.error_code, self.error, self.retryable = code, message, retryable
+        self.error_code, self.error, self.retryable = code, storable(message), retryable
 
     def ending(self) -> Finished | Failed:
         """The last frame of an answer that has ended."""

@@ -16,6 +16,7 @@ from django.db import DatabaseError
 from api import line, sse
 from api.answers import store
 from api.answers.record import Status, StoredAnswer
+from api.parsing import storable
 from api.process import identity
 from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
@@ -147,7 +148,7 @@ class Writing:
     async def _save(self) -> bool:
         """False if the answer is not ours to write any more. A database that is away is tried again."""
         self._pieces = ["".join(self._pieces)]
-        self.record.content = self._pieces[0].replace("\x00", "\ufffd")  # PostgreSQL refuses U+0000
+        self.record.content = storable(self._pieces[0])
         self._saved_at, self._unsaved = time.monotonic(), False
         try:
             return await store.save(self.record)

@@ -1,7 +1,8 @@
 """Fields that would change the answer if they were honoured, and are not: refused by name rather than ignored.
 
 A client that asks for tools, a JSON schema or another prompt and gets an ordinary answer takes it for what it asked
-for. Fields that change nothing here, such as `metadata`, `store` or `parallel_tool_calls`, are not in the tables.
+for. Fields that change nothing here, such as `metadata`, `store` or `parallel_tool_calls`, are not in the tables. A
+field that gets built moves from here to schemas.py.
 """
 
 from collections.abc import Mapping

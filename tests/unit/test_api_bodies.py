@@ -7,10 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
+from django.conf import settings
+from django.contrib.sessions.backends.db import SessionStore
 
+from api.answers.writing import writings
 from api.chat.models import Conversation, Message
 from api.kept.models import KeptRequest
 from api.parsing import MAX_LEVELS
+from broker.wire import Failed
 from tests.unit.api_site import FakeClient, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
@@ -80,6 +84,33 @@ async def test_a_cut_character_elsewhere(member: httpx.AsyncClient, web: httpx.A
     for name in ("\ud83d", "a\x00b"):
         refused = await web.post("/api/login", content=json.dumps({"username": name, "password": name}))
         assert (refused.status_code, refused.json()["error"]["field"]) == (400, "password")
+
+
+@pytest.mark.parametrize("cookie", [r'"abc\\000defghijk"', "abcdefgh-ijk", "schlüssel", ""])
+async def test_keys_of_sessions_that_django_never_makes_are_not_looked_up(
+    web: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, cookie: str
+) -> None:
+    opened: list[str | None] = []
+    init = SessionStore.__init__
+
+    def noting(self: SessionStore, session_key: str | None = None) -> None:
+        opened.append(session_key)
+        init(self, session_key)
+
+    monkeypatch.setattr(SessionStore, "__init__", noting)
+    headers = {b"Cookie": f"{settings.SESSION_COOKIE_NAME}={cookie}".encode()}
+    answer = await web.get("/api/me", headers=headers)
+    assert (answer.status_code, answer.json()["user"]) == (200, None)
+    assert opened == [None]
+
+
+async def test_a_node_that_blames_a_nul(member: httpx.AsyncClient, fake: FakeClient) -> None:
+    fake.script = lambda job: [Failed(request_id=job.request_id, code="engine", message="what is a\x00b?")]
+    made = (await member.post("/api/conversations", json={})).json()
+    turn = (await member.post(f"/api/conversations/{made['id']}/messages", json={"content": "x"})).json()
+    answer = turn["assistant_message"]["id"]
+    await until(lambda: not writings.handles())
+    assert (await Message.objects.aget(pk=answer)).error == "what is a\ufffdb?"
 
 
 async def test_a_mark_of_the_byte_order(program: httpx.AsyncClient) -> None:

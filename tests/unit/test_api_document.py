@@ -117,6 +117,11 @@ async def test_without_a_key(web: httpx.AsyncClient, operation: Any, data: st.Da
     assert answer.status_code in {200, 401, 403, 404}
 
 
+async def test_the_document_is_served(staff: httpx.AsyncClient) -> None:
+    assert (await staff.get("/api/openapi.json")).json() == DOCUMENT
+    assert (await staff.get("/api/docs")).status_code == 200
+
+
 def test_nothing_in_the_document_is_left_out() -> None:
     assert len(OPERATIONS) == sum(len(each) for each in DOCUMENT["paths"].values())
     assert len(VIOLABLE) * EXAMPLES >= 2000
