@@ -39,13 +39,13 @@ def accepts_gzip(accept_encoding: bytes) -> bool:
 
 def is_compressible(path: str, status: int, headers: Fields) -> bool:
     """Whether a response may be compressed at all."""
+    if int(headers.get(b"content-length", LEAST_BYTES)) < LEAST_BYTES:
+        return False
     if not _TYPES.match(headers.get(b"content-type", b"")):
         return False
     if status in (204, 206, 304) or path.startswith("/admin/"):
         return False
-    if b"content-encoding" in headers or b"set-cookie" in headers:
-        return False
-    return int(headers.get(b"content-length", LEAST_BYTES)) >= LEAST_BYTES
+    return b"content-encoding" not in headers and b"set-cookie" not in headers
 
 
 class Compressor:
