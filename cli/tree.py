@@ -73,9 +73,11 @@ def attach(
     """Hang a node, with all below it, under another parent while it runs."""
     seen = _look()
     node = _find(seen, name)
-    _find(seen, parent)
+    model = _find(seen, parent)["model"]
     if node["engine"] == "none":
         raise CliError(f"{name!r} is a root; only nodes below a root can be moved")
+    if model != node["model"]:
+        raise CliError(f"{parent!r} serves {model}, and {name!r} {node['model']}: a tree has one model")
     try:
         check_attach({each["name"]: each["parent"] for each in seen["nodes"] if each["parent"]}, name, parent)
     except BadEdge as error:

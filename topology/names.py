@@ -4,6 +4,7 @@ The layout is described in docs/architecture.md. Names are plain strings, so tha
 with RabbitMQ's own tools recognises them.
 """
 
+import hashlib
 import re
 
 JOBS_EXCHANGE = "canopy.jobs"  # direct: the entrance, routing key = model
@@ -17,6 +18,8 @@ REPLY_PREFIX = "canopy.reply."
 WATCH_PREFIX = "canopy.watch."
 STANDBY_PREFIX = "canopy.standby."
 
+SLUG_LETTERS = 40
+DIGEST_LETTERS = 10
 MAX_NAME_BYTES = 255  # AMQP's limit for routing keys and for names of queues and exchanges
 NODE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _NODE_NAME = re.compile(NODE_NAME)
@@ -106,8 +109,14 @@ def inbox_owner(queue: str) -> str | None:
 
 
 def root_name(model: str, default: str) -> str:
-    """The root's name of `model`'s tree: plain `root` for the first model, a readable suffix for others."""
+    """The root's name of `model`'s tree: plain `root` for the first model, a readable suffix for others. Different
+    models have different roots: where the suffix is not the model's whole name, a digest of that follows, behind the
+    one character that no suffix has.
+    """
     if model == default:
         return "root"
-    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:48]
-    return f"root-{slug}"
+    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:SLUG_LETTERS]
+    if slug == model:
+        return f"root-{slug}"
+    digest = hashlib.sha256(model.encode(errors="surrogatepass")).hexdigest()[:DIGEST_LETTERS]
+    return f"root-{slug}_{digest}"

@@ -17,7 +17,7 @@ from topology.dispatch import DEFAULT_POLICY, POLICIES
 from topology.names import BadName, check_node_name
 from worker.care import EngineStuck
 from worker.engines.base import Engine, EngineUnavailable
-from worker.life import live
+from worker.life import Unwanted, live
 from worker.node import Node
 from worker.watchdog import STEP_SECONDS
 
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> int:
         if not amqp_url:
             raise BrokerError("CANOPY_AMQP_URL is not set: it says which broker to join")
         asyncio.run(run(options, amqp_url, os.environ.get("CANOPY_QUEUE_TYPE", "classic")))
-    except (BadName, BadEnvironment, NameTaken, NoParent, BrokerError, EngineUnavailable) as error:
+    except (BadName, BadEnvironment, NameTaken, NoParent, Unwanted, BrokerError, EngineUnavailable) as error:
         print(f"node {options.name}: {error}", file=sys.stderr)
         return CANNOT_START
     except EngineStuck as error:

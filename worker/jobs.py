@@ -7,7 +7,7 @@ dies is delivered again, and is `restarted` from then on: whoever gets to run it
 import asyncio
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -22,6 +22,7 @@ from broker.wire import (
     AnyFrame,
     Cancel,
     Failed,
+    FailureCode,
     Finished,
     Interrupted,
     Job,
@@ -31,13 +32,13 @@ from topology.cap import Cap
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.gate import Gate
+from worker.passing_on import passed_by
 from worker.reader import Questions, Reader
 from worker.relatives import Relatives
+from worker.remembered import Remembered, remember
 from worker.run import Ending, JobRun
 from worker.waiting import HeldJob, WaitingJobs
 
-REMEMBERED = 10_000  # cancels for jobs that have not arrived yet; reply queues that are gone
-TRAIL_NODES = 64  # that a job remembers to have passed
 RETURN_SECONDS = 2.0  # where the policy says so, jobs that could not be placed for so long go back to the parent
 
 log = structlog.get_logger()
@@ -56,6 +57,7 @@ class Jobs:
     def __init__(
         self,
         name: str,
+        model: str,
         boot: str,
         engine: Engine | None,
         dispatcher: Dispatcher,
@@ -71,6 +73,7 @@ class Jobs:
         self.questions = Questions(name, boot)
         self.waiting = WaitingJobs(name, dispatcher, cap, self._tell_waiting)
         self._name = name
+        self._model = model
         self._boot = boot
         self._engine = engine
         self._dispatcher = dispatcher
@@ -81,11 +84,9 @@ class Jobs:
         self._runs: dict[int, _Running] = {}
         self._running_users: Counter[str] = Counter()
         self._numbers = itertools.count(1)
-        self._cancelled: OrderedDict[Hashable, int | None] = (
-            OrderedDict()
-        )  # (request, user) -> attempts below; None: all
-        self._superseded: OrderedDict[Hashable, int | None] = OrderedDict()  # request -> attempts below
-        self._gone: OrderedDict[Hashable, int | None] = OrderedDict()  # reply queues that nobody reads
+        self._cancelled: Remembered = OrderedDict()  # (request, user)
+        self._superseded: Remembered = OrderedDict()  # request
+        self._gone: Remembered = OrderedDict()  # reply queues that nobody reads
         self._handing: set[int] = set()  # deliveries whose jobs are on their way elsewhere, not confirmed yet
         self._after_forward = fault_point("forward-confirmed")
         self._after_final = fault_point("final-confirmed")
@@ -98,7 +99,7 @@ class Jobs:
 
     @property
     def handing_over(self) -> bool:
-        """True while a job is on its way elsewhere and the broker has not confirmed it."""
+        """True while a job is on its way elsewhere, not confirmed."""
         return bool(self._handing)
 
     def users(self) -> dict[str, int]:
@@ -116,8 +117,21 @@ class Jobs:
         if delivery.redelivered:
             job = msgspec.structs.replace(job, restarted=True)
         self._dispatcher.received += 1
+        if job.model != self._model:
+            self._refuse(HeldJob(job, delivery))
+            return
         self.waiting.add(HeldJob(job, delivery, expiry(job)), first=self._has_begun(job))
         self.pump()
+
+    def _refuse(self, held: HeldJob) -> None:
+        """A job of another model, whatever brought it here: no answer is better than that of the wrong model."""
+        self._dispatcher.finished += 1
+        final = self._failed(held, "no_node", f"{self._name} serves {self._model}, not {held.job.model}")
+        self._bury(held, (), msgspec.structs.replace(final, retryable=True))
+
+    @staticmethod
+    def _failed(held: HeldJob, code: FailureCode, message: str) -> Failed:
+        return Failed(request_id=held.job.request_id, seq=NO_RUN, code=code, message=message)
 
     def _has_begun(self, job: Job) -> bool:
         """Whether its reader may be in the middle of an answer, or at least had been through the root's line. A root
@@ -171,7 +185,7 @@ class Jobs:
             return False
         if has_passed(held.expires):
             message = "the deadline of the request passed while it waited"
-            self._end(held, Failed(request_id=job.request_id, seq=NO_RUN, code="expired", message=message))
+            self._end(held, self._failed(held, "expired", message))
             return False
         return True
 
@@ -242,13 +256,13 @@ class Jobs:
         reader was told is it settled: should this node die now, the next one buries it again.
         """
         log.error("job given up", node=self._name, request_id=held.job.request_id, faults=faults)
-        job = msgspec.structs.replace(held.job, trail=self._trail(held.job))
+        job = passed_by(held.job, self._name, held.expires)
 
         def buried(outcome: asyncio.Future[bool]) -> None:
             if is_lost(outcome):
                 return  # the job is delivered again
             if outcome.exception() is not None or not outcome.result():
-                log.error("a dead letter cannot be kept", node=self._name, request_id=held.job.request_id)
+                log.error("dead letter not kept", node=self._name, request_id=held.job.request_id)
             self._after_burial.reached()
             self._end(held, final)
 
@@ -273,14 +287,8 @@ class Jobs:
             self._dispatcher.remove_child(child)
             self.waiting.put_back(held)
 
-        job = msgspec.structs.replace(held.job, trail=self._trail(held.job))
-        self._hand_over(self.port.forward(child, with_time_left(job, held.expires)), held, gone)
-
-    def _trail(self, job: Job) -> tuple[str, ...]:
-        """The nodes that had the job, this one included. One that is given back and forwarded again and again
-        keeps the latest of them.
-        """
-        return (*job.trail, self._name)[-TRAIL_NODES:]
+        job = passed_by(held.job, self._name, held.expires)
+        self._hand_over(self.port.forward(child, job), held, gone)
 
     def _hand_up(self, held: HeldJob) -> None:
         """A node that drains, leaves or fails gives its jobs back to its parent."""
@@ -302,7 +310,7 @@ class Jobs:
                 return  # the job is delivered again
             if outcome.exception() is not None:
                 message = f"the job cannot be handed on: {outcome.exception()}"
-                self._end(held, Failed(request_id=held.job.request_id, seq=NO_RUN, code="internal", message=message))
+                self._end(held, self._failed(held, "internal", message))
             elif outcome.result():
                 self._after_forward.reached()
                 self._settle(held.delivery)
@@ -325,7 +333,7 @@ class Jobs:
 
     def cancel(self, message: Cancel) -> None:
         """The job may run here, be held here, or arrive later; elsewhere it is not ours to find."""
-        self._remember(self._cancelled, (message.request_id, message.user), message.before)
+        remember(self._cancelled, (message.request_id, message.user), message.before)
         for each in self._runs_of(message.request_id):
             job = each.run.job
             if message.user in ("", job.user) and (message.before is None or job.attempt < message.before):
@@ -334,7 +342,7 @@ class Jobs:
 
     def supersede(self, message: Supersede) -> None:
         """Ends what older attempts left: of a job that came twice."""
-        self._remember(self._superseded, message.request_id, message.attempt)
+        remember(self._superseded, message.request_id, message.attempt)
         for each in self._runs_of(message.request_id):
             if not each.run.asking and each.run.job.attempt < message.attempt:
                 each.run.cancel()
@@ -352,8 +360,8 @@ class Jobs:
                 self.waiting.remove(held)
 
     def sweep(self) -> None:
-        """Ends the waiting jobs that nobody wants any more, and those whose deadline has passed. What waits below a
-        root although the policy keeps the line at the root came by mistake, and may find a slot elsewhere.
+        """Ends the waiting jobs that nobody wants any more, and those out of time. What waits below a root although
+        the policy keeps the line at the root came by mistake, and may find a slot elsewhere.
         """
         self._drop(list(self.waiting))
         if self._dispatcher.policy.returns and self._relatives.parent_there:
@@ -361,7 +369,7 @@ class Jobs:
 
     def reader_gone(self, queue: str) -> None:
         """An API process has ended, or lost its connection and submits again: nobody waits for these jobs."""
-        self._remember(self._gone, queue, None)
+        remember(self._gone, queue, None)
         for each in self._runs.values():
             if each.held.job.reply_to == queue:
                 each.run.cancel()
@@ -391,10 +399,3 @@ class Jobs:
         self._dispatcher.closed = self.gate.closed or not self._engine_ready
         self._changed()
         self.pump()
-
-    @staticmethod
-    def _remember(memory: OrderedDict[Hashable, int | None], key: Hashable, value: int | None) -> None:
-        known = memory.get(key, 0)
-        memory[key] = None if value is None or known is None else max(value, known)
-        while len(memory) > REMEMBERED:
-            memory.popitem(last=False)

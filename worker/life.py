@@ -20,24 +20,29 @@ BEAT_SECONDS = 2.0  # counters and state are repeated this often, so that whatev
 GRACE_SECONDS = 3.0  # running jobs get this long when the node is told to leave
 MOVE_SECONDS = 2.0  # and its queue this long to flow back to the parent
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
+ADMISSION_SECONDS = 2.0  # a parent of a former version does not answer before the node serves
 PARENT_SECONDS = 1.0  # longest pause where only the parent is missing
 
 Connect = Callable[[], Awaitable[Session]]
 log = structlog.get_logger()
 
 
+class Unwanted(Exception):
+    """The parent refuses this node; the text says why and what to do."""
+
+
 async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: float = 0.0, standby: bool = False) -> None:
     """Runs `node` until `leave` is set. `wait`: seconds to try for the broker and the parent at the start. `standby`:
     a name that is taken is waited for.
 
-    Raises NameTaken, NoParent, ConnectionLost or AccessRefused if the node cannot register, the engine's
+    Raises NameTaken, NoParent, Unwanted, ConnectionLost or AccessRefused if the node cannot register, the engine's
     EngineUnavailable if it cannot start, EngineStuck if it hangs so that only a new process helps. Once it has served,
     only `leave` and EngineStuck end it: it reconnects for ever.
     """
     give_up = asyncio.get_running_loop().time() + wait
     pause, longest = RECONNECT_SECONDS
     served = False
-    loading = asyncio.create_task(node.care.start(), name="engine")  # takes seconds: meanwhile the node registers
+    loading = asyncio.create_task(_load(node, wait), name="engine")  # takes seconds: meanwhile the node registers
     try:
         while not leave.is_set():
             try:
@@ -67,6 +72,18 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
         await node.care.stop()
 
 
+async def _load(node: Node, wait: float) -> None:
+    """Starts the engine. One that joins a tree which is there learns first whether it is wanted: a model takes long to
+    load. (`up` starts everything together, waits, and gives all of it the same model.)
+    """
+    if node.parent is not None and not wait:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ADMISSION_SECONDS):
+                await node.admitted.wait()
+    if not node.refused.done():
+        await node.care.start()
+
+
 async def _wait_for_name(node: Node, session: Session, leave: asyncio.Event) -> bool:
     """A standby's life: returns True once the name is free, False when it is told to leave. Raises ConnectionLost."""
     free = asyncio.create_task(until_gone(session, node.name), name="standby")
@@ -90,7 +107,10 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: as
     beats = asyncio.create_task(_beat(node), name="beats")
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
-        await _first(session, beats, loading, leaving)
+        await _first(session, beats, loading, leaving, node.refused)
+        if node.refused.done():
+            await node.port.remove(node.name)
+            raise Unwanted(node.refused.result())
         if not leave.is_set():
             await _begin(node, loading)
             await _first(session, beats, leaving, node.care.stuck)
@@ -110,7 +130,7 @@ async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
     except BaseException:
         await node.port.remove(node.name)
         raise
-    node.status = "idle"
+    node.status, node.served = "idle", True
     await node.port.serve(node.name, prefetch=node.dispatcher.window())
     node.announcer.tell_all()
     log.info("ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots)

@@ -5,6 +5,7 @@ Every method here runs on the event loop and returns at once; the broker is reac
 are `topology.dispatch`'s.
 """
 
+import asyncio
 import os
 import socket
 import time
@@ -30,6 +31,7 @@ from broker.wire import (
     NodeState,
     NodeStatus,
     Ping,
+    Refused,
     Resume,
     Supersede,
 )
@@ -78,6 +80,7 @@ class Node:
         self._told_state: NodeState | None = None
         self.jobs = Jobs(
             name,
+            model,
             self._boot,
             engine,
             self.dispatcher,
@@ -87,6 +90,9 @@ class Node:
             Cap(user_jobs if parent is None else 0),  # the nodes below run what the root lets through
         )
         self.warnings = Warnings(name)
+        self.refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why the parent wants it not
+        self.served = False  # it has taken jobs once
+        self.admitted = asyncio.Event()  # the parent has answered, whatever it said
         self.status: NodeStatus = "starting"
         self._drained = False
         self._leaving = False
@@ -140,6 +146,9 @@ class Node:
                 self.relatives.on_leave(message)
             case Ancestors():
                 self.relatives.on_ancestors(message)
+                self.admitted.set()
+            case Refused():
+                self._on_refused(message)
             case Attach():
                 self.relatives.on_attach(message)
             case Adopt():
@@ -159,10 +168,24 @@ class Node:
     def _on_capacity(self, message: Capacity) -> None:
         """A child's counters are believed if they can be true; else what was known of it stays."""
         reason = inconsistency(message)
-        if reason:
+        if message.model not in ("", self.model):  # empty: of a former version
+            self.warnings.add(message.node, f"refused: it serves {message.model}, and this tree {self.model}")
+            self.relatives.refuse(message, self.model)
+        elif reason:
             self.warnings.add(message.node, f"its counters were ignored: {reason}")
         elif message.node != self.name:
             self.relatives.on_capacity(message)
+
+    def _on_refused(self, message: Refused) -> None:
+        """The parent serves another model. A node that has not served ends; one that was moved there goes back."""
+        if message.parent != self.parent:
+            return
+        self.warnings.add(message.parent, message.reason)
+        if self.served:
+            self.relatives.on_refused()
+        elif not self.refused.done():
+            self.refused.set_result(message.reason)
+        self.admitted.set()
 
     # ---- what changes whether it takes jobs
 
@@ -198,7 +221,7 @@ class Node:
 
     def _tell_counters(self, always: bool) -> None:
         self.jobs.waiting.observe()
-        if self.status != "idle" or self.parent is None:
+        if self.status not in ("starting", "idle") or self.parent is None:
             return
         capacity = self._capacity()
         if always or (self.parent, capacity) != self._told_capacity:
@@ -213,6 +236,10 @@ class Node:
         return self.dispatcher.report_seconds(told.free, told.received)
 
     def _capacity(self) -> Capacity:
+        """The counters. Before this node serves they only tell its parent the model."""
+        if self.status == "starting":
+            nothing = Capacity(node=self.name, slots=0, free=0, received=0, finished=0, accepting=False)
+            return msgspec.structs.replace(nothing, boot=self._boot, model=self.model)
         return Capacity(
             node=self.name,
             boot=self._boot,
@@ -221,6 +248,7 @@ class Node:
             received=self.dispatcher.received,
             finished=self.dispatcher.subtree_finished(),
             accepting=self.dispatcher.accepting,
+            model=self.model,
             users=dict(Counter(self.jobs.users()).most_common(MOST_USERS)),
         )
 

@@ -8,7 +8,7 @@ import structlog
 
 from broker.node import NodePort, NoParent
 from broker.session import NotFound
-from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave
+from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave, Refused
 from topology.dispatch import Child, Dispatcher
 from worker.background import Background
 
@@ -45,7 +45,12 @@ class Relatives:
     # ---- what they say
 
     def on_capacity(self, told: Capacity) -> None:
-        """A child's counters; also how a new child, or one that is back, introduces itself."""
+        """A child's counters; also how a new child, or one that is back, introduces itself. One without slots is still
+        starting: it hears that it is welcome, and does not count yet.
+        """
+        if not told.slots and not told.accepting:
+            self._tell_ancestors(told.node)
+            return
         self._missing.pop(told.node, None)
         if told.node in self._adopted:
             self._adopted.discard(told.node)
@@ -66,6 +71,21 @@ class Relatives:
             )
         )
         self._changed()
+
+    def refuse(self, told: Capacity, model: str) -> None:
+        """A node of another model hangs here: it is handed nothing, and is told so."""
+        self._dispatcher.remove_child(told.node)
+        reason = f"{self._name} serves {model}; this node serves {told.model}: start it with --model {model}"
+        self.port.tell(told.node, Refused(parent=self._name, reason=reason))
+        self._changed()
+
+    def on_refused(self) -> None:
+        """The parent does not want this node, which serves another model: it goes back to where it came from."""
+        if self._before is None or self._before == self.parent:
+            return
+        log.error("refused by the new parent; going back", node=self._name, refused_by=self.parent, parent=self._before)
+        self._home = self._before
+        self._background.run(self._move(self._before))
 
     def on_leave(self, told: Leave) -> None:
         """A child hangs elsewhere now, or has ended in order."""

@@ -89,6 +89,15 @@ async def test_a_name_is_taken_once_and_a_parent_must_exist(tree: dict[str, Node
     assert "no node named 'n8'" in orphan.lines[-1]
 
 
+async def test_a_node_of_another_model_ends_at_once(tree: dict[str, NodeProcess], broker: Broker) -> None:
+    joined = NodeProcess(broker, "x", "--parent", "root", "--model", "other", "--engine", "echo")
+    assert joined.wait_exit() == 3
+    assert "root serves echo; this node serves other: start it with --model echo" in joined.lines[-1]
+    again = NodeProcess(broker, "x", "--parent", "n1", "--model", "other", "--engine", "echo", "--wait", "60")
+    assert again.wait_exit() == 3
+    assert "n1 serves echo" in again.lines[-1]
+
+
 async def test_a_node_added_while_running_gets_the_next_job(
     tree: dict[str, NodeProcess], broker: Broker, client: Client
 ) -> None:

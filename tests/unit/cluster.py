@@ -116,12 +116,13 @@ class Cluster(AsyncExitStack):
         engine: HandEngine | None = None,
         step_seconds: float = 60.0,
         user_jobs: int | None = 0,
+        model: str = "m",
     ) -> Node:
         """A serving node; without a parent, a root."""
         if parent is not None and engine is None:
-            engine = HandEngine("m", slots)
+            engine = HandEngine(model, slots)
         node = self.nodes[name] = Node(
-            name, parent, "m", self.policy(), engine, step_seconds=step_seconds, user_jobs=user_jobs
+            name, parent, model, self.policy(), engine, step_seconds=step_seconds, user_jobs=user_jobs
         )
 
         async def connect() -> MemorySession:

@@ -17,6 +17,7 @@ from cli.plan import Request
 from cli.prepare.model import Model
 from cli.process import Spec
 from cli.rabbitmq import Broker
+from topology.names import root_name
 from worker.__main__ import parse
 from worker.engines import precision
 
@@ -48,12 +49,14 @@ def test_a_fanout_makes_levels() -> None:
 
 def test_each_model_gets_a_tree_with_names_of_its_own() -> None:
     made = layout(models={"a": None, "org/B": Path("/models/b")}, nodes=3, fanout=2)
-    assert [spec.name for spec in made.roots] == ["root", "root-org-b"]
+    second = root_name("org/B", "a")
+    assert second.startswith("root-org-b_")
+    assert [spec.name for spec in made.roots] == ["root", second]
     assert {spec.name: option(spec, "--parent") for spec in made.nodes} == {
         "n1": "root",
         "n2": "n1",
         "n3": "n1",
-        "n4": "root-org-b",
+        "n4": second,
         "n5": "n4",
         "n6": "n4",
     }
