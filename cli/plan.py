@@ -173,7 +173,7 @@ def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
     specs = []
     for model in request.models:
         name = root_name(model, _first(request))
-        root = _node(request, env, name, ["--engine", "none", "--model", model, *standby])
+        root = _node(request, {**env, **_BUFFERS_APART}, name, ["--engine", "none", "--model", model, *standby])
         others = (f"{name}-standby-{number}" for number in range(1, request.standby + 1))
         specs += [root, *(replace(root, name=each) for each in others)]
     return specs

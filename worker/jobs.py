@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
-from broker.deadline import expiry, has_passed, with_time_left
+from broker.deadline import expiry, has_passed
 from broker.faults import fault_point
 from broker.node import NodePort, is_lost
 from broker.session import Delivery
@@ -32,7 +32,8 @@ from topology.cap import Cap
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.gate import Gate
-from worker.passing_on import passed_by
+from worker.held_body import with_content, without_content
+from worker.passing_on import given_back, passed_by
 from worker.reader import Questions, Reader
 from worker.relatives import Relatives
 from worker.remembered import Remembered, remember
@@ -120,7 +121,8 @@ class Jobs:
         if job.model != self._model:
             self._refuse(HeldJob(job, delivery))
             return
-        self.waiting.add(HeldJob(job, delivery, expiry(job)), first=self._has_begun(job))
+        held = HeldJob(without_content(job, delivery), delivery, expiry(job))
+        self.waiting.add(held, first=self._has_begun(job))
         self.pump()
 
     def _refuse(self, held: HeldJob) -> None:
@@ -202,8 +204,9 @@ class Jobs:
         self._dispatcher.running += 1
         self._running_users[held.job.user] += 1
         number = next(self._numbers)
-        reader = Reader(self.questions, held.job, self.port)
-        run = JobRun(self._engine, held.job, self._name, self._boot, number, reader, self.gate, held.expires)
+        job = with_content(held.job, held.delivery)
+        reader = Reader(self.questions, job, self.port)
+        run = JobRun(self._engine, job, self._name, self._boot, number, reader, self.gate, held.expires)
         task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
         self._runs[number] = _Running(held, run, task)
 
@@ -256,7 +259,7 @@ class Jobs:
         reader was told is it settled: should this node die now, the next one buries it again.
         """
         log.error("job given up", node=self._name, request_id=held.job.request_id, faults=faults)
-        job = passed_by(held.job, self._name, held.expires)
+        job = passed_by(held, self._name)
 
         def buried(outcome: asyncio.Future[bool]) -> None:
             if is_lost(outcome):
@@ -287,8 +290,7 @@ class Jobs:
             self._dispatcher.remove_child(child)
             self.waiting.put_back(held)
 
-        job = passed_by(held.job, self._name, held.expires)
-        self._hand_over(self.port.forward(child, job), held, gone)
+        self._hand_over(self.port.forward(child, passed_by(held, self._name)), held, gone)
 
     def _hand_up(self, held: HeldJob) -> None:
         """A node that drains, leaves or fails gives its jobs back to its parent."""
@@ -297,8 +299,7 @@ class Jobs:
             self._relatives.parent_there = False
             self.waiting.put_back(held)
 
-        job = with_time_left(held.job, held.expires)
-        self._hand_over(self.port.hand_up(self._relatives.parent or "", job), held, gone)
+        self._hand_over(self.port.hand_up(self._relatives.parent or "", given_back(held)), held, gone)
 
     def _hand_over(self, outcome: asyncio.Future[bool], held: HeldJob, gone: Callable[[], None]) -> None:
         """Acknowledges `held` once the broker has confirmed where it went; `gone()` if it went nowhere."""

@@ -1,0 +1,45 @@
+"""Large jobs wait as the bytes that came, and nothing of them is lost on the way."""
+
+import msgspec
+import pytest
+
+from broker.session import Delivery
+from broker.wire import ChatMessage, Job, encode
+from tests.unit.cluster import Cluster, until
+from topology.dispatch import HoldHigh
+from worker.held_body import LARGE_BYTES, with_content, without_content
+
+
+def delivery(job: Job) -> Delivery:
+    return Delivery(encode(job), "", "", {}, False, lambda _done: None)
+
+
+@pytest.mark.parametrize("letters", [10, LARGE_BYTES * 2])
+def test_a_job_is_kept_once_and_whole(letters: int) -> None:
+    text = "模型🌳"[:2] * letters
+    job = Job(
+        request_id="a", model="m", reply_to="q", created=1.0, messages=(ChatMessage(role="user", content=text),),
+        delivered="so far", delivered_ids=(1, 2), user="ada",
+    )  # fmt: skip
+    taken = delivery(job)
+    kept = without_content(job, taken)
+    assert (kept.messages is None) == bool(taken.body)
+    kept = msgspec.structs.replace(kept, restarted=True)
+    assert with_content(kept, taken) == msgspec.structs.replace(job, restarted=True)
+
+
+async def test_a_large_job_that_waits_and_is_moved_arrives_whole() -> None:
+    async with Cluster(HoldHigh) as cluster:
+        root = await cluster.add("root")
+        text = "word " * LARGE_BYTES
+        job = Job(request_id="a", model="m", reply_to="", created=0.0, prompt=text, seconds_left=60.0)
+        await cluster.client.submit(job)
+        await until(lambda: len(root.jobs.waiting) == 1)
+        held = next(iter(root.jobs.waiting))
+        assert held.job.prompt is None
+        await cluster.add("n1", "root")
+        await until(lambda: "a" in cluster.engine("n1").jobs)
+        await cluster.end("n1")  # gives it back
+        await cluster.add("n2", "root")
+        await until(lambda: "a" in cluster.engine("n2").jobs)
+        assert cluster.engine("n2").jobs["a"].prompt == text
