@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from cli import devices, instance, joining, ports, up
+from cli import devices, instance, joining, ports, tree, up
 from cli import home as homes
 from cli import lock as locking
 from cli.errors import CliError
@@ -194,6 +194,8 @@ def _print_status(home: Home, record: dict[str, Any]) -> None:
         alive = f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB" if process["running"] else ""
         state = "" if process["state"] == "running" else process["state"]
         print(f"  {process['name']:<14} {'  '.join(filter(None, (alive, state)))}")
+    for problem in tree.problems():
+        print(f"problem: {problem}")
     print("one more worker on a machine that reaches the broker:")
     for line in joining.lines(record):
         print(f"  {line}")

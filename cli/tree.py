@@ -106,6 +106,15 @@ def _look() -> dict[str, Any]:
     return describe(seen.edges, seen.states, seen.depths, time.time(), seen.clock_differences)
 
 
+def problems() -> list[str]:
+    """What an operator should look at in the tree, a line each; nothing where it cannot be read."""
+    try:
+        seen = _look()
+    except CliError:
+        return []
+    return [f"{_plain(node['name'])}: {_plain(_warning(node))}" for node in seen["nodes"] if _warning(node)]
+
+
 def _tell(node: str, message: AnyControl) -> None:
     _run(inspect.tell(broker_addresses()[0], node, message))
 

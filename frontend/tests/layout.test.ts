@@ -28,6 +28,8 @@ const blank: TreeNode = {
   detail: "",
   policy: "",
   seen: 0,
+  warning: "",
+  clock_difference: 0,
 };
 
 const node = (name: string, parent: string | null, children: string[] = []): TreeNode => ({ ...blank, name, parent, children });

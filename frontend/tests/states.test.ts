@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { NodeState, TreeNode } from "../src/lib/types";
-import { possibleAction, reuse, totals, trouble, waits } from "../src/tree/states";
+import { clock, possibleAction, reuse, totals, trouble, waits } from "../src/tree/states";
 
 function node(state: NodeState, detail = ""): TreeNode {
   return {
@@ -29,6 +29,8 @@ function node(state: NodeState, detail = ""): TreeNode {
     detail,
     policy: "",
     seen: 0,
+    warning: "",
+    clock_difference: 0,
   };
 }
 
@@ -46,6 +48,21 @@ describe("a node that has failed", () => {
 
   it("is left alone", () => {
     expect(possibleAction(node("failed"))).toBeNull();
+  });
+});
+
+describe("a node's clock", () => {
+  it("is compared with the server's", () => {
+    expect(clock({ ...node("busy"), clock_difference: null })).toBeNull();
+    expect(clock(node("busy"))).toBe("as the server's");
+    expect(clock({ ...node("busy"), clock_difference: 7200 })).toBe("2 h ahead of the server's");
+    expect(clock({ ...node("busy"), clock_difference: -1.5 })).toBe("1.5 s behind the server's");
+  });
+
+  it("is a trouble when it is far off, and so is what the node warns about", () => {
+    expect(trouble({ ...node("busy"), clock_difference: 1.9 })).toBeNull();
+    expect(trouble({ ...node("busy"), clock_difference: -7200 })).toBe("its clock is 2 h behind the server's");
+    expect(trouble({ ...node("busy"), warning: "x: its counters were ignored" })).toBe("x: its counters were ignored");
   });
 });
 

@@ -12,8 +12,11 @@ import pytest
 from broker import nodestates
 from broker.deadline import expiry, has_passed, with_time_left
 from broker.inspect import clock_difference
+from broker.management import read_edges
 from broker.nodestates import NodeStates, warnings_of_clocks
+from broker.tree import tree
 from broker.wire import Failed, Finished, Job
+from cli.tree import _line
 from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until
 from topology.dispatch import HoldHigh
@@ -173,3 +176,16 @@ def test_an_answer_sent_between_question_and_arrival_shows_no_difference() -> No
     assert clock_difference(asked=10.0, sent=10.5, arrived=14.0) == 0.0
     assert clock_difference(asked=10.0, sent=20.0, arrived=14.0) == 6.0
     assert clock_difference(asked=10.0, sent=4.0, arrived=14.0) == -6.0
+
+
+def test_the_drawn_tree_says_whose_clock_is_off() -> None:
+    edges = read_edges(
+        [{"source": "canopy.jobs", "destination": "canopy.node.root", "routing_key": "tiny"}],
+        [{"name": "canopy.node.root"}, {"name": "canopy.inbox.root"}],
+    )
+    states = {"root": node_state("root", engine="none", parent=None, warning="x: its counters were ignored")}
+    (root,) = tree(edges, states, {}, now=1e9, clock_differences={"root": -TWO_HOURS})["nodes"]
+    assert root["clock_difference"] == -TWO_HOURS
+    line = _line(root)
+    assert "its clock is 7200 s behind this machine's; set it (NTP)" in line
+    assert "its counters were ignored" in line

@@ -78,6 +78,10 @@ export interface TreeNode {
   policy: string;
   /** Seconds since the node was last heard. */
   seen: number | null;
+  /** What an operator should look at while the node serves all the same. */
+  warning: string;
+  /** Seconds by which its clock is ahead of the server's. */
+  clock_difference: number | null;
 }
 
 export interface Tree {

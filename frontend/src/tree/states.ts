@@ -29,7 +29,24 @@ export function place(node: TreeNode): string {
 
 /** What an operator must know of a node at first sight; null if nothing is wrong. */
 export function trouble(node: TreeNode): string | null {
-  return node.state === "failed" ? node.detail || "its engine has failed" : null;
+  if (node.state === "failed") return node.detail || "its engine has failed";
+  if (hasWrongClock(node)) return `its clock is ${clock(node)}`;
+  return node.warning || null;
+}
+
+/** Seconds by which a node's clock may differ from the server's before anybody is warned. */
+const CLOCK_WARNING = 2;
+
+function hasWrongClock(node: TreeNode): boolean {
+  return Math.abs(node.clock_difference ?? 0) > CLOCK_WARNING;
+}
+
+/** How a node's clock differs from the server's; null while it is not known. */
+export function clock(node: TreeNode): string | null {
+  const seconds = node.clock_difference;
+  if (seconds === null) return null;
+  if (Math.abs(seconds) < 0.05) return "as the server's";
+  return `${tenths(Math.abs(seconds))} ${seconds > 0 ? "ahead of" : "behind"} the server's`;
 }
 
 /** How long jobs waited at a node lately; null where none had to. */
