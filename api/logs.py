@@ -1,4 +1,4 @@
-"""Logging of the API process: one line a fact, on standard error, and never so many that a disk fills.
+"""Logging of the API process: one line a fact, on standard error, at a bounded rate.
 
 Whoever starts the process keeps its lines, and rotates them.
 """
@@ -26,10 +26,11 @@ class _Window:
 
 
 class RateLimit(logging.Filter):
-    """Passes `lines` lines of a kind in any `seconds`; the next one after them says how many were left out.
+    """Passes `lines` lines of a kind in `seconds`; the next one says how many were left out.
 
-    Some lines can be caused by anybody on the network, others are repeated for every request by one fault. A kind is an
-    event of ours, or the line of code in a library that logs: the rest of a message may be chosen by a client.
+    Some lines can be caused by anybody on the network, others are repeated for every request by one
+    fault. A kind is an event of ours, or the line of code in a library that logs: the rest of a
+    message may be chosen by a client.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RateLimit(logging.Filter):
 
 
 def kind_of(record: logging.LogRecord) -> Kind:
-    """What is counted together. There are as many kinds as places that log, however many requests there are."""
+    """What is counted together: as many kinds as places that log, whatever requests contain."""
     if isinstance(record.msg, dict):
         return record.name, str(record.msg.get("event", ""))[:_LONGEST]
     return record.name, f"{record.pathname}:{record.lineno}"
@@ -71,7 +72,7 @@ def _note(record: logging.LogRecord, text: str) -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """A filter that passes all: a request that Django refuses is one short line without a traceback."""
+    """A filter that passes all, and cuts what Django logs of a refused request to a short line."""
     if record.name.startswith("django.security"):
         record.exc_info = record.exc_text = None
         record.msg, record.args = record.getMessage()[:_LONGEST], ()
@@ -104,7 +105,7 @@ def configure(level: int = logging.INFO) -> None:
     handler.addFilter(RateLimit())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
-    # A write that fails (a full disk, a closed standard error) must not write a traceback about itself.
+    # A write that fails (a full disk, a closed standard error) must not log a traceback.
     logging.raiseExceptions = False
     # Refused requests are answered with their reason, and errors.py logs the ones that failed.
     for silent in ("django.request", "django.security.csrf"):

@@ -1,4 +1,4 @@
-"""Database errors that are outages (a full disk, a lost connection) and not faults of the program, in one sentence."""
+"""Database errors that are outages, such as a full disk, in one sentence each."""
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 

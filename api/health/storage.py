@@ -12,7 +12,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from api import outages
 
-LEAST_FREE = 10_000_000  # bytes; with less, an answer that is being stored may be the one that fails
+LEAST_FREE = 10_000_000  # bytes; with less, any answer that is stored may be the one that fails
 _BLOCK = 4096
 
 _migrated = threading.Event()
@@ -34,12 +34,12 @@ def disk_problem(folder: Path) -> str | None:
     """Why nothing can be stored in the folder: too little is free, or a file cannot be written."""
     free = shutil.disk_usage(folder).free
     if free < LEAST_FREE:
-        return f"the disk of {folder} is full: {free / 1e6:.1f} MB are free, {LEAST_FREE / 1e6:.0f} MB are needed"
+        return f"the database's disk is full: {free / 1e6:.1f} of {LEAST_FREE / 1e6:.0f} MB are free"
     attempt = folder / f".write-check-{os.getpid()}"
     try:
         attempt.write_bytes(bytes(_BLOCK))
     except OSError as error:
-        return f"nothing can be written to {folder}: {error.strerror}"
+        return f"nothing can be written beside the database: {error.strerror}"
     finally:
         with contextlib.suppress(OSError):
             attempt.unlink()

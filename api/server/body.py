@@ -28,7 +28,7 @@ class UnknownSender(Exception):
 async def read_body(scope: Scope, receive: Receive, limit: int, is_known: Callable[[], Awaitable[bool]]) -> bytes:
     """The whole body. `is_known` is called for one above UNKNOWN_BYTES.
 
-    Raises Disconnected, BodyTooLarge, or UnknownSender; as soon as that is clear, so the rest may be unread.
+    Raises Disconnected, BodyTooLarge or UnknownSender as early as possible: the rest may be unread.
     """
     declared = _declared_length(scope)
     if declared > limit:
@@ -56,7 +56,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, is_known: Callab
 
 
 async def discard_body(scope: Scope, receive: Receive) -> None:
-    """Discards the rest of a refused body, within bounds: many clients read a response only when all is sent.
+    """Discards the rest of a refused body, within bounds: many clients send all before they read.
 
     A client that waits for `100 Continue` sends no body after an error response.
     """

@@ -1,9 +1,9 @@
-"""gzip for clients that accept it, except for streams and for responses whose length could leak a secret.
+"""gzip for clients that accept it, except for streams and where a length could leak a secret.
 
-BREACH: an attacker who makes a browser send requests whose text is reflected beside a secret learns the secret from the
-lengths of the compressed responses. So responses that set a cookie, and the pages of /admin/ (personal data beside
-words from the query), are not compressed. No other response holds both, and cookies are SameSite=Lax, so requests from
-other sites carry none.
+BREACH: an attacker who makes a browser send requests whose text is reflected beside a secret
+learns the secret from the lengths of the compressed responses. So responses that set a cookie, and
+the pages of /admin/ (personal data beside words from the query), are not compressed. No other
+response holds both, and cookies are SameSite=Lax, so requests from other sites carry none.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class Compressor:
 
 
 def _encoded(headers: Headers, length: int | None) -> Headers:
-    """The headers of the compressed response. Its ETag is weak: the bytes differ from those of the plain one."""
+    """The headers of the compressed response. Its ETag is weak: the bytes differ."""
     changed = [(b"content-encoding", b"gzip")]
     for name, value in headers:
         match name.lower():
@@ -99,5 +99,5 @@ def _encoded(headers: Headers, length: int | None) -> Headers:
 
 
 def without_weak_etags(headers: Headers) -> Headers:
-    """A request's headers with ETags that compare byte by byte: If-None-Match is a weak comparison (RFC 9110)."""
+    """A request's headers with plain ETags: If-None-Match compares weakly (RFC 9110, 13.1.2)."""
     return [(name, value.replace(b"W/", b"") if name == b"if-none-match" else value) for name, value in headers]

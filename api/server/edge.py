@@ -1,6 +1,7 @@
 """The outermost layer of the ASGI application: what applies to every response.
 
-Headers for browsers, CORS, compression, and an answer in the API's shape where the application fails or is cancelled.
+Headers for browsers, CORS, compression, and an error in the API's shape where the application
+fails or is cancelled.
 """
 
 import asyncio
@@ -98,7 +99,7 @@ class _Response:
         await self._sent(message)
 
     async def fail(self, error: ApiError) -> None:
-        """Answers with the error if nothing was sent. Otherwise the server closes the connection."""
+        """Sends the error if no response has begun; else the server closes the connection."""
         if self._started:
             return
         refusal = errors.response(self._path, error)

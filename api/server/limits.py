@@ -29,7 +29,7 @@ class Limits:
 
 
 def peer_of(host: str) -> str:
-    """The unit that is limited: an IPv4 address, or the /64 network that an IPv6 client is given."""
+    """The unit that is limited: an IPv4 address, or an IPv6 client's /64 network."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -59,7 +59,7 @@ class Connections:
         return self._total
 
     def open(self, host: str | None) -> bool:
-        """Counts one more connection from `host`; False, and nothing is counted, if that is too many."""
+        """Counts one more connection from `host`; False, uncounted, beyond the limits."""
         if self._total >= self._limits.connections:
             return False
         if self._is_limited(host):

@@ -1,9 +1,9 @@
 """An HTTP/1 connection: uvicorn's on httptools, with limits, and without other protocols.
 
-A malformed, oversized or slow request is answered with one error response, after which the connection closes. If
-responses to earlier requests are still being sent, the connection closes after those, without an error response.
-Input is then discarded for LINGER_SECONDS: closing a socket with unread input resets it, and the client would lose the
-response.
+A malformed, oversized or slow request is answered with one error response, after which the
+connection closes. If responses to earlier requests are still being sent, the connection closes
+after those, without an error response. Input is then discarded for LINGER_SECONDS: closing a
+socket with unread input resets it, and the client would lose the response.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._discard(len(data))
             return
         if self._phase is Phase.NOTHING:
-            data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: empty lines before a request are no part of it
+            data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: empty lines before a request line
             if not data:
                 return
         self._unset_keepalive_if_required()
@@ -140,7 +140,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._reject(refusals.URL_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer after a chunked body. Trailers are dropped: they could override checked headers."""
+        """A header, or a trailer after a chunked body; a trailer could override a header: dropped."""
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self._limits.head_bytes or len(self.headers) >= self._limits.headers:
             self._reject(refusals.HEAD_TOO_LARGE)
@@ -188,8 +188,9 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> Refusal | None:
         """Feeds the parser; returns why it stopped.
 
-        RFC 9110, 7.8: a server may ignore Upgrade. The parser does not: it stops after the head of such a request and
-        leaves its body to the other protocol. So the head is parsed again without that header, then what follows it.
+        RFC 9110, 7.8: a server may ignore Upgrade. The parser does not: it stops after the head of
+        such a request and leaves its body to the other protocol. So the head is parsed again
+        without that header, then what follows it.
         """
         while True:
             try:
@@ -249,7 +250,7 @@ class HttpProtocol(HttpToolsProtocol):
         raise Rejected
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Stops receiving. The connection closes after pending responses if there are any, else after this error."""
+        """Stops receiving. The connection closes after pending responses, else after this error."""
         log.warning("request refused", status=int(refusal.status), reason=refusal.message, peer=self._host)
         self._discarding = True
         self._stop_timer()

@@ -63,7 +63,8 @@ def _secure_cookie(name: bytes, value: bytes) -> tuple[bytes, bytes]:
 class Transport:
     """Tells whether a request came through TLS, which ends at a proxy in front of this server.
 
-    `public_url`: the address under which users reach the service; `proxies`: whose X-Forwarded-Proto is believed.
+    `public_url`: the address under which users reach the service; `proxies`: networks whose
+    X-Forwarded-Proto is believed.
     """
 
     def __init__(self, public_url: str | None, proxies: Sequence[IPv4Network | IPv6Network]) -> None:

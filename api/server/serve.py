@@ -23,7 +23,7 @@ from api.server.protocol import HttpProtocol
 MANY = 65_536  # open files
 OTHER_FILES = 128  # that are no connections of clients
 GRACE = 3  # seconds that running requests get when the server stops
-# A client's pool keeps a connection for later: most give it up after 60 s or less, and so before this server does.
+# Clients and proxies drop pooled connections after 60 s or less: before this server closes them.
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 4096  # connections that wait to be accepted
 
@@ -62,13 +62,15 @@ def allow_many_files() -> int:
 
 
 def within_files(limits: Limits, files: int) -> Limits:
-    """Fewer connections where not that many files may be open; the database and the broker need some."""
+    """Fewer connections where not that many files may be open."""
     return replace(limits, connections=max(1, min(limits.connections, files - OTHER_FILES)))
 
 
 def serve(host: str, port: int, fd: int | None = None) -> None:
-    """Serves HTTP until SIGTERM or SIGINT, which end it within GRACE plus one second; SIGUSR1 ends it when what is
-    open has ended. `fd`: a bound socket, used instead of `host` and `port`; others may accept from it, too.
+    """Serves HTTP until SIGTERM or SIGINT, which end it within GRACE plus one second.
+
+    SIGUSR1 ends it when open requests have ended. `fd`: a bound socket, used instead of `host` and
+    `port`; other processes may accept from it, too.
 
     Raises OSError if the address cannot be used.
     """
