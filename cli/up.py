@@ -87,16 +87,25 @@ def detach(home: Home, lock: Lock) -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     process, pipe = _start_detached(home, lock)
-    say(f"starting in the background (pid {process.pid}, log: {home.launcher_log})")
     try:
+        say(f"starting in the background (pid {process.pid}, log: {home.launcher_log})")
         with os.fdopen(pipe) as stream:
-            told = json.loads(stream.read() or "{}")
+            outcome = _outcome(stream.read())
     except KeyboardInterrupt:
         process.terminate()
         raise
-    if "ready" not in told:
-        raise CliError(told.get("error") or f"Canopy did not start (log: {home.launcher_log})")
-    print(told["ready"], flush=True)
+    if "ready" not in outcome:
+        raise CliError(outcome.get("error") or f"Canopy did not start (log: {home.launcher_log})")
+    print(outcome["ready"], flush=True)
+
+
+def _outcome(text: str) -> dict[str, str]:
+    """What the detached launcher said of its start; nothing if it was killed, even in the middle of that."""
+    try:
+        outcome: dict[str, str] = json.loads(text)
+    except ValueError:
+        return {}
+    return outcome
 
 
 def _start_detached(home: Home, lock: Lock) -> tuple["subprocess.Popen[bytes]", int]:

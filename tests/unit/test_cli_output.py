@@ -122,3 +122,11 @@ def test_a_detached_launchers_log_is_bounded(tmp_path: Path, monkeypatch: pytest
     assert log.stat().st_size < 1100
     assert (tmp_path / "up.log.1").stat().st_size < 1100
     assert log.read_text().endswith("  line 199\n")
+
+
+def test_the_journal_is_known_by_what_systemd_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "stream").open("w") as stream:
+        found = os.fstat(stream.fileno())
+        for value, expected in ((f"{found.st_dev}:{found.st_ino}", True), ("1:2", False), ("", False)):
+            monkeypatch.setenv("JOURNAL_STREAM", value)
+            assert console.is_journal(stream.fileno()) is expected
