@@ -135,14 +135,14 @@ def down() -> None:
 def _end_launchers(home: Home) -> bool:
     """Ends whoever holds the lock, until nobody does; False if nobody did. Raises CliError.
 
-    A launcher may hand the lock on while it starts: then the next holder is asked, too.
+    A launcher may hand the lock on while it starts: then the next holder gets the signal, too.
     """
-    told: set[locking.Holder] = set()
+    signalled: set[locking.Holder] = set()
     deadline = time.monotonic() + _DOWN_SECONDS
     while locking.is_held(home):
         holder = locking.holder(home)
-        if holder and holder not in told:
-            told.add(holder)
+        if holder and holder not in signalled:
+            signalled.add(holder)
             deadline = time.monotonic() + _DOWN_SECONDS
             _send(holder, signal.SIGTERM)
         if time.monotonic() > deadline:
@@ -151,7 +151,7 @@ def _end_launchers(home: Home) -> bool:
             _send(holder, signal.SIGKILL)
             deadline = time.monotonic() + _DOWN_SECONDS
         time.sleep(0.05)
-    return bool(told)
+    return bool(signalled)
 
 
 def _send(holder: locking.Holder, number: signal.Signals) -> None:

@@ -62,9 +62,7 @@ def node(
     if standby == (parent is not None):
         raise CliError("Say --parent P for a worker, or --standby for a root that waits for its name", code=2)
     home = homes.read()
-    elsewhere = os.environ.get("CANOPY_AMQP_URL")
-    record = None if elsewhere else instance.running(home)  # what runs here says nothing of a tree elsewhere
-    url = record["amqp"]["node"] if record else elsewhere
+    url, record = _tree_to_join(home)
     engine = engine or (record["engine"] if record else "transformers")
     if model is None:
         usual = DEFAULT_MODEL if engine == "transformers" else engine
@@ -79,9 +77,21 @@ def node(
     os.umask(PRIVATE_UMASK)
     _become(
         "worker", "--name", name, *options, *_policy(record), *context.args,
-        CANOPY_AMQP_URL=url or "", CANOPY_HOME=str(home.path), CANOPY_PRECISION=check_precision(precision) or "auto",
+        CANOPY_AMQP_URL=url, CANOPY_HOME=str(home.path), CANOPY_PRECISION=check_precision(precision) or "auto",
         GOMP_SPINCOUNT=os.environ.get("GOMP_SPINCOUNT") or SPINS,
     )  # fmt: skip
+
+
+def _tree_to_join(home: Home) -> tuple[str, dict[str, Any] | None]:
+    """The broker's address, and the instance's record if it is the one that runs here: what runs here
+    says nothing of a tree elsewhere. Raises CliError when there is neither.
+    """
+    url = os.environ.get("CANOPY_AMQP_URL")
+    if not url:
+        record = instance.running(home)
+        return record["amqp"]["node"], record
+    here = instance.read(home)
+    return url, here if here and here["amqp"]["node"] == url else None
 
 
 @key.command()
