@@ -245,7 +245,7 @@ def processes_of(home: Path) -> list[str]:
 
 
 def test_several_api_processes_serve_one_port_and_die_with_the_launcher(instance: Instance) -> None:
-    launcher, _ = instance.up("--api-processes", "3", "--host", "::1")
+    launcher, _ = instance.up("--api-processes", "3", "--host", "::1", "--listen", "::1")
     url = f"http://[::1]:{instance.port}"
     assert status_of(f"{url}/readyz") == 200
     pids = {each["name"]: each["pid"] for each in instance.record()["processes"]}
