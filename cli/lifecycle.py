@@ -104,7 +104,7 @@ def up_command(
         tensor_parallel=tensor_parallel,
         host=ports.without_brackets(host),
         port=port,
-        listen=ports.without_brackets(listen),
+        listen=ports.resolved(listen),
         standby=standby,
         api_processes=api_processes,
         public_url=os.environ.get("CANOPY_PUBLIC_URL", ""),

@@ -52,6 +52,15 @@ def without_brackets(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
+def resolved(host: str) -> str:
+    """The address of a name: the broker takes addresses alone. Raises CliError."""
+    try:
+        found = socket.getaddrinfo(without_brackets(host), None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise CliError(f"Cannot listen on {host!r}: {error.strerror}.", code=2) from error
+    return str(found[0][4][0])
+
+
 def pick(count: int, host: str = "127.0.0.1") -> list[int]:
     """`count` different free ports, chosen by the kernel."""
     sockets = [socket.socket() for _ in range(count)]

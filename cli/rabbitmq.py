@@ -160,7 +160,7 @@ class PrivateBroker:
         return self._folder / "definitions.json"
 
     def _instance_settings(self) -> str:
-        address = ports.host_and_port(self.listen, self.ports["amqp"])
+        address = f"{self.listen}:{self.ports['amqp']}"  # RabbitMQ wants no brackets here, also for IPv6
         return (
             "# Written by `canopy up` at every start; change ../../rabbitmq.conf of the program instead.\n"
             f"listeners.tcp.canopy = {address}\n"

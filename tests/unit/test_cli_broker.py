@@ -198,8 +198,7 @@ def test_addresses_of_the_broker_can_be_parsed(listen: str, tmp_path: Path) -> N
     private = PrivateBroker(Home(tmp_path), listen)
     private.prepare()
     written = (tmp_path / "broker" / "conf.d" / "90-instance.conf").read_text()
-    bracketed = f"[{listen}]" if ":" in listen else listen
-    assert f"listeners.tcp.canopy = {bracketed}:{private.ports['amqp']}\n" in written
+    assert f"listeners.tcp.canopy = {listen}:{private.ports['amqp']}\n" in written
     parts = urlsplit(private.address().amqp["node"])
     assert (parts.hostname, parts.port) == (listen, private.ports["amqp"])
 
@@ -229,3 +228,10 @@ async def test_what_answers_is_alive(private: PrivateBroker) -> None:
     ):
         assert await private.answers()
         assert await private.epmd_answers()
+
+
+def test_what_the_broker_listens_on_is_an_address() -> None:
+    assert [ports.resolved(host) for host in ("::1", "[::1]", "0.0.0.0", "::")] == ["::1", "::1", "0.0.0.0", "::"]
+    assert ports.resolved("localhost") in ("127.0.0.1", "::1")
+    with pytest.raises(CliError, match="Cannot listen on 'no.such.host.invalid'"):
+        ports.resolved("no.such.host.invalid")
