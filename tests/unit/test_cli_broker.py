@@ -233,5 +233,5 @@ async def test_what_answers_is_alive(private: PrivateBroker) -> None:
 def test_what_the_broker_listens_on_is_an_address() -> None:
     assert [ports.resolved(host) for host in ("::1", "[::1]", "0.0.0.0", "::")] == ["::1", "::1", "0.0.0.0", "::"]
     assert ports.resolved("localhost") in ("127.0.0.1", "::1")
-    with pytest.raises(CliError, match="Cannot listen on 'no.such.host.invalid'"):
+    with pytest.raises(CliError, match="Cannot listen on 'no\\.such"):
         ports.resolved("no.such.host.invalid")
