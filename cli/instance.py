@@ -25,14 +25,14 @@ class Recorded:
 
     name: str
     pid: int
-    started: float  # seconds since the epoch, as the kernel has it; 0 for one that is gone
+    started: float  # seconds since the machine's start; 0 for one that is gone
     state: str = "running"  # as its launcher sees it; else such as "restarting"
 
     @classmethod
     def of(cls, name: str, pid: int, state: str = "running") -> "Recorded":
         """The record of a process, also of one that is gone already."""
         try:
-            return cls(name, pid, psutil.Process(pid).create_time(), state)
+            return cls(name, pid, _began(psutil.Process(pid)), state)
         except psutil.NoSuchProcess:
             return cls(name, pid, 0.0, state)
 
@@ -40,10 +40,18 @@ class Recorded:
         """The process itself if it still runs and is the one recorded."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 0.1
+            # the latter is how launchers before 0.2 recorded it
+            same = min(abs(_began(process) - self.started), abs(process.create_time() - self.started)) < 0.1
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
+
+
+def _began(process: psutil.Process) -> float:
+    """When it began, in seconds since the machine did: those since the epoch move when the clock is set, and `down`
+    would not know its own processes any more.
+    """
+    return process.create_time() - psutil.boot_time()
 
 
 def read(home: Home) -> dict[str, Any] | None:

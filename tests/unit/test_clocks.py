@@ -1,14 +1,17 @@
 """Wall clocks decide nothing: a node's may be hours off, and any may jump while jobs wait and run."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
+from api import process
 from broker import nodestates
 from broker.deadline import expiry, has_passed, with_time_left
 from broker.inspect import clock_difference
@@ -16,6 +19,7 @@ from broker.management import read_edges
 from broker.nodestates import NodeStates, warnings_of_clocks
 from broker.tree import tree
 from broker.wire import Failed, Finished, Job
+from cli.instance import Recorded
 from cli.tree import _line
 from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until
@@ -189,3 +193,14 @@ def test_the_drawn_tree_says_whose_clock_is_off() -> None:
     line = _line(root)
     assert "its clock is 7200 s behind this machine's; set it (NTP)" in line
     assert "its counters were ignored" in line
+
+
+@pytest.mark.parametrize("jump", [TWO_HOURS, -TWO_HOURS, 1.0])
+def test_a_process_is_known_again_when_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    recorded, identity = Recorded.of("me", os.getpid()), process.identity()
+    assert recorded.process() is not None
+    began, booted = psutil.Process.create_time, psutil.boot_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + jump)
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted() + jump)
+    assert recorded.process() is not None
+    assert process.may_live(identity)
