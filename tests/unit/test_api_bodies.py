@@ -56,6 +56,24 @@ async def test_halves_that_belong_together_are_one_character(program: httpx.Asyn
     assert fake.jobs[0].prompt == "🌳 \ufffd"
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (r"\ud83c\udf33\ud83c", "🌳\ufffd"),
+        (r"\uD83C\uDF33\uDF33", "🌳\ufffd"),
+        (r"\\ud83c\ud83c", "\\ud83c\ufffd"),
+        (r"\\ud83c\udf33", "\\ud83c\ufffd"),
+        (r"\\\ud83c\\\\udf33", "\\\ufffd\\\\udf33"),
+        (r"\ud83c\\udf33", "\ufffd\\udf33"),
+        (r"\n\udf33\u00e9", "\n\ufffd\u00e9"),
+    ],
+)
+async def test_escapes_among_backslashes(program: httpx.AsyncClient, fake: FakeClient, written: str, text: str) -> None:
+    content = '{"model": "tiny", "prompt": "' + written + '"}'
+    assert (await program.post("/v1/completions", content=content)).status_code == 200
+    assert fake.jobs[0].prompt == text
+
+
 async def test_half_a_character_as_the_name_of_a_field(program: httpx.AsyncClient) -> None:
     assert (await program.post(PATH, content=json.dumps({**CHAT, "\ud83d": 1}))).status_code == 200
 
@@ -148,7 +166,7 @@ async def test_documents_that_are_too_deep(
 
 
 async def test_what_is_as_deep_as_allowed_is_taken_with_a_key(program: httpx.AsyncClient) -> None:
-    body = {**CHAT, "tomorrow": nested(MAX_LEVELS - 1), "large": [2**64 - 1, -(2**63)]}
+    body = {**CHAT, "tomorrow": nested(MAX_LEVELS - 2), "large": [2**64 - 1, -(2**63)]}
     answer = await program.post(PATH, json=body, headers={"Idempotency-Key": "deep enough"})
     assert answer.status_code == 200, answer.text
 
@@ -179,6 +197,8 @@ async def test_gzip_bodies_are_inflated(program: httpx.AsyncClient, fake: FakeCl
         (gzip.compress(b" " * 1_000_001), 413),
         (gzip.compress(b"0" * 20_000_000), 413),
         (gzip.compress(json.dumps(CHAT).encode())[:-9], 400),
+        (gzip.compress(json.dumps(CHAT).encode()) + b"more", 400),
+        (gzip.compress(b" ") + gzip.compress(json.dumps(CHAT).encode()), 400),
         (zlib.compress(json.dumps(CHAT).encode()), 400),
         (b"not gzip", 400),
     ],
