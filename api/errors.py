@@ -80,6 +80,15 @@ def response(path: str, error: ApiError) -> HttpResponse:
     return answer
 
 
+def last_response(path: str, error: ApiError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of a refusal after which the connection closes, for code outside Django."""
+    answer = response(path, error)
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    headers.append((b"Content-Length", str(len(answer.content)).encode()))
+    headers.append((b"Connection", b"close"))
+    return headers, answer.content
+
+
 def too_large(limit: int) -> ApiError:
     """413: the body has more than `limit` bytes."""
     return ApiError(413, f"the request's body is larger than {limit} bytes", code="request_too_large")

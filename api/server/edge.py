@@ -102,17 +102,11 @@ class _Response:
         """Sends the error if no response has begun; else the server closes the connection."""
         if self._started:
             return
-        refusal = errors.response(self._path, error)
-        headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-        headers += [
-            (b"content-length", str(len(refusal.content)).encode()),
-            (b"connection", b"close"),
-            *self._cors,
-        ]
-        start = {"type": "http.response.start", "status": error.status}
+        headers, content = errors.last_response(self._path, error)
+        headers += self._cors
         complete = with_defaults(headers, by_name(headers), self._secure)
-        await self._sent({**start, "headers": complete})
-        await self._sent({"type": "http.response.body", "body": refusal.content})
+        await self._sent({"type": "http.response.start", "status": error.status, "headers": complete})
+        await self._sent({"type": "http.response.body", "body": content})
 
     async def _sent(self, message: Message) -> None:
         self._started = True

@@ -68,13 +68,7 @@ class Handler(ASGIHandler):
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
         """Answers before the body is read, and closes the connection after what still comes of it."""
-        refusal = errors.response(scope["path"], error)
-        content = refusal.content
-        headers = [
-            *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
-            (b"Content-Length", str(len(content)).encode()),
-            (b"Connection", b"close"),
-        ]
+        headers, content = errors.last_response(scope["path"], error)
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": content, "more_body": True})
         await discard_body(scope, receive)

@@ -268,14 +268,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._answer_refusal(refusal, unfinished)
 
     def _answer_refusal(self, refusal: Refusal, unfinished: Exchange | None) -> None:
-        from api.errors import ApiError, body  # Django's settings are there by now
+        from api.errors import ApiError, last_response  # Django's settings are there by now
 
         if unfinished is not None:
             unfinished.abandon()
-        path = self.url.decode("latin-1")
-        content = body(path, ApiError(int(refusal.status), refusal.message))
-        headers = [*self.server_state.default_headers, *SECURITY]
-        self.transport.write(refusals.as_bytes(refusal, content, headers))
+        error = ApiError(int(refusal.status), refusal.message)
+        headers, content = last_response(self.url.decode("latin-1"), error)
+        headers += [*self.server_state.default_headers, *SECURITY]
+        self.transport.write(refusals.as_bytes(refusal, headers, content))
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import msgspec
-
 
 @dataclass(frozen=True)
 class Refusal:
@@ -66,15 +64,8 @@ def _without_token(value: bytes, token: bytes) -> bytes:
     return b", ".join(kept)
 
 
-def as_bytes(refusal: Refusal, body: dict[str, object], headers: Headers) -> bytes:
-    """The whole response, after which the connection closes."""
-    content = msgspec.json.encode(body)
+def as_bytes(refusal: Refusal, headers: Headers, content: bytes) -> bytes:
+    """The whole response."""
     lines = [b"HTTP/1.1 %d %b" % (refusal.status, refusal.status.phrase.encode())]
-    fields = [
-        *headers,
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"connection", b"close"),
-    ]
-    lines += [b"%b: %b" % field for field in fields]
+    lines += [b"%b: %b" % field for field in headers]
     return b"\r\n".join([*lines, b"", content])
