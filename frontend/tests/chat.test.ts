@@ -26,6 +26,8 @@ describe("seenFrom", () => {
     const take = answerEvents(shown.messages[3]!);
     take(event("delta", { text: "x" }));
     expect(seenFrom(shown)).toBe("3");
+    take(event("done", { finish_reason: "stop", seen_from: 2 })); // as the server writes ids
+    expect(seenFrom(shown)).toBe("2");
     take(event("done", { finish_reason: "stop", seen_from: null }));
     expect(seenFrom(shown)).toBe(null);
   });

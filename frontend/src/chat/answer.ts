@@ -1,3 +1,4 @@
+import { parse } from "../lib/api";
 import { roughly, sentence } from "../lib/format";
 import type { ServerEvent } from "../lib/sse";
 import type { Message } from "../lib/types";
@@ -57,7 +58,7 @@ export function answerEvents(message: ShownMessage): (event: ServerEvent) => boo
     message.content = text ?? message.content;
   };
   return ({ event, data }) => {
-    const value: unknown = JSON.parse(data);
+    const value = parse(data);
     switch (event) {
       case "waiting":
         message.waiting = {
@@ -75,7 +76,7 @@ export function answerEvents(message: ShownMessage): (event: ServerEvent) => boo
         end();
         message.finish_reason = field(value, "finish_reason");
         message.status = STOPPED.has(message.finish_reason ?? "") ? "stopped" : "done";
-        if (message.status === "done") message.seen_from = (value as { seen_from?: string | null }).seen_from ?? null;
+        if (message.status === "done") message.seen_from = field(value, "seen_from");
         return false;
       case "failed":
         end();

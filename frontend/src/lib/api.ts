@@ -60,9 +60,11 @@ export async function request(method: string, path: string, init: { body?: unkno
   throw await failure(response);
 }
 
+const IDS = new Set(["id", "seen_from"]);
+
 /** JSON as our types have it: ids are opaque text here, like in addresses, whatever the database makes them. */
 export function parse(text: string): unknown {
-  return JSON.parse(text, (key, value: unknown) => (key === "id" && typeof value === "number" ? String(value) : value));
+  return JSON.parse(text, (key, value: unknown) => (IDS.has(key) && typeof value === "number" ? String(value) : value));
 }
 
 async function json<T>(method: string, path: string, body?: unknown): Promise<T> {
