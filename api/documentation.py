@@ -1,7 +1,8 @@
 """The OpenAPI document: ninja's, with every error status of each operation.
 
-Most follow from what the document says anyway: who may call the operation, and whether it has a body or path
-parameters. What only the view knows, it declares with `openapi_extra`: JOB_OPERATION or `error_statuses(...)`.
+Most follow from what the document says anyway: who may call the operation, and whether it has a
+body or path parameters. What only the view knows, it declares with `openapi_extra`: JOB_OPERATION
+or `error_statuses(...)`.
 """
 
 from http.client import responses

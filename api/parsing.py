@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from api.errors import ApiError
 
 MAX_LEVELS = 64  # of values inside each other; what walks a document later may rely on it
-MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # what any JSON library and msgspec's encoder can carry
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # what other JSON libraries can carry
 MAX_ROW_ID = 2**63 - 1  # a database's largest key
 MAX_ECHOED = 100  # characters of a client's text that an error message repeats
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -34,8 +34,8 @@ class StrictParser(Parser):
 def document(request: HttpRequest) -> Any:
     """The request's body as plain values, at most MAX_LEVELS deep, with texts that UTF-8 can carry.
 
-    Raises ApiError 400 for what is not such JSON, 413 for what inflates to too much, and 415 for an encoding other
-    than gzip.
+    Raises ApiError 400 for what is not such JSON, 413 for what inflates to too much, and 415 for
+    an encoding other than gzip.
     """
     body = _inflated(request).removeprefix(codecs.BOM_UTF8)
     try:
@@ -59,7 +59,8 @@ def _decode(body: bytes) -> Any:
 def _without_lone_surrogates(body: bytes) -> bytes:
     """The same document with U+FFFD for each half of a surrogate pair without its other half.
 
-    JavaScript and Python make such halves when a text is cut inside an emoji, and send them as bytes or as escapes.
+    JavaScript and Python make such halves when a text is cut inside an emoji, and send them as
+    bytes or as escapes.
     """
     text = body.decode("utf-8", "surrogatepass")
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -67,7 +68,10 @@ def _without_lone_surrogates(body: bytes) -> bytes:
 
 
 def _without_lone_escape(match: re.Match[bytes]) -> bytes:
-    """A pair as it is, U+FFFD for a half. After an odd number of backslashes the first six bytes are plain text."""
+    """A pair as it is, U+FFFD for a half.
+
+    After an odd number of backslashes the first six bytes are plain text.
+    """
     found, before = match[0], match.start()
     while before > 0 and match.string[before - 1] == ord("\\"):
         before -= 1
@@ -78,7 +82,7 @@ def _without_lone_escape(match: re.Match[bytes]) -> bytes:
 
 
 def _check_bounds(found: Any) -> None:
-    """Raises ApiError 400, naming the field, for a document that is too deep or has a number that is too long."""
+    """Raises ApiError 400, naming the field, for too many levels or too large an integer."""
     fields = found if isinstance(found, dict) else {"body": found}
     for name, value in fields.items():
         if reason := _out_of_bounds(value):
@@ -87,7 +91,10 @@ def _check_bounds(found: Any) -> None:
 
 
 def _out_of_bounds(field: Any) -> str | None:
-    """What of a field's value is out of bounds. Level by level, as a call for each value would take seconds."""
+    """What of a field's value is out of bounds.
+
+    Level by level: with a call for each value, a megabyte of empty lists took seconds.
+    """
     level = [field]
     for _ in range(MAX_LEVELS - 1):
         inner: list[Any] = []
@@ -139,7 +146,8 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_whole)]  # JavaScript and Lua have one kind of number: 8.0 is 8
+# JavaScript and Lua have one kind of number: 8.0 is 8
+Integer = Annotated[int, BeforeValidator(_whole)]
 
 
 def storable(text: str) -> str:
@@ -151,7 +159,7 @@ StorableText = Annotated[str, AfterValidator(storable)]
 
 
 class RowIdConverter(IntConverter):
-    """Keys of rows in addresses (`{row:…}`): a larger number is no row's, so the address is a 404."""
+    """Keys of rows in addresses (`{row:…}`): a larger number is no row's, so it is a 404."""
 
     def to_python(self, value: str) -> int:
         """Raises ValueError, which makes Django look for another address."""

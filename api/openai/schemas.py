@@ -1,5 +1,7 @@
-"""What /v1/ accepts. Unknown fields are ignored, as OpenAI's clients send new ones all the time; those that are known
-to change the answer elsewhere are refused (unsupported.py).
+"""What /v1/ accepts.
+
+Unknown fields are ignored, as OpenAI's clients send new ones all the time; those that are known to
+change the answer elsewhere are refused (unsupported.py).
 """
 
 from typing import Annotated, Any, Literal
@@ -46,7 +48,7 @@ def _text_of(part: Any, index: int) -> str:
 
 
 def _as_stops(stop: Any) -> Any:
-    """Stop strings as a list; empty ones, which many clients send for none, would end every answer at once."""
+    """Stop strings as a list, without empty ones, which many clients send for none."""
     if isinstance(stop, str):
         stop = [stop]
     return [each for each in stop if each != ""] if isinstance(stop, list) else stop
@@ -70,9 +72,10 @@ def _check_role(role: Any) -> Any:
 
 
 def _check_messages(messages: Any) -> Any:
-    """Raises PydanticCustomError for a turn that would be read in part, or has no content and is not an assistant's.
+    """Raises PydanticCustomError for a turn with unsupported fields, or without content.
 
-    All turns in one call: a validator of its own for each took ten times as long.
+    An assistant's content may be null. One call for all turns: a validator for each turn took ten
+    times as long.
     """
     if not isinstance(messages, list):
         return messages
@@ -153,7 +156,7 @@ class StreamOptions(Body):
 class Generation(Body):
     """What the two endpoints have in common."""
 
-    model: str = Field(min_length=1)  # one that is longer than any model's name is a 404 like all others
+    model: str = Field(min_length=1)  # any length: a name that no model has is a 404
     max_tokens: Tokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)

@@ -1,8 +1,8 @@
-"""Fields that would change the answer if they were honoured, and are not: refused by name rather than ignored.
+"""Request fields that are refused by name: honouring them would change the answer, and we do not.
 
-A client that asks for tools, a JSON schema or another prompt and gets an ordinary answer takes it for what it asked
-for. Fields that change nothing here, such as `metadata`, `store` or `parallel_tool_calls`, are not in the tables. A
-field that gets built moves from here to schemas.py.
+A client that asks for tools, a JSON schema or another prompt and gets an ordinary answer takes it
+for what it asked for. Fields that change nothing here, such as `metadata`, `store` or
+`parallel_tool_calls`, are not in the tables. A field that gets built moves from here to schemas.py.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,10 @@ from api.errors import UNSUPPORTED
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A field that is not honoured. `neutral`: values beside null that ask for what happens anyway."""
+    """A field that is not honoured.
+
+    `neutral`: values beside null that ask for what happens anyway; `instead`: what the client can do.
+    """
 
     neutral: tuple[Any, ...] = ()
     instead: str = "leave it out"
@@ -206,11 +209,16 @@ def _is_neutral(value: Any, field: Unsupported) -> bool:
     """False is no 0: `prompt_logprobs` 0 asks for something."""
     if value is None:
         return True
-    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in field.neutral)
+    is_flag = isinstance(value, bool)
+    comparable = [each for each in field.neutral if isinstance(each, bool) == is_flag]
+    return value in comparable
 
 
 def refuse(body: Any, table: Mapping[str, Unsupported], *place: str | int) -> None:
-    """Raises PydanticCustomError for the first field of `body` that would be ignored. `place`: where `body` is."""
+    """Raises PydanticCustomError for the first field of `body` that would be ignored.
+
+    `place`: where `body` is in the request.
+    """
     if not isinstance(body, dict):
         return
     for name, value in body.items():
