@@ -3,11 +3,12 @@
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from broker.wire import ChatMessage, Job, Sampling
@@ -133,6 +134,16 @@ def test_the_table_names_what_there_is() -> None:
         create("echo", model="m", model_path=None, device="auto", slots=0, token_delay=0)
 
 
+def test_a_stop_filter_costs_the_same_whatever_its_stops_are() -> None:
+    """A text that is a stop string but for its last character, again and again."""
+    stops = StopFilter(tuple("a" * 499 + last for last in "bcdefghijklmnopq"))
+    began = time.process_time()
+    shown = "".join(stops.push("aaaa") for _ in range(1000))
+    assert time.process_time() - began < 2
+    assert shown + stops.flush() == "a" * 4000
+
+
+@settings(deadline=None)
 @given(some.text("ab\n", max_size=30), some.lists(some.text("ab\n", min_size=1, max_size=4), max_size=3), some.data())
 def test_stop_filter_is_the_same_however_text_is_cut(text: str, stops: list[str], data: Any) -> None:
     ends = [at for stop in stops if (at := text.find(stop)) >= 0]
