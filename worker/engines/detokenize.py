@@ -2,7 +2,6 @@
 
 from typing import Any, Protocol
 
-import structlog
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -11,9 +10,6 @@ from worker.engines.spelling import Spelling
 _HALF = "\ufffd"  # what decoders put for bytes that are not (yet) UTF-8
 _CONTEXT = 6  # tokens of the prompt decoded along, so that the first word keeps its leading space
 _PATIENCE = 64  # tokens: a model that emits invalid bytes for ever is shown as it is
-
-
-log = structlog.get_logger(__name__)
 
 
 class Decodes(Protocol):
@@ -46,7 +42,6 @@ class Detokenizer:
                 text = self._stream.step(self._core, token)
             except Exception:  # bytes that never make a character; the stream is made anew behind this text
                 self._stream = None
-                log.debug("decoding a token by itself", token=token)
             else:
                 if text is None:
                     return ""

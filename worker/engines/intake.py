@@ -78,6 +78,8 @@ class Intake:
             self._dead = True
             left = [sequence] if sequence is not None else []
             self._died(error, [*left, *self.close()])
+        finally:  # no cycle of references keeps the model in memory
+            del self._prepare, self._ready, self._refused, self._died
 
     def _admit(self, sequence: Sequence) -> None:
         try:

@@ -358,7 +358,7 @@ def test_a_dialogue_is_cut_to_what_fits(
 def test_without_truncate_it_is_refused() -> None:
     prompts = Prompts(byte_level(CHATML), 300)
     with pytest.raises(EngineError, match="299"):
-        prompts.prepare(chat(*long_chat(200)))
+        prompts.prepare(chat(*long_chat(200, size=200)))
 
 
 def test_the_newest_turn_alone_may_take_all_but_a_token() -> None:
