@@ -64,9 +64,7 @@ async def delete(request: AuthRequest, number: int) -> Status[Any]:
     return Status(204, None)
 
 
-@router.post(
-    "/conversations/{row:number}/messages", response={201: schemas.Turn}, openapi_extra=error_statuses(409, 429)
-)
+@router.post("/conversations/{row:number}/messages", response={201: schemas.Turn}, openapi_extra=error_statuses(409))
 async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
     turn = await store.begin_turn(request.auth, number, asked.content, asked.model)
