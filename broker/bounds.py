@@ -20,6 +20,7 @@ TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_BYTES)]
 NodeName = Annotated[str, msgspec.Meta(pattern=rf"^(?:{NODE_NAME})\Z")]
 Note = Annotated[str, msgspec.Meta(max_length=10_000)]  # a sentence for people
+Trail = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]  # shown, and no address
 NodeNames = Annotated[tuple[NodeName, ...], msgspec.Meta(max_length=10_000)]
 UserCounts = Annotated[dict[Name, Held], msgspec.Meta(max_length=20_000)]
 Unit = Annotated[float, msgspec.Meta(ge=0, le=1)]

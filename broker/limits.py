@@ -18,7 +18,7 @@ def check_sendable(exchange: str, key: str, body: bytes, headers: Mapping[str, o
     try:
         check_amqp_name(exchange)
         check_amqp_name(key)
-        header_bytes = _field_bytes(headers or {})
+        header_bytes = _field_bytes(headers) if headers else 0
     except (BadName, ValueError) as error:
         raise Unsendable(str(error)) from error
     if header_bytes > MAX_HEADER_BYTES:

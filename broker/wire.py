@@ -23,6 +23,7 @@ from broker.bounds import (
     Seconds,
     Slots,
     TokenId,
+    Trail,
     Unit,
     UserCounts,
 )
@@ -96,7 +97,7 @@ class Job(Wire, kw_only=True):
     seconds_left: Seconds | None = None  # from when this copy was published, until nobody wants the answer
     deadline: Moment | None = None  # the same as a moment, from API processes before 0.2; trusts all clocks to agree
     truncate: bool = False  # leave out the oldest turns of `messages` if they do not fit; else such a job is refused
-    trail: NodeNames = ()  # nodes that have handled it, root first
+    trail: Trail = ()  # nodes that have handled it, root first
     delivered: str = ""  # text the reader already has, when a job is restarted
     delivered_ids: tuple[TokenId, ...] = ()  # the tokens it was made of, if the engine told them
 

@@ -33,6 +33,8 @@ def check_amqp_name(name: str) -> str:
     """Returns `name` unchanged. Raises BadName if AMQP cannot carry it as a routing key or a queue's name:
     it is longer than MAX_NAME_BYTES as UTF-8, or is not valid Unicode.
     """
+    if name.isascii() and len(name) <= MAX_NAME_BYTES:
+        return name
     try:
         size = len(name.encode())
     except UnicodeEncodeError as error:

@@ -249,7 +249,7 @@ class Node:
             finished=self.dispatcher.subtree_finished(),
             accepting=self.dispatcher.accepting,
             model=self.model,
-            users=dict(Counter(self.jobs.users()).most_common(MOST_USERS)),
+            users=_most_jobs(self.jobs.users()),
         )
 
     def _tell_state(self, always: bool) -> None:
@@ -315,3 +315,10 @@ class Node:
         await self.background.end()
         self.announcer.stop()
         self.relatives.forget()
+
+
+def _most_jobs(users: dict[str, int]) -> dict[str, int]:
+    """The users with most jobs, as many as a parent is told of."""
+    if len(users) <= MOST_USERS:
+        return users
+    return dict(Counter(users).most_common(MOST_USERS))
