@@ -255,9 +255,7 @@ class Jobs:
             self._engine_failed(ending.reason)
 
     def _bury(self, held: HeldJob, faults: tuple[str, ...], final: Failed) -> None:
-        """A job that was lost too often goes to the dead ones; its reader hears of it when it is there. Not before the
-        reader was told is it settled: should this node die now, the next one buries it again.
-        """
+        """Makes the job a dead letter, then tells its reader, then settles it: the order survives a death in between."""
         log.error("job given up", node=self._name, request_id=held.job.request_id, faults=faults)
         job = passed_by(held, self._name)
 
