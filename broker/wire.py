@@ -70,7 +70,7 @@ class Sampling(Wire, kw_only=True):
     frequency_penalty: Penalty = 0.0  # for each time that the answer has it
     presence_penalty: Penalty = 0.0  # once, if the answer has it
     logit_bias: Annotated[
-        dict[TokenId, Penalty], msgspec.Meta(max_length=MOST_BIASES)
+        dict[Count, Penalty], msgspec.Meta(max_length=MOST_BIASES)
     ] = {}  # by token id, up to MOST_BIASES
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = (
         None  # tell each token's probability, and that of so many of the likeliest in its place

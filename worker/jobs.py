@@ -255,7 +255,7 @@ class Jobs:
             self._engine_failed(ending.reason)
 
     def _bury(self, held: HeldJob, faults: tuple[str, ...], final: Failed) -> None:
-        """Makes the job a dead letter, then tells its reader, then settles it: the order survives a death in between."""
+        """Makes the job a dead letter, then tells its reader, then settles it: safe if this node dies."""
         log.error("job given up", node=self._name, request_id=held.job.request_id, faults=faults)
         job = passed_by(held, self._name)
 
