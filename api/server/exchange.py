@@ -1,8 +1,19 @@
 """One request and its response on a connection."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+class LingeringTransport:
+    """What an exchange uses of its connection's transport, with another way to close it."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
 
 
 class Exchange(RequestResponseCycle):

@@ -2,7 +2,9 @@
 
 A malformed, oversized or slow request is answered with one error response, after which the
 connection closes. If responses to earlier requests are still being sent, the connection closes
-after those, without an error response. Input is then discarded for LINGER_SECONDS: closing a
+after those, without an error response.
+
+Before a connection closes, its input is discarded for LINGER_SECONDS (RFC 9112, 9.6): closing a
 socket with unread input resets it, and the client would lose the response.
 """
 
@@ -17,7 +19,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.server import refusals
-from api.server.exchange import Exchange, Http10Exchange
+from api.server.exchange import Exchange, Http10Exchange, LingeringTransport
 from api.server.limits import DISCARDED_BYTES, LINGER_SECONDS, Connections, Limits
 from api.server.refusals import Refusal
 from api.server.response_headers import SECURITY
@@ -53,6 +55,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self._discarding = False  # nothing more is parsed
         self._discarded = 0
+        self._lingering = False  # all is written; the connection closes
         self._receiving: Exchange | None = None  # whose request is not complete
         self._answering: Exchange | None = None  # the newest one that the application works on
         self._timer: TimerHandle | None = None  # of what is being received, or of a refused connection
@@ -217,9 +220,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _exchange(self, version: str) -> Exchange:
         kind = Http10Exchange if version == "1.0" else Exchange
+        transport: Any = LingeringTransport(self.transport, self._close_lingering)
         return kind(
             scope=self.scope,
-            transport=self.transport,
+            transport=transport,
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -243,6 +247,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
+    def on_response_complete(self) -> None:
+        """Starts the next request that waits, unless this response was the connection's last."""
+        if self._lingering:
+            self.server_state.total_requests += 1
+        else:
+            super().on_response_complete()
+
     # ---- refusals
 
     def _reject(self, refusal: Refusal) -> NoReturn:
@@ -263,7 +274,7 @@ class HttpProtocol(HttpToolsProtocol):
         if owed is not None and owed is not unfinished and not owed.response_complete:
             owed.keep_alive = False
         elif unfinished is not None and unfinished.response_started:
-            self.transport.close()
+            self._close_lingering()
         else:
             self._answer_refusal(refusal, unfinished)
 
@@ -276,8 +287,17 @@ class HttpProtocol(HttpToolsProtocol):
         headers, content = last_response(self.url.decode("latin-1"), error)
         headers += [*self.server_state.default_headers, *SECURITY]
         self.transport.write(refusals.as_bytes(refusal, headers, content))
+        self._close_lingering()
+
+    def _close_lingering(self) -> None:
+        """Ends the connection after what was written; input is discarded until the client closes, too."""
+        if self._lingering or self.transport.is_closing():
+            return
+        self._lingering = self._discarding = True
+        self._stop_timer()
+        self._unset_keepalive_if_required()
         self.transport.write_eof()
-        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _discard(self, size: int) -> None:
         self._discarded += size
