@@ -3,18 +3,21 @@
 import asyncio
 import dataclasses
 import errno
+import random
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from cli import instance, roster
+from cli import instance, process, roster, supervisor
 from cli.errors import CliError
 from cli.home import Home
 from cli.liveness import Silence, frozen_seconds
+from cli.logfile import LogFile
 from cli.process import Spec
 from cli.supervisor import Kept, Supervisor
 
@@ -177,6 +180,54 @@ async def test_a_process_is_restarted_while_no_file_can_be_written(
         while instance.recorded_processes(home)[-1].pid != children.pid("n1"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not children.failure.done()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whichever_write_fails_every_process_comes_back(
+    children: Supervisor, home: Home, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Each call that writes a record or a log, or starts a process, fails at random."""
+    dice = random.Random(seed)
+    errors = (errno.ENOSPC, errno.EROFS, errno.EIO, errno.EMFILE, errno.EDQUOT)
+
+    def at_random(works: Callable[..., Any]) -> Callable[..., Any]:
+        def fails_sometimes(*arguments: Any, **options: Any) -> Any:
+            if dice.random() < 0.4:
+                raise OSError(dice.choice(errors), "injected")
+            return works(*arguments, **options)
+
+        return fails_sometimes
+
+    monkeypatch.setattr(supervisor, "_BACKOFF", (0.02,))
+    monkeypatch.setattr(roster, "RETRY_SECONDS", 0.02)
+    names = ["n1", "n2", "n3"]
+    async with asyncio.TaskGroup() as together:
+        for name in names:
+            together.create_task(children._start(Kept("nodes", program(name, SERVES))))
+    with monkeypatch.context() as patch:
+        patch.setattr(instance, "write_private", at_random(instance.write_private))
+        patch.setattr(LogFile, "_open", at_random(LogFile._open))
+        patch.setattr(LogFile, "_append", at_random(LogFile._append))
+        patch.setattr(process, "_spawn", at_random(process._spawn))
+        for _ in range(10):
+            victim = dice.choice(names)
+            former = children.pid(victim)
+            children.roster[victim].send(signal.SIGKILL)
+            await replaced(children, victim, former)
+    for name in names:
+        former = children.pid(name)
+        children.roster[name].send(signal.SIGKILL)
+        await replaced(children, name, former)
+    async with asyncio.timeout(SECONDS):
+        while states(home) != dict.fromkeys(["launcher", *names], "running"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not children.failure.done()
+
+
+async def replaced(children: Supervisor, name: str, former: int) -> None:
+    async with asyncio.timeout(SECONDS):
+        while children.pid(name) == former or not children.roster[name].ready.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_log_that_cannot_be_opened_blocks_no_process(
