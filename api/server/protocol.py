@@ -56,6 +56,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._discarding = False  # nothing more is parsed
         self._discarded = 0
         self._lingering = False  # all is written; the connection closes
+        self._stopping = False  # the server ends: no connection outlives its response
         self._receiving: Exchange | None = None  # whose request is not complete
         self._answering: Exchange | None = None  # the newest one that the application works on
         self._timer: TimerHandle | None = None  # of what is being received, or of a refused connection
@@ -120,6 +121,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+    def shutdown(self) -> None:
+        """The server ends: the response under way is the last."""
+        self._stopping = True
+        super().shutdown()
 
     def close_if_idle(self) -> None:
         """Closes the connection if no request is open on it."""
@@ -296,8 +302,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._lingering = self._discarding = True
         self._stop_timer()
         self._unset_keepalive_if_required()
-        self.transport.write_eof()
-        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        if self._stopping:
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _discard(self, size: int) -> None:
         self._discarded += size
