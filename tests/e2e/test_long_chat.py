@@ -10,7 +10,7 @@ import pytest
 from tests.instance import Instance, running
 from tests.unit.engine.tiny import save_model
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)  # the engine starts on the way
 CONTEXT = 512  # tokens of the tiny model; one of its tokens is a byte
 
 
