@@ -296,7 +296,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._close_lingering()
 
     def _close_lingering(self) -> None:
-        """Ends the connection after what was written; input is discarded until the client closes, too."""
+        """Ends the connection after what was written, and discards input until the client closes."""
         if self._lingering or self.transport.is_closing():
             return
         self._lingering = self._discarding = True
@@ -305,6 +305,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._stopping:
             self.transport.close()
         else:
+            self.flow.resume_reading()
             self.transport.write_eof()
             self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
