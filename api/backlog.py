@@ -215,8 +215,9 @@ def refusal(job: Job, verdict: Verdict, usage: Usage, seconds: int) -> ApiError:
     number = usage.total + 1
     everybody, mine = _in_words(usage.total, job.job_class), _in_words(usage.mine, job.job_class)
     if verdict is Verdict.USER_FULL:
+        in_all = max(usage.total, usage.mine)  # some of the user's may be on their way to a slot
         reason = (
-            f"you have {mine} waiting for {job.model!r}, and no more may wait while there are {usage.total} in all; "
+            f"you have {mine} waiting for {job.model!r}, and no more may wait while there are {in_all} in all; "
             f"your next would have been number {number}"
         )
     else:
