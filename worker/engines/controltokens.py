@@ -1,12 +1,15 @@
-"""Control tokens (`<end_of_turn>`, `<|im_start|>`, `[INST]`) are the template's alone: in a user's text they are text.
+"""Control tokens (`<end_of_turn>`, `<|im_start|>`, `[INST]`) are the template's alone: in a user's
+text they are text.
 
-A content that has one is marked before the template is rendered, so that afterwards the template's own control tokens
-are known from the user's. The text between two of the template's is then turned into tokens by a tokenizer that knows
-no control tokens; the template's own ones divide it in any case, so nothing else changes.
+A content that has one is marked before the template is rendered, so that afterwards the template's
+own control tokens are known from the user's. The text between two of the template's is then turned
+into tokens by a tokenizer that knows no control tokens; the template's own ones divide it in any
+case, so nothing else changes.
 
-The transformers library has `sanitize_control_tokens` for the same purpose. It tries a pattern of all control tokens at
-every place, and encodes each one found by itself: seconds with the interpreter's lock held for a text that is made for
-it. Here a text is looked through once, outside the lock.
+The transformers library has `sanitize_control_tokens` for the same purpose. It tries a pattern of
+all control tokens at every place, and encodes each one found by itself: seconds with the
+interpreter's lock held for a text that is made for it. Here a text is looked through once, outside
+the lock.
 """
 
 import re
@@ -66,7 +69,9 @@ class ControlTokens:
         return any(self._spans_of(contents))
 
     def marked(self, content: str, marks: Marks, *, special_only: bool = False) -> str:
-        """The content with marks in place of control tokens. `special_only`: those not called special stay."""
+        """The content with marks in place of control tokens. `special_only`: those not called
+        special stay.
+        """
         [spans] = self._spans_of([content])
         pieces, at = [], 0
         for start, end in spans:
@@ -77,7 +82,9 @@ class ControlTokens:
         return "".join([*pieces, content[at:]])
 
     def encode(self, text: str, marks: Marks) -> list[int]:
-        """Ids of a text with marks: what is marked is text, every other control token is one. Without <bos>."""
+        """Ids of a text with marks: what is marked is text, every other control token is one.
+        Without <bos>.
+        """
         ids: list[int] = []
         plain, at = "", 0  # `plain`: what has no marks and is tokenised as it always was
         [owned] = self._spans_of([_MARK.sub(_MASK, text)])
@@ -123,7 +130,9 @@ class ControlTokens:
         return finder
 
     def _make_plain(self, added: dict[int, AddedToken]) -> Tokenizer | None:
-        """The tokenizer as it would be without control tokens; None if it cannot be had. The vocabulary is shared."""
+        """The tokenizer as it would be without control tokens; None if it cannot be had. The
+        vocabulary is shared.
+        """
         if self._core is None:
             return None
         plain = Tokenizer(self._core.model)
@@ -140,8 +149,8 @@ class ControlTokens:
 
 
 def _controls(token: AddedToken, template: str) -> bool:
-    """Called special, or written by the template, or made like one. HTML tags and runs of spaces are text, unless the
-    template writes them.
+    """Called special, or written by the template, or made like one. HTML tags and runs of spaces
+    are text, unless the template writes them.
     """
     text = token.content.strip()
     if token.special or not text:

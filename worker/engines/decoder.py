@@ -1,5 +1,5 @@
-"""The thread that computes: takes prepared sequences in, lets the scheduler compute step by step, tells what came of
-it.
+"""The thread that computes: takes prepared sequences in, lets the scheduler compute step by step,
+tells what came of it.
 
 It never touches a socket or the event loop; `tell` hands over everything a step made at once.
 """
@@ -29,8 +29,8 @@ log = structlog.get_logger(__name__)
 
 
 class Decoder:
-    """Owns the model and every sequence from `submit` until it has ended, in two threads: `intake` makes tokens of
-    jobs, and the decoding thread computes. `tell` is called from both.
+    """Owns the model and every sequence from `submit` until it has ended, in two threads: `intake`
+    makes tokens of jobs, and the decoding thread computes. `tell` is called from both.
     """
 
     def __init__(self, loaded: Loaded, slots: int, tell: Callable[[News], None]) -> None:
@@ -42,11 +42,13 @@ class Decoder:
         )
         self._prompts: Prompts | None = None
         self._intake = Intake(self._prepare, self._ready, self._refused, self._intake_died)
-        self._prepared: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()  # bounded by the engine's open runs
+        # bounded by the engine's open runs
+        self._prepared: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._stopwatch = Stopwatch()
         self._untold: News = []  # of the present step
         self.warm = False  # a step has ended
-        self._closed: EngineError | None = None  # nobody looks at what is submitted any more, and why
+        # nobody looks at what is submitted any more, and why
+        self._closed: EngineError | None = None
         self._dead = False  # the decoding thread has ended by an error
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
 
@@ -70,16 +72,20 @@ class Decoder:
         return f"{answers} ended because the model computed logits that are not numbers: look at its weights"
 
     def submit(self, sequence: Sequence) -> None:
-        """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next step.
+        """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next
+        step.
 
         Raises EngineError if a thread has ended.
         """
         self._intake.submit(sequence)
-        if self._closed is not None:  # looked at after the put, and set before the last look: no job is forgotten
+        if self._closed is not None:
+            # looked at after the put, and set before the last look: no job is forgotten
             raise EngineStopped(f"the engine is not running: {self._closed}")
 
     def stop(self, seconds: float) -> bool:
-        """Ends every run; True if the threads ended within `seconds` (a step cannot be interrupted)."""
+        """Ends every run; True if the threads ended within `seconds` (a step cannot be
+        interrupted).
+        """
         until = time.monotonic() + seconds
         self._prepared.put(None)
         self._intake.stop()
@@ -87,8 +93,8 @@ class Decoder:
         return self._intake.join(max(0.0, until - time.monotonic())) and not self._thread.is_alive()
 
     def stalled(self) -> float:
-        """Seconds since the step in progress began, 0.0 between steps, infinite when a thread has died; from any
-        thread.
+        """Seconds since the step in progress began, 0.0 between steps, infinite when a thread has
+        died; from any thread.
         """
         return math.inf if self._dead else max(self._stopwatch.seconds(), self._intake.stalled())
 
@@ -124,14 +130,16 @@ class Decoder:
             with torch.inference_mode():
                 while self._receive():
                     self._step()
-        except BaseException as error:  # nothing raises here by intent; the engine is started again, and says why
+        except BaseException as error:
+            # nothing raises here by intent; the engine is started again, and says why
             log.exception("the decoding thread died")
             self._dead = True
             cause = thread_died("decoding", error)
         finally:  # nobody is left waiting, whatever ended the loop
             self._closed = cause
             self._end([*self._scheduler.everyone(), *drained(self._prepared), *self._intake.close()], cause)
-            untold = [*self._untold, *self._scheduler.unsaid()]  # also an end that its reader has not heard of
+            # also an end that its reader has not heard of
+            untold = [*self._untold, *self._scheduler.unsaid()]
             self._told([(mailbox, cause) for mailbox, _ in untold])
 
     def _step(self) -> None:

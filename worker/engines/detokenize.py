@@ -22,9 +22,9 @@ class Decodes(Protocol):
 class Detokenizer:
     """Text of one growing sequence.
 
-    Tokens are decoded together with the few before them and the difference is the new text, because what a token
-    reads as depends on its neighbours (leading spaces, characters of several tokens). The tokenizers library does the
-    same, four times faster, where the tokenizer is one of its own.
+    Tokens are decoded together with the few before them and the difference is the new text, because
+    what a token reads as depends on its neighbours (leading spaces, characters of several tokens).
+    The tokenizers library does the same, four times faster, where the tokenizer is one of its own.
     """
 
     def __init__(self, tokenizer: Decodes, before: list[int]) -> None:
@@ -40,7 +40,8 @@ class Detokenizer:
         if self._stream is not None and len(self._pending) < _PATIENCE:
             try:
                 text = self._stream.step(self._core, token)
-            except Exception:  # bytes that never make a character; the stream is made anew behind this text
+            except Exception:
+                # bytes that never make a character; the stream is made anew behind this text
                 self._stream = None
             else:
                 if text is None:
@@ -71,7 +72,9 @@ class Detokenizer:
         return DecodeStream(ids=self._shown, skip_special_tokens=True)
 
     def _context(self, before: list[int]) -> list[int]:
-        """The prompt's last tokens, from the beginning of a character on: half a one would spoil what follows."""
+        """The prompt's last tokens, from the beginning of a character on: half a one would spoil
+        what follows.
+        """
         for more in range(4):  # a character has at most four bytes
             ids = before[-_CONTEXT - more :]
             if _HALF not in self._decode(ids):
@@ -79,8 +82,9 @@ class Detokenizer:
         return []
 
     def _pending_text(self) -> str:
-        """The text of the tokens that were not shown: what they add to those before them, or where they change how
-        those read (single bytes that make no character), what they read as by themselves.
+        """The text of the tokens that were not shown: what they add to those before them, or where
+        they change how those read (single bytes that make no character), what they read as by
+        themselves.
         """
         before = self._decode(self._shown)
         text = self._decode(self._shown + self._pending)
@@ -97,7 +101,9 @@ class Detokenizer:
 
 
 def trailing_replacements(spelled: bytes) -> int:
-    """How many U+FFFD of its own a text ends with; bytes of an unfinished character behind them do not count."""
+    """How many U+FFFD of its own a text ends with; bytes of an unfinished character behind them do
+    not count.
+    """
     own = _HALF.encode()
     whole = spelled.decode(errors="ignore").encode()
     count = 0

@@ -1,7 +1,8 @@
 """The same dialogue in the forms that chat templates want. Pure.
 
-Some templates take any list of turns. Others want one system turn and no more, or none; or that user and assistant take
-turns, the user first. Instead of refusing a dialogue, it is put the way the model was trained on.
+Some templates take any list of turns. Others want one system turn and no more, or none; or that
+user and assistant take turns, the user first. Instead of refusing a dialogue, it is put the way the
+model was trained on.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ BETWEEN = "\n\n"  # contents that become one turn
 
 
 def forms(messages: tuple[ChatMessage, ...]) -> Iterator[tuple[ChatMessage, ...]]:
-    """The dialogue as it is, and then in ever stricter forms; at most four, each other than the one before."""
+    """The dialogue as it is, and then in ever stricter forms; at most four, each other than the one
+    before.
+    """
     said = _without_silence(messages)
     merged = _merged(said)
     alternating = _alternating(merged)

@@ -1,15 +1,20 @@
-"""What an exception means for a job: another node may succeed, or no node will; and who else is concerned."""
+"""What an exception means for a job: another node may succeed, or no node will; and who else is
+concerned.
+"""
 
 import torch
 
 from worker.engines.base import EngineError
 from worker.errors import one_line
 
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch on a CPU says it in words only
+# torch on a CPU says it in words only
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def model_failed(error: Exception) -> EngineError:
-    """Of a step: its jobs may succeed on another node, or on this one when its engine was started again."""
+    """Of a step: its jobs may succeed on another node, or on this one when its engine was started
+    again.
+    """
     if isinstance(error, EngineError):
         return error
     what = "out of memory" if _no_memory(error) else "the model failed"
@@ -17,8 +22,8 @@ def model_failed(error: Exception) -> EngineError:
 
 
 def row_failed(error: Exception) -> EngineError:
-    """Of work for one sequence alone, which harms no other one. The same job fails in the same way wherever it runs,
-    unless memory was short; a device in error is no sequence's own.
+    """Of work for one sequence alone, which harms no other one. The same job fails in the same way
+    wherever it runs, unless memory was short; a device in error is no sequence's own.
     """
     if isinstance(error, EngineError) or _device_broken(error):
         return model_failed(error)
@@ -28,7 +33,9 @@ def row_failed(error: Exception) -> EngineError:
 
 
 def thread_died(name: str, error: BaseException) -> EngineError:
-    """Of a thread that everything needs: one of its jobs may be the cause, so it counts against all of them."""
+    """Of a thread that everything needs: one of its jobs may be the cause, so it counts against all
+    of them.
+    """
     return EngineError("engine", f"the {name} thread died: {_named(error)}", retryable=True)
 
 

@@ -1,7 +1,8 @@
-"""The thread that turns jobs into tokens, so that a long prompt costs its own time and not that of those who run.
+"""The thread that turns jobs into tokens, so that a long prompt costs its own time and not that of
+those who run.
 
-One thread: jobs begin in the order in which they came. Rendering a template holds the interpreter's lock, tokenising
-does not; both are bounded by the context, see `worker.engines.template`.
+One thread: jobs begin in the order in which they came. Rendering a template holds the interpreter's
+lock, tokenising does not; both are bounded by the context, see `worker.engines.template`.
 """
 
 import math
@@ -20,7 +21,9 @@ log = structlog.get_logger(__name__)
 
 
 class Intake:
-    """Owns each sequence from `submit` until it is `ready` or has ended (`refused`). Both are called in its thread."""
+    """Owns each sequence from `submit` until it is `ready` or has ended (`refused`). Both are
+    called in its thread.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,8 @@ class Intake:
         self._ready = ready
         self._refused = refused
         self._died = died
-        self._jobs: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()  # bounded by the engine's open runs
+        # bounded by the engine's open runs
+        self._jobs: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._stopwatch = Stopwatch()
         self._dead = False
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
@@ -73,7 +77,8 @@ class Intake:
             while (sequence := self._jobs.get()) is not None:
                 if not sequence.finished:  # withdrawn before its turn: nothing is spent on it
                     self._admit(sequence)
-        except BaseException as error:  # nothing raises here by intent; the engine is started again, and says why
+        except BaseException as error:
+            # nothing raises here by intent; the engine is started again, and says why
             log.exception("the intake thread died")
             self._dead = True
             left = [sequence] if sequence is not None else []
@@ -85,7 +90,8 @@ class Intake:
         try:
             with self._stopwatch.running():
                 chunks = self._prepare(sequence)
-        except Exception as error:  # whatever a tokenizer or a template raises; it ends this job alone
+        except Exception as error:
+            # whatever a tokenizer or a template raises; it ends this job alone
             self._refused(sequence, unreadable(error))
         else:
             self._ready(sequence, chunks)

@@ -1,5 +1,5 @@
-"""What a step made for whom, and whom a failure in it ends: its own sequence, or those of its forward pass, and no
-other. Both schedulers compute every piece of work through one of these ways.
+"""What a step made for whom, and whom a failure in it ends: its own sequence, or those of its
+forward pass, and no other. Both schedulers compute every piece of work through one of these ways.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,8 +31,8 @@ class StepOutput:
         return news
 
     def advance(self, sequence: Sequence, choices: Choices, row: int) -> int | None:
-        """The sequence gets its token, row `row` of `choices`. None: it has ended meanwhile, or this ended it by an
-        error.
+        """The sequence gets its token, row `row` of `choices`. None: it has ended meanwhile, or
+        this ended it by an error.
         """
         if sequence.finished:
             return None
@@ -74,8 +74,8 @@ class StepOutput:
             self.fail(sequences, model_failed(error))
 
     def choose(self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]) -> Choices:
-        """The next token of each row of `logits`. If choosing them at once fails, each is chosen by itself: a row does
-        not depend on the others, so that only those fail that are the cause.
+        """The next token of each row of `logits`. If choosing them at once fails, each is chosen by
+        itself: a row does not depend on the others, so that only those fail that are the cause.
         """
         try:
             choices = sampler.propose(logits, slots)

@@ -1,8 +1,10 @@
-"""How often readers are told: each new token at once while few are read, several at a time while many are.
+"""How often readers are told: each new token at once while few are read, several at a time while
+many are.
 
-Passing one token on costs some 50 us over the node, the broker and the API, whatever its length; an engine that makes
-20,000 a second would spend two cores on it. So a node tells at most so many pieces a second, and the more it computes
-at once the longer each stream's pieces are. A first token, an end and an error are never kept back.
+Passing one token on costs some 50 us over the node, the broker and the API, whatever its length; an
+engine that makes 20,000 a second would spend two cores on it. So a node tells at most so many
+pieces a second, and the more it computes at once the longer each stream's pieces are. A first
+token, an end and an error are never kept back.
 """
 
 from collections.abc import Callable, Collection
@@ -25,7 +27,8 @@ class Telling:
     def __init__(self, tell: Callable[[News], None], clock: Callable[[], float]) -> None:
         self._tell = tell
         self._clock = clock
-        self._told: dict[Mailbox, float] = {}  # streams that had a token, and when they were told last
+        # streams that had a token, and when they were told last
+        self._told: dict[Mailbox, float] = {}
         self._kept: dict[Mailbox, Chunk] = {}
 
     def pass_on(self, news: News) -> None:
@@ -35,7 +38,8 @@ class Telling:
         for mailbox, item in news:
             try:
                 due += self._due(mailbox, item, now)
-            except Exception as error:  # its reader would miss a part of the answer, so that answer ends here
+            except Exception as error:
+                # its reader would miss a part of the answer, so that answer ends here
                 log.exception("a chunk could not be passed on")
                 self._forget(mailbox)
                 due.append((mailbox, row_failed(error)))

@@ -1,7 +1,8 @@
-"""From a job to token ids: the model's own chat template, or a plain dialogue for models without one.
+"""From a job to token ids: the model's own chat template, or a plain dialogue for models without
+one.
 
-What it costs is bounded by the context, not by what was sent: a text is measured piece by piece before all of it is
-turned into tokens, and measuring ends where it is too long in any case.
+What it costs is bounded by the context, not by what was sent: a text is measured piece by piece
+before all of it is turned into tokens, and measuring ends where it is too long in any case.
 """
 
 import re
@@ -15,7 +16,8 @@ from worker.engines.base import EngineError
 from worker.engines.controltokens import ControlTokens, Marks
 from worker.engines.dialogue import forms, leading_systems
 
-DIALOGUE_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")  # a base model would go on and play the user, too
+# a base model would go on and play the user, too
+DIALOGUE_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
 # A base model has never seen a dialogue end well; one example turns its small talk into answers.
 PREAMBLE = """\
 Below is a dialogue between a user and a knowledgeable AI assistant, who answers every question in full sentences.
@@ -50,10 +52,11 @@ class Prompts:
         self._tokenizer = tokenizer
         self._context = context
         self._control = ControlTokens(tokenizer)
+        self._added: dict[str, int] = tokenizer.added_tokens_encoder
 
     def prepare(self, job: Job) -> Prompt:
-        """The ids to continue for `job`. Raises EngineError("invalid") for what cannot be put into the chat template,
-        "too_long" for what has more tokens than the context.
+        """The ids to continue for `job`. Raises EngineError("invalid") for what cannot be put into
+        the chat template, "too_long" for what has more tokens than the context.
         """
         if job.messages is None:
             text = _encodable(job.prompt or "")
@@ -65,15 +68,17 @@ class Prompts:
         return self._truncated(job.messages, job.delivered, job.sampling.max_tokens)
 
     def stop_tokens(self, stops: tuple[str, ...]) -> frozenset[int]:
-        """The tokens among the stop strings: they end an answer though a special one is not seen in its text."""
-        added = self._tokenizer.added_tokens_encoder
-        return frozenset(added[stop] for stop in stops if stop in added)
+        """The tokens among the stop strings: they end an answer though a special one is not seen in
+        its text.
+        """
+        return frozenset(self._added[stop] for stop in stops if stop in self._added)
 
     # ---- leaving out the oldest turns
 
     def _truncated(self, messages: Messages, delivered: str, max_tokens: int | None) -> Prompt:
-        """With room for an answer, if that can be had by leaving turns out; never the system's or the newest. What is
-        left of a cut dialogue begins with the user, unless nothing but the newest turn is left.
+        """With room for an answer, if that can be had by leaving turns out; never the system's or
+        the newest. What is left of a cut dialogue begins with the user, unless nothing but the
+        newest turn is left.
         """
         quarter = self._context // 4
         limit = self._context - max(1, quarter if max_tokens is None else min(max_tokens, quarter))
@@ -107,8 +112,8 @@ class Prompts:
         return prompt if len(prompt.ids) - prompt.delivered <= limit else None
 
     def _possible_starts(self, messages: Messages, first: int, limit: int) -> list[int]:
-        """Turns that the dialogue may begin with: the oldest, if all contents may fit, and those of the user whose own
-        and later contents may. What the template adds is not counted here.
+        """Turns that the dialogue may begin with: the oldest, if all contents may fit, and those of
+        the user whose own and later contents may. What the template adds is not counted here.
         """
         room = limit - sum(self._sizes([message.content for message in messages[:first]], limit))
         start = len(messages)
@@ -140,7 +145,8 @@ class Prompts:
             raise self._too_long()
         if self._tokenizer.chat_template:
             text, marks = self._templated(messages)
-            return self._continued(text, delivered, marks, special=False)  # the template writes <bos> itself
+            # the template writes <bos> itself
+            return self._continued(text, delivered, marks, special=False)
         text, marks = dialogue(messages), Marks()
         self._check_size(text)
         text = dialogue(self._marked(messages, marks))
@@ -164,7 +170,9 @@ class Prompts:
         return careful, marks
 
     def _marked(self, messages: Messages, marks: Marks, *, reasoning_stays: bool = False) -> Messages:
-        """With marks in place of control tokens. `reasoning_stays`: in the assistant's turns only of special ones."""
+        """With marks in place of control tokens. `reasoning_stays`: in the assistant's turns only
+        of special ones.
+        """
         contents = [message.content for message in messages]
         if not self._control.found(contents):
             return messages
@@ -176,7 +184,9 @@ class Prompts:
         return tuple(made)
 
     def _rendered(self, messages: Messages) -> str:
-        """The first form of the dialogue that the template takes and of whose system text it says all."""
+        """The first form of the dialogue that the template takes and of whose system text it says
+        all.
+        """
         refusal: jinja2.TemplateError | None = None
         partial: str | None = None
         for form in forms(messages):
@@ -203,12 +213,15 @@ class Prompts:
         before = self._encode(text, marks, special=special)
         if not delivered:
             return Prompt(ids=before, delivered=0)
-        said = self._control.marked(_encodable(delivered), marks)  # an answer's text has none of its own
+        # an answer's text has none of its own
+        said = self._control.marked(_encodable(delivered), marks)
         ids = self._encode(text + said, marks, special=special)
         return Prompt(ids=ids, delivered=max(0, len(ids) - len(before)))
 
     def _encode(self, text: str, marks: Marks, *, special: bool) -> list[int]:
-        """Ids with exactly one <bos> where the tokenizer uses one, and without the <eos> some tokenizers append."""
+        """Ids with exactly one <bos> where the tokenizer uses one, and without the <eos> some
+        tokenizers append.
+        """
         tokenizer = self._tokenizer
         if _HALF_PAIR.search(text):  # marks
             ids = self._control.encode(text, marks)
@@ -258,7 +271,9 @@ def prepare(tokenizer: Any, job: Job) -> Prompt:
 
 
 def dialogue(messages: Messages) -> str:
-    """The plain template: system text (or PREAMBLE) first, then a line a turn, then the line the model completes."""
+    """The plain template: system text (or PREAMBLE) first, then a line a turn, then the line the
+    model completes.
+    """
     system = [message.content for message in messages if message.role == "system"]
     turns = [f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"]
     lines = "\n".join([*turns, "Assistant:"])
@@ -273,7 +288,9 @@ def _encodable(text: str) -> str:
 
 
 def _says_system(text: str, messages: Messages) -> bool:
-    """Whether a rendered text has what the system says: some templates leave out what they do not know."""
+    """Whether a rendered text has what the system says: some templates leave out what they do not
+    know.
+    """
     at = 0
     for message in messages:
         if message.role == "system":

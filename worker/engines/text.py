@@ -4,8 +4,9 @@
 class StopFilter:
     """Passes text on until a stop string appears; the stop string and what follows are swallowed.
 
-    Text that may be the beginning of a stop string is held back until the next piece decides. A character costs the
-    same however long the stop strings are and whatever the text is (Knuth, Morris and Pratt).
+    Text that may be the beginning of a stop string is held back until the next piece decides. A
+    character costs the same however long the stop strings are and whatever the text is (Knuth,
+    Morris and Pratt).
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -42,7 +43,9 @@ class _Match:
         self.length = 0
 
     def push(self, piece: str) -> int | None:
-        """Where in `piece` the stop string begins once it is complete, below 0 if in an earlier one; else None."""
+        """Where in `piece` the stop string begins once it is complete, below 0 if in an earlier
+        one; else None.
+        """
         for at, character in enumerate(piece, 1):
             while self.length and self._stop[self.length] != character:
                 self.length = self._shorter[self.length - 1]

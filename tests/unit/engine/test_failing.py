@@ -145,7 +145,9 @@ async def test_a_stop_that_is_a_special_token_stops(engine: Engine) -> None:
 
 
 async def test_logits_that_are_not_numbers_end_their_answer_alone(engine: Engine) -> None:
-    """A prompt with a certain letter makes the model compute NaN; everybody else's answers are to the letter."""
+    """A prompt with a certain letter makes the model compute NaN; everybody else's answers are to
+    the letter.
+    """
     alone = [await text_of(engine, job(prompt)) for prompt in ("Hello", "Hi there")]
     model = engine._decoder._loaded.model  # type: ignore[attr-defined]
     letter = BYTES.convert_tokens_to_ids("~")
@@ -162,7 +164,8 @@ async def test_logits_that_are_not_numbers_end_their_answer_alone(engine: Engine
     assert (error.code, error.retryable, error.alone) == ("engine", True, True)
     assert "not numbers" in str(error)
     assert "an answer ended" in engine.warning
-    assert await text_of(engine, job("a ~ b"))  # nothing of the broken keys and values is used again
+    # nothing of the broken keys and values is used again
+    assert await text_of(engine, job("a ~ b"))
     assert [await text_of(engine, job(prompt)) for prompt in ("Hello", "Hi there")] == alone
 
 
@@ -191,7 +194,9 @@ class Silent:
 async def test_a_decoding_thread_that_dies_hands_its_cause_to_every_run(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a fault, so that three such deaths make a dead letter; the watchdog sees it, and the engine starts again."""
+    """As a fault, so that three such deaths make a dead letter; the watchdog sees it, and the
+    engine starts again.
+    """
     decoder = engine._decoder  # type: ignore[attr-defined]
     gate = Gate(lambda: None)
     runs = [JobRun(engine, job("go on", max_tokens=400), "n1", "boot", number, Silent(), gate) for number in range(2)]

@@ -1,7 +1,9 @@
-"""One request harms itself alone: whatever raises in the decoding loop ends the sequence it worked for, or those of its
-forward pass. Everybody else's answer is to the letter what it is alone, and no slot is lost.
+"""One request harms itself alone: whatever raises in the decoding loop ends the sequence it worked
+for, or those of its forward pass. Everybody else's answer is to the letter what it is alone, and no
+slot is lost.
 
-`HUNT=20000 pytest tests/unit/engine/test_isolation.py --timeout 0` tries so many random schedules, from HUNT_FIRST on.
+`HUNT=20000 pytest tests/unit/engine/test_isolation.py --timeout 0` tries so many random schedules,
+from HUNT_FIRST on.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Prompts: control tokens of users are text, every dialogue fits the template, and what is too long costs little."""
+"""Prompts: control tokens of users are text, every dialogue fits the template, and what is too long
+costs little.
+"""
 
 import time
 from typing import Any, get_args
@@ -49,7 +51,9 @@ def byte_level(template: str | None, *, special: bool = True) -> Any:
 
 
 def sentencepiece(template: str | None, *, special: bool = True) -> Any:
-    """As Llama's and Gemma's: a visible space, put before the text's beginning; runs of newlines are single tokens."""
+    """As Llama's and Gemma's: a visible space, put before the text's beginning; runs of newlines
+    are single tokens.
+    """
     letters = [chr(code) for code in range(33, 127)]
     pieces = ["<unk>", "<s>", "</s>", "▁", "▁t", "th", "the", *letters, *(f"<0x{byte:02X}>" for byte in range(256))]
     merges = [("▁", "t"), ("t", "h"), ("th", "e")]
