@@ -27,6 +27,9 @@ Assistant: The Pacific Ocean is the largest ocean on Earth. It covers about a th
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 _PIECE = 16_384  # characters that are measured at a time
 _BATCH = 256  # contents that are measured at a time
+_PROBED = 64  # newest turns that tell how much the template adds to a turn
+_TURN = 16  # tokens; few templates add more to a turn
+_ESTIMATES = 6  # then halving: a template may add to some turns much more than to others
 _SEAM = 8  # tokens that cutting a text there may add
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _UNBOUNDED = 1 << 40
@@ -83,49 +86,70 @@ class Prompts:
         quarter = self._context // 4
         limit = self._context - max(1, quarter if max_tokens is None else min(max_tokens, quarter))
         first, last = leading_systems(messages), len(messages) - 1
-        starts = self._possible_starts(messages, first, limit)
+        sizes = self._content_sizes(messages, first, limit)
+        starts = [start for start in sorted(sizes) if start == first or messages[start].role == "user"]
         low, high = 0, len(starts)
-        middle = 0  # first of all everything that may fit: mostly it does
+        guess = self._first_guess(messages, first, limit, sizes, starts)
         prompt: Prompt | None = None
+        tries = 0
         while low < high:
-            start = starts[middle]
-            found = self._within(limit, (*messages[:first], *messages[start:]), delivered)
-            if found is None:
-                low = middle + 1
-            else:
+            start = starts[guess]
+            found = self._unless_too_long((*messages[:first], *messages[start:]), delivered)
+            tokens = _UNBOUNDED if found is None else len(found.ids) - found.delivered
+            if found is not None and tokens <= limit:
                 prompt = msgspec.structs.replace(found, omitted=start - first)
-                high = middle
-            middle = (low + high) // 2
+                high = guess
+            else:
+                low = guess + 1
+            tries += 1
+            guess = (low + high) // 2
+            if tokens < _UNBOUNDED and tries <= _ESTIMATES and low < high:
+                added = (tokens - sizes[start]) / (len(messages) - start)
+                estimate = _oldest(starts, sizes, added, len(messages), limit)
+                guess = min(max(estimate, low), high - 1)
         if prompt is None:
-            newest = self._of_dialogue((*messages[:first], *messages[max(first, last) :]), delivered)
-            prompt = msgspec.structs.replace(newest, omitted=max(0, last - first))
+            newest = (*messages[:first], *messages[max(first, last) :])
+            prompt = self._of_dialogue(newest, delivered)
+            prompt = msgspec.structs.replace(prompt, omitted=max(0, last - first))
         return prompt
 
-    def _within(self, limit: int, messages: Messages, delivered: str) -> Prompt | None:
-        """The prompt, if it has at most `limit` tokens besides what was delivered."""
+    def _first_guess(self, messages: Messages, first: int, limit: int, sizes: dict[int, int], starts: list[int]) -> int:
+        """Which of `starts` is probably the oldest that fits, by what the template adds to a few of the
+        newest turns.
+        """
+        if not starts or sizes[starts[0]] + _TURN * (len(messages) - starts[0]) <= limit:
+            return 0
+        probe = max(starts[0], len(messages) - _PROBED)
+        found = self._unless_too_long((*messages[:first], *messages[probe:]), "")
+        if found is None:
+            return len(starts) - 1
+        added = (len(found.ids) - sizes[probe]) / (len(messages) - probe)
+        return _oldest(starts, sizes, added, len(messages), limit)
+
+    def _unless_too_long(self, messages: Messages, delivered: str) -> Prompt | None:
         try:
-            prompt = self._of_dialogue(messages, delivered)
+            return self._of_dialogue(messages, delivered)
         except EngineError as error:
             if error.code != "too_long":
                 raise
             return None
-        return prompt if len(prompt.ids) - prompt.delivered <= limit else None
 
-    def _possible_starts(self, messages: Messages, first: int, limit: int) -> list[int]:
-        """Turns that the dialogue may begin with: the oldest, if all contents may fit, and those of
-        the user whose own and later contents may. What the template adds is not counted here.
+    def _content_sizes(self, messages: Messages, first: int, limit: int) -> dict[int, int]:
+        """Where the dialogue may begin, as far as its contents decide that: by turn, the tokens of the
+        contents from there on, with those of the leading system turns.
         """
-        room = limit - sum(self._sizes([message.content for message in messages[:first]], limit))
+        total = sum(self._sizes([message.content for message in messages[:first]], limit))
+        found: dict[int, int] = {}
         start = len(messages)
-        while start > first and room > 0:
+        while start > first:
             batch = messages[max(first, start - _BATCH) : start]
             for size in reversed(self._sizes([message.content for message in batch], limit)):
-                room -= size
-                if room < 0:
-                    break
+                total += size
+                if total > limit:
+                    return found
                 start -= 1
-        later = range(start, len(messages))
-        return [number for number in later if number == first or messages[number].role == "user"]
+                found[start] = total
+        return found
 
     def _sizes(self, contents: list[str], limit: int) -> list[int]:
         """Tokens of each, as `_size` counts them."""
@@ -278,6 +302,14 @@ def dialogue(messages: Messages) -> str:
     turns = [f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"]
     lines = "\n".join([*turns, "Assistant:"])
     return "\n\n".join([*system, lines]) if system else f"{PREAMBLE}\n{lines}"
+
+
+def _oldest(starts: list[int], sizes: dict[int, int], added: float, count: int, limit: int) -> int:
+    """Which of `starts` is the oldest that fits, if the template adds so much to a turn."""
+    for number, start in enumerate(starts):
+        if sizes[start] + added * (count - start) <= limit:
+            return number
+    return len(starts) - 1
 
 
 def _encodable(text: str) -> str:
