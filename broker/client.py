@@ -38,6 +38,7 @@ from broker.wire import (
     Waiting,
     decode,
     encode,
+    encode_for_once,
 )
 from topology import names
 
@@ -286,12 +287,11 @@ class Client:
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
         job = msgspec.structs.replace(job, reply_to=self._reply_queue)
-        return session.publish(names.JOBS_EXCHANGE, job.model, encode(job), persistent=True)
+        return session.publish(names.JOBS_EXCHANGE, job.model, encode_for_once(job), persistent=True)
 
     def _submit_again(self, session: Session, stream: Stream, *, restarted: bool = False) -> None:
-        """The reply queue of the last session is gone, and with it every frame and every node's way to this reader:
-        the copy of the job that is in the tree comes to nothing, and a new one goes on where the reader is.
-        `restarted`: its node asks for the lost runs first.
+        """Publishes the job anew, to go on where the reader is: the copy that is in the tree comes to nothing, as its
+        reply queue is gone or its run is of no use. `restarted`: its node asks for the lost runs first.
         """
 
         def confirmed(outcome: asyncio.Future[bool]) -> None:
@@ -324,8 +324,8 @@ class Client:
             self._tell_all(Cancel(request_id=stream.request_id, before=stream.attempt + 1))
 
     def _tell_all(self, message: Cancel | Supersede) -> None:
-        """What is told to every node is heard by those that have the job, and remembered by the others; but a node that
-        was away has not heard it, and may get the job all the same: so it is repeated, now and then.
+        """Every node hears it, and remembers it if the job is not there yet; one that was away has not: so it is
+        repeated, now and then.
         """
         now = asyncio.get_running_loop().time()
         while self._told and now - self._told[oldest := next(iter(self._told))] >= TELL_AGAIN_SECONDS:
@@ -360,9 +360,7 @@ class Client:
             self._start_over(stream)
 
     def _start_over(self, stream: Stream) -> None:
-        """A frame of the newest run is missing, so the run is of no use. That is its node's fault, and counts: the copy
-        that is published now asks before it runs, and learns that there were too many.
-        """
+        """A frame of the newest run is missing: its node's fault, which counts. The copy published now asks first."""
         log.error("a frame is missing; starting over", request_id=stream.request_id, node=stream.node)
         stream.lose_run("a frame of its answer was missing")
         if len(stream.faults) > MAX_ATTEMPTS:  # somebody runs it although the answer was to give it up
@@ -373,7 +371,7 @@ class Client:
             self._tell_all(Supersede(request_id=stream.request_id, attempt=stream.attempt))
 
     def _grant(self, stream: Stream, asking: Asking) -> None:
-        """The newest who asks goes on; an older run, if one is left (of a job that came twice), ends."""
+        """The newest who asks goes on; an older run, of a job that came twice, ends."""
         message = stream.grant(asking)
         if self._session is not None:
             self._session.publish("", names.inbox(asking.node), encode(message))

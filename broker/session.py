@@ -57,7 +57,12 @@ class Delivery:
     def _settle(self, done: bool) -> None:
         if not self.settled:
             self.settled = True
-            self.settle(done)
+            settle, self.settle = self.settle, _settled_before
+            settle(done)
+
+
+def _settled_before(_done: bool) -> None:
+    """In place of what held on to the message."""
 
 
 DeliveryHandler = Callable[[Delivery], None]

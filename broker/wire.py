@@ -350,6 +350,22 @@ def encode(message: Wire) -> bytes:
         return _encoder.encode(_without_surrogates(msgspec.to_builtins(message)))
 
 
+def encode_for_once(job: Job) -> bytes:
+    """The same for a job that is kept: CPython keeps the UTF-8 of a text, once it was needed, as long as the text. So
+    copies of the job's texts are encoded, and go with it.
+    """
+    messages = job.messages
+    if messages is not None:
+        messages = tuple(ChatMessage(role=each.role, content=_copy(each.content)) for each in messages)
+    prompt = None if job.prompt is None else _copy(job.prompt)
+    return encode(msgspec.structs.replace(job, messages=messages, prompt=prompt))
+
+
+def _copy(text: str) -> str:
+    """ASCII text is its own UTF-8, and needs none."""
+    return text if text.isascii() else text[:1] + text[1:]
+
+
 def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -95,7 +95,7 @@ class Jobs:
 
     @property
     def busy(self) -> bool:
-        """True while a job is in this node's hands."""
+        """True while a job is here."""
         return bool(len(self.waiting) or self._runs or self._handing)
 
     @property
@@ -323,6 +323,7 @@ class Jobs:
 
     def _settle(self, delivery: Delivery) -> None:
         delivery.ack()
+        delivery.body = b""  # some things that knew the job live on until garbage is collected
         self.settled.set()
 
     def _tell_waiting(self, reply_to: str, frame: AnyFrame) -> None:

@@ -76,12 +76,19 @@ async def _load(node: Node, wait: float) -> None:
     """Starts the engine. One that joins a tree which is there learns first whether it is wanted: a model takes long to
     load. (`up` starts everything together, waits, and gives all of it the same model.)
     """
-    if node.parent is not None and not wait:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ADMISSION_SECONDS):
-                await node.admitted.wait()
+    if not wait:
+        await _admission(node)
     if not node.refused.done():
         await node.care.start()
+
+
+async def _admission(node: Node) -> None:
+    """Returns when the parent has answered whether it takes the node, or soon all the same."""
+    if node.parent is None or node.served:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ADMISSION_SECONDS):
+            await node.admitted.wait()
 
 
 async def _wait_for_name(node: Node, session: Session, leave: asyncio.Event) -> bool:
@@ -108,6 +115,7 @@ async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: as
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
         await _first(session, beats, loading, leaving, node.refused)
+        await _admission(node)
         if node.refused.done():
             await node.port.remove(node.name)
             raise Unwanted(node.refused.result())

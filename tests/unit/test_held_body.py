@@ -1,5 +1,8 @@
 """Large jobs wait as the bytes that came, and nothing of them is lost on the way."""
 
+import sys
+import tracemalloc
+
 import msgspec
 import pytest
 
@@ -43,3 +46,31 @@ async def test_a_large_job_that_waits_and_is_moved_arrives_whole() -> None:
         await cluster.add("n2", "root")
         await until(lambda: "a" in cluster.engine("n2").jobs)
         assert cluster.engine("n2").jobs["a"].prompt == text
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "模", "🌳"])
+async def test_waiting_prompts_cost_their_size_twice_and_nothing_afterwards(letter: str) -> None:
+    """The reader keeps the text, the root the message that it came in (which is also the broker's, here)."""
+    async with Cluster(HoldHigh) as cluster:
+        root = await cluster.add("root")
+        jobs, letters = 30, 100_000
+        tracemalloc.start()
+        try:
+            streams = []
+            for number in range(jobs):
+                prompt = letter * letters + str(number)
+                job = Job(request_id=f"r{number}", model="m", reply_to="", created=0.0, prompt=prompt)
+                streams.append(await cluster.client.submit(job))
+            del job, prompt
+            await until(lambda: len(root.jobs.waiting) == jobs)
+            text = jobs * sys.getsizeof(letter * letters)
+            message = jobs * letters * len(letter.encode())
+            waiting = tracemalloc.get_traced_memory()[0]
+            assert waiting < 1.1 * (text + 1.5 * message)  # msgspec's buffer grows by halves, and is not cut
+            for stream in streams:
+                await stream.aclose()
+            del stream, streams
+            await until(lambda: not cluster.sessions["root"].unsettled)
+            assert tracemalloc.get_traced_memory()[0] < 0.1 * waiting
+        finally:
+            tracemalloc.stop()
