@@ -1,14 +1,17 @@
 """Brings a model onto slots, and proves by its own answers that it fits there.
 
-The proof: the same few prompts once through the library's attention and once through slots, read in pieces and decoded.
-An architecture with another kind of cache, or an attention that takes no function of ours, fails it and is computed the
-library's way.
+The proof is twofold. The model itself answers the same few prompts through the library's attention and over slots. And a
+twin of it, small enough to read beyond every window and limit of its architecture, does the same: see `twin`. What has
+another kind of cache, an attention that takes no function of ours, or a mask that slots do not know, fails one of them and
+is computed the library's way.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 
 from worker.engines import attention
 from worker.engines.attention import Piece
@@ -19,40 +22,62 @@ _PROBE = "canopy_probe"
 _PROMPT, _MORE = 11, 3  # tokens of the proof: read as 7 + 4, then decoded one at a time
 
 
+class Kind(NamedTuple):
+    """What distinguishes the attention of one layer from that of another."""
+
+    module: str  # its class
+    windowed: bool
+    capped: bool
+    masked: bool
+
+
 class Shape:
     """What slots need to know of a model: its attention modules in order, with what each keeps of a token."""
 
     def __init__(self, model: Any) -> None:
-        """Runs one token through the model. Raises Unfit."""
+        """Runs one token through the model, which is as it was afterwards. Raises Unfit."""
         self.modules: dict[Any, tuple[int, int]] = {}
         self.places: dict[Any, torch.device] = {}  # where each of them computes
-        self.attention: str = model.config._attn_implementation  # the library's choice
-
-        def record(
-            module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **more: Any
-        ) -> Any:
-            if unknown := {"s_aux", "position_bias"} & {name for name, given in more.items() if given is not None}:
-                raise Unfit(f"its attention wants {', '.join(sorted(unknown))}")
-            if module in self.modules or key.shape != value.shape:
-                raise Unfit("its attention is shared between layers, or keeps keys and values of different shapes")
-            if not getattr(module, "is_causal", True):
-                raise Unfit("its attention looks ahead")
-            self.modules[module] = (key.shape[1], key.shape[3])
-            self.places[module] = key.device
-            return query.transpose(1, 2).contiguous(), None
-
-        AttentionInterface.register(_PROBE, record)
-        _use(model, _PROBE)
-        try:
-            with torch.inference_mode():
-                model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
-        except Unfit:
-            raise
-        except Exception as error:  # each architecture may fail in its own way; it is computed the library's way then
-            raise Unfit(one_line(error)) from error
-        layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+        self.kinds: set[Kind] = set()
+        AttentionInterface.register(_PROBE, self._record)
+        with attention_of(model, _PROBE):
+            try:
+                with torch.inference_mode():
+                    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+                    model(input_ids=token, use_cache=False)
+            except Unfit:
+                raise
+            except Exception as error:  # each architecture may fail in its own way; it is computed the library's way
+                raise Unfit(one_line(error)) from error
+        layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
         if len(self.modules) != layers:
             raise Unfit(f"{len(self.modules)} of its {layers} layers are attention that takes a function")
+
+    def _record(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **more: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """For transformers, as `attention.attend_layer` is."""
+        given = {name for name, setting in more.items() if setting is not None}
+        if unknown := {"s_aux", "position_bias"} & given:
+            raise Unfit(f"its attention wants {', '.join(sorted(unknown))}")
+        if key.shape != value.shape:
+            raise Unfit(f"it keeps keys of {key.shape[-1]} numbers and values of {value.shape[-1]}")
+        if module in self.modules:
+            raise Unfit("a layer calls its attention more than once, or shares it with another")
+        if not getattr(module, "is_causal", True):
+            raise Unfit("its attention looks ahead")
+        self.modules[module] = (key.shape[1], key.shape[3])
+        self.places[module] = key.device
+        windowed = bool(more.get("sliding_window"))
+        capped = bool(more.get("softcap"))
+        self.kinds.add(Kind(type(module).__name__, windowed, capped, attention_mask is not None))
+        return query.transpose(1, 2).contiguous(), None
 
     def bytes_per_token(self, dtype: torch.dtype, place: torch.device | None = None) -> int:
         """Memory that the keys and values of one token take, on that device alone or on all of them."""
@@ -63,24 +88,46 @@ class Shape:
         )
 
 
+@contextmanager
+def attention_of(model: Any, name: str) -> Iterator[None]:
+    """The attention function of that name meanwhile, and what was there before on every way out. Raises Unfit."""
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    try:
+        _use(model, name)
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+
+
 def fit(model: Any, shape: Shape, slots: int, context: int) -> SlotModel:
-    """The model over that many slots, checked. Its attention function is ours from then on. Raises Unfit."""
+    """The model over that many slots, checked. Its attention function is ours from then on; what does not fit is left as
+    it was. Raises Unfit.
+    """
     attention.register()
     over = SlotModel(model, slots, context)
     try:
-        _use(model, attention.NAME)
         over.allocate(shape.modules, shape.places)
         if context >= _PROMPT + _MORE:
-            _prove(model, shape, over)
+            with attention_of(model, attention.NAME):
+                got = _over_slots(over, *_probes(model, slots))
+            prompts, _ = _probes(model, slots)
+            check_equal(model.dtype, got, [_by_library(model, prompt) for prompt in prompts])
+        _use(model, attention.NAME)
     except Exception:
         over.release()
         raise
     return over
 
 
-def give_back(model: Any, shape: Shape) -> None:
-    """The library's own attention again, after Unfit."""
-    _use(model, shape.attention)
+def check_equal(dtype: torch.dtype, mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    """Logits of the same tokens in two ways. Raises Unfit if they are not the same but for rounding."""
+    bound = 1e-3 if dtype == torch.float32 else 0.25
+    for ours, wanted in zip(mine, theirs, strict=True):
+        spread = float(wanted.std()) or 1.0
+        off = float((ours - wanted).abs().max()) / spread
+        if not off < bound:  # a NaN is not below anything
+            raise Unfit(f"its answers differ by {off:.2g} of their spread")
 
 
 def compile_layers(model: Any, shape: Shape) -> int:
@@ -113,36 +160,25 @@ def _block(model: Any, module: Any) -> Any:
     return None
 
 
-def _prove(model: Any, shape: Shape, over: SlotModel) -> None:
-    vocabulary = model.config.get_text_config().vocab_size
+def _probes(model: Any, slots: int) -> tuple[list[list[int]], list[int]]:
+    """Prompts of different lengths, and the slots they are computed in."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(1)
     both = torch.randint(0, vocabulary, (2, _PROMPT + _MORE), generator=generator).tolist()
-    prompts = [both[0], both[1][: _PROMPT - 2 + _MORE]]  # ragged
-    slots = [0, 1 % over.slots]
-    if over.slots == 1:
-        prompts, slots = prompts[:1], slots[:1]
-    with torch.inference_mode():
-        got = _over_slots(over, prompts, slots)
-        give_back(model, shape)
-        try:
-            wanted = [_by_library(model, prompt) for prompt in prompts]
-        finally:
-            _use(model, attention.NAME)
-    for mine, theirs in zip(got, wanted, strict=True):
-        spread = float(theirs.std()) or 1.0
-        off = float((mine - theirs).abs().max()) / spread
-        bound = 1e-3 if model.dtype == torch.float32 else 0.25
-        if not off < bound:  # a NaN is not below anything
-            raise Unfit(f"its answers over slots differ by {off:.2g} of their spread")
+    if slots == 1:
+        return [both[0]], [0]
+    return [both[0], both[1][: _PROMPT - 2 + _MORE]], [0, 1]
 
 
 def _by_library(model: Any, prompt: list[int]) -> torch.Tensor:
     """Logits [1 + _MORE, vocabulary] after the prompt and each further token."""
-    output = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
     logits: torch.Tensor = output.logits[0, -_MORE - 1 :].float()
     return logits
 
 
+@torch.inference_mode()
 def _over_slots(over: SlotModel, prompts: list[list[int]], slots: list[int]) -> list[torch.Tensor]:
     """The same of each prompt, read in two pieces, the rest decoded together."""
     lengths = [len(prompt) - _MORE for prompt in prompts]
@@ -155,6 +191,19 @@ def _over_slots(over: SlotModel, prompts: list[list[int]], slots: list[int]) -> 
         over.feed(torch.tensor(newest, device=over.device))
         made.append(over.decode(slots, [length + more for length in lengths]).float().clone())
     return [torch.stack([logits[row] for logits in made]) for row in range(len(prompts))]
+
+
+def _configs(model: Any) -> list[Any]:
+    """Every config that a part of the model looks at, once."""
+    found = {id(model.config): model.config}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            found[id(config)] = config
+    for config in list(found.values()):
+        text = config.get_text_config(decoder=True)
+        found.setdefault(id(text), text)
+    return list(found.values())
 
 
 def _use(model: Any, name: str) -> None:

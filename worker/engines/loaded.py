@@ -52,6 +52,7 @@ class Loaded(msgspec.Struct, frozen=True):
     vocabulary: int  # token ids are below it
     prefill_tokens: int  # how much of a prompt is read between two steps of those who run
     over: OverSlots | None = None  # the model over slots; None: it is computed the library's way
+    alone: bool = False  # and there each sequence by itself: its cache cannot be batched, see worker.engines.alone
     precision: str = ""  # the numbers that a CPU computes in; see worker.engines.precision
     # Ends the other processes that hold parts of it; False: this one cannot be used again either.
     close: Callable[[], bool] | None = None

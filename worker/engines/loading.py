@@ -14,13 +14,15 @@ from safetensors import SafetensorError
 
 from worker import models
 from worker.engines import precision, sizing
+from worker.engines.alone import bytes_per_token
 from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable
 from worker.engines.batch import Batch
-from worker.engines.fitting import Shape, compile_layers, fit, give_back, uncompile
+from worker.engines.fitting import Shape, compile_layers, fit, uncompile
 from worker.engines.joined import join
 from worker.engines.loaded import Loaded
 from worker.engines.sizing import Size
 from worker.engines.slotmodel import BUCKETS, SlotModel, Unfit
+from worker.engines.twin import Twin, prove_rows, prove_slots
 from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
@@ -57,14 +59,16 @@ def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = N
     """
     place: torch.device = model.device
     attention = str(model.config._attn_implementation)  # the library's
-    over = None
+    over, alone = None, False
+    twin = Twin(model)
     try:
-        over = _onto_slots(model, slots, context)
+        over = _onto_slots(model, twin, slots, context)
         size = Size(over.slots, over.context)
     except Unfit as error:
-        log.warning("computed the library's way", model=type(model).__name__, reason=str(error))
+        alone = not _batches(model, twin)
+        log.warning("computed the library's way", model=type(model).__name__, alone=alone, reason=str(error))
         # There rows are padded, and copied as they grow: how many have room is not known before.
-        size = size_of(model, room(place, _bytes_per_token(model)), slots or DEFAULT_SLOTS, context)
+        size = size_of(model, room(place, _bytes_per_token(model, alone)), slots or DEFAULT_SLOTS, context)
     chosen = ""
     if place.type == "cpu":  # only now: that a model fits was proved in the numbers it came in
         chosen = precision.settle(model, tokenizer, size.slots, attention)
@@ -77,24 +81,25 @@ def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = N
         vocabulary=model.config.get_text_config().vocab_size,
         prefill_tokens=_prefill_tokens(over, place),
         over=over,
+        alone=alone,
         precision=chosen,
     )
 
 
-def _onto_slots(model: Any, slots: int | None, context: int | None) -> SlotModel:
+def _onto_slots(model: Any, twin: Twin, slots: int | None, context: int | None) -> SlotModel:
     """Raises Unfit, and leaves the model as it was then."""
     if os.environ.get("CANOPY_LIBRARY_ATTENTION"):
         raise Unfit("CANOPY_LIBRARY_ATTENTION is set")
     place = model.device
-    shape = Shape(model)
     try:
+        shape = Shape(model)
+        prove_slots(twin, shape.kinds)
         tokens = min(
             room(each, shape.bytes_per_token(model.dtype, each), shared=slots is None)
             for each in {*shape.places.values()}
         )
         over = fit(model, shape, *size_of(model, tokens, slots, context))
     except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
-        give_back(model, shape)
         raise Unfit(one_line(error)) from error
     if len({*shape.places.values()}) > 1:
         log.info("steps are not recorded: a graph is one device's")
@@ -205,14 +210,26 @@ def load_weights(folder: Path, place: torch.device, **how: Any) -> Any:
     return model.eval()
 
 
-def _bytes_per_token(model: Any) -> int:
-    """Reads one token, which also shows whether this architecture keeps plain keys and values."""
-    batch = Batch(model)
-    batch.start([], [0])
+def _batches(model: Any, twin: Twin) -> bool:
+    """Whether rows that are padded and computed together give the library's answers."""
+    try:
+        prove_rows(twin, model)
+    except Unfit as error:
+        log.info("computed one by one", model=type(model).__name__, reason=str(error))
+        return False
+    return True
+
+
+def _bytes_per_token(model: Any, alone: bool) -> int:
+    """Reads a few tokens, which also shows whether this architecture can be computed at all. Raises EngineUnavailable."""
     try:
         with torch.inference_mode():
+            if alone:
+                return bytes_per_token(model)
+            batch = Batch(model)
+            batch.start([], [0])
             batch.step([[0]])
-        return batch.bytes_per_token()
+            return batch.bytes_per_token()
     except Exception as error:  # any architecture may fail in its own way; to the operator it is one thing
         raise EngineUnavailable(f"the model {type(model).__name__} cannot be run here: {one_line(error)}") from error
 

@@ -1,9 +1,13 @@
-"""What each step computes, for models that keep their own kind of cache: rows that grow together, see `batch`."""
+"""What each step computes, for models that slots do not fit: rows that grow together, see `batch`, or one by one where
+their caches do not allow that, see `alone`.
+"""
 
 from collections import deque
+from typing import Any
 
 import torch
 
+from worker.engines.alone import AloneBatch, AlonePrefill
 from worker.engines.batch import Batch, Prefill
 from worker.engines.loaded import Loaded
 from worker.engines.sampling import Sampler
@@ -19,8 +23,8 @@ class RowScheduler:
         self._loaded = loaded
         self._slots = slots
         self._waiting: deque[Sequence] = deque()
-        self._prefill: Prefill | None = None
-        self._running = Batch(loaded.model)
+        self._prefill: Prefill | AlonePrefill | None = None
+        self._running: Any = AloneBatch(loaded.model) if loaded.alone else Batch(loaded.model)
         self._sampler = Sampler(slots, loaded.vocabulary, torch.device(loaded.model.device))
         self._output = StepOutput()
 
@@ -66,13 +70,14 @@ class RowScheduler:
             return
         rows = [self._waiting.popleft()]
         longest = len(rows[0].ids)
-        while self._waiting and len(rows) < room:
+        while self._waiting and len(rows) < room and not self._loaded.alone:
             longest = max(longest, len(self._waiting[0].ids))
             if longest * (len(rows) + 1) > self._loaded.prefill_tokens:
                 break
             rows.append(self._waiting.popleft())
         with self._output.together(rows):
-            self._prefill = Prefill(self._loaded.model, rows)
+            reading = AlonePrefill if self._loaded.alone else Prefill
+            self._prefill = reading(self._loaded.model, rows)
 
     def _advance_prefill(self) -> None:
         prefill = self._prefill
@@ -101,7 +106,7 @@ class RowScheduler:
         if rows and all(row.finished for row in rows):
             self._running.clear()  # also of a cache that a failure may have left half changed
 
-    def _take(self, batch: Batch, logits: torch.Tensor) -> None:
+    def _take(self, batch: Batch | AloneBatch, logits: torch.Tensor) -> None:
         """Chooses every row's next token; rows that end with it leave."""
         for row in batch.rows:
             if row.slot is None and not row.finished:

@@ -26,6 +26,7 @@ from worker.engines.base import EngineUnavailable
 from worker.engines.fitting import Shape, fit
 from worker.engines.loading import load_weights, room, size_of
 from worker.engines.slotmodel import SlotModel, Unfit
+from worker.engines.twin import Twin, prove_slots
 from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
@@ -141,6 +142,7 @@ def fit_shard(model: Any, slots: int | None, ranks: int) -> SlotModel:
     sharing = ranks if place.type == "cpu" else 1  # ranks that take from the same memory
     try:
         shape = Shape(model)
+        prove_slots(Twin(model), shape.kinds)
         own = room(place, sharing * shape.bytes_per_token(model.dtype), shared=slots is None)
         least = torch.tensor([own], device=place)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)

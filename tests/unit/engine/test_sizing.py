@@ -19,6 +19,7 @@ from worker.engines.loading import ready, room, size_of
 from worker.engines.sizing import Size, chosen, fixed
 from worker.engines.slotmodel import BUCKETS
 from worker.engines.transformers import TransformersEngine
+from worker.engines.twin import Twin
 
 GPU = torch.device("cuda", 0)
 TOKENS = st.integers(0, 10_000_000)
@@ -241,7 +242,8 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(monkeypatch: p
     monkeypatch.setattr(
         loading, "fit", lambda _model, _shape, slots, context: SimpleNamespace(slots=slots, context=context)
     )
-    over = loading._onto_slots(tiny(), None, None)
+    model = tiny()
+    over = loading._onto_slots(model, Twin(model), None, None)
     assert seen == [(7000, None)]
     assert (over.slots, over.context) == (2, 64)
 
