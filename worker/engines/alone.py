@@ -1,9 +1,11 @@
-"""Sequences that are computed one by one, by the steps of the library's own `generate`: for models whose caches cannot be
-batched, cut or read in pieces (state spaces, convolutions, compressed keys). Slow, and right by construction.
+"""Sequences that are computed one by one, by the steps of the library's own `generate`: for models
+whose caches cannot be batched, cut or read in pieces (state spaces, convolutions, compressed keys).
+Slow, and right by construction.
 
-`generate` prepares a sequence (its kind of cache, mask and positions) and hands it to a decoding method; ours keeps what
-was prepared, so that each further token can be computed when the scheduler wants it. Some models read a sequence anew in
-the middle (Phi 3, where it outgrows its short rotary factors): that, too, is in the library's own steps.
+`generate` prepares a sequence (its kind of cache, mask and positions) and hands it to a decoding
+method; ours keeps what was prepared, so that each further token can be computed when the scheduler
+wants it. Some models read a sequence anew in the middle (Phi 3, where it outgrows its short rotary
+factors): that, too, is in the library's own steps.
 """
 
 import inspect
@@ -81,7 +83,9 @@ class AloneBatch:
 
 
 class AlonePrefill:
-    """A newcomer whose prompt is read in one piece: these models cannot all go on in the middle of one."""
+    """A newcomer whose prompt is read in one piece: these models cannot all go on in the middle of
+    one.
+    """
 
     def __init__(self, model: Any, rows: list[Sequence]) -> None:
         self.done = False

@@ -1,9 +1,10 @@
 """Brings a model onto slots, and proves by its own answers that it fits there.
 
-The proof is twofold. The model itself answers the same few prompts through the library's attention and over slots. And a
-twin of it, small enough to read beyond every window and limit of its architecture, does the same: see `twin`. What has
-another kind of cache, an attention that takes no function of ours, or a mask that slots do not know, fails one of them and
-is computed the library's way.
+The proof is twofold. The model itself answers the same few prompts through the library's attention
+and over slots. And a twin of it, small enough to read beyond every window and limit of its
+architecture, does the same: see `twin`. What has another kind of cache, an attention that takes no
+function of ours, or a mask that slots do not know, fails one of them and is computed the library's
+way.
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ class Kind(NamedTuple):
 
 
 class Shape:
-    """What slots need to know of a model: its attention modules in order, with what each keeps of a token."""
+    """What slots need to know of a model: its attention modules in order, with what each keeps of a
+    token.
+    """
 
     def __init__(self, model: Any) -> None:
         """Runs one token through the model, which is as it was afterwards. Raises Unfit."""
@@ -80,7 +83,9 @@ class Shape:
         return query.transpose(1, 2).contiguous(), None
 
     def bytes_per_token(self, dtype: torch.dtype, place: torch.device | None = None) -> int:
-        """Memory that the keys and values of one token take, on that device alone or on all of them."""
+        """Memory that the keys and values of one token take, on that device alone or on all of
+        them.
+        """
         return sum(
             2 * heads * size * dtype.itemsize
             for module, (heads, size) in self.modules.items()
@@ -90,7 +95,9 @@ class Shape:
 
 @contextmanager
 def attention_of(model: Any, name: str) -> Iterator[None]:
-    """The attention function of that name meanwhile, and what was there before on every way out. Raises Unfit."""
+    """The attention function of that name meanwhile, and what was there before on every way out.
+    Raises Unfit.
+    """
     before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
         _use(model, name)
@@ -101,8 +108,8 @@ def attention_of(model: Any, name: str) -> Iterator[None]:
 
 
 def fit(model: Any, shape: Shape, slots: int, context: int) -> SlotModel:
-    """The model over that many slots, checked. Its attention function is ours from then on; what does not fit is left as
-    it was. Raises Unfit.
+    """The model over that many slots, checked. Its attention function is ours from then on; what
+    does not fit is left as it was. Raises Unfit.
     """
     attention.register()
     over = SlotModel(model, slots, context)
@@ -121,7 +128,9 @@ def fit(model: Any, shape: Shape, slots: int, context: int) -> SlotModel:
 
 
 def check_equal(dtype: torch.dtype, mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
-    """Logits of the same tokens in two ways. Raises Unfit if they are not the same but for rounding."""
+    """Logits of the same tokens in two ways. Raises Unfit if they are not the same but for
+    rounding.
+    """
     bound = 1e-3 if dtype == torch.float32 else 0.25
     for ours, wanted in zip(mine, theirs, strict=True):
         spread = float(wanted.std()) or 1.0
@@ -131,7 +140,9 @@ def check_equal(dtype: torch.dtype, mine: list[torch.Tensor], theirs: list[torch
 
 
 def compile_layers(model: Any, shape: Shape) -> int:
-    """Compiles the repeated blocks around the attention modules, once for all of them; returns how many there are."""
+    """Compiles the repeated blocks around the attention modules, once for all of them; returns how
+    many there are.
+    """
     blocks = _blocks(model, shape)
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for block in blocks:

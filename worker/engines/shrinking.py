@@ -1,8 +1,9 @@
-"""A small config of the same architecture: the same code, few weights, and every window, chunk and limit in it a few
-tokens wide, so that a short sequence reaches beyond all of them.
+"""A small config of the same architecture: the same code, few weights, and every window, chunk and
+limit in it a few tokens wide, so that a short sequence reaches beyond all of them.
 
-Names differ between architectures, and a window may have any name. So it works the other way round: what is known to be
-a size keeps its proportions, and **every other large number is taken for a limit** and made small.
+Names differ between architectures, and a window may have any name. So it works the other way round:
+what is known to be a size keeps its proportions, and **every other large number is taken for a
+limit** and made small.
 """
 
 import copy
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 LIMIT = 8  # tokens: what windows, chunks and the like become
 ORIGINAL = 16  # tokens: the length beyond which a scaled rotary embedding changes
 POSITIONS = 128  # the model's own context
-_HEADS, _LAYERS, _VOCABULARY, _WIDTH, _EXPERTS = 4, 2, 96, 64, 4
+_HEADS, _LAYERS, _WIDTH = 4, 2, 64
 _HEAD_SIZE = 16
 _LARGE = 32  # a number up to here is a count or a period, and stays
 
@@ -30,11 +31,18 @@ _POSITIONS = re.compile(
     r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|seq_length|model_max_length"
     r"|max_(target|source)_positions|context_length)$"
 )
-_TOKENS = re.compile(r"(token_ids?|_index|_idx|lang_id)$")
-_GROUPS = re.compile(r"^(n_group|topk_group|num_expert_group)$")
-_EXPERTS_CHOSEN = re.compile(r"experts_per_tok(en)?$|^moe_(k|topk|top_k)$")
-_LIMIT_COUNTS = re.compile(r"top_?k|blocks$")  # of blocks, or of keys, that a token sees
-_LIMITS = re.compile(r"window|chunk|local|block|slid|context|span|stride")
+_LARGEST = (  # of numbers with such names; the first that matches counts
+    (re.compile(r"^original_max_position_embeddings$"), ORIGINAL),
+    (_POSITIONS, POSITIONS),
+    (re.compile(r"vocab_size$"), 96),
+    (re.compile(r"(token_ids?|_index|_idx|lang_id)$"), 2),
+    (re.compile(r"^(n_group|topk_group|num_expert_group)$"), 1),
+    (re.compile(r"experts_per_tok(en)?$|^moe_(k|topk|top_k)$"), 2),
+    (re.compile(r"experts$"), 4),
+    (re.compile(r"top_?k|blocks$"), 2),  # of blocks, or of keys, that a token sees
+    (re.compile(r"window|chunk|local|block|slid|context|span|stride"), LIMIT),
+    (re.compile(r"size|dim"), 32),
+)
 
 
 class _Measure(NamedTuple):
@@ -111,32 +119,10 @@ def _number(name: str, value: Any, measure: _Measure) -> Any:
         return max(1, value // measure.divisor)
     if _WIDTHS.match(name):
         return measure.width
-    return min(value, _most(name, value))
-
-
-def _most(name: str, value: int) -> int:
-    """How large a number of that name may be."""
-    if name == "original_max_position_embeddings":
-        return ORIGINAL
-    if _POSITIONS.match(name):
-        return POSITIONS
-    if name.endswith("vocab_size"):
-        return _VOCABULARY
-    if _TOKENS.search(name):
-        return 2
-    if _GROUPS.match(name):
-        return 1
-    if _EXPERTS_CHOSEN.search(name):
-        return 2
-    if name.endswith("experts"):
-        return _EXPERTS
-    if _LIMIT_COUNTS.search(name):
-        return 2
-    if _LIMITS.search(name):
-        return LIMIT
-    if value > _LARGE:
-        return _WIDTH if re.search(r"size|dim", name) else LIMIT
-    return value
+    for pattern, largest in _LARGEST:
+        if pattern.search(name):
+            return min(value, largest)
+    return LIMIT if value > _LARGE else value
 
 
 def _measured(values: dict[Any, Any]) -> _Measure:
@@ -157,7 +143,9 @@ def _measured(values: dict[Any, Any]) -> _Measure:
 
 
 def _kept_layers(values: dict[Any, Any], layers: int) -> tuple[int, ...]:
-    """One layer of each kind, as the lists that describe every layer tell them apart; at least `_LAYERS`."""
+    """One layer of each kind, as the lists that describe every layer tell them apart; at least
+    `_LAYERS`.
+    """
     listed = [value for name, value in values.items() if isinstance(value, list) and _lists_layers(str(name), value)]
     lists = [value for value in values.values() if isinstance(value, list) and value not in listed]
     lists = [value for value in lists if layers > 1 and len(value) == layers]

@@ -1,9 +1,10 @@
 """The proof of what a model does beyond its windows, by a small model of the same class.
 
-A mask that begins to matter after 4,096 tokens cannot be seen with a short prompt, and a long one through a large model
-would take minutes. So a twin is made: the same class, random weights, a config whose windows, chunks and limits are a few
-tokens wide (`shrinking`). Prompts below, at and beyond them are read in pieces, decoded together across the limits, and
-compared with the library's own steps for each sequence alone.
+A mask that begins to matter after 4,096 tokens cannot be seen with a short prompt, and a long one
+through a large model would take minutes. So a twin is made: the same class, random weights, a
+config whose windows, chunks and limits are a few tokens wide (`shrinking`). Prompts below, at and
+beyond them are read in pieces, decoded together across the limits, and compared with the library's
+own steps for each sequence alone.
 """
 
 from collections.abc import Iterator
@@ -50,7 +51,9 @@ class Twin:
 
     @cached_property
     def answers(self) -> list[torch.Tensor]:
-        """Of each sequence the logits [1 + MORE, vocabulary] after its prompt and each further token. Raises Unfit."""
+        """Of each sequence the logits [1 + MORE, vocabulary] after its prompt and each further
+        token. Raises Unfit.
+        """
         with _untried():
             return [alone_answer(self.model, sequence, MORE) for sequence in self.sequences]
 
@@ -63,8 +66,8 @@ def script(model: Any, lengths: Many[int], more: int) -> list[list[int]]:
 
 
 def prove_slots(twin: Twin, kinds: set[Kind]) -> None:
-    """Whether slots give the library's answers at every length. `kinds`: of the large model's attention, all of which the
-    twin must have. Raises Unfit.
+    """Whether slots give the library's answers at every length. `kinds`: of the large model's
+    attention, all of which the twin must have. Raises Unfit.
     """
     shape = Shape(twin.model)
     if missing := kinds - shape.kinds:
@@ -79,8 +82,8 @@ def prove_slots(twin: Twin, kinds: set[Kind]) -> None:
 
 
 def prove_rows(twin: Twin, model: Any) -> None:
-    """Whether rows that are padded and computed together give the library's answers for each alone: the twin's at every
-    length, and the large model's at short ones. Raises Unfit.
+    """Whether rows that are padded and computed together give the library's answers for each alone:
+    the twin's at every length, and the large model's at short ones. Raises Unfit.
     """
     with _unfit():
         sequences = script(model, _SHORT, MORE)
@@ -94,7 +97,9 @@ def prove_rows(twin: Twin, model: Any) -> None:
 
 @torch.inference_mode()
 def alone_answer(model: Any, sequence: list[int], more: int) -> torch.Tensor:
-    """By the library's own steps: logits [1 + more, vocabulary] after the prompt and each of the last `more` tokens."""
+    """By the library's own steps: logits [1 + more, vocabulary] after the prompt and each of the
+    last `more` tokens.
+    """
     row = AloneRow(model, sequence[:-more])
     made = [row.read()]
     made += [row.step(token) for token in sequence[-more:]]
@@ -110,7 +115,9 @@ def _check(got: list[torch.Tensor], wanted: list[torch.Tensor], dtype: torch.dty
 
 @contextmanager
 def _unfit() -> Iterator[None]:
-    """Whatever is raised is a reason not to compute it this way: any architecture may fail in its own."""
+    """Whatever is raised is a reason not to compute it this way: any architecture may fail in its
+    own.
+    """
     try:
         yield
     except Unfit:

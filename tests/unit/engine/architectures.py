@@ -1,4 +1,6 @@
-"""Tiny models of any architecture of the library, and what they answer: here, and by the library's own `generate`."""
+"""Tiny models of any architecture of the library, and what they answer: here, and by the library's
+own `generate`.
+"""
 
 import queue
 from collections.abc import Sequence as Many
@@ -36,12 +38,16 @@ def tokenizer() -> Any:
 
 
 def tiny(kind: str, seed: int = 0, **settings: Any) -> Any:
-    """A model of that `model_type`, with random weights; `settings` are its config's, before it is made small."""
+    """A model of that `model_type`, with random weights; `settings` are its config's, before it is
+    made small.
+    """
     return made(shrunk(CONFIG_MAPPING[kind](**settings)), seed)
 
 
 def made(config: Any, seed: int = 0) -> Any:
-    """The model of a config that is small already. Steep weights: rounding must not decide which token is next."""
+    """The model of a config that is small already. Steep weights: rounding must not decide which
+    token is next.
+    """
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""What is proved before a model is computed over slots: the same tokens as `generate`, also beyond its windows."""
+"""What is proved before a model is computed over slots: the same tokens as `generate`, also beyond
+its windows.
+"""
 
 from typing import Any
 
@@ -48,7 +50,9 @@ def test_tokens_beyond_a_window_are_the_librarys(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama4_text", "qwen2_moe", "doge"])
 def test_a_window_that_is_far_away_is_noticed(kind: str) -> None:
-    """The model is small and its window is not: no prompt of the proof comes near it, but its twin's does."""
+    """The model is small and its window is not: no prompt of the proof comes near it, but its
+    twin's does.
+    """
     config = shrunk(CONFIG_MAPPING[kind](**WINDOWED[kind]))
     for name in ("attention_chunk_size", "floor_scale", "sliding_window", "keep_window_size"):
         if hasattr(config, name):
