@@ -30,6 +30,17 @@ class Piece(NamedTuple):
     slot: int
     start: int  # position of the first of them
     length: int
+    whole: int = 0  # tokens of the prompt that it is a piece of, if that is longer
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence with this piece."""
+        return self.start + self.length
+
+    @property
+    def reach(self) -> int:
+        """How long the sequence is known to become."""
+        return max(self.whole, self.end)
 
 
 class Block(NamedTuple):
@@ -49,7 +60,7 @@ class Block(NamedTuple):
 class Step:
     """What the attention of every layer needs to know of the step that is being computed.
 
-    The tensors are on the model's first device: places [tokens] int64, the others int32. With CUDA graphs they are the
+    The tensors are on the model's first device: places and reaches [tokens] int64, the others int32. With CUDA graphs they are the
     graph's own inputs, filled anew for each step.
     """
 
@@ -60,8 +71,14 @@ class Step:
     starts: torch.Tensor | None = None  # [pieces + 1] first token of each; None: one token a piece
     longest: int = 1  # most tokens of a piece
     fixed: bool = False  # no row may be rounded otherwise for another one's sake
+    reaches: torch.Tensor | None = None  # [tokens] of pieces; see `reach`
     elsewhere: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
     blocks: list[Block] = field(default_factory=list, repr=False, compare=False)  # made once a step, by `blocks_of`
+
+    @property
+    def reach(self) -> torch.Tensor:
+        """[tokens] how long each token's sequence is known to become; see `rope`."""
+        return self.lengths if self.reaches is None else self.reaches
 
     def on(self, device: torch.device) -> "Step":
         """The same for a layer on that device: a model's layers may be spread over several. Copied once a device."""
@@ -73,6 +90,7 @@ class Step:
                 places=self.places.to(device, non_blocking=True),
                 slots=self.slots.to(device, non_blocking=True),
                 lengths=self.lengths.to(device, non_blocking=True),
+                reaches=None if self.reaches is None else self.reaches.to(device, non_blocking=True),
                 starts=None if self.starts is None else self.starts.to(device, non_blocking=True),
                 elsewhere={},
                 blocks=[],
@@ -91,6 +109,11 @@ def now(step: Step) -> Iterator[None]:
         yield
     finally:
         del _local.step
+
+
+def current() -> Step | None:
+    """The step that is being computed in this thread, if it is one over slots."""
+    return getattr(_local, "step", None)
 
 
 def attend_layer(
@@ -184,12 +207,12 @@ def _plain(
     softcap: float,
 ) -> torch.Tensor:
     """With the library's own attention, and nothing copied: pieces of prompts one by one, decoding rows together."""
-    if step.starts is None and not softcap and not (window and any(_end(piece) > window for piece in step.pieces)):
+    if step.starts is None and not softcap and not (window and any(piece.end > window for piece in step.pieces)):
         return _decode_plainly(query, keys, values, step, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     first = 0
     for piece in step.pieces:
-        last, end = first + piece.length, _end(piece)
+        last, end = first + piece.length, piece.end
         begin = max(0, piece.start - window + 1) if window else 0
         mine = query[first:last].transpose(0, 1)[None]
         k, v = (cache[piece.slot, begin:end].transpose(0, 1)[None] for cache in (keys, values))
@@ -229,7 +252,7 @@ def blocks_of(
     """
     alike: dict[int, list[tuple[int, int, int]]] = {}
     for row, piece in enumerate(pieces):
-        alike.setdefault(padded(_end(piece), context), []).append((piece.slot, row, _end(piece)))
+        alike.setdefault(padded(piece.end, context), []).append((piece.slot, row, piece.end))
     cut = (lambda rows: [[row] for row in rows]) if fixed else _runs
     return [_block(run, length, dtype, device) for length, rows in alike.items() for run in cut(sorted(rows))]
 
@@ -262,10 +285,6 @@ def _block(run: list[tuple[int, int, int]], length: int, dtype: torch.dtype, dev
     mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
     rows = torch.tensor([row for _, row, _ in run])
     return Block(rows.to(device), spots.to(device), first, last, length, mask.to(device))
-
-
-def _end(piece: Piece) -> int:
-    return piece.start + piece.length
 
 
 def _mask(piece: Piece, begin: int, window: int, device: torch.device) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ import msgspec
 import torch
 
 from worker.engines.attention import Piece
+from worker.engines.rope import LengthLimit
 
 
 class OverSlots(Protocol):
@@ -18,6 +19,7 @@ class OverSlots(Protocol):
     device: torch.device
     slots: int
     context: int
+    limit: LengthLimit | None  # beyond it a sequence's keys are others
 
     @property
     def device_ahead(self) -> bool:

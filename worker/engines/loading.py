@@ -17,9 +17,11 @@ from worker.engines import precision, sizing
 from worker.engines.alone import bytes_per_token
 from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable
 from worker.engines.batch import Batch
+from worker.engines.contextlength import context_length
 from worker.engines.fitting import Shape, compile_layers, fit, uncompile
 from worker.engines.joined import join
 from worker.engines.loaded import Loaded
+from worker.engines.rope import choose_by_sequence
 from worker.engines.sizing import Size
 from worker.engines.slotmodel import BUCKETS, SlotModel, Unfit
 from worker.engines.twin import Twin, prove_rows, prove_slots
@@ -60,6 +62,9 @@ def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = N
     place: torch.device = model.device
     attention = str(model.config._attn_implementation)  # the library's
     over, alone = None, False
+    longest = context_length(model, tokenizer)
+    context = min(longest, context or longest)
+    choose_by_sequence(model)
     twin = Twin(model)
     try:
         over = _onto_slots(model, twin, slots, context)
@@ -78,7 +83,7 @@ def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = N
         ends=end_tokens(model, tokenizer),
         slots=size.slots,
         context=size.context,
-        vocabulary=model.config.get_text_config().vocab_size,
+        vocabulary=model.config.get_text_config(decoder=True).vocab_size,
         prefill_tokens=_prefill_tokens(over, place),
         over=over,
         alone=alone,
@@ -86,14 +91,14 @@ def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = N
     )
 
 
-def _onto_slots(model: Any, twin: Twin, slots: int | None, context: int | None) -> SlotModel:
+def _onto_slots(model: Any, twin: Twin, slots: int | None, context: int) -> SlotModel:
     """Raises Unfit, and leaves the model as it was then."""
     if os.environ.get("CANOPY_LIBRARY_ATTENTION"):
         raise Unfit("CANOPY_LIBRARY_ATTENTION is set")
     place = model.device
     try:
         shape = Shape(model)
-        prove_slots(twin, shape.kinds)
+        reread = prove_slots(twin, shape.kinds)
         tokens = min(
             room(each, shape.bytes_per_token(model.dtype, each), shared=slots is None)
             for each in {*shape.places.values()}
@@ -101,6 +106,8 @@ def _onto_slots(model: Any, twin: Twin, slots: int | None, context: int | None) 
         over = fit(model, shape, *size_of(model, tokens, slots, context))
     except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
         raise Unfit(one_line(error)) from error
+    limit = choose_by_sequence(model)
+    over.limit = limit._replace(reread=reread) if limit is not None else None
     if len({*shape.places.values()}) > 1:
         log.info("steps are not recorded: a graph is one device's")
     elif place.type == "cuda":
@@ -252,8 +259,7 @@ def size_of(model: Any, tokens: int, slots: int | None, asked: int | None = None
     as fit, else DEFAULT_SLOTS), each with the model's own context, or `asked`, or what the memory allows. Raises
     EngineUnavailable.
     """
-    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192)
-    longest = min(longest, asked or longest)
+    longest = asked or context_length(model)
     if slots is not None or model.device.type != "cuda":
         return sizing.fixed(tokens, longest, slots or DEFAULT_SLOTS)
     size = sizing.chosen(tokens, longest, BUCKETS)

@@ -40,9 +40,9 @@ class Plain(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True):
-    """`pieces`: (slot, start, length) of each."""
+    """`pieces`: (slot, start, length, whole) of each."""
 
-    pieces: list[tuple[int, int, int]]
+    pieces: list[tuple[int, int, int, int]]
     tokens: list[list[int]]
     ends: list[bool]
     fixed: bool = False

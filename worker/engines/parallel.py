@@ -210,6 +210,7 @@ class Leader:
         self._followers = followers
         self.device: torch.device = over.device
         self.slots, self.context = over.slots, over.context
+        self.limit = over.limit
 
     @property
     def device_ahead(self) -> bool:
@@ -231,7 +232,7 @@ class Leader:
         self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], *, fixed: bool = False
     ) -> torch.Tensor:
         """Logits [wanted, vocabulary]."""
-        told = [(piece.slot, piece.start, piece.length) for piece in pieces]
+        told = [(piece.slot, piece.start, piece.length, piece.whole) for piece in pieces]
         with self._together(Prefill(told, tokens, ends, fixed)):
             return self._over.prefill(pieces, tokens, ends, fixed=fixed)
 

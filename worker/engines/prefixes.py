@@ -24,6 +24,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._groups: list[int] = [0] * count  # of each slot: see `take`
         self._free: list[int] = list(range(count))  # longest unused first
         self.asked = 0  # prompt tokens of all sequences seated
         self.reused = 0  # of them, not read again
@@ -33,14 +34,17 @@ class Slots:
         """How many sequences may still come."""
         return len(self._free)
 
-    def take(self, prompt: list[int], *, reuse: bool = True) -> Seat:
+    def take(self, prompt: list[int], *, reuse: bool = True, group: int = 0) -> Seat:
         """The best place for `prompt`; at least its last token is to be read, for somebody has to say what comes next.
 
         A free slot that holds the most of it, or the one unused for longest with a copy from a busy slot that holds
-        more. Without `reuse` all of it is to be read: what is held may have been rounded otherwise.
+        more. Without `reuse` all of it is to be read: what is held may have been rounded otherwise. Only what is held
+        for a prompt of the same `group` is of use, and of none for a negative one: keys may differ with the length.
         """
-        most = len(prompt) - 1 if reuse else 0
-        held = [min(most, common(tokens, prompt)) for tokens in self._tokens]
+        most = len(prompt) - 1 if reuse and group >= 0 else 0
+        held = []
+        for tokens, theirs in zip(self._tokens, self._groups, strict=True):
+            held.append(min(most, common(tokens, prompt)) if theirs == group else 0)
         best = max(range(len(held)), key=held.__getitem__)
         slot = max(reversed(self._free), key=held.__getitem__)  # `reversed`: of equals the one unused for longest
         if held[best] >= held[slot] + _WORTH_A_COPY:
@@ -51,9 +55,15 @@ class Slots:
             seat = Seat(slot, held[slot])
         self._free.remove(seat.slot)
         self._tokens[seat.slot] = prompt[: seat.held]
+        self._groups[seat.slot] = group
         self.asked += len(prompt)
         self.reused += seat.held
         return seat
+
+    def restart(self, slot: int, group: int) -> None:
+        """Its sequence is read anew, as one of another group."""
+        self._tokens[slot] = []
+        self._groups[slot] = group
 
     def read(self, slot: int, tokens: Many[int]) -> None:
         """The slot holds these, too."""

@@ -25,6 +25,7 @@ from transformers.distributed import DistributedConfig
 from worker.engines.base import EngineUnavailable
 from worker.engines.fitting import Shape, fit
 from worker.engines.loading import load_weights, room, size_of
+from worker.engines.rope import choose_by_sequence
 from worker.engines.slotmodel import SlotModel, Unfit
 from worker.engines.twin import Twin, prove_slots
 from worker.errors import one_line
@@ -141,8 +142,9 @@ def fit_shard(model: Any, slots: int | None, ranks: int) -> SlotModel:
     place: torch.device = model.device
     sharing = ranks if place.type == "cpu" else 1  # ranks that take from the same memory
     try:
+        limit = choose_by_sequence(model)
         shape = Shape(model)
-        prove_slots(Twin(model), shape.kinds)
+        reread = prove_slots(Twin(model), shape.kinds)
         own = room(place, sharing * shape.bytes_per_token(model.dtype), shared=slots is None)
         least = torch.tensor([own], device=place)
         torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
@@ -150,6 +152,7 @@ def fit_shard(model: Any, slots: int | None, ranks: int) -> SlotModel:
     except (Unfit, RuntimeError) as error:
         said = one_line(error)
         raise EngineUnavailable(f"{type(model).__name__} cannot be computed by {ranks} processes: {said}") from error
+    over.limit = limit._replace(reread=reread) if limit is not None else None
     over.capture_mode = "thread_local"  # nccl's own threads look at their events meanwhile
     return over
 

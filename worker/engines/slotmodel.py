@@ -16,6 +16,7 @@ import torch
 
 from worker.engines import attention
 from worker.engines.attention import Piece, Step
+from worker.engines.rope import LengthLimit
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _READS = (512, 1024, 2048)  # tokens of prompts in a step that is a graph
@@ -42,6 +43,7 @@ class SlotModel:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._reads: dict[int, _Read] = {}
         self._pool: Any = None
+        self.limit: LengthLimit | None = None  # beyond it rotary frequencies differ; see `rope`
         self.capture_mode = "global"  # of CUDA: which calls of other threads spoil a recording
         # One slot more than sequences: padded rows of a graph compute there, and nobody reads it.
         self._spare = slots
@@ -119,10 +121,12 @@ class SlotModel:
             self._clean[piece.slot] = piece.start + piece.length  # behind it is what former sequences left
         count, wanted = sum(piece.length for piece in pieces), sum(ends)
         packed = self._upload(self._packed(pieces, tokens, ends, 0, 0))
-        ids, places, positions, keep, self._asked = packed.split([count, count, count, wanted, wanted])
+        parts = [count, count, count, count, wanted, wanted]
+        ids, places, positions, reach, keep, self._asked = packed.split(parts)
         table = self._upload(self._table(pieces)).int()
         slots, lengths, starts = table.split([len(pieces), len(pieces), len(pieces) + 1])
-        step = Step(places, slots, lengths, tuple(pieces), starts, max(piece.length for piece in pieces))
+        longest = max(piece.length for piece in pieces)
+        step = Step(places, slots, lengths, tuple(pieces), starts, longest, reaches=reach)
         return self._forward(step, ids, positions, keep)
 
     def _clean_up(self, slot: int, length: int) -> None:
@@ -140,17 +144,19 @@ class SlotModel:
     def _packed(
         self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], padding: int, unwanted: int
     ) -> list[int]:
-        """Of each token its id, its place and its position; then of each piece whose next token is wanted its last
-        token, and then its slot. Padding computes in the spare slot, and nobody reads it.
+        """Of each token its id, its place, its position and its reach; then of each piece whose next token is wanted
+        its last token, and then its slot. Padding computes in the spare slot, and nobody reads it.
         """
         positions = [at for piece in pieces for at in range(piece.start, piece.start + piece.length)]
         slots = [piece.slot * self.context for piece in pieces for _ in range(piece.length)]
+        reaches = [piece.reach for piece in pieces for _ in range(piece.length)]
         spare = [self._spare * self.context] * padding
         last = [upto - 1 for upto, end in zip(accumulate(map(len, tokens)), ends, strict=True) if end]
         return [
             *(token for part in tokens for token in part), *[0] * padding,
             *map(add, slots, positions), *spare,
             *positions, *[0] * padding,
+            *reaches, *[0] * padding,
             *last, *[0] * unwanted,
             *(piece.slot for piece, end in zip(pieces, ends, strict=True) if end), *[self._spare] * unwanted,
         ]  # fmt: skip
@@ -191,6 +197,8 @@ class SlotModel:
         """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
         if self._inputs is None or self._model.dtype == torch.float32:  # its attention asks the host for each length
             return
+        if self.limit is not None and not self.limit.switched:  # its frequencies ask, too
+            return
         sizes = [size for size in BUCKETS if size < self.slots] + [self.slots]
         graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for done, size in enumerate(reversed(sizes)):
@@ -212,13 +220,13 @@ class SlotModel:
         return self._recorded(run)
 
     def _record_reading(self, size: int) -> "_Read":
-        numbers = torch.zeros(3 * size + 2 * PIECES, dtype=torch.long, device=self.device)
-        ids, places, positions, keep, asked = numbers.split([size, size, size, PIECES, PIECES])
+        numbers = torch.zeros(4 * size + 2 * PIECES, dtype=torch.long, device=self.device)
+        ids, places, positions, reach, keep, asked = numbers.split([size] * 4 + [PIECES] * 2)
         table = torch.zeros(3 * PIECES + 1, dtype=torch.int32, device=self.device)
         slots, lengths, starts = table.split([PIECES, PIECES, PIECES + 1])
         places.fill_(self._spare * self.context)
         slots.fill_(self._spare)
-        step = Step(places, slots, lengths, (), starts, size)
+        step = Step(places, slots, lengths, (), starts, size, reaches=reach)
         graph, logits = self._recorded(lambda: self._forward(step, ids, positions, keep))
         return _Read(graph, logits, numbers, table, asked)
 

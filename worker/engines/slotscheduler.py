@@ -32,6 +32,7 @@ class _Row:
     def __init__(self, sequence: Sequence, slot: int, held: int) -> None:
         self.sequence = sequence
         self.slot = slot
+        self.ids = sequence.ids  # what is read before a token is chosen
         self.most = sequence.left  # tokens that it may have from here on
         self.read = held  # tokens of its prompt whose keys and values are in the slot
         self.taken: list[int] = []  # the tokens chosen since, as far as the host knows them
@@ -40,12 +41,18 @@ class _Row:
     @property
     def position(self) -> int:
         """Where its newest token is computed."""
-        return len(self.sequence.ids) + self.asked - 1
+        return len(self.ids) + self.asked - 1
 
     @property
     def wants(self) -> bool:
         """It may have another token."""
         return not self.sequence.finished and self.asked < self.most
+
+    def read_anew(self) -> None:
+        """All of it is a prompt from now on."""
+        self.ids = [*self.ids, *self.taken]
+        self.most -= self.asked
+        self.read, self.taken, self.asked = 0, [], 0
 
 
 class _Made(NamedTuple):
@@ -122,7 +129,7 @@ class SlotScheduler:
     def _give_back(self, row: _Row) -> None:
         if row.sequence.failed:
             self._slots.void(row.slot)
-        elif row.read >= len(row.sequence.ids):  # the newest token's keys may not have been computed
+        elif row.read >= len(row.ids):  # the newest token's keys may not have been computed
             self._slots.read(row.slot, row.taken[:-1])
         self._slots.leave(row.slot)
 
@@ -140,7 +147,8 @@ class SlotScheduler:
     def _seat_one(self, sequence: Sequence) -> None:
         if not self._slots.free or self._gains_by_waiting(sequence):
             return
-        seat = self._slots.take(sequence.ids, reuse=not sequence.sampling.reproducible)
+        reuse = not sequence.sampling.reproducible
+        seat = self._slots.take(sequence.ids, reuse=reuse, group=self._group(sequence.ids))
         row = _Row(sequence, seat.slot, seat.held)
         self._waiting.remove(sequence)
         self._reading.append(row)  # from here on its slot is given back when it ends, also by what fails below
@@ -162,20 +170,18 @@ class SlotScheduler:
         budget = self._budget
         reading = [row for row in self._reading if not row.sequence.finished]
         for row in reading[:PIECES]:
-            count = min(budget, len(row.sequence.ids) - row.read)
+            count = min(budget, len(row.ids) - row.read)
             if count > 0:
                 rows.append(row)
-                pieces.append(Piece(row.slot, row.read, count))
+                pieces.append(Piece(row.slot, row.read, count, len(row.ids)))
                 budget -= count
         if rows:
             with self._output.together(_sequences(rows)):
                 self._read_pieces(rows, pieces)
 
     def _read_pieces(self, rows: list[_Row], pieces: list[Piece]) -> None:
-        parts = [
-            row.sequence.ids[piece.start : piece.start + piece.length] for row, piece in zip(rows, pieces, strict=True)
-        ]
-        ends = [row.read + piece.length == len(row.sequence.ids) for row, piece in zip(rows, pieces, strict=True)]
+        parts = [row.ids[piece.start : piece.end] for row, piece in zip(rows, pieces, strict=True)]
+        ends = [piece.end == len(row.ids) for row, piece in zip(rows, pieces, strict=True)]
         logits = self._model.prefill(pieces, parts, ends, fixed=_fixed(rows))
         for row, part in zip(rows, parts, strict=True):
             row.read += len(part)
@@ -190,11 +196,30 @@ class SlotScheduler:
 
     def _decode(self) -> None:
         """One token for each row that may have one."""
-        rows = [row for row in self._running if row.wants]
+        self._read_anew()
+        rows = [row for row in self._running if row.wants and not self._outgrows(row)]
         if rows:
             with self._output.together(_sequences(rows)):
                 slots = [row.slot for row in rows]
                 self._choose(rows, self._model.decode(slots, [row.position for row in rows], fixed=_fixed(rows)))
+
+    def _outgrows(self, row: _Row) -> bool:
+        """The row has come to where its rotary frequencies change, and its former keys with them."""
+        limit = self._model.limit
+        return limit is not None and limit.reread and row.position == limit.tokens
+
+    def _read_anew(self) -> None:
+        """Such rows go back to those who read, once all of their tokens are known."""
+        for row in list(self._running):
+            if row.wants and self._outgrows(row) and len(row.taken) == row.asked:
+                row.read_anew()
+                self._slots.restart(row.slot, self._group(row.ids))
+                self._running.remove(row)
+                self._reading.append(row)
+
+    def _group(self, tokens: list[int]) -> int:
+        """See `Slots.take`."""
+        return 0 if self._model.limit is None else self._model.limit.group(len(tokens))
 
     def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
         choices = self._output.choose(self._sampler, logits, [row.slot for row in rows], _sequences(rows))

@@ -19,6 +19,7 @@ from worker.engines.alone import AloneRow
 from worker.engines.attention import NAME, Piece, register
 from worker.engines.batch import Batch, Prefill
 from worker.engines.fitting import Kind, Shape, attention_of, check_equal
+from worker.engines.rope import LengthLimit, choose_by_sequence
 from worker.engines.shrinking import shrunk
 from worker.engines.slotmodel import SlotModel, Unfit
 from worker.errors import one_line
@@ -45,6 +46,11 @@ class Twin:
             return _made(self._large)
 
     @cached_property
+    def limit(self) -> LengthLimit | None:
+        """See `rope`."""
+        return choose_by_sequence(self.model)
+
+    @cached_property
     def sequences(self) -> list[list[int]]:
         """Prompts of LENGTHS, each with MORE tokens of an answer."""
         return script(self.model, LENGTHS, MORE)
@@ -65,20 +71,24 @@ def script(model: Any, lengths: Many[int], more: int) -> list[list[int]]:
     return [torch.randint(3, vocabulary, (length + more,), generator=generator).tolist() for length in lengths]
 
 
-def prove_slots(twin: Twin, kinds: set[Kind]) -> None:
-    """Whether slots give the library's answers at every length. `kinds`: of the large model's
-    attention, all of which the twin must have. Raises Unfit.
+def prove_slots(twin: Twin, kinds: set[Kind]) -> bool:
+    """Whether slots give the library's answers at every length; returns whether a sequence that
+    grows beyond the limit of its rotary frequencies has to be read anew (some architectures do that).
+    `kinds`: of the large model's attention, all of which the twin must have. Raises Unfit.
     """
     shape = Shape(twin.model)
     if missing := kinds - shape.kinds:
         raise Unfit(f"{_UNTRIED}: a small model of its kind has no {min(missing).module} like it")
-    register()
-    over = SlotModel(twin.model, len(LENGTHS), max(LENGTHS) + MORE)
-    over.allocate(shape.modules, shape.places)
-    with attention_of(twin.model, NAME), _unfit():
-        got = _over_slots(over, twin.sequences)
-    over.release()
-    _check(got, twin.answers, twin.model.dtype)
+    limit = twin.limit
+    if limit is None:
+        _check(_over_slots(twin, shape, None), twin.answers, twin.model.dtype)
+        return False
+    try:
+        _check(_over_slots(twin, shape, None), twin.answers, twin.model.dtype)
+    except Unfit:
+        _check(_over_slots(twin, shape, limit.tokens), twin.answers, twin.model.dtype)
+        return True
+    return False
 
 
 def prove_rows(twin: Twin, model: Any) -> None:
@@ -145,25 +155,49 @@ def _made(model: Any) -> Any:
     return twin
 
 
-@torch.inference_mode()
-def _over_slots(over: SlotModel, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Prompts are read in pieces of several at a time, answers are decoded together."""
-    made: list[list[torch.Tensor]] = [[] for _ in sequences]
-    for start in range(0, max(LENGTHS), _AT_ONCE):
-        rows = [row for row, length in enumerate(LENGTHS) if length > start]
-        pieces = [Piece(row, start, min(_AT_ONCE, LENGTHS[row] - start)) for row in rows]
-        parts = [sequences[row][start : start + piece.length] for row, piece in zip(rows, pieces, strict=True)]
-        done = [start + piece.length == LENGTHS[row] for row, piece in zip(rows, pieces, strict=True)]
-        logits = over.prefill(pieces, parts, done)
-        ended = [row for row, end in zip(rows, done, strict=True) if end]
-        _keep(made, ended, logits)
-        over.feed(torch.tensor([sequences[row][LENGTHS[row]] for row in ended], dtype=torch.long))
+def _over_slots(twin: Twin, shape: Shape, reread: int | None) -> list[torch.Tensor]:
+    """Prompts are read in pieces of several at a time, answers are decoded together. A sequence
+    whose newest token is at position `reread` is read anew.
+    """
+    register()
     slots = list(range(len(LENGTHS)))
-    for more in range(MORE):
-        _keep(made, slots, over.decode(slots, [length + more for length in LENGTHS]))
-        if more + 1 < MORE:
-            over.feed(torch.tensor([sequences[row][LENGTHS[row] + more + 1] for row in slots]))
+    over = SlotModel(twin.model, len(slots), max(LENGTHS) + MORE)
+    over.allocate(shape.modules, shape.places)
+    made: list[list[torch.Tensor]] = [[] for _ in slots]
+    with attention_of(twin.model, NAME), torch.inference_mode(), _unfit():
+        _read(over, made, {row: twin.sequences[row][:length] for row, length in enumerate(LENGTHS)})
+        for more in range(MORE):
+            known = {row: twin.sequences[row][: LENGTHS[row] + more + 1] for row in slots}
+            again = {row: known[row] for row in slots if len(known[row]) - 1 == reread}
+            going = [row for row in slots if row not in again]
+            _decode(over, made, {row: known[row] for row in going})
+            _read(over, made, again)
+    over.release()
     return [torch.stack(each).float() for each in made]
+
+
+def _read(over: SlotModel, made: list[list[torch.Tensor]], prompts: dict[int, list[int]]) -> None:
+    """Each into the slot of its number; what comes after it is the next of `made` there."""
+    longest = max((len(prompt) for prompt in prompts.values()), default=0)
+    for start in range(0, longest, _AT_ONCE):
+        rows = [row for row in prompts if len(prompts[row]) > start]
+        parts = [prompts[row][start : start + _AT_ONCE] for row in rows]
+        pieces = []
+        for row, part in zip(rows, parts, strict=True):
+            pieces.append(Piece(row, start, len(part), len(prompts[row])))
+        ends = [piece.end == piece.whole for piece in pieces]
+        logits = over.prefill(pieces, parts, ends)
+        ended = [piece.slot for piece, end in zip(pieces, ends, strict=True) if end]
+        _keep(made, ended, logits)
+
+
+def _decode(over: SlotModel, made: list[list[torch.Tensor]], known: dict[int, list[int]]) -> None:
+    """The newest token of each slot, which is fed as if it had been chosen."""
+    slots = list(known)
+    over._asked = torch.tensor(slots)
+    over.feed(torch.tensor([tokens[-1] for tokens in known.values()]))
+    logits = over.decode(slots, [len(tokens) - 1 for tokens in known.values()])
+    _keep(made, slots, logits)
 
 
 class _Scripted:

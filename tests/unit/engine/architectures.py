@@ -74,10 +74,10 @@ def generated(model: Any, prompt: list[int], length: int) -> list[int]:
     return list(output[0, len(prompt) :].tolist())
 
 
-def loaded(model: Any, slots: int = 3, read: int = 16) -> Loaded:
+def loaded(model: Any, slots: int = 3, read: int = 16, context: int | None = None) -> Loaded:
     """The model made ready, as a node does; of a prompt `read` tokens are read at a time."""
-    model.set_attn_implementation(model.config._attn_implementation)
-    return msgspec.structs.replace(ready(model, tokenizer(), slots), prefill_tokens=read)
+    there = ready(model, tokenizer(), slots, context)
+    return msgspec.structs.replace(there, prefill_tokens=read, context=context or there.context)
 
 
 def answers(there: Loaded, asked: Many[list[int]], length: int) -> list[list[int]]:

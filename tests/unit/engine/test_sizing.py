@@ -105,7 +105,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model(longest: int | None, place: torch.device = GPU) -> Any:
     text = SimpleNamespace(max_position_embeddings=longest)
-    return SimpleNamespace(device=place, config=SimpleNamespace(get_text_config=lambda: text))
+    config = SimpleNamespace(get_text_config=lambda decoder: text)
+    return SimpleNamespace(device=place, config=config, named_modules=list)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -243,7 +244,7 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(monkeypatch: p
         loading, "fit", lambda _model, _shape, slots, context: SimpleNamespace(slots=slots, context=context)
     )
     model = tiny()
-    over = loading._onto_slots(model, Twin(model), None, None)
+    over = loading._onto_slots(model, Twin(model), None, 64)
     assert seen == [(7000, None)]
     assert (over.slots, over.context) == (2, 64)
 
