@@ -60,8 +60,8 @@ class Block(NamedTuple):
 class Step:
     """What the attention of every layer needs to know of the step that is being computed.
 
-    The tensors are on the model's first device: places and reaches [tokens] int64, the others int32. With CUDA graphs they are the
-    graph's own inputs, filled anew for each step.
+    The tensors are on the model's first device: places and reaches [tokens] int64, the others int32. With CUDA graphs
+    they are the graph's own inputs, filled anew for each step.
     """
 
     places: torch.Tensor  # slot * context + position, where each token's keys and values go

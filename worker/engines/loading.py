@@ -228,7 +228,7 @@ def _batches(model: Any, twin: Twin) -> bool:
 
 
 def _bytes_per_token(model: Any, alone: bool) -> int:
-    """Reads a few tokens, which also shows whether this architecture can be computed at all. Raises EngineUnavailable."""
+    """Reads a few tokens, which also shows whether the model can be computed at all. Raises EngineUnavailable."""
     try:
         with torch.inference_mode():
             if alone:

@@ -119,6 +119,10 @@ def _number(name: str, value: Any, measure: _Measure) -> Any:
         return max(1, value // measure.divisor)
     if _WIDTHS.match(name):
         return measure.width
+    return _bounded(name, value)
+
+
+def _bounded(name: str, value: int) -> int:
     for pattern, largest in _LARGEST:
         if pattern.search(name):
             return min(value, largest)
