@@ -1,6 +1,6 @@
 """How many tokens a model can see at once, prompt and answer together."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -32,7 +32,7 @@ def context_length(model: Any, tokenizer: Any = None) -> int:
     return min([longest, *_positions(model)])
 
 
-def _is_length(value: Any) -> bool:
+def _is_length(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 < value < _UNSAID
 
 
