@@ -19,13 +19,13 @@ _LARGE = 32  # a number up to here is a count or a period, and stays
 
 _LAYER_COUNTS = re.compile(r"^(num_hidden_layers|n_layers?|num_layers|num_blocks|(num_)?(en|de)coder_layers)$")
 _LAYER_LISTS = re.compile(r"(layers|idxs|indices|layer_ids)$")
-_MAIN_HEADS = re.compile(r"^(num_attention_heads|n_heads?|num_heads|(decoder_)?attention_heads)$")
+_MAIN_HEADS = re.compile(r"^((num_(decoder_)?|decoder_)?attention_heads|n_heads?|num_heads)$")
 _HEAD_COUNTS = re.compile(r"(heads|n_head|heads_per_layer)$")
 _HEAD_SIZES = re.compile(
     r"head_?(dim|size)$|^(d|dim)_head$|_d_head$|^kv_channels$|^rotary_dim$|^qk_|lora_rank$|_d_state$|state_size$"
 )
 _WIDTHS = re.compile(
-    r"^(hidden_size|n_embd|d_model|dim|embedding_dim|emb_dim|embedding_size|word_embed_proj_dim|attention_hidden_size)$"
+    r"^(hidden_size|n_embd|d_model|dim|embedding_dim|emb_dim|embedding_size|word_embed_proj_dim|attention_hidden_size|lru_width)$"
 )
 _POSITIONS = re.compile(
     r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|seq_length|model_max_length"
@@ -34,7 +34,7 @@ _POSITIONS = re.compile(
 _LARGEST = (  # of numbers with such names; the first that matches counts
     (re.compile(r"^original_max_position_embeddings$"), ORIGINAL),
     (_POSITIONS, POSITIONS),
-    (re.compile(r"vocab_size$"), 96),
+    (re.compile(r"vocab_size"), 96),
     (re.compile(r"(token_ids?|_index|_idx|lang_id)$"), 2),
     (re.compile(r"^(n_group|topk_group|num_expert_group)$"), 1),
     (re.compile(r"experts_per_tok(en)?$|^moe_(k|topk|top_k)$"), 2),
@@ -52,7 +52,8 @@ class _Measure(NamedTuple):
     of: int
     heads: int  # before
     divisor: int  # of what belongs to a head
-    width: int  # the hidden size
+    hidden: int  # size, before
+    width: int  # and after
 
 
 def shrunk(config: Any) -> Any:
@@ -60,8 +61,10 @@ def shrunk(config: Any) -> Any:
     return type(config).from_dict(_shrunk(copy.deepcopy(config.to_dict())))
 
 
-def _shrunk(values: dict[Any, Any]) -> dict[Any, Any]:
-    measure = _measured(values)
+def _shrunk(values: dict[Any, Any], above: _Measure | None = None) -> dict[Any, Any]:
+    """`above`: of the level that this one is a part of, which counts where it has no heads itself."""
+    own = any(_MAIN_HEADS.match(str(name)) for name in values)
+    measure = _measured(values) if own or above is None else above
     small = {name: _part(str(name), value, measure) for name, value in values.items()}
     if "dynamic" in str(small.get("rope_parameters")):  # frequencies change from the model's own length on
         for name in small:
@@ -72,11 +75,11 @@ def _shrunk(values: dict[Any, Any]) -> dict[Any, Any]:
 
 def _part(name: str, value: Any, measure: _Measure) -> Any:
     if name == "per_layer_config" and isinstance(value, dict):
-        return {str(new): _shrunk(value[str(old)]) for new, old in enumerate(measure.layers) if str(old) in value}
+        return _per_layer({int(layer): settings for layer, settings in value.items()}, measure)
     if name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
         return _rope(value, measure)
     if isinstance(value, dict):
-        return _shrunk(value)
+        return _shrunk(value, measure)
     if isinstance(value, list):
         if _lists_layers(name, value):
             return [new for new, old in enumerate(measure.layers) if old in value]
@@ -84,6 +87,16 @@ def _part(name: str, value: Any, measure: _Measure) -> Any:
             value = [value[layer] for layer in measure.layers]
         return [_number(name, each, measure) for each in value]
     return _number(name, value, measure)
+
+
+def _per_layer(values: dict[int, dict[str, Any]], measure: _Measure) -> dict[str, Any]:
+    """Settings of single layers."""
+    small = {}
+    for new, old in enumerate(measure.layers):
+        if old in values:
+            settings = values[old]
+            small[str(new)] = {name: _part(name, settings[name], measure) for name in settings}
+    return small
 
 
 def _lists_layers(name: str, value: list[Any]) -> bool:
@@ -118,7 +131,7 @@ def _number(name: str, value: Any, measure: _Measure) -> Any:
     if _HEAD_SIZES.search(name):
         return max(1, value // measure.divisor)
     if _WIDTHS.match(name):
-        return measure.width
+        return measure.width * value // measure.hidden
     return _bounded(name, value)
 
 
@@ -142,6 +155,7 @@ def _measured(values: dict[Any, Any]) -> _Measure:
         of=layers,
         heads=heads,
         divisor=divisor,
+        hidden=max(1, hidden),
         width=_HEADS * (size // divisor) if divided else _WIDTH,
     )
 

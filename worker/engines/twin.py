@@ -160,44 +160,58 @@ def _over_slots(twin: Twin, shape: Shape, reread: int | None) -> list[torch.Tens
     whose newest token is at position `reread` is read anew.
     """
     register()
-    slots = list(range(len(LENGTHS)))
-    over = SlotModel(twin.model, len(slots), max(LENGTHS) + MORE)
+    rows = range(len(LENGTHS))
+    over = SlotModel(twin.model, len(rows), max(LENGTHS) + MORE)
     over.allocate(shape.modules, shape.places)
-    made: list[list[torch.Tensor]] = [[] for _ in slots]
+    trial = _SlotTrial(over, twin.sequences)
     with attention_of(twin.model, NAME), torch.inference_mode(), _unfit():
-        _read(over, made, {row: twin.sequences[row][:length] for row, length in enumerate(LENGTHS)})
-        for more in range(MORE):
-            known = {row: twin.sequences[row][: LENGTHS[row] + more + 1] for row in slots}
-            again = {row: known[row] for row in slots if len(known[row]) - 1 == reread}
-            going = [row for row in slots if row not in again]
-            _decode(over, made, {row: known[row] for row in going})
-            _read(over, made, again)
+        trial.read(dict(enumerate(LENGTHS)))
+        for more in range(1, MORE + 1):
+            lengths = {row: LENGTHS[row] + more for row in rows}
+            again = {row: length for row, length in lengths.items() if length - 1 == reread}
+            going = {row: length for row, length in lengths.items() if row not in again}
+            trial.decode(going)
+            trial.read(again)
     over.release()
-    return [torch.stack(each).float() for each in made]
+    return [torch.stack(each).float() for each in trial.made]
 
 
-def _read(over: SlotModel, made: list[list[torch.Tensor]], prompts: dict[int, list[int]]) -> None:
-    """Each into the slot of its number; what comes after it is the next of `made` there."""
-    longest = max((len(prompt) for prompt in prompts.values()), default=0)
-    for start in range(0, longest, _AT_ONCE):
-        rows = [row for row in prompts if len(prompts[row]) > start]
-        parts = [prompts[row][start : start + _AT_ONCE] for row in rows]
-        pieces = []
-        for row, part in zip(rows, parts, strict=True):
-            pieces.append(Piece(row, start, len(part), len(prompts[row])))
-        ends = [piece.end == piece.whole for piece in pieces]
-        logits = over.prefill(pieces, parts, ends)
-        ended = [piece.slot for piece, end in zip(pieces, ends, strict=True) if end]
-        _keep(made, ended, logits)
+class _SlotTrial:
+    """Sequences whose tokens are known, each in the slot of its number. `lengths` are those after
+    which the next token is wanted.
+    """
 
+    def __init__(self, over: SlotModel, sequences: list[list[int]]) -> None:
+        self._over = over
+        self._sequences = sequences
+        self.made: list[list[torch.Tensor]] = [[] for _ in sequences]
 
-def _decode(over: SlotModel, made: list[list[torch.Tensor]], known: dict[int, list[int]]) -> None:
-    """The newest token of each slot, which is fed as if it had been chosen."""
-    slots = list(known)
-    over._asked = torch.tensor(slots)
-    over.feed(torch.tensor([tokens[-1] for tokens in known.values()]))
-    logits = over.decode(slots, [len(tokens) - 1 for tokens in known.values()])
-    _keep(made, slots, logits)
+    def read(self, lengths: dict[int, int]) -> None:
+        """Prompts, some tokens of each at a time."""
+        for start in range(0, max(lengths.values(), default=0), _AT_ONCE):
+            rows = [row for row, length in lengths.items() if length > start]
+            pieces = []
+            for row in rows:
+                count = min(_AT_ONCE, lengths[row] - start)
+                pieces.append(Piece(row, start, count, lengths[row]))
+            parts = [self._sequences[piece.slot][start : piece.end] for piece in pieces]
+            ends = [piece.end == piece.whole for piece in pieces]
+            logits = self._over.prefill(pieces, parts, ends)
+            done = {row: lengths[row] for row, end in zip(rows, ends, strict=True) if end}
+            self._keep(done, logits)
+
+    def decode(self, lengths: dict[int, int]) -> None:
+        """The newest token of each."""
+        logits = self._over.decode(list(lengths), [length - 1 for length in lengths.values()])
+        self._keep(lengths, logits)
+
+    def _keep(self, lengths: dict[int, int], logits: torch.Tensor) -> None:
+        following = []
+        for (row, length), each in zip(lengths.items(), logits, strict=True):
+            self.made[row].append(each.clone())
+            sequence = self._sequences[row]
+            following.append(sequence[length] if length < len(sequence) else 0)
+        self._over.feed(torch.tensor(following, dtype=torch.long))
 
 
 class _Scripted:
@@ -241,8 +255,3 @@ def _step(batch: Batch) -> None:
 def _take(rows: list[Any], logits: Any) -> None:
     for row, made in zip(rows, logits, strict=True):
         row.made.append(made.clone())
-
-
-def _keep(made: list[list[torch.Tensor]], rows: list[int], logits: torch.Tensor) -> None:
-    for row, each in zip(rows, logits, strict=True):
-        made[row].append(each.clone())

@@ -37,11 +37,12 @@ def tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core)
 
 
-def tiny(kind: str, seed: int = 0, **settings: Any) -> Any:
+def tiny(kind: str, small: dict[str, Any] | None = None, **settings: Any) -> Any:
     """A model of that `model_type`, with random weights; `settings` are its config's, before it is
-    made small.
+    made small, and `small` after that.
     """
-    return made(shrunk(CONFIG_MAPPING[kind](**settings)), seed)
+    config = shrunk(CONFIG_MAPPING[kind](**settings))
+    return made(type(config).from_dict({**config.to_dict(), **(small or {})}))
 
 
 def made(config: Any, seed: int = 0) -> Any:
