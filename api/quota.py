@@ -1,11 +1,13 @@
 """Who may have one more job waiting. Pure: no clock, no I/O.
 
-Up to a limit, jobs wait whoever sent them. Beyond it, a user may still have a fair share waiting: the limit divided by
-the users who have jobs waiting, themselves and one more to come included. So whoever fills the backlog gets no further,
-and everybody else is let in. However many users do the same, CEILING times the limit is never exceeded.
+Up to a limit, jobs wait whoever sent them. Beyond it, a user may still have a fair share waiting:
+the limit divided by the users who have jobs waiting, themselves and one more to come included. So
+whoever fills the backlog gets no further, and everybody else is let in. However many users do the
+same, CEILING times the limit is never exceeded.
 
-One API process knows its own users only, and of other processes' jobs the number. So it divides the part of the limit
-that corresponds to its part of the jobs. The same rule bounds the bytes of the prompts that wait.
+One API process knows its own users only, and of other processes' jobs the number. So it divides the
+part of the limit that corresponds to its part of the jobs. The same rule bounds the bytes of the
+prompts that wait.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ class Usage:
     others: int  # other users who have something waiting in this process
 
     def fair_share(self, limit: int, least: int) -> int:
-        """What the user may have waiting in this process although the limit is reached; never less than `least`."""
+        """What the user may have waiting here beyond the limit; never less than `least`."""
         part = min(1.0, self.here / self.total) if self.total > 0 else 1.0
         return max(least, int(limit * part / (self.others + 2)))
 

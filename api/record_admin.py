@@ -8,7 +8,7 @@ from django.http import Http404, HttpRequest
 
 
 class RecordAdmin(admin.ModelAdmin):
-    """Base of all admin pages: saving a form writes the fields that were edited, and only if the row still exists."""
+    """Base of all admin pages: a form writes the edited fields of a row that still exists."""
 
     def save_model(self, request: HttpRequest, obj: models.Model, form: Any, change: bool) -> None:
         """Raises Http404 if the row was deleted since the page was opened."""
@@ -35,5 +35,5 @@ class RecordAdmin(admin.ModelAdmin):
 
 
 def lock(rows: models.QuerySet[Any]) -> int:
-    """Locks the rows until the transaction ends; returns how many there are. (SQLite locks the whole database.)"""
+    """Locks the rows until the transaction ends; returns how many there are."""
     return len(rows.select_for_update().values_list("pk"))

@@ -1,7 +1,8 @@
 """Stored rows that a save never brings back.
 
-Django's plain `save()` updates the row and, if there is none any more, inserts it: whoever saves an instance that was
-loaded before somebody else deleted its row brings the row back. Here a loaded instance can only be updated.
+Django's plain `save()` updates the row and, if there is none any more, inserts it: whoever saves an
+instance that was loaded before somebody else deleted its row brings the row back. Here a loaded
+instance can only be updated.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from django.db import models
 
 
 class Record(models.Model):
-    """Base of all models. Saving an instance whose row is gone raises DatabaseError and stores nothing."""
+    """Base of all models: saving an instance whose row is gone raises DatabaseError."""
 
     class Meta:
         abstract = True

@@ -1,4 +1,4 @@
-"""The jobs that this process has submitted and that have not begun to run, by model, class and user."""
+"""This process's jobs that have not begun to run, by model, class and user."""
 
 import sys
 from collections import defaultdict
@@ -22,7 +22,7 @@ class WaitingJob:
 
 
 class WaitingJobs:
-    """See the module. A model for which nothing waits is forgotten: its name may be anything that a client wrote."""
+    """See the module. Models for which nothing waits are forgotten: clients invent names."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, WaitingJob] = {}
@@ -61,7 +61,7 @@ class WaitingJobs:
         return self._counts.get((model, job_class)) or Tally()
 
     def bytes(self, job_class: JobClass) -> Tally:
-        """How many bytes the prompts of each user's waiting jobs take, for all models. To be read only."""
+        """Bytes of the prompts that each user has waiting, for all models. To be read only."""
         return self._bytes[job_class]
 
 

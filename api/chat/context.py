@@ -1,7 +1,7 @@
 """What a model gets to see of a conversation, and where that begins.
 
-The serving node cuts by tokens (`Job.truncate`): it alone has the tokenizer. What is left out here is only what cannot
-fit whatever the tokenizer, so that a job stays small.
+The serving node cuts by tokens (`Job.truncate`): it alone has the tokenizer. What is left out here
+is only what cannot fit whatever the tokenizer, so that a job stays small.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,14 +30,17 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """The newest messages of a conversation, oldest first. `first`: the oldest one's id, None if that is all of it."""
+    """The newest messages of a conversation, oldest first.
+
+    `first`: the id of the oldest of them; None if nothing is left out.
+    """
 
     messages: list[StoredMessage]
     first: int | None
 
 
 def byte_limit(context_length: int) -> int:
-    """How many bytes of a conversation may fit into a context of so many tokens; 0 for an unknown one."""
+    """Bytes of a conversation that may fit into a context of so many tokens; 0: unknown."""
     if context_length <= 0:
         return UNKNOWN_CONTEXT_BYTES
     return min(context_length * BYTES_PER_TOKEN, MAX_BODY)
@@ -65,7 +68,7 @@ def newest(newest_first: Iterable[StoredMessage], limit: int) -> Excerpt:
 
 
 def _worth_sending(newest_first: Iterable[StoredMessage]) -> Iterable[StoredMessage]:
-    """All but empty answers, and questions that were refused as too long: they would be refused for ever."""
+    """All but empty answers and questions that were too long: they would be for ever."""
     refused = False
     for message in newest_first:
         unanswerable, refused = refused, message.refused
@@ -74,7 +77,7 @@ def _worth_sending(newest_first: Iterable[StoredMessage]) -> Iterable[StoredMess
 
 
 def turns(messages: Iterable[StoredMessage]) -> list[list[StoredMessage]]:
-    """The messages by turns: neighbours of one role are one turn, as chat templates want roles to alternate."""
+    """The messages by turns: neighbours of one role are one, as templates want roles to alternate."""
     found: list[list[StoredMessage]] = []
     for message in messages:
         if found and found[-1][-1].role == message.role:
