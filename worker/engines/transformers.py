@@ -64,6 +64,7 @@ class TransformersEngine:
         self._ranks = ranks
         self._load = loader or self._from_folder
         self._decoder: Decoder | None = None
+        self._ending: Decoder | None = None
         self._close: Callable[[], bool] | None = None
         self._open: set[Sequence] = set()
         self.stuck = False
@@ -141,21 +142,25 @@ class TransformersEngine:
 
     async def stop(self) -> None:
         """Ends every run and gives the memory back; a thread that hangs in a step keeps it, and is left behind."""
-        decoder, self._decoder = self._decoder, None
-        if decoder is None:
+        if self._decoder is None:
             return
+        self._ending, self._decoder = self._decoder, None
         for sequence in self._open:  # at once: the thread may never come to it
             sequence.finished = True
             sequence.mailbox.put(EngineStopped())
-        if not await asyncio.to_thread(self._end, decoder):
+        if not await asyncio.to_thread(self._end):
             self.stuck = True
             log.error("what computes cannot be ended; it ends with the process", seconds=_STOP_SECONDS)
             return
-        del decoder
         self.stuck = not await asyncio.to_thread(_free_memory)
 
-    def _end(self, decoder: Decoder) -> bool:
-        """Ends the thread, and the processes that compute with it; False if the thread hangs in a step, or the GPU."""
+    def _end(self) -> bool:
+        """Ends the threads, and the processes that compute with them; False if one hangs in a step, or the GPU. Takes
+        the last reference to the model: an argument would live in the thread pool for a while.
+        """
+        decoder, self._ending = self._ending, None
+        if decoder is None:
+            return True
         close, self._close = self._close, None
         if close is None:
             return decoder.stop(_STOP_SECONDS)
