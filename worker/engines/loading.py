@@ -144,7 +144,16 @@ def _quicken(model: Any, shape: Shape, over: SlotModel) -> None:
         except Exception as error:  # a compiler fails in many ways; the model runs without it
             log.warning("not compiled", reason=one_line(error))
             uncompile(model, shape)
-            over.capture(_progress)
+            _record(over)
+
+
+def _record(over: SlotModel) -> None:
+    """Some models ask the device for a number in the middle of a step: they are computed unrecorded."""
+    try:
+        over.capture(_progress)
+    except RuntimeError as error:
+        log.warning("decoding steps are not recorded", reason=one_line(error))
+        over.forget_graphs()
 
 
 def _progress(doing: str) -> None:

@@ -147,3 +147,21 @@ def test_a_proof_that_fails_gives_the_memory_back(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Unfit, match="differ"):
         loading._onto_slots(model, Twin(model), 2, 64)
     assert not any(hasattr(module, "slot_keys") for module in model.modules())
+
+
+def test_a_model_whose_steps_cannot_be_recorded_is_computed_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, where a model asks the device for a number in the middle of a step."""
+    model = tiny("llama")
+    over = fit(model, Shape(model), 2, 64)
+
+    def impossible(_: Any) -> None:
+        monkeypatch.setitem(over._graphs, 1, None)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(over, "capture", impossible)
+    with capture_logs() as lines:
+        loading._record(over)
+    assert [line["event"] for line in lines] == ["decoding steps are not recorded"]
+    assert not over._graphs
