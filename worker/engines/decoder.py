@@ -25,6 +25,10 @@ from worker.engines.stopwatch import Stopwatch
 from worker.engines.telling import Telling
 from worker.engines.template import Prompts
 
+# Newcomers taken in between two steps: giving one a slot takes about a millisecond of the host, and
+# a GPU that has nothing to do meanwhile waits for them all.
+_ADMITTED = 16
+
 log = structlog.get_logger(__name__)
 
 
@@ -152,7 +156,9 @@ class Decoder:
 
     def _receive(self) -> bool:
         """Takes in what is prepared, waiting for it when there is nothing else to do. False: stop."""
-        while not self._scheduler.busy or not self._prepared.empty():
+        for _ in range(_ADMITTED):
+            if self._scheduler.busy and self._prepared.empty():
+                break
             sequence = self._prepared.get()
             if sequence is None:
                 return False

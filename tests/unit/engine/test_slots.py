@@ -169,6 +169,18 @@ def test_more_prompts_than_a_step_reads_at_once_are_all_answered(
     assert made.decoder.stop(10)
 
 
+def test_a_wave_of_newcomers_is_taken_in_a_few_at_a_time(folder: Path) -> None:
+    """Those who came first are computed while the others get their slots."""
+    decoder = Decoder(load(folder, "cpu", 2), 2, lambda _: None)
+    for _ in range(40):
+        decoder._prepared.put(Sequence(job("Hi"), Mailbox()))
+    taken = []
+    for _ in range(3):
+        assert decoder._receive()
+        taken.append(len(decoder._scheduler.everyone()))
+    assert taken == [16, 32, 40]
+
+
 def test_what_was_withdrawn_leaves_a_slot_that_is_right(runs: Runs, by_library: Callable[[str, int], str]) -> None:
     for _ in range(3):
         long = [runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1)) for prompt in PROMPTS[:3]]
