@@ -195,9 +195,7 @@ class Sampler:
         """As `choose`, but nothing has changed until `accept` and `count`: if it raises, it can be called again, also
         for some of the rows.
         """
-        chosen = self._tokens(logits, slots)
-        finite = logits.amax(-1).isfinite()  # NaN is greater than any number
-        marked = chosen.masked_fill(~finite, NOT_FINITE)
+        marked = self._tokens(logits, slots)
         tokens = marked.clamp(min=0)
         return Choices(tokens, marked, self._odds(logits, tokens, slots))
 
@@ -220,7 +218,7 @@ class Sampler:
             self._history.add(places, choices.tokens.index_select(0, index))
 
     def _tokens(self, logits: torch.Tensor, slots: list[int]) -> torch.Tensor:
-        """Each row's token, or NO_CHOICE."""
+        """Each row's token, NOT_FINITE or NO_CHOICE."""
         groups: dict[tuple[Method, bool], list[int]] = {}
         for row, place in enumerate(map(self._place, slots)):
             groups.setdefault((place.method, place.adjusts), []).append(row)
@@ -272,14 +270,19 @@ class Sampler:
     def _chosen(self, method: Method, logits: torch.Tensor, slots: list[int], *, adjusts: bool) -> torch.Tensor:
         """Tokens of rows that are chosen in the same way."""
         places = [self._place(slot) for slot in slots]
-        if not adjusts:
-            return self._drawn(method, logits, places)
-        logits = logits.to(torch.float32, copy=True)
-        index = upload(slots, torch.int64, logits.device)
-        self._biases.add(logits, index)
-        self._history.penalise(logits, index, [place.sampling for place in places])
-        possible = logits.amax(-1).isfinite()  # looked at first: what draws may change them
-        return self._drawn(method, logits, places).masked_fill(~possible, NO_CHOICE)
+        if adjusts:
+            changed = logits.to(torch.float32, copy=True)
+            index = upload(slots, torch.int64, logits.device)
+            self._biases.add(changed, index)
+            self._history.penalise(changed, index, [place.sampling for place in places])
+            impossible = _no_number(changed.amax(-1))  # looked at first: what draws may change them
+            tokens = self._drawn(method, changed, places).masked_fill_(impossible, NO_CHOICE)
+        else:
+            tokens = self._drawn(method, logits, places)
+            if method == "greedy":  # its own logit is the greatest: the row need not be read once more
+                greatest = logits.gather(-1, tokens[:, None])[:, 0]
+                return tokens.masked_fill_(_no_number(greatest), NOT_FINITE)
+        return tokens.masked_fill_(_no_number(logits.amax(-1)), NOT_FINITE)
 
     def _drawn(self, method: Method, logits: torch.Tensor, places: list[_Place]) -> torch.Tensor:
         if method == "greedy":
@@ -311,6 +314,11 @@ def _method(sampling: Sampling, vocabulary: int) -> Method:
     if 0 < sampling.top_k < vocabulary:
         return "short" if sampling.top_k <= SHORTLIST else "wide"
     return "plain" if sampling.top_p >= 1 and sampling.min_p <= 0 else "open"
+
+
+def _no_number(greatest: torch.Tensor) -> torch.Tensor:
+    """Which rows have NaN (greater than any number) or +inf, or -inf everywhere, by their greatest logits."""
+    return (greatest - greatest) != 0  # half the kernels of `isfinite`; they are tiny, but run in every step
 
 
 def _download(tensor: torch.Tensor) -> torch.Tensor:
