@@ -196,8 +196,10 @@ class SlotScheduler:
 
     def _decode(self) -> None:
         """One token for each row that may have one."""
-        self._read_anew()
-        rows = [row for row in self._running if row.wants and not self._outgrows(row)]
+        rows = [row for row in self._running if row.wants]
+        if self._model.limit is not None:
+            self._read_anew()
+            rows = [row for row in self._running if row.wants and not self._outgrows(row)]
         if rows:
             with self._output.together(_sequences(rows)):
                 slots = [row.slot for row in rows]

@@ -36,14 +36,16 @@ class StepOutput:
         """
         if sequence.finished:
             return None
-        with self.alone(sequence):
+        try:  # not `alone`, which takes longer than all of this; each row of each step comes here
             picked = choices.picked(row)
             if (error := self._no_token(picked)) is not None:
                 raise error
             if chunk := sequence.take(picked):
                 self._news.append((sequence.mailbox, chunk))
             return picked.token
-        return None
+        except Exception as error:
+            self._fail_alone(sequence, error)
+            return None
 
     def fail(self, sequences: Iterable[Sequence], error: EngineError) -> None:
         """Ends those that have not ended yet."""
@@ -57,12 +59,8 @@ class StepOutput:
         """Work for one sequence: whatever it raises ends that sequence."""
         try:
             yield
-        except EngineError as error:  # foreseen, so its text says enough
-            log.warning("a sequence failed", request_id=sequence.job.request_id, reason=str(error))
-            self.fail([sequence], error)
         except Exception as error:  # a fault in one sequence's work must not end the others
-            log.exception("a sequence failed", request_id=sequence.job.request_id)
-            self.fail([sequence], row_failed(error))
+            self._fail_alone(sequence, error)
 
     @contextmanager
     def together(self, sequences: Many[Sequence]) -> Iterator[None]:
@@ -83,12 +81,22 @@ class StepOutput:
             log.exception("choosing tokens failed, once more one by one", jobs=len(slots))
             choices = self._choose_apart(sampler, logits, slots, sequences)
         for slot, sequence in zip(slots, sequences, strict=True):
-            with self.alone(sequence):
+            try:  # as in `advance`
                 sampler.accept(slot)
+            except Exception as error:
+                self._fail_alone(sequence, error)
         counted = [each for each, slot in zip(sequences, slots, strict=True) if sampler.adjusts(slot)]
         with self.together(counted):  # should it fail, nobody knows what their histories have
             sampler.count(choices, slots)
         return choices
+
+    def _fail_alone(self, sequence: Sequence, error: Exception) -> None:
+        if isinstance(error, EngineError):  # foreseen, so its text says enough
+            log.warning("a sequence failed", request_id=sequence.job.request_id, reason=str(error))
+            self.fail([sequence], error)
+        else:
+            log.exception("a sequence failed", request_id=sequence.job.request_id)
+            self.fail([sequence], row_failed(error))
 
     def _choose_apart(
         self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]
