@@ -12,6 +12,8 @@ import pytest_asyncio
 
 from broker.client import Client
 from cli.rabbitmq import Broker
+from tests.faults import hostile
+from tests.faults.hostile import HostileRow
 from tests.faults.ledger import Ledger
 from tests.faults.nodes import Tree, clear
 from tests.faults.table import Row, render, write
@@ -19,6 +21,7 @@ from tests.realbroker import Server, private_server
 
 CONNECT_SECONDS = 30.0
 ROWS = pytest.StashKey[list[Row]]()
+HOSTILE = pytest.StashKey[list[HostileRow]]()
 
 Grow = Callable[..., Awaitable[Tree]]
 Join = Callable[[str], Awaitable[Client]]
@@ -32,10 +35,14 @@ class Open(Protocol):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    config.stash[HOSTILE] = []
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Prints the table; writes it as JSON too if CANOPY_FAULT_TABLE names a file."""
+    """Prints the tables; writes the first as JSON too if CANOPY_FAULT_TABLE names a file."""
+    if beside := config.stash[HOSTILE]:
+        terminalreporter.section("innocent requests beside a fault")
+        terminalreporter.write_line(hostile.render(beside))
     rows = config.stash[ROWS]
     if not rows:
         return
@@ -62,6 +69,12 @@ def broker(server: Server) -> Broker:
 def record(pytestconfig: pytest.Config) -> Callable[[Row], None]:
     """Adds a row to the table."""
     return pytestconfig.stash[ROWS].append
+
+
+@pytest.fixture
+def record_hostile(pytestconfig: pytest.Config) -> Callable[[HostileRow], None]:
+    """Adds a row to the table of innocent requests."""
+    return pytestconfig.stash[HOSTILE].append
 
 
 @pytest_asyncio.fixture
