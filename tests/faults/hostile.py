@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.faults.innocents import Noticed
 
-_HEADINGS = ("fault", "what", "innocent requests", "lost", "longest pause", "undisturbed", "slower by")
+_HEADINGS = ("fault", "what", "innocent requests", "refused", "lost", "longest pause", "undisturbed", "slower by")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def _cells(row: HostileRow) -> tuple[str, ...]:
         row.fault,
         row.what,
         str(row.beside.answers),
+        str(len(row.beside.refused)),
         str(len(row.beside.lost)),
         f"{1000 * row.beside.pause:.0f} ms",
         f"{1000 * row.quiet.pause:.0f} ms",

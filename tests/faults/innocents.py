@@ -12,6 +12,11 @@ import httpx
 
 READERS = 2
 ANSWER_SECONDS = 60.0  # an answer that takes longer counts as lost
+PATIENCE_SECONDS = 0.5  # after a refusal, until the next try
+
+
+class Refused(Exception):
+    """The service cannot take a request now, and says why: nothing was promised."""
 
 
 @dataclass
@@ -19,6 +24,7 @@ class Noticed:
     """What came of the innocent requests of a while. Times are seconds."""
 
     answers: int = 0
+    refused: list[str] = field(default_factory=list)  # 503, with the reason
     lost: list[str] = field(default_factory=list)  # failed, cut off or with another text; a line each
     seconds: list[float] = field(default_factory=list)  # that each answer took
     pause: float = 0.0  # the longest time between two pieces of text of one answer
@@ -76,6 +82,10 @@ class Innocents:
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     text = await self._ask(noticed)
+            except Refused as refusal:
+                noticed.refused.append(str(refusal))
+                await asyncio.sleep(PATIENCE_SECONDS)
+                continue
             except (httpx.HTTPError, TimeoutError, ValueError) as error:
                 noticed.lost.append(repr(error))
             else:
@@ -90,6 +100,8 @@ class Innocents:
         heard = None
         last = ""
         async with self._http.stream("POST", "/v1/chat/completions", json=self._body) as answer:
+            if answer.status_code == 503:
+                raise Refused((await answer.aread()).decode())
             if answer.status_code != 200:
                 raise ValueError(f"{answer.status_code} {(await answer.aread()).decode()}")
             async for line in answer.aiter_lines():

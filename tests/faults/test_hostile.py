@@ -19,6 +19,7 @@ import pytest_asyncio
 from broker.amqp import AmqpSession
 from broker.wire import Capacity, NodeState, encode
 from cli.home import REPOSITORY
+from tests.faults.disk import fill, small_disk
 from tests.faults.hostile import HostileRow
 from tests.faults.innocents import Innocents
 from tests.instance import Instance, running
@@ -45,6 +46,7 @@ class Site:
     innocents: Innocents
     stranger: httpx.AsyncClient
     model: str
+    disk: Path  # that its home is on
 
 
 Attack = Callable[[Site], Awaitable[None]]
@@ -74,6 +76,18 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         yield instance
 
 
+@pytest.fixture(scope="module")
+def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """The same on a disk that can be filled."""
+    options = ["--engine", "echo", "--nodes", "2", "--slots", "2", "--token-delay", "0.02"]
+    with (
+        small_disk(tmp_path_factory.mktemp("hostile") / "disk") as folder,
+        running(folder / "home", *options) as instance,
+    ):
+        instance.add_people(stranger=False)
+        yield instance
+
+
 async def _site(instance: Instance, model: str, tokens: int) -> AsyncIterator[Site]:
     limits = httpx.Limits(max_connections=None)
     bearer = {"Authorization": f"Bearer {instance.key('stranger')}"}
@@ -81,7 +95,7 @@ async def _site(instance: Instance, model: str, tokens: int) -> AsyncIterator[Si
         Innocents(instance.url, instance.key(), model, tokens) as innocents,
         httpx.AsyncClient(base_url=instance.url, headers=bearer, limits=limits, timeout=120) as stranger,
     ):
-        yield Site(instance, innocents, stranger, model)
+        yield Site(instance, innocents, stranger, model, instance.home.parent)
 
 
 @pytest_asyncio.fixture
@@ -93,6 +107,12 @@ async def model_site(gemma: Instance) -> AsyncIterator[Site]:
 @pytest_asyncio.fixture
 async def echo_site(echo: Instance) -> AsyncIterator[Site]:
     async for site in _site(echo, "echo", tokens=40):
+        yield site
+
+
+@pytest_asyncio.fixture
+async def cramped_site(cramped: Instance) -> AsyncIterator[Site]:
+    async for site in _site(cramped, "echo", tokens=40):
         yield site
 
 
@@ -232,6 +252,20 @@ async def frozen(site: Site) -> None:
             await asyncio.sleep(0.1)
 
 
+async def disk(site: Site) -> None:
+    """That is full for a while: nothing can be stored."""
+    ballast = fill(site.disk)
+    async with asyncio.timeout(RECOVERY_SECONDS):
+        while (await site.stranger.get("/readyz")).status_code != 503:  # noqa: ASYNC110 - asked, it tells
+            await asyncio.sleep(0.1)
+    answer = await _chat(site, "again", words=4)
+    ballast.unlink()
+    assert answer.status_code in (200, 503), answer.text
+    async with asyncio.timeout(RECOVERY_SECONDS):
+        while (await site.stranger.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - asked, it tells
+            await asyncio.sleep(0.1)
+
+
 async def flood(site: Site) -> None:
     """A thousand jobs of one user, who wants to wait."""
     body = {"service_tier": "flex"}
@@ -264,11 +298,17 @@ async def beside(site: Site, attack: Attack, record: Callable[[HostileRow], None
     return row
 
 
+def nobody_was_refused(row: HostileRow) -> bool:
+    """Only a full disk is a reason not to take a request."""
+    return row.beside.refused == [] and row.quiet.refused == []
+
+
 @pytest.mark.parametrize("attack", [token, prompt, system_messages, name, h2c, headers])
 async def test_one_request_harms_itself_alone(
     attack: Attack, model_site: Site, record_hostile: Callable[[HostileRow], None]
 ) -> None:
     row = await beside(model_site, attack, record_hostile)
+    assert nobody_was_refused(row)
     assert row.beside.pause <= max(PAUSE_SECONDS, CROWDED * row.quiet.pause)
 
 
@@ -276,4 +316,10 @@ async def test_one_request_harms_itself_alone(
 async def test_no_number_clock_or_crowd_harms_others(
     attack: Attack, echo_site: Site, record_hostile: Callable[[HostileRow], None]
 ) -> None:
-    await beside(echo_site, attack, record_hostile)
+    assert nobody_was_refused(await beside(echo_site, attack, record_hostile))
+
+
+async def test_a_full_disk_harms_nobody_for_good(
+    cramped_site: Site, record_hostile: Callable[[HostileRow], None]
+) -> None:
+    await beside(cramped_site, disk, record_hostile)

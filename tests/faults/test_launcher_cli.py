@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.faults.disk import fill, small_disk
 from tests.faults.table import Row
 from tests.instance import LAUNCHER, Instance, environment, finish, free_port, running
 
@@ -79,39 +80,19 @@ def alive(pid: int | None) -> bool:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own; that needs root, as it does on the machines that test every change."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800m", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Takes every byte that is left."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * (1 << 20))
-        except OSError:
-            pass
-        try:
-            while True:
-                file.write(b"\0")
-        except OSError:
-            return ballast
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("victim", ["n1", "root", "broker", "api"])
 def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(
-    small_disk: Path, victim: str, record: Callable[[Row], None]
+    disk: Path, victim: str, record: Callable[[Row], None]
 ) -> None:
-    with running(small_disk / "home", "--engine", "echo", "--nodes", "2") as instance:
+    with running(disk / "home", "--engine", "echo", "--nodes", "2") as instance:
         before = pids(instance)
         with instance.program(instance.key()) as program:
-            ballast = fill(small_disk)
+            ballast = fill(disk)
             os.kill(before[victim], signal.SIGKILL)
             until(lambda: not alive(before[victim]), "it has been killed")
             time.sleep(3)  # the launcher has tried, and its records and logs could not be written
