@@ -5,6 +5,7 @@ tokens into text and telling readers costs the device nothing. A sequence that t
 once more than needed.
 """
 
+import time
 from collections import deque
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from worker.engines.attention import Piece
 from worker.engines.failure import model_failed
 from worker.engines.loaded import Loaded, OverSlots
+from worker.engines.prefillbudget import PrefillBudget, shares
 from worker.engines.prefixes import Slots, common
 from worker.engines.sampling import Choices, Sampler
 from worker.engines.scheduling import News
@@ -65,7 +67,7 @@ class SlotScheduler:
 
     def __init__(self, loaded: Loaded, model: OverSlots) -> None:
         self._model = model
-        self._budget = loaded.prefill_tokens
+        self._budget = PrefillBudget(loaded.prefill_tokens, timed=not model.device_ahead)
         self._slots = Slots(model.slots)
         self._sampler = Sampler(model.slots, loaded.vocabulary, model.device)
         self._waiting: deque[Sequence] = deque()
@@ -165,19 +167,20 @@ class SlotScheduler:
 
     def _read(self) -> None:
         """The next tokens of the prompts that are being read, as many as a step may hold."""
+        reading = [row for row in self._reading if not row.sequence.finished][:PIECES]
+        decoding = any(row.wants for row in self._running)
+        counts = shares([len(row.ids) - row.read for row in reading], self._budget.tokens(decoding=decoding))
         rows: list[_Row] = []
         pieces: list[Piece] = []
-        budget = self._budget
-        reading = [row for row in self._reading if not row.sequence.finished]
-        for row in reading[:PIECES]:
-            count = min(budget, len(row.ids) - row.read)
+        for row, count in zip(reading, counts, strict=True):
             if count > 0:
                 rows.append(row)
                 pieces.append(Piece(row.slot, row.read, count, len(row.ids)))
-                budget -= count
         if rows:
+            began = time.monotonic()
             with self._output.together(_sequences(rows)):
                 self._read_pieces(rows, pieces)
+            self._budget.observe(sum(counts), time.monotonic() - began)
 
     def _read_pieces(self, rows: list[_Row], pieces: list[Piece]) -> None:
         parts = [row.ids[piece.start : piece.end] for row, piece in zip(rows, pieces, strict=True)]

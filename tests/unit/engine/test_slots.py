@@ -181,6 +181,15 @@ def test_a_wave_of_newcomers_is_taken_in_a_few_at_a_time(folder: Path) -> None:
     assert taken == [16, 32, 40]
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one(folder: Path) -> None:
+    made = Runs(msgspec.structs.replace(load(folder, "cpu", 2), prefill_tokens=4), 2)
+    long, short = made.submit(job("a" * 450, max_tokens=1)), made.submit(job("Hi", max_tokens=1))
+    made.until(lambda: made.ended(short))
+    assert not made.ended(long)
+    made.until(lambda: made.ended(long))
+    assert made.decoder.stop(10)
+
+
 def test_what_was_withdrawn_leaves_a_slot_that_is_right(runs: Runs, by_library: Callable[[str, int], str]) -> None:
     for _ in range(3):
         long = [runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1)) for prompt in PROMPTS[:3]]

@@ -1,0 +1,41 @@
+"""How many prompt tokens a step reads, and whose."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.engines.prefillbudget import PREFILL_SECONDS, PrefillBudget, shares
+
+
+def test_a_short_prompt_is_read_beside_a_long_one() -> None:
+    assert shares([9000, 20], 256) == [236, 20]
+    assert shares([9000, 500, 20], 256) == [128, 108, 20]
+
+
+def test_the_oldest_gets_what_nobody_else_needs() -> None:
+    assert shares([9000], 256) == [256]
+    assert shares([10, 9000], 256) == [10, 246]
+    assert shares([], 256) == []
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=32), st.integers(1, 4096))
+def test_a_step_reads_all_it_may_and_the_oldest_always_moves(remaining: list[int], budget: int) -> None:
+    given_ = shares(remaining, budget)
+    assert sum(given_) == min(budget, sum(remaining))
+    assert all(0 <= count <= rest for count, rest in zip(given_, remaining, strict=True))
+    assert given_[0] >= min(remaining[0], (budget + 1) // 2)
+
+
+def test_those_who_decode_are_held_up_for_a_bounded_time() -> None:
+    budget = PrefillBudget(256, timed=True)
+    assert budget.tokens(decoding=True) == 256
+    budget.observe(256, 1.6)  # far into a long prompt
+    assert budget.tokens(decoding=True) == 32
+    assert budget.tokens(decoding=False) == 256
+    budget.observe(64, PREFILL_SECONDS)
+    assert budget.tokens(decoding=True) == 64
+
+
+def test_what_is_not_waited_for_is_not_timed() -> None:
+    budget = PrefillBudget(2048, timed=False)
+    budget.observe(2048, 60.0)
+    assert budget.tokens(decoding=True) == 2048
