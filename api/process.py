@@ -20,7 +20,7 @@ def may_live(owner: str) -> bool:
         if host != socket.gethostname():
             return True
         process = psutil.Process(int(pid))
-        # the latter is how processes before 0.2 named themselves
+        # the latter is how older processes named themselves
         return int(started) in (_began(process), int(process.create_time()))
     except (ValueError, psutil.Error):
         return False

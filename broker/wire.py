@@ -95,7 +95,7 @@ class Job(Wire, kw_only=True):
     attempt: Count = 1  # of its next run, unless it was restarted: then the reader says
     restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it
     seconds_left: Seconds | None = None  # from when this copy was published, until nobody wants the answer
-    deadline: Moment | None = None  # the same as a moment, from API processes before 0.2; trusts all clocks to agree
+    deadline: Moment | None = None  # the same as a moment, from older API processes; trusts all clocks to agree
     truncate: bool = False  # leave out the oldest turns of `messages` if they do not fit; else such a job is refused
     trail: Trail = ()  # nodes that have handled it, root first
     delivered: str = ""  # text the reader already has, when a job is restarted
@@ -270,7 +270,7 @@ class Capacity(Control, kw_only=True, tag="capacity"):
     finished: Count  # jobs that ended in its subtree since then
     accepting: bool = True  # False: draining or leaving; hand it nothing new
     users: UserCounts = {}  # whose jobs are in the subtree's hands, and how many
-    model: Name = ""  # what the child serves; empty from nodes before 0.2
+    model: Name = ""  # what the child serves; empty from older nodes
 
 
 class Adopt(Control, kw_only=True, tag="adopt"):

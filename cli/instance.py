@@ -40,7 +40,7 @@ class Recorded:
         """The process itself if it still runs and is the one recorded."""
         try:
             process = psutil.Process(self.pid)
-            # the latter is how launchers before 0.2 recorded it
+            # the latter is how older launchers recorded it
             same = min(abs(_began(process) - self.started), abs(process.create_time() - self.started)) < 0.1
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
