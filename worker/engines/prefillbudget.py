@@ -3,7 +3,7 @@ the short prompts behind it.
 """
 
 PREFILL_SECONDS = 0.1  # of a step that others decode in
-_LEAST = 32  # tokens; fewer would be computed no faster
+_LEAST = 8  # tokens; fewer would hardly be faster
 
 
 class PrefillBudget:

@@ -29,7 +29,7 @@ def test_those_who_decode_are_held_up_for_a_bounded_time() -> None:
     budget = PrefillBudget(256, timed=True)
     assert budget.tokens(decoding=True) == 256
     budget.observe(256, 1.6)  # far into a long prompt
-    assert budget.tokens(decoding=True) == 32
+    assert budget.tokens(decoding=True) == 16
     assert budget.tokens(decoding=False) == 256
     budget.observe(64, PREFILL_SECONDS)
     assert budget.tokens(decoding=True) == 64
