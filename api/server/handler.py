@@ -19,7 +19,7 @@ from django.urls import set_script_prefix
 
 from api import errors
 from api.accounts import auth
-from api.entrance import Entrance
+from api.entrance import Entrance, sender_of
 from api.errors import ApiError
 from api.server.body import (
     UNKNOWN_BYTES,
@@ -88,7 +88,7 @@ class Handler(ASGIHandler):
         response: HttpResponseBase | None = None
         with exchange:
             try:
-                async with self._entrance.turn():
+                async with self._entrance.turn(_sender(request)):
                     response = await self.run_get_response(request)
                 if isinstance(response, EventStream) and response.endless:
                     self._endless.add(exchange)
@@ -100,6 +100,11 @@ class Handler(ASGIHandler):
             finally:
                 self._endless.discard(exchange)
                 await _close(response)
+
+
+def _sender(request: ASGIRequest) -> bytes:
+    host, _ = request.scope.get("client") or ("", 0)
+    return sender_of(request.scope["headers"], host)
 
 
 async def _is_known(scope: Scope) -> bool:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from api import entrance
-from api.entrance import Entrance
+from api.entrance import Entrance, sender_of
 
 FOREVER = 3600.0
 
@@ -13,12 +13,13 @@ FOREVER = 3600.0
 class Visit:
     """A request that is told what to do next."""
 
-    def __init__(self, door: Entrance) -> None:
+    def __init__(self, door: Entrance, sender: bytes = b"somebody") -> None:
+        self.sender = sender
         self.inside, self.go_on, self.leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.task = asyncio.create_task(self._visit(door))
 
     async def _visit(self, door: Entrance) -> None:
-        async with door.turn():
+        async with door.turn(self.sender):
             self.inside.set()
             await self.go_on.wait()
             entrance.submitted()
@@ -85,3 +86,44 @@ async def test_one_that_gave_up_waiting_leaves_no_trace(visits: list[Visit]) -> 
     for visit in visits:
         visit.task.cancel()
     await asyncio.gather(*(visit.task for visit in visits), return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_a_burst_of_one_sender_waits_behind_itself() -> None:
+    door = Entrance(most=1, seconds=FOREVER)
+    burst = [Visit(door, b"many") for _ in range(4)]
+    await burst[0].inside.wait()
+    await asyncio.sleep(0)  # the others have come, too
+    other = Visit(door, b"one")
+    await asyncio.sleep(0)
+    burst[0].go_on.set()
+    await burst[1].inside.wait()
+    burst[1].go_on.set()
+    await other.inside.wait()
+    assert not burst[2].inside.is_set()
+    for visit in [*burst, other]:
+        visit.go_on.set()
+        visit.leave.set()
+    await asyncio.gather(*(visit.task for visit in [*burst, other]))
+
+
+@pytest.mark.asyncio
+async def test_who_gives_up_while_waiting_costs_nobody_a_place() -> None:
+    door = Entrance(most=1, seconds=FOREVER)
+    first, second, third = (Visit(door) for _ in range(3))
+    await first.inside.wait()
+    await asyncio.sleep(0)
+    second.task.cancel()
+    await asyncio.gather(second.task, return_exceptions=True)
+    first.go_on.set()
+    await third.inside.wait()
+    for visit in (first, third):
+        visit.go_on.set()
+        visit.leave.set()
+    await asyncio.gather(first.task, third.task)
+
+
+def test_senders_are_known_by_what_they_show() -> None:
+    headers = [(b"host", b"x"), (b"authorization", b"Bearer key")]
+    assert sender_of(headers, "::1") == b"Bearer key"
+    assert sender_of([(b"host", b"x")], "::1") == b"::1"
