@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cli.home import REPOSITORY
 from worker.engines import precision
-from worker.engines.linears import WAYS
+from worker.engines.linears import ALL_LEVELS, WAYS, levels
 from worker.models import PACKAGED
 from worker.models.prepare import prepare
 
@@ -48,6 +48,7 @@ working when some of them fail.
 """
 # By how much a perplexity may be worse. float32 is the library's own; the fast way is not allowed unless asked for.
 ALLOWED = {"bfloat16": 0.02, "int8": 0.02, "int8-fast": 0.05}
+SEVEN_BITS = {"int8-fast": 0.20}  # where a CPU lacks VNNI
 
 
 @pytest.fixture(scope="module")
@@ -87,4 +88,5 @@ def test_the_packaged_model_is_as_good_as_in_float32(
     ratio = perplexity(model, tokenizer) / exact
     print(f"{way}: {chosen}, {exact:.2f} times {ratio:.4f}")
     assert way in ("auto", chosen)
-    assert 0.9 < ratio <= 1 + ALLOWED.get(way, precision.WORSE)
+    allowed = ALLOWED if levels() == ALL_LEVELS else {**ALLOWED, **SEVEN_BITS}
+    assert 0.9 < ratio <= 1 + allowed.get(way, precision.WORSE)

@@ -37,7 +37,8 @@ NOTHING_OF_OURS = (
     b'{"frames": [{"kind": "explode", "request_id": "r"}]}',
     b'{"frames": [{"kind": "delta", "request_id": "r", "attempt": 1, "seq": 0, "text": "of nobody"}]}',
 )
-IGNORED = "undecodable control message ignored"
+IGNORED = "message ignored"
+SENDERS = 3  # at most, as far as such messages name one: a line each is logged
 
 
 @pytest_asyncio.fixture
@@ -103,8 +104,8 @@ async def test_what_is_no_control_message_no_frame_and_no_state_is_ignored(
             assert await stranger.publish(exchange, key, body)
     await ledger.submit(20, tokens=10)
     assert await ledger.settled() == []
-    for name, ways_to_it in (("n2", 2), ("root", 2), ("n3", 1)):
-        expected = ways_to_it * len(NOTHING_OF_OURS)
-        await tree.until(lambda _, name=name, expected=expected: len(tree.said(name, IGNORED)) == expected)
+    for name in ("n2", "root", "n3"):
+        await tree.until(lambda nodes, name=name: "was ignored" in nodes[name].warning)
+        assert 1 <= len(tree.said(name, IGNORED)) <= SENDERS
     assert client._sessions == 1
     await tree.whole()
