@@ -11,7 +11,7 @@ from typing import Any, Self
 import httpx
 
 READERS = 2
-ANSWER_SECONDS = 60.0  # an answer that takes longer counts as lost
+ANSWER_SECONDS = 120.0  # an answer that takes longer counts as lost
 PATIENCE_SECONDS = 0.5  # after a refusal, until the next try
 
 
