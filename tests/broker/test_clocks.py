@@ -2,11 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from broker.client import Client
 from broker.stream import Stream
@@ -21,17 +19,6 @@ CLOCKS = {
     "behind": "lambda: real() - 7200",
     "jumping": "lambda: real() + (7200 if int(real() * 2) % 2 else -7200)",  # every half second
 }
-
-
-@pytest_asyncio.fixture
-async def client(broker: Broker) -> AsyncIterator[Client]:
-    client = Client(broker.amqp["api"])
-    await client.start()
-    async with asyncio.timeout(SECONDS):
-        while not client.connected:
-            await client.changed()
-    yield client
-    await client.stop()
 
 
 def with_clock(folder: Path, clock: str) -> dict[str, str]:

@@ -4,10 +4,9 @@ import asyncio
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-import pytest_asyncio
 
 from broker import inspect
 from broker.client import Client
@@ -29,17 +28,6 @@ def tree(broker: Broker) -> Iterator[dict[str, NodeProcess]]:
         echo_node(broker, "n2", "n1", "--slots", "64") as n2,
     ):
         yield {"root": top, "n1": n1, "n2": n2}
-
-
-@pytest_asyncio.fixture
-async def client(broker: Broker) -> AsyncIterator[Client]:
-    client = Client(broker.amqp["api"])
-    await client.start()
-    async with asyncio.timeout(SECONDS):
-        while not client.connected:
-            await client.changed()
-    yield client
-    await client.stop()
 
 
 async def ask(client: Client, text: str, max_tokens: int | None = None) -> Stream:
