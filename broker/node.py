@@ -84,16 +84,20 @@ class NodePort:
             raise NameTaken(f"node already registered: {self.name}") from error
         if parent is not None and not await self.is_present(parent):
             raise NoParent(f"no node named {parent!r} is registered to hang {self.name!r} below")
-        own = names.node(self.name)
-        await self.session.declare_exchange(own, "direct")
-        await self.session.declare_queue(own)
+        await self.declare()
         await self.session.bind(inbox, names.CONTROL_EXCHANGE, "")
         await self._follow_broker_events(inbox)
         if parent is None:
-            await self.session.bind(own, names.JOBS_EXCHANGE, model)
+            await self.session.bind(names.node(self.name), names.JOBS_EXCHANGE, model)
         else:
             await self.hang_below(parent)
         await self.session.consume(inbox, self._on_inbox, prefetch=INBOX_PREFETCH)
+
+    async def declare(self) -> None:
+        """Declares the node's own exchange and queue; what is there stays as it is."""
+        own = names.node(self.name)
+        await self.session.declare_exchange(own, "direct")
+        await self.session.declare_queue(own)
 
     async def hang_below(self, parent: str) -> None:
         """Makes the edge from `parent`. Raises NoParent."""

@@ -152,19 +152,25 @@ class Relatives:
     # ---- what is looked after with every beat
 
     async def tend(self) -> None:
-        """Repeats what heals: who is above the children, the own edge, the way home, the queues of dead children."""
+        """Repeats what heals: the own exchange and queue, who is above the children, the own edge, the way home, the
+        queues of dead children.
+
+        A parent that buries the former life of a node which is just back may delete what the new life has declared.
+        """
+        await self.port.declare()
         for child in self._dispatcher.children:
             self._tell_ancestors(child.name)
         await self._look_for_missing()
         await self._look_for_lost()
         await self._bury_adopted()
-        await self.go_home()
+        with contextlib.suppress(NoParent):
+            await self.go_home()
         if self.parent is not None:
             with contextlib.suppress(NoParent):
                 await self.port.hang_below(self.parent)
 
     async def go_home(self) -> None:
-        """Back below the node it belongs below, once that is there again (and not below this one)."""
+        """Back below the node it belongs below, once that is there again (and not below this one). Raises NoParent."""
         if self._home is None or self._home == self.parent or self._dispatcher.child(self._home) is not None:
             return
         if await self.port.is_present(self._home):
@@ -205,10 +211,14 @@ class Relatives:
     async def _find_parent(self) -> None:
         """Hangs below the nearest living ancestor. With none alive it stays: the parent may come back."""
         for ancestor in self._above:
-            if await self.port.is_present(ancestor):
-                log.warning("the parent is gone; hanging below an ancestor", node=self._name, parent=ancestor)
+            if not await self.port.is_present(ancestor):
+                continue
+            try:
                 await self._move(ancestor)
-                return
+            except NoParent:  # it has just come, or is about to leave
+                continue
+            log.warning("the parent is gone; hangs below an ancestor", node=self._name, parent=ancestor)
+            return
 
     def _take_over(self, child: str) -> None:
         self._missing.pop(child, None)

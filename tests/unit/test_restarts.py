@@ -456,6 +456,31 @@ async def test_children_that_died_while_their_parent_was_away_are_looked_for(mon
         assert isinstance(frames[-1], Finished)
 
 
+async def test_a_node_whose_exchange_was_buried_with_its_former_life_gets_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    async with Cluster() as cluster:
+        await cluster.article_tree()
+        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
+        await cluster.kill("n2")
+        await until(lambda: cluster.nodes["n1"].dispatcher.child("n4") and cluster.nodes["n1"].dispatcher.child("n5"))
+        sessions = dict(cluster.sessions)
+        await cluster.add("n2", "n1")
+        await cluster.sessions["n1"].delete_exchange("canopy.node.n2")  # decided before n2 had registered
+        await until(lambda: len(cluster.nodes["n2"].dispatcher.children) == 2)
+        assert all(cluster.sessions[name] is sessions[name] for name in ("n4", "n5"))  # nobody had to start over
+
+
+async def test_an_orphan_passes_over_an_ancestor_that_cannot_take_it() -> None:
+    async with Cluster() as cluster:
+        await cluster.article_tree()
+        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
+        await cluster.sessions["n1"].delete_exchange("canopy.node.n1")
+        await cluster.kill("n2")
+        await until(lambda: cluster.nodes["root"].dispatcher.child("n4"))
+
+
 async def test_a_node_adopts_a_dead_one_that_it_is_told_of() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
