@@ -13,8 +13,8 @@ from bench.engine.measure import BASELINES_PART, ENGINE_PART, LIMIT_PART, Run, S
 from bench.engine.subject import Divided, Subject, find_device, from_folder, random_weights
 from bench.engine.table import ARRIVALS, RAGGED, UNIFORM
 from bench.report import Report, Rows
-from worker.engines.apart import apart
 from worker.engines.base import EngineUnavailable
+from worker.engines.transformers.compute_thread import apart
 
 ROWS = (UNIFORM, RAGGED, ARRIVALS)
 PARTS = (ENGINE_PART, BASELINES_PART, LIMIT_PART)

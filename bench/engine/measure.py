@@ -18,8 +18,8 @@ from bench.engine.reading import Ask, Reading, Spread, Track
 from bench.engine.subject import Shared, Subject
 from bench.engine.table import ARRIVALS, CONTINUOUS, ENGINE, ONE_BY_ONE, RAGGED, UNIFORM, Bound, Disturbed, Found
 from bench.report import Report, Rows
-from worker.engines.apart import apart
 from worker.engines.base import Engine
+from worker.engines.transformers.compute_thread import apart
 
 ENGINE_PART, BASELINES_PART, LIMIT_PART = "engine", "baselines", "limit"
 _WARM_ANSWER = 16  # tokens

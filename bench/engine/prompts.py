@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from broker.wire import Job, Sampling
-from worker.engines.template import prepare
+from worker.engines.transformers.text.chat_template import prepare
 
 _WORDS = 400  # different words to draw from: enough that no two prompts begin alike
 _LOOKED_AT = 20_000

@@ -14,7 +14,7 @@ from bench.engine import limit, shapes
 from bench.engine.prompts import Prompts
 from worker.engines import create
 from worker.engines.base import Engine, EngineUnavailable
-from worker.engines.loaded import Loaded
+from worker.engines.transformers.model.loaded import Loaded
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _SHARE = 0.5  # of the free memory that rows of the chosen context take at most
@@ -73,7 +73,7 @@ class Subject(ABC):
         """The transformers engine around this model, or another one called by its name, which loads what it likes."""
         if path is not None:
             return create(path, model=self.name, model_path=None, device=device, slots=slots, token_delay=0.0)
-        from worker.engines.transformers import TransformersEngine
+        from worker.engines.transformers.engine import TransformersEngine
 
         make: Callable[..., Engine] = TransformersEngine
         return make(model=self.name, model_path=None, device=device, slots=slots, loader=self.load)
@@ -119,7 +119,7 @@ class Shared(Subject):
     def _loaded(self, device: str, slots: int) -> Loaded:
         import torch
 
-        from worker.engines.loading import ready
+        from worker.engines.transformers.model.loader import ready
 
         if device.startswith("cuda"):
             torch.cuda.set_device(device)  # of this thread, as a node does: Triton launches on the current one
@@ -159,7 +159,8 @@ class Divided(Subject):
         return [("model", f"{self.name}: {how}")]
 
     def _loaded(self, device: str, slots: int) -> Loaded:
-        from worker.engines import parallel, placement
+        from worker.engines.transformers.model import placement
+        from worker.engines.transformers.tensor_parallel import leader as parallel
 
         if self._ranks > 1:
             return parallel.load(self._folder, device, slots, self._ranks)

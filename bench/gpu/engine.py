@@ -6,14 +6,14 @@ It is made on the device when the node starts: writing 16 GB to a disk and readi
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from worker.engines.loaded import Loaded
-    from worker.engines.transformers import TransformersEngine
+    from worker.engines.transformers.engine import TransformersEngine
+    from worker.engines.transformers.model.loaded import Loaded
 
 
 def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> "TransformersEngine":
     """For `worker.engines.create`; `model` is one of `bench.engine.shapes.SHAPES`."""
     from bench.engine.subject import random_weights
-    from worker.engines.transformers import TransformersEngine
+    from worker.engines.transformers.engine import TransformersEngine
 
     def load(place: str, rows: int) -> "Loaded":
         return random_weights(model, place, rows, None).load(place, rows)

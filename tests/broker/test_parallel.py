@@ -17,10 +17,11 @@ from structlog.testing import capture_logs
 
 from broker.wire import Job, Sampling
 from tests.unit.engine.tiny import save_model
-from worker.engines import create, parallel
+from worker.engines import create
 from worker.engines.base import EngineError, EngineUnavailable
-from worker.engines.orders import Decode
-from worker.engines.transformers import TransformersEngine
+from worker.engines.transformers.engine import TransformersEngine
+from worker.engines.transformers.tensor_parallel import leader as parallel
+from worker.engines.transformers.tensor_parallel.protocol import Decode
 
 PROMPTS = ["The quick brown fox", "Hi", "a" * 70, "Once upon a time, there was a model", "Ünïcödé 日本語 😀"]
 
@@ -111,7 +112,7 @@ async def streaming(engine: TransformersEngine, wanted: Job) -> "asyncio.Task[No
 
 def followers(of: int | None = None) -> list[psutil.Process]:
     children = psutil.Process(of).children()
-    return [child for child in children if "worker.engines.follower" in child.cmdline()]
+    return [child for child in children if "worker.engines.transformers.tensor_parallel.follower" in child.cmdline()]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])

@@ -11,8 +11,8 @@ import transformers
 from torch.nn import functional
 
 from cli.home import REPOSITORY
-from worker.engines import precision
-from worker.engines.linears import ALL_LEVELS, WAYS, levels
+from worker.engines.transformers.model import quantization as precision
+from worker.engines.transformers.model.quantized_linear import ALL_LEVELS, WAYS, levels
 from worker.models import PACKAGED
 from worker.models.prepare import prepare
 

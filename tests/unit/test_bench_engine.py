@@ -22,9 +22,9 @@ from bench.engine.table import Bound, Found
 from bench.gpu import asking
 from broker.wire import Job
 from worker import engines
-from worker.engines import loading
 from worker.engines.base import EngineError
 from worker.engines.echo import EchoEngine
+from worker.engines.transformers.model import loader as loading
 
 VOCABULARY = 256
 
@@ -503,7 +503,7 @@ def test_what_cannot_be_measured_is_refused(options: tuple[str, ...]) -> None:
 def test_the_benchmark_alone_needs_nothing_of_the_service() -> None:
     script = (
         "import sys, bench.engine.__main__\n"
-        "import worker.engines.transformers\n"
+        "import worker.engines.transformers.engine\n"
         "bad = {'api', 'django', 'pika', 'celery', 'uvicorn'} & {name.partition('.')[0] for name in sys.modules}\n"
         "sys.exit(f'imported: {sorted(bad)}' if bad else 0)"
     )

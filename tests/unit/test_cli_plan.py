@@ -19,7 +19,7 @@ from cli.process import Spec
 from cli.rabbitmq import Broker
 from topology.names import root_name
 from worker.__main__ import parse
-from worker.engines import precision
+from worker.engines.transformers.model import quantization as precision
 
 BROKER = Broker.elsewhere("amqp://somewhere/", "http://somewhere")
 

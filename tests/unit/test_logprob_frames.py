@@ -7,7 +7,7 @@ import msgspec
 
 from broker.wire import AnyFrame, Delta, Finished, Job, Start, TokenLogprob
 from worker.engines.base import Chunk, EngineError
-from worker.engines.mailbox import Mailbox
+from worker.engines.transformers.mailbox import Mailbox
 from worker.gate import Gate
 from worker.run import JobRun
 

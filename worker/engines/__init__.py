@@ -13,8 +13,8 @@ from worker.engines.base import DEFAULT_SLOTS, Engine, EngineUnavailable
 # The modules are imported when chosen: a node with the echo engine starts without torch.
 ENGINES = {
     "echo": "worker.engines.echo",
-    "openai": "worker.engines.openai",
-    "transformers": "worker.engines.transformers",
+    "openai": "worker.engines.openai.engine",
+    "transformers": "worker.engines.transformers.engine",
 }
 
 

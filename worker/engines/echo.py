@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from broker.wire import FinishReason, Job
 from worker.engines.base import Chunk
-from worker.engines.text import StopFilter
+from worker.engines.stop_filter import StopFilter
 
 _BURST = 256  # words a chunk without delay; between chunks the event loop gets its turn, and a cancel its effect
 

@@ -14,13 +14,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from broker.wire import Job, Sampling
 from worker.engines.base import Chunk
-from worker.engines.decoder import Decoder
-from worker.engines.loaded import Loaded
-from worker.engines.loading import ready
-from worker.engines.mailbox import Mailbox
-from worker.engines.scheduling import News
-from worker.engines.sequence import Sequence
-from worker.engines.shrinking import shrunk
+from worker.engines.transformers.base import News
+from worker.engines.transformers.decoder import Decoder
+from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loader import ready
+from worker.engines.transformers.model.shrunk_config import shrunk
+from worker.engines.transformers.sequence import Sequence
 
 VOCABULARY = 96
 LENGTHS = (3, 12, 21, 40)  # of prompts

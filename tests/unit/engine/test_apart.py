@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from worker.engines.apart import apart, compute_apart
+from worker.engines.transformers.compute_thread import apart, compute_apart
 
 
 def test_the_thread_has_ended_when_the_result_is_there() -> None:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from worker.engines import attention
-from worker.engines.attention import Piece, Step, blocks_of
+from worker.engines.transformers.model import attention
+from worker.engines.transformers.model.attention import Piece, Step, blocks_of
 
 HEADS, SIZE, CONTEXT, SLOTS = 6, 16, 700, 12
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.engine.architectures import answers, loaded, prompts, tiny
 from worker.engines.base import EngineError
-from worker.engines.contextlength import context_length
+from worker.engines.transformers.model.context_length import context_length
 
 
 def model(**settings: Any) -> Any:

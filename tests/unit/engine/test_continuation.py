@@ -14,14 +14,14 @@ from hypothesis import strategies as some
 
 from broker.wire import ChatMessage, Job, Sampling, TokenLogprob
 from tests.unit.engine.tiny import save_model, tokenizer
-from worker.engines import loading
 from worker.engines.base import Chunk, EngineError
-from worker.engines.decoder import Decoder
-from worker.engines.loaded import Loaded
-from worker.engines.mailbox import Mailbox
-from worker.engines.scheduling import News
-from worker.engines.sequence import Sequence
-from worker.engines.template import dialogue
+from worker.engines.transformers.base import News
+from worker.engines.transformers.decoder import Decoder
+from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.model import loader as loading
+from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.sequence import Sequence
+from worker.engines.transformers.text.chat_template import dialogue
 
 BYTES = tokenizer()
 EOS = BYTES.eos_token_id

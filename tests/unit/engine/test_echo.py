@@ -14,8 +14,8 @@ from hypothesis import strategies as some
 from broker.wire import ChatMessage, Job, Sampling
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineUnavailable
-from worker.engines.mailbox import Mailbox
-from worker.engines.text import StopFilter
+from worker.engines.stop_filter import StopFilter
+from worker.engines.transformers.mailbox import Mailbox
 
 
 def job(*said: str, delivered: str = "", **settings: Any) -> Job:

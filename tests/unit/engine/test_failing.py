@@ -12,11 +12,12 @@ from broker.wire import Interrupted, Job, Sampling
 from tests.unit.engine.test_text import sentencepiece
 from tests.unit.engine.tiny import save_model, tokenizer
 from worker.care import EngineCare
-from worker.engines import create, intake
-from worker.engines import detokenize as detokenize_module
+from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped
-from worker.engines.detokenize import Detokenizer, trailing_replacements
-from worker.engines.failure import row_failed
+from worker.engines.transformers import intake
+from worker.engines.transformers.errors import row_failed
+from worker.engines.transformers.text import detokenizer as detokenize_module
+from worker.engines.transformers.text.detokenizer import Detokenizer, trailing_replacements
 from worker.gate import Gate
 from worker.run import JobRun
 

@@ -20,23 +20,25 @@ import torch
 
 from broker.wire import Job, Sampling
 from tests.unit.engine.tiny import save_model
-from worker.engines import detokenize, sequence, spelling
-from worker.engines import telling as telling_module
-from worker.engines.adjusting import Biases, History
-from worker.engines.answer import AnswerText
 from worker.engines.base import Chunk, EngineError
-from worker.engines.batch import Batch, Prefill
-from worker.engines.decoder import Decoder
-from worker.engines.loaded import Loaded
-from worker.engines.loading import load
-from worker.engines.mailbox import Mailbox
-from worker.engines.prefixes import Slots
-from worker.engines.sampling import Choices, Dice, Sampler
-from worker.engines.scheduling import News
-from worker.engines.sequence import Sequence
-from worker.engines.slotmodel import SlotModel
-from worker.engines.telling import Telling
-from worker.engines.text import StopFilter
+from worker.engines.stop_filter import StopFilter
+from worker.engines.transformers import sequence
+from worker.engines.transformers import throttle as telling_module
+from worker.engines.transformers.base import News
+from worker.engines.transformers.decoder import Decoder
+from worker.engines.transformers.fallback.batch import Batch, Prefill
+from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loader import load
+from worker.engines.transformers.model.runner import SlotModel
+from worker.engines.transformers.prefix_cache import Slots
+from worker.engines.transformers.sampling.penalties import Biases, History
+from worker.engines.transformers.sampling.sampler import Choices, Dice, Sampler
+from worker.engines.transformers.sequence import Sequence
+from worker.engines.transformers.text import detokenizer as detokenize
+from worker.engines.transformers.text import token_bytes as spelling
+from worker.engines.transformers.text.answer_text import AnswerText
+from worker.engines.transformers.throttle import Telling
 
 _SCHEDULES = int(os.environ.get("HUNT", "500"))
 _SLOTS = 3

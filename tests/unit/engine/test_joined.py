@@ -6,8 +6,8 @@ import transformers
 from torch import nn
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines.fitting import Shape, fit
-from worker.engines.joined import join
+from worker.engines.transformers.model.fused_qkv import join
+from worker.engines.transformers.model.probe import Shape, fit
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma3"])

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines import attention
-from worker.engines.attention import Piece
-from worker.engines.fitting import Shape, fit
-from worker.engines.slotmodel import SlotModel
+from worker.engines.transformers.model import attention
+from worker.engines.transformers.model.attention import Piece
+from worker.engines.transformers.model.probe import Shape, fit
+from worker.engines.transformers.model.runner import SlotModel
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 _BOUNDS = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # the interpreter cuts bfloat16 off where a GPU rounds
@@ -73,7 +73,7 @@ def kernels() -> Iterator[Any]:
         patch.setenv("TRITON_INTERPRET", "1")
         for name in _loaded_of_triton():
             patch.delitem(sys.modules, name)
-        made = _own_copy("worker.engines.kernels")
+        made = _own_copy("worker.engines.transformers.model.triton_attention")
         builder = sys.modules["triton.runtime.interpreter"].InterpreterBuilder
         patch.setattr(builder, "create_dot", _dot(builder.create_dot, made.tl))
         yield made

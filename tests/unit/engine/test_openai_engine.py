@@ -24,11 +24,12 @@ from broker.wire import (
 )
 from tests.unit.cluster import Cluster, until
 from tests.unit.engine.upstream import DONE, Asked, Reply, Script, Upstream, answering, event, listing, nobody, refusing
-from worker.engines import create, openai
+from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, EngineUnavailable
-from worker.engines.upstream import http
-from worker.engines.upstream.errors import MOST_SECONDS, Refusal
-from worker.engines.upstream.sse import BadStream, Events
+from worker.engines.openai import engine as openai
+from worker.engines.openai import http
+from worker.engines.openai.errors import MOST_SECONDS, Refusal
+from worker.engines.openai.sse import BadStream, Events
 from worker.gate import Gate
 from worker.run import JobRun
 

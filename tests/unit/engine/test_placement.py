@@ -13,11 +13,12 @@ import transformers
 from transformers.integrations.accelerate import _get_device_map
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines import create, placement
-from worker.engines.attention import Step
+from worker.engines import create
 from worker.engines.base import EngineUnavailable
-from worker.engines.fitting import Shape, fit
-from worker.engines.slotmodel import SlotModel
+from worker.engines.transformers.model import placement
+from worker.engines.transformers.model.attention import Step
+from worker.engines.transformers.model.probe import Shape, fit
+from worker.engines.transformers.model.runner import SlotModel
 
 META = torch.device("meta")
 

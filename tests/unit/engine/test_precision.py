@@ -11,11 +11,12 @@ import transformers
 from torch import nn
 
 from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
-from worker.engines import linears, precision
-from worker.engines.attention import Piece
 from worker.engines.base import EngineUnavailable
-from worker.engines.linears import WAYS, Int8, Int8Fast, Table, Unable, fits_table
-from worker.engines.loading import load
+from worker.engines.transformers.model import quantization as precision
+from worker.engines.transformers.model import quantized_linear as linears
+from worker.engines.transformers.model.attention import Piece
+from worker.engines.transformers.model.loader import load
+from worker.engines.transformers.model.quantized_linear import WAYS, Int8, Int8Fast, Table, Unable, fits_table
 
 ROUGH = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.02, "int8-fast": 0.04}  # error of a layer, as a part of its spread
 

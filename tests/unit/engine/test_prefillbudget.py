@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.prefillbudget import PREFILL_SECONDS, PrefillBudget, shares
+from worker.engines.transformers.prefill_budget import PREFILL_SECONDS, PrefillBudget, shares
 
 
 def test_a_short_prompt_is_read_beside_a_long_one() -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from worker.engines.prefixes import Slots, common
+from worker.engines.transformers.prefix_cache import Slots, common
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=80) | st.builds(
     lambda length, rest: [7] * length + rest, st.integers(0, 200), st.lists(st.integers(0, 2), min_size=1, max_size=3)

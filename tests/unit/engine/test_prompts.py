@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from broker.wire import ChatMessage, Job, Role, Sampling
 from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
-from worker.engines.controltokens import ControlTokens, Marks
-from worker.engines.dialogue import forms, leading_systems
-from worker.engines.template import Prompts
+from worker.engines.transformers.text.chat_template import Prompts
+from worker.engines.transformers.text.control_tokens import ControlTokens, Marks
+from worker.engines.transformers.text.dialogue import forms, leading_systems
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -8,10 +8,10 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.unit.engine.architectures import answers, generated, loaded, made, prompts
-from worker.engines.prefixes import Slots
-from worker.engines.rope import LengthLimit, choose_by_sequence
-from worker.engines.shrinking import ORIGINAL, shrunk
-from worker.engines.slotmodel import SlotModel
+from worker.engines.transformers.model.rope import LengthLimit, choose_by_sequence
+from worker.engines.transformers.model.runner import SlotModel
+from worker.engines.transformers.model.shrunk_config import ORIGINAL, shrunk
+from worker.engines.transformers.prefix_cache import Slots
 
 _LONG = {
     "rope_type": "longrope",

@@ -12,10 +12,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as some
 
 from broker.wire import Sampling
-from worker.engines import sampling
-from worker.engines.adjusting import Biases, History
-from worker.engines.narrow import SHORTLIST, Limits, by_halving, by_shortlist, draw, weigh, within_top_k
-from worker.engines.sampling import NO_CHOICE, NOT_FINITE, Dice, Sampler
+from worker.engines.transformers.sampling import sampler as sampling
+from worker.engines.transformers.sampling.penalties import Biases, History
+from worker.engines.transformers.sampling.sampler import NO_CHOICE, NOT_FINITE, Dice, Sampler
+from worker.engines.transformers.sampling.truncation import (
+    SHORTLIST,
+    Limits,
+    by_halving,
+    by_shortlist,
+    draw,
+    weigh,
+    within_top_k,
+)
 
 CPU = torch.device("cpu")
 LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]

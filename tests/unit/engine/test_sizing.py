@@ -13,13 +13,16 @@ from structlog.testing import capture_logs
 
 from broker.wire import Job
 from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
-from worker.engines import create, loading, sharding, sizing
+from worker.engines import create
 from worker.engines.base import EngineError, EngineUnavailable
-from worker.engines.loading import ready, room, size_of
-from worker.engines.sizing import Size, chosen, fixed
-from worker.engines.slotmodel import BUCKETS
-from worker.engines.transformers import TransformersEngine
-from worker.engines.twin import Twin
+from worker.engines.transformers.engine import TransformersEngine
+from worker.engines.transformers.model import cache_size as sizing
+from worker.engines.transformers.model import loader as loading
+from worker.engines.transformers.model.cache_size import Size, chosen, fixed
+from worker.engines.transformers.model.loader import ready, room, size_of
+from worker.engines.transformers.model.runner import BUCKETS
+from worker.engines.transformers.model.twin import Twin
+from worker.engines.transformers.tensor_parallel import sharding
 
 GPU = torch.device("cuda", 0)
 TOKENS = st.integers(0, 10_000_000)

@@ -13,16 +13,16 @@ from structlog.testing import capture_logs
 
 from broker.wire import Job, Sampling
 from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
-from worker.engines.attention import Piece
 from worker.engines.base import Chunk, EngineError
-from worker.engines.decoder import Decoder
-from worker.engines.fitting import Shape, fit
-from worker.engines.loaded import Loaded
-from worker.engines.loading import load, ready
-from worker.engines.mailbox import Mailbox
-from worker.engines.scheduling import News
-from worker.engines.sequence import Sequence
-from worker.engines.slotmodel import SlotModel, Unfit, _bucket
+from worker.engines.transformers.base import News
+from worker.engines.transformers.decoder import Decoder
+from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.model.attention import Piece
+from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loader import load, ready
+from worker.engines.transformers.model.probe import Shape, fit
+from worker.engines.transformers.model.runner import SlotModel, Unfit, _bucket
+from worker.engines.transformers.sequence import Sequence
 
 PROMPTS = ["The quick brown fox", "Hi", "a" * 70, "Once upon a time, there was a model", "Ünïcödé 日本語 😀"]
 

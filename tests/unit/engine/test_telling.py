@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.engines.base import Chunk, EngineError
-from worker.engines.mailbox import Mailbox
-from worker.engines.scheduling import News
-from worker.engines.telling import PIECES_A_SECOND, Telling
+from worker.engines.transformers.base import News
+from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.throttle import PIECES_A_SECOND, Telling
 
 STEP = 0.01
 tokens = st.lists(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc")), max_size=6), max_size=60)

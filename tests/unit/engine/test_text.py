@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, decoders, models
 from broker.wire import ChatMessage, Job
 from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
-from worker.engines.cache import RowsLayer
-from worker.engines.detokenize import Detokenizer
-from worker.engines.spelling import Spelling
-from worker.engines.template import DIALOGUE_STOPS, PREAMBLE, dialogue, prepare
+from worker.engines.transformers.fallback.cache import RowsLayer
+from worker.engines.transformers.text.chat_template import DIALOGUE_STOPS, PREAMBLE, dialogue, prepare
+from worker.engines.transformers.text.detokenizer import Detokenizer
+from worker.engines.transformers.text.token_bytes import Spelling
 
 BYTES = tokenizer()
 CHATML = (

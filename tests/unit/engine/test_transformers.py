@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from broker.wire import ChatMessage, Job, Sampling
 from tests.unit.engine.tiny import CONFIGS, save_model
 from worker.engines import create
-from worker.engines import transformers as transformers_engine
 from worker.engines.base import Chunk, Engine, EngineError, EngineUnavailable
-from worker.engines.failure import model_failed
-from worker.engines.template import dialogue
+from worker.engines.transformers import engine as transformers_engine
+from worker.engines.transformers.errors import model_failed
+from worker.engines.transformers.text.chat_template import dialogue
 from worker.watchdog import Watchdog
 
 PROMPTS = [

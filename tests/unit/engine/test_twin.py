@@ -10,12 +10,13 @@ from structlog.testing import capture_logs
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.unit.engine.architectures import answers, generated, loaded, made, prompts, tiny, tokenizer
-from worker.engines import attention, loading
-from worker.engines.fitting import Shape, attention_of, fit
-from worker.engines.loading import ready
-from worker.engines.shrinking import LIMIT, shrunk
-from worker.engines.slotmodel import SlotModel, Unfit
-from worker.engines.twin import Twin, prove_rows, prove_slots
+from worker.engines.transformers.model import attention
+from worker.engines.transformers.model import loader as loading
+from worker.engines.transformers.model.loader import ready
+from worker.engines.transformers.model.probe import Shape, attention_of, fit
+from worker.engines.transformers.model.runner import SlotModel, Unfit
+from worker.engines.transformers.model.shrunk_config import LIMIT, shrunk
+from worker.engines.transformers.model.twin import Twin, prove_rows, prove_slots
 
 _LAYERS = {"num_hidden_layers": 4}
 WINDOWED = {
@@ -111,7 +112,7 @@ def test_what_cannot_be_made_small_is_computed_one_by_one(monkeypatch: pytest.Mo
     def impossible(_: Any) -> Any:
         raise ValueError("a condition of its own")
 
-    monkeypatch.setattr("worker.engines.twin.shrunk", impossible)
+    monkeypatch.setattr("worker.engines.transformers.model.twin.shrunk", impossible)
     model = tiny("llama")
     asked = prompts()
     wanted = [generated(model, prompt, 6) for prompt in asked]

@@ -1,0 +1,176 @@
+"""The thread that computes: takes prepared sequences in, lets the scheduler compute step by step,
+tells what came of it.
+
+It never touches a socket or the event loop; `tell` hands over everything a step made at once.
+"""
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+import torch
+
+from worker.engines.base import Chunk, EngineError, EngineStopped
+from worker.engines.transformers.base import News, Scheduler
+from worker.engines.transformers.errors import thread_died
+from worker.engines.transformers.fallback.scheduler import RowScheduler
+from worker.engines.transformers.intake import Intake, drained
+from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.scheduler import SlotScheduler
+from worker.engines.transformers.sequence import Sequence
+from worker.engines.transformers.stopwatch import Stopwatch
+from worker.engines.transformers.text.chat_template import Prompts
+from worker.engines.transformers.throttle import Telling
+
+# Newcomers taken in between two steps: giving one a slot takes about a millisecond of the host, and
+# a GPU that has nothing to do meanwhile waits for them all.
+_ADMITTED = 16
+
+log = structlog.get_logger(__name__)
+
+
+class Decoder:
+    """Owns the model and every sequence from `submit` until it has ended, in two threads: `intake`
+    makes tokens of jobs, and the decoding thread computes. `tell` is called from both.
+    """
+
+    def __init__(self, loaded: Loaded, slots: int, tell: Callable[[News], None]) -> None:
+        self._loaded = loaded
+        self._tell = tell
+        self._telling = Telling(tell, time.monotonic)
+        self._scheduler: Scheduler = (
+            SlotScheduler(loaded, loaded.over) if loaded.over is not None else RowScheduler(loaded, slots)
+        )
+        self._prompts: Prompts | None = None
+        self._intake = Intake(self._prepare, self._ready, self._refused, self._intake_died)
+        # bounded by the engine's open runs
+        self._prepared: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._stopwatch = Stopwatch()
+        self._untold: News = []  # of the present step
+        self.warm = False  # a step has ended
+        # nobody looks at what is submitted any more, and why
+        self._closed: EngineError | None = None
+        self._dead = False  # the decoding thread has ended by an error
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+
+    def start(self) -> None:
+        """Begins to compute."""
+        self._thread.start()
+        self._intake.start()
+
+    @property
+    def reuse(self) -> tuple[int, int]:
+        """Prompt tokens since the start, and how many of them were not read again; from any thread."""
+        return self._scheduler.reuse
+
+    @property
+    def warning(self) -> str:
+        """For the operator; empty if there is nothing to say. From any thread."""
+        count = self._scheduler.not_finite
+        if not count:
+            return ""
+        answers = "an answer" if count == 1 else f"{count} answers"
+        return f"{answers} ended because the model computed logits that are not numbers: look at its weights"
+
+    def submit(self, sequence: Sequence) -> None:
+        """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next
+        step.
+
+        Raises EngineError if a thread has ended.
+        """
+        self._intake.submit(sequence)
+        if self._closed is not None:
+            # looked at after the put, and set before the last look: no job is forgotten
+            raise EngineStopped(f"the engine is not running: {self._closed}")
+
+    def stop(self, seconds: float) -> bool:
+        """Ends every run; True if the threads ended within `seconds` (a step cannot be
+        interrupted).
+        """
+        until = time.monotonic() + seconds
+        self._prepared.put(None)
+        self._intake.stop()
+        self._thread.join(seconds)
+        return self._intake.join(max(0.0, until - time.monotonic())) and not self._thread.is_alive()
+
+    def stalled(self) -> float:
+        """Seconds since the step in progress began, 0.0 between steps, infinite when a thread has
+        died; from any thread.
+        """
+        return math.inf if self._dead else max(self._stopwatch.seconds(), self._intake.stalled())
+
+    # ---- in the intake thread
+
+    def _prepare(self, sequence: Sequence) -> list[Chunk]:
+        if self._prompts is None:  # made here: of a large vocabulary it takes a moment
+            self._prompts = Prompts(self._loaded.tokenizer, self._loaded.context)
+        return sequence.prepare(self._loaded, self._prompts)
+
+    def _ready(self, sequence: Sequence, chunks: list[Chunk]) -> None:
+        self._told([(sequence.mailbox, chunk) for chunk in chunks])
+        if not sequence.finished:
+            self._prepared.put(sequence)
+        if self._closed is not None:
+            self._end(drained(self._prepared), self._closed)
+
+    def _refused(self, sequence: Sequence, error: EngineError) -> None:
+        self._end([sequence], error)
+
+    def _intake_died(self, error: BaseException, left: list[Sequence]) -> None:
+        """Those who run go on until the engine is started again."""
+        self._closed = thread_died("intake", error)
+        self._end([*left, *self._intake.close()], self._closed)
+
+    # ---- in the decoding thread
+
+    def _run(self) -> None:
+        cause: EngineError = EngineStopped()
+        try:
+            if torch.device(self._loaded.model.device).type == "cuda":
+                torch.cuda.set_device(self._loaded.model.device)  # each thread has its own
+            with torch.inference_mode():
+                while self._receive():
+                    self._step()
+        except BaseException as error:
+            # nothing raises here by intent; the engine is started again, and says why
+            log.exception("the decoding thread died")
+            self._dead = True
+            cause = thread_died("decoding", error)
+        finally:  # nobody is left waiting, whatever ended the loop
+            self._closed = cause
+            self._end([*self._scheduler.everyone(), *drained(self._prepared), *self._intake.close()], cause)
+            # also an end that its reader has not heard of
+            untold = [*self._untold, *self._scheduler.unsaid()]
+            self._told([(mailbox, cause) for mailbox, _ in untold])
+
+    def _step(self) -> None:
+        with self._stopwatch.running():
+            self._untold = self._scheduler.step()
+        self.warm = True
+        self._telling.pass_on(self._untold)
+        self._untold = []
+        self._telling.retain([sequence.mailbox for sequence in self._scheduler.everyone()])
+
+    def _receive(self) -> bool:
+        """Takes in what is prepared, waiting for it when there is nothing else to do. False: stop."""
+        for _ in range(_ADMITTED):
+            if self._scheduler.busy and self._prepared.empty():
+                break
+            sequence = self._prepared.get()
+            if sequence is None:
+                return False
+            self._scheduler.add(sequence)
+        return True
+
+    def _end(self, sequences: list[Sequence], error: EngineError) -> None:
+        running = [sequence for sequence in sequences if not sequence.finished]
+        for sequence in running:
+            sequence.finished = True
+        self._told([(sequence.mailbox, error) for sequence in running])
+
+    def _told(self, news: News) -> None:
+        if news:
+            self._tell(news)

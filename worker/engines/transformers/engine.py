@@ -1,0 +1,217 @@
+"""The transformers engine: a real model, tokens streamed as they are made.
+
+    event loop                          threads of the Decoder
+    run(job) --- Sequence ------------> Intake: the prompt's tokens
+                                        decoding: batch, next tokens
+    Mailbox <--- call_soon_threadsafe - once a step, with everything the step made
+
+The threads own the model, the tokenizer and every sequence; the event loop owns the mailboxes.
+"""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import structlog
+import torch
+
+from broker.wire import Job
+from worker.engines.base import Chunk, EngineStopped, EngineUnavailable
+from worker.engines.transformers.base import News
+from worker.engines.transformers.compute_thread import compute_apart
+from worker.engines.transformers.decoder import Decoder
+from worker.engines.transformers.errors import row_failed
+from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loader import load
+from worker.engines.transformers.model.placement import find_devices
+from worker.engines.transformers.model.placement import load as load_spread
+from worker.engines.transformers.sequence import Sequence
+from worker.models import installed
+
+log = structlog.get_logger(__name__)
+
+_STOP_SECONDS = 5.0
+_STOP_TOGETHER_SECONDS = 2.5  # and as long again once a step cannot wait for other processes any more
+
+
+class TransformersEngine:
+    """Keeps the `Engine` protocol."""
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        model_path: str | None,
+        device: str,
+        slots: int,
+        choose_slots: bool = False,
+        ranks: int = 1,
+        loader: Callable[[str, int], Loaded] | None = None,
+    ) -> None:
+        """`choose_slots`: each start finds out how many there is memory for. `ranks` processes compute the model
+        together. `loader` makes the model for a device and a number of slots, instead of reading `model_path`.
+        """
+        self.model = model
+        self.device = device
+        self.slots = slots
+        self.context_length = 0
+        self._folder = Path(model_path) if model_path else None
+        self._choose_slots = choose_slots
+        self._ranks = ranks
+        self._load = loader or self._from_folder
+        self._decoder: Decoder | None = None
+        self._ending: Decoder | None = None
+        self._close: Callable[[], bool] | None = None
+        self._open: set[Sequence] = set()
+        self.stuck = False
+
+    @property
+    def warning(self) -> str:
+        """See the protocol."""
+        return self._decoder.warning if self._decoder is not None else ""
+
+    @property
+    def warm(self) -> bool:
+        """A step has ended since `start`."""
+        return self._decoder is not None and self._decoder.warm
+
+    async def start(self) -> None:
+        """Loads the model. Raises EngineUnavailable."""
+        if self.stuck:
+            raise EngineUnavailable("the former model is still in this process's memory; start a new process")
+        loop = asyncio.get_running_loop()
+        self.device = ",".join(map(str, await asyncio.to_thread(find_devices, self.device)))
+        loaded = await compute_apart(lambda: self._load(self.device, self.slots))
+
+        def tell(news: News) -> None:
+            try:
+                loop.call_soon_threadsafe(_deliver, news)
+            except RuntimeError:  # the loop is closed: the process is ending and nobody reads
+                log.debug("news without a reader", items=len(news))
+
+        self._close = loaded.close
+        self.slots, self.context_length = loaded.slots, loaded.context
+        self._decoder = Decoder(loaded, loaded.slots, tell)
+        gc.collect()
+        gc.freeze()  # looking through the libraries' 400,000 objects again stops every stream for 0.3 s
+        self._decoder.start()
+
+    def _from_folder(self, device: str, slots: int) -> Loaded:
+        folder = self._folder or installed(self.model)
+        wanted = None if self._choose_slots else slots
+        if self._ranks > 1:
+            if "," in device:
+                raise EngineUnavailable("--tensor-parallel takes one --device: it counts on from there")
+            from worker.engines.transformers.tensor_parallel import leader  # torch.distributed takes a second to come
+
+            return leader.load(folder, device, wanted, self._ranks)
+        return load_spread(folder, device, wanted) if "," in device else load(folder, device, wanted)
+
+    async def run(self, job: Job) -> AsyncIterator[Chunk]:
+        """Streams the answer; see the protocol."""
+        if self._decoder is None:
+            raise EngineStopped("the engine is not running")
+        if len(self._open) >= self.slots:
+            # Of jobs that waited for their readers while the engine was started again, and came back with fewer slots.
+            raise EngineStopped(f"all {self.slots} slots are taken", alone=True)
+        sequence = Sequence(job, Mailbox())
+        self._open.add(sequence)
+        try:
+            self._decoder.submit(sequence)
+            finish = None
+            while finish is None:
+                chunk = await sequence.mailbox.get()
+                finish = chunk.finish
+                yield chunk
+        finally:
+            sequence.finished = True  # closed early: the thread drops the row at its next step
+            self._open.discard(sequence)
+
+    @property
+    def reuse(self) -> tuple[int, int]:
+        """See the protocol."""
+        return self._decoder.reuse if self._decoder is not None else (0, 0)
+
+    def stalled(self) -> float:
+        """Seconds since the step in progress began; 0.0 when idle, infinite when a thread has died."""
+        return self._decoder.stalled() if self._decoder is not None else 0.0
+
+    async def stop(self) -> None:
+        """Ends every run and gives the memory back; a thread that hangs in a step keeps it, and is left behind."""
+        if self._decoder is None:
+            return
+        self._ending, self._decoder = self._decoder, None
+        for sequence in self._open:  # at once: the thread may never come to it
+            sequence.finished = True
+            sequence.mailbox.put(EngineStopped())
+        if not await asyncio.to_thread(self._end):
+            self.stuck = True
+            log.error("what computes cannot be ended; it ends with the process", seconds=_STOP_SECONDS)
+            return
+        self.stuck = not await asyncio.to_thread(_free_memory)
+
+    def _end(self) -> bool:
+        """Ends the threads, and the processes that compute with them; False if one hangs in a step, or the GPU. Takes
+        the last reference to the model: an argument would live in the thread pool for a while.
+        """
+        decoder, self._ending = self._ending, None
+        if decoder is None:
+            return True
+        close, self._close = self._close, None
+        if close is None:
+            return decoder.stop(_STOP_SECONDS)
+        ended = decoder.stop(_STOP_TOGETHER_SECONDS)
+        closed = close()
+        return (ended or decoder.stop(_STOP_TOGETHER_SECONDS)) and closed
+
+
+def _free_memory() -> bool:
+    """Gives the memory back before another model is loaded; False if the GPU is in error, which only the end of the
+    process clears.
+    """
+    gc.unfreeze()
+    gc.collect()  # exceptions and frames refer to each other, and to the model
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except RuntimeError as error:
+        log.error("the GPU is in error", reason=str(error))
+        return False
+    return True
+
+
+def _deliver(news: News) -> None:
+    for mailbox, item in news:
+        try:
+            mailbox.put(item)
+        except Exception as error:  # its reader would miss a part of the answer, so that answer ends here
+            log.exception("a chunk could not be delivered")
+            mailbox.put(row_failed(error))
+
+
+def create(
+    *,
+    model: str,
+    model_path: str | None,
+    device: str,
+    slots: int,
+    token_delay: float,
+    choose_slots: bool = False,
+    tensor_parallel: int = 1,
+) -> TransformersEngine:
+    """For the table in `worker.engines`; a real model needs no token delay. `tensor_parallel`: how many processes
+    compute it together.
+    """
+    return TransformersEngine(
+        model=model,
+        model_path=model_path,
+        device=device,
+        slots=slots,
+        choose_slots=choose_slots,
+        ranks=max(1, tensor_parallel),
+    )
