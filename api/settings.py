@@ -31,7 +31,7 @@ INSTALLED_APPS = [
     "ninja",
     "api.accounts",
     "api.chat",
-    "api.kept",
+    "api.idempotency",
 ]
 AUTH_USER_MODEL = "accounts.User"
 AUTH_PASSWORD_VALIDATORS = [
@@ -49,7 +49,7 @@ MIDDLEWARE = [
     "api.middleware.Messages",
 ]
 ROOT_URLCONF = "api.urls"
-ASGI_APPLICATION = "api.asgi.application"
+ASGI_APPLICATION = "api.server.asgi.application"
 TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",

@@ -9,11 +9,12 @@ from typing import Any
 import structlog
 from django.db import DatabaseError
 
-from api import broker, submission
+from api import broker
 from api.answers import store
 from api.answers.record import StoredAnswer
 from api.answers.writing import writings
 from api.catalog import nobody_serves
+from api.requests import submit as submission
 from broker.client import NoTree, Unavailable
 
 log = structlog.get_logger("canopy.api")

@@ -8,12 +8,13 @@ from ninja import Router, Schema
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from api import completion, submission
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
-from api.deadlines import seconds_wanted
 from api.documentation import JOB_OPERATION
 from api.parsing import Body, Integer
+from api.requests import complete as completion
+from api.requests import submit as submission
+from api.requests.deadline import seconds_wanted
 from broker.wire import ChatMessage
 
 router = Router(tags=["arranca"], auth=Member())

@@ -8,13 +8,13 @@ from asgiref.sync import sync_to_async
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from api import submission
 from api.accounts.models import User
 from api.catalog import context_lengths
 from api.chat import context
 from api.chat.context import Excerpt, StoredMessage
 from api.chat.models import UNTITLED, Conversation, Message, Role, Status
 from api.errors import ApiError
+from api.requests import submit as submission
 from broker.wire import Job
 
 

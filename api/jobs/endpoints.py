@@ -9,7 +9,7 @@ from ninja import Router, Schema, Status
 from api import broker
 from api.accounts.auth import AuthRequest, Member
 from api.errors import ApiError
-from api.jobs.followed import followed
+from api.requests.active import followed
 from broker.stream import Stream
 from broker.wire import Failed, JobClass
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api.completion import Answer
 from api.openai import likelihoods
+from api.requests.complete import Answer
 from broker.wire import Finished, TokenLogprob
 
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}

@@ -3,9 +3,11 @@
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from api import errors, line, sse, submission
-from api.completion import Begun
+from api import errors, sse
 from api.openai.shapes import Shape
+from api.requests import position as line
+from api.requests import submit as submission
+from api.requests.complete import Begun
 from broker.wire import Delta, Failed, Finished, Waiting
 
 DONE = b"data: [DONE]\n\n"

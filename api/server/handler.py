@@ -19,8 +19,8 @@ from django.urls import set_script_prefix
 
 from api import errors
 from api.accounts import auth
-from api.entrance import Entrance, sender_of
 from api.errors import ApiError
+from api.requests.concurrency_limit import Entrance, sender_of
 from api.server.body import (
     UNKNOWN_BYTES,
     BodyTooLarge,

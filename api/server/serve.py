@@ -16,9 +16,9 @@ from django.http import HttpRequest
 
 from api import logs
 from api.server import signals
-from api.server.handover import Server
 from api.server.limits import Connections, Limits, Network
 from api.server.protocol import HttpProtocol
+from api.server.socket_handover import Server
 
 MANY = 65_536  # open files
 OTHER_FILES = 128  # that are no connections of clients
@@ -80,7 +80,7 @@ def serve(host: str, port: int, fd: int | None = None) -> None:
     from api.settings import ENV  # reads CANOPY_PORT
 
     listener = socket.socket(fileno=fd) if fd is not None else _bind(host, port)
-    config = configuration("api.asgi:application", within_files(ENV.limits, files), ENV.proxies)
+    config = configuration("api.server.asgi:application", within_files(ENV.limits, files), ENV.proxies)
     server = Server(config, listener, _ready if fd is not None else None)
     signal.signal(signal.SIGUSR1, server.finish)
     # uvicorn raises the signal that ended it once more; a stop that was asked for is no failure.

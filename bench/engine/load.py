@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from bench.engine.prompts import Prompts
 from bench.engine.reading import Ask, Track
+from bench.policy.simulation import lengths
 from broker.wire import Job
-from topology.simulation import lengths
 from worker.engines.base import Engine, EngineError
 
 _SHORTEST = 4  # tokens: of a prompt, beside which a <bos> must fit

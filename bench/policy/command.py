@@ -10,10 +10,10 @@ import typer
 from bench import instance, report
 from bench.policy import drawing, grid, measured, simulated
 from bench.policy.grid import Slowness
+from bench.policy.simulation.simulate import ARRIVALS, SERVICES, Plan
 from bench.policy.trace import BadTrace, Trace, read
 from bench.report import Report
 from topology.dispatch import POLICIES
-from topology.simulate import ARRIVALS, SERVICES, Plan
 
 LAWS = ",".join(SERVICES)
 LOADS = "0.5,0.6,0.7,0.8,0.9,0.95"

@@ -6,8 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+from bench.policy.simulation.simulate import (
+    ARRIVALS,
+    SERVICES,
+    Delays,
+    Figures,
+    Plan,
+    Workload,
+    confidence,
+    draw,
+    repeated,
+    simulate,
+)
 from topology.dispatch import POLICIES
-from topology.simulate import ARRIVALS, SERVICES, Delays, Figures, Plan, Workload, confidence, draw, repeated, simulate
 
 TRACE = "trace"
 

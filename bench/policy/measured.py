@@ -17,8 +17,8 @@ from bench.instance import Instance
 from bench.policy import generator
 from bench.policy.generator import Sample
 from bench.policy.grid import Slowness
+from bench.policy.simulation.simulate import CENTRAL, WARM_UP, Outcome, Plan, Spread, Workload, simulate
 from bench.report import Report, Rows, say
-from topology.simulate import CENTRAL, WARM_UP, Outcome, Plan, Spread, Workload, simulate
 
 GOAL_MEAN, GOAL_P99 = 1.20, 1.5
 LATE = 0.1  # of a mean service: a generator that is late by more (p99) had no quiet machine

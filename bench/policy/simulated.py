@@ -7,10 +7,10 @@ from pathlib import Path
 from bench import report
 from bench.policy import drawing, grid, tables
 from bench.policy.grid import Cell, Jobs, Slowness
+from bench.policy.simulation import theory
+from bench.policy.simulation.simulate import CENTRAL, DISCIPLINES, Delays, Plan
 from bench.policy.trace import Trace
 from bench.report import Report
-from topology.simulate import CENTRAL, DISCIPLINES, Delays, Plan
-from topology.simulation import theory
 
 DELAYS = ((0.0, 0.0), (0.001, 0.001), (0.002, 0.004), (0.005, 0.005), (0.01, 0.01), (0.02, 0.02), (0.05, 0.05))
 

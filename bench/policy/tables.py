@@ -5,9 +5,9 @@ from dataclasses import asdict
 from functools import partial
 
 from bench.policy.grid import Cell, Result
+from bench.policy.simulation import theory
+from bench.policy.simulation.simulate import CENTRAL, Plan
 from bench.report import Rows
-from topology.simulate import CENTRAL, Plan
-from topology.simulation import theory
 
 SATURATED = 0.995  # utilisation of the busiest place beyond which figures depend on how long the run was
 GOAL = "hold-high"

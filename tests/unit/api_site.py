@@ -37,10 +37,10 @@ settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 from api import broker as api_broker  # noqa: E402
 from api import catalog as api_catalog  # noqa: E402
-from api import submission  # noqa: E402
 from api.accounts import keys  # noqa: E402
 from api.accounts.models import User  # noqa: E402
-from api.work import Ledger  # noqa: E402
+from api.requests import submit as submission  # noqa: E402
+from api.requests.accounting import Ledger  # noqa: E402
 
 _numbers = itertools.count(1)
 
@@ -189,7 +189,7 @@ def database() -> Iterator[None]:
 @pytest_asyncio.fixture
 async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeClient]:
     """The running application's broker client."""
-    from api.asgi import application
+    from api.server.asgi import application
 
     client = FakeClient()
     keys.forget_all()
@@ -206,7 +206,7 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 async def forget_answers() -> None:
     """What one test leaves unfinished is not for the next one to take over."""
     from api.chat.models import Message
-    from api.kept.models import KeptRequest
+    from api.idempotency.models import KeptRequest
 
     await Message.objects.all().adelete()
     await KeptRequest.objects.all().adelete()
@@ -227,7 +227,7 @@ async def web(fake: FakeClient) -> AsyncIterator[httpx.AsyncClient]:
 
 def browser() -> httpx.AsyncClient:
     """A new browser."""
-    from api.asgi import application
+    from api.server.asgi import application
 
     transport = httpx.ASGITransport(app=application)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
@@ -290,7 +290,7 @@ async def program(user: User) -> AsyncIterator[httpx.AsyncClient]:
 @pytest_asyncio.fixture
 async def live(fake: FakeClient) -> AsyncIterator[str]:
     """The application behind a real server on a loopback port; its address."""
-    from api.asgi import application
+    from api.server.asgi import application
     from api.server.limits import Limits
     from api.server.serve import configuration
 

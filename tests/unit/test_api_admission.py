@@ -10,11 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api import backlog, submission
 from api.accounts.models import User
-from api.backlog import Figures, Finished, queues, retry_after, waiting
 from api.errors import ApiError
-from api.jobs import followed
+from api.requests import active as followed
+from api.requests import admission as backlog
+from api.requests import submit as submission
+from api.requests.admission import Figures, Finished, queues, retry_after, waiting
 from broker.stream import Stream
 from broker.wire import ChatMessage, Job, JobClass, Sampling
 from tests.unit.api_site import FakeClient, echo, node_state

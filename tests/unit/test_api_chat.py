@@ -8,12 +8,12 @@ import httpx
 import msgspec
 import pytest
 
-from api import line
 from api.answers import following, store
 from api.answers.writing import Writing, writings
 from api.chat import events
 from api.chat.context import title_from
 from api.chat.models import Conversation, Message, Status
+from api.requests import position as line
 from broker.wire import Delta, Failed, Finished, Waiting
 from tests.unit.api_site import FakeClient, beginning, browser, log_in, make_user, node_state, until
 
@@ -208,7 +208,7 @@ async def test_closing_the_page_does_not_stop_the_answer(
 async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
     member: httpx.AsyncClient, fake: FakeClient
 ) -> None:
-    from api.asgi import application
+    from api.server.asgi import application
 
     fake.script = beginning("so far")
     home, answer = await begin(member)

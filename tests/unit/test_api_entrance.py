@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from api import entrance
-from api.entrance import Entrance, sender_of
+from api.requests import concurrency_limit as entrance
+from api.requests.concurrency_limit import Entrance, sender_of
 
 FOREVER = 3600.0
 

@@ -10,10 +10,11 @@ import pytest
 import pytest_asyncio
 from django.conf import settings
 
-from api.server import handover, serve, signals
+from api.server import serve, signals
+from api.server import socket_handover as handover
 from api.server.edge import Edge
-from api.server.handover import Server
 from api.server.limits import Limits
+from api.server.socket_handover import Server
 
 SECONDS = 20.0
 

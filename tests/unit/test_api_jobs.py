@@ -9,8 +9,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from api import submission
 from api.accounts.models import User
+from api.requests import submit as submission
 from broker.wire import ChatMessage, Delta, Finished, Sampling, Start, Waiting
 from tests.unit.api_site import FakeClient, browser, echo, log_in, make_user
 

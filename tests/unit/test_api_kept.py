@@ -14,8 +14,8 @@ from api import process
 from api.answers import following, takeover
 from api.answers import writing as writing_module
 from api.answers.writing import writings
-from api.kept import store
-from api.kept.models import KeptRequest
+from api.idempotency import store
+from api.idempotency.models import KeptRequest
 from broker.wire import Delta, Failed, Finished
 from tests.unit.api_site import FakeClient, beginning, browser, echo, log_in, make_user, until
 

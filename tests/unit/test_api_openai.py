@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api import line
+from api.requests import position as line
 from broker.wire import Delta, Failed, Finished, Job, Waiting
 from tests.unit.api_site import FakeClient, echo, node_state, until
 from tests.unit.openai_site import CHAT, events, payloads

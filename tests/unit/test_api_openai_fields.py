@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.kept.models import KeptRequest
+from api.idempotency.models import KeptRequest
 from broker.wire import Sampling, encode
 from tests.unit.api_site import FakeClient
 from tests.unit.openai_site import CHAT

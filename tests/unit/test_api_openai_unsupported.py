@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.kept.models import KeptRequest
+from api.idempotency.models import KeptRequest
 from api.openai import unsupported
 from tests.unit.api_site import FakeClient
 from tests.unit.openai_site import CHAT

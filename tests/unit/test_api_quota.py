@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import backlog, submission
 from api.accounts.models import User
 from api.environment import LEAST_BACKLOG_BYTES
 from api.errors import ApiError
-from api.quota import CEILING, Tally, Usage, Verdict, decide
-from api.waiting_jobs import WaitingJobs, prompt_bytes, waiting_jobs
+from api.requests import admission as backlog
+from api.requests import submit as submission
+from api.requests.quota import CEILING, Tally, Usage, Verdict, decide
+from api.requests.waiting_jobs import WaitingJobs, prompt_bytes, waiting_jobs
 from broker.wire import ChatMessage, JobClass, Sampling
 from tests.unit.api_site import FakeClient, echo, node_state
 from tests.unit.test_api_admission import flood, job

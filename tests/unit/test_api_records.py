@@ -18,7 +18,7 @@ from api.accounts.models import ApiKey, LoginToken, User
 from api.chat import store
 from api.chat.models import Conversation, Message
 from api.errors import ApiError
-from api.kept.models import KeptRequest
+from api.idempotency.models import KeptRequest
 from api.records import Record
 from tests.unit.api_site import FakeClient, log_in, make_user, refresh_csrf
 

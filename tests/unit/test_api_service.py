@@ -107,7 +107,7 @@ async def test_pages(web: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest
 
 
 async def test_the_frontends_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from api.asgi import with_static_files
+    from api.server.asgi import with_static_files
     from api.server.handler import Handler
 
     (tmp_path / "assets").mkdir()

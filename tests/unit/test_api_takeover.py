@@ -13,8 +13,8 @@ from api import process
 from api.answers import following, store, takeover
 from api.answers import writing as writing_module
 from api.answers.writing import writings
-from api.asgi import application
 from api.chat.models import Conversation, Message, Status
+from api.server.asgi import application
 from broker.wire import Delta, Finished, Job, decode
 from tests.unit.api_site import FakeClient, beginning, browser, echo, forget_answers, log_in, make_user, until
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import submission
 from api.accounts.models import User
 from api.errors import ApiError
-from api.work import LEAST, REMEMBERED, UNKNOWN_ANSWER, Charge, Ledger, prompt_tokens
+from api.requests import submit as submission
+from api.requests.accounting import LEAST, REMEMBERED, UNKNOWN_ANSWER, Charge, Ledger, prompt_tokens
 from broker.wire import ChatMessage, Delta, Failed, Finished, Job, JobClass, Sampling, Start
 from tests.unit.api_site import FakeClient, make_user, until
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from api import line
+from api.requests import position as line
 from bench.fair import table, users
 from bench.fair.asking import Asking, Question, Told, Track, told
 from bench.fair.estimates import Estimate, Honesty, estimates

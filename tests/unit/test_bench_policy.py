@@ -15,10 +15,10 @@ from bench.__main__ import app
 from bench.policy import drawing, generator, grid, measured, tables, trace
 from bench.policy.generator import Planned, Sample
 from bench.policy.grid import Cell, Jobs, Slowness
+from bench.policy.simulation.simulate import CENTRAL, DISCIPLINES, Delays, Plan, Workload, simulate
 from bench.report import Report
 from broker.client import Client, Unavailable
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Start
-from topology.simulate import CENTRAL, DISCIPLINES, Delays, Plan, Workload, simulate
 
 SEVEN = Plan.of(7, fanout=2)
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from api.merging import Merged
+from api.requests.merge import Merged
 from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Start
 

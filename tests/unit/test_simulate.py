@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topology.simulate import (
+from bench.policy.simulation import lengths, theory
+from bench.policy.simulation.simulate import (
     ARRIVALS,
     CENTRAL,
     DISCIPLINES,
@@ -23,7 +24,6 @@ from topology.simulate import (
     repeated,
     simulate,
 )
-from topology.simulation import lengths, theory
 
 SEVEN = Plan.of(7, fanout=2)
 

@@ -153,7 +153,7 @@ class Followers:
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # a node's own lines go to standard error, too
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[4],
                 env={name: value for name, value in os.environ.items() if _is_theirs(name)},
                 pass_fds=[theirs.fileno()],
             )

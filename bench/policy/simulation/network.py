@@ -10,10 +10,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.policy.simulation.laws import Workload
+from bench.policy.simulation.outcome import Outcome
+from bench.policy.simulation.plan import ROOT, Delays, Place, Plan
 from topology.dispatch import Child, Dispatcher, Forward, Hold, Policy
-from topology.simulation.laws import Workload
-from topology.simulation.outcome import Outcome
-from topology.simulation.plan import ROOT, Delays, Place, Plan
 
 
 @dataclass(slots=True, eq=False)

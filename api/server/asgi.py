@@ -23,11 +23,11 @@ from api import background, broker, logs  # noqa: E402
 from api.answers import store  # noqa: E402
 from api.answers.takeover import Takeover  # noqa: E402
 from api.answers.writing import writings  # noqa: E402
-from api.backlog import backlog  # noqa: E402
 from api.chat.models import Message  # noqa: E402
-from api.jobs.followed import followed  # noqa: E402
-from api.kept import store as kept  # noqa: E402
-from api.kept.models import KeptRequest  # noqa: E402
+from api.idempotency import store as kept  # noqa: E402
+from api.idempotency.models import KeptRequest  # noqa: E402
+from api.requests.active import followed  # noqa: E402
+from api.requests.admission import backlog  # noqa: E402
 from api.server import signals  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402

@@ -4,7 +4,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 
-from api.quota import Tally
+from api.requests.quota import Tally
 from broker.wire import Job, JobClass
 
 CLASSES: tuple[JobClass, ...] = ("interactive", "batch")

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from django.contrib import admin
 
-from api.kept.models import KeptRequest
+from api.idempotency.models import KeptRequest
 from api.record_admin import RecordAdmin
 
 

@@ -20,9 +20,9 @@ import structlog
 from api import broker
 from api.catalog import offered
 from api.errors import ApiError
-from api.quota import Usage, Verdict, decide
+from api.requests.quota import Usage, Verdict, decide
+from api.requests.waiting_jobs import prompt_bytes, waiting_jobs
 from api.settings import ENV, MAX_BODY
-from api.waiting_jobs import prompt_bytes, waiting_jobs
 from broker.client import Unavailable
 from broker.wire import Job, JobClass, NodeState
 from topology import names

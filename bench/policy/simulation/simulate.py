@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from bench.policy.simulation import queues
+from bench.policy.simulation.laws import ARRIVALS, SERVICES, Workload, draw, repeated
+from bench.policy.simulation.network import TreeRun
+from bench.policy.simulation.outcome import WARM_UP, Figures, Outcome, Spread, confidence
+from bench.policy.simulation.plan import Delays, Plan
 from topology.dispatch import POLICIES
-from topology.simulation import queues
-from topology.simulation.laws import ARRIVALS, SERVICES, Workload, draw, repeated
-from topology.simulation.network import TreeRun
-from topology.simulation.outcome import WARM_UP, Figures, Outcome, Spread, confidence
-from topology.simulation.plan import Delays, Plan
 
 __all__ = [
     "ARRIVALS", "CENTRAL", "DISCIPLINES", "SERVICES", "WARM_UP", "Delays", "Figures", "Outcome", "Plan", "Spread",

@@ -10,8 +10,8 @@ from api.accounts.auth import AuthRequest
 from api.answers import following
 from api.answers.record import Status
 from api.errors import ApiError
-from api.kept import store
-from api.kept.models import KeptRequest
+from api.idempotency import store
+from api.idempotency.models import KeptRequest
 from api.parsing import document
 from broker.wire import Job
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate, cycle, islice
 from math import sqrt
 
-from topology.simulation import lengths
+from bench.policy.simulation import lengths
 
 Law = Callable[[random.Random], float]
 CV2 = 4.0  # squared coefficient of variation of the hyperexponential law

@@ -7,13 +7,14 @@ from io import BytesIO
 
 from django.http import HttpRequest
 
-from api import sse, submission
+from api import sse
 from api.accounts.auth import AuthRequest
 from api.answers import following
 from api.catalog import nobody_serves
 from api.errors import ApiError
-from api.kept import idempotency
-from api.merging import Merged
+from api.idempotency import attach as idempotency
+from api.requests import submit as submission
+from api.requests.merge import Merged
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, Waiting
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from topology.simulation.laws import Workload
-from topology.simulation.plan import Place
+from bench.policy.simulation.laws import Workload
+from bench.policy.simulation.plan import Place
 
 WARM_UP = 0.1  # share of the jobs that are not counted, because the system began empty
 BATCHES = 20

@@ -10,7 +10,7 @@ from django.utils import timezone
 from api.accounts.models import User
 from api.answers.record import Status
 from api.errors import ApiError
-from api.kept.models import KeptRequest
+from api.idempotency.models import KeptRequest
 from broker.wire import Job
 
 log = structlog.get_logger("canopy.api")

@@ -6,5 +6,5 @@ from django.apps import AppConfig
 class Kept(AppConfig):
     """Registers the models below the label `kept`."""
 
-    name = "api.kept"
+    name = "api.idempotency"
     label = "kept"

@@ -7,16 +7,17 @@ from functools import partial
 import msgspec
 import structlog
 
-from api import broker, entrance
+from api import broker
 from api.accounts.models import User
-from api.backlog import backlog
 from api.catalog import catalog
 from api.errors import ApiError
-from api.jobs.followed import followed
 from api.parsing import MAX_ECHOED
+from api.requests import concurrency_limit as entrance
+from api.requests.accounting import ledger
+from api.requests.active import followed
+from api.requests.admission import backlog
+from api.requests.waiting_jobs import waiting_jobs
 from api.settings import ENV
-from api.waiting_jobs import waiting_jobs
-from api.work import ledger
 from broker.client import NoTree, Unavailable
 from broker.stream import Stream
 from broker.wire import ChatMessage, Failed, Job, JobClass, Sampling

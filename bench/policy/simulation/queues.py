@@ -9,9 +9,9 @@ import itertools
 import random
 from collections.abc import Callable
 
-from topology.simulation.laws import Workload
-from topology.simulation.outcome import Outcome
-from topology.simulation.plan import ROOT, Place, Plan
+from bench.policy.simulation.laws import Workload
+from bench.policy.simulation.outcome import Outcome
+from bench.policy.simulation.plan import ROOT, Place, Plan
 
 ALL = "all"  # stands for the nodes where it makes no difference which one runs a job
 Choose = Callable[[list[int]], int]  # from the jobs at each node, running or waiting, to the node that gets the next

@@ -1,0 +1,1 @@
+"""The parts of `bench.policy.simulation.simulate`. Pure: simulated time only, and random numbers from a seed."""
