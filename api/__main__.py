@@ -16,7 +16,9 @@ def main() -> int:
     serve_parser = commands.add_parser("serve", help="serve HTTP until SIGTERM")
     serve_parser.add_argument("--host", default="127.0.0.1")
     serve_parser.add_argument("--port", type=int, default=8000)
-    serve_parser.add_argument("--fd", type=int, help="number of an open, bound socket, instead of --host and --port")
+    serve_parser.add_argument(
+        "--fd", type=int, help="number of an open, bound socket, instead of --host and --port"
+    )
     commands.add_parser("migrate", help="create or update the database")
     token_parser = commands.add_parser("login-token", help="print a one-time login token")
     token_parser.add_argument("--user", help="whose login; default: the first administrator")
@@ -59,7 +61,10 @@ def serve(options: argparse.Namespace) -> int:
     try:
         server.serve(options.host, options.port, options.fd)
     except OSError as error:
-        print(f"cannot listen on {options.host}, port {options.port}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"cannot listen on {options.host}, port {options.port}: {error.strerror or error}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -13,7 +13,16 @@ from ninja import NinjaAPI
 from api.openai.addresses import expects_openai_errors
 
 _EXTENSION = "x-error-statuses"
-_ALWAYS = (400, 408, 413, 414, 429, 431, 500, 503)  # most of them by the server (api/server/refusals.py)
+_ALWAYS = (
+    400,
+    408,
+    413,
+    414,
+    429,
+    431,
+    500,
+    503,
+)  # most of them by the server (api/server/refusals.py)
 _WITH_SECURITY = {"Key": (401,), "Member": (401, 403), "Staff": (401, 403), "Anyone": (401, 403)}
 _WITH_BODY = (415,)
 _WITH_PATH_PARAMETER = (404,)
@@ -21,8 +30,16 @@ _WITH_PATH_PARAMETER = (404,)
 JOB_OPERATION: dict[str, Any] = {
     _EXTENSION: [404, 422, 504],
     "parameters": [
-        {"in": "header", "name": "Idempotency-Key", "schema": {"type": "string", "minLength": 1, "maxLength": 255}},
-        {"in": "header", "name": "X-Canopy-Deadline", "schema": {"type": "number", "exclusiveMinimum": 0}},
+        {
+            "in": "header",
+            "name": "Idempotency-Key",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        },
+        {
+            "in": "header",
+            "name": "X-Canopy-Deadline",
+            "schema": {"type": "number", "exclusiveMinimum": 0},
+        },
     ],
 }  # `openapi_extra` of an operation that submits a job and returns its answer
 

@@ -13,7 +13,9 @@ from api.server.limits import Limits, Network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST_JOB = 86_400.0  # seconds
-LEAST_BACKLOG_BYTES = 10_000_000  # two of the largest prompts, so that one is never refused for ever
+LEAST_BACKLOG_BYTES = (
+    10_000_000  # two of the largest prompts, so that one is never refused for ever
+)
 LOOPBACK = "127.0.0.0/8 ::1/128"
 ANY_ORIGIN = "*"
 
@@ -35,7 +37,9 @@ class Environment:
     hosts: tuple[str, ...]  # extra names under which users reach the service
     port: int | None
     queue_type: str
-    backlog: int  # jobs of one model that may wait; beyond that, users have a fair share each (quota.py)
+    backlog: (
+        int  # jobs of one model that may wait; beyond that, users have a fair share each (quota.py)
+    )
     backlog_bytes: int  # the same of all prompts that wait in one API process
     job_seconds: float  # until when an answer is wanted if the client names no deadline
     public_url: str | None = None  # scheme, host and port under which users reach the service
@@ -83,7 +87,9 @@ def read(environ: Mapping[str, str]) -> Environment:
         port=_port(environ.get("CANOPY_PORT", "")),
         queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
         backlog=_amount(environ, "CANOPY_BACKLOG", "jobs", default=1000, least=1),
-        backlog_bytes=_amount(environ, "CANOPY_BACKLOG_BYTES", "bytes", default=200_000_000, least=LEAST_BACKLOG_BYTES),
+        backlog_bytes=_amount(
+            environ, "CANOPY_BACKLOG_BYTES", "bytes", default=200_000_000, least=LEAST_BACKLOG_BYTES
+        ),
         job_seconds=_job_seconds(environ.get("CANOPY_JOB_SECONDS") or "3600"),
         public_url=_public_url(environ.get("CANOPY_PUBLIC_URL", "")),
         proxies=_networks(environ.get("CANOPY_TRUSTED_PROXIES") or LOOPBACK),
@@ -111,7 +117,9 @@ def _models(text: str) -> tuple[str, ...]:
         models = json.loads(text)
     except ValueError as error:
         raise BadEnvironment(f"CANOPY_MODELS is not JSON: {error}") from error
-    if not isinstance(models, list) or not all(isinstance(model, str) and model for model in models):
+    if not isinstance(models, list) or not all(
+        isinstance(model, str) and model for model in models
+    ):
         raise BadEnvironment("CANOPY_MODELS must be a JSON list of model names")
     return tuple(models)
 
@@ -127,7 +135,9 @@ def _port(text: str) -> int | None:
 def _amount(environ: Mapping[str, str], name: str, unit: str, *, default: int, least: int) -> int:
     text = environ.get(name) or str(default)
     if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= least):
-        raise BadEnvironment(f"{name} must be a whole number of {unit} from {least} on, not {text[:50]!r}")
+        raise BadEnvironment(
+            f"{name} must be a whole number of {unit} from {least} on, not {text[:50]!r}"
+        )
     return int(text)
 
 
@@ -137,7 +147,9 @@ def _job_seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= LONGEST_JOB:
-        raise BadEnvironment(f"CANOPY_JOB_SECONDS must be above 0 and at most {LONGEST_JOB:.0f}, not {text!r}")
+        raise BadEnvironment(
+            f"CANOPY_JOB_SECONDS must be above 0 and at most {LONGEST_JOB:.0f}, not {text!r}"
+        )
     return seconds
 
 
@@ -152,7 +164,9 @@ def _public_url(text: str) -> str | None:
     if not text:
         return None
     if _origin(text) is None:
-        raise BadEnvironment(f"CANOPY_PUBLIC_URL must be like https://chat.example.org, without a path, not {text!r}")
+        raise BadEnvironment(
+            f"CANOPY_PUBLIC_URL must be like https://chat.example.org, without a path, not {text!r}"
+        )
     return _origin(text)
 
 
@@ -165,7 +179,9 @@ def _origins(text: str) -> tuple[str, ...]:
         return ()
     origins = [_origin(name) for name in names]
     if None in origins:
-        raise BadEnvironment(f"CANOPY_CORS_ORIGINS must be *, none, or a list like https://a.example, not {text!r}")
+        raise BadEnvironment(
+            f"CANOPY_CORS_ORIGINS must be *, none, or a list like https://a.example, not {text!r}"
+        )
     return tuple(origin for origin in origins if origin is not None)
 
 
@@ -180,7 +196,9 @@ def _origin(text: str) -> str | None:
         return None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     usual = {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{host}" if port in (None, usual) else f"{parts.scheme}://{host}:{port}"
+    return (
+        f"{parts.scheme}://{host}" if port in (None, usual) else f"{parts.scheme}://{host}:{port}"
+    )
 
 
 def _is_bare(parts: SplitResult) -> bool:
@@ -194,4 +212,6 @@ def _networks(text: str) -> tuple[Network, ...]:
     try:
         return tuple(ip_network(name, strict=False) for name in text.replace(",", " ").split())
     except ValueError as error:
-        raise BadEnvironment(f"CANOPY_TRUSTED_PROXIES must be addresses or networks: {error}") from error
+        raise BadEnvironment(
+            f"CANOPY_TRUSTED_PROXIES must be addresses or networks: {error}"
+        ) from error

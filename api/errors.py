@@ -62,13 +62,19 @@ def body(path: str, error: ApiError) -> dict[str, Any]:
     """The refusal as the JSON that clients of `path` expect."""
     if not addresses.expects_openai_errors(path):
         return {"error": {"message": error.message, "field": error.field}}
-    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
+    kind = _TYPES.get(
+        error.status, "server_error" if error.status >= 500 else "invalid_request_error"
+    )
+    return {
+        "error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}
+    }
 
 
 def response(path: str, error: ApiError) -> HttpResponse:
     """The refusal as an HTTP response."""
-    answer = HttpResponse(msgspec.json.encode(body(path, error)), status=error.status, content_type="application/json")
+    answer = HttpResponse(
+        msgspec.json.encode(body(path, error)), status=error.status, content_type="application/json"
+    )
     if error.request_id:
         answer.headers["X-Request-Id"] = error.request_id
     if error.status == 401:
@@ -91,12 +97,16 @@ def last_response(path: str, error: ApiError) -> tuple[list[tuple[bytes, bytes]]
 
 def too_large(limit: int) -> ApiError:
     """413: the body has more than `limit` bytes."""
-    return ApiError(413, f"the request's body is larger than {limit} bytes", code="request_too_large")
+    return ApiError(
+        413, f"the request's body is larger than {limit} bytes", code="request_too_large"
+    )
 
 
 def unknown_sender(limit: int) -> ApiError:
     """401: a body above `limit` bytes without a valid key or session."""
-    message = f"a body above {limit} bytes needs a valid API key (Authorization: Bearer KEY), or a login"
+    message = (
+        f"a body above {limit} bytes needs a valid API key (Authorization: Bearer KEY), or a login"
+    )
     return ApiError(401, message, code="invalid_api_key")
 
 
@@ -127,7 +137,10 @@ def register(api: NinjaAPI) -> None:
     def wrapped(request: HttpRequest, error: HttpError) -> HttpResponse:
         # ninja wraps whatever the body's parser raised
         cause = error.__cause__
-        return response(request.path, cause if isinstance(cause, ApiError) else ApiError(error.status_code, str(error)))
+        return response(
+            request.path,
+            cause if isinstance(cause, ApiError) else ApiError(error.status_code, str(error)),
+        )
 
     @api.exception_handler(Http404)
     def missing(request: HttpRequest, error: Http404) -> HttpResponse:
@@ -135,7 +148,9 @@ def register(api: NinjaAPI) -> None:
 
     @api.exception_handler(RequestDataTooBig)
     def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
-        return response(request.path, ApiError(413, "the request's body is too large", code="request_too_large"))
+        return response(
+            request.path, ApiError(413, "the request's body is too large", code="request_too_large")
+        )
 
     @api.exception_handler(Exception)
     def broken(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -176,14 +191,20 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler400."""
     if isinstance(exception, DisallowedHost):
-        return response(request.path, ApiError(400, "this host name is not served here; CANOPY_HOSTS adds one"))
-    return response(request.path, ApiError(400, f"{type(exception).__name__}: this request cannot be served"))
+        return response(
+            request.path, ApiError(400, "this host name is not served here; CANOPY_HOSTS adds one")
+        )
+    return response(
+        request.path, ApiError(400, f"{type(exception).__name__}: this request cannot be served")
+    )
 
 
 def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
     """405 in the right shape."""
     allowed = former.headers.get("Allow", "")
-    answer = response(request.path, ApiError(405, f"{request.method} is not possible here; use {allowed}"))
+    answer = response(
+        request.path, ApiError(405, f"{request.method} is not possible here; use {allowed}")
+    )
     answer.headers["Allow"] = allowed
     return answer
 
@@ -196,7 +217,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's CSRF_FAILURE_VIEW."""
     return response(
-        request.path, ApiError(403, f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken.")
+        request.path,
+        ApiError(403, f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken."),
     )
 
 

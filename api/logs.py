@@ -34,7 +34,10 @@ class RateLimit(logging.Filter):
     """
 
     def __init__(
-        self, lines: int = LINES, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic
+        self,
+        lines: int = LINES,
+        seconds: float = SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._most = lines

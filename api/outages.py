@@ -7,7 +7,10 @@ _MEANINGS = (
     ("disk is full", "the disk of the service is full"),
     ("no space left", "the disk of the service is full"),
     ("disk i/o error", "the disk of the service does not work"),
-    ("unable to open database file", "the service cannot open its database: its disk is full or not writable"),
+    (
+        "unable to open database file",
+        "the service cannot open its database: its disk is full or not writable",
+    ),
     ("readonly database", "the service's database is read-only now"),
     ("read-only transaction", "the service's database is read-only now"),
     ("database is locked", "the service's database is busy for too long"),

@@ -120,7 +120,9 @@ def _inflated(request: HttpRequest) -> bytes:
         return request.body
     if encoding not in {"gzip", "x-gzip"}:
         message = f"Content-Encoding: {encoding[:50]!r} is not understood; send the body as it is, or as gzip"
-        raise ApiError(415, message, field="Content-Encoding", headers={"Accept-Encoding": "gzip, identity"})
+        raise ApiError(
+            415, message, field="Content-Encoding", headers={"Accept-Encoding": "gzip, identity"}
+        )
     inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         body = inflate.decompress(request.body, settings.MAX_BODY + 1)

@@ -17,7 +17,9 @@ class RecordAdmin(admin.ModelAdmin):
             return
         if not lock(type(obj)._base_manager.filter(pk=obj.pk)):
             raise Http404(f"this {obj._meta.verbose_name} was deleted meanwhile")
-        edited = [field.name for field in obj._meta.concrete_fields if field.name in form.changed_data]
+        edited = [
+            field.name for field in obj._meta.concrete_fields if field.name in form.changed_data
+        ]
         if edited:
             obj.save(update_fields=edited)
 

@@ -67,7 +67,9 @@ TEMPLATES: list[dict[str, Any]] = [
 
 def _database() -> dict[str, Any]:
     """The database, kept open: SQLite with a write-ahead log, so that readers never wait for the writer."""
-    config: dict[str, Any] = dict(dj_database_url.parse(ENV.database_url, conn_max_age=None, conn_health_checks=True))
+    config: dict[str, Any] = dict(
+        dj_database_url.parse(ENV.database_url, conn_max_age=None, conn_health_checks=True)
+    )
     if config["ENGINE"].endswith("sqlite3"):
         Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
         config["OPTIONS"] = {

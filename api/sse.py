@@ -81,7 +81,9 @@ class _Ticking(AsyncIterator[T | None]):
         try:
             return await anext(self._source)
         except asyncio.CancelledError:
-            if not self._take_ring() or task.uncancel() > cancelling:  # somebody else cancelled it, too
+            if (
+                not self._take_ring() or task.uncancel() > cancelling
+            ):  # somebody else cancelled it, too
                 self._stop()
                 raise
             return None

@@ -55,7 +55,9 @@ def main() -> int:
         wrapper_class=structlog.make_filtering_bound_logger("warning"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that `finally` is reached
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # an exception, so that `finally` is reached
     try:
         app(prog_name="canopy bench")
     except NotStarted as error:

@@ -20,7 +20,9 @@ from pika.channel import Channel
 
 from cli.home import module_command, module_environment
 
-_URL = "BENCH_AMQP_URL"  # in the environment, because a command line shows the password to everybody
+_URL = (
+    "BENCH_AMQP_URL"  # in the environment, because a command line shows the password to everybody
+)
 _KEY = "next"
 _PREFETCH = 256
 _SECONDS = 10.0  # for any reply of the broker, and for one round trip
@@ -31,7 +33,9 @@ def _place(hops: int, number: int) -> str:
     return f"bench.{hops}.{number}"
 
 
-async def _called(method: Callable[..., Any], /, *words: Any, answer_to: str = "callback", **options: Any) -> Any:
+async def _called(
+    method: Callable[..., Any], /, *words: Any, answer_to: str = "callback", **options: Any
+) -> Any:
     """Awaits what a pika method hands to its callback."""
     arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     method(*words, **{answer_to: arrived.set_result}, **options)
@@ -44,7 +48,9 @@ async def _open_channel(url: str) -> Channel:
     AsyncioConnection(
         pika.URLParameters(url),
         on_open_callback=opened.set_result,
-        on_open_error_callback=lambda _connection, error: opened.set_exception(ConnectionError(str(error))),
+        on_open_error_callback=lambda _connection, error: opened.set_exception(
+            ConnectionError(str(error))
+        ),
     )
     connection = await asyncio.wait_for(opened, _SECONDS)
     channel: Channel = await _called(connection.channel, answer_to="on_open_callback")
@@ -68,7 +74,9 @@ class _Hop:
         await _called(self._channel.basic_qos, prefetch_count=_PREFETCH)
         await _called(self._channel.basic_consume, self._queue, self._on_delivery)
 
-    def _on_delivery(self, _channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+    def _on_delivery(
+        self, _channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
+    ) -> None:
         self._published += 1
         self._unconfirmed[self._published] = method.delivery_tag
         if self._next is not None:
@@ -126,7 +134,9 @@ class BareTree:
             await _called(self._channel.exchange_delete, place)
         self._channel.connection.close()
 
-    def _on_reply(self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+    def _on_reply(
+        self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
+    ) -> None:
         channel.basic_ack(method.delivery_tag)
         answer = self._open.pop(str(properties.correlation_id), None)
         if answer is not None and not answer.done():

@@ -40,7 +40,9 @@ def environment(name: str, *requirements: str) -> Path:
 
 def fingerprint(requirements: tuple[str, ...]) -> str:
     """What an environment depends on: the pins, in any order, and the Python that makes it."""
-    return hashlib.sha256("\n".join([sys.version, sys.base_prefix, *sorted(requirements)]).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join([sys.version, sys.base_prefix, *sorted(requirements)]).encode()
+    ).hexdigest()
 
 
 def _make(log: Log, folder: Path, requirements: tuple[str, ...], pins: str) -> None:
@@ -55,7 +57,10 @@ def _is_made(folder: Path, pins: str) -> bool:
     try:
         if (folder / _STAMP).read_text() != pins:
             return False
-        return subprocess.run([_python(folder), "-c", ""], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run([_python(folder), "-c", ""], capture_output=True, check=False).returncode
+            == 0
+        )
     except OSError:
         return False
 

@@ -34,7 +34,9 @@ class Trail:
     """What was seen of one request, in seconds of time.monotonic."""
 
     entered: float | None = None
-    taken: list[tuple[str, float]] = field(default_factory=list)  # node, moment: every queue it was taken from
+    taken: list[tuple[str, float]] = field(
+        default_factory=list
+    )  # node, moment: every queue it was taken from
     held_by: list[str] = field(default_factory=list)  # nodes that said: it waits here
     node: str | None = None  # the one that ran it
     started: float | None = None
@@ -55,7 +57,9 @@ class Trail:
             return None
         taken = [at for node, at in self.taken if node == self.node]
         started = taken[-1] if taken and self.node not in self.held_by else self.started
-        return Times(self.entered, max(self.entered, min(started, self.started)), self.ended, self.node)
+        return Times(
+            self.entered, max(self.entered, min(started, self.started)), self.ended, self.node
+        )
 
 
 class Firehose:
@@ -86,7 +90,9 @@ class Firehose:
         elif key == _ENTERED:
             self._trail(decode(delivery.body, Job).request_id).entered = at
         else:
-            self._trail(decode(delivery.body, Job).request_id).taken.append((key.removeprefix(_TAKEN), at))
+            self._trail(decode(delivery.body, Job).request_id).taken.append(
+                (key.removeprefix(_TAKEN), at)
+            )
         self._seen.set()
 
     def _on_frame(self, frame: AnyFrame, at: float) -> None:
@@ -124,5 +130,7 @@ async def watching(canopy: Instance) -> AsyncIterator[Firehose]:
 
 async def _switch(canopy: Instance, *, on: bool) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
-        answer = await http.put(f"{canopy.record['management']}/api/vhosts/%2F", json={"tracing": on})
+        answer = await http.put(
+            f"{canopy.record['management']}/api/vhosts/%2F", json={"tracing": on}
+        )
         answer.raise_for_status()

@@ -36,7 +36,9 @@ class Reply:
 def command(
     requests: Annotated[int, typer.Option(min=1, help="Requests sent at once.")] = 10,
     nodes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
-    slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 2,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Answers a worker writes at the same time.")
+    ] = 2,
     tokens: Annotated[int, typer.Option(min=1, help="Length of each answer.")] = 20,
     engine: Annotated[str, typer.Option(help="echo or transformers.")] = "echo",
     model: Annotated[str | None, typer.Option(help="Model, for transformers.")] = None,
@@ -46,7 +48,10 @@ def command(
     fanout: Annotated[int | None, typer.Option(min=1, help="Children a node at most.")] = None,
     policy: Annotated[str | None, typer.Option(help="Dispatch rule.")] = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Seconds a job may take to a free slot; default: 0.1, for a model 1.")
+        float | None,
+        typer.Option(
+            min=0, help="Seconds a job may take to a free slot; default: 0.1, for a model 1."
+        ),
     ] = None,
     json_file: report.JsonOption = None,
 ) -> None:
@@ -78,7 +83,10 @@ async def _ask_all(
     await _ask(connections[0], canopy, -1, tokens, exact)
     async with firehose.watching(canopy) as seen:
         began = time.perf_counter()
-        asked = (_ask(connection, canopy, index, tokens, exact) for index, connection in enumerate(connections))
+        asked = (
+            _ask(connection, canopy, index, tokens, exact)
+            for index, connection in enumerate(connections)
+        )
         replies = await asyncio.gather(*asked)
         total = time.perf_counter() - began
         await seen.until_ended([reply.request_id for reply in replies if reply.request_id])
@@ -87,12 +95,16 @@ async def _ask_all(
     return replies, [seen.trails.get(reply.request_id, Trail()) for reply in replies], total
 
 
-async def _ask(connection: web.Connection, canopy: Instance, index: int, tokens: int, exact: str | None) -> Reply:
+async def _ask(
+    connection: web.Connection, canopy: Instance, index: int, tokens: int, exact: str | None
+) -> Reply:
     timestamp = f"{time.time():.6f}/{index}"
     body = json.dumps({"text": TEXT, "timestamp": timestamp, "max_tokens": tokens}).encode()
     began = time.perf_counter()
     try:
-        answer = await connection.ask(web.request("POST", "/arranca/", canopy.port, canopy.key, body))
+        answer = await connection.ask(
+            web.request("POST", "/arranca/", canopy.port, canopy.key, body)
+        )
     except (web.Refused, ConnectionError) as error:
         return Reply("", time.perf_counter() - began, "", False, str(error))
     return judge(json.loads(answer.body), answer.ended - began, timestamp, exact)
@@ -110,14 +122,21 @@ def judge(answer: dict[str, Any], seconds: float, timestamp: str, exact: str | N
 
 
 def _tell(
-    result: Report, replies: list[Reply], trails: list[Trail], total: float, slots: int, tolerance: float
+    result: Report,
+    replies: list[Reply],
+    trails: list[Trail],
+    total: float,
+    slots: int,
+    tolerance: float,
 ) -> bool:
     """Fills the report; True if every answer was right and nobody is known to have waited beside a free slot."""
     seen = [trail.times() for trail in trails]
     known = [times for times in seen if times is not None]
     beside = dict(zip(known, occupancy.waited_beside_a_free_slot(known, slots), strict=True))
     longest = max(beside.values(), default=0.0)
-    right = all(reply.right for reply in replies) and len({reply.request_id for reply in replies}) == len(replies)
+    right = all(reply.right for reply in replies) and len(
+        {reply.request_id for reply in replies}
+    ) == len(replies)
     result.tables += [_requests(replies, trails, seen, beside), _nodes(known)]
     result.facts |= {
         "total_seconds": round(total, 4), "all_right": right, "seen": len(known),
@@ -128,7 +147,9 @@ def _tell(
     return right and result.facts["nobody_waited_beside_a_free_slot"] is not False
 
 
-def _requests(replies: list[Reply], trails: list[Trail], seen: list[Times | None], beside: dict[Times, float]) -> Rows:
+def _requests(
+    replies: list[Reply], trails: list[Trail], seen: list[Times | None], beside: dict[Times, float]
+) -> Rows:
     rows = [
         (
             index,
@@ -142,7 +163,16 @@ def _requests(replies: list[Reply], trails: list[Trail], seen: list[Times | None
         )
         for index, (reply, trail, times) in enumerate(zip(replies, trails, seen, strict=True), 1)
     ]
-    columns = ("#", "node", "path", "waited ms", "of it beside a free slot", "ran ms", "HTTP ms", "right")
+    columns = (
+        "#",
+        "node",
+        "path",
+        "waited ms",
+        "of it beside a free slot",
+        "ran ms",
+        "HTTP ms",
+        "right",
+    )
     return Rows(f'{len(replies)} times "{TEXT}" at once', columns, rows, digits=1)
 
 

@@ -102,7 +102,11 @@ def running(*options: str) -> Iterator[Instance]:
         login = _wait_ready(launcher)
         _keep_output(launcher, folder / "logs" / "launcher.log")
         key = subprocess.run(
-            [*_CANOPY, "key", "create"], env=_environment(folder), check=True, capture_output=True, text=True
+            [*_CANOPY, "key", "create"],
+            env=_environment(folder),
+            check=True,
+            capture_output=True,
+            text=True,
         )
         record = json.loads((folder / "run" / "instance.json").read_text())
         yield Instance(folder, port, key.stdout.strip(), record, login)
@@ -135,7 +139,9 @@ def _wait_ready(launcher: "subprocess.Popen[str]") -> str:
             return line.removeprefix(_READY).strip()
         last.append(line.rstrip())
         say(line.strip())
-    raise NotStarted(last[-1].removeprefix("canopy: ") if last else "canopy up ended without a word")
+    raise NotStarted(
+        last[-1].removeprefix("canopy: ") if last else "canopy up ended without a word"
+    )
 
 
 def _keep_output(launcher: "subprocess.Popen[str]", log: Path) -> None:
@@ -161,7 +167,11 @@ def _end(launcher: "subprocess.Popen[str]") -> None:
 
 def _environment(folder: Path) -> dict[str, str]:
     """Nothing of an instance that this shell may point to."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "DATABASE_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CANOPY_", "DATABASE_"))
+    }
     return {**clean, "CANOPY_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
 
 

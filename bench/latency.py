@@ -50,22 +50,32 @@ class Found:
     def add(self, stage: str, samples: list[Sample], spent: Mapping[str, float]) -> None:
         """Takes one block."""
         for series in samples[0]:
-            self.latency.setdefault(series, []).append([sample[series] * 1000 for sample in samples])
+            self.latency.setdefault(series, []).append(
+                [sample[series] * 1000 for sample in samples]
+            )
         for process, seconds in spent.items():
             processes = self.cpu.setdefault(stage, {})
             processes.setdefault(process, []).append([seconds * 1000 / len(samples)])
 
 
 def command(
-    requests: Annotated[int, typer.Option("-n", "--requests", min=10, help="Requests a stage.")] = 500,
-    block: Annotated[int, typer.Option(min=1, help="Requests of a stage before the next one's turn.")] = 25,
+    requests: Annotated[
+        int, typer.Option("-n", "--requests", min=10, help="Requests a stage.")
+    ] = 500,
+    block: Annotated[
+        int, typer.Option(min=1, help="Requests of a stage before the next one's turn.")
+    ] = 25,
     warm_up: Annotated[int, typer.Option(min=1, help="Unmeasured requests a stage.")] = 50,
-    pause: Annotated[bool, typer.Option("--pause", help="Wait for Enter first: to attach a profiler.")] = False,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="Wait for Enter first: to attach a profiler.")
+    ] = False,
     json_file: report.JsonOption = None,
 ) -> None:
     """Milliseconds from request to answer, one client: HTTP, broker client, bare AMQP."""
     block = min(block, requests)
-    result = Report("latency", {"requests": requests, "block": block, "warm_up": warm_up, "nodes": 1, "hops": 2})
+    result = Report(
+        "latency", {"requests": requests, "block": block, "warm_up": warm_up, "nodes": 1, "hops": 2}
+    )
     with instance.running("--engine", "echo", "--nodes", "1") as canopy:
         if pause:
             report.say(f"processes: {canopy.pids()}")
@@ -146,7 +156,10 @@ def _client(client: Client, model: str, tokens: int) -> Stage:
                 raise web.Refused(frame.message)
             if isinstance(frame, Delta) and not first:
                 first = time.perf_counter()
-        return {f"{series}, first token": first - began, f"{series}, end": time.perf_counter() - began}
+        return {
+            f"{series}, first token": first - began,
+            f"{series}, end": time.perf_counter() - began,
+        }
 
     return Stage(series, stage)
 
@@ -183,7 +196,9 @@ def _streamed(connection: web.Connection, canopy: Instance, tokens: int) -> Stag
     async def stage() -> Sample:
         began = time.perf_counter()
         answer = await connection.ask(words)
-        first = answer.first(b'"content":"Hello')  # the chunk before it carries the role and no text
+        first = answer.first(
+            b'"content":"Hello'
+        )  # the chunk before it carries the role and no text
         return {f"{series}, first token": first - began, f"{series}, end": answer.ended - began}
 
     return Stage(series, stage)
@@ -196,7 +211,9 @@ def _asking(canopy: Instance, tokens: int, *, stream: bool) -> bytes:
         "max_tokens": tokens,
         "stream": stream,
     }
-    return web.request("POST", "/v1/chat/completions", canopy.port, canopy.key, json.dumps(body).encode())
+    return web.request(
+        "POST", "/v1/chat/completions", canopy.port, canopy.key, json.dumps(body).encode()
+    )
 
 
 def _job(model: str, tokens: int) -> Job:
@@ -215,7 +232,8 @@ def _tell(result: Report, found: Found) -> None:
     rounds = found.latency
     result.tables += [_latencies(rounds), _processor(found.cpu)]
     result.facts["p50_ms_by_round"] = {
-        series: [round(stats.percentile(each, 50), 4) for each in values] for series, values in rounds.items()
+        series: [round(stats.percentile(each, 50), 4) for each in values]
+        for series, values in rounds.items()
     }
     result.notes += [
         "bare AMQP: the same two hops. client: the API's broker client without HTTP. no job: GET /healthz.",
@@ -230,7 +248,10 @@ def _tell(result: Report, found: Found) -> None:
 def _latencies(rounds: Rounds) -> Rows:
     summaries = stats.summaries(rounds)
     ratios = {series: stats.ratio_by_round(rounds[series], rounds[BARE]) for series in rounds}
-    rows = [(series, each.p50, each.p95, each.p99, each.quietest, ratios[series]) for series, each in summaries.items()]
+    rows = [
+        (series, each.p50, each.p95, each.p99, each.quietest, ratios[series])
+        for series, each in summaries.items()
+    ]
     columns = ("stage", "p50 ms", "p95 ms", "p99 ms", "quietest", "x bare")
     return Rows(f"latency, one client, n={summaries[BARE].count} a stage", columns, rows)
 
@@ -241,4 +262,6 @@ def _processor(measured: Mapping[str, Rounds]) -> Rows:
     for stage, series in measured.items():
         medians = [stats.Summary.of(series[process]).p50 for process in processes]
         rows.append((stage, *medians, sum(medians)))
-    return Rows("processor time, ms a request (median of the rounds)", ("stage", *processes, "all"), rows)
+    return Rows(
+        "processor time, ms a request (median of the rounds)", ("stage", *processes, "all"), rows
+    )

@@ -22,13 +22,16 @@ class Times:
 def waited_beside_a_free_slot(requests: Sequence[Times], slots: int) -> list[float]:
     """For each request the seconds that it waited while fewer than `slots` requests ran."""
     free = _stretches_with_room(requests, slots)
-    return [sum(_shared(each.entered, each.started, *stretch) for stretch in free) for each in requests]
+    return [
+        sum(_shared(each.entered, each.started, *stretch) for stretch in free) for each in requests
+    ]
 
 
 def most_at_once(requests: Sequence[Times]) -> dict[str, int]:
     """The most requests each node ran at the same time."""
     return {
-        node: _peak([each for each in requests if each.node == node]) for node in sorted({r.node for r in requests})
+        node: _peak([each for each in requests if each.node == node])
+        for node in sorted({r.node for r in requests})
     }
 
 
@@ -55,7 +58,9 @@ def _peak(requests: Sequence[Times]) -> int:
 
 def _steps(requests: Sequence[Times]) -> list[tuple[float, int]]:
     """(moment, change of the number of running requests); at one moment ends come before starts."""
-    return sorted([(each.started, 1) for each in requests] + [(each.ended, -1) for each in requests])
+    return sorted(
+        [(each.started, 1) for each in requests] + [(each.ended, -1) for each in requests]
+    )
 
 
 def _shared(start: float, end: float, other_start: float, other_end: float) -> float:

@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 READ_BYTES = 65536
 CHUNKS_UNDER_WAY = 1000
 
-_Chunks = asyncio.Queue[tuple[float, bytes]]  # when to pass them on (the loop's time); the last one is empty
+_Chunks = asyncio.Queue[
+    tuple[float, bytes]
+]  # when to pass them on (the loop's time); the last one is empty
 
 
 class Proxy:

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from bench import machine as facts_of
 
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the result to this file.")
+]
 Cell = str | int | float | None
 _FILE_WIDTH = 140  # of what is printed into a file
 
@@ -85,7 +87,12 @@ class Report:
 def progress() -> Progress:
     """A progress bar on standard error; it leaves nothing behind."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console, transient=True)
 
 

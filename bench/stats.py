@@ -39,12 +39,16 @@ class Summary:
         return cls(len(everything), p50, p95, p99, min(percentile(each, 50) for each in rounds))
 
 
-def ratio_by_round(rounds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float:
+def ratio_by_round(
+    rounds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+) -> float:
     """How many times the reference's median: taken round by round, then the median of those.
 
     Both were measured in turn, so what disturbs a round disturbs both of its medians alike.
     """
-    return median(percentile(a, 50) / percentile(b, 50) for a, b in zip(rounds, reference, strict=True))
+    return median(
+        percentile(a, 50) / percentile(b, 50) for a, b in zip(rounds, reference, strict=True)
+    )
 
 
 def summaries(series: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Summary]:

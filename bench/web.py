@@ -57,7 +57,9 @@ class _Protocol(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._done is not None and not self._done.done():
-            self._done.set_exception(ConnectionError(str(error or "the server closed the connection")))
+            self._done.set_exception(
+                ConnectionError(str(error or "the server closed the connection"))
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._answer.headers[name.decode().lower()] = value.decode()
@@ -82,7 +84,9 @@ class Connection:
     @classmethod
     async def open(cls, port: int) -> "Connection":
         """Raises OSError."""
-        transport, protocol = await asyncio.get_running_loop().create_connection(_Protocol, "127.0.0.1", port)
+        transport, protocol = await asyncio.get_running_loop().create_connection(
+            _Protocol, "127.0.0.1", port
+        )
         return cls(transport, protocol)
 
     async def ask(self, request: bytes) -> Answer:

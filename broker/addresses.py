@@ -14,7 +14,9 @@ def addresses(urls: str) -> list[str]:
     """
     found = list(dict.fromkeys(each.strip() for each in urls.split(",") if each.strip()))
     if not found:
-        raise BrokerError(f"the broker's address is empty; it is {_SHAPE}, or several of these separated by commas")
+        raise BrokerError(
+            f"the broker's address is empty; it is {_SHAPE}, or several of these separated by commas"
+        )
     for number, url in enumerate(found, 1):
         if reason := _fault(url):
             raise BrokerError(f"broker address {number} of {len(found)} {reason}; it is {_SHAPE}")

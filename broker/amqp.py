@@ -57,7 +57,9 @@ class AmqpSession:
         self._connections = connections
         self._main: OpenChannel  # consumes and acknowledges
         self._acknowledger: Acknowledger
-        self._asking: OpenChannel | None = None  # all that the broker may refuse, which closes the channel
+        self._asking: OpenChannel | None = (
+            None  # all that the broker may refuse, which closes the channel
+        )
         self._publisher: Publisher
         self._exclusive: set[str] = set()
         self._checking: asyncio.Task[None] | None = None
@@ -108,7 +110,9 @@ class AmqpSession:
         self._main.raw.add_on_cancel_callback(self._on_consumer_cancelled)
         for channel in (self._main, publishing):
             channel.closed.add_done_callback(lambda closed: self._lost(closed.result()))
-        self._checking = asyncio.create_task(self._check_exclusive(), name=f"exclusive queues of {name}")
+        self._checking = asyncio.create_task(
+            self._check_exclusive(), name=f"exclusive queues of {name}"
+        )
         return self
 
     @property
@@ -178,7 +182,9 @@ class AmqpSession:
         return True
 
     async def consume(self, queue: str, handler: DeliveryHandler, *, prefetch: int) -> str:
-        def delivered(_channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        def delivered(
+            _channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
+        ) -> None:
             self._acknowledger.delivered(method.delivery_tag)
             handler(
                 Delivery(
@@ -195,7 +201,9 @@ class AmqpSession:
         await self._ask("queue_declare", queue=queue, passive=True)
         async with self._one_consume:  # the limit applies to the consumers started after it
             await self._main.call("basic_qos", prefetch_count=prefetch)
-            answer = await self._main.call("basic_consume", queue=queue, on_message_callback=delivered)
+            answer = await self._main.call(
+                "basic_consume", queue=queue, on_message_callback=delivered
+            )
         return str(answer.method.consumer_tag)
 
     async def cancel(self, tag: str) -> None:
@@ -222,7 +230,9 @@ class AmqpSession:
             if connection.is_closed:
                 continue
             closed = asyncio.get_running_loop().create_future()
-            connection.add_on_close_callback(lambda *_, closed=closed: closed.done() or closed.set_result(None))
+            connection.add_on_close_callback(
+                lambda *_, closed=closed: closed.done() or closed.set_result(None)
+            )
             gone.append(closed)
             if connection.is_open:
                 connection.close()
@@ -259,7 +269,9 @@ class AmqpSession:
         self._lost(translate(error))
 
     def _on_consumer_cancelled(self, frame: Any) -> None:
-        self._lost(BrokerError(f"the broker ended consumer {frame.method.consumer_tag}: its queue is gone"))
+        self._lost(
+            BrokerError(f"the broker ended consumer {frame.method.consumer_tag}: its queue is gone")
+        )
 
     def _lost(self, reason: BrokerError) -> None:
         """Ends the session as a whole: half a session is harder to reason about than none."""

@@ -15,7 +15,14 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
 from broker.limits import check_sendable
-from broker.session import AccessRefused, BrokerError, ConnectionLost, NotFound, QueueLocked, Unsendable
+from broker.session import (
+    AccessRefused,
+    BrokerError,
+    ConnectionLost,
+    NotFound,
+    QueueLocked,
+    Unsendable,
+)
 
 HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
 CONNECT_SECONDS = 10.0  # for all addresses together
@@ -42,12 +49,21 @@ def translate(error: BaseException) -> BrokerError:
         return error
     if isinstance(error, pika.exceptions.ChannelClosed):
         return _CHANNEL_ERRORS.get(error.reply_code, BrokerError)(error.reply_text)
-    while isinstance(error, pika.adapters.utils.connection_workflow.AMQPConnectorException) and error.args:
-        inner = error.args[0] if isinstance(error.args[0], BaseException) else getattr(error, "exceptions", [None])[-1]
+    while (
+        isinstance(error, pika.adapters.utils.connection_workflow.AMQPConnectorException)
+        and error.args
+    ):
+        inner = (
+            error.args[0]
+            if isinstance(error.args[0], BaseException)
+            else getattr(error, "exceptions", [None])[-1]
+        )
         if inner is None:
             break
         error = inner
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
+    if isinstance(
+        error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError
+    ):
         return AccessRefused("the broker refused the user name or password")
     return ConnectionLost(str(error) or type(error).__name__)
 
@@ -167,7 +183,9 @@ async def connect(url: str, name: str) -> AsyncioConnection:
 
     def failed(_connection: object, error: str | BaseException) -> None:
         if not opened.done():
-            opened.set_exception(ConnectionLost(error) if isinstance(error, str) else translate(error))
+            opened.set_exception(
+                ConnectionLost(error) if isinstance(error, str) else translate(error)
+            )
 
     def succeeded(connection: Any) -> None:
         if opened.cancelled():
@@ -175,7 +193,12 @@ async def connect(url: str, name: str) -> AsyncioConnection:
         elif not opened.done():
             opened.set_result(connection)
 
-    Connection(parameters, on_open_callback=succeeded, on_open_error_callback=failed, on_close_callback=failed)
+    Connection(
+        parameters,
+        on_open_callback=succeeded,
+        on_open_error_callback=failed,
+        on_close_callback=failed,
+    )
     return await opened
 
 
@@ -215,7 +238,12 @@ class Publisher:
         self._channel.closed.add_done_callback(lambda closed: self.fail(closed.result()))
 
     def publish(
-        self, exchange: str, key: str, body: bytes, persistent: bool, headers: Mapping[str, object] | None
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        persistent: bool,
+        headers: Mapping[str, object] | None,
     ) -> asyncio.Future[bool]:
         outcome: asyncio.Future[bool] = self._loop.create_future()
         if not self._channel.raw.is_open:
@@ -246,7 +274,9 @@ class Publisher:
             if not outcome.done():
                 _fail(outcome, error)
 
-    def _on_return(self, _channel: Channel, _method: object, properties: pika.BasicProperties, _body: bytes) -> None:
+    def _on_return(
+        self, _channel: Channel, _method: object, properties: pika.BasicProperties, _body: bytes
+    ) -> None:
         self._returned.add(int(properties.message_id or 0))
 
     def _on_confirm(self, frame: Any) -> None:
@@ -278,7 +308,9 @@ class Acknowledger:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._last = 0  # the newest delivery
-        self._open: OrderedDict[int, None] = OrderedDict()  # not settled, oldest first (a dict finds that slowly)
+        self._open: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # not settled, oldest first (a dict finds that slowly)
         self._settled: list[int] = []  # in this turn
 
     def delivered(self, tag: int) -> None:

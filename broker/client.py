@@ -74,7 +74,9 @@ class Client:
         connect: Connect | None = None,
     ) -> None:
         self.process = process or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        self._connect = connect or (lambda: AmqpSession.open(amqp_url, f"api {self.process}", queue_type=queue_type))
+        self._connect = connect or (
+            lambda: AmqpSession.open(amqp_url, f"api {self.process}", queue_type=queue_type)
+        )
         self._sessions = 0
         self._session: Session | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -136,9 +138,15 @@ class Client:
         try:
             # a frame is as good as the confirm, and may come before the broker has flushed its disk
             await asyncio.wait(
-                {confirmed, stream.accepted}, timeout=CONFIRM_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                {confirmed, stream.accepted},
+                timeout=CONFIRM_SECONDS,
+                return_when=asyncio.FIRST_COMPLETED,
             )
-            routed = confirmed.result() if confirmed.done() else stream.accepted.done() and stream.accepted.result()
+            routed = (
+                confirmed.result()
+                if confirmed.done()
+                else stream.accepted.done() and stream.accepted.result()
+            )
         except (BrokerError, asyncio.CancelledError) as error:
             self._forget(stream)
             if isinstance(error, asyncio.CancelledError):
@@ -164,10 +172,17 @@ class Client:
         if stream is not None and stream.job.user == user:
             self._forget(stream)
             stream.push(
-                Finished(request_id=request_id, seq=NO_RUN, reason="cancelled", completion_tokens=stream.tokens)
+                Finished(
+                    request_id=request_id,
+                    seq=NO_RUN,
+                    reason="cancelled",
+                    completion_tokens=stream.tokens,
+                )
             )
         elif self._session is not None:
-            self._session.publish(names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=request_id, user=user)))
+            self._session.publish(
+                names.CONTROL_EXCHANGE, "", encode(Cancel(request_id=request_id, user=user))
+            )
 
     def nodes(self) -> dict[str, NodeState]:
         """The last state of every node that was heard lately, by name; `sent` says when, on this machine's clock."""
@@ -242,8 +257,12 @@ class Client:
             await session.declare_queue(self._reply_queue, exclusive=True)
             await session.consume(self._reply_queue, self._on_frames, prefetch=REPLY_PREFETCH)
             await session.declare_queue(names.watch(self.process), exclusive=True)
-            await session.bind(names.watch(self.process), names.EVENTS_EXCHANGE, names.state_key("*"))
-            await session.consume(names.watch(self.process), self._on_state, prefetch=REPLY_PREFETCH)
+            await session.bind(
+                names.watch(self.process), names.EVENTS_EXCHANGE, names.state_key("*")
+            )
+            await session.consume(
+                names.watch(self.process), self._on_state, prefetch=REPLY_PREFETCH
+            )
             session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
             self._session = session
             for stream in list(self._streams.values()):
@@ -287,7 +306,9 @@ class Client:
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
         job = msgspec.structs.replace(job, reply_to=self._reply_queue)
-        return session.publish(names.JOBS_EXCHANGE, job.model, encode_for_once(job), persistent=True)
+        return session.publish(
+            names.JOBS_EXCHANGE, job.model, encode_for_once(job), persistent=True
+        )
 
     def _submit_again(self, session: Session, stream: Stream, *, restarted: bool = False) -> None:
         """Publishes the job anew, to go on where the reader is: the copy that is in the tree comes to nothing, as its
@@ -328,7 +349,9 @@ class Client:
         repeated, now and then.
         """
         now = asyncio.get_running_loop().time()
-        while self._told and now - self._told[oldest := next(iter(self._told))] >= TELL_AGAIN_SECONDS:
+        while (
+            self._told and now - self._told[oldest := next(iter(self._told))] >= TELL_AGAIN_SECONDS
+        ):
             del self._told[oldest]
         if self._session is None or message in self._told:
             return
@@ -352,19 +375,36 @@ class Client:
                 self._tell_all(Cancel(request_id=frame.request_id, before=frame.attempt + 1))
         elif isinstance(frame, Asking):
             self._grant(stream, frame)
-        elif frame.attempt < stream.attempt and frame.seq != NO_RUN and not isinstance(frame, Waiting):
+        elif (
+            frame.attempt < stream.attempt
+            and frame.seq != NO_RUN
+            and not isinstance(frame, Waiting)
+        ):
             self._tell_all(Supersede(request_id=frame.request_id, attempt=stream.attempt))
-        elif frame.attempt > stream.attempt and frame.seq != NO_RUN and not isinstance(frame, Waiting):
-            log.warning("frame of an attempt that was never granted ignored", request_id=frame.request_id)
+        elif (
+            frame.attempt > stream.attempt
+            and frame.seq != NO_RUN
+            and not isinstance(frame, Waiting)
+        ):
+            log.warning(
+                "frame of an attempt that was never granted ignored", request_id=frame.request_id
+            )
         elif not stream.push(frame):
             self._start_over(stream)
 
     def _start_over(self, stream: Stream) -> None:
         """A frame of the newest run is missing: its node's fault, which counts. The copy published now asks first."""
-        log.error("a frame is missing; starting over", request_id=stream.request_id, node=stream.node)
+        log.error(
+            "a frame is missing; starting over", request_id=stream.request_id, node=stream.node
+        )
         stream.lose_run("a frame of its answer was missing")
-        if len(stream.faults) > MAX_ATTEMPTS:  # somebody runs it although the answer was to give it up
-            stream.fail("given_up", f"given up after {len(stream.faults)} lost runs: {'; '.join(stream.faults)}")
+        if (
+            len(stream.faults) > MAX_ATTEMPTS
+        ):  # somebody runs it although the answer was to give it up
+            stream.fail(
+                "given_up",
+                f"given up after {len(stream.faults)} lost runs: {'; '.join(stream.faults)}",
+            )
             self._tell_all(Cancel(request_id=stream.request_id))
         elif self._session is not None:
             self._submit_again(self._session, stream, restarted=True)
@@ -392,7 +432,11 @@ class Client:
         else:
             difference = self._states.add(state)
             if difference is not None:
-                log.warning("a node's clock differs; set it (NTP)", node=state.name, seconds_ahead=round(difference, 1))
+                log.warning(
+                    "a node's clock differs; set it (NTP)",
+                    node=state.name,
+                    seconds_ahead=round(difference, 1),
+                )
         self._tell_changed()
 
     def _tell_changed(self) -> None:

@@ -15,7 +15,9 @@ def expiry(job: Job) -> float | None:
     """The moment (time.monotonic()) until which the answer to a job that has just arrived is wanted; None: no limit."""
     if job.seconds_left is not None:
         return time.monotonic() + job.seconds_left
-    if job.deadline is not None:  # from an API process of the former version: trusts that clocks agree
+    if (
+        job.deadline is not None
+    ):  # from an API process of the former version: trusts that clocks agree
         return time.monotonic() + job.deadline - time.time()
     return None
 

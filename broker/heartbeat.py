@@ -13,7 +13,9 @@ import signal
 
 HEARTBEAT_FD = "CANOPY_HEARTBEAT_FD"
 HEARTBEAT_SECONDS = 1.0
-WHERE_ARE_YOU = signal.SIGUSR2  # a silent process gets it before its end: it logs every thread's stack
+WHERE_ARE_YOU = (
+    signal.SIGUSR2
+)  # a silent process gets it before its end: it logs every thread's stack
 
 
 async def beat() -> None:

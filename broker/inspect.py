@@ -59,7 +59,9 @@ async def tell(amqp_url: str, node: str, message: AnyControl) -> None:
         await session.close()
 
 
-async def _states(session: Session, expected: set[str]) -> tuple[dict[str, NodeState], dict[str, float]]:
+async def _states(
+    session: Session, expected: set[str]
+) -> tuple[dict[str, NodeState], dict[str, float]]:
     """The states of the `expected` nodes, and the differences of their clocks."""
     states: dict[str, NodeState] = {}
     differences: dict[str, float] = {}

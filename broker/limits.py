@@ -13,7 +13,9 @@ MAX_HEADER_BYTES = 100_000  # all headers go in one frame, of at most 131,072 by
 INT_LIMIT = 2**63
 
 
-def check_sendable(exchange: str, key: str, body: bytes, headers: Mapping[str, object] | None) -> None:
+def check_sendable(
+    exchange: str, key: str, body: bytes, headers: Mapping[str, object] | None
+) -> None:
     """Raises Unsendable if AMQP, or pika, cannot carry such a message."""
     try:
         check_amqp_name(exchange)
@@ -22,7 +24,9 @@ def check_sendable(exchange: str, key: str, body: bytes, headers: Mapping[str, o
     except (BadName, ValueError) as error:
         raise Unsendable(str(error)) from error
     if header_bytes > MAX_HEADER_BYTES:
-        raise Unsendable(f"the headers take {header_bytes} bytes, of which {MAX_HEADER_BYTES} are allowed")
+        raise Unsendable(
+            f"the headers take {header_bytes} bytes, of which {MAX_HEADER_BYTES} are allowed"
+        )
     if len(body) > MAX_BODY_BYTES:
         raise Unsendable(f"the body has {len(body)} bytes, of which {MAX_BODY_BYTES} are allowed")
 

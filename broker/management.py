@@ -41,7 +41,11 @@ def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
     roots: dict[str, str] = {}
     parents: dict[str, str] = {}
     for binding in bindings:
-        source, queue, key = str(binding["source"]), str(binding["destination"]), str(binding["routing_key"])
+        source, queue, key = (
+            str(binding["source"]),
+            str(binding["destination"]),
+            str(binding["routing_key"]),
+        )
         child = names.node_of(queue)
         if child is None or child not in registered:
             continue
@@ -71,7 +75,9 @@ async def prune_tree(management_url: str, wanted: Edges) -> None:
         for binding in bindings:
             if _is_edge(binding) and not _is_wanted(binding, wanted):
                 source, queue = binding["source"], binding["destination"]
-                await http.delete(f"/api/bindings/%2F/e/{source}/q/{queue}/{binding['properties_key']}")
+                await http.delete(
+                    f"/api/bindings/%2F/e/{source}/q/{queue}/{binding['properties_key']}"
+                )
         known = {*wanted.roots, *wanted.parents, *found.present}
         for kind in ("queues", "exchanges"):
             for each in await _listed(http, kind):
@@ -104,7 +110,9 @@ async def _listed(http: httpx.AsyncClient, kind: str) -> list[Listed]:
 @asynccontextmanager
 async def _api(management_url: str) -> AsyncIterator[httpx.AsyncClient]:
     parts = urlsplit(management_url)
-    base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # an IPv6 address keeps its brackets
+    base = (
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # an IPv6 address keeps its brackets
+    )
     auth = (unquote(parts.username or ""), unquote(parts.password or ""))
     try:
         async with httpx.AsyncClient(
@@ -112,8 +120,11 @@ async def _api(management_url: str) -> AsyncIterator[httpx.AsyncClient]:
             auth=auth,
             timeout=READ_SECONDS,
             trust_env=False,
-            verify=parts.scheme == "https",  # else it would read all certificates, 30 ms in which nothing else runs
+            verify=parts.scheme
+            == "https",  # else it would read all certificates, 30 ms in which nothing else runs
         ) as http:
             yield http
     except httpx.HTTPError as error:
-        raise ManagementError(f"the broker's management API at {base} does not answer: {error!r}") from error
+        raise ManagementError(
+            f"the broker's management API at {base} does not answer: {error!r}"
+        ) from error

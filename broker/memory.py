@@ -92,13 +92,17 @@ class MemoryBroker:
         kind = self.exchanges.get(exchange)
         if kind is None:
             raise NotFound(f"no exchange '{exchange}'")
-        bound = [(bound_key, queue) for source, bound_key, queue in self.bindings if source == exchange]
+        bound = [
+            (bound_key, queue) for source, bound_key, queue in self.bindings if source == exchange
+        ]
         if kind == "fanout":
             return [queue for _, queue in bound]
         match = _matches if kind == "topic" else str.__eq__
         return list(dict.fromkeys(queue for bound_key, queue in bound if match(bound_key, key)))
 
-    def put(self, exchange: str, key: str, body: bytes, headers: Mapping[str, object] | None = None) -> bool:
+    def put(
+        self, exchange: str, key: str, body: bytes, headers: Mapping[str, object] | None = None
+    ) -> bool:
         """Publishes at once; False if no queue took it."""
         queues = self.route(exchange, key)
         for queue in queues:
@@ -118,7 +122,9 @@ class MemoryBroker:
         """Hands ready messages to consumers with room, in turn."""
         queue = self.queues.get(name)
         while queue and queue.ready:
-            consumer = next((each for each in queue.consumers if each.unsettled < each.prefetch), None)
+            consumer = next(
+                (each for each in queue.consumers if each.unsettled < each.prefetch), None
+            )
             if consumer is None:
                 return
             queue.consumers.rotate(-1)
@@ -135,7 +141,14 @@ class MemoryBroker:
                 self.give_back(name, message)
             self._deliver(name)
 
-        delivery = Delivery(message.body, message.exchange, message.key, message.headers, message.redelivered, settle)
+        delivery = Delivery(
+            message.body,
+            message.exchange,
+            message.key,
+            message.headers,
+            message.redelivered,
+            settle,
+        )
         consumer.session.unsettled[message.order] = (name, message)
         asyncio.get_running_loop().call_soon(consumer.handler, delivery)
 
@@ -144,7 +157,9 @@ class MemoryBroker:
         queue = self.queues.get(name)
         if queue is None:
             return
-        again = _Message(message.order, message.exchange, message.key, message.body, message.headers, True)
+        again = _Message(
+            message.order, message.exchange, message.key, message.body, message.headers, True
+        )
         queue.ready = deque(sorted([*queue.ready, again], key=lambda each: each.order))
         asyncio.get_running_loop().call_soon(self._deliver, name)
 
@@ -204,7 +219,9 @@ class MemorySession:
         if if_unused and any(source == name for source, _, _ in self.broker.bindings):
             return False
         self.broker.exchanges.pop(name, None)
-        self.broker.bindings = {binding: None for binding in self.broker.bindings if binding[0] != name}
+        self.broker.bindings = {
+            binding: None for binding in self.broker.bindings if binding[0] != name
+        }
         return True
 
     async def depth(self, queue: str) -> int | None:

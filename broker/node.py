@@ -16,10 +16,22 @@ from broker.faults import fault_point
 from broker.objects import declare_shared
 from broker.outbox import Outbox
 from broker.session import Delivery, NotFound, QueueLocked, Session, Unsendable
-from broker.wire import NO_RUN, Adopt, AnyControl, DecodeError, Failed, Job, NodeState, decode, encode
+from broker.wire import (
+    NO_RUN,
+    Adopt,
+    AnyControl,
+    DecodeError,
+    Failed,
+    Job,
+    NodeState,
+    decode,
+    encode,
+)
 from topology import names
 
-BROKER_EVENTS = "amq.rabbitmq.event"  # of the event exchange plugin: tells at once when a node's inbox vanishes
+BROKER_EVENTS = (
+    "amq.rabbitmq.event"  # of the event exchange plugin: tells at once when a node's inbox vanishes
+)
 INBOX_PREFETCH = 200
 HEADER_LETTERS = 1000  # of each text in a dead letter's headers, which all go in one frame
 HEADER_ITEMS = 16  # of its trail and of its faults, the latest
@@ -151,7 +163,9 @@ class NodePort:
         if not self.session.deletes:
             return not self._open[queue] and not await self.session.depth(queue)
         served = self._consumers.get(queue)
-        await self.stop_serving(node)  # the broker would report the deletion to our own consumer as a loss
+        await self.stop_serving(
+            node
+        )  # the broker would report the deletion to our own consumer as a loss
         if self._open[queue] or not await self.session.delete_queue(queue):
             if served is not None:
                 await self.serve(node, prefetch=served.prefetch)
@@ -190,7 +204,10 @@ class NodePort:
         try:
             await self.session.bind(inbox, BROKER_EVENTS, "queue.deleted")
         except NotFound:
-            log.warning("the broker lacks rabbitmq_event_exchange: dead nodes are noticed late", node=self.name)
+            log.warning(
+                "the broker lacks rabbitmq_event_exchange: dead nodes are noticed late",
+                node=self.name,
+            )
 
     def _on_delivery(self, queue: str, delivery: Delivery) -> None:
         self._count(queue, delivery)
@@ -199,7 +216,9 @@ class NodePort:
         except DecodeError as error:
             self._bury(delivery, str(error))
             return
-        if not names.is_reply_queue(job.reply_to):  # frames anywhere else would be foreign messages there
+        if not names.is_reply_queue(
+            job.reply_to
+        ):  # frames anywhere else would be foreign messages there
             self._bury(delivery, f"{job.reply_to!r} is no reply queue")
             return
         self._handler.on_job(job, delivery)
@@ -246,7 +265,9 @@ class NodePort:
         """
         log.warning("undecodable job dead-lettered", node=self.name, reason=reason)
         address = address_of(delivery.body)
-        buried = self._put_dead(delivery.body, dead_letter_headers(f"undecodable: {reason}", self.name))
+        buried = self._put_dead(
+            delivery.body, dead_letter_headers(f"undecodable: {reason}", self.name)
+        )
 
         def settle(outcome: asyncio.Future[bool]) -> None:
             if is_lost(outcome):

@@ -27,7 +27,9 @@ class _Heard:
 
     state: NodeState
     heard: float
-    behind: deque[float] = field(default_factory=lambda: deque(maxlen=CLOCK_SAMPLES))  # arrival minus `sent`
+    behind: deque[float] = field(
+        default_factory=lambda: deque(maxlen=CLOCK_SAMPLES)
+    )  # arrival minus `sent`
     warned: bool = False
 
     @property
@@ -85,7 +87,9 @@ class NodeStates:
 
 def moved(state: NodeState, arrived: float) -> NodeState:
     """The state with its times on this machine's clock, on which it arrived at `arrived`, in Unix seconds."""
-    return msgspec.structs.replace(state, started=state.started + arrived - state.sent, sent=arrived)
+    return msgspec.structs.replace(
+        state, started=state.started + arrived - state.sent, sent=arrived
+    )
 
 
 def warnings_of_clocks(differences: Mapping[str, float]) -> list[str]:
@@ -94,5 +98,7 @@ def warnings_of_clocks(differences: Mapping[str, float]) -> list[str]:
     for name, seconds in differences.items():
         if abs(seconds) > CLOCK_WARNING:
             direction = "ahead of" if seconds > 0 else "behind"
-            found.append(f"{name}: its clock is {abs(seconds):.0f} s {direction} this machine's; set it (NTP)")
+            found.append(
+                f"{name}: its clock is {abs(seconds):.0f} s {direction} this machine's; set it (NTP)"
+            )
     return found

@@ -14,7 +14,10 @@ import structlog
 from broker.session import Session, Unsendable
 from broker.wire import AnyFrame, Failed, Finished, Frames, encode
 
-PACE_SECONDS = (0.002, 0.010)  # least and most between two messages with text; the first after a pause goes at once
+PACE_SECONDS = (
+    0.002,
+    0.010,
+)  # least and most between two messages with text; the first after a pause goes at once
 FRAME_SECONDS = 0.0005  # for each frame of the last message, in between
 MESSAGE_FRAMES = 256
 
@@ -47,7 +50,11 @@ class Outbox:
             self._timer.cancel()
         wait = self._flushed + self._pace - self._loop.time()
         self._paced = wait > 0 and not ends
-        self._timer = self._loop.call_later(wait, self._flush) if self._paced else self._loop.call_soon(self._soon)
+        self._timer = (
+            self._loop.call_later(wait, self._flush)
+            if self._paced
+            else self._loop.call_soon(self._soon)
+        )
 
     def _soon(self) -> None:
         """One turn later: a short answer's end comes a turn after its text, and they fit into one message."""
@@ -71,7 +78,9 @@ class Outbox:
             if outcome.cancelled():
                 return
             error = outcome.exception()
-            if isinstance(error, Unsendable):  # their reader misses these frames and starts the jobs over
+            if isinstance(
+                error, Unsendable
+            ):  # their reader misses these frames and starts the jobs over
                 log.error("frames cannot be sent", queue=queue[:255], reason=str(error))
             elif error is not None:
                 return  # the session is lost; the jobs' deliveries come again

@@ -22,7 +22,9 @@ async def until_gone(session: Session, node: str) -> None:
 
     queue = names.standby(node, uuid.uuid4().hex)
     await session.declare_queue(queue, exclusive=True)
-    with contextlib.suppress(NotFound):  # a broker without its event exchange is looked at now and then
+    with contextlib.suppress(
+        NotFound
+    ):  # a broker without its event exchange is looked at now and then
         await session.bind(queue, BROKER_EVENTS, "queue.deleted")
     await session.consume(queue, heard, prefetch=100)
     while await session.exists(names.inbox(node)):

@@ -24,8 +24,12 @@ class Registration:
 
     def __init__(self, accept: Callable[[NodeState], None]) -> None:
         self._accept = accept
-        self._looked: dict[str, tuple[bool, float]] = {}  # registered or not, and when that was seen
-        self._unsure: dict[str, NodeState] = {}  # the latest state of each name that is to be looked for
+        self._looked: dict[
+            str, tuple[bool, float]
+        ] = {}  # registered or not, and when that was seen
+        self._unsure: dict[
+            str, NodeState
+        ] = {}  # the latest state of each name that is to be looked for
         self._wake = asyncio.Event()
 
     def offer(self, state: NodeState) -> None:

@@ -74,7 +74,9 @@ class Session(Protocol):
     closed: asyncio.Future[BrokerError]  # resolved with the reason once the session is over
     blocking: asyncio.Event  # set while the broker takes no publishes (memory or disk alarm)
     flowing: asyncio.Event  # set while it does
-    deletes: bool  # a queue can be deleted without the risk of losing a message that comes meanwhile
+    deletes: (
+        bool  # a queue can be deleted without the risk of losing a message that comes meanwhile
+    )
 
     @property
     def blocked(self) -> bool:

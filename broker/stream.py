@@ -49,7 +49,9 @@ class Stream(AsyncIterator[AnyFrame]):
         self.position: int | None = None  # in the line, from 1, while it waits there
         self.starts: float | None = None  # Unix seconds, as estimated when it was told last
         self.faults: tuple[str, ...] = ()  # why runs were lost that count against the job
-        self.accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()  # a node or the broker has it
+        self.accepted: asyncio.Future[bool] = (
+            asyncio.get_running_loop().create_future()
+        )  # a node or the broker has it
         self._forget = forget
         self._closed = False  # it has ended, or nobody reads it any more
         self._on_close: Callable[[Stream], None] | None = None
@@ -117,13 +119,21 @@ class Stream(AsyncIterator[AnyFrame]):
         self.attempt += 1
         self._running, self._next = False, 0
         job = msgspec.structs.replace(
-            self.job, attempt=self.attempt, restarted=False, delivered=self.text, delivered_ids=tuple(self._ids)
+            self.job,
+            attempt=self.attempt,
+            restarted=False,
+            delivered=self.text,
+            delivered_ids=tuple(self._ids),
         )
         return with_time_left(job, self.expires)
 
     def fail(self, code: FailureCode, message: str) -> None:
         """Ends the stream from this side: no frame can come any more."""
-        self.push(Failed(request_id=self.request_id, seq=NO_RUN, code=code, message=message, retryable=True))
+        self.push(
+            Failed(
+                request_id=self.request_id, seq=NO_RUN, code=code, message=message, retryable=True
+            )
+        )
 
     def refuse(self) -> None:
         """Ends the wait for the broker's acceptance: it takes nothing now."""

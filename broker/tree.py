@@ -28,7 +28,14 @@ def tree(
     """
     children = _children(edges)
     roots = sorted(edges.roots, key=lambda name: (name != "root", natural(name)))
-    everybody = {*edges.roots, *edges.parents, *edges.parents.values(), *edges.registered, *edges.present, *states}
+    everybody = {
+        *edges.roots,
+        *edges.parents,
+        *edges.parents.values(),
+        *edges.registered,
+        *edges.present,
+        *states,
+    }
     hanging = list(_walk(roots, children))
     loose = sorted(everybody - set(hanging), key=natural)
     model_of = _inherited_models(edges, children)
@@ -36,7 +43,15 @@ def tree(
         "roots": roots,
         "nodes": [
             {
-                **_node(name, edges, children[name], states.get(name), depths, model_of.get(name, ""), now),
+                **_node(
+                    name,
+                    edges,
+                    children[name],
+                    states.get(name),
+                    depths,
+                    model_of.get(name, ""),
+                    now,
+                ),
                 "clock_difference": clock_differences.get(name),
             }
             for name in [*hanging, *loose]
@@ -48,7 +63,9 @@ def tree(
 def settled(tree: Tree) -> Tree:
     """The tree without what changes by the mere passing of time: to see whether anything happened."""
     clocks = ("uptime", "seen", "clock_difference")
-    nodes = [{key: value for key, value in node.items() if key not in clocks} for node in tree["nodes"]]
+    nodes = [
+        {key: value for key, value in node.items() if key not in clocks} for node in tree["nodes"]
+    ]
     return {"roots": tree["roots"], "nodes": nodes}
 
 

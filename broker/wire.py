@@ -61,7 +61,9 @@ class Sampling(Wire, kw_only=True):
     top_p: Unit = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = 0  # 0: off
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    reproducible: bool = False  # the user named the seed: who else is computed must not change the text
+    reproducible: bool = (
+        False  # the user named the seed: who else is computed must not change the text
+    )
     stop: Annotated[tuple[str, ...], msgspec.Meta(max_length=1024)] = ()
     min_p: Unit = 0.0  # of the likeliest token's probability; 0: off
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=1000)] = (
@@ -90,12 +92,20 @@ class Job(Wire, kw_only=True):
     user: Name = ""
     job_class: JobClass = "interactive"  # who waits for it: interactive jobs come before batch jobs
     work: Positive = 1.0  # tokens that it is charged with when users are treated fairly; see api.requests.accounting
-    expected: Positive | None = None  # of them, those of this job; the others are owed for earlier ones
+    expected: Positive | None = (
+        None  # of them, those of this job; the others are owed for earlier ones
+    )
     share: Positive = 1.0  # what its user is entitled to, beside a user with 1
     attempt: Count = 1  # of its next run, unless it was restarted: then the reader says
-    restarted: bool = False  # a node gave it back or died with it: ask the reader (Asking) before running it
-    seconds_left: Seconds | None = None  # from when this copy was published, until nobody wants the answer
-    deadline: Moment | None = None  # the same as a moment, from older API processes; trusts all clocks to agree
+    restarted: bool = (
+        False  # a node gave it back or died with it: ask the reader (Asking) before running it
+    )
+    seconds_left: Seconds | None = (
+        None  # from when this copy was published, until nobody wants the answer
+    )
+    deadline: Moment | None = (
+        None  # the same as a moment, from older API processes; trusts all clocks to agree
+    )
     truncate: bool = False  # leave out the oldest turns of `messages` if they do not fit; else such a job is refused
     trail: Trail = ()  # nodes that have handled it, root first
     delivered: str = ""  # text the reader already has, when a job is restarted
@@ -187,7 +197,9 @@ class Finished(Frame, kw_only=True, tag="finished"):
     reason: FinishReason
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
-    omitted_messages: Count = 0  # oldest turns of the job that were left out of the prompt; see Job.truncate
+    omitted_messages: Count = (
+        0  # oldest turns of the job that were left out of the prompt; see Job.truncate
+    )
 
 
 class Failed(Frame, kw_only=True, tag="failed"):
@@ -234,7 +246,9 @@ class Continue(Control, kw_only=True, tag="continue"):
     attempt: Count
     delivered: str = ""
     delivered_ids: tuple[TokenId, ...] = ()
-    faults: tuple[str, ...] = ()  # why earlier runs were lost: a line for each that counts against the job
+    faults: tuple[
+        str, ...
+    ] = ()  # why earlier runs were lost: a line for each that counts against the job
 
 
 class Drain(Control, kw_only=True, tag="drain"):
@@ -299,7 +313,18 @@ class Ancestors(Control, tag="ancestors", kw_only=True):
 
 
 AnyControl = (
-    Cancel | Supersede | Continue | Drain | Resume | Attach | Adopt | Ping | Capacity | Leave | Refused | Ancestors
+    Cancel
+    | Supersede
+    | Continue
+    | Drain
+    | Resume
+    | Attach
+    | Adopt
+    | Ping
+    | Capacity
+    | Leave
+    | Refused
+    | Ancestors
 )
 
 
@@ -325,11 +350,17 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
     started: Moment
     sent: Moment
     detail: Note = ""  # why it failed, or what it is doing while starting
-    waited: Seconds = 0.0  # seconds, mean over the latest jobs that had to wait here and then went on
+    waited: Seconds = (
+        0.0  # seconds, mean over the latest jobs that had to wait here and then went on
+    )
     prompt_tokens: Count = 0  # of the jobs since its engine started, as far as it tells
     reused_tokens: Count = 0  # of them, those that were held already and not read again
-    wait_error: Seconds = 0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
-    context_length: Count = 0  # tokens of prompt and answer together that a job may have; 0: not known
+    wait_error: Seconds = (
+        0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
+    )
+    context_length: Count = (
+        0  # tokens of prompt and answer together that a job may have; 0: not known
+    )
     warning: Note = ""  # what an operator should look at while the node serves all the same
 
 
@@ -356,7 +387,9 @@ def encode_for_once(job: Job) -> bytes:
     """
     messages = job.messages
     if messages is not None:
-        messages = tuple(ChatMessage(role=each.role, content=_copy(each.content)) for each in messages)
+        messages = tuple(
+            ChatMessage(role=each.role, content=_copy(each.content)) for each in messages
+        )
     prompt = None if job.prompt is None else _copy(job.prompt)
     return encode(msgspec.structs.replace(job, messages=messages, prompt=prompt))
 

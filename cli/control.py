@@ -46,7 +46,9 @@ async def serving(home: Home, answer: Answer) -> AsyncIterator[None]:
                 (home.run / _SOCKET).unlink(missing_ok=True)
 
 
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer) -> None:
+async def _converse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer
+) -> None:
     """One request. A command that goes away, or that says nothing sensible, gets no more of our time."""
     with contextlib.suppress(OSError, TimeoutError, ValueError):
         try:
@@ -68,7 +70,9 @@ def ask(home: Home, request: Message) -> Iterator[Message]:
             with _address(home) as address:
                 connection.connect(address)
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise CliError("The running instance cannot be asked yet: it is starting, or older than this.") from error
+            raise CliError(
+                "The running instance cannot be asked yet: it is starting, or older than this."
+            ) from error
         connection.sendall(json.dumps(request).encode() + b"\n")
         with connection.makefile() as lines:
             yield from map(json.loads, lines)

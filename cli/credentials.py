@@ -36,7 +36,9 @@ def load_or_create(file: Path) -> dict[str, str]:
         known = {}
     if not isinstance(known, dict):
         known = {}
-    secrets_of = {name: str(known.get(name) or secrets.token_urlsafe(24)) for name in (*USERS, "cookie")}
+    secrets_of = {
+        name: str(known.get(name) or secrets.token_urlsafe(24)) for name in (*USERS, "cookie")
+    }
     if secrets_of != known:
         write_private(file, json.dumps(secrets_of, indent=1))
     return secrets_of

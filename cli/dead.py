@@ -61,7 +61,9 @@ def replay(letter_id: LetterId) -> None:
 
 
 def drop(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As ./canopy dead list shows them.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="As ./canopy dead list shows them.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Drop all that are there now.")] = False,
 ) -> None:
     """Remove letters for good."""
@@ -93,14 +95,20 @@ def table(letters: list[dict[str, Any]]) -> list[str]:
     columns = ("id", "when", "model", "user", "node", "reason")
     rows = [columns, *([_cell(name, letter[name]) for name in columns] for letter in letters)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns) - 1)]
-    return ["  ".join([*(f"{row[i]:<{width}}" for i, width in enumerate(widths)), row[-1]]) for row in rows]
+    return [
+        "  ".join([*(f"{row[i]:<{width}}" for i, width in enumerate(widths)), row[-1]])
+        for row in rows
+    ]
 
 
 def full(letter: Letter) -> str:
     """Everything about a letter, for reading. What is no text is shown escaped."""
     head = [f"{'id':<10} {letter.id}"]
     told = {**letter.headers, "at": letter.at}
-    head += [f"{name:<10} {_cell('when' if name == 'at' else name, value)}" for name, value in told.items()]
+    head += [
+        f"{name:<10} {_cell('when' if name == 'at' else name, value)}"
+        for name, value in told.items()
+    ]
     body = letter.delivery.body
     try:
         content = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
@@ -148,7 +156,9 @@ async def _replay(letter_id: str) -> None:
         letters = await dead.take(session)
         letter = _find(letters, letter_id)
         if letter.job is None:
-            raise CliError(f"{letter_id} is not a job ({letter.reason}): it can only be shown and dropped")
+            raise CliError(
+                f"{letter_id} is not a job ({letter.reason}): it can only be shown and dropped"
+            )
         for other in letters:
             if other is not letter:
                 other.give_back()
@@ -171,7 +181,9 @@ async def _answer(job: Job) -> None:
     except TimeoutError as error:
         raise CliError("The broker does not answer.") from error
     except NoTree as error:
-        raise CliError(f"There is no tree of the model {job.model!r} now; the letter stays.") from error
+        raise CliError(
+            f"There is no tree of the model {job.model!r} now; the letter stays."
+        ) from error
     except Unavailable as error:
         raise CliError(f"{error}; the letter stays.") from error
     finally:

@@ -18,5 +18,7 @@ def explain_os_error(error: OSError) -> CliError:
     if error.errno == errno.ENOSPC:
         return CliError(f"The disk is full{place}: free some space, then run the command again.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return CliError(f"No permission{place}: {error.strerror}. Set CANOPY_HOME to a folder that you may write.")
+        return CliError(
+            f"No permission{place}: {error.strerror}. Set CANOPY_HOME to a folder that you may write."
+        )
     return CliError(f"{error.strerror or error}{place}")

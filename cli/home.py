@@ -12,7 +12,9 @@ VENV = REPOSITORY / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 FRONTEND = REPOSITORY / "frontend"
 PRIVATE_UMASK = 0o077  # of everything that an instance writes: conversations, keys, passwords
-PREPARE_LOCK = REPOSITORY / "var" / ".prepare.lock"  # held by whoever changes .venv or frontend/dist
+PREPARE_LOCK = (
+    REPOSITORY / "var" / ".prepare.lock"
+)  # held by whoever changes .venv or frontend/dist
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 

@@ -41,7 +41,10 @@ class Recorded:
         try:
             process = psutil.Process(self.pid)
             # the latter is how older launchers recorded it
-            same = min(abs(_began(process) - self.started), abs(process.create_time() - self.started)) < 0.1
+            same = (
+                min(abs(_began(process) - self.started), abs(process.create_time() - self.started))
+                < 0.1
+            )
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None

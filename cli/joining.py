@@ -30,7 +30,9 @@ def model_below(record: Record, parent: str | None) -> str:
     if len(asked) == 1:
         names = list(asked)
     if not names:
-        raise CliError(f"Several models are served here; say --model, one of: {', '.join(asked)}", code=2)
+        raise CliError(
+            f"Several models are served here; say --model, one of: {', '.join(asked)}", code=2
+        )
     return asked[names[0]]
 
 
@@ -38,7 +40,9 @@ def _options(record: Record, model: str) -> list[str]:
     options = ["--model", record["asked"][model], "--engine", record["engine"]]
     if record["engine"] == "openai":
         options += ["--upstream", record["upstream"]]
-        options += ["--upstream-model", record["upstream_model"]] if record["upstream_model"] else []
+        options += (
+            ["--upstream-model", record["upstream_model"]] if record["upstream_model"] else []
+        )
     options += ["--policy", record["policy"]] if record["policy"] else []
     return options
 

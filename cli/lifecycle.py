@@ -23,12 +23,16 @@ from topology.dispatch import POLICIES
 
 DEFAULT_MODEL = "gemma-3-270m"
 ENGINES = ("transformers", "openai", "echo")
-UPSTREAM_WAY = "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
+UPSTREAM_WAY = (
+    "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
+)
 UPSTREAM_HELP = "openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1."
 NODES_HELP = f"Worker processes a model. Default: one a GPU, or {devices.USUAL_NODES} without any."
 DEVICE_HELP = "auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."
 TENSOR_PARALLEL_HELP = "Processes, one a device, that divide the model among them."
-SLOTS_HELP = "Answers a worker writes at the same time: N, or auto: what a GPU's memory allows, else 8."
+SLOTS_HELP = (
+    "Answers a worker writes at the same time: N, or auto: what a GPU's memory allows, else 8."
+)
 API_PROCESSES_HELP = "Processes that serve HTTP on the same port; more use more cores."
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast")
 PRECISION_HELP = f"transformers engine on a CPU, the numbers it computes in: {', '.join(PRECISIONS)}. Default: auto."
@@ -44,49 +48,76 @@ def add_to(app: typer.Typer) -> None:
 def up_command(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Model to serve: a name, a folder, a Hugging Face id. Repeat for several; each gets a tree."),
+        typer.Option(
+            help="Model to serve: a name, a folder, a Hugging Face id. Repeat for several; each gets a tree."
+        ),
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(help="transformers, openai (see --upstream), echo (repeats the question), or an.engine.module."),
+        typer.Option(
+            help="transformers, openai (see --upstream), echo (repeats the question), or an.engine.module."
+        ),
     ] = "transformers",
     nodes: Annotated[int | None, typer.Option(min=1, max=500, help=NODES_HELP)] = None,
     fanout: Annotated[
-        int | None, typer.Option(min=1, help="Children a node at most; without it all hang below the root.")
+        int | None,
+        typer.Option(min=1, help="Children a node at most; without it all hang below the root."),
     ] = None,
     slots: Annotated[str, typer.Option(metavar="N|auto", help=SLOTS_HELP)] = "auto",
     standby: Annotated[
-        int, typer.Option(min=0, max=9, help="Roots a model that wait to take over if the root dies.")
+        int,
+        typer.Option(min=0, max=9, help="Roots a model that wait to take over if the root dies."),
     ] = 0,
-    policy: Annotated[str | None, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages and the API.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address of the API; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the pages and the API.")
+    ] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address of the API; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
     listen: Annotated[
         str, typer.Option(help="Address of the broker; 0.0.0.0 lets other machines add workers.")
     ] = "127.0.0.1",
-    token_delay: Annotated[float | None, typer.Option(min=0, help="Seconds between words of the echo engine.")] = None,
-    precision: Annotated[str | None, typer.Option(envvar="CANOPY_PRECISION", help=PRECISION_HELP)] = None,
-    upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
+    token_delay: Annotated[
+        float | None, typer.Option(min=0, help="Seconds between words of the echo engine.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(envvar="CANOPY_PRECISION", help=PRECISION_HELP)
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)
+    ] = None,
     upstream_model: Annotated[
-        str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
+        str | None,
+        typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server."),
     ] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, max=64, help=TENSOR_PARALLEL_HELP)] = 1,
     api_processes: Annotated[int, typer.Option(min=1, max=64, help=API_PROCESSES_HELP)] = 1,
-    detach: Annotated[bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")
+    ] = False,
 ) -> None:
     """Prepare what is missing, then start broker, root, workers and API. Ctrl-C stops everything it started."""
     if engine not in ENGINES and "." not in engine:  # with a dot: a module of one's own
-        raise CliError(f"There is no engine {engine!r}; choose one of {', '.join(ENGINES)}.", code=2)
+        raise CliError(
+            f"There is no engine {engine!r}; choose one of {', '.join(ENGINES)}.", code=2
+        )
     if engine == "openai" and not upstream:
         raise CliError(f"The openai engine needs a server; say {UPSTREAM_WAY}", code=2)
     if tensor_parallel > 1 and engine != "transformers":
         raise CliError("--tensor-parallel is for the transformers engine alone.", code=2)
     if policy is not None and policy not in POLICIES:
-        raise CliError(f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2)
+        raise CliError(
+            f"There is no policy {policy!r}; choose one of {', '.join(POLICIES)}.", code=2
+        )
     gpus = machine_gpus.count()
     home = homes.read()
-    models = [Model(asked) for asked in model or [DEFAULT_MODEL if engine == "transformers" else engine]]
+    models = [
+        Model(asked) for asked in model or [DEFAULT_MODEL if engine == "transformers" else engine]
+    ]
     request = Request(
         models=dict.fromkeys((each.name for each in models), None),
         asked=_asked(models),
@@ -188,10 +219,14 @@ def doctor() -> None:
 
 def _print_status(home: Home, record: dict[str, Any]) -> None:
     facts = _public(home, record)
-    print(f"Canopy runs: {facts['url']}  (since {time.strftime('%Y-%m-%d %H:%M', time.localtime(facts['started']))})")
+    print(
+        f"Canopy runs: {facts['url']}  (since {time.strftime('%Y-%m-%d %H:%M', time.localtime(facts['started']))})"
+    )
     print(f"models: {', '.join(facts['models'])}   state: {home.path}")
     for process in facts["processes"]:
-        alive = f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB" if process["running"] else ""
+        alive = (
+            f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB" if process["running"] else ""
+        )
         state = "" if process["state"] == "running" else process["state"]
         print(f"  {process['name']:<14} {'  '.join(filter(None, (alive, state)))}")
     for problem in tree.problems():
@@ -200,7 +235,9 @@ def _print_status(home: Home, record: dict[str, Any]) -> None:
     for line in joining.lines(record):
         print(f"  {line}")
     if record.get("listen") in ("127.0.0.1", "::1", "localhost"):
-        print("  (the broker listens on this machine only; start with --listen 0.0.0.0 to add other machines)")
+        print(
+            "  (the broker listens on this machine only; start with --listen 0.0.0.0 to add other machines)"
+        )
 
 
 def _public(home: Home, record: dict[str, Any] | None) -> dict[str, Any]:
@@ -230,7 +267,9 @@ def _process(recorded: instance.Recorded) -> dict[str, Any]:
         "name": recorded.name,
         "pid": recorded.pid,
         "running": process is not None,
-        "state": "not running" if process is None and recorded.state == "running" else recorded.state,
+        "state": "not running"
+        if process is None and recorded.state == "running"
+        else recorded.state,
         "memory_mb": round(memory, 1),
     }
 
@@ -267,5 +306,7 @@ def check_slots(slots: str) -> int | None:
 def check_precision(precision: str | None) -> str | None:
     """As it is. Raises CliError for a word that is none."""
     if precision and precision not in PRECISIONS:
-        raise CliError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.", code=2)
+        raise CliError(
+            f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.", code=2
+        )
     return precision

@@ -44,5 +44,7 @@ def frozen_seconds() -> float | None:
     except ValueError:
         seconds = -1.0
     if seconds != 0 and not 5 <= seconds <= 86_400:
-        raise CliError(f"CANOPY_FROZEN_SECONDS must be from 5 to 86400, or 0 to watch nobody, not {text!r}.")
+        raise CliError(
+            f"CANOPY_FROZEN_SECONDS must be from 5 to 86400, or 0 to watch nobody, not {text!r}."
+        )
     return seconds or None

@@ -97,14 +97,20 @@ def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
         "CANOPY_MODELS": json.dumps(list(request.models)),
         "CANOPY_PORT": str(request.port),
         **_hosts(request),
-        **({"CANOPY_MANAGEMENT_URL": broker.management["api"]} if "api" in broker.management else {}),
+        **(
+            {"CANOPY_MANAGEMENT_URL": broker.management["api"]}
+            if "api" in broker.management
+            else {}
+        ),
     }
     processes = request.nodes * len(request.models)
     node_env = {
         **common,
         "CANOPY_AMQP_URL": broker.amqp["node"],
-        "CANOPY_GPU_NODES": os.environ.get("CANOPY_GPU_NODES") or str(devices.most_on_one(_devices(request))),
-        "CANOPY_THREADS": os.environ.get("CANOPY_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
+        "CANOPY_GPU_NODES": os.environ.get("CANOPY_GPU_NODES")
+        or str(devices.most_on_one(_devices(request))),
+        "CANOPY_THREADS": os.environ.get("CANOPY_THREADS")
+        or str(max(1, (os.cpu_count() or 1) // processes)),
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT") or SPINS,
         **({"CANOPY_PRECISION": request.precision} if request.precision else {}),
     }
@@ -163,7 +169,9 @@ def _addresses() -> list[str]:
             if entry.family == socket.AF_INET:
                 found.append(entry.address)
             elif entry.family == socket.AF_INET6:
-                found.append(f"[{entry.address.partition('%')[0]}]")  # a zone is for this machine alone
+                found.append(
+                    f"[{entry.address.partition('%')[0]}]"
+                )  # a zone is for this machine alone
     return found
 
 
@@ -173,7 +181,12 @@ def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
     specs = []
     for model in request.models:
         name = root_name(model, _first(request))
-        root = _node(request, {**env, **_BUFFERS_APART}, name, ["--engine", "none", "--model", model, *standby])
+        root = _node(
+            request,
+            {**env, **_BUFFERS_APART},
+            name,
+            ["--engine", "none", "--model", model, *standby],
+        )
         others = (f"{name}-standby-{number}" for number in range(1, request.standby + 1))
         specs += [root, *(replace(root, name=each) for each in others)]
     return specs
@@ -182,7 +195,9 @@ def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
 def _nodes(request: Request, env: Mapping[str, str]) -> list[Spec]:
     specs = []
     models = [each for each in request.models.items() for _ in range(request.nodes)]
-    for (name, parent), (model, folder), device in zip(_parents(request), models, _devices(request), strict=True):
+    for (name, parent), (model, folder), device in zip(
+        _parents(request), models, _devices(request), strict=True
+    ):
         options = ["--parent", parent, "--model", model, *_engine(request, folder, device)]
         specs.append(_node(request, env, name, options))
     return specs
@@ -212,11 +227,15 @@ def _engine(request: Request, folder: Path | None, device: str | None) -> list[s
     options = ["--engine", request.engine, "--slots", str(request.slots or "auto")]
     options += ["--model-path", str(folder)] if folder else []
     options += ["--device", device] if device else []
-    options += ["--token-delay", str(request.token_delay)] if request.token_delay is not None else []
+    options += (
+        ["--token-delay", str(request.token_delay)] if request.token_delay is not None else []
+    )
     if request.engine == "openai":
         options += ["--upstream", request.upstream] if request.upstream else []
         options += ["--upstream-model", request.upstream_model] if request.upstream_model else []
-    options += ["--tensor-parallel", str(request.tensor_parallel)] if request.tensor_parallel > 1 else []
+    options += (
+        ["--tensor-parallel", str(request.tensor_parallel)] if request.tensor_parallel > 1 else []
+    )
     return options
 
 

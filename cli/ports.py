@@ -93,9 +93,13 @@ def remembered(file: Path, names: list[str], listen: str = "127.0.0.1") -> dict[
 def _bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: an old TIME_WAIT is no obstacle
+        bound.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as servers do: an old TIME_WAIT is no obstacle
         if bound.family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does: `::` is not 0.0.0.0 too
+            bound.setsockopt(
+                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1
+            )  # as asyncio does: `::` is not 0.0.0.0 too
         bound.bind((host, port))
     except BaseException:
         bound.close()

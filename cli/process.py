@@ -40,7 +40,9 @@ class Child:
     """A running process with its log. It leads a process group of its own: Ctrl-C reaches only the launcher, which
     ends everything in order, and a last kill reaches grandchildren too."""
 
-    def __init__(self, spec: Spec, process: asyncio.subprocess.Process, log: LogFile | None) -> None:
+    def __init__(
+        self, spec: Spec, process: asyncio.subprocess.Process, log: LogFile | None
+    ) -> None:
         self.spec = spec
         self.ready = asyncio.Event()
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -171,7 +173,9 @@ class Child:
             self._signs = None
 
 
-async def _spawn(spec: Spec, env: Mapping[str, str], inherits: Sequence[int]) -> asyncio.subprocess.Process:
+async def _spawn(
+    spec: Spec, env: Mapping[str, str], inherits: Sequence[int]
+) -> asyncio.subprocess.Process:
     death_signal = str(int(spec.at_death_of_launcher))
     shim = [sys.executable, "-S", "-E", str(_SHIM), death_signal, str(os.getpid())]
     return await asyncio.create_subprocess_exec(

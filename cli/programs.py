@@ -43,24 +43,35 @@ def node(
     name: Annotated[str, typer.Argument(help="Its name in the tree, unlike any other.")],
     parent: Annotated[str | None, typer.Option(help="The node to hang below.")] = None,
     standby: Annotated[
-        bool, typer.Option("--standby", help="Be the root of that name as soon as no other process is.")
+        bool,
+        typer.Option("--standby", help="Be the root of that name as soon as no other process is."),
     ] = False,
-    model: Annotated[str | None, typer.Option(help="Model to serve; default: the running instance's first.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to serve; default: the running instance's first.")
+    ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="transformers, openai or echo; default: the running instance's.")
+        str | None,
+        typer.Option(help="transformers, openai or echo; default: the running instance's."),
     ] = None,
     slots: Annotated[str, typer.Option(metavar="N|auto", help=SLOTS_HELP)] = "auto",
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
-    precision: Annotated[str | None, typer.Option(envvar="CANOPY_PRECISION", help=PRECISION_HELP)] = None,
-    upstream: Annotated[str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)] = None,
+    precision: Annotated[
+        str | None, typer.Option(envvar="CANOPY_PRECISION", help=PRECISION_HELP)
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(envvar="CANOPY_UPSTREAM", help=UPSTREAM_HELP)
+    ] = None,
     upstream_model: Annotated[
-        str | None, typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server.")
+        str | None,
+        typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server."),
     ] = None,
     tensor_parallel: Annotated[int, typer.Option(min=1, max=64, help=TENSOR_PARALLEL_HELP)] = 1,
 ) -> None:
     """One more worker, on any machine that reaches the broker (CANOPY_AMQP_URL, or an instance that runs here)."""
     if standby == (parent is not None):
-        raise CliError("Say --parent P for a worker, or --standby for a root that waits for its name", code=2)
+        raise CliError(
+            "Say --parent P for a worker, or --standby for a root that waits for its name", code=2
+        )
     home = homes.read()
     url, record = _tree_to_join(home)
     engine = engine or (record["engine"] if record else "transformers")
@@ -70,7 +81,14 @@ def node(
     if parent is None:  # a root has neither model files nor slots
         options = ["--standby", "--engine", "none", "--model", Model(model).name]
     else:
-        options = ["--parent", parent, "--engine", engine, "--slots", str(check_slots(slots) or "auto")]
+        options = [
+            "--parent",
+            parent,
+            "--engine",
+            engine,
+            "--slots",
+            str(check_slots(slots) or "auto"),
+        ]
         options += [*_model(home, model, engine), *(["--device", device] if device else [])]
         options += _upstream(upstream, upstream_model) if engine == "openai" else []
         options += _tensor_parallel(tensor_parallel, engine)
@@ -96,7 +114,9 @@ def _tree_to_join(home: Home) -> tuple[str, dict[str, Any] | None]:
 
 @key.command()
 def create(
-    user: Annotated[str | None, typer.Option(help="Whose key; default: the first administrator.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose key; default: the first administrator.")
+    ] = None,
 ) -> None:
     """Print a new API key, alone on standard output."""
     home = homes.read()
@@ -104,7 +124,9 @@ def create(
 
 
 def login(
-    user: Annotated[str | None, typer.Option(help="Whose login; default: the first administrator.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whose login; default: the first administrator.")
+    ] = None,
 ) -> None:
     """Print a fresh one-time login link, alone on standard output. It replaces the former one."""
     home = homes.read()

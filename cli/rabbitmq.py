@@ -44,7 +44,10 @@ class Broker:
     def elsewhere(cls, amqp_url: str, management_url: str) -> "Broker":
         """A broker that is not ours (CANOPY_AMQP_URL): one user for everybody."""
         users = credentials.USERS
-        return cls(dict.fromkeys(users, amqp_url), dict.fromkeys(users, management_url) if management_url else {})
+        return cls(
+            dict.fromkeys(users, amqp_url),
+            dict.fromkeys(users, management_url) if management_url else {},
+        )
 
 
 class PrivateBroker:
@@ -65,11 +68,15 @@ class PrivateBroker:
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self.passwords = credentials.load_or_create(self._folder / "credentials.json")
         self.ports = ports.remembered(self._folder / "ports.json", _PORTS, self.listen)
-        credentials.write_private(self._definitions, json.dumps(credentials.definitions(self.passwords), indent=1))
+        credentials.write_private(
+            self._definitions, json.dumps(credentials.definitions(self.passwords), indent=1)
+        )
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
         (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")
         # `localhost` by ourselves: a start must not hang on a machine whose name service is slow or wrong.
-        (self._folder / "inetrc").write_text('{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n')
+        (self._folder / "inetrc").write_text(
+            '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
+        )
         self._write_cookie()
 
     @property
@@ -110,7 +117,10 @@ class PrivateBroker:
         """How this machine's processes reach the broker."""
         return Broker(
             {user: self._amqp(user) for user in credentials.USERS},
-            {user: f"http://{self._login(user)}@127.0.0.1:{self.ports['management']}" for user in ("api", "admin")},
+            {
+                user: f"http://{self._login(user)}@127.0.0.1:{self.ports['management']}"
+                for user in ("api", "admin")
+            },
         )
 
     async def wait_epmd(self, within: float) -> None:
@@ -143,7 +153,9 @@ class PrivateBroker:
         quiet = asyncio.subprocess.DEVNULL
         environment = {**os.environ, **self._environment()}
         with contextlib.suppress(OSError, TimeoutError):
-            process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=quiet, stderr=quiet)
+            process = await asyncio.create_subprocess_exec(
+                *command, env=environment, stdout=quiet, stderr=quiet
+            )
             try:
                 await asyncio.wait_for(process.wait(), 1)
             finally:
@@ -160,7 +172,9 @@ class PrivateBroker:
         return self._folder / "definitions.json"
 
     def _instance_settings(self) -> str:
-        address = f"{self.listen}:{self.ports['amqp']}"  # RabbitMQ wants no brackets here, also for IPv6
+        address = (
+            f"{self.listen}:{self.ports['amqp']}"  # RabbitMQ wants no brackets here, also for IPv6
+        )
         return (
             "# Written by `canopy up` at every start; change ../../rabbitmq.conf of the program instead.\n"
             f"listeners.tcp.canopy = {address}\n"

@@ -16,18 +16,30 @@ def add_to(app: typer.Typer) -> None:
 
 
 def restart(
-    rolling: Annotated[bool, typer.Option("--rolling", help="One after the other, while the others serve.")] = False,
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="One after the other, while the others serve.")
+    ] = False,
     with_broker: Annotated[
-        bool, typer.Option("--with-broker", help="The broker too, at the end: new requests wait meanwhile.")
+        bool,
+        typer.Option(
+            "--with-broker", help="The broker too, at the end: new requests wait meanwhile."
+        ),
     ] = False,
     grace: Annotated[
-        float, typer.Option(min=0, max=86_400, help="Seconds that open requests get in the API process that leaves.")
+        float,
+        typer.Option(
+            min=0, max=86_400, help="Seconds that open requests get in the API process that leaves."
+        ),
     ] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line, for programs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object a line, for programs.")
+    ] = False,
 ) -> None:
     """Replace every process of the running instance, one after the other, without a failed request."""
     if not rolling:
-        raise CliError("Say --rolling; or stop and start everything: ./canopy down, then ./canopy up", code=2)
+        raise CliError(
+            "Say --rolling; or stop and start everything: ./canopy down, then ./canopy up", code=2
+        )
     home = homes.read()
     instance.running(home)
     last: control.Message = {}
@@ -53,4 +65,7 @@ def _show(message: control.Message) -> None:
         case "failed":
             print("failed", flush=True)
         case "done":
-            print(f"replaced {message['processes']} processes in {message['seconds']:.1f} s", flush=True)
+            print(
+                f"replaced {message['processes']} processes in {message['seconds']:.1f} s",
+                flush=True,
+            )

@@ -23,7 +23,9 @@ def order(plan: Plan, with_broker: bool) -> list[str]:
     return [*(spec.name for spec in plan.apis), *upwards, *([BROKER] if with_broker else [])]
 
 
-async def answer(asked: Message, children: Supervisor, plan: Plan, url: str) -> AsyncGenerator[Message]:
+async def answer(
+    asked: Message, children: Supervisor, plan: Plan, url: str
+) -> AsyncGenerator[Message]:
     """What a `restart` command gets: `begin` and `replaced` for each process, then `done` or `failed`. `url`: where
     the API is.
     """
@@ -33,7 +35,9 @@ async def answer(asked: Message, children: Supervisor, plan: Plan, url: str) -> 
     try:
         with children.replacing():
             if not all(map(children.has, names)):
-                raise CliError("The broker is not ours (CANOPY_AMQP_URL): restart it where it runs.")
+                raise CliError(
+                    "The broker is not ours (CANOPY_AMQP_URL): restart it where it runs."
+                )
             for name in names:
                 old, began = children.pid(name), time.monotonic()
                 yield {"event": "begin", "name": name, "pid": old}
@@ -43,7 +47,13 @@ async def answer(asked: Message, children: Supervisor, plan: Plan, url: str) -> 
                     await children.replace(name)
                 if name == BROKER:
                     await _until_connected(url)
-                yield {"event": "replaced", "name": name, "old": old, "new": children.pid(name), **_since(began)}
+                yield {
+                    "event": "replaced",
+                    "name": name,
+                    "old": old,
+                    "new": children.pid(name),
+                    **_since(began),
+                }
     except CliError as error:
         yield {"event": "failed", "error": str(error)}
     else:
@@ -53,11 +63,16 @@ async def answer(asked: Message, children: Supervisor, plan: Plan, url: str) -> 
 async def _until_connected(url: str) -> None:
     """Returns when the API says that it is ready again. Raises CliError."""
     try:
-        async with asyncio.timeout(CONNECTED_SECONDS), httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        async with (
+            asyncio.timeout(CONNECTED_SECONDS),
+            httpx.AsyncClient(base_url=url, trust_env=False) as http,
+        ):
             while not await _is_ready(http):  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.1)
     except TimeoutError as error:
-        raise CliError(f"The API is not ready {CONNECTED_SECONDS:.0f} s after the broker's restart.") from error
+        raise CliError(
+            f"The API is not ready {CONNECTED_SECONDS:.0f} s after the broker's restart."
+        ) from error
 
 
 async def _is_ready(http: httpx.AsyncClient) -> bool:

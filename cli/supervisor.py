@@ -31,7 +31,9 @@ EPMD_SECONDS = 5.0
 API_SECONDS = 120.0  # the broker's start is in them
 READY_SECONDS = 600.0  # a large model on a slow disk
 LEAVE_SECONDS = 30.0  # for a process that is replaced, to end in order
-FINISH = signal.SIGUSR1  # asks the API to end its open requests, however long they take, and then itself
+FINISH = (
+    signal.SIGUSR1
+)  # asks the API to end its open requests, however long they take, and then itself
 ASK_SECONDS = 3.0  # between two questions to a process that gives no signs by itself
 _LAST_WORDS_SECONDS = 1.0  # for a frozen process to log where it is
 _BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -49,7 +51,9 @@ class Kept:
     spec: Spec
     serves: Callable[[Child], Awaitable[bool]] = Child.until_ready
     seconds: float = READY_SECONDS  # that it may take to serve
-    answers: Callable[[], Awaitable[bool]] | None = None  # for one that gives no signs of life by itself
+    answers: Callable[[], Awaitable[bool]] | None = (
+        None  # for one that gives no signs of life by itself
+    )
 
     @property
     def name(self) -> str:
@@ -78,12 +82,16 @@ class Supervisor:
         if self._private is None:
             return
         private = self._private
-        mapper = Kept("broker", private.epmd(), self._epmd_serves, BROKER_SECONDS, private.epmd_answers)
+        mapper = Kept(
+            "broker", private.epmd(), self._epmd_serves, BROKER_SECONDS, private.epmd_answers
+        )
         child = await self.roster.spawn("broker", mapper.spec)
         await mapper.serves(child)  # if it does not, the broker says what is wrong
         self._keep(mapper, child)
         server = private.server()
-        await self._start(Kept("broker", server, self._broker_serves, BROKER_SECONDS, private.answers))
+        await self._start(
+            Kept("broker", server, self._broker_serves, BROKER_SECONDS, private.answers)
+        )
 
     async def _epmd_serves(self, child: Child) -> bool:
         assert self._private is not None  # noqa: S101 - it has been started
@@ -199,7 +207,11 @@ class Supervisor:
         self.roster.close()
         for keeper in self._keepers.values():
             keeper.cancel()
-        hurry = asyncio.create_task(self._private.ready_to_stop()) if self._private and "epmd" in self._kept else None
+        hurry = (
+            asyncio.create_task(self._private.ready_to_stop())
+            if self._private and "epmd" in self._kept
+            else None
+        )
         for group in ("api", "nodes", "roots"):
             await self.roster.stop(group)
         if hurry:
@@ -221,7 +233,9 @@ class Supervisor:
             return CliError(f"{name} is not ready after {kept.seconds:.0f} s (log: {log})")
         if kept.group == "broker":  # what it said last is one line of a long Erlang term
             return CliError(f"The broker did not start (log: {log})", detail="\n".join(child.tail))
-        return CliError(f"{name} did not start: {child.last_line().removeprefix(f'node {name}: ')} (log: {log})")
+        return CliError(
+            f"{name} did not start: {child.last_line().removeprefix(f'node {name}: ')} (log: {log})"
+        )
 
     def _keep(self, kept: Kept, child: Child) -> None:
         """From now on it is restarted when it ends."""
@@ -263,7 +277,9 @@ class Supervisor:
             try:
                 child = await self.roster.spawn(kept.group, kept.spec)
             except CliError as error:
-                self._say(str(error))  # its end is noticed again at once, and the next pause is longer
+                self._say(
+                    str(error)
+                )  # its end is noticed again at once, and the next pause is longer
 
     async def _until_back(self, kept: Kept, child: Child) -> None:
         """Waits until a restarted process serves, has ended, or has had its time and is ended."""

@@ -26,7 +26,12 @@ _SIDE_BY_SIDE = {
     "faults": (["tests/faults", *(f"--ignore={file}" for file in _WHOLE)], _WHOLE),
 }
 _NEEDS_BROKER = {"broker", "faults", "e2e", "clients"}
-_LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports", "--no-cache"])
+_LINTERS = (
+    ["ruff", "check"],
+    ["ruff", "format", "--check"],
+    ["mypy"],
+    ["lint-imports", "--no-cache"],
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -70,7 +75,12 @@ def _run_side_by_side(runs: Sequence[list[str]]) -> list[int]:
     first, *others = [[str(VENV / "bin" / "pytest"), *arguments] for arguments in runs]
     beside = [
         subprocess.Popen(
-            command, cwd=REPOSITORY, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=REPOSITORY,
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for command in others
     ]
@@ -84,7 +94,15 @@ def _run_side_by_side(runs: Sequence[list[str]]) -> list[int]:
 def _run_frontend() -> int:
     logs = REPOSITORY / "var" / "logs"
     run_together(
-        [Step("npm", "Installing the front end's packages (npm)", lambda: True, frontend.install_modules)], logs
+        [
+            Step(
+                "npm",
+                "Installing the front end's packages (npm)",
+                lambda: True,
+                frontend.install_modules,
+            )
+        ],
+        logs,
     )
     folder = frontend.node_folder()
     if folder is None:
@@ -115,11 +133,18 @@ def _require(tiers: set[str]) -> None:
 
 def _run(command: list[str], env: dict[str, str] | None = None) -> int:
     return subprocess.run(
-        command, cwd=FRONTEND if env else REPOSITORY, env={**_environment(), **(env or {})}, check=False
+        command,
+        cwd=FRONTEND if env else REPOSITORY,
+        env={**_environment(), **(env or {})},
+        check=False,
     ).returncode
 
 
 def _environment() -> dict[str, str]:
     browser = system.browser()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CANOPY_")}
-    return {**clean, "PYTHONPATH": str(REPOSITORY), **({"CANOPY_CHROMIUM": str(browser)} if browser else {})}
+    return {
+        **clean,
+        "PYTHONPATH": str(REPOSITORY),
+        **({"CANOPY_CHROMIUM": str(browser)} if browser else {}),
+    }

@@ -23,7 +23,13 @@ from cli import home, instance
 from cli.errors import CliError
 from topology.tree import BadEdge, check_attach
 
-_COLOURS = {"idle": "green", "busy": "yellow", "starting": "cyan", "draining": "magenta", "drained": "magenta"}
+_COLOURS = {
+    "idle": "green",
+    "busy": "yellow",
+    "starting": "cyan",
+    "draining": "magenta",
+    "drained": "magenta",
+}
 _LOG_FIELDS = (
     "name", "state", "host", "pid", "parent", "children", "model", "engine", "device", "policy", "slots", "running",
     "queued", "held", "depth", "received", "finished", "tokens", "waited",
@@ -32,7 +38,9 @@ _LOG_FIELDS = (
 
 Node = Mapping[str, Any]
 T = TypeVar("T")
-NodeName = Annotated[str, typer.Argument(metavar="NAME", help="A node's name, as ./canopy tree shows it.")]
+NodeName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A node's name, as ./canopy tree shows it.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,7 +49,9 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def tree(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False) -> None:
+def tree(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
     """Draw the tree of nodes with their states."""
     seen = _look()
     if as_json:
@@ -56,7 +66,8 @@ def tree(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for s
 
 
 def log(
-    name: NodeName, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False
+    name: NodeName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Print one node's state."""
     node = _find(_look(), name)
@@ -68,7 +79,8 @@ def log(
 
 
 def attach(
-    name: NodeName, parent: Annotated[str, typer.Option(metavar="P", help="The node to hang NAME below.")]
+    name: NodeName,
+    parent: Annotated[str, typer.Option(metavar="P", help="The node to hang NAME below.")],
 ) -> None:
     """Hang a node, with all below it, under another parent while it runs."""
     seen = _look()
@@ -77,9 +89,13 @@ def attach(
     if node["engine"] == "none":
         raise CliError(f"{name!r} is a root; only nodes below a root can be moved")
     if model != node["model"]:
-        raise CliError(f"{parent!r} serves {model}, and {name!r} {node['model']}: a tree has one model")
+        raise CliError(
+            f"{parent!r} serves {model}, and {name!r} {node['model']}: a tree has one model"
+        )
     try:
-        check_attach({each["name"]: each["parent"] for each in seen["nodes"] if each["parent"]}, name, parent)
+        check_attach(
+            {each["name"]: each["parent"] for each in seen["nodes"] if each["parent"]}, name, parent
+        )
     except BadEdge as error:
         raise CliError(str(error)) from error
     _tell(name, Attach(parent=parent))
@@ -112,7 +128,11 @@ def problems() -> list[str]:
         seen = _look()
     except CliError:
         return []
-    return [f"{_plain(node['name'])}: {_plain(_warning(node))}" for node in seen["nodes"] if _warning(node)]
+    return [
+        f"{_plain(node['name'])}: {_plain(_warning(node))}"
+        for node in seen["nodes"]
+        if _warning(node)
+    ]
 
 
 def _tell(node: str, message: AnyControl) -> None:

@@ -25,7 +25,9 @@ from cli.prepare.model import Model
 from cli.rabbitmq import Broker, PrivateBroker
 from cli.supervisor import Supervisor
 
-NEEDED_BYTES = 500_000_000  # below this the broker would soon block publishers, and logs have nowhere to go
+NEEDED_BYTES = (
+    500_000_000  # below this the broker would soon block publishers, and logs have nowhere to go
+)
 _READY_FD = "CANOPY_READY_FD"
 _LAST_LINES_SECONDS = 1.0  # for a terminal that stands still to take what was said last
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -188,7 +190,9 @@ async def _serve(
         private.prepare()
         broker = private.address()
     else:
-        broker = Broker.elsewhere(os.environ["CANOPY_AMQP_URL"], os.environ.get("CANOPY_MANAGEMENT_URL", ""))
+        broker = Broker.elsewhere(
+            os.environ["CANOPY_AMQP_URL"], os.environ.get("CANOPY_MANAGEMENT_URL", "")
+        )
     layout = plan.make(request, home, broker, listener.fileno())
     console.say(f"starting the broker, the database, {_names(layout)}")
     async with asyncio.TaskGroup() as together:
@@ -196,8 +200,12 @@ async def _serve(
         together.create_task(children.start_nodes(layout))
         token = together.create_task(_start_api(children, layout))
     children.roster.publish_with(lambda: _publish(request, home, broker, children, started))
-    async with control.serving(home, lambda asked: rolling.answer(asked, children, layout, request.url)):
-        console.say(f"started in {time.time() - started:.0f} s; Ctrl-C or ./canopy down stops everything")
+    async with control.serving(
+        home, lambda asked: rolling.answer(asked, children, layout, request.url)
+    ):
+        console.say(
+            f"started in {time.time() - started:.0f} s; Ctrl-C or ./canopy down stops everything"
+        )
         _tell_ready(request.address, token.result(), console)
         await asyncio.Event().wait()
 
@@ -209,7 +217,9 @@ def _tell_ready(address: str, token: str, console: Console) -> None:
         console.result(f"Canopy is ready: {address}")
         tell_starter(ready=link)
     elif is_journal():
-        console.result(f"Canopy is ready: {address} (./canopy login prints a link that logs you in)")
+        console.result(
+            f"Canopy is ready: {address} (./canopy login prints a link that logs you in)"
+        )
     else:
         console.result(link)
 
@@ -235,7 +245,9 @@ async def _start_api(children: Supervisor, layout: Plan) -> str:
     return token.result()[-1].strip()
 
 
-def _publish(request: Request, home: Home, broker: Broker, children: Supervisor, started: float) -> None:
+def _publish(
+    request: Request, home: Home, broker: Broker, children: Supervisor, started: float
+) -> None:
     record = {
         "pid": os.getpid(),
         "started": started,

@@ -28,14 +28,18 @@ CALL_SECONDS = 30.0
 # a broker that says nothing is given up after this many seconds (60 by default)
 _KERNEL = "-kernel net_ticktime 8"
 
-_CUT = "[begin erlang:set_cookie(Peer, cut_off), erlang:disconnect_node(Peer) end || Peer <- {peers}]."
+_CUT = (
+    "[begin erlang:set_cookie(Peer, cut_off), erlang:disconnect_node(Peer) end || Peer <- {peers}]."
+)
 _HEAL = "[erlang:set_cookie(Peer, erlang:get_cookie()) || Peer <- {peers}]."
 
 
 class ClusterBroker:
     """One of the brokers. What waits or evaluates blocks: call it in a thread where an event loop must go on."""
 
-    def __init__(self, name: str, home: Home, epmd_port: int | None, peers: tuple[str, ...]) -> None:
+    def __init__(
+        self, name: str, home: Home, epmd_port: int | None, peers: tuple[str, ...]
+    ) -> None:
         self.name = name
         self._home = home
         self._peers = peers
@@ -69,7 +73,9 @@ class ClusterBroker:
 
     def start(self) -> None:
         """Begins to start. Not in a thread: the kernel would end the broker with it."""
-        spec = replace(self._server, name=self.name, env=self._env, at_death_of_launcher=signal.SIGKILL)
+        spec = replace(
+            self._server, name=self.name, env=self._env, at_death_of_launcher=signal.SIGKILL
+        )
         self._process = launch(spec, self._home.logs / "broker.log")
 
     def wait_up(self) -> None:
@@ -112,7 +118,9 @@ class ClusterBroker:
             check=False,
         )
         if called.returncode or not called.stdout.startswith("{ok,"):
-            raise RuntimeError(f"{self.name} could not evaluate {expression}: {called.stdout}{called.stderr}")
+            raise RuntimeError(
+                f"{self.name} could not evaluate {expression}: {called.stdout}{called.stderr}"
+            )
         return called.stdout
 
     @property
@@ -123,7 +131,11 @@ class ClusterBroker:
         """Asks until it is so: another machine's broker has no event for us."""
         deadline = time.monotonic() + START_SECONDS
         while not reached():
-            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+            if (
+                self._process is None
+                or self._process.poll() is not None
+                or time.monotonic() > deadline
+            ):
                 log = (self._home.logs / "broker.log").read_text()
                 raise RuntimeError(f"{self.name} did not {what}:\n{log[-2000:]}")
             threading.Event().wait(0.1)
@@ -140,7 +152,9 @@ class Cluster:
             if self.brokers:
                 shutil.copy(folder / "canopy1" / "broker" / "credentials.json", home.broker)
             peers = tuple(other for other in NAMES if other != name)
-            self.brokers.append(ClusterBroker(name, home, self.brokers[0].epmd[1] if self.brokers else None, peers))
+            self.brokers.append(
+                ClusterBroker(name, home, self.brokers[0].epmd[1] if self.brokers else None, peers)
+            )
 
     @property
     def address(self) -> Broker:
@@ -175,7 +189,8 @@ def broker_cluster(folder: Path) -> Iterator[Cluster]:
 
 def _settings() -> str:
     members = "".join(
-        f"cluster_formation.classic_config.nodes.{number} = {name}\n" for number, name in enumerate(NAMES, 1)
+        f"cluster_formation.classic_config.nodes.{number} = {name}\n"
+        for number, name in enumerate(NAMES, 1)
     )
     return (
         "cluster_formation.peer_discovery_backend = classic_config\n"

@@ -85,13 +85,17 @@ class Instance:
     @contextmanager
     def program(self, key: str) -> Iterator[httpx.Client]:
         """A client with an API key."""
-        with httpx.Client(base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {key}"}) as client:
+        with httpx.Client(
+            base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {key}"}
+        ) as client:
             yield client
 
     @contextmanager
     def child(self, *words: str) -> Iterator[subprocess.Popen[str]]:
         """A command of the launcher that runs beside the test, and not longer than it."""
-        process = start([sys.executable, str(LAUNCHER), *words], self._environment(), subprocess.DEVNULL)
+        process = start(
+            [sys.executable, str(LAUNCHER), *words], self._environment(), subprocess.DEVNULL
+        )
         try:
             yield process
         finally:
@@ -99,7 +103,13 @@ class Instance:
 
     def _output(self, command: list[str]) -> str:
         done = subprocess.run(
-            command, cwd=REPOSITORY, env=self._environment(), capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=REPOSITORY,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, f"{command[-3:]}: {done.stderr}"
         return done.stdout
@@ -110,7 +120,11 @@ class Instance:
 
 def environment(home: Path) -> dict[str, str]:
     """What every process of the instance in `home` gets."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "DATABASE_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CANOPY_", "DATABASE_"))
+    }
     return {
         **clean,
         "CANOPY_HOME": str(home),
@@ -205,8 +219,18 @@ def at_rest(tree: Tree) -> bool:
 
 
 @contextmanager
-def jobs(program: httpx.Client, count: int, words: int, model: str = "echo") -> Iterator[list[httpx.Response]]:
+def jobs(
+    program: httpx.Client, count: int, words: int, model: str = "echo"
+) -> Iterator[list[httpx.Response]]:
     """`count` streamed answers of `words` tokens each, cancelled by closing them at the end."""
-    asked = {"model": model, "stream": True, "max_tokens": words, "messages": [{"role": "user", "content": "again"}]}
+    asked = {
+        "model": model,
+        "stream": True,
+        "max_tokens": words,
+        "messages": [{"role": "user", "content": "again"}],
+    }
     with ExitStack() as streams:
-        yield [streams.enter_context(program.stream("POST", "/v1/chat/completions", json=asked)) for _ in range(count)]
+        yield [
+            streams.enter_context(program.stream("POST", "/v1/chat/completions", json=asked))
+            for _ in range(count)
+        ]

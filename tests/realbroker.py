@@ -23,7 +23,14 @@ SHIM = REPOSITORY / "cli" / "child.py"
 
 def launch(spec: Spec, log: Path) -> subprocess.Popen[bytes]:
     """Starts a process that dies with the tests; its output goes to `log`."""
-    shim = [sys.executable, "-S", "-E", str(SHIM), str(int(spec.at_death_of_launcher)), str(os.getpid())]
+    shim = [
+        sys.executable,
+        "-S",
+        "-E",
+        str(SHIM),
+        str(int(spec.at_death_of_launcher)),
+        str(os.getpid()),
+    ]
     with log.open("ab") as output:
         return subprocess.Popen(
             [*shim, *spec.command],
@@ -94,7 +101,9 @@ class Server:
         program = Path(self._server.command[0]).with_name("rabbitmqctl")
         command = [str(program), *words]
         env = {**os.environ, **self._server.env}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=60, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(words)}:\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -134,14 +143,21 @@ def _wait_accepting(port: int, server: subprocess.Popen[bytes], log: Path) -> No
 class NodeProcess:
     """`python -m worker` as a child; entering waits until it serves."""
 
-    def __init__(self, broker: Broker, name: str, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, broker: Broker, name: str, *options: str, env: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.lines: list[str] = []
         self._awaited: dict[str, threading.Event] = {}
         self._ready = self.said(" ready ")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "worker", "--name", name, *options],
-            env={**os.environ, "CANOPY_AMQP_URL": broker.amqp["node"], "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={
+                **os.environ,
+                "CANOPY_AMQP_URL": broker.amqp["node"],
+                "PYTHONUNBUFFERED": "1",
+                **(env or {}),
+            },
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -71,7 +71,10 @@ class SessionContract:
         session, queue = await connect(), fresh()
         await session.declare_queue(queue)
         before = session.publish("", queue, b"x")
-        outcomes = [session.publish(*address, body, headers=headers) for address, body, headers in UNSENDABLE]
+        outcomes = [
+            session.publish(*address, body, headers=headers)
+            for address, body, headers in UNSENDABLE
+        ]
         after = [session.publish("", name, b"x") for name in (queue, fresh(), queue)]
         for outcome in outcomes:
             with pytest.raises(Unsendable):
@@ -145,7 +148,9 @@ class SessionContract:
         first.ack()
         assert (await inbox.next()).body == b"2"
 
-    async def test_what_a_consumer_was_sent_has_arrived_when_it_is_cancelled(self, connect: Open) -> None:
+    async def test_what_a_consumer_was_sent_has_arrived_when_it_is_cancelled(
+        self, connect: Open
+    ) -> None:
         session, queue, inbox = await connect(), fresh(), Inbox()
         await session.declare_queue(queue)
         await asyncio.gather(*(session.publish("", queue, b"x") for _ in range(5)))
@@ -157,7 +162,9 @@ class SessionContract:
         await first.declare_queue(queue)
         lost, found = Inbox(), Inbox()
         await first.consume(queue, lost, prefetch=10)
-        await asyncio.gather(*(second.publish("", queue, b"%d" % number, persistent=True) for number in range(3)))
+        await asyncio.gather(
+            *(second.publish("", queue, b"%d" % number, persistent=True) for number in range(3))
+        )
         (await lost.next()).ack()
         assert not (await lost.next()).redelivered
         await first.close()
@@ -186,7 +193,9 @@ class SessionContract:
         await other.cancel(tag)
         assert await session.delete_queue(queue)
 
-    async def test_an_exchange_is_deleted_with_its_bindings_or_only_without_any(self, connect: Open) -> None:
+    async def test_an_exchange_is_deleted_with_its_bindings_or_only_without_any(
+        self, connect: Open
+    ) -> None:
         session, queue, exchange = await connect(), fresh(), fresh()
         await session.declare_queue(queue)
         for if_unused in (False, True):

@@ -18,7 +18,9 @@ class Cap:
 
     def __init__(self, fixed: int | None = AUTOMATIC) -> None:
         self._fixed = fixed
-        self._seen: OrderedDict[str, float] = OrderedDict()  # user -> when a job of theirs came, the latest last
+        self._seen: OrderedDict[str, float] = (
+            OrderedDict()
+        )  # user -> when a job of theirs came, the latest last
 
     def seen(self, user: str, now: float) -> None:
         """A job of that user has come."""

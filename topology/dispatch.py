@@ -112,7 +112,10 @@ PIPELINED = 256  # jobs that another node takes beyond its slots, so that its fo
 @lru_cache(maxsize=4096)
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which n2 comes before n10, so that 'in turn' follows the numbers people gave."""
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name))
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.findall(r"\d+|\D+", name)
+    )
 
 
 class Dispatcher:
@@ -129,7 +132,9 @@ class Dispatcher:
         self._finished_below = 0  # while their nodes were children of this one
         self._children: dict[str, Child] = {}  # in natural order of their names
         self._order: list[str] = []  # those names
-        self._on_way: dict[str, deque[str]] = {}  # child -> users of what is on its way, oldest first
+        self._on_way: dict[
+            str, deque[str]
+        ] = {}  # child -> users of what is on its way, oldest first
         self._last = ""  # the child served last
 
     @property
@@ -225,7 +230,10 @@ class Dispatcher:
 
     def jobs_below(self, user: str) -> int:
         """How many jobs of that user are with the children or on their way to them."""
-        return sum(child.users.get(user, 0) + self._on_way[name].count(user) for name, child in self._children.items())
+        return sum(
+            child.users.get(user, 0) + self._on_way[name].count(user)
+            for name, child in self._children.items()
+        )
 
     def report_seconds(self, free: int, received: int) -> float:
         """How soon the parent should hear of a change.

@@ -85,7 +85,9 @@ class Line(Generic[T]):
         queue = self._classes[job_class]
         self._number += 1
         cost = min(work / share, MOST_COST)
-        ticket = Ticket(item, user, job_class, expected or work, cost, queue.now, self._number, first)
+        ticket = Ticket(
+            item, user, job_class, expected or work, cost, queue.now, self._number, first
+        )
         self._put(ticket)
         return ticket
 
@@ -147,7 +149,9 @@ class _FairQueue(Generic[T]):
         self.now = 0.0  # virtual time
         self._users: dict[str, OrderedDict[int, Ticket[T]]] = {}
         self._finish: dict[str, float] = {}  # user -> tag of the job served last + its cost
-        self._heads: list[tuple[float, int, str]] = []  # heap of (tag, number, user); stale ones are passed over
+        self._heads: list[
+            tuple[float, int, str]
+        ] = []  # heap of (tag, number, user); stale ones are passed over
 
     def put(self, ticket: Ticket[T]) -> None:
         waiting = self._users.setdefault(ticket.user, OrderedDict())
@@ -191,7 +195,9 @@ class _FairQueue(Generic[T]):
         for user, waiting in self._users.items():
             tickets = iter(list(waiting.values()))
             ticket = next(tickets)
-            heads.append((self._tag(ticket, self._finish.get(user, 0.0)), ticket.number, ticket, tickets))
+            heads.append(
+                (self._tag(ticket, self._finish.get(user, 0.0)), ticket.number, ticket, tickets)
+            )
         heapq.heapify(heads)
         while heads:
             tag, _, ticket, tickets = heads[0]
@@ -200,7 +206,8 @@ class _FairQueue(Generic[T]):
                 heapq.heappop(heads)
             else:
                 heapq.heapreplace(
-                    heads, (self._tag(following, tag + ticket.cost), following.number, following, tickets)
+                    heads,
+                    (self._tag(following, tag + ticket.cost), following.number, following, tickets),
                 )
 
     def _head_of(self, user: str) -> int | None:
@@ -219,7 +226,9 @@ class _FairQueue(Generic[T]):
         """No user is further behind than a job, so those who are least so lose nothing; stale heads are of no use."""
         if len(self._finish) > 2 * FORGET_BEYOND + len(self._users):
             kept = heapq.nlargest(FORGET_BEYOND, self._finish, key=lambda user: self._finish[user])
-            self._finish = {user: self._finish[user] for user in {*kept, *self._users} if user in self._finish}
+            self._finish = {
+                user: self._finish[user] for user in {*kept, *self._users} if user in self._finish
+            }
         if len(self._heads) > FORGET_BEYOND + 2 * len(self._users):
             self._heads = [head for head in self._heads if head[1] == self._head_of(head[2])]
             heapq.heapify(self._heads)

@@ -40,7 +40,9 @@ def check_amqp_name(name: str) -> str:
     except UnicodeEncodeError as error:
         raise BadName(f"bad name {name[:60]!r}: it is not valid Unicode") from error
     if size > MAX_NAME_BYTES:
-        raise BadName(f"bad name {name[:60]!r}…: {size} bytes, of which {MAX_NAME_BYTES} are allowed")
+        raise BadName(
+            f"bad name {name[:60]!r}…: {size} bytes, of which {MAX_NAME_BYTES} are allowed"
+        )
     return name
 
 
@@ -56,7 +58,9 @@ def is_amqp_name(name: str) -> bool:
 def check_node_name(name: str) -> str:
     """Returns `name` unchanged, or raises BadName with what is allowed."""
     if not is_node_name(name):
-        raise BadName(f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_', starting with a letter or digit")
+        raise BadName(
+            f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_', starting with a letter or digit"
+        )
     return name
 
 

@@ -21,7 +21,9 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._running: deque[tuple[float, float]] = deque()  # since when, and the work; oldest first
+        self._running: deque[tuple[float, float]] = (
+            deque()
+        )  # since when, and the work; oldest first
         self._finished = 0
         self._known = 0  # ended jobs that the means are made of, up to FOLLOWS
         self._seconds = 0.0  # a job
@@ -63,7 +65,10 @@ class Pace:
         if not self._known or slots <= 0:
             return None
         slots = min(slots, MOST_SLOTS)
-        ends = [max(self.takes(work) - (now - since), OVERDUE * self.takes(work)) for since, work in self._running]
+        ends = [
+            max(self.takes(work) - (now - since), OVERDUE * self.takes(work))
+            for since, work in self._running
+        ]
         return Forecast(self, [*ends[-slots:], *[0.0] * (slots - len(ends))])
 
 

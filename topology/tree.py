@@ -19,11 +19,16 @@ def ancestors(parents: Mapping[str, str], node: str) -> Iterator[str]:
 def check_attach(parents: Mapping[str, str], node: str, parent: str) -> None:
     """Raises BadEdge if `node` hung below `parent` would make a loop."""
     if node == parent or node in ancestors(parents, parent):
-        raise BadEdge(f"{parent!r} is {node!r} itself or hangs below it; a node cannot hang below itself")
+        raise BadEdge(
+            f"{parent!r} is {node!r} itself or hangs below it; a node cannot hang below itself"
+        )
 
 
 def orphans(
-    parents: Mapping[str, str], roots: Collection[str], registered: Collection[str], present: Collection[str]
+    parents: Mapping[str, str],
+    roots: Collection[str],
+    registered: Collection[str],
+    present: Collection[str],
 ) -> dict[str, str]:
     """Dead nodes (registered, not present, no root) and who should empty their queues: the nearest living ancestor.
 

@@ -32,18 +32,37 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--parent", help="node to hang below; without it this is a root")
     parser.add_argument("--model", required=True, help="public name of the model")
     parser.add_argument("--model-path", help="folder to load the model from")
-    parser.add_argument("--engine", default="transformers", help="transformers, openai, echo, or none for a root")
-    parser.add_argument("--slots", type=slots_asked, help="jobs run at once: N, or auto (the default)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda:0, …, or cuda:0,cuda:1: layers over both")
-    parser.add_argument("--policy", default=DEFAULT_POLICY, choices=sorted(POLICIES), help="dispatch policy")
-    parser.add_argument("--token-delay", type=float, default=0.0, help="echo only: seconds between tokens")
     parser.add_argument(
-        "--tensor-parallel", type=int, default=1, help="transformers only: processes that divide the model among them"
+        "--engine", default="transformers", help="transformers, openai, echo, or none for a root"
     )
-    parser.add_argument("--upstream", default="", help="openai only: the server's address, http://HOST:PORT/v1")
+    parser.add_argument(
+        "--slots", type=slots_asked, help="jobs run at once: N, or auto (the default)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda:0, …, or cuda:0,cuda:1: layers over both"
+    )
+    parser.add_argument(
+        "--policy", default=DEFAULT_POLICY, choices=sorted(POLICIES), help="dispatch policy"
+    )
+    parser.add_argument(
+        "--token-delay", type=float, default=0.0, help="echo only: seconds between tokens"
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        help="transformers only: processes that divide the model among them",
+    )
+    parser.add_argument(
+        "--upstream", default="", help="openai only: the server's address, http://HOST:PORT/v1"
+    )
     parser.add_argument("--upstream-model", default="", help="openai only: the model's name there")
-    parser.add_argument("--standby", action="store_true", help="wait for the name while another node has it")
-    parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for the broker and the parent")
+    parser.add_argument(
+        "--standby", action="store_true", help="wait for the name while another node has it"
+    )
+    parser.add_argument(
+        "--wait", type=float, default=0.0, help="seconds to wait for the broker and the parent"
+    )
     return parser.parse_args(arguments)
 
 
@@ -65,7 +84,9 @@ def user_jobs(text: str) -> int | None:
     if not text:
         return AUTOMATIC
     if not text.isdecimal():
-        raise BadEnvironment(f"CANOPY_USER_JOBS must be a whole number of jobs, 0 for no limit, not {text!r}")
+        raise BadEnvironment(
+            f"CANOPY_USER_JOBS must be a whole number of jobs, 0 for no limit, not {text!r}"
+        )
     return int(text)
 
 
@@ -120,7 +141,9 @@ def configure_logs() -> None:
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
     processors = [*structlog.get_config()["processors"][:-1], renderer]
-    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(
+        processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -136,11 +159,21 @@ def main(arguments: list[str]) -> int:
         if not amqp_url:
             raise BrokerError("CANOPY_AMQP_URL is not set: it says which broker to join")
         asyncio.run(run(options, amqp_url, os.environ.get("CANOPY_QUEUE_TYPE", "classic")))
-    except (BadName, BadEnvironment, NameTaken, NoParent, Unwanted, BrokerError, EngineUnavailable) as error:
+    except (
+        BadName,
+        BadEnvironment,
+        NameTaken,
+        NoParent,
+        Unwanted,
+        BrokerError,
+        EngineUnavailable,
+    ) as error:
         print(f"node {options.name}: {error}", file=sys.stderr)
         return CANNOT_START
     except EngineStuck as error:
-        print(f"node {options.name}: {error}; a new process takes over", file=sys.stderr, flush=True)
+        print(
+            f"node {options.name}: {error}; a new process takes over", file=sys.stderr, flush=True
+        )
         again = [*arguments, "--wait", str(max(options.wait, RETURN_SECONDS))]
         os.execv(sys.executable, [sys.executable, "-m", "worker", *again])  # noqa: S606 - ourselves, no shell
     return 0

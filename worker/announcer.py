@@ -15,7 +15,10 @@ class Announcer:
     """
 
     def __init__(
-        self, counters: Callable[[bool], None], state: Callable[[bool], None], pace: Callable[[], float]
+        self,
+        counters: Callable[[bool], None],
+        state: Callable[[bool], None],
+        pace: Callable[[], float],
     ) -> None:
         self._counters = counters
         self._state = state
@@ -64,7 +67,9 @@ class Announcer:
         if asyncio.get_running_loop().time() - self._state_told >= STATE_SECONDS:
             self._tell_state()
         elif self._next_state is None:
-            self._next_state = asyncio.get_running_loop().call_later(STATE_SECONDS, self._tell_late_state)
+            self._next_state = asyncio.get_running_loop().call_later(
+                STATE_SECONDS, self._tell_late_state
+            )
 
     def _tell_late_state(self) -> None:
         self._next_state = None

@@ -24,12 +24,18 @@ class EngineCare:
     """
 
     def __init__(
-        self, engine: Engine | None, step_seconds: float, changed: Callable[[], None], hung: Callable[[str], None]
+        self,
+        engine: Engine | None,
+        step_seconds: float,
+        changed: Callable[[], None],
+        hung: Callable[[str], None],
     ) -> None:
         self.ready = False
         self.failed = False
         self.detail = ""  # what is wrong, for people
-        self.stuck: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # a new process is needed
+        self.stuck: asyncio.Future[None] = (
+            asyncio.get_running_loop().create_future()
+        )  # a new process is needed
         self._engine = engine
         self._changed = changed
         self._hung = hung
@@ -62,7 +68,11 @@ class EngineCare:
 
     def _on_hang(self, seconds: float) -> None:
         died = seconds == math.inf
-        reason = "the engine's thread has died" if died else f"a step of the engine hangs for {seconds:.0f} s"
+        reason = (
+            "the engine's thread has died"
+            if died
+            else f"a step of the engine hangs for {seconds:.0f} s"
+        )
         self._hung(reason)
         self.failure(reason)
 
@@ -81,7 +91,9 @@ class EngineCare:
                 return
             try:
                 await engine.start()
-            except Exception as error:  # whatever a model or a device raises: the node says so and tries again
+            except (
+                Exception
+            ) as error:  # whatever a model or a device raises: the node says so and tries again
                 self._tell(f"{reason}; it does not start again: {error}")
                 await asyncio.sleep(pause)
                 pause = min(longest, pause * 2)

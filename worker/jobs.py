@@ -40,7 +40,9 @@ from worker.remembered import Remembered, remember
 from worker.run import Ending, JobRun
 from worker.waiting import HeldJob, WaitingJobs
 
-RETURN_SECONDS = 2.0  # where the policy says so, jobs that could not be placed for so long go back to the parent
+RETURN_SECONDS = (
+    2.0  # where the policy says so, jobs that could not be placed for so long go back to the parent
+)
 
 log = structlog.get_logger()
 
@@ -88,7 +90,9 @@ class Jobs:
         self._cancelled: Remembered = OrderedDict()  # (request, user)
         self._superseded: Remembered = OrderedDict()  # request
         self._gone: Remembered = OrderedDict()  # reply queues that nobody reads
-        self._handing: set[int] = set()  # deliveries whose jobs are on their way elsewhere, not confirmed yet
+        self._handing: set[int] = (
+            set()
+        )  # deliveries whose jobs are on their way elsewhere, not confirmed yet
         self._after_forward = fault_point("forward-confirmed")
         self._after_final = fault_point("final-confirmed")
         self._after_burial = fault_point("buried")
@@ -128,7 +132,9 @@ class Jobs:
     def _refuse(self, held: HeldJob) -> None:
         """A job of another model, whatever brought it here: no answer is better than that of the wrong model."""
         self._dispatcher.finished += 1
-        final = self._failed(held, "no_node", f"{self._name} serves {self._model}, not {held.job.model}")
+        final = self._failed(
+            held, "no_node", f"{self._name} serves {self._model}, not {held.job.model}"
+        )
         self._bury(held, (), msgspec.structs.replace(final, retryable=True))
 
     @staticmethod
@@ -206,7 +212,9 @@ class Jobs:
         number = next(self._numbers)
         job = with_content(held.job, held.delivery)
         reader = Reader(self.questions, job, self.port)
-        run = JobRun(self._engine, job, self._name, self._boot, number, reader, self.gate, held.expires)
+        run = JobRun(
+            self._engine, job, self._name, self._boot, number, reader, self.gate, held.expires
+        )
         task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
         self._runs[number] = _Running(held, run, task)
 
@@ -297,9 +305,13 @@ class Jobs:
             self._relatives.parent_there = False
             self.waiting.put_back(held)
 
-        self._hand_over(self.port.hand_up(self._relatives.parent or "", given_back(held)), held, gone)
+        self._hand_over(
+            self.port.hand_up(self._relatives.parent or "", given_back(held)), held, gone
+        )
 
-    def _hand_over(self, outcome: asyncio.Future[bool], held: HeldJob, gone: Callable[[], None]) -> None:
+    def _hand_over(
+        self, outcome: asyncio.Future[bool], held: HeldJob, gone: Callable[[], None]
+    ) -> None:
         """Acknowledges `held` once the broker has confirmed where it went; `gone()` if it went nowhere."""
         self._handing.add(id(held))
 
@@ -336,7 +348,9 @@ class Jobs:
         remember(self._cancelled, (message.request_id, message.user), message.before)
         for each in self._runs_of(message.request_id):
             job = each.run.job
-            if message.user in ("", job.user) and (message.before is None or job.attempt < message.before):
+            if message.user in ("", job.user) and (
+                message.before is None or job.attempt < message.before
+            ):
                 each.run.cancel()
         self._drop_unwanted(message.request_id)
 

@@ -31,7 +31,9 @@ class Unwanted(Exception):
     """The parent refuses this node; the text says why and what to do."""
 
 
-async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: float = 0.0, standby: bool = False) -> None:
+async def live(
+    node: Node, connect: Connect, leave: asyncio.Event, *, wait: float = 0.0, standby: bool = False
+) -> None:
     """Runs `node` until `leave` is set. `wait`: seconds to try for the broker and the parent at the start. `standby`:
     a name that is taken is waited for.
 
@@ -42,7 +44,9 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
     give_up = asyncio.get_running_loop().time() + wait
     pause, longest = RECONNECT_SECONDS
     served = False
-    loading = asyncio.create_task(_load(node, wait), name="engine")  # takes seconds: meanwhile the node registers
+    loading = asyncio.create_task(
+        _load(node, wait), name="engine"
+    )  # takes seconds: meanwhile the node registers
     try:
         while not leave.is_set():
             try:
@@ -59,7 +63,9 @@ async def live(node: Node, connect: Connect, leave: asyncio.Event, *, wait: floa
                     served, pause, node.status = True, RECONNECT_SECONDS[0], "starting"
                 if not served and asyncio.get_running_loop().time() >= give_up:
                     raise
-                if isinstance(error, NoParent):  # the broker is there, and the parent is likely to be on its way too
+                if isinstance(
+                    error, NoParent
+                ):  # the broker is there, and the parent is likely to be on its way too
                     pause = min(pause, PARENT_SECONDS)
                 log.warning("not registered, trying again", node=node.name, reason=str(error))
             with contextlib.suppress(TimeoutError):
@@ -106,7 +112,9 @@ async def _wait_for_name(node: Node, session: Session, leave: asyncio.Event) -> 
         await asyncio.gather(free, leaving, return_exceptions=True)
 
 
-async def _serve(node: Node, session: Session, leave: asyncio.Event, loading: asyncio.Task[None]) -> None:
+async def _serve(
+    node: Node, session: Session, leave: asyncio.Event, loading: asyncio.Task[None]
+) -> None:
     """One session: register, serve, and leave in order or raise the reason why the session was lost."""
     node.port = NodePort(session, node.name, node)
     await node.port.register(node.parent, node.model)
@@ -141,10 +149,14 @@ async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
     node.status, node.served = "idle", True
     await node.port.serve(node.name, prefetch=node.dispatcher.window())
     node.announcer.tell_all()
-    log.info("ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots)
+    log.info(
+        "ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots
+    )
 
 
-async def _first(session: Session, lasting: asyncio.Task[None], *others: asyncio.Future[Any]) -> None:
+async def _first(
+    session: Session, lasting: asyncio.Task[None], *others: asyncio.Future[Any]
+) -> None:
     """Returns when one of the futures is done. Raises ConnectionLost if the session ends first, or what failed in
     `lasting`.
     """
@@ -176,7 +188,9 @@ async def _leave(node: Node) -> None:
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     node.jobs.interrupt_all("the node is leaving", fault=False)
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
-    if node.parent is None:  # what is on its way down and not confirmed would be delivered to the next root, too
+    if (
+        node.parent is None
+    ):  # what is on its way down and not confirmed would be delivered to the next root, too
         await node.port.stop_serving(node.name)
         await _until(lambda: not node.jobs.handing_over, node, GRACE_SECONDS)
     else:

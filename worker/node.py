@@ -69,9 +69,13 @@ class Node:
         self.name = name
         self.model = model
         self.engine = engine
-        self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)  # a guess until the engine has started
+        self.dispatcher = Dispatcher(
+            engine.slots if engine else 0, policy
+        )  # a guess until the engine has started
         self.background = Background(name)
-        self.relatives = Relatives(name, parent, self.dispatcher, self.background, self._relatives_changed)
+        self.relatives = Relatives(
+            name, parent, self.dispatcher, self.background, self._relatives_changed
+        )
         self.announcer = Announcer(self._tell_counters, self._tell_state, self._pace)
         self.care = EngineCare(engine, step_seconds, self._health_changed, self._hung)
         self._boot = uuid.uuid4().hex[:8]
@@ -87,10 +91,14 @@ class Node:
             self.relatives,
             self.announcer.touch,
             self.care.failure,
-            Cap(user_jobs if parent is None else 0),  # the nodes below run what the root lets through
+            Cap(
+                user_jobs if parent is None else 0
+            ),  # the nodes below run what the root lets through
         )
         self.warnings = Warnings(name)
-        self.refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why the parent wants it not
+        self.refused: asyncio.Future[str] = (
+            asyncio.get_running_loop().create_future()
+        )  # why the parent wants it not
         self.served = False  # it has taken jobs once
         self.admitted = asyncio.Event()  # the parent has answered, whatever it said
         self.status: NodeStatus = "starting"
@@ -169,7 +177,9 @@ class Node:
         """A child's counters are believed if they can be true; else what was known of it stays."""
         reason = inconsistency(message)
         if message.model not in ("", self.model):  # empty: of a former version
-            self.warnings.add(message.node, f"refused: it serves {message.model}, and this tree {self.model}")
+            self.warnings.add(
+                message.node, f"refused: it serves {message.model}, and this tree {self.model}"
+            )
             self.relatives.refuse(message, self.model)
         elif reason:
             self.warnings.add(message.node, f"its counters were ignored: {reason}")
@@ -238,7 +248,9 @@ class Node:
     def _capacity(self) -> Capacity:
         """The counters. Before this node serves they only tell its parent the model."""
         if self.status == "starting":
-            nothing = Capacity(node=self.name, slots=0, free=0, received=0, finished=0, accepting=False)
+            nothing = Capacity(
+                node=self.name, slots=0, free=0, received=0, finished=0, accepting=False
+            )
             return msgspec.structs.replace(nothing, boot=self._boot, model=self.model)
         return Capacity(
             node=self.name,

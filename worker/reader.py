@@ -27,7 +27,12 @@ class Questions:
         answer: asyncio.Future[Continue] = asyncio.get_running_loop().create_future()
         self._open[number] = answer
         question = Asking(
-            request_id=job.request_id, attempt=job.attempt, seq=NO_RUN, node=self.node, boot=self.boot, number=number
+            request_id=job.request_id,
+            attempt=job.attempt,
+            seq=NO_RUN,
+            node=self.node,
+            boot=self.boot,
+            number=number,
         )
         try:
             while not answer.done():

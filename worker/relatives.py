@@ -12,7 +12,9 @@ from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave, Refused
 from topology.dispatch import Child, Dispatcher
 from worker.background import Background
 
-MISSED_BEATS = 3  # a child of the last session that stays away for so many beats of this one is looked for
+MISSED_BEATS = (
+    3  # a child of the last session that stays away for so many beats of this one is looked for
+)
 
 log = structlog.get_logger()
 
@@ -38,9 +40,13 @@ class Relatives:
         self._background = background
         self._changed = changed
         self._adopted: set[str] = set()  # dead children whose queues this node empties
-        self._missing: dict[str, int] = {}  # children of the last session that were not heard in this one: beats ago
+        self._missing: dict[
+            str, int
+        ] = {}  # children of the last session that were not heard in this one: beats ago
         self._before = parent  # the parent before the last move
-        self._on_way: dict[str, tuple[int, int]] = {}  # jobs sent to, received by children that miss some, a beat ago
+        self._on_way: dict[
+            str, tuple[int, int]
+        ] = {}  # jobs sent to, received by children that miss some, a beat ago
 
     # ---- what they say
 
@@ -83,7 +89,12 @@ class Relatives:
         """The parent does not want this node, which serves another model: it goes back to where it came from."""
         if self._before is None or self._before == self.parent:
             return
-        log.error("refused by the new parent; going back", node=self._name, refused_by=self.parent, parent=self._before)
+        log.error(
+            "refused by the new parent; going back",
+            node=self._name,
+            refused_by=self.parent,
+            parent=self._before,
+        )
         self._home = self._before
         self._background.run(self._move(self._before))
 
@@ -97,7 +108,9 @@ class Relatives:
         """Who is above the parent. If that is this node itself, two moves at the same time have made a ring."""
         self._above = told.names
         if self._name in told.names and self._before not in (None, self.parent):
-            log.error("this node hangs below itself; going back", node=self._name, parent=self._before)
+            log.error(
+                "this node hangs below itself; going back", node=self._name, parent=self._before
+            )
             self._home = self._before
             self._background.run(self._move(self._before or ""))
 
@@ -171,7 +184,11 @@ class Relatives:
 
     async def go_home(self) -> None:
         """Back below the node it belongs below, once that is there again (and not below this one). Raises NoParent."""
-        if self._home is None or self._home == self.parent or self._dispatcher.child(self._home) is not None:
+        if (
+            self._home is None
+            or self._home == self.parent
+            or self._dispatcher.child(self._home) is not None
+        ):
             return
         if await self.port.is_present(self._home):
             await self._move(self._home)
@@ -189,10 +206,20 @@ class Relatives:
         self.port.tell(child, Ancestors(names=above))
 
     async def _attach(self, told: Attach) -> None:
-        if self._home is None or told.parent == self._name or self._dispatcher.child(told.parent) is not None:
-            log.warning("refused to hang below a node of the own tree", node=self._name, parent=told.parent)
+        if (
+            self._home is None
+            or told.parent == self._name
+            or self._dispatcher.child(told.parent) is not None
+        ):
+            log.warning(
+                "refused to hang below a node of the own tree", node=self._name, parent=told.parent
+            )
         elif not await self.port.is_present(told.parent):
-            log.warning("refused to hang below a node that is not there", node=self._name, parent=told.parent)
+            log.warning(
+                "refused to hang below a node that is not there",
+                node=self._name,
+                parent=told.parent,
+            )
         else:
             if told.for_good:
                 self._home = told.parent
@@ -217,7 +244,9 @@ class Relatives:
                 await self._move(ancestor)
             except NoParent:  # it has just come, or is about to leave
                 continue
-            log.warning("the parent is gone; hangs below an ancestor", node=self._name, parent=ancestor)
+            log.warning(
+                "the parent is gone; hangs below an ancestor", node=self._name, parent=ancestor
+            )
             return
 
     def _take_over(self, child: str) -> None:
@@ -242,17 +271,25 @@ class Relatives:
         before, self._on_way = self._on_way, {}
         for child in self._dispatcher.children:
             counts = (child.sent, child.received)
-            if child.on_way and before.get(child.name) == counts and await self.port.depth(child.name) == 0:
+            if (
+                child.on_way
+                and before.get(child.name) == counts
+                and await self.port.depth(child.name) == 0
+            ):
                 known = self._dispatcher.child(child.name)
                 if known is not None and (known.sent, known.received) == counts:
-                    log.warning("jobs were lost on their way to a child", node=self._name, child=child.name)
+                    log.warning(
+                        "jobs were lost on their way to a child", node=self._name, child=child.name
+                    )
                     self._dispatcher.arrived(child.name)
                     self._changed()
             elif child.on_way:
                 self._on_way[child.name] = counts
 
     async def _adopt_if_dead(self, node: str) -> None:
-        known = node == self._name or node in self._adopted or self._dispatcher.child(node) is not None
+        known = (
+            node == self._name or node in self._adopted or self._dispatcher.child(node) is not None
+        )
         if not known and not await self.port.is_present(node):
             self._take_over(node)
 

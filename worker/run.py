@@ -103,13 +103,17 @@ class JobRun:
         except EngineError as error:
             if error.retryable:
                 self.alone = error.alone
-                return Interrupted(**self._number(), reason=str(error), fault=not isinstance(error, EngineStopped))
+                return Interrupted(
+                    **self._number(), reason=str(error), fault=not isinstance(error, EngineStopped)
+                )
             return self._failed(error.code, str(error))
         except asyncio.CancelledError:
             if self._stopped is None or self._task is None or self._task.uncancel():
                 raise
             return msgspec.structs.replace(self._stopped, **self._number())
-        except Exception as error:  # fate: this job fails and says so; a fault in it must not end the others
+        except (
+            Exception
+        ) as error:  # fate: this job fails and says so; a fault in it must not end the others
             log.exception("job failed", request_id=self.job.request_id)
             return self._failed("internal", f"{type(error).__name__}: {error}")
 
@@ -119,7 +123,9 @@ class JobRun:
 
     def interrupt(self, reason: str, *, fault: bool) -> None:
         """The job must go on elsewhere; `run` returns Interrupted."""
-        self._stop(Interrupted(request_id=self.job.request_id, reason=reason, fault=fault and self.begun))
+        self._stop(
+            Interrupted(request_id=self.job.request_id, reason=reason, fault=fault and self.begun)
+        )
 
     def _stop(self, ending: Ending) -> None:
         if self._stopped is None:
@@ -144,10 +150,14 @@ class JobRun:
             delivered_ids=told.delivered_ids,
         )
         if len(told.faults) >= MAX_ATTEMPTS:
-            return self._failed("given_up", f"given up after {len(told.faults)} lost runs: {'; '.join(told.faults)}")
+            return self._failed(
+                "given_up", f"given up after {len(told.faults)} lost runs: {'; '.join(told.faults)}"
+            )
         last = len(told.faults) == MAX_ATTEMPTS - 1
         async with self._gate.alone() if last else self._gate.together():
-            await self._reader.confirm(self._start())  # so that the loss of this run is known, whatever it does
+            await self._reader.confirm(
+                self._start()
+            )  # so that the loss of this run is known, whatever it does
             return await self._stream()
 
     async def _stream(self) -> Ending:
@@ -166,7 +176,13 @@ class JobRun:
         if chunk.text or chunk.logprobs:
             number = self._count()
             self._reader.send(
-                Delta(**number, text=chunk.text, tokens=chunk.tokens, ids=chunk.ids, logprobs=chunk.logprobs)
+                Delta(
+                    **number,
+                    text=chunk.text,
+                    tokens=chunk.tokens,
+                    ids=chunk.ids,
+                    logprobs=chunk.logprobs,
+                )
             )
 
     def _start(self) -> Start:
@@ -192,7 +208,9 @@ class JobRun:
 
     def _number(self) -> FrameNumber:
         """Identity of the next frame, should it be the last."""
-        seq = NO_RUN if self.asking else self._seq  # a new attempt may be granted, and the answer not here yet
+        seq = (
+            NO_RUN if self.asking else self._seq
+        )  # a new attempt may be granted, and the answer not here yet
         return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": seq}
 
     def _seconds_left(self) -> float | None:

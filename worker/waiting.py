@@ -34,7 +34,9 @@ class HeldJob:
     expires: float | None = None  # time.monotonic() until which the answer is wanted
     ticket: Ticket["HeldJob"] | None = None  # the newest
     since: float = 0.0  # when it came into the line
-    told: tuple[str, int] | None = None  # the reason for waiting and the place that its reader knows
+    told: tuple[str, int] | None = (
+        None  # the reason for waiting and the place that its reader knows
+    )
     tell_at: float = 0.0  # not before is it told another place or time
     promised: float | None = None  # when it was told to start
     estimate: tuple[float, float] | None = None  # the first one: when, and how many seconds
@@ -45,7 +47,9 @@ class WaitingJobs:
     tells a reader.
     """
 
-    def __init__(self, name: str, dispatcher: Dispatcher, cap: Cap, send: Callable[[str, Waiting], None]) -> None:
+    def __init__(
+        self, name: str, dispatcher: Dispatcher, cap: Cap, send: Callable[[str, Waiting], None]
+    ) -> None:
         self.accuracy = Accuracy()
         self.users: Counter[str] = Counter()  # whose jobs wait here
         self._name = name
@@ -101,7 +105,9 @@ class WaitingJobs:
     def take(self) -> HeldJob | None:
         """The next one, which leaves the line; None if none may go, because their users have enough running."""
         most = self._most()
-        ticket = self._line.take(lambda user: most is None or self._dispatcher.jobs_below(user) < most)
+        ticket = self._line.take(
+            lambda user: most is None or self._dispatcher.jobs_below(user) < most
+        )
         if ticket is None:
             return None
         self._forget(ticket.item)
@@ -208,7 +214,11 @@ class WaitingJobs:
         self._send(job.reply_to, frame)
 
     def _why(self, cap: int | None) -> str:
-        return self._reason if cap is None else f"{cap} of your jobs are running, and no more may at once"
+        return (
+            self._reason
+            if cap is None
+            else f"{cap} of your jobs are running, and no more may at once"
+        )
 
     def _own_seconds(self, place: Place[HeldJob], cap: int) -> float:
         """A user's own jobs, of which only so many may run, can be what takes longer than the line."""

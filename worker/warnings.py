@@ -17,7 +17,9 @@ class Warnings:
 
     def __init__(self, node: str) -> None:
         self._node = node
-        self._latest: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when, on the monotonic clock
+        self._latest: OrderedDict[str, tuple[float, str]] = (
+            OrderedDict()
+        )  # when, on the monotonic clock
         self._logged: OrderedDict[str, float] = OrderedDict()
 
     def add(self, source: str, reason: str) -> None:
@@ -35,5 +37,7 @@ class Warnings:
     def text(self) -> str:
         """The present warnings as one sentence; empty if there are none."""
         oldest = time.monotonic() - SHOWN_SECONDS
-        found = [f"{source}: {reason}" for source, (at, reason) in self._latest.items() if at >= oldest]
+        found = [
+            f"{source}: {reason}" for source, (at, reason) in self._latest.items() if at >= oldest
+        ]
         return "; ".join(found)

@@ -7,8 +7,12 @@ import structlog
 
 from worker.engines.base import Engine
 
-STEP_SECONDS = 120.0  # a step is a piece of a prompt and a token for every row: seconds on a slow CPU
-FIRST_STEPS = 5  # the first step may take this many times as long: a GPU's kernels are compiled in it
+STEP_SECONDS = (
+    120.0  # a step is a piece of a prompt and a token for every row: seconds on a slow CPU
+)
+FIRST_STEPS = (
+    5  # the first step may take this many times as long: a GPU's kernels are compiled in it
+)
 
 _LOOKS = 3  # in a row: a process that was stopped for a while (SIGSTOP) finds its step old, and ends it at once
 
@@ -18,7 +22,9 @@ log = structlog.get_logger()
 class Watchdog:
     """Looks at `engine` from `start` on; calls `on_hang(seconds)` once if a step takes longer than `limit_seconds`."""
 
-    def __init__(self, engine: Engine, limit_seconds: float, on_hang: Callable[[float], None]) -> None:
+    def __init__(
+        self, engine: Engine, limit_seconds: float, on_hang: Callable[[float], None]
+    ) -> None:
         self._engine = engine
         self._limit = limit_seconds
         self._on_hang = on_hang

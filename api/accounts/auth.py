@@ -44,7 +44,9 @@ def _require_csrf_token(request: HttpRequest) -> None:
     # The token comes in a header and the body is JSON: without this, it would be parsed as a form first.
     request.POST = QueryDict()
     if check_csrf(request) is not None:
-        raise ApiError(403, "CSRF check failed: send the csrftoken cookie's value in the header X-CSRFToken")
+        raise ApiError(
+            403, "CSRF check failed: send the csrftoken cookie's value in the header X-CSRFToken"
+        )
 
 
 async def is_known(request: HttpRequest) -> bool:
@@ -72,7 +74,9 @@ class Key(HttpAuthBase):
         """Raises ApiError 401."""
         key = _bearer(request)
         if key is None:
-            raise ApiError(401, "send an API key: Authorization: Bearer KEY", code="invalid_api_key")
+            raise ApiError(
+                401, "send an API key: Authorization: Bearer KEY", code="invalid_api_key"
+            )
         return await _key_owner(key)
 
 

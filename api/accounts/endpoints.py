@@ -58,7 +58,9 @@ async def me(request: HttpRequest) -> Me:
     """Who is logged in; also sets the CSRF cookie."""
     get_token(request)
     user = await request.auser()
-    return Me(user=person(user) if user.is_authenticated else None, default_model=await catalog.default())
+    return Me(
+        user=person(user) if user.is_authenticated else None, default_model=await catalog.default()
+    )
 
 
 @router.post("/login", response=LoggedIn)

@@ -59,7 +59,9 @@ async def _look_up(key: str, digest: str) -> User | None:
     name, _, _ = rest.partition("_")
     if prefix != PREFIX or not name.isalnum():
         return None
-    stored = await ApiKey.objects.select_related("user").filter(name=name[:16], revoked=False).afirst()
+    stored = (
+        await ApiKey.objects.select_related("user").filter(name=name[:16], revoked=False).afirst()
+    )
     if stored is None or not secret.same(stored.digest, digest) or not stored.user.is_active:
         return None
     _remember(digest, stored.user)

@@ -48,7 +48,9 @@ async def follow(record: StoredAnswer) -> AsyncGenerator[AnyFrame | None]:
     read = 0
     while True:
         writing = writings.get(record.handle)
-        async with aclosing(writing.follow(read) if writing else _from_database(record, read)) as frames:
+        async with aclosing(
+            writing.follow(read) if writing else _from_database(record, read)
+        ) as frames:
             async for frame in frames:
                 if isinstance(frame, Delta):
                     read += len(frame.text)
@@ -65,7 +67,12 @@ async def _from_database(record: StoredAnswer, read: int) -> AsyncGenerator[AnyF
     while writings.get(record.handle) is None:
         found = await store.current(record)
         if found is None:
-            yield Failed(request_id=record.request_id, code="internal", message="it was deleted", retryable=True)
+            yield Failed(
+                request_id=record.request_id,
+                code="internal",
+                message="it was deleted",
+                retryable=True,
+            )
             return
         if text := found.content[read:]:
             read, spoke = read + len(text), time.monotonic()

@@ -10,7 +10,9 @@ from api.parsing import storable
 from api.records import Record
 from broker.wire import DecodeError, Failed, FailureCode, Finished, Job, decode, encode
 
-ATTEMPTS_A_TAKEOVER = 1000  # a stream numbers its attempts from its job's: far more than it will ever need
+ATTEMPTS_A_TAKEOVER = (
+    1000  # a stream numbers its attempts from its job's: far more than it will ever need
+)
 
 
 class Status(models.TextChoices):
@@ -30,7 +32,9 @@ class StoredAnswer(Record):
     """
 
     content = models.TextField(blank=True)
-    ids = models.JSONField(default=list)  # the tokens that `content` was made of, as far as the engine told them
+    ids = models.JSONField(
+        default=list
+    )  # the tokens that `content` was made of, as far as the engine told them
     status = models.CharField(max_length=16, choices=Status, default=Status.DONE, db_index=True)
     error = models.TextField(null=True, blank=True)
     error_code = models.CharField(max_length=16, blank=True)
@@ -73,7 +77,9 @@ class StoredAnswer(Record):
             job = decode(bytes(self.job or b""), Job)
         except DecodeError:
             return None
-        return msgspec.structs.replace(job, attempt=self.attempt, delivered=self.content, delivered_ids=tuple(self.ids))
+        return msgspec.structs.replace(
+            job, attempt=self.attempt, delivered=self.content, delivered_ids=tuple(self.ids)
+        )
 
     def fail(self, code: FailureCode, message: str, *, retryable: bool = False) -> None:
         """Ends the answer as failed. Not stored yet."""
@@ -85,7 +91,9 @@ class StoredAnswer(Record):
         if self.status == Status.FAILED:
             code: FailureCode = self.error_code or "internal"
             message = self.error or "the answer failed"
-            return Failed(request_id=self.request_id, code=code, message=message, retryable=self.retryable)
+            return Failed(
+                request_id=self.request_id, code=code, message=message, retryable=self.retryable
+            )
         return Finished(
             request_id=self.request_id,
             reason=self.finish_reason or "stop",

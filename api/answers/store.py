@@ -11,7 +11,9 @@ from django.utils import timezone
 from api import process
 from api.answers.record import Status, StoredAnswer
 
-SILENT = timedelta(seconds=30)  # an answer whose owner has not touched it for this long has no owner any more
+SILENT = timedelta(
+    seconds=30
+)  # an answer whose owner has not touched it for this long has no owner any more
 
 Stored = TypeVar("Stored", bound=StoredAnswer)
 
@@ -38,7 +40,9 @@ async def save(record: StoredAnswer) -> bool:
             "touched",
         )
     }
-    going_on = {"ids": record.ids} if record.status == Status.STREAMING else {"ids": [], "job": None}
+    going_on = (
+        {"ids": record.ids} if record.status == Status.STREAMING else {"ids": [], "job": None}
+    )
     mine = _rows(record).filter(status=Status.STREAMING, owner=process.identity())
     return bool(await mine.aupdate(**fields, **going_on))
 
@@ -50,7 +54,11 @@ async def current(record: Stored) -> Stored | None:
 
 async def save_text_of_stopped(record: StoredAnswer) -> None:
     """Stores the text of an answer that another process has stopped meanwhile."""
-    await _rows(record).filter(status=Status.STOPPED, owner=process.identity()).aupdate(content=record.content)
+    await (
+        _rows(record)
+        .filter(status=Status.STOPPED, owner=process.identity())
+        .aupdate(content=record.content)
+    )
 
 
 async def stop(record: StoredAnswer) -> None:
@@ -71,7 +79,11 @@ def is_orphan(owner: str, touched: datetime) -> bool:
 def orphans(kind: type[Stored], written_here: Iterable[tuple[str, int]]) -> list[Stored]:
     """The streaming answers that nobody writes any more, oldest first."""
     streaming = kind._default_manager.filter(status=Status.STREAMING)
-    lost = {pk for pk, owner, touched in streaming.values_list("pk", "owner", "touched") if is_orphan(owner, touched)}
+    lost = {
+        pk
+        for pk, owner, touched in streaming.values_list("pk", "owner", "touched")
+        if is_orphan(owner, touched)
+    }
     lost -= {pk for label, pk in written_here if label == kind._meta.label}
     return list(streaming.filter(pk__in=lost).order_by("pk")) if lost else []
 
@@ -79,8 +91,12 @@ def orphans(kind: type[Stored], written_here: Iterable[tuple[str, int]]) -> list
 async def claim(record: StoredAnswer) -> bool:
     """Makes this process the owner, unless another one was faster or the former owner has stirred."""
     now = timezone.now()
-    as_seen = _rows(record).filter(status=Status.STREAMING, owner=record.owner, touched=record.touched)
-    if not await as_seen.aupdate(owner=process.identity(), touched=now, takeovers=F("takeovers") + 1):
+    as_seen = _rows(record).filter(
+        status=Status.STREAMING, owner=record.owner, touched=record.touched
+    )
+    if not await as_seen.aupdate(
+        owner=process.identity(), touched=now, takeovers=F("takeovers") + 1
+    ):
         return False
     record.owner, record.touched, record.takeovers = process.identity(), now, record.takeovers + 1
     return True

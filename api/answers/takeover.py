@@ -75,7 +75,9 @@ class Takeover:
             await self._take(record)
         except (Unavailable, DatabaseError):
             raise
-        except Exception:  # fate: it is tried again when its claim has been silent; the others have their turn
+        except (
+            Exception
+        ):  # fate: it is tried again when its claim has been silent; the others have their turn
             log.exception("an answer could not be taken over", answer=record.handle)
 
     async def _take(self, record: StoredAnswer) -> None:
@@ -98,7 +100,10 @@ class Takeover:
         else:
             self._treeless.pop(job.model, None)
             log.info(
-                "answer taken over", answer=record.handle, request_id=record.request_id, characters=len(job.delivered)
+                "answer taken over",
+                answer=record.handle,
+                request_id=record.request_id,
+                characters=len(job.delivered),
             )
             writings.begin(record, stream, nobody_serves(job.model))
 

@@ -34,10 +34,14 @@ class Writing:
     def __init__(self, record: StoredAnswer, stream: Stream, waiting: str | None) -> None:
         self.record = record
         record.job = None  # is stored, and the stream has it: a prompt can be large
-        self.over = False  # nothing more is written here; streaming all the same: another process goes on
+        self.over = (
+            False  # nothing more is written here; streaming all the same: another process goes on
+        )
         self.task: asyncio.Task[None] | None = None
         self._stream = stream
-        self._waiting = Waiting(request_id=record.request_id, node="", reason=waiting) if waiting else None
+        self._waiting = (
+            Waiting(request_id=record.request_id, node="", reason=waiting) if waiting else None
+        )
         self._waiting_since = time.monotonic()  # when `_waiting` came
         self._pieces = [record.content]
         self._length = len(record.content)
@@ -121,8 +125,13 @@ class Writing:
             case Finished():
                 record.status = Status.STOPPED if frame.reason == "cancelled" else Status.DONE
                 record.finish_reason = frame.reason
-                record.prompt_tokens, record.completion_tokens = frame.prompt_tokens, frame.completion_tokens
-                record.omitted_messages = min(frame.omitted_messages, len(self._stream.job.messages or ()))
+                record.prompt_tokens, record.completion_tokens = (
+                    frame.prompt_tokens,
+                    frame.completion_tokens,
+                )
+                record.omitted_messages = min(
+                    frame.omitted_messages, len(self._stream.job.messages or ())
+                )
             case Failed():
                 record.fail(frame.code, frame.message, retryable=frame.retryable)
         self._unsaved = True
@@ -144,7 +153,9 @@ class Writing:
 
     def _is_due(self) -> bool:
         silence = time.monotonic() - self._saved_at
-        return self.record.status == Status.STREAMING and silence >= (SAVE_EVERY if self._unsaved else HEARTBEAT)
+        return self.record.status == Status.STREAMING and silence >= (
+            SAVE_EVERY if self._unsaved else HEARTBEAT
+        )
 
     async def _save(self) -> bool:
         """False if the answer is not ours to write any more. A database that is away is tried again."""
@@ -154,14 +165,18 @@ class Writing:
         try:
             return await store.save(self.record)
         except DatabaseError as error:
-            log.warning("an answer could not be stored", answer=self.record.handle, reason=str(error))
+            log.warning(
+                "an answer could not be stored", answer=self.record.handle, reason=str(error)
+            )
             self._unsaved = True
             return True
 
     async def _finish(self) -> None:
         if not await self._save():
             await self._give_way()
-        await self._stream.aclose()  # ends this process's copies of the job; a next owner's have higher numbers
+        await (
+            self._stream.aclose()
+        )  # ends this process's copies of the job; a next owner's have higher numbers
 
     async def _give_way(self) -> None:
         """Somebody else has changed the answer: it was stopped or removed, or taken over."""

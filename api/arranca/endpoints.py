@@ -26,7 +26,9 @@ def _check_timestamp(timestamp: Any) -> Any:
     return timestamp
 
 
-Timestamp = Annotated[Any, AfterValidator(_check_timestamp), WithJsonSchema({"type": ["string", "number"]})]
+Timestamp = Annotated[
+    Any, AfterValidator(_check_timestamp), WithJsonSchema({"type": ["string", "number"]})
+]
 
 
 class Question(Body):

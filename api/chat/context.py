@@ -99,7 +99,9 @@ def dialogue(messages: Iterable[StoredMessage]) -> list[ChatMessage]:
     return found
 
 
-def first_seen(sent: Sequence[StoredMessage], first_sent: int | None, omitted_turns: int) -> int | None:
+def first_seen(
+    sent: Sequence[StoredMessage], first_sent: int | None, omitted_turns: int
+) -> int | None:
     """The id of the first message that the model has seen; None if it has seen all.
 
     `sent`: the conversation from `first_sent` (None: its beginning) to the question. The node left out the first

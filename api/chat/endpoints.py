@@ -22,7 +22,13 @@ async def models(request: AuthRequest) -> schemas.Models:
     offers = [supply(name) for name in await catalog.models()]
     return schemas.Models(
         models=[
-            schemas.Model(id=each.model, ready=each.nodes > 0, nodes=each.nodes, slots=each.slots, free=each.free)
+            schemas.Model(
+                id=each.model,
+                ready=each.nodes > 0,
+                nodes=each.nodes,
+                slots=each.slots,
+                free=each.free,
+            )
             for each in offers
         ],
         default=await catalog.default(),
@@ -51,7 +57,9 @@ async def read(request: AuthRequest, number: int) -> schemas.Conversation:
 
 
 @router.patch("/conversations/{row:number}", response=schemas.Summary)
-async def change(request: AuthRequest, number: int, asked: schemas.ConversationChange) -> Conversation:
+async def change(
+    request: AuthRequest, number: int, asked: schemas.ConversationChange
+) -> Conversation:
     """Renames a conversation, or gives it another model."""
     return await store.change(request.auth, number, asked.title, asked.model)
 
@@ -64,7 +72,11 @@ async def delete(request: AuthRequest, number: int) -> Status[Any]:
     return Status(204, None)
 
 
-@router.post("/conversations/{row:number}/messages", response={201: schemas.Turn}, openapi_extra=error_statuses(409))
+@router.post(
+    "/conversations/{row:number}/messages",
+    response={201: schemas.Turn},
+    openapi_extra=error_statuses(409),
+)
 async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
     """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
     turn = await store.begin_turn(request.auth, number, asked.content, asked.model)

@@ -21,7 +21,11 @@ async def of(answer: Message, frames: AsyncGenerator[AnyFrame | None]) -> AsyncG
 
 async def _done(answer: Message, end: Finished) -> bytes:
     seen_from = await store.seen_from(answer, end.omitted_messages)
-    fields = {"finish_reason": end.reason, "completion_tokens": end.completion_tokens, "seen_from": seen_from}
+    fields = {
+        "finish_reason": end.reason,
+        "completion_tokens": end.completion_tokens,
+        "seen_from": seen_from,
+    }
     return sse.event("done", fields)
 
 
@@ -33,7 +37,9 @@ def _event(frame: AnyFrame | None) -> bytes | None:
             return sse.event("delta", {"text": frame.text})
         case Waiting():
             place = {"position": frame.position, "seconds": frame.seconds}
-            return sse.event("waiting", {"reason": frame.reason, **place, "job_class": "interactive"})
+            return sse.event(
+                "waiting", {"reason": frame.reason, **place, "job_class": "interactive"}
+            )
         case Failed():
             return sse.event("failed", {"message": frame.message})
     return None

@@ -16,7 +16,9 @@ UNTITLED = "New conversation"
 class Conversation(Record):
     """A dialogue of one user with one model (which may be changed on the way)."""
 
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations"
+    )
     title = models.CharField(max_length=200, default=UNTITLED)
     model = models.CharField(max_length=200)
     created = models.DateTimeField(auto_now_add=True)
@@ -40,7 +42,9 @@ class Role(models.TextChoices):
 class Message(StoredAnswer):
     """One turn. Only an answer is ever anything else than done."""
 
-    conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
+    conversation = models.ForeignKey(
+        Conversation, on_delete=models.CASCADE, related_name="messages"
+    )
     role = models.CharField(max_length=16, choices=Role)
     # Of an answer: the first message that its job holds; null if that is the conversation's first one.
     first_sent = models.BigIntegerField(null=True, editable=False)
@@ -49,7 +53,9 @@ class Message(StoredAnswer):
         ordering: ClassVar = ["pk"]
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["conversation"], condition=models.Q(status="streaming"), name="one_answer_at_a_time"
+                fields=["conversation"],
+                condition=models.Q(status="streaming"),
+                name="one_answer_at_a_time",
             )
         ]
 

@@ -58,7 +58,9 @@ def delete(user: User, number: int) -> list[Message]:
 
 async def message(user: User, conversation: int, number: int) -> Message:
     """A message of the user's conversation. Raises ApiError 404."""
-    found = await Message.objects.filter(conversation__user=user, conversation=conversation, pk=number).afirst()
+    found = await Message.objects.filter(
+        conversation__user=user, conversation=conversation, pk=number
+    ).afirst()
     if found is None:
         raise ApiError(404, "there is no such message")
     return found
@@ -95,13 +97,17 @@ async def begin_turn(user: User, number: int, content: str, model: str | None) -
 
 @sync_to_async
 @transaction.atomic
-def _begin_turn(user: User, number: int, content: str, model: str | None, lengths: Mapping[str, int]) -> Turn:
+def _begin_turn(
+    user: User, number: int, content: str, model: str | None, lengths: Mapping[str, int]
+) -> Turn:
     conversation = _locked(user, number)
     model = model or conversation.model
     former = {name: getattr(conversation, name) for name in ("title", "model", "updated")}
     asked = Message.objects.create(conversation=conversation, role=Role.USER, content=content)
     excerpt = _excerpt(conversation, context.byte_limit(lengths.get(model, 0)))
-    job = submission.chat_job(model, context.dialogue(excerpt.messages), submission.CONVERSATION, user, truncate=True)
+    job = submission.chat_job(
+        model, context.dialogue(excerpt.messages), submission.CONVERSATION, user, truncate=True
+    )
     answer = Message(conversation=conversation, role=Role.ASSISTANT, first_sent=excerpt.first)
     job = answer.start(job)
     try:
@@ -126,7 +132,9 @@ async def seen_from(answer: Message, omitted_messages: int) -> int | None:
     """The first message that the model saw when it gave this answer; None if it saw all before."""
     if omitted_messages <= 0:
         return answer.first_sent
-    rows = Message.objects.filter(conversation=answer.conversation_id, pk__lt=answer.pk).only(*_OF_CONTEXT)
+    rows = Message.objects.filter(conversation=answer.conversation_id, pk__lt=answer.pk).only(
+        *_OF_CONTEXT
+    )
     if answer.first_sent is not None:
         rows = rows.filter(pk__gte=answer.first_sent)
     sent = [as_stored(each) async for each in rows]
@@ -138,7 +146,11 @@ def seen_from_latest(messages: Sequence[Message]) -> int | None:
     for position in reversed(range(len(messages))):
         answer = messages[position]
         if answer.role == Role.ASSISTANT and answer.status == Status.DONE:
-            sent = [as_stored(each) for each in messages[:position] if each.pk >= (answer.first_sent or 0)]
+            sent = [
+                as_stored(each)
+                for each in messages[:position]
+                if each.pk >= (answer.first_sent or 0)
+            ]
             return context.first_seen(sent, answer.first_sent, answer.omitted_messages)
     return None
 

@@ -48,14 +48,22 @@ async def readyz(request: HttpRequest) -> JsonResponse:
     models = {model: condition(model) for model in ENV.models}
     problems = await asyncio.gather(_broker_problem(), _storage_probe.problem())
     missing = [problem for problem in problems if problem is not None]
-    missing += [f"every node of {model} has failed" for model, found in models.items() if has_failed(found)]
+    missing += [
+        f"every node of {model} has failed" for model, found in models.items() if has_failed(found)
+    ]
     status = "waiting" if missing else "ready"
-    return JsonResponse({"status": status, "missing": missing, "models": models}, status=503 if missing else 200)
+    return JsonResponse(
+        {"status": status, "missing": missing, "models": models}, status=503 if missing else 200
+    )
 
 
 def condition(model: str) -> dict[str, Any]:
     """The model's nodes: how many there are, what they offer, and which of them have failed."""
-    nodes = [state for state in broker.client().nodes().values() if state.model == model and state.engine != "none"]
+    nodes = [
+        state
+        for state in broker.client().nodes().values()
+        if state.model == model and state.engine != "none"
+    ]
     offer = supply(model)
     return {
         "nodes": len(nodes),

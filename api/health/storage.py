@@ -34,7 +34,9 @@ def disk_problem(folder: Path) -> str | None:
     """Why nothing can be stored in the folder: too little is free, or a file cannot be written."""
     free = shutil.disk_usage(folder).free
     if free < LEAST_FREE:
-        return f"the database's disk is full: {free / 1e6:.1f} of {LEAST_FREE / 1e6:.0f} MB are free"
+        return (
+            f"the database's disk is full: {free / 1e6:.1f} of {LEAST_FREE / 1e6:.0f} MB are free"
+        )
     attempt = folder / f".write-check-{os.getpid()}"
     try:
         attempt.write_bytes(bytes(_BLOCK))

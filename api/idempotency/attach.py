@@ -45,13 +45,17 @@ async def attach(request: AuthRequest, key: str, job: Job) -> tuple[KeptRequest,
                 await following.begin(kept, seeded, undo=partial(store.remove, kept))
                 return kept, False
         elif found.fingerprint != fingerprint:
-            message = f"this {HEADER} was used for another request; take a new key for a new request"
+            message = (
+                f"this {HEADER} was used for another request; take a new key for a new request"
+            )
             raise ApiError(422, message, field=HEADER, code="idempotency_key_reused")
         elif found.status == Status.FAILED and found.retryable:
             await store.remove_failed(found)
         else:
             return found, True
-    raise ApiError(503, "requests with this key come and go; try again", field=HEADER, code="unavailable")
+    raise ApiError(
+        503, "requests with this key come and go; try again", field=HEADER, code="unavailable"
+    )
 
 
 def fingerprint_of(request: HttpRequest) -> str:

@@ -11,13 +11,17 @@ from api.answers.record import StoredAnswer
 class KeptRequest(StoredAnswer):
     """A request that its client named. `fingerprint`: of what was asked, as a name must not be used twice."""
 
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="kept_requests")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="kept_requests"
+    )
     key = models.CharField(max_length=255)
     fingerprint = models.CharField(max_length=64)
 
     class Meta:
         ordering: ClassVar = ["-pk"]
-        constraints: ClassVar = [models.UniqueConstraint(fields=["user", "key"], name="a_key_names_one_request")]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["user", "key"], name="a_key_names_one_request")
+        ]
         indexes: ClassVar = [models.Index(fields=["created"])]
 
     def __str__(self) -> str:

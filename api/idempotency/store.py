@@ -24,7 +24,9 @@ async def find(user: User, key: str) -> KeptRequest | None:
     return await KeptRequest.objects.filter(user=user, key=key).afirst()
 
 
-async def create(user: User, key: str, fingerprint: str, job: Job) -> tuple[KeptRequest, Job] | None:
+async def create(
+    user: User, key: str, fingerprint: str, job: Job
+) -> tuple[KeptRequest, Job] | None:
     """Stores a new request; returns it and its job, now with a seed. None if the name was taken meanwhile.
 
     Raises ApiError 401 if the account was removed.

@@ -15,7 +15,9 @@ from broker.wire import Failed, JobClass
 
 router = Router(tags=["jobs"], auth=Member())
 
-State = Literal["waiting", "running", "done", "failed"]  # at its end: while its reader has not read all of it
+State = Literal[
+    "waiting", "running", "done", "failed"
+]  # at its end: while its reader has not read all of it
 _LONGEST_ID = 64
 
 
@@ -57,7 +59,11 @@ async def cancel(request: AuthRequest, request_id: str) -> Status[Any]:
     if len(request_id) > _LONGEST_ID or (stream is not None and not _is_mine(stream, request)):
         raise _no_such_job()
     if not broker.client().connected:
-        raise ApiError(503, "the job cannot be cancelled now: the broker does not take messages", code="unavailable")
+        raise ApiError(
+            503,
+            "the job cannot be cancelled now: the broker does not take messages",
+            code="unavailable",
+        )
     broker.client().cancel(request_id, request.auth.get_username())
     return Status(202 if stream is None else 204, None)
 

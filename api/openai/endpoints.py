@@ -86,7 +86,9 @@ async def _answer(
     begun = await completion.begin_choices(request, job, count)
     shape = form(begun.request_id, job.model, begun.created, asked.wants_usage, asked.tier)
     if asked.stream:
-        return EventStream(chunks(begun, shape, prompt_field), begun.source, headers=begun.headers())
+        return EventStream(
+            chunks(begun, shape, prompt_field), begun.source, headers=begun.headers()
+        )
     answers = await completion.complete_choices(begun, prompt_field)
     return HttpResponse(
         msgspec.json.encode(shape.whole(answers)),

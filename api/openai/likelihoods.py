@@ -12,7 +12,10 @@ def of_chat(told: Sequence[TokenLogprob]) -> dict[str, Any] | None:
     if not told:
         return None
     content = [
-        {**_chat_token(each.token, each.logprob), "top_logprobs": [_chat_token(*other) for other in each.top]}
+        {
+            **_chat_token(each.token, each.logprob),
+            "top_logprobs": [_chat_token(*other) for other in each.top],
+        }
         for each in told
     ]
     return {"content": content, "refusal": None}
@@ -30,7 +33,8 @@ def of_text(told: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
         "tokens": [_name(each.token) for each in told],
         "token_logprobs": [each.logprob for each in told],
         "top_logprobs": [
-            {_name(token): logprob for token, logprob in (*each.top, (each.token, each.logprob))} for each in told
+            {_name(token): logprob for token, logprob in (*each.top, (each.token, each.logprob))}
+            for each in told
         ],
         "text_offset": offsets,
     }

@@ -6,7 +6,14 @@ change the answer elsewhere are refused (unsupported.py).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from api.errors import UNSUPPORTED
@@ -14,13 +21,23 @@ from api.openai import unsupported
 from api.parsing import MAX_ECHOED, Body, Integer
 from broker.wire import MOST_BIASES, ChatMessage, JobClass, Role, Sampling
 
-ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 500
 MAX_CHOICES = 128
 MAX_BIAS = 100
 MAX_ID_DIGITS = 9
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # where its text is
+TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+}  # where its text is
 
 
 def _flatten(content: Any) -> Any:
@@ -36,10 +53,14 @@ def _text_of(part: Any, index: int) -> str:
         return part
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise PydanticCustomError("part", "part {index} has no type; only text is understood", {"index": index})
+        raise PydanticCustomError(
+            "part", "part {index} has no type; only text is understood", {"index": index}
+        )
     if kind not in TEXT_PARTS:
         context = {"index": index, "kind": kind[:MAX_ECHOED]}
-        raise PydanticCustomError("part", "part {index} is of type {kind}; only text is understood", context)
+        raise PydanticCustomError(
+            "part", "part {index} is of type {kind}; only text is understood", context
+        )
     text = part.get(TEXT_PARTS[kind])
     if not isinstance(text, str):
         context = {"index": index, "name": TEXT_PARTS[kind]}
@@ -61,7 +82,9 @@ def _only_prompt(prompt: Any) -> Any:
     if prompt and isinstance(prompt[0], int | list):
         raise PydanticCustomError("prompt", "token ids are not supported here; send the text")
     if len(prompt) != 1:
-        raise PydanticCustomError("prompt", "several prompts are not supported here; send a request for each")
+        raise PydanticCustomError(
+            "prompt", "several prompts are not supported here; send a request for each"
+        )
     return prompt[0]
 
 
@@ -84,7 +107,9 @@ def _check_messages(messages: Any) -> Any:
             continue
         unsupported.refuse(message, unsupported.MESSAGE, index)
         if message.get("content") is None and message.get("role") != "assistant":
-            raise PydanticCustomError("content", "must be a text or a list of text parts", {"at": (index, "content")})
+            raise PydanticCustomError(
+                "content", "must be a text or a list of text parts", {"at": (index, "content")}
+            )
     return messages
 
 
@@ -93,12 +118,25 @@ def _by_token(biases: Any) -> Any:
     if not isinstance(biases, dict):
         return biases
     if len(biases) > MOST_BIASES:
-        raise PydanticCustomError("biases", "at most {most} tokens can be biased", {"most": MOST_BIASES})
+        raise PydanticCustomError(
+            "biases", "at most {most} tokens can be biased", {"most": MOST_BIASES}
+        )
     found: dict[int, float] = {}
     for token, bias in biases.items():
-        if not (isinstance(token, str) and token.isascii() and token.isdecimal() and len(token) <= MAX_ID_DIGITS):
-            raise PydanticCustomError("token", "{token} is not a token id", {"token": repr(token)[:50]})
-        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+        if not (
+            isinstance(token, str)
+            and token.isascii()
+            and token.isdecimal()
+            and len(token) <= MAX_ID_DIGITS
+        ):
+            raise PydanticCustomError(
+                "token", "{token} is not a token id", {"token": repr(token)[:50]}
+            )
+        if (
+            isinstance(bias, bool)
+            or not isinstance(bias, int | float)
+            or not -MAX_BIAS <= bias <= MAX_BIAS
+        ):
             raise PydanticCustomError("bias", "{token}: must be from -100 to 100", {"token": token})
         found[int(token)] = float(bias)
     return found
@@ -165,7 +203,9 @@ class Generation(Body):
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: Biases | None = Field(default=None, description="-100 to 100 by token id, up to 1024 of them")
+    logit_bias: Biases | None = Field(
+        default=None, description="-100 to 100 by token id, up to 1024 of them"
+    )
     seed: Integer | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: Stops | None = None
     n: Choices | None = None
@@ -173,7 +213,9 @@ class Generation(Body):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=1000)
-    service_tier: Tier | None = Field(default=None, description="flex: comes after all other jobs; the rest: default")
+    service_tier: Tier | None = Field(
+        default=None, description="flex: comes after all other jobs; the rest: default"
+    )
 
     @field_validator("best_of")
     @classmethod
@@ -224,7 +266,9 @@ class Generation(Body):
 class ChatCompletion(Generation):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000), BeforeValidator(_check_messages)]
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=10_000), BeforeValidator(_check_messages)
+    ]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0, le=20)

@@ -13,7 +13,10 @@ _REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 def usage(ends: Sequence[Finished]) -> dict[str, int]:
     """Tokens read and written; all choices have the same prompt, which counts once."""
-    prompt, written = max(end.prompt_tokens for end in ends), sum(end.completion_tokens for end in ends)
+    prompt, written = (
+        max(end.prompt_tokens for end in ends),
+        sum(end.completion_tokens for end in ends),
+    )
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
@@ -30,13 +33,19 @@ class Shape:
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """All choices in one piece."""
         choices = [self._choice(index, self._whole(answer)) for index, answer in enumerate(answers)]
-        return {**self._envelope(streamed=False), "choices": choices, "usage": usage([each.end for each in answers])}
+        return {
+            **self._envelope(streamed=False),
+            "choices": choices,
+            "usage": usage([each.end for each in answers]),
+        }
 
     def first(self, index: int) -> dict[str, Any] | None:
         """The chunk before any text, if there is one."""
         raise NotImplementedError
 
-    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    def piece(
+        self, index: int, text: str, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A chunk of text."""
         raise NotImplementedError
 
@@ -81,7 +90,12 @@ class ChatShape(Shape):
 
     def _head(self, *, streamed: bool) -> dict[str, Any]:
         kind = "chat.completion.chunk" if streamed else "chat.completion"
-        return {"id": f"chatcmpl-{self.request_id}", "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": f"chatcmpl-{self.request_id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+        }
 
     def _whole(self, answer: Answer) -> dict[str, Any]:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -90,11 +104,17 @@ class ChatShape(Shape):
 
     def first(self, index: int) -> dict[str, Any]:
         """See Shape."""
-        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+        return self._chunk(
+            index, {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        )
 
-    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    def piece(
+        self, index: int, text: str, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """See Shape."""
-        return self._chunk(index, {"logprobs": logprobs, "delta": {"content": text}, "finish_reason": None})
+        return self._chunk(
+            index, {"logprobs": logprobs, "delta": {"content": text}, "finish_reason": None}
+        )
 
     def last(self, index: int, end: Finished) -> dict[str, Any]:
         """See Shape."""
@@ -126,7 +146,9 @@ class TextShape(Shape):
         """See Shape."""
         return
 
-    def piece(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    def piece(
+        self, index: int, text: str, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """See Shape."""
         return self._chunk(index, {"logprobs": logprobs, "text": text, "finish_reason": None})
 

@@ -17,7 +17,9 @@ async def chunks(begun: Begun, shape: Shape, prompt_field: str) -> AsyncGenerato
     """The answer's frames as events; those of several choices as they come."""
     if begun.waiting:
         yield sse.comment(f"waiting: {begun.waiting}")
-    choices = {request_id: _Choice(shape, index) for index, request_id in enumerate(begun.request_ids)}
+    choices = {
+        request_id: _Choice(shape, index) for index, request_id in enumerate(begun.request_ids)
+    }
     for choice in choices.values():
         if (first := shape.first(choice.index)) is not None:
             yield sse.data(first)
@@ -57,4 +59,6 @@ class _Choice:
         before, self._told = self._told, self._told + len(delta.text)
         if not delta.logprobs:
             return self._piece.event(delta.text)
-        return sse.data(self._shape.piece(self.index, delta.text, self._shape.logprobs(delta.logprobs, before)))
+        return sse.data(
+            self._shape.piece(self.index, delta.text, self._shape.logprobs(delta.logprobs, before))
+        )

@@ -67,7 +67,10 @@ class Ledger:
         owner = (job.user, job.job_class)
         account = self.account(owner)
         prompt = prompt_tokens(job)
-        answer, limit = (account if account.answers else self._everybody).mean, job.sampling.max_tokens
+        answer, limit = (
+            (account if account.answers else self._everybody).mean,
+            job.sampling.max_tokens,
+        )
         expected = prompt + (answer if limit is None else min(answer, limit))
         work = max(LEAST, expected + account.owed)
         account.owed -= work - expected

@@ -52,5 +52,8 @@ def is_late(stream: Stream, now: float) -> bool:
 def end(stream: Stream) -> None:
     """Tells the reader that the deadline passed, and the nodes that nobody reads any more."""
     log.info("ended at its deadline", request_id=stream.request_id, node=stream.node)
-    stream.fail("expired", f"the deadline of the request passed while it {'ran' if stream.started else 'waited'}")
+    stream.fail(
+        "expired",
+        f"the deadline of the request passed while it {'ran' if stream.started else 'waited'}",
+    )
     broker.client().cancel(stream.request_id, stream.job.user)

@@ -38,8 +38,12 @@ RETRY_AFTER = 5  # seconds, where nothing is known
 LONGEST_RETRY_AFTER = 3600  # seconds
 MOST_HELD = 10_000  # jobs that a node takes out of its queue (Dispatcher.window)
 BATCH_PART = 2  # one in so many of the places is open to batch jobs
-LARGEST_PROMPT = 4 * MAX_BODY  # bytes of memory: one character beyond U+FFFF makes all of a text take four each
-LEAST_PART = 100  # beyond the limit, everybody may have one in so many of its places, whoever else waits
+LARGEST_PROMPT = (
+    4 * MAX_BODY
+)  # bytes of memory: one character beyond U+FFFF makes all of a text take four each
+LEAST_PART = (
+    100  # beyond the limit, everybody may have one in so many of its places, whoever else waits
+)
 
 
 @dataclass(slots=True)
@@ -112,7 +116,10 @@ class Backlog:
         """
         await self._refresh()
         usage = self._usage(job)
-        if usage.total < limit_of(ENV.backlog, job.job_class) <= usage.here and self._measuring is not None:
+        if (
+            usage.total < limit_of(ENV.backlog, job.job_class) <= usage.here
+            and self._measuring is not None
+        ):
             # Only for the slots that were free then: is it still so?
             await asyncio.wait({self._measuring}, timeout=PATIENCE)
         self._admit_bytes(job)
@@ -143,7 +150,9 @@ class Backlog:
             return
         excess = usage.total + wanted - limit
         mean = max(1, usage.total // max(1, len(waiting_jobs)))
-        raise bytes_refusal(job, verdict, usage, retry_after(math.ceil(excess / mean), self._finished))
+        raise bytes_refusal(
+            job, verdict, usage, retry_after(math.ceil(excess / mean), self._finished)
+        )
 
     def _usage(self, job: Job) -> Usage:
         """What waits of the job's class. (If slots are free, fewer wait than were submitted here.)"""
@@ -183,16 +192,22 @@ class Backlog:
             async with asyncio.timeout(MEASURE_SECONDS):
                 depths = await client.depths(sorted(set().union(*of_model.values())))
         except (Unavailable, TimeoutError) as error:
-            log.warning("the backlog cannot be measured", reason=str(error) or "the broker does not answer")
+            log.warning(
+                "the backlog cannot be measured", reason=str(error) or "the broker does not answer"
+            )
             return
         # A state alone proves nothing: whose queue the broker does not have is no node of a tree.
         believed = {name: state for name, state in states.items() if names.node(name) in depths}
-        self._figures = {model: measured(model, found, depths, believed) for model, found in of_model.items()}
+        self._figures = {
+            model: measured(model, found, depths, believed) for model, found in of_model.items()
+        }
         self._measured_at = time.monotonic()
         self._count_finished(believed)
 
     def _count_finished(self, states: Mapping[str, NodeState]) -> None:
-        self._finished.append(Finished(self._measured_at, {name: state.finished for name, state in states.items()}))
+        self._finished.append(
+            Finished(self._measured_at, {name: state.finished for name, state in states.items()})
+        )
         while self._finished[0].at < self._measured_at - RATE_WINDOW:
             self._finished.popleft()
 
@@ -200,7 +215,9 @@ class Backlog:
 backlog = Backlog()
 
 
-def measured(model: str, queues: set[str], depths: Mapping[str, int], states: Mapping[str, NodeState]) -> Figures:
+def measured(
+    model: str, queues: set[str], depths: Mapping[str, int], states: Mapping[str, NodeState]
+) -> Figures:
     """The model's figures now, from its queues' depths and its nodes' states."""
     held = sum(min(max(0, each.held), MOST_HELD) for each in states.values() if each.model == model)
     return Figures(
@@ -223,7 +240,9 @@ def refusal(job: Job, verdict: Verdict, usage: Usage, seconds: int) -> ApiError:
     else:
         reason = f"{everybody} wait for {job.model!r}, and no more may; yours would have been number {number}"
     headers = {"Retry-After": str(seconds), "X-Canopy-Position": str(number)}
-    return ApiError(429, f"{reason}: try again in {seconds} s", code="backlog_full", headers=headers)
+    return ApiError(
+        429, f"{reason}: try again in {seconds} s", code="backlog_full", headers=headers
+    )
 
 
 def _in_words(jobs: int, job_class: JobClass) -> str:
@@ -240,7 +259,9 @@ def bytes_refusal(job: Job, verdict: Verdict, usage: Usage, seconds: int) -> Api
     else:
         reason = f"the waiting {kind} hold {total} of prompts, and no more may wait"
     headers = {"Retry-After": str(seconds)}
-    return ApiError(429, f"{reason}: try again in {seconds} s", code="backlog_full", headers=headers)
+    return ApiError(
+        429, f"{reason}: try again in {seconds} s", code="backlog_full", headers=headers
+    )
 
 
 def _megabytes(size: int) -> str:

@@ -133,5 +133,7 @@ def _answer(told: list[Delta], end: Finished, waited: str | None) -> Answer:
 
 def _not_kept(field: str) -> ApiError:
     return ApiError(
-        400, f"{field}: not with an {idempotency.HEADER}; the text of one answer is all that is kept", field=field
+        400,
+        f"{field}: not with an {idempotency.HEADER}; the text of one answer is all that is kept",
+        field=field,
     )

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 
 _MOST = 32  # enough that publishing and its confirms are still shared
-_SECONDS = 0.05  # whoever takes longer waits for something else, a database perhaps, and holds up nobody
+_SECONDS = (
+    0.05  # whoever takes longer waits for something else, a database perhaps, and holds up nobody
+)
 
 
 class Entrance:
@@ -23,7 +25,9 @@ class Entrance:
     def __init__(self, most: int = _MOST, seconds: float = _SECONDS) -> None:
         self._free = most
         self._seconds = seconds
-        self._waiting: dict[bytes, deque[asyncio.Future[None]]] = {}  # by sender; the first one is next
+        self._waiting: dict[
+            bytes, deque[asyncio.Future[None]]
+        ] = {}  # by sender; the first one is next
 
     def turn(self, sender: bytes) -> "Turn":
         """A context: entered when it is one's turn, over at its end, with `submitted`, or after `seconds`."""

@@ -33,7 +33,11 @@ _STATUS = {
     "given_up": 500,
     "internal": 500,
 }
-_CODES = {"too_long": "context_length_exceeded", "invalid": "invalid_request", "expired": "deadline_exceeded"}
+_CODES = {
+    "too_long": "context_length_exceeded",
+    "invalid": "invalid_request",
+    "expired": "deadline_exceeded",
+}
 
 
 # What the chat page and /arranca/ use: less surprising than a model's raw distribution.
@@ -98,7 +102,9 @@ def prompt_job(
 def choices(job: Job, count: int) -> list[Job]:
     """The job and others that ask for the same: with its seed, the next one, and so on, if it has one."""
     others = [
-        msgspec.structs.replace(job, request_id=new_request_id(), sampling=_next_seed(job.sampling, number))
+        msgspec.structs.replace(
+            job, request_id=new_request_id(), sampling=_next_seed(job.sampling, number)
+        )
         for number in range(1, count)
     ]
     return [job, *others]
@@ -148,7 +154,9 @@ async def publish(job: Job) -> Stream:
     charge = ledger.charge(job)
     waiting_jobs.add(job)  # from now on, also while the broker is waited for
     try:
-        stream = await broker.client().submit(msgspec.structs.replace(job, work=charge.work, expected=charge.expected))
+        stream = await broker.client().submit(
+            msgspec.structs.replace(job, work=charge.work, expected=charge.expected)
+        )
     except BaseException:
         ledger.undo(charge)
         waiting_jobs.remove(job.request_id)
@@ -165,13 +173,21 @@ def failure(frame: Failed, prompt_field: str) -> ApiError:
     status = 503 if frame.retryable and frame.code != "expired" else _STATUS[frame.code]
     field = prompt_field if frame.code == "too_long" else None
     message = f"{field}: {frame.message}" if field else frame.message
-    return ApiError(status, message, field=field, code=_CODES.get(frame.code, frame.code), request_id=frame.request_id)
+    return ApiError(
+        status,
+        message,
+        field=field,
+        code=_CODES.get(frame.code, frame.code),
+        request_id=frame.request_id,
+    )
 
 
 async def _no_tree(model: str) -> ApiError:
     models = await catalog.models()
     if model in models:
-        return ApiError(503, f"the tree of model {model!r} is not up", field="model", code="no_tree")
+        return ApiError(
+            503, f"the tree of model {model!r} is not up", field="model", code="no_tree"
+        )
     have = ", ".join(models) or "none"
     return ApiError(
         404,

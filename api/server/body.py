@@ -25,7 +25,9 @@ class UnknownSender(Exception):
     """The body exceeds UNKNOWN_BYTES and has no valid key or session with it."""
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, is_known: Callable[[], Awaitable[bool]]) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, is_known: Callable[[], Awaitable[bool]]
+) -> bytes:
     """The whole body. `is_known` is called for one above UNKNOWN_BYTES.
 
     Raises Disconnected, BodyTooLarge or UnknownSender as early as possible: the rest may be unread.

@@ -100,4 +100,7 @@ def _encoded(headers: Headers, length: int | None) -> Headers:
 
 def without_weak_etags(headers: Headers) -> Headers:
     """A request's headers with plain ETags: If-None-Match compares weakly (RFC 9110, 13.1.2)."""
-    return [(name, value.replace(b"W/", b"") if name == b"if-none-match" else value) for name, value in headers]
+    return [
+        (name, value.replace(b"W/", b"") if name == b"if-none-match" else value)
+        for name, value in headers
+    ]

@@ -68,7 +68,9 @@ class Edge:
 class _Response:
     """One response on its way out."""
 
-    def __init__(self, scope: Scope, asked: Fields, send: Send, secure: bool, cors: Headers) -> None:
+    def __init__(
+        self, scope: Scope, asked: Fields, send: Send, secure: bool, cors: Headers
+    ) -> None:
         self._path: str = scope["path"]
         self._is_head = scope["method"] == "HEAD"
         self._accepted = asked.get(b"accept-encoding", b"")
@@ -105,7 +107,9 @@ class _Response:
         headers, content = errors.last_response(self._path, error)
         headers += self._cors
         complete = with_defaults(headers, by_name(headers), self._secure)
-        await self._sent({"type": "http.response.start", "status": error.status, "headers": complete})
+        await self._sent(
+            {"type": "http.response.start", "status": error.status, "headers": complete}
+        )
         await self._sent({"type": "http.response.body", "body": content})
 
     async def _sent(self, message: Message) -> None:

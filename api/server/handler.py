@@ -49,7 +49,9 @@ class Handler(ASGIHandler):
         set_script_prefix(scope.get("root_path", "") or "/")
         try:
             # The request alone holds the body, so that it can be given up while the answer is waited for.
-            file = BytesIO(await read_body(scope, receive, settings.MAX_BODY, partial(_is_known, scope)))
+            file = BytesIO(
+                await read_body(scope, receive, settings.MAX_BODY, partial(_is_known, scope))
+            )
         except Disconnected:
             return
         except BodyTooLarge:

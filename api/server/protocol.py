@@ -59,7 +59,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._stopping = False  # the server ends: no connection outlives its response
         self._receiving: Exchange | None = None  # whose request is not complete
         self._answering: Exchange | None = None  # the newest one that the application works on
-        self._timer: TimerHandle | None = None  # of what is being received, or of a refused connection
+        self._timer: TimerHandle | None = (
+            None  # of what is being received, or of a refused connection
+        )
         self._stalled: TimerHandle | None = None
 
     # ---- the transport's side
@@ -103,7 +105,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._unreported += len(data)
         refusal = self._parse(data)
-        if refusal is None and self._unreported > self._limits.head_bytes and self._phase is not Phase.NOTHING:
+        if (
+            refusal is None
+            and self._unreported > self._limits.head_bytes
+            and self._phase is not Phase.NOTHING
+        ):
             refusal = refusals.HEAD_TOO_LARGE  # one endless header, trailer or chunk extension
         if refusal is not None:
             self._refuse(refusal)
@@ -268,7 +274,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Stops receiving. The connection closes after pending responses, else after this error."""
-        log.warning("request refused", status=int(refusal.status), reason=refusal.message, peer=self._host)
+        log.warning(
+            "request refused", status=int(refusal.status), reason=refusal.message, peer=self._host
+        )
         self._discarding = True
         self._stop_timer()
         self._unset_keepalive_if_required()
@@ -322,7 +330,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_timer()
 
     def _start_timer(self) -> None:
-        seconds = self._limits.head_seconds if self._phase is Phase.HEAD else self._limits.body_seconds
+        seconds = (
+            self._limits.head_seconds if self._phase is Phase.HEAD else self._limits.body_seconds
+        )
         self._timer = self.loop.call_later(seconds, self._too_slow)
 
     def _stop_timer(self) -> None:
@@ -332,4 +342,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        self._refuse(refusals.HEAD_TOO_SLOW if self._phase is Phase.HEAD else refusals.BODY_TOO_SLOW)
+        self._refuse(
+            refusals.HEAD_TOO_SLOW if self._phase is Phase.HEAD else refusals.BODY_TOO_SLOW
+        )

@@ -14,19 +14,26 @@ class Refusal:
 
 MALFORMED = Refusal(HTTPStatus.BAD_REQUEST, "this is not a well-formed HTTP/1.1 request")
 NO_HOST = Refusal(HTTPStatus.BAD_REQUEST, "a request needs exactly one Host header")
-BAD_CODING = Refusal(HTTPStatus.NOT_IMPLEMENTED, "the only Transfer-Encoding is chunked, and not with HTTP/1.0")
+BAD_CODING = Refusal(
+    HTTPStatus.NOT_IMPLEMENTED, "the only Transfer-Encoding is chunked, and not with HTTP/1.0"
+)
 BAD_VERSION = Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this server speaks HTTP/1.1 and 1.0")
 NO_TUNNEL = Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "CONNECT is not possible here")
 URL_TOO_LONG = Refusal(HTTPStatus.REQUEST_URI_TOO_LONG, "the request's address is too long")
-HEAD_TOO_LARGE = Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request has too many or too long headers")
+HEAD_TOO_LARGE = Refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request has too many or too long headers"
+)
 BODY_TOO_LARGE = Refusal(
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too much is sent before the answer to an earlier request"
 )
-TOO_MANY_AT_ONCE = Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests wait for their turn on this connection")
+TOO_MANY_AT_ONCE = Refusal(
+    HTTPStatus.TOO_MANY_REQUESTS, "too many requests wait for their turn on this connection"
+)
 HEAD_TOO_SLOW = Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request's headers took too long")
 BODY_TOO_SLOW = Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request's body took too long")
 TOO_MANY_CONNECTIONS = Refusal(
-    HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open here or from your address; close some"
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "too many connections are open here or from your address; close some",
 )
 
 Headers = list[tuple[bytes, bytes]]

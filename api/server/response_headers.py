@@ -67,7 +67,9 @@ class Transport:
     X-Forwarded-Proto is believed.
     """
 
-    def __init__(self, public_url: str | None, proxies: Sequence[IPv4Network | IPv6Network]) -> None:
+    def __init__(
+        self, public_url: str | None, proxies: Sequence[IPv4Network | IPv6Network]
+    ) -> None:
         self._proxies = proxies
         self._tls_host: bytes | None = None
         if public_url and public_url.startswith("https://"):

@@ -28,7 +28,9 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 4096  # connections that wait to be accepted
 
 
-def configuration(application: Any, limits: Limits, proxies: tuple[Network, ...] = ()) -> uvicorn.Config:
+def configuration(
+    application: Any, limits: Limits, proxies: tuple[Network, ...] = ()
+) -> uvicorn.Config:
     """uvicorn's settings. `application`: an ASGI application, or where to import it from."""
     protocol: Any = partial(HttpProtocol, limits=limits, connections=Connections(limits, proxies))
     return uvicorn.Config(
@@ -80,7 +82,9 @@ def serve(host: str, port: int, fd: int | None = None) -> None:
     from api.settings import ENV  # reads CANOPY_PORT
 
     listener = socket.socket(fileno=fd) if fd is not None else _bind(host, port)
-    config = configuration("api.server.asgi:application", within_files(ENV.limits, files), ENV.proxies)
+    config = configuration(
+        "api.server.asgi:application", within_files(ENV.limits, files), ENV.proxies
+    )
     server = Server(config, listener, _ready if fd is not None else None)
     signal.signal(signal.SIGUSR1, server.finish)
     # uvicorn raises the signal that ended it once more; a stop that was asked for is no failure.

@@ -30,7 +30,9 @@ def act() -> None:
 
 
 def _chain(
-    loop: asyncio.AbstractEventLoop, action: Callable[[], None], former: Callable[[int, FrameType | None], object]
+    loop: asyncio.AbstractEventLoop,
+    action: Callable[[], None],
+    former: Callable[[int, FrameType | None], object],
 ) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(action)

@@ -16,7 +16,9 @@ import uvicorn
 from api.server import signals
 from broker import heartbeat
 
-READY_SECONDS = 5.0  # connections are accepted after so long even if something is missing: the answers say what
+READY_SECONDS = (
+    5.0  # connections are accepted after so long even if something is missing: the answers say what
+)
 IDLE_SECONDS = 5.0  # of a server that finishes: idle connections are closed after that
 # Several processes accept from one socket. One that took all that wait would leave the others idle.
 _ACCEPTED_AT_ONCE = 8
@@ -53,7 +55,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets=[])
         self._readiness = loop.create_task(self._until_ready(), name="readiness")
         began = loop.time()
-        while not (self.should_exit or self._readiness.done() or loop.time() - began > READY_SECONDS):
+        while not (
+            self.should_exit or self._readiness.done() or loop.time() - began > READY_SECONDS
+        ):
             await asyncio.wait([self._readiness], timeout=0.1)
         self.servers = [await self._listen()]
         self._readiness.add_done_callback(_announce)
@@ -82,7 +86,9 @@ class Server(uvicorn.Server):
 
     async def _listen(self) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._connection, sock=self._listener, backlog=_ACCEPTED_AT_ONCE)
+        server = await loop.create_server(
+            self._connection, sock=self._listener, backlog=_ACCEPTED_AT_ONCE
+        )
         # asyncio has one number for how many it accepts in a turn of the loop and how many the kernel lets wait.
         self._listener.listen(self.config.backlog)
         return server

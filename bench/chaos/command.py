@@ -50,13 +50,22 @@ class Settings:
     def schedule(self) -> list[Fault]:
         """The faults, which these settings alone decide."""
         seconds = 60 * self.minutes
-        return schedule.make(self.seed, seconds, self.faults_per_minute, self.nodes, self.fanout, self.kinds)
+        return schedule.make(
+            self.seed, seconds, self.faults_per_minute, self.nodes, self.fanout, self.kinds
+        )
 
     def up(self) -> list[str]:
         """The options of `canopy up`."""
         words = ["--engine", "echo", "--nodes", str(self.nodes), "--fanout", str(self.fanout)]
         words += ["--standby", str(self.standby)]
-        return [*words, "--slots", str(self.slots), "--token-delay", str(self.token_delay), *self.options]
+        return [
+            *words,
+            "--slots",
+            str(self.slots),
+            "--token-delay",
+            str(self.token_delay),
+            *self.options,
+        ]
 
 
 @dataclass
@@ -73,24 +82,39 @@ class Storm:
     @property
     def survived(self) -> bool:
         """Nothing broken, nothing left over, everything back."""
-        return not self.ledger.failures() and not self.unrest and not any(e.made and e.problem for e in self.happened)
+        return (
+            not self.ledger.failures()
+            and not self.unrest
+            and not any(e.made and e.problem for e in self.happened)
+        )
 
 
 def command(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long faults go on.")] = 10.0,
-    seed: Annotated[int | None, typer.Option(help="Repeats a run's faults and questions; default: a new one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Repeats a run's faults and questions; default: a new one.")
+    ] = None,
     people: Annotated[int, typer.Option("--users", min=1, help="Users who ask all the time.")] = 50,
-    nodes: Annotated[int, typer.Option(min=3, help="Worker processes, besides two behind a proxy.")] = 7,
+    nodes: Annotated[
+        int, typer.Option(min=3, help="Worker processes, besides two behind a proxy.")
+    ] = 7,
     fanout: Annotated[int, typer.Option(min=1, help="Children a node at most.")] = 2,
-    slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 2,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Answers a worker writes at the same time.")
+    ] = 2,
     standby: Annotated[int, typer.Option(min=0, help="Roots that wait for the root's place.")] = 1,
     token_delay: Annotated[float, typer.Option(min=0, help="Seconds between words.")] = 0.02,
     faults_per_minute: Annotated[float, typer.Option(min=0.1, help="Faults, on average.")] = 3.0,
     kinds: Annotated[
-        list[str] | None, typer.Option("--fault", help=f"Only such faults, repeatable: {', '.join(KINDS)}.")
+        list[str] | None,
+        typer.Option("--fault", help=f"Only such faults, repeatable: {', '.join(KINDS)}."),
     ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="A further word for canopy up, repeatable.")] = None,
-    keep_logs: Annotated[Path | None, typer.Option(help="Copy the instance's logs to this new folder.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A further word for canopy up, repeatable.")
+    ] = None,
+    keep_logs: Annotated[
+        Path | None, typer.Option(help="Copy the instance's logs to this new folder.")
+    ] = None,
     json_file: report.JsonOption = None,
 ) -> None:
     """Random faults under load: nobody's answer is lost, repeated or left hanging."""
@@ -121,7 +145,9 @@ async def _rage(canopy: Instance, storm: Storm) -> None:
     tree = Tree.of(settings.nodes, settings.fanout)
     async with contextlib.AsyncExitStack() as opened:
         broker = await opened.enter_async_context(Management(canopy.record["management"]))
-        proxies = await opened.enter_async_context(far.nodes(canopy, settings.slots, settings.token_delay))
+        proxies = await opened.enter_async_context(
+            far.nodes(canopy, settings.slots, settings.token_delay)
+        )
         reached = Service.reached(canopy.url, canopy.model, canopy.key, canopy.login)
         service = await opened.enter_async_context(reached)
         victims = Victims(canopy, broker)
@@ -175,7 +201,11 @@ def _tell(result: Report, storm: Storm) -> None:
     result.notes += [
         *(f"BROKEN PROMISE: {line}" for line in broken[:_SHOWN]),
         *(f"NOT AT REST: {line}" for line in storm.unrest),
-        *(f"NOT HEALED: {each.fault}: {each.problem}" for each in storm.happened if each.made and each.problem),
+        *(
+            f"NOT HEALED: {each.fault}: {each.problem}"
+            for each in storm.happened
+            if each.made and each.problem
+        ),
         *slowest,
         "accepted: an answer had begun (200, or 201 in the chat). Refused (503, 429, no connection) is not accepted.",
         "broken off: a request without Idempotency-Key whose API process was killed; its text so far was right.",

@@ -12,16 +12,30 @@ from cli.process import Child, Spec
 
 
 @contextlib.asynccontextmanager
-async def nodes(canopy: Instance, slots: int, token_delay: float) -> AsyncIterator[dict[str, Proxy]]:
+async def nodes(
+    canopy: Instance, slots: int, token_delay: float
+) -> AsyncIterator[dict[str, Proxy]]:
     """Starts them, below their parents; ended with the block. Their logs lie beside the others'. Raises NotStarted."""
     async with contextlib.AsyncExitStack() as opened:
         proxies = {}
         for name, parent in FAR.items():
             broker = canopy.amqp("node")
             proxies[name] = await opened.enter_async_context(Proxy.before(broker))
-            words = ["--name", name, "--parent", parent, "--model", canopy.model, "--engine", "echo"]
+            words = [
+                "--name",
+                name,
+                "--parent",
+                parent,
+                "--model",
+                canopy.model,
+                "--engine",
+                "echo",
+            ]
             words += ["--slots", str(slots), "--token-delay", str(token_delay), "--wait", "30"]
-            environment = {"CANOPY_AMQP_URL": proxies[name].through(broker), "CANOPY_HOME": str(canopy.home)}
+            environment = {
+                "CANOPY_AMQP_URL": proxies[name].through(broker),
+                "CANOPY_HOME": str(canopy.home),
+            }
             command = [sys.executable, "-m", "worker", *words]
             child = await Child.start(
                 Spec(name, command, environment, is_ready=plan.is_ready_line), canopy.home / "logs"

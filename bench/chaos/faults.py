@@ -49,7 +49,12 @@ class Saboteur:
         say(str(fault))
         try:
             await _DEEDS[fault.kind](self, fault)
-        except (NotDone, NotHealed, httpx.HTTPError, psutil.Error) as error:  # psutil: another fault was faster
+        except (
+            NotDone,
+            NotHealed,
+            httpx.HTTPError,
+            psutil.Error,
+        ) as error:  # psutil: another fault was faster
             problem, made = str(error) or repr(error), isinstance(error, NotHealed)
             say(f"          {fault.kind} {fault.target}: {problem}")
         return Happened(fault, began, time.monotonic(), problem, made)
@@ -151,7 +156,9 @@ async def _run_until_done(command: list[str], environment: Mapping[str, str]) ->
             await asyncio.sleep(1.0)
 
 
-async def _run(command: list[str], environment: Mapping[str, str], seconds: float = BACK_SECONDS) -> None:
+async def _run(
+    command: list[str], environment: Mapping[str, str], seconds: float = BACK_SECONDS
+) -> None:
     """Runs a command to its end. Raises NotDone if it fails or takes longer."""
     process = await asyncio.create_subprocess_exec(
         *command,

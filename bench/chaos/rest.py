@@ -20,7 +20,9 @@ async def problems(canopy: Instance, broker: Management, nodes: Iterable[str]) -
     """Waits until nothing runs, nothing waits and every node is back; what is wrong after REST_SECONDS."""
     headers = {"Authorization": f"Bearer {canopy.key}"}
     deadline = time.monotonic() + REST_SECONDS
-    async with httpx.AsyncClient(base_url=canopy.url, headers=headers, timeout=5.0, trust_env=False) as http:
+    async with httpx.AsyncClient(
+        base_url=canopy.url, headers=headers, timeout=5.0, trust_env=False
+    ) as http:
         while True:
             try:
                 tree = (await http.get("/api/tree")).raise_for_status().json()
@@ -32,7 +34,9 @@ async def problems(canopy: Instance, broker: Management, nodes: Iterable[str]) -
             await asyncio.sleep(_LOOK)
 
 
-def unrest(tree: Mapping[str, Any], queues: Iterable[Mapping[str, Any]], nodes: Iterable[str]) -> list[str]:
+def unrest(
+    tree: Mapping[str, Any], queues: Iterable[Mapping[str, Any]], nodes: Iterable[str]
+) -> list[str]:
     """What is not at rest, one line each. Pure. `nodes`: the names that must be there."""
     seen = {node["name"]: node for node in tree["nodes"]}
     found = [f"{name} is not in the tree" for name in nodes if name not in seen]

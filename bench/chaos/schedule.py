@@ -8,7 +8,10 @@ from topology import shape
 
 ROOT = "root"
 CALM = 3.0  # seconds at the beginning in which nothing happens
-FAR = {"far1": "n1", "far2": "far1"}  # nodes behind a proxy of the benchmark's own, and what they hang below
+FAR = {
+    "far1": "n1",
+    "far2": "far1",
+}  # nodes behind a proxy of the benchmark's own, and what they hang below
 
 # kind -> how long it lasts in seconds, at least and at most
 KINDS: Mapping[str, tuple[float, float]] = {
@@ -69,7 +72,10 @@ class Tree:
     @classmethod
     def of(cls, nodes: int, fanout: int, far: Mapping[str, str] = FAR) -> "Tree":
         """The tree of `canopy up --nodes N --fanout F`, and the far nodes."""
-        own = {f"n{place}": shape.parent_of(place, fanout=fanout, root=ROOT) for place in range(1, nodes + 1)}
+        own = {
+            f"n{place}": shape.parent_of(place, fanout=fanout, root=ROOT)
+            for place in range(1, nodes + 1)
+        }
         return cls({**own, **far})
 
     @property
@@ -89,7 +95,11 @@ class Tree:
 
     def new_parents(self, name: str) -> list[str]:
         """Where `name` could hang instead: anywhere but below itself."""
-        return [each for each in (ROOT, *self.own) if each != self.parents[name] and name not in self.line(each)]
+        return [
+            each
+            for each in (ROOT, *self.own)
+            if each != self.parents[name] and name not in self.line(each)
+        ]
 
     def line(self, name: str) -> list[str]:
         """`name` and everything above it."""
@@ -99,7 +109,9 @@ class Tree:
         return above
 
 
-def make(seed: int, seconds: float, per_minute: float, nodes: int, fanout: int, kinds: Sequence[str]) -> list[Fault]:
+def make(
+    seed: int, seconds: float, per_minute: float, nodes: int, fanout: int, kinds: Sequence[str]
+) -> list[Fault]:
     """The faults of a run, by time. They are spread evenly with a random part, and every kind gets its turn.
 
     The same arguments give the same faults. `nodes`: at least 3, so that there are an inner node and leaves.

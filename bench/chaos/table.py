@@ -19,13 +19,21 @@ def by_fault(ledger: Ledger, happened: Sequence[Happened]) -> Rows:
     for kind in kinds:
         times = [each for each in happened if each.fault.kind == kind]
         made = [each for each in times if each.made]
-        touched = [each for each in ledger.requests if any(each.open_within(it.began, it.ended) for it in made)]
+        touched = [
+            each
+            for each in ledger.requests
+            if any(each.open_within(it.began, it.ended) for it in made)
+        ]
         slowest = max((slowest_recovery(ledger, each) for each in made), default=0.0)
         rows.append((kind, len(made), *_counts(touched), slowest))
-    accepted = [each for each in ledger.requests if each.accepted is not None or each.ending in FAILURES]
+    accepted = [
+        each for each in ledger.requests if each.accepted is not None or each.ending in FAILURES
+    ]
     longest = max((each.longest_silence(0, float("inf")) for each in ledger.requests), default=0.0)
     rows.append(("the whole run", sum(each.made for each in happened), *_counts(accepted), longest))
-    return Rows("what faults did", ("fault", "times", "accepted", *map(str, _ENDINGS), "recovery s"), rows)
+    return Rows(
+        "what faults did", ("fault", "times", "accepted", *map(str, _ENDINGS), "recovery s"), rows
+    )
 
 
 def by_user(ledger: Ledger) -> Rows:
@@ -34,13 +42,19 @@ def by_user(ledger: Ledger) -> Rows:
     for kind in dict.fromkeys(each.kind for each in ledger.requests):
         asked = [each for each in ledger.requests if each.kind == kind]
         refused = sum(each.ending is Ending.REFUSED for each in asked)
-        rows.append((kind, len(asked), refused, sum(each.retries for each in asked), *_counts(asked)[1:]))
-    return Rows("what users saw", ("user", "asked", "refused", "retries", *map(str, _ENDINGS)), rows)
+        rows.append(
+            (kind, len(asked), refused, sum(each.retries for each in asked), *_counts(asked)[1:])
+        )
+    return Rows(
+        "what users saw", ("user", "asked", "refused", "retries", *map(str, _ENDINGS)), rows
+    )
 
 
 def refusals(ledger: Ledger) -> Rows:
     """A row a reason, the commonest first."""
-    return Rows("why tries were turned away", ("reason", "times"), ledger.turned_away.most_common(12))
+    return Rows(
+        "why tries were turned away", ("reason", "times"), ledger.turned_away.most_common(12)
+    )
 
 
 def in_order(ledger: Ledger, happened: Sequence[Happened], start: float) -> Rows:
@@ -59,7 +73,10 @@ def in_order(ledger: Ledger, happened: Sequence[Happened], start: float) -> Rows
 
 def slowest_recovery(ledger: Ledger, happened: Happened) -> float:
     """The longest silence, in seconds, of a stream that had begun, and fell silent while the fault went on."""
-    return max((each.longest_silence(happened.began, happened.ended) for each in ledger.requests), default=0.0)
+    return max(
+        (each.longest_silence(happened.began, happened.ended) for each in ledger.requests),
+        default=0.0,
+    )
 
 
 def failures(ledger: Ledger, happened: Sequence[Happened], start: float) -> list[str]:
@@ -67,7 +84,11 @@ def failures(ledger: Ledger, happened: Sequence[Happened], start: float) -> list
     lines = []
     for each in ledger.failures():
         ended = each.ended or float("inf")
-        near = [f"{it.fault.kind} {it.fault.target}" for it in happened if it.began <= ended and it.ended >= each.began]
+        near = [
+            f"{it.fault.kind} {it.fault.target}"
+            for it in happened
+            if it.began <= ended and it.ended >= each.began
+        ]
         span = f"{each.began - start:.1f}-{ended - start:.1f} s"
         lines.append(
             f"{each.ending or 'never ended'}: {each.kind} {_identity(each)}, {span}, "
@@ -78,8 +99,14 @@ def failures(ledger: Ledger, happened: Sequence[Happened], start: float) -> list
 
 def slowest(ledger: Ledger, start: float, count: int = 5) -> list[str]:
     """A line for each of the longest silences, and for each of the longest waits for the first word."""
-    silences = [(last - first, first, each) for each in ledger.requests for first, last in each.silences]
-    waits = [(each.heard_first - each.began, each.began, each) for each in ledger.requests if each.heard_first]
+    silences = [
+        (last - first, first, each) for each in ledger.requests for first, last in each.silences
+    ]
+    waits = [
+        (each.heard_first - each.began, each.began, each)
+        for each in ledger.requests
+        if each.heard_first
+    ]
     return [
         f"{what} {seconds:.1f} s from {since - start:.1f} s: {each.kind} {_identity(each)}"
         for what, found in (("silent for", silences), ("waited", waits))
@@ -93,4 +120,7 @@ def _identity(request: Request) -> str:
 
 
 def _counts(requests: Sequence[Request]) -> tuple[int, ...]:
-    return (len(requests), *(sum(each.ending is ending for each in requests) for ending in _ENDINGS))
+    return (
+        len(requests),
+        *(sum(each.ending is ending for each in requests) for ending in _ENDINGS),
+    )

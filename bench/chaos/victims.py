@@ -32,7 +32,9 @@ class Victims:
         self._canopy = canopy
         self._broker = broker
         key = {"Authorization": f"Bearer {canopy.key}"}
-        self._http = httpx.AsyncClient(base_url=canopy.url, headers=key, timeout=5.0, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=canopy.url, headers=key, timeout=5.0, trust_env=False
+        )
 
     async def close(self) -> None:
         """Gives the connections back."""
@@ -62,7 +64,10 @@ class Victims:
             with contextlib.suppress(httpx.HTTPError):
                 tree = (await self._http.get("/api/tree")).raise_for_status().json()
                 pids = {node["pid"] for node in tree["nodes"] if node["name"] == ROOT}
-                return next((each.name for each in self._canopy.processes().values() if each.pid in pids), name)
+                return next(
+                    (each.name for each in self._canopy.processes().values() if each.pid in pids),
+                    name,
+                )
         return name
 
     async def _is_replaced(self, former: Recorded) -> bool:

@@ -26,17 +26,29 @@ _WARM_UP = Question(in_flight=100, seconds=0.5)
 def command(
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a block.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of each contender and load.")] = 3,
-    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Requests under way; may be repeated.")] = None,
+    in_flight: Annotated[
+        list[int] | None, typer.Option(min=1, help="Requests under way; may be repeated.")
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that Canopy's node runs at once.")] = 1024,
-    only: Annotated[list[str] | None, typer.Option(help="Only contenders whose name holds this; repeatable.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One round of short blocks: a look, not a result.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only contenders whose name holds this; repeatable.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One round of short blocks: a look, not a result.")
+    ] = False,
     json_file: report.JsonOption = None,
 ) -> None:
     """Jobs a second and latency: the tree, bare AMQP, Celery, dramatiq, FastStream."""
     loads = in_flight or ([1, 100] if quick else [1, 10, 100, 1000])
     if quick:
         seconds, rounds = min(seconds, 0.5), 1
-    settings = {"seconds": seconds, "rounds": rounds, "in_flight": loads, "slots": slots, "peers": contenders.PEERS}
+    settings = {
+        "seconds": seconds,
+        "rounds": rounds,
+        "in_flight": loads,
+        "slots": slots,
+        "peers": contenders.PEERS,
+    }
     result = Report("dispatch", settings)
     with instance.running("--engine", "echo", "--nodes", "1") as canopy:
         chosen = [each for each in contenders.everybody(canopy, slots) if _is_wanted(each, only)]
@@ -59,7 +71,9 @@ def _measure(
     found: Found = {}
     lost: dict[str, str] = {}
     with contextlib.ExitStack() as stack, report.progress() as bar:
-        task = bar.add_task("starting the contenders", total=len(chosen) * (1 + rounds * len(questions)))
+        task = bar.add_task(
+            "starting the contenders", total=len(chosen) * (1 + rounds * len(questions))
+        )
         started = []
         for contender in chosen:
             bar.update(task, description=f"starting {contender.name}")
@@ -73,7 +87,9 @@ def _measure(
                     bar.update(task, description=f"{name}, {question.in_flight} in flight")
                     if name not in lost:
                         try:
-                            found.setdefault((name, question.in_flight), []).append(_block(canopy, each, question))
+                            found.setdefault((name, question.in_flight), []).append(
+                                _block(canopy, each, question)
+                            )
                         except NotStarted as error:
                             if each.contender.family in (contenders.CANOPY, contenders.BARE):
                                 raise

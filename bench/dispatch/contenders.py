@@ -8,7 +8,12 @@ from pathlib import Path
 from bench import extras
 from bench.instance import Instance
 
-PEERS = ("celery==5.7.0", "dramatiq[rabbitmq]==2.2.1", "faststream[rabbit]==0.7.8", "gevent==26.9.0")
+PEERS = (
+    "celery==5.7.0",
+    "dramatiq[rabbitmq]==2.2.1",
+    "faststream[rabbit]==0.7.8",
+    "gevent==26.9.0",
+)
 BARE = "bare AMQP"
 CANOPY = "Canopy"
 CELERY = "Celery"
@@ -75,7 +80,18 @@ def _tree(canopy: Instance, hops: int, policy: str, slots: int) -> Contender:
     workers = {}
     for name, parent in zip(names, [None, *names], strict=False):
         last = name == names[-1]
-        words = ["--name", name, "--model", model, "--policy", policy, "--slots", str(slots), "--wait", "30"]
+        words = [
+            "--name",
+            name,
+            "--model",
+            model,
+            "--policy",
+            policy,
+            "--slots",
+            str(slots),
+            "--wait",
+            "30",
+        ]
         words += ["--engine", "echo" if last else "none"]
         words += ["--parent", parent] if parent else []
         workers[name] = _module(sys.executable, "worker", *words)
@@ -93,7 +109,15 @@ def _tree(canopy: Instance, hops: int, policy: str, slots: int) -> Contender:
 def _celery(python: Path, environment: Mapping[str, str], pool: str) -> Contender:
     """Tuned for short tasks, with that pool; or, without a pool, as it starts when nothing is said."""
     name = pool or "default"
-    words = ["-A", f"{_HERE}.celery_app", "worker", "--loglevel", "WARNING", "--hostname", f"{name}@bench"]
+    words = [
+        "-A",
+        f"{_HERE}.celery_app",
+        "worker",
+        "--loglevel",
+        "WARNING",
+        "--hostname",
+        f"{name}@bench",
+    ]
     tuned = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--pool", pool]
     tuned += ["--concurrency", "8" if pool == "threads" else "100"]
     settings = (
@@ -139,7 +163,11 @@ def _faststream(python: Path, environment: Mapping[str, str], way: str) -> Conte
         FASTSTREAM,
         1,
         "prefetch 256, persistent, confirmed; "
-        + ("broker.request" if way == "request" else "publish with reply_to and a subscriber for the answers"),
+        + (
+            "broker.request"
+            if way == "request"
+            else "publish with reply_to and a subscriber for the answers"
+        ),
         {"worker": _module(python, f"{_HERE}.faststream_app")},
         _module(python, f"{_HERE}.faststream_driver", way),
         {**environment, "BENCH_QUEUE": f"bench.faststream.{way}"},

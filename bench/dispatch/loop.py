@@ -51,7 +51,9 @@ async def serve(ask: Ask, pids: Sequence[int] = ()) -> None:
     """Says that it is ready, then answers questions until standard input ends. `pids`: of helpers it has started."""
     await ask()
     _say({"pids": list(pids)})
-    while line := await asyncio.to_thread(sys.stdin.readline):  # beside the loop, which has heartbeats to send
+    while line := await asyncio.to_thread(
+        sys.stdin.readline
+    ):  # beside the loop, which has heartbeats to send
         _say(asdict(await closed(ask, Question(**json.loads(line)))))
 
 

@@ -29,7 +29,11 @@ class Running:
     """A contender whose driver has had its first answer."""
 
     def __init__(
-        self, contender: Contender, workers: Sequence[int], driver: "subprocess.Popen[str]", log: Path
+        self,
+        contender: Contender,
+        workers: Sequence[int],
+        driver: "subprocess.Popen[str]",
+        log: Path,
     ) -> None:
         self.contender = contender
         self._driver = driver
@@ -60,7 +64,9 @@ class Running:
 
     def _failed(self) -> NotStarted:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return NotStarted(f"{self.contender.name} does not answer: {lines[-1] if lines else 'it said nothing'}")
+        return NotStarted(
+            f"{self.contender.name} does not answer: {lines[-1] if lines else 'it said nothing'}"
+        )
 
 
 @contextlib.contextmanager
@@ -69,7 +75,10 @@ def running(contender: Contender, logs: Path) -> Iterator[Running]:
     log = logs / f"bench-{contender.name.replace(' ', '-')}.log"
     with contextlib.ExitStack() as stack, log.open("w") as file:
         environment = _environment(contender.environment)
-        workers = [stack.enter_context(_process(words, environment, file)) for words in contender.workers.values()]
+        workers = [
+            stack.enter_context(_process(words, environment, file))
+            for words in contender.workers.values()
+        ]
         driver = stack.enter_context(_process(contender.driver, environment, file, driver=True))
         yield Running(contender, [worker.pid for worker in workers], driver, log)
 
@@ -109,12 +118,18 @@ def _process(
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Nothing of an instance that this shell may point to."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "PYTHONPATH"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CANOPY_", "PYTHONPATH"))
+    }
     return {**clean, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **extra}
 
 
 def _families(pids: Sequence[int]) -> list[int]:
     """The processes and all that they have started."""
     return [
-        each for pid in pids for each in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
+        each
+        for pid in pids
+        for each in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
     ]

@@ -44,7 +44,9 @@ def tell(result: Report, chosen: Sequence[Contender], found: Found) -> None:
     loads = list(dict.fromkeys(load for _, load in found))
     result.tables += [_settings(chosen)]
     result.tables += [_load(chosen, found, load) for load in loads]
-    result.tables += [_processor(chosen, found, load) for load in loads if load > 1 or len(loads) == 1]
+    result.tables += [
+        _processor(chosen, found, load) for load in loads if load > 1 or len(loads) == 1
+    ]
     result.tables += [_goals(chosen, found, loads)]
     result.facts["rounds"] = [
         {
@@ -52,7 +54,9 @@ def tell(result: Report, chosen: Sequence[Contender], found: Found) -> None:
             "in_flight": load,
             "jobs_per_second": [round(cell.rate, 1) for cell in cells],
             "p50_ms": [round(median(cell.latencies_ms), 3) for cell in cells],
-            "cpu_ms_per_job": {group: [round(cell.per_job(group), 4) for cell in cells] for group in GROUPS},
+            "cpu_ms_per_job": {
+                group: [round(cell.per_job(group), 4) for cell in cells] for group in GROUPS
+            },
         }
         for (name, load), cells in found.items()
     ]
@@ -74,7 +78,9 @@ def tell(result: Report, chosen: Sequence[Contender], found: Found) -> None:
 
 
 def _settings(chosen: Sequence[Contender]) -> Rows:
-    rows = [(each.name, each.hops, len(each.workers) or each.hops, each.settings) for each in chosen]
+    rows = [
+        (each.name, each.hops, len(each.workers) or each.hops, each.settings) for each in chosen
+    ]
     return Rows("who is measured", ("contender", "hops", "processes", "settings"), rows)
 
 
@@ -97,7 +103,17 @@ def _load(chosen: Sequence[Contender], found: Found, load: int) -> Rows:
                 summary.count,
             )
         )
-    columns = ("contender", "jobs/s", "share", "p50 ms", "p95 ms", "p99 ms", "x bare p50", "cores", "jobs")
+    columns = (
+        "contender",
+        "jobs/s",
+        "share",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "x bare p50",
+        "cores",
+        "jobs",
+    )
     return Rows(f"{load} in flight", columns, rows)
 
 
@@ -106,12 +122,16 @@ def _processor(chosen: Sequence[Contender], found: Found, load: int) -> Rows:
     for each in chosen:
         spent = [median(cell.per_job(group) for cell in found[each.name, load]) for group in GROUPS]
         rows.append((each.name, *spent, sum(spent)))
-    return Rows(f"processor time, ms a job, {load} in flight", ("contender", *GROUPS, "all"), rows, digits=3)
+    return Rows(
+        f"processor time, ms a job, {load} in flight", ("contender", *GROUPS, "all"), rows, digits=3
+    )
 
 
 def _goals(chosen: Sequence[Contender], found: Found, loads: Sequence[int]) -> Rows:
     """The goals, each against the best of its kind. What was not measured has no row."""
-    canopy = next((each.name for each in chosen if each.name.startswith(f"{CANOPY} {_POLICY}, {_HOPS}")), None)
+    canopy = next(
+        (each.name for each in chosen if each.name.startswith(f"{CANOPY} {_POLICY}, {_HOPS}")), None
+    )
     bare = _named(chosen, BARE, _HOPS)
     rows: list[tuple[str, str, float, str]] = []
     if canopy is None:
@@ -119,16 +139,35 @@ def _goals(chosen: Sequence[Contender], found: Found, loads: Sequence[int]) -> R
     for label, names, wanted in _rivals(chosen):
         if names:
             ratio = median(
-                a / b for a, b in zip(_best(found, [canopy], loads), _best(found, names, loads), strict=True)
+                a / b
+                for a, b in zip(
+                    _best(found, [canopy], loads), _best(found, names, loads), strict=True
+                )
             )
-            rows.append((f"throughput, {_HOPS} hops, x {label}", f">= {wanted:g}", ratio, _met(ratio >= wanted)))
+            rows.append(
+                (
+                    f"throughput, {_HOPS} hops, x {label}",
+                    f">= {wanted:g}",
+                    ratio,
+                    _met(ratio >= wanted),
+                )
+            )
     if (bare, loads[0]) in found:
-        ratio = median(a / b for a, b in zip(_best(found, [canopy], loads), _best(found, [bare], loads), strict=True))
-        rows.append((f"throughput, {_HOPS} hops, share of {BARE}", ">= 0.5", ratio, _met(ratio >= 0.5)))
+        ratio = median(
+            a / b
+            for a, b in zip(_best(found, [canopy], loads), _best(found, [bare], loads), strict=True)
+        )
+        rows.append(
+            (f"throughput, {_HOPS} hops, share of {BARE}", ">= 0.5", ratio, _met(ratio >= 0.5))
+        )
     if (bare, 1) in found:
         ratio = by_round(_latency, found[canopy, 1], found[bare, 1])
-        rows.append((f"p50, {_HOPS} hops, 1 in flight, x {BARE}", "<= 1.5", ratio, _met(ratio <= 1.5)))
-    return Rows("goals (throughput: each one's best load)", ("goal", "wanted", "found", "met"), rows)
+        rows.append(
+            (f"p50, {_HOPS} hops, 1 in flight, x {BARE}", "<= 1.5", ratio, _met(ratio <= 1.5))
+        )
+    return Rows(
+        "goals (throughput: each one's best load)", ("goal", "wanted", "found", "met"), rows
+    )
 
 
 def _rivals(chosen: Sequence[Contender]) -> list[tuple[str, list[str], float]]:
@@ -143,7 +182,9 @@ def _rivals(chosen: Sequence[Contender]) -> list[tuple[str, list[str], float]]:
     ]
 
 
-def by_round(value: Callable[[Cell], Sequence[float]], cells: Sequence[Cell], limit: Sequence[Cell]) -> float:
+def by_round(
+    value: Callable[[Cell], Sequence[float]], cells: Sequence[Cell], limit: Sequence[Cell]
+) -> float:
     """The median over the rounds of the ratio within a round."""
     return ratio_by_round([value(cell) for cell in cells], [value(cell) for cell in limit])
 

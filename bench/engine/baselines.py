@@ -15,12 +15,16 @@ Prompt = list[int]
 _WARM_TOKENS = 4
 
 
-def one_by_one(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float) -> list[Track]:
+def one_by_one(
+    model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float
+) -> list[Track]:
     """`model.generate`, a request at a time, whatever `at_once` is."""
     return static(model, asks, prompts, 1, cap)
 
 
-def static(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float) -> list[Track]:
+def static(
+    model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float
+) -> list[Track]:
     """`model.generate` for `at_once` requests together, padded to the longest, until the longest answer is made; then
     the next ones. Of a shorter answer only what was asked for counts.
     """
@@ -32,7 +36,9 @@ def static(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: 
         if left <= 0:
             break
         together = asks[number : number + at_once]
-        asked, times = _generate(model, prompts[number : number + at_once], max(ask.answer for ask in together), left)
+        asked, times = _generate(
+            model, prompts[number : number + at_once], max(ask.answer for ask in together), left
+        )
         tracks += [_cut(ask, asked, times) for ask in together]
     return tracks
 
@@ -47,14 +53,20 @@ BASELINES: dict[str, Baseline] = {
 DEFAULTS = ("generate", "static", "continuous")
 
 
-def _generate(model: Any, prompts: Sequence[Prompt], answer: int, seconds: float) -> tuple[float, list[float]]:
+def _generate(
+    model: Any, prompts: Sequence[Prompt], answer: int, seconds: float
+) -> tuple[float, list[float]]:
     """One greedy `generate` with equal padding on the left: when it began and when each step had ended."""
     import torch
     import transformers
 
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(each)) + each for each in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts], device=model.device)
+    ids = torch.tensor(
+        [[0] * (longest - len(each)) + each for each in prompts], device=model.device
+    )
+    mask = torch.tensor(
+        [[0] * (longest - len(each)) + [1] * len(each) for each in prompts], device=model.device
+    )
     clock = _Clock()
     settings = transformers.GenerationConfig(
         max_new_tokens=answer, do_sample=False, eos_token_id=-1, pad_token_id=0, max_time=seconds

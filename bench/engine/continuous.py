@@ -26,24 +26,36 @@ class BaselineFailed(Exception):
     """It made nothing; the text is why."""
 
 
-def plain(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float) -> list[Track]:
+def plain(
+    model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float
+) -> list[Track]:
     """As it comes, warmed up, with at most `at_once` requests in a batch. Raises BaselineFailed."""
     return _run(model, asks, prompts, at_once, cap, level=0)
 
 
-def compiled(model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float) -> list[Track]:
+def compiled(
+    model: Any, asks: Sequence[Ask], prompts: Sequence[Prompt], at_once: int, cap: float
+) -> list[Track]:
     """The same with its `default_compile_level` of 1."""
     return _run(model, asks, prompts, at_once, cap, level=1)
 
 
 def arrivals(
-    model: Any, running: Sequence[Prompt], late: Sequence[Prompt], answer: int, seed: int, cap: float
+    model: Any,
+    running: Sequence[Prompt],
+    late: Sequence[Prompt],
+    answer: int,
+    seed: int,
+    cap: float,
 ) -> Arrivals:
     """`running` prompts are answered with up to `answer` tokens; those of `late` arrive one after the other. See
     `bench.engine.load.run_arrivals`. Raises BaselineFailed.
     """
     drawn = random.Random(seed)
-    streams, newcomers = [Ask(len(ids), answer) for ids in running], [Ask(len(ids), ARRIVAL_ANSWER) for ids in late]
+    streams, newcomers = (
+        [Ask(len(ids), answer) for ids in running],
+        [Ask(len(ids), ARRIVAL_ANSWER) for ids in late],
+    )
     with _Session(model, [*streams, *newcomers], len(running) + 1, level=0) as session:
         session.warm(running[0], cap)
         until = time.perf_counter() + cap
@@ -57,7 +69,9 @@ def arrivals(
                 break
         session.stop()
         came = session.tracks("late", lines_up=False)
-        return Arrivals(session.tracks("stream", lines_up=False), [track for track in came if track.times])
+        return Arrivals(
+            session.tracks("stream", lines_up=False), [track for track in came if track.times]
+        )
 
 
 def _run(
@@ -70,9 +84,13 @@ def _run(
             if not session.wait(name, until):
                 break
         session.stop()
-        tracks = [track for track in session.tracks("run", lines_up=len(asks) > at_once) if track.times]
+        tracks = [
+            track for track in session.tracks("run", lines_up=len(asks) > at_once) if track.times
+        ]
         if not tracks:
-            raise BaselineFailed(f"no token within {cap:.0f} s" + "".join(f"; {each}" for each in session.errors()))
+            raise BaselineFailed(
+                f"no token within {cap:.0f} s" + "".join(f"; {each}" for each in session.errors())
+            )
         return tracks
 
 
@@ -86,9 +104,13 @@ class _Session:
         self._asks: dict[str, Ask] = {}
         self._outputs: dict[str, Any] = {}  # the newest of each request
         self._manager = model.init_continuous_batching(
-            generation_config=transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+            generation_config=transformers.GenerationConfig(
+                do_sample=False, eos_token_id=-1, pad_token_id=0
+            ),
             continuous_batching_config=transformers.ContinuousBatchingConfig(
-                max_requests_per_batch=at_once, default_compile_level=level, **_room(model, asks, at_once)
+                max_requests_per_batch=at_once,
+                default_compile_level=level,
+                **_room(model, asks, at_once),
             ),
             workload_hints=WorkloadHints(
                 max_prompt_length=max(ask.prompt for ask in asks),
@@ -114,7 +136,12 @@ class _Session:
         self.wait(name, time.perf_counter() + seconds)
 
     def add(
-        self, kind: str, asks: Sequence[Ask], prompts: Sequence[Prompt], first: int = 0, told: int | None = None
+        self,
+        kind: str,
+        asks: Sequence[Ask],
+        prompts: Sequence[Prompt],
+        first: int = 0,
+        told: int | None = None,
     ) -> list[str]:
         """Hands requests over, numbered from `first`; returns their names. Of number `told` every token is told."""
         names = []
@@ -132,7 +159,9 @@ class _Session:
         """Whether that request ended, or made so many tokens, before `until`."""
         while time.perf_counter() < until:
             output = self._outputs.get(name)
-            if output is not None and (output.is_finished() or len(output.generated_tokens) >= (tokens or sys.maxsize)):
+            if output is not None and (
+                output.is_finished() or len(output.generated_tokens) >= (tokens or sys.maxsize)
+            ):
                 return True
             if not self._manager.is_running():
                 return False
@@ -150,7 +179,11 @@ class _Session:
         """Of the requests that were told of. `lines_up`: more than places were handed over, and each began when it got
         one.
         """
-        named = [(ask, self._outputs.get(name)) for name, ask in self._asks.items() if name.startswith(f"{kind}-")]
+        named = [
+            (ask, self._outputs.get(name))
+            for name, ask in self._asks.items()
+            if name.startswith(f"{kind}-")
+        ]
         return [_track(ask, output, lines_up) for ask, output in named if output is not None]
 
     def errors(self) -> list[str]:
@@ -167,7 +200,11 @@ def _room(model: Any, asks: Sequence[Ask], at_once: int) -> dict[str, int]:
     if model.device.type == "cuda":
         return {}
     blocks = 1 + max(ask.prompt + ask.answer for ask in asks) // _PAGE
-    return {"page_size": _PAGE, "num_blocks": (at_once + 1) * (blocks + 1), "max_batch_tokens": _CPU_BATCH_TOKENS}
+    return {
+        "page_size": _PAGE,
+        "num_blocks": (at_once + 1) * (blocks + 1),
+        "max_batch_tokens": _CPU_BATCH_TOKENS,
+    }
 
 
 def _track(ask: Ask, output: Any, lines_up: bool) -> Track:

@@ -30,7 +30,9 @@ class Reads:
 
     def kv(self, rows: int, context: float) -> float:
         """Bytes of keys and values, for `rows` rows of `context` tokens each."""
-        kept = (layer.bytes_per_token * min(context, layer.window or context) for layer in self.layers)
+        kept = (
+            layer.bytes_per_token * min(context, layer.window or context) for layer in self.layers
+        )
         return rows * sum(kept)
 
     def step(self, rows: int, context: float) -> float:
@@ -60,10 +62,15 @@ def layers(config: Any, itemsize: int) -> tuple[Layer, ...]:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:  # Qwen names a window that it does not use
+    if (
+        getattr(config, "use_sliding_window", True) is False
+    ):  # Qwen names a window that it does not use
         window = None
     kinds = getattr(config, "layer_types", None) or [None] * config.num_hidden_layers
-    return tuple(Layer(2 * heads * size * itemsize, None if kind == "full_attention" else window) for kind in kinds)
+    return tuple(
+        Layer(2 * heads * size * itemsize, None if kind == "full_attention" else window)
+        for kind in kinds
+    )
 
 
 def bandwidth(device: Any) -> float:

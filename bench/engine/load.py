@@ -53,7 +53,9 @@ async def run_load(
     """Makes all requests, at most `at_once` at the same time, each as soon as it is due. A request that has to wait for
     a place waits within its TTFT, if it was due at a certain time.
     """
-    jobs = [prompts.job(ask.prompt, ask.answer, temperature) for ask in asks]  # before the clock runs
+    jobs = [
+        prompts.job(ask.prompt, ask.answer, temperature) for ask in asks
+    ]  # before the clock runs
     tracks = [Track(ask) for ask in asks]
     begun = time.perf_counter()
     left = iter(zip(jobs, tracks, strict=True))
@@ -83,7 +85,9 @@ async def run_arrivals(
         for _ in range(streams):
             await decoding.acquire()
         for job, track in zip(late, arrived, strict=True):
-            await asyncio.sleep(drawn.expovariate(1 / BETWEEN))  # arrivals keep no step with the engine
+            await asyncio.sleep(
+                drawn.expovariate(1 / BETWEEN)
+            )  # arrivals keep no step with the engine
             await ask(engine, job, track)
         for task in tasks:
             task.cancel()
@@ -113,7 +117,9 @@ async def _work(engine: Engine, left: Iterator[tuple[Job, Track]], begun: float)
         await ask(engine, job, track)
 
 
-async def _keep_running(engine: Engine, job: Job, running: list[Track], decoding: asyncio.Semaphore) -> None:
+async def _keep_running(
+    engine: Engine, job: Job, running: list[Track], decoding: asyncio.Semaphore
+) -> None:
     """A stream that never ends. Raises EngineError if the engine refuses it."""
     told = False
     while True:

@@ -16,7 +16,17 @@ from bench.engine.baselines import BASELINES
 from bench.engine.prompts import Prompts
 from bench.engine.reading import Ask, Reading, Spread, Track
 from bench.engine.subject import Shared, Subject
-from bench.engine.table import ARRIVALS, CONTINUOUS, ENGINE, ONE_BY_ONE, RAGGED, UNIFORM, Bound, Disturbed, Found
+from bench.engine.table import (
+    ARRIVALS,
+    CONTINUOUS,
+    ENGINE,
+    ONE_BY_ONE,
+    RAGGED,
+    UNIFORM,
+    Bound,
+    Disturbed,
+    Found,
+)
 from bench.report import Report, Rows
 from worker.engines.base import Engine
 from worker.engines.transformers.compute_thread import apart
@@ -60,7 +70,9 @@ def say(line: str) -> None:
 class Run:
     """One run, and what it has found so far."""
 
-    def __init__(self, settings: Settings, subject: Subject, result: Report, file: Path | None) -> None:
+    def __init__(
+        self, settings: Settings, subject: Subject, result: Report, file: Path | None
+    ) -> None:
         self._settings = settings
         self._subject = subject
         self._result = result
@@ -107,7 +119,9 @@ class Run:
             await engine.start()
         chosen = self._subject.precision
         took = time.perf_counter() - began
-        self._facts.append({"engine_start_seconds": took, "precision": chosen, "context": self._subject.context})
+        self._facts.append(
+            {"engine_start_seconds": took, "precision": chosen, "context": self._subject.context}
+        )
         say(f"engine: started in {time.perf_counter() - began:.1f} s")
         if chosen:
             self._note(f"the engine computes in {chosen}; everyone else in the dtype above")
@@ -121,9 +135,13 @@ class Run:
         finally:
             await engine.stop()
         if engine.stuck:
-            self._note("the engine could not be stopped: what was measured after it shared the device with it")
+            self._note(
+                "the engine could not be stopped: what was measured after it shared the device with it"
+            )
 
-    async def _attempt_load(self, engine: Engine, prompts: Prompts, kind: str, at_once: int) -> None:
+    async def _attempt_load(
+        self, engine: Engine, prompts: Prompts, kind: str, at_once: int
+    ) -> None:
         it, name = self._settings, f"{ENGINE}, {kind}, {at_once} at once"
         if not self._has_time(name):
             return
@@ -140,7 +158,9 @@ class Run:
             return
         self._take(kind, ENGINE, at_once, tracks, warm)
 
-    async def _attempt_arrivals(self, engine: Engine, prompts: Prompts, at_once: int, arriving: int) -> None:
+    async def _attempt_arrivals(
+        self, engine: Engine, prompts: Prompts, at_once: int, arriving: int
+    ) -> None:
         it, context = self._settings, self._subject.context
         running = min(at_once, it.slots - 1)
         name = f"{ENGINE}, {arriving} tokens arrive beside {running}"
@@ -232,7 +252,9 @@ class Run:
         ids = [prompts.ids(prompts.text(it.prompt)) for _ in range(running)]
         late = [prompts.ids(prompts.text(arriving)) for _ in range(it.newcomers)]
         try:
-            came = continuous.arrivals(self._shared.model, ids, late, context - it.prompt - 1, it.seed, self._cap())
+            came = continuous.arrivals(
+                self._shared.model, ids, late, context - it.prompt - 1, it.seed, self._cap()
+            )
         except Exception as error:  # as above
             self._failed(name, error)
             return
@@ -249,12 +271,23 @@ class Run:
         for kind in (each for each in (UNIFORM, RAGGED) if each in it.rows):
             for at_once in it.concurrency:
                 context = reading.mean_context(self._asks(kind, at_once))
-                self.bounds.append(Bound(kind, at_once, context, reads.weights, reads.kv(at_once, context), speed))
+                self.bounds.append(
+                    Bound(kind, at_once, context, reads.weights, reads.kv(at_once, context), speed)
+                )
         self._subject.clean_up()
         say(f"bandwidth: {speed / 1e9:.0f} GB/s, read and written")
         self._save()
 
-    def _take(self, kind: str, who: str, at_once: int, tracks: list[Track], warm: float, *, whole: bool = True) -> None:
+    def _take(
+        self,
+        kind: str,
+        who: str,
+        at_once: int,
+        tracks: list[Track],
+        warm: float,
+        *,
+        whole: bool = True,
+    ) -> None:
         """`whole`: no cap cut it short."""
         it = read(kind, who, tracks, steady=whole and self._settings.rate is None)
         self.found.append(Found(kind, who, at_once, it))
@@ -271,7 +304,9 @@ class Run:
         if not self._has_time(name):
             return
         try:
-            apart(work)  # what one part leaves behind of OpenMP's threads must not slow the next one down
+            apart(
+                work
+            )  # what one part leaves behind of OpenMP's threads must not slow the next one down
         except Exception as error:  # each part stands for itself
             self._failed(name, error)
 
@@ -300,14 +335,18 @@ class Run:
         self._result.facts = {
             "found": [asdict(each) for each in self.found],
             "arrivals": [asdict(each) for each in self.disturbed],
-            "limits": [{**asdict(each), "step_ms": each.step_ms, "rate": each.rate} for each in self.bounds],
+            "limits": [
+                {**asdict(each), "step_ms": each.step_ms, "rate": each.rate} for each in self.bounds
+            ],
             "start": self._facts,
         }
         if self._file is not None:
             self._result.write(self._file)
 
     def _tables(self) -> list[Rows]:
-        how = "closed loop" if self._settings.rate is None else f"{self._settings.rate:g} requests/s"
+        how = (
+            "closed loop" if self._settings.rate is None else f"{self._settings.rate:g} requests/s"
+        )
         tables = [
             table.loads(UNIFORM, "all at once, equal lengths; times in ms", self.found),
             table.loads(RAGGED, f"ragged lengths, {how}; times in ms", self.found),

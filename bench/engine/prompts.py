@@ -60,7 +60,11 @@ class Prompts:
         words = []
         for token in some:
             word = self._tokenizer.decode([token], skip_special_tokens=True).strip()
-            if word.isalnum() and word.isascii() and len(self._plain_ids(f"the {word} the")) == before + 1:
+            if (
+                word.isalnum()
+                and word.isascii()
+                and len(self._plain_ids(f"the {word} the")) == before + 1
+            ):
                 words.append(word)
             if len(words) == _WORDS:
                 break

@@ -50,7 +50,10 @@ class Track:
     def largest_gap(self, begin: float, end: float) -> float:
         """The longest of the gaps that have a part between `begin` and `end`; 0.0 for none."""
         pairs = pairwise(self.times)
-        return max((after - before for before, after in pairs if after > begin and before < end), default=0.0)
+        return max(
+            (after - before for before, after in pairs if after > begin and before < end),
+            default=0.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,9 @@ def quiet_gaps(running: Sequence[Track], newcomers: Sequence[Track]) -> list[flo
     """Gaps of the running streams, in milliseconds, that no newcomer touched."""
     spans = [(track.asked, track.times[0] if track.times else float("inf")) for track in newcomers]
     pairs = [pair for track in running for pair in pairwise(track.times)]
-    quiet = [pair for pair in pairs if not any(pair[1] > begin and pair[0] < end for begin, end in spans)]
+    quiet = [
+        pair for pair in pairs if not any(pair[1] > begin and pair[0] < end for begin, end in spans)
+    ]
     return [1000 * (after - before) for before, after in quiet]
 
 

@@ -9,7 +9,11 @@ from typing import Any
 SEED = 1
 _SPREAD = 0.02  # standard deviation of random weights, as models begin their training
 
-_NO_MARKS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # no token ends or begins anything
+_NO_MARKS = {
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}  # no token ends or begins anything
 
 
 def config(name: str) -> Any:

@@ -31,7 +31,8 @@ class Before:
         self._model = model
         self.attention = str(model.config._attn_implementation)
         self._modules = [
-            (module, dict(vars(module)), dict(module._modules), dict(module._parameters)) for module in model.modules()
+            (module, dict(vars(module)), dict(module._modules), dict(module._parameters))
+            for module in model.modules()
         ]
 
     def restore(self) -> None:
@@ -72,7 +73,9 @@ class Subject(ABC):
     def engine(self, path: str | None, device: str, slots: int) -> Engine:
         """The transformers engine around this model, or another one called by its name, which loads what it likes."""
         if path is not None:
-            return create(path, model=self.name, model_path=None, device=device, slots=slots, token_delay=0.0)
+            return create(
+                path, model=self.name, model_path=None, device=device, slots=slots, token_delay=0.0
+            )
         from worker.engines.transformers.engine import TransformersEngine
 
         make: Callable[..., Engine] = TransformersEngine
@@ -97,7 +100,9 @@ class Subject(ABC):
 class Shared(Subject):
     """A model in memory, to be computed in many ways, one after the other."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, slots: int, context: int | None) -> None:
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, slots: int, context: int | None
+    ) -> None:
         """`context`: tokens a row, if not what the model and the memory allow."""
         self.model = model
         self.reads = limit.reads(model)
@@ -112,7 +117,10 @@ class Shared(Subject):
         reads = f"{self.reads.weights / 1e9:.3f} GB weights, {self.reads.bytes_per_token:,} bytes a token of a row"
         return [
             ("model", f"{self.name}: {millions:,.1f} M parameters"),
-            ("dtype, attention", f"{str(self.model.dtype).removeprefix('torch.')}, {self.before.attention}"),
+            (
+                "dtype, attention",
+                f"{str(self.model.dtype).removeprefix('torch.')}, {self.before.attention}",
+            ),
             ("a step reads", reads),
         ]
 
@@ -122,7 +130,9 @@ class Shared(Subject):
         from worker.engines.transformers.model.loader import ready
 
         if device.startswith("cuda"):
-            torch.cuda.set_device(device)  # of this thread, as a node does: Triton launches on the current one
+            torch.cuda.set_device(
+                device
+            )  # of this thread, as a node does: Triton launches on the current one
         return ready(self.model, self.tokenizer, slots, self.context)
 
     def clean_up(self) -> None:
@@ -155,7 +165,11 @@ class Divided(Subject):
     @property
     def facts(self) -> list[tuple[str, str]]:
         """What a report says of it."""
-        how = f"divided among {self._ranks} processes" if self._ranks > 1 else "its layers spread over the devices"
+        how = (
+            f"divided among {self._ranks} processes"
+            if self._ranks > 1
+            else "its layers spread over the devices"
+        )
         return [("model", f"{self.name}: {how}")]
 
     def _loaded(self, device: str, slots: int) -> Loaded:
@@ -214,7 +228,9 @@ def _context(model: Any, slots: int, asked: int | None, bytes_per_token: int) ->
     longest = _longest(model.config.get_text_config())
     cuda = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if cuda else psutil.virtual_memory().available
-    return max(1, min(longest, asked or longest, int(free * _SHARE) // ((slots + 1) * bytes_per_token)))
+    return max(
+        1, min(longest, asked or longest, int(free * _SHARE) // ((slots + 1) * bytes_per_token))
+    )
 
 
 def _longest(config: Any) -> int:

@@ -67,12 +67,23 @@ def loads(kind: str, title: str, found: Sequence[Found]) -> Rows:
     )  # fmt: skip
     rows = []
     for each in sorted(
-        (each for each in found if each.kind == kind), key=lambda each: (each.at_once, each.who != ENGINE)
+        (each for each in found if each.kind == kind),
+        key=lambda each: (each.at_once, each.who != ENGINE),
     ):
         it = each.reading
         ttft, gap = _three(it.ttft), _three(it.gap)
         rows.append(
-            (each.who, each.at_once, it.requests, it.rate, it.step_ms, *ttft[:2], *gap, it.tokens_a_chunk, it.failed)
+            (
+                each.who,
+                each.at_once,
+                it.requests,
+                it.rate,
+                it.step_ms,
+                *ttft[:2],
+                *gap,
+                it.tokens_a_chunk,
+                it.failed,
+            )
         )
     return Rows(title, columns, rows)
 
@@ -108,7 +119,10 @@ def ratios(found: Sequence[Found], limits: Sequence[Bound]) -> Rows:
     rows: list[tuple[str | int | float | None, ...]] = []
     for ours in (each for each in found if each.who == ENGINE):
         shares = [_over(ours.reading.rate, _rate(found, ours, who)) for who in others]
-        bound = next((each for each in limits if (each.kind, each.at_once) == (ours.kind, ours.at_once)), None)
+        bound = next(
+            (each for each in limits if (each.kind, each.at_once) == (ours.kind, ours.at_once)),
+            None,
+        )
         step = ours.reading.step_ms
         rows.append(
             (ours.kind, ours.at_once, ours.reading.rate, *shares,

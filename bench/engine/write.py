@@ -24,11 +24,15 @@ def write(shape: str, folder: Path, device: str) -> None:
 def command(
     shape: Annotated[str, typer.Argument(help=f"{', '.join(shapes.SHAPES)}.")],
     folder: Annotated[Path, typer.Argument(help="Where to; new or empty.")],
-    device: Annotated[str, typer.Option(help="Where the numbers are drawn: cuda is quick.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where the numbers are drawn: cuda is quick.")
+    ] = "auto",
 ) -> None:
     """Write a model of a known shape, with random weights, as safetensors with its tokenizer."""
     if shape not in shapes.SHAPES:
-        raise typer.BadParameter(f"{shape!r} is none of {', '.join(shapes.SHAPES)}", param_hint="SHAPE")
+        raise typer.BadParameter(
+            f"{shape!r} is none of {', '.join(shapes.SHAPES)}", param_hint="SHAPE"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise typer.BadParameter(f"{folder} is not an empty folder", param_hint="FOLDER")
     write(shape, folder, find_device(device))

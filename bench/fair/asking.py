@@ -71,7 +71,9 @@ class Question:
             "stream": True,
             **({"service_tier": "flex"} if self.flex else {}),
         }
-        return web.request("POST", "/v1/chat/completions", port, self.key, json.dumps(body).encode())
+        return web.request(
+            "POST", "/v1/chat/completions", port, self.key, json.dumps(body).encode()
+        )
 
 
 def told(line: bytes, at: float) -> Told | None:
@@ -92,7 +94,10 @@ class Asking(asyncio.Protocol):
     """
 
     def __init__(
-        self, request: bytes, ended: Callable[["Asking"], None], accepted: Callable[[], None] = lambda: None
+        self,
+        request: bytes,
+        ended: Callable[["Asking"], None],
+        accepted: Callable[[], None] = lambda: None,
     ) -> None:
         self.track = Track()
         self._request = request

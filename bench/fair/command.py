@@ -20,27 +20,47 @@ from bench.report import Report
 
 
 def command(
-    questions: Annotated[int, typer.Option(min=2, help="Of the light user, in each scenario.")] = 60,
-    flood: Annotated[int, typer.Option(min=1, help="Requests of the heavy user at any time.")] = 1000,
+    questions: Annotated[
+        int, typer.Option(min=2, help="Of the light user, in each scenario.")
+    ] = 60,
+    flood: Annotated[
+        int, typer.Option(min=1, help="Requests of the heavy user at any time.")
+    ] = 1000,
     nodes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 4,
-    tokens: Annotated[int, typer.Option(min=2, help="Of an answer; the flood's are half to one and a half.")] = 20,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Answers a worker writes at the same time.")
+    ] = 4,
+    tokens: Annotated[
+        int, typer.Option(min=2, help="Of an answer; the flood's are half to one and a half.")
+    ] = 20,
     token_delay: Annotated[float, typer.Option(min=0.001, help="Seconds a token.")] = 0.05,
-    cap: Annotated[int, typer.Option(min=1, help="Jobs of a user that run at once, where there is a cap.")] = 6,
-    window: Annotated[float, typer.Option(min=1, help="Seconds for which two floods are compared.")] = 20.0,
+    cap: Annotated[
+        int, typer.Option(min=1, help="Jobs of a user that run at once, where there is a cap.")
+    ] = 6,
+    window: Annotated[
+        float, typer.Option(min=1, help="Seconds for which two floods are compared.")
+    ] = 20.0,
     seed: Annotated[int, typer.Option(help="Decides pauses and lengths.")] = 1,
-    only: Annotated[list[str] | None, typer.Option(help="Only scenarios with this in their name; repeatable.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="15 questions, and half the scenarios.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only scenarios with this in their name; repeatable.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="15 questions, and half the scenarios.")
+    ] = False,
     json_file: report.JsonOption = None,
 ) -> None:
     """Time to first token beside another user's 1,000 requests, shares of two floods, and how true estimates are."""
     if quick:
         questions, window = min(questions, 15), min(window, 10.0)
-    settings = Settings(nodes, slots, tokens, token_delay, questions, (0.5, 1.0), flood, cap, window, seed)
+    settings = Settings(
+        nodes, slots, tokens, token_delay, questions, (0.5, 1.0), flood, cap, window, seed
+    )
     asked, floods = _plan(settings, quick, only or [])
     result = Report("fair", {**asdict(settings), "quick": quick})
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a request is an open file, here and in the API
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # a request is an open file, here and in the API
     try:
         found, shared = asyncio.run(_run(asked, floods, settings))
     except Refused as error:
@@ -68,7 +88,9 @@ def _plan(settings: Settings, quick: bool, only: list[str]) -> tuple[list[Beside
     return [alone, *beside], floods
 
 
-async def _run(asked: list[Beside], floods: list[Shares], settings: Settings) -> tuple[list[Found], list[Shared]]:
+async def _run(
+    asked: list[Beside], floods: list[Shares], settings: Settings
+) -> tuple[list[Found], list[Shared]]:
     with report.progress() as bar:
         task = bar.add_task("", total=len(asked) + len(floods))
         found = []

@@ -38,7 +38,10 @@ class Honesty:
             fmean(each.waited for each in found),
             fmean(abs(each.told - each.waited) for each in found),
             fmean(each.told - each.waited for each in found),
-            stats.percentile([abs(each.told - each.waited) / each.waited for each in found if each.waited > 0], 50),
+            stats.percentile(
+                [abs(each.told - each.waited) / each.waited for each in found if each.waited > 0],
+                50,
+            ),
         )
 
 
@@ -49,5 +52,7 @@ def estimates(tracks: Iterable[Track]) -> list[Estimate]:
     return [
         Estimate(told.seconds, track.first - told.at)
         for track in tracks
-        if track.first is not None and (told := track.estimate) is not None and told.seconds is not None
+        if track.first is not None
+        and (told := track.estimate) is not None
+        and told.seconds is not None
     ]

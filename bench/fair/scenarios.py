@@ -44,7 +44,14 @@ class Settings:
 
     def up(self) -> list[str]:
         """The options of `canopy up`."""
-        return ["--nodes", str(self.nodes), "--slots", str(self.slots), "--token-delay", str(self.token_delay)]
+        return [
+            "--nodes",
+            str(self.nodes),
+            "--slots",
+            str(self.slots),
+            "--token-delay",
+            str(self.token_delay),
+        ]
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,9 @@ class Found:
 
     def _firsts(self, tracks: list[Track]) -> list[float]:
         """Who has none waited at least until the end."""
-        return [(self.ended if track.first is None else track.first) - track.sent for track in tracks]
+        return [
+            (self.ended if track.first is None else track.first) - track.sent for track in tracks
+        ]
 
     @property
     def estimates(self) -> list[Estimate]:
@@ -142,7 +151,9 @@ async def beside(scenario: Beside, settings: Settings) -> Found:
         began, before = time.perf_counter(), meter.read()
         async with flood.flowing():
             onset = await ask(
-                lambda _asked: not flood.taken_in.is_set() and time.perf_counter() < began + _ONSET_SECONDS
+                lambda _asked: (
+                    not flood.taken_in.is_set() and time.perf_counter() < began + _ONSET_SECONDS
+                )
             )
             since, between = time.perf_counter(), meter.read()
             light = await ask(more)
@@ -176,7 +187,9 @@ async def shared(scenario: Shares, settings: Settings) -> Shared:
                 least = min(least, *(flood.waiting for flood in floods))
                 await asyncio.sleep(min(1.0, begin + settings.window - now))
             end = time.perf_counter()
-    tokens, begun = ([count(flood, begin, end) for flood in floods] for count in (Flood.tokens_between, _begun))
+    tokens, begun = (
+        [count(flood, begin, end) for flood in floods] for count in (Flood.tokens_between, _begun)
+    )
     return Shared(scenario, (tokens[0], tokens[1]), (begun[0], begun[1]), least)
 
 

@@ -56,7 +56,12 @@ async def running(
     words = ["up", "--engine", "echo", "--port", str(port), *options]
     say(
         " ".join(
-            ["starting an instance:", *(f"{name}={value}" for name, value in environment.items()), "canopy", *words]
+            [
+                "starting an instance:",
+                *(f"{name}={value}" for name, value in environment.items()),
+                "canopy",
+                *words,
+            ]
         )
     )
     surroundings = {**_alone(folder), **environment}
@@ -67,9 +72,13 @@ async def running(
         async with asyncio.timeout(_READY_SECONDS):
             if not await launcher.until_ready():
                 raise NotStarted(launcher.last_line())
-        made = await _output(module_command("bench.fair.accounts", *(f"{n}={s}" for n, s in shares.items())), folder)
+        made = await _output(
+            module_command("bench.fair.accounts", *(f"{n}={s}" for n, s in shares.items())), folder
+        )
         admin = await _output([sys.executable, str(REPOSITORY / "canopy"), "key", "create"], folder)
-        yield Service(port, dict(zip(shares, made.split(), strict=True)), admin.strip(), _pids(folder))
+        yield Service(
+            port, dict(zip(shares, made.split(), strict=True)), admin.strip(), _pids(folder)
+        )
     except TimeoutError as error:
         raise NotStarted(f"not ready in time; it said last: {launcher.last_line()}") from error
     finally:
@@ -79,7 +88,13 @@ async def running(
 
 def _pids(folder: Path) -> dict[str, list[int]]:
     """The benchmark itself is `bench`."""
-    found: dict[str, list[int]] = {"api": [], "root": [], "nodes": [], "broker": [], "bench": [os.getpid()]}
+    found: dict[str, list[int]] = {
+        "api": [],
+        "root": [],
+        "nodes": [],
+        "broker": [],
+        "bench": [os.getpid()],
+    }
     for each in instance.recorded_processes(Home(folder)):
         group = "nodes" if re.fullmatch(r"n\d+", each.name) else each.name
         if group in found:
@@ -89,7 +104,12 @@ def _pids(folder: Path) -> dict[str, list[int]]:
 
 def _alone(folder: Path) -> dict[str, str]:
     """Nothing of an instance that this shell may point to: what is empty counts as not given."""
-    return {"CANOPY_AMQP_URL": "", "CANOPY_MANAGEMENT_URL": "", "DATABASE_URL": "", "CANOPY_HOME": str(folder)}
+    return {
+        "CANOPY_AMQP_URL": "",
+        "CANOPY_MANAGEMENT_URL": "",
+        "DATABASE_URL": "",
+        "CANOPY_HOME": str(folder),
+    }
 
 
 async def _output(command: list[str], folder: Path) -> str:

@@ -11,7 +11,9 @@ RATIO = 1.5  # light user's time to first token, p95, beside a flood against alo
 _PROCESSES = ("api", "root", "nodes", "broker", "bench")
 
 
-def tell(result: Report, settings: Settings, found: Sequence[Found], shared: Sequence[Shared]) -> None:
+def tell(
+    result: Report, settings: Settings, found: Sequence[Found], shared: Sequence[Shared]
+) -> None:
     """Fills the report. The first of `found` is the light user alone."""
     alone = stats.percentile(found[0].firsts, 95)
     result.tables += [
@@ -21,7 +23,9 @@ def tell(result: Report, settings: Settings, found: Sequence[Found], shared: Seq
         _estimates(found),
         _shares(shared),
     ]
-    result.facts["onset_first_token_seconds"] = {each.scenario.name: each.onset_firsts for each in found}
+    result.facts["onset_first_token_seconds"] = {
+        each.scenario.name: each.onset_firsts for each in found
+    }
     result.facts["light_first_token_seconds"] = {each.scenario.name: each.firsts for each in found}
     result.notes += [
         *(_verdict(each, alone, settings) for each in found[1:]),
@@ -55,7 +59,9 @@ def _light(found: Sequence[Found], alone: float, settings: Settings) -> Rows:
         "the light user", "asked", "not begun", "first token p50 s", "p95 s", "longest s", "x alone", "in services",
         "told a place", "worst place", "flood waiting",
     )  # fmt: skip
-    return Rows(f"a light user beside {settings.flood} requests of another", columns, rows, digits=3)
+    return Rows(
+        f"a light user beside {settings.flood} requests of another", columns, rows, digits=3
+    )
 
 
 def _onset(found: Sequence[Found], size: int) -> Rows:
@@ -74,15 +80,23 @@ def _onset(found: Sequence[Found], size: int) -> Rows:
         "the light user", "lasted s", "taken in a second", "asked", "first token p50 s", "longest s",
         *(f"{name} ms" for name in _PROCESSES),
     )  # fmt: skip
-    return Rows("while the flood's first requests, sent at once, are taken in; processor time a request", columns, rows)
+    return Rows(
+        "while the flood's first requests, sent at once, are taken in; processor time a request",
+        columns,
+        rows,
+    )
 
 
 def _waiting(found: Sequence[Found]) -> Rows:
     rows: list[Sequence[Cell]] = [
-        (each.scenario.name, *(1000 * each.cpu[name] for name in _PROCESSES)) for each in found if each.cpu
+        (each.scenario.name, *(1000 * each.cpu[name] for name in _PROCESSES))
+        for each in found
+        if each.cpu
     ]
     columns = ("while they wait", *(f"{name} ms/s" for name in _PROCESSES))
-    return Rows("processor time while the flood waits and is refilled, ms a second", columns, rows, digits=0)
+    return Rows(
+        "processor time while the flood waits and is refilled, ms a second", columns, rows, digits=0
+    )
 
 
 def _estimates(found: Sequence[Found]) -> Rows:
@@ -118,7 +132,16 @@ def _shares(shared: Sequence[Shared]) -> Rows:
                     100 * share / sum(each.scenario.shares), each.least_waiting,
                 )
             )  # fmt: skip
-    columns = ("two floods", "tokens an answer", "share", "begun", "tokens", "%", "entitled %", "least waiting")
+    columns = (
+        "two floods",
+        "tokens an answer",
+        "share",
+        "begun",
+        "tokens",
+        "%",
+        "entitled %",
+        "least waiting",
+    )
     return Rows("what two users get who both flood", columns, rows, digits=1)
 
 

@@ -19,10 +19,14 @@ class Refused(Exception):
 class Flood:
     """`size` requests at any time: each that ends is followed by another. `lengths()` gives the next one's tokens."""
 
-    def __init__(self, port: int, key: str, size: int, lengths: Callable[[], int], *, flex: bool = False) -> None:
+    def __init__(
+        self, port: int, key: str, size: int, lengths: Callable[[], int], *, flex: bool = False
+    ) -> None:
         self.tracks: list[Track] = []
         self.error = ""
-        self.taken_in = asyncio.Event()  # the service has accepted all that were sent at the beginning, or one failed
+        self.taken_in = (
+            asyncio.Event()
+        )  # the service has accepted all that were sent at the beginning, or one failed
         self._port = port
         self._key = key
         self._size = size
@@ -58,7 +62,9 @@ class Flood:
 
     def tokens_between(self, begin: float, end: float) -> int:
         """Tokens that came in that time."""
-        return sum(count for track in self.tracks for at, count in track.tokens if begin <= at < end)
+        return sum(
+            count for track in self.tracks for at, count in track.tokens if begin <= at < end
+        )
 
     def _ask_soon(self) -> None:
         task = asyncio.create_task(self._ask())
@@ -94,7 +100,11 @@ class Flood:
 
 
 async def now_and_then(
-    port: int, question: Question, pause: tuple[float, float], dice: random.Random, more: Callable[[int], bool]
+    port: int,
+    question: Question,
+    pause: tuple[float, float],
+    dice: random.Random,
+    more: Callable[[int], bool],
 ) -> list[Track]:
     """Asks with random pauses, whether or not the former questions are answered, as long as there are to be `more` than
     so many. Those that have not ended long after the last one are given up. Raises OSError, Refused.

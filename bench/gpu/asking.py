@@ -20,7 +20,8 @@ async def wave(
     try:
         with cpu.spending(meter) as spent:
             asked = [
-                _answer(connection, canopy, text, ask) for connection, text in zip(connections, texts, strict=True)
+                _answer(connection, canopy, text, ask)
+                for connection, text in zip(connections, texts, strict=True)
             ]
             answers = await asyncio.gather(*asked)
     finally:
@@ -37,7 +38,9 @@ async def _answer(
         "model": canopy.model, "prompt": text, "max_tokens": ask.answer, "temperature": 0, "stream": True,
         "stream_options": {"include_usage": True},
     }  # fmt: skip
-    request = web.request("POST", "/v1/completions", canopy.port, canopy.key, json.dumps(body).encode())
+    request = web.request(
+        "POST", "/v1/completions", canopy.port, canopy.key, json.dumps(body).encode()
+    )
     track = Track(ask, time.perf_counter())
     try:
         return track, (await connection.ask(request)).pieces

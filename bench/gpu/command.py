@@ -38,13 +38,19 @@ def command(
     random_shape: Annotated[
         str | None, typer.Option("--random-weights", help=f"Instead: {', '.join(shapes.SHAPES)}.")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Also the system with so many nodes, each on a GPU.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(min=1, help="Also the system with so many nodes, each on a GPU.")
+    ] = 1,
     concurrency: Annotated[
         list[int] | None, typer.Option(min=1, help="Requests at once for each node, repeatable.")
     ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
-    answer: Annotated[int | None, typer.Option(min=2, help="Tokens of each answer; default 256, on a CPU 64.")] = None,
-    alone: Annotated[bool, typer.Option("--engine/--no-engine", help="Also the engine alone.")] = True,
+    answer: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of each answer; default 256, on a CPU 64.")
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--engine/--no-engine", help="Also the engine alone.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the prompts' words.")] = 1,
     json_file: report.JsonOption = None,
 ) -> None:
@@ -59,10 +65,27 @@ def command(
     check_gpus(gpus, place, machine_gpus.count())
     sizes = tuple(concurrency or (engine.CPU_SIZES if place == "cpu" else engine.GPU_SIZES))
     ask = Ask(prompt, answer or (64 if place == "cpu" else 256))
-    subject = Random(random_shape) if random_shape is not None else Prepared(installed(str(model)).absolute())
-    settings = {"device": place, "model": subject.name, "slots": max(sizes), "concurrency": sizes, "seed": seed}
-    result = Report("gpu", {**settings, "gpus": gpus, "prompt": prompt, "answer": ask.answer}, notes=list(_NOTES))
-    found = {nodes: system.measure(subject, place, nodes, sizes, ask, seed) for nodes in dict.fromkeys((1, gpus))}
+    subject = (
+        Random(random_shape)
+        if random_shape is not None
+        else Prepared(installed(str(model)).absolute())
+    )
+    settings = {
+        "device": place,
+        "model": subject.name,
+        "slots": max(sizes),
+        "concurrency": sizes,
+        "seed": seed,
+    }
+    result = Report(
+        "gpu",
+        {**settings, "gpus": gpus, "prompt": prompt, "answer": ask.answer},
+        notes=list(_NOTES),
+    )
+    found = {
+        nodes: system.measure(subject, place, nodes, sizes, ask, seed)
+        for nodes in dict.fromkeys((1, gpus))
+    }
     engines = _alone(subject, place, sizes, ask, seed) if alone else {}
     _tell(result, found, engines, place)
     result.finish(json_file)
@@ -73,22 +96,31 @@ def check_gpus(wanted: int, device: str, there: int) -> None:
     if wanted == 1 or device == "cpu":
         return
     if device != "cuda:0":
-        raise typer.BadParameter("several GPUs are counted from the first: say --device auto", param_hint="--gpus")
+        raise typer.BadParameter(
+            "several GPUs are counted from the first: say --device auto", param_hint="--gpus"
+        )
     if wanted > there:
         raise typer.BadParameter(f"this machine has {there}", param_hint="--gpus")
 
 
-def _tell(result: Report, found: Mapping[int, Cells], engines: Mapping[str, Any], device: str) -> None:
+def _tell(
+    result: Report, found: Mapping[int, Cells], engines: Mapping[str, Any], device: str
+) -> None:
     ours, (most, together) = found[1], max(found.items())
     if most > 1:
         result.tables.append(table.scaling(ours, together, most))
         result.notes += [_SHARED] if device == "cpu" else []
     systems = {"system" if nodes == 1 else f"{nodes} GPUs": cells for nodes, cells in found.items()}
-    result.tables += [table.rates(ours, engines), table.delays(systems, engines), table.processors(found)]
+    result.tables += [
+        table.rates(ours, engines),
+        table.delays(systems, engines),
+        table.processors(found),
+    ]
     result.facts = {
         "system": {str(size): asdict(cell.reading) for size, cell in ours.items()},
         "nodes": {
-            str(nodes): {str(size): asdict(cell) for size, cell in cells.items()} for nodes, cells in found.items()
+            str(nodes): {str(size): asdict(cell) for size, cell in cells.items()}
+            for nodes, cells in found.items()
         },
         "engine": dict(engines),
     }
@@ -104,7 +136,9 @@ _NOTES = (
 _SHARED = "The nodes computed on one CPU and shared its cores: here the ratio says nothing."
 
 
-def _alone(subject: Subject, device: str, sizes: Sequence[int], ask: Ask, seed: int) -> dict[str, Any]:
+def _alone(
+    subject: Subject, device: str, sizes: Sequence[int], ask: Ask, seed: int
+) -> dict[str, Any]:
     """What `bench engine` found, by number of requests at once. Raises NotStarted."""
     with tempfile.TemporaryDirectory(prefix="canopy-bench-") as place:
         file = Path(place) / "engine.json"
@@ -115,7 +149,11 @@ def _alone(subject: Subject, device: str, sizes: Sequence[int], ask: Ask, seed: 
         )  # fmt: skip
         try:
             subprocess.run(
-                command, env=module_environment(), check=True, stdout=subprocess.DEVNULL, timeout=_ENGINE_SECONDS
+                command,
+                env=module_environment(),
+                check=True,
+                stdout=subprocess.DEVNULL,
+                timeout=_ENGINE_SECONDS,
             )
             facts = json.loads(file.read_text())["facts"]
         except (subprocess.SubprocessError, OSError) as error:

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from worker.engines.transformers.model.loaded import Loaded
 
 
-def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> "TransformersEngine":
+def create(
+    *, model: str, model_path: str | None, device: str, slots: int, token_delay: float
+) -> "TransformersEngine":
     """For `worker.engines.create`; `model` is one of `bench.engine.shapes.SHAPES`."""
     from bench.engine.subject import random_weights
     from worker.engines.transformers.engine import TransformersEngine

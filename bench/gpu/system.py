@@ -28,7 +28,9 @@ class Cell:
     cores: dict[str, float]
 
 
-def measure(subject: Subject, device: str, nodes: int, sizes: Sequence[int], ask: Ask, seed: int) -> dict[int, Cell]:
+def measure(
+    subject: Subject, device: str, nodes: int, sizes: Sequence[int], ask: Ask, seed: int
+) -> dict[int, Cell]:
     """By number of requests at once for each of `nodes` nodes. Raises NotStarted."""
     _allow_many_connections()
     prompts = subject.prompts(seed)
@@ -38,7 +40,9 @@ def measure(subject: Subject, device: str, nodes: int, sizes: Sequence[int], ask
         for size in sizes:
             cell = found[size] = asyncio.run(_measured(canopy, prompts, size * nodes, ask))
             who = f"{nodes} nodes, {nodes} x {size}" if nodes > 1 else f"system, {size}"
-            report.say(f"{who} at once: {cell.reading.rate:.1f} tok/s, {cell.reading.failed} failed")
+            report.say(
+                f"{who} at once: {cell.reading.rate:.1f} tok/s, {cell.reading.failed} failed"
+            )
     return found
 
 
@@ -53,11 +57,15 @@ async def _measured(canopy: Instance, prompts: Prompts, requests: int, ask: Ask)
     async with asyncio.timeout(_ROW_SECONDS):
         short = Ask(ask.prompt, min(ask.answer, _WARM_ANSWER))
         await asking.wave(canopy, [prompts.text(ask.prompt) for _ in range(requests)], short, meter)
-        tracks, spent = await asking.wave(canopy, [prompts.text(ask.prompt) for _ in range(requests)], ask, meter)
+        tracks, spent = await asking.wave(
+            canopy, [prompts.text(ask.prompt) for _ in range(requests)], ask, meter
+        )
     for error in sorted({track.error for track in tracks if track.error})[:3]:
         report.say(f"  {error}")
     seconds = spent.pop("seconds")
-    return Cell(reading.read_wave(tracks), seconds, {name: each / seconds for name, each in spent.items()})
+    return Cell(
+        reading.read_wave(tracks), seconds, {name: each / seconds for name, each in spent.items()}
+    )
 
 
 def _allow_many_connections() -> None:

@@ -39,14 +39,30 @@ def delays(systems: Mapping[str, Cells], alone: Mapping[str, Any]) -> Rows:
         engine = {"engine": alone.get(str(size), {})} if alone else {}
         for who, each in {**readings, **engine}.items():
             spreads = [each.get("ttft") or {}, each.get("gap") or {}]
-            rows.append((size, who, *(spread.get(point) for spread in spreads for point in ("p50", "p99", "max"))))
+            rows.append(
+                (
+                    size,
+                    who,
+                    *(spread.get(point) for spread in spreads for point in ("p50", "p99", "max")),
+                )
+            )
     columns = ("TTFT p50", "TTFT p99", "TTFT max", "gap p50", "gap p99", "gap max")
     return Rows("delays, ms", ("at once", "who", *columns), rows)
 
 
 def processors(found: Mapping[int, Cells]) -> Rows:
     """A row a process, a column a number of nodes and of requests for each."""
-    columns = {f"{nodes} x {size}": cell.cores for nodes, cells in found.items() for size, cell in cells.items()}
-    names = dict.fromkeys(name for cores in reversed(columns.values()) for name in cores)  # most nodes first
+    columns = {
+        f"{nodes} x {size}": cell.cores
+        for nodes, cells in found.items()
+        for size, cell in cells.items()
+    }
+    names = dict.fromkeys(
+        name for cores in reversed(columns.values()) for name in cores
+    )  # most nodes first
     rows = [(name, *(cores.get(name) for cores in columns.values())) for name in names]
-    return Rows("processor time, cores in use (nodes x requests at once for each)", ("process", *columns), rows)
+    return Rows(
+        "processor time, cores in use (nodes x requests at once for each)",
+        ("process", *columns),
+        rows,
+    )

@@ -32,7 +32,9 @@ async def turn(service: Service, request: Request) -> tuple[Ending, str]:
 async def _write(service: Service, request: Request, number: int) -> int:
     """Sends the question; the answer's id. A page whose connection broke looks whether its question is there."""
     try:
-        made = await _post(service, f"/api/conversations/{number}/messages", {"content": request.expected})
+        made = await _post(
+            service, f"/api/conversations/{number}/messages", {"content": request.expected}
+        )
         request.accept(time.monotonic())
         return int(made["assistant_message"]["id"])
     except httpx.TransportError as error:
@@ -49,7 +51,9 @@ async def _follow(service: Service, request: Request, number: int, message: int)
     try:
         async with (
             asyncio.timeout(http.PATIENCE),
-            service.browser.stream("GET", f"/api/conversations/{number}/messages/{message}/stream") as answer,
+            service.browser.stream(
+                "GET", f"/api/conversations/{number}/messages/{message}/stream"
+            ) as answer,
         ):
             async for event in http.events(answer):
                 piece = json.loads(event).get("text", "")

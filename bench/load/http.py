@@ -48,7 +48,11 @@ class Service:
         many = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx.Timeout(PATIENCE, connect=5.0)
         program = httpx.AsyncClient(
-            base_url=url, limits=many, timeout=timeout, trust_env=False, headers={"Authorization": f"Bearer {key}"}
+            base_url=url,
+            limits=many,
+            timeout=timeout,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {key}"},
         )
         browser = httpx.AsyncClient(base_url=url, limits=many, timeout=timeout, trust_env=False)
         async with program, browser:
@@ -59,7 +63,10 @@ class Service:
 
 
 async def streamed(
-    service: Service, request: Request, headers: dict[str, str], enough: Callable[[str], bool] = lambda _text: False
+    service: Service,
+    request: Request,
+    headers: dict[str, str],
+    enough: Callable[[str], bool] = lambda _text: False,
 ) -> bool:
     """A streamed answer, into the request; False if it was left early because the text was `enough`.
 
@@ -68,7 +75,9 @@ async def streamed(
     request.text = ""
     async with asyncio.timeout(PATIENCE) as limit:
         asked = _chat(service, request, stream=True)
-        async with service.program.stream("POST", "/v1/chat/completions", json=asked, headers=headers) as answer:
+        async with service.program.stream(
+            "POST", "/v1/chat/completions", json=asked, headers=headers
+        ) as answer:
             if answer.status_code != 200:
                 await answer.aread()
                 raise refusal(answer)
@@ -92,7 +101,10 @@ async def whole(service: Service, request: Request, headers: dict[str, str]) -> 
         raise refusal(answer)
     request.accept(time.monotonic(), answer.headers.get("X-Request-Id"))
     made = answer.json()
-    request.text, request.tokens = made["choices"][0]["message"]["content"], made["usage"]["completion_tokens"]
+    request.text, request.tokens = (
+        made["choices"][0]["message"]["content"],
+        made["usage"]["completion_tokens"],
+    )
     return True
 
 
@@ -112,7 +124,11 @@ async def events(answer: httpx.Response) -> AsyncIterator[str]:
 
 
 def _chat(service: Service, request: Request, *, stream: bool) -> dict[str, Any]:
-    asked = {"model": service.model, "messages": [{"role": "user", "content": request.expected}], "stream": stream}
+    asked = {
+        "model": service.model,
+        "messages": [{"role": "user", "content": request.expected}],
+        "stream": stream,
+    }
     return {**asked, "stream_options": {"include_usage": True}} if stream else asked
 
 

@@ -81,7 +81,10 @@ class Request:
 
     def longest_silence(self, began: float, ended: float) -> float:
         """Of the silences that began in that time, the longest one; 0 for none."""
-        return max((last - first for first, last in self.silences if began - _STEP <= first <= ended), default=0.0)
+        return max(
+            (last - first for first, last in self.silences if began - _STEP <= first <= ended),
+            default=0.0,
+        )
 
 
 @dataclass(slots=True)
@@ -98,7 +101,9 @@ class Ledger:
 
     requests: list[Request] = field(default_factory=list)
     api_deaths: list[Death] = field(default_factory=list)
-    turned_away: Counter[str] = field(default_factory=Counter)  # reason -> how often, retries included
+    turned_away: Counter[str] = field(
+        default_factory=Counter
+    )  # reason -> how often, retries included
 
     def turn_away(self, reason: str) -> None:
         """A try was refused, or found nobody."""
@@ -124,13 +129,17 @@ class Ledger:
         Before an answer began it is a refusal if the API process died or the connection was an idle one being closed.
         After that, it is honest only if the API process died. Anything else is a lost request.
         """
-        api_died = any(request.began <= death.ended and death.began <= at for death in self.api_deaths)
+        api_died = any(
+            request.began <= death.ended and death.began <= at for death in self.api_deaths
+        )
         if request.accepted is None:
             return Ending.REFUSED if api_died or at - request.began < IDLE_CLOSED else Ending.LOST
         return Ending.BROKEN if api_died else Ending.LOST
 
 
-def judge(expected: str, got: str, tokens: int | None = None, *, whole: bool = True) -> Ending | None:
+def judge(
+    expected: str, got: str, tokens: int | None = None, *, whole: bool = True
+) -> Ending | None:
     """None if the text is right: all of what was expected, or, if not `whole`, how it begins. `tokens`: as counted by
     the answer, None if it did not say.
     """
@@ -139,10 +148,15 @@ def judge(expected: str, got: str, tokens: int | None = None, *, whole: bool = T
     if got == expected or (not whole and expected.startswith(got)):
         return None
     words, right = got.split(" "), expected.split(" ")
-    place = next((index for index, (a, b) in enumerate(zip(words, right, strict=False)) if a != b), len(right))
+    place = next(
+        (index for index, (a, b) in enumerate(zip(words, right, strict=False)) if a != b),
+        len(right),
+    )
     if len(words) > len(right) and place == len(right):
         return Ending.REPEATED
-    return Ending.REPEATED if place < len(words) and words[place] in right[:place] else Ending.MISSING
+    return (
+        Ending.REPEATED if place < len(words) and words[place] in right[:place] else Ending.MISSING
+    )
 
 
 def numbered_words(tag: str, count: int) -> str:

@@ -22,7 +22,18 @@ from bench.load import chat, http
 from bench.load.http import CutShort, Refused, Service, Told
 from bench.load.ledger import Ending, Ledger, Request, judge, numbered_words
 
-KINDS = ("stream", "stream", "keyed", "stream", "chat", "stream", "cancel", "plain", "stream", "keyed")
+KINDS = (
+    "stream",
+    "stream",
+    "keyed",
+    "stream",
+    "chat",
+    "stream",
+    "cancel",
+    "plain",
+    "stream",
+    "keyed",
+)
 WORDS = (10, 120)  # of a question, which is its answer
 PAUSE = (0.1, 1.0)  # seconds between an answer and the next question
 
@@ -117,12 +128,18 @@ _ASK: dict[str, Callable[[User, Request], Awaitable[tuple[Ending, str]]]] = {
 
 def crowd(count: int, service: Service, ledger: Ledger, seed: int) -> list[User]:
     """`count` users of all kinds."""
-    return [User(number, service, ledger, random.Random(f"{seed}/{number}")) for number in range(count)]
+    return [
+        User(number, service, ledger, random.Random(f"{seed}/{number}")) for number in range(count)
+    ]
 
 
 def _judged(request: Request) -> tuple[Ending, str]:
     wrong = judge(request.expected, request.text, request.tokens)
-    return (wrong, f"got {request.text[-200:]!r}, {request.tokens} tokens") if wrong else (Ending.ANSWERED, "")
+    return (
+        (wrong, f"got {request.text[-200:]!r}, {request.tokens} tokens")
+        if wrong
+        else (Ending.ANSWERED, "")
+    )
 
 
 def _wrong_text(request: Request) -> Ending | None:

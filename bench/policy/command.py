@@ -22,31 +22,56 @@ SIMULATED_JOBS, REAL_JOBS = 15_000, 2000
 
 def command(
     nodes: Annotated[int, typer.Option(min=1, help="Nodes below the root.")] = 7,
-    fanout: Annotated[int | None, typer.Option(min=0, help="Children a node at most; 0: all below the root.")] = 2,
+    fanout: Annotated[
+        int | None, typer.Option(min=0, help="Children a node at most; 0: all below the root.")
+    ] = 2,
     parents: Annotated[
-        str | None, typer.Option(help="Another tree: n1=root,n2=n1,... instead of --nodes and --fanout.")
+        str | None,
+        typer.Option(help="Another tree: n1=root,n2=n1,... instead of --nodes and --fanout."),
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Slots a node.")] = 1,
-    loads: Annotated[str, typer.Option(help="Shares of all slots that the jobs keep busy.")] = LOADS,
-    services: Annotated[str, typer.Option(help=f"Laws of service: {', '.join(SERVICES)}, {grid.TRACE}.")] = LAWS,
-    arrivals: Annotated[str, typer.Option(help=f"{', '.join(ARRIVALS)} or {grid.TRACE}.")] = "poisson",
+    loads: Annotated[
+        str, typer.Option(help="Shares of all slots that the jobs keep busy.")
+    ] = LOADS,
+    services: Annotated[
+        str, typer.Option(help=f"Laws of service: {', '.join(SERVICES)}, {grid.TRACE}.")
+    ] = LAWS,
+    arrivals: Annotated[
+        str, typer.Option(help=f"{', '.join(ARRIVALS)} or {grid.TRACE}.")
+    ] = "poisson",
     trace: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="CSV of requests, for the laws named trace.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="CSV of requests, for the laws named trace."
+        ),
     ] = None,
     jobs: Annotated[int | None, typer.Option("-n", "--jobs", min=100, help="Jobs a run.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-    service_seconds: Annotated[float, typer.Option(min=0.001, help="Mean service; messages are slow beside it.")] = 1,
+    service_seconds: Annotated[
+        float, typer.Option(min=0.001, help="Mean service; messages are slow beside it.")
+    ] = 1,
     hop_ms: Annotated[float, typer.Option(min=0, help="A message from node to node.")] = 2.0,
     report_ms: Annotated[
-        float | None, typer.Option(min=0, help="Counters are told at most so often; default: as the policy asks.")
+        float | None,
+        typer.Option(
+            min=0, help="Counters are told at most so often; default: as the policy asks."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(file_okay=False, help="Draw policy.png and policy.svg into DIR.")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Simulations at the same time.")] = os.cpu_count() or 1,
-    real: Annotated[bool, typer.Option("--real", help="Measure a real tree instead, with the echo engine.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Draw policy.png and policy.svg into DIR.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Simulations at the same time.")
+    ] = os.cpu_count() or 1,
+    real: Annotated[
+        bool, typer.Option("--real", help="Measure a real tree instead, with the echo engine.")
+    ] = False,
     policies: Annotated[str, typer.Option(help="--real: dispatch rules to measure.")] = "hold-high",
     tokens: Annotated[int, typer.Option(min=1, help="--real: mean length of the answers.")] = 40,
     token_delay: Annotated[float, typer.Option(min=0.001, help="--real: seconds a token.")] = 0.01,
-    load: Annotated[float, typer.Option(min=0.05, max=0.98, help="--real: share of all slots.")] = 0.9,
+    load: Annotated[
+        float, typer.Option(min=0.05, max=0.98, help="--real: share of all slots.")
+    ] = 0.9,
     json_file: report.JsonOption = None,
 ) -> None:
     """How long jobs wait under each dispatch rule: simulated, or with --real measured; beside one central queue."""

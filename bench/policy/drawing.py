@@ -20,7 +20,11 @@ class NotDrawn(Exception):
 def picture(law: str, results: Results, notes: str) -> dict[str, object]:
     """What `plot.py` reads: a line a discipline, up to where it saturates."""
     disciplines = list(dict.fromkeys(discipline for each, _, discipline in results if each == law))
-    return {"law": law, "notes": notes, "lines": [_line(law, name, results) for name in disciplines]}
+    return {
+        "law": law,
+        "notes": notes,
+        "lines": [_line(law, name, results) for name in disciplines],
+    }
 
 
 def _line(law: str, discipline: str, results: Results) -> dict[str, object]:
@@ -41,10 +45,18 @@ def draw(pictures: Sequence[dict[str, object]], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     python = extras.environment("plot", MATPLOTLIB)
     drawn = subprocess.run(
-        [python, _SCRIPT, folder], input=json.dumps(pictures), capture_output=True, text=True, check=False
+        [python, _SCRIPT, folder],
+        input=json.dumps(pictures),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if drawn.returncode:
-        raise NotDrawn(drawn.stderr.strip().splitlines()[-1] if drawn.stderr.strip() else "plot.py said nothing")
+        raise NotDrawn(
+            drawn.stderr.strip().splitlines()[-1]
+            if drawn.stderr.strip()
+            else "plot.py said nothing"
+        )
     files = [folder / f"policy.{kind}" for kind in ("png", "svg")]
     say("drawn: " + ", ".join(map(str, files)))
     return files

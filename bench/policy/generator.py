@@ -95,7 +95,10 @@ async def keep_busy(client: Client, model: str, slots: int, lengths: Sequence[in
     left = iter(lengths)
 
     async def one_after_the_other() -> list[Sample]:
-        return [await _ask(client, model, Planned(time.perf_counter() - began, tokens), began) for tokens in left]
+        return [
+            await _ask(client, model, Planned(time.perf_counter() - began, tokens), began)
+            for tokens in left
+        ]
 
     async with asyncio.timeout(_GRACE_SECONDS):
         rows = await asyncio.gather(*(one_after_the_other() for _ in range(slots)))

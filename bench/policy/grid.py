@@ -31,7 +31,9 @@ class Jobs:
     services: Sequence[float]
 
     @classmethod
-    def drawn(cls, arrivals: str, service: str, count: int, seed: int, trace: tuple[Sequence[float], ...]) -> "Jobs":
+    def drawn(
+        cls, arrivals: str, service: str, count: int, seed: int, trace: tuple[Sequence[float], ...]
+    ) -> "Jobs":
         """By the named laws. `trace` is (gaps, services) for those named `trace`. Raises ValueError for a bad one.
 
         What is drawn is scaled to a mean of exactly 1, like a trace: at a load of 0.95 a sample that happens to bring
@@ -82,7 +84,9 @@ class Result:
     error: float
 
 
-def run(cells: Sequence[Cell], jobs: Mapping[str, Jobs], processes: int, advance: Callable[[], None]) -> list[Result]:
+def run(
+    cells: Sequence[Cell], jobs: Mapping[str, Jobs], processes: int, advance: Callable[[], None]
+) -> list[Result]:
     """The results of the cells, in their order, from so many processes; `jobs` are by law. `advance()` after each."""
     if processes <= 1:
         return [_advancing(figures_of(cell, jobs[cell.law]), advance) for cell in cells]

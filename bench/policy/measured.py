@@ -17,7 +17,15 @@ from bench.instance import Instance
 from bench.policy import generator
 from bench.policy.generator import Sample
 from bench.policy.grid import Slowness
-from bench.policy.simulation.simulate import CENTRAL, WARM_UP, Outcome, Plan, Spread, Workload, simulate
+from bench.policy.simulation.simulate import (
+    CENTRAL,
+    WARM_UP,
+    Outcome,
+    Plan,
+    Spread,
+    Workload,
+    simulate,
+)
 from bench.report import Report, Rows, say
 
 GOAL_MEAN, GOAL_P99 = 1.20, 1.5
@@ -46,7 +54,16 @@ class Settings:
 
     def up(self, policy: str) -> list[str]:
         """The options of `canopy up`."""
-        words = ["--engine", "echo", "--nodes", self.nodes, "--slots", self.slots, "--token-delay", self.token_delay]
+        words = [
+            "--engine",
+            "echo",
+            "--nodes",
+            self.nodes,
+            "--slots",
+            self.slots,
+            "--token-delay",
+            self.token_delay,
+        ]
         words += ["--fanout", self.fanout] if self.fanout else []
         return [*map(str, words), "--policy", policy]
 
@@ -77,7 +94,10 @@ class Run:
     def workload(self, services: Sequence[float]) -> Workload:
         """These arrivals with those services, in measured mean service times."""
         unit = self.service
-        return Workload([sample.sent / unit for sample in self.samples], [service / unit for service in services])
+        return Workload(
+            [sample.sent / unit for sample in self.samples],
+            [service / unit for service in services],
+        )
 
 
 def run(settings: Settings, policies: Sequence[str], result: Report) -> bool:
@@ -88,7 +108,9 @@ def run(settings: Settings, policies: Sequence[str], result: Report) -> bool:
             found = asyncio.run(_measure(canopy, settings, policy))
         failures = [sample.failure for sample in found.samples if sample.failure]
         if failures:
-            result.notes.append(f"{policy}: {len(failures)} jobs FAILED, and nothing is told: {failures[0]}")
+            result.notes.append(
+                f"{policy}: {len(failures)} jobs FAILED, and nothing is told: {failures[0]}"
+            )
             good = False
         else:
             _tell(settings, found, result)
@@ -107,7 +129,9 @@ async def _measure(canopy: Instance, settings: Settings, policy: str) -> Run:
         mean = fmean(lengths) * settings.token_delay * inflation
         plan = generator.schedule(settings.load * capacity / mean, lengths, dice)
         say(f"{policy}: {settings.jobs} jobs of {mean:.3f} s in {plan[-1].at:.0f} s")
-        meter = cpu.Meter({**{name: [pid] for name, pid in canopy.pids().items()}, "bench": [os.getpid()]})
+        meter = cpu.Meter(
+            {**{name: [pid] for name, pid in canopy.pids().items()}, "bench": [os.getpid()]}
+        )
         before = meter.read()
         samples = await generator.send_all(client, canopy.model, plan)
         spent = cpu.spent(before, meter.read())
@@ -127,9 +151,24 @@ def _tell(settings: Settings, run: Run, result: Report) -> None:
         _row(f"{run.policy}, measured", run.spread(), run.waits(), least, run.service),
         _simulated(f"{run.policy}, simulated", alike, least, run.service),
         _simulated(f"{CENTRAL}, simulated", best, least, run.service),
-        _simulated(f"{CENTRAL}, nominal service", simulate(CENTRAL, settings.plan, ideal), least, run.service),
+        _simulated(
+            f"{CENTRAL}, nominal service",
+            simulate(CENTRAL, settings.plan, ideal),
+            least,
+            run.service,
+        ),
     ]
-    columns = ("", "mean", "p50", "p95", "p99", "wait", "mean ms", f"mean / {CENTRAL}", f"p99 / {CENTRAL}")
+    columns = (
+        "",
+        "mean",
+        "p50",
+        "p95",
+        "p99",
+        "wait",
+        "mean ms",
+        f"mean / {CENTRAL}",
+        f"p99 / {CENTRAL}",
+    )
     title = f"{run.policy}: time in system, in measured mean service times; load {best.utilisation():.3f}"
     result.tables += [Rows(title, columns, rows), _nodes(run)]
     mean, p99 = run.spread().mean / least.mean, run.spread().p99 / least.p99
@@ -150,18 +189,33 @@ def _tell(settings: Settings, run: Run, result: Report) -> None:
         + ", ".join(f"{name} {cores:.2f}" for name, cores in run.cpu.items()),
     ]
     if stats.percentile(late, 99) > LATE * run.service * 1000:
-        result.notes.append(f"{run.policy}: the machine was too busy with other things for these figures to count")
+        result.notes.append(
+            f"{run.policy}: the machine was too busy with other things for these figures to count"
+        )
 
 
-def _simulated(name: str, outcome: Outcome, least: Spread, service: float) -> tuple[str | float, ...]:
+def _simulated(
+    name: str, outcome: Outcome, least: Spread, service: float
+) -> tuple[str | float, ...]:
     return _row(
         name, Spread.of(outcome.times_in_system()), Spread.of(outcome.waiting_times()), least, service
     )  # fmt: skip
 
 
-def _row(name: str, spread: Spread, waits: Spread, least: Spread, service: float) -> tuple[str | float, ...]:
+def _row(
+    name: str, spread: Spread, waits: Spread, least: Spread, service: float
+) -> tuple[str | float, ...]:
     ratios = (spread.mean / least.mean, spread.p99 / least.p99)
-    return (name, spread.mean, spread.p50, spread.p95, spread.p99, waits.mean, spread.mean * service * 1000, *ratios)
+    return (
+        name,
+        spread.mean,
+        spread.p50,
+        spread.p95,
+        spread.p99,
+        waits.mean,
+        spread.mean * service * 1000,
+        *ratios,
+    )
 
 
 def _nodes(run: Run) -> Rows:

@@ -34,7 +34,12 @@ def main() -> None:
     """Reads, draws, writes."""
     folder, pictures = Path(sys.argv[1]), json.load(sys.stdin)
     figure, axes = pyplot.subplots(
-        len(pictures), 2, figsize=(11, 4.7 * len(pictures)), squeeze=False, facecolor=GROUND, layout="constrained"
+        len(pictures),
+        2,
+        figsize=(11, 4.7 * len(pictures)),
+        squeeze=False,
+        facecolor=GROUND,
+        layout="constrained",
     )
     for row, picture in zip(axes, pictures, strict=True):
         for axis, measure in zip(row, CAPTIONS, strict=True):
@@ -47,7 +52,11 @@ def main() -> None:
 def _panel(axis: Any, picture: dict[str, Any], measure: str) -> None:
     loads = sorted({load for line in picture["lines"] for load in line["loads"]})
     for line in picture["lines"]:
-        style = {"linewidth": 1.8, "markersize": 6, **STYLES.get(line["name"], {"color": INK, "marker": "."})}
+        style = {
+            "linewidth": 1.8,
+            "markersize": 6,
+            **STYLES.get(line["name"], {"color": INK, "marker": "."}),
+        }
         axis.plot(line["loads"], line[measure], label=line["name"], clip_on=False, **style)
     axis.set_yscale("log")
     axis.set_xlim(loads[0], loads[-1])
@@ -62,7 +71,12 @@ def _panel(axis: Any, picture: dict[str, Any], measure: str) -> None:
     axis.tick_params(colors=INK, length=0)
     axis.set_facecolor(GROUND)
     axis.set_xlabel("load (share of all slots)", color=INK)
-    axis.set_title(f"{CAPTIONS[measure]}, in service times ({picture['law']})", loc="left", fontsize=11, color=INK)
+    axis.set_title(
+        f"{CAPTIONS[measure]}, in service times ({picture['law']})",
+        loc="left",
+        fontsize=11,
+        color=INK,
+    )
     _name_lines(axis, picture["lines"], measure, loads[-1])
 
 
@@ -75,12 +89,26 @@ def _name_lines(axis: Any, lines: list[dict[str, Any]], measure: str, last: floa
     )  # fmt: skip
     heights = _apart([height for height, _ in ends])
     for height, (_, line) in zip(heights, ends, strict=True):
-        axis.text(1.025, height, line["name"], transform=axis.transAxes, va="center", color=_dark(line["name"]))
+        axis.text(
+            1.025,
+            height,
+            line["name"],
+            transform=axis.transAxes,
+            va="center",
+            color=_dark(line["name"]),
+        )
     for line in lines:
         if line["loads"] and line["loads"][-1] != last:
             name = line["name"] + (" (saturates)" if line["saturates"] else "")
             end = (line["loads"][-1], line[measure][-1])
-            axis.annotate(name, end, (-8, 5), textcoords="offset points", ha="right", color=_dark(line["name"]))
+            axis.annotate(
+                name,
+                end,
+                (-8, 5),
+                textcoords="offset points",
+                ha="right",
+                color=_dark(line["name"]),
+            )
 
 
 def _apart(heights: list[float]) -> list[float]:
@@ -88,7 +116,9 @@ def _apart(heights: list[float]) -> list[float]:
     stacks: list[list[float]] = []
     for height in heights:
         stacks.append([height])
-        while len(stacks) > 1 and _bottom(stacks[-1]) < _bottom(stacks[-2]) + APART * len(stacks[-2]):
+        while len(stacks) > 1 and _bottom(stacks[-1]) < _bottom(stacks[-2]) + APART * len(
+            stacks[-2]
+        ):
             above = stacks.pop()
             stacks[-1] += above
     return [_bottom(stack) + APART * place for stack in stacks for place in range(len(stack))]

@@ -12,7 +12,15 @@ from bench.policy.simulation.simulate import CENTRAL, DISCIPLINES, Delays, Plan
 from bench.policy.trace import Trace
 from bench.report import Report
 
-DELAYS = ((0.0, 0.0), (0.001, 0.001), (0.002, 0.004), (0.005, 0.005), (0.01, 0.01), (0.02, 0.02), (0.05, 0.05))
+DELAYS = (
+    (0.0, 0.0),
+    (0.001, 0.001),
+    (0.002, 0.004),
+    (0.005, 0.005),
+    (0.01, 0.01),
+    (0.02, 0.02),
+    (0.05, 0.05),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,9 @@ class Settings:
     def drawn(self) -> dict[str, Jobs]:
         """The jobs of each law. Raises ValueError for a trace without what is asked of it."""
         recorded = (self.trace.gaps, self.trace.tokens) if self.trace else ()
-        return {law: Jobs.drawn(self.arrivals, law, self.jobs, self.seed, recorded) for law in self.laws}
+        return {
+            law: Jobs.drawn(self.arrivals, law, self.jobs, self.seed, recorded) for law in self.laws
+        }
 
     def cell(self, law: str, load: float, discipline: str, delays: Delays | None = None) -> Cell:
         """One simulation, with the usual delays if not told otherwise."""
@@ -43,7 +53,12 @@ class Settings:
 def run(settings: Settings, result: Report, plot: Path | None) -> None:
     """Simulates, fills the report, and draws."""
     jobs = settings.drawn()
-    cells = [settings.cell(law, load, name) for law in settings.laws for load in settings.loads for name in DISCIPLINES]
+    cells = [
+        settings.cell(law, load, name)
+        for law in settings.laws
+        for load in settings.loads
+        for name in DISCIPLINES
+    ]
     usual, late_load = settings.laws[0], _goal_load(settings.loads)
     late = [settings.cell(usual, late_load, tables.GOAL, Delays(*delays)) for delays in DELAYS]
     with report.progress() as bar:
@@ -72,7 +87,9 @@ def _goal_load(loads: Sequence[float]) -> float:
 
 def _notes(settings: Settings, results: tables.Results, result: Report) -> list[str]:
     late = settings.slowness
-    report_ms = "as often as the policy asks" if late.report is None else f"{late.report * 1000:g} ms"
+    report_ms = (
+        "as often as the policy asks" if late.report is None else f"{late.report * 1000:g} ms"
+    )
     notes = [
         "the same jobs at the same times for every discipline; 10 % warm-up not counted; ±: 95 %, batch means.",
         f"tree policies: {late.hop * 1000:g} ms a hop, counters at most every: {report_ms}, beside a mean service of "

@@ -7,7 +7,14 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-TOKENS = ("generatedtokens", "generated_tokens", "output_tokens", "response tokens", "completion_tokens", "tokens")
+TOKENS = (
+    "generatedtokens",
+    "generated_tokens",
+    "output_tokens",
+    "response tokens",
+    "completion_tokens",
+    "tokens",
+)
 TIMES = ("timestamp", "time", "arrival", "arrived_at")
 
 
@@ -34,7 +41,9 @@ def read(file: Path) -> Trace:
             tokens_column, time_column = _one_of(TOKENS, columns), _one_of(TIMES, columns)
             if tokens_column is None:
                 raise BadTrace(f"{file}: no column of tokens; known names are {', '.join(TOKENS)}")
-            records = [(row[tokens_column], row[time_column] if time_column else "0") for row in rows]
+            records = [
+                (row[tokens_column], row[time_column] if time_column else "0") for row in rows
+            ]
         tokens = [float(count) for count, _ in records]
         times = [_seconds(moment) for _, moment in records] if time_column else []
     except (OSError, UnicodeDecodeError, csv.Error, TypeError, ValueError) as error:
@@ -61,4 +70,7 @@ def _gaps(times: list[float]) -> list[float]:
     if not times:
         return []
     ordered = sorted(times)
-    return [(ordered[-1] - ordered[0]) / (len(ordered) - 1), *(later - sooner for sooner, later in pairwise(ordered))]
+    return [
+        (ordered[-1] - ordered[0]) / (len(ordered) - 1),
+        *(later - sooner for sooner, later in pairwise(ordered)),
+    ]

@@ -50,7 +50,14 @@ async def run(colony: Colony, amqp_url: str) -> None:
 async def _live(colony: Colony, member: Member, amqp_url: str, leave: asyncio.Event) -> None:
     engine = None
     if member.slots:
-        engine = create("echo", model=colony.model, model_path=None, device="auto", slots=member.slots, token_delay=0.0)
+        engine = create(
+            "echo",
+            model=colony.model,
+            model_path=None,
+            device="auto",
+            slots=member.slots,
+            token_delay=0.0,
+        )
     node = Node(member.name, member.parent, colony.model, POLICIES[colony.policy](), engine)
 
     async def connect() -> Session:

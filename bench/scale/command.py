@@ -27,14 +27,24 @@ _QUICK_DEPTHS = (1, 2, 3)
 def command(
     rate: Annotated[float, typer.Option(min=0.1, help="Jobs a second, in the mean.")] = 20.0,
     jobs: Annotated[int, typer.Option(min=1, help="Jobs in a block.")] = 60,
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks a tree; the median one is reported.")] = 3,
+    blocks: Annotated[
+        int, typer.Option(min=1, help="Blocks a tree; the median one is reported.")
+    ] = 3,
     rest: Annotated[float, typer.Option(min=2, help="Seconds at rest a tree.")] = 6.0,
-    series: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SERIES)}; repeatable.")] = None,
-    per_process: Annotated[int, typer.Option(min=1, help="Nodes that share a process at most.")] = 8,
+    series: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(SERIES)}; repeatable.")
+    ] = None,
+    per_process: Annotated[
+        int, typer.Option(min=1, help="Nodes that share a process at most.")
+    ] = 8,
     slots: Annotated[int, typer.Option(min=1, help="Of each leaf.")] = 8,
-    policy: Annotated[str, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")] = "hold-high",
+    policy: Annotated[
+        str, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")
+    ] = "hold-high",
     seed: Annotated[int, typer.Option(help="Decides the pauses between jobs.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Depths 1 to 3, one short block: a minute or two.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Depths 1 to 3, one short block: a minute or two.")
+    ] = False,
     json_file: report.JsonOption = None,
 ) -> None:
     """Processor time, latency and messages of a job in trees of 1 to 63 nodes, depth 1 to 6; what they cost idle."""
@@ -46,7 +56,9 @@ def command(
     settings = Settings(rate, jobs, blocks, rest, min(jobs, 40), slots, per_process, policy, seed)
     depths = _QUICK_DEPTHS if quick else shapes.DEPTHS
     wanted = [shape for name in series or SERIES for shape in shapes.series(name, depths)]
-    result = Report("scale", {**asdict(settings), "depths": list(depths), "series": list(series or SERIES)})
+    result = Report(
+        "scale", {**asdict(settings), "depths": list(depths), "series": list(series or SERIES)}
+    )
     alone, found = asyncio.run(_run(wanted, settings))
     table.tell(result, alone, found)
     result.finish(json_file)
@@ -56,7 +68,9 @@ async def _run(wanted: list[Shape], settings: Settings) -> tuple[dict[str, float
     """The broker without nodes, then one tree after the other."""
     found: dict[tuple[int, ...], Measured] = {}
     async with programs.broker() as place:
-        client = Client(place.address.amqp["api"], process=f"bench-{os.getpid()}-{uuid.uuid4().hex[:4]}")
+        client = Client(
+            place.address.amqp["api"], process=f"bench-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+        )
         await client.start()
         try:
             while not client.connected:
@@ -65,7 +79,10 @@ async def _run(wanted: list[Shape], settings: Settings) -> tuple[dict[str, float
             with report.progress() as bar:
                 task = bar.add_task("growing", total=len(wanted))
                 for shape in wanted:
-                    bar.update(task, description=f"{shape.series}, {shape.nodes} nodes, depth {shape.depth}")
+                    bar.update(
+                        task,
+                        description=f"{shape.series}, {shape.nodes} nodes, depth {shape.depth}",
+                    )
                     if shape.outline not in found:  # a single node is one in every series
                         found[shape.outline] = await measure.tree(place, client, shape, settings)
                     bar.advance(task)

@@ -65,7 +65,9 @@ class Measured:
 
 async def tree(place: Place, client: Client, shape: Shape, settings: Settings) -> Measured:
     """Grows the tree, measures and lets it leave. Raises NotStarted, load.WrongPath."""
-    async with programs.tree(place, shape, settings.policy, settings.slots, settings.per_process) as grown:
+    async with programs.tree(
+        place, shape, settings.policy, settings.slots, settings.per_process
+    ) as grown:
         await programs.until_grown(client, shape)
         dice = random.Random(f"{settings.seed}/{shape.root}")
         await _steady(client, shape, max(20, 2 * len(shape.leaves)), _WARM_UP_RATE, dice)
@@ -82,7 +84,16 @@ async def tree(place: Place, client: Client, shape: Shape, settings: Settings) -
     middle = median(sum(net.values()) for _, net in found)
     gross, net = min(found, key=lambda block: abs(sum(block[1].values()) - middle))
     return Measured(
-        shape, grown.processes, idle, gross, net, [each for _, each in found], seconds, counted, beats, *memory
+        shape,
+        grown.processes,
+        idle,
+        gross,
+        net,
+        [each for _, each in found],
+        seconds,
+        counted,
+        beats,
+        *memory,
     )
 
 
@@ -91,7 +102,9 @@ async def broker_alone(place: Place, seconds: float) -> dict[str, float]:
     return await _at_rest(cpu.Meter({"broker": [place.broker], "client": [os.getpid()]}), seconds)
 
 
-async def _steady(client: Client, shape: Shape, jobs: int, rate: float, dice: random.Random) -> list[float]:
+async def _steady(
+    client: Client, shape: Shape, jobs: int, rate: float, dice: random.Random
+) -> list[float]:
     """A steady load, and the time until its last effects are over."""
     seconds = await load.steady(client, shape.model, set(shape.leaves), jobs, rate, dice)
     await asyncio.sleep(_SETTLE)
@@ -101,7 +114,9 @@ async def _steady(client: Client, shape: Shape, jobs: int, rate: float, dice: ra
 async def _at_rest(meter: cpu.Meter, seconds: float) -> dict[str, float]:
     with cpu.spending(meter) as spent:
         await asyncio.sleep(max(_BEAT, seconds // _BEAT * _BEAT))
-    return {name: 1000 * value / spent["seconds"] for name, value in spent.items() if name != "seconds"}
+    return {
+        name: 1000 * value / spent["seconds"] for name, value in spent.items() if name != "seconds"
+    }
 
 
 def _per_job(spent: Mapping[str, float], idle: Mapping[str, float], jobs: int) -> dict[str, float]:
@@ -121,11 +136,15 @@ async def _messages(
         resting = await _counted(count, asyncio.sleep(2 * _BEAT, []))
         busy = await _counted(count, _steady(client, shape, settings.counted, settings.rate, dice))
     beats = {kind: resting[1][kind] / resting[0] for kind in messages.KINDS}
-    net = {kind: (busy[1][kind] - beats[kind] * busy[0]) / settings.counted for kind in messages.KINDS}
+    net = {
+        kind: (busy[1][kind] - beats[kind] * busy[0]) / settings.counted for kind in messages.KINDS
+    }
     return beats, net
 
 
-async def _counted(count: Counter[str], meanwhile: Coroutine[Any, Any, object]) -> tuple[float, Counter[str]]:
+async def _counted(
+    count: Counter[str], meanwhile: Coroutine[Any, Any, object]
+) -> tuple[float, Counter[str]]:
     """Seconds it took, and what was counted meanwhile."""
     before, began = Counter(count), time.perf_counter()
     await meanwhile

@@ -75,5 +75,7 @@ async def counted(broker: Broker) -> AsyncIterator[Counter[str]]:
 
 async def _switch(broker: Broker, *, on: bool) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
-        answer = await http.put(f"{broker.management['admin']}/api/vhosts/%2F", json={"tracing": on})
+        answer = await http.put(
+            f"{broker.management['admin']}/api/vhosts/%2F", json={"tracing": on}
+        )
         answer.raise_for_status()

@@ -73,12 +73,25 @@ async def broker() -> AsyncIterator[Place]:
 
 
 @contextlib.asynccontextmanager
-async def tree(place: Place, shape: Shape, policy: str, slots: int, per_process: int) -> AsyncIterator[Tree]:
+async def tree(
+    place: Place, shape: Shape, policy: str, slots: int, per_process: int
+) -> AsyncIterator[Tree]:
     """The nodes of `shape`: the root as `python -m worker`, the others `per_process` to a process, inner nodes apart
     from leaves. They are told to leave from the bottom up.
     """
     environment = {"CANOPY_AMQP_URL": place.address.amqp["node"]}
-    words = ["--name", shape.root, "--model", shape.model, "--engine", "none", "--policy", policy, "--wait", "60"]
+    words = [
+        "--name",
+        shape.root,
+        "--model",
+        shape.model,
+        "--engine",
+        "none",
+        "--policy",
+        policy,
+        "--wait",
+        "60",
+    ]
     groups = {
         "root": [Spec(shape.root, module_command("worker", *words), environment)],
         "inner": [
@@ -110,18 +123,26 @@ def _missing(client: Client, shape: Shape) -> list[str]:
 
     def grown(name: str) -> bool:
         state = nodes.get(name)
-        return state is not None and state.status == "idle" and set(state.children) == shape.children(name)
+        return (
+            state is not None
+            and state.status == "idle"
+            and set(state.children) == shape.children(name)
+        )
 
     return [name for name in (shape.root, *shape.parents) if not grown(name)]
 
 
-def _colony(shape: Shape, policy: str, names: Sequence[str], slots: int, environment: dict[str, str]) -> Spec:
+def _colony(
+    shape: Shape, policy: str, names: Sequence[str], slots: int, environment: dict[str, str]
+) -> Spec:
     members = [Member(name, shape.parents[name], slots) for name in names]
     words = msgspec.json.encode(Colony(shape.model, policy, members)).decode()
     return Spec(names[0], module_command("bench.scale.colony", words), environment)
 
 
-async def _start_all(started: contextlib.AsyncExitStack, specs: Sequence[Spec], logs: Path) -> list[int]:
+async def _start_all(
+    started: contextlib.AsyncExitStack, specs: Sequence[Spec], logs: Path
+) -> list[int]:
     """Starts all; they end together."""
     children = [await Child.start(spec, logs) for spec in specs]
 

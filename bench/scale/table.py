@@ -62,7 +62,19 @@ def _ways(found: Sequence[Measured]) -> Rows:
 
 def _resting(alone: Mapping[str, float], found: Sequence[Measured]) -> Rows:
     """Of the broker and the client, what the tree adds to them."""
-    none: tuple[Cell, ...] = ("none", 0, 0, None, alone["broker"], None, None, None, None, None, None)
+    none: tuple[Cell, ...] = (
+        "none",
+        0,
+        0,
+        None,
+        alone["broker"],
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
     rows = [none]
     for each in found:
         nodes = sum(each.idle[group] for group in ("root", "inner", "leaf"))
@@ -95,12 +107,36 @@ def _lines(found: Sequence[Measured]) -> tuple[Rows, list[str]]:
             ("ms a job", [each.total for each in of_it]),
             ("messages a job", [sum(each.messages.values()) for each in of_it]),
         ):
-            places = [each.shape.depth if against == "depth" else each.shape.nodes for each in of_it]
+            places = [
+                each.shape.depth if against == "depth" else each.shape.nodes for each in of_it
+            ]
             line = Line.through(list(zip(map(float, places), values, strict=True)))
             ratio = values[-1] / values[0]
-            rows.append((what, series, against, line.level, line.slope, line.r2, 100 * line.off, ratio, steps))
+            rows.append(
+                (
+                    what,
+                    series,
+                    against,
+                    line.level,
+                    line.slope,
+                    line.r2,
+                    100 * line.off,
+                    ratio,
+                    steps,
+                )
+            )
             verdicts.append(_verdict(what, series, against, line, ratio, steps))
-    columns = ("what", "series", "against", "at 0", "a step", "R2", "off the line %", "last / first", "steps")
+    columns = (
+        "what",
+        "series",
+        "against",
+        "at 0",
+        "a step",
+        "R2",
+        "off the line %",
+        "last / first",
+        "steps",
+    )
     return Rows("straight lines, least squares", columns, rows, digits=3), verdicts
 
 
@@ -108,7 +144,9 @@ def _rest_verdicts(found: Sequence[Measured]) -> list[str]:
     """A tree at rest is to cost each node the same, however many there are."""
     notes = []
     for series in dict.fromkeys(each.shape.series for each in found):
-        a_node = [sum(e.beats.values()) / (e.shape.nodes + 1) for e in found if e.shape.series == series]
+        a_node = [
+            sum(e.beats.values()) / (e.shape.nodes + 1) for e in found if e.shape.series == series
+        ]
         first, last = a_node[0], a_node[-1]
         met = last <= FLAT * first
         notes.append(

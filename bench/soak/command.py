@@ -88,11 +88,19 @@ def command(
     people: Annotated[int, typer.Option("--users", min=1, help="Users who ask all the time.")] = 10,
     nodes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 7,
     fanout: Annotated[int, typer.Option(min=1, help="Children a node at most.")] = 2,
-    slots: Annotated[int, typer.Option(min=1, help="Answers a worker writes at the same time.")] = 2,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Answers a worker writes at the same time.")
+    ] = 2,
     token_delay: Annotated[float, typer.Option(min=0, help="Seconds between words.")] = 0.05,
-    restart_every: Annotated[float, typer.Option(min=1, help="Seconds between two restarts.")] = 60.0,
-    sample_every: Annotated[float, typer.Option(min=0.5, help="Seconds between two samples.")] = 5.0,
-    spare: Annotated[list[str] | None, typer.Option(help="Never restart this process, repeatable.")] = None,
+    restart_every: Annotated[
+        float, typer.Option(min=1, help="Seconds between two restarts.")
+    ] = 60.0,
+    sample_every: Annotated[
+        float, typer.Option(min=0.5, help="Seconds between two samples.")
+    ] = 5.0,
+    spare: Annotated[
+        list[str] | None, typer.Option(help="Never restart this process, repeatable.")
+    ] = None,
     json_file: report.JsonOption = None,
 ) -> None:
     """Memory, files, threads, channels and queues over time, with a restart every minute."""
@@ -114,7 +122,9 @@ async def _run(canopy: Instance, soak: Soak) -> Sampler:
     tree = Tree.of(settings.nodes, settings.fanout, far={})
     async with contextlib.AsyncExitStack() as opened:
         broker = await opened.enter_async_context(Management(canopy.record["management"]))
-        service = await opened.enter_async_context(Service.reached(canopy.url, canopy.model, canopy.key, canopy.login))
+        service = await opened.enter_async_context(
+            Service.reached(canopy.url, canopy.model, canopy.key, canopy.login)
+        )
         victims = Victims(canopy, broker)
         opened.push_async_callback(victims.close)
         saboteur = Saboteur(canopy, tree, victims, broker, {}, soak.ledger)

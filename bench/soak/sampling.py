@@ -40,7 +40,9 @@ class Sampler:
         at = time.monotonic() - self._start
         for name, recorded in self._canopy.processes().items():
             if (values := measured(recorded)) is not None:
-                self._lives.setdefault((name, recorded.pid), Life(name, recorded.pid)).add(at, values)
+                self._lives.setdefault((name, recorded.pid), Life(name, recorded.pid)).add(
+                    at, values
+                )
         try:
             for figure, value in (await self._broker.totals()).items():
                 self.broker.setdefault(figure, []).append((at, float(value)))

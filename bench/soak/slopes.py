@@ -74,21 +74,29 @@ def of_processes(lives: Sequence[Life], shortest: float, warm_up: float) -> Rows
     for kind in dict.fromkeys(life.kind for life in long):
         for measure in MEASURES:
             each = [life.settled(measure, warm_up) for life in long if life.kind == kind]
-            steepest = max((found for points in each if (found := slope([points])) is not None), default=None)
+            steepest = max(
+                (found for points in each if (found := slope([points])) is not None), default=None
+            )
             late = slope([latter_half(points) for points in each])
             rows.append((kind, measure, len(each), *_line(each), late, steepest))
     columns = (
         "process", "measure", "lives", "mean", "most", "slope per hour", "% per hour", "slope, latter half",
         "steepest life",
     )  # fmt: skip
-    return Rows(f"within lives of at least {shortest:.0f} s, without their first {warm_up:.0f} s", columns, rows)
+    return Rows(
+        f"within lives of at least {shortest:.0f} s, without their first {warm_up:.0f} s",
+        columns,
+        rows,
+    )
 
 
 def of_broker(series: Mapping[str, Sequence[Point]]) -> Rows:
     """A row a figure, over the whole run."""
     rows = [(name, *_line([points])) for name, points in series.items()]
     return Rows(
-        "the broker's objects over the whole run", ("figure", "mean", "most", "slope per hour", "% per hour"), rows
+        "the broker's objects over the whole run",
+        ("figure", "mean", "most", "slope per hour", "% per hour"),
+        rows,
     )
 
 

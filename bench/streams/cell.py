@@ -57,13 +57,18 @@ def measure(streams: int, apis: int, settings: Settings) -> Cell:
     """Starts an instance and measures in it. Raises NotStarted; TimeoutError if the load cannot be finished."""
     options = ["--engine", "echo", "--nodes", str(NODES), "--token-delay", str(1 / settings.rate)]
     # Slots for all streams on each node: how they are dealt out is the dispatch's matter, not this benchmark's.
-    with instance.running(*options, "--slots", str(streams)) as canopy, _more_apis(canopy, apis - 1) as more:
+    with (
+        instance.running(*options, "--slots", str(streams)) as canopy,
+        _more_apis(canopy, apis - 1) as more,
+    ):
         if settings.pause:
             input(f"processes: {canopy.pids()}; Enter to go on\n")
         return asyncio.run(_measure(canopy, streams, more, settings))
 
 
-async def _measure(canopy: Instance, streams: int, more: dict[int, int], settings: Settings) -> Cell:
+async def _measure(
+    canopy: Instance, streams: int, more: dict[int, int], settings: Settings
+) -> Cell:
     order = Order(
         ports=(canopy.port, *more),
         key=canopy.key,
@@ -76,7 +81,10 @@ async def _measure(canopy: Instance, streams: int, more: dict[int, int], setting
     pids = canopy.pids()
     apis = [pids["api"], *more.values()]
     before = _resident(apis)
-    async with _load(order) as loading, asyncio.timeout(streams / order.starts + order.seconds + _SPARE_SECONDS):
+    async with (
+        _load(order) as loading,
+        asyncio.timeout(streams / order.starts + order.seconds + _SPARE_SECONDS),
+    ):
         nodes = [pids[f"n{number}"] for number in range(1, NODES + 1)]
         groups = (apis, nodes, [pids["root"]], [pids["broker"]], [loading.pid])
         meter = cpu.Meter(dict(zip(PROCESSES, groups, strict=True)))
@@ -93,7 +101,9 @@ async def _measure(canopy: Instance, streams: int, more: dict[int, int], setting
 @contextlib.asynccontextmanager
 async def _load(order: Order) -> AsyncIterator[asyncio.subprocess.Process]:
     command = module_command("bench.streams.load")
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=module_environment())
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=PIPE, stdout=PIPE, env=module_environment()
+    )
     try:
         assert process.stdin is not None  # noqa: S101 - PIPE was asked for
         process.stdin.write(msgspec.json.encode(order))
@@ -163,7 +173,11 @@ def _start_api(canopy: Instance, port: int) -> "subprocess.Popen[bytes]":
     }
     command = [*shim, *module_command("api", "serve", "--port", str(port))]
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 

@@ -23,14 +23,24 @@ APIS = [1, 2]
 
 
 def command(
-    streams: Annotated[list[int] | None, typer.Option(min=1, help="Streams at once, repeatable.")] = None,
-    apis: Annotated[list[int] | None, typer.Option(min=1, help="API processes, repeatable.")] = None,
+    streams: Annotated[
+        list[int] | None, typer.Option(min=1, help="Streams at once, repeatable.")
+    ] = None,
+    apis: Annotated[
+        list[int] | None, typer.Option(min=1, help="API processes, repeatable.")
+    ] = None,
     rate: Annotated[float, typer.Option(min=0.1, help="Tokens a second in each stream.")] = 20.0,
     seconds: Annotated[float, typer.Option(min=1, help="Length of the measured window.")] = 20.0,
     starts: Annotated[float, typer.Option(min=1, help="Streams started a second.")] = 50.0,
-    find: Annotated[bool, typer.Option("--find", help="Look for the largest number of streams that holds.")] = False,
-    tries: Annotated[int, typer.Option(min=1, help="--find: runs at most, for each number of API processes.")] = 5,
-    pause: Annotated[bool, typer.Option("--pause", help="Wait for Enter first: to attach a profiler.")] = False,
+    find: Annotated[
+        bool, typer.Option("--find", help="Look for the largest number of streams that holds.")
+    ] = False,
+    tries: Annotated[
+        int, typer.Option(min=1, help="--find: runs at most, for each number of API processes.")
+    ] = 5,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="Wait for Enter first: to attach a profiler.")
+    ] = False,
     json_file: report.JsonOption = None,
 ) -> None:
     """Token streams over HTTP: how many keep up with their rate, and what they cost."""
@@ -47,7 +57,9 @@ def command(
             try:
                 cells.append(_measured(many, few, settings))
             except TimeoutError:
-                late = f"{many} streams, {few} API processes: so far behind that nothing was measured"
+                late = (
+                    f"{many} streams, {few} API processes: so far behind that nothing was measured"
+                )
                 report.say(f"  {late}")
                 result.notes.append(f"{late}.")
     _tell(result, cells)
@@ -68,7 +80,9 @@ def _measured(streams: int, apis: int, settings: Settings) -> Cell:
     report.say(f"{streams} streams, {apis} API process{'es' if apis > 1 else ''}")
     found = cell.measure(streams, apis, settings)
     reading = found.outcome.reading
-    report.say(f"  late p99 {reading.late.p99:.0f} ms, worst stream {reading.worst_stream:.0f} ms: {_holds(found)}")
+    report.say(
+        f"  late p99 {reading.late.p99:.0f} ms, worst stream {reading.worst_stream:.0f} ms: {_holds(found)}"
+    )
     return found
 
 
@@ -104,11 +118,28 @@ def _tell(result: Report, cells: Sequence[Cell]) -> None:
 
 
 def _delivery(cells: Sequence[Cell]) -> Rows:
-    columns = ("streams", "APIs", "delivered %", "TTFT p50 ms", "TTFT p95 ms", "TTFT p99 ms", "memory KB", "holds")
+    columns = (
+        "streams",
+        "APIs",
+        "delivered %",
+        "TTFT p50 ms",
+        "TTFT p95 ms",
+        "TTFT p99 ms",
+        "memory KB",
+        "holds",
+    )
     rows = []
     for each in cells:
         reading, first = each.outcome.reading, each.outcome.reading.first_token
-        row = (*_name(each), 100 * reading.delivered, first.p50, first.p95, first.p99, each.stream_kb, _holds(each))
+        row = (
+            *_name(each),
+            100 * reading.delivered,
+            first.p50,
+            first.p95,
+            first.p99,
+            each.stream_kb,
+            _holds(each),
+        )
         rows.append(row)
     return Rows("delivery", columns, rows, digits=1)
 

@@ -71,7 +71,9 @@ class _Stream(asyncio.Protocol):
         self._begun = True
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._track.error = self._track.error or f"closed by the server: {error or 'without a reason'}"
+        self._track.error = (
+            self._track.error or f"closed by the server: {error or 'without a reason'}"
+        )
 
 
 async def run(order: Order) -> Outcome:
@@ -84,7 +86,9 @@ async def run(order: Order) -> Outcome:
     for number, port in zip(range(order.streams), itertools.cycle(order.ports), strict=False):
         await asyncio.sleep(began + number / order.starts - loop.time())
         tracks.append(Track(order.rate))
-        _, stream = await loop.create_connection(partial(_Stream, words[port], tracks[-1]), "127.0.0.1", port)
+        _, stream = await loop.create_connection(
+            partial(_Stream, words[port], tracks[-1]), "127.0.0.1", port
+        )
         streams.append(stream)
     await asyncio.sleep(_SETTLE)
     gc.freeze()
@@ -118,7 +122,10 @@ def _words(order: Order) -> dict[int, bytes]:
         "max_tokens": int(2 * life * order.rate) + 1000,
         "stream": True,
     }).encode()  # fmt: skip
-    return {port: web.request("POST", "/v1/chat/completions", port, order.key, body) for port in order.ports}
+    return {
+        port: web.request("POST", "/v1/chat/completions", port, order.key, body)
+        for port in order.ports
+    }
 
 
 def _tell(line: str) -> None:

@@ -45,16 +45,28 @@ class Track:
     def lag(self, begin: float, end: float) -> list[float]:
         """The same, but by the schedule that begins with the first token: below 0 if that one was later than others."""
         first = self.first_token()
-        return self._behind(self.sent if first is None else self.arrivals[0] - 1 / self.rate, begin, end)
+        return self._behind(
+            self.sent if first is None else self.arrivals[0] - 1 / self.rate, begin, end
+        )
 
     def _behind(self, start: float, begin: float, end: float) -> list[float]:
-        late = [now - start - number / self.rate for now, number in self._tokens() if begin <= now <= end]
-        had = sum(count for now, count in zip(self.arrivals, self.counts, strict=True) if now <= end)
+        late = [
+            now - start - number / self.rate
+            for now, number in self._tokens()
+            if begin <= now <= end
+        ]
+        had = sum(
+            count for now, count in zip(self.arrivals, self.counts, strict=True) if now <= end
+        )
         return [*late, max(0.0, end - start - (had + 1) / self.rate)]
 
     def received(self, begin: float, end: float) -> int:
         """Tokens that came in the window."""
-        return sum(count for now, count in zip(self.arrivals, self.counts, strict=True) if begin <= now <= end)
+        return sum(
+            count
+            for now, count in zip(self.arrivals, self.counts, strict=True)
+            if begin <= now <= end
+        )
 
     def _tokens(self) -> Iterator[tuple[float, int]]:
         """Every token's arrival and number."""

@@ -49,15 +49,25 @@ def examine() -> Iterator[Finding]:
 
 
 def _package(what: str, package: str, found: Path | None, *, blocking: bool = True) -> Finding:
-    return Finding(what, str(found or "not found"), "" if found else system.remedy([package]), blocking)
+    return Finding(
+        what, str(found or "not found"), "" if found else system.remedy([package]), blocking
+    )
 
 
 def _environment() -> Finding:
     if not home.VENV_PYTHON.exists():
-        remedy = "./canopy up makes it" if system.can_make_environments() else system.remedy(["python3-venv"])
+        remedy = (
+            "./canopy up makes it"
+            if system.can_make_environments()
+            else system.remedy(["python3-venv"])
+        )
         return Finding("Python packages", "no .venv", remedy)
     stale = venv.outdated([venv.RUNTIME])
-    return Finding("Python packages", "out of date" if stale else ".venv", "./canopy up installs them" if stale else "")
+    return Finding(
+        "Python packages",
+        "out of date" if stale else ".venv",
+        "./canopy up installs them" if stale else "",
+    )
 
 
 def _node() -> Finding:
@@ -68,21 +78,34 @@ def _node() -> Finding:
 
 def _built() -> Finding:
     built = frontend.is_built()
-    return Finding("Front end", "built" if built else "not built", "" if built else "./canopy up builds it")
+    return Finding(
+        "Front end", "built" if built else "not built", "" if built else "./canopy up builds it"
+    )
 
 
 def _disk(path: Path) -> Finding:
     place = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(place).free / 1e9
     enough = free >= NEEDED_GB or (home.VENV_PYTHON.exists() and free >= 1)
-    return Finding(f"Disk at {place}", f"{free:.1f} GB free", "" if enough else f"free some: {NEEDED_GB} GB are needed")
+    return Finding(
+        f"Disk at {place}",
+        f"{free:.1f} GB free",
+        "" if enough else f"free some: {NEEDED_GB} GB are needed",
+    )
 
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    remedy = "" if total >= _NEEDED_MEMORY_GB else "use --engine echo, or --nodes 1 and a small model"
+    remedy = (
+        "" if total >= _NEEDED_MEMORY_GB else "use --engine echo, or --nodes 1 and a small model"
+    )
     return Finding("Memory", f"{total:.0f} GB", remedy, blocking=False)
 
 
 def _gpus(count: int) -> Finding:
-    return Finding("GPU", str(count or "none"), "" if count else "models are computed on the CPU", blocking=False)
+    return Finding(
+        "GPU",
+        str(count or "none"),
+        "" if count else "models are computed on the CPU",
+        blocking=False,
+    )

@@ -82,7 +82,11 @@ def install_modules(log: Log) -> None:
     wanted = hashlib.sha256((FRONTEND / "package-lock.json").read_bytes()).hexdigest()
     if _read(_MODULES_STAMP) != wanted:
         folder = require_node(log)
-        log.run([*npm_command(folder), "ci", "--no-audit", "--no-fund"], cwd=FRONTEND, env=environment(folder))
+        log.run(
+            [*npm_command(folder), "ci", "--no-audit", "--no-fund"],
+            cwd=FRONTEND,
+            env=environment(folder),
+        )
         _MODULES_STAMP.write_text(wanted)
 
 
@@ -91,7 +95,11 @@ def _build(log: Log) -> None:
     install_modules(log)
     STAMP.unlink(missing_ok=True)
     folder = require_node(log)
-    log.run([folder / "node", "node_modules/vite/bin/vite.js", "build"], cwd=FRONTEND, env=environment(folder))
+    log.run(
+        [folder / "node", "node_modules/vite/bin/vite.js", "build"],
+        cwd=FRONTEND,
+        env=environment(folder),
+    )
     if not (FRONTEND / "dist" / "index.html").exists():
         raise CliError("vite ended well, yet made no frontend/dist/index.html")
     STAMP.write_text(sources)
@@ -106,7 +114,9 @@ def _sources() -> list[Path]:
 
 
 def _version(node: str) -> str:
-    return subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        [node, "--version"], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def _read(path: Path) -> str | None:

@@ -55,23 +55,33 @@ def main(arguments: list[str]) -> int:
 
 def prepare(command: str) -> None:
     """Installs what `command` needs before it can even parse its options. Nothing at all the second time."""
-    packages = [] if os.environ.get("CANOPY_AMQP_URL") and command == "up" else _SYSTEM.get(command, [])
+    packages = (
+        [] if os.environ.get("CANOPY_AMQP_URL") and command == "up" else _SYSTEM.get(command, [])
+    )
     requirements = _REQUIREMENTS.get(command, [venv.RUNTIME])
     if not system.missing(packages) and not venv.outdated(requirements):
         return
     bare = not system.can_make_environments() and not VENV_PYTHON.exists()
     first = ["python3-venv"] if bare else []
-    system.check_rights(system.missing([*packages, *first]))  # before anything, and for everything in one line
+    system.check_rights(
+        system.missing([*packages, *first])
+    )  # before anything, and for everything in one line
     state = home.read()
     state.make()
     logs = state.logs
     with steps.exclusive(PREPARE_LOCK):
-        steps.run_together([system.step(first)], logs)  # what makes the environment comes before the environment
+        steps.run_together(
+            [system.step(first)], logs
+        )  # what makes the environment comes before the environment
         steps.run_together([system.step(packages), venv.step(requirements)], logs)
 
 
 def _is_help(arguments: list[str]) -> bool:
-    return not arguments or arguments[0] in ("help", "--help", "-h") or bool({"-h", "--help"} & set(arguments))
+    return (
+        not arguments
+        or arguments[0] in ("help", "--help", "-h")
+        or bool({"-h", "--help"} & set(arguments))
+    )
 
 
 def _become(arguments: list[str]) -> None:

@@ -16,7 +16,10 @@ class Model:
 
     def __init__(self, asked: str) -> None:
         if not asked or len(os.fsencode(Path(asked).name)) > _NAME_BYTES:
-            raise CliError(f"--model must name a model in 1 to {_NAME_BYTES} bytes, not {asked[:40]!r}.", code=2)
+            raise CliError(
+                f"--model must name a model in 1 to {_NAME_BYTES} bytes, not {asked[:40]!r}.",
+                code=2,
+            )
         local = is_local(asked)
         self.asked = str(Path(asked).expanduser().resolve()) if local else asked
         self.name = Path(self.asked).name if local else asked
@@ -43,10 +46,14 @@ class Model:
 
 def _slug(name: str) -> str:
     """A file name for the model's log; names that differ in punctuation alone get different ones."""
-    plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[:80]
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[
+        :80
+    ]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def is_local(asked: str) -> bool:
     """Whether a folder of this machine is meant, rather than a known name or a Hugging Face id."""
-    return asked.startswith(("/", "./", "../", "~")) or asked.endswith(os.sep) or Path(asked).is_dir()
+    return (
+        asked.startswith(("/", "./", "../", "~")) or asked.endswith(os.sep) or Path(asked).is_dir()
+    )

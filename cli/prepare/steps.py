@@ -58,7 +58,16 @@ class Log:
         """
         self.write("$ " + " ".join(map(str, command)))
         shim = (
-            [] if outlives_us else [sys.executable, "-S", "-E", str(_SHIM), str(int(signal.SIGTERM)), str(os.getpid())]
+            []
+            if outlives_us
+            else [
+                sys.executable,
+                "-S",
+                "-E",
+                str(_SHIM),
+                str(int(signal.SIGTERM)),
+                str(os.getpid()),
+            ]
         )
         lines = []
         with subprocess.Popen(
@@ -85,7 +94,11 @@ def reason(lines: Sequence[str]) -> str:
     """The line that says why a program failed: a full disk above all, else its last error, else its last line."""
     if any(_NO_SPACE in line for line in lines):
         return "the disk is full: free some space, then run the command again"
-    told = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(("[notice]", "npm notice"))]
+    told = [
+        line.strip()
+        for line in lines
+        if line.strip() and not line.lstrip().startswith(("[notice]", "npm notice"))
+    ]
     errors = [line for line in told if _ERROR.match(line)]
     return (errors or told or [""])[-1].removeprefix("error: ")
 
@@ -110,7 +123,9 @@ class Step:
             self.log = Log(logs / f"prepare-{self.name}.log")
             self.work(self.log)
         except CliError as error:
-            self.error = CliError(f"{self.title} failed: {error} (log: {self._log_path})", detail=error.detail)
+            self.error = CliError(
+                f"{self.title} failed: {error} (log: {self._log_path})", detail=error.detail
+            )
         except OSError as error:
             self.error = CliError(f"{self.title} failed: {error}")
         finally:

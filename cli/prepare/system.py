@@ -18,7 +18,15 @@ _POLICY_MARK = "# canopy: no service starts while its package is installed"
 _RABBITMQ = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/rabbitmq/sbin/rabbitmq-server")
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-_APT = ("apt-get", "-o", "DPkg::Lock::Timeout=120", "-o", "APT::Color=0", "-y", "--no-install-recommends")
+_APT = (
+    "apt-get",
+    "-o",
+    "DPkg::Lock::Timeout=120",
+    "-o",
+    "APT::Color=0",
+    "-y",
+    "--no-install-recommends",
+)
 _APT_ENV = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "a", "LC_ALL": "C.UTF-8"}
 
 
@@ -40,7 +48,10 @@ def browser() -> Path | None:
 def can_make_environments() -> bool:
     """Debian splits `ensurepip` from Python; without it `python -m venv` fails half way."""
     importlib.invalidate_caches()  # apt may have brought it a moment ago
-    return importlib.util.find_spec("ensurepip") is not None and importlib.util.find_spec("venv") is not None
+    return (
+        importlib.util.find_spec("ensurepip") is not None
+        and importlib.util.find_spec("venv") is not None
+    )
 
 
 # package -> whether this machine has what it brings
@@ -48,7 +59,9 @@ PRESENT: dict[str, Callable[[], bool]] = {
     "rabbitmq-server": lambda: rabbitmq_server() is not None,
     "python3-venv": can_make_environments,
     "chromium": lambda: browser() is not None,
-    "libatomic1": lambda: find_library("atomic") is not None,  # Playwright's driver is linked against it
+    "libatomic1": lambda: (
+        find_library("atomic") is not None
+    ),  # Playwright's driver is linked against it
 }
 
 
@@ -110,7 +123,11 @@ def _install(log: Log, packages: list[str]) -> None:
             log.run([*apt, "install", *packages], outlives_us=True)
     if "rabbitmq-server" in packages and shutil.which("systemctl"):
         # We brought this package for its program. Its service would start a second broker, with guest, at every boot.
-        subprocess.run([*privilege, "systemctl", "disable", "rabbitmq-server"], capture_output=True, check=False)
+        subprocess.run(
+            [*privilege, "systemctl", "disable", "rabbitmq-server"],
+            capture_output=True,
+            check=False,
+        )
     if lacking := missing(packages):
         raise CliError(f"apt ended well, yet {', '.join(lacking)} cannot be found")
 

@@ -12,7 +12,9 @@ BYTES = 4000
 def test_the_brokers_log_rotates_by_size(tmp_path: Path) -> None:
     """With the files that rabbitmq.conf allows; only their size is smaller here."""
     server = Server(tmp_path)
-    (tmp_path / "broker" / "conf.d" / "95-size.conf").write_text(f"log.file.rotation.size = {BYTES}\n")
+    (tmp_path / "broker" / "conf.d" / "95-size.conf").write_text(
+        f"log.file.rotation.size = {BYTES}\n"
+    )
     try:
         server.launch()
         server.wait_accepting()

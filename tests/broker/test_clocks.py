@@ -23,7 +23,9 @@ CLOCKS = {
 
 def with_clock(folder: Path, clock: str) -> dict[str, str]:
     """The environment of a process whose time.time is that expression."""
-    (folder / "sitecustomize.py").write_text(f"import time\nreal = time.time\ntime.time = {CLOCKS[clock]}\n")
+    (folder / "sitecustomize.py").write_text(
+        f"import time\nreal = time.time\ntime.time = {CLOCKS[clock]}\n"
+    )
     return {"PYTHONPATH": str(folder)}
 
 
@@ -47,7 +49,9 @@ async def end(stream: Stream) -> object:
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
-async def test_no_wall_clock_of_a_node_ends_a_job(broker: Broker, client: Client, tmp_path: Path, clock: str) -> None:
+async def test_no_wall_clock_of_a_node_ends_a_job(
+    broker: Broker, client: Client, tmp_path: Path, clock: str
+) -> None:
     env = with_clock(tmp_path, clock)
     engine = ("--model", "echo", "--engine", "echo", "--slots", "2", "--token-delay", "0.05")
     with (

@@ -24,7 +24,10 @@ SECONDS = 30.0
 @pytest.fixture
 def model(broker: Broker) -> Iterator[str]:
     """A tree of its own: mortuary -> m1."""
-    with root(broker, "mortuary", "mortal"), echo_node(broker, "m1", "mortuary", "--model", "mortal"):
+    with (
+        root(broker, "mortuary", "mortal"),
+        echo_node(broker, "m1", "mortuary", "--model", "mortal"),
+    ):
         yield "mortal"
 
 
@@ -49,7 +52,9 @@ def letters(broker: Broker) -> list[dict[str, object]]:
     return found
 
 
-async def put(broker: Broker, queue: str, body: bytes, headers: dict[str, object], depth_of_dead: int) -> None:
+async def put(
+    broker: Broker, queue: str, body: bytes, headers: dict[str, object], depth_of_dead: int
+) -> None:
     """Publishes, and returns when that many letters are dead."""
     session = await AmqpSession.open(broker.amqp["admin"], "test")
     try:
@@ -83,7 +88,10 @@ async def test_what_is_no_job_is_listed_shown_and_dropped(broker: Broker, model:
     assert letters(broker) == present
     gone = dead(broker, "show", letter_id)
     assert (gone.returncode, gone.stdout) == (1, "")
-    assert gone.stderr == f"canopy: There is no dead letter {letter_id!r} (./canopy dead list shows them)\n"
+    assert (
+        gone.stderr
+        == f"canopy: There is no dead letter {letter_id!r} (./canopy dead list shows them)\n"
+    )
 
 
 def a_job(model: str) -> Job:
@@ -104,10 +112,17 @@ def a_job(model: str) -> Job:
     )
 
 
-async def test_a_job_is_replayed_from_its_beginning_and_its_letter_dropped(broker: Broker, model: str) -> None:
+async def test_a_job_is_replayed_from_its_beginning_and_its_letter_dropped(
+    broker: Broker, model: str
+) -> None:
     present = letters(broker)
     job = a_job(model)
-    headers: dict[str, object] = {"reason": "lost 3 times", "node": "m1", "at": str(time.time()), "trail": ["mortuary"]}
+    headers: dict[str, object] = {
+        "reason": "lost 3 times",
+        "node": "m1",
+        "at": str(time.time()),
+        "trail": ["mortuary"],
+    }
     await put(broker, names.DEAD_QUEUE, encode(job), headers, len(present) + 1)
     shown = dead(broker, "show", job.request_id).stdout
     assert "lost 3 times" in shown
@@ -122,12 +137,22 @@ async def test_a_job_that_nobody_can_run_keeps_its_letter(broker: Broker) -> Non
     present = letters(broker)
     job = a_job("no-such-model")
     await put(
-        broker, names.DEAD_QUEUE, encode(job), {"reason": "x", "node": "m1", "at": str(time.time())}, len(present) + 1
+        broker,
+        names.DEAD_QUEUE,
+        encode(job),
+        {"reason": "x", "node": "m1", "at": str(time.time())},
+        len(present) + 1,
     )
     failed = dead(broker, "replay", job.request_id)
     assert failed.returncode == 1
-    assert failed.stderr == "canopy: There is no tree of the model 'no-such-model' now; the letter stays.\n"
-    assert [each["id"] for each in letters(broker)] == [*(each["id"] for each in present), job.request_id]
+    assert (
+        failed.stderr
+        == "canopy: There is no tree of the model 'no-such-model' now; the letter stays.\n"
+    )
+    assert [each["id"] for each in letters(broker)] == [
+        *(each["id"] for each in present),
+        job.request_id,
+    ]
     assert dead(broker, "drop", "--all").returncode == 0
     assert letters(broker) == []
 

@@ -64,11 +64,15 @@ async def test_a_thousand_requests_at_once_get_each_its_own_answer(
         return await read(await ask(client, f"request {number} of many 🌳"))
 
     answers = await asyncio.gather(*(one(number) for number in range(1000)))
-    assert [text for text, _ in answers] == [f"request {number} of many 🌳" for number in range(1000)]
+    assert [text for text, _ in answers] == [
+        f"request {number} of many 🌳" for number in range(1000)
+    ]
     assert all(isinstance(frames[-1], Finished) for _, frames in answers)
 
 
-async def test_a_name_is_taken_once_and_a_parent_must_exist(tree: dict[str, NodeProcess], broker: Broker) -> None:
+async def test_a_name_is_taken_once_and_a_parent_must_exist(
+    tree: dict[str, NodeProcess], broker: Broker
+) -> None:
     double = NodeProcess(broker, "n1", "--parent", "root", "--model", "echo", "--engine", "echo")
     assert double.wait_exit() == 3
     assert "node already registered: n1" in double.lines[-1]
@@ -77,11 +81,17 @@ async def test_a_name_is_taken_once_and_a_parent_must_exist(tree: dict[str, Node
     assert "no node named 'n8'" in orphan.lines[-1]
 
 
-async def test_a_node_of_another_model_ends_at_once(tree: dict[str, NodeProcess], broker: Broker) -> None:
+async def test_a_node_of_another_model_ends_at_once(
+    tree: dict[str, NodeProcess], broker: Broker
+) -> None:
     joined = NodeProcess(broker, "x", "--parent", "root", "--model", "other", "--engine", "echo")
     assert joined.wait_exit() == 3
-    assert "root serves echo; this node serves other: start it with --model echo" in joined.lines[-1]
-    again = NodeProcess(broker, "x", "--parent", "n1", "--model", "other", "--engine", "echo", "--wait", "60")
+    assert (
+        "root serves echo; this node serves other: start it with --model echo" in joined.lines[-1]
+    )
+    again = NodeProcess(
+        broker, "x", "--parent", "n1", "--model", "other", "--engine", "echo", "--wait", "60"
+    )
     assert again.wait_exit() == 3
     assert "n1 serves echo" in again.lines[-1]
 
@@ -109,7 +119,12 @@ async def test_the_registration_ends_with_the_process(
     tree["n2"].wait_exit()
     await until_children(client, "n1")
     async with asyncio.timeout(SECONDS):
-        while "n2" in (seen := await inspect.look(broker.amqp["admin"], broker.management["admin"])).edges.registered:
+        while (
+            "n2"
+            in (
+                seen := await inspect.look(broker.amqp["admin"], broker.management["admin"])
+            ).edges.registered
+        ):
             await client.changed()
     shown = describe(seen.edges, seen.states, seen.depths, time.time())
     shown_names = [node["name"] for node in shown["nodes"]]  # other tests' trees may have left some

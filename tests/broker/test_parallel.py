@@ -23,7 +23,13 @@ from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.tensor_parallel import leader as parallel
 from worker.engines.transformers.tensor_parallel.protocol import Decode
 
-PROMPTS = ["The quick brown fox", "Hi", "a" * 70, "Once upon a time, there was a model", "Ünïcödé 日本語 😀"]
+PROMPTS = [
+    "The quick brown fox",
+    "Hi",
+    "a" * 70,
+    "Once upon a time, there was a model",
+    "Ünïcödé 日本語 😀",
+]
 
 pytestmark = [
     pytest.mark.skipif(torch.accelerator.is_available(), reason="transformers would take the GPUs"),
@@ -73,7 +79,9 @@ async def two(models: Path) -> AsyncIterator[TransformersEngine]:
 
 def job(prompt: str, **settings: Any) -> Job:
     sampling = Sampling(**{"temperature": 0.0, "max_tokens": 24, **settings})
-    return Job(request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling)
+    return Job(
+        request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling
+    )
 
 
 async def answer(engine: TransformersEngine, wanted: Job) -> tuple[str, list[int]]:
@@ -106,13 +114,19 @@ async def streaming(engine: TransformersEngine, wanted: Job) -> "asyncio.Task[No
 
     task = asyncio.create_task(run())
     async with asyncio.timeout(30):
-        await asyncio.wait([task, asyncio.create_task(begun.wait())], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            [task, asyncio.create_task(begun.wait())], return_when=asyncio.FIRST_COMPLETED
+        )
     return task
 
 
 def followers(of: int | None = None) -> list[psutil.Process]:
     children = psutil.Process(of).children()
-    return [child for child in children if "worker.engines.transformers.tensor_parallel.follower" in child.cmdline()]
+    return [
+        child
+        for child in children
+        if "worker.engines.transformers.tensor_parallel.follower" in child.cmdline()
+    ]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
@@ -131,12 +145,16 @@ async def test_two_processes_say_what_one_says(kind: str, models: Path) -> None:
     assert not followers()
 
 
-async def test_all_processes_decide_how_many_slots_there_are_where_nobody_says(models: Path) -> None:
+async def test_all_processes_decide_how_many_slots_there_are_where_nobody_says(
+    models: Path,
+) -> None:
     engine = made(models / "llama", 2, slots=None)
     await engine.start()
     try:
         assert engine.slots == 8
-        told = await answers(engine, [job("The quick brown fox", max_tokens=4)] * 9)  # the eighth slot is there, too
+        told = await answers(
+            engine, [job("The quick brown fox", max_tokens=4)] * 9
+        )  # the eighth slot is there, too
         assert told == [told[0]] * 9
     finally:
         await engine.stop()
@@ -181,7 +199,9 @@ async def test_a_follower_that_stops_is_ended_with_the_engine(two: TransformersE
     assert not followers()
 
 
-async def test_a_follower_that_stops_fails_the_jobs_when_the_groups_limit_is_over(two: TransformersEngine) -> None:
+async def test_a_follower_that_stops_fails_the_jobs_when_the_groups_limit_is_over(
+    two: TransformersEngine,
+) -> None:
     limit = timedelta(seconds=4)  # of what begins from now on
     torch.distributed.distributed_c10d._set_pg_timeout(limit, torch.distributed.group.WORLD)
     run = await streaming(two, job("Hello", max_tokens=400, logit_bias={1: -100.0}))
@@ -227,16 +247,22 @@ async def test_a_step_that_fails_in_a_follower_says_why(two: TransformersEngine)
 
 
 async def test_what_cannot_be_divided_is_said_in_one_line(models: Path) -> None:
-    with pytest.raises(EngineUnavailable, match=r"^GPT2LMHeadModel has no tensor-parallel plan.*device only$"):
+    with pytest.raises(
+        EngineUnavailable, match=r"^GPT2LMHeadModel has no tensor-parallel plan.*device only$"
+    ):
         await made(models / "gpt2", 2).start()
-    with pytest.raises(EngineUnavailable, match=r"^LlamaForCausalLM cannot be divided by 3: .*heads is 4$"):
+    with pytest.raises(
+        EngineUnavailable, match=r"^LlamaForCausalLM cannot be divided by 3: .*heads is 4$"
+    ):
         await made(models / "llama", 3).start()
     with pytest.raises(EngineUnavailable, match="no model folder"):
         await made(models / "nothing", 2).start()
     assert not followers()
 
 
-async def test_a_shard_that_cannot_be_loaded_ends_all(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_shard_that_cannot_be_loaded_ends_all(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*_: Any) -> Any:
         raise OSError("the disk is gone")
 
@@ -266,7 +292,10 @@ asyncio.run(main())
 def test_followers_end_with_a_node_that_is_killed(models: Path) -> None:
     """In the middle of a step, however that falls."""
     with subprocess.Popen(
-        [sys.executable, "-c", _NODE, str(models / "llama")], stdout=subprocess.PIPE, cwd=Path.cwd(), env=os.environ
+        [sys.executable, "-c", _NODE, str(models / "llama")],
+        stdout=subprocess.PIPE,
+        cwd=Path.cwd(),
+        env=os.environ,
     ) as node:
         assert node.stdout is not None
         assert node.stdout.readline() == b"token\n"

@@ -48,7 +48,8 @@ async def test_guest_does_not_exist(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user", "queue"), [("api", fresh("node")), ("api", fresh("inbox")), ("node", fresh("reply")), ("node", "other")]
+    ("user", "queue"),
+    [("api", fresh("node")), ("api", fresh("inbox")), ("node", fresh("reply")), ("node", "other")],
 )
 async def test_users_have_only_the_rights_they_need(broker: Broker, user: str, queue: str) -> None:
     session = await AmqpSession.open(broker.amqp[user], "test")
@@ -60,7 +61,9 @@ async def test_users_have_only_the_rights_they_need(broker: Broker, user: str, q
 async def test_a_cut_connection_ends_the_session(broker: Broker) -> None:
     url = urlsplit(broker.amqp["node"])
     async with Proxy("127.0.0.1", url.port or 0) as proxy:
-        session = await AmqpSession.open(broker.amqp["node"].replace(f":{url.port}", f":{proxy.port}"), "test")
+        session = await AmqpSession.open(
+            broker.amqp["node"].replace(f":{url.port}", f":{proxy.port}"), "test"
+        )
         proxy.cut()
         async with asyncio.timeout(5):
             assert isinstance(await session.closed, BrokerError)
@@ -96,7 +99,9 @@ async def test_of_several_addresses_one_that_answers_is_used(broker: Broker) -> 
         await session.close()
 
 
-async def test_an_address_that_does_not_answer_is_given_up(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_address_that_does_not_answer_is_given_up(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(amqp, "ADDRESS_SECONDS", 0.5)
     monkeypatch.setattr(amqp, "CONNECT_SECONDS", 1.0)
     port = urlsplit(broker.amqp["node"]).port or 0

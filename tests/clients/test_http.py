@@ -43,7 +43,9 @@ def said(line: str) -> str:
 
 
 @pytest.mark.parametrize("timestamp", ["2024-05-01T10:00:00Z", 1714557600, 1714557600.25])
-def test_arranca_answers_a_session_and_keeps_the_timestamp(staff: httpx.Client, timestamp: str | float) -> None:
+def test_arranca_answers_a_session_and_keeps_the_timestamp(
+    staff: httpx.Client, timestamp: str | float
+) -> None:
     answer = staff.post(ARRANCA, json={"text": "Hello again", "timestamp": timestamp})
     assert answer.status_code == 200
     body = answer.json()
@@ -63,7 +65,9 @@ def test_arranca_wants_the_csrf_token_of_a_session(service: Instance, staff: htt
     with httpx.Client(base_url=service.url, cookies=staff.cookies) as forged:
         assert forged.post(ARRANCA, json=body).status_code == 403
     assert httpx.post(f"{service.url}{ARRANCA}", json=body).status_code == 401
-    wrong = httpx.post(f"{service.url}{ARRANCA}", json=body, headers={"Authorization": "Bearer canopy_no_key"})
+    wrong = httpx.post(
+        f"{service.url}{ARRANCA}", json=body, headers={"Authorization": "Bearer canopy_no_key"}
+    )
     assert wrong.status_code == 401
 
 
@@ -80,7 +84,9 @@ def test_arranca_wants_the_csrf_token_of_a_session(service: Instance, staff: htt
         pytest.param(b"[" * 5000, "not JSON", id="deep"),
     ],
 )
-def test_a_body_that_is_not_json_is_blamed(program: httpx.Client, path: str, body: bytes, why: str) -> None:
+def test_a_body_that_is_not_json_is_blamed(
+    program: httpx.Client, path: str, body: bytes, why: str
+) -> None:
     answer = program.post(path, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     message, field = complaint(answer)
@@ -103,7 +109,11 @@ def test_bodies_may_be_compressed_and_marked(program: httpx.Client) -> None:
         (CHAT, {"model": "echo"}, "messages"),
         (CHAT, {"model": 5, "messages": [{"role": "user", "content": "x"}]}, "model"),
         (CHAT, chat_body() | {"messages": "hello"}, "messages"),
-        (CHAT, chat_body() | {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
+        (
+            CHAT,
+            chat_body() | {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0]",
+        ),
         (CHAT, chat_body(max_tokens=-1), "max_tokens"),
         (CHAT, chat_body(max_tokens=1.5), "max_tokens"),
         (CHAT, chat_body(temperature=-0.1), "temperature"),
@@ -139,7 +149,9 @@ def test_a_wrong_field_is_named(program: httpx.Client, path: str, body: Any, fie
 
 @pytest.mark.parametrize("path", [CHAT, ARRANCA])
 def test_a_mebibyte_is_too_large(program: httpx.Client, path: str) -> None:
-    answer = program.post(path, content=b"x" * (1 << 20), headers={"Content-Type": "application/json"})
+    answer = program.post(
+        path, content=b"x" * (1 << 20), headers={"Content-Type": "application/json"}
+    )
     assert answer.status_code == 413
     assert "larger" in complaint(answer)[0]
     assert program.post(ARRANCA, json={"text": "still there", "timestamp": 1}).status_code == 200
@@ -181,7 +193,9 @@ def root_of(service: Instance, model: str) -> NodeProcess:
 
 def node_of(service: Instance, model: str, name: str, *options: str) -> NodeProcess:
     parent = f"{model}-root"
-    return NodeProcess(service.broker, name, "--parent", parent, "--model", model, "--engine", "echo", *options)
+    return NodeProcess(
+        service.broker, name, "--parent", parent, "--model", model, "--engine", "echo", *options
+    )
 
 
 class Crowd:
@@ -212,14 +226,19 @@ async def many_connections(service: Instance, key: str) -> AsyncIterator[httpx.A
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * CROWD), hard))
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=service.url, limits=limits, timeout=90, headers=headers) as client:
+    async with httpx.AsyncClient(
+        base_url=service.url, limits=limits, timeout=90, headers=headers
+    ) as client:
         yield client
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_a_thousand_at_once_get_each_their_own(service: Instance, many_connections: httpx.AsyncClient) -> None:
+async def test_a_thousand_at_once_get_each_their_own(
+    service: Instance, many_connections: httpx.AsyncClient
+) -> None:
     questions = [
-        f"person {number} wants {number * number} of these twelve words and no others at all" for number in range(CROWD)
+        f"person {number} wants {number * number} of these twelve words and no others at all"
+        for number in range(CROWD)
     ]
     slow = ("--slots", str(CROWD // 2), "--token-delay", "0.8")
     with tree_of(service, "crowd", slow, slow):
@@ -232,8 +251,13 @@ async def test_a_thousand_at_once_get_each_their_own(service: Instance, many_con
 # ---- the line
 
 
-def test_a_stream_tells_its_place_and_flex_lets_others_pass(service: Instance, program: httpx.Client) -> None:
-    with tree_of(service, "line", ("--slots", "1", "--token-delay", "0.01")), ExitStack() as streams:
+def test_a_stream_tells_its_place_and_flex_lets_others_pass(
+    service: Instance, program: httpx.Client
+) -> None:
+    with (
+        tree_of(service, "line", ("--slots", "1", "--token-delay", "0.01")),
+        ExitStack() as streams,
+    ):
 
         def ask(question: str, **more: Any) -> tuple[httpx.Response, Iterator[str]]:
             body = chat_body(question, stream=True, **more) | {"model": "line"}
@@ -260,10 +284,16 @@ def test_a_stream_tells_its_place_and_flex_lets_others_pass(service: Instance, p
 # ---- nobody there
 
 
-def test_a_stream_says_that_it_waits_and_ends_once_a_node_joins(service: Instance, program: httpx.Client) -> None:
+def test_a_stream_says_that_it_waits_and_ends_once_a_node_joins(
+    service: Instance, program: httpx.Client
+) -> None:
     question = "is anybody there"
     body = chat_body(question, stream=True) | {"model": "ghost"}
-    with root_of(service, "ghost"), ExitStack() as later, program.stream("POST", CHAT, json=body) as answer:
+    with (
+        root_of(service, "ghost"),
+        ExitStack() as later,
+        program.stream("POST", CHAT, json=body) as answer,
+    ):
         assert answer.status_code == 200
         lines = answer.iter_lines()
         assert "node" in next(line for line in lines if line.startswith(": waiting: "))
@@ -275,7 +305,10 @@ def test_a_stream_waits_while_every_node_is_drained(
     service: Instance, program: httpx.Client, staff: httpx.Client
 ) -> None:
     question = "this can wait"
-    with drained(staff, "n1", "n2"), program.stream("POST", CHAT, json=chat_body(question, stream=True)) as answer:
+    with (
+        drained(staff, "n1", "n2"),
+        program.stream("POST", CHAT, json=chat_body(question, stream=True)) as answer,
+    ):
         lines = answer.iter_lines()
         next(line for line in lines if line.startswith(": waiting: "))
         staff.post("/api/tree/nodes/n1/resume")
@@ -289,9 +322,15 @@ def drained(staff: httpx.Client, *names: str) -> Iterator[None]:
     try:
         for name in names:
             assert staff.post(f"/api/tree/nodes/{name}/drain").status_code == 202
-        tree_when(staff, lambda tree: all(n["state"] == "drained" for n in tree["nodes"] if n["name"] in names))
+        tree_when(
+            staff,
+            lambda tree: all(n["state"] == "drained" for n in tree["nodes"] if n["name"] in names),
+        )
         yield
     finally:
         for name in names:
             staff.post(f"/api/tree/nodes/{name}/resume")
-        tree_when(staff, lambda tree: all(n["state"] == "idle" for n in tree["nodes"] if n["name"] in names))
+        tree_when(
+            staff,
+            lambda tree: all(n["state"] == "idle" for n in tree["nodes"] if n["name"] in names),
+        )

@@ -46,16 +46,29 @@ def relay_root(service: Instance) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def relay(service: Instance, relay_root: None, far: Instance, far_key: str) -> Iterator[NodeProcess]:
+def relay(
+    service: Instance, relay_root: None, far: Instance, far_key: str
+) -> Iterator[NodeProcess]:
     with relay_node(service, "relay-1", far.url, far_key) as node:
         yield node
 
 
 def relay_node(service: Instance, name: str, url: str, key: str) -> NodeProcess:
     """A node before the server at `url`."""
-    options = ["--parent", "relay-root", "--model", "relay", "--engine", "openai", "--slots", str(SLOTS)]
+    options = [
+        "--parent",
+        "relay-root",
+        "--model",
+        "relay",
+        "--engine",
+        "openai",
+        "--slots",
+        str(SLOTS),
+    ]
     env = {"CANOPY_UPSTREAM_KEY": key}
-    return NodeProcess(service.broker, name, *options, "--upstream", f"{url}/v1", "--wait", "20", env=env)
+    return NodeProcess(
+        service.broker, name, *options, "--upstream", f"{url}/v1", "--wait", "20", env=env
+    )
 
 
 def asking(model: str, text: str, **more: Any) -> dict[str, Any]:
@@ -92,15 +105,21 @@ def test_the_answer_is_the_far_ones(
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     with far.program(far_key) as there:
         expected = there.post(CHAT, json=asking("echo", question, **settings)).json()
-        told = there.post("/v1/completions", json={"model": "echo", "prompt": question, **settings}).json()
-    with program.stream("POST", CHAT, json=asking("relay", question, **streaming, **settings)) as answer:
+        told = there.post(
+            "/v1/completions", json={"model": "echo", "prompt": question, **settings}
+        ).json()
+    with program.stream(
+        "POST", CHAT, json=asking("relay", question, **streaming, **settings)
+    ) as answer:
         pieces, reason, usage = streamed(answer.iter_lines())
     (choice,) = expected["choices"]
     assert "".join(pieces) == choice["message"]["content"]
     assert len(pieces) > 1
     assert reason == choice["finish_reason"]
     assert usage == expected["usage"]
-    prompted = program.post("/v1/completions", json={"model": "relay", "prompt": question, **settings}).json()
+    prompted = program.post(
+        "/v1/completions", json={"model": "relay", "prompt": question, **settings}
+    ).json()
     assert prompted["choices"][0]["text"] == told["choices"][0]["text"]
     assert prompted["usage"] == told["usage"]
 
@@ -131,21 +150,30 @@ def test_many_at_once_get_each_their_own(service: Instance, key: str, relay: Nod
     async def ask_all() -> list[str]:
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=service.url, timeout=60, headers=headers) as client:
-            answers = await asyncio.gather(*(client.post(CHAT, json=asking("relay", text)) for text in questions))
+            answers = await asyncio.gather(
+                *(client.post(CHAT, json=asking("relay", text)) for text in questions)
+            )
         return [answer.json()["choices"][0]["message"]["content"] for answer in answers]
 
     assert asyncio.run(ask_all()) == questions
 
 
 def test_another_node_goes_on_where_a_killed_one_stopped(
-    service: Instance, program: httpx.Client, staff: httpx.Client, relay: NodeProcess, far: Instance, far_key: str
+    service: Instance,
+    program: httpx.Client,
+    staff: httpx.Client,
+    relay: NodeProcess,
+    far: Instance,
+    far_key: str,
 ) -> None:
     question = " ".join(f"word{number}" for number in range(300))
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     with ExitStack() as stack:
         stack.enter_context(held_back(staff, "relay-1"))
         victim = stack.enter_context(relay_node(service, "relay-2", far.url, far_key))
-        answer = stack.enter_context(program.stream("POST", CHAT, json=asking("relay", question, **streaming)))
+        answer = stack.enter_context(
+            program.stream("POST", CHAT, json=asking("relay", question, **streaming))
+        )
         lines = answer.iter_lines()
         begun = streamed(iter([next(line for line in lines if "word20" in line)]))[0]
         victim.process.kill()
@@ -159,14 +187,21 @@ def test_another_node_goes_on_where_a_killed_one_stopped(
 def held_back(staff: httpx.Client, name: str) -> ExitStack:
     """That node takes no jobs for a while."""
     staff.post(f"/api/tree/nodes/{name}/drain").raise_for_status()
-    tree_when(staff, lambda tree: any(n["name"] == name and n["state"] == "drained" for n in tree["nodes"]))
+    tree_when(
+        staff,
+        lambda tree: any(n["name"] == name and n["state"] == "drained" for n in tree["nodes"]),
+    )
     stack = ExitStack()
     stack.callback(lambda: staff.post(f"/api/tree/nodes/{name}/resume"))
     return stack
 
 
 def test_a_far_instance_that_comes_back_gets_the_answer_to_its_end(
-    service: Instance, program: httpx.Client, staff: httpx.Client, relay: NodeProcess, tmp_path: Path
+    service: Instance,
+    program: httpx.Client,
+    staff: httpx.Client,
+    relay: NodeProcess,
+    tmp_path: Path,
 ) -> None:
     """While it is away the node says so, and the job waits here."""
     options = [*FAR, "--port", str(free_port())]
@@ -175,10 +210,14 @@ def test_a_far_instance_that_comes_back_gets_the_answer_to_its_end(
         with running(tmp_path / "far", *options) as instance:
             nodes.enter_context(held_back(staff, "relay-1"))
             nodes.enter_context(relay_node(service, "relay-3", instance.url, instance.key()))
-            answer = answers.enter_context(program.stream("POST", CHAT, json=asking("relay", question, stream=True)))
+            answer = answers.enter_context(
+                program.stream("POST", CHAT, json=asking("relay", question, stream=True))
+            )
             lines = answer.iter_lines()
             begun = streamed(iter([next(line for line in lines if "word20" in line)]))[0]
-        failed = tree_when(staff, lambda tree: "cannot be reached" in node_of(tree, "relay-3")["detail"], within=40)
+        failed = tree_when(
+            staff, lambda tree: "cannot be reached" in node_of(tree, "relay-3")["detail"], within=40
+        )
         assert node_of(failed, "relay-3")["state"] == "failed"
         with running(tmp_path / "far", *options):
             pieces, reason, _ = streamed(lines)
@@ -189,14 +228,27 @@ def test_a_far_instance_that_comes_back_gets_the_answer_to_its_end(
 
 def node_of(tree: Tree, name: str) -> dict[str, Any]:
     """One node's line in the tree."""
-    return next((node for node in tree["nodes"] if node["name"] == name), {"state": "", "detail": ""})
+    return next(
+        (node for node in tree["nodes"] if node["name"] == name), {"state": "", "detail": ""}
+    )
 
 
 def test_up_stands_before_the_other_instance_and_keeps_its_key_to_itself(
     far: Instance, far_key: str, tmp_path: Path
 ) -> None:
-    options = ["--engine", "openai", "--upstream", f"{far.url}/v1", "--upstream-model", "echo", "--model", "relay"]
-    with running(tmp_path / "near", *options, "--nodes", "1", env={"CANOPY_UPSTREAM_KEY": far_key}) as near:
+    options = [
+        "--engine",
+        "openai",
+        "--upstream",
+        f"{far.url}/v1",
+        "--upstream-model",
+        "echo",
+        "--model",
+        "relay",
+    ]
+    with running(
+        tmp_path / "near", *options, "--nodes", "1", env={"CANOPY_UPSTREAM_KEY": far_key}
+    ) as near:
         with near.program(near.key()) as program:
             answer = program.post(CHAT, json=asking("relay", "there and back")).json()
         processes = [psutil.Process(each["pid"]) for each in near.record()["processes"]]

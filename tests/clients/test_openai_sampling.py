@@ -19,10 +19,28 @@ Z = BYTES.convert_tokens_to_ids("z")
 @pytest.fixture(scope="module")
 def sdk(service: Instance, key: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
     folder = save_model("llama", tmp_path_factory.mktemp("models") / "llama")
-    options = ["--parent", "tiny-root", "--model", MODEL, "--engine", "transformers", "--slots", "4", "--device", "cpu"]
+    options = [
+        "--parent",
+        "tiny-root",
+        "--model",
+        MODEL,
+        "--engine",
+        "transformers",
+        "--slots",
+        "4",
+        "--device",
+        "cpu",
+    ]
     with (
         root(service.broker, "tiny-root", MODEL),
-        NodeProcess(service.broker, "tiny-1", *options, "--model-path", str(folder), env={"CANOPY_THREADS": "1"}),
+        NodeProcess(
+            service.broker,
+            "tiny-1",
+            *options,
+            "--model-path",
+            str(folder),
+            env={"CANOPY_THREADS": "1"},
+        ),
         OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=60) as client,
     ):
         yield client
@@ -34,44 +52,71 @@ def text(sdk: OpenAI, prompt: str = "Once upon a time", **asked: object) -> str:
 
 
 def test_logprobs_of_a_text(sdk: OpenAI) -> None:
-    answer = sdk.completions.create(model=MODEL, prompt="Once", max_tokens=12, temperature=0, logprobs=5)
+    answer = sdk.completions.create(
+        model=MODEL, prompt="Once", max_tokens=12, temperature=0, logprobs=5
+    )
     [choice] = answer.choices
     told = choice.logprobs
     assert told is not None
     assert (told.tokens, told.token_logprobs, told.top_logprobs, told.text_offset) != (None,) * 4
     assert "".join(told.tokens or []) == choice.text
     assert told.text_offset == list(range(12))
-    for token, logprob, top in zip(told.tokens or [], told.token_logprobs or [], told.top_logprobs or [], strict=True):
+    for token, logprob, top in zip(
+        told.tokens or [], told.token_logprobs or [], told.top_logprobs or [], strict=True
+    ):
         assert len(top) == 5
         assert top[token] == logprob == max(top.values()) < 0
 
 
 def test_logprobs_of_a_chat_are_the_same_in_a_stream(sdk: OpenAI) -> None:
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 16}
+    asked = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
     whole = sdk.chat.completions.create(**asked, logprobs=True, top_logprobs=20)  # type: ignore[call-overload]
     [choice] = whole.choices
     content = choice.logprobs.content
-    assert bytes(byte for each in content for byte in each.bytes).decode().lstrip() == choice.message.content
+    assert (
+        bytes(byte for each in content for byte in each.bytes).decode().lstrip()
+        == choice.message.content
+    )
     assert all(len(each.top_logprobs) == 20 for each in content)
     stream = sdk.chat.completions.create(**asked, logprobs=True, top_logprobs=20, stream=True)  # type: ignore[call-overload]
-    told = [each for chunk in stream for choice in chunk.choices if choice.logprobs for each in choice.logprobs.content]
+    told = [
+        each
+        for chunk in stream
+        for choice in chunk.choices
+        if choice.logprobs
+        for each in choice.logprobs.content
+    ]
     assert [each.token for each in told] == [each.token for each in content]
-    assert [each.logprob for each in told] == pytest.approx([each.logprob for each in content], abs=1e-3)
+    assert [each.logprob for each in told] == pytest.approx(
+        [each.logprob for each in content], abs=1e-3
+    )
 
 
 def test_the_same_seed_is_the_same_text_in_any_company(sdk: OpenAI) -> None:
     wanted = {"seed": 11, "temperature": 1.0, "top_p": 0.95, "presence_penalty": 0.5}
     alone = text(sdk, **wanted)
     with ThreadPoolExecutor(4) as pool:
-        others = [pool.submit(text, sdk, f"Other {n}", temperature=1.5, max_tokens=12 + 9 * n) for n in range(3)]
+        others = [
+            pool.submit(text, sdk, f"Other {n}", temperature=1.5, max_tokens=12 + 9 * n)
+            for n in range(3)
+        ]
         assert pool.submit(text, sdk, **wanted).result() == alone
         assert len({other.result() for other in others}) == 3
     assert text(sdk, **{**wanted, "seed": 12}) != alone
 
 
 def test_choices_have_the_seeds_that_follow(sdk: OpenAI) -> None:
-    answer = sdk.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=24, seed=5, n=3)
-    assert [choice.text for choice in answer.choices] == [text(sdk, seed=seed) for seed in (5, 6, 7)]
+    answer = sdk.completions.create(
+        model=MODEL, prompt="Once upon a time", max_tokens=24, seed=5, n=3
+    )
+    assert [choice.text for choice in answer.choices] == [
+        text(sdk, seed=seed) for seed in (5, 6, 7)
+    ]
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len("Once upon a time") + 1
 

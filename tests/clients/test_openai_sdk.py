@@ -28,7 +28,9 @@ def sdk(service: Instance, key: str) -> Iterator[OpenAI]:
 
 @pytest.fixture
 async def async_sdk(service: Instance, key: str) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
+    async with AsyncOpenAI(
+        base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=60
+    ) as client:
         yield client
 
 
@@ -37,12 +39,16 @@ async def async_sdk(service: Instance, key: str) -> AsyncIterator[AsyncOpenAI]:
 
 def test_choices_come_together_and_interleaved(sdk: OpenAI) -> None:
     answer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), n=3)
-    assert [(choice.index, choice.message.content) for choice in answer.choices] == [(n, QUESTION) for n in range(3)]
+    assert [(choice.index, choice.message.content) for choice in answer.choices] == [
+        (n, QUESTION) for n in range(3)
+    ]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 18)
     texts = ["", ""]
     order = []
-    for chunk in sdk.chat.completions.create(model="echo", messages=asking(QUESTION), n=2, stream=True):
+    for chunk in sdk.chat.completions.create(
+        model="echo", messages=asking(QUESTION), n=2, stream=True
+    ):
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
             order.append(choice.index)
@@ -51,7 +57,9 @@ def test_choices_come_together_and_interleaved(sdk: OpenAI) -> None:
 
 
 def test_an_engine_without_logprobs_answers_without(sdk: OpenAI) -> None:
-    answer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), logprobs=True, top_logprobs=2)
+    answer = sdk.chat.completions.create(
+        model="echo", messages=asking(QUESTION), logprobs=True, top_logprobs=2
+    )
     assert (answer.choices[0].message.content, answer.choices[0].logprobs) == (QUESTION, None)
 
 
@@ -83,7 +91,9 @@ def test_a_limited_answer_says_so(sdk: OpenAI) -> None:
     answer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), max_tokens=3)
     assert answer.choices[0].message.content == "what goes up"
     assert answer.choices[0].finish_reason == "length"
-    newer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), max_completion_tokens=2)
+    newer = sdk.chat.completions.create(
+        model="echo", messages=asking(QUESTION), max_completion_tokens=2
+    )
     assert newer.choices[0].message.content == "what goes"
 
 
@@ -101,7 +111,9 @@ def test_a_chat_answer_as_a_stream(sdk: OpenAI) -> None:
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
     assert len(pieces) > 1
     assert "".join(pieces) == QUESTION
-    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
+    assert [
+        chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason
+    ] == ["stop"]
     assert all(chunk.usage is None for chunk in chunks)
 
 
@@ -121,22 +133,36 @@ def test_a_completion_in_one_piece_and_as_a_stream(sdk: OpenAI) -> None:
     assert answer.object == "text_completion"
     assert answer.choices[0].text == QUESTION
     assert answer.choices[0].finish_reason == "stop"
-    pieces = [chunk.choices[0].text for chunk in sdk.completions.create(model="echo", prompt=QUESTION, stream=True)]
+    pieces = [
+        chunk.choices[0].text
+        for chunk in sdk.completions.create(model="echo", prompt=QUESTION, stream=True)
+    ]
     assert len([piece for piece in pieces if piece]) > 1
     assert "".join(pieces) == QUESTION
 
 
 @pytest.mark.parametrize(("asked", "served"), [("flex", "flex"), ("priority", "default")])
-def test_the_tier_that_served_is_told(sdk: OpenAI, asked: Literal["flex", "priority"], served: str) -> None:
-    answer = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), service_tier=asked)
+def test_the_tier_that_served_is_told(
+    sdk: OpenAI, asked: Literal["flex", "priority"], served: str
+) -> None:
+    answer = sdk.chat.completions.create(
+        model="echo", messages=asking(QUESTION), service_tier=asked
+    )
     assert (answer.service_tier, answer.choices[0].message.content) == (served, QUESTION)
-    stream = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), service_tier=asked, stream=True)
+    stream = sdk.chat.completions.create(
+        model="echo", messages=asking(QUESTION), service_tier=asked, stream=True
+    )
     assert {chunk.service_tier for chunk in stream} == {served}
 
 
 def test_every_script_survives(sdk: OpenAI) -> None:
     question = "naïve 東京 🌳🌲 עברית e\u0301 👩\u200d👩\u200d👧 «fin»"
-    assert sdk.chat.completions.create(model="echo", messages=asking(question)).choices[0].message.content == question
+    assert (
+        sdk.chat.completions.create(model="echo", messages=asking(question))
+        .choices[0]
+        .message.content
+        == question
+    )
     stream = sdk.chat.completions.create(model="echo", messages=asking(question), stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == question
 
@@ -155,7 +181,9 @@ async def test_a_hundred_streams_at_once_get_each_their_own(async_sdk: AsyncOpen
     questions = [f"stream {number} says {number * number} times" for number in range(100)]
 
     async def ask(question: str) -> str:
-        stream = await async_sdk.chat.completions.create(model="echo", messages=asking(question), stream=True)
+        stream = await async_sdk.chat.completions.create(
+            model="echo", messages=asking(question), stream=True
+        )
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     assert await asyncio.gather(*map(ask, questions)) == questions
@@ -165,7 +193,9 @@ async def test_a_hundred_streams_at_once_get_each_their_own(async_sdk: AsyncOpen
 
 
 def test_closing_a_stream_early_frees_the_slot(sdk: OpenAI, staff: httpx.Client) -> None:
-    stream = sdk.chat.completions.create(model="echo", messages=asking(QUESTION), stream=True, max_tokens=LONG)
+    stream = sdk.chat.completions.create(
+        model="echo", messages=asking(QUESTION), stream=True, max_tokens=LONG
+    )
     for chunk in stream:
         if chunk.choices[0].delta.content:
             break
@@ -174,7 +204,9 @@ def test_closing_a_stream_early_frees_the_slot(sdk: OpenAI, staff: httpx.Client)
     tree_when(staff, at_rest, within=1.0)
 
 
-async def test_giving_up_on_an_answer_frees_the_slot(async_sdk: AsyncOpenAI, staff: httpx.Client) -> None:
+async def test_giving_up_on_an_answer_frees_the_slot(
+    async_sdk: AsyncOpenAI, staff: httpx.Client
+) -> None:
     asked = asyncio.create_task(
         async_sdk.chat.completions.create(model="echo", messages=asking(QUESTION), max_tokens=LONG)
     )
@@ -187,7 +219,9 @@ async def test_giving_up_on_an_answer_frees_the_slot(async_sdk: AsyncOpenAI, sta
 
 def test_a_client_that_loses_patience_frees_the_slot(sdk: OpenAI, staff: httpx.Client) -> None:
     with pytest.raises(openai.APITimeoutError):
-        sdk.with_options(timeout=0.5).chat.completions.create(model="echo", messages=asking(QUESTION), max_tokens=LONG)
+        sdk.with_options(timeout=0.5).chat.completions.create(
+            model="echo", messages=asking(QUESTION), max_tokens=LONG
+        )
     tree_when(staff, at_rest, within=1.0)
 
 
@@ -195,7 +229,9 @@ def test_a_client_that_loses_patience_frees_the_slot(sdk: OpenAI, staff: httpx.C
 
 
 def test_a_wrong_key_is_an_authentication_error(service: Instance) -> None:
-    with OpenAI(base_url=f"{service.url}/v1", api_key="canopy_wrong_key", max_retries=0) as stranger:
+    with OpenAI(
+        base_url=f"{service.url}/v1", api_key="canopy_wrong_key", max_retries=0
+    ) as stranger:
         with pytest.raises(openai.AuthenticationError) as refused:
             stranger.models.list()
         assert refused.value.code == "invalid_api_key"
@@ -204,7 +240,9 @@ def test_a_wrong_key_is_an_authentication_error(service: Instance) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_unknown_model_is_not_found_and_the_known_ones_are_named(sdk: OpenAI, stream: bool) -> None:
+def test_an_unknown_model_is_not_found_and_the_known_ones_are_named(
+    sdk: OpenAI, stream: bool
+) -> None:
     with pytest.raises(openai.NotFoundError, match="there are: echo") as refused:
         sdk.chat.completions.create(model="gpt-17", messages=asking("hello"), stream=stream)
     assert refused.value.code == "model_not_found"
@@ -270,8 +308,13 @@ def test_tools_and_schemas_are_refused_by_name(sdk: OpenAI) -> None:
 
 
 def test_a_cut_emoji_and_an_empty_answer_are_taken(sdk: OpenAI, program: httpx.Client) -> None:
-    history: list[ChatCompletionMessageParam] = [*asking("first"), {"role": "assistant", "content": None}]
-    answer = sdk.chat.completions.create(model="echo", messages=[*history, *asking(QUESTION)], stop="")
+    history: list[ChatCompletionMessageParam] = [
+        *asking("first"),
+        {"role": "assistant", "content": None},
+    ]
+    answer = sdk.chat.completions.create(
+        model="echo", messages=[*history, *asking(QUESTION)], stop=""
+    )
     assert answer.choices[0].message.content == QUESTION
     cut = '{"model": "echo", "messages": [{"role": "user", "content": "a tree \\ud83c"}]}'
     answer_to_cut = program.post("/v1/chat/completions", content=cut)

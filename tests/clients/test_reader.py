@@ -40,7 +40,12 @@ def fast_tree(service: Instance) -> Iterator[None]:
 def deaf(service: Instance, key: str) -> Iterator[socket.socket]:
     """A connection that asks for a long streamed answer; it takes no more than the smallest window."""
     body = json.dumps(
-        {"model": "torrent", "stream": True, "max_tokens": WORDS, "messages": [{"role": "user", "content": WORD}]}
+        {
+            "model": "torrent",
+            "stream": True,
+            "max_tokens": WORDS,
+            "messages": [{"role": "user", "content": WORD}],
+        }
     )
     address = urlsplit(service.url)
     head = (
@@ -62,7 +67,9 @@ def api_process(service: Instance) -> psutil.Process:
 
 def all_written(tree: dict[str, list[dict[str, object]]]) -> bool:
     """The node has made every answer."""
-    return any(node["name"] == "torrent-1" and node["finished"] == READERS for node in tree["nodes"])
+    return any(
+        node["name"] == "torrent-1" and node["finished"] == READERS for node in tree["nodes"]
+    )
 
 
 @pytest.mark.parametrize("then", ["close", "read"])
@@ -77,7 +84,9 @@ def test_readers_that_do_not_read(
         answer = program.post("/arranca/", json={"text": "still there", "timestamp": 1})
         assert (answer.status_code, answer.json()["text"]) == (200, "still there")
         growth = process.memory_info().rss - before
-        assert growth < FACTOR * READERS * LENGTH + SLACK, f"{growth / (READERS * LENGTH):.1f} times the answers"
+        assert growth < FACTOR * READERS * LENGTH + SLACK, (
+            f"{growth / (READERS * LENGTH):.1f} times the answers"
+        )
         if then == "read":
             for reader in readers:
                 assert words_of(reader) == WORDS
@@ -89,5 +98,9 @@ def words_of(reader: socket.socket) -> int:
     answer = HTTPResponse(reader)
     answer.begin()
     assert answer.status == 200
-    said = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in answer if line[:7] == b"data: {"]
+    said = [
+        json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+        for line in answer
+        if line[:7] == b"data: {"
+    ]
     return "".join(said).count(WORD)

@@ -42,7 +42,10 @@ def watched(page: Page, complain: Callable[[str], object]) -> None:
     """Reports the page's errors: uncaught ones, and what its console shows in red."""
     page.on("pageerror", lambda error: complain(f"uncaught: {error}"))
     page.on(
-        "console", lambda message: complain(f"{message.text} {message.location}") if message.type == "error" else None
+        "console",
+        lambda message: (
+            complain(f"{message.text} {message.location}") if message.type == "error" else None
+        ),
     )
 
 
@@ -83,7 +86,9 @@ class Chat:
     def writing(self, word: str) -> Locator:
         """An answer that is still written and shows this word already."""
         shown = re.compile(rf"\b{re.escape(word)}\b")
-        return self.page.locator("[data-testid=message-assistant][data-status=streaming]", has_text=shown)
+        return self.page.locator(
+            "[data-testid=message-assistant][data-status=streaming]", has_text=shown
+        )
 
     def conversation(self) -> str:
         """The open conversation's id, as its address has it."""
@@ -112,7 +117,9 @@ def echoes(text: str, question: str) -> bool:
     Runs of spaces count as one, as they do on a page.
     """
     said, asked = text.split(), question.split()
-    return len(said) >= len(asked) and all(word == asked[place % len(asked)] for place, word in enumerate(said))
+    return len(said) >= len(asked) and all(
+        word == asked[place % len(asked)] for place, word in enumerate(said)
+    )
 
 
 def words(count: int) -> str:

@@ -23,9 +23,22 @@ OpenPage = Callable[..., Page]
 @pytest.fixture(scope="package")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """root -> n1 -> (n2, n3), two slots a node, twenty words a second."""
-    options = ["--engine", "echo", "--nodes", "3", "--fanout", "2", "--slots", "2", "--token-delay", "0.05"]
+    options = [
+        "--engine",
+        "echo",
+        "--nodes",
+        "3",
+        "--fanout",
+        "2",
+        "--slots",
+        "2",
+        "--token-delay",
+        "0.05",
+    ]
     # without slots left to others, tests can fill every slot and know how many wait
-    with running(tmp_path_factory.mktemp("echo"), *options, env={"CANOPY_USER_JOBS": "0"}) as instance:
+    with running(
+        tmp_path_factory.mktemp("echo"), *options, env={"CANOPY_USER_JOBS": "0"}
+    ) as instance:
         instance.add_people(operator=True, reader=False)
         yield instance
 
@@ -35,9 +48,17 @@ def models(echo: Instance) -> Iterator[None]:
     """Two more trees: `quick` says everything at once, `steady` says a word every 4 ms."""
     with ExitStack() as nodes:
         for model, delay in (("quick", "0"), ("steady", "0.004")):
-            root, name, engine = f"{model}-root", f"{model}-1", ["--engine", "echo", "--token-delay", delay]
-            nodes.enter_context(NodeProcess(echo.broker, root, "--engine", "none", "--model", model))
-            nodes.enter_context(NodeProcess(echo.broker, name, "--parent", root, "--model", model, *engine))
+            root, name, engine = (
+                f"{model}-root",
+                f"{model}-1",
+                ["--engine", "echo", "--token-delay", delay],
+            )
+            nodes.enter_context(
+                NodeProcess(echo.broker, root, "--engine", "none", "--model", model)
+            )
+            nodes.enter_context(
+                NodeProcess(echo.broker, name, "--parent", root, "--model", model, *engine)
+            )
         yield
 
 
@@ -76,7 +97,9 @@ def cookies(chromium: Browser, echo: Instance) -> Callable[[str | None], Any]:
 
 
 @pytest.fixture
-def open_page(chromium: Browser, echo: Instance, cookies: Callable[[str | None], Any]) -> Iterator[OpenPage]:
+def open_page(
+    chromium: Browser, echo: Instance, cookies: Callable[[str | None], Any]
+) -> Iterator[OpenPage]:
     """Opens pages, each in a browser of its own: `open_page("reader")` is logged in, `open_page(None)` is nobody.
 
     A test fails for what its pages complain about, unless `expected` (a pattern) says that this belongs to it.
@@ -84,12 +107,16 @@ def open_page(chromium: Browser, echo: Instance, cookies: Callable[[str | None],
     complaints: list[str] = []
     with ExitStack() as opened:
 
-        def open_one(user: str | None = "reader", *, expected: str = "(?!)", **options: Any) -> Page:
+        def open_one(
+            user: str | None = "reader", *, expected: str = "(?!)", **options: Any
+        ) -> Page:
             options |= {"base_url": echo.url, "storage_state": cookies(user)}
             context = opened.enter_context(chromium.new_context(**options))
             context.set_default_timeout(15_000)
             page = context.new_page()
-            watched(page, lambda text: None if re.search(expected, text) else complaints.append(text))
+            watched(
+                page, lambda text: None if re.search(expected, text) else complaints.append(text)
+            )
             page.goto("/")
             return page
 

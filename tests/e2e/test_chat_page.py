@@ -30,7 +30,9 @@ def test_the_link_that_up_prints_logs_in_once(echo: Instance, open_page: OpenPag
     expect(Chat(first).composer).to_be_visible()
     expect(first).to_have_url(f"{echo.url}/")
 
-    second = open_page(None, expected=r"status of 403|favicon\.ico")  # the refusal is a plain page without an icon
+    second = open_page(
+        None, expected=r"status of 403|favicon\.ico"
+    )  # the refusal is a plain page without an icon
     refused = second.goto(f"/login?token={token}")
     assert refused is not None
     assert refused.status == 403
@@ -67,7 +69,9 @@ def test_a_chat_goes_on_after_an_answer_that_was_stopped_before_its_first_word(
 def test_the_page_shows_where_the_models_view_begins(chat: Chat) -> None:
     cut = chat.page.get_by_test_id("context-cut")
     chat.choose("quick")
-    question = words(1700)  # two of them and an answer are more than a model of unknown context gets
+    question = words(
+        1700
+    )  # two of them and an answer are more than a model of unknown context gets
     ends(chat.ask(question))
     expect(cut).to_have_count(0)
     ends(chat.ask(question))
@@ -81,13 +85,19 @@ def test_the_page_shows_where_the_models_view_begins(chat: Chat) -> None:
     expect(after_cut).to_have_count(4)
 
 
-def test_who_waits_sees_the_place_in_the_line(chat: Chat, program: httpx.Client, staff: httpx.Client) -> None:
+def test_who_waits_sees_the_place_in_the_line(
+    chat: Chat, program: httpx.Client, staff: httpx.Client
+) -> None:
     with jobs(program, 8, words=2000):  # there are 6 slots
         tree_when(staff, lambda tree: total(tree, "queued") == 2)
         answer = chat.ask("one two three")
         note = answer.get_by_test_id("waiting")
-        expect(note).to_have_text(re.compile(r"Number [123] in line.*Every slot is busy", re.DOTALL))
-        expect(chat.page.get_by_test_id("waiting-spoken")).to_have_text(re.compile("Number [123] in line"))
+        expect(note).to_have_text(
+            re.compile(r"Number [123] in line.*Every slot is busy", re.DOTALL)
+        )
+        expect(chat.page.get_by_test_id("waiting-spoken")).to_have_text(
+            re.compile("Number [123] in line")
+        )
     assert echoes(ends(answer), "one two three")
     expect(note).to_have_count(0)
 
@@ -132,7 +142,10 @@ def test_the_model_select_lists_the_models(chat: Chat) -> None:
     chat.choose("quick")
     ends(chat.ask("which one are you"))
     expect(select).to_have_value("quick")
-    assert chat.page.request.get(f"/api/conversations/{chat.conversation()}").json()["model"] == "quick"
+    assert (
+        chat.page.request.get(f"/api/conversations/{chat.conversation()}").json()["model"]
+        == "quick"
+    )
 
 
 def test_conversations_are_begun_renamed_and_deleted(chat: Chat) -> None:
@@ -209,7 +222,9 @@ def test_the_address_of_a_conversation_opens_it(chat: Chat, open_page: OpenPage)
 
     stranger = open_page("operator", expected="404")
     stranger.goto(address)
-    expect(stranger.get_by_text("This conversation does not exist, or it is not yours.")).to_be_visible()
+    expect(
+        stranger.get_by_text("This conversation does not exist, or it is not yours.")
+    ).to_be_visible()
 
 
 def test_markup_is_text_and_never_runs(chat: Chat) -> None:
@@ -227,9 +242,13 @@ def test_markup_is_text_and_never_runs(chat: Chat) -> None:
 
 
 def test_dangerous_links_in_an_answer_lead_nowhere(chat: Chat) -> None:
-    answer = chat.choose("quick").ask("[click](javascript:window.ran=1) and [fine](https://example.org/)")
+    answer = chat.choose("quick").ask(
+        "[click](javascript:window.ran=1) and [fine](https://example.org/)"
+    )
     ends(answer)
-    assert {link.get_attribute("href") for link in answer.locator("a").all()} == {"https://example.org/"}
+    assert {link.get_attribute("href") for link in answer.locator("a").all()} == {
+        "https://example.org/"
+    }
 
 
 def test_on_a_phone_the_list_is_a_drawer_and_nothing_scrolls_sideways(open_page: OpenPage) -> None:
@@ -250,7 +269,9 @@ def test_on_a_phone_the_list_is_a_drawer_and_nothing_scrolls_sideways(open_page:
 
 
 def assert_no_sideways_scroll(page: Page) -> None:
-    wide, seen = page.evaluate("[document.scrollingElement.scrollWidth, document.scrollingElement.clientWidth]")
+    wide, seen = page.evaluate(
+        "[document.scrollingElement.scrollWidth, document.scrollingElement.clientWidth]"
+    )
     assert wide <= seen
     assert seen == 390
 
@@ -265,7 +286,9 @@ def test_who_is_not_logged_in_gets_the_login_page(open_page: OpenPage) -> None:
     page.get_by_test_id("login-username").fill("reader")
     page.get_by_test_id("login-password").fill("wrong")
     page.get_by_test_id("login-submit").click()
-    expect(page.get_by_test_id("login-error")).to_contain_text(re.compile("wrong username or password", re.IGNORECASE))
+    expect(page.get_by_test_id("login-error")).to_contain_text(
+        re.compile("wrong username or password", re.IGNORECASE)
+    )
 
     page.get_by_test_id("login-password").fill(PASSWORD)
     page.get_by_test_id("login-submit").click()

@@ -83,7 +83,9 @@ def test_a_question_in_a_dialogue_is_answered(ask: httpx.Client) -> None:
     body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 24}
     answer = ask.post("/v1/chat/completions", json=body).json()
     assert "Paris" in answer["choices"][0]["message"]["content"]
-    assert "User:" not in answer["choices"][0]["message"]["content"], "the model must not play the user, too"
+    assert "User:" not in answer["choices"][0]["message"]["content"], (
+        "the model must not play the user, too"
+    )
 
 
 def test_tokens_arrive_one_by_one(ask: httpx.Client) -> None:
@@ -95,17 +97,27 @@ def test_tokens_arrive_one_by_one(ask: httpx.Client) -> None:
 
 def streamed(ask: httpx.Client, prompt: str, max_tokens: int) -> list[str]:
     """A greedy answer's pieces."""
-    body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": max_tokens, "stream": True}
+    body = {
+        "model": MODEL,
+        "prompt": prompt,
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "stream": True,
+    }
     arrived = []
     with ask.stream("POST", "/v1/completions", json=body) as answer:
         for line in answer.iter_lines():
-            if line.startswith("data: {") and (piece := text_of(json.loads(line.removeprefix("data: ")))):
+            if line.startswith("data: {") and (
+                piece := text_of(json.loads(line.removeprefix("data: ")))
+            ):
                 arrived.append(piece)
     return arrived
 
 
 @pytest.mark.parametrize("max_tokens", [16, 14])
-def test_a_character_of_four_tokens_comes_whole_or_not_at_all(ask: httpx.Client, max_tokens: int) -> None:
+def test_a_character_of_four_tokens_comes_whole_or_not_at_all(
+    ask: httpx.Client, max_tokens: int
+) -> None:
     pieces = streamed(ask, HIEROGLYPHS, max_tokens)
     assert all(set(piece) <= set("𓀀𓀁") for piece in pieces), pieces
     assert "".join(pieces) == "𓀁𓀀𓀁𓀀"[: max_tokens // 4]
@@ -113,7 +125,8 @@ def test_a_character_of_four_tokens_comes_whole_or_not_at_all(ask: httpx.Client,
 
 def test_the_same_seed_says_the_same(ask: httpx.Client) -> None:
     texts = [
-        text_of(completion(ask, "Once upon a time", temperature=1, seed=seed, max_tokens=12)) for seed in (7, 7, 8)
+        text_of(completion(ask, "Once upon a time", temperature=1, seed=seed, max_tokens=12))
+        for seed in (7, 7, 8)
     ]
     assert texts[0] == texts[1] != texts[2]
 
@@ -134,7 +147,11 @@ def test_the_limit_of_tokens_is_kept(ask: httpx.Client) -> None:
     ("path", "field", "asked"),
     [
         ("/v1/completions", "prompt", {"prompt": "word " * 40_000}),
-        ("/v1/chat/completions", "messages", {"messages": [{"role": "user", "content": "word " * 40_000}]}),
+        (
+            "/v1/chat/completions",
+            "messages",
+            {"messages": [{"role": "user", "content": "word " * 40_000}]},
+        ),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"max_tokens": 5}])
@@ -149,12 +166,16 @@ def test_a_prompt_that_is_too_long_is_refused(
     assert re.search(r"has more than \d+ tokens; this node reads at most \d+", error["message"])
 
 
-def test_ten_hellos_at_once_are_answered_by_both_nodes(ask: httpx.Client, watch: httpx.Client) -> None:
+def test_ten_hellos_at_once_are_answered_by_both_nodes(
+    ask: httpx.Client, watch: httpx.Client
+) -> None:
     now = time.time()  # what ended a moment ago may not have been told yet
     before = finished(tree_when(watch, lambda tree: at_rest(tree) and heard_since(tree, now)))
 
     def hello(number: int) -> httpx.Response:
-        return ask.post("/arranca/", json={"text": "Hello", "timestamp": number, "max_tokens": 16}, timeout=120)
+        return ask.post(
+            "/arranca/", json={"text": "Hello", "timestamp": number, "max_tokens": 16}, timeout=120
+        )
 
     with ThreadPoolExecutor(10) as callers:
         answers = list(callers.map(hello, range(10)))
@@ -164,7 +185,9 @@ def test_ten_hellos_at_once_are_answered_by_both_nodes(ask: httpx.Client, watch:
     assert all(body["text"].strip() for body in bodies)
     assert len({body["request_id"] for body in bodies}) == 10
 
-    after = finished(tree_when(watch, lambda tree: at_rest(tree) and sum(finished(tree).values()) >= 10))
+    after = finished(
+        tree_when(watch, lambda tree: at_rest(tree) and sum(finished(tree).values()) >= 10)
+    )
     worked = {name: after[name] - before[name] for name in after}
     assert sum(worked.values()) == 10
     assert min(worked.values()) >= 3, f"both must work: {worked}"
@@ -173,7 +196,9 @@ def test_ten_hellos_at_once_are_answered_by_both_nodes(ask: httpx.Client, watch:
 def heard_since(tree: Tree, moment: float) -> bool:
     """Whether every node has told its state after that Unix time. `seen` is rounded to a tenth."""
     drawn = datetime.fromisoformat(tree["at"]).timestamp()
-    return all(node["seen"] is not None and drawn - node["seen"] - 0.1 > moment for node in tree["nodes"])
+    return all(
+        node["seen"] is not None and drawn - node["seen"] - 0.1 > moment for node in tree["nodes"]
+    )
 
 
 def finished(tree: Tree) -> dict[str, int]:

@@ -67,6 +67,8 @@ def test_the_context_is_told(tiny: Instance, reader: httpx.Client) -> None:
         [model] = program.get("/v1/models").json()["data"]
         assert (model["context_length"], model["max_model_len"]) == (CONTEXT, CONTEXT)
         messages = [{"role": "user", "content": "x" * 300}] * 3
-        refused = program.post("/v1/chat/completions", json={"model": model["id"], "messages": messages})
+        refused = program.post(
+            "/v1/chat/completions", json={"model": model["id"], "messages": messages}
+        )
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "context_length_exceeded"

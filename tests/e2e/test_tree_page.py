@@ -51,7 +51,9 @@ def test_staff_see_the_root_and_every_node_with_its_state(dashboard: Page) -> No
     expect(details.get_by_role("button", name="n3")).to_be_visible()
 
 
-def test_a_node_appears_when_it_starts_and_disappears_when_it_ends(dashboard: Page, echo: Instance) -> None:
+def test_a_node_appears_when_it_starts_and_disappears_when_it_ends(
+    dashboard: Page, echo: Instance
+) -> None:
     expect(card(dashboard, "n2")).to_be_visible()
     with echo.child("node", "n9", "--parent", "n2", "--engine", "echo", "--slots", "1"):
         expect_state(dashboard, "n9", "idle")
@@ -77,8 +79,15 @@ def test_load_is_seen_and_seen_to_go(dashboard: Page, program: httpx.Client) -> 
 def test_how_long_jobs_waited_is_told_where_they_did(
     dashboard: Page, program: httpx.Client, staff: httpx.Client
 ) -> None:
-    with jobs(program, 24, words=20):  # four times as many as run at once; estimates come with the first that end
-        tree_when(staff, lambda tree: any(node["name"] == "root" and node["waited"] > 0 for node in tree["nodes"]))
+    with jobs(
+        program, 24, words=20
+    ):  # four times as many as run at once; estimates come with the first that end
+        tree_when(
+            staff,
+            lambda tree: any(
+                node["name"] == "root" and node["waited"] > 0 for node in tree["nodes"]
+            ),
+        )
     card(dashboard, "root").get_by_role("button", name="root", exact=True).click()
     expect(dashboard.get_by_test_id("node-details")).to_contain_text(
         re.compile(r"Waits\s*[\d.]+ s on average, estimates off by [\d.]+ s")
@@ -112,7 +121,9 @@ def test_on_a_phone_the_tree_is_a_list(open_page: OpenPage) -> None:
     page.goto("/tree/")
     for name in NODES:
         expect(card(page, name)).to_be_visible()
-    assert page.evaluate("document.scrollingElement.scrollWidth <= document.scrollingElement.clientWidth")
+    assert page.evaluate(
+        "document.scrollingElement.scrollWidth <= document.scrollingElement.clientWidth"
+    )
 
 
 def test_others_are_told_that_it_is_for_staff(open_page: OpenPage) -> None:

@@ -20,7 +20,11 @@ from cli import lock
 from cli.home import Home
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-CANOPY = [sys.executable, "-m", "cli"]  # as the launcher starts it; preparation of the machine is not under test here
+CANOPY = [
+    sys.executable,
+    "-m",
+    "cli",
+]  # as the launcher starts it; preparation of the machine is not under test here
 LAUNCHER = str(REPOSITORY / "canopy")
 START_SECONDS = 120
 STOP_SECONDS = 10.0
@@ -107,7 +111,11 @@ class Instance:
 
     def env(self) -> dict[str, str]:
         """What every process of the instance gets."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CANOPY_", "DATABASE_"))}
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("CANOPY_", "DATABASE_"))
+        }
         return {**clean, "CANOPY_HOME": str(self.home)}
 
 
@@ -141,7 +149,9 @@ def users_of(management: str) -> set[str]:
 
 def test_up_serves_refuses_a_second_and_ends_on_sigterm(instance: Instance) -> None:
     launcher, ready = instance.up("--nodes", "3", "--fanout", "2")
-    assert re.fullmatch(rf"Canopy is ready: http://127\.0\.0\.1:{instance.port}/login\?token=\S+", ready)
+    assert re.fullmatch(
+        rf"Canopy is ready: http://127\.0\.0\.1:{instance.port}/login\?token=\S+", ready
+    )
     assert status_of(f"http://127.0.0.1:{instance.port}/readyz") == 200
 
     record = instance.record()
@@ -239,7 +249,10 @@ def processes_of(home: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("CANOPY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.environ().get("CANOPY_HOME") == str(home)
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(" ".join(process.cmdline()))
     return found
 
@@ -252,7 +265,9 @@ def test_several_api_processes_serve_one_port_and_die_with_the_launcher(instance
     serving = [psutil.Process(pids[name]) for name in ("api", "api-2", "api-3")]
     everything = instance.processes()
     os.kill(pids["api"], signal.SIGKILL)
-    assert all(status_of(f"{url}/healthz") == 200 for _ in range(20)), "nobody is sent to the dead one"
+    assert all(status_of(f"{url}/healthz") == 200 for _ in range(20)), (
+        "nobody is sent to the dead one"
+    )
     launcher.kill()
     assert gone([*everything, *serving], STOP_SECONDS) == []
     assert processes_of(instance.home) == []
@@ -268,7 +283,9 @@ def test_what_crashes_is_restarting_and_comes_back(instance: Instance) -> None:
 
     os.kill(pids["n1"], signal.SIGKILL)
     assert until(lines, lambda line: line.startswith("  n1 ended (SIGKILL)"))
-    launcher.send_signal(signal.SIGSTOP)  # it waits a second before the restart: no longer than it takes to ask
+    launcher.send_signal(
+        signal.SIGSTOP
+    )  # it waits a second before the restart: no longer than it takes to ask
     shown = json.loads(instance.command("status", "--json").stdout)
     launcher.send_signal(signal.SIGCONT)
     states = {each["name"]: each["state"] for each in shown["processes"]}
@@ -283,13 +300,17 @@ def test_a_port_in_use_is_one_line_and_nothing_is_started(instance: Instance) ->
         taken.listen()
         refused = instance.command("up", "--engine", "echo", "--port", str(instance.port))
     assert refused.returncode == 1
-    assert refused.stderr == (f"canopy: Port {instance.port} is in use on 127.0.0.1. Choose another with --port N.\n")
+    assert refused.stderr == (
+        f"canopy: Port {instance.port} is in use on 127.0.0.1. Choose another with --port N.\n"
+    )
     assert not (instance.home / "logs" / "broker.log").exists()
 
 
 def test_a_broken_model_folder_is_one_line(instance: Instance, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
-    refused = instance.command("up", "--model", str(tmp_path / "broken"), "--port", str(instance.port))
+    refused = instance.command(
+        "up", "--model", str(tmp_path / "broken"), "--port", str(instance.port)
+    )
     assert refused.returncode == 1
     last = refused.stderr.splitlines()[-1]
     assert last.startswith("canopy: Preparing the model broken failed: ")

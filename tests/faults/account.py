@@ -101,7 +101,10 @@ class Answer:
     def silence(self, since: float) -> float:
         """The longest time without text after `since`, up to its end, in seconds."""
         after = [at for at in self.heard if at > since]
-        return max((later - earlier for earlier, later in zip([since, *after], after, strict=False)), default=0.0)
+        return max(
+            (later - earlier for earlier, later in zip([since, *after], after, strict=False)),
+            default=0.0,
+        )
 
 
 def numbered(job: int, count: int) -> str:
@@ -114,7 +117,9 @@ def fault_in_text(words: Sequence[str], expected: Sequence[str]) -> str:
     repeated = len(words) - len(set(words))
     missing = len(set(expected) - set(words))
     foreign = len(set(words) - set(expected))
-    where = next((i for i, (a, b) in enumerate(zip(words, expected, strict=False)) if a != b), len(words))
+    where = next(
+        (i for i, (a, b) in enumerate(zip(words, expected, strict=False)) if a != b), len(words)
+    )
     return f"text wrong from word {where} on: {repeated} repeated, {missing} missing, {foreign} foreign"
 
 

@@ -30,7 +30,9 @@ Join = Callable[[str], Awaitable[Client]]
 class Open(Protocol):
     """Opens the account of a fault."""
 
-    def __call__(self, fault: str, where: str, *, model: str = "echo", client: Client | None = None) -> Ledger: ...
+    def __call__(
+        self, fault: str, where: str, *, model: str = "echo", client: Client | None = None
+    ) -> Ledger: ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -119,7 +121,9 @@ async def account(client: Client, record: Callable[[Row], None]) -> AsyncIterato
     """Ledgers; each becomes a row of the table, whether its test passes or not."""
     ledgers: list[Ledger] = []
 
-    def open_account(fault: str, where: str, *, model: str = "echo", client: Client = client) -> Ledger:
+    def open_account(
+        fault: str, where: str, *, model: str = "echo", client: Client = client
+    ) -> Ledger:
         ledgers.append(Ledger(client, fault, where, model=model))
         return ledgers[-1]
 

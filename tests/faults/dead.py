@@ -10,7 +10,9 @@ from cli.rabbitmq import Broker
 SECONDS = 10.0
 
 
-async def letters(broker: Broker, wanted: Callable[[dead.Letter], bool], count: int) -> list[dead.Letter]:
+async def letters(
+    broker: Broker, wanted: Callable[[dead.Letter], bool], count: int
+) -> list[dead.Letter]:
     """The dead letters that are wanted; waits until there are `count`. All of them stay in the queue."""
     found: list[dead.Letter] = []
     try:

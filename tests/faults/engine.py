@@ -115,6 +115,8 @@ def _first_time(words: list[str]) -> bool:
     return False
 
 
-def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> FaultyEngine:
+def create(
+    *, model: str, model_path: str | None, device: str, slots: int, token_delay: float
+) -> FaultyEngine:
     """As for the engines in `worker.engines`."""
     return FaultyEngine(model=model, slots=slots, token_delay=token_delay)

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from tests.faults.innocents import Noticed
 
-_HEADINGS = ("fault", "what", "innocent requests", "refused", "lost", "longest pause", "undisturbed", "slower by")
+_HEADINGS = (
+    "fault",
+    "what",
+    "innocent requests",
+    "refused",
+    "lost",
+    "longest pause",
+    "undisturbed",
+    "slower by",
+)
 
 
 @dataclass(frozen=True)

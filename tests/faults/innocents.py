@@ -25,7 +25,9 @@ class Noticed:
 
     answers: int = 0
     refused: list[str] = field(default_factory=list)  # 503, with the reason
-    lost: list[str] = field(default_factory=list)  # failed, cut off or with another text; a line each
+    lost: list[str] = field(
+        default_factory=list
+    )  # failed, cut off or with another text; a line each
     seconds: list[float] = field(default_factory=list)  # that each answer took
     pause: float = 0.0  # the longest time between two pieces of text of one answer
 
@@ -75,7 +77,9 @@ class Innocents:
         await attack
         return noticed
 
-    async def _read(self, noticed: Noticed, answers: int, attack: "asyncio.Task[None] | None" = None) -> None:
+    async def _read(
+        self, noticed: Noticed, answers: int, attack: "asyncio.Task[None] | None" = None
+    ) -> None:
         count = 0
         while count < answers or (attack is not None and not attack.done()):
             began = time.monotonic()

@@ -32,7 +32,9 @@ class Ledger:
         """Submits that many jobs at once; returns when all are accepted. Raises Unavailable or NoTree."""
         return list(await asyncio.gather(*(self.ask(tokens) for _ in range(jobs))))
 
-    async def ask(self, tokens: int, text: str = "", *, failing: FailureCode | None = None) -> Answer:
+    async def ask(
+        self, tokens: int, text: str = "", *, failing: FailureCode | None = None
+    ) -> Answer:
         """Submits one job of `tokens` words: numbered ones, or those of `text`. `failing`: how it must end."""
         answer = Answer(next(self._numbers), tokens, uuid.uuid4().hex, text, failing)
         self.answers.append(answer)
@@ -50,7 +52,9 @@ class Ledger:
         except BaseException:
             self.answers.remove(answer)  # not accepted: nothing was promised
             raise
-        self._readers.append(asyncio.create_task(self._read(answer, stream), name=f"reader of {answer.number}"))
+        self._readers.append(
+            asyncio.create_task(self._read(answer, stream), name=f"reader of {answer.number}")
+        )
         return answer
 
     async def until(self, condition: Callable[[], bool], seconds: float = SECONDS) -> None:
@@ -61,7 +65,9 @@ class Ledger:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            raise AssertionError("\n".join(["it did not come to that:", *map(str, self.answers)])) from None
+            raise AssertionError(
+                "\n".join(["it did not come to that:", *map(str, self.answers)])
+            ) from None
 
     def on(self, node: str) -> list[Answer]:
         """Those that run on that node and have some text."""
@@ -89,7 +95,9 @@ class Ledger:
         if self._readers:
             await asyncio.wait(self._readers, timeout=seconds)
         await self.close()
-        return [each.complaint() for each in self.answers if each.verdict() not in ("answered", "told")]
+        return [
+            each.complaint() for each in self.answers if each.verdict() not in ("answered", "told")
+        ]
 
     async def close(self) -> None:
         """Stops reading."""

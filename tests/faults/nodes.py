@@ -47,7 +47,9 @@ class Tree:
         self.root = root
         self.model = root.removeprefix("root-") if root != "root" else "echo"
         self.parents: dict[str, str] = {
-            name: f"{prefix}{parent.removeprefix('n')}" if (parent := parent_of(place, fanout=2)) != "root" else root
+            name: f"{prefix}{parent.removeprefix('n')}"
+            if (parent := parent_of(place, fanout=2)) != "root"
+            else root
             for place, name in enumerate(names, 1)
         }
         self.processes: dict[str, NodeProcess] = {}
@@ -80,11 +82,17 @@ class Tree:
             process.process.kill()
         for process in everyone:
             await asyncio.to_thread(process.wait_exit)
-            print(f"---- {process.name} (pid {process.process.pid})\n{''.join(process.lines[-TAIL_LINES:])}")
+            print(
+                f"---- {process.name} (pid {process.process.pid})\n{''.join(process.lines[-TAIL_LINES:])}"
+            )
 
     def start(self, name: str) -> NodeProcess:
         """Starts that node, or starts it again."""
-        place = ["--parent", self.parents[name], *self._engine] if name in self.parents else ["--engine", "none"]
+        place = (
+            ["--parent", self.parents[name], *self._engine]
+            if name in self.parents
+            else ["--engine", "none"]
+        )
         way = self._via.pop(name, self.broker)
         env = {**self._always, **self._env.pop(name, {})}
         process = NodeProcess(way, name, *place, *self._common, env=env)
@@ -95,7 +103,9 @@ class Tree:
 
     async def ready(self, *names: str) -> None:
         """Returns when these serve. In threads, as the client and proxies of the test share this event loop."""
-        await asyncio.gather(*(asyncio.to_thread(self.processes[name].wait_ready) for name in names))
+        await asyncio.gather(
+            *(asyncio.to_thread(self.processes[name].wait_ready) for name in names)
+        )
 
     async def kill(self, *names: str) -> None:
         """`kill -9`, and the end of it."""
@@ -125,7 +135,9 @@ class Tree:
     async def succeeded(self, standbys: Sequence[NodeProcess]) -> NodeProcess:
         """The standby that is the root now; returns when it serves."""
         ready = [asyncio.create_task(asyncio.to_thread(each.wait_ready)) for each in standbys]
-        done, waiting = await asyncio.wait(ready, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        done, waiting = await asyncio.wait(
+            ready, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
         for each in waiting:
             each.cancel()
         self.processes[self.root] = done.pop().result()
@@ -141,7 +153,10 @@ class Tree:
 
     def supervise(self) -> None:
         """From now on a node that ends is started again, as `canopy up` does."""
-        self._keepers += [asyncio.create_task(self._keep(name), name=f"keeper of {name}") for name in self.processes]
+        self._keepers += [
+            asyncio.create_task(self._keep(name), name=f"keeper of {name}")
+            for name in self.processes
+        ]
 
     async def tell(self, name: str, message: AnyControl) -> None:
         """Puts a control message into that node's inbox, whatever a command line would check before."""
@@ -149,7 +164,9 @@ class Tree:
 
     async def whole(self) -> None:
         """Returns when every node serves, below the parent where it belongs."""
-        await self.until(lambda nodes: all(self._stands(name, nodes) for name in (self.root, *self.parents)))
+        await self.until(
+            lambda nodes: all(self._stands(name, nodes) for name in (self.root, *self.parents))
+        )
 
     async def until(self, condition: Callable[[dict[str, NodeState]], bool]) -> None:
         """Returns when the condition holds of the nodes' states; fails after a while."""

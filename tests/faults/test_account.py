@@ -32,9 +32,18 @@ def test_the_exact_text_in_any_parts_is_an_answer() -> None:
 
 
 def test_a_repeated_a_missing_and_a_foreign_word_are_told_apart() -> None:
-    assert verdict(said("1.0 1.1 1.1 1.2"), DONE)[1] == "text wrong from word 2 on: 1 repeated, 0 missing, 0 foreign"
-    assert verdict(said("1.0 1.2"), DONE)[1] == "text wrong from word 1 on: 0 repeated, 1 missing, 0 foreign"
-    assert verdict(said("1.0 1.1 2.2"), DONE)[1] == "text wrong from word 2 on: 0 repeated, 1 missing, 1 foreign"
+    assert (
+        verdict(said("1.0 1.1 1.1 1.2"), DONE)[1]
+        == "text wrong from word 2 on: 1 repeated, 0 missing, 0 foreign"
+    )
+    assert (
+        verdict(said("1.0 1.2"), DONE)[1]
+        == "text wrong from word 1 on: 0 repeated, 1 missing, 0 foreign"
+    )
+    assert (
+        verdict(said("1.0 1.1 2.2"), DONE)[1]
+        == "text wrong from word 2 on: 0 repeated, 1 missing, 1 foreign"
+    )
 
 
 def test_no_end_is_lost_and_an_end_of_another_kind_is_not_an_answer() -> None:
@@ -93,4 +102,9 @@ def test_the_table_has_a_line_a_fault_and_the_p95_of_many(tmp_path: Path) -> Non
     ]
     write(rows, tmp_path / "table.json")
     poison = json.loads((tmp_path / "table.json").read_text())[1]
-    assert (poison["accepted"], poison["answered"], poison["told"], poison["slowest"]) == (51, 50, 1, None)
+    assert (poison["accepted"], poison["answered"], poison["told"], poison["slowest"]) == (
+        51,
+        50,
+        1,
+        None,
+    )

@@ -16,8 +16,14 @@ from tests.realbroker import Server
 
 # the promise is 2 s; the rest is for a machine that does much else
 REFUSED_SECONDS = 2.0 + 1.0
-RAISED = {"memory": ("set_vm_memory_high_watermark", "0.0001"), "disk": ("set_disk_free_limit", "10000000000000000")}
-LIFTED = {"memory": ("set_vm_memory_high_watermark", "0.4"), "disk": ("set_disk_free_limit", "200MB")}
+RAISED = {
+    "memory": ("set_vm_memory_high_watermark", "0.0001"),
+    "disk": ("set_disk_free_limit", "10000000000000000"),
+}
+LIFTED = {
+    "memory": ("set_vm_memory_high_watermark", "0.4"),
+    "disk": ("set_disk_free_limit", "200MB"),
+}
 GROWTH = 40_000_000  # bytes a process may grow by while the broker takes nothing; unbounded, it would be 100 MB here
 FLOOD_WORD = "w" * 200
 FLOOD_WORDS = 60_000
@@ -92,11 +98,16 @@ async def test_memory_is_bounded_while_the_broker_takes_nothing(
     for _ in range(8):
         await ledger.ask(FLOOD_WORDS, FLOOD_WORD)
     await alarm.raised()
-    watched = [psutil.Process(), *(psutil.Process(node.process.pid) for node in tree.processes.values())]
+    watched = [
+        psutil.Process(),
+        *(psutil.Process(node.process.pid) for node in tree.processes.values()),
+    ]
     before = resident(watched)
     tree.thaw("n1")
     await refusal(ledger)
-    await asyncio.sleep(3.0)  # the fault itself: long enough to make all the text, if nothing held it back
+    await asyncio.sleep(
+        3.0
+    )  # the fault itself: long enough to make all the text, if nothing held it back
     growth = [after - earlier for after, earlier in zip(resident(watched), before, strict=True)]
     assert max(growth) < GROWTH, growth
     assert ledger.ended() == 0

@@ -15,7 +15,17 @@ import httpx
 import pytest
 
 from tests.faults.table import Row
-from tests.instance import Instance, Tree, environment, finish, free_port, running, start, total, tree_when
+from tests.instance import (
+    Instance,
+    Tree,
+    environment,
+    finish,
+    free_port,
+    running,
+    start,
+    total,
+    tree_when,
+)
 
 WORDS = 120  # an answer takes 6 s
 SOON = 30.0  # an API process is there again, and has taken over
@@ -127,7 +137,11 @@ def assert_stored(program: httpx.Client, asked: Asked) -> None:
     messages = persistent(lambda: program.get(asked.home)).json()["messages"]
     assert [each["role"] for each in messages] == ["user", "assistant"]
     answer = messages[1]
-    assert (answer["content"], answer["status"], answer["finish_reason"]) == (asked.text, "done", "stop")
+    assert (answer["content"], answer["status"], answer["finish_reason"]) == (
+        asked.text,
+        "done",
+        "stop",
+    )
 
 
 def body(mark: str, **changes: Any) -> dict[str, Any]:
@@ -139,13 +153,17 @@ def pieces(response: httpx.Response) -> Iterator[str]:
     line = ""
     for line in filter(None, response.iter_lines()):
         if line.startswith("data: {"):
-            yield from (choice["delta"].get("content", "") for choice in json.loads(line[6:])["choices"])
+            yield from (
+                choice["delta"].get("content", "") for choice in json.loads(line[6:])["choices"]
+            )
     assert line == "data: [DONE]"
 
 
 def completion(program: httpx.Client, asked: dict[str, Any], *, key: str) -> httpx.Request:
     """A request with an Idempotency-Key."""
-    return program.build_request("POST", "/v1/chat/completions", json=asked, headers={"Idempotency-Key": key})
+    return program.build_request(
+        "POST", "/v1/chat/completions", json=asked, headers={"Idempotency-Key": key}
+    )
 
 
 def retried(program: httpx.Client, asked: httpx.Request, known: int) -> tuple[str, float]:
@@ -166,9 +184,13 @@ def retried(program: httpx.Client, asked: httpx.Request, known: int) -> tuple[st
 
 
 @contextmanager
-def begun(program: httpx.Client, asked: dict[str, Any], **headers: str) -> Iterator[tuple[httpx.Response, str]]:
+def begun(
+    program: httpx.Client, asked: dict[str, Any], **headers: str
+) -> Iterator[tuple[httpx.Response, str]]:
     """A streamed completion, and the text that came until there was a little."""
-    with program.stream("POST", "/v1/chat/completions", json={**asked, "stream": True}, headers=headers) as response:
+    with program.stream(
+        "POST", "/v1/chat/completions", json={**asked, "stream": True}, headers=headers
+    ) as response:
         assert response.status_code == 200
         text, coming = "", pieces(response)  # it is kept: dropping it would close the connection
         for piece in coming:
@@ -180,7 +202,10 @@ def begun(program: httpx.Client, asked: dict[str, Any], **headers: str) -> Itera
 
 def end_api(instance: Instance, number: signal.Signals) -> None:
     """Ends the API process as the signal does."""
-    os.kill(next(each["pid"] for each in instance.record()["processes"] if each["name"] == "api"), number)
+    os.kill(
+        next(each["pid"] for each in instance.record()["processes"] if each["name"] == "api"),
+        number,
+    )
 
 
 def idle(tree: Tree) -> bool:
@@ -204,7 +229,9 @@ def test_what_is_stored_is_finished_by_the_next_process(
         end_api(instance, number)
     struck = time.monotonic()
 
-    text, went_on = retried(program, completion(program, {**streamed, "stream": True}, key=f"{mark} 1"), len(first))
+    text, went_on = retried(
+        program, completion(program, {**streamed, "stream": True}, key=f"{mark} 1"), len(first)
+    )
     assert text == words(f"{mark}-streamed-")
     assert text.startswith(first)
 
@@ -222,7 +249,9 @@ def test_what_is_stored_is_finished_by_the_next_process(
     record(Row(number.name, "API, mid-stream", 3, 3, 0, 0, 0, (went_on - struck,)))
 
 
-def test_a_job_that_nobody_reads_any_more_leaves_the_tree(instance: Instance, program: httpx.Client) -> None:
+def test_a_job_that_nobody_reads_any_more_leaves_the_tree(
+    instance: Instance, program: httpx.Client
+) -> None:
     with begun(program, body("plain", max_tokens=100_000)):  # an hour
         tree_when(program, lambda tree: total(tree, "running") == 1)
         end_api(instance, signal.SIGKILL)
@@ -234,7 +263,11 @@ def test_a_job_that_nobody_reads_any_more_leaves_the_tree(instance: Instance, pr
 def second(instance: Instance) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of another API process of the same instance."""
     port = free_port()
-    env = {**environment(instance.home), "CANOPY_AMQP_URL": instance.broker.amqp["api"], "CANOPY_MODELS": '["echo"]'}
+    env = {
+        **environment(instance.home),
+        "CANOPY_AMQP_URL": instance.broker.amqp["api"],
+        "CANOPY_MODELS": '["echo"]',
+    }
     with (instance.home / "second.log").open("w") as log:
         process = start([sys.executable, "-m", "api", "serve", "--port", str(port)], env, log)
     try:
@@ -244,7 +277,10 @@ def second(instance: Instance) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 def test_two_processes_share_their_answers(
-    instance: Instance, program: httpx.Client, second: tuple[str, subprocess.Popen[str]], record: Record
+    instance: Instance,
+    program: httpx.Client,
+    second: tuple[str, subprocess.Popen[str]],
+    record: Record,
 ) -> None:
     """What one writes the other reads and stops; when one dies the other goes on at once."""
     address, process = second
@@ -266,7 +302,9 @@ def test_two_processes_share_their_answers(
             read_some(followed, asked.read, len("".join(asked.read)) + 1)
             went_on = time.monotonic()
             asked.read += [fields.get("text", "") for name, fields in followed if name == "delta"]
-    assert "".join(asked.read) == asked.text  # on the same connection: nothing twice, nothing missing
+    assert (
+        "".join(asked.read) == asked.text
+    )  # on the same connection: nothing twice, nothing missing
     assert_stored(program, asked)
     record(Row("SIGKILL", "one of two APIs", 1, 1, 0, 0, 0, (went_on - struck,)))
     tree_when(program, idle)

@@ -12,7 +12,9 @@ from tests.realbroker import Server
 JOBS = 200  # on 28 slots
 
 
-@pytest.mark.parametrize(("fault", "end"), [("broker restart (SIGTERM)", Server.stop), ("broker kill -9", Server.kill)])
+@pytest.mark.parametrize(
+    ("fault", "end"), [("broker restart (SIGTERM)", Server.stop), ("broker kill -9", Server.kill)]
+)
 async def test_the_broker_restarts(
     fault: str, end: Callable[[Server], None], server: Server, grow: Grow, account: Open
 ) -> None:

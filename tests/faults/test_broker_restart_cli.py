@@ -29,7 +29,9 @@ def pids(instance: Instance) -> dict[str, int]:
 
 def ask(program: httpx.Client) -> httpx.Response:
     messages = [{"role": "user", "content": "are you there"}]
-    return program.post("/v1/chat/completions", json={"model": "echo", "max_tokens": 3, "messages": messages})
+    return program.post(
+        "/v1/chat/completions", json={"model": "echo", "max_tokens": 3, "messages": messages}
+    )
 
 
 @pytest.mark.parametrize("victim", ["broker", "epmd"])

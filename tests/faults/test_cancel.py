@@ -94,7 +94,12 @@ def in_a_slot(people: People) -> Iterator[Place]:
 
 def asking(people: People, **headers: str) -> AbstractContextManager[httpx.Response]:
     """A streamed answer without an end."""
-    body = {"model": "echo", "stream": True, "max_tokens": ENDLESS, "messages": [{"role": "user", "content": "again"}]}
+    body = {
+        "model": "echo",
+        "stream": True,
+        "max_tokens": ENDLESS,
+        "messages": [{"role": "user", "content": "again"}],
+    }
     return people.program.stream("POST", CHAT, json=body, headers=headers)
 
 
@@ -126,7 +131,9 @@ def deleted(people: People) -> Iterator[Cancel]:
 
 @contextmanager
 def stop_button(people: People) -> Iterator[Cancel]:
-    conversation = f"/api/conversations/{people.staff.post('/api/conversations', json={}).json()['id']}"
+    conversation = (
+        f"/api/conversations/{people.staff.post('/api/conversations', json={}).json()['id']}"
+    )
     turn = people.staff.post(f"{conversation}/messages", json={"content": "again " * 5000}).json()
 
     def cancel() -> None:
@@ -160,7 +167,9 @@ def test_a_job_that_nobody_wants_is_gone(
     with place(people) as there, way(people) as cancel:
         people.tree(there.has)
         cancel()
-        people.tree(lambda tree: total(tree, "running") == there.others and total(tree, "queued") == 0)
+        people.tree(
+            lambda tree: total(tree, "running") == there.others and total(tree, "queued") == 0
+        )
     people.tree(at_rest)
     answer = people.program.post("/arranca/", json={"text": "next please", "timestamp": 1})
     assert (answer.status_code, answer.json()["text"]) == (200, "next please")

@@ -69,14 +69,20 @@ async def test_a_subtree_is_moved_under_load(grow: Grow, crowd: Gather) -> None:
     assert await load.stop() == []
 
 
-@pytest.mark.parametrize(("where", "name"), [("a leaf", "n4"), ("a subtree", "n2"), ("the whole tree", "n1")])
-async def test_drain_and_resume_under_load(where: str, name: str, grow: Grow, crowd: Gather) -> None:
+@pytest.mark.parametrize(
+    ("where", "name"), [("a leaf", "n4"), ("a subtree", "n2"), ("the whole tree", "n1")]
+)
+async def test_drain_and_resume_under_load(
+    where: str, name: str, grow: Grow, crowd: Gather
+) -> None:
     tree: Tree = await grow()
     load = crowd("drain, resume", f"{where}, under load")
     await load.served()
     await tree.tell(name, Drain())
     below = [name, *tree.descendants(name)]
-    await tree.until(lambda nodes: all(nodes[each].running + nodes[each].held == 0 for each in below))
+    await tree.until(
+        lambda nodes: all(nodes[each].running + nodes[each].held == 0 for each in below)
+    )
     await tree.until(lambda nodes: nodes[name].status == "drained")
     if name != "n1":
         await load.served()

@@ -22,7 +22,9 @@ SECONDS = 480  # for all of it: the start, the faults, the last answers, the end
 @pytest.mark.timeout(SECONDS + 30)
 def test_two_minutes_of_chaos(tmp_path: Path, record: Callable[[Row], None]) -> None:
     result = tmp_path / "chaos.json"
-    command = module_command("bench", "chaos", "--minutes", str(MINUTES), "--seed", str(SEED), "--json", str(result))
+    command = module_command(
+        "bench", "chaos", "--minutes", str(MINUTES), "--seed", str(SEED), "--json", str(result)
+    )
     done = subprocess.run(
         [*command, "--keep-logs", str(tmp_path / "logs")],
         env=module_environment(),

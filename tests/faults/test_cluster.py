@@ -48,24 +48,37 @@ async def client(broker: Broker) -> AsyncIterator[Client]:
 
 async def four_nodes(grow: Grow) -> Tree:
     """A root and four echo nodes."""
-    tree: Tree = await grow(count=4, slots=SLOTS, delay=0.1, policy="hold-high", env=dict.fromkeys(NODES, QUORUM))
+    tree: Tree = await grow(
+        count=4, slots=SLOTS, delay=0.1, policy="hold-high", env=dict.fromkeys(NODES, QUORUM)
+    )
     return tree
 
 
 def uses(process: psutil.Process, broker: ClusterBroker) -> bool:
     """Whether that process is connected to that broker."""
-    return any(each.raddr and each.raddr.port == broker.port for each in process.net_connections("tcp"))
+    return any(
+        each.raddr and each.raddr.port == broker.port for each in process.net_connections("tcp")
+    )
 
 
 def users(broker: ClusterBroker, tree: Tree) -> list[str]:
     """The nodes connected to that broker."""
-    return [name for name, node in tree.processes.items() if uses(psutil.Process(node.process.pid), broker)]
+    return [
+        name
+        for name, node in tree.processes.items()
+        if uses(psutil.Process(node.process.pid), broker)
+    ]
 
 
 async def test_one_of_three_brokers_is_killed(cluster: Cluster, grow: Grow, account: Open) -> None:
     tree = await four_nodes(grow)
-    victim = next(broker for broker in cluster.brokers if uses(psutil.Process(), broker))  # the reader's
-    ledger = account("kill -9 of 1 of 3 brokers", f"the reader and {len(users(victim, tree))} nodes on it; 200 jobs")
+    victim = next(
+        broker for broker in cluster.brokers if uses(psutil.Process(), broker)
+    )  # the reader's
+    ledger = account(
+        "kill -9 of 1 of 3 brokers",
+        f"the reader and {len(users(victim, tree))} nodes on it; 200 jobs",
+    )
     await ledger.submit(200, tokens=30)
     await ledger.until(lambda: len(ledger.running()) == 4 * SLOTS)
     ledger.strike(ledger.running())
@@ -84,7 +97,9 @@ async def test_one_of_three_brokers_is_cut_off_and_comes_back(
 ) -> None:
     """A minority takes the others' readers for gone until it pauses: its nodes must not believe that for long."""
     tree = await four_nodes(grow)
-    possible = [broker for broker in cluster.brokers if uses(psutil.Process(), broker) == with_reader]
+    possible = [
+        broker for broker in cluster.brokers if uses(psutil.Process(), broker) == with_reader
+    ]
     minority = max(possible, key=lambda broker: len(users(broker, tree)))
     where = f"{'the reader and ' if with_reader else ''}{len(users(minority, tree))} nodes on it; 200 + 100 + 100 jobs"
     ledger = account("1 of 3 brokers cut off, healed", where)

@@ -56,7 +56,9 @@ async def heard(deleted: Inbox, queue: str) -> None:
             pass
 
 
-async def test_a_killed_brokers_exclusive_queues_are_reported_elsewhere(cluster: Cluster, connect: Open) -> None:
+async def test_a_killed_brokers_exclusive_queues_are_reported_elsewhere(
+    cluster: Cluster, connect: Open
+) -> None:
     victim, other, _ = cluster.brokers
     away, here = await connect(node_url(victim)), await connect(node_url(other))
     deleted, inbox = await watch_deletions(here), fresh("inbox")
@@ -71,7 +73,9 @@ async def test_a_killed_brokers_exclusive_queues_are_reported_elsewhere(cluster:
     assert await here.exists(inbox)  # nor does the broker that is back take it away
 
 
-async def test_a_minority_ends_its_sessions_and_the_others_hear_of_it(cluster: Cluster, connect: Open) -> None:
+async def test_a_minority_ends_its_sessions_and_the_others_hear_of_it(
+    cluster: Cluster, connect: Open
+) -> None:
     other, _, minority = cluster.brokers
     away, here = await connect(node_url(minority)), await connect(node_url(other))
     deleted, inbox = await watch_deletions(here), fresh("inbox")
@@ -88,12 +92,18 @@ async def test_a_minority_ends_its_sessions_and_the_others_hear_of_it(cluster: C
     assert await again.exists(inbox)
 
 
-async def test_confirmed_jobs_survive_the_broker_that_confirmed_them(cluster: Cluster, connect: Open) -> None:
+async def test_confirmed_jobs_survive_the_broker_that_confirmed_them(
+    cluster: Cluster, connect: Open
+) -> None:
     victim, other, _ = cluster.brokers
     queue, inbox = fresh(), Inbox()
     sender = await connect(node_url(victim))
     await sender.declare_queue(queue)
-    assert all(await asyncio.gather(*(sender.publish("", queue, b"%d" % n, persistent=True) for n in range(50))))
+    assert all(
+        await asyncio.gather(
+            *(sender.publish("", queue, b"%d" % n, persistent=True) for n in range(50))
+        )
+    )
     victim.kill()
     taker = await connect(node_url(other))
     await taker.consume(queue, inbox, prefetch=100)
@@ -104,9 +114,16 @@ async def test_confirmed_jobs_survive_the_broker_that_confirmed_them(cluster: Cl
 
 
 async def test_requeued_jobs_keep_their_place(cluster: Cluster, connect: Open) -> None:
-    session, queue, first, again = await connect(node_url(cluster.brokers[0])), fresh(), Inbox(), Inbox()
+    session, queue, first, again = (
+        await connect(node_url(cluster.brokers[0])),
+        fresh(),
+        Inbox(),
+        Inbox(),
+    )
     await session.declare_queue(queue)
-    await asyncio.gather(*(session.publish("", queue, b"%d" % number, persistent=True) for number in range(6)))
+    await asyncio.gather(
+        *(session.publish("", queue, b"%d" % number, persistent=True) for number in range(6))
+    )
     tag = await session.consume(queue, first, prefetch=3)
     taken = [await first.next() for _ in range(3)]
     await session.cancel(tag)
@@ -118,7 +135,9 @@ async def test_requeued_jobs_keep_their_place(cluster: Cluster, connect: Open) -
     assert [each.redelivered for each in found] == [True, True, True, False, False, False]
 
 
-async def test_a_job_is_not_dropped_however_often_it_comes_back(cluster: Cluster, connect: Open) -> None:
+async def test_a_job_is_not_dropped_however_often_it_comes_back(
+    cluster: Cluster, connect: Open
+) -> None:
     session, queue, inbox = await connect(node_url(cluster.brokers[0])), fresh(), Inbox()
     await session.declare_queue(queue)
     assert await session.publish("", queue, b"x", persistent=True)
@@ -135,7 +154,9 @@ async def test_a_quorum_queue_is_never_deleted(cluster: Cluster, connect: Open) 
     assert await session.depth(queue) == 0
 
 
-async def test_a_queue_of_another_type_is_refused_with_what_to_do(cluster: Cluster, connect: Open) -> None:
+async def test_a_queue_of_another_type_is_refused_with_what_to_do(
+    cluster: Cluster, connect: Open
+) -> None:
     url, queue = node_url(cluster.brokers[0]), fresh()
     await (await connect(url)).declare_queue(queue)
     classic = await AmqpSession.open(url, "test", queue_type="classic")

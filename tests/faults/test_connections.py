@@ -34,7 +34,9 @@ async def new_proxy(broker: Broker) -> AsyncIterator[NewProxy]:
 
 def by(proxy: Proxy, broker: Broker) -> Broker:
     """The broker as it is reached through the proxy."""
-    return replace(broker, amqp={user: proxy.through(address) for user, address in broker.amqp.items()})
+    return replace(
+        broker, amqp={user: proxy.through(address) for user, address in broker.amqp.items()}
+    )
 
 
 async def in_mid_stream(ledger: Ledger, tokens: int = 150) -> None:
@@ -83,9 +85,13 @@ async def test_connections_are_half_open(
     leaf, inner, reader = await new_proxy(), await new_proxy(), await new_proxy()
     tree: Tree = await grow(via={"n4": by(leaf, broker), "n3": by(inner, broker)}, delay=0.05)
     nodes = account("half-open 20 s", "leaf-broker, inner-broker")
-    api = account("half-open 20 s", "API-broker", client=await join(reader.through(broker.amqp["api"])))
+    api = account(
+        "half-open 20 s", "API-broker", client=await join(reader.through(broker.amqp["api"]))
+    )
     await asyncio.gather(nodes.submit(20, tokens=200), api.submit(20, tokens=200))
-    await nodes.until(lambda: len([*nodes.on("n4"), *nodes.on("n3"), *api.on("n4"), *api.on("n3")]) == 8)
+    await nodes.until(
+        lambda: len([*nodes.on("n4"), *nodes.on("n3"), *api.on("n4"), *api.on("n3")]) == 8
+    )
     nodes.strike([*nodes.on("n4"), *nodes.on("n3")])
     api.strike(api.running())
     for proxy in (leaf, inner, reader):
@@ -99,7 +105,9 @@ async def test_connections_are_half_open(
     await tree.whole()
 
 
-async def test_a_slow_network(broker: Broker, new_proxy: NewProxy, join: Join, grow: Grow, account: Open) -> None:
+async def test_a_slow_network(
+    broker: Broker, new_proxy: NewProxy, join: Join, grow: Grow, account: Open
+) -> None:
     """500 ms in each direction between the broker and the reader, a leaf and the root."""
     proxies = [await new_proxy() for _ in range(3)]
     leaf, root, reader = proxies

@@ -19,7 +19,9 @@ KILLED = -9
         ("final-confirmed:2", "n4", "leaf, between the last frame's confirm and ack"),
     ],
 )
-async def test_killed_at_a_fault_point(point: str, victim: str, where: str, grow: Grow, account: Open) -> None:
+async def test_killed_at_a_fault_point(
+    point: str, victim: str, where: str, grow: Grow, account: Open
+) -> None:
     tree: Tree = await grow(env={victim: {"CANOPY_FAULT_POINT": point}})
     ledger = account("kill -9", where)
     await ledger.submit(JOBS, tokens=30)
@@ -31,7 +33,9 @@ async def test_killed_at_a_fault_point(point: str, victim: str, where: str, grow
 
 async def test_killed_while_it_hands_its_jobs_up(grow: Grow, account: Open) -> None:
     """A leaf that drains gives what it holds (with `paper`) to its parent; it dies in the middle of that."""
-    tree: Tree = await grow(policy="paper", env={"n4": {"CANOPY_FAULT_POINT": "forward-confirmed:2"}})
+    tree: Tree = await grow(
+        policy="paper", env={"n4": {"CANOPY_FAULT_POINT": "forward-confirmed:2"}}
+    )
     ledger = account("kill -9", "leaf that drains, between forward-confirm and ack")
     await ledger.submit(50, tokens=25)
     await ledger.until(lambda: sum(each.waiting == "n4" for each in ledger.answers) >= 3)

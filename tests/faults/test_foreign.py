@@ -23,7 +23,9 @@ NO_JOBS = (
     b"null",
     b"[]",
     b'{"request_id": 5}',
-    json.dumps({"request_id": "r", "model": "echo", "reply_to": "x", "created": "yesterday"}).encode(),
+    json.dumps(
+        {"request_id": "r", "model": "echo", "reply_to": "x", "created": "yesterday"}
+    ).encode(),
     encode(Frames(frames=())),
     encode(Ping()),
     b"x" * 1_000_000,
@@ -59,7 +61,9 @@ async def test_what_is_no_job_is_buried_once_with_the_reason(
     await ledger.submit(20, tokens=30)
     for exchange, key in ways.values():
         for body in NO_JOBS:
-            assert await stranger.publish(exchange, key, body, headers={"x-death": 7, "of": "a stranger"})
+            assert await stranger.publish(
+                exchange, key, body, headers={"x-death": 7, "of": "a stranger"}
+            )
     await ledger.submit(20, tokens=10)
     assert await ledger.settled() == []
     found = await letters(broker, lambda letter: letter.job is None, 2 * len(NO_JOBS))
@@ -72,11 +76,19 @@ async def test_what_is_no_job_is_buried_once_with_the_reason(
     assert all(process.process.poll() is None for process in tree.processes.values())
 
 
-async def test_a_job_that_nobody_reads_ends(stranger: Session, broker: Broker, grow: Grow, account: Open) -> None:
+async def test_a_job_that_nobody_reads_ends(
+    stranger: Session, broker: Broker, grow: Grow, account: Open
+) -> None:
     tree: Tree = await grow(count=1, slots=2)
     ledger = account("foreign messages", "jobs of strangers, in the root's queue")
     for number, reply_to in enumerate(("nowhere", "", names.reply("of-a-dead-process"))):
-        job = {"request_id": str(number), "model": "echo", "reply_to": reply_to, "created": 0.0, "prompt": "endless"}
+        job = {
+            "request_id": str(number),
+            "model": "echo",
+            "reply_to": reply_to,
+            "created": 0.0,
+            "prompt": "endless",
+        }
         body = json.dumps({**job, "sampling": {"max_tokens": 1_000_000}}).encode()
         assert await stranger.publish(names.JOBS_EXCHANGE, "echo", body)
     await letters(broker, lambda letter: "is no reply queue" in letter.reason, 2)

@@ -71,7 +71,18 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """root -> n1 -> n2, n3 with two slots each, fifty words a second."""
-    options = ["--engine", "echo", "--nodes", "3", "--fanout", "2", "--slots", "2", "--token-delay", "0.02"]
+    options = [
+        "--engine",
+        "echo",
+        "--nodes",
+        "3",
+        "--fanout",
+        "2",
+        "--slots",
+        "2",
+        "--token-delay",
+        "0.02",
+    ]
     with running(tmp_path_factory.mktemp("hostile-echo"), *options) as instance:
         instance.add_people(stranger=False)
         yield instance
@@ -94,7 +105,9 @@ async def _site(instance: Instance, model: str, tokens: int) -> AsyncIterator[Si
     bearer = {"Authorization": f"Bearer {instance.key('stranger')}"}
     async with (
         Innocents(instance.url, instance.key(), model, tokens) as innocents,
-        httpx.AsyncClient(base_url=instance.url, headers=bearer, limits=limits, timeout=120) as stranger,
+        httpx.AsyncClient(
+            base_url=instance.url, headers=bearer, limits=limits, timeout=120
+        ) as stranger,
     ):
         yield Site(instance, innocents, stranger, model, instance.home.parent)
 
@@ -171,7 +184,9 @@ async def h2c(site: Site) -> None:
     reader, writer = await _connect(site)
     writer.write(head.encode())
     await writer.drain()
-    await asyncio.sleep(0.1)  # a second packet, not the same one: nothing tells when the first was read
+    await asyncio.sleep(
+        0.1
+    )  # a second packet, not the same one: nothing tells when the first was read
     writer.write(smuggled)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     async with asyncio.timeout(20):
@@ -218,9 +233,13 @@ async def counters(site: Site) -> None:
         started=0.0, sent=0.0,
     )  # fmt: skip
     lies = [
-        Capacity(node="n1", boot="liar", number=1, slots=2, free=10**9, received=-5, finished=-(10**12)),
+        Capacity(
+            node="n1", boot="liar", number=1, slots=2, free=10**9, received=-5, finished=-(10**12)
+        ),
         Capacity(node="n8", boot="liar", number=2, slots=-1, free=-1, received=0, finished=0),
-        Capacity(node="n9", boot="liar", number=2, slots=10**12, free=10**12, received=0, finished=10**15),
+        Capacity(
+            node="n9", boot="liar", number=2, slots=10**12, free=10**12, received=0, finished=10**15
+        ),
     ]
     try:
         for lie in lies:
@@ -232,8 +251,22 @@ async def counters(site: Site) -> None:
 
 async def clock(site: Site) -> None:
     """Of a node that is two hours ahead; it has many free slots, so that it gets jobs."""
-    options = ["--parent", "n1", "--model", "echo", "--engine", "echo", "--slots", "8", "--token-delay", "0.02"]
-    ahead = {"PYTHONPATH": str(REPOSITORY / "tests" / "faults" / "skewed"), "SKEW_SECONDS": str(SKEW)}
+    options = [
+        "--parent",
+        "n1",
+        "--model",
+        "echo",
+        "--engine",
+        "echo",
+        "--slots",
+        "8",
+        "--token-delay",
+        "0.02",
+    ]
+    ahead = {
+        "PYTHONPATH": str(REPOSITORY / "tests" / "faults" / "skewed"),
+        "SKEW_SECONDS": str(SKEW),
+    }
     node = NodeProcess(site.instance.broker, "ahead", *options, env=ahead)
     try:
         await asyncio.to_thread(node.wait_ready)
@@ -271,7 +304,9 @@ async def flood(site: Site) -> None:
     """A thousand jobs of one user, who wants to wait."""
     messages = [{"role": "user", "content": "again"}]
     body = {"model": site.model, "messages": messages, "max_tokens": 4, "service_tier": "flex"}
-    request = site.stranger.build_request("POST", "/v1/chat/completions", json=body, headers={"Connection": "close"})
+    request = site.stranger.build_request(
+        "POST", "/v1/chat/completions", json=body, headers={"Connection": "close"}
+    )
     lines = [f"POST {request.url.path} HTTP/1.1".encode()]
     lines += [name + b": " + value for name, value in request.headers.raw]
     content = b"\r\n".join([*lines, b"", request.content])
@@ -289,7 +324,12 @@ async def _status(site: Site, request: bytes) -> int:
 
 
 async def _chat(site: Site, content: str, words: int, **more: Any) -> httpx.Response:
-    body = {"model": site.model, "messages": [{"role": "user", "content": content}], "max_tokens": words, **more}
+    body = {
+        "model": site.model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": words,
+        **more,
+    }
     return await site.stranger.post("/v1/chat/completions", json=body)
 
 

@@ -140,7 +140,18 @@ def test_a_closed_standard_error_does_not_stop_the_restarts(tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     home = tmp_path_factory.mktemp("watched") / "home"
-    options = ("--engine", "echo", "--nodes", "2", "--slots", "2", "--token-delay", "0.1", "--api-processes", "2")
+    options = (
+        "--engine",
+        "echo",
+        "--nodes",
+        "2",
+        "--slots",
+        "2",
+        "--token-delay",
+        "0.1",
+        "--api-processes",
+        "2",
+    )
     with running(home, *options, env={"CANOPY_FROZEN_SECONDS": str(FROZEN_SECONDS)}) as instance:
         yield instance
 
@@ -156,7 +167,9 @@ def test_a_frozen_process_is_replaced_and_no_job_is_lost(
         until(lambda: ready(program), "not ready")
         askers = []
         if not victim.startswith("api"):  # what a frozen API process has accepted is lost with it
-            askers = [threading.Thread(target=lambda: told.append(ask(program, text))) for _ in range(3)]
+            askers = [
+                threading.Thread(target=lambda: told.append(ask(program, text))) for _ in range(3)
+            ]
         for asker in askers:
             asker.start()
         time.sleep(1)

@@ -51,7 +51,9 @@ async def test_killed_in_mid_stream(where: str, grow: Grow, account: Open) -> No
     await tree.whole()
 
 
-async def test_standby_roots_take_over_with_the_jobs_in_their_order(grow: Grow, account: Open) -> None:
+async def test_standby_roots_take_over_with_the_jobs_in_their_order(
+    grow: Grow, account: Open
+) -> None:
     tree: Tree = await grow(count=1, slots=1, policy="hold-high")
     ledger = account("kill -9", "root, a standby takes over, twice")
     standbys = [await tree.stand_by(), await tree.stand_by()]
@@ -97,7 +99,9 @@ async def _frozen_root(grow: Grow, account: Open) -> None:
     def strike() -> None:
         ledger.strike(ledger.running())
 
-    waiting = asyncio.create_task(ledger.submit(8, tokens=10))  # wait in the broker until the root is back
+    waiting = asyncio.create_task(
+        ledger.submit(8, tokens=10)
+    )  # wait in the broker until the root is back
     await _freeze(tree, "root-b", strike)
     await waiting
     assert await ledger.settled() == []
@@ -117,8 +121,12 @@ async def test_the_drain_is_killed_in_the_middle(healed_by: str, grow: Grow, acc
 
     They come back; or their nearest ancestor is told; or the parent leaves in order and bequeaths the queue.
     """
-    tree: Tree = await grow(slots=2, policy="paper")  # with `hold-high` few jobs would lie in a leaf's queue
-    ledger = account("kill -9", f"leaf, then the parent that empties its queue; healed by {healed_by}")
+    tree: Tree = await grow(
+        slots=2, policy="paper"
+    )  # with `hold-high` few jobs would lie in a leaf's queue
+    ledger = account(
+        "kill -9", f"leaf, then the parent that empties its queue; healed by {healed_by}"
+    )
     tree.freeze("n4")  # so that jobs stay in its queue
     await ledger.submit(50, tokens=25)
     await ledger.until(lambda: len(ledger.running()) >= 12)

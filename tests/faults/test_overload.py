@@ -53,7 +53,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def question(words: int, **more: Any) -> dict[str, Any]:
-    return {"model": "echo", "max_tokens": words, "messages": [{"role": "user", "content": "again"}], **more}
+    return {
+        "model": "echo",
+        "max_tokens": words,
+        "messages": [{"role": "user", "content": "again"}],
+        **more,
+    }
 
 
 # ---- too many jobs
@@ -64,7 +69,9 @@ async def crowd(site: Site) -> AsyncIterator[httpx.AsyncClient]:
     """The program, many times."""
     limits = httpx.Limits(max_connections=None)
     headers = {"Authorization": site.program.headers["Authorization"]}
-    async with httpx.AsyncClient(base_url=site.instance.url, limits=limits, timeout=60, headers=headers) as client:
+    async with httpx.AsyncClient(
+        base_url=site.instance.url, limits=limits, timeout=60, headers=headers
+    ) as client:
         yield client
 
 
@@ -92,11 +99,16 @@ async def test_a_flood_is_cut_at_the_limit(site: Site, crowd: httpx.AsyncClient)
 
 
 def test_a_full_backlog_refuses_who_filled_it_and_takes_jobs_again(site: Site) -> None:
-    conversation = f"/api/conversations/{site.staff.post('/api/conversations', json={}).json()['id']}"
+    conversation = (
+        f"/api/conversations/{site.staff.post('/api/conversations', json={}).json()['id']}"
+    )
     with jobs(site.program, SLOTS + LIMIT, words=100_000) as waiting:
         assert {each.status_code for each in waiting} == {200}
         # both: while a slot looks free, one more job is taken in
-        tree_when(site.staff, lambda tree: total(tree, "queued") == LIMIT and total(tree, "running") == SLOTS)
+        tree_when(
+            site.staff,
+            lambda tree: total(tree, "queued") == LIMIT and total(tree, "running") == SLOTS,
+        )
         refusals = [
             site.program.post("/arranca/", json={"text": "hello", "timestamp": 1}),
             site.staff.post(f"{conversation}/messages", json={"content": "hello"}),
@@ -118,7 +130,9 @@ def guest(site: Site) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("tier", ["default", "flex"])
-def test_another_user_is_served_in_turn_beside_a_full_backlog(site: Site, guest: httpx.Client, tier: str) -> None:
+def test_another_user_is_served_in_turn_beside_a_full_backlog(
+    site: Site, guest: httpx.Client, tier: str
+) -> None:
     """The flood of one user fills what may wait of its class; a job takes a second."""
     places = LIMIT if tier == "default" else LIMIT // 2
     asked = question(words=20, stream=True, service_tier=tier)
@@ -158,7 +172,9 @@ def being_written(site: Site) -> Iterator[Iterator[str]]:
 def test_an_alarm_refuses_jobs_at_once_and_those_that_run_end(
     site: Site, being_written: Iterator[str], alarm: Callable[[], None]
 ) -> None:
-    conversation = f"/api/conversations/{site.staff.post('/api/conversations', json={}).json()['id']}"
+    conversation = (
+        f"/api/conversations/{site.staff.post('/api/conversations', json={}).json()['id']}"
+    )
     for client, path, body in (
         (site.program, CHAT, question(words=5)),
         (site.program, CHAT, question(words=5, stream=True)),
@@ -181,4 +197,6 @@ def test_an_alarm_refuses_jobs_at_once_and_those_that_run_end(
 
 def until_ready(site: Site) -> None:
     """Returns when the service says that it takes jobs; the tree's stream tells when to look."""
-    tree_when(site.staff, lambda _: site.program.get("/readyz").status_code == 200, within=ALARM_SECONDS)
+    tree_when(
+        site.staff, lambda _: site.program.get("/readyz").status_code == 200, within=ALARM_SECONDS
+    )

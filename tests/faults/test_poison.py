@@ -21,7 +21,9 @@ async def test_one_bad_job_among_fifty_good_ones(
 ) -> None:
     """It takes down what runs beside it; after three attempts it is given up on."""
     began = time.time()
-    tree: Tree = await grow(engine="tests.faults.engine", slots=2, always={"CANOPY_STEP_SECONDS": "2"})
+    tree: Tree = await grow(
+        engine="tests.faults.engine", slots=2, always={"CANOPY_STEP_SECONDS": "2"}
+    )
     tree.supervise()
     ledger = account(fault, "one job among 50 good ones")
     await ledger.submit(25, tokens=15)
@@ -49,7 +51,9 @@ async def test_one_bad_job_among_fifty_good_ones(
 async def test_killed_between_the_dead_letter_and_the_readers_last_frame(
     broker: Broker, grow: Grow, account: Open
 ) -> None:
-    tree: Tree = await grow(count=1, engine="tests.faults.engine", env={"n1": {"CANOPY_FAULT_POINT": "buried:1"}})
+    tree: Tree = await grow(
+        count=1, engine="tests.faults.engine", env={"n1": {"CANOPY_FAULT_POINT": "buried:1"}}
+    )
     tree.supervise()
     ledger = account("poison, and kill -9", "the node that buries it, before its reader is told")
     guilty = await ledger.ask(15, "oom", failing="given_up")

@@ -72,18 +72,24 @@ class Crowd:
             self.answered += 1
 
     async def _plain(self, question: str) -> str:
-        answer = await self._http.post("/v1/chat/completions", json=_request(question, stream=False))
+        answer = await self._http.post(
+            "/v1/chat/completions", json=_request(question, stream=False)
+        )
         if answer.status_code != 200:
             raise ValueError(f"{answer.status_code} {answer.text}")
         return str(answer.json()["choices"][0]["message"]["content"])
 
     async def _streamed(self, question: str) -> str:
         text, last = "", ""
-        async with self._http.stream("POST", "/v1/chat/completions", json=_request(question, stream=True)) as answer:
+        async with self._http.stream(
+            "POST", "/v1/chat/completions", json=_request(question, stream=True)
+        ) as answer:
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
                     chunk = json.loads(line.removeprefix("data: "))
-                    text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+                    text += "".join(
+                        choice["delta"].get("content") or "" for choice in chunk["choices"]
+                    )
                 last = line or last
         if last != "data: [DONE]":
             raise ValueError(f"{answer.status_code}, after {text!r}: {last}")
@@ -105,7 +111,9 @@ async def test_every_process_is_replaced_and_every_answer_is_whole(instance: Ins
     assert crowd.complaints == []
 
     events = [json.loads(line) for line in said.splitlines()]
-    replaced = {each["name"]: (each["old"], each["new"]) for each in events if each["event"] == "replaced"}
+    replaced = {
+        each["name"]: (each["old"], each["new"]) for each in events if each["event"] == "replaced"
+    }
     assert list(replaced) == ["api", "n3", "n2", "n1", "root"]
     assert events[-1]["event"] == "done"
     after = pids(instance)
@@ -121,7 +129,9 @@ def test_pages_reconnect_and_a_chat_answer_goes_on(instance: Instance) -> None:
         messages = f"/api/conversations/{conversation}/messages"
         turn = staff.post(messages, json={"content": question})
         assert turn.status_code == 201, turn.text
-        page = beside.submit(_read_answer, staff, f"{messages}/{turn.json()['assistant_message']['id']}/stream")
+        page = beside.submit(
+            _read_answer, staff, f"{messages}/{turn.json()['assistant_message']['id']}/stream"
+        )
         dashboard = beside.submit(_watch, staff)
         # With so much grace a stream that never ends would hold it up for longer than the command may take.
         said = instance.canopy("restart", "--rolling", "--grace", "3600")

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[Instance]:
-    with running(tmp_path / "home", "--engine", "echo", "--nodes", "1", "--standby", "1") as instance:
+    with running(
+        tmp_path / "home", "--engine", "echo", "--nodes", "1", "--standby", "1"
+    ) as instance:
         yield instance
 
 
@@ -28,7 +30,9 @@ def pids(instance: Instance) -> dict[str, int]:
 
 def ask(program: httpx.Client) -> str:
     messages = [{"role": "user", "content": "who is root"}]
-    answer = program.post("/v1/chat/completions", json={"model": "echo", "max_tokens": 3, "messages": messages})
+    answer = program.post(
+        "/v1/chat/completions", json={"model": "echo", "max_tokens": 3, "messages": messages}
+    )
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])
 

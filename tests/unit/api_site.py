@@ -24,8 +24,14 @@ from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, S
 from topology import names
 
 _home = tempfile.TemporaryDirectory(prefix="canopy-unit-")
-_environment = {"CANOPY_HOME": _home.name, "CANOPY_MODELS": '["tiny", "big"]', "DJANGO_SETTINGS_MODULE": "api.settings"}
-_unset = dict.fromkeys(("DATABASE_URL", "CANOPY_SECRET_FILE", "CANOPY_MANAGEMENT_URL", "CANOPY_HOSTS"), "")
+_environment = {
+    "CANOPY_HOME": _home.name,
+    "CANOPY_MODELS": '["tiny", "big"]',
+    "DJANGO_SETTINGS_MODULE": "api.settings",
+}
+_unset = dict.fromkeys(
+    ("DATABASE_URL", "CANOPY_SECRET_FILE", "CANOPY_MANAGEMENT_URL", "CANOPY_HOSTS"), ""
+)
 with mock.patch.dict(os.environ, {**_environment, **_unset, "CANOPY_PORT": ""}):
     django.setup()
 
@@ -55,7 +61,11 @@ def echo(job: Job) -> list[AnyFrame]:
         for number, piece in enumerate(re.findall(r"\s?\S+", left), 1)
     ]
     end = Finished(
-        request_id=job.request_id, seq=len(pieces) + 1, reason="stop", prompt_tokens=3, completion_tokens=len(words)
+        request_id=job.request_id,
+        seq=len(pieces) + 1,
+        reason="stop",
+        prompt_tokens=3,
+        completion_tokens=len(words),
     )
     return [Start(request_id=job.request_id, node="n1"), *pieces, end]
 
@@ -100,8 +110,12 @@ class FakeClient:
         self.script: Callable[[Job], Iterable[AnyFrame]] = echo
         self.jobs: list[Job] = []
         self.streams: dict[str, Stream] = {}
-        self.pushed: defaultdict[str, list[AnyFrame]] = defaultdict(list)  # frames of runs, by request
-        self.cancelled: list[tuple[str, int]] = []  # by readers that left: requests, and their copies numbered below
+        self.pushed: defaultdict[str, list[AnyFrame]] = defaultdict(
+            list
+        )  # frames of runs, by request
+        self.cancelled: list[
+            tuple[str, int]
+        ] = []  # by readers that left: requests, and their copies numbered below
         self.cancels: list[tuple[str, str]] = []  # by request
         self.controls: list[tuple[str, AnyControl]] = []
         self.queue_depths: dict[str, int] = {}
@@ -196,7 +210,9 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(application, "_make_client", lambda: client)
     monkeypatch.setattr(api_catalog.catalog, "_edges", None)
     monkeypatch.setattr(submission, "ledger", Ledger())
-    monkeypatch.setattr(keys, "_looking_up", asyncio.Lock())  # a lock is its event loop's, and each test has its own
+    monkeypatch.setattr(
+        keys, "_looking_up", asyncio.Lock()
+    )  # a lock is its event loop's, and each test has its own
     async with application.running():
         yield client
     assert_broker_gone()
@@ -251,7 +267,9 @@ async def log_in(client: httpx.AsyncClient, user: User) -> None:
     """Logs in as a page would, and sends the CSRF token from then on."""
     await client.get("/api/me")
     await refresh_csrf(client)
-    answer = await client.post("/api/login", json={"username": user.username, "password": "secret password"})
+    answer = await client.post(
+        "/api/login", json={"username": user.username, "password": "secret password"}
+    )
     assert answer.status_code == 200, answer.text
     await refresh_csrf(client)
 

@@ -122,7 +122,13 @@ class Cluster(AsyncExitStack):
         if parent is not None and engine is None:
             engine = HandEngine(model, slots)
         node = self.nodes[name] = Node(
-            name, parent, model, self.policy(), engine, step_seconds=step_seconds, user_jobs=user_jobs
+            name,
+            parent,
+            model,
+            self.policy(),
+            engine,
+            step_seconds=step_seconds,
+            user_jobs=user_jobs,
         )
 
         async def connect() -> MemorySession:

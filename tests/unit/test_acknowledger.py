@@ -40,7 +40,11 @@ def opened(deliveries: int) -> tuple[Broker, Acknowledger]:
     return broker, acknowledger
 
 
-@given(st.permutations(range(1, 9)), st.lists(st.booleans(), min_size=8, max_size=8), st.sets(st.integers(0, 7)))
+@given(
+    st.permutations(range(1, 9)),
+    st.lists(st.booleans(), min_size=8, max_size=8),
+    st.sets(st.integers(0, 7)),
+)
 def test_each_delivery_has_its_own_fate_in_whatever_order_and_turn(
     order: list[int], done: list[bool], turns: set[int]
 ) -> None:

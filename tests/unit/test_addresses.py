@@ -30,7 +30,9 @@ def test_one_address_and_several() -> None:
         (f"{ONE},nonsense", "address 2 of 2"),
     ],
 )
-def test_a_malformed_address_says_what_is_wrong_without_the_password(urls: str, reason: str) -> None:
+def test_a_malformed_address_says_what_is_wrong_without_the_password(
+    urls: str, reason: str
+) -> None:
     with pytest.raises(BrokerError, match=reason) as failure:
         addresses(urls)
     assert "sec" not in str(failure.value)

@@ -45,9 +45,18 @@ async def test_the_list_of_changes_is_complete() -> None:
     from api.urls import endpoints
 
     paths = endpoints.get_openapi_schema()["paths"]
-    found = {(method.upper(), path) for path, methods in paths.items() for method in methods if method != "get"}
-    listed = {(method, path.replace("/1", "/{}").replace("/n1", "/{}")) for method, path, _ in CHANGES}
-    without_names = {(method, _blank(path)) for method, path in found if not path.startswith("/v1/")}
+    found = {
+        (method.upper(), path)
+        for path, methods in paths.items()
+        for method in methods
+        if method != "get"
+    }
+    listed = {
+        (method, path.replace("/1", "/{}").replace("/n1", "/{}")) for method, path, _ in CHANGES
+    }
+    without_names = {
+        (method, _blank(path)) for method, path in found if not path.startswith("/v1/")
+    }
     assert without_names == listed
 
 
@@ -56,7 +65,9 @@ def _blank(path: str) -> str:
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CHANGES)
-async def test_sessions_need_a_csrf_token(member: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
+async def test_sessions_need_a_csrf_token(
+    member: httpx.AsyncClient, method: str, path: str, body: Any
+) -> None:
     del member.headers["X-CSRFToken"]
     answer = await member.request(method, path, json=body)
     assert answer.status_code == 403
@@ -65,8 +76,12 @@ async def test_sessions_need_a_csrf_token(member: httpx.AsyncClient, method: str
     assert (await member.request(method, path, json=body)).status_code == 403
 
 
-@pytest.mark.parametrize(("method", "path", "body"), [each for each in CHANGES if "log" not in each[1]])
-async def test_keys_need_none(program: httpx.AsyncClient, method: str, path: str, body: Any) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [each for each in CHANGES if "log" not in each[1]]
+)
+async def test_keys_need_none(
+    program: httpx.AsyncClient, method: str, path: str, body: Any
+) -> None:
     answer = await program.request(method, path, json=body)
     assert answer.status_code in ((403,) if "tree" in path else (200, 201, 202, 404))
     assert "CSRF" not in answer.text
@@ -79,8 +94,12 @@ async def test_nobody_gets_401(web: httpx.AsyncClient, method: str, path: str) -
     assert (await web.request(method, path)).status_code == 401
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer x", "bearer canopy__", "Bearer é"])
-async def test_a_bad_header_is_not_rescued_by_a_session(member: httpx.AsyncClient, header: str) -> None:
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer x", "bearer canopy__", "Bearer é"]
+)
+async def test_a_bad_header_is_not_rescued_by_a_session(
+    member: httpx.AsyncClient, header: str
+) -> None:
     answer = await member.get("/api/conversations", headers={"Authorization": header.encode()})
     assert answer.status_code == 401
 
@@ -88,17 +107,27 @@ async def test_a_bad_header_is_not_rescued_by_a_session(member: httpx.AsyncClien
 async def test_v1_takes_no_sessions(member: httpx.AsyncClient) -> None:
     answer = await member.get("/v1/models")
     error = answer.json()["error"]
-    assert (answer.status_code, error["type"], error["code"]) == (401, "authentication_error", "invalid_api_key")
+    assert (answer.status_code, error["type"], error["code"]) == (
+        401,
+        "authentication_error",
+        "invalid_api_key",
+    )
 
 
-async def test_keys_are_stored_hashed_and_can_be_revoked(web: httpx.AsyncClient, user: User) -> None:
+async def test_keys_are_stored_hashed_and_can_be_revoked(
+    web: httpx.AsyncClient, user: User
+) -> None:
     key = await create_key(user)
     stored = await ApiKey.objects.aget(user=user)
     assert key not in (stored.name, stored.digest)
     headers = {"Authorization": f"Bearer {key}"}
     assert (await web.get("/v1/models", headers=headers)).status_code == 200
-    assert (await web.get("/v1/models", headers={"Authorization": f"Bearer {key}x"})).status_code == 401
-    assert (await web.get("/v1/models", headers={"Authorization": f"Bearer {key[:-1]}"})).status_code == 401
+    assert (
+        await web.get("/v1/models", headers={"Authorization": f"Bearer {key}x"})
+    ).status_code == 401
+    assert (
+        await web.get("/v1/models", headers={"Authorization": f"Bearer {key[:-1]}"})
+    ).status_code == 401
     await stored.arefresh_from_db()
     assert stored.last_used is not None
     await ApiKey.objects.filter(pk=stored.pk).aupdate(revoked=True)
@@ -135,24 +164,37 @@ async def test_login_and_logout(web: httpx.AsyncClient, user: User) -> None:
 async def test_cookies_are_guarded(web: httpx.AsyncClient, user: User) -> None:
     await web.get("/api/me")
     await refresh_csrf(web)
-    answer = await web.post("/api/login", json={"username": user.username, "password": "secret password"})
-    session = next(each for each in answer.headers.get_list("set-cookie") if each.startswith("canopy_session"))
+    answer = await web.post(
+        "/api/login", json={"username": user.username, "password": "secret password"}
+    )
+    session = next(
+        each for each in answer.headers.get_list("set-cookie") if each.startswith("canopy_session")
+    )
     assert "HttpOnly" in session
     assert "SameSite=Lax" in session
 
 
 @pytest.mark.parametrize(
-    "kind", ["multipart/form-data; boundary=x", "multipart/form-data", "application/x-www-form-urlencoded"]
+    "kind",
+    ["multipart/form-data; boundary=x", "multipart/form-data", "application/x-www-form-urlencoded"],
 )
-async def test_bodies_are_json_whatever_their_header_says(member: httpx.AsyncClient, kind: str) -> None:
-    answer = await member.post("/arranca/", content=b'{"text": "a", "timestamp": 1}', headers={"Content-Type": kind})
+async def test_bodies_are_json_whatever_their_header_says(
+    member: httpx.AsyncClient, kind: str
+) -> None:
+    answer = await member.post(
+        "/arranca/", content=b'{"text": "a", "timestamp": 1}', headers={"Content-Type": kind}
+    )
     assert (answer.status_code, answer.json()["text"]) == (200, "a")
-    form = await member.post("/api/conversations", content=b"--x\r\n\r\n--x--", headers={"Content-Type": kind})
+    form = await member.post(
+        "/api/conversations", content=b"--x\r\n\r\n--x--", headers={"Content-Type": kind}
+    )
     assert (form.status_code, form.json()["error"]["field"]) == (400, "body")
 
 
 async def test_a_foreign_page_cannot_use_the_session(member: httpx.AsyncClient) -> None:
-    answer = await member.post("/api/conversations", json={}, headers={"Origin": "https://evil.example"})
+    answer = await member.post(
+        "/api/conversations", json={}, headers={"Origin": "https://evil.example"}
+    )
     assert answer.status_code == 403
 
 
@@ -185,7 +227,9 @@ async def test_login_tokens_expire_and_are_replaced(web: httpx.AsyncClient) -> N
     user = await make_user()
     former, newer = await create_token(user), await create_token(user)
     assert (await web.get("/login", params={"token": former})).status_code == 403
-    await LoginToken.objects.filter(user=user).aupdate(expires=timezone.now() - timedelta(seconds=1))
+    await LoginToken.objects.filter(user=user).aupdate(
+        expires=timezone.now() - timedelta(seconds=1)
+    )
     assert (await web.get("/login", params={"token": newer})).status_code == 403
 
 
@@ -211,7 +255,9 @@ async def test_admin_and_docs(web: httpx.AsyncClient) -> None:
     for path in ("", "accounts/user/", "accounts/apikey/", "chat/conversation/", "chat/message/"):
         assert (await web.get(f"/admin/{path}")).status_code == 200, path
     assert (await web.get("/static/admin/css/base.css")).status_code == 200
-    assert (await web.get("/static/ninja/swagger-ui.css")).headers["X-Content-Type-Options"] == "nosniff"
+    assert (await web.get("/static/ninja/swagger-ui.css")).headers[
+        "X-Content-Type-Options"
+    ] == "nosniff"
 
 
 async def test_admin_forms_need_a_csrf_token(web: httpx.AsyncClient) -> None:
@@ -228,9 +274,20 @@ async def test_admin_forms_need_a_csrf_token(web: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "stored"),
-    [("2.5", 2.5), ("100", 100.0), ("0.01", 0.01), ("0", 1.0), ("-1", 1.0), ("100.5", 1.0), ("nan", 1.0), ("", 1.0)],
+    [
+        ("2.5", 2.5),
+        ("100", 100.0),
+        ("0.01", 0.01),
+        ("0", 1.0),
+        ("-1", 1.0),
+        ("100.5", 1.0),
+        ("nan", 1.0),
+        ("", 1.0),
+    ],
 )
-async def test_an_administrator_changes_a_users_share(web: httpx.AsyncClient, typed: str, stored: float) -> None:
+async def test_an_administrator_changes_a_users_share(
+    web: httpx.AsyncClient, typed: str, stored: float
+) -> None:
     await log_in(web, await make_user(is_staff=True, is_superuser=True))
     user = await make_user()
     assert user.share == 1.0

@@ -36,13 +36,27 @@ async def test_a_wrong_base_url_is_told_the_right_address(
 ) -> None:
     answer = await web.request(method, f"http://127.0.0.1{path}", json=BODY)
     error = answer.json()["error"]
-    assert (answer.status_code, error["type"], error["param"]) == (404, "invalid_request_error", None)
+    assert (answer.status_code, error["type"], error["param"]) == (
+        404,
+        "invalid_request_error",
+        None,
+    )
     assert f"use {use}: " in error["message"]
     assert error["message"].startswith(f"nothing is at {path}; ")
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1", "/v1/", "/v1/nothing", "/v1/embeddings", "/embeddings", "/responses", "/v1/audio/speech", "/v1/v1"]
+    "path",
+    [
+        "/v1",
+        "/v1/",
+        "/v1/nothing",
+        "/v1/embeddings",
+        "/embeddings",
+        "/responses",
+        "/v1/audio/speech",
+        "/v1/v1",
+    ],
 )
 async def test_what_openai_has_and_this_has_not(web: httpx.AsyncClient, path: str) -> None:
     answer = await web.post(path, json=BODY)
@@ -50,7 +64,9 @@ async def test_what_openai_has_and_this_has_not(web: httpx.AsyncClient, path: st
     assert "/v1/chat/completions, /v1/completions, /v1/models" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/api/nothing", "/nothing", "/tree/nothing", "/api/conversations/x", "/v2/chat"])
+@pytest.mark.parametrize(
+    "path", ["/api/nothing", "/nothing", "/tree/nothing", "/api/conversations/x", "/v2/chat"]
+)
 async def test_other_addresses_have_the_other_shape(web: httpx.AsyncClient, path: str) -> None:
     answer = await web.get(path)
     assert (answer.status_code, answer.json()) == (
@@ -61,7 +77,9 @@ async def test_other_addresses_have_the_other_shape(web: httpx.AsyncClient, path
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/arranca/"])
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
-async def test_a_wrong_method_is_told_the_right_one(program: httpx.AsyncClient, method: str, path: str) -> None:
+async def test_a_wrong_method_is_told_the_right_one(
+    program: httpx.AsyncClient, method: str, path: str
+) -> None:
     answer = await program.request(method, path)
     error = answer.json()["error"]
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
@@ -77,9 +95,14 @@ async def test_a_wrong_method_is_told_the_right_one(program: httpx.AsyncClient, 
         ("/api/login//", "use /api/login, without the slash at the end"),
     ],
 )
-async def test_slashes_at_the_end(program: httpx.AsyncClient, fake: FakeClient, path: str, use: str) -> None:
+async def test_slashes_at_the_end(
+    program: httpx.AsyncClient, fake: FakeClient, path: str, use: str
+) -> None:
     answer = await program.post(path, json={"text": "a", "timestamp": 1})
-    assert (answer.status_code, answer.json()["error"]["message"]) == (404, f"nothing is at {path}; {use}")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        404,
+        f"nothing is at {path}; {use}",
+    )
     assert fake.jobs == []
 
 

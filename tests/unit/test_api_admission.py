@@ -31,14 +31,22 @@ ARRANCA = {"text": "hello", "timestamp": 1}
     [
         (7, None, 7),
         (7, Figures(waiting=0, free=0, own=0), 7),
-        (7, Figures(waiting=0, free=2, own=0, admitted=7), 5),  # two of them are on their way to a slot
+        (
+            7,
+            Figures(waiting=0, free=2, own=0, admitted=7),
+            5,
+        ),  # two of them are on their way to a slot
         (5, Figures(waiting=0, free=2, own=0, admitted=7), 5),  # and have arrived there
         (0, Figures(waiting=0, free=2, own=0, admitted=7), 0),
         (0, Figures(waiting=30, free=0, own=0), 30),  # of other processes
         (4, Figures(waiting=30, free=0, own=0, admitted=4), 34),
         (0, Figures(waiting=30, free=0, own=4), 26),  # four of them began
         (9, Figures(waiting=5, free=0, own=9), 9),  # four are between two queues
-        (9, Figures(waiting=5, free=3, own=5), 6),  # some came past the limit, so that none was admitted
+        (
+            9,
+            Figures(waiting=5, free=3, own=5),
+            6,
+        ),  # some came past the limit, so that none was admitted
     ],
 )
 def test_how_many_wait(own: int, then: Figures | None, now: int) -> None:
@@ -82,7 +90,9 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def job(user: str = "somebody", job_class: JobClass = "interactive", content: str = "hello") -> Job:
     messages = [ChatMessage(role="user", content=content)]
-    return submission.chat_job("tiny", messages, Sampling(), User(username=user), job_class=job_class)
+    return submission.chat_job(
+        "tiny", messages, Sampling(), User(username=user), job_class=job_class
+    )
 
 
 async def submitted(job: Job) -> Stream | ApiError:
@@ -111,7 +121,9 @@ async def test_a_flood_is_cut_at_the_limit(fake: FakeClient, limit: Callable[[in
     assert (len(more), len(refusals)) == (3, 2)
 
 
-async def test_a_flood_is_cut_before_anything_was_measured(fake: FakeClient, limit: Callable[[int], None]) -> None:
+async def test_a_flood_is_cut_before_anything_was_measured(
+    fake: FakeClient, limit: Callable[[int], None]
+) -> None:
     fake.script = lambda job: []
     fake.states.clear()
     limit(10)
@@ -119,7 +131,9 @@ async def test_a_flood_is_cut_before_anything_was_measured(fake: FakeClient, lim
     assert (len(streams), len(refusals)) == (10, 40)
 
 
-async def test_jobs_on_their_way_to_a_free_slot_do_not_wait(fake: FakeClient, limit: Callable[[int], None]) -> None:
+async def test_jobs_on_their_way_to_a_free_slot_do_not_wait(
+    fake: FakeClient, limit: Callable[[int], None]
+) -> None:
     fake.script = lambda job: []
     fake.states = {"n1": node_state("n1", slots=20)}
     limit(5)
@@ -150,7 +164,9 @@ async def test_what_others_have_submitted_counts(
     monkeypatch.setattr(backlog, "STALE", 0.0)  # each request waits for a new measurement
     answer = await program.post("/v1/chat/completions", json=CHAT)
     assert (answer.status_code, answer.headers["X-Canopy-Position"]) == (429, "101")
-    assert (await program.post("/v1/chat/completions", json={**CHAT, "model": "big"})).status_code == 200
+    assert (
+        await program.post("/v1/chat/completions", json={**CHAT, "model": "big"})
+    ).status_code == 200
     fake.queue_depths["canopy.node.root"] = 59
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
@@ -172,7 +188,11 @@ async def test_requests_are_not_held_up_by_the_measurement(
 
 
 async def test_refusals_have_the_shapes_that_clients_know(
-    program: httpx.AsyncClient, member: httpx.AsyncClient, user: User, fake: FakeClient, limit: Callable[[int], None]
+    program: httpx.AsyncClient,
+    member: httpx.AsyncClient,
+    user: User,
+    fake: FakeClient,
+    limit: Callable[[int], None],
 ) -> None:
     conversation = (await member.post("/api/conversations", json={})).json()["id"]
     limit(1)
@@ -250,7 +270,9 @@ async def test_a_job_has_the_deadline_that_was_asked_for(
         assert (fake.jobs[-1].seconds_left, fake.jobs[-1].deadline) == (seconds, None)
 
 
-async def test_a_chat_answer_has_the_ordinary_deadline(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_a_chat_answer_has_the_ordinary_deadline(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     conversation = (await member.post("/api/conversations", json={})).json()["id"]
     await member.post(f"/api/conversations/{conversation}/messages", json={"content": "hello"})
     assert (fake.jobs[0].seconds_left, fake.jobs[0].deadline) == (3600.0, None)
@@ -273,9 +295,16 @@ async def test_a_job_that_no_node_ends_ends_at_its_deadline(
         assert answer.status_code == 504
         assert "waited" in answer.json()["error"]["message"]
     fake.script = lambda job: echo(job)[:2]
-    streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True}, headers=soon)
+    streamed = await program.post(
+        "/v1/chat/completions", json={**CHAT, "stream": True}, headers=soon
+    )
     assert streamed.status_code == 200
-    *_, piece, failed = [json.loads(line[6:]) for line in streamed.text.split("\n\n") if line.startswith("data: ")]
+    *_, piece, failed = [
+        json.loads(line[6:]) for line in streamed.text.split("\n\n") if line.startswith("data: ")
+    ]
     assert piece["choices"][0]["delta"]["content"] == "one"
-    assert (failed["error"]["type"], failed["error"]["code"]) == ("timeout_error", "deadline_exceeded")
+    assert (failed["error"]["type"], failed["error"]["code"]) == (
+        "timeout_error",
+        "deadline_exceeded",
+    )
     assert fake.cancels == [(each.request_id, user.username) for each in fake.jobs]

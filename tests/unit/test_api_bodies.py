@@ -38,7 +38,12 @@ def nested(levels: int) -> Any:
 async def test_halves_of_characters_become_replacement_characters(
     program: httpx.AsyncClient, fake: FakeClient, half: str, escaped: bool
 ) -> None:
-    body = {**CHAT, "messages": [{"role": "user", "content": f"a{half}🌳\\ud83d"}], "stop": [half], "user": half}
+    body = {
+        **CHAT,
+        "messages": [{"role": "user", "content": f"a{half}🌳\\ud83d"}],
+        "stop": [half],
+        "user": half,
+    }
     content = json.dumps(body, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
     answer = await program.post(PATH, content=content)
     whole = half.replace("\ud83d", "\ufffd").replace("\ude00", "\ufffd")
@@ -49,7 +54,9 @@ async def test_halves_of_characters_become_replacement_characters(
     assert job.sampling.stop == (whole,)
 
 
-async def test_halves_that_belong_together_are_one_character(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_halves_that_belong_together_are_one_character(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     content = json.dumps({"model": "tiny", "prompt": "🌳 \ud83d"}, ensure_ascii=False)
     as_two_characters = content.replace("🌳", "\ud83c\udf33").encode("utf-8", "surrogatepass")
     assert (await program.post("/v1/completions", content=as_two_characters)).status_code == 200
@@ -68,7 +75,9 @@ async def test_halves_that_belong_together_are_one_character(program: httpx.Asyn
         (r"\n\udf33\u00e9", "\n\ufffd\u00e9"),
     ],
 )
-async def test_escapes_among_backslashes(program: httpx.AsyncClient, fake: FakeClient, written: str, text: str) -> None:
+async def test_escapes_among_backslashes(
+    program: httpx.AsyncClient, fake: FakeClient, written: str, text: str
+) -> None:
     content = '{"model": "tiny", "prompt": "' + written + '"}'
     assert (await program.post("/v1/completions", content=content)).status_code == 200
     assert fake.jobs[0].prompt == text
@@ -79,7 +88,9 @@ async def test_half_a_character_as_the_name_of_a_field(program: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("bad", ["\ud83d", "\x00"])
-async def test_a_cut_character_does_not_spoil_a_conversation(member: httpx.AsyncClient, bad: str) -> None:
+async def test_a_cut_character_does_not_spoil_a_conversation(
+    member: httpx.AsyncClient, bad: str
+) -> None:
     made = (await member.post("/api/conversations", content=json.dumps({"model": "tiny"}))).json()
     here = f"/api/conversations/{made['id']}"
     renamed = await member.patch(here, content=json.dumps({"title": f"cut {bad}"}))
@@ -100,7 +111,9 @@ async def test_a_cut_character_elsewhere(member: httpx.AsyncClient, web: httpx.A
     me = await web.get("/api/me")
     web.headers["X-CSRFToken"] = me.cookies["csrftoken"]
     for name in ("\ud83d", "a\x00b"):
-        refused = await web.post("/api/login", content=json.dumps({"username": name, "password": name}))
+        refused = await web.post(
+            "/api/login", content=json.dumps({"username": name, "password": name})
+        )
         assert (refused.status_code, refused.json()["error"]["field"]) == (400, "password")
 
 
@@ -123,23 +136,33 @@ async def test_keys_of_sessions_that_django_never_makes_are_not_looked_up(
 
 
 async def test_a_node_that_blames_a_nul(member: httpx.AsyncClient, fake: FakeClient) -> None:
-    fake.script = lambda job: [Failed(request_id=job.request_id, code="engine", message="what is a\x00b?")]
+    fake.script = lambda job: [
+        Failed(request_id=job.request_id, code="engine", message="what is a\x00b?")
+    ]
     made = (await member.post("/api/conversations", json={})).json()
-    turn = (await member.post(f"/api/conversations/{made['id']}/messages", json={"content": "x"})).json()
+    turn = (
+        await member.post(f"/api/conversations/{made['id']}/messages", json={"content": "x"})
+    ).json()
     answer = turn["assistant_message"]["id"]
     await until(lambda: not writings.handles())
     assert (await Message.objects.aget(pk=answer)).error == "what is a\ufffdb?"
 
 
 async def test_a_mark_of_the_byte_order(program: httpx.AsyncClient) -> None:
-    assert (await program.post(PATH, content=json.dumps(CHAT).encode("utf-8-sig"))).status_code == 200
+    assert (
+        await program.post(PATH, content=json.dumps(CHAT).encode("utf-8-sig"))
+    ).status_code == 200
 
 
 # ---- numbers and depth
 
 
-@pytest.mark.parametrize("field", ["tomorrow", "temperature", "max_tokens", "seed", "logit_bias", "messages", "n"])
-@pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 400, "1" + "0" * 5000, "NaN", "-Infinity"])
+@pytest.mark.parametrize(
+    "field", ["tomorrow", "temperature", "max_tokens", "seed", "logit_bias", "messages", "n"]
+)
+@pytest.mark.parametrize(
+    "number", ["1e400", "-1e400", "1" + "0" * 400, "1" + "0" * 5000, "NaN", "-Infinity"]
+)
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "numbers"}])
 async def test_numbers_beyond_all_measure(
     program: httpx.AsyncClient, fake: FakeClient, field: str, number: str, key: dict[str, str]
@@ -171,9 +194,13 @@ async def test_what_is_as_deep_as_allowed_is_taken_with_a_key(program: httpx.Asy
     assert answer.status_code == 200, answer.text
 
 
-async def test_the_last_of_two_fields_of_one_name_counts(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_the_last_of_two_fields_of_one_name_counts(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     content = json.dumps(CHAT).removesuffix("}") + ', "max_tokens": 3, "max_tokens": 4}'
-    assert (await program.post(PATH, content=content, headers={"Idempotency-Key": "two"})).status_code == 200
+    assert (
+        await program.post(PATH, content=content, headers={"Idempotency-Key": "two"})
+    ).status_code == 200
     assert fake.jobs[0].sampling.max_tokens == 4
 
 
@@ -181,7 +208,9 @@ async def test_the_last_of_two_fields_of_one_name_counts(program: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZIP"])
-async def test_gzip_bodies_are_inflated(program: httpx.AsyncClient, fake: FakeClient, name: str) -> None:
+async def test_gzip_bodies_are_inflated(
+    program: httpx.AsyncClient, fake: FakeClient, name: str
+) -> None:
     headers = {"Content-Encoding": name, "Idempotency-Key": f"zipped {name}"}
     packed = gzip.compress(json.dumps(CHAT).encode())
     first = await program.post(PATH, content=packed, headers=headers)
@@ -223,7 +252,9 @@ async def test_other_encodings_are_named(program: httpx.AsyncClient, path: str, 
 # ---- numbers in addresses
 
 
-@pytest.mark.parametrize("number", [str(2**63 - 1), str(2**63), str(2**64), "9" * 30, "9" * 5000], ids=len)
+@pytest.mark.parametrize(
+    "number", [str(2**63 - 1), str(2**63), str(2**64), "9" * 30, "9" * 5000], ids=len
+)
 @pytest.mark.parametrize(
     ("method", "address"),
     [
@@ -239,7 +270,9 @@ async def test_other_encodings_are_named(program: httpx.AsyncClient, path: str, 
         ("GET", "/v1/models/{}"),
     ],
 )
-async def test_numbers_that_no_row_has(member: httpx.AsyncClient, method: str, address: str, number: str) -> None:
+async def test_numbers_that_no_row_has(
+    member: httpx.AsyncClient, method: str, address: str, number: str
+) -> None:
     body = {"content": "hello"} if method in {"POST", "PATCH"} else None
     answer = await member.request(method, address.format(number), json=body)
     assert answer.status_code in {404, 401}, answer.text

@@ -18,7 +18,9 @@ from broker.wire import Delta, Failed, Finished, Waiting
 from tests.unit.api_site import FakeClient, beginning, browser, log_in, make_user, node_state, until
 
 
-async def begin(client: httpx.AsyncClient, content: str = "hello world") -> tuple[str, dict[str, Any]]:
+async def begin(
+    client: httpx.AsyncClient, content: str = "hello world"
+) -> tuple[str, dict[str, Any]]:
     """A new conversation with one message; its address and the answer."""
     made = await client.post("/api/conversations", json={})
     assert made.status_code == 201, made.text
@@ -49,20 +51,32 @@ async def test_a_whole_turn(member: httpx.AsyncClient, fake: FakeClient) -> None
     stream = await member.get(f"{home}/messages/{answer['id']}/stream")
     assert stream.headers["content-type"].startswith("text/event-stream")
     *deltas, end = told(stream.text)
-    assert "".join(fields["text"] for name, fields in deltas if name == "delta") == "hello there world"
+    assert (
+        "".join(fields["text"] for name, fields in deltas if name == "delta") == "hello there world"
+    )
     assert end == ("done", {"finish_reason": "stop", "completion_tokens": 3, "seen_from": None})
     found = (await member.get(home)).json()
     assert found["title"] == "hello there world"
     assert found["model"] == "tiny"
     question, answer = found["messages"]
-    assert (question["role"], question["content"], question["status"]) == ("user", "hello there\nworld", "done")
-    assert (answer["content"], answer["status"], answer["finish_reason"]) == ("hello there world", "done", "stop")
+    assert (question["role"], question["content"], question["status"]) == (
+        "user",
+        "hello there\nworld",
+        "done",
+    )
+    assert (answer["content"], answer["status"], answer["finish_reason"]) == (
+        "hello there world",
+        "done",
+        "stop",
+    )
     listed = (await member.get("/api/conversations")).json()["conversations"]
     assert [each["id"] for each in listed] == [found["id"]]
     assert set(listed[0]) == {"id", "title", "model", "updated"}
 
 
-async def test_the_next_turn_sees_the_former_ones(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_the_next_turn_sees_the_former_ones(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     home, answer = await begin(member, "first")
     await member.get(f"{home}/messages/{answer['id']}/stream")
     await until(lambda: not writing_of(answer))
@@ -119,7 +133,13 @@ async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: Fa
     assert job.job_class == "interactive"
     writing = writing_of(answer)
     assert writing is not None
-    place = Waiting(request_id=job.request_id, node="root", reason="every slot is busy", position=12, seconds=30.0)
+    place = Waiting(
+        request_id=job.request_id,
+        node="root",
+        reason="every slot is busy",
+        position=12,
+        seconds=30.0,
+    )
     fake.push(place)
     page = events.of(Message(), writing.follow())
     [(name, fields)] = told((await anext(page)).decode())
@@ -140,7 +160,9 @@ def test_an_estimate_ages() -> None:
     assert line.aged(unknown, 12.5) == unknown
 
 
-async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_stop_keeps_the_text_and_cancels_the_job(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = beginning("so far")
     home, answer = await begin(member)
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
@@ -151,12 +173,20 @@ async def test_stop_keeps_the_text_and_cancels_the_job(member: httpx.AsyncClient
         {"finish_reason": "cancelled", "completion_tokens": 1, "seen_from": None},
     )
     stored = (await member.get(home)).json()["messages"][1]
-    assert (stored["status"], stored["content"], stored["finish_reason"]) == ("stopped", "so far", "cancelled")
-    assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204  # again: nothing happens
+    assert (stored["status"], stored["content"], stored["finish_reason"]) == (
+        "stopped",
+        "so far",
+        "cancelled",
+    )
+    assert (
+        await member.post(f"{home}/messages/{answer['id']}/stop")
+    ).status_code == 204  # again: nothing happens
 
 
 async def test_failure_is_stored_and_told(member: httpx.AsyncClient, fake: FakeClient) -> None:
-    fake.script = lambda job: [Failed(request_id=job.request_id, code="engine", message="out of memory")]
+    fake.script = lambda job: [
+        Failed(request_id=job.request_id, code="engine", message="out of memory")
+    ]
     home, answer = await begin(member)
     stream = await member.get(f"{home}/messages/{answer['id']}/stream")
     assert told(stream.text) == [("failed", {"message": "out of memory"})]
@@ -170,7 +200,9 @@ async def test_one_answer_at_a_time(member: httpx.AsyncClient, fake: FakeClient)
     second = await member.post(f"{home}/messages", json={"content": "and?"})
     assert second.status_code == 409
     assert len((await member.get(home)).json()["messages"]) == 2
-    both = await asyncio.gather(*(member.post(f"{home}/messages", json={"content": "x"}) for _ in range(5)))
+    both = await asyncio.gather(
+        *(member.post(f"{home}/messages", json={"content": "x"}) for _ in range(5))
+    )
     assert {each.status_code for each in both} == {409}
 
 
@@ -200,7 +232,9 @@ async def test_closing_the_page_does_not_stop_the_answer(
     await asyncio.sleep(0.05)
     assert fake.cancelled == []
     fake.push(Delta(request_id=fake.jobs[0].request_id, seq=1, text="b"))
-    fake.push(Finished(request_id=fake.jobs[0].request_id, seq=2, reason="stop", completion_tokens=2))
+    fake.push(
+        Finished(request_id=fake.jobs[0].request_id, seq=2, reason="stop", completion_tokens=2)
+    )
     await until(lambda: not writing_of(answer))
     assert (await member.get(home)).json()["messages"][1]["content"] == "ab"
 
@@ -219,7 +253,9 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
     await writings.hand_over()
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"]) == ("streaming", "so far")
-    assert fake.cancelled == [(job.request_id, 2) for job in fake.jobs]  # not what a next owner will submit
+    assert fake.cancelled == [
+        (job.request_id, 2) for job in fake.jobs
+    ]  # not what a next owner will submit
 
 
 async def test_text_is_stored_on_the_way(
@@ -241,7 +277,11 @@ async def test_an_answer_of_another_process_can_be_read_and_stopped(
     monkeypatch.setattr(following, "POLL", 0.01)
     conversation = await Conversation.objects.acreate(user=user, model="tiny")
     message = await Message.objects.acreate(
-        conversation=conversation, role="assistant", status=Status.STREAMING, owner="elsewhere:1:1", content="so"
+        conversation=conversation,
+        role="assistant",
+        status=Status.STREAMING,
+        owner="elsewhere:1:1",
+        content="so",
     )
     path = f"/api/conversations/{conversation.pk}/messages/{message.pk}"
     reader = asyncio.create_task(member.get(f"{path}/stream"))
@@ -270,7 +310,9 @@ async def test_the_writer_notices_that_another_process_stopped_its_answer(
     assert (stored["status"], stored["content"]) == ("stopped", "so far")
 
 
-async def test_what_a_database_refuses_is_replaced(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_what_a_database_refuses_is_replaced(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = beginning("a\x00b")
     home, answer = await begin(member)
     await member.post(f"{home}/messages/{answer['id']}/stop")
@@ -306,7 +348,9 @@ async def test_wrong_messages(member: httpx.AsyncClient, body: Any, field: str) 
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
 
 
-async def test_others_conversations_do_not_exist(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_others_conversations_do_not_exist(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = lambda job: []
     home, answer = await begin(member)
     async with browser() as stranger:

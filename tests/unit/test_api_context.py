@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.chat import context
-from api.chat.context import TURN_BYTES, StoredMessage, byte_limit, dialogue, first_seen, newest, turns
+from api.chat.context import (
+    TURN_BYTES,
+    StoredMessage,
+    byte_limit,
+    dialogue,
+    first_seen,
+    newest,
+    turns,
+)
 from broker.wire import AnyFrame, ChatMessage, Failed, Finished, Job, Role, Start
 from tests.unit.api_site import FakeClient, echo, node_state
 from tests.unit.test_api_chat import begin, told
@@ -21,7 +29,9 @@ def conversation(*said: str) -> list[StoredMessage]:
     """Messages of which each begins with its role's first letter: "u: hello"; "a!" is an answer refused as too long."""
     roles: dict[str, Role] = {"u": "user", "a": "assistant"}
     return [
-        StoredMessage(id=number, role=roles[text[0]], content=text[2:].strip(), refused=text.startswith("a!"))
+        StoredMessage(
+            id=number, role=roles[text[0]], content=text[2:].strip(), refused=text.startswith("a!")
+        )
         for number, text in enumerate(said, 1)
     ]
 
@@ -41,10 +51,19 @@ def as_sent(messages: list[StoredMessage], limit: int = 10_000) -> list[str]:
         (["u: hello", "a:  \n", "u: and?"], ["u: hello\n\nand?"]),
         (["u: hello", "a:", "u: hello"], ["u: hello"]),  # asked again
         (["u: hello", "a:", "u: hi", "a:", "u: hello"], ["u: hi\n\nhello"]),
-        (["u: one", "a:", "u: two", "a:", "u: three", "a: 3", "u: x"], ["u: one\n\ntwo\n\nthree", "a: 3", "u: x"]),
-        (["u: hello", "a: hi", "u: a whole book", "a!", "u: and?"], ["u: hello", "a: hi", "u: and?"]),
+        (
+            ["u: one", "a:", "u: two", "a:", "u: three", "a: 3", "u: x"],
+            ["u: one\n\ntwo\n\nthree", "a: 3", "u: x"],
+        ),
+        (
+            ["u: hello", "a: hi", "u: a whole book", "a!", "u: and?"],
+            ["u: hello", "a: hi", "u: and?"],
+        ),
         (["u: a whole book", "a!", "u: a whole book", "a!", "u: short"], ["u: short"]),
-        (["u: a whole book", "a!", "u: a whole book"], ["u: a whole book"]),  # another model may take it
+        (
+            ["u: a whole book", "a!", "u: a whole book"],
+            ["u: a whole book"],
+        ),  # another model may take it
     ],
 )
 def test_a_dialogue_is_sane(stored: list[str], sent: list[str]) -> None:
@@ -56,21 +75,32 @@ def test_the_newest_turns_are_kept() -> None:
     each = 10 + TURN_BYTES
     assert newest(reversed(said), 9 * each) == context.Excerpt(said, first=None)
     four = newest(reversed(said), 4 * each)
-    assert four == context.Excerpt(said[-3:], first=7)  # four fit, but the oldest of them would be an answer
+    assert four == context.Excerpt(
+        said[-3:], first=7
+    )  # four fit, but the oldest of them would be an answer
     assert newest(reversed(said), 1).messages == said[-1:]  # whatever its size
 
 
 def test_the_limit_is_one_in_bytes() -> None:
-    latin, chinese = conversation(*["u: x" + "a" * 299, "a: b"] * 50), conversation(*["u: " + "模" * 100, "a: b"] * 50)
+    latin, chinese = (
+        conversation(*["u: x" + "a" * 299, "a: b"] * 50),
+        conversation(*["u: " + "模" * 100, "a: b"] * 50),
+    )
     limit = byte_limit(500)
     assert limit == 8000
-    assert len(newest(reversed(latin), limit).messages) == len(newest(reversed(chinese), limit).messages) == 48
+    assert (
+        len(newest(reversed(latin), limit).messages)
+        == len(newest(reversed(chinese), limit).messages)
+        == 48
+    )
     assert byte_limit(10_000_000) == 1_000_000
     assert byte_limit(0) == context.UNKNOWN_CONTEXT_BYTES
 
 
 texts = st.sampled_from(["", " ", "one", "two", "模" * 20])
-stored_messages = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), texts, st.booleans()), max_size=30)
+stored_messages = st.lists(
+    st.tuples(st.sampled_from(["user", "assistant"]), texts, st.booleans()), max_size=30
+)
 
 
 @given(stored_messages, st.integers(0, 400), st.integers(-1, 40))
@@ -102,7 +132,12 @@ def answered(omitted: int = 0) -> Any:
     def script(job: Job) -> list[AnyFrame]:
         *before, end = echo(job)
         assert isinstance(end, Finished)
-        return [*before, Finished(request_id=job.request_id, seq=end.seq, reason="stop", omitted_messages=omitted)]
+        return [
+            *before,
+            Finished(
+                request_id=job.request_id, seq=end.seq, reason="stop", omitted_messages=omitted
+            ),
+        ]
 
     return script
 
@@ -130,7 +165,9 @@ async def test_a_chat_goes_on_after_an_answer_that_was_stopped_before_its_first_
     assert sent(fake.jobs[-1]) == [("user", "hello\n\nare you there?")]
 
 
-async def test_a_chat_goes_on_after_a_message_that_was_too_long(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_a_chat_goes_on_after_a_message_that_was_too_long(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     home, _ = await begin(member, "hello")
     fake.script = lambda job: [
         Start(request_id=job.request_id, node="n1"),
@@ -142,18 +179,27 @@ async def test_a_chat_goes_on_after_a_message_that_was_too_long(member: httpx.As
     assert sent(fake.jobs[-1]) == [("user", "hello"), ("assistant", "hello"), ("user", "in short")]
 
 
-async def test_the_chat_page_and_arranca_let_the_node_cut(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_the_chat_page_and_arranca_let_the_node_cut(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     await begin(member)
     await member.post("/arranca/", json={"text": "hello", "timestamp": 1})
     assert [job.truncate for job in fake.jobs] == [True, True]
 
 
-async def test_programs_are_told_that_a_prompt_is_too_long(program: httpx.AsyncClient, fake: FakeClient) -> None:
-    await program.post("/v1/chat/completions", json={"model": "tiny", "messages": [{"role": "user", "content": "x"}]})
+async def test_programs_are_told_that_a_prompt_is_too_long(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    await program.post(
+        "/v1/chat/completions",
+        json={"model": "tiny", "messages": [{"role": "user", "content": "x"}]},
+    )
     assert [job.truncate for job in fake.jobs] == [False]
 
 
-async def test_where_the_cut_is_as_the_node_made_it(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_where_the_cut_is_as_the_node_made_it(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     home, _ = await begin(member, "one")
     assert (await ask(member, home, "two"))["seen_from"] is None
     fake.script = answered(omitted=2)
@@ -169,8 +215,13 @@ async def test_where_the_cut_is_as_the_node_made_it(member: httpx.AsyncClient, f
     assert (await member.get(home)).json()["seen_from"] is None
 
 
-async def test_where_the_cut_is_as_it_was_made_here(member: httpx.AsyncClient, fake: FakeClient) -> None:
-    fake.states = {"n1": node_state("n1", context_length=20), "n2": node_state("n2", context_length=4000)}
+async def test_where_the_cut_is_as_it_was_made_here(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    fake.states = {
+        "n1": node_state("n1", context_length=20),
+        "n2": node_state("n2", context_length=4000),
+    }
     home, _ = await begin(member, "x" * 100)
     end = await ask(member, home, "y" * 100)  # 20 tokens are 320 bytes at most
     found = (await member.get(home)).json()

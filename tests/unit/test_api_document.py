@@ -60,10 +60,14 @@ class Caller:
         if real:
             self._name_real_things(case)
         sent = case.as_transport_kwargs(base_url="http://127.0.0.1")
-        headers = {name: str(value).encode("latin-1", "replace") for name, value in sent["headers"].items()}
+        headers = {
+            name: str(value).encode("latin-1", "replace") for name, value in sent["headers"].items()
+        }
         headers.pop("Authorization", None)
         content = json.dumps(sent["json"]).encode() if "json" in sent else sent.get("data")
-        return await self.http.request(sent["method"], sent["url"], headers=headers, content=content)
+        return await self.http.request(
+            sent["method"], sent["url"], headers=headers, content=content
+        )
 
     def _name_real_things(self, case: Case) -> None:
         if "number" in case.path_parameters:
@@ -84,7 +88,9 @@ async def caller(fake: FakeClient, web: httpx.AsyncClient) -> Caller:
     return Caller(web, conversation.pk)
 
 
-async def check(caller: Caller, operation: Any, data: st.DataObject, modes: list[GenerationMode]) -> None:
+async def check(
+    caller: Caller, operation: Any, data: st.DataObject, modes: list[GenerationMode]
+) -> None:
     """One request of the operation, and what the document says of its answer."""
     mode = data.draw(st.sampled_from(modes))
     case = data.draw(operation.as_strategy(generation_mode=mode))
@@ -96,14 +102,18 @@ async def check(caller: Caller, operation: Any, data: st.DataObject, modes: list
 @pytest.mark.parametrize("operation", VIOLABLE, ids=lambda each: each.label)
 @histories(EXAMPLES)
 @given(data=st.data())
-async def test_what_takes_a_body_or_a_number(caller: Caller, operation: Any, data: st.DataObject) -> None:
+async def test_what_takes_a_body_or_a_number(
+    caller: Caller, operation: Any, data: st.DataObject
+) -> None:
     await check(caller, operation, data, [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 
 
 @pytest.mark.parametrize("operation", INVIOLABLE, ids=lambda each: each.label)
 @histories(30)
 @given(data=st.data())
-async def test_what_takes_no_more_than_a_name(caller: Caller, operation: Any, data: st.DataObject) -> None:
+async def test_what_takes_no_more_than_a_name(
+    caller: Caller, operation: Any, data: st.DataObject
+) -> None:
     await check(caller, operation, data, [GenerationMode.POSITIVE])
 
 

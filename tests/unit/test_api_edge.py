@@ -31,7 +31,9 @@ def client(application: Any, **env: Any) -> httpx.AsyncClient:
 class Answer:
     """An application that answers with these parts of a body."""
 
-    def __init__(self, *parts: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
+    def __init__(
+        self, *parts: bytes, headers: dict[str, str] | None = None, status: int = 200
+    ) -> None:
         self.parts = parts
         self.status = status
         self.headers = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
@@ -53,7 +55,8 @@ def json_of(size: int, **headers: str) -> Answer:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/healthz", "/nothing", "/v1/models", "/admin/login/", "/static/admin/css/base.css"]
+    "path",
+    ["/", "/healthz", "/nothing", "/v1/models", "/admin/login/", "/static/admin/css/base.css"],
 )
 async def test_every_response_says_what_browsers_may_do(web: httpx.AsyncClient, path: str) -> None:
     answer = await web.get(path)
@@ -62,7 +65,9 @@ async def test_every_response_says_what_browsers_may_do(web: httpx.AsyncClient, 
     assert "strict-transport-security" not in answer.headers
 
 
-async def test_static_files_and_refusals_have_the_headers_of_pages(web: httpx.AsyncClient, live: str) -> None:
+async def test_static_files_and_refusals_have_the_headers_of_pages(
+    web: httpx.AsyncClient, live: str
+) -> None:
     async with httpx.AsyncClient(base_url=live) as real:
         page, file = await web.get("/"), await real.get("/static/admin/css/base.css")
     assert file.status_code == 200
@@ -85,7 +90,9 @@ async def test_any_page_may_use_v1_with_a_key_but_without_cookies(
     asked = await web.options("/v1/chat/completions", headers=PREFLIGHT)
     assert (asked.status_code, asked.content) == (204, b"")
     assert asked.headers["access-control-allow-origin"] == "*"
-    assert asked.headers["access-control-allow-headers"] == PREFLIGHT["Access-Control-Request-Headers"]
+    assert (
+        asked.headers["access-control-allow-headers"] == PREFLIGHT["Access-Control-Request-Headers"]
+    )
     assert "POST" in asked.headers["access-control-allow-methods"]
     assert "access-control-allow-credentials" not in asked.headers
     origin = {"Origin": PAGE}
@@ -119,7 +126,9 @@ async def test_cors_for_some_pages_or_none() -> None:
         assert "access-control-allow-origin" not in bad.headers
         assert "Origin" in good.headers["vary"]
         assert "Origin" in bad.headers["vary"]
-        assert (await web.options("/v1/models", headers=PREFLIGHT)).headers["access-control-allow-origin"] == PAGE
+        assert (await web.options("/v1/models", headers=PREFLIGHT)).headers[
+            "access-control-allow-origin"
+        ] == PAGE
     async with client(json_of(1), cors_origins=()) as web:
         assert "access-control-allow-origin" not in (await web.get("/v1/models")).headers
 
@@ -127,7 +136,9 @@ async def test_cors_for_some_pages_or_none() -> None:
 async def test_a_preflight_repeats_only_names_of_headers() -> None:
     async with client(json_of(1)) as web:
         odd = {**PREFLIGHT, "Access-Control-Request-Headers": "x\x7f<script>"}
-        allowed = (await web.options("/v1/models", headers=odd)).headers["access-control-allow-headers"]
+        allowed = (await web.options("/v1/models", headers=odd)).headers[
+            "access-control-allow-headers"
+        ]
         assert allowed == "authorization, content-type"
 
 
@@ -162,11 +173,17 @@ async def test_the_public_url_makes_its_host_secure() -> None:
 
 async def test_a_login_behind_tls_works(web: httpx.AsyncClient) -> None:
     """Django compares a form's Origin with the scheme that it believes was used."""
-    tls = {"X-Forwarded-Proto": "https", "Origin": "https://127.0.0.1", "Referer": "https://127.0.0.1/"}
+    tls = {
+        "X-Forwarded-Proto": "https",
+        "Origin": "https://127.0.0.1",
+        "Referer": "https://127.0.0.1/",
+    }
     await web.get("/admin/login/", headers=tls)
     token = {"csrfmiddlewaretoken": web.cookies["csrftoken"], "username": "x", "password": "y"}
     cookie = {"Cookie": f"csrftoken={web.cookies['csrftoken']}"}
-    assert (await web.post("/admin/login/", data=token, headers={**tls, **cookie})).status_code == 200
+    assert (
+        await web.post("/admin/login/", data=token, headers={**tls, **cookie})
+    ).status_code == 200
 
 
 # ---- compression
@@ -188,7 +205,9 @@ async def test_a_login_behind_tls_works(web: httpx.AsyncClient) -> None:
         ("*;q=0", False),
     ],
 )
-async def test_large_answers_are_compressed_for_who_accepts_it(accepted: str, compressed: bool) -> None:
+async def test_large_answers_are_compressed_for_who_accepts_it(
+    accepted: str, compressed: bool
+) -> None:
     async with client(json_of(5000)) as web:
         answer = await web.get("/", headers={"Accept-Encoding": accepted})
     assert answer.content == b"a" * 5000
@@ -215,7 +234,9 @@ async def test_what_is_not_compressed(path: str, answer: Answer) -> None:
         assert b"".join([part async for part in got.aiter_raw()]) == b"".join(answer.parts)
 
 
-@pytest.mark.parametrize("parts", [[b"a" * 300_000], [b"a" * 5000, b"b" * 90_000, b"c"], [b"a"] * 2000])
+@pytest.mark.parametrize(
+    "parts", [[b"a" * 300_000], [b"a" * 5000, b"b" * 90_000, b"c"], [b"a"] * 2000]
+)
 async def test_compressed_bodies_are_whole(parts: list[bytes]) -> None:
     application = Answer(*parts, headers={"Content-Type": "text/css", "ETag": '"1"'})
     async with client(application) as web, web.stream("GET", "/") as answer:
@@ -230,7 +251,9 @@ async def test_a_compressed_file_is_not_sent_again(live: str) -> None:
     async with httpx.AsyncClient(base_url=live) as web:
         first = await web.get("/static/admin/css/base.css")
         assert first.headers["content-encoding"] == "gzip"
-        again = await web.get("/static/admin/css/base.css", headers={"If-None-Match": first.headers["etag"]})
+        again = await web.get(
+            "/static/admin/css/base.css", headers={"If-None-Match": first.headers["etag"]}
+        )
         assert (again.status_code, again.content) == (304, b"")
         head = await web.head("/static/admin/css/base.css")
         assert (head.status_code, head.headers["vary"]) == (200, "Accept-Encoding")
@@ -239,7 +262,11 @@ async def test_a_compressed_file_is_not_sent_again(live: str) -> None:
 async def test_a_stream_of_tokens_is_never_compressed(program: httpx.AsyncClient) -> None:
     answer = await program.post(
         "/v1/chat/completions",
-        json={"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "word " * 400}]},
+        json={
+            "model": "tiny",
+            "stream": True,
+            "messages": [{"role": "user", "content": "word " * 400}],
+        },
     )
     assert len(answer.content) > compression.LEAST_BYTES
     assert "content-encoding" not in answer.headers
@@ -331,14 +358,18 @@ async def test_a_large_body_needs_a_key_or_a_login(
             refused = await web.post("/v1/chat/completions", json=text, headers=headers)
             assert (refused.status_code, refused.headers["connection"]) == (401, "close")
             assert refused.json()["error"]["code"] == "invalid_api_key"
-            streamed = await web.post("/v1/chat/completions", content=parts(200_000), headers=headers)
+            streamed = await web.post(
+                "/v1/chat/completions", content=parts(200_000), headers=headers
+            )
             assert streamed.status_code == 401
         assert (await web.post("/v1/chat/completions", json=text, headers=key)).status_code == 200
     named = {"title": "t", "padding": "a" * 100_000}
     assert (await member.post("/api/conversations", json=named)).status_code in (200, 201)
 
 
-async def test_too_large_a_body_is_refused_before_it_is_sent(live: str, program: httpx.AsyncClient) -> None:
+async def test_too_large_a_body_is_refused_before_it_is_sent(
+    live: str, program: httpx.AsyncClient
+) -> None:
     port = int(live.rpartition(":")[2])
     key = program.headers["Authorization"].encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: %b\r\n" % key

@@ -33,7 +33,9 @@ async def visits() -> list[Visit]:
 
 
 @pytest.mark.asyncio
-async def test_they_come_in_one_after_the_other_and_wait_for_their_answers_together(visits: list[Visit]) -> None:
+async def test_they_come_in_one_after_the_other_and_wait_for_their_answers_together(
+    visits: list[Visit],
+) -> None:
     first, second, third = visits
     await first.inside.wait()
     assert not second.inside.is_set()

@@ -79,18 +79,25 @@ async def test_connections_are_accepted_once_it_is_ready(site: Site) -> None:
     assert await get(site) == "begun ended"
 
 
-async def test_something_missing_delays_it_and_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_something_missing_delays_it_and_no_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(handover, "READY_SECONDS", 0.0)
     await listening(site)
     assert await get(site) == "begun ended"
 
 
-async def test_it_finishes_what_is_open_while_a_successor_accepts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_finishes_what_is_open_while_a_successor_accepts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended: list[str] = []
     monkeypatch.setattr(signals, "_actions", [lambda: ended.append("endless")])
     site.ready.set()
     await listening(site)
-    async with httpx.AsyncClient(base_url=site.url, timeout=SECONDS) as client, asyncio.timeout(SECONDS):
+    async with (
+        httpx.AsyncClient(base_url=site.url, timeout=SECONDS) as client,
+        asyncio.timeout(SECONDS),
+    ):
         kept = await client.get("/")
         assert "connection" not in kept.headers
         async with client.stream("GET", "/slow") as slow:
@@ -115,7 +122,9 @@ async def test_it_finishes_what_is_open_while_a_successor_accepts(site: Site, mo
     await successor.life
 
 
-async def test_an_unused_connection_does_not_hold_it_up_for_ever(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unused_connection_does_not_hold_it_up_for_ever(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(handover, "IDLE_SECONDS", 0.0)
     site.ready.set()
     await listening(site)

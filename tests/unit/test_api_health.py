@@ -72,7 +72,9 @@ def test_a_folder_that_takes_no_files_is_told(tmp_path: Path) -> None:
     missing = tmp_path / "gone"
     missing.mkdir()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # a write beyond that fails, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100, hard)
+    )  # a write beyond that fails, as on a full disk
     try:
         assert "nothing can be written" in str(storage.disk_problem(missing))
     finally:
@@ -80,7 +82,9 @@ def test_a_folder_that_takes_no_files_is_told(tmp_path: Path) -> None:
     assert list(missing.iterdir()) == []
 
 
-async def test_a_full_disk_is_not_ready(web: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_not_ready(
+    web: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "LEAST_FREE", 1 << 60)
     answer = await web.get("/readyz")
     assert answer.status_code == 503
@@ -121,7 +125,9 @@ class FullDisk:
 
     def __call__(self, execute: Any, sql: str, parameters: Any, many: bool, context: Any) -> Any:
         if sql.split(maxsplit=1)[0].upper() in ("INSERT", "UPDATE", "DELETE", "SAVEPOINT"):
-            raise OperationalError("database or disk is full") from sqlite3.OperationalError("database or disk is full")
+            raise OperationalError("database or disk is full") from sqlite3.OperationalError(
+                "database or disk is full"
+            )
         return execute(sql, parameters, many, context)
 
 
@@ -147,15 +153,21 @@ async def test_what_needs_no_write_is_answered_with_a_full_disk(
     assert (await ApiKey.objects.afirst()).last_used is None  # type: ignore[union-attr]
 
 
-async def test_what_must_be_stored_is_a_503_with_a_full_disk(program: httpx.AsyncClient, full: None) -> None:
+async def test_what_must_be_stored_is_a_503_with_a_full_disk(
+    program: httpx.AsyncClient, full: None
+) -> None:
     answer = await program.post("/api/conversations", json={"title": "t"})
     assert answer.status_code == 503, answer.text
     assert "disk of the service is full" in answer.json()["error"]["message"]
     assert answer.headers["retry-after"]
 
 
-async def test_a_keyed_request_is_a_503_with_a_full_disk(program: httpx.AsyncClient, full: None) -> None:
-    answer = await program.post("/v1/chat/completions", json=CHAT, headers={"Idempotency-Key": "one"})
+async def test_a_keyed_request_is_a_503_with_a_full_disk(
+    program: httpx.AsyncClient, full: None
+) -> None:
+    answer = await program.post(
+        "/v1/chat/completions", json=CHAT, headers={"Idempotency-Key": "one"}
+    )
     assert answer.status_code == 503
     assert "disk of the service is full" in answer.json()["error"]["message"]
     assert answer.json()["error"]["type"] == "service_unavailable_error"
@@ -167,11 +179,17 @@ async def administrator(fake: FakeClient) -> User:
     return await make_user(is_staff=True)
 
 
-async def test_a_login_is_a_503_with_a_full_disk(administrator: User, web: httpx.AsyncClient, full: None) -> None:
+async def test_a_login_is_a_503_with_a_full_disk(
+    administrator: User, web: httpx.AsyncClient, full: None
+) -> None:
     """Django's own pages, too: a login stores a session."""
     await web.get("/admin/login/")
     token = web.cookies["csrftoken"]
-    form = {"csrfmiddlewaretoken": token, "username": administrator.username, "password": "secret password"}
+    form = {
+        "csrfmiddlewaretoken": token,
+        "username": administrator.username,
+        "password": "secret password",
+    }
     cookie = {"Cookie": f"csrftoken={token}"}
     page = await web.post("/admin/login/", data=form, headers=cookie)
     api = await web.post("/api/login", json=form, headers={**cookie, "X-CSRFToken": token})

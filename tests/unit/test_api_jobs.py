@@ -18,7 +18,9 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three
 
 
 @pytest_asyncio.fixture
-async def asked(program: httpx.AsyncClient, fake: FakeClient) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+async def asked(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> AsyncIterator[asyncio.Task[httpx.Response]]:
     """A request of `program` whose job nobody has taken yet."""
     fake.script = lambda job: []
     task = asyncio.create_task(program.post("/v1/chat/completions", json=CHAT))
@@ -37,14 +39,26 @@ async def stranger(fake: FakeClient) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.usefixtures("asked")
-async def test_a_job_is_seen_from_its_beginning_to_its_end(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_a_job_is_seen_from_its_beginning_to_its_end(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     job = fake.jobs[0]
     address = f"/api/jobs/{job.request_id}"
     found = (await program.get(address)).json()
-    assert datetime.fromisoformat(found.pop("created")).timestamp() == pytest.approx(job.created, abs=0.001)
+    assert datetime.fromisoformat(found.pop("created")).timestamp() == pytest.approx(
+        job.created, abs=0.001
+    )
     deadline = job.created + (job.seconds_left or 0)
-    assert datetime.fromisoformat(found.pop("deadline")).timestamp() == pytest.approx(deadline, abs=0.5)
-    fresh = {"request_id": job.request_id, "model": "tiny", "node": None, "attempt": 1, "waiting": None}
+    assert datetime.fromisoformat(found.pop("deadline")).timestamp() == pytest.approx(
+        deadline, abs=0.5
+    )
+    fresh = {
+        "request_id": job.request_id,
+        "model": "tiny",
+        "node": None,
+        "attempt": 1,
+        "waiting": None,
+    }
     nowhere = {"job_class": "interactive", "position": None, "estimated_start": None}
     assert found == {**fresh, **nowhere, "state": "waiting", "tokens": 0}
     fake.push(Waiting(request_id=job.request_id, node="root", reason="every slot is busy"))
@@ -53,10 +67,20 @@ async def test_a_job_is_seen_from_its_beginning_to_its_end(program: httpx.AsyncC
     fake.push(Start(request_id=job.request_id, node="n2"))
     fake.push(Delta(request_id=job.request_id, text="one two", tokens=2))
     found = (await program.get(address)).json()
-    assert (found["state"], found["waiting"], found["node"], found["tokens"]) == ("running", None, "n2", 2)
-    fake.push(Waiting(request_id=job.request_id, node="", reason="the connection to the broker was lost"))
+    assert (found["state"], found["waiting"], found["node"], found["tokens"]) == (
+        "running",
+        None,
+        "n2",
+        2,
+    )
+    fake.push(
+        Waiting(request_id=job.request_id, node="", reason="the connection to the broker was lost")
+    )
     found = (await program.get(address)).json()
-    assert (found["state"], found["waiting"]) == ("waiting", "the connection to the broker was lost")
+    assert (found["state"], found["waiting"]) == (
+        "waiting",
+        "the connection to the broker was lost",
+    )
 
 
 @pytest.mark.usefixtures("asked")
@@ -71,7 +95,15 @@ async def test_a_jobs_place_in_the_line_is_told_while_it_stands_there(
 
     request_id = fake.jobs[0].request_id
     before = time.time()
-    fake.push(Waiting(request_id=request_id, node="root", reason="every slot is busy", position=12, seconds=30.0))
+    fake.push(
+        Waiting(
+            request_id=request_id,
+            node="root",
+            reason="every slot is busy",
+            position=12,
+            seconds=30.0,
+        )
+    )
     after = time.time()
     position, starts = await place()
     assert position == 12
@@ -81,8 +113,14 @@ async def test_a_jobs_place_in_the_line_is_told_while_it_stands_there(
     assert await place() == (11, None)
     fake.push(Start(request_id=request_id, node="n2"))
     assert await place() == (None, None)
-    fake.push(Waiting(request_id=request_id, node="root", reason="every slot is busy", position=1, seconds=1.0))
-    fake.push(Delta(request_id=request_id, text="one"))  # it ran all the time: the root's word was late
+    fake.push(
+        Waiting(
+            request_id=request_id, node="root", reason="every slot is busy", position=1, seconds=1.0
+        )
+    )
+    fake.push(
+        Delta(request_id=request_id, text="one")
+    )  # it ran all the time: the root's word was late
     assert await place() == (None, None)
     assert (await program.get(address)).json()["state"] == "running"
 
@@ -93,19 +131,31 @@ async def test_a_job_that_ends_while_it_waits_stands_in_no_line(
     fake.script = lambda job: []
     job = submission.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
     stream = await submission.submit(job)
-    fake.push(Waiting(request_id=job.request_id, node="root", reason="every slot is busy", position=3, seconds=9.0))
+    fake.push(
+        Waiting(
+            request_id=job.request_id,
+            node="root",
+            reason="every slot is busy",
+            position=3,
+            seconds=9.0,
+        )
+    )
     stream.fail("expired", "too late")
     found = (await program.get(f"/api/jobs/{job.request_id}")).json()
     assert (found["state"], found["position"], found["estimated_start"]) == ("failed", None, None)
 
 
-async def test_a_reader_that_comes_late_gets_the_present_place_alone(user: User, fake: FakeClient) -> None:
+async def test_a_reader_that_comes_late_gets_the_present_place_alone(
+    user: User, fake: FakeClient
+) -> None:
     fake.script = lambda job: []
     stream = await submission.submit(
         submission.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
     )
     for position in (3, 2, 1):
-        fake.push(Waiting(request_id=stream.request_id, node="root", reason="busy", position=position))
+        fake.push(
+            Waiting(request_id=stream.request_id, node="root", reason="busy", position=position)
+        )
     fake.push(Start(request_id=stream.request_id, node="n1"))
     fake.push(Waiting(request_id=stream.request_id, node="root", reason="n1 died"))
     fake.push(Finished(request_id=stream.request_id, reason="stop"))
@@ -115,7 +165,9 @@ async def test_a_reader_that_comes_late_gets_the_present_place_alone(user: User,
     assert told[0].position == 1
 
 
-async def test_an_answer_that_nobody_has_read_yet(program: httpx.AsyncClient, user: User, fake: FakeClient) -> None:
+async def test_an_answer_that_nobody_has_read_yet(
+    program: httpx.AsyncClient, user: User, fake: FakeClient
+) -> None:
     messages = [ChatMessage(role="user", content="one two three")]
     job = submission.chat_job("tiny", messages, Sampling(), user)
     stream = await submission.submit(job)
@@ -124,7 +176,9 @@ async def test_an_answer_that_nobody_has_read_yet(program: httpx.AsyncClient, us
     assert [frame async for frame in stream][-1] == fake.pushed[job.request_id][-1]
 
 
-async def test_a_job_that_was_read_is_forgotten(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_a_job_that_was_read_is_forgotten(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     answer = await program.post("/v1/chat/completions", json=CHAT)
     assert (await program.get(f"/api/jobs/{answer.headers['X-Request-Id']}")).status_code == 404
 
@@ -147,7 +201,9 @@ async def test_the_owner_cancels_a_job(
         fake.push(frame)
     assert (await program.delete(f"/api/jobs/{job.request_id}")).status_code == 204
     assert fake.cancels == [(job.request_id, job.user)]
-    fake.push(Finished(request_id=job.request_id, reason="cancelled", completion_tokens=2))  # as its node says then
+    fake.push(
+        Finished(request_id=job.request_id, reason="cancelled", completion_tokens=2)
+    )  # as its node says then
     choice = (await asked).json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("one two", "stop")
 

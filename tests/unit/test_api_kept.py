@@ -45,12 +45,18 @@ def text_of(answer: httpx.Response) -> str:
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return str(answer.json()["choices"][0]["message"]["content"])
     assert answer.text.endswith("data: [DONE]\n\n")
-    return "".join(choice["delta"].get("content", "") for chunk in chunks(answer) for choice in chunk["choices"])
+    return "".join(
+        choice["delta"].get("content", "")
+        for chunk in chunks(answer)
+        for choice in chunk["choices"]
+    )
 
 
 def chunks(answer: httpx.Response) -> list[dict[str, Any]]:
     """The objects of a streamed answer."""
-    return [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+    return [
+        json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")
+    ]
 
 
 async def kept_of(key: dict[str, str]) -> KeptRequest:
@@ -86,7 +92,11 @@ async def test_a_finished_request_is_answered_again_without_a_job(
     ],
 )
 async def test_the_other_endpoints_keep_requests_too(
-    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str], path: str, body: dict[str, Any]
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    key: dict[str, str],
+    path: str,
+    body: dict[str, Any],
 ) -> None:
     first = await program.post(path, json=body, headers=key)
     again = await program.post(path, json=body, headers=key)
@@ -97,16 +107,21 @@ async def test_the_other_endpoints_keep_requests_too(
         assert first.json() == again.json()
 
 
-async def test_a_retry_attaches_to_what_runs(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+async def test_a_retry_attaches_to_what_runs(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
     fake.script = beginning("one")
     readers = [
-        asyncio.create_task(program.post(PATH, json=body, headers=key)) for body in (STREAMED, CHAT, STREAMED, CHAT)
+        asyncio.create_task(program.post(PATH, json=body, headers=key))
+        for body in (STREAMED, CHAT, STREAMED, CHAT)
     ]
     await until(lambda: fake.jobs)
     await asyncio.sleep(0.05)
     request_id = fake.jobs[0].request_id
     fake.push(Delta(request_id=request_id, text=" two"))
-    fake.push(Finished(request_id=request_id, reason="length", prompt_tokens=3, completion_tokens=2))
+    fake.push(
+        Finished(request_id=request_id, reason="length", prompt_tokens=3, completion_tokens=2)
+    )
     answers = await asyncio.gather(*readers)
     assert [text_of(each) for each in answers] == ["one two"] * 4
     assert len(fake.jobs) == 1
@@ -116,7 +131,11 @@ async def test_a_retry_attaches_to_what_runs(program: httpx.AsyncClient, fake: F
 
 @pytest.mark.parametrize("body", [CHAT, STREAMED])
 async def test_a_client_that_leaves_finds_its_answer_later(
-    live: str, program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str], body: dict[str, Any]
+    live: str,
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    key: dict[str, str],
+    body: dict[str, Any],
 ) -> None:
     fake.script = beginning("one")
     async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
@@ -132,7 +151,9 @@ async def test_a_client_that_leaves_finds_its_answer_later(
     assert len(fake.jobs) == 1
 
 
-async def test_a_key_stands_for_one_request(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+async def test_a_key_stands_for_one_request(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
     assert (await program.post(PATH, json=CHAT, headers=key)).status_code == 200
     for path, body in [
         (PATH, {**CHAT, "max_tokens": 5}),
@@ -144,11 +165,15 @@ async def test_a_key_stands_for_one_request(program: httpx.AsyncClient, fake: Fa
         assert (refused.status_code, error["code"]) == (422, "idempotency_key_reused")
         assert "another request" in error["message"]
     turned = dict(reversed(CHAT.items()))
-    assert (await program.post(PATH, json=turned, headers=key)).headers["Idempotent-Replay"] == "true"
+    assert (await program.post(PATH, json=turned, headers=key)).headers[
+        "Idempotent-Replay"
+    ] == "true"
     assert len(fake.jobs) == 1
 
 
-async def test_users_do_not_share_keys(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+async def test_users_do_not_share_keys(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
     question = {"text": "hello", "timestamp": 1}
     first = await program.post("/arranca/", json=question, headers=key)
     async with browser() as other:
@@ -160,7 +185,14 @@ async def test_users_do_not_share_keys(program: httpx.AsyncClient, fake: FakeCli
 
 @pytest.mark.parametrize(
     ("text", "status"),
-    [("", 400), ("x" * 256, 400), ("schlüssel", 400), ("tab\there", 400), ("x" * 255, 200), ("~ !", 200)],
+    [
+        ("", 400),
+        ("x" * 256, 400),
+        ("schlüssel", 400),
+        ("tab\there", 400),
+        ("x" * 255, 200),
+        ("~ !", 200),
+    ],
 )
 async def test_which_keys_are_taken(program: httpx.AsyncClient, text: str, status: int) -> None:
     answer = await program.post(PATH, json=CHAT, headers={b"Idempotency-Key": text.encode()})
@@ -169,11 +201,15 @@ async def test_which_keys_are_taken(program: httpx.AsyncClient, text: str, statu
         assert answer.json()["error"]["param"] == "Idempotency-Key"
 
 
-async def test_a_refused_request_is_not_kept(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+async def test_a_refused_request_is_not_kept(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
     fake.connected = False
     assert (await program.post(PATH, json=CHAT, headers=key)).status_code == 503
     fake.connected = True
-    assert (await program.post(PATH, json={**CHAT, "model": "gpt-9"}, headers=key)).status_code == 404
+    assert (
+        await program.post(PATH, json={**CHAT, "model": "gpt-9"}, headers=key)
+    ).status_code == 404
     answer = await program.post(PATH, json=CHAT, headers=key)
     assert text_of(answer) == "one two three"
     assert "Idempotent-Replay" not in answer.headers
@@ -182,13 +218,20 @@ async def test_a_refused_request_is_not_kept(program: httpx.AsyncClient, fake: F
 async def test_a_failure_is_told_again_unless_trying_again_may_help(
     program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
 ) -> None:
-    fake.script = lambda job: [Failed(request_id=job.request_id, code="internal", message="lost", retryable=True)]
+    fake.script = lambda job: [
+        Failed(request_id=job.request_id, code="internal", message="lost", retryable=True)
+    ]
     assert (await program.post(PATH, json=CHAT, headers=key)).status_code == 503
-    fake.script = lambda job: [Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")]
+    fake.script = lambda job: [
+        Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")
+    ]
     for replayed in (False, True):
         await until(lambda: not writings.handles())
         answer = await program.post(PATH, json=CHAT, headers=key)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (
+            400,
+            "context_length_exceeded",
+        )
         assert (await kept_of(key)).request_id == answer.headers["X-Request-Id"]
         assert len(fake.jobs) == 2, replayed
 
@@ -209,16 +252,23 @@ async def test_the_request_of_a_dead_process_is_finished_here(
     again = await program.post(PATH, json=CHAT, headers=key)
     assert text_of(again) == "one two three"
     assert again.json()["usage"]["total_tokens"] == 6
-    assert [(each.request_id, each.attempt) for each in fake.jobs] == [(kept.request_id, 1), (kept.request_id, 1001)]
+    assert [(each.request_id, each.attempt) for each in fake.jobs] == [
+        (kept.request_id, 1),
+        (kept.request_id, 1001),
+    ]
     assert text_of(await cut) == "one two three"
 
 
-async def test_old_requests_are_forgotten(program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]) -> None:
+async def test_old_requests_are_forgotten(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
     await program.post(PATH, json=CHAT, headers=key)
     kept = await kept_of(key)
     assert kept.fingerprint
     assert await store.expire() == 0
-    await KeptRequest.objects.filter(pk=kept.pk).aupdate(created=timezone.now() - timedelta(hours=24, seconds=1))
+    await KeptRequest.objects.filter(pk=kept.pk).aupdate(
+        created=timezone.now() - timedelta(hours=24, seconds=1)
+    )
     assert await store.expire() == 1
     assert "Idempotent-Replay" not in (await program.post(PATH, json=CHAT, headers=key)).headers
 

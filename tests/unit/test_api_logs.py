@@ -25,7 +25,12 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """The log as it is configured in production, kept in memory."""
     kept = io.StringIO()
     monkeypatch.setattr("sys.stderr", kept)
-    root, handlers, level, raising = logging.root, logging.root.handlers[:], logging.root.level, logging.raiseExceptions
+    root, handlers, level, raising = (
+        logging.root,
+        logging.root.handlers[:],
+        logging.root.level,
+        logging.raiseExceptions,
+    )
     before = structlog.get_config()
     logs.configure()
     yield kept
@@ -55,7 +60,13 @@ def test_a_kind_of_line_is_limited_and_says_so() -> None:
 def test_our_events_are_kinds_whatever_their_fields() -> None:
     limit = logs.RateLimit(2, 60.0, Clock())
     events = [{"event": "a view failed", "path": f"/{number}"} for number in range(5)]
-    assert [limit.filter(record("canopy", event)) for event in events] == [True, True, False, False, False]
+    assert [limit.filter(record("canopy", event)) for event in events] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert events[1]["note"] == "further ones are left out for 60 s"
     assert limit.filter(record("canopy", {"event": "another"}))
 
@@ -95,6 +106,8 @@ async def test_an_outsider_causes_few_short_lines(
     assert all(len(line) < 600 for line in lines)
 
 
-def test_a_closed_standard_error_raises_nothing(monkeypatch: pytest.MonkeyPatch, written: io.StringIO) -> None:
+def test_a_closed_standard_error_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch, written: io.StringIO
+) -> None:
     written.close()
     structlog.get_logger("canopy.api").warning("nobody reads this")

@@ -61,14 +61,22 @@ def held() -> int:
 
 @pytest.mark.parametrize(("path", "body", "keyed"), CASES)
 async def test_a_waiting_request_holds_its_prompt_once(
-    live: str, program: httpx.AsyncClient, fake: FakeClient, traced: None, path: str, body: dict[str, Any], keyed: bool
+    live: str,
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    traced: None,
+    path: str,
+    body: dict[str, Any],
+    keyed: bool,
 ) -> None:
     fake.script = lambda job: []
     fake.states = {"n1": node_state("n1", slots=2, running=2, status="busy")}
     authorization = program.headers["Authorization"]
     address = urlsplit(live)
     writers = []
-    assert (await program.get("/v1/models")).status_code == 200  # what the first request alone costs
+    assert (
+        await program.get("/v1/models")
+    ).status_code == 200  # what the first request alone costs
     before = held()
     for number in range(REQUESTS):
         _, writer = await asyncio.open_connection(address.hostname, address.port)

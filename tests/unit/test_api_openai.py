@@ -13,7 +13,9 @@ from tests.unit.api_site import FakeClient, echo, node_state, until
 from tests.unit.openai_site import CHAT, events, payloads
 
 
-async def test_chat_completion_has_openais_shape(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_chat_completion_has_openais_shape(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     answer = await program.post("/v1/chat/completions", json=CHAT)
     assert answer.status_code == 200
     found = answer.json()
@@ -38,10 +40,14 @@ async def test_chat_completion_has_openais_shape(program: httpx.AsyncClient, fak
 
 
 async def test_completion_has_openais_shape(program: httpx.AsyncClient, fake: FakeClient) -> None:
-    found = (await program.post("/v1/completions", json={"model": "tiny", "prompt": ["a b"]})).json()
+    found = (
+        await program.post("/v1/completions", json={"model": "tiny", "prompt": ["a b"]})
+    ).json()
     assert found["object"] == "text_completion"
     assert found["id"].startswith("cmpl-")
-    assert found["choices"] == [{"index": 0, "logprobs": None, "text": "a b", "finish_reason": "stop"}]
+    assert found["choices"] == [
+        {"index": 0, "logprobs": None, "text": "a b", "finish_reason": "stop"}
+    ]
     assert fake.jobs[0].prompt == "a b"
     assert fake.jobs[0].messages is None
 
@@ -56,14 +62,21 @@ async def test_chat_stream(program: httpx.AsyncClient) -> None:
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert "".join(piece["choices"][0]["delta"]["content"] for piece in pieces) == "one two three"
     assert all(piece["usage"] is None for piece in (first, *pieces, last))
-    assert last["choices"][0] == {"index": 0, "logprobs": None, "delta": {}, "finish_reason": "stop"}
+    assert last["choices"][0] == {
+        "index": 0,
+        "logprobs": None,
+        "delta": {},
+        "finish_reason": "stop",
+    }
     assert usage["choices"] == []
     assert usage["usage"]["total_tokens"] == 6
     assert len({piece["id"] for piece in (first, *pieces, last, usage)}) == 1
 
 
 async def test_text_stream_without_usage(program: httpx.AsyncClient) -> None:
-    answer = await program.post("/v1/completions", json={"model": "tiny", "prompt": "a b", "stream": True})
+    answer = await program.post(
+        "/v1/completions", json={"model": "tiny", "prompt": "a b", "stream": True}
+    )
     *pieces, last = payloads(answer.text)
     assert "".join(piece["choices"][0]["text"] for piece in pieces) == "a b"
     assert last["choices"][0]["finish_reason"] == "stop"
@@ -79,7 +92,9 @@ async def test_unknown_model_lists_the_models(program: httpx.AsyncClient) -> Non
     assert "big" in error["message"]
 
 
-async def test_known_model_without_a_tree_is_unavailable(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_known_model_without_a_tree_is_unavailable(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.trees = set()
     answer = await program.post("/v1/chat/completions", json=CHAT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_tree")
@@ -88,7 +103,10 @@ async def test_known_model_without_a_tree_is_unavailable(program: httpx.AsyncCli
 async def test_no_broker_is_503(program: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.connected = False
     answer = await program.post("/v1/chat/completions", json=CHAT)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "service_unavailable_error")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (
+        503,
+        "service_unavailable_error",
+    )
     assert answer.headers["Retry-After"]
 
 
@@ -116,9 +134,16 @@ async def test_models(program: httpx.AsyncClient, fake: FakeClient) -> None:
     ],
 )
 async def test_failed_jobs(
-    program: httpx.AsyncClient, fake: FakeClient, code: Any, retryable: bool, status: int, param: str | None
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    code: Any,
+    retryable: bool,
+    status: int,
+    param: str | None,
 ) -> None:
-    fake.script = lambda job: [Failed(request_id=job.request_id, code=code, message="because", retryable=retryable)]
+    fake.script = lambda job: [
+        Failed(request_id=job.request_id, code=code, message="because", retryable=retryable)
+    ]
     answer = await program.post("/v1/chat/completions", json=CHAT)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param)
@@ -145,18 +170,29 @@ async def test_waiting_is_told(program: httpx.AsyncClient, fake: FakeClient) -> 
     assert events(streamed.text)[0] == ": waiting: no node is serving tiny yet"
     whole = await program.post("/v1/chat/completions", json=CHAT)
     assert whole.headers["X-Canopy-Waited"] == "no node is serving tiny yet"
-    fake.script = lambda job: [Waiting(request_id=job.request_id, node="root", reason="all busy"), *echo(job)]
+    fake.script = lambda job: [
+        Waiting(request_id=job.request_id, node="root", reason="all busy"),
+        *echo(job),
+    ]
     streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert ": waiting: all busy" in events(streamed.text)
 
 
 async def test_the_place_in_the_line_is_told(program: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = lambda job: [
-        Waiting(request_id=job.request_id, node="root", reason="every slot is busy", position=12, seconds=31.0),
+        Waiting(
+            request_id=job.request_id,
+            node="root",
+            reason="every slot is busy",
+            position=12,
+            seconds=31.0,
+        ),
         *echo(job),
     ]
     streamed = await program.post("/v1/chat/completions", json={**CHAT, "stream": True})
-    assert ": waiting: number 12 in line, starts in about 30 s (every slot is busy)" in events(streamed.text)
+    assert ": waiting: number 12 in line, starts in about 30 s (every slot is busy)" in events(
+        streamed.text
+    )
     whole = await program.post("/v1/chat/completions", json=CHAT)
     assert whole.headers["X-Canopy-Waited"] == "every slot is busy"
 
@@ -171,7 +207,9 @@ async def test_the_place_in_the_line_is_told(program: httpx.AsyncClient, fake: F
     ],
 )
 def test_a_place_in_words(position: int | None, seconds: float | None, words: str) -> None:
-    frame = Waiting(request_id="r", node="root", reason="all busy", position=position, seconds=seconds)
+    frame = Waiting(
+        request_id="r", node="root", reason="all busy", position=position, seconds=seconds
+    )
     assert line.in_words(frame) == words
 
 
@@ -206,10 +244,17 @@ def test_estimates_are_told_roughly(seconds: float, words: str) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"model": "tiny", "prompt": "a b"})]
+    ("path", "body"),
+    [("/v1/chat/completions", CHAT), ("/v1/completions", {"model": "tiny", "prompt": "a b"})],
 )
 async def test_the_service_tier_is_the_jobs_class(
-    program: httpx.AsyncClient, fake: FakeClient, path: str, body: dict[str, Any], asked: str, job_class: str, told: str
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    path: str,
+    body: dict[str, Any],
+    asked: str,
+    job_class: str,
+    told: str,
 ) -> None:
     whole = await program.post(path, json={**body, "service_tier": asked})
     assert whole.json()["service_tier"] == told
@@ -282,7 +327,9 @@ async def test_a_closed_connection_cancels_the_job(
 ) -> None:
     fake.script = lambda job: []
     async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
-        asked = asyncio.create_task(client.post("/v1/chat/completions", json={**CHAT, "stream": streamed}))
+        asked = asyncio.create_task(
+            client.post("/v1/chat/completions", json={**CHAT, "stream": streamed})
+        )
         await fake.submitted.wait()
         await asyncio.sleep(0.05)
         assert fake.cancelled == []
@@ -291,7 +338,9 @@ async def test_a_closed_connection_cancels_the_job(
     await until(lambda: fake.cancelled == [(fake.jobs[0].request_id, 2)])
 
 
-async def test_tokens_arrive_as_they_are_made(live: str, program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_tokens_arrive_as_they_are_made(
+    live: str, program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = lambda job: []
     async with (
         httpx.AsyncClient(base_url=live, headers=program.headers) as client,

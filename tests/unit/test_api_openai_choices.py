@@ -16,14 +16,19 @@ from tests.unit.openai_site import CHAT, payloads
 
 def numbered(fake: FakeClient) -> None:
     """Every job's answer says which one it is."""
-    fake.script = lambda job: echo(msgspec.structs.replace(job, messages=None, prompt=f"choice {len(fake.jobs)}"))
+    fake.script = lambda job: echo(
+        msgspec.structs.replace(job, messages=None, prompt=f"choice {len(fake.jobs)}")
+    )
 
 
 async def test_choices_are_jobs_of_their_own(program: httpx.AsyncClient, fake: FakeClient) -> None:
     numbered(fake)
     answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 3, "seed": 2**63 - 2})
     found = answer.json()
-    told = [(each["index"], each["message"]["content"], each["finish_reason"]) for each in found["choices"]]
+    told = [
+        (each["index"], each["message"]["content"], each["finish_reason"])
+        for each in found["choices"]
+    ]
     assert told == [(0, "choice 1", "stop"), (1, "choice 2", "stop"), (2, "choice 3", "stop")]
     assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
     assert answer.headers["X-Request-Id"] == fake.jobs[0].request_id
@@ -34,36 +39,63 @@ async def test_choices_are_jobs_of_their_own(program: httpx.AsyncClient, fake: F
     assert all(decode(encode(job), Job) == job for job in fake.jobs)
 
 
-async def test_choices_without_a_seed_have_none(program: httpx.AsyncClient, fake: FakeClient) -> None:
-    assert (await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "n": 2})).is_success
+async def test_choices_without_a_seed_have_none(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    assert (
+        await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "n": 2})
+    ).is_success
     assert [job.sampling.seed for job in fake.jobs] == [None, None]
     assert not any(job.sampling.reproducible for job in fake.jobs)
 
 
 async def test_streamed_choices_interleave(program: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = lambda job: []
-    body = {"model": "tiny", "prompt": "x", "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    body = {
+        "model": "tiny",
+        "prompt": "x",
+        "n": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     asked = asyncio.create_task(program.post("/v1/completions", json=body))
     await until(lambda: len(fake.jobs) == 2)
     one, two = (job.request_id for job in fake.jobs)
     for index, (request_id, text) in enumerate([(one, "a"), (two, "b"), (one, "c"), (two, "d")]):
         fake.push(Delta(request_id=request_id, text=text))
-        await until(lambda index=index: sum(len(stream._unread) for stream in fake.streams.values()) == 0)
+        await until(
+            lambda index=index: sum(len(stream._unread) for stream in fake.streams.values()) == 0
+        )
     fake.push(Finished(request_id=two, reason="length", prompt_tokens=5, completion_tokens=2))
     fake.push(Delta(request_id=one, text="e"))
     fake.push(Finished(request_id=one, reason="stop", prompt_tokens=5, completion_tokens=3))
     text = (await asked).text
     *chunks, usage = payloads(text)
-    told = [(each["index"], each["text"], each["finish_reason"]) for chunk in chunks for each in chunk["choices"]]
-    assert [each for each in told if each[0] == 0] == [(0, "a", None), (0, "c", None), (0, "e", None), (0, "", "stop")]
-    assert [each for each in told if each[0] == 1] == [(1, "b", None), (1, "d", None), (1, "", "length")]
+    told = [
+        (each["index"], each["text"], each["finish_reason"])
+        for chunk in chunks
+        for each in chunk["choices"]
+    ]
+    assert [each for each in told if each[0] == 0] == [
+        (0, "a", None),
+        (0, "c", None),
+        (0, "e", None),
+        (0, "", "stop"),
+    ]
+    assert [each for each in told if each[0] == 1] == [
+        (1, "b", None),
+        (1, "d", None),
+        (1, "", "length"),
+    ]
     assert [index for index, *_ in told[:4]] == [0, 1, 0, 1]
     assert usage["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
     assert len({chunk["id"] for chunk in (*chunks, usage)}) == 1
     assert text.count("[DONE]") == 1
 
 
-async def test_streamed_chat_choices_begin_with_a_role_each(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_streamed_chat_choices_begin_with_a_role_each(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     numbered(fake)
     answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True})
     choices = [choice for chunk in payloads(answer.text) for choice in chunk["choices"]]
@@ -75,7 +107,9 @@ async def test_streamed_chat_choices_begin_with_a_role_each(program: httpx.Async
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_one_choice_that_fails_ends_all(program: httpx.AsyncClient, fake: FakeClient, streamed: bool) -> None:
+async def test_one_choice_that_fails_ends_all(
+    program: httpx.AsyncClient, fake: FakeClient, streamed: bool
+) -> None:
     def second_fails(job: Job) -> list[Any]:
         if len(fake.jobs) == 2:
             return [Failed(request_id=job.request_id, code="engine", message="out of memory")]
@@ -87,18 +121,26 @@ async def test_one_choice_that_fails_ends_all(program: httpx.AsyncClient, fake: 
     assert "[DONE]" not in answer.text
     assert answer.status_code == (200 if streamed else 500)
     first, _, third = fake.jobs
-    await until(lambda: {request for request, _ in fake.cancelled} == {first.request_id, third.request_id})
+    await until(
+        lambda: {request for request, _ in fake.cancelled} == {first.request_id, third.request_id}
+    )
 
 
-async def test_a_closed_connection_cancels_all_choices(live: str, program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_a_closed_connection_cancels_all_choices(
+    live: str, program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = lambda job: []
     async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
-        asked = asyncio.create_task(client.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True}))
+        asked = asyncio.create_task(
+            client.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True})
+        )
         await until(lambda: len(fake.jobs) == 2)
         await asyncio.sleep(0.05)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-    await until(lambda: {request for request, _ in fake.cancelled} == {job.request_id for job in fake.jobs})
+    await until(
+        lambda: {request for request, _ in fake.cancelled} == {job.request_id for job in fake.jobs}
+    )
 
 
 async def test_all_choices_or_none_are_taken(
@@ -123,19 +165,25 @@ async def test_all_choices_or_none_are_taken(
 async def test_what_is_not_kept_cannot_be_asked_for_again(
     program: httpx.AsyncClient, fake: FakeClient, asked: dict[str, Any], field: str
 ) -> None:
-    answer = await program.post("/v1/chat/completions", json={**CHAT, **asked}, headers={"Idempotency-Key": "k"})
+    answer = await program.post(
+        "/v1/chat/completions", json={**CHAT, **asked}, headers={"Idempotency-Key": "k"}
+    )
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
     assert "Idempotency-Key" in answer.json()["error"]["message"]
     assert fake.jobs == []
 
 
-async def test_as_many_choices_as_openai_makes(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_as_many_choices_as_openai_makes(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 128, "best_of": 128})
     assert [each["index"] for each in answer.json()["choices"]] == list(range(128))
     assert len(fake.jobs) == 128
 
 
-async def test_the_copies_of_a_long_prompt_are_bounded(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_the_copies_of_a_long_prompt_are_bounded(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     body = {"model": "tiny", "prompt": "x" * 900_000}
     answer = await program.post("/v1/completions", json={**body, "n": 9})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")

@@ -14,7 +14,11 @@ CHAT: dict[str, dict[str, Any]] = {
     "openai-python": {"messages": ASK, "stream": False},
     "openai-js": {"messages": ASK, "stream": True, "store": False},
     "langchain": {"messages": ASK, "stream": False, "temperature": 0.7, "n": 1},
-    "langchain streaming": {"messages": ASK, "stream": True, "stream_options": {"include_usage": True}},
+    "langchain streaming": {
+        "messages": ASK,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
     "litellm": {"messages": ASK, "temperature": 0.0, "extra_body": {}},
     "llama-index": {"messages": ASK, "temperature": 0.1, "max_tokens": 256, "stop": None},
     "continue": {
@@ -24,7 +28,11 @@ CHAT: dict[str, dict[str, Any]] = {
         "stream_options": {"include_usage": True},
         "stop": [],
     },
-    "aider": {"messages": [*ASK, {"role": "assistant", "content": "Ok."}, *ASK], "temperature": 0, "stream": True},
+    "aider": {
+        "messages": [*ASK, {"role": "assistant", "content": "Ok."}, *ASK],
+        "temperature": 0,
+        "stream": True,
+    },
     "open-webui": {
         "messages": ASK,
         "stream": True,
@@ -54,7 +62,11 @@ CHAT: dict[str, dict[str, Any]] = {
         "tool_choice": None,
     },
     "java": {"messages": ASK, "max_tokens": 8.0, "n": 1.0, "logit_bias": {}, "stop": ""},
-    "autogen": {"messages": [{"role": "user", "name": "user_proxy", "content": "hello"}], "tools": [], "stop": None},
+    "autogen": {
+        "messages": [{"role": "user", "name": "user_proxy", "content": "hello"}],
+        "tools": [],
+        "stop": None,
+    },
     "semantic-kernel": {
         "messages": ASK,
         "temperature": 1,
@@ -97,10 +109,33 @@ CHAT: dict[str, dict[str, Any]] = {
         "use_beam_search": False,
         "best_of": 1,
     },
-    "dspy": {"messages": ASK, "temperature": 0.0, "max_tokens": 1000, "logprobs": False, "top_logprobs": 0},
-    "librechat": {"messages": ASK, "user": "u", "stream": True, "promptPrefix": None, "resendFiles": True},
-    "spring-ai": {"messages": ASK, "stream": False, "temperature": 0.7, "parallel_tool_calls": None},
-    "big-agi": {"messages": ASK, "temperature": 0.5, "max_tokens": 1024, "n": 1, "modalities": ["text"]},
+    "dspy": {
+        "messages": ASK,
+        "temperature": 0.0,
+        "max_tokens": 1000,
+        "logprobs": False,
+        "top_logprobs": 0,
+    },
+    "librechat": {
+        "messages": ASK,
+        "user": "u",
+        "stream": True,
+        "promptPrefix": None,
+        "resendFiles": True,
+    },
+    "spring-ai": {
+        "messages": ASK,
+        "stream": False,
+        "temperature": 0.7,
+        "parallel_tool_calls": None,
+    },
+    "big-agi": {
+        "messages": ASK,
+        "temperature": 0.5,
+        "max_tokens": 1024,
+        "n": 1,
+        "modalities": ["text"],
+    },
 }
 
 
@@ -113,7 +148,16 @@ async def test_plain_chat_of_well_known_clients(
     assert "hello" in answer.text
 
 
-async def test_what_lm_eval_asks_for_to_score_is_refused(program: httpx.AsyncClient, fake: FakeClient) -> None:
-    sent = {"model": "tiny", "prompt": "a b", "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+async def test_what_lm_eval_asks_for_to_score_is_refused(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    sent = {
+        "model": "tiny",
+        "prompt": "a b",
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
     answer = await program.post("/v1/completions", json=sent)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "echo")

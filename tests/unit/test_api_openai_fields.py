@@ -12,12 +12,17 @@ from tests.unit.api_site import FakeClient
 from tests.unit.openai_site import CHAT
 
 
-async def test_sampling_and_roles_reach_the_job(program: httpx.AsyncClient, fake: FakeClient, user: Any) -> None:
+async def test_sampling_and_roles_reach_the_job(
+    program: httpx.AsyncClient, fake: FakeClient, user: Any
+) -> None:
     body = {
         "model": "tiny",
         "messages": [
             {"role": "developer", "content": "be brief"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
         ],
         "max_tokens": 5,
         "max_completion_tokens": 7,
@@ -37,7 +42,10 @@ async def test_sampling_and_roles_reach_the_job(program: httpx.AsyncClient, fake
     assert (await program.post("/v1/chat/completions", json=body)).status_code == 200
     job = fake.jobs[0]
     assert job.messages is not None
-    assert [(turn.role, turn.content) for turn in job.messages] == [("system", "be brief"), ("user", "a\nb")]
+    assert [(turn.role, turn.content) for turn in job.messages] == [
+        ("system", "be brief"),
+        ("user", "a\nb"),
+    ]
     sampling = job.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0, 0.5)
     assert (sampling.top_k, sampling.seed, sampling.stop) == (9, -4, ("END",))
@@ -47,7 +55,9 @@ async def test_sampling_and_roles_reach_the_job(program: httpx.AsyncClient, fake
     assert job.user == user.username
 
 
-async def test_what_is_not_asked_for_makes_no_job_longer(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_what_is_not_asked_for_makes_no_job_longer(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     plain = {"temperature": None, "logit_bias": {}, "presence_penalty": None}
     assert (await program.post("/v1/chat/completions", json={**CHAT, **plain})).status_code == 200
     assert fake.jobs[0].sampling == Sampling()
@@ -57,7 +67,9 @@ async def test_what_is_not_asked_for_makes_no_job_longer(program: httpx.AsyncCli
 async def test_as_many_biases_as_openai_takes(program: httpx.AsyncClient, fake: FakeClient) -> None:
     biases = {str(token): -100 for token in range(1024)}
     assert (
-        await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "logit_bias": biases})
+        await program.post(
+            "/v1/completions", json={"model": "tiny", "prompt": "a", "logit_bias": biases}
+        )
     ).is_success
     assert len(fake.jobs[0].sampling.logit_bias) == 1024
 
@@ -77,9 +89,15 @@ async def test_as_many_biases_as_openai_takes(program: httpx.AsyncClient, fake: 
         ({"messages": [{"role": "system", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": 5}]}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            "messages[0].content",
+        ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+        ),
         ({"messages": [{"role": "user", "content": "x"}, "hello"]}, "messages[1]"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -136,14 +154,22 @@ async def test_as_many_biases_as_openai_takes(program: httpx.AsyncClient, fake: 
         ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
     ],
 )
-async def test_wrong_fields_are_named(program: httpx.AsyncClient, change: dict[str, Any], field: str) -> None:
+async def test_wrong_fields_are_named(
+    program: httpx.AsyncClient, change: dict[str, Any], field: str
+) -> None:
     answer = await program.post("/v1/chat/completions", json={**CHAT, **change})
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"], error["type"]) == (400, field, "invalid_request_error")
+    assert (answer.status_code, error["param"], error["type"]) == (
+        400,
+        field,
+        "invalid_request_error",
+    )
     assert error["message"].startswith(field)
 
 
-@pytest.mark.parametrize("prompt", [None, 3, [], ["a", "b"], [1, 2], [[1, 2]], [["a"]], [None], {"text": "a"}])
+@pytest.mark.parametrize(
+    "prompt", [None, 3, [], ["a", "b"], [1, 2], [[1, 2]], [["a"]], [None], {"text": "a"}]
+)
 async def test_wrong_prompts_are_named(program: httpx.AsyncClient, prompt: Any) -> None:
     answer = await program.post("/v1/completions", json={"model": "tiny", "prompt": prompt})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
@@ -171,8 +197,12 @@ async def test_what_is_not_json_is_refused(program: httpx.AsyncClient, body: byt
 
 
 @pytest.mark.parametrize("logprobs", [-1, 6, True, "1"])
-async def test_wrong_logprobs_of_a_text_are_named(program: httpx.AsyncClient, logprobs: Any) -> None:
-    answer = await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "logprobs": logprobs})
+async def test_wrong_logprobs_of_a_text_are_named(
+    program: httpx.AsyncClient, logprobs: Any
+) -> None:
+    answer = await program.post(
+        "/v1/completions", json={"model": "tiny", "prompt": "a", "logprobs": logprobs}
+    )
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprobs")
 
 
@@ -209,7 +239,9 @@ async def test_what_everybody_sends_is_taken(
 async def test_logprobs_of_a_text_are_a_number(
     program: httpx.AsyncClient, fake: FakeClient, logprobs: Any, told: int | None
 ) -> None:
-    answer = await program.post("/v1/completions", json={"model": "tiny", "prompt": "a", "logprobs": logprobs})
+    answer = await program.post(
+        "/v1/completions", json={"model": "tiny", "prompt": "a", "logprobs": logprobs}
+    )
     assert answer.status_code == 200, answer.text
     assert fake.jobs[0].sampling.logprobs == told
 
@@ -219,21 +251,53 @@ async def test_logprobs_of_a_text_are_a_number(
     [
         ({"role": "assistant", "content": None}, ""),
         ({"role": "assistant"}, ""),
-        ({"role": "assistant", "content": None, "tool_calls": [], "function_call": None, "audio": None}, ""),
+        (
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [],
+                "function_call": None,
+                "audio": None,
+            },
+            "",
+        ),
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, "no"),
-        ({"role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": []}]}, "a"),
-        ({"role": "assistant", "content": "a", "reasoning_content": "because", "refusal": None}, "a"),
-        ({"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "text", "text": "b"}]}, "a\nb"),
+        (
+            {
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "a", "annotations": []}],
+            },
+            "a",
+        ),
+        (
+            {"role": "assistant", "content": "a", "reasoning_content": "because", "refusal": None},
+            "a",
+        ),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
+            "a\nb",
+        ),
         ({"role": "user", "content": ["a", "b"]}, "a\nb"),
         ({"role": "user", "content": []}, ""),
         ({"role": "user", "content": "a", "name": "ada"}, "a"),
-        ({"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]}, "a"),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}],
+            },
+            "a",
+        ),
     ],
 )
 async def test_messages_as_clients_write_them(
     program: httpx.AsyncClient, fake: FakeClient, message: dict[str, Any], text: str
 ) -> None:
-    answer = await program.post("/v1/chat/completions", json={**CHAT, "messages": [*CHAT["messages"], message]})
+    answer = await program.post(
+        "/v1/chat/completions", json={**CHAT, "messages": [*CHAT["messages"], message]}
+    )
     assert answer.status_code == 200, answer.text
     messages = fake.jobs[0].messages
     assert messages is not None
@@ -241,7 +305,10 @@ async def test_messages_as_clients_write_them(
 
 
 async def test_an_image_is_refused_in_plain_words(program: httpx.AsyncClient) -> None:
-    content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    content = [
+        {"type": "text", "text": "what is this?"},
+        {"type": "image_url", "image_url": {"url": "x"}},
+    ]
     answer = await program.post(
         "/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": content}]}
     )
@@ -258,7 +325,11 @@ async def test_a_name_that_is_too_long_is_no_models(
     for path in ("/v1/chat/completions", "/v1/completions"):
         answer = await program.post(path, json={**CHAT, "prompt": "a", "model": name}, headers=key)
         error = answer.json()["error"]
-        assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+        assert (answer.status_code, error["code"], error["param"]) == (
+            404,
+            "model_not_found",
+            "model",
+        )
         assert len(error["message"]) < 300
     assert fake.jobs == []
     assert not await KeptRequest.objects.aexists()

@@ -28,10 +28,18 @@ def likely(job: Job) -> list[Any]:
         told = [msgspec.structs.replace(each, top=each.top[:most]) for each in told]
     pieces = [("a", told[:1]), ("🌳!", told[1:])]
     deltas = [
-        Delta(request_id=job.request_id, text=text, tokens=len(each), logprobs=() if most is None else tuple(each))
+        Delta(
+            request_id=job.request_id,
+            text=text,
+            tokens=len(each),
+            logprobs=() if most is None else tuple(each),
+        )
         for text, each in pieces
     ]
-    return [*deltas, Finished(request_id=job.request_id, reason="stop", prompt_tokens=3, completion_tokens=4)]
+    return [
+        *deltas,
+        Finished(request_id=job.request_id, reason="stop", prompt_tokens=3, completion_tokens=4),
+    ]
 
 
 async def test_logprobs_of_a_chat_answer(program: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -53,7 +61,9 @@ async def test_logprobs_of_a_chat_answer(program: httpx.AsyncClient, fake: FakeC
     assert bytes(byte for each in content for byte in each["bytes"]).decode() == "a🌳!"
     streamed = await program.post("/v1/chat/completions", json={**asked, "stream": True})
     first, *pieces, last = payloads(streamed.text)
-    assert [each for piece in pieces for each in piece["choices"][0]["logprobs"]["content"]] == content
+    assert [
+        each for piece in pieces for each in piece["choices"][0]["logprobs"]["content"]
+    ] == content
     assert (first["choices"][0]["logprobs"], last["choices"][0]["logprobs"]) == (None, None)
     assert [job.sampling.logprobs for job in fake.jobs] == [2, 2]
 
@@ -89,14 +99,25 @@ async def test_who_asks_for_no_logprobs_gets_none(
     assert fake.jobs[0].sampling.logprobs is None
 
 
-async def test_an_engine_without_logprobs_says_null(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_an_engine_without_logprobs_says_null(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     asked = {**CHAT, "logprobs": True}
-    assert (await program.post("/v1/chat/completions", json=asked)).json()["choices"][0]["logprobs"] is None
+    assert (await program.post("/v1/chat/completions", json=asked)).json()["choices"][0][
+        "logprobs"
+    ] is None
     assert fake.jobs[0].sampling.logprobs == 0
 
 
 def test_logprobs_of_text_that_nobody_has_read_stay_in_order() -> None:
-    job = Job(request_id="r", model="m", reply_to="q", created=0, prompt="x", sampling=Sampling(logprobs=2))
+    job = Job(
+        request_id="r",
+        model="m",
+        reply_to="q",
+        created=0,
+        prompt="x",
+        sampling=Sampling(logprobs=2),
+    )
 
     async def read() -> list[Any]:
         stream = Stream(job, lambda _: None)

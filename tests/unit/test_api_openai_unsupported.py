@@ -56,7 +56,11 @@ ASKED = [
 ]
 
 NEUTRAL = [
-    *[{name: value} for name, found in unsupported.CHAT.items() for value in (None, *found.neutral)],
+    *[
+        {name: value}
+        for name, found in unsupported.CHAT.items()
+        for value in (None, *found.neutral)
+    ],
     {"guided_json": None},
     {"guided_decoding_backend": ""},
     {"best_of": 1},
@@ -78,21 +82,35 @@ NEUTRAL = [
 @pytest.mark.parametrize(("path", "body"), PATHS)
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: next(iter(asked)))
 async def test_what_would_be_ignored_is_refused_by_name(
-    program: httpx.AsyncClient, fake: FakeClient, path: str, body: dict[str, Any], asked: dict[str, Any]
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    path: str,
+    body: dict[str, Any],
+    asked: dict[str, Any],
 ) -> None:
     [name] = asked
-    answer = await program.post(path, json={**body, **asked}, headers={"Idempotency-Key": "refused"})
+    answer = await program.post(
+        path, json={**body, **asked}, headers={"Idempotency-Key": "refused"}
+    )
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+    assert (answer.status_code, error["param"], error["code"]) == (
+        400,
+        name,
+        "unsupported_parameter",
+    )
     assert error["type"] == "invalid_request_error"
     assert error["message"].startswith(f"{name}: not supported here; ")
     assert fake.jobs == []
     assert not await KeptRequest.objects.aexists()
 
 
-async def test_each_field_of_the_tables_is_refused(program: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_each_field_of_the_tables_is_refused(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
     for name in unsupported.CHAT:
-        answer = await program.post("/v1/chat/completions", json={**CHAT, name: {"something": "else"}})
+        answer = await program.post(
+            "/v1/chat/completions", json={**CHAT, name: {"something": "else"}}
+        )
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
     assert fake.jobs == []
 
@@ -101,22 +119,34 @@ async def test_what_asks_for_nothing_passes(program: httpx.AsyncClient, fake: Fa
     for asked in NEUTRAL:
         answer = await program.post("/v1/chat/completions", json={**CHAT, **asked})
         assert answer.status_code == 200, (asked, answer.text)
-    assert (await program.post("/v1/completions", json={**TEXT, "add_special_tokens": True})).status_code == 200
-    assert (await program.post("/v1/completions", json={**TEXT, "add_special_tokens": False})).status_code == 400
+    assert (
+        await program.post("/v1/completions", json={**TEXT, "add_special_tokens": True})
+    ).status_code == 200
+    assert (
+        await program.post("/v1/completions", json={**TEXT, "add_special_tokens": False})
+    ).status_code == 400
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ]
+        },
         {"function_call": {"name": "f", "arguments": "{}"}},
         {"audio": {"id": "audio_1"}},
         {"prefix": True},
     ],
 )
-async def test_messages_that_would_be_read_in_part(program: httpx.AsyncClient, asked: dict[str, Any]) -> None:
+async def test_messages_that_would_be_read_in_part(
+    program: httpx.AsyncClient, asked: dict[str, Any]
+) -> None:
     message = {"role": "assistant", "content": None, **asked}
-    answer = await program.post("/v1/chat/completions", json={**CHAT, "messages": [*CHAT["messages"], message]})
+    answer = await program.post(
+        "/v1/chat/completions", json={**CHAT, "messages": [*CHAT["messages"], message]}
+    )
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, f"messages[1].{next(iter(asked))}")
     assert error["code"] == "unsupported_parameter"

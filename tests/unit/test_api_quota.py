@@ -100,7 +100,9 @@ def test_the_backlog_is_bounded_whatever_comes(
     assert all(amount > 0 for tally in tallies for amount in tally.users.values())
 
 
-@given(st.integers(-5, 10**13), st.integers(0, 10**13), st.integers(0, 10**13), st.integers(0, 10**6))
+@given(
+    st.integers(-5, 10**13), st.integers(0, 10**13), st.integers(0, 10**13), st.integers(0, 10**6)
+)
 def test_no_figure_makes_the_rule_fail(total: int, here: int, mine: int, others: int) -> None:
     assert decide(Usage(total, here, mine, others), 1, LIMIT, LEAST) in Verdict
 
@@ -110,7 +112,11 @@ def test_no_figure_makes_the_rule_fail(total: int, here: int, mine: int, others:
 
 def test_jobs_are_counted_by_model_class_and_user() -> None:
     found = WaitingJobs()
-    first, second, batch = job("ada"), job("ben"), job("ada", job_class="batch", content="模" * 1000)
+    first, second, batch = (
+        job("ada"),
+        job("ben"),
+        job("ada", job_class="batch", content="模" * 1000),
+    )
     for each in (first, second, second, batch):
         found.add(each)
     assert found.of_model("tiny") == len(found) == 3
@@ -162,7 +168,9 @@ async def test_another_user_is_admitted_beside_a_thousand_waiting_jobs(
     assert (await flood(5, user="ada"))[0] == []
 
 
-async def test_batch_jobs_leave_half_to_interactive_ones(fake: FakeClient, limit: Callable[..., None]) -> None:
+async def test_batch_jobs_leave_half_to_interactive_ones(
+    fake: FakeClient, limit: Callable[..., None]
+) -> None:
     limit(backlog=100)
     batch, refusals = await flood(100, user="ada", job_class="batch")
     assert (len(batch), len(refusals)) == (50, 50)
@@ -173,7 +181,9 @@ async def test_batch_jobs_leave_half_to_interactive_ones(fake: FakeClient, limit
 
 
 @pytest.mark.parametrize("job_class", ["interactive", "batch"])
-async def test_prompts_are_bounded_in_bytes(fake: FakeClient, limit: Callable[..., None], job_class: JobClass) -> None:
+async def test_prompts_are_bounded_in_bytes(
+    fake: FakeClient, limit: Callable[..., None], job_class: JobClass
+) -> None:
     limit(backlog_bytes=20_000_000)
     most = 20_000_000 if job_class == "interactive" else 10_000_000
     streams, refusals = await flood(300, user="ada", job_class=job_class, content="x" * 200_000)
@@ -186,16 +196,22 @@ async def test_prompts_are_bounded_in_bytes(fake: FakeClient, limit: Callable[..
     assert len((await flood(10, user="ben", job_class=job_class))[0]) == 10  # small ones
 
 
-async def test_the_largest_prompt_may_always_wait(fake: FakeClient, limit: Callable[..., None]) -> None:
+async def test_the_largest_prompt_may_always_wait(
+    fake: FakeClient, limit: Callable[..., None]
+) -> None:
     """Everybody's first one, also where others have filled what may wait."""
     limit(backlog_bytes=LEAST_BACKLOG_BYTES)
-    largest = "x" * 999_000 + "😀"  # just under a million bytes as a body, and four million in memory
+    largest = (
+        "x" * 999_000 + "😀"
+    )  # just under a million bytes as a body, and four million in memory
     for number, job_class in enumerate(("interactive", "batch", "interactive", "batch")):
         streams, _ = await flood(5, user=f"user {number}", content=largest, job_class=job_class)
         assert streams
 
 
-async def test_however_many_flood_memory_is_bounded(fake: FakeClient, limit: Callable[..., None]) -> None:
+async def test_however_many_flood_memory_is_bounded(
+    fake: FakeClient, limit: Callable[..., None]
+) -> None:
     limit(backlog_bytes=1_000_000)
     for number in range(30):
         await flood(5, user=f"user {number}", content="x" * 300_000)
@@ -204,7 +220,9 @@ async def test_however_many_flood_memory_is_bounded(fake: FakeClient, limit: Cal
     assert "no more may wait" in refusals[0].message
 
 
-async def test_what_a_ghost_says_counts_for_nothing(fake: FakeClient, limit: Callable[..., None]) -> None:
+async def test_what_a_ghost_says_counts_for_nothing(
+    fake: FakeClient, limit: Callable[..., None]
+) -> None:
     """A state names a node that the broker has no queue of: nobody registered under that name."""
     ghost = node_state("ghost", held=1_000_000, slots=1_000_000, finished=0)
     fake.states["ghost"] = ghost
@@ -222,7 +240,9 @@ async def test_no_figure_of_a_node_makes_the_wait_longer_than_an_hour(
     limit(backlog=1)
     await flood(1)
     for finished in (0, 1):
-        fake.states["n1"] = node_state("n1", held=10**12, running=2, status="busy", finished=finished)
+        fake.states["n1"] = node_state(
+            "n1", held=10**12, running=2, status="busy", finished=finished
+        )
         _, (refusal,) = await flood(1)
         assert int(refusal.headers["Retry-After"]) <= 3600
         assert int(refusal.headers["X-Canopy-Position"]) <= backlog.MOST_HELD + 10
@@ -231,4 +251,8 @@ async def test_no_figure_of_a_node_makes_the_wait_longer_than_an_hour(
 
 def test_a_job_of_many_messages_is_as_large_as_its_texts() -> None:
     messages = [ChatMessage(role="user", content="x" * 1000)] * 3
-    assert 3000 <= prompt_bytes(submission.chat_job("tiny", messages, Sampling(), User(username="ada"))) <= 3300
+    assert (
+        3000
+        <= prompt_bytes(submission.chat_job("tiny", messages, Sampling(), User(username="ada")))
+        <= 3300
+    )

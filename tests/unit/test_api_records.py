@@ -41,7 +41,11 @@ def bare_saves(source: str) -> Iterator[int]:
 def test_no_bare_saves_in_the_api() -> None:
     """A bare save writes all fields, also those that others have changed since the instance was loaded."""
     assert list(bare_saves("found.title = 'x'\nawait found.asave()")) == [2]
-    found = [f"{path}:{line}" for path in ROOT.glob("api/**/*.py") for line in bare_saves(path.read_text())]
+    found = [
+        f"{path}:{line}"
+        for path in ROOT.glob("api/**/*.py")
+        for line in bare_saves(path.read_text())
+    ]
     assert found == [], "use update(), save(update_fields=...) or save(force_insert=True)"
 
 
@@ -95,7 +99,9 @@ async def conversation_with_an_answer(member: httpx.AsyncClient) -> str:
 
 
 @pytest.mark.parametrize("queries", range(12))
-async def test_delete_beside_everything_else(member: httpx.AsyncClient, fake: FakeClient, queries: int) -> None:
+async def test_delete_beside_everything_else(
+    member: httpx.AsyncClient, fake: FakeClient, queries: int
+) -> None:
     """The others start after so many queries of the deletion, so that it comes between different two of theirs."""
     home = await conversation_with_an_answer(member)
 
@@ -172,7 +178,9 @@ async def test_a_turn_that_was_refused_does_not_undo_a_rename(
 # ---- accounts that were removed: their keys are believed for some seconds more
 
 
-async def test_requests_of_a_removed_account(program: httpx.AsyncClient, user: User, fake: FakeClient) -> None:
+async def test_requests_of_a_removed_account(
+    program: httpx.AsyncClient, user: User, fake: FakeClient
+) -> None:
     assert (await program.get("/v1/models")).status_code == 200
     await User.objects.filter(pk=user.pk).adelete()
     assert (await program.post("/api/conversations", json={})).status_code == 401
@@ -191,7 +199,9 @@ async def administrator(fake: FakeClient, staff: httpx.AsyncClient) -> httpx.Asy
     return staff
 
 
-async def submit_form(client: httpx.AsyncClient, path: str, fields: dict[str, str]) -> httpx.Response:
+async def submit_form(
+    client: httpx.AsyncClient, path: str, fields: dict[str, str]
+) -> httpx.Response:
     await refresh_csrf(client)
     token = client.cookies["csrftoken"]
     return await client.post(path, data={**fields, "csrfmiddlewaretoken": token})
@@ -223,7 +233,9 @@ async def test_an_admin_form_writes_what_was_edited_alone(
     await Conversation.objects.filter(pk=stale.pk).aupdate(title="by its user")
     monkeypatch.setattr(ConversationAdmin, "get_object", lambda *_: stale)
     page = f"/admin/chat/conversation/{stale.pk}/change/"
-    answer = await submit_form(administrator, page, {"title": stale.title, "model": "big", **INLINE})
+    answer = await submit_form(
+        administrator, page, {"title": stale.title, "model": "big", **INLINE}
+    )
     assert answer.status_code == 302
     now = await Conversation.objects.aget(pk=stale.pk)
     assert (now.title, now.model) == ("by its user", "big")
@@ -231,8 +243,12 @@ async def test_an_admin_form_writes_what_was_edited_alone(
 
 async def test_the_admin_deletes(administrator: httpx.AsyncClient, user: User) -> None:
     both = [await Conversation.objects.acreate(user=user, model="tiny") for _ in range(2)]
-    one = await submit_form(administrator, f"/admin/chat/conversation/{both[0].pk}/delete/", {"post": "yes"})
+    one = await submit_form(
+        administrator, f"/admin/chat/conversation/{both[0].pk}/delete/", {"post": "yes"}
+    )
     assert one.status_code == 302
     chosen = {"action": "delete_selected", "_selected_action": str(both[1].pk), "post": "yes"}
-    assert (await submit_form(administrator, "/admin/chat/conversation/", chosen)).status_code == 302
+    assert (
+        await submit_form(administrator, "/admin/chat/conversation/", chosen)
+    ).status_code == 302
     assert not await Conversation.objects.filter(user=user).aexists()

@@ -24,16 +24,24 @@ from tests.unit.api_site import FakeClient, node_state
 async def test_arranca_answers_with_the_same_timestamp(
     program: httpx.AsyncClient, fake: FakeClient, timestamp: Any
 ) -> None:
-    answer = await program.post("/arranca/", json={"text": "hello world", "timestamp": timestamp, "max_tokens": 9})
+    answer = await program.post(
+        "/arranca/", json={"text": "hello world", "timestamp": timestamp, "max_tokens": 9}
+    )
     assert answer.status_code == 200
     job = fake.jobs[0]
-    assert answer.json() == {"text": "hello world", "timestamp": timestamp, "request_id": job.request_id}
+    assert answer.json() == {
+        "text": "hello world",
+        "timestamp": timestamp,
+        "request_id": job.request_id,
+    }
     assert answer.headers["X-Request-Id"] == job.request_id
     assert (job.model, job.sampling.max_tokens) == ("tiny", 9)
 
 
 async def test_arranca_with_a_session(member: httpx.AsyncClient) -> None:
-    assert (await member.post("/arranca/", json={"text": "hi", "timestamp": 1})).json()["text"] == "hi"
+    assert (await member.post("/arranca/", json={"text": "hi", "timestamp": 1})).json()[
+        "text"
+    ] == "hi"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +57,9 @@ async def test_arranca_with_a_session(member: httpx.AsyncClient) -> None:
         ({"text": "hi", "timestamp": 1, "max_tokens": -1}, "max_tokens"),
     ],
 )
-async def test_arranca_names_what_is_wrong(program: httpx.AsyncClient, body: Any, field: str) -> None:
+async def test_arranca_names_what_is_wrong(
+    program: httpx.AsyncClient, body: Any, field: str
+) -> None:
     answer = await program.post("/arranca/", json=body)
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
 
@@ -58,7 +68,9 @@ async def test_arranca_too_long_and_waiting(program: httpx.AsyncClient, fake: Fa
     fake.states.clear()
     waited = await program.post("/arranca/", json={"text": "hi", "timestamp": 1})
     assert waited.headers["X-Canopy-Waited"] == "no node is serving tiny yet"
-    fake.script = lambda job: [Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")]
+    fake.script = lambda job: [
+        Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")
+    ]
     answer = await program.post("/arranca/", json={"text": "hi", "timestamp": 1})
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "text")
 
@@ -78,7 +90,9 @@ async def test_health(web: httpx.AsyncClient, fake: FakeClient) -> None:
     assert "broker" in ready.json()["missing"][0]
 
 
-async def test_a_model_whose_nodes_have_all_failed_is_not_ready(web: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_a_model_whose_nodes_have_all_failed_is_not_ready(
+    web: httpx.AsyncClient, fake: FakeClient
+) -> None:
     root = node_state("root", engine="none", parent=None, slots=0)
     bad = node_state("n1", status="failed", detail="out of memory", running=1)
     fake.states = {"root": root, "n1": bad, "n2": node_state("n2", status="starting")}
@@ -93,7 +107,9 @@ async def test_a_model_whose_nodes_have_all_failed_is_not_ready(web: httpx.Async
     assert (await web.get("/readyz")).status_code == 200
 
 
-async def test_pages(web: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pages(
+    web: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(settings, "FRONTEND_DIST", tmp_path)
     missing = await web.get("/")
     assert (missing.status_code, missing.text.count("\n")) == (503, 1)
@@ -116,20 +132,29 @@ async def test_the_frontends_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(settings, "FRONTEND_DIST", tmp_path)
     transport = httpx.ASGITransport(app=with_static_files(Handler()))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as web:
-        assert "immutable" in (await web.get("/static/assets/index-DiwrgTda.js")).headers["Cache-Control"]
-        assert (await web.get("/static/icon.svg")).headers["Cache-Control"] == "max-age=3600, public"
+        assert (
+            "immutable"
+            in (await web.get("/static/assets/index-DiwrgTda.js")).headers["Cache-Control"]
+        )
+        assert (await web.get("/static/icon.svg")).headers[
+            "Cache-Control"
+        ] == "max-age=3600, public"
         assert (await web.get("/static/../settings.py")).status_code == 404
 
 
 def test_environment(tmp_path: Path) -> None:
-    found = environment.read({"CANOPY_HOME": str(tmp_path), "CANOPY_MODELS": '["a", "b"]', "CANOPY_HOSTS": "x.org,y"})
+    found = environment.read(
+        {"CANOPY_HOME": str(tmp_path), "CANOPY_MODELS": '["a", "b"]', "CANOPY_HOSTS": "x.org,y"}
+    )
     assert (found.default_model, found.hosts, found.port) == ("a", ("x.org", "y"), None)
     assert found.database_url.endswith("/db.sqlite3")
     assert (found.backlog, found.backlog_bytes, found.job_seconds) == (1000, 200_000_000, 3600.0)
     chosen = environment.read({"CANOPY_BACKLOG": "5", "CANOPY_JOB_SECONDS": "0.5"})
     assert (chosen.backlog, chosen.job_seconds) == (5, 0.5)
     assert (found.public_url, found.public_hosts, found.cors_origins) == (None, (), ("*",))
-    behind = environment.read({"CANOPY_PUBLIC_URL": "https://Chat.example:443/", "CANOPY_CORS_ORIGINS": "none"})
+    behind = environment.read(
+        {"CANOPY_PUBLIC_URL": "https://Chat.example:443/", "CANOPY_CORS_ORIGINS": "none"}
+    )
     assert (behind.public_url, behind.public_hosts) == ("https://chat.example", ("chat.example",))
     assert behind.cors_origins == ()
     assert environment.read({"CANOPY_TRUSTED_PROXIES": "none"}).proxies == ()
@@ -191,9 +216,14 @@ async def test_a_stop_signal_ends_open_streams_and_the_process(user: User) -> No
         port = probe.getsockname()[1]
     arguments = ["-m", "api", "serve", "--port", str(port)]
     env = {**os.environ, "CANOPY_HOME": str(settings.ENV.home)}
-    server = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=env, stderr=subprocess.DEVNULL)
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, env=env, stderr=subprocess.DEVNULL
+    )
     headers = {"Authorization": f"Bearer {key}"}
-    async with asyncio.timeout(30), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as page:
+    async with (
+        asyncio.timeout(30),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as page,
+    ):
         await _answers(page)
         async with page.stream("GET", "/api/tree/stream") as stream:
             lines = stream.aiter_lines()

@@ -16,7 +16,16 @@ from api.answers.writing import writings
 from api.chat.models import Conversation, Message, Status
 from api.server.asgi import application
 from broker.wire import Delta, Finished, Job, decode
-from tests.unit.api_site import FakeClient, beginning, browser, echo, forget_answers, log_in, make_user, until
+from tests.unit.api_site import (
+    FakeClient,
+    beginning,
+    browser,
+    echo,
+    forget_answers,
+    log_in,
+    make_user,
+    until,
+)
 
 DEAD = f"{process.identity().rsplit(':', 2)[0]}:1:1"
 WORDS = "one two three four"
@@ -44,7 +53,9 @@ async def lose(message: Message, **changes: Any) -> None:
     writing = writings.get(message.handle)
     assert writing is not None
     await writing.hand_over()
-    await Message.objects.filter(pk=message.pk).aupdate(**{"owner": DEAD, "content": "one tw", **changes})
+    await Message.objects.filter(pk=message.pk).aupdate(
+        **{"owner": DEAD, "content": "one tw", **changes}
+    )
 
 
 async def until_stored(message: Message, status: str) -> Message:
@@ -55,7 +66,9 @@ async def until_stored(message: Message, status: str) -> Message:
         return found
 
 
-async def test_an_answer_of_a_dead_process_is_finished(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_an_answer_of_a_dead_process_is_finished(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = beginning("one tw")
     message = await begin(member)
     fake.script = echo
@@ -75,11 +88,15 @@ async def test_an_answer_of_a_dead_process_is_finished(member: httpx.AsyncClient
     )
     assert former == first
     assert first.sampling.seed is not None
-    assert fake.cancelled == [(first.request_id, 2)]  # the copies of the former owner, not the next one's
+    assert fake.cancelled == [
+        (first.request_id, 2)
+    ]  # the copies of the former owner, not the next one's
 
 
 @pytest.mark.parametrize("owner", ["", "nonsense", DEAD])
-async def test_whom_an_answer_is_taken_from(member: httpx.AsyncClient, fake: FakeClient, owner: str) -> None:
+async def test_whom_an_answer_is_taken_from(
+    member: httpx.AsyncClient, fake: FakeClient, owner: str
+) -> None:
     fake.script = beginning("one")
     message = await begin(member)
     fake.script = echo
@@ -96,21 +113,30 @@ async def test_a_living_owner_keeps_its_answer_until_it_is_silent(
     fake.script = echo
     await lose(message, owner=owner, touched=timezone.now())
     assert await store.orphans(Message, []) == []
-    await Message.objects.filter(pk=message.pk).aupdate(touched=timezone.now() - timedelta(seconds=31))
+    await Message.objects.filter(pk=message.pk).aupdate(
+        touched=timezone.now() - timedelta(seconds=31)
+    )
     await until_stored(message, "done")
 
 
 async def test_only_one_process_takes_an_answer_over(user: Any, fake: FakeClient) -> None:
     fake.connected = False
     conversation = await Conversation.objects.acreate(user=user, model="tiny")
-    fields = {"conversation": conversation, "role": "assistant", "status": Status.STREAMING, "owner": DEAD}
+    fields = {
+        "conversation": conversation,
+        "role": "assistant",
+        "status": Status.STREAMING,
+        "owner": DEAD,
+    }
     message = await Message.objects.acreate(**fields)
     seen = [await Message.objects.aget(pk=message.pk) for _ in range(5)]
     assert sum(await asyncio.gather(*(store.claim(each) for each in seen))) == 1
     assert (await Message.objects.aget(pk=message.pk)).takeovers == 1
 
 
-async def test_an_answer_waits_for_the_broker_and_for_its_tree(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_an_answer_waits_for_the_broker_and_for_its_tree(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = beginning("one")
     message = await begin(member)
     fake.script, fake.trees = echo, set()
@@ -141,7 +167,9 @@ async def test_an_answer_whose_tree_never_comes_fails(
     assert "tiny" in (found.error or "")
 
 
-async def test_an_answer_of_a_former_version_fails(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_an_answer_of_a_former_version_fails(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = beginning("one")
     message = await begin(member)
     await lose(message, job=None)
@@ -159,7 +187,9 @@ async def test_an_orderly_stop_hands_the_answer_to_the_next_process(
     async with application.running(), browser() as member:
         await log_in(member, await make_user())
         message = await begin(member)
-        await until(lambda: (found := writings.get(message.handle)) is not None and found.record.content)
+        await until(
+            lambda: (found := writings.get(message.handle)) is not None and found.record.content
+        )
     left = await Message.objects.aget(pk=message.pk)
     assert (left.status, left.content, left.owner) == ("streaming", "one tw", "")
     assert clients[0].cancelled == [(message.request_id, 2)]
@@ -169,20 +199,26 @@ async def test_an_orderly_stop_hands_the_answer_to_the_next_process(
     await forget_answers()
 
 
-async def test_an_owner_that_was_slow_gives_way_quietly(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_an_owner_that_was_slow_gives_way_quietly(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = beginning("one tw")
     message = await begin(member)
     writing = writings.get(message.handle)
     assert writing is not None
     reader = following.follow(message)
     assert await anext(reader) == Delta(request_id=message.request_id, text="one tw")
-    await Message.objects.filter(pk=message.pk).aupdate(owner="elsewhere:1:1", takeovers=1, content="one")
+    await Message.objects.filter(pk=message.pk).aupdate(
+        owner="elsewhere:1:1", takeovers=1, content="one"
+    )
     await until(lambda: writings.get(message.handle) is None)
     assert fake.cancelled == [(message.request_id, 2)]
     # The new owner's text is the reader's from now on: nothing twice, nothing missing.
     await Message.objects.filter(pk=message.pk).aupdate(content="one two thr")
     assert await anext(reader) == Delta(request_id=message.request_id, text="o thr")
-    await Message.objects.filter(pk=message.pk).aupdate(content=WORDS, status="done", finish_reason="stop")
+    await Message.objects.filter(pk=message.pk).aupdate(
+        content=WORDS, status="done", finish_reason="stop"
+    )
     rest = [each async for each in reader]
     assert rest[0] == Delta(request_id=message.request_id, text="ee four")
     assert isinstance(rest[1], Finished)
@@ -216,7 +252,9 @@ async def test_an_orphan_can_be_stopped(member: httpx.AsyncClient, fake: FakeCli
     assert await store.orphans(Message, []) == []
 
 
-async def test_what_is_stored_is_what_another_process_needs(member: httpx.AsyncClient, fake: FakeClient) -> None:
+async def test_what_is_stored_is_what_another_process_needs(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
     fake.script = lambda job: [
         Delta(request_id=job.request_id, text="one", ids=(4,)),
         Delta(request_id=job.request_id, seq=1, text=" two", ids=(5, 6)),

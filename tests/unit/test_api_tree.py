@@ -35,20 +35,33 @@ def test_bindings_decide_who_hangs_where() -> None:
     found = tree(EDGES, states, {"canopy.node.n1": 3, "canopy.node.n3": 7}, now=100.0)
     assert found["roots"] == ["root", "root-big"]
     assert found["at"] == "1970-01-01T00:01:40+00:00"
-    assert [node["name"] for node in found["nodes"]] == ["root", "root-big", "n1", "n2", "n3", "stray"]
+    assert [node["name"] for node in found["nodes"]] == [
+        "root",
+        "root-big",
+        "n1",
+        "n2",
+        "n3",
+        "stray",
+    ]
     nodes = by_name(found)
     assert nodes["root"]["children"] == ["n1", "n2"]
     assert (nodes["n1"]["parent"], nodes["n1"]["children"]) == ("root", ["n3"])
     assert (nodes["n1"]["depth"], nodes["n1"]["queued"]) == (3, 5)
     assert (nodes["n1"]["uptime"], nodes["n1"]["seen"]) == (10.0, 1.0)
-    assert (nodes["n1"]["state"], nodes["n3"]["state"], nodes["stray"]["state"]) == ("busy", "down", "down")
+    assert (nodes["n1"]["state"], nodes["n3"]["state"], nodes["stray"]["state"]) == (
+        "busy",
+        "down",
+        "down",
+    )
     assert (nodes["n2"]["state"], nodes["n2"]["model"]) == ("starting", "tiny")
     assert (nodes["root-big"]["model"], nodes["stray"]["parent"]) == ("big", None)
     assert {frozenset(node) for node in found["nodes"]} == {frozenset(nodes["n1"])}
 
 
 def test_a_loop_in_repair_is_drawn_once() -> None:
-    edges = Edges(roots={}, parents={"a": "b", "b": "a"}, present=frozenset(), registered=frozenset())
+    edges = Edges(
+        roots={}, parents={"a": "b", "b": "a"}, present=frozenset(), registered=frozenset()
+    )
     assert [node["name"] for node in tree(edges, {}, {}, now=0.0)["nodes"]] == ["a", "b"]
 
 
@@ -69,7 +82,9 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.tree.endpoints.read_edges", read)
 
 
-async def test_the_tree_is_for_staff(staff: httpx.AsyncClient, member: httpx.AsyncClient, bindings: None) -> None:
+async def test_the_tree_is_for_staff(
+    staff: httpx.AsyncClient, member: httpx.AsyncClient, bindings: None
+) -> None:
     found = await staff.get("/api/tree")
     assert by_name(found.json())["n1"]["slots"] == 2
     for path in ("/api/tree", "/api/tree/stream"):
@@ -77,12 +92,17 @@ async def test_the_tree_is_for_staff(staff: httpx.AsyncClient, member: httpx.Asy
     assert (await member.post("/api/tree/nodes/n1/drain")).status_code == 403
 
 
-async def test_the_tree_tells_how_long_jobs_waited(staff: httpx.AsyncClient, fake: FakeClient, bindings: None) -> None:
+async def test_the_tree_tells_how_long_jobs_waited(
+    staff: httpx.AsyncClient, fake: FakeClient, bindings: None
+) -> None:
     fake.change(node_state("root", engine="none", slots=0, waited=4.5, wait_error=0.5))
     nodes = by_name((await staff.get("/api/tree")).json())
     assert (nodes["root"]["waited"], nodes["root"]["wait_error"]) == (4.5, 0.5)
     assert [nodes[name]["reused_tokens"] for name in ("n1", "n3")] == [0, 0]
-    assert (nodes["n1"]["waited"], nodes["n3"]["wait_error"]) == (0.0, 0.0)  # nobody waited; not heard of
+    assert (nodes["n1"]["waited"], nodes["n3"]["wait_error"]) == (
+        0.0,
+        0.0,
+    )  # nobody waited; not heard of
 
 
 async def test_without_management_the_tree_is_unavailable(staff: httpx.AsyncClient) -> None:
@@ -98,7 +118,9 @@ async def test_drain_and_resume(staff: httpx.AsyncClient, fake: FakeClient) -> N
     assert (await staff.post("/api/tree/nodes/nobody/drain")).status_code == 404
 
 
-async def test_the_stream_tells_changes(live: str, staff: httpx.AsyncClient, fake: FakeClient, bindings: None) -> None:
+async def test_the_stream_tells_changes(
+    live: str, staff: httpx.AsyncClient, fake: FakeClient, bindings: None
+) -> None:
     cookies = dict(staff.cookies.items())
     async with (
         asyncio.timeout(4),

@@ -18,7 +18,10 @@ from tests.unit.api_site import FakeClient, make_user, until
 
 
 def job(
-    characters: int = 40, max_tokens: int | None = None, user: str = "ada", job_class: JobClass = "interactive"
+    characters: int = 40,
+    max_tokens: int | None = None,
+    user: str = "ada",
+    job_class: JobClass = "interactive",
 ) -> Job:
     return Job(
         request_id="r",
@@ -66,7 +69,9 @@ def test_users_and_their_classes_are_expected_to_be_like_everybody_until_they_ar
     first = book.charge(job(user="bob"))
     assert first.expected == PROMPT + 10
     book.settle(first, PROMPT + 30, 30)
-    expected = {user: book.charge(job(user=user)).expected - PROMPT for user in ("ada", "bob", "eve")}
+    expected = {
+        user: book.charge(job(user=user)).expected - PROMPT for user in ("ada", "bob", "eve")
+    }
     assert expected == {"ada": 10, "bob": 30, "eve": 20}
 
 
@@ -88,7 +93,9 @@ def test_what_was_not_charged_is_charged_with_the_next_job_and_once() -> None:
 
 def test_what_was_charged_too_much_is_given_back_over_as_many_jobs_as_it_takes() -> None:
     book = Ledger()
-    book.settle(book.charge(job(max_tokens=100)), PROMPT, 0)  # 100 too much; the next are expected to take PROMPT
+    book.settle(
+        book.charge(job(max_tokens=100)), PROMPT, 0
+    )  # 100 too much; the next are expected to take PROMPT
     charges = []
     for _ in range(20):
         charge = book.charge(job(max_tokens=100))
@@ -111,7 +118,9 @@ def test_users_not_seen_for_long_are_forgotten() -> None:
     for user, answer in (("ada", 10), ("bob", 20), ("ada", 10), ("eve", 40)):
         book.settle(book.charge(job(user=user)), PROMPT + answer, answer)
     assert book.charge(job(user="ada")).expected == PROMPT + 10
-    assert book.charge(job(user="bob")).expected == PROMPT + 20  # in place of eve; as everybody, who took 80 in 4
+    assert (
+        book.charge(job(user="bob")).expected == PROMPT + 20
+    )  # in place of eve; as everybody, who took 80 in 4
     assert book.charge(job(user="eve")).expected == PROMPT + 20
 
 
@@ -129,7 +138,9 @@ steps = st.lists(
 
 
 @given(steps)
-def test_charges_add_up_to_the_tokens_worked(history: list[tuple[str, str, int, int | None, int]]) -> None:
+def test_charges_add_up_to_the_tokens_worked(
+    history: list[tuple[str, str, int, int | None, int]],
+) -> None:
     book = Ledger()
     open_jobs: defaultdict[str, list[Charge]] = defaultdict(list)
     charged: defaultdict[str, float] = defaultdict(float)
@@ -179,7 +190,9 @@ async def test_a_job_is_charged_and_settled_at_its_end(
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert fake.jobs[0].work == PROMPT + 5
     assert owed(user) == 3 + 1 - (PROMPT + 5)  # the echo has read 3 tokens and said 1
-    assert (await program.post("/v1/chat/completions", json={**CHAT, "service_tier": "flex"})).status_code == 200
+    assert (
+        await program.post("/v1/chat/completions", json={**CHAT, "service_tier": "flex"})
+    ).status_code == 200
     assert fake.jobs[1].work == PROMPT + 1  # nothing is owed in this class
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert fake.jobs[2].work == LEAST
@@ -188,7 +201,9 @@ async def test_a_job_is_charged_and_settled_at_its_end(
 async def submitted(fake: FakeClient, user: User, **sampling: Any) -> tuple[Any, Job]:
     fake.script = lambda job: []
     messages = [ChatMessage(role="user", content="x" * 40)]
-    stream = await submission.submit(submission.chat_job("tiny", messages, Sampling(max_tokens=5), user))
+    stream = await submission.submit(
+        submission.chat_job("tiny", messages, Sampling(max_tokens=5), user)
+    )
     return stream, fake.jobs[-1]
 
 
@@ -199,7 +214,9 @@ async def test_a_job_that_never_ran_has_cost_nothing(user: User, fake: FakeClien
     assert owed(user) == -job.work
 
 
-async def test_what_was_delivered_until_its_reader_left_has_been_worked(user: User, fake: FakeClient) -> None:
+async def test_what_was_delivered_until_its_reader_left_has_been_worked(
+    user: User, fake: FakeClient
+) -> None:
     stream, job = await submitted(fake, user)
     fake.push(Start(request_id=job.request_id, node="n1"))
     fake.push(Delta(request_id=job.request_id, text="a b", tokens=2))
@@ -218,7 +235,9 @@ async def test_what_a_failed_job_delivered_has_been_worked(user: User, fake: Fak
 async def test_the_next_job_pays_for_a_long_answer(user: User, fake: FakeClient) -> None:
     _, job = await submitted(fake, user)
     fake.push(Start(request_id=job.request_id, node="n1"))
-    fake.push(Finished(request_id=job.request_id, reason="stop", prompt_tokens=12, completion_tokens=900))
+    fake.push(
+        Finished(request_id=job.request_id, reason="stop", prompt_tokens=12, completion_tokens=900)
+    )
     _, next_job = await submitted(fake, user)
     assert next_job.work == PROMPT + 5 + (912 - job.work)
 
@@ -246,13 +265,17 @@ async def test_a_users_share_travels_with_their_jobs(
     assert fake.jobs[-1].share == 1.0
 
 
-async def test_an_answer_that_is_taken_over_is_charged_for_the_rest(user: User, fake: FakeClient) -> None:
+async def test_an_answer_that_is_taken_over_is_charged_for_the_rest(
+    user: User, fake: FakeClient
+) -> None:
     fake.script = lambda job: []
     messages = [ChatMessage(role="user", content="x" * 40)]
     whole = submission.chat_job("tiny", messages, Sampling(max_tokens=50), user)
     await submission.publish(msgspec.structs.replace(whole, delivered="a b", delivered_ids=(1, 2)))
     job = fake.jobs[-1]
     fake.push(Start(request_id=job.request_id, node="n1"))
-    fake.push(Finished(request_id=job.request_id, reason="stop", prompt_tokens=10, completion_tokens=7))
+    fake.push(
+        Finished(request_id=job.request_id, reason="stop", prompt_tokens=10, completion_tokens=7)
+    )
     assert owed(user) == PROMPT + 5 - job.work
     await until(lambda: not fake.streams)

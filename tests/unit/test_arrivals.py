@@ -38,14 +38,54 @@ from topology.dispatch import HoldHigh
 from topology.pace import Pace
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-NUMBERS = [0, 1, -1, 7, 100_000, 100_001, 2**53, 2**63, 10**12, 10**400, 0.5, -0.5, 1e-320, 1e9, 1e308]
-TEXTS = ["", "n1", "root", "ghost", "²", "x" * 255, "x" * 300, "模" * 90, "[bold]", "\x1b[2J", "a\nb"]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    7,
+    100_000,
+    100_001,
+    2**53,
+    2**63,
+    10**12,
+    10**400,
+    0.5,
+    -0.5,
+    1e-320,
+    1e9,
+    1e308,
+]
+TEXTS = [
+    "",
+    "n1",
+    "root",
+    "ghost",
+    "²",
+    "x" * 255,
+    "x" * 300,
+    "模" * 90,
+    "[bold]",
+    "\x1b[2J",
+    "a\nb",
+]
 values = st.recursive(
     st.sampled_from([*NUMBERS, *TEXTS, None, True]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TEXTS), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TEXTS), inner, max_size=3)
+    ),
     max_leaves=5,
 )
-CONTROLS = ("capacity", "ancestors", "supersede", "continue", "cancel", "leave", "adopt", "refused", "attach")
+CONTROLS = (
+    "capacity",
+    "ancestors",
+    "supersede",
+    "continue",
+    "cancel",
+    "leave",
+    "adopt",
+    "refused",
+    "attach",
+)
 
 
 def example(name: str) -> dict[str, Any]:
@@ -57,7 +97,9 @@ def example(name: str) -> dict[str, Any]:
 def mutated(draw: st.DrawFn, name: str) -> bytes:
     """The golden message of that name with some of its fields replaced."""
     message = example(name)
-    changed = draw(st.dictionaries(st.sampled_from(sorted(message)), values, min_size=1, max_size=4))
+    changed = draw(
+        st.dictionaries(st.sampled_from(sorted(message)), values, min_size=1, max_size=4)
+    )
     return json.dumps({**message, **changed}).encode()
 
 
@@ -89,7 +131,10 @@ async def receive(controls: list[bytes], jobs: list[bytes]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(CONTROLS).flatmap(mutated), max_size=20), st.lists(mutated("job"), max_size=5))
+@given(
+    st.lists(st.sampled_from(CONTROLS).flatmap(mutated), max_size=20),
+    st.lists(mutated("job"), max_size=5),
+)
 def test_no_message_ends_a_node(controls: list[bytes], jobs: list[bytes]) -> None:
     asyncio.run(receive(controls, jobs))
 
@@ -130,8 +175,12 @@ def test_no_message_ends_a_reader(messages: list[bytes], states: list[bytes]) ->
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(mutated("state"), max_size=3), st.lists(st.sampled_from(TEXTS), min_size=4, max_size=4))
-def test_no_state_and_no_name_ends_the_drawing_of_the_tree(bodies: list[bytes], odd: list[str]) -> None:
+@given(
+    st.lists(mutated("state"), max_size=3), st.lists(st.sampled_from(TEXTS), min_size=4, max_size=4)
+)
+def test_no_state_and_no_name_ends_the_drawing_of_the_tree(
+    bodies: list[bytes], odd: list[str]
+) -> None:
     states = {}
     for body in bodies:
         try:
@@ -145,7 +194,9 @@ def test_no_state_and_no_name_ends_the_drawing_of_the_tree(bodies: list[bytes], 
         {"source": prefix + odd[0], "destination": prefix + odd[2], "routing_key": odd[2]},
     ]
     queues: list[dict[str, object]] = [{"name": prefix + name} for name in odd]
-    found = tree(read_edges(bindings, queues), states, {}, now=1e9, clock_differences={"n1": 7200.0})
+    found = tree(
+        read_edges(bindings, queues), states, {}, now=1e9, clock_differences={"n1": 7200.0}
+    )
     nodes = {node["name"]: node for node in found["nodes"]}
     output = io.StringIO()
     console = Console(file=output, width=500)
@@ -160,7 +211,9 @@ times = st.floats(allow_nan=True, allow_infinity=True)
 
 
 @given(st.lists(st.tuples(times, numbers, numbers, times), max_size=10), numbers, times)
-def test_no_number_ends_an_estimate(observed: list[tuple[float, int, int, float]], slots: int, work: float) -> None:
+def test_no_number_ends_an_estimate(
+    observed: list[tuple[float, int, int, float]], slots: int, work: float
+) -> None:
     pace = Pace()
     for now, busy, finished, each in observed:
         pace.started(now, each)
@@ -234,7 +287,9 @@ async def test_the_reader_of_a_job_that_no_node_can_read_hears_of_it() -> None:
         await cluster.add("n1", "root")
         stream = await cluster.ask("a")
         await until(lambda: "a" in cluster.engine("n1").steps)
-        body = msgspec.to_builtins(Job(request_id="a", model="m", reply_to=reply_queue(cluster), created=0, prompt="p"))
+        body = msgspec.to_builtins(
+            Job(request_id="a", model="m", reply_to=reply_queue(cluster), created=0, prompt="p")
+        )
         cluster.broker.put("", names.node("root"), json.dumps({**body, "work": -1}).encode())
         _, frames = await read(stream)
         assert isinstance(frames[-1], Failed)
@@ -247,7 +302,9 @@ async def test_a_frame_of_an_attempt_that_nobody_granted_is_no_answer() -> None:
         node = await cluster.add("n1", "root")
         stream = await cluster.ask("a")
         await until(lambda: stream._running)
-        node.port.outbox.put(reply_queue(cluster), Finished(request_id="a", attempt=10**9, seq=1, reason="stop"))
+        node.port.outbox.put(
+            reply_queue(cluster), Finished(request_id="a", attempt=10**9, seq=1, reason="stop")
+        )
         cluster.engine("n1").say("a", "text")
         cluster.engine("n1").finish("a")
         assert (await read(stream))[0] == "text"

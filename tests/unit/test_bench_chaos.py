@@ -23,7 +23,14 @@ EXPECTED = numbered_words("t", 12)
 
 
 def make(seed: int, **changed: Any) -> list[Fault]:
-    settings = {"seconds": 600.0, "per_minute": 3.0, "nodes": 7, "fanout": 2, "kinds": list(KINDS), **changed}
+    settings = {
+        "seconds": 600.0,
+        "per_minute": 3.0,
+        "nodes": 7,
+        "fanout": 2,
+        "kinds": list(KINDS),
+        **changed,
+    }
     return schedule.make(seed, **settings)
 
 
@@ -83,7 +90,9 @@ def test_a_short_run_has_a_fault() -> None:
         (f"{EXPECTED} {EXPECTED}", False, Ending.REPEATED),
     ],
 )
-def test_a_text_is_right_or_says_what_is_wrong(got: str, whole: bool, ending: Ending | None) -> None:
+def test_a_text_is_right_or_says_what_is_wrong(
+    got: str, whole: bool, ending: Ending | None
+) -> None:
     assert judge(EXPECTED, got, whole=whole) is ending
 
 
@@ -121,7 +130,12 @@ def test_a_lost_stream_was_silent_until_it_was_given_up() -> None:
         (11.0, [], 15.0, Ending.LOST),
         (11.0, [Death(12.0, 13.0)], 15.0, Ending.BROKEN),
         (11.0, [Death(9.0)], 15.0, Ending.BROKEN),  # it was leaving when it took the request
-        (11.0, [Death(8.0, 9.0), Death(16.0)], 15.0, Ending.LOST),  # other requests' deaths are no excuse
+        (
+            11.0,
+            [Death(8.0, 9.0), Death(16.0)],
+            15.0,
+            Ending.LOST,
+        ),  # other requests' deaths are no excuse
     ],
 )
 def test_a_broken_connection_is_excused_by_the_death_of_the_api_alone(
@@ -165,7 +179,10 @@ def test_a_request_counts_with_each_fault_it_lived_through_and_once_in_all() -> 
     ended(ledger, 0.0, 10.0, Ending.ANSWERED).silences.append((2.0, 5.0))
     ended(ledger, 0.0, 4.0, Ending.LOST)
     ended(ledger, 20.0, 21.0, Ending.ANSWERED)
-    happened = [Happened(Fault(2, "kill leaf", "n4"), 2.0, 3.0), Happened(Fault(6, "drain", "n5"), 6.0, 8.0)]
+    happened = [
+        Happened(Fault(2, "kill leaf", "n4"), 2.0, 3.0),
+        Happened(Fault(6, "drain", "n5"), 6.0, 8.0),
+    ]
     rows = table.by_fault(ledger, happened)
     assert column(rows, "fault") == ["kill leaf", "drain", "the whole run"]
     assert column(rows, "accepted") == [2, 1, 3]
@@ -177,7 +194,9 @@ def test_a_request_counts_with_each_fault_it_lived_through_and_once_in_all() -> 
 def test_a_fault_that_could_not_be_made_touched_nobody() -> None:
     ledger = Ledger()
     ended(ledger, 0.0, 10.0, Ending.ANSWERED)
-    rows = table.by_fault(ledger, [Happened(Fault(2, "attach", "n4"), 2.0, 3.0, "no such node", made=False)])
+    rows = table.by_fault(
+        ledger, [Happened(Fault(2, "attach", "n4"), 2.0, 3.0, "no such node", made=False)]
+    )
     assert column(rows, "times") == [0, 0]
     assert column(rows, "accepted") == [0, 1]
 
@@ -206,12 +225,20 @@ def seen(**changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("nodes", "queues", "found"),
     [
-        ([seen()], [{"name": "canopy.node.n1", "messages": 0}, {"name": "canopy.watch.x", "messages": 3}], []),
+        (
+            [seen()],
+            [{"name": "canopy.node.n1", "messages": 0}, {"name": "canopy.watch.x", "messages": 3}],
+            [],
+        ),
         ([], [], ["n1 is not in the tree"]),
         ([seen(state="down", detail="gone")], [], ["n1 is down: gone"]),
         ([seen(running=1)], [], ["n1 has 1 running and 0 queued"]),
         ([seen()], [{"name": "canopy.dead", "messages": 1}], ["canopy.dead holds 1 messages"]),
-        ([seen()], [{"name": "canopy.node.n1", "messages": 2}], ["canopy.node.n1 holds 2 messages"]),
+        (
+            [seen()],
+            [{"name": "canopy.node.n1", "messages": 2}],
+            ["canopy.node.n1 holds 2 messages"],
+        ),
     ],
 )
 def test_what_is_not_at_rest_is_said(nodes: list[Any], queues: list[Any], found: list[str]) -> None:
@@ -235,7 +262,11 @@ class Script(httpx.AsyncByteStream):
 
 
 def event(payload: Any) -> bytes:
-    return b"data: " + (payload if isinstance(payload, bytes) else json.dumps(payload).encode()) + b"\n\n"
+    return (
+        b"data: "
+        + (payload if isinstance(payload, bytes) else json.dumps(payload).encode())
+        + b"\n\n"
+    )
 
 
 def delta(text: str) -> bytes:
@@ -248,7 +279,9 @@ GONE = httpx.ReadError("gone")
 HALF = len(EXPECTED) // 2
 
 
-async def asked_by(number: int, *answers: httpx.Response | Exception, api_died: bool = False) -> Request:
+async def asked_by(
+    number: int, *answers: httpx.Response | Exception, api_died: bool = False
+) -> Request:
     """What became of one question of user `number`, to whom these answers come in turn."""
     script = iter(answers)
 
@@ -259,7 +292,9 @@ async def asked_by(number: int, *answers: httpx.Response | Exception, api_died: 
         return found
 
     ledger = Ledger()
-    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://canopy") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.MockTransport(answer), base_url="http://canopy"
+    ) as client:
         user = User(number, Service("echo", client, client), ledger, random.Random(0))
         request = ledger.open(user.kind, EXPECTED, asyncio.get_running_loop().time())
         if api_died:
@@ -277,7 +312,10 @@ def stream(*pieces: bytes | Exception) -> httpx.Response:
     ("pieces", "ending"),
     [
         ([delta(EXPECTED[:HALF]), delta(EXPECTED[HALF:]), USAGE, DONE], Ending.ANSWERED),
-        ([delta(EXPECTED), event({"choices": [], "usage": {"completion_tokens": 1}}), DONE], Ending.MISCOUNTED),
+        (
+            [delta(EXPECTED), event({"choices": [], "usage": {"completion_tokens": 1}}), DONE],
+            Ending.MISCOUNTED,
+        ),
         ([delta(EXPECTED[:HALF]), USAGE, DONE], Ending.MISSING),
         ([delta(EXPECTED), delta(" t.11"), USAGE, DONE], Ending.REPEATED),
         ([delta(EXPECTED), event({"error": {"message": "given up"}})], Ending.TOLD),
@@ -294,11 +332,15 @@ async def test_how_a_stream_ends(pieces: list[bytes | Exception], ending: Ending
 
 
 async def test_a_stream_broken_by_the_death_of_the_api_is_not_lost() -> None:
-    assert (await asked_by(0, stream(delta(EXPECTED[:HALF]), GONE), api_died=True)).ending is Ending.BROKEN
+    assert (
+        await asked_by(0, stream(delta(EXPECTED[:HALF]), GONE), api_died=True)
+    ).ending is Ending.BROKEN
 
 
 async def test_wrong_text_is_not_excused_by_the_death_of_the_api() -> None:
-    assert (await asked_by(0, stream(delta("t.0 t.2"), GONE), api_died=True)).ending is Ending.MISSING
+    assert (
+        await asked_by(0, stream(delta("t.0 t.2"), GONE), api_died=True)
+    ).ending is Ending.MISSING
 
 
 @pytest.mark.parametrize(
@@ -321,7 +363,11 @@ async def test_who_cancels_leaves_in_the_middle() -> None:
 
 
 async def test_a_key_is_tried_again_until_there_is_an_answer() -> None:
-    answers = [stream(delta(EXPECTED[:HALF]), GONE), GONE, httpx.Response(503, headers={"Retry-After": "0"})]
+    answers = [
+        stream(delta(EXPECTED[:HALF]), GONE),
+        GONE,
+        httpx.Response(503, headers={"Retry-After": "0"}),
+    ]
     request = await asked_by(2, *answers, stream(delta(EXPECTED), USAGE, DONE))
     assert request.kind == "keyed"
     assert request.ending is Ending.ANSWERED
@@ -347,7 +393,10 @@ def told(*texts: str) -> httpx.Response:
     ("answers", "ending"),
     [
         ([MADE, WRITTEN, told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
-        ([MADE, WRITTEN, GONE, stored("t.0", "streaming"), told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
+        (
+            [MADE, WRITTEN, GONE, stored("t.0", "streaming"), told(EXPECTED), stored(EXPECTED)],
+            Ending.ANSWERED,
+        ),
         ([MADE, GONE, stored(EXPECTED), told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
         ([MADE, GONE, NOTHING], Ending.REFUSED),
         ([MADE, WRITTEN, told(EXPECTED), NOTHING], Ending.LOST),
@@ -358,7 +407,9 @@ def told(*texts: str) -> httpx.Response:
         ([httpx.Response(503, headers={"Retry-After": "0"})], Ending.REFUSED),
     ],
 )
-async def test_how_a_turn_of_the_chat_ends(answers: list[httpx.Response | Exception], ending: Ending) -> None:
+async def test_how_a_turn_of_the_chat_ends(
+    answers: list[httpx.Response | Exception], ending: Ending
+) -> None:
     request = await asked_by(4, *answers)
     assert request.kind == "chat"
     assert request.ending is ending

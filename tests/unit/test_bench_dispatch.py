@@ -16,7 +16,10 @@ def contender(name: str, family: str, hops: int = 1, *, confirmed: bool = True) 
 
 
 def cells(*rates: float, latency: float = 1.0) -> list[Cell]:
-    return [Cell(1.0, [latency] * int(rate), {"driver": 0.5, "workers": 0.25, "broker": 0.25}) for rate in rates]
+    return [
+        Cell(1.0, [latency] * int(rate), {"driver": 0.5, "workers": 0.25, "broker": 0.25})
+        for rate in rates
+    ]
 
 
 CHOSEN = [
@@ -51,7 +54,9 @@ def told() -> dict[str, dict[str, object]]:
 
 def test_goals_compare_the_best_loads_of_a_round_with_the_best_of_a_kind() -> None:
     goals = told()
-    assert goals["throughput, 2 hops, x the best Celery"]["found"] == pytest.approx((600 / 200 + 1200 / 240) / 2)
+    assert goals["throughput, 2 hops, x the best Celery"]["found"] == pytest.approx(
+        (600 / 200 + 1200 / 240) / 2
+    )
     assert goals["throughput, 2 hops, x the best dramatiq"]["found"] == pytest.approx(1.0)
     assert goals["throughput, 2 hops, share of bare AMQP"]["found"] == pytest.approx(0.6)
     assert goals["p50, 2 hops, 1 in flight, x bare AMQP"]["found"] == pytest.approx(1.5)

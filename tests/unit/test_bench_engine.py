@@ -29,7 +29,9 @@ from worker.engines.transformers.model import loader as loading
 VOCABULARY = 256
 
 
-def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> EchoEngine:
+def create(
+    *, model: str, model_path: str | None, device: str, slots: int, token_delay: float
+) -> EchoEngine:
     """An engine of known speed; `--engine` finds it by this module's path."""
     return EchoEngine(model=model, slots=slots, token_delay=0.002)
 
@@ -72,12 +74,16 @@ def test_there_is_no_step_where_rows_never_ran_together_or_one_failed() -> None:
 def test_a_loop_counts_until_the_last_request_begins() -> None:
     found = reading.read_loop([track(0.0, 1.0, 2.0), track(2.0, 3.0, 4.0), track(4.0, 5.0, 6.0)])
     assert (found.tokens, found.seconds) == (4, pytest.approx(4.0))
-    assert reading.read_until_last([track(0.0, 1.0, 2.0), track(2.0, 3.0, 5.0)]).seconds == pytest.approx(5.0)
+    assert reading.read_until_last(
+        [track(0.0, 1.0, 2.0), track(2.0, 3.0, 5.0)]
+    ).seconds == pytest.approx(5.0)
 
 
 def test_of_a_load_that_was_cut_short_the_whole_time_counts() -> None:
     first_wave_only = [track(0.0, 1.0, 2.0), track(0.001, 1.5, 4.0)]
-    assert measure.read("ragged", "continuous", first_wave_only, steady=False).rate == pytest.approx(1.0)
+    assert measure.read(
+        "ragged", "continuous", first_wave_only, steady=False
+    ).rate == pytest.approx(1.0)
     assert measure.read("ragged", "static", first_wave_only, steady=True).rate == pytest.approx(1.0)
     refilled = [*first_wave_only, track(2.0, 3.0, 5.0)]
     assert measure.read("ragged", "engine", refilled, steady=True).seconds == pytest.approx(2.0)
@@ -98,11 +104,17 @@ def test_a_newcomer_is_blamed_for_the_gaps_it_overlaps_alone() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 5)), max_size=20), st.floats(0, 10))
-def test_every_token_lies_on_one_side_of_any_moment(arrivals: list[tuple[float, int]], moment: float) -> None:
+def test_every_token_lies_on_one_side_of_any_moment(
+    arrivals: list[tuple[float, int]], moment: float
+) -> None:
     made = Track(Ask(1, 1))
     for at, tokens in sorted(arrivals):
         made.took(at, tokens)
-    assert made.within(-1, moment) + made.within(moment, 11) == made.tokens == sum(tokens for _, tokens in arrivals)
+    assert (
+        made.within(-1, moment) + made.within(moment, 11)
+        == made.tokens
+        == sum(tokens for _, tokens in arrivals)
+    )
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1))
@@ -116,11 +128,15 @@ def test_a_spread_is_ordered(values: list[float]) -> None:
 
 
 @given(st.integers(1, 50), st.integers(20, 3000), st.integers(0, 5))
-def test_ragged_requests_fit_the_context_and_come_again_with_their_seed(many: int, context: int, seed: int) -> None:
+def test_ragged_requests_fit_the_context_and_come_again_with_their_seed(
+    many: int, context: int, seed: int
+) -> None:
     asks = load.ragged(many, context, seed)
     assert asks == load.ragged(many, context, seed)
     assert len(asks) == many
-    assert all(ask.prompt + ask.answer < context and ask.prompt >= 1 and ask.answer >= 1 for ask in asks)
+    assert all(
+        ask.prompt + ask.answer < context and ask.prompt >= 1 and ask.answer >= 1 for ask in asks
+    )
     assert all(ask.at == 0 for ask in asks)
 
 
@@ -134,7 +150,9 @@ def test_poisson_arrivals_come_at_their_rate() -> None:
 
 def test_a_rows_mean_context_weighs_long_answers() -> None:
     assert reading.mean_context([Ask(128, 256)]) == 256
-    assert reading.mean_context([Ask(100, 10), Ask(100, 30)]) == pytest.approx((10 * 105 + 30 * 115) / 40)
+    assert reading.mean_context([Ask(100, 10), Ask(100, 30)]) == pytest.approx(
+        (10 * 105 + 30 * 115) / 40
+    )
 
 
 def words(seed: int = 1) -> Prompts:
@@ -208,7 +226,15 @@ async def test_a_late_request_waits_within_its_ttft() -> None:
 async def test_newcomers_come_one_at_a_time_while_all_streams_run() -> None:
     engine = Counting()
     came = await load.run_arrivals(
-        engine, words(), streams=3, prompt=4, arriving=6, newcomers=2, context=60, seed=1, temperature=0.0
+        engine,
+        words(),
+        streams=3,
+        prompt=4,
+        arriving=6,
+        newcomers=2,
+        context=60,
+        seed=1,
+        temperature=0.0,
     )
     assert (len(came.newcomers), engine.open, engine.most) == (2, 0, 4)
     assert all(each.tokens and each.prompt_tokens == 6 for each in came.newcomers)
@@ -241,11 +267,15 @@ async def test_streams_that_fail_end_the_arrivals_at_once() -> None:
         ("gpt2", 124, 12, 36864),
     ],
 )
-def test_shapes_have_their_published_sizes(shape: str, millions: int, layers: int, bytes_per_token: int) -> None:
+def test_shapes_have_their_published_sizes(
+    shape: str, millions: int, layers: int, bytes_per_token: int
+) -> None:
     import torch
 
     model = shapes.build(shapes.config(shape), "meta", torch.bfloat16)
-    assert sum(each.numel() for each in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+    assert sum(each.numel() for each in model.parameters()) / 1e6 == pytest.approx(
+        millions, rel=0.005
+    )
     found = limit.reads(model)
     assert len(found.layers) == layers
     assert found.bytes_per_token == bytes_per_token
@@ -255,7 +285,9 @@ def test_the_table_of_embeddings_is_read_only_where_it_is_the_output_too() -> No
     import torch
 
     apart = shapes.build(shapes.config("llama-3-8b"), "meta", torch.bfloat16)
-    assert limit.reads(apart).weights == 2 * (sum(each.numel() for each in apart.parameters()) - 128256 * 4096)
+    assert limit.reads(apart).weights == 2 * (
+        sum(each.numel() for each in apart.parameters()) - 128256 * 4096
+    )
     tied = shapes.build(shapes.config("tiny"), "cpu", torch.float32)
     assert limit.reads(tied).weights == 4 * sum(each.numel() for each in tied.parameters())
 
@@ -346,12 +378,17 @@ def test_a_stream_that_fails_says_so() -> None:
 
 
 async def test_a_node_makes_a_shape_of_its_own() -> None:
-    engine = engines.create("bench.gpu.engine", model="tiny", model_path=None, device="cpu", slots=2, token_delay=0.0)
+    engine = engines.create(
+        "bench.gpu.engine", model="tiny", model_path=None, device="cpu", slots=2, token_delay=0.0
+    )
     await engine.start()
     try:
         assert (engine.model, engine.slots) == ("tiny", 2)
         job = Prompts(
-            shapes.tokenizer(shapes.config("tiny").vocab_size), shapes.config("tiny").vocab_size, "tiny", 1
+            shapes.tokenizer(shapes.config("tiny").vocab_size),
+            shapes.config("tiny").vocab_size,
+            "tiny",
+            1,
         ).job(8, 5)
         chunks = [chunk async for chunk in engine.run(job)]
         assert chunks[0].prompt_tokens == 8
@@ -379,19 +416,34 @@ SMALL = ("--prompt", "8", "--answer", "6", "--concurrency", "1", "--concurrency"
 def test_an_engine_of_any_kind_is_measured_under_every_load(tmp_path: Path) -> None:
     file = tmp_path / "engine.json"
     code, output = run(
-        "--random-weights", "tiny", *SMALL, "--engine", __name__, "--only", "engine", "--json", str(file)
+        "--random-weights",
+        "tiny",
+        *SMALL,
+        "--engine",
+        __name__,
+        "--only",
+        "engine",
+        "--json",
+        str(file),
     )
     assert code == 0, output
     facts = json.loads(file.read_text())["facts"]
     assert [(each["kind"], each["at_once"]) for each in facts["found"]] == [
         ("uniform", 1), ("uniform", 3), ("ragged", 1), ("ragged", 3),
     ]  # fmt: skip
-    assert all(each["reading"]["failed"] == 0 and each["reading"]["tokens"] for each in facts["found"])
-    assert [each["running"] for each in facts["arrivals"]] == [1, 2]  # of three slots one is the newcomer's
+    assert all(
+        each["reading"]["failed"] == 0 and each["reading"]["tokens"] for each in facts["found"]
+    )
+    assert [each["running"] for each in facts["arrivals"]] == [
+        1,
+        2,
+    ]  # of three slots one is the newcomer's
     assert "all at once" in output
 
 
-def test_the_real_engine_beside_its_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_engine_beside_its_baselines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     folder = tmp_path / "models" / "tiny"
@@ -400,7 +452,16 @@ def test_the_real_engine_beside_its_baselines(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CANOPY_HOME", str(tmp_path))
     monkeypatch.setitem(limit._COPY_BYTES, "cpu", 1 << 20)
     file = tmp_path / "engine.json"
-    options = ("--engine", "transformers", "--rows", "uniform", "--baseline-concurrency", "3", "--json", str(file))
+    options = (
+        "--engine",
+        "transformers",
+        "--rows",
+        "uniform",
+        "--baseline-concurrency",
+        "3",
+        "--json",
+        str(file),
+    )
     code, output = run("--model", "tiny", *SMALL, *options)
     assert code == 0, output
     record = json.loads(file.read_text())
@@ -426,7 +487,11 @@ def test_a_written_model_is_the_one_of_its_shape_and_ends_no_answer(folder: Path
 
     loaded = loading.load(folder, "cpu", 2)
     assert loaded.ends == frozenset()
-    weight = shapes.build(shapes.config("tiny"), "cpu", torch.bfloat16).model.layers[1].mlp.up_proj.weight
+    weight = (
+        shapes.build(shapes.config("tiny"), "cpu", torch.bfloat16)
+        .model.layers[1]
+        .mlp.up_proj.weight
+    )
     assert torch.equal(loaded.model.model.layers[1].mlp.up_proj.weight, weight.float())
     assert loaded.tokenizer("w3 w255 other")["input_ids"] == [3, 255, 0]
 
@@ -435,18 +500,37 @@ def test_a_model_is_written_into_a_folder_of_its_own(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(write.command)
     (tmp_path / "mine").write_text("")
-    for words in (["tiny", str(tmp_path)], ["tiny", str(tmp_path / "mine")], ["no-such-shape", str(tmp_path / "new")]):
+    for words in (
+        ["tiny", str(tmp_path)],
+        ["tiny", str(tmp_path / "mine")],
+        ["no-such-shape", str(tmp_path / "new")],
+    ):
         assert CliRunner().invoke(app, [*words, "--device", "cpu"]).exit_code == 2
 
 
 def test_a_model_that_processes_divide_is_measured_alone(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "engine.json"
-    small = ("--prompt", "8", "--answer", "6", "--concurrency", "2", "--rows", "uniform", "--json", str(file))
+    small = (
+        "--prompt",
+        "8",
+        "--answer",
+        "6",
+        "--concurrency",
+        "2",
+        "--rows",
+        "uniform",
+        "--json",
+        str(file),
+    )
     code, output = run("--model", str(folder), "--tensor-parallel", "2", *small)
     assert code == 0, output
     record = json.loads(file.read_text())
     (found,) = record["facts"]["found"]
-    assert (found["who"], found["reading"]["tokens"], found["reading"]["failed"]) == ("engine", 12, 0), record["notes"]
+    assert (found["who"], found["reading"]["tokens"], found["reading"]["failed"]) == (
+        "engine",
+        12,
+        0,
+    ), record["notes"]
     assert record["facts"]["limits"] == []
     assert any("baselines and the limit are left out" in note for note in record["notes"])
     assert record["facts"]["start"][0]["context"] == 2048
@@ -472,7 +556,15 @@ def test_newcomers_beside_continuous_batching() -> None:
 
 
 def test_what_fails_costs_only_itself(tmp_path: Path) -> None:
-    options = ("--only", "engine,limit", "--engine", "no.such.engine", "--rows", "uniform", "--json")
+    options = (
+        "--only",
+        "engine,limit",
+        "--engine",
+        "no.such.engine",
+        "--rows",
+        "uniform",
+        "--json",
+    )
     code, output = run("--random-weights", "tiny", *SMALL, *options, str(tmp_path / "f.json"))
     assert code == 0
     record = json.loads((tmp_path / "f.json").read_text())
@@ -508,5 +600,7 @@ def test_the_benchmark_alone_needs_nothing_of_the_service() -> None:
         "sys.exit(f'imported: {sorted(bad)}' if bad else 0)"
     )
     repository = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=repository)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=repository
+    )
     assert done.returncode == 0, done.stderr

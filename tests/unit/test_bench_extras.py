@@ -20,7 +20,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_is_made_once_and_again_when_the_pins_change(home: Path) -> None:
     python = extras.environment("probe", HELD)
-    prefix = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
+    prefix = subprocess.run(
+        [python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True
+    )
     assert prefix.stdout.strip() == str(home / "bench" / "probe")
     kept = home / "bench" / "probe" / "kept"
     kept.touch()

@@ -20,11 +20,25 @@ SETTINGS = Settings(2, 4, 20, 0.05, 10, (0.5, 1.0), 100, 6, 20.0, 1)
 
 @pytest.mark.parametrize(
     ("position", "seconds", "heard"),
-    [(12, 30.2, 30.0), (1, 0.4, 1.0), (900, 119.0, 120.0), (9000, 9000.0, 9000.0), (3, None, None), (None, None, None)],
+    [
+        (12, 30.2, 30.0),
+        (1, 0.4, 1.0),
+        (900, 119.0, 120.0),
+        (9000, 9000.0, 9000.0),
+        (3, None, None),
+        (None, None, None),
+    ],
 )
-def test_what_the_api_says_is_understood(position: int | None, seconds: float | None, heard: float | None) -> None:
+def test_what_the_api_says_is_understood(
+    position: int | None, seconds: float | None, heard: float | None
+) -> None:
     frame = Waiting(
-        request_id="r", seq=NO_RUN, node="root", reason="every slot is busy", position=position, seconds=seconds
+        request_id="r",
+        seq=NO_RUN,
+        node="root",
+        reason="every slot is busy",
+        position=position,
+        seconds=seconds,
     )
     assert told(f": waiting: {line.in_words(frame)}".encode(), 1.0) == Told(1.0, position, heard)
 
@@ -146,7 +160,9 @@ def test_nobody_told_is_no_estimate() -> None:
 
 
 def found(name: str, *firsts: float | None) -> Found:
-    return Found(Beside(name, flood=name != "alone"), [track(0.0, first) for first in firsts], ended=100.0)
+    return Found(
+        Beside(name, flood=name != "alone"), [track(0.0, first) for first in firsts], ended=100.0
+    )
 
 
 def notes(*beside: Found) -> list[str]:

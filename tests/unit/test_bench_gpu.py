@@ -19,7 +19,11 @@ from bench.instance import Instance
 
 def cell(rate: float, failed: int = 0, **cores: float) -> Cell:
     spread = Spread(1.0, 2.0, 3.0)
-    return Cell(Reading(4, failed, 100, 1.0, rate, None, spread, spread, 1.0), 1.5, {"api": 0.1, "n1": 0.5, **cores})
+    return Cell(
+        Reading(4, failed, 100, 1.0, rate, None, spread, spread, 1.0),
+        1.5,
+        {"api": 0.1, "n1": 0.5, **cores},
+    )
 
 
 ONE = {8: cell(1000, load=0.2), 64: cell(4000, failed=1, load=0.3)}
@@ -97,11 +101,17 @@ async def serving(together: int) -> AsyncIterator[int]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length"))
+        length = next(
+            int(line.split(b":")[1])
+            for line in head.split(b"\r\n")
+            if line.startswith(b"Content-Length")
+        )
         body = await reader.readexactly(length)
         await everyone.wait()
         status = b"429 Too Many Requests" if b"refuse" in body else b"200 OK"
-        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: %d\r\n\r\n" % len(EVENTS) + EVENTS)
+        writer.write(
+            b"HTTP/1.1 " + status + b"\r\nContent-Length: %d\r\n\r\n" % len(EVENTS) + EVENTS
+        )
         await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -115,7 +125,9 @@ async def serving(together: int) -> AsyncIterator[int]:
 async def test_a_wave_asks_all_at_once_and_tells_what_it_cost() -> None:
     async with asyncio.timeout(10), serving(3) as port:
         canopy = Instance(Path("/nowhere"), port, "key", {"models": ["m"]}, "")
-        tracks, spent = await asking.wave(canopy, ["one", "two", "refuse"], Ask(1, 2), Meter({"gone": [2**22 + 1]}))
+        tracks, spent = await asking.wave(
+            canopy, ["one", "two", "refuse"], Ask(1, 2), Meter({"gone": [2**22 + 1]})
+        )
     assert [track.tokens for track in tracks] == [2, 2, 0]
     assert tracks[2].error.startswith("429")
     assert spent["gone"] == 0

@@ -34,7 +34,9 @@ def test_a_trail_is_read_from_the_copies() -> None:
 
 
 def test_a_job_starts_when_a_node_with_a_free_slot_takes_it() -> None:
-    trail = Trail(entered=1.0, taken=[("root", 2.0), ("n1", 3.0)], node="n1", started=5.0, ended=9.0)
+    trail = Trail(
+        entered=1.0, taken=[("root", 2.0), ("n1", 3.0)], node="n1", started=5.0, ended=9.0
+    )
     times = trail.times()
     assert times is not None
     assert times.started == 3.0
@@ -43,10 +45,19 @@ def test_a_job_starts_when_a_node_with_a_free_slot_takes_it() -> None:
 def test_a_job_that_its_node_held_starts_with_its_first_frame() -> None:
     firehose = Firehose()
     firehose.on_message(
-        copy("deliver.canopy.reply.p", Frames(frames=(Waiting(request_id="r1", node="n1", reason="busy"),)))
+        copy(
+            "deliver.canopy.reply.p",
+            Frames(frames=(Waiting(request_id="r1", node="n1", reason="busy"),)),
+        )
     )
     trail = firehose.trails["r1"]
-    trail.entered, trail.taken, trail.node, trail.started, trail.ended = 1.0, [("n1", 3.0)], "n1", 5.0, 9.0
+    trail.entered, trail.taken, trail.node, trail.started, trail.ended = (
+        1.0,
+        [("n1", 3.0)],
+        "n1",
+        5.0,
+        9.0,
+    )
     times = trail.times()
     assert times is not None
     assert times.started == 5.0

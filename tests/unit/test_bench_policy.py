@@ -36,11 +36,17 @@ SEVEN = Plan.of(7, fanout=2)
             [44, 109, 55],
             [1.5, 1, 2],
         ),
-        ("Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45,GPT-4,1087,230\n", [18, 230], [40, 40]),
+        (
+            "Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45,GPT-4,1087,230\n",
+            [18, 230],
+            [40, 40],
+        ),
         ("id,output_tokens\na,3\nb,4\n", [3, 4], []),
     ],
 )
-def test_traces_of_several_makes_are_read(tmp_path: Path, text: str, tokens: list[float], gaps: list[float]) -> None:
+def test_traces_of_several_makes_are_read(
+    tmp_path: Path, text: str, tokens: list[float], gaps: list[float]
+) -> None:
     file = tmp_path / "trace.csv"
     file.write_text(text)
     found = trace.read(file)
@@ -48,7 +54,9 @@ def test_traces_of_several_makes_are_read(tmp_path: Path, text: str, tokens: lis
     assert found.gaps == pytest.approx(gaps)
 
 
-@pytest.mark.parametrize("text", ["", "when,who\n1,2\n", "tokens\n3\n", "tokens\nmany\nfew\n", "time,tokens\n1\n2\n"])
+@pytest.mark.parametrize(
+    "text", ["", "when,who\n1,2\n", "tokens\n3\n", "tokens\nmany\nfew\n", "time,tokens\n1\n2\n"]
+)
 def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "trace.csv"
     file.write_text(text)
@@ -64,9 +72,15 @@ def test_a_missing_trace_is_refused(tmp_path: Path) -> None:
 # ---- the grid and its tables
 
 
-def small(loads: tuple[float, ...] = (0.5, 0.9), count: int = 400) -> tuple[list[Cell], dict[str, Jobs]]:
+def small(
+    loads: tuple[float, ...] = (0.5, 0.9), count: int = 400
+) -> tuple[list[Cell], dict[str, Jobs]]:
     late = Slowness(1.0, 0.002)
-    cells = [Cell("exponential", load, name, SEVEN, late.of(name), 1) for load in loads for name in DISCIPLINES]
+    cells = [
+        Cell("exponential", load, name, SEVEN, late.of(name), 1)
+        for load in loads
+        for name in DISCIPLINES
+    ]
     return cells, {"exponential": Jobs.drawn("poisson", "exponential", count, 1, ())}
 
 
@@ -109,9 +123,9 @@ def test_every_table_shows_every_case() -> None:
     assert mean >= 1
     assert [row[2] for row in tables.ratios(results).rows] == [mean, p99]
     assert [row[2] for row in tables.ratios(results, CENTRAL).rows] == [1, 1]
-    assert [row[3] for row in tables.against_theory("exponential", SEVEN, results).rows] == pytest.approx(
-        [1.02, 2.03], abs=0.01
-    )
+    assert [
+        row[3] for row in tables.against_theory("exponential", SEVEN, results).rows
+    ] == pytest.approx([1.02, 2.03], abs=0.01)
     everything = json.loads(json.dumps(tables.records(cells, found)))
     assert [(each["load"], each["discipline"]) for each in everything] == [
         (cell.load, cell.discipline) for cell in cells
@@ -124,16 +138,30 @@ def test_a_line_ends_where_its_discipline_saturates() -> None:
     results = tables.keyed(cells, grid.run(cells, jobs, 1, lambda: None))
     assert tables.saturated(results["exponential", 0.99, "paper"])
     assert not tables.saturated(results["exponential", 0.5, "paper"])
-    lines = {line["name"]: line for line in cast(list[dict], drawing.picture("exponential", results, "")["lines"])}
+    lines = {
+        line["name"]: line
+        for line in cast(list[dict], drawing.picture("exponential", results, "")["lines"])
+    }
     assert lines["paper"]["loads"] == [0.5]
     assert lines["paper"]["saturates"]
     assert len(lines["paper"]["mean"]) == len(lines["paper"]["p99"]) == 1
-    assert "↑" in str(next(row for row in tables.of_law("exponential", results).rows if row[0] == "paper")[2])
+    assert "↑" in str(
+        next(row for row in tables.of_law("exponential", results).rows if row[0] == "paper")[2]
+    )
 
 
 def test_the_command_tells_and_writes_what_it_found(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
-    options = ["--jobs", "200", "--loads", "0.5,0.9", "--services", "exponential,answers", "--processes", "1"]
+    options = [
+        "--jobs",
+        "200",
+        "--loads",
+        "0.5,0.9",
+        "--services",
+        "exponential,answers",
+        "--processes",
+        "1",
+    ]
     done = CliRunner().invoke(app, ["policy", *options, "--json", str(file)])
     assert done.exit_code == 0, done.output
     record = json.loads(file.read_text())
@@ -230,7 +258,15 @@ def as_measured(workload: Workload, unit: float) -> list[Sample]:
 
 def told(samples: list[Sample]) -> Report:
     settings = measured.Settings(
-        nodes=7, fanout=2, slots=1, load=0.9, jobs=len(samples), tokens=40, token_delay=0.01, seed=1, hop=0.002
+        nodes=7,
+        fanout=2,
+        slots=1,
+        load=0.9,
+        jobs=len(samples),
+        tokens=40,
+        token_delay=0.01,
+        seed=1,
+        hop=0.002,
     )
     result = Report("policy-real", {})
     measured._tell(settings, measured.Run("hold-high", samples, {"n1": 0.1}), result)

@@ -31,7 +31,9 @@ def hops(shape: Shape, name: str) -> int:
 
 def test_the_series_vary_depth_and_number_as_they_say() -> None:
     def found(name: str) -> list[tuple[int, int, int]]:
-        return [(each.nodes, each.depth, len(each.leaves)) for each in shapes.series(name, (1, 2, 6))]
+        return [
+            (each.nodes, each.depth, len(each.leaves)) for each in shapes.series(name, (1, 2, 6))
+        ]
 
     assert found("tree") == [(1, 1, 1), (3, 2, 2), (63, 6, 32)]
     assert found("chain") == [(1, 1, 1), (2, 2, 1), (6, 6, 1)]
@@ -40,7 +42,11 @@ def test_the_series_vary_depth_and_number_as_they_say() -> None:
 
 def test_a_tree_is_the_one_that_up_makes() -> None:
     (tree,) = shapes.series("tree", [2])
-    assert tree.parents == {"tree3-n1": "tree3-root", "tree3-n2": "tree3-n1", "tree3-n3": "tree3-n1"}
+    assert tree.parents == {
+        "tree3-n1": "tree3-root",
+        "tree3-n2": "tree3-n1",
+        "tree3-n3": "tree3-n1",
+    }
     assert tree.children("tree3-n1") == {"tree3-n2", "tree3-n3"}
     assert (tree.leaves, tree.inner) == (["tree3-n2", "tree3-n3"], ["tree3-n1"])
     assert all(names.check_node_name(name) for name in (tree.root, *tree.parents))
@@ -84,7 +90,9 @@ CAPACITY = encode(Capacity(node="n1", slots=1, free=1, received=0, finished=0))
 )
 def test_what_a_message_is_for(exchange: str, key: str, body: bytes, kind: str) -> None:
     headers = {"routing_keys": [key]}
-    copy = Delivery(body, "amq.rabbitmq.trace", f"publish.{exchange}", headers, False, lambda _done: None)
+    copy = Delivery(
+        body, "amq.rabbitmq.trace", f"publish.{exchange}", headers, False, lambda _done: None
+    )
     assert messages.taken_apart(copy) == kind
     assert kind in messages.KINDS
 
@@ -122,8 +130,12 @@ def notes(series: str, costs: dict[int, float]) -> list[str]:
 
 
 def test_linear_in_depth_is_met_and_quadratic_is_missed() -> None:
-    assert notes("chain", {depth: 3.0 + 2.0 * depth for depth in range(1, 7)})[0].startswith("met: ")
-    assert notes("chain", {depth: 3.0 + 2.0 * depth**2 for depth in range(1, 7)})[0].startswith("MISSED: ")
+    assert notes("chain", {depth: 3.0 + 2.0 * depth for depth in range(1, 7)})[0].startswith(
+        "met: "
+    )
+    assert notes("chain", {depth: 3.0 + 2.0 * depth**2 for depth in range(1, 7)})[0].startswith(
+        "MISSED: "
+    )
 
 
 def test_flat_in_number_is_met_and_growth_is_missed() -> None:
@@ -135,7 +147,10 @@ def test_flat_in_number_is_met_and_growth_is_missed() -> None:
 def test_a_tree_at_rest_is_to_cost_each_node_the_same() -> None:
     def verdict(a_second: dict[int, float]) -> str:
         found = [measured(each, 9.0, 9.0) for each in shapes.series("tree", (1, 2, 6))]
-        beats = [dict.fromkeys(messages.KINDS, a_second[each.shape.nodes] / len(messages.KINDS)) for each in found]
+        beats = [
+            dict.fromkeys(messages.KINDS, a_second[each.shape.nodes] / len(messages.KINDS))
+            for each in found
+        ]
         result = Report("scale", {})
         at_rest = [replace(each, beats=beat) for each, beat in zip(found, beats, strict=True)]
         table.tell(result, {"broker": 4.0, "client": 5.0}, at_rest)

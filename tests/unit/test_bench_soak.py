@@ -25,7 +25,9 @@ def test_a_straight_line_has_its_slope(level: float, per_hour: float) -> None:
 
 
 def test_lives_at_different_levels_share_a_slope_and_a_restart_is_no_growth() -> None:
-    assert slopes.slope([line(100, 0), line(50, 0, begin=600), line(20, 0, begin=1200)]) == pytest.approx(0)
+    assert slopes.slope(
+        [line(100, 0), line(50, 0, begin=600), line(20, 0, begin=1200)]
+    ) == pytest.approx(0)
     assert slopes.slope([line(100, 6), line(10, 6, begin=600)]) == pytest.approx(6)
 
 
@@ -48,8 +50,14 @@ def life(name: str, points: list[Point]) -> Life:
 
 
 def test_short_lives_are_left_out_and_nodes_are_one_kind() -> None:
-    lives = [life("n1", line(10, 6)), life("n2", line(30, 6)), life("n2", line(0, 900, seconds=100))]
-    rows = slopes.of_processes([*lives, life("root", line(5, 0))], shortest=300, warm_up=60).as_records()
+    lives = [
+        life("n1", line(10, 6)),
+        life("n2", line(30, 6)),
+        life("n2", line(0, 900, seconds=100)),
+    ]
+    rows = slopes.of_processes(
+        [*lives, life("root", line(5, 0))], shortest=300, warm_up=60
+    ).as_records()
     memory = {row["process"]: row for row in rows if row["measure"] == MEASURES[0]}
     assert set(memory) == {"node", "root"}
     assert memory["node"]["lives"] == 2
@@ -59,21 +67,29 @@ def test_short_lives_are_left_out_and_nodes_are_one_kind() -> None:
 
 def test_the_beginning_of_a_life_is_left_out() -> None:
     growing_up = [(float(at), min(at, 60) * 10.0) for at in range(0, 600, 5)]
-    (row, *_) = slopes.of_processes([life("api", growing_up)], shortest=300, warm_up=60).as_records()
+    (row, *_) = slopes.of_processes(
+        [life("api", growing_up)], shortest=300, warm_up=60
+    ).as_records()
     assert row["slope per hour"] == pytest.approx(0)
     assert row["mean"] == 600
 
 
 def test_the_last_sample_of_a_life_is_left_out() -> None:
-    (row, *_) = slopes.of_processes([life("api", [*line(8, 0), (600.0, 3.0)])], shortest=300, warm_up=0).as_records()
+    (row, *_) = slopes.of_processes(
+        [life("api", [*line(8, 0), (600.0, 3.0)])], shortest=300, warm_up=0
+    ).as_records()
     assert row["slope per hour"] == pytest.approx(0)
 
 
 def test_a_cache_that_fills_is_flat_in_the_latter_half_and_a_leak_is_not() -> None:
     filling = [(float(at), min(at, 250) * 10.0) for at in range(0, 600, 5)]
     lives = {"root": line(7, 6), "api": filling}
-    rows = slopes.of_processes([life(*each) for each in lives.items()], shortest=300, warm_up=0).as_records()
-    late = {row["process"]: row["slope, latter half"] for row in rows if row["measure"] == MEASURES[0]}
+    rows = slopes.of_processes(
+        [life(*each) for each in lives.items()], shortest=300, warm_up=0
+    ).as_records()
+    late = {
+        row["process"]: row["slope, latter half"] for row in rows if row["measure"] == MEASURES[0]
+    }
     assert late == {"root": pytest.approx(6), "api": pytest.approx(0)}
 
 
@@ -104,7 +120,12 @@ def test_a_restart_every_minute_repeated_by_its_seed() -> None:
     assert len(restarts) == 60
     assert {b.at - a.at for a, b in itertools.pairwise(restarts)} == {60.0}
     assert {each.signal for each in restarts} == {signal.SIGKILL, signal.SIGTERM}
-    assert {each.target for each in restarts} == {"root", "api", "broker", *(f"n{place}" for place in range(1, 8))}
+    assert {each.target for each in restarts} == {
+        "root",
+        "api",
+        "broker",
+        *(f"n{place}" for place in range(1, 8)),
+    }
 
 
 def test_who_is_spared_is_not_restarted() -> None:

@@ -95,7 +95,9 @@ def test_the_search_stops_when_its_tries_are_used_up() -> None:
 
 
 def order(port: int) -> Order:
-    return Order(ports=(port,), key="key", model="echo", streams=3, rate=100.0, starts=1000.0, seconds=0.2)
+    return Order(
+        ports=(port,), key="key", model="echo", streams=3, rate=100.0, starts=1000.0, seconds=0.2
+    )
 
 
 async def test_the_load_counts_tokens_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +110,11 @@ async def test_the_load_counts_tokens_however_they_are_cut(monkeypatch: pytest.M
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         try:
             while True:
-                for part in (b'data: {"content":"wo', b'rd~"}\n\n', b'data: {"content":"word~ word~"}\n\n'):
+                for part in (
+                    b'data: {"content":"wo',
+                    b'rd~"}\n\n',
+                    b'data: {"content":"word~ word~"}\n\n',
+                ):
                     writer.write(part)
                     await writer.drain()
                 await asyncio.sleep(0.01)

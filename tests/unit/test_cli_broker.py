@@ -21,7 +21,10 @@ from topology import names
 
 def test_password_hash_is_rabbitmqs_salted_sha256() -> None:
     salt = bytes.fromhex("908DC60A")  # the example of RabbitMQ's own documentation
-    assert credentials.password_hash("test12", salt) == "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR"
+    assert (
+        credentials.password_hash("test12", salt)
+        == "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR"
+    )
 
 
 def test_every_password_hash_has_its_own_salt() -> None:
@@ -116,7 +119,9 @@ def test_a_port_in_use_is_told_in_one_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(CliError, match=rf"Port {port} is in use on 127.0.0.1. Choose another with --port"):
+        with pytest.raises(
+            CliError, match=rf"Port {port} is in use on 127.0.0.1. Choose another with --port"
+        ):
             ports.check_free("127.0.0.1", port)
 
 
@@ -162,7 +167,13 @@ def test_the_plugins_view_holds_what_is_needed_and_no_more(tmp_path: Path) -> No
     assert started == tmp_path / "view" / "sbin" / "rabbitmq-server"
     assert env == {"RABBITMQ_SCRIPTS_DIR": str(tmp_path / "view" / "sbin")}
     seen = {path.name for path in (tmp_path / "view" / "plugins").iterdir()}
-    assert seen == {"rabbit-1.0", "ra-1.0", "rabbitmq_management-1.0", "cowboy-1.0", "rabbitmq_event_exchange-1.0"}
+    assert seen == {
+        "rabbit-1.0",
+        "ra-1.0",
+        "rabbitmq_management-1.0",
+        "cowboy-1.0",
+        "rabbitmq_event_exchange-1.0",
+    }
 
 
 def test_an_unknown_installation_is_used_as_it_is(tmp_path: Path) -> None:
@@ -179,7 +190,9 @@ def private(tmp_path: Path) -> PrivateBroker:
     return broker
 
 
-def test_the_broker_works_and_crashes_in_a_folder_of_its_own(private: PrivateBroker, tmp_path: Path) -> None:
+def test_the_broker_works_and_crashes_in_a_folder_of_its_own(
+    private: PrivateBroker, tmp_path: Path
+) -> None:
     folder = tmp_path / "broker" / "work"
     assert private.server().cwd == private.epmd().cwd == folder
     assert private.server().env["ERL_CRASH_DUMP"] == str(folder / "erl_crash.dump")
@@ -189,7 +202,11 @@ def test_the_broker_works_and_crashes_in_a_folder_of_its_own(private: PrivateBro
         dump.touch()
         os.utime(dump, (1e9 - age, 1e9 - age))
     private.drop_old_dumps()
-    assert sorted(file.name for file in folder.iterdir()) == ["MnesiaCore.0", "MnesiaCore.1", "MnesiaCore.2"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "MnesiaCore.0",
+        "MnesiaCore.1",
+        "MnesiaCore.2",
+    ]
 
 
 @pytest.mark.parametrize("listen", ["::1", "127.0.0.1"])
@@ -219,7 +236,11 @@ async def test_what_answers_is_alive(private: PrivateBroker) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.read(100)
         http = asked.startswith(b"GET ")
-        writer.write(b"HTTP/1.1 401 no\r\n\r\n" if http else private.ports["epmd"].to_bytes(4, "big") + b"name")
+        writer.write(
+            b"HTTP/1.1 401 no\r\n\r\n"
+            if http
+            else private.ports["epmd"].to_bytes(4, "big") + b"name"
+        )
         writer.close()
 
     async with (
@@ -231,7 +252,12 @@ async def test_what_answers_is_alive(private: PrivateBroker) -> None:
 
 
 def test_what_the_broker_listens_on_is_an_address() -> None:
-    assert [ports.resolved(host) for host in ("::1", "[::1]", "0.0.0.0", "::")] == ["::1", "::1", "0.0.0.0", "::"]
+    assert [ports.resolved(host) for host in ("::1", "[::1]", "0.0.0.0", "::")] == [
+        "::1",
+        "::1",
+        "0.0.0.0",
+        "::",
+    ]
     assert ports.resolved("localhost") in ("127.0.0.1", "::1")
     with pytest.raises(CliError, match="Cannot listen on 'no\\.such"):
         ports.resolved("no.such.host.invalid")

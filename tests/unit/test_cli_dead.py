@@ -43,7 +43,9 @@ def broker() -> MemoryBroker:
     return MemoryBroker()
 
 
-async def session_with(broker: MemoryBroker, *letters: tuple[bytes, Mapping[str, object]]) -> MemorySession:
+async def session_with(
+    broker: MemoryBroker, *letters: tuple[bytes, Mapping[str, object]]
+) -> MemorySession:
     session = broker.session()
     await session.declare_queue(names.DEAD_QUEUE)
     for body, headers in letters:
@@ -55,10 +57,20 @@ def depth(broker: MemoryBroker) -> int:
     return len(broker.queues[names.DEAD_QUEUE].ready)
 
 
-async def test_a_job_has_its_requests_id_and_garbage_a_hash_of_its_own(broker: MemoryBroker) -> None:
-    session = await session_with(broker, (encode(JOB), HEADERS), (b"\xff{", {"reason": "x"}), (b"\xff{", {}))
+async def test_a_job_has_its_requests_id_and_garbage_a_hash_of_its_own(
+    broker: MemoryBroker,
+) -> None:
+    session = await session_with(
+        broker, (encode(JOB), HEADERS), (b"\xff{", {"reason": "x"}), (b"\xff{", {})
+    )
     job, first, second = await dead.take(session)
-    assert (job.id, job.job, job.reason, job.node, job.at) == ("r1", JOB, "lost 3 times", "n1", 1_700_000_000.5)
+    assert (job.id, job.job, job.reason, job.node, job.at) == (
+        "r1",
+        JOB,
+        "lost 3 times",
+        "n1",
+        1_700_000_000.5,
+    )
     assert (first.job, first.reason, first.node, first.at) == (None, "x", "", None)
     assert second.reason == "unknown"
     assert len({first.id, second.id}) == 2
@@ -97,15 +109,34 @@ async def test_no_queue_is_no_letters(broker: MemoryBroker) -> None:
 
 def test_a_replayed_job_is_asked_anew() -> None:
     again = dead.to_replay(JOB, "r2", 9.0)
-    assert (again.request_id, again.created, again.attempt, again.restarted) == ("r2", 9.0, 1, False)
-    assert (again.delivered, again.delivered_ids, again.trail, again.seconds_left) == ("", (), (), None)
-    assert (again.model, again.messages, again.sampling, again.user) == ("echo", JOB.messages, JOB.sampling, "ann")
+    assert (again.request_id, again.created, again.attempt, again.restarted) == (
+        "r2",
+        9.0,
+        1,
+        False,
+    )
+    assert (again.delivered, again.delivered_ids, again.trail, again.seconds_left) == (
+        "",
+        (),
+        (),
+        None,
+    )
+    assert (again.model, again.messages, again.sampling, again.user) == (
+        "echo",
+        JOB.messages,
+        JOB.sampling,
+        "ann",
+    )
 
 
-async def test_the_list_is_aligned_and_harmless(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_list_is_aligned_and_harmless(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    session = await session_with(broker, (encode(JOB), HEADERS), (b"x", {"reason": "bad \x1b[31m\nbytes", "at": "?"}))
+    session = await session_with(
+        broker, (encode(JOB), HEADERS), (b"x", {"reason": "bad \x1b[31m\nbytes", "at": "?"})
+    )
     described = [commands.describe(letter) for letter in await dead.take(session)]
     assert json.loads(json.dumps(described))[0] == {
         "id": "r1",
@@ -117,19 +148,33 @@ async def test_the_list_is_aligned_and_harmless(broker: MemoryBroker, monkeypatc
     }
     head, first, second = commands.table(described)
     assert head.split() == ["id", "when", "model", "user", "node", "reason"]
-    assert first.split() == ["r1", "2023-11-14", "22:13:20", "echo", "ann", "n1", "lost", "3", "times"]
+    assert first.split() == [
+        "r1",
+        "2023-11-14",
+        "22:13:20",
+        "echo",
+        "ann",
+        "n1",
+        "lost",
+        "3",
+        "times",
+    ]
     assert second.endswith("-     -     bad  [31m bytes")
     assert head.index("reason") == first.index("lost") == second.index("bad")
     assert commands.table([]) == ["No dead letters."]
 
 
 async def test_a_letter_is_shown_whole(broker: MemoryBroker) -> None:
-    session = await session_with(broker, (encode(JOB), HEADERS), (b"\xff\x1b", {"reason": "no job"}))
+    session = await session_with(
+        broker, (encode(JOB), HEADERS), (b"\xff\x1b", {"reason": "no job"})
+    )
     job, garbage = await dead.take(session)
     shown = commands.full(job)
     assert "trail      root, n1" in shown
     assert "faults     n1 died" in shown
-    assert json.loads(shown.partition("\n\n")[2])["messages"] == [{"role": "user", "content": "hello"}]
+    assert json.loads(shown.partition("\n\n")[2])["messages"] == [
+        {"role": "user", "content": "hello"}
+    ]
     assert commands.full(garbage).endswith("b'\\xff\\x1b'")
 
 

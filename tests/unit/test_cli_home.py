@@ -11,7 +11,9 @@ from cli.prepare.steps import Log, exclusive
 def others(folder: Path) -> list[str]:
     """What group or others may do something with."""
     everything = [folder, *folder.rglob("*")]
-    return [str(path) for path in everything if path.lstat().st_mode & 0o077 and not path.is_symlink()]
+    return [
+        str(path) for path in everything if path.lstat().st_mode & 0o077 and not path.is_symlink()
+    ]
 
 
 @pytest.fixture
@@ -48,7 +50,9 @@ def test_a_folder_that_is_shared_stays_shared(home: Home) -> None:
     home.make()
     assert home.path.stat().st_mode & 0o7777 == 0o1777
     assert (home.path / "somebodys").stat().st_mode & 0o777 == 0o644
-    assert [folder.stat().st_mode & 0o777 for folder in (home.broker, home.logs, home.run)] == [0o700] * 3
+    assert [folder.stat().st_mode & 0o777 for folder in (home.broker, home.logs, home.run)] == [
+        0o700
+    ] * 3
 
 
 def test_what_a_preparation_leaves_is_private(home: Home) -> None:

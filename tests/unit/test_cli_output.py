@@ -53,7 +53,10 @@ def test_a_log_on_a_full_disk_loses_lines_and_says_so(tmp_path: Path, full_disk:
     log = LogFile(tmp_path / "n1.log")
     for _ in range(10):
         log.write(b"lost line\n")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE,
+        (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]),
+    )
     log.write(b"first line again\n")
     log.close()
     note, line = (tmp_path / "n1.log").read_text().splitlines()
@@ -87,24 +90,34 @@ def test_an_output_that_nobody_reads_stops_nothing(stream: str) -> None:
     reading, writing = os.pipe()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: writing}
     try:
-        done = subprocess.run([sys.executable, "-c", SAYS], cwd=REPOSITORY, timeout=30, check=False, **quiet)
+        done = subprocess.run(
+            [sys.executable, "-c", SAYS], cwd=REPOSITORY, timeout=30, check=False, **quiet
+        )
     finally:
         os.close(reading)
         os.close(writing)
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("redirection", ["2>&-", ">&-", ">&- 2>&- <&-", "2> /dev/full", "> /dev/full"])
+@pytest.mark.parametrize(
+    "redirection", ["2>&-", ">&-", ">&- 2>&- <&-", "2> /dev/full", "> /dev/full"]
+)
 def test_a_closed_or_full_output_stops_nothing(redirection: str, tmp_path: Path) -> None:
-    check = SAYS.replace("import sys", "from cli.console import open_standard_streams\nopen_standard_streams()")
-    check += "import os, sys; os.stat(0), os.stat(1), os.stat(2); open(sys.argv[1], 'w').write('done')"
+    check = SAYS.replace(
+        "import sys", "from cli.console import open_standard_streams\nopen_standard_streams()"
+    )
+    check += (
+        "import os, sys; os.stat(0), os.stat(1), os.stat(2); open(sys.argv[1], 'w').write('done')"
+    )
     command = f'exec "$0" -c "$1" "$2" {redirection}'
     words = ["bash", "-c", command, sys.executable, check, str(tmp_path / "result")]
     assert subprocess.run(words, cwd=REPOSITORY, timeout=30, check=False).returncode == 0
     assert (tmp_path / "result").read_text() == "done"
 
 
-def test_a_detached_launchers_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detached_launchers_log_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console, "LOG_BYTES", 1000)
     log = tmp_path / "up.log"
     kept = os.dup(2)
@@ -124,9 +137,15 @@ def test_a_detached_launchers_log_is_bounded(tmp_path: Path, monkeypatch: pytest
     assert log.read_text().endswith("  line 199\n")
 
 
-def test_the_journal_is_known_by_what_systemd_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_journal_is_known_by_what_systemd_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with (tmp_path / "stream").open("w") as stream:
         found = os.fstat(stream.fileno())
-        for value, expected in ((f"{found.st_dev}:{found.st_ino}", True), ("1:2", False), ("", False)):
+        for value, expected in (
+            (f"{found.st_dev}:{found.st_ino}", True),
+            ("1:2", False),
+            ("", False),
+        ):
             monkeypatch.setenv("JOURNAL_STREAM", value)
             assert console.is_journal(stream.fileno()) is expected

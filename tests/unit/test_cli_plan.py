@@ -39,7 +39,10 @@ def test_the_default_is_a_root_and_two_nodes_below_it() -> None:
     assert [spec.name for spec in made.roots] == ["root"]
     assert option(made.roots[0], "--engine") == "none"
     assert "--parent" not in made.roots[0].command
-    assert [(spec.name, option(spec, "--parent")) for spec in made.nodes] == [("n1", "root"), ("n2", "root")]
+    assert [(spec.name, option(spec, "--parent")) for spec in made.nodes] == [
+        ("n1", "root"),
+        ("n2", "root"),
+    ]
 
 
 def test_a_fanout_makes_levels() -> None:
@@ -74,7 +77,10 @@ def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> Non
 
 
 def test_the_precision_is_told_to_the_nodes() -> None:
-    assert [spec.env["CANOPY_PRECISION"] for spec in layout(precision="int8").nodes] == ["int8", "int8"]
+    assert [spec.env["CANOPY_PRECISION"] for spec in layout(precision="int8").nodes] == [
+        "int8",
+        "int8",
+    ]
     assert "CANOPY_PRECISION" not in layout().nodes[0].env
 
 
@@ -94,7 +100,11 @@ def test_slots_are_the_nodes_business_unless_a_number_is_asked_for() -> None:
 def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture[str]) -> None:
     node = ["--name", "n1", "--model", "m"]
     assert [check_slots(text) for text in ("auto", "1", "256")] == [None, 1, 256]
-    assert [parse([*node, "--slots", text]).slots for text in ("auto", "1", "256")] == [None, 1, 256]
+    assert [parse([*node, "--slots", text]).slots for text in ("auto", "1", "256")] == [
+        None,
+        1,
+        256,
+    ]
     with pytest.raises(CliError, match="--slots must be a number from 1 up, or auto") as error:
         check_slots(nonsense)
     assert error.value.code == 2
@@ -103,7 +113,9 @@ def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture
     assert f"argument --slots: {nonsense!r} is neither" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_nodes_of_one_start_share_a_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_of_one_start_share_a_gpu_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
     assert layout(models={"a": None, "b": None}, nodes=3).nodes[0].env["CANOPY_GPU_NODES"] == "6"
     assert layout(nodes=1).nodes[0].env["CANOPY_GPU_NODES"] == "1"
@@ -118,11 +130,22 @@ def on_gpus(spec: Spec) -> tuple[str, str]:
 def test_nodes_take_the_gpus_in_turn_on_through_all_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
     many = {"engine": "transformers", "gpus": 4}
-    four, three = layout(nodes=4, **many), layout(nodes=3, models={"a": None, "b": None}, device="auto", **many)
-    assert [on_gpus(spec) for spec in four.nodes] == [(f"cuda:{number}", "1") for number in range(4)]
-    assert [on_gpus(spec) for spec in three.nodes] == [(f"cuda:{number}", "2") for number in (0, 1, 2, 3, 0, 1)]
+    four, three = (
+        layout(nodes=4, **many),
+        layout(nodes=3, models={"a": None, "b": None}, device="auto", **many),
+    )
+    assert [on_gpus(spec) for spec in four.nodes] == [
+        (f"cuda:{number}", "1") for number in range(4)
+    ]
+    assert [on_gpus(spec) for spec in three.nodes] == [
+        (f"cuda:{number}", "2") for number in (0, 1, 2, 3, 0, 1)
+    ]
     divided = layout(nodes=3, tensor_parallel=2, **many)
-    assert [on_gpus(spec) for spec in divided.nodes] == [("cuda:0", "2"), ("cuda:2", "2"), ("cuda:0", "2")]
+    assert [on_gpus(spec) for spec in divided.nodes] == [
+        ("cuda:0", "2"),
+        ("cuda:2", "2"),
+        ("cuda:0", "2"),
+    ]
     own = layout(engine="its.own.engine", gpus=2)
     assert [on_gpus(spec) for spec in own.nodes] == [("cuda:0", "1"), ("cuda:1", "1")]
     assert "--device" not in four.roots[0].command
@@ -149,7 +172,9 @@ def test_a_device_that_is_named_is_every_nodes(monkeypatch: pytest.MonkeyPatch) 
         (2, 0, 2, [None, None]),
     ],
 )
-def test_gpus_are_dealt_out(nodes: int, gpus: int, tensor_parallel: int, found: list[str | None]) -> None:
+def test_gpus_are_dealt_out(
+    nodes: int, gpus: int, tensor_parallel: int, found: list[str | None]
+) -> None:
     assert devices.deal(nodes, gpus, tensor_parallel) == found
 
 
@@ -175,7 +200,9 @@ def test_a_model_gets_a_node_for_each_gpu(
     assert devices.usual_nodes(engine, device, gpus, tensor_parallel) == nodes
 
 
-def test_threads_of_a_node_sleep_soon_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_node_sleep_soon_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     assert int(layout().nodes[0].env["GOMP_SPINCOUNT"]) < 10_000
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
@@ -192,7 +219,9 @@ def test_every_precision_is_known_to_the_engine() -> None:
 def test_processes_that_share_a_model_are_told_to_its_nodes_alone() -> None:
     made = layout(tensor_parallel=4)
     assert [option(spec, "--tensor-parallel") for spec in made.nodes] == ["4", "4"]
-    assert not any("--tensor-parallel" in spec.command for spec in [*made.roots, *made.apis, *layout().nodes])
+    assert not any(
+        "--tensor-parallel" in spec.command for spec in [*made.roots, *made.apis, *layout().nodes]
+    )
 
 
 def test_the_api_inherits_the_socket_that_outlives_it() -> None:
@@ -202,7 +231,9 @@ def test_the_api_inherits_the_socket_that_outlives_it() -> None:
     assert api.env["CANOPY_PORT"] == "8123"
 
 
-def test_large_buffers_stay_off_the_heap_where_many_prompts_wait_and_tensors_are_left_alone() -> None:
+def test_large_buffers_stay_off_the_heap_where_many_prompts_wait_and_tensors_are_left_alone() -> (
+    None
+):
     made = layout()
     for spec in (*made.apis, *made.roots):
         assert int(spec.env["MALLOC_MMAP_THRESHOLD_"]) < 256 * 1024  # what asyncio receives into
@@ -211,7 +242,14 @@ def test_large_buffers_stay_off_the_heap_where_many_prompts_wait_and_tensors_are
 
 def test_standby_roots_are_equal_to_the_root_and_logged_apart() -> None:
     made = layout(models={"a": None, "b": None}, nodes=1, standby=2)
-    names = ["root", "root-standby-1", "root-standby-2", "root-b", "root-b-standby-1", "root-b-standby-2"]
+    names = [
+        "root",
+        "root-standby-1",
+        "root-standby-2",
+        "root-b",
+        "root-b-standby-1",
+        "root-b-standby-2",
+    ]
     assert [spec.name for spec in made.roots] == names
     assert [option(spec, "--name") for spec in made.roots] == ["root"] * 3 + ["root-b"] * 3
     assert all("--standby" in spec.command for spec in made.roots)
@@ -220,7 +258,15 @@ def test_standby_roots_are_equal_to_the_root_and_logged_apart() -> None:
 
 def test_a_rolling_restart_goes_from_the_api_to_the_leaves_and_up() -> None:
     made = layout(nodes=4, fanout=2, standby=1)
-    assert rolling.order(made, with_broker=False) == ["api", "n4", "n3", "n2", "n1", "root-standby-1", "root"]
+    assert rolling.order(made, with_broker=False) == [
+        "api",
+        "n4",
+        "n3",
+        "n2",
+        "n1",
+        "root-standby-1",
+        "root",
+    ]
     assert rolling.order(made, with_broker=True)[-2:] == ["root", "broker"]
 
 
@@ -274,7 +320,13 @@ def test_a_join_line_survives_the_shell_and_names_model_and_engine() -> None:
         *("--model", "gemma-3-270m", "--engine", "transformers"),
     ]
     assert shlex.split(second)[5:8] == ["root-my-model", "--model", "/models/my model"]
-    other = {**RECORD, "engine": "openai", "upstream": "http://far/v1", "upstream_model": "m", "policy": "paper"}
+    other = {
+        **RECORD,
+        "engine": "openai",
+        "upstream": "http://far/v1",
+        "upstream_model": "m",
+        "policy": "paper",
+    }
     assert shlex.split(joining.lines(other)[0])[-6:] == [
         *("--upstream", "http://far/v1", "--upstream-model", "m", "--policy", "paper")
     ]
@@ -341,4 +393,7 @@ def test_a_model_with_an_impossible_name_is_refused(name: str) -> None:
 
 def test_login_links_lead_to_the_proxy_where_there_is_one() -> None:
     assert Request(models={"m": None}, port=80).address == "http://127.0.0.1:80"
-    assert Request(models={"m": None}, public_url="https://chat.example/").address == "https://chat.example"
+    assert (
+        Request(models={"m": None}, public_url="https://chat.example/").address
+        == "https://chat.example"
+    )

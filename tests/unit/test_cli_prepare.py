@@ -22,7 +22,9 @@ def _python(log: Log, code: str) -> None:
     log.run([sys.executable, "-c", code])
 
 
-def test_a_step_keeps_its_output_and_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_keeps_its_output_and_says_what_it_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     steps.run_together([step("one", "print('hello')")], tmp_path)
     assert "hello" in (tmp_path / "prepare-one.log").read_text()
     said = capsys.readouterr()
@@ -38,20 +40,28 @@ def test_what_is_not_needed_is_not_run(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_failure_is_one_line_with_the_reason_and_the_log(tmp_path: Path) -> None:
     with pytest.raises(CliError) as caught:
         steps.run_together(
-            [step("one", "print('ERROR: no such package'); print('bye'); raise SystemExit(3)")], tmp_path
+            [step("one", "print('ERROR: no such package'); print('bye'); raise SystemExit(3)")],
+            tmp_path,
         )
-    assert str(caught.value) == f"Step one failed: ERROR: no such package (log: {tmp_path / 'prepare-one.log'})"
+    assert (
+        str(caught.value)
+        == f"Step one failed: ERROR: no such package (log: {tmp_path / 'prepare-one.log'})"
+    )
 
 
 def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
-    code = "print('OSError: [Errno 28] No space left on device'); print('more'); raise SystemExit(1)"
+    code = (
+        "print('OSError: [Errno 28] No space left on device'); print('more'); raise SystemExit(1)"
+    )
     with pytest.raises(CliError, match="the disk is full"):
         steps.run_together([step("one", code)], tmp_path)
 
 
 def test_steps_run_at_the_same_time(tmp_path: Path) -> None:
     meeting = threading.Barrier(2, timeout=20)
-    both = [Step(name, name, lambda: True, lambda _log: meeting.wait() and None) for name in ("a", "b")]
+    both = [
+        Step(name, name, lambda: True, lambda _log: meeting.wait() and None) for name in ("a", "b")
+    ]
     steps.run_together(both, tmp_path)
 
 
@@ -89,7 +99,9 @@ def make_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_requirements_are_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_environment(tmp_path, monkeypatch)
     installed: list[str] = []
-    monkeypatch.setattr(venv, "pip_install", lambda _log, *arguments: installed.append(arguments[-1]))
+    monkeypatch.setattr(
+        venv, "pip_install", lambda _log, *arguments: installed.append(arguments[-1])
+    )
     for _ in range(2):
         steps.run_together([venv.step(["requirements.txt"])], tmp_path)
     assert len(installed) == 1
@@ -97,7 +109,9 @@ def test_requirements_are_installed_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert venv.outdated(["requirements.txt"]) == ["requirements.txt"]
 
 
-def test_an_interrupted_installation_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_installation_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_environment(tmp_path, monkeypatch)
     monkeypatch.setattr(venv, "pip_install", lambda *_: None)
     steps.run_together([venv.step(["requirements.txt"])], tmp_path)
@@ -109,7 +123,9 @@ def test_an_interrupted_installation_is_not_believed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(venv, "pip_install", dies)
     with pytest.raises(CliError):
         steps.run_together([venv.step(["requirements.txt"])], tmp_path)
-    (tmp_path / "requirements.txt").write_text("pika==1\n")  # back to what was installed to the end before
+    (tmp_path / "requirements.txt").write_text(
+        "pika==1\n"
+    )  # back to what was installed to the end before
     assert venv.outdated(["requirements.txt"]) == ["requirements.txt"]
 
 
@@ -152,7 +168,9 @@ def test_without_rights_the_command_to_type_is_told(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_help_needs_nothing_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_needs_nothing_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(launch, "VENV_PYTHON", Path("/nonexistent/python"))
     assert launch.main(["--help"]) == 0
     told = capsys.readouterr().out
@@ -162,18 +180,27 @@ def test_help_needs_nothing_installed(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize(
     ("asked", "name"),
-    [("gemma-3-270m", "gemma-3-270m"), ("org/model", "org/model"), ("/data/my-model", "my-model"), ("./m/", "m")],
+    [
+        ("gemma-3-270m", "gemma-3-270m"),
+        ("org/model", "org/model"),
+        ("/data/my-model", "my-model"),
+        ("./m/", "m"),
+    ],
 )
 def test_public_names_of_models(asked: str, name: str) -> None:
     assert Model(asked).name == name
 
 
 def test_a_full_disk_outside_of_a_step() -> None:
-    assert "disk is full" in str(explain_os_error(OSError(28, "No space left on device", "/data/x")))
+    assert "disk is full" in str(
+        explain_os_error(OSError(28, "No space left on device", "/data/x"))
+    )
 
 
 def test_the_two_preparation_locks_are_two_files_even_in_the_default_home() -> None:
-    assert home.read({}).models_lock != home.PREPARE_LOCK  # the same one, taken twice, would wait for itself
+    assert (
+        home.read({}).models_lock != home.PREPARE_LOCK
+    )  # the same one, taken twice, would wait for itself
 
 
 def machine(root: Path, drivers: int, files: int) -> Path:

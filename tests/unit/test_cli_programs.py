@@ -30,7 +30,9 @@ def test_the_tree_that_runs_here_is_joined(home: Home) -> None:
     assert record["engine"] == "echo"
 
 
-def test_what_runs_here_says_nothing_of_a_tree_elsewhere(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_here_says_nothing_of_a_tree_elsewhere(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CANOPY_AMQP_URL", "amqp://far/")
     assert programs._tree_to_join(home) == ("amqp://far/", None)
     monkeypatch.setenv("CANOPY_AMQP_URL", HERE)

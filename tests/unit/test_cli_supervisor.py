@@ -43,7 +43,9 @@ SECONDS = 20.0
 
 
 def program(name: str, code: str) -> Spec:
-    return Spec(name, [sys.executable, "-S", "-E", "-c", code], is_ready=lambda line: line == "ready")
+    return Spec(
+        name, [sys.executable, "-S", "-E", "-c", code], is_ready=lambda line: line == "ready"
+    )
 
 
 def beating(name: str) -> Spec:
@@ -139,7 +141,9 @@ async def test_one_rolling_restart_at_a_time(children: Supervisor) -> None:
         pass
 
 
-async def test_everything_ends_also_what_is_leaving(children: Supervisor, said: "asyncio.Queue[str]") -> None:
+async def test_everything_ends_also_what_is_leaving(
+    children: Supervisor, said: "asyncio.Queue[str]"
+) -> None:
     deaf = SERVES.replace("done.append", "print")
     await children.start_api(program("api", deaf))
     old = children.roster["api"]
@@ -254,7 +258,9 @@ async def test_an_error_of_our_own_in_a_keeper_is_seen(children: Supervisor) -> 
 # ---- signs of life
 
 
-async def test_a_frozen_process_is_replaced(children: Supervisor, said: "asyncio.Queue[str]") -> None:
+async def test_a_frozen_process_is_replaced(
+    children: Supervisor, said: "asyncio.Queue[str]"
+) -> None:
     children._frozen_seconds = 2.5
     await children._start(Kept("nodes", beating("n1")))
     first = children.pid("n1")
@@ -307,15 +313,21 @@ async def test_a_dead_event_loop_says_where_it_is_and_is_replaced(
     children: Supervisor, home: Home, said: "asyncio.Queue[str]"
 ) -> None:
     children._frozen_seconds = 2.5
-    stuck = BEATS.replace("    await beats\n", "    await asyncio.sleep(1)\n    computes_for_ever()\n")
+    stuck = BEATS.replace(
+        "    await beats\n", "    await asyncio.sleep(1)\n    computes_for_ever()\n"
+    )
     stuck = "def computes_for_ever():\n    while True: pass\n" + stuck
-    await children._start(Kept("nodes", dataclasses.replace(beating("n1"), command=[sys.executable, "-c", stuck])))
+    await children._start(
+        Kept("nodes", dataclasses.replace(beating("n1"), command=[sys.executable, "-c", stuck]))
+    )
     await heard(said, "n1 gives no sign of life")
     await heard(said, "n1 ended (SIGKILL)")
     assert "in computes_for_ever" in (home.logs / "n1.log").read_text()
 
 
-async def test_what_does_not_answer_is_replaced(children: Supervisor, said: "asyncio.Queue[str]") -> None:
+async def test_what_does_not_answer_is_replaced(
+    children: Supervisor, said: "asyncio.Queue[str]"
+) -> None:
     children._frozen_seconds = 2.0
     alive = asyncio.Event()
     alive.set()
@@ -353,7 +365,9 @@ def test_a_process_that_starts_has_longer() -> None:
 
 
 @pytest.mark.parametrize("nonsense", ["1", "-5", "x", "nan", "inf", "1e9"])
-def test_the_limit_of_silence_is_a_sensible_number(nonsense: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_silence_is_a_sensible_number(
+    nonsense: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CANOPY_FROZEN_SECONDS", nonsense)
     with pytest.raises(CliError, match="CANOPY_FROZEN_SECONDS must be from 5"):
         frozen_seconds()

@@ -32,7 +32,9 @@ async def test_a_request_that_ended_leaves_nothing() -> None:
         await until(lambda: streams() == before)
 
 
-async def test_cancels_are_remembered_until_they_may_be_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancels_are_remembered_until_they_may_be_said_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(broker_client, "TELL_AGAIN_SECONDS", 0.0)
     async with Cluster() as cluster:
         await cluster.add("root")
@@ -45,7 +47,9 @@ async def test_models_that_do_not_exist_are_forgotten() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
         for number in range(3):
-            job = Job(request_id="a", model=f"invented {number}", reply_to="", created=0.0, prompt="p")
+            job = Job(
+                request_id="a", model=f"invented {number}", reply_to="", created=0.0, prompt="p"
+            )
             with pytest.raises(NoTree):
                 await cluster.client.submit(job)
         assert not cluster.client._streams

@@ -43,7 +43,9 @@ class WallClock:
 def change(monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...]) -> WallClock:
     clock = WallClock()
     for module in modules:
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(time=clock.time, monotonic=time.monotonic))
+        monkeypatch.setattr(
+            f"{module}.time", SimpleNamespace(time=clock.time, monotonic=time.monotonic)
+        )
     return clock
 
 
@@ -68,7 +70,9 @@ async def serve_through(cluster: Cluster, jump: Any) -> None:
 
 
 @pytest.mark.parametrize("modules", [NODE_MODULES, API_MODULES, NODE_MODULES + API_MODULES])
-@pytest.mark.parametrize(("before", "after"), [(TWO_HOURS, TWO_HOURS), (-TWO_HOURS, TWO_HOURS), (TWO_HOURS, 0.0)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(TWO_HOURS, TWO_HOURS), (-TWO_HOURS, TWO_HOURS), (TWO_HOURS, 0.0)]
+)
 async def test_no_wall_clock_ends_a_job(
     monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...], before: float, after: float
 ) -> None:
@@ -93,8 +97,12 @@ def test_time_left_is_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expiry(msgspec.structs.replace(job, seconds_left=None)) is None
 
 
-def test_a_deadline_of_a_former_version_is_read_and_not_sent_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.deadline.time", SimpleNamespace(time=lambda: 1000.0, monotonic=lambda: 5.0))
+def test_a_deadline_of_a_former_version_is_read_and_not_sent_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "broker.deadline.time", SimpleNamespace(time=lambda: 1000.0, monotonic=lambda: 5.0)
+    )
     job = Job(request_id="a", model="m", reply_to="q", created=0.0, prompt="p", deadline=1060.0)
     expires = expiry(job)
     assert expires == 65.0
@@ -187,7 +195,11 @@ def test_the_drawn_tree_says_whose_clock_is_off() -> None:
         [{"source": "canopy.jobs", "destination": "canopy.node.root", "routing_key": "tiny"}],
         [{"name": "canopy.node.root"}, {"name": "canopy.inbox.root"}],
     )
-    states = {"root": node_state("root", engine="none", parent=None, warning="x: its counters were ignored")}
+    states = {
+        "root": node_state(
+            "root", engine="none", parent=None, warning="x: its counters were ignored"
+        )
+    }
     (root,) = tree(edges, states, {}, now=1e9, clock_differences={"root": -TWO_HOURS})["nodes"]
     assert root["clock_difference"] == -TWO_HOURS
     line = _line(root)
@@ -196,7 +208,9 @@ def test_the_drawn_tree_says_whose_clock_is_off() -> None:
 
 
 @pytest.mark.parametrize("jump", [TWO_HOURS, -TWO_HOURS, 1.0])
-def test_a_process_is_known_again_when_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+def test_a_process_is_known_again_when_the_clock_was_set(
+    monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
     recorded, identity = Recorded.of("me", os.getpid()), process.identity()
     assert recorded.process() is not None
     began, booted = psutil.Process.create_time, psutil.boot_time

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.dispatch import QUIET_SECONDS, Child, Dispatcher, Forward, Hold, HoldHigh, Paper, Run, natural
+from topology.dispatch import (
+    QUIET_SECONDS,
+    Child,
+    Dispatcher,
+    Forward,
+    Hold,
+    HoldHigh,
+    Paper,
+    Run,
+    natural,
+)
 from topology.tree import BadEdge, check_attach, orphans
 
 ARTICLE_TREE = {"root": ["n1"], "n1": ["n2", "n3"], "n2": ["n4", "n5"], "n3": ["n6", "n7"]}
@@ -145,16 +155,22 @@ def test_hold_high_heals_after_a_restart_and_after_more_than_was_sent() -> None:
     root = Dispatcher(0, HoldHigh())
     root.put_child(Child("n1", slots=1, free=1, received=5, boot="a", number=7))
     root.forwarded("n1")
-    root.put_child(Child("n1", slots=1, free=1, received=0, boot="b"))  # started again: counts from the beginning
+    root.put_child(
+        Child("n1", slots=1, free=1, received=0, boot="b")
+    )  # started again: counts from the beginning
     assert root.decide() == Forward("n1")
-    root.put_child(Child("n1", slots=1, free=1, received=9, boot="b", number=1))  # jobs that came another way
+    root.put_child(
+        Child("n1", slots=1, free=1, received=9, boot="b", number=1)
+    )  # jobs that came another way
     assert root.decide() == Forward("n1")
 
 
 def test_counters_that_come_late_or_twice_change_nothing() -> None:
     root = Dispatcher(0, HoldHigh())
     early, late = (
-        Child("n1", slots=2, free=free, received=received, finished=finished, boot="a", number=number)
+        Child(
+            "n1", slots=2, free=free, received=received, finished=finished, boot="a", number=number
+        )
         for number, free, received, finished in ((1, 2, 0, 0), (2, 1, 4, 3))
     )
     root.put_child(early)
@@ -207,7 +223,10 @@ def test_hold_high_passes_over_a_draining_subtree() -> None:
     assert root.decide() == Hold("every node below is draining")
 
 
-@given(free=st.dictionaries(st.integers(1, 20), st.integers(0, 5), min_size=1, max_size=8), jobs=st.integers(0, 60))
+@given(
+    free=st.dictionaries(st.integers(1, 20), st.integers(0, 5), min_size=1, max_size=8),
+    jobs=st.integers(0, 60),
+)
 def test_hold_high_never_sends_more_than_is_free(free: dict[int, int], jobs: int) -> None:
     root = Dispatcher(0, HoldHigh())
     for number, slots in free.items():
@@ -225,14 +244,31 @@ def test_a_dead_nodes_queue_goes_to_its_nearest_living_ancestor() -> None:
     registered = ["root", "n1", "n2", "n3", "n8"]
     lost = {"n8": "root"}  # its way up is broken
     assert orphans(parents, ["root"], registered, ["root", "n1", "n2", "n3"]) == lost
-    assert orphans(parents, ["root"], registered, ["root", "n1"]) == {"n2": "n1", "n3": "n1", **lost}
-    assert orphans(parents, ["root"], registered, ["root"]) == {"n1": "root", "n2": "root", "n3": "root", **lost}
+    assert orphans(parents, ["root"], registered, ["root", "n1"]) == {
+        "n2": "n1",
+        "n3": "n1",
+        **lost,
+    }
+    assert orphans(parents, ["root"], registered, ["root"]) == {
+        "n1": "root",
+        "n2": "root",
+        "n3": "root",
+        **lost,
+    }
     assert orphans(parents, ["root"], registered, []) == {}
-    assert orphans(parents, ["root", "root-b"], registered, ["root", "root-b", "n1"]) == {"n2": "n1", "n3": "n1"}
+    assert orphans(parents, ["root", "root-b"], registered, ["root", "root-b", "n1"]) == {
+        "n2": "n1",
+        "n3": "n1",
+    }
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(("send", "arrive", "finish", "report", "hear")), st.integers(0, 9)), max_size=80)
+    st.lists(
+        st.tuples(
+            st.sampled_from(("send", "arrive", "finish", "report", "hear")), st.integers(0, 9)
+        ),
+        max_size=80,
+    )
 )
 def test_counters_heal_whatever_is_lost_doubled_or_late(events: list[tuple[str, int]]) -> None:
     """However reports are dropped, repeated or reordered: after the newest one the parent knows what is true."""

@@ -35,7 +35,9 @@ async def test_a_large_job_that_waits_and_is_moved_arrives_whole() -> None:
     async with Cluster(HoldHigh) as cluster:
         root = await cluster.add("root")
         text = "word " * LARGE_BYTES
-        job = Job(request_id="a", model="m", reply_to="", created=0.0, prompt=text, seconds_left=60.0)
+        job = Job(
+            request_id="a", model="m", reply_to="", created=0.0, prompt=text, seconds_left=60.0
+        )
         await cluster.client.submit(job)
         await until(lambda: len(root.jobs.waiting) == 1)
         held = next(iter(root.jobs.waiting))
@@ -59,14 +61,18 @@ async def test_waiting_prompts_cost_their_size_twice_and_nothing_afterwards(lett
             streams = []
             for number in range(jobs):
                 prompt = letter * letters + str(number)
-                job = Job(request_id=f"r{number}", model="m", reply_to="", created=0.0, prompt=prompt)
+                job = Job(
+                    request_id=f"r{number}", model="m", reply_to="", created=0.0, prompt=prompt
+                )
                 streams.append(await cluster.client.submit(job))
             del job, prompt
             await until(lambda: len(root.jobs.waiting) == jobs)
             text = jobs * sys.getsizeof(letter * letters)
             message = jobs * letters * len(letter.encode())
             waiting = tracemalloc.get_traced_memory()[0]
-            assert waiting < 1.1 * (text + 1.5 * message)  # msgspec's buffer grows by halves, and is not cut
+            assert waiting < 1.1 * (
+                text + 1.5 * message
+            )  # msgspec's buffer grows by halves, and is not cut
             for stream in streams:
                 await stream.aclose()
             del stream, streams

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from tests.unit.raw_http import SECONDS, Echo, Response, read_responses, serving
 
-BAIT = b"POST /hidden HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"  # a body that is a request
+BAIT = (
+    b"POST /hidden HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"  # a body that is a request
+)
 UPGRADES = (
     b"",
     b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n",
@@ -27,7 +29,11 @@ class Sent:
 
 
 bodies = st.one_of(
-    st.just(b""), st.just(BAIT), st.just(b"0\r\n\r\n" + BAIT), st.binary(max_size=300), st.just(b"\r\n" * 5)
+    st.just(b""),
+    st.just(BAIT),
+    st.just(b"0\r\n\r\n" + BAIT),
+    st.binary(max_size=300),
+    st.just(b"\r\n" * 5),
 )
 
 
@@ -89,7 +95,10 @@ def test_every_request_is_received_once_and_whole(data: st.DataObject) -> None:
     last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     wire = b"".join(request.wire for request in asked) + last
     echo, responses = asyncio.run(talk(data.draw(packets(wire))))
-    assert echo.requests == [*(("POST", "/seen", request.body) for request in asked), ("GET", "/last", b"")]
+    assert echo.requests == [
+        *(("POST", "/seen", request.body) for request in asked),
+        ("GET", "/last", b""),
+    ]
     assert [response.status for response in responses] == [200] * (len(asked) + 1)
 
 
@@ -103,7 +112,9 @@ def test_a_damaged_request_is_the_last_one(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(wire) - 1))
     wire[place] = data.draw(st.integers(0, 255))
     # An end that closes whatever the damage left open, without being a request itself.
-    echo, responses = asyncio.run(talk([*data.draw(packets(bytes(wire))), b"\r\n\r\n\0\r\n\r\n" * 700]))
+    echo, responses = asyncio.run(
+        talk([*data.draw(packets(bytes(wire))), b"\r\n\r\n\0\r\n\r\n" * 700])
+    )
     refused = [response.status for response in responses if response.status != 200]
     assert len(refused) <= 1
     assert [response.status for response in responses][-len(refused) :] == refused or not refused

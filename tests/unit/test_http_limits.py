@@ -8,7 +8,15 @@ import pytest
 
 from api.server.limits import Connections, Limits, is_within, peer_of
 from api.server.serve import within_files
-from tests.unit.raw_http import SECONDS, Echo, Site, exchange, read_response, read_responses, serving
+from tests.unit.raw_http import (
+    SECONDS,
+    Echo,
+    Site,
+    exchange,
+    read_response,
+    read_responses,
+    serving,
+)
 
 SMALL = Limits(head_seconds=0.2, body_seconds=0.2, stalled_seconds=0.3)
 NOBODY = ()
@@ -25,13 +33,18 @@ HEAD = b"GET /a HTTP/1.1\r\nHost: x\r\n"
         (HEAD + b"a" * 400_000, 431),
         (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
         (b"GET /" + b"a" * 400_000, 414),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"a" * 400_000, 431),
         (
-            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"a" * 400_000,
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"a" * 400_000,
             431,
         ),
         (
-            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: a\r\n" * 9000,
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: "
+            + b"a" * 400_000,
+            431,
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+            + b"X: a\r\n" * 9000,
             431,
         ),
     ],
@@ -200,7 +213,9 @@ async def test_bodies_behind_an_unfinished_answer_are_bounded() -> None:
         while not echo.requests:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         [protocol] = server.connections
-        writer.write(b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n" + b"a" * 3_000_000)
+        writer.write(
+            b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n" + b"a" * 3_000_000
+        )
         protocol.flow.resume_reading()
         await asyncio.sleep(0.1)
         for _ in range(40):

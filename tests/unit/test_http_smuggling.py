@@ -39,7 +39,9 @@ def statuses(responses: list[Response]) -> list[int]:
     return [response.status for response in responses]
 
 
-@pytest.mark.parametrize("upgrade", [H2C, WEBSOCKET, b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n"])
+@pytest.mark.parametrize(
+    "upgrade", [H2C, WEBSOCKET, b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n"]
+)
 @pytest.mark.parametrize("framing", ["sized", "chunked"])
 @pytest.mark.parametrize("cut", [0, 1, 20, 10_000])
 async def test_an_upgrade_is_ignored_and_its_body_belongs_to_it(
@@ -143,7 +145,9 @@ BAD_CHUNKS = {
 
 @pytest.mark.parametrize("upgrade", [b"", H2C], ids=["plain", "h2c"])
 @pytest.mark.parametrize("body", BAD_CHUNKS.values(), ids=BAD_CHUNKS.keys())
-async def test_bad_chunks_are_refused_once(site: tuple[Site, Echo], body: bytes, upgrade: bytes) -> None:
+async def test_bad_chunks_are_refused_once(
+    site: tuple[Site, Echo], body: bytes, upgrade: bytes
+) -> None:
     server, echo = site
     head = post(upgrade + b"Transfer-Encoding: chunked\r\n")
     answers = await exchange(server, head + body + HIDDEN, HIDDEN)
@@ -183,9 +187,13 @@ async def test_trailers_do_not_become_headers() -> None:
         (b"GET /\xff HTTP/1.1", 400),
     ],
 )
-async def test_what_is_no_request_here_is_refused(site: tuple[Site, Echo], request_line: bytes, status: int) -> None:
+async def test_what_is_no_request_here_is_refused(
+    site: tuple[Site, Echo], request_line: bytes, status: int
+) -> None:
     server, echo = site
-    assert statuses(await exchange(server, request_line + b"\r\nHost: x\r\n\r\n" + HIDDEN)) == [status]
+    assert statuses(await exchange(server, request_line + b"\r\nHost: x\r\n\r\n" + HIDDEN)) == [
+        status
+    ]
     assert echo.requests == []
 
 
@@ -199,7 +207,9 @@ async def test_pipelined_requests_are_answered_in_order(site: tuple[Site, Echo])
     server, echo = site
     many = b"".join(post(sized(b"hello"), b"/%d" % number) + b"hello" for number in range(20))
     answers = await exchange(server, many, LAST)
-    assert [answer.body.split()[1] for answer in answers] == [b"/%d" % n for n in range(20)] + [b"/last"]
+    assert [answer.body.split()[1] for answer in answers] == [b"/%d" % n for n in range(20)] + [
+        b"/last"
+    ]
     assert len(echo.requests) == 21
 
 

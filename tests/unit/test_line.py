@@ -155,14 +155,18 @@ operation = st.one_of(
 
 
 @given(st.lists(operation, max_size=60))
-def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(operations: list[tuple]) -> None:
+def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(
+    operations: list[tuple],
+) -> None:
     line: Line[int] = Line()
     waiting: dict[int, Ticket[int]] = {}
     last: Ticket[int] | None = None
     for number, (what, *words) in enumerate(operations):
         if what == "add":
             user, job_class, work, share, first = words
-            waiting[number] = line.add(number, user=user, job_class=job_class, work=work, share=share, first=first)
+            waiting[number] = line.add(
+                number, user=user, job_class=job_class, work=work, share=share, first=first
+            )
         elif what == "take":
             last = line.take(lambda user, allowed=words[0]: user in allowed)
             if last is not None:
@@ -183,7 +187,9 @@ def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(op
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 20)), min_size=1, max_size=80),
     st.integers(0, 80),
 )
-def test_two_who_always_wait_differ_by_no_more_than_a_job_each(jobs: list[tuple[str, int]], count: int) -> None:
+def test_two_who_always_wait_differ_by_no_more_than_a_job_each(
+    jobs: list[tuple[str, int]], count: int
+) -> None:
     """The fairness bound of start-time fair queueing: |W_a/r_a - W_b/r_b| <= l_a/r_a + l_b/r_b while both wait."""
     line: Line[int] = Line()
     left = Counter(user for user, _ in jobs)

@@ -11,7 +11,9 @@ from worker.engines.transformers.mailbox import Mailbox
 from worker.gate import Gate
 from worker.run import JobRun
 
-ONE, TWO, THREE = (TokenLogprob(token, -0.5, ((token, -0.5),)) for token in (b"a", b"\xf0\x9f", b"\x8c\xb3"))
+ONE, TWO, THREE = (
+    TokenLogprob(token, -0.5, ((token, -0.5),)) for token in (b"a", b"\xf0\x9f", b"\x8c\xb3")
+)
 JOB = Job(request_id="r", model="m", reply_to="q", created=0, prompt="x")
 
 

@@ -22,7 +22,9 @@ def stream(name: str, forgotten: list[str]) -> Stream:
 def test_every_stream_is_read_to_its_end_in_its_order(data: Any) -> None:
     count = data.draw(some.integers(1, 4))
     left = [data.draw(some.integers(0, 4)) for _ in range(count)]
-    order = data.draw(some.permutations([n for n, pieces in enumerate(left) for _ in range(pieces + 2)]))
+    order = data.draw(
+        some.permutations([n for n, pieces in enumerate(left) for _ in range(pieces + 2)])
+    )
     pauses = data.draw(some.lists(some.booleans(), min_size=len(order), max_size=len(order)))
 
     async def run() -> None:
@@ -56,9 +58,14 @@ def test_every_stream_is_read_to_its_end_in_its_order(data: Any) -> None:
         told: defaultdict[str, str] = defaultdict(str)
         for frame in read:
             assert not told[frame.request_id].endswith("end")
-            told[frame.request_id] += {Start: "start ", Finished: "end"}.get(type(frame), getattr(frame, "text", ""))
+            told[frame.request_id] += {Start: "start ", Finished: "end"}.get(
+                type(frame), getattr(frame, "text", "")
+            )
         for number, pieces in enumerate(left):
-            assert told[str(number)] == "start " + "".join(f"{n} " for n in range(1, pieces + 1)) + "end"
+            assert (
+                told[str(number)]
+                == "start " + "".join(f"{n} " for n in range(1, pieces + 1)) + "end"
+            )
         assert sorted(forgotten) == [str(n) for n in range(count)]
 
     asyncio.run(run())

@@ -31,7 +31,9 @@ async def test_an_answer_streams_back() -> None:
         assert frames[-1] == Finished(
             request_id="a", seq=frames[-1].seq, reason="stop", prompt_tokens=1, completion_tokens=2
         )
-        await until(lambda: not cluster.sessions["n1"].unsettled and not cluster.sessions["root"].unsettled)
+        await until(
+            lambda: not cluster.sessions["n1"].unsettled and not cluster.sessions["root"].unsettled
+        )
 
 
 async def test_article_example_on_real_nodes() -> None:
@@ -152,7 +154,10 @@ async def test_the_deadline_ends_a_job_that_waits_and_one_that_runs() -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(EngineError("too_long", "5000 tokens, at most 4096"), "too_long"), (RuntimeError("bug"), "internal")],
+    [
+        (EngineError("too_long", "5000 tokens, at most 4096"), "too_long"),
+        (RuntimeError("bug"), "internal"),
+    ],
 )
 async def test_a_failing_engine_fails_that_job_alone(error: Exception, code: str) -> None:
     async with Cluster() as cluster:
@@ -205,14 +210,18 @@ async def test_a_lost_session_starts_the_back_off_anew(monkeypatch: pytest.Monke
     monkeypatch.setattr(life, "RECONNECT_SECONDS", (0.001, 600.0))
     async with Cluster() as cluster:
         await cluster.add("root")
-        for _ in range(15):  # doubled each time, the last pause alone would outlast the deadline of `until`
+        for _ in range(
+            15
+        ):  # doubled each time, the last pause alone would outlast the deadline of `until`
             lost = cluster.sessions["root"]
             lost.lose(ConnectionLost("cut"))
             await until(lambda: cluster.sessions["root"] is not lost)  # noqa: B023
             await until(lambda: cluster.nodes["root"].status == "idle")
 
 
-async def test_a_parent_that_is_missing_is_looked_for_often(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_parent_that_is_missing_is_looked_for_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """After the broker's restart each level of the tree waits for the one above it."""
     monkeypatch.setattr(life, "RECONNECT_SECONDS", (0.001, 600.0))
     monkeypatch.setattr(life, "PARENT_SECONDS", 0.001)
@@ -226,7 +235,9 @@ async def test_a_parent_that_is_missing_is_looked_for_often(monkeypatch: pytest.
         def often() -> bool:
             if cluster.sessions["n1"] is not tried[-1]:
                 tried.append(cluster.sessions["n1"])
-            return len(tried) > 15  # doubled each time, the pauses before would outlast the deadline of `until`
+            return (
+                len(tried) > 15
+            )  # doubled each time, the pauses before would outlast the deadline of `until`
 
         await until(often)
         await cluster.add("root")
@@ -298,7 +309,12 @@ async def test_children_of_a_dead_inner_node_hang_below_its_parent_until_it_is_b
         await cluster.article_tree()
         await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
         await cluster.kill("n2")
-        await until(lambda: cluster.nodes["n1"].dispatcher.child("n4") and cluster.nodes["n1"].dispatcher.child("n5"))
+        await until(
+            lambda: (
+                cluster.nodes["n1"].dispatcher.child("n4")
+                and cluster.nodes["n1"].dispatcher.child("n5")
+            )
+        )
         streams = [await cluster.ask(f"j{number}") for number in range(4)]
         await until(lambda: all(cluster.where(f"j{number}") for number in range(4)))
         assert {cluster.where(f"j{number}") for number in range(4)} == {"n1", "n3", "n4", "n5"}
@@ -306,7 +322,11 @@ async def test_children_of_a_dead_inner_node_hang_below_its_parent_until_it_is_b
         await cluster.nodes["n4"].relatives.go_home()
         await cluster.nodes["n5"].relatives.go_home()
         await until(lambda: len(cluster.nodes["n2"].dispatcher.children) == 2)
-        await until(lambda: [child.name for child in cluster.nodes["n1"].dispatcher.children] == ["n2", "n3"])
+        await until(
+            lambda: (
+                [child.name for child in cluster.nodes["n1"].dispatcher.children] == ["n2", "n3"]
+            )
+        )
         for stream in streams:
             name = cluster.where(stream.request_id)
             cluster.engine(str(name)).finish(stream.request_id)
@@ -358,10 +378,14 @@ async def test_a_foreign_message_is_dead_lettered_with_the_reason() -> None:
         dead = cluster.broker.queues[names.DEAD_QUEUE].ready[0]
         assert dead.body == b"not a job"
         assert "undecodable" in str(dead.headers["reason"])
-        misled = Job(request_id="a", model="m", reply_to=names.node("root"), created=0.0, prompt="p")
+        misled = Job(
+            request_id="a", model="m", reply_to=names.node("root"), created=0.0, prompt="p"
+        )
         cluster.broker.put("", names.node("root"), encode(misled))
         await until(lambda: len(cluster.broker.queues[names.DEAD_QUEUE].ready) == 2)
-        assert "no reply queue" in str(cluster.broker.queues[names.DEAD_QUEUE].ready[1].headers["reason"])
+        assert "no reply queue" in str(
+            cluster.broker.queues[names.DEAD_QUEUE].ready[1].headers["reason"]
+        )
         cluster.broker.put("", names.inbox("root"), b"\xff")
         await cluster.add("n1", "root")
 
@@ -387,12 +411,16 @@ async def test_a_thousand_requests_get_each_its_own_answer() -> None:
         for number in range(4):
             await cluster.add(f"n{number}", "root", slots=250)
         streams = await asyncio.gather(*(cluster.ask(f"r{number}") for number in range(1000)))
-        await until(lambda: sum(len(cluster.engine(f"n{number}").steps) for number in range(4)) == 1000)
+        await until(
+            lambda: sum(len(cluster.engine(f"n{number}").steps) for number in range(4)) == 1000
+        )
         for stream in streams:
             engine = cluster.engine(str(cluster.where(stream.request_id)))
             engine.say(stream.request_id, f"for {stream.request_id}")
             engine.finish(stream.request_id)
-        for stream, (text, _) in zip(streams, await asyncio.gather(*map(read, streams)), strict=True):
+        for stream, (text, _) in zip(
+            streams, await asyncio.gather(*map(read, streams)), strict=True
+        ):
             assert text == f"for {stream.request_id}"
 
 
@@ -455,7 +483,9 @@ async def test_a_node_has_the_slots_that_its_engine_has_found_out() -> None:
         root = await cluster.add("root")
         told: list[int] = []
         hear = root.relatives.on_capacity
-        root.relatives.on_capacity = lambda capacity: (told.append(capacity.slots), hear(capacity))[1]  # type: ignore[method-assign]
+        root.relatives.on_capacity = lambda capacity: (told.append(capacity.slots), hear(capacity))[
+            1
+        ]  # type: ignore[method-assign]
         engine = MeasuringEngine(3)
         adding = asyncio.create_task(cluster.add("n1", "root", engine=engine))
         await until(lambda: cluster.client.nodes().get("n1"))
@@ -474,7 +504,9 @@ async def test_a_node_has_the_slots_that_its_engine_has_found_out() -> None:
             await read(stream)
 
 
-async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two jobs whose node died wait for their readers, in slots of another one, while its engine is started again."""
     async with Cluster(HoldHigh) as cluster:
         root = await cluster.add("root")
@@ -522,9 +554,17 @@ async def test_hold_high_keeps_the_backlog_at_the_root_and_any_free_slot_takes_t
         await until(lambda: cluster.nodes["root"].state().held == 3)
         await until(lambda: all(cluster.where(f"j{number}") for number in range(7)))
         assert sum(node.state().held for node in cluster.nodes.values()) == 3
-        for leaf in ("n6", "n1", "n4"):  # a leaf, the top, another leaf: whoever is free takes the oldest
+        for leaf in (
+            "n6",
+            "n1",
+            "n4",
+        ):  # a leaf, the top, another leaf: whoever is free takes the oldest
             before = set(cluster.engine(leaf).started)
             cluster.engine(leaf).finish(next(iter(cluster.engine(leaf).steps)))
             await until(lambda: set(cluster.engine(leaf).started) - before)  # noqa: B023
         assert cluster.nodes["root"].state().held == 0
-        assert [cluster.engine(name).started[-1] for name in ("n6", "n1", "n4")] == ["j7", "j8", "j9"]
+        assert [cluster.engine(name).started[-1] for name in ("n6", "n1", "n4")] == [
+            "j7",
+            "j8",
+            "j9",
+        ]

@@ -17,7 +17,9 @@ async def test_a_node_of_another_model_is_refused_before_it_loads_anything() -> 
         root = await cluster.add("root")
         await cluster.add("n1", "root")
         engine = HandEngine("other", 1)
-        with pytest.raises(Unwanted, match="root serves m; this node serves other: start it with --model m"):
+        with pytest.raises(
+            Unwanted, match="root serves m; this node serves other: start it with --model m"
+        ):
             await cluster.add("x", "root", engine=engine, model="other")
         assert engine.starts == 0
         assert root.dispatcher.child("x") is None
@@ -36,7 +38,9 @@ async def test_a_node_that_is_moved_below_another_model_goes_back() -> None:
         node = await cluster.add("n1", "root")
         other = await cluster.add("root-other", model="other")
         assert await cluster.client.control("n1", Attach(parent="root-other"))
-        await until(lambda: "root-other serves other" in node.state().warning and node.parent == "root")
+        await until(
+            lambda: "root-other serves other" in node.state().warning and node.parent == "root"
+        )
         await until(lambda: cluster.nodes["root"].dispatcher.child("n1"))
         assert other.dispatcher.child("n1") is None
         stream = await cluster.ask("a")

@@ -61,7 +61,9 @@ async def test_batch_waits_for_interactive_and_work_is_what_counts(cluster: Clus
     assert order.index("short2") < order.index("long1")
 
 
-async def test_a_user_runs_no_more_than_the_cap_wherever_there_are_free_slots(cluster: Cluster) -> None:
+async def test_a_user_runs_no_more_than_the_cap_wherever_there_are_free_slots(
+    cluster: Cluster,
+) -> None:
     await cluster.add("root", user_jobs=2)
     await cluster.add("n1", "root", slots=2)
     await cluster.add("n2", "root", slots=2)

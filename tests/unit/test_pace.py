@@ -44,7 +44,9 @@ def test_time_that_passes_brings_the_start_nearer() -> None:
     pace = Pace()
     now = run(pace, slots=2, seconds=4.0, rounds=3)
     assert starts(pace, now + 3, 2, [1.0]) == pytest.approx([1.0])
-    assert starts(pace, now + 30, 2, [1.0])[0] > 0, "a job that should have ended will not take for ever, but a while"
+    assert starts(pace, now + 30, 2, [1.0])[0] > 0, (
+        "a job that should have ended will not take for ever, but a while"
+    )
 
 
 def test_more_work_takes_longer() -> None:

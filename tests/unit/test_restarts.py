@@ -46,7 +46,10 @@ def stream_of(*frames: AnyFrame) -> Stream:
 def run(attempt: int, *texts: str, boot: str = "b1") -> list[AnyFrame]:
     """The frames of a run that does not end."""
     start = Start(request_id="a", attempt=attempt, node="n1", boot=boot)
-    deltas = [Delta(request_id="a", attempt=attempt, seq=seq, text=text) for seq, text in enumerate(texts, 1)]
+    deltas = [
+        Delta(request_id="a", attempt=attempt, seq=seq, text=text)
+        for seq, text in enumerate(texts, 1)
+    ]
     return [start, *deltas]
 
 
@@ -68,7 +71,9 @@ async def test_only_begun_runs_of_dead_nodes_count_against_a_job() -> None:
     asking = Asking(request_id="a", node="n2", boot="b2", number=1)
     assert stream.grant(asking).faults == ()  # nothing had begun
     stream.push(Start(request_id="a", attempt=2, node="n2", boot="b2"))
-    assert stream.grant(asking).faults == ()  # the same life of the node: only its connection was lost
+    assert (
+        stream.grant(asking).faults == ()
+    )  # the same life of the node: only its connection was lost
     stream.push(Start(request_id="a", attempt=3, node="n2", boot="b2"))
     stream.push(Interrupted(request_id="a", attempt=3, seq=1, reason="the node is leaving"))
     assert stream.grant(msgspec.structs.replace(asking, boot="b3")).faults == ()
@@ -111,7 +116,9 @@ async def test_a_job_that_kills_its_nodes_is_given_up_and_its_neighbours_are_not
         _, frames = await read(poison)
         assert isinstance(frames[-1], Failed)
         assert frames[-1].code == "given_up"
-        assert "n0 died while it ran; n1 died while it ran; n2 died while it ran" in frames[-1].message
+        assert (
+            "n0 died while it ran; n1 died while it ran; n2 died while it ran" in frames[-1].message
+        )
         dead = cluster.broker.queues[names.DEAD_QUEUE].ready[0]
         assert decode(dead.body, Job).request_id == "poison"
         assert dead.headers["trail"][-1] == "n3"  # type: ignore[index]
@@ -183,7 +190,9 @@ class Sick(HandEngine):
         await super().start()
 
 
-async def test_a_node_without_a_working_engine_says_so_and_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_without_a_working_engine_says_so_and_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(care, "RESTART_SECONDS", (0.01, 0.01))
     async with Cluster() as cluster:
         await cluster.add("root")
@@ -224,7 +233,9 @@ async def test_a_job_that_came_twice_is_run_once() -> None:
         cluster.engine("n1").say("a", "half")
         await until(lambda: stream.text == "half")
         # as after a parent that died between the confirm of its forwarding and its acknowledgement
-        cluster.broker.put("", names.node("n1"), encode(msgspec.structs.replace(first, restarted=True)))
+        cluster.broker.put(
+            "", names.node("n1"), encode(msgspec.structs.replace(first, restarted=True))
+        )
         await until(lambda: cluster.engine("n1").jobs["a"].attempt == 2)
         await until(lambda: cluster.nodes["n1"].dispatcher.running == 1)
         cluster.engine("n1").say("a", " and half")
@@ -244,12 +255,20 @@ async def test_a_copy_of_a_job_that_has_ended_is_dropped() -> None:
         cluster.engine("n1").finish("a")
         await read(stream)
         for restarted in (True, False):
-            cluster.broker.put("", names.node("root"), encode(msgspec.structs.replace(copy, restarted=restarted)))
-        await until(lambda: cluster.nodes["n1"].dispatcher.received == 3 and not cluster.nodes["n1"].jobs.busy)
+            cluster.broker.put(
+                "", names.node("root"), encode(msgspec.structs.replace(copy, restarted=restarted))
+            )
+        await until(
+            lambda: (
+                cluster.nodes["n1"].dispatcher.received == 3 and not cluster.nodes["n1"].jobs.busy
+            )
+        )
         await until(lambda: not cluster.sessions["n1"].unsettled)
 
 
-async def test_a_leaving_node_interrupts_what_runs_and_nobody_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_leaving_node_interrupts_what_runs_and_nobody_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("worker.life.GRACE_SECONDS", 0.05)
     async with Cluster() as cluster:
         await cluster.add("root")
@@ -369,10 +388,14 @@ async def test_a_stream_outlives_the_connection_of_its_reader() -> None:
         _, frames = await read(waiting)
         assert isinstance(frames[-1], Finished)
         assert stream.faults == waiting.faults == ()
-        await until(lambda: not cluster.sessions["n1"].unsettled and not cluster.sessions["root"].unsettled)
+        await until(
+            lambda: not cluster.sessions["n1"].unsettled and not cluster.sessions["root"].unsettled
+        )
 
 
-async def test_a_stream_does_not_wait_for_a_broker_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_does_not_wait_for_a_broker_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(broker_client, "PATIENCE_SECONDS", 0.0)
     async with Cluster() as cluster:
         await cluster.add("root")
@@ -396,8 +419,12 @@ async def test_during_an_alarm_a_job_is_refused_at_once(monkeypatch: pytest.Monk
         with pytest.raises(Unavailable, match="memory or disk"):
             await cluster.ask("a")
         session.alarm(False)
-        monkeypatch.setattr(session, "publish", lambda *_, **__: asyncio.get_running_loop().create_future())
-        asking = asyncio.create_task(cluster.ask("b"))  # the alarm comes while the broker has not confirmed
+        monkeypatch.setattr(
+            session, "publish", lambda *_, **__: asyncio.get_running_loop().create_future()
+        )
+        asking = asyncio.create_task(
+            cluster.ask("b")
+        )  # the alarm comes while the broker has not confirmed
         await until(lambda: cluster.client.stream("b"))
         session.alarm(True)
         with pytest.raises(Unavailable, match="memory or disk"):
@@ -438,7 +465,9 @@ async def test_the_beginning_of_the_first_run_is_told_once() -> None:
 # ---- relatives
 
 
-async def test_children_that_died_while_their_parent_was_away_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_children_that_died_while_their_parent_was_away_are_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
@@ -448,7 +477,9 @@ async def test_children_that_died_while_their_parent_was_away_are_looked_for(mon
         lost = cluster.sessions["root"]
         lost.lose(ConnectionLost("cut"))
         await cluster.kill("n1")
-        await until(lambda: cluster.sessions["root"] is not lost and cluster.nodes["root"].status == "idle")
+        await until(
+            lambda: cluster.sessions["root"] is not lost and cluster.nodes["root"].status == "idle"
+        )
         await cluster.add("n2", "root")
         await until(lambda: cluster.where("a") == "n2")
         cluster.engine("n2").finish("a")
@@ -464,12 +495,21 @@ async def test_a_node_whose_exchange_was_buried_with_its_former_life_gets_it_bac
         await cluster.article_tree()
         await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
         await cluster.kill("n2")
-        await until(lambda: cluster.nodes["n1"].dispatcher.child("n4") and cluster.nodes["n1"].dispatcher.child("n5"))
+        await until(
+            lambda: (
+                cluster.nodes["n1"].dispatcher.child("n4")
+                and cluster.nodes["n1"].dispatcher.child("n5")
+            )
+        )
         sessions = dict(cluster.sessions)
         await cluster.add("n2", "n1")
-        await cluster.sessions["n1"].delete_exchange("canopy.node.n2")  # decided before n2 had registered
+        await cluster.sessions["n1"].delete_exchange(
+            "canopy.node.n2"
+        )  # decided before n2 had registered
         await until(lambda: len(cluster.nodes["n2"].dispatcher.children) == 2)
-        assert all(cluster.sessions[name] is sessions[name] for name in ("n4", "n5"))  # nobody had to start over
+        assert all(
+            cluster.sessions[name] is sessions[name] for name in ("n4", "n5")
+        )  # nobody had to start over
 
 
 async def test_an_orphan_passes_over_an_ancestor_that_cannot_take_it() -> None:
@@ -489,7 +529,9 @@ async def test_a_node_adopts_a_dead_one_that_it_is_told_of() -> None:
         stream = await cluster.ask("a")
         await until(lambda: cluster.nodes["root"].state().held == 1)
         held = next(iter(cluster.nodes["root"].jobs.waiting)).job
-        cluster.broker.put("", names.node("n9"), encode(msgspec.structs.replace(held, request_id="b")))
+        cluster.broker.put(
+            "", names.node("n9"), encode(msgspec.structs.replace(held, request_id="b"))
+        )
         assert await cluster.client.control("root", Adopt(node="n9"))
         await until(lambda: not cluster.broker.queues[names.node("n9")].ready)
         await until(lambda: stream.waiting == "no node is connected")
@@ -514,7 +556,8 @@ async def test_two_moves_that_make_a_ring_are_undone(monkeypatch: pytest.MonkeyP
         await cluster.add("n1", "root")
         await cluster.add("n2", "root")
         await asyncio.gather(
-            cluster.client.control("n1", Attach(parent="n2")), cluster.client.control("n2", Attach(parent="n1"))
+            cluster.client.control("n1", Attach(parent="n2")),
+            cluster.client.control("n2", Attach(parent="n1")),
         )
         await until(lambda: "root" in {cluster.nodes["n1"].parent, cluster.nodes["n2"].parent})
         await until(lambda: reaches_root(cluster, "n1") and reaches_root(cluster, "n2"))
@@ -582,7 +625,9 @@ async def test_a_node_whose_frames_are_missing_loses_the_job_after_three_runs() 
         node = await cluster.add("n0", "root")
         stream = await cluster.ask("a")
         for runs in range(1, MAX_ATTEMPTS + 1):
-            await until(lambda runs=runs: len(cluster.engine("n0").started) == runs and stream._running)  # type: ignore[misc]
+            await until(
+                lambda runs=runs: len(cluster.engine("n0").started) == runs and stream._running
+            )  # type: ignore[misc]
             lost = Delta(request_id="a", attempt=stream.attempt, seq=99, text="x")
             node.port.outbox.put(stream_queue(cluster), lost)
             await until(lambda runs=runs: len(stream.faults) == runs)  # type: ignore[misc]

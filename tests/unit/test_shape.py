@@ -8,7 +8,10 @@ from topology import shape
 
 
 def edges(nodes: int, fanout: int | None) -> dict[str, str]:
-    return {name: shape.parent_of(at, fanout=fanout) for at, name in enumerate(shape.node_names(nodes), start=1)}
+    return {
+        name: shape.parent_of(at, fanout=fanout)
+        for at, name in enumerate(shape.node_names(nodes), start=1)
+    }
 
 
 def test_without_a_fanout_every_node_hangs_below_the_root() -> None:
@@ -16,7 +19,15 @@ def test_without_a_fanout_every_node_hangs_below_the_root() -> None:
 
 
 def test_seven_nodes_with_a_fanout_of_two() -> None:
-    assert edges(7, 2) == {"n1": "root", "n2": "n1", "n3": "n1", "n4": "n2", "n5": "n2", "n6": "n3", "n7": "n3"}
+    assert edges(7, 2) == {
+        "n1": "root",
+        "n2": "n1",
+        "n3": "n1",
+        "n4": "n2",
+        "n5": "n2",
+        "n6": "n3",
+        "n7": "n3",
+    }
 
 
 def test_a_fanout_of_one_is_a_chain() -> None:

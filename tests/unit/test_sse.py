@@ -81,9 +81,14 @@ async def test_a_reader_that_is_cancelled_while_it_is_told_of_silence_ends() -> 
 
 @given(text=sentences, model=sentences, usage=st.booleans())
 @pytest.mark.parametrize("form", [ChatShape, TextShape])
-def test_a_template_makes_the_same_event(form: type[Shape], text: str, model: str, usage: bool) -> None:
+def test_a_template_makes_the_same_event(
+    form: type[Shape], text: str, model: str, usage: bool
+) -> None:
     shape = form("id", model, 1, usage)
     made = sse.Template(partial(shape.piece, 3)).event(text)
     assert made == sse.data(shape.piece(3, text))
     found: dict[str, Any] = json.loads(made.removeprefix(b"data: "))
-    assert text in (found["choices"][0].get("text"), found["choices"][0].get("delta", {}).get("content"))
+    assert text in (
+        found["choices"][0].get("text"),
+        found["choices"][0].get("delta", {}).get("content"),
+    )

@@ -31,7 +31,9 @@ class ScriptedEngine:
 async def hang_after(engine: ScriptedEngine) -> tuple[int, float]:
     """How often the engine was asked when the hang was told, and its age."""
     told: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
-    dog = Watchdog(cast(Engine, engine), LIMIT, lambda seconds: told.set_result((engine.asked, seconds)))
+    dog = Watchdog(
+        cast(Engine, engine), LIMIT, lambda seconds: told.set_result((engine.asked, seconds))
+    )
     dog.start()
     async with asyncio.timeout(10):
         result = await told
@@ -45,7 +47,10 @@ async def test_an_old_step_is_told_once() -> None:
 
 async def test_the_first_step_may_take_longer() -> None:
     long = LIMIT * FIRST_STEPS
-    assert await hang_after(ScriptedEngine(long, long, long, long, 2 * long, warm=False)) == (7, 2 * long)
+    assert await hang_after(ScriptedEngine(long, long, long, long, 2 * long, warm=False)) == (
+        7,
+        2 * long,
+    )
 
 
 async def test_short_steps_and_idling_are_no_hang() -> None:

@@ -133,7 +133,10 @@ def test_unknown_fields_are_ignored(name: str) -> None:
         (b"{}", "request_id"),
         (b'{"request_id": 5}', "request_id"),
         (b'{"request_id":"a","model":"m","reply_to":"q","created":"soon"}', "created"),
-        (b'{"request_id":"a","model":"m","reply_to":"q","created":1,"sampling":{"top_k":1.5}}', "top_k"),
+        (
+            b'{"request_id":"a","model":"m","reply_to":"q","created":1,"sampling":{"top_k":1.5}}',
+            "top_k",
+        ),
     ],
 )
 def test_a_broken_job_is_refused_with_the_reason(body: bytes, hint: str) -> None:
@@ -150,7 +153,11 @@ def test_garbage_never_raises_anything_else(body: bytes) -> None:
             continue
 
 
-@given(text=st.text(), seed=st.none() | st.integers(0, 2**63 - 1), stop=st.lists(st.text(min_size=1), max_size=3))
+@given(
+    text=st.text(),
+    seed=st.none() | st.integers(0, 2**63 - 1),
+    stop=st.lists(st.text(min_size=1), max_size=3),
+)
 def test_any_text_survives(text: str, seed: int | None, stop: list[str]) -> None:
     job = wire.Job(
         request_id="r", model="m", reply_to="q", created=0.0, prompt=text,

@@ -15,7 +15,9 @@ class EngineError(Exception):
     has to end for it, as the engine itself works on.
     """
 
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool = False, alone: bool = False) -> None:
+    def __init__(
+        self, code: FailureCode, message: str, *, retryable: bool = False, alone: bool = False
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.retryable = retryable
@@ -48,8 +50,12 @@ class Chunk(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     finish: FinishReason | None = None
     omitted_messages: int = 0  # in the first chunk: turns left out of the prompt; see Job.truncate
-    ids: tuple[int, ...] = ()  # the tokens told, if the engine can go on from them; never of what was delivered before
-    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens told, if they were asked for and the engine has them
+    ids: tuple[
+        int, ...
+    ] = ()  # the tokens told, if the engine can go on from them; never of what was delivered before
+    logprobs: tuple[
+        TokenLogprob, ...
+    ] = ()  # of the tokens told, if they were asked for and the engine has them
 
 
 class Engine(Protocol):

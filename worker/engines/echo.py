@@ -42,7 +42,9 @@ class EchoEngine:
         loop = asyncio.get_running_loop()
         due = loop.time()
         for chunk in script.chunks(self._burst):
-            due += self._delay  # and not so long after the last one: what a busy loop adds each time would add up
+            due += (
+                self._delay
+            )  # and not so long after the last one: what a busy loop adds each time would add up
             await asyncio.sleep(due - loop.time())
             yield chunk
 
@@ -118,10 +120,16 @@ def last_said(job: Job) -> str:
 
 def _count(job: Job) -> int:
     """Words the job brought along, standing in for prompt tokens."""
-    texts = [job.prompt or ""] if job.messages is None else [message.content for message in job.messages]
+    texts = (
+        [job.prompt or ""]
+        if job.messages is None
+        else [message.content for message in job.messages]
+    )
     return sum(len(text.split()) for text in texts)
 
 
-def create(*, model: str, model_path: str | None, device: str, slots: int, token_delay: float) -> EchoEngine:
+def create(
+    *, model: str, model_path: str | None, device: str, slots: int, token_delay: float
+) -> EchoEngine:
     """For the table in `worker.engines`; it has no model and no device."""
     return EchoEngine(model=model, slots=slots, token_delay=token_delay)

@@ -19,7 +19,11 @@ class StopFilter:
         if self.stopped:
             return ""
         text = self._held + piece
-        begins = [len(self._held) + begin for match in self._matches if (begin := match.push(piece)) is not None]
+        begins = [
+            len(self._held) + begin
+            for match in self._matches
+            if (begin := match.push(piece)) is not None
+        ]
         if begins:
             self.stopped, self._held = True, ""
             return text[: min(begins)]

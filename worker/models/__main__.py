@@ -12,9 +12,13 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, or 2 with one line on standard error for a model that cannot be prepared."""
     parser = argparse.ArgumentParser(prog="python -m worker.models", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("prepare", help="makes a model ready to load and prints its folder")
+    command = commands.add_parser(
+        "prepare", help="makes a model ready to load and prints its folder"
+    )
     command.add_argument("model", help="gemma-3-270m, a folder, or a Hugging Face id")
-    command.add_argument("--home", type=Path, default=None, help="state folder (default: CANOPY_HOME)")
+    command.add_argument(
+        "--home", type=Path, default=None, help="state folder (default: CANOPY_HOME)"
+    )
     options = parser.parse_args(arguments)
     try:
         folder = prepare(options.model, (options.home or home()).absolute(), say=_say)

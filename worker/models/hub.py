@@ -27,17 +27,28 @@ class HubModel:
         """Downloads into `folder`. Raises ModelError in one line for what the hub or the network refuses."""
         import httpx
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+        )
 
         say(f"downloading {self._name} from the Hugging Face hub")
         try:
-            snapshot_download(self._name, local_dir=folder, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE)
+            snapshot_download(
+                self._name, local_dir=folder, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE
+            )
         except HFValidationError as error:
             raise ModelError(f"{self._name!r} is neither a folder nor a Hugging Face id") from error
         except GatedRepoError as error:
-            raise ModelError(f"{self._name} asks you to accept its terms on the hub and to set HF_TOKEN") from error
+            raise ModelError(
+                f"{self._name} asks you to accept its terms on the hub and to set HF_TOKEN"
+            ) from error
         except RepositoryNotFoundError as error:
-            raise ModelError(f"the Hugging Face hub has no model {self._name} that this account may read") from error
+            raise ModelError(
+                f"the Hugging Face hub has no model {self._name} that this account may read"
+            ) from error
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             raise ModelError(
                 f"{self._name} is neither packaged nor a folder here nor downloaded, and the Hugging Face hub "

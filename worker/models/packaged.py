@@ -28,7 +28,9 @@ class PackagedGemma:
         try:
             version = importlib.metadata.version(_PACKAGE)
         except importlib.metadata.PackageNotFoundError as error:
-            raise ModelError(f"the package {_PACKAGE} is not installed (it is in requirements.txt)") from error
+            raise ModelError(
+                f"the package {_PACKAGE} is not installed (it is in requirements.txt)"
+            ) from error
         return {"package": _PACKAGE, "version": version, "format": _FORMAT}
 
     def fill(self, folder: Path, say: Say) -> None:
@@ -40,14 +42,18 @@ class PackagedGemma:
         try:
             assemble(file, overwrite=True)  # checks the sha256
         except (FileNotFoundError, ValueError) as error:
-            raise ModelError(f"the package {_PACKAGE} is damaged, install it again: {error}") from error
+            raise ModelError(
+                f"the package {_PACKAGE} is damaged, install it again: {error}"
+            ) from error
         with _reading_once():
             _convert(file, folder, say)
         file.unlink()
 
 
 def _convert(file: Path, folder: Path, say: Say) -> None:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # `say` reports the steps; read when tqdm is imported
+    os.environ.setdefault(
+        "TQDM_DISABLE", "1"
+    )  # `say` reports the steps; read when tqdm is imported
     import torch
     import transformers
 
@@ -55,7 +61,9 @@ def _convert(file: Path, folder: Path, say: Say) -> None:
     say("reading the tokenizer (1 of 3)")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     say("unpacking the weights (2 of 3)")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file.name, dtype=torch.float32
+    )
     # The weights are unpacked now, but the library keeps calling the model quantized and refuses to save it.
     model.hf_quantizer = None
     del model.config.quantization_config
@@ -73,7 +81,9 @@ def _reading_once() -> Iterator[None]:
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc, name-defined, unused-ignore]
         def _build_fields(self, *arguments: Any) -> Any:
-            self.data: Any = self.data.view(numpy.ndarray)  # slicing a memmap takes three times as long
+            self.data: Any = self.data.view(
+                numpy.ndarray
+            )  # slicing a memmap takes three times as long
             return super()._build_fields(*arguments)
 
     library: Any = gguf

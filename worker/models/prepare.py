@@ -55,8 +55,13 @@ def validate(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} has no readable config.json: {error}") from error
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no *.safetensors (other weight formats can run code and are not loaded)")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise ModelError(
+            f"{folder} has no *.safetensors (other weight formats can run code and are not loaded)"
+        )
+    if not any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model)")
 
 
@@ -110,7 +115,9 @@ def _fill(source: Source, partial: Path, say: Say) -> None:
     try:
         source.fill(partial, say)
     except ModelError:
-        if not any(partial.iterdir()):  # a mistyped name leaves nothing; a broken download is kept to go on from
+        if not any(
+            partial.iterdir()
+        ):  # a mistyped name leaves nothing; a broken download is kept to go on from
             partial.rmdir()
         raise
 

@@ -44,7 +44,12 @@ class Migration(migrations.Migration):
             model_name="message",
             name="status",
             field=models.CharField(
-                choices=[("done", "Done"), ("streaming", "Streaming"), ("stopped", "Stopped"), ("failed", "Failed")],
+                choices=[
+                    ("done", "Done"),
+                    ("streaming", "Streaming"),
+                    ("stopped", "Stopped"),
+                    ("failed", "Failed"),
+                ],
                 db_index=True,
                 default="done",
                 max_length=16,

@@ -17,7 +17,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="KeptRequest",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("content", models.TextField(blank=True)),
                 ("ids", models.JSONField(default=list)),
                 (
@@ -59,8 +64,12 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-pk"],
-                "indexes": [models.Index(fields=["created"], name="kept_keptre_created_3ea503_idx")],
-                "constraints": [models.UniqueConstraint(fields=("user", "key"), name="a_key_names_one_request")],
+                "indexes": [
+                    models.Index(fields=["created"], name="kept_keptre_created_3ea503_idx")
+                ],
+                "constraints": [
+                    models.UniqueConstraint(fields=("user", "key"), name="a_key_names_one_request")
+                ],
             },
         ),
     ]

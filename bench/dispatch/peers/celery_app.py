@@ -7,7 +7,9 @@ from celery import Celery  # type: ignore[import-not-found]
 TUNED = os.environ["BENCH_TUNED"] == "1"
 
 app = Celery("bench", broker=os.environ["BENCH_AMQP_URL"], backend="rpc://")
-app.conf.update(task_default_queue=os.environ["BENCH_QUEUE"], broker_connection_retry_on_startup=True)
+app.conf.update(
+    task_default_queue=os.environ["BENCH_QUEUE"], broker_connection_retry_on_startup=True
+)
 if TUNED:
     app.conf.update(
         task_acks_late=True,  # as Canopy does: the job of a worker that dies is delivered again

@@ -50,4 +50,7 @@ class Loop:
 
 
 if __name__ == "__main__":
-    loop.serve_blocking(lambda: echo.delay("Hello").get(timeout=_PATIENCE_SECONDS), lambda asked: Loop(asked).measure())
+    loop.serve_blocking(
+        lambda: echo.delay("Hello").get(timeout=_PATIENCE_SECONDS),
+        lambda asked: Loop(asked).measure(),
+    )

@@ -24,7 +24,8 @@ class ReplyQueue(ResultBackend):
 
 # Between two blocks the sending thread is idle for longer than a heartbeat, and blocking pika answers none meanwhile.
 broker = RabbitmqBroker(
-    url=f"{os.environ['BENCH_AMQP_URL']}?heartbeat=0", confirm_delivery=os.environ["BENCH_CONFIRM"] == "1"
+    url=f"{os.environ['BENCH_AMQP_URL']}?heartbeat=0",
+    confirm_delivery=os.environ["BENCH_CONFIRM"] == "1",
 )
 broker.add_middleware(Results(backend=ReplyQueue()))
 dramatiq.set_broker(broker)

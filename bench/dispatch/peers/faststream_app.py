@@ -9,7 +9,9 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitQueue  # type: ignore
 PREFETCH = 256
 QUEUE = RabbitQueue(os.environ["BENCH_QUEUE"], durable=True)
 
-broker = RabbitBroker(os.environ["BENCH_AMQP_URL"], default_channel=Channel(prefetch_count=PREFETCH), logger=None)
+broker = RabbitBroker(
+    os.environ["BENCH_AMQP_URL"], default_channel=Channel(prefetch_count=PREFETCH), logger=None
+)
 
 
 @broker.subscriber(QUEUE)

@@ -15,7 +15,9 @@ _QUEUE = os.environ["BENCH_QUEUE"]
 _REPLIES = "bench.faststream.answers"
 _SECONDS = 60.0
 
-_broker = RabbitBroker(os.environ["BENCH_AMQP_URL"], default_channel=Channel(prefetch_count=256), logger=None)
+_broker = RabbitBroker(
+    os.environ["BENCH_AMQP_URL"], default_channel=Channel(prefetch_count=256), logger=None
+)
 _open: dict[str, asyncio.Future[None]] = {}
 
 

@@ -40,7 +40,9 @@ class TreeRun:
     def __init__(self, plan: Plan, policy: Policy, workload: Workload, delays: Delays) -> None:
         self._workload = workload
         self._delays = delays
-        self._events: list[tuple[float, int, Any, _Node, Any]] = []  # when, number, what happens, where, with what
+        self._events: list[
+            tuple[float, int, Any, _Node, Any]
+        ] = []  # when, number, what happens, where, with what
         self._numbers = itertools.count()
         self._nodes = _grow(plan, policy)
         self._starts = [0.0] * len(workload.arrivals)
@@ -61,7 +63,9 @@ class TreeRun:
         slots = {name: node.dispatcher.slots for name, node in nodes.items() if name != ROOT}
         places = {name: node.place for name, node in nodes.items()}
         waited = {name: node.waited for name, node in nodes.items()}
-        return Outcome(self._workload, self._starts, self._ran_on, slots, places, waited, self._largest)
+        return Outcome(
+            self._workload, self._starts, self._ran_on, slots, places, waited, self._largest
+        )
 
     def _step(self) -> None:
         now, _, happens, node, what = heapq.heappop(self._events)
@@ -134,7 +138,9 @@ class TreeRun:
 
 def _grow(plan: Plan, policy: Policy) -> dict[str, _Node]:
     """The nodes by name; every parent knows its children, all of them idle."""
-    nodes = {name: _Node(name, plan.place(name), Dispatcher(plan.slots, policy)) for name in plan.parents}
+    nodes = {
+        name: _Node(name, plan.place(name), Dispatcher(plan.slots, policy)) for name in plan.parents
+    }
     nodes[ROOT] = _Node(ROOT, "root", Dispatcher(0, policy))
 
     def introduce(parent: _Node) -> None:

@@ -28,7 +28,10 @@ class Outcome:
     @property
     def ends(self) -> list[float]:
         """When each job ended."""
-        return [start + service for start, service in zip(self.starts, self.workload.services, strict=True)]
+        return [
+            start + service
+            for start, service in zip(self.starts, self.workload.services, strict=True)
+        ]
 
     def times_in_system(self) -> list[float]:
         """From arrival to end, of the jobs after the warm-up."""
@@ -46,7 +49,9 @@ class Outcome:
         found = dict.fromkeys(self.slots, 0.0)
         for start, end, node in zip(self.starts, self.ends, self.ran_on, strict=True):
             found[node] += max(0.0, min(end, until) - max(start, since))
-        return {node: time / (until - since) if until > since else 0.0 for node, time in found.items()}
+        return {
+            node: time / (until - since) if until > since else 0.0 for node, time in found.items()
+        }
 
     def utilisation(self, place: Place | None = None) -> float:
         """Share of the slots (of that place) that were busy."""
@@ -59,7 +64,11 @@ class Outcome:
         Near 1 the node's backlog hardly ever ends, whatever others could do for it.
         """
         least, busy = 0.01 * sum(self.waited.values()), self.busy()
-        holding = [busy[node] / slots for node, slots in self.slots.items() if self.waited.get(node, 0.0) > least]
+        holding = [
+            busy[node] / slots
+            for node, slots in self.slots.items()
+            if self.waited.get(node, 0.0) > least
+        ]
         return max(holding, default=self.utilisation())
 
     def backlog_share(self) -> dict[Place, float]:
@@ -90,7 +99,10 @@ class Spread:
         if not values:
             raise ValueError("figures of nothing")
         ordered = sorted(values)
-        ranks = (ordered[min(len(ordered) - 1, math.ceil(len(ordered) * share) - 1)] for share in (0.5, 0.95, 0.99))
+        ranks = (
+            ordered[min(len(ordered) - 1, math.ceil(len(ordered) * share) - 1)]
+            for share in (0.5, 0.95, 0.99)
+        )
         return cls(fmean(ordered), *ranks)
 
 

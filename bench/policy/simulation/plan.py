@@ -29,7 +29,9 @@ class Plan:
     def of(cls, nodes: int, *, fanout: int | None = None, slots: int = 1) -> "Plan":
         """The shape of `canopy up --nodes NODES --fanout FANOUT --slots SLOTS`."""
         named = zip(shape.node_names(nodes), range(1, nodes + 1), strict=True)
-        return cls({name: shape.parent_of(position, fanout=fanout) for name, position in named}, slots)
+        return cls(
+            {name: shape.parent_of(position, fanout=fanout) for name, position in named}, slots
+        )
 
     @property
     def capacity(self) -> int:

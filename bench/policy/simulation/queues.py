@@ -14,7 +14,9 @@ from bench.policy.simulation.outcome import Outcome
 from bench.policy.simulation.plan import ROOT, Place, Plan
 
 ALL = "all"  # stands for the nodes where it makes no difference which one runs a job
-Choose = Callable[[list[int]], int]  # from the jobs at each node, running or waiting, to the node that gets the next
+Choose = Callable[
+    [list[int]], int
+]  # from the jobs at each node, running or waiting, to the node that gets the next
 Chooser = Callable[[int, random.Random], Choose]  # of so many nodes
 
 
@@ -80,7 +82,12 @@ def round_robin(count: int, _dice: random.Random) -> Choose:
 
 
 def _outcome(
-    workload: Workload, starts: list[float], ran_on: list[str], slots: dict[str, int], *, central: bool
+    workload: Workload,
+    starts: list[float],
+    ran_on: list[str],
+    slots: dict[str, int],
+    *,
+    central: bool,
 ) -> Outcome:
     """Jobs wait at the root, or at the node that runs them."""
     places: dict[str, Place] = {ROOT: "root", **dict.fromkeys(slots, "leaf")}

@@ -58,7 +58,9 @@ DISCIPLINES: dict[str, Callable[[Case], Outcome]] = {
 }
 
 
-def simulate(discipline: str, plan: Plan, workload: Workload, *, delays: Delays = NO_DELAYS, seed: int = 0) -> Outcome:
+def simulate(
+    discipline: str, plan: Plan, workload: Workload, *, delays: Delays = NO_DELAYS, seed: int = 0
+) -> Outcome:
     """Runs the workload to its end under one of DISCIPLINES (KeyError for another).
 
     Only the tree's policies have messages and so `delays`; the others know everything at once. `seed` is for

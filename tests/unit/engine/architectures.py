@@ -30,7 +30,9 @@ _FIRST = 0x4E00  # a character a token, none of which any tokenizer strips or jo
 def tokenizer() -> Any:
     """Token n is the n-th character from `_FIRST` on."""
     core = Tokenizer(
-        models.WordLevel({chr(_FIRST + token): token for token in range(VOCABULARY)}, unk_token=chr(_FIRST))
+        models.WordLevel(
+            {chr(_FIRST + token): token for token in range(VOCABULARY)}, unk_token=chr(_FIRST)
+        )
     )
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     core.decoder = decoders.Fuse()
@@ -62,7 +64,9 @@ def made(config: Any, seed: int = 0) -> Any:
 def prompts(lengths: Many[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
     """Random tokens."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+    return [
+        torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths
+    ]
 
 
 @torch.inference_mode()
@@ -70,7 +74,11 @@ def generated(model: Any, prompt: list[int], length: int) -> list[int]:
     """By the library, alone."""
     ids = torch.tensor([prompt])
     output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, use_cache=True
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=length,
+        do_sample=False,
+        use_cache=True,
     )
     return list(output[0, len(prompt) :].tolist())
 
@@ -98,10 +106,14 @@ def answers(there: Loaded, asked: Many[list[int]], length: int) -> list[list[int
             texts[mailbox] += item.text
             open_ -= item.finish is not None
     assert decoder.stop(10)
-    return [[ord(character) - _FIRST for character in texts[sequence.mailbox]] for sequence in sequences]
+    return [
+        [ord(character) - _FIRST for character in texts[sequence.mailbox]] for sequence in sequences
+    ]
 
 
 def _job(prompt: list[int], length: int) -> Job:
     text = "".join(chr(_FIRST + token) for token in prompt)
     sampling = Sampling(temperature=0.0, max_tokens=length)
-    return Job(request_id="r", model="tiny", reply_to="q", created=0.0, prompt=text, sampling=sampling)
+    return Job(
+        request_id="r", model="tiny", reply_to="q", created=0.0, prompt=text, sampling=sampling
+    )

@@ -28,11 +28,16 @@ _WINDOWED = {"use_sliding_window": True, "max_window_layers": 1, "num_hidden_lay
 # What an architecture's config needs that its defaults do not give.
 SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1]},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}
+    },
     "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 8, "num_experts_per_tok": 2},
     "falcon_h1": {"mamba_d_ssm": None, "mamba_d_head": 64},
-    "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "granitemoehybrid": {
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
     "hunyuan_v1_dense": {"rope_parameters": _ROPE, "head_dim": 128},
     "hunyuan_v1_moe": {"rope_parameters": _ROPE, "head_dim": 128},
     "jamba": {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
@@ -59,7 +64,10 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 8},
     "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0},
-    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    "zamba": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    },
     "zamba2": {
         "num_hidden_layers": 3,
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
@@ -120,7 +128,9 @@ def find(kind: str) -> Found:
     return Found(kind, name, way, re.sub(r" by [\d.e+-]+ of their spread", "", reason))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in NOT_TRIED])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in NOT_TRIED]
+)
 def test_tokens_are_those_of_generate(kind: str) -> None:
     find(kind)
 
@@ -139,6 +149,9 @@ def test_the_page_says_what_was_found() -> None:
 def table() -> str:
     """In Markdown."""
     rows = [find(kind) for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in NOT_TRIED]
-    rows += [Found(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], "not tried", why) for kind, why in NOT_TRIED.items()]
+    rows += [
+        Found(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], "not tried", why)
+        for kind, why in NOT_TRIED.items()
+    ]
     head = "| `model_type` | architecture | computed | why |\n| --- | --- | --- | --- |\n"
     return head + "".join(row.line() for row in sorted(rows))

@@ -33,14 +33,17 @@ class Cache:
     def attend(self, pieces: list[Piece], window: int = 0, *, fixed: bool = False) -> torch.Tensor:
         query = self.query[[piece.slot for piece in pieces]]
         with torch.inference_mode():
-            return attention._plain(query, self.keys, self.values, step(pieces, fixed=fixed), 0.3, window, 0.0)
+            return attention._plain(
+                query, self.keys, self.values, step(pieces, fixed=fixed), 0.3, window, 0.0
+            )
 
     def exact(self, piece: Piece) -> torch.Tensor:
         """[heads, size] written out."""
         end = piece.start + 1
         repeat = HEADS // self.keys.shape[2]
         keys, values = (
-            each[piece.slot, :end].repeat_interleave(repeat, 1).double() for each in (self.keys, self.values)
+            each[piece.slot, :end].repeat_interleave(repeat, 1).double()
+            for each in (self.keys, self.values)
         )
         scores = torch.einsum("hd,thd->ht", self.query[piece.slot].double(), keys) * 0.3
         return torch.einsum("ht,thd->hd", scores.softmax(-1), values).float()
@@ -66,7 +69,9 @@ def test_rows_of_all_lengths_see_what_is_theirs(groups: int) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize("picked", [[0, 1, 8, 9, 10], [10, 2, 3], [11, 0], [9, 10, 2, 3, 5, 4, 6, 7, 0, 11, 1, 8]])
+@pytest.mark.parametrize(
+    "picked", [[0, 1, 8, 9, 10], [10, 2, 3], [11, 0], [9, 10, 2, 3, 5, 4, 6, 7, 0, 11, 1, 8]]
+)
 @pytest.mark.usefixtures("_threads")
 def test_a_row_is_the_same_in_any_company_to_the_last_bit(groups: int, picked: list[int]) -> None:
     cache = Cache(groups)
@@ -97,7 +102,9 @@ def test_every_row_is_in_one_block_and_blocks_are_half_full(held: dict[int, int]
         for row, spot in zip(block.rows.tolist(), block.spots.tolist(), strict=True):
             assert block.first + spot == pieces[row].slot
             seen = (block.mask[spot, 0, 0] == 0).tolist()
-            assert seen == [True] * (pieces[row].start + 1) + [False] * (block.length - pieces[row].start - 1)
+            assert seen == [True] * (pieces[row].start + 1) + [False] * (
+                block.length - pieces[row].start - 1
+            )
 
 
 def test_neighbours_of_one_length_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,41 @@ def yarn(**settings: Any) -> dict[str, Any]:
         ({}, 8192),
         ({"max_position_embeddings": 10**30}, 8192),
         ({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "default"}}, 100),
-        ({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "dynamic", "factor": 2}}, 200),
-        ({"max_position_embeddings": 100, "rope_parameters": {"rope_type": "linear", "factor": 2}}, 100),
-        ({"max_position_embeddings": 100, "rope_parameters": yarn(original_max_position_embeddings=100)}, 400),
-        ({"max_position_embeddings": 400, "rope_parameters": yarn(original_max_position_embeddings=100)}, 400),
-        ({"max_position_embeddings": 100, "rope_parameters": {"full": yarn(original_max_position_embeddings=50)}}, 200),
+        (
+            {
+                "max_position_embeddings": 100,
+                "rope_parameters": {"rope_type": "dynamic", "factor": 2},
+            },
+            200,
+        ),
+        (
+            {
+                "max_position_embeddings": 100,
+                "rope_parameters": {"rope_type": "linear", "factor": 2},
+            },
+            100,
+        ),
+        (
+            {
+                "max_position_embeddings": 100,
+                "rope_parameters": yarn(original_max_position_embeddings=100),
+            },
+            400,
+        ),
+        (
+            {
+                "max_position_embeddings": 400,
+                "rope_parameters": yarn(original_max_position_embeddings=100),
+            },
+            400,
+        ),
+        (
+            {
+                "max_position_embeddings": 100,
+                "rope_parameters": {"full": yarn(original_max_position_embeddings=50)},
+            },
+            200,
+        ),
     ],
 )
 def test_names_of_a_context(settings: dict[str, Any], wanted: int) -> None:
@@ -54,7 +84,15 @@ def test_a_tokenizer_says_it_where_no_config_does(limit: int | None, wanted: int
 
 @pytest.mark.parametrize(
     ("kind", "context"),
-    [("mpt", 128), ("gpt2", 128), ("opt", 128), ("whisper", 128), ("roberta", 126), ("ctrl", 128), ("bloom", 8192)],
+    [
+        ("mpt", 128),
+        ("gpt2", 128),
+        ("opt", 128),
+        ("whisper", 128),
+        ("roberta", 126),
+        ("ctrl", 128),
+        ("bloom", 8192),
+    ],
 )
 def test_the_context_is_read_to_its_last_token_and_no_further(kind: str, context: int) -> None:
     there = loaded(tiny(kind))

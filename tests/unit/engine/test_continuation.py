@@ -44,8 +44,12 @@ class Scripted:
         assert not wrong.any(), "not the tokens it said"
         nothing = torch.zeros(input_ids.shape[0], 1, input_ids.shape[1], 1)
         past_key_values.update(nothing, nothing, 0)
-        following = known[(position_ids[:, -1:] + 1).clamp(min=len(self._before), max=len(known) - 1)]
-        return SimpleNamespace(logits=torch.nn.functional.one_hot(following, len(BYTES)).float() * 100)
+        following = known[
+            (position_ids[:, -1:] + 1).clamp(min=len(self._before), max=len(known) - 1)
+        ]
+        return SimpleNamespace(
+            logits=torch.nn.functional.one_hot(following, len(BYTES)).float() * 100
+        )
 
 
 def scripted(job: Job, script: list[int], context: int = 512) -> Loaded:
@@ -108,7 +112,9 @@ def goes_on(runs: Runs, job: Job) -> list[Chunk]:
         first = Chunk(prompt_tokens=whole[0].prompt_tokens, tokens=len(cut.delivered_ids))
         assert chunks[0] == first
         assert cut.delivered + "".join(chunk.text for chunk in chunks) == text
-        assert cut.delivered_ids + sum((chunk.ids for chunk in chunks), ()) == sum((chunk.ids for chunk in whole), ())
+        assert cut.delivered_ids + sum((chunk.ids for chunk in chunks), ()) == sum(
+            (chunk.ids for chunk in whole), ()
+        )
         assert sum(chunk.tokens for chunk in chunks) == tokens
         assert likely(chunks) == likely(whole)[before(job, cut, whole) :]
         assert [chunk.finish for chunk in chunks if chunk.finish] == [whole[-1].finish]
@@ -125,7 +131,9 @@ def before(job: Job, cut: Job, whole: list[Chunk]) -> int:
     return len(likely(whole[: 1 + cuts(job, whole)[1:].index(cut) + 1])) if cut != job else 0
 
 
-def prompt(text: str = "Say: ", delivered: str = "", ids: tuple[int, ...] = (), **sampling: Any) -> Job:
+def prompt(
+    text: str = "Say: ", delivered: str = "", ids: tuple[int, ...] = (), **sampling: Any
+) -> Job:
     return Job(
         request_id="r", model="m", reply_to="q", created=0, prompt=text, delivered=delivered, delivered_ids=ids,
         sampling=Sampling(**{"temperature": 0.0, **sampling}),
@@ -142,7 +150,12 @@ def ids_of(text: str) -> list[int]:
         ("a 🌳 in the 日本 woods", {}, "a 🌳 in the 日本 woods", "stop"),
         ("a 🌳 in the woods", {"max_tokens": 4}, "a ", "length"),  # ends inside the tree
         ("a tree\nUser: b", {"stop": ("\nUser:",)}, "a tree", "stop"),
-        ("a tree\nUs", {"stop": ("\nUser:",)}, "a tree\nUs", "stop"),  # the beginning of a stop string after all
+        (
+            "a tree\nUs",
+            {"stop": ("\nUser:",)},
+            "a tree\nUs",
+            "stop",
+        ),  # the beginning of a stop string after all
         ("a tree\nUsed up", {"stop": ("\nUser:",), "max_tokens": 9}, "a tree\nUs", "length"),
         ("🌳🌲🌳", {"stop": ("🌲",)}, "🌳", "stop"),
         ("", {}, "", "stop"),
@@ -167,13 +180,18 @@ def test_any_cut(said: str, sampling: dict[str, Any], text: str, finish: str) ->
         ("\nUser:", {"stop": ("\nUser:",)}, ""),
     ],
 )
-def test_logprobs_are_told_of_the_tokens_that_are_seen(said: str, sampling: dict[str, Any], seen: str) -> None:
+def test_logprobs_are_told_of_the_tokens_that_are_seen(
+    said: str, sampling: dict[str, Any], seen: str
+) -> None:
     job = prompt(**sampling, logprobs=3)
     with computing(scripted(job, ids_of(said))) as runs:
         [chunks] = runs.all([job])
     found = likely(chunks)
     assert b"".join(each.token for each in found).decode(errors="replace") == seen
-    assert all(each.logprob == 0.0 and each.top[0] == (each.token, 0.0) and len(each.top) == 3 for each in found)
+    assert all(
+        each.logprob == 0.0 and each.top[0] == (each.token, 0.0) and len(each.top) == 3
+        for each in found
+    )
 
 
 def test_logprobs_that_nobody_asked_for_are_not_told() -> None:
@@ -185,7 +203,15 @@ def test_logprobs_that_nobody_asked_for_are_not_told() -> None:
 @given(some.data())
 def test_any_cut_of_any_bytes(data: Any) -> None:
     """Half characters, stop strings and invalid bytes in any mixture."""
-    pieces = ["a", "b", " ", "ab", "🌳", "é", *(bytes([byte]) for byte in (0xF0, 0x9F, 0x8C, 0xB3, 0xC3, 0xFF))]
+    pieces = [
+        "a",
+        "b",
+        " ",
+        "ab",
+        "🌳",
+        "é",
+        *(bytes([byte]) for byte in (0xF0, 0x9F, 0x8C, 0xB3, 0xC3, 0xFF)),
+    ]
     said = data.draw(some.lists(some.sampled_from(pieces), max_size=12))
     script = [token for piece in said for token in _tokens(piece)]
     stops = data.draw(some.lists(some.sampled_from(["ab", "b ", "🌳a", "bb"]), max_size=2))
@@ -218,10 +244,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
         {},
         {"temperature": 1.0, "seed": 11},
         {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 5},
-        {"seed": 3, "repetition_penalty": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.5, "min_p": 0.02},
+        {
+            "seed": 3,
+            "repetition_penalty": 1.2,
+            "frequency_penalty": 0.5,
+            "presence_penalty": 0.5,
+            "min_p": 0.02,
+        },
     ],
 )
-def test_a_model_goes_on_as_if_nothing_had_been(kind: str, sampling: dict[str, Any], models: dict[str, Loaded]) -> None:
+def test_a_model_goes_on_as_if_nothing_had_been(
+    kind: str, sampling: dict[str, Any], models: dict[str, Loaded]
+) -> None:
     with computing(models[kind]) as runs:
         whole = goes_on(runs, prompt("Once upon a time", max_tokens=24, **sampling))
     assert sum(chunk.tokens for chunk in whole) > 10
@@ -229,7 +263,9 @@ def test_a_model_goes_on_as_if_nothing_had_been(kind: str, sampling: dict[str, A
 
 def test_any_cut_of_a_plain_dialogue() -> None:
     """Its template's space and stop strings are not the answer's."""
-    job = msgspec.structs.replace(prompt(), prompt=None, messages=(ChatMessage(role="user", content="Hi"),))
+    job = msgspec.structs.replace(
+        prompt(), prompt=None, messages=(ChatMessage(role="user", content="Hi"),)
+    )
     with computing(scripted(job, ids_of("  a tree\nUser: b"))) as runs:
         whole = goes_on(runs, job)
     assert "".join(chunk.text for chunk in whole) == "a tree"
@@ -241,12 +277,24 @@ def continued(job: Job, script: str, **loaded: Any) -> list[Chunk]:
 
 
 def told(chunks: list[Chunk]) -> tuple[str, int, str | None]:
-    return "".join(chunk.text for chunk in chunks), sum(chunk.tokens for chunk in chunks), chunks[-1].finish
+    return (
+        "".join(chunk.text for chunk in chunks),
+        sum(chunk.tokens for chunk in chunks),
+        chunks[-1].finish,
+    )
 
 
 def test_text_and_tokens_that_are_not_equally_far() -> None:
-    assert told(continued(prompt(delivered="one t", ids=tuple(ids_of("one"))), "one two")) == ("wo", 7, "stop")
-    assert told(continued(prompt(delivered="on", ids=tuple(ids_of("one t"))), "one two")) == ("e two", 7, "stop")
+    assert told(continued(prompt(delivered="one t", ids=tuple(ids_of("one"))), "one two")) == (
+        "wo",
+        7,
+        "stop",
+    )
+    assert told(continued(prompt(delivered="on", ids=tuple(ids_of("one t"))), "one two")) == (
+        "e two",
+        7,
+        "stop",
+    )
     chunks = continued(prompt(delivered="on", ids=tuple(ids_of("one")), max_tokens=3), "one two")
     assert chunks == [Chunk(prompt_tokens=6, tokens=3), Chunk(text="e", finish="length")]
 
@@ -261,7 +309,9 @@ def test_without_the_texts_own_tokens_the_text_is_read(ids: tuple[int, ...]) -> 
 
 
 def test_what_a_smaller_context_holds_ends_by_length() -> None:
-    chunks = continued(prompt(delivered="one two", ids=tuple(ids_of("one two"))), "one two three", context=10)
+    chunks = continued(
+        prompt(delivered="one two", ids=tuple(ids_of("one two"))), "one two three", context=10
+    )
     assert chunks == [Chunk(prompt_tokens=6, tokens=7), Chunk(finish="length")]
 
 

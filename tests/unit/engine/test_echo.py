@@ -37,7 +37,11 @@ async def read(item: Job, delay: float = 0.0) -> list[Chunk]:
 async def said(item: Job, delay: float = 0.0) -> tuple[str, int, str | None]:
     chunks = await read(item, delay)
     assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
-    return "".join(chunk.text for chunk in chunks), sum(chunk.tokens for chunk in chunks), chunks[-1].finish
+    return (
+        "".join(chunk.text for chunk in chunks),
+        sum(chunk.tokens for chunk in chunks),
+        chunks[-1].finish,
+    )
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.001])
@@ -55,13 +59,26 @@ async def said(item: Job, delay: float = 0.0) -> tuple[str, int, str | None]:
         ({"delivered": "one two three"}, "", 3, "stop"),
     ],
 )
-async def test_words(delay: float, settings: dict[str, Any], text: str, tokens: int, finish: str) -> None:
-    assert await said(job("first\nmessage", "one  two\nthree", **settings), delay) == (text, tokens, finish)
+async def test_words(
+    delay: float, settings: dict[str, Any], text: str, tokens: int, finish: str
+) -> None:
+    assert await said(job("first\nmessage", "one  two\nthree", **settings), delay) == (
+        text,
+        tokens,
+        finish,
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"max_tokens": 2}, {"max_tokens": 6}, {"stop": ("ee t",)}, {"stop": ("wo t", "e x")}, {"stop": ("x",)}],
+    [
+        {},
+        {"max_tokens": 2},
+        {"max_tokens": 6},
+        {"stop": ("ee t",)},
+        {"stop": ("wo t", "e x")},
+        {"stop": ("x",)},
+    ],
 )
 async def test_a_run_goes_on_wherever_it_was_cut(settings: dict[str, Any]) -> None:
     chunks = await read(job("one two three", **settings), delay=0.001)
@@ -77,7 +94,11 @@ async def test_a_run_goes_on_wherever_it_was_cut(settings: dict[str, Any]) -> No
 
 async def test_nothing_to_say() -> None:
     assert await said(job("", max_tokens=5)) == ("", 0, "stop")
-    assert await said(Job(request_id="r", model="m", reply_to="q", created=0, prompt="a b")) == ("a b", 2, "stop")
+    assert await said(Job(request_id="r", model="m", reply_to="q", created=0, prompt="a b")) == (
+        "a b",
+        2,
+        "stop",
+    )
 
 
 async def test_first_chunk_counts_the_prompt() -> None:
@@ -120,14 +141,19 @@ def test_a_node_with_echo_starts_without_torch() -> None:
 
 
 async def test_an_engine_elsewhere_is_called_by_its_path() -> None:
-    engine = create("worker.engines.echo", model="m", model_path=None, device="auto", slots=1, token_delay=0)
+    engine = create(
+        "worker.engines.echo", model="m", model_path=None, device="auto", slots=1, token_delay=0
+    )
     assert [chunk.text async for chunk in engine.run(job("a b"))] == ["", "a b"]
 
 
 def test_the_table_names_what_there_is() -> None:
     with pytest.raises(EngineUnavailable, match="echo, openai, transformers"):
         create("none", model="m", model_path=None, device="auto", slots=1, token_delay=0)
-    for path, complaint in (("worker.nowhere", "No module named 'worker.nowhere'"), ("worker.run", "create")):
+    for path, complaint in (
+        ("worker.nowhere", "No module named 'worker.nowhere'"),
+        ("worker.run", "create"),
+    ):
         with pytest.raises(EngineUnavailable, match=complaint):
             create(path, model="m", model_path=None, device="auto", slots=1, token_delay=0)
     with pytest.raises(EngineUnavailable, match="slot"):
@@ -144,8 +170,14 @@ def test_a_stop_filter_costs_the_same_whatever_its_stops_are() -> None:
 
 
 @settings(deadline=None)
-@given(some.text("ab\n", max_size=30), some.lists(some.text("ab\n", min_size=1, max_size=4), max_size=3), some.data())
-def test_stop_filter_is_the_same_however_text_is_cut(text: str, stops: list[str], data: Any) -> None:
+@given(
+    some.text("ab\n", max_size=30),
+    some.lists(some.text("ab\n", min_size=1, max_size=4), max_size=3),
+    some.data(),
+)
+def test_stop_filter_is_the_same_however_text_is_cut(
+    text: str, stops: list[str], data: Any
+) -> None:
     ends = [at for stop in stops if (at := text.find(stop)) >= 0]
     whole = StopFilter(tuple(stops))
     shown, rest = "", text

@@ -35,10 +35,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["slots", "rows"])
-async def engine(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+async def engine(
+    request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
     if request.param == "rows":
         monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
-    made = create("transformers", model="tiny", model_path=str(folder), device="cpu", slots=3, token_delay=0)
+    made = create(
+        "transformers", model="tiny", model_path=str(folder), device="cpu", slots=3, token_delay=0
+    )
     await made.start()
     yield made
     await made.stop()
@@ -46,7 +50,9 @@ async def engine(request: pytest.FixtureRequest, folder: Path, monkeypatch: pyte
 
 def job(prompt: str, **settings: Any) -> Job:
     sampling = Sampling(**{"temperature": 0.0, "max_tokens": 20, **settings})
-    return Job(request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling)
+    return Job(
+        request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling
+    )
 
 
 async def read(engine: Engine, item: Job) -> list[Chunk]:
@@ -106,7 +112,12 @@ class _raises_always:
 
 @pytest.mark.parametrize(
     ("said", "text"),
-    [("a\ufffd", "a\ufffd"), ("\ufffd\ufffd", "\ufffd\ufffd"), ("a😀"[:1], "a"), ("\ufffd日", "\ufffd日")],
+    [
+        ("a\ufffd", "a\ufffd"),
+        ("\ufffd\ufffd", "\ufffd\ufffd"),
+        ("a😀"[:1], "a"),
+        ("\ufffd日", "\ufffd日"),
+    ],
 )
 def test_a_replacement_character_of_the_models_own_is_kept(said: str, text: str) -> None:
     stream = Detokenizer(BYTES, [])
@@ -119,7 +130,13 @@ def test_a_replacement_character_of_the_models_own_is_kept(said: str, text: str)
 
 @pytest.mark.parametrize(
     ("spelled", "count"),
-    [(b"", 0), (b"a", 0), ("a\ufffd".encode(), 1), ("\ufffd\ufffd".encode(), 2), ("\ufffd".encode() + b"\xf0\x9f", 1)],
+    [
+        (b"", 0),
+        (b"a", 0),
+        ("a\ufffd".encode(), 1),
+        ("\ufffd\ufffd".encode(), 2),
+        ("\ufffd".encode() + b"\xf0\x9f", 1),
+    ],
 )
 def test_trailing_replacements(spelled: bytes, count: int) -> None:
     assert trailing_replacements(spelled) == count
@@ -156,7 +173,8 @@ async def test_logits_that_are_not_numbers_end_their_answer_alone(engine: Engine
     kept = weights[letter].clone()
     weights[letter] = math.nan
     results = await asyncio.gather(
-        *(text_of(engine, job(prompt)) for prompt in ("Hello", "a ~ b", "Hi there")), return_exceptions=True
+        *(text_of(engine, job(prompt)) for prompt in ("Hello", "a ~ b", "Hi there")),
+        return_exceptions=True,
     )
     weights[letter] = kept
     assert [results[0], results[2]] == alone
@@ -170,10 +188,14 @@ async def test_logits_that_are_not_numbers_end_their_answer_alone(engine: Engine
     assert [await text_of(engine, job(prompt)) for prompt in ("Hello", "Hi there")] == alone
 
 
-async def test_biases_that_leave_nothing_to_choose_are_their_requests_own_fault(engine: Engine) -> None:
+async def test_biases_that_leave_nothing_to_choose_are_their_requests_own_fault(
+    engine: Engine,
+) -> None:
     forbidden = dict.fromkeys(range(259), -math.inf)
     other, error = await asyncio.gather(
-        text_of(engine, job("Hello")), text_of(engine, job("Hi", logit_bias=forbidden)), return_exceptions=True
+        text_of(engine, job("Hello")),
+        text_of(engine, job("Hi", logit_bias=forbidden)),
+        return_exceptions=True,
     )
     assert isinstance(error, EngineError)
     assert (error.code, error.retryable) == ("invalid", False)
@@ -200,7 +222,10 @@ async def test_a_decoding_thread_that_dies_hands_its_cause_to_every_run(
     """
     decoder = engine._decoder  # type: ignore[attr-defined]
     gate = Gate(lambda: None)
-    runs = [JobRun(engine, job("go on", max_tokens=400), "n1", "boot", number, Silent(), gate) for number in range(2)]
+    runs = [
+        JobRun(engine, job("go on", max_tokens=400), "n1", "boot", number, Silent(), gate)
+        for number in range(2)
+    ]
     monkeypatch.setattr(decoder._scheduler, "step", _dies)
     endings = await asyncio.gather(*(run.run() for run in runs))
     for ending in endings:
@@ -227,14 +252,18 @@ def _dies(*_: Any) -> Any:
     raise KeyError("nobody expected this")
 
 
-async def test_an_intake_thread_that_dies_hangs_nobody(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_intake_thread_that_dies_hangs_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = engine._decoder  # type: ignore[attr-defined]
 
     def dies(self: Any, sequence: Any) -> None:
         raise SystemExit(3)
 
     monkeypatch.setattr(intake.Intake, "_admit", dies)
-    results = await asyncio.gather(*(read(engine, job("x")) for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(
+        *(read(engine, job("x")) for _ in range(3)), return_exceptions=True
+    )
     assert all(isinstance(result, EngineError) and result.retryable for result in results)
     assert "intake thread died" in str(results[0])
     assert decoder.stalled() == math.inf
@@ -245,7 +274,9 @@ async def test_an_intake_thread_that_dies_hangs_nobody(engine: Engine, monkeypat
     assert await text_of(engine, job("Hello"))
 
 
-async def test_a_prompt_that_takes_long_stops_nobody(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_prompt_that_takes_long_stops_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = engine._decoder  # type: ignore[attr-defined]
     assert await text_of(engine, job("Hi"))  # so that the prompts' maker is there
     loop = asyncio.get_running_loop()

@@ -27,12 +27,16 @@ asyncio.run(main())
 
 
 def faulty(delay: float = 0.0) -> Engine:
-    return create("tests.faults.engine", model="m", model_path=None, device="auto", slots=4, token_delay=delay)
+    return create(
+        "tests.faults.engine", model="m", model_path=None, device="auto", slots=4, token_delay=delay
+    )
 
 
 def job(said: str, delivered: str = "") -> Job:
     messages = tuple(ChatMessage(role="user", content=text) for text in ("poison hang oom", said))
-    return Job(request_id="r", model="m", reply_to="q", created=0, messages=messages, delivered=delivered)
+    return Job(
+        request_id="r", model="m", reply_to="q", created=0, messages=messages, delivered=delivered
+    )
 
 
 async def read(engine: Engine, item: Job) -> list[Chunk]:
@@ -67,7 +71,11 @@ async def hung(engine: Engine) -> None:
 def killed(said: str) -> tuple[str, int]:
     """What a process printed that ran this job, and how it ended."""
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, said], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", PROGRAM, said],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     return run.stdout, run.returncode
 

@@ -51,7 +51,14 @@ ROW = [  # work for one sequence: at most one of them fails
     (Sampler, "_tokens"), (Sampler, "_drawn"), (Sampler, "_odds"), (History, "penalise"), (Biases, "add"),
     (Dice, "draw"), (Telling, "_due"), (telling_module, "joined"), (sequence, "AnswerText"),
 ]  # fmt: skip
-SLOT_ROW = [(Slots, "take"), (Slots, "read"), (Slots, "void"), (Slots, "leave"), (Slots, "shared"), (SlotModel, "copy")]
+SLOT_ROW = [
+    (Slots, "take"),
+    (Slots, "read"),
+    (Slots, "void"),
+    (Slots, "leave"),
+    (Slots, "shared"),
+    (SlotModel, "copy"),
+]
 SLOT_STEP = [
     (SlotModel, "prefill"), (SlotModel, "decode"), (SlotModel, "feed"), (SlotModel, "check"), (Choices, "wait"),
     (Sampler, "count"), (History, "add"),
@@ -103,9 +110,15 @@ def _jobs() -> list[Job]:
         ("Hello", {}),
         (f"{_SHARED}one", {"max_tokens": 9}),
         (f"{_SHARED}two", {"temperature": 1.0, "seed": 7}),
-        (f"{_SHARED}three", {"temperature": 0.9, "seed": 3, "top_k": 20, "top_p": 0.9, "logprobs": 2}),
+        (
+            f"{_SHARED}three",
+            {"temperature": 0.9, "seed": 3, "top_k": 20, "top_p": 0.9, "logprobs": 2},
+        ),
         ("Once upon", {"stop": ("e", "zz"), "logprobs": 0}),
-        ("日本語 😀", {"frequency_penalty": 0.7, "repetition_penalty": 1.3, "seed": 5, "temperature": 0.7}),
+        (
+            "日本語 😀",
+            {"frequency_penalty": 0.7, "repetition_penalty": 1.3, "seed": 5, "temperature": 0.7},
+        ),
         ("Say", {"logit_bias": {40: 5.0, 50: -5.0}, "temperature": 1.3, "seed": 11, "min_p": 0.05}),
         ("abc" * 30, {"stop": ("qqq",), "reproducible": True, "seed": 1, "temperature": 1.0}),
     ]
@@ -155,7 +168,9 @@ def _answer(items: list[Chunk | EngineError]) -> Answer:
     errors = [item for item in items if isinstance(item, EngineError)]
     text = "".join(chunk.text for chunk in chunks)
     tokens = sum(chunk.tokens for chunk in chunks)
-    return Answer(text, tokens, chunks[-1].finish or "" if chunks else "", errors[0] if errors else None)
+    return Answer(
+        text, tokens, chunks[-1].finish or "" if chunks else "", errors[0] if errors else None
+    )
 
 
 class World(NamedTuple):
@@ -239,7 +254,9 @@ def _check_usable(runs: Runs, world: World, what: str) -> None:
 
 @pytest.mark.parametrize("kind", ["slots", "rows"])
 @pytest.mark.parametrize("part", range(5))
-def test_whatever_raises_harms_its_own_sequences_alone(kind: str, part: int, worlds: dict[str, World]) -> None:
+def test_whatever_raises_harms_its_own_sequences_alone(
+    kind: str, part: int, worlds: dict[str, World]
+) -> None:
     first = int(os.environ.get("HUNT_FIRST", "0"))
     count = _SCHEDULES // 10
     offset = first + (part if kind == "slots" else part + 5) * count

@@ -44,7 +44,11 @@ def test_a_projection_of_another_kind_is_left_alone() -> None:
 def test_keys_before_queries_are_refused() -> None:
     module = nn.Module()
     module.q_proj, module.k_proj, module.v_proj = (nn.Linear(4, size) for size in (6, 2, 2))
-    wanted = [module.q_proj(torch.ones(4)), module.k_proj(torch.ones(4)), module.v_proj(torch.ones(4))]
+    wanted = [
+        module.q_proj(torch.ones(4)),
+        module.k_proj(torch.ones(4)),
+        module.v_proj(torch.ones(4)),
+    ]
     assert join(module)
     with pytest.raises(RuntimeError, match="before the queries"):
         module.k_proj(torch.ones(4))

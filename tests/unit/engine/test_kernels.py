@@ -43,7 +43,9 @@ CASES = {
     "one split of several heads": Case(F32, 80, 3, 3, [66, 1, 200, 64], splits=1),
     "more query heads than sixteen": Case(F32, 64, 20, 1, [70, 3], splits=2),
     "more rows than can be split": Case(F32, 64, 4, 1, [1, 70, *[1] * 126, 2]),
-    "a window below, at and above the length": Case(F32, 64, 4, 1, [300, 41, 40, 39, 7], 40, splits=4),
+    "a window below, at and above the length": Case(
+        F32, 64, 4, 1, [300, 41, 40, 39, 7], 40, splits=4
+    ),
     "a window of a block": Case(F32, 80, 8, 1, [64, 65, 128, 200], 64, splits=2),
     "a window that hides whole blocks": Case(F32, 256, 1, 2, [400], 70),
     "a window that many splits share": Case(F32, 128, 1, 1, [1500], 1000),
@@ -57,7 +59,9 @@ CASES = {
     "bfloat16 within a window": Case(BF16, 80, 1, 2, [150, 30], 64, splits=4),
     "bfloat16, capped": Case(BF16, 64, 4, 1, [500], 0, 4.0),
     "bfloat16 of the largest heads": Case(BF16, 256, 3, 1, [70, 2], splits=1),
-    "bfloat16, capped within a window, one split": Case(BF16, 128, 1, 3, [130, 66], 65, 2.0, splits=1),
+    "bfloat16, capped within a window, one split": Case(
+        BF16, 128, 1, 3, [130, 66], 65, 2.0, splits=1
+    ),
 }
 
 
@@ -99,7 +103,10 @@ def _dot(plainly: Any, tl: Any) -> Any:
     """numpy knows no bfloat16: the interpreter would multiply its bits as whole numbers."""
 
     def dot(self: Any, left: Any, right: Any, *more: Any) -> Any:
-        factors = [self.cast_impl(it, tl.float32) if it.dtype.scalar == tl.bfloat16 else it for it in (left, right)]
+        factors = [
+            self.cast_impl(it, tl.float32) if it.dtype.scalar == tl.bfloat16 else it
+            for it in (left, right)
+        ]
         return plainly(self, *factors, *more)
 
     return dot
@@ -122,8 +129,13 @@ def given(case: Case) -> Given:
     """Random numbers in the slots as far as they are held, NaN everywhere else and in the keys that a window hides."""
     torch.manual_seed(1)
     rows, heads, context = len(case.lengths), case.groups * case.group, max(case.lengths) + 3
-    slots = (torch.randperm(rows + 1) + 1).tolist()[:rows]  # one is left out, and the first and last have neighbours
-    caches = [torch.full((rows + 3, context, case.groups, case.size), _NAN, dtype=case.dtype) for _ in range(2)]
+    slots = (torch.randperm(rows + 1) + 1).tolist()[
+        :rows
+    ]  # one is left out, and the first and last have neighbours
+    caches = [
+        torch.full((rows + 3, context, case.groups, case.size), _NAN, dtype=case.dtype)
+        for _ in range(2)
+    ]
     for cache in caches:
         for slot, length in zip(slots, case.lengths, strict=True):
             held = cache[slot, : length - 1]
@@ -150,7 +162,8 @@ def written_out(case: Case, it: Given) -> torch.Tensor:
     for row, (slot, length) in enumerate(zip(it.slots.tolist(), case.lengths, strict=True)):
         begin = max(0, length - case.window) if case.window else 0
         keys, values = (
-            cache[slot, begin:length].double().repeat_interleave(case.group, 1) for cache in (it.keys, it.values)
+            cache[slot, begin:length].double().repeat_interleave(case.group, 1)
+            for cache in (it.keys, it.values)
         )
         scores = torch.einsum("hd,thd->ht", it.query[row].double(), keys) * it.scale
         if case.softcap:
@@ -168,7 +181,9 @@ def test_a_decoded_token_sees_its_own_slot_and_is_kept_there(
     places = it.slots.long(), it.lengths.long() - 1
     wanted_keys[places], wanted_values[places] = it.key, it.value
     if case.splits:
-        monkeypatch.setattr(kernels, "_LEAST_PROGRAMS", case.splits * len(case.lengths) * case.groups)
+        monkeypatch.setattr(
+            kernels, "_LEAST_PROGRAMS", case.splits * len(case.lengths) * case.groups
+        )
     got = kernels.decode(*it, case.window, case.softcap)
     assert (got.shape, got.dtype, got.is_contiguous()) == (it.query.shape, case.dtype, True)
     exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
@@ -186,7 +201,8 @@ class Launches(dict[tuple[int, ...], Any]):
 
 
 @pytest.mark.parametrize(
-    ("rows", "groups", "splits"), [(1, 1, 16), (16, 1, 16), (4, 8, 8), (33, 2, 4), (64, 2, 2), (129, 1, 1), (300, 8, 1)]
+    ("rows", "groups", "splits"),
+    [(1, 1, 16), (16, 1, 16), (4, 8, 8), (33, 2, 4), (64, 2, 2), (129, 1, 1), (300, 8, 1)],
 )
 def test_rows_are_split_until_there_is_work_for_the_whole_gpu(
     rows: int, groups: int, splits: int, kernels: Any, monkeypatch: pytest.MonkeyPatch
@@ -207,7 +223,9 @@ def gemma2() -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [CONFIGS["gemma3"], CONFIGS["gpt2"], gemma2], ids=["gemma3", "gpt2", "gemma2"])
+@pytest.mark.parametrize(
+    "config", [CONFIGS["gemma3"], CONFIGS["gpt2"], gemma2], ids=["gemma3", "gpt2", "gemma2"]
+)
 def test_a_model_decodes_through_them_as_it_does_without(
     config: Callable[[], Any], kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +258,9 @@ def decoded(over: SlotModel, before: float) -> torch.Tensor:
     logits = []
     with torch.inference_mode():
         pieces = [Piece(slot, 0, length) for slot, length in zip(slots, lengths, strict=True)]
-        over.prefill(pieces, [[n * 7 % 259 for n in range(length)] for length in lengths], [True] * 2)
+        over.prefill(
+            pieces, [[n * 7 % 259 for n in range(length)] for length in lengths], [True] * 2
+        )
         for step in range(3):
             over.feed(torch.tensor([40 + step, 90 - step]))
             logits.append(over.decode(slots, [length + step for length in lengths]).clone())

@@ -81,7 +81,9 @@ def test_a_folder_must_hold_a_model(tmp_path: Path) -> None:
         validate(tmp_path / "absent")
 
 
-def test_made_once_and_again_for_a_new_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_made_once_and_again_for_a_new_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     use(monkeypatch, Handmade())
     folder = prepare("thing", tmp_path, said.append)
@@ -97,7 +99,9 @@ def test_made_once_and_again_for_a_new_version(tmp_path: Path, monkeypatch: pyte
     assert [file.name for file in folder.parent.iterdir() if file.is_dir()] == ["thing"]
 
 
-def test_a_broken_off_preparation_shows_no_model_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_off_preparation_shows_no_model_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, Handmade(fails=True))
     with pytest.raises(ModelError, match="broken off"):
         prepare("thing", tmp_path, print)
@@ -107,7 +111,9 @@ def test_a_broken_off_preparation_shows_no_model_and_goes_on(tmp_path: Path, mon
     assert second.found == ["config.json"]  # what was there already can be reused
 
 
-def test_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = use(monkeypatch, Handmade())
     source.needs = 10**18
     with pytest.raises(ModelError, match="free and the model needs"):
@@ -124,7 +130,9 @@ def test_killed_half_way(tmp_path: Path) -> None:
         "p._source = lambda name: Slow()\n"
         "p.prepare('thing', Path(sys.argv[1]), lambda line: None)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     with process, process.stdout as output:
         assert output.readline() == b"half\n"
@@ -135,14 +143,18 @@ def test_killed_half_way(tmp_path: Path) -> None:
         assert (prepare("thing", tmp_path, print) / STAMP).exists()
 
 
-def test_the_packaged_model_is_instant_when_its_stamp_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_packaged_model_is_instant_when_its_stamp_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = put_model(installed(PACKAGED, tmp_path))
     (folder / STAMP).write_text(json.dumps(PackagedGemma().stamp()))
     assert main(["prepare", PACKAGED, "--home", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
 
 
-def test_errors_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["prepare", str(tmp_path / "absent"), "--home", str(tmp_path)]) == 2
     assert main(["prepare", "not a name!", "--home", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -8,7 +8,12 @@ from torch import nn
 from tests.unit.engine.tiny import CONFIGS
 from worker.engines.transformers.model.fused_norms import FusedNorm, fuse_norms
 
-NORMS = {"llama": 5, "qwen3": 9, "gemma3": 13, "gpt2": 0}  # of two layers and the end; LayerNorm is another thing
+NORMS = {
+    "llama": 5,
+    "qwen3": 9,
+    "gemma3": 13,
+    "gpt2": 0,
+}  # of two layers and the end; LayerNorm is another thing
 
 
 @pytest.mark.parametrize("kind", NORMS)

@@ -23,7 +23,18 @@ from broker.wire import (
     TokenLogprob,
 )
 from tests.unit.cluster import Cluster, until
-from tests.unit.engine.upstream import DONE, Asked, Reply, Script, Upstream, answering, event, listing, nobody, refusing
+from tests.unit.engine.upstream import (
+    DONE,
+    Asked,
+    Reply,
+    Script,
+    Upstream,
+    answering,
+    event,
+    listing,
+    nobody,
+    refusing,
+)
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, EngineUnavailable
 from worker.engines.openai import engine as openai
@@ -51,7 +62,9 @@ def text_job(prompt: str, delivered: str = "", **settings: Any) -> Job:
     )  # fmt: skip
 
 
-def engine_for(url: str, *, slots: int = 4, upstream_model: str = "", model: str = "near") -> Engine:
+def engine_for(
+    url: str, *, slots: int = 4, upstream_model: str = "", model: str = "near"
+) -> Engine:
     return create(
         "openai", model=model, model_path=None, device="auto", slots=slots, token_delay=0,
         upstream=url, upstream_model=upstream_model,
@@ -81,7 +94,11 @@ def whole(chunks: list[Chunk]) -> tuple[str, int, str | None]:
     """Text, tokens and finish of an answer whose chunks are as the protocol says."""
     assert not chunks[0].text
     assert [chunk.finish for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
-    return "".join(chunk.text for chunk in chunks), sum(chunk.tokens for chunk in chunks), chunks[-1].finish
+    return (
+        "".join(chunk.text for chunk in chunks),
+        sum(chunk.tokens for chunk in chunks),
+        chunks[-1].finish,
+    )
 
 
 async def error_of(engine: Engine, job: Job) -> EngineError:
@@ -165,7 +182,9 @@ async def test_the_context_is_as_the_server_tells(told: dict[str, Any], length: 
         (refusing(503, {"error": {"message": "Loading model"}}), "m", "503: Loading model"),
     ],
 )
-async def test_a_server_that_will_not_do_is_said_in_one_line(models: Script, wanted: str, said: str) -> None:
+async def test_a_server_that_will_not_do_is_said_in_one_line(
+    models: Script, wanted: str, said: str
+) -> None:
     async with Upstream(answering(), models=models) as upstream:
         with pytest.raises(EngineUnavailable, match=said) as caught:
             await engine_for(upstream.url, upstream_model=wanted).start()
@@ -196,7 +215,9 @@ async def test_nobody_there() -> None:
 async def test_the_environment_will_do_and_the_key_is_sent_and_never_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with Upstream(answering("x"), refusing(400, {"error": {"message": f"bad key {KEY}"}})) as upstream:
+    async with Upstream(
+        answering("x"), refusing(400, {"error": {"message": f"bad key {KEY}"}})
+    ) as upstream:
         monkeypatch.setenv("CANOPY_UPSTREAM", upstream.url)
         monkeypatch.setenv("CANOPY_UPSTREAM_MODEL", "far")
         monkeypatch.setenv("CANOPY_UPSTREAM_KEY", KEY)
@@ -210,7 +231,15 @@ async def test_the_environment_will_do_and_the_key_is_sent_and_never_said(
 
 
 async def test_engines_without_a_server_ignore_the_settings() -> None:
-    engine = create("echo", model="m", model_path=None, device="auto", slots=1, token_delay=0, upstream="http://x")
+    engine = create(
+        "echo",
+        model="m",
+        model_path=None,
+        device="auto",
+        slots=1,
+        token_delay=0,
+        upstream="http://x",
+    )
     assert engine.name == "echo"
 
 
@@ -220,7 +249,9 @@ async def test_engines_without_a_server_ignore_the_settings() -> None:
 async def test_a_dialogue() -> None:
     async with before(answering("Good", " day", ".", usage=(11, 3))) as (engine, upstream):
         assert not engine.warm
-        chunks = await read(engine, chat("be brief", "hello", max_tokens=9, temperature=0.5, stop=("X",)))
+        chunks = await read(
+            engine, chat("be brief", "hello", max_tokens=9, temperature=0.5, stop=("X",))
+        )
         assert whole(chunks) == ("Good day.", 3, "stop")
         assert chunks[-1].prompt_tokens == 11
         assert engine.warm
@@ -255,7 +286,9 @@ async def test_a_prompt_without_a_limit_gets_the_servers_whole_context() -> None
     assert upstream.asked[0].body["max_tokens"] is None
 
 
-@pytest.mark.parametrize(("seed", "sent"), [(7, 7), (2**63 - 1, 2**31 - 1), (-1, 2**31 - 1), (None, "nothing")])
+@pytest.mark.parametrize(
+    ("seed", "sent"), [(7, 7), (2**63 - 1, 2**31 - 1), (-1, 2**31 - 1), (None, "nothing")]
+)
 async def test_seeds_fit_into_31_bits(seed: int | None, sent: int | str) -> None:
     async with before(answering("x")) as (engine, upstream):
         await read(engine, chat(seed=seed, top_k=5))
@@ -265,7 +298,13 @@ async def test_seeds_fit_into_31_bits(seed: int | None, sent: int | str) -> None
 
 async def test_settings_are_sent_where_they_are_set() -> None:
     """The first test of an answer says what is sent otherwise."""
-    names = {"frequency_penalty": 0.5, "presence_penalty": -0.5, "min_p": 0.1, "repetition_penalty": 1.1, "top_k": 9}
+    names = {
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "top_k": 9,
+    }
     async with before(answering("x")) as (engine, upstream):
         await read(engine, chat(**names, logit_bias={17: -100.0}))
     sent = upstream.asked[0].body
@@ -284,14 +323,20 @@ async def test_logprobs_of_a_dialogue() -> None:
         await reply.begin()
         told = {"content": [said_likely("é", ("b", -2.0), ("é", -0.5), ("c", -9e9))]}
         await reply.write(event(choices=[{"delta": {"content": "é"}, "logprobs": told}]))
-        await reply.write(event(choices=[{"delta": {"content": "x"}, "logprobs": {"content": [{"token": 5}]}}]))
+        await reply.write(
+            event(choices=[{"delta": {"content": "x"}, "logprobs": {"content": [{"token": 5}]}}])
+        )
         await reply.finish()
 
     async with before(script) as (engine, upstream):
         chunks = await read(engine, chat(logprobs=3))
         await read(engine, chat())
     likely = [each for chunk in chunks for each in chunk.logprobs]
-    assert likely == [TokenLogprob("é".encode(), -0.5, (("é".encode(), -0.5), (b"b", -2.0), (b"c", LEAST_LOGPROB)))]
+    assert likely == [
+        TokenLogprob(
+            "é".encode(), -0.5, (("é".encode(), -0.5), (b"b", -2.0), (b"c", LEAST_LOGPROB))
+        )
+    ]
     assert [asked.body.get("logprobs") for asked in upstream.asked] == [True, None]
     assert upstream.asked[0].body["top_logprobs"] == 3
 
@@ -362,7 +407,8 @@ async def test_reasoning_is_counted_and_not_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "finish"), [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "stop")]
+    ("reason", "finish"),
+    [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "stop")],
 )
 async def test_finish_reasons(reason: str, finish: str) -> None:
     async with before(answering("x", reason=reason)) as (engine, _):
@@ -372,11 +418,15 @@ async def test_finish_reasons(reason: str, finish: str) -> None:
 async def test_events_as_servers_write_them() -> None:
     async def script(asked: Asked, reply: Reply) -> None:
         await reply.begin("text/event-stream; charset=utf-8")
-        said = json.dumps({"choices": [{"delta": {"content": "a\u2028b"}}]}, ensure_ascii=False).encode()
+        said = json.dumps(
+            {"choices": [{"delta": {"content": "a\u2028b"}}]}, ensure_ascii=False
+        ).encode()
         await reply.write(b": waiting\r\n\r\nevent: x\r\nid: 4\r\ndata:" + said[:30])
         await reply.write(said[30:] + b"\r")
         await reply.write(b"\n\r\n: keep-alive\r\n\r\n")
-        await reply.write(b'data: {"choices":null,"usage":null}\n\ndata: {"choices":[{"finish_reason":"stop"}]}\n\n')
+        await reply.write(
+            b'data: {"choices":null,"usage":null}\n\ndata: {"choices":[{"finish_reason":"stop"}]}\n\n'
+        )
         await reply.write(b"data: [DONE]")
         await reply.end()
 
@@ -405,12 +455,45 @@ async def test_an_answer_with_a_reason_is_whole_though_nothing_follows(hasty: No
 @pytest.mark.parametrize(
     ("status", "body", "code"),
     [
-        (400, {"error": {"message": "This model's maximum context length is 4096 tokens. However, …"}}, "too_long"),
-        (400, {"object": "error", "message": "However, the model's context length is only 1024 tokens"}, "too_long"),
-        (400, {"message": "The input (9 tokens) is longer than the model's context length (8 tokens)."}, "too_long"),
-        (400, {"error": {"type": "exceed_context_size_error", "message": "request (9) exceeds"}}, "too_long"),
-        (500, {"error": {"type": "exceed_context_size_error", "message": "request (9) exceeds"}}, "too_long"),
-        (400, {"error": {"code": "context_length_exceeded", "message": "messages: too much"}}, "too_long"),
+        (
+            400,
+            {
+                "error": {
+                    "message": "This model's maximum context length is 4096 tokens. However, …"
+                }
+            },
+            "too_long",
+        ),
+        (
+            400,
+            {
+                "object": "error",
+                "message": "However, the model's context length is only 1024 tokens",
+            },
+            "too_long",
+        ),
+        (
+            400,
+            {
+                "message": "The input (9 tokens) is longer than the model's context length (8 tokens)."
+            },
+            "too_long",
+        ),
+        (
+            400,
+            {"error": {"type": "exceed_context_size_error", "message": "request (9) exceeds"}},
+            "too_long",
+        ),
+        (
+            500,
+            {"error": {"type": "exceed_context_size_error", "message": "request (9) exceeds"}},
+            "too_long",
+        ),
+        (
+            400,
+            {"error": {"code": "context_length_exceeded", "message": "messages: too much"}},
+            "too_long",
+        ),
         (413, b"", "too_long"),
         (400, {"error": {"message": "roles must alternate"}}, "invalid"),
         (422, {"detail": [{"loc": ["body", "stop"], "msg": "too many"}]}, "invalid"),
@@ -429,10 +512,16 @@ async def test_the_jobs_own_fault_is_final(status: int, body: Any, code: str) ->
     ("status", "alone", "blamed"),
     [(500, True, True), (408, True, True), (401, False, True), (404, False, True)],
 )
-async def test_the_servers_fault_is_tried_again_elsewhere(status: int, alone: bool, blamed: bool, hasty: None) -> None:
+async def test_the_servers_fault_is_tried_again_elsewhere(
+    status: int, alone: bool, blamed: bool, hasty: None
+) -> None:
     async with before(refusing(status, {"error": {"message": "no luck"}})) as (engine, _):
         error = await error_of(engine, chat())
-        assert (error.retryable, error.alone, not isinstance(error, EngineStopped)) == (True, alone, blamed)
+        assert (error.retryable, error.alone, not isinstance(error, EngineStopped)) == (
+            True,
+            alone,
+            blamed,
+        )
         assert "no luck" in str(error)
 
 
@@ -443,11 +532,17 @@ async def test_the_servers_fault_is_tried_again_elsewhere(status: int, alone: bo
         ({"message": "no room", "code": None, "type": "server_error"}, "engine", True),
         ("something", "engine", True),
         ({"message": "prompt is too long", "code": 400}, "too_long", False),
-        ({"message": "bad", "type": "invalid_request_error", "code": "invalid_request"}, "invalid", False),
+        (
+            {"message": "bad", "type": "invalid_request_error", "code": "invalid_request"},
+            "invalid",
+            False,
+        ),
     ],
 )
 @pytest.mark.parametrize("form", [b'data: {"error": %s}\n\n', b"error: %s\n\n"])
-async def test_an_error_inside_the_stream(error: Any, code: str, retryable: bool, form: bytes) -> None:
+async def test_an_error_inside_the_stream(
+    error: Any, code: str, retryable: bool, form: bytes
+) -> None:
     async def script(asked: Asked, reply: Reply) -> None:
         await reply.begin()
         await reply.write(form % json.dumps(error).encode() + DONE)
@@ -466,7 +561,9 @@ async def test_a_busy_server_is_asked_again(status: int, hasty: None) -> None:
         assert len(upstream.asked) == 3
 
 
-async def test_a_server_that_stays_busy_gets_its_job_taken_back_and_nobody_is_blamed(hasty: None) -> None:
+async def test_a_server_that_stays_busy_gets_its_job_taken_back_and_nobody_is_blamed(
+    hasty: None,
+) -> None:
     async with before(refusing(503, {"error": "full"}, "Retry-After: 0.05")) as (engine, upstream):
         error = await error_of(engine, chat())
         assert isinstance(error, EngineStopped)
@@ -476,7 +573,15 @@ async def test_a_server_that_stays_busy_gets_its_job_taken_back_and_nobody_is_bl
 
 @pytest.mark.parametrize(
     ("asked", "pause"),
-    [("", 1.0), ("3", 3.0), ("0", 1.0), ("-5", 1.0), ("86400", MOST_SECONDS), ("nan", 1.0), ("Wed", 1.0)],
+    [
+        ("", 1.0),
+        ("3", 3.0),
+        ("0", 1.0),
+        ("-5", 1.0),
+        ("86400", MOST_SECONDS),
+        ("nan", 1.0),
+        ("Wed", 1.0),
+    ],
 )
 def test_retry_after_is_honoured_within_bounds(asked: str, pause: float) -> None:
     assert Refusal(429, "", asked).pause(1.0) == pause
@@ -487,7 +592,15 @@ def test_retry_after_is_honoured_within_bounds(asked: str, pause: float) -> None
     [
         {"error": {"message": "Unrecognized request argument supplied: top_k"}},
         {"error": {"message": "Unknown parameter: 'top_k'."}},
-        {"detail": [{"type": "extra_forbidden", "loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]},
+        {
+            "detail": [
+                {
+                    "type": "extra_forbidden",
+                    "loc": ["body", "top_k"],
+                    "msg": "Extra inputs are not permitted",
+                }
+            ]
+        },
     ],
 )
 async def test_fields_that_a_server_does_not_know_are_left_out_for_good(complaint: Any) -> None:
@@ -554,7 +667,9 @@ async def no_http(asked: Asked, reply: Reply) -> None:
     await reply._send("SMTP ready\r\n\r\n")
 
 
-@pytest.mark.parametrize("script", [cut_off, garbage, broken, endless, silent_end, given_up, no_head, no_http])
+@pytest.mark.parametrize(
+    "script", [cut_off, garbage, broken, endless, silent_end, given_up, no_head, no_http]
+)
 async def test_an_answer_that_breaks_off_is_lost_and_its_neighbours_are_not(script: Script) -> None:
     async with before(script) as (engine, _):
         error = await error_of(engine, chat())
@@ -563,7 +678,10 @@ async def test_an_answer_that_breaks_off_is_lost_and_its_neighbours_are_not(scri
 
 
 async def test_a_server_that_does_not_stream_is_found_out() -> None:
-    async with before(refusing(200, {"choices": [{"message": {"content": "all at once"}}]})) as (engine, _):
+    async with before(refusing(200, {"choices": [{"message": {"content": "all at once"}}]})) as (
+        engine,
+        _,
+    ):
         assert "no stream" in str(await error_of(engine, chat()))
 
 
@@ -753,7 +871,10 @@ async def test_servers_that_are_known_to_go_on_are_asked_to_at_once(owner: str) 
 
 
 async def test_a_server_that_will_not_go_on_is_asked_anew() -> None:
-    scripts = [refusing(400, {"error": {"message": "prefill is incompatible"}}), echoing(DELIVERED, " four")]
+    scripts = [
+        refusing(400, {"error": {"message": "prefill is incompatible"}}),
+        echoing(DELIVERED, " four"),
+    ]
     async with before(*scripts, models=listing("far", owner="llamacpp")) as (engine, _):
         assert whole(await read(engine, chat(delivered=DELIVERED)))[0] == " four"
 
@@ -767,7 +888,12 @@ async def test_an_answer_that_cannot_be_continued_fails_and_is_not_tried_for_eve
 
 @pytest.mark.parametrize(
     ("delivered", "new", "told"),
-    [("one ", " two", "two"), ("one\n\n", "\ntwo", "two"), ("one ", "two", "two"), ("one\n\n", "\n\n\n two", "\n two")],
+    [
+        ("one ", " two", "two"),
+        ("one\n\n", "\ntwo", "two"),
+        ("one ", "two", "two"),
+        ("one\n\n", "\n\n\n two", "\n two"),
+    ],
 )
 async def test_white_space_at_the_seam_comes_once(delivered: str, new: str, told: str) -> None:
     async with before(echoing(*new), models=listing("far", owner="vllm")) as (engine, upstream):
@@ -833,7 +959,9 @@ async def test_a_run_counts_what_the_server_has_counted() -> None:
         assert run.tokens == 40
 
 
-@pytest.mark.parametrize(("script", "alone"), [(cut_off, True), (refusing(404, {"error": "no such model"}), False)])
+@pytest.mark.parametrize(
+    ("script", "alone"), [(cut_off, True), (refusing(404, {"error": "no such model"}), False)]
+)
 async def test_a_run_says_whether_the_engine_works_on(script: Script, alone: bool) -> None:
     async with before(script) as (engine, _):
         run = job_run(engine)
@@ -850,7 +978,9 @@ async def test_a_run_that_fails_alone_goes_on_elsewhere_and_its_engine_is_left_a
         streams = [await cluster.ask(name) for name in ("a", "b")]
         await until(lambda: cluster.where("a") == cluster.where("b") == "n1")
         await cluster.add("n2", "root")
-        cluster.engine("n1").steps["a"].put_nowait(EngineError("engine", "lost", retryable=True, alone=True))
+        cluster.engine("n1").steps["a"].put_nowait(
+            EngineError("engine", "lost", retryable=True, alone=True)
+        )
         await until(lambda: cluster.where("a") == "n2")
         assert cluster.where("b") == "n1"
         assert cluster.engine("n1").starts == 1
@@ -863,12 +993,25 @@ async def test_a_run_that_fails_alone_goes_on_elsewhere_and_its_engine_is_left_a
 
 
 LINES = some.sampled_from(
-    [b"data: a", b"data:b", b"data", b"data: ", b": c", b":", b"id: 1", b"event: x", b"", b"x\xe2\x80\xa8"]
+    [
+        b"data: a",
+        b"data:b",
+        b"data",
+        b"data: ",
+        b": c",
+        b":",
+        b"id: 1",
+        b"event: x",
+        b"",
+        b"x\xe2\x80\xa8",
+    ]
 )
 
 
 @given(some.lists(some.tuples(LINES, some.sampled_from([b"\n", b"\r\n"]))), some.data())
-def test_events_are_the_same_however_the_bytes_are_cut(lines: list[tuple[bytes, bytes]], data: Any) -> None:
+def test_events_are_the_same_however_the_bytes_are_cut(
+    lines: list[tuple[bytes, bytes]], data: Any
+) -> None:
     stream = b"".join(line + end for line, end in lines) + b"\n\n"
     expected = Events().feed(stream)
     events, found, rest = Events(), [], stream

@@ -35,14 +35,19 @@ def test_devices_are_named_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineUnavailable, match="no such device 'nonsense'"):
         placement.find_devices("cpu, nonsense")
     monkeypatch.setattr(placement, "find_device", torch.device)  # as on a machine that has them
-    assert placement.find_devices("cuda:2, cuda:0") == [torch.device("cuda", 2), torch.device("cuda", 0)]
+    assert placement.find_devices("cuda:2, cuda:0") == [
+        torch.device("cuda", 2),
+        torch.device("cuda", 0),
+    ]
     with pytest.raises(EngineUnavailable, match="named twice"):
         placement.find_devices("cuda:0,cuda:1,cuda:0")
     with pytest.raises(EngineUnavailable, match="by their numbers"):
         placement.find_devices("cuda,cuda:1")
 
 
-async def test_what_is_spread_is_not_divided_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_spread_is_not_divided_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(placement, "find_device", torch.device)
     options = {"model": "tiny", "model_path": str(tmp_path), "slots": 1, "token_delay": 0}
     engine = create("transformers", device="cuda:0,cuda:1", tensor_parallel=2, **options)  # type: ignore[arg-type]
@@ -61,7 +66,9 @@ def test_accelerate_spreads_the_layers_and_what_has_no_room_is_refused() -> None
     assert (spread["model.layers.0"], spread["model.layers.1"]) == (2, 3)
     placement.check_map(spread, places)
     placement.check_map({"model": torch.device("cuda", 3)}, places)
-    small = _get_device_map(model, "auto", placement.most_weights(dict.fromkeys(places, 80_000)), None)
+    small = _get_device_map(
+        model, "auto", placement.most_weights(dict.fromkeys(places, 80_000)), None
+    )
     with pytest.raises(EngineUnavailable, match="too large for these 2 GPUs: no room for"):
         placement.check_map(small, places)
 
@@ -77,7 +84,11 @@ def test_keys_and_values_are_where_their_layer_computes() -> None:
     assert (first.slot_keys.device.type, first.slot_values.device.type) == ("cpu", "cpu")
     assert (second.slot_keys.device, second.slot_values.device) == (META, META)
     whole = shape.bytes_per_token(torch.float32)
-    assert shape.bytes_per_token(torch.float32, META) == whole / 2 == shape.bytes_per_token(torch.float32, model.device)
+    assert (
+        shape.bytes_per_token(torch.float32, META)
+        == whole / 2
+        == shape.bytes_per_token(torch.float32, model.device)
+    )
     over.release()
 
 
@@ -86,7 +97,9 @@ def test_a_step_is_copied_once_to_each_device() -> None:
     step = Step(numbers, numbers.int(), numbers.int(), starts=numbers.int(), longest=2)
     assert step.on(torch.device("cpu")) is step
     there = step.on(META)
-    assert {getattr(there, name).device for name in ("places", "slots", "lengths", "starts")} == {META}
+    assert {getattr(there, name).device for name in ("places", "slots", "lengths", "starts")} == {
+        META
+    }
     assert (there.longest, there.pieces) == (step.longest, step.pieces)
     assert step.on(META) is there
     assert there.on(META) is there
@@ -96,9 +109,15 @@ def test_a_step_is_copied_once_to_each_device() -> None:
 def test_layers_that_accelerate_moves_things_for_fit(tmp_path: Path) -> None:
     """Its hooks around each layer, on the only device here: the second layer's weights come from disk at each step."""
     model = tiny()
-    parts = dict.fromkeys(["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    parts = dict.fromkeys(
+        ["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"], "cpu"
+    )
     accelerate.dispatch_model(
-        model, {**parts, "model.layers.1": "disk"}, main_device="cpu", offload_dir=tmp_path, force_hooks=True
+        model,
+        {**parts, "model.layers.1": "disk"},
+        main_device="cpu",
+        offload_dir=tmp_path,
+        force_hooks=True,
     )
     shape = Shape(model)
     assert {place.type for place in shape.places.values()} == {"cpu"}

@@ -16,9 +16,21 @@ from worker.engines.transformers.model import quantization as precision
 from worker.engines.transformers.model import quantized_linear as linears
 from worker.engines.transformers.model.attention import Piece
 from worker.engines.transformers.model.loader import load
-from worker.engines.transformers.model.quantized_linear import WAYS, Int8, Int8Fast, Table, Unable, fits_table
+from worker.engines.transformers.model.quantized_linear import (
+    WAYS,
+    Int8,
+    Int8Fast,
+    Table,
+    Unable,
+    fits_table,
+)
 
-ROUGH = {"float32": 0.0, "bfloat16": 0.01, "int8": 0.02, "int8-fast": 0.04}  # error of a layer, as a part of its spread
+ROUGH = {
+    "float32": 0.0,
+    "bfloat16": 0.01,
+    "int8": 0.02,
+    "int8-fast": 0.04,
+}  # error of a layer, as a part of its spread
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +90,9 @@ def test_a_row_is_the_same_in_any_company_to_the_last_bit(way: type[Int8]) -> No
     rows[3] *= 1000
     with torch.inference_mode():
         together = made(rows)
-        assert all(torch.equal(made(row[None])[0], out) for row, out in zip(rows, together, strict=True))
+        assert all(
+            torch.equal(made(row[None])[0], out) for row, out in zip(rows, together, strict=True)
+        )
 
 
 def test_a_cpu_that_cuts_its_sums_gets_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +146,9 @@ def test_the_fastest_is_chosen(wanted: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert kinds == {
         "float32": {nn.Linear}, "bfloat16": {linears.BFloat16}, "int8": {Int8, head},
     }[wanted]  # fmt: skip
-    assert type(made.get_output_embeddings()) is {"int8": head}.get(wanted, type(made.get_submodule(names[0])))
+    assert type(made.get_output_embeddings()) is {"int8": head}.get(
+        wanted, type(made.get_submodule(names[0]))
+    )
 
 
 def test_what_is_not_precise_enough_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +170,9 @@ def test_a_torch_without_such_products_computes_otherwise(monkeypatch: pytest.Mo
     monkeypatch.setattr(precision, "WORSE", 0.5)
     assert precision.settle(model(), tokenizer(), 4, "sdpa", fastest("bfloat16")) == "bfloat16"
     monkeypatch.setenv("CANOPY_PRECISION", "int8")
-    with pytest.raises(EngineUnavailable, match="CANOPY_PRECISION=int8 cannot be had here: no 8-bit products"):
+    with pytest.raises(
+        EngineUnavailable, match="CANOPY_PRECISION=int8 cannot be had here: no 8-bit products"
+    ):
         precision.settle(model(), tokenizer(), 4, "sdpa")
 
 
@@ -175,7 +193,9 @@ def test_the_float_weights_are_given_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("way", ["bfloat16", "int8", "int8-fast"])
-def test_a_model_over_slots_answers_almost_as_before(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_over_slots_answers_almost_as_before(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save_model("llama", tmp_path / "llama")
     prompt = list(range(3, 60))
     answers = []

@@ -18,7 +18,9 @@ def test_the_oldest_gets_what_nobody_else_needs() -> None:
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=32), st.integers(1, 4096))
-def test_a_step_reads_all_it_may_and_the_oldest_always_moves(remaining: list[int], budget: int) -> None:
+def test_a_step_reads_all_it_may_and_the_oldest_always_moves(
+    remaining: list[int], budget: int
+) -> None:
     given_ = shares(remaining, budget)
     assert sum(given_) == min(budget, sum(remaining))
     assert all(0 <= count <= rest for count, rest in zip(given_, remaining, strict=True))

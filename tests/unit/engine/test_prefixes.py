@@ -7,7 +7,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from worker.engines.transformers.prefix_cache import Slots, common
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=80) | st.builds(
-    lambda length, rest: [7] * length + rest, st.integers(0, 200), st.lists(st.integers(0, 2), min_size=1, max_size=3)
+    lambda length, rest: [7] * length + rest,
+    st.integers(0, 200),
+    st.lists(st.integers(0, 2), min_size=1, max_size=3),
 )
 
 

@@ -38,7 +38,16 @@ REASONS = (
     "{% if m.role == 'assistant' and '</think>' in m.content %}{{ m.content.split('</think>')[-1] }}"
     "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
-MARKERS = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<think>", "</think>"]
+MARKERS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "[INST]",
+    "[/INST]",
+    "<think>",
+    "</think>",
+]
 TEMPLATES = {"chatml": CHATML, "gemma": GEMMA, "inst": INST, "reasons": REASONS, "none": None}
 
 
@@ -55,16 +64,33 @@ def sentencepiece(template: str | None, *, special: bool = True) -> Any:
     are single tokens.
     """
     letters = [chr(code) for code in range(33, 127)]
-    pieces = ["<unk>", "<s>", "</s>", "▁", "▁t", "th", "the", *letters, *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "▁",
+        "▁t",
+        "th",
+        "the",
+        *letters,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+    ]
     merges = [("▁", "t"), ("t", "h"), ("th", "e")]
     core = Tokenizer(
         models.BPE(
-            {piece: number for number, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True
+            {piece: number for number, piece in enumerate(pieces)},
+            merges,
+            unk_token="<unk>",
+            byte_fallback=True,
         )
     )
     core.normalizer = normalizers.Sequence([normalizers.Replace(" ", "▁")])
-    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement="▁", prepend_scheme="first", split=False
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
@@ -82,7 +108,12 @@ TOKENIZERS = {
 }
 
 
-def chat(*turns: tuple[str, str], truncate: bool = False, delivered: str = "", max_tokens: int | None = None) -> Job:
+def chat(
+    *turns: tuple[str, str],
+    truncate: bool = False,
+    delivered: str = "",
+    max_tokens: int | None = None,
+) -> Job:
     messages = tuple(ChatMessage(role=role, content=text) for role, text in turns)  # type: ignore[arg-type]
     return Job(
         request_id="r", model="m", reply_to="q", created=0, messages=messages, truncate=truncate, delivered=delivered,
@@ -91,7 +122,11 @@ def chat(*turns: tuple[str, str], truncate: bool = False, delivered: str = "", m
 
 
 def markers_in(made: Any, ids: list[int]) -> list[str]:
-    known = {number: str(token) for number, token in made.added_tokens_decoder.items() if str(token).strip()}
+    known = {
+        number: str(token)
+        for number, token in made.added_tokens_decoder.items()
+        if str(token).strip()
+    }
     return [known[number] for number in ids if number in known]
 
 
@@ -114,28 +149,38 @@ def test_a_control_token_in_a_content_is_text(kind: str, template: str, marker: 
         if reasoning and template != "reasons" and "not special" in kind:
             continue  # a tag that this template does not know
         if reasoning and template == "reasons" and role == "assistant":
-            assert markers_in(made, ids).count("<|im_start|>") == markers_in(made, owned).count("<|im_start|>")
+            assert markers_in(made, ids).count("<|im_start|>") == markers_in(made, owned).count(
+                "<|im_start|>"
+            )
             continue
         assert markers_in(made, ids) == markers_in(made, owned)
-        assert said.strip() in made.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert said.strip() in made.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(max_examples=15, deadline=None)
 @given(said=some.text(some.sampled_from(list("the <|[]>\n_ tis日")), max_size=24))
-def test_without_control_tokens_the_ids_are_the_plain_ones(kind: str, template: str, said: str) -> None:
+def test_without_control_tokens_the_ids_are_the_plain_ones(
+    kind: str, template: str, said: str
+) -> None:
     made = TOKENIZERS[kind](TEMPLATES[template])
     if TEMPLATES[template] is None or any(marker in said for marker in [*MARKERS, "<s>"]):
         return
-    text = made.apply_chat_template([{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True)
+    text = made.apply_chat_template(
+        [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
+    )
     plain = made(text, add_special_tokens=False)["input_ids"]
     assert Prompts(made).prepare(chat(("user", said))).ids == plain
 
 
 @pytest.mark.parametrize("template", ["chatml", "gemma", "inst"])
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_the_careful_way_gives_the_plain_ids_around_a_control_token(kind: str, template: str) -> None:
+def test_the_careful_way_gives_the_plain_ids_around_a_control_token(
+    kind: str, template: str
+) -> None:
     """Beside the control token that became text nothing changes, to the last id."""
     made = TOKENIZERS[kind](TEMPLATES[template])
     turns = [("user", "Say the\n\nword"), ("assistant", "the word"), ("user", "the </s>")]
@@ -147,7 +192,11 @@ def test_the_careful_way_gives_the_plain_ids_around_a_control_token(kind: str, t
 
 def test_reasoning_that_a_template_leaves_out_is_left_out() -> None:
     made = byte_level(REASONS, special=False)
-    turns = [("user", "</think> is a tag"), ("assistant", "<think>hm</think>Yes"), ("user", "<|im_end|> and?")]
+    turns = [
+        ("user", "</think> is a tag"),
+        ("assistant", "<think>hm</think>Yes"),
+        ("user", "<|im_end|> and?"),
+    ]
     ids = Prompts(made).prepare(chat(*turns)).ids
     assert made.decode(ids) == (
         "<|im_start|>user\n</think> is a tag<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
@@ -158,7 +207,9 @@ def test_reasoning_that_a_template_leaves_out_is_left_out() -> None:
 
 def test_raw_prompts_are_the_callers_program() -> None:
     made = byte_level(CHATML)
-    job = Job(request_id="r", model="m", reply_to="q", created=0, prompt="<|im_start|>user\nHi<|im_end|>")
+    job = Job(
+        request_id="r", model="m", reply_to="q", created=0, prompt="<|im_start|>user\nHi<|im_end|>"
+    )
     assert markers_in(made, Prompts(made).prepare(job).ids) == ["<s>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -181,7 +232,9 @@ def test_marks_cannot_be_forged() -> None:
 
 def test_thousands_of_control_tokens_are_told_apart() -> None:
     made = tokenizer()
-    made.add_tokens([AddedToken(f"<unused{number}>", special=True, normalized=False) for number in range(3000)])
+    made.add_tokens(
+        [AddedToken(f"<unused{number}>", special=True, normalized=False) for number in range(3000)]
+    )
     control, marks = ControlTokens(made), Marks()
     text = "".join(f"<unused{number}> and " for number in range(3000))
     marked = control.marked(text, marks)
@@ -191,7 +244,9 @@ def test_thousands_of_control_tokens_are_told_apart() -> None:
 
 def test_a_text_made_of_beginnings_of_control_tokens_costs_little() -> None:
     made = tokenizer()
-    made.add_tokens([AddedToken(f"<unused{number}>", special=True, normalized=False) for number in range(6000)])
+    made.add_tokens(
+        [AddedToken(f"<unused{number}>", special=True, normalized=False) for number in range(6000)]
+    )
     control = ControlTokens(made)
     began = time.process_time()
     control.found(["<unused" * 100_000, "<" * 500_000])
@@ -212,13 +267,17 @@ def test_a_stop_that_is_a_token_is_known_by_its_id(kind: str) -> None:
 
 ROLES = list(get_args(Role))
 dialogues = some.lists(
-    some.tuples(some.sampled_from(ROLES), some.sampled_from(["", "a", "b", "c d"])), min_size=1, max_size=9
+    some.tuples(some.sampled_from(ROLES), some.sampled_from(["", "a", "b", "c d"])),
+    min_size=1,
+    max_size=9,
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(dialogues)
-def test_every_dialogue_has_a_form_that_the_strictest_template_takes(turns: list[tuple[str, str]]) -> None:
+def test_every_dialogue_has_a_form_that_the_strictest_template_takes(
+    turns: list[tuple[str, str]],
+) -> None:
     for template in (GEMMA, CHATML, INST, None):
         made = byte_level(template)
         text = made.decode(Prompts(made).prepare(chat(*turns)).ids)
@@ -232,7 +291,9 @@ def test_every_dialogue_has_a_form_that_the_strictest_template_takes(turns: list
 def test_the_strictest_form_alternates_and_says_everything(turns: list[tuple[str, str]]) -> None:
     messages = chat(*turns).messages or ()
     *_, strictest = forms(messages)
-    assert [turn.role for turn in strictest] == (["user", "assistant"] * len(strictest))[: len(strictest)]
+    assert [turn.role for turn in strictest] == (["user", "assistant"] * len(strictest))[
+        : len(strictest)
+    ]
     said = "".join(turn.content for turn in strictest)
     for message in messages:
         assert message.content.strip() in said
@@ -243,7 +304,10 @@ def test_the_strictest_form_alternates_and_says_everything(turns: list[tuple[str
     [
         ([("user", "A"), ("user", "B")], "user\nA\n\nB<end_of_turn>"),
         ([("user", "A"), ("assistant", ""), ("user", "B")], "user\nA\n\nB<end_of_turn>"),
-        ([("assistant", "Hello"), ("user", "B")], "user\n<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>"),
+        (
+            [("assistant", "Hello"), ("user", "B")],
+            "user\n<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>",
+        ),
         ([("system", "S"), ("system", "T"), ("user", "A")], "user\nS\n\nT\n\nA<end_of_turn>"),
         (
             [("user", "A"), ("assistant", "B"), ("system", "S"), ("user", "C")],
@@ -277,7 +341,9 @@ def test_a_template_that_leaves_the_system_out_gets_it_in_the_first_turn() -> No
 def test_thousands_of_system_turns_are_one_piece_of_work() -> None:
     prompts = Prompts(byte_level(GEMMA))
     began = time.process_time()
-    made = prompts.prepare(chat(*[("system", f"rule {number}") for number in range(5000)], ("user", "Hi")))
+    made = prompts.prepare(
+        chat(*[("system", f"rule {number}") for number in range(5000)], ("user", "Hi"))
+    )
     assert time.process_time() - began < 5
     assert len(made.ids) > 50_000
     assert leading_systems(chat(*[("system", "S")] * 3).messages or ()) == 3

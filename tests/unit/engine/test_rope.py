@@ -53,7 +53,9 @@ def by_library(name: str, asked: list[list[int]], length: int) -> list[list[int]
 
 @pytest.mark.parametrize("name", ROPES)
 @pytest.mark.parametrize("ahead", [False, True])
-def test_short_and_long_sequences_side_by_side(name: str, ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_and_long_sequences_side_by_side(
+    name: str, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prompts below and beyond the limit, and answers that grow across it; with the host a step
     ahead, too, as it is on a GPU.
     """

@@ -27,7 +27,10 @@ from worker.engines.transformers.sampling.truncation import (
 
 CPU = torch.device("cpu")
 LOGITS = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-WAYS = {"shortlist": by_shortlist, "halving": by_halving}  # what a CPU does without top-k, and what a GPU does
+WAYS = {
+    "shortlist": by_shortlist,
+    "halving": by_halving,
+}  # what a CPU does without top-k, and what a GPU does
 
 
 @pytest.fixture(params=WAYS)
@@ -41,7 +44,9 @@ def sampler(slots: int, vocabulary: int, way: str = "shortlist") -> Sampler:
     return made
 
 
-def assigned(asked: list[Sampling], vocabulary: int, way: str = "shortlist", **history: list[int]) -> Sampler:
+def assigned(
+    asked: list[Sampling], vocabulary: int, way: str = "shortlist", **history: list[int]
+) -> Sampler:
     """Row i has slot i."""
     made = sampler(len(asked), vocabulary, way)
     for slot, setting in enumerate(asked):
@@ -49,7 +54,9 @@ def assigned(asked: list[Sampling], vocabulary: int, way: str = "shortlist", **h
     return made
 
 
-def choose(logits: torch.Tensor, asked: list[Sampling], way: str = "shortlist", **history: list[int]) -> list[int]:
+def choose(
+    logits: torch.Tensor, asked: list[Sampling], way: str = "shortlist", **history: list[int]
+) -> list[int]:
     """One token a row; row i has slot i."""
     made = assigned(asked, logits.shape[-1], way, **history)
     return [picked.token for picked in made.choose(logits, list(range(len(asked)))).read()]
@@ -76,8 +83,14 @@ def shares(setting: Sampling, logits: list[float], way: str, draws: int = 4000) 
         (Sampling(temperature=0.5, top_k=2), [0, 16 / 25, 0, 9 / 25]),
         (Sampling(min_p=0.7), [0, 4 / 7, 0, 3 / 7]),
         (Sampling(min_p=0.3, top_k=2), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(min_p=0.3, top_p=0.75), [0, 4 / 7, 0, 3 / 7]),  # top-p of what min-p leaves: 7 of 9
-        (Sampling(temperature=0.5, min_p=0.5), [0, 16 / 25, 0, 9 / 25]),  # min-p after the temperature
+        (
+            Sampling(min_p=0.3, top_p=0.75),
+            [0, 4 / 7, 0, 3 / 7],
+        ),  # top-p of what min-p leaves: 7 of 9
+        (
+            Sampling(temperature=0.5, min_p=0.5),
+            [0, 16 / 25, 0, 9 / 25],
+        ),  # min-p after the temperature
         (Sampling(logit_bias={0: math.log(4), 1: -100}), [4 / 9, 0, 2 / 9, 3 / 9]),
         (Sampling(logit_bias={0: 100}, top_p=0.9), [1, 0, 0, 0]),
         (Sampling(temperature=0, logit_bias={2: 5.0}), [0, 0, 1, 0]),
@@ -89,13 +102,21 @@ def test_shares(setting: Sampling, wanted: list[float], way: str) -> None:
 
 # ---- which tokens are kept
 
-logits_rows = some.lists(some.integers(-64, 64), min_size=2, max_size=40)  # in eighths: many are equally likely
+logits_rows = some.lists(
+    some.integers(-64, 64), min_size=2, max_size=40
+)  # in eighths: many are equally likely
 bounds = some.fixed_dictionaries(
-    {"top_k": some.integers(0, 12), "top_p": some.floats(0, 1), "min_p": some.sampled_from([0.0, 0.01, 0.3, 1.0])}
+    {
+        "top_k": some.integers(0, 12),
+        "top_p": some.floats(0, 1),
+        "min_p": some.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    }
 )
 
 
-def kept_by_definition(logits: list[float], top_k: int, top_p: float, min_p: float) -> set[int] | None:
+def kept_by_definition(
+    logits: list[float], top_k: int, top_p: float, min_p: float
+) -> set[int] | None:
     """Sorts, adds up and cuts off, with Python's floats; tokens as likely as the last one kept are kept. None where
     rounding may decide either way.
     """
@@ -131,7 +152,9 @@ def kept_tokens(way: str, logits: torch.Tensor, top_k: int, top_p: float, min_p:
 
 @settings(max_examples=300, deadline=None)
 @given(logits_rows, bounds)
-def test_the_kept_tokens_are_those_of_the_definition(eighths: list[int], asked: dict[str, Any]) -> None:
+def test_the_kept_tokens_are_those_of_the_definition(
+    eighths: list[int], asked: dict[str, Any]
+) -> None:
     logits = [each / 8 for each in eighths]
     asked["top_k"] = asked["top_k"] if asked["top_k"] < len(logits) else 0
     wanted = kept_by_definition(logits, **asked)
@@ -161,7 +184,9 @@ def test_both_ways_keep_the_same_of_a_large_vocabulary(spread: float) -> None:
 
 def test_a_great_top_k() -> None:
     rows = torch.arange(3000.0)[None, :] / 256
-    assert kept_tokens("halving", rows[0], top_k=2000, top_p=1.0, min_p=0.0) == set(range(1000, 3000))
+    assert kept_tokens("halving", rows[0], top_k=2000, top_p=1.0, min_p=0.0) == set(
+        range(1000, 3000)
+    )
     chosen = choose(rows.repeat(500, 1) / 100, [Sampling(top_k=2000)] * 500)
     assert 1000 <= min(chosen) < 1200
 
@@ -177,7 +202,12 @@ def test_penalties_by_hand() -> None:
         Sampling(repetition_penalty=2.0),
         Sampling(frequency_penalty=0.5),
         Sampling(presence_penalty=0.5),
-        Sampling(repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25, logit_bias={3: 1.0, 0: -4.0}),
+        Sampling(
+            repetition_penalty=2.0,
+            frequency_penalty=0.5,
+            presence_penalty=0.25,
+            logit_bias={3: 1.0, 0: -4.0},
+        ),
     ):
         history, biases, slots = History(3, 4, CPU), Biases(3, CPU), torch.tensor([1])
         history.begin(1, [0, 2, 0], [1, 2])
@@ -207,7 +237,9 @@ def test_penalties_by_hand() -> None:
         }
     ),
 )
-def test_what_is_said_counts_at_once(prompt: list[int], answer: list[int], penalties: dict[str, float]) -> None:
+def test_what_is_said_counts_at_once(
+    prompt: list[int], answer: list[int], penalties: dict[str, float]
+) -> None:
     """Greedy, ten tokens, none of them read before all are chosen."""
     logits = [0.0, 0.4, 0.8, -0.3, 1.1, 0.9]
     made = sampler(2, 6)
@@ -247,7 +279,11 @@ def test_without_penalties_and_biases_nothing_is_kept_for_them() -> None:
 def test_the_models_logits_stay_as_they_are() -> None:
     logits = torch.randn(2, 50)
     before = logits.clone()
-    choose(logits, [Sampling(presence_penalty=1.0, logit_bias={3: 9.0}), Sampling(top_p=0.5)], answer=[4])
+    choose(
+        logits,
+        [Sampling(presence_penalty=1.0, logit_bias={3: 9.0}), Sampling(top_p=0.5)],
+        answer=[4],
+    )
     choose(logits[:1], [Sampling(presence_penalty=1.0, logit_bias={3: 9.0})], answer=[4])
     assert torch.equal(logits, before)
 
@@ -263,9 +299,13 @@ def test_the_models_logits_stay_as_they_are() -> None:
 )
 def test_a_draw_is_a_token_that_has_weight(pattern: list[int], size: int, die: float) -> None:
     """In vocabularies of less than a block, of whole blocks, and of a piece more."""
-    weights = [weight for number in range(size) for weight in (*[0] * (number % 3), *pattern)][:size]
+    weights = [weight for number in range(size) for weight in (*[0] * (number % 3), *pattern)][
+        :size
+    ]
     assume(sum(weights))
-    token = int(draw(torch.tensor([weights], dtype=torch.int32), torch.tensor([[die]], dtype=torch.float64)))
+    token = int(
+        draw(torch.tensor([weights], dtype=torch.int32), torch.tensor([[die]], dtype=torch.float64))
+    )
     assert weights[token] > 0
     assert sum(weights[:token]) <= die * sum(weights) * (1 + 1e-15)
     assert die * sum(weights) * (1 - 1e-15) <= sum(weights[: token + 1])
@@ -345,8 +385,12 @@ def test_a_row_gets_the_same_tokens_in_any_company_and_order(data: Any) -> None:
     together = sampler(len(asked), vocabulary, way)
     for slot, row in enumerate(order):
         together.assign(slot, asked[row], [1, 2], [])
-    with mock.patch.object(sampling, "_CACHED", data.draw(some.sampled_from([1, 2 * vocabulary, 1 << 18]))):
-        told = [together.choose(step[list(order)], list(range(len(order)))).read() for step in steps]
+    with mock.patch.object(
+        sampling, "_CACHED", data.draw(some.sampled_from([1, 2 * vocabulary, 1 << 18]))
+    ):
+        told = [
+            together.choose(step[list(order)], list(range(len(order)))).read() for step in steps
+        ]
     for slot, row in enumerate(order):
         alone = sampler(1, vocabulary, way)
         alone.assign(0, asked[row], [1, 2], [])
@@ -421,10 +465,14 @@ def test_logprobs_are_those_of_the_model_whatever_the_settings() -> None:
     assert (picked[1].logprob, picked[1].top, picked[2].token, picked[2].top) == (None, (), 7, ())
     for row, each in enumerate(asked):
         if each.logprobs is not None:
-            assert picked[row].logprob == pytest.approx(float(wanted[row, picked[row].token]), abs=0.05)
+            assert picked[row].logprob == pytest.approx(
+                float(wanted[row, picked[row].token]), abs=0.05
+            )
             best = wanted[row].topk(each.logprobs)
             assert [token for token, _ in picked[row].top] == best.indices.tolist()
-            assert [logprob for _, logprob in picked[row].top] == pytest.approx(best.values.tolist(), abs=0.05)
+            assert [logprob for _, logprob in picked[row].top] == pytest.approx(
+                best.values.tolist(), abs=0.05
+            )
 
 
 def test_what_cannot_be_is_told_as_a_number() -> None:
@@ -434,7 +482,11 @@ def test_what_cannot_be_is_told_as_a_number() -> None:
     for slot in range(2):
         made.assign(slot, Sampling(logprobs=20), [0], [])
     first, second = made.choose(logits, [0, 1]).read()
-    assert (first.token, first.logprob, dict(first.top)) == (0, 0.0, {0: 0.0, 1: -9999.0, 2: -9999.0})
+    assert (first.token, first.logprob, dict(first.top)) == (
+        0,
+        0.0,
+        {0: 0.0, 1: -9999.0, 2: -9999.0},
+    )
     assert second.logprob == -9999.0
 
 
@@ -449,7 +501,9 @@ def test_on_a_gpu_the_host_never_waits_and_the_tokens_are_those_of_a_cpu() -> No
         Sampling(seed=2, top_p=0.9, temperature=0.7),
         Sampling(seed=3, top_k=50, top_p=0.9, logprobs=0),
         Sampling(seed=4, top_k=2000),
-        Sampling(seed=5, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5),
+        Sampling(
+            seed=5, min_p=0.05, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5
+        ),
         Sampling(temperature=0, logit_bias={7: 100.0}),
     ]
     rows, steps = len(asked), 20
@@ -459,7 +513,9 @@ def test_on_a_gpu_the_host_never_waits_and_the_tokens_are_those_of_a_cpu() -> No
     for place, given_steps in (("cuda", there), ("cpu", logits)):
         made = Sampler(rows, 33_000, torch.device(place))
         told = []
-        for begun in range(2):  # the first time round warms up: kernels are loaded, and pinned memory is made
+        for begun in range(
+            2
+        ):  # the first time round warms up: kernels are loaded, and pinned memory is made
             for slot, each in enumerate(asked):
                 made.assign(slot, each, [1, 2], [3])
             with warnings.catch_warnings():
@@ -470,5 +526,11 @@ def test_on_a_gpu_the_host_never_waits_and_the_tokens_are_those_of_a_cpu() -> No
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         chosen[place] = [[picked.token for picked in choice.read()] for choice in told]
-    pairs = [pair for step in zip(chosen["cuda"], chosen["cpu"], strict=True) for pair in zip(*step, strict=True)]
-    assert sum(one == other for one, other in pairs) >= 0.97 * len(pairs)  # their exp() differs in the last bit
+    pairs = [
+        pair
+        for step in zip(chosen["cuda"], chosen["cpu"], strict=True)
+        for pair in zip(*step, strict=True)
+    ]
+    assert sum(one == other for one, other in pairs) >= 0.97 * len(
+        pairs
+    )  # their exp() differs in the last bit

@@ -72,7 +72,9 @@ def test_it_fits_and_what_is_refused_does_not(tokens: int, longest: int) -> None
 
 @given(TOKENS, st.integers(0, 1_000_000), LONGEST)
 def test_more_memory_gives_no_less_of_either(tokens: int, more: int, longest: int) -> None:
-    before, after = (chosen(each, longest, BUCKETS) or Size(0, 0) for each in (tokens, tokens + more))
+    before, after = (
+        chosen(each, longest, BUCKETS) or Size(0, 0) for each in (tokens, tokens + more)
+    )
     assert after.slots >= before.slots
     assert after.context >= before.context
 
@@ -177,7 +179,14 @@ def job() -> Job:
 
 
 def engine(folder: Path, slots: int | None) -> TransformersEngine:
-    made = create("transformers", model="tiny", model_path=str(folder), device="cpu", slots=slots, token_delay=0)
+    made = create(
+        "transformers",
+        model="tiny",
+        model_path=str(folder),
+        device="cpu",
+        slots=slots,
+        token_delay=0,
+    )
     assert isinstance(made, TransformersEngine)
     return made
 
@@ -214,8 +223,13 @@ async def test_on_a_cpu_there_are_eight_and_a_number_is_kept(tmp_path: Path) -> 
 
 
 def test_other_engines_get_eight() -> None:
-    assert create("echo", model="m", model_path=None, device="auto", slots=None, token_delay=0).slots == 8
-    assert create("echo", model="m", model_path=None, device="auto", slots=2, token_delay=0).slots == 2
+    assert (
+        create("echo", model="m", model_path=None, device="auto", slots=None, token_delay=0).slots
+        == 8
+    )
+    assert (
+        create("echo", model="m", model_path=None, device="auto", slots=2, token_delay=0).slots == 2
+    )
     with pytest.raises(EngineUnavailable, match="at least one slot"):
         create("echo", model="m", model_path=None, device="auto", slots=0, token_delay=0)
 
@@ -227,7 +241,9 @@ def test_what_is_computed_the_librarys_way_has_eight(monkeypatch: pytest.MonkeyP
     assert asked == [8]
 
 
-def test_layers_on_several_devices_have_the_slots_of_the_tightest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_on_several_devices_have_the_slots_of_the_tightest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Both layers are here, and the second is said to be elsewhere, where less is free."""
     seen = []
 
@@ -241,10 +257,14 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(monkeypatch: p
             self.places[list(self.modules)[1]] = torch.device("meta")
 
     monkeypatch.setattr(loading, "Shape", Spread)
-    monkeypatch.setattr(loading, "room", lambda place, _bytes, shared: {"cpu": 9000, "meta": 7000}[place.type])
+    monkeypatch.setattr(
+        loading, "room", lambda place, _bytes, shared: {"cpu": 9000, "meta": 7000}[place.type]
+    )
     monkeypatch.setattr(loading, "size_of", size)
     monkeypatch.setattr(
-        loading, "fit", lambda _model, _shape, slots, context: SimpleNamespace(slots=slots, context=context)
+        loading,
+        "fit",
+        lambda _model, _shape, slots, context: SimpleNamespace(slots=slots, context=context),
     )
     model = tiny()
     over = loading._onto_slots(model, Twin(model), None, 64)
@@ -253,7 +273,9 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(monkeypatch: p
 
 
 @pytest.mark.parametrize("slots", [None, 3])
-def test_processes_that_share_a_model_agree_on_the_tightest(slots: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_share_a_model_agree_on_the_tightest(
+    slots: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """This rank has room for 1000 tokens, another one for 400."""
 
     def least(own: torch.Tensor, _how: Any) -> None:

@@ -24,7 +24,13 @@ from worker.engines.transformers.model.probe import Shape, fit
 from worker.engines.transformers.model.runner import SlotModel, Unfit, _bucket
 from worker.engines.transformers.sequence import Sequence
 
-PROMPTS = ["The quick brown fox", "Hi", "a" * 70, "Once upon a time, there was a model", "Ünïcödé 日本語 😀"]
+PROMPTS = [
+    "The quick brown fox",
+    "Hi",
+    "a" * 70,
+    "Once upon a time, there was a model",
+    "Ünïcödé 日本語 😀",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(prompt: str, **settings: Any) -> Job:
     sampling = Sampling(**{"temperature": 0.0, "max_tokens": 24, **settings})
-    return Job(request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling)
+    return Job(
+        request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling
+    )
 
 
 class Runs:
@@ -79,7 +87,9 @@ class Runs:
 
 
 @pytest.fixture(params=["looked at at once", "looked at a step later"])
-def runs(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
+def runs(
+    request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Runs]:
     """As on a CPU, and with the host a step ahead, as it is on a GPU."""
     monkeypatch.setattr(SlotModel, "device_ahead", request.param == "looked at a step later")
     monkeypatch.setattr(SlotModel, "_upload", lambda self, numbers: torch.tensor(numbers))
@@ -96,18 +106,24 @@ def by_library(folder: Path) -> Callable[[str, int], str]:
 
     def generate(prompt: str, length: int) -> str:
         ids = words(prompt, return_tensors="pt")["input_ids"]
-        made = model.generate(ids, max_new_tokens=length, do_sample=False, attention_mask=torch.ones_like(ids))
+        made = model.generate(
+            ids, max_new_tokens=length, do_sample=False, attention_mask=torch.ones_like(ids)
+        )
         return str(words.decode(made[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\ufffd"))
 
     return generate
 
 
-def test_ragged_prompts_answer_as_the_library_does(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+def test_ragged_prompts_answer_as_the_library_does(
+    runs: Runs, by_library: Callable[[str, int], str]
+) -> None:
     wanted = [by_library(prompt, 24) for prompt in PROMPTS]
     assert runs.texts([job(prompt) for prompt in PROMPTS]) == wanted
 
 
-def test_a_conversation_is_not_read_twice(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+def test_a_conversation_is_not_read_twice(
+    runs: Runs, by_library: Callable[[str, int], str]
+) -> None:
     prompt = "Now then: " * 6
     for _ in range(3):
         asked, reused = runs.decoder.reuse
@@ -119,7 +135,9 @@ def test_a_conversation_is_not_read_twice(runs: Runs, by_library: Callable[[str,
         prompt += answer + " Go on."
 
 
-def test_a_prompt_that_is_being_read_is_shared(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+def test_a_prompt_that_is_being_read_is_shared(
+    runs: Runs, by_library: Callable[[str, int], str]
+) -> None:
     prompt = "a system prompt that is the same for all " * 4  # 165 tokens
     prompts = [prompt + word for word in ("one", "two", "three")]
     assert runs.texts([job(each) for each in prompts]) == [by_library(each, 24) for each in prompts]
@@ -135,7 +153,9 @@ def test_a_seed_that_was_named_keeps_company_out(
     shapes: list[tuple[int, bool]] = []
     decode = SlotModel.decode
 
-    def noted(self: SlotModel, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
+    def noted(
+        self: SlotModel, slots: list[int], positions: list[int], *, fixed: bool = False
+    ) -> torch.Tensor:
         shapes.append((len(slots), fixed))
         return decode(self, slots, positions, fixed=fixed)
 
@@ -154,7 +174,9 @@ def test_a_seed_that_was_named_keeps_company_out(
     assert made.decoder.stop(10)
 
 
-@pytest.mark.parametrize(("count", "usual", "fixed"), [(1, 1, 8), (3, 4, 8), (8, 8, 8), (9, None, None)])
+@pytest.mark.parametrize(
+    ("count", "usual", "fixed"), [(1, 1, 8), (3, 4, 8), (8, 8, 8), (9, None, None)]
+)
 def test_a_fixed_shape_is_the_largest(count: int, usual: int | None, fixed: int | None) -> None:
     assert _bucket([1, 2, 4, 8], count, fixed=False) == usual
     assert _bucket([1, 2, 4, 8], count, fixed=True) == fixed
@@ -165,7 +187,9 @@ def test_more_prompts_than_a_step_reads_at_once_are_all_answered(
 ) -> None:
     made = Runs(load(folder, "cpu", 40), 40)
     prompts = [f"{number} little ones" for number in range(40)]
-    assert made.texts([job(each, max_tokens=3) for each in prompts]) == [by_library(each, 3) for each in prompts]
+    assert made.texts([job(each, max_tokens=3) for each in prompts]) == [
+        by_library(each, 3) for each in prompts
+    ]
     assert made.decoder.stop(10)
 
 
@@ -190,13 +214,20 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(folder: Path) -> None:
     assert made.decoder.stop(10)
 
 
-def test_what_was_withdrawn_leaves_a_slot_that_is_right(runs: Runs, by_library: Callable[[str, int], str]) -> None:
+def test_what_was_withdrawn_leaves_a_slot_that_is_right(
+    runs: Runs, by_library: Callable[[str, int], str]
+) -> None:
     for _ in range(3):
-        long = [runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1)) for prompt in PROMPTS[:3]]
+        long = [
+            runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1))
+            for prompt in PROMPTS[:3]
+        ]
         runs.until(lambda long=long: all(len(runs.told[sequence.mailbox]) > 3 for sequence in long))
         for sequence in long:
             sequence.finished = True
-        assert runs.texts([job(prompt) for prompt in PROMPTS]) == [by_library(prompt, 24) for prompt in PROMPTS]
+        assert runs.texts([job(prompt) for prompt in PROMPTS]) == [
+            by_library(prompt, 24) for prompt in PROMPTS
+        ]
 
 
 def test_the_context_is_used_to_its_last_token(runs: Runs) -> None:
@@ -235,7 +266,9 @@ def test_a_step_that_fails_ends_its_rows_alone(
     with pytest.raises(EngineError, match="out of memory") as caught:
         runs.text(first)
     assert caught.value.retryable
-    assert runs.texts([job(prompt) for prompt in PROMPTS]) == [by_library(prompt, 24) for prompt in PROMPTS]
+    assert runs.texts([job(prompt) for prompt in PROMPTS]) == [
+        by_library(prompt, 24) for prompt in PROMPTS
+    ]
 
 
 def test_a_failure_while_reading_leaves_those_who_run(
@@ -277,14 +310,18 @@ def test_a_capped_attention_fits() -> None:
 def test_a_wrong_answer_over_slots_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
     decode = SlotModel.decode
-    monkeypatch.setattr(SlotModel, "decode", lambda self, slots, at: decode(self, slots, [it - 1 for it in at]))
+    monkeypatch.setattr(
+        SlotModel, "decode", lambda self, slots, at: decode(self, slots, [it - 1 for it in at])
+    )
     with pytest.raises(Unfit, match="differ"):
         fit(model, Shape(model), 2, 64)
     assert not any(hasattr(module, "slot_keys") for module in model.modules())
 
 
 def test_what_does_not_fit_is_computed_the_librarys_way_and_says_so() -> None:
-    config = transformers.BloomConfig(vocab_size=259, hidden_size=32, n_layer=2, n_head=4, eos_token_id=1)
+    config = transformers.BloomConfig(
+        vocab_size=259, hidden_size=32, n_layer=2, n_head=4, eos_token_id=1
+    )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with capture_logs() as lines:
         loaded = ready(model, tokenizer(), 2)
@@ -296,7 +333,9 @@ def test_what_does_not_fit_is_computed_the_librarys_way_and_says_so() -> None:
     assert made.decoder.stop(10)
 
 
-def test_the_operator_may_ask_for_the_librarys_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_operator_may_ask_for_the_librarys_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
     assert load(folder, "cpu", 2).over is None
 
@@ -308,7 +347,9 @@ def test_slots_of_every_length_stay_apart() -> None:
     over = fit(model, Shape(model), 3, 64)
     prompts = [[5, 6, 7] * 10, [9] * 3, [11, 12] * 8]
     with torch.inference_mode():
-        together = over.prefill([Piece(slot, 0, len(ids)) for slot, ids in enumerate(prompts)], prompts, [True] * 3)
+        together = over.prefill(
+            [Piece(slot, 0, len(ids)) for slot, ids in enumerate(prompts)], prompts, [True] * 3
+        )
         for slot, ids in enumerate(prompts):
             half = len(ids) // 2
             over.prefill([Piece(2 - slot, 0, half)], [ids[:half]], [False])

@@ -9,7 +9,9 @@ from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.throttle import PIECES_A_SECOND, Telling
 
 STEP = 0.01
-tokens = st.lists(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc")), max_size=6), max_size=60)
+tokens = st.lists(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc")), max_size=6), max_size=60
+)
 
 
 class Streams:
@@ -37,15 +39,25 @@ class Streams:
 
 
 @given(tokens, st.lists(st.booleans(), min_size=6, max_size=6))
-def test_every_token_is_told_once_and_in_order(steps: list[list[tuple[int, str]]], fails: list[bool]) -> None:
+def test_every_token_is_told_once_and_in_order(
+    steps: list[list[tuple[int, str]]], fails: list[bool]
+) -> None:
     streams = Streams(6)
     made = [""] * 6
     for step in steps:
-        streams.step([(streams.boxes[number], Chunk(text=text, tokens=1)) for number, text in dict(step).items()])
+        streams.step(
+            [
+                (streams.boxes[number], Chunk(text=text, tokens=1))
+                for number, text in dict(step).items()
+            ]
+        )
         for number, text in dict(step).items():
             made[number] += text
     error = EngineError("engine", "failed")
-    ends = [(box, error if fail else Chunk(finish="stop")) for box, fail in zip(streams.boxes, fails, strict=True)]
+    ends = [
+        (box, error if fail else Chunk(finish="stop"))
+        for box, fail in zip(streams.boxes, fails, strict=True)
+    ]
     streams.step(list(ends))
     assert [streams.text(number) for number in range(6)] == made
     assert not streams.telling._kept
@@ -68,7 +80,9 @@ def test_many_streams_are_told_seldom_but_for_the_first_token_and_the_end() -> N
     pieces = [len(streams.step(one)) for _ in range(100)]
     assert sum(pieces) <= PIECES_A_SECOND * 100 * STEP
     assert sum(pieces) >= 0.8 * PIECES_A_SECOND * 100 * STEP
-    last = dict(streams.step([(streams.boxes[7], Chunk(text="!", tokens=1, finish="stop"))]))[streams.boxes[7]]
+    last = dict(streams.step([(streams.boxes[7], Chunk(text="!", tokens=1, finish="stop"))]))[
+        streams.boxes[7]
+    ]
     assert isinstance(last, Chunk)
     assert last.text.endswith("!")
     assert streams.text(7) == "x" * 101 + "!"

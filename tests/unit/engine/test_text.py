@@ -14,7 +14,12 @@ from broker.wire import ChatMessage, Job
 from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
 from worker.engines.transformers.fallback.cache import RowsLayer
-from worker.engines.transformers.text.chat_template import DIALOGUE_STOPS, PREAMBLE, dialogue, prepare
+from worker.engines.transformers.text.chat_template import (
+    DIALOGUE_STOPS,
+    PREAMBLE,
+    dialogue,
+    prepare,
+)
 from worker.engines.transformers.text.detokenizer import Detokenizer
 from worker.engines.transformers.text.token_bytes import Spelling
 
@@ -24,13 +29,16 @@ CHATML = (
     "{{ '<|im_start|>assistant\n' }}"
 )
 NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + CHATML
 )
 
 
 def chat(*turns: tuple[str, str], delivered: str = "") -> Job:
     messages = tuple(ChatMessage(role=role, content=text) for role, text in turns)  # type: ignore[arg-type]
-    return Job(request_id="r", model="m", reply_to="q", created=0, messages=messages, delivered=delivered)
+    return Job(
+        request_id="r", model="m", reply_to="q", created=0, messages=messages, delivered=delivered
+    )
 
 
 def prompt(text: str, delivered: str = "") -> Job:
@@ -38,7 +46,9 @@ def prompt(text: str, delivered: str = "") -> Job:
 
 
 @settings(max_examples=50, deadline=None)
-@given(some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=20))
+@given(
+    some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=20)
+)
 def test_any_text_streams_in_whole_characters(text: str) -> None:
     stream = Detokenizer(BYTES, BYTES("before ")["input_ids"])
     pieces = [stream.push(token) for token in BYTES(text, add_special_tokens=False)["input_ids"]]
@@ -64,8 +74,12 @@ def test_the_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
 def sentencepiece() -> Any:
     """As Gemma's: pieces with a visible space, single bytes for what has no piece."""
     pieces = ["<eos>", "▁the", "▁", "tree", *(f"<0x{byte:02X}>" for byte in range(256))]
-    core = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, [], byte_fallback=True))
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core = Tokenizer(
+        models.BPE({piece: number for number, piece in enumerate(pieces)}, [], byte_fallback=True)
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     core.add_special_tokens(["<eos>"])
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
 
@@ -84,7 +98,11 @@ class Pieces:
     """Decodes like sentencepiece: the space before the first word of a text is not shown."""
 
     def decode(self, token_ids: list[int], **_: Any) -> str:
-        return "".join(["▁The", "▁cat", "s"][token] for token in token_ids).replace("▁", " ").removeprefix(" ")
+        return (
+            "".join(["▁The", "▁cat", "s"][token] for token in token_ids)
+            .replace("▁", " ")
+            .removeprefix(" ")
+        )
 
 
 def test_words_after_the_prompt_keep_their_space() -> None:
@@ -110,7 +128,10 @@ def test_a_prompt_of_many_byte_characters_does_not_spoil_the_answer(prompt: str)
 
 def test_plain_dialogue() -> None:
     turns = (("user", "Hi"), ("system", "Be kind."), ("assistant", "Hello!"), ("user", "Bye"))
-    assert dialogue(chat(*turns).messages or ()) == "Be kind.\n\nUser: Hi\nAssistant: Hello!\nUser: Bye\nAssistant:"
+    assert (
+        dialogue(chat(*turns).messages or ())
+        == "Be kind.\n\nUser: Hi\nAssistant: Hello!\nUser: Bye\nAssistant:"
+    )
 
 
 def test_model_without_template_gets_the_dialogue_and_its_stops() -> None:

@@ -50,7 +50,14 @@ async def engine(folder: Path) -> Any:
 
 
 async def started(folder: Path, slots: int) -> Engine:
-    made = create("transformers", model="tiny", model_path=str(folder), device="cpu", slots=slots, token_delay=0)
+    made = create(
+        "transformers",
+        model="tiny",
+        model_path=str(folder),
+        device="cpu",
+        slots=slots,
+        token_delay=0,
+    )
     await made.start()
     return made
 
@@ -59,7 +66,13 @@ def job(prompt: str, **settings: Any) -> Job:
     delivered = settings.pop("delivered", "")
     sampling = Sampling(**{"temperature": 0.0, "max_tokens": 20, **settings})
     return Job(
-        request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling, delivered=delivered
+        request_id="r",
+        model="tiny",
+        reply_to="q",
+        created=0.0,
+        prompt=prompt,
+        sampling=sampling,
+        delivered=delivered,
     )
 
 
@@ -91,7 +104,9 @@ def expected(folder: Path, prompts: list[str], length: int) -> list[str]:
     texts = []
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        made = model.generate(ids, max_new_tokens=length, do_sample=False, attention_mask=torch.ones_like(ids))
+        made = model.generate(
+            ids, max_new_tokens=length, do_sample=False, attention_mask=torch.ones_like(ids)
+        )
         text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
         texts.append(text.rstrip("\ufffd"))
     return texts
@@ -112,7 +127,9 @@ async def test_greedy_equals_generate_while_rows_join_and_leave(kind: str, tmp_p
             assert wanted[prompt].startswith(text), (kind, prompt)
             assert length < 16 or text == wanted[prompt]
 
-    await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate([*PROMPTS, *PROMPTS[:2]])))
+    await asyncio.gather(
+        *(one(number, prompt) for number, prompt in enumerate([*PROMPTS, *PROMPTS[:2]]))
+    )
     await engine.stop()
 
 
@@ -124,7 +141,9 @@ async def test_a_long_prompt_is_read_in_pieces(folder: Path, engine: Engine) -> 
 async def test_seed_gives_the_same_text_in_any_company(engine: Engine) -> None:
     wanted = job("Tell me", temperature=1.0, seed=11, top_k=50, top_p=0.95, max_tokens=40)
     alone = await text_of(engine, wanted)
-    others = [job(prompt, temperature=1.0, max_tokens=15 + n) for n, prompt in enumerate(PROMPTS[:3])]
+    others = [
+        job(prompt, temperature=1.0, max_tokens=15 + n) for n, prompt in enumerate(PROMPTS[:3])
+    ]
     first, *_ = await asyncio.gather(*(text_of(engine, item) for item in [wanted, *others]))
     assert first == alone
     assert alone != await text_of(engine, job("Tell me", temperature=1.0, seed=12, max_tokens=40))
@@ -185,7 +204,14 @@ async def test_closing_the_iterator_frees_the_slot(engine: Engine) -> None:
         await anext(run)
     for run in runs:
         await run.aclose()
-    assert len(await asyncio.gather(*(read(engine, job(prompt, max_tokens=3)) for prompt in PROMPTS[:4]))) == 4
+    assert (
+        len(
+            await asyncio.gather(
+                *(read(engine, job(prompt, max_tokens=3)) for prompt in PROMPTS[:4])
+            )
+        )
+        == 4
+    )
     assert all(row.finished for row in engine._decoder._scheduler.everyone())  # type: ignore[attr-defined]
 
 
@@ -207,7 +233,9 @@ async def test_more_runs_than_slots_are_refused(engine: Engine) -> None:
         await run.aclose()
 
 
-async def test_a_failing_step_fails_its_jobs_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_step_fails_its_jobs_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = engine._decoder._loaded.model  # type: ignore[attr-defined]
     forward, calls = model.forward, 0
 
@@ -237,8 +265,14 @@ async def test_text_no_tokenizer_reads_fails_one_job_for_good(engine: Engine) ->
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: Default"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore"), r"out of memory: .* MiB\.$"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory: Default",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore"),
+            r"out of memory: .* MiB\.$",
+        ),
         (MemoryError(), "out of memory: MemoryError"),
         (IndexError("index out of range in self"), "the model failed: index"),
     ],
@@ -271,7 +305,9 @@ def _fails(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("for good")
 
 
-async def test_a_step_that_hangs_is_seen_and_left_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_step_that_hangs_is_seen_and_left_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transformers_engine, "_STOP_SECONDS", 0.1)
     engine = await started(folder, slots=2)
     assert engine.stalled() == 0.0
@@ -317,7 +353,12 @@ async def test_a_job_for_a_thread_that_died_is_told(engine: Engine) -> None:
 async def test_a_chat_without_template_is_a_dialogue(engine: Engine) -> None:
     messages = (ChatMessage(role="user", content="Hi"),)
     item = Job(
-        request_id="r", model="tiny", reply_to="q", created=0, messages=messages, sampling=Sampling(max_tokens=5)
+        request_id="r",
+        model="tiny",
+        reply_to="q",
+        created=0,
+        messages=messages,
+        sampling=Sampling(max_tokens=5),
     )
     chunks = await read(engine, item)
     assert chunks[0].prompt_tokens == 1 + len(dialogue(messages))
@@ -337,7 +378,9 @@ async def test_stop_ends_every_run(folder: Path) -> None:
 
 async def test_unavailable_says_why(tmp_path: Path, folder: Path) -> None:
     async def why(path: Path, device: str = "cpu") -> str:
-        engine = create("transformers", model="m", model_path=str(path), device=device, slots=1, token_delay=0)
+        engine = create(
+            "transformers", model="m", model_path=str(path), device=device, slots=1, token_delay=0
+        )
         with pytest.raises(EngineUnavailable) as caught:
             await engine.start()
         assert "\n" not in str(caught.value)

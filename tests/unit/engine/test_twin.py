@@ -9,7 +9,15 @@ import torch
 from structlog.testing import capture_logs
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tests.unit.engine.architectures import answers, generated, loaded, made, prompts, tiny, tokenizer
+from tests.unit.engine.architectures import (
+    answers,
+    generated,
+    loaded,
+    made,
+    prompts,
+    tiny,
+    tokenizer,
+)
 from worker.engines.transformers.model import attention
 from worker.engines.transformers.model import loader as loading
 from worker.engines.transformers.model.loader import ready
@@ -144,7 +152,9 @@ def test_a_proof_that_fails_gives_the_memory_back(monkeypatch: pytest.MonkeyPatc
     model = tiny("llama")
     monkeypatch.setattr(loading, "prove_slots", lambda *_: None)
     monkeypatch.setattr(SlotModel, "feed", lambda *_: None)
-    monkeypatch.setattr(SlotModel, "decode", lambda _, slots, *__, **___: torch.zeros(len(slots), 96))
+    monkeypatch.setattr(
+        SlotModel, "decode", lambda _, slots, *__, **___: torch.zeros(len(slots), 96)
+    )
     with pytest.raises(Unfit, match="differ"):
         loading._onto_slots(model, Twin(model), 2, 64)
     assert not any(hasattr(module, "slot_keys") for module in model.modules())

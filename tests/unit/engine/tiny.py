@@ -19,7 +19,9 @@ def tokenizer(bos: bool = True) -> Any:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([BOS, EOS, TURN])
     if bos:
-        core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+        )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token=BOS, eos_token=EOS)
 
 
@@ -59,9 +61,13 @@ def save_model(kind: str, folder: Path) -> Path:
     """A folder as `prepare` would leave it."""
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]())
-    if kind == "llama":  # readable answers: bytes beyond ASCII and the special tokens are never the likeliest
+    if (
+        kind == "llama"
+    ):  # readable answers: bytes beyond ASCII and the special tokens are never the likeliest
         alphabet = tokenizer().convert_ids_to_tokens(range(259))
-        model.lm_head.weight.data[[n for n, token in enumerate(alphabet) if len(token) > 1 or token > "~"]] = 0
+        model.lm_head.weight.data[
+            [n for n, token in enumerate(alphabet) if len(token) > 1 or token > "~"]
+        ] = 0
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

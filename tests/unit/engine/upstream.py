@@ -39,7 +39,10 @@ class Reply:
         """An answer in one piece: JSON, or text as it is."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         head = ["Content-Type: application/json", f"Content-Length: {len(content)}", *headers]
-        await self._send(f"HTTP/1.1 {status} Status\r\n" + "".join(f"{line}\r\n" for line in head) + "\r\n", content)
+        await self._send(
+            f"HTTP/1.1 {status} Status\r\n" + "".join(f"{line}\r\n" for line in head) + "\r\n",
+            content,
+        )
 
     async def begin(self, content_type: str = "text/event-stream") -> None:
         """The head of a stream."""
@@ -52,13 +55,22 @@ class Reply:
     async def say(self, *texts: str, **more: Any) -> None:
         """An event for each text, of a dialogue's answer."""
         for text in texts:
-            await self.write(event(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}], **more))
+            await self.write(
+                event(
+                    choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}],
+                    **more,
+                )
+            )
 
     async def finish(self, reason: str = "stop", usage: tuple[int, int] | None = None) -> None:
         """The end of the answer, with the usage if there is one."""
         await self.write(event(choices=[{"index": 0, "delta": {}, "finish_reason": reason}]))
         if usage is not None:
-            counts = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+            counts = {
+                "prompt_tokens": usage[0],
+                "completion_tokens": usage[1],
+                "total_tokens": sum(usage),
+            }
             await self.write(event(choices=[], usage=counts))
         await self.write(DONE)
         await self.end()
@@ -83,7 +95,9 @@ Script = Callable[[Asked, Reply], Awaitable[None]]
 
 def event(**fields: Any) -> bytes:
     """One server-sent event."""
-    return f"data: {json.dumps({'id': 'x', 'object': 'chat.completion.chunk', **fields})}\n\n".encode()
+    return (
+        f"data: {json.dumps({'id': 'x', 'object': 'chat.completion.chunk', **fields})}\n\n".encode()
+    )
 
 
 def answering(*texts: str, reason: str = "stop", usage: tuple[int, int] | None = (5, 3)) -> Script:
@@ -138,7 +152,9 @@ class Upstream:
             self.running += 1
             self.most = max(self.most, self.running)
             try:
-                await (self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0])(asked, reply)
+                await (self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0])(
+                    asked, reply
+                )
             finally:
                 self.running -= 1
         except (ConnectionError, asyncio.IncompleteReadError):

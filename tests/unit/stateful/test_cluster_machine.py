@@ -38,7 +38,9 @@ REQUESTS = 12
 HEALING_SECONDS = 120.0
 
 pick = st.integers(0, 11)  # one of those that are there
-pauses = st.sampled_from([0.2, 0.0, 0.0001, 0.0003, 0.001, 0.01, 3.0, 10.0])  # seconds; a turn of the loop is 0.0001
+pauses = st.sampled_from(
+    [0.2, 0.0, 0.0001, 0.0003, 0.001, 0.01, 3.0, 10.0]
+)  # seconds; a turn of the loop is 0.0001
 
 
 class ClusterMachine(RuleBasedStateMachine):
@@ -86,19 +88,31 @@ class ClusterMachine(RuleBasedStateMachine):
     )
     def begin(self, shape: str, slots: int, count: int, back: bool, policy: type[Policy]) -> None:
         self.world.policy = policy
-        self.all_come_back = back  # in the end, every node that has died; else a fresh one alone helps
+        self.all_come_back = (
+            back  # in the end, every node that has died; else a fresh one alone helps
+        )
         self.do(self._begin(shape, slots), 0.2)
         self.do(self._submit(count, None), 0.2)
 
     async def _begin(self, shape: str, slots: int) -> None:
         self.world.launch(ROOTS[0], None)
         await asyncio.sleep(0.1)
-        parents = {"none": [], "one": ["root"], "flat": ["root"] * 4, "deep": ["root", "n1", "n1", "n2", "n4"]}
+        parents = {
+            "none": [],
+            "one": ["root"],
+            "flat": ["root"] * 4,
+            "deep": ["root", "n1", "n1", "n2", "n4"],
+        }
         for name, parent in zip(NODES, parents[shape], strict=False):
             self.world.launch(name, parent, slots)
             await asyncio.sleep(0.1)
 
-    @rule(name=st.sampled_from(NODES), parent=st.sampled_from(["root", *NODES]), slots=st.integers(1, 2), pause=pauses)
+    @rule(
+        name=st.sampled_from(NODES),
+        parent=st.sampled_from(["root", *NODES]),
+        slots=st.integers(1, 2),
+        pause=pauses,
+    )
     def start(self, name: str, parent: str, slots: int, pause: float) -> None:
         if name not in self.world.living() and name != parent:
             self.do(self._launch(name, parent, slots), pause)
@@ -158,7 +172,10 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @rule(pick=pick, on=st.booleans(), pause=pauses)
     def alarm(self, pick: int, on: bool, pause: float) -> None:
-        sessions = [self.world.client_session, *(self.world.sessions.get(key) for key in self.world.living())]
+        sessions = [
+            self.world.client_session,
+            *(self.world.sessions.get(key) for key in self.world.living()),
+        ]
         self.do(self._alarm(sessions[pick % len(sessions)], on), pause)
 
     async def _alarm(self, session: Any, on: bool) -> None:
@@ -204,7 +221,11 @@ class ClusterMachine(RuleBasedStateMachine):
     # ---- what people do
 
     @precondition(lambda self: len(self.world.requests) < REQUESTS)
-    @rule(count=st.integers(1, 4), seconds=st.sampled_from([*[None] * 9, 0.0, 1.0, 20.0]), pause=pauses)
+    @rule(
+        count=st.integers(1, 4),
+        seconds=st.sampled_from([*[None] * 9, 0.0, 1.0, 20.0]),
+        pause=pauses,
+    )
     def submit(self, count: int, seconds: float | None, pause: float) -> None:
         self.do(self._submit(count, seconds), pause)
 
@@ -223,7 +244,9 @@ class ClusterMachine(RuleBasedStateMachine):
             self.do(request.leave(), pause)
         else:
             request.cancelled = True
-            self.do(self._call(lambda: self.world.client.cancel(request.stream.request_id, "")), pause)
+            self.do(
+                self._call(lambda: self.world.client.cancel(request.stream.request_id, "")), pause
+            )
 
     @precondition(lambda self: self.world.requests)
     @rule(pick=pick, node=st.sampled_from(["root", *NODES]), pause=pauses)
@@ -234,7 +257,9 @@ class ClusterMachine(RuleBasedStateMachine):
     def send_garbage(self, node: str, pause: float) -> None:
         if names.node(node) in self.world.broker.queues:
             self.garbage += 1
-            self.do(self._call(lambda: self.world.broker.put("", names.node(node), b"not a job")), pause)
+            self.do(
+                self._call(lambda: self.world.broker.put("", names.node(node), b"not a job")), pause
+            )
 
     @rule(node=st.sampled_from(["root", *NODES]), resume=st.booleans(), pause=pauses)
     def drain(self, node: str, resume: bool, pause: float) -> None:
@@ -308,7 +333,10 @@ class ClusterMachine(RuleBasedStateMachine):
                 self.world.broker.put("", names.inbox(self.world.nodes[key].name), encode(Resume()))
                 if key not in ROOTS:
                     self._wake(key)
-            if all(request.reading.done() for request in self.world.requests.values()) and not self.world.unsettled():
+            if (
+                all(request.reading.done() for request in self.world.requests.values())
+                and not self.world.unsettled()
+            ):
                 return
             await asyncio.sleep(0.5)
 
@@ -323,7 +351,9 @@ class ClusterMachine(RuleBasedStateMachine):
     def _check_ends(self) -> None:
         self._check()
         for request in self.world.requests.values():
-            assert request.reading.done(), f"{request.stream.request_id} has no end: {self._places(request)}"
+            assert request.reading.done(), (
+                f"{request.stream.request_id} has no end: {self._places(request)}"
+            )
             if not request.left:
                 self._check_end(request)
         assert not self.world.unsettled(), (self.world.unsettled(), self.world.edges())

@@ -7,7 +7,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from broker.client import Client
 from broker.stream import Stream
-from broker.wire import NO_RUN, AnyFrame, Asking, Delta, Failed, Finished, Interrupted, Job, Start, Waiting
+from broker.wire import (
+    NO_RUN,
+    AnyFrame,
+    Asking,
+    Delta,
+    Failed,
+    Finished,
+    Interrupted,
+    Job,
+    Start,
+    Waiting,
+)
 from tests.unit.stateful.hunt import histories
 
 TOKENS = [f"{number} " for number in range(20)]
@@ -56,7 +67,9 @@ class StreamMachine(RuleBasedStateMachine):
         return bool(self.sent) and isinstance(self.sent[-1], Finished | Failed | Interrupted)
 
     def say(self, kind: type[AnyFrame], **fields: object) -> None:
-        self.sent.append(kind(request_id="a", attempt=self.stream.attempt, seq=len(self.sent), **fields))
+        self.sent.append(
+            kind(request_id="a", attempt=self.stream.attempt, seq=len(self.sent), **fields)
+        )
 
     @precondition(lambda self: not self.sent and not self.stream.ended)
     @rule(boot=st.integers(1, 3))
@@ -70,7 +83,9 @@ class StreamMachine(RuleBasedStateMachine):
     def compute(self, count: int) -> None:
         ids = range(self.said, min(self.said + count, len(TOKENS)))
         self.said += len(ids)
-        self.say(Delta, text="".join(TOKENS[number] for number in ids), tokens=len(ids), ids=tuple(ids))
+        self.say(
+            Delta, text="".join(TOKENS[number] for number in ids), tokens=len(ids), ids=tuple(ids)
+        )
 
     @precondition(lambda self: self.sent and not self.over)
     @rule(end=st.sampled_from(["finished", "failed", "interrupted", "fault"]))
@@ -124,7 +139,11 @@ class StreamMachine(RuleBasedStateMachine):
         self.faults += lost
         assert granted.number == boot
         assert granted.attempt == before + 1
-        assert granted.delivered == "".join(TOKENS[number] for number in granted.delivered_ids) == self.stream.text
+        assert (
+            granted.delivered
+            == "".join(TOKENS[number] for number in granted.delivered_ids)
+            == self.stream.text
+        )
         assert granted.faults == self.stream.faults
         self._next_attempt()
 
@@ -132,7 +151,11 @@ class StreamMachine(RuleBasedStateMachine):
     @rule()
     def start_over(self) -> None:
         again = self.stream.start_over()
-        assert (again.attempt, again.delivered, again.restarted) == (self.stream.attempt, self.stream.text, False)
+        assert (again.attempt, again.delivered, again.restarted) == (
+            self.stream.attempt,
+            self.stream.text,
+            False,
+        )
         self._next_attempt()
 
     def _next_attempt(self) -> None:
@@ -168,13 +191,17 @@ class StreamMachine(RuleBasedStateMachine):
 
     def read_text(self) -> str:
         deltas = [frame for frame in self.read if isinstance(frame, Delta)]
-        assert [number for delta in deltas for number in delta.ids] == list(range(sum(each.tokens for each in deltas)))
+        assert [number for delta in deltas for number in delta.ids] == list(
+            range(sum(each.tokens for each in deltas))
+        )
         return "".join(delta.text for delta in deltas)
 
     @invariant()
     def one_end(self) -> None:
         assert self.forgotten == self.stream.ended
-        ends = [place for place, frame in enumerate(self.read) if isinstance(frame, Finished | Failed)]
+        ends = [
+            place for place, frame in enumerate(self.read) if isinstance(frame, Finished | Failed)
+        ]
         assert ends in ([], [len(self.read) - 1])
 
     def teardown(self) -> None:

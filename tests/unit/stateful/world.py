@@ -93,8 +93,12 @@ class Puppet:
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         tokens, done = answer(job.request_id), len(job.delivered_ids)
         if job.delivered_ids != tuple(range(done)) or job.delivered != "".join(tokens[:done]):
-            self._wrong.append(f"{job.request_id} goes on from {job.delivered!r}, {job.delivered_ids}")
-        rest = [Chunk(text=tokens[place], tokens=1, ids=(place,)) for place in range(done, len(tokens))]
+            self._wrong.append(
+                f"{job.request_id} goes on from {job.delivered!r}, {job.delivered_ids}"
+            )
+        rest = [
+            Chunk(text=tokens[place], tokens=1, ids=(place,)) for place in range(done, len(tokens))
+        ]
         run = Run(job, rest)
         self.runs.append(run)
         if len(self.runs) > self.slots:
@@ -156,7 +160,9 @@ class World(Cluster):
 
     def __init__(self) -> None:
         super().__init__()
-        self.wrong: list[str] = []  # what must not happen, noticed where no test would see an exception
+        self.wrong: list[
+            str
+        ] = []  # what must not happen, noticed where no test would see an exception
         self.homes: dict[str, str] = {}  # where nodes were started
         self.requests: dict[str, Request] = {}
         loop = asyncio.get_running_loop()
@@ -186,7 +192,11 @@ class World(Cluster):
         self._lives[key].add_done_callback(self._ended)
 
     def _ended(self, life: asyncio.Task[None]) -> None:
-        if not life.cancelled() and life.exception() and not isinstance(life.exception(), EngineStuck):
+        if (
+            not life.cancelled()
+            and life.exception()
+            and not isinstance(life.exception(), EngineStuck)
+        ):
             self.wrong.append(f"{life.get_name()} ended: {life.exception()!r}")
 
     def living(self, *, roots: bool = True, others: bool = True) -> list[str]:
@@ -263,7 +273,8 @@ class World(Cluster):
     def edges(self) -> Edges:
         """The tree, as the broker's management API would tell it."""
         bindings: list[dict[str, object]] = [
-            {"source": source, "destination": queue, "routing_key": key} for source, key, queue in self.broker.bindings
+            {"source": source, "destination": queue, "routing_key": key}
+            for source, key, queue in self.broker.bindings
         ]
         return read_edges(bindings, [{"name": queue} for queue in self.broker.queues])
 

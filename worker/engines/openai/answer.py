@@ -11,7 +11,9 @@ from worker.engines.openai.body import Plan
 from worker.engines.openai.errors import in_stream
 
 _DONE = b"[DONE]"
-_FINISHES: dict[str, FinishReason] = {"length": "length"}  # everything else that is an end is "stop"
+_FINISHES: dict[str, FinishReason] = {
+    "length": "length"
+}  # everything else that is an end is "stop"
 _LOST = ("abort", "error")  # the server gave the answer up
 
 
@@ -57,7 +59,9 @@ class Answer:
     for each token's logprob, None for no logprobs.
     """
 
-    def __init__(self, plan: Plan, told: int, address: str, alternatives: int | None = None) -> None:
+    def __init__(
+        self, plan: Plan, told: int, address: str, alternatives: int | None = None
+    ) -> None:
         self.finish: FinishReason | None = None
         self.ended = False  # the server said that nothing follows
         self.begun = False  # it has made a token, told or not
@@ -79,10 +83,15 @@ class Answer:
             event = _decoder.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise EngineError(
-                "engine", f"{self._address} sends what is no answer: {error}", retryable=True, alone=True
+                "engine",
+                f"{self._address} sends what is no answer: {error}",
+                retryable=True,
+                alone=True,
             ) from error
         if event.error is not None or event.object == "error":
-            raise in_stream(event.error or {"message": event.message, "code": event.code}, self._address)
+            raise in_stream(
+                event.error or {"message": event.message, "code": event.code}, self._address
+            )
         if event.usage is not None:
             self._usage = event.usage
         text, tokens = "", 0
@@ -91,7 +100,9 @@ class Answer:
             delta = choice.delta or _Delta()
             text += (delta.content if choice.text is None else choice.text) or ""
             # One token at least, and with most servers one; the usage at the end corrects it.
-            tokens += bool(delta.content or choice.text or delta.reasoning_content or delta.reasoning)
+            tokens += bool(
+                delta.content or choice.text or delta.reasoning_content or delta.reasoning
+            )
             if self._alternatives is not None and choice.logprobs:
                 likely += logprobs.read(choice.logprobs, self._alternatives)
             if choice.finish_reason:
@@ -105,7 +116,10 @@ class Answer:
         """
         if self.finish is None and not self.ended:
             raise EngineError(
-                "engine", f"the connection to {self._address} ended in an answer", retryable=True, alone=True
+                "engine",
+                f"the connection to {self._address} ended in an answer",
+                retryable=True,
+                alone=True,
             )
         if self._again and self._plan.exact:
             raise CannotContinue("a new one is shorter than what was delivered")
@@ -117,7 +131,12 @@ class Answer:
 
     def _finished(self, reason: str) -> None:
         if reason in _LOST:
-            raise EngineError("engine", f"{self._address} gave the answer up ({reason})", retryable=True, alone=True)
+            raise EngineError(
+                "engine",
+                f"{self._address} gave the answer up ({reason})",
+                retryable=True,
+                alone=True,
+            )
         self.finish = _FINISHES.get(reason, "stop")
 
     def _new(self, text: str, tokens: int, likely: tuple[TokenLogprob, ...]) -> Chunk:

@@ -81,9 +81,15 @@ def plans(job: Job, *, continues: bool) -> list[Plan]:
     return [onward, again] if continues else [again, onward]
 
 
-def body(job: Job, model: str, plan: Plan, refused: frozenset[str] = frozenset()) -> tuple[str, dict[str, Any]]:
+def body(
+    job: Job, model: str, plan: Plan, refused: frozenset[str] = frozenset()
+) -> tuple[str, dict[str, Any]]:
     """The path below the server's address and the request's body, without the fields it has `refused`."""
-    fields: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
+    fields: dict[str, Any] = {
+        "model": model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     fields |= _settings(job.sampling, plan.spent)
     alternatives = job.sampling.logprobs
     if job.messages is None:
@@ -99,7 +105,9 @@ def body(job: Job, model: str, plan: Plan, refused: frozenset[str] = frozenset()
             fields |= _CONTINUE
         fields["messages"] = turns
         fields |= {} if alternatives is None else {"logprobs": True, "top_logprobs": alternatives}
-    return path, {key: value for key, value in fields.items() if key not in refused or not _may_go(key, value)}
+    return path, {
+        key: value for key, value in fields.items() if key not in refused or not _may_go(key, value)
+    }
 
 
 def unknown_fields(message: str, sent: dict[str, Any]) -> frozenset[str]:
@@ -117,7 +125,9 @@ def tokens_delivered(job: Job) -> int:
 
 def prompt_tokens(job: Job) -> int:
     """An estimate, until the server tells. At least 1."""
-    return max(1, _estimate(len(job.prompt or "") + sum(len(turn.content) for turn in job.messages or ())))
+    return max(
+        1, _estimate(len(job.prompt or "") + sum(len(turn.content) for turn in job.messages or ()))
+    )
 
 
 def _settings(sampling: Sampling, spent: int) -> dict[str, Any]:

@@ -31,7 +31,11 @@ BUSY_SECONDS = 60.0  # a request that is refused for so long goes back into the 
 FAULT_SECONDS = 10.0  # the same where the server fails: if it is about to end, that is known soon
 PAUSES = (0.5, 8.0)  # seconds between tries, first and longest, if the server names none
 STOP_SECONDS = 2.0
-_CONTINUES = {"vllm", "sglang", "llamacpp"}  # as they call themselves: they go on from a last message of the assistant
+_CONTINUES = {
+    "vllm",
+    "sglang",
+    "llamacpp",
+}  # as they call themselves: they go on from a last message of the assistant
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +47,9 @@ class OpenAIEngine:
     stuck = False  # nothing is computed here
     warning = ""
 
-    def __init__(self, *, model: str, slots: int, upstream: str, upstream_model: str, key: str) -> None:
+    def __init__(
+        self, *, model: str, slots: int, upstream: str, upstream_model: str, key: str
+    ) -> None:
         """`upstream`: the server's address up to and with /v1; `upstream_model`: its name there, empty to find out."""
         self.model = model
         self.slots = slots
@@ -87,7 +93,9 @@ class OpenAIEngine:
         if server is None:
             raise EngineStopped("the engine is not running")
         if len(self._open) >= self.slots:
-            raise EngineError("engine", f"all {self.slots} slots are taken", retryable=True, alone=True)
+            raise EngineError(
+                "engine", f"all {self.slots} slots are taken", retryable=True, alone=True
+            )
         call = Call()
         self._open.add(call)
         try:
@@ -125,12 +133,16 @@ class OpenAIEngine:
 
     # ---- one answer
 
-    async def _by_any_plan(self, server: Server, job: Job, told: int, call: Call) -> AsyncGenerator[Chunk]:
+    async def _by_any_plan(
+        self, server: Server, job: Job, told: int, call: Call
+    ) -> AsyncGenerator[Chunk]:
         """The answer, or what is missing of it, in the first way that turns out to be possible."""
         ways = upstream_body.plans(job, continues=self._continues)
         for plan in ways:
             try:
-                async with contextlib.aclosing(self._stream(server, job, plan, told, call)) as chunks:
+                async with contextlib.aclosing(
+                    self._stream(server, job, plan, told, call)
+                ) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 return
@@ -139,7 +151,9 @@ class OpenAIEngine:
                     raise
                 log.info("continuing in another way", request_id=job.request_id, reason=str(error))
 
-    async def _stream(self, server: Server, job: Job, plan: Plan, told: int, call: Call) -> AsyncGenerator[Chunk]:
+    async def _stream(
+        self, server: Server, job: Job, plan: Plan, told: int, call: Call
+    ) -> AsyncGenerator[Chunk]:
         """The chunks of one request. Raises EngineError."""
         response = await self._accepted(server, job, plan, call)
         answer, events = Answer(plan, told, server.name, job.sampling.logprobs), Events()
@@ -162,9 +176,13 @@ class OpenAIEngine:
             call.answering = False
             await response.aclose()
 
-    async def _piece(self, server: Server, pieces: AsyncIterator[bytes], answer: Answer, call: Call) -> bytes | None:
+    async def _piece(
+        self, server: Server, pieces: AsyncIterator[bytes], answer: Answer, call: Call
+    ) -> bytes | None:
         """The next bytes; None at the end, also at one that is untidy but comes behind the finish reason."""
-        seconds = LAST_SECONDS if answer.finish else SILENT_SECONDS if answer.begun else FIRST_SECONDS
+        seconds = (
+            LAST_SECONDS if answer.finish else SILENT_SECONDS if answer.begun else FIRST_SECONDS
+        )
         try:
             return await call.read(seconds, lambda: anext(pieces, None))
         except TimeoutError as error:
@@ -188,18 +206,27 @@ class OpenAIEngine:
             if isinstance(answered, httpx.Response):
                 return answered
             unknown = (
-                upstream_body.unknown_fields(answered.text, body) if answered.status in (400, 422) else frozenset()
+                upstream_body.unknown_fields(answered.text, body)
+                if answered.status in (400, 422)
+                else frozenset()
             )
             if unknown:
                 if unknown - self._refused:  # else another run has found it out meanwhile
-                    log.warning("the server does not know these fields; they are left out", fields=sorted(unknown))
+                    log.warning(
+                        "the server does not know these fields; they are left out",
+                        fields=sorted(unknown),
+                    )
                 self._refused |= unknown
                 continue
             error = answered.error(server.name)
             if plan.prefill and error.code == "invalid":
                 raise CannotContinue(str(error)) from error
             wait, patience = answered.pause(pause), BUSY_SECONDS if answered.busy else FAULT_SECONDS
-            if answered.status < 400 or not error.alone or time.monotonic() + wait > begun + patience:
+            if (
+                answered.status < 400
+                or not error.alone
+                or time.monotonic() + wait > begun + patience
+            ):
                 raise error
             await call.within(wait + 1, partial(asyncio.sleep, wait))
             pause = min(longest, pause * 2)

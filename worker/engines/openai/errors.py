@@ -71,6 +71,9 @@ def complaint(text: str) -> str:
     except msgspec.DecodeError:
         found = text
     while isinstance(found, dict):
-        found = next((found[key] for key in ("error", "message", "detail", "msg") if found.get(key)), str(found))
+        found = next(
+            (found[key] for key in ("error", "message", "detail", "msg") if found.get(key)),
+            str(found),
+        )
     line = " ".join(str(found).split()) or "nothing"
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

@@ -12,7 +12,9 @@ from worker.engines.openai.errors import BUSY, Refusal
 
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 30.0
-FIRST_SECONDS = 600.0  # until the first token: a long prompt is read, and other clients may be before us
+FIRST_SECONDS = (
+    600.0  # until the first token: a long prompt is read, and other clients may be before us
+)
 PROBE_SECONDS = 2.0
 _REFUSAL_BYTES = 65536
 
@@ -25,7 +27,8 @@ class Server:
         self.name = httpx.URL(address).netloc.decode()
         self.client = httpx.AsyncClient(
             base_url=address,
-            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            headers={"Accept-Encoding": "identity"}
+            | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(WRITE_SECONDS, connect=CONNECT_SECONDS, read=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
@@ -36,16 +39,26 @@ class Server:
         does not answer.
         """
         request = self.client.build_request(
-            "POST", path, content=msgspec.json.encode(body), headers={"Content-Type": "application/json"}
+            "POST",
+            path,
+            content=msgspec.json.encode(body),
+            headers={"Content-Type": "application/json"},
         )
         try:
-            response = await call.read(FIRST_SECONDS, lambda: self.client.send(request, stream=True))
-            if response.status_code == 200 and "json" not in response.headers.get("Content-Type", ""):
+            response = await call.read(
+                FIRST_SECONDS, lambda: self.client.send(request, stream=True)
+            )
+            if response.status_code == 200 and "json" not in response.headers.get(
+                "Content-Type", ""
+            ):
                 return response
             return await call.within(WRITE_SECONDS, lambda: self._refusal(response))
         except TimeoutError as error:
             raise EngineError("engine", f"{self.name} does not answer", retryable=True) from error
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # the job has done nothing to it
+        except (
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+        ) as error:  # the job has done nothing to it
             alive = await call.within(WRITE_SECONDS, self._alive)
             raise EngineStopped(f"{self.name} is not there: {_said(error)}", alone=alive) from error
         except httpx.HTTPError as error:
@@ -56,7 +69,9 @@ class Server:
         The job may be to blame for either.
         """
         message = f"the connection to {self.name} was lost: {_said(error)}"
-        return EngineError("engine", message, retryable=True, alone=await call.within(WRITE_SECONDS, self._alive))
+        return EngineError(
+            "engine", message, retryable=True, alone=await call.within(WRITE_SECONDS, self._alive)
+        )
 
     async def _alive(self) -> bool:
         try:

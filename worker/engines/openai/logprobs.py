@@ -9,7 +9,9 @@ import msgspec
 
 from broker.wire import LEAST_LOGPROB, TokenLogprob
 
-_BYTES = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")  # how vLLM and others write a part of a character
+_BYTES = re.compile(
+    r"bytes:((?:\\x[0-9a-f]{2})+)"
+)  # how vLLM and others write a part of a character
 
 
 class _Likely(msgspec.Struct, frozen=True):
@@ -41,7 +43,9 @@ def read(told: Any, alternatives: int) -> tuple[TokenLogprob, ...]:
     try:
         if isinstance(told, dict) and told.get("content"):
             chat = msgspec.convert(told, _Chat)
-            return tuple(_token(each, each.top_logprobs or [], alternatives) for each in chat.content)
+            return tuple(
+                _token(each, each.top_logprobs or [], alternatives) for each in chat.content
+            )
         if isinstance(told, dict) and told.get("tokens"):
             return _of_text(msgspec.convert(told, _Text), alternatives)
     except (msgspec.ValidationError, ValueError):  # ValueError: bytes that are none
@@ -52,7 +56,9 @@ def read(told: Any, alternatives: int) -> tuple[TokenLogprob, ...]:
 def _of_text(text: _Text, alternatives: int) -> tuple[TokenLogprob, ...]:
     tops = text.top_logprobs or [None] * len(text.tokens)
     return tuple(
-        _token(_Likely(name, logprob), [_Likely(*other) for other in (top or {}).items()], alternatives)
+        _token(
+            _Likely(name, logprob), [_Likely(*other) for other in (top or {}).items()], alternatives
+        )
         for name, logprob, top in zip(text.tokens, text.token_logprobs, tops, strict=False)
     )
 

@@ -47,7 +47,9 @@ async def choose(client: httpx.AsyncClient, address: str, wanted: str, public: s
         async with asyncio.timeout(START_SECONDS), client.stream("GET", "models") as response:
             status, text = response.status_code, await _read(response)
     except TimeoutError as error:
-        raise EngineUnavailable(f"{address} does not tell its models within {START_SECONDS:.0f} s") from error
+        raise EngineUnavailable(
+            f"{address} does not tell its models within {START_SECONDS:.0f} s"
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise EngineUnavailable(
@@ -73,8 +75,12 @@ def _chosen(models: list[Model], address: str, wanted: str, public: str) -> Foun
     if wanted:
         if wanted in found:
             return found[wanted]
-        log.warning("the server does not list this model", model=wanted, there_are=_names(list(found)))
-        owner = next(iter(found.values())).owner if found else ""  # an alias, perhaps: the server knows
+        log.warning(
+            "the server does not list this model", model=wanted, there_are=_names(list(found))
+        )
+        owner = (
+            next(iter(found.values())).owner if found else ""
+        )  # an alias, perhaps: the server knows
         return Found(wanted, owner)
     if public in found:
         return found[public]

@@ -32,7 +32,9 @@ def _begun(work: Callable[[], Result]) -> tuple[threading.Thread, "Future[Result
     future: Future[Result] = Future()
 
     def run() -> None:
-        if not future.set_running_or_notify_cancel():  # from here on a waiter that is cancelled changes nothing
+        if (
+            not future.set_running_or_notify_cancel()
+        ):  # from here on a waiter that is cancelled changes nothing
             return
         try:
             future.set_result(work())

@@ -42,7 +42,9 @@ class Decoder:
         self._tell = tell
         self._telling = Telling(tell, time.monotonic)
         self._scheduler: Scheduler = (
-            SlotScheduler(loaded, loaded.over) if loaded.over is not None else RowScheduler(loaded, slots)
+            SlotScheduler(loaded, loaded.over)
+            if loaded.over is not None
+            else RowScheduler(loaded, slots)
         )
         self._prompts: Prompts | None = None
         self._intake = Intake(self._prepare, self._ready, self._refused, self._intake_died)
@@ -141,7 +143,10 @@ class Decoder:
             cause = thread_died("decoding", error)
         finally:  # nobody is left waiting, whatever ended the loop
             self._closed = cause
-            self._end([*self._scheduler.everyone(), *drained(self._prepared), *self._intake.close()], cause)
+            self._end(
+                [*self._scheduler.everyone(), *drained(self._prepared), *self._intake.close()],
+                cause,
+            )
             # also an end that its reader has not heard of
             untold = [*self._untold, *self._scheduler.unsaid()]
             self._told([(mailbox, cause) for mailbox, _ in untold])

@@ -33,7 +33,9 @@ from worker.models import installed
 log = structlog.get_logger(__name__)
 
 _STOP_SECONDS = 5.0
-_STOP_TOGETHER_SECONDS = 2.5  # and as long again once a step cannot wait for other processes any more
+_STOP_TOGETHER_SECONDS = (
+    2.5  # and as long again once a step cannot wait for other processes any more
+)
 
 
 class TransformersEngine:
@@ -82,7 +84,9 @@ class TransformersEngine:
     async def start(self) -> None:
         """Loads the model. Raises EngineUnavailable."""
         if self.stuck:
-            raise EngineUnavailable("the former model is still in this process's memory; start a new process")
+            raise EngineUnavailable(
+                "the former model is still in this process's memory; start a new process"
+            )
         loop = asyncio.get_running_loop()
         self.device = ",".join(map(str, await asyncio.to_thread(find_devices, self.device)))
         loaded = await compute_apart(lambda: self._load(self.device, self.slots))
@@ -105,11 +109,17 @@ class TransformersEngine:
         wanted = None if self._choose_slots else slots
         if self._ranks > 1:
             if "," in device:
-                raise EngineUnavailable("--tensor-parallel takes one --device: it counts on from there")
-            from worker.engines.transformers.tensor_parallel import leader  # torch.distributed takes a second to come
+                raise EngineUnavailable(
+                    "--tensor-parallel takes one --device: it counts on from there"
+                )
+            from worker.engines.transformers.tensor_parallel import (
+                leader,
+            )  # torch.distributed takes a second to come
 
             return leader.load(folder, device, wanted, self._ranks)
-        return load_spread(folder, device, wanted) if "," in device else load(folder, device, wanted)
+        return (
+            load_spread(folder, device, wanted) if "," in device else load(folder, device, wanted)
+        )
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
@@ -150,7 +160,9 @@ class TransformersEngine:
             sequence.mailbox.put(EngineStopped())
         if not await asyncio.to_thread(self._end):
             self.stuck = True
-            log.error("what computes cannot be ended; it ends with the process", seconds=_STOP_SECONDS)
+            log.error(
+                "what computes cannot be ended; it ends with the process", seconds=_STOP_SECONDS
+            )
             return
         self.stuck = not await asyncio.to_thread(_free_memory)
 
@@ -189,7 +201,9 @@ def _deliver(news: News) -> None:
     for mailbox, item in news:
         try:
             mailbox.put(item)
-        except Exception as error:  # its reader would miss a part of the answer, so that answer ends here
+        except (
+            Exception
+        ) as error:  # its reader would miss a part of the answer, so that answer ends here
             log.exception("a chunk could not be delivered")
             mailbox.put(row_failed(error))
 

@@ -28,7 +28,9 @@ def row_failed(error: Exception) -> EngineError:
     if isinstance(error, EngineError) or _device_broken(error):
         return model_failed(error)
     if _no_memory(error):
-        return EngineError("engine", f"out of memory: {one_line(error)}", retryable=True, alone=True)
+        return EngineError(
+            "engine", f"out of memory: {one_line(error)}", retryable=True, alone=True
+        )
     return EngineError("internal", f"computing this answer failed: {_named(error)}", alone=True)
 
 
@@ -53,9 +55,13 @@ def _named(error: BaseException) -> str:
 
 def _no_memory(error: Exception) -> bool:
     memory = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, memory) or (isinstance(error, RuntimeError) and any(it in str(error) for it in _NO_MEMORY))
+    return isinstance(error, memory) or (
+        isinstance(error, RuntimeError) and any(it in str(error) for it in _NO_MEMORY)
+    )
 
 
 def _device_broken(error: Exception) -> bool:
     """CUDA reports an error of any kernel at whatever call comes next, and at every one after it."""
-    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )

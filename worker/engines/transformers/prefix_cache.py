@@ -46,7 +46,9 @@ class Slots:
         for tokens, theirs in zip(self._tokens, self._groups, strict=True):
             held.append(min(most, common(tokens, prompt)) if theirs == group else 0)
         best = max(range(len(held)), key=held.__getitem__)
-        slot = max(reversed(self._free), key=held.__getitem__)  # `reversed`: of equals the one unused for longest
+        slot = max(
+            reversed(self._free), key=held.__getitem__
+        )  # `reversed`: of equals the one unused for longest
         if held[best] >= held[slot] + _WORTH_A_COPY:
             slot = self._free[0] if held[self._free[0]] < held[best] else slot
             seat = Seat(slot, held[best], source=best)

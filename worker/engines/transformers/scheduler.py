@@ -25,7 +25,9 @@ from worker.engines.transformers.step_output import StepOutput
 
 log = structlog.get_logger(__name__)
 
-_WORTH_WAITING = 64  # tokens that a prompt being read shares with another one: that one waits for them
+_WORTH_WAITING = (
+    64  # tokens that a prompt being read shares with another one: that one waits for them
+)
 
 
 class _Row:
@@ -153,7 +155,9 @@ class SlotScheduler:
         seat = self._slots.take(sequence.ids, reuse=reuse, group=self._group(sequence.ids))
         row = _Row(sequence, seat.slot, seat.held)
         self._waiting.remove(sequence)
-        self._reading.append(row)  # from here on its slot is given back when it ends, also by what fails below
+        self._reading.append(
+            row
+        )  # from here on its slot is given back when it ends, also by what fails below
         if seat.source is not None:
             self._model.copy(seat.source, seat.slot, seat.held)
         self._sampler.assign(seat.slot, sequence.sampling, sequence.prompt, sequence.answer)
@@ -169,7 +173,9 @@ class SlotScheduler:
         """The next tokens of the prompts that are being read, as many as a step may hold."""
         reading = [row for row in self._reading if not row.sequence.finished][:PIECES]
         decoding = any(row.wants for row in self._running)
-        counts = shares([len(row.ids) - row.read for row in reading], self._budget.tokens(decoding=decoding))
+        counts = shares(
+            [len(row.ids) - row.read for row in reading], self._budget.tokens(decoding=decoding)
+        )
         rows: list[_Row] = []
         pieces: list[Piece] = []
         for row, count in zip(reading, counts, strict=True):
@@ -206,7 +212,10 @@ class SlotScheduler:
         if rows:
             with self._output.together(_sequences(rows)):
                 slots = [row.slot for row in rows]
-                self._choose(rows, self._model.decode(slots, [row.position for row in rows], fixed=_fixed(rows)))
+                self._choose(
+                    rows,
+                    self._model.decode(slots, [row.position for row in rows], fixed=_fixed(rows)),
+                )
 
     def _outgrows(self, row: _Row) -> bool:
         """The row has come to where its rotary frequencies change, and its former keys with them."""
@@ -227,7 +236,9 @@ class SlotScheduler:
         return 0 if self._model.limit is None else self._model.limit.group(len(tokens))
 
     def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
-        choices = self._output.choose(self._sampler, logits, [row.slot for row in rows], _sequences(rows))
+        choices = self._output.choose(
+            self._sampler, logits, [row.slot for row in rows], _sequences(rows)
+        )
         self._model.feed(choices.tokens)
         for row in rows:
             row.asked += 1

@@ -11,7 +11,9 @@ from worker.engines.transformers.text.answer_text import AnswerText
 from worker.engines.transformers.text.chat_template import Prompt, Prompts
 from worker.engines.transformers.text.token_bytes import Spelling
 
-DEFAULT_TOKENS = 1024  # of an answer whose request names no limit: a base model seldom ends by itself
+DEFAULT_TOKENS = (
+    1024  # of an answer whose request names no limit: a base model seldom ends by itself
+)
 
 
 class Sequence:
@@ -21,7 +23,9 @@ class Sequence:
         self.job = job
         self.mailbox = mailbox
         self.sampling = job.sampling
-        self.ids: list[int] = []  # what the model reads before it goes on: the prompt, and what was delivered
+        self.ids: list[
+            int
+        ] = []  # what the model reads before it goes on: the prompt, and what was delivered
         self.slot: int | None = None  # where its settings and dice are, once its prompt is read
         self.most = 0  # how many tokens may follow `ids`
         self.last = 0  # the newest token, which the next step begins with
@@ -79,13 +83,19 @@ class Sequence:
             return self._finish("length", text + self._text.end())
         return self._tell(text) if text else None
 
-    def _begin(self, loaded: Loaded, prompt: Prompt, stop_tokens: frozenset[int], *, tells_ids: bool) -> Chunk:
+    def _begin(
+        self, loaded: Loaded, prompt: Prompt, stop_tokens: frozenset[int], *, tells_ids: bool
+    ) -> Chunk:
         """Everything as it is before the first token. Without ids, a reader's list of them would have a hole."""
         given = len(prompt.ids) - prompt.delivered
         most = loaded.context - 1
         if given > most:
-            raise EngineError("too_long", f"the prompt has {given} tokens; this node reads at most {most}")
-        if max(prompt.ids) >= loaded.vocabulary:  # its batch would fail, and on a GPU the whole process
+            raise EngineError(
+                "too_long", f"the prompt has {given} tokens; this node reads at most {most}"
+            )
+        if (
+            max(prompt.ids) >= loaded.vocabulary
+        ):  # its batch would fail, and on a GPU the whole process
             raise EngineError("invalid", "the prompt has a token that the model does not know")
         if (biased := max(self.sampling.logit_bias, default=0)) >= loaded.vocabulary:
             raise EngineError("invalid", f"logit_bias: the model has no token {biased}")
@@ -127,7 +137,13 @@ class Sequence:
     def _tell(self, text: str, finish: FinishReason | None = None) -> Chunk:
         told, self._untold = tuple(self._untold), []
         likely, self._likely = tuple(self._likely), []
-        return Chunk(text=text, tokens=len(told), finish=finish, ids=told if self._tells_ids else (), logprobs=likely)
+        return Chunk(
+            text=text,
+            tokens=len(told),
+            finish=finish,
+            ids=told if self._tells_ids else (),
+            logprobs=likely,
+        )
 
 
 def _seen(likely: list[TokenLogprob], text: str) -> list[TokenLogprob]:

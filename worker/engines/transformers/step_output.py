@@ -12,7 +12,13 @@ import torch
 from worker.engines.base import EngineError
 from worker.engines.transformers.base import News
 from worker.engines.transformers.errors import model_failed, row_failed
-from worker.engines.transformers.sampling.sampler import NO_CHOICE, NOT_FINITE, Choices, Picked, Sampler
+from worker.engines.transformers.sampling.sampler import (
+    NO_CHOICE,
+    NOT_FINITE,
+    Choices,
+    Picked,
+    Sampler,
+)
 from worker.engines.transformers.sequence import Sequence
 
 log = structlog.get_logger(__name__)
@@ -71,7 +77,9 @@ class StepOutput:
             log.exception("a step failed", jobs=len(sequences))
             self.fail(sequences, model_failed(error))
 
-    def choose(self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]) -> Choices:
+    def choose(
+        self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]
+    ) -> Choices:
         """The next token of each row of `logits`. If choosing them at once fails, each is chosen by
         itself: a row does not depend on the others, so that only those fail that are the cause.
         """
@@ -85,7 +93,9 @@ class StepOutput:
                 sampler.accept(slot)
             except Exception as error:
                 self._fail_alone(sequence, error)
-        counted = [each for each, slot in zip(sequences, slots, strict=True) if sampler.adjusts(slot)]
+        counted = [
+            each for each, slot in zip(sequences, slots, strict=True) if sampler.adjusts(slot)
+        ]
         with self.together(counted):  # should it fail, nobody knows what their histories have
             sampler.count(choices, slots)
         return choices
@@ -116,5 +126,7 @@ class StepOutput:
             reason = "the model computed logits that are not numbers"
             return EngineError("engine", reason, retryable=True, alone=True)
         if picked.token == NO_CHOICE:
-            return EngineError("invalid", "logit_bias and penalties leave no token to choose", alone=True)
+            return EngineError(
+                "invalid", "logit_bias and penalties leave no token to choose", alone=True
+            )
         return None

@@ -52,7 +52,9 @@ class Batch:
             return
         mine, theirs = self._cache.length, other._cache.length
         longest = max(mine, theirs)
-        self._pads = [pad + longest - mine for pad in self._pads] + [pad + longest - theirs for pad in other._pads]
+        self._pads = [pad + longest - mine for pad in self._pads] + [
+            pad + longest - theirs for pad in other._pads
+        ]
         self.rows += other.rows  # before the copying: if memory runs out, all of them fail together
         self._cache.adopt(other._cache)
 

@@ -44,7 +44,10 @@ class RowsLayer(DynamicLayer):
     def adopt(self, other: "RowsLayer") -> None:
         """Adds the rows of `other` below, right-aligned."""
         have, more = self.keys.shape[0], other.keys.shape[0]
-        length, longer = other.get_seq_length(), max(0, other.get_seq_length() - self.get_seq_length())
+        length, longer = (
+            other.get_seq_length(),
+            max(0, other.get_seq_length() - self.get_seq_length()),
+        )
         self._reserve(have + more, left=longer, right=0)
         self.begin -= longer
         self._expose(have + more)
@@ -68,7 +71,11 @@ class RowsLayer(DynamicLayer):
 
     def _reserve(self, rows: int, left: int, right: int) -> None:
         """Makes room for `rows` rows, and for columns left of `begin` and right of `end`."""
-        fits = rows <= self.key_buffer.shape[0] and left <= self.begin and self.end + right <= self.key_buffer.shape[2]
+        fits = (
+            rows <= self.key_buffer.shape[0]
+            and left <= self.begin
+            and self.end + right <= self.key_buffer.shape[2]
+        )
         if fits:
             return
         length = self.end - self.begin
@@ -81,7 +88,9 @@ class RowsLayer(DynamicLayer):
         self.values = self.value_buffer[:rows, :, self.begin : self.end]
 
 
-def _grown(buffer: torch.Tensor, rows: int, begin: int, length: int, left: int, right: int) -> torch.Tensor:
+def _grown(
+    buffer: torch.Tensor, rows: int, begin: int, length: int, left: int, right: int
+) -> torch.Tensor:
     """A larger copy: `left` columns before what is used, `right` and some headroom after it."""
     have, heads, _, size = buffer.shape
     columns = left + length + right + _HEADROOM + length // 4

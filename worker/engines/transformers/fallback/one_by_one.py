@@ -60,7 +60,9 @@ class AloneBatch:
 
     def step(self, tokens: Many[list[int]]) -> torch.Tensor:
         """Appends one token to every row; returns the logits after it [rows, vocabulary]."""
-        return torch.stack([row.step(token) for row, [token] in zip(self._alone, tokens, strict=True)])
+        return torch.stack(
+            [row.step(token) for row, [token] in zip(self._alone, tokens, strict=True)]
+        )
 
     def start(self, rows: list[Sequence], alone: list[AloneRow]) -> None:
         """The first rows of an empty batch, in the same order."""
@@ -135,8 +137,16 @@ def _prepare(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
         return input_ids
 
     accepted = inspect.signature(model.forward).parameters
-    mask = {"attention_mask": torch.ones_like(tokens)} if "attention_mask" in accepted else {}  # no token is padding
-    model.generate(tokens, custom_generate=keep, do_sample=False, max_new_tokens=1, pad_token_id=0, **mask)
-    for name in ("logits_processor", "stopping_criteria", "generation_config"):  # of the loop, not of a step
+    mask = (
+        {"attention_mask": torch.ones_like(tokens)} if "attention_mask" in accepted else {}
+    )  # no token is padding
+    model.generate(
+        tokens, custom_generate=keep, do_sample=False, max_new_tokens=1, pad_token_id=0, **mask
+    )
+    for name in (
+        "logits_processor",
+        "stopping_criteria",
+        "generation_config",
+    ):  # of the loop, not of a step
         del prepared[name]
     return prepared

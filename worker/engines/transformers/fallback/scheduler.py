@@ -102,7 +102,9 @@ class RowScheduler:
                 self._running.adopt(arrived)
             self._running.remove_finished()
             if self._running.rows:
-                self._take(self._running, self._running.step([[row.last] for row in self._running.rows]))
+                self._take(
+                    self._running, self._running.step([[row.last] for row in self._running.rows])
+                )
         if rows and all(row.finished for row in rows):
             self._running.clear()  # also of a cache that a failure may have left half changed
 

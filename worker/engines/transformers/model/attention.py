@@ -73,7 +73,9 @@ class Step:
     fixed: bool = False  # no row may be rounded otherwise for another one's sake
     reaches: torch.Tensor | None = None  # [tokens] of pieces; see `reach`
     elsewhere: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
-    blocks: list[Block] = field(default_factory=list, repr=False, compare=False)  # made once a step, by `blocks_of`
+    blocks: list[Block] = field(
+        default_factory=list, repr=False, compare=False
+    )  # made once a step, by `blocks_of`
 
     @property
     def reach(self) -> torch.Tensor:
@@ -90,7 +92,9 @@ class Step:
                 places=self.places.to(device, non_blocking=True),
                 slots=self.slots.to(device, non_blocking=True),
                 lengths=self.lengths.to(device, non_blocking=True),
-                reaches=None if self.reaches is None else self.reaches.to(device, non_blocking=True),
+                reaches=None
+                if self.reaches is None
+                else self.reaches.to(device, non_blocking=True),
                 starts=None if self.starts is None else self.starts.to(device, non_blocking=True),
                 elsewhere={},
                 blocks=[],
@@ -163,7 +167,9 @@ def attend(
     fast = query.is_cuda and query.dtype != torch.float32
     if fast and step.starts is None:
         with torch.cuda.device(query.device):  # Triton launches on the current one
-            return _kernels().decode(query, key, value, keys, values, step.slots, step.lengths, scale, window, softcap)
+            return _kernels().decode(
+                query, key, value, keys, values, step.slots, step.lengths, scale, window, softcap
+            )
     _flat(keys).index_copy_(0, step.places, key)
     _flat(values).index_copy_(0, step.places, value)
     if fast:
@@ -207,7 +213,11 @@ def _plain(
     softcap: float,
 ) -> torch.Tensor:
     """With the library's own attention, and nothing copied: pieces of prompts one by one, decoding rows together."""
-    if step.starts is None and not softcap and not (window and any(piece.end > window for piece in step.pieces)):
+    if (
+        step.starts is None
+        and not softcap
+        and not (window and any(piece.end > window for piece in step.pieces))
+    ):
         return _decode_plainly(query, keys, values, step, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     first = 0
@@ -217,7 +227,9 @@ def _plain(
         mine = query[first:last].transpose(0, 1)[None]
         k, v = (cache[piece.slot, begin:end].transpose(0, 1)[None] for cache in (keys, values))
         mask = _mask(piece, begin, window, query.device)
-        part = _capped(mine, k, v, mask, scale, softcap) if softcap else _sdpa(mine, k, v, mask, scale)
+        part = (
+            _capped(mine, k, v, mask, scale, softcap) if softcap else _sdpa(mine, k, v, mask, scale)
+        )
         out[first:last] = part[0].transpose(0, 1)
         first = last
     return out
@@ -233,18 +245,30 @@ def _decode_plainly(
     grouped = query.reshape(tokens, keys.shape[2], -1, size)
     out = torch.empty_like(grouped)
     if not step.blocks:
-        step.blocks.extend(blocks_of(step.pieces, keys.shape[1], query.dtype, query.device, fixed=step.fixed))
+        step.blocks.extend(
+            blocks_of(step.pieces, keys.shape[1], query.dtype, query.device, fixed=step.fixed)
+        )
     for block in step.blocks:
         asked = grouped.new_zeros(block.last - block.first, *grouped.shape[1:])
         asked[block.spots] = grouped[block.rows]
-        k, v = (cache[block.first : block.last, : block.length].transpose(1, 2) for cache in (keys, values))
-        found = functional.scaled_dot_product_attention(asked, k, v, attn_mask=block.mask, scale=scale)
+        k, v = (
+            cache[block.first : block.last, : block.length].transpose(1, 2)
+            for cache in (keys, values)
+        )
+        found = functional.scaled_dot_product_attention(
+            asked, k, v, attn_mask=block.mask, scale=scale
+        )
         out[block.rows] = found[block.spots]
     return out.view(tokens, heads, size)
 
 
 def blocks_of(
-    pieces: Iterable[Piece], context: int, dtype: torch.dtype, device: torch.device, *, fixed: bool = False
+    pieces: Iterable[Piece],
+    context: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    fixed: bool = False,
 ) -> list[Block]:
     """The rows of a decoding step, in as few blocks as is sensible. How many keys are read for a row follows from its
     own length alone. `fixed`: each row is a block, for a library's sums differ in the last bit with the thread that
@@ -254,7 +278,11 @@ def blocks_of(
     for row, piece in enumerate(pieces):
         alike.setdefault(padded(piece.end, context), []).append((piece.slot, row, piece.end))
     cut = (lambda rows: [[row] for row in rows]) if fixed else _runs
-    return [_block(run, length, dtype, device) for length, rows in alike.items() for run in cut(sorted(rows))]
+    return [
+        _block(run, length, dtype, device)
+        for length, rows in alike.items()
+        for run in cut(sorted(rows))
+    ]
 
 
 def padded(length: int, context: int) -> int:
@@ -276,9 +304,13 @@ def _runs(rows: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int
         yield run
 
 
-def _block(run: list[tuple[int, int, int]], length: int, dtype: torch.dtype, device: torch.device) -> Block:
+def _block(
+    run: list[tuple[int, int, int]], length: int, dtype: torch.dtype, device: torch.device
+) -> Block:
     first, last = run[0][0], run[-1][0] + 1
-    held = torch.ones(last - first, dtype=torch.long)  # nobody's rows see a key, for no key at all gives no number
+    held = torch.ones(
+        last - first, dtype=torch.long
+    )  # nobody's rows see a key, for no key at all gives no number
     spots = torch.tensor([slot - first for slot, _, _ in run])
     held[spots] = torch.tensor([end for _, _, end in run])
     hidden = torch.arange(length) >= held[:, None]
@@ -297,12 +329,21 @@ def _mask(piece: Piece, begin: int, window: int, device: torch.device) -> torch.
     return seen & (other > at - window) if window else seen
 
 
-def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+def _sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=scale, enable_gqa=True
+    )
 
 
 def _capped(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float, softcap: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float,
 ) -> torch.Tensor:
     """Gemma 2 bounds its scores by a tanh, which sdpa cannot."""
     group = q.shape[1] // k.shape[1]

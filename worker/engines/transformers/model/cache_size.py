@@ -10,7 +10,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 MOST, FEW = 256, 8  # slots: beyond MOST arithmetic is the limit; for FEW rows are shortened
-LONG, SHORT, LEAST = 8192, 2048, 512  # tokens of a row: by itself; shortened, to have FEW slots; at the very least
+LONG, SHORT, LEAST = (
+    8192,
+    2048,
+    512,
+)  # tokens of a row: by itself; shortened, to have FEW slots; at the very least
 _WHOLE = 256  # contexts are multiples of it: the same after a restart, though a few bytes more are taken by then
 
 

@@ -22,7 +22,9 @@ _UNSAID = 100_000_000  # a tokenizer without a limit names a number beyond this
 def context_length(model: Any, tokenizer: Any = None) -> int:
     """By the model's config; where that names none, by its tokenizer."""
     config = model.config.get_text_config(decoder=True)
-    said = [value for value in (getattr(config, name, None) for name in _NAMES) if _is_length(value)]
+    said = [
+        value for value in (getattr(config, name, None) for name in _NAMES) if _is_length(value)
+    ]
     if not said:
         limit = getattr(tokenizer, "model_max_length", None)
         return limit if _is_length(limit) else _DEFAULT

@@ -27,7 +27,11 @@ class FusedNorm(nn.Module):
 
 def fuse_norms(model: Any) -> int:
     """Replaces those norms that prove to be RMS norms, whatever their names; returns how many."""
-    found = {name: fused for name, module in model.named_modules() if (fused := _fused(module)) is not None}
+    found = {
+        name: fused
+        for name, module in model.named_modules()
+        if (fused := _fused(module)) is not None
+    }
     for name, fused in found.items():
         path, _, last = name.rpartition(".")
         setattr(model.get_submodule(path), last, fused)
@@ -39,8 +43,16 @@ def _fused(module: Any) -> FusedNorm | None:
     than them.
     """
     weight = getattr(module, "weight", None)
-    epsilon = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or weight.dtype != torch.float32 or epsilon is None:
+    epsilon = next(
+        (value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)),
+        None,
+    )
+    if (
+        not isinstance(weight, torch.Tensor)
+        or weight.dim() != 1
+        or weight.dtype != torch.float32
+        or epsilon is None
+    ):
         return None
     sample = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(1))
     try:

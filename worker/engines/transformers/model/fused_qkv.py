@@ -27,7 +27,9 @@ class _First(nn.Module):
         self._shared = shared
         biases = [part.bias for part in parts]
         self.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
-        self.bias = None if biases[0] is None else nn.Parameter(torch.cat(biases), requires_grad=False)
+        self.bias = (
+            None if biases[0] is None else nn.Parameter(torch.cat(biases), requires_grad=False)
+        )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         first, *rest = functional.linear(hidden, self.weight, self.bias).split(self._sizes, dim=-1)

@@ -36,7 +36,9 @@ class OverSlots(Protocol):
     ) -> torch.Tensor:
         """Logits [wanted, vocabulary] after those pieces of prompts that end one."""
 
-    def decode(self, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
+    def decode(
+        self, slots: list[int], positions: list[int], *, fixed: bool = False
+    ) -> torch.Tensor:
         """Logits [rows, vocabulary] after the newest token of each slot."""
 
     def check(self) -> None:

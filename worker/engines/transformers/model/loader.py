@@ -48,9 +48,19 @@ def load(folder: Path, device: str, slots: int | None) -> Loaded:
         torch.cuda.set_device(place)  # of this thread: Triton launches on the current one
     transformers.utils.logging.disable_progress_bar()  # logs are one line a fact
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         model = load_weights(folder, place, device_map=place)
-    except (SafetensorError, torch.OutOfMemoryError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        SafetensorError,
+        torch.OutOfMemoryError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+    ) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {one_line(error)}") from error
     return ready(model, tokenizer, slots)
 
@@ -72,9 +82,13 @@ def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = N
         size = Size(over.slots, over.context)
     except Unfit as error:
         alone = not _batches(model, twin)
-        log.warning("computed the library's way", model=type(model).__name__, alone=alone, reason=str(error))
+        log.warning(
+            "computed the library's way", model=type(model).__name__, alone=alone, reason=str(error)
+        )
         # There rows are padded, and copied as they grow: how many have room is not known before.
-        size = size_of(model, room(place, _bytes_per_token(model, alone)), slots or DEFAULT_SLOTS, context)
+        size = size_of(
+            model, room(place, _bytes_per_token(model, alone)), slots or DEFAULT_SLOTS, context
+        )
     chosen = ""
     if place.type == "cpu":  # only now: that a model fits was proved in the numbers it came in
         chosen = precision.settle(model, tokenizer, size.slots, attention)
@@ -105,7 +119,10 @@ def _onto_slots(model: Any, twin: Twin, slots: int | None, context: int) -> Slot
             for each in {*shape.places.values()}
         )
         over = fit(model, shape, *size_of(model, tokens, slots, context))
-    except (Unfit, RuntimeError) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
+    except (
+        Unfit,
+        RuntimeError,
+    ) as error:  # a RuntimeError is torch's: no memory, no such kernel for this GPU
         raise Unfit(one_line(error)) from error
     limit = choose_by_sequence(model)
     over.limit = limit._replace(reread=reread) if limit is not None else None
@@ -126,14 +143,18 @@ def _prefill_tokens(over: SlotModel | None, place: torch.device) -> int:
     with torch.inference_mode():
         seconds = min(over.seconds_to_read(most) for _ in range(3))
     tokens = min(most, max(256, int(_READ_SECONDS / seconds * most) // 256 * 256))
-    log.info("reading prompts", tokens=tokens, milliseconds=round(1000 * seconds * tokens / most, 1))
+    log.info(
+        "reading prompts", tokens=tokens, milliseconds=round(1000 * seconds * tokens / most, 1)
+    )
     return tokens
 
 
 def _quicken(model: Any, shape: Shape, over: SlotModel) -> None:
     """For a GPU: fewer and larger kernels, and a step that is one launch."""
     cached = models.home() / "cache"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cached / "inductor"))  # a restart compiles nothing
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", str(cached / "inductor")
+    )  # a restart compiles nothing
     os.environ.setdefault("TRITON_CACHE_DIR", str(cached / "triton"))
     sys.setswitchinterval(0.0005)  # a step must not wait for the event loop's turn to end
     joined = sum(join(module) for module in shape.modules)
@@ -168,7 +189,11 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says "no CUDA" by assertion
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # torch says "no CUDA" by assertion
         raise EngineUnavailable(f"no such device {name!r}: {one_line(error)}") from error
     if device.type == "meta":
         raise EngineUnavailable("no such device 'meta'")
@@ -187,7 +212,9 @@ def set_threads() -> None:
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids that end an answer: those of the generation settings, the tokenizer's, and the template's end of turn."""
     configured = model.generation_config.eos_token_id
-    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    ends = set(configured if isinstance(configured, list) else [configured]) | {
+        tokenizer.eos_token_id
+    }
     template = str(tokenizer.chat_template or "")
     vocabulary = tokenizer.get_added_vocab()
     ends |= {vocabulary.get(mark) for mark in _TURN_ENDS if mark in template}
@@ -247,8 +274,12 @@ def _bytes_per_token(model: Any, alone: bool) -> int:
             batch.start([], [0])
             batch.step([[0]])
             return batch.bytes_per_token()
-    except Exception as error:  # any architecture may fail in its own way; to the operator it is one thing
-        raise EngineUnavailable(f"the model {type(model).__name__} cannot be run here: {one_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # any architecture may fail in its own way; to the operator it is one thing
+        raise EngineUnavailable(
+            f"the model {type(model).__name__} cannot be run here: {one_line(error)}"
+        ) from error
 
 
 def room(place: torch.device, bytes_per_token: int, *, shared: bool = False) -> int:

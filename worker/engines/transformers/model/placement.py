@@ -13,7 +13,13 @@ from safetensors import SafetensorError
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model.loaded import Loaded
-from worker.engines.transformers.model.loader import check_folder, find_device, load_weights, ready, set_threads
+from worker.engines.transformers.model.loader import (
+    check_folder,
+    find_device,
+    load_weights,
+    ready,
+    set_threads,
+)
 from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
@@ -27,7 +33,9 @@ def find_devices(names: str) -> list[torch.device]:
     if len(places) == 1:
         return places
     if any(place.type != "cuda" or place.index is None for place in places):
-        raise EngineUnavailable(f"only GPUs can share a model, by their numbers (cuda:0,cuda:1), not {names!r}")
+        raise EngineUnavailable(
+            f"only GPUs can share a model, by their numbers (cuda:0,cuda:1), not {names!r}"
+        )
     if len(set(places)) < len(places):
         raise EngineUnavailable(f"a device is named twice in {names!r}")
     return places
@@ -44,11 +52,23 @@ def load(folder: Path, devices: str, slots: int | None) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     memory = most_weights({place: torch.cuda.mem_get_info(place)[0] for place in places})
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         model = load_weights(folder, places[0], device_map="auto", max_memory=memory)
-    except (SafetensorError, torch.OutOfMemoryError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        SafetensorError,
+        torch.OutOfMemoryError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+    ) as error:
         reason = one_line(error)
-        raise EngineUnavailable(f"cannot load the model in {folder} over {devices}: {reason}") from error
+        raise EngineUnavailable(
+            f"cannot load the model in {folder} over {devices}: {reason}"
+        ) from error
     check_map(model.hf_device_map, places)
     log.info("layers are spread", devices=devices)
     return ready(model, tokenizer, slots)
@@ -68,4 +88,6 @@ def check_map(device_map: dict[str, int | str | torch.device], places: list[torc
         part for part, where in device_map.items() if getattr(where, "index", where) not in there
     )  # numbers, or torch devices
     if elsewhere:
-        raise EngineUnavailable(f"the model is too large for these {len(places)} GPUs: no room for {elsewhere[0]!r}")
+        raise EngineUnavailable(
+            f"the model is too large for these {len(places)} GPUs: no room for {elsewhere[0]!r}"
+        )

@@ -54,7 +54,9 @@ class Shape:
                 raise Unfit(one_line(error)) from error
         layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
         if len(self.modules) != layers:
-            raise Unfit(f"{len(self.modules)} of its {layers} layers are attention that takes a function")
+            raise Unfit(
+                f"{len(self.modules)} of its {layers} layers are attention that takes a function"
+            )
 
     def _record(
         self,
@@ -157,7 +159,9 @@ def uncompile(model: Any, shape: Shape) -> None:
 
 
 def _blocks(model: Any, shape: Shape) -> list[Any]:
-    found = {id(block): block for module in shape.modules if (block := _block(model, module)) is not None}
+    found = {
+        id(block): block for module in shape.modules if (block := _block(model, module)) is not None
+    }
     return list(found.values())
 
 
@@ -193,7 +197,11 @@ def _by_library(model: Any, prompt: list[int]) -> torch.Tensor:
 def _over_slots(over: SlotModel, prompts: list[list[int]], slots: list[int]) -> list[torch.Tensor]:
     """The same of each prompt, read in two pieces, the rest decoded together."""
     lengths = [len(prompt) - _MORE for prompt in prompts]
-    over.prefill([Piece(slot, 0, 7) for slot in slots], [prompt[:7] for prompt in prompts], [False] * len(slots))
+    over.prefill(
+        [Piece(slot, 0, 7) for slot in slots],
+        [prompt[:7] for prompt in prompts],
+        [False] * len(slots),
+    )
     pieces = [Piece(slot, 7, length - 7) for slot, length in zip(slots, lengths, strict=True)]
     rest = [prompt[7:length] for prompt, length in zip(prompts, lengths, strict=True)]
     made = [over.prefill(pieces, rest, [True] * len(slots)).float()]

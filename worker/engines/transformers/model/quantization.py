@@ -17,7 +17,13 @@ from torch import nn
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model.fused_norms import fuse_norms
-from worker.engines.transformers.model.quantized_linear import HEADS, WAYS, Table, Unable, fits_table
+from worker.engines.transformers.model.quantized_linear import (
+    HEADS,
+    WAYS,
+    Table,
+    Unable,
+    fits_table,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +32,10 @@ CHOICES = (AUTO, *WAYS)
 WORSE = 0.02  # by how much a perplexity may be worse where nobody chose
 _CANDIDATES = (EXACT, "bfloat16", "int8")  # of auto; the others cost more than that
 _WORTH = 10_000_000  # weights: a smaller model is fast as it is
-_ROUNDS, _SECONDS = (3, 8), 1.0  # a measurement ends with this time, but for the least and the most rounds
+_ROUNDS, _SECONDS = (
+    (3, 8),
+    1.0,
+)  # a measurement ends with this time, but for the least and the most rounds
 _TRY_SECONDS = 0.005
 _PARAGRAPH = (
     "The old harbour had been quiet for years before the ferries came back. On the first morning a small crowd stood "
@@ -42,11 +51,15 @@ def asked() -> str:
     """CANOPY_PRECISION. Raises EngineUnavailable."""
     wanted = os.environ.get("CANOPY_PRECISION") or AUTO
     if wanted not in CHOICES:
-        raise EngineUnavailable(f"CANOPY_PRECISION must be one of {', '.join(CHOICES)}, not {wanted!r}")
+        raise EngineUnavailable(
+            f"CANOPY_PRECISION must be one of {', '.join(CHOICES)}, not {wanted!r}"
+        )
     return wanted
 
 
-def settle(model: Any, tokenizer: Any, slots: int, attention: str, clock: Clock | None = None) -> str:
+def settle(
+    model: Any, tokenizer: Any, slots: int, attention: str, clock: Clock | None = None
+) -> str:
     """Chooses, and makes the float32 `model` compute so; returns what was chosen. `attention`: the library's, for the
     proof. Only modules are replaced: whoever keeps the former ones has the former model. Raises EngineUnavailable.
     """
@@ -74,7 +87,9 @@ def _lighten(model: Any) -> None:
     fuse_norms(model)
 
 
-def _choose(model: Any, linears: Layers, slots: int, ids: torch.Tensor, attention: str, clock: Clock) -> str:
+def _choose(
+    model: Any, linears: Layers, slots: int, ids: torch.Tensor, attention: str, clock: Clock
+) -> str:
     """The fastest way that is precise enough; the model computes so."""
     samples = _samples(model, linears)
     seconds = measure(samples, linears, slots, clock)
@@ -84,7 +99,13 @@ def _choose(model: Any, linears: Layers, slots: int, ids: torch.Tensor, attentio
             break
         worse = _try(model, linears, way, samples.get(way, {}), ids, attention)
         if worse <= WORSE:
-            log.info("precision", chosen=way, perplexity=f"+{worse:.1%}", milliseconds=shown, rows=[1, slots])
+            log.info(
+                "precision",
+                chosen=way,
+                perplexity=f"+{worse:.1%}",
+                milliseconds=shown,
+                rows=[1, slots],
+            )
             return way
         log.warning("not precise enough", precision=way, perplexity=f"+{worse:.1%}")
         _replace(model, linears)
@@ -120,7 +141,9 @@ def _samples(model: Any, linears: Layers) -> dict[str, Layers]:
     return found
 
 
-def measure(samples: dict[str, Layers], linears: Layers, slots: int, clock: Clock) -> dict[str, list[float]]:
+def measure(
+    samples: dict[str, Layers], linears: Layers, slots: int, clock: Clock
+) -> dict[str, list[float]]:
     """Seconds that the linear layers of a step take in each way, for one row and for `slots`. Of a layer of which there
     are more, the sample stands for all: in proportion to the weights.
 
@@ -138,7 +161,10 @@ def measure(samples: dict[str, Layers], linears: Layers, slots: int, clock: Cloc
         if done >= _ROUNDS[0] and time.perf_counter() > until:
             break
     times = _times(names, linears)
-    return {way: [sum(times[name] * best[way, name, rows] for name in names) for rows in (1, slots)] for way in samples}
+    return {
+        way: [sum(times[name] * best[way, name, rows] for name in names) for rows in (1, slots)]
+        for way in samples
+    }
 
 
 def _times(names: list[str], linears: Layers) -> dict[str, float]:
@@ -173,11 +199,16 @@ def distance(exact: torch.Tensor, other: torch.Tensor) -> float:
     return math.inf if math.isnan(nats) else math.expm1(min(50.0, nats))
 
 
-def _try(model: Any, linears: Layers, way: str, made: Layers, ids: torch.Tensor, attention: str) -> float:
+def _try(
+    model: Any, linears: Layers, way: str, made: Layers, ids: torch.Tensor, attention: str
+) -> float:
     """Makes the model compute so, but for what is `made` already; how much worse its perplexity is. Raises Unable."""
     with _library(model, attention):
         exact = model(input_ids=ids, use_cache=False).logits[0]
-        _replace(model, {name: made.get(name) or _computed(model, way, each) for name, each in linears.items()})
+        _replace(
+            model,
+            {name: made.get(name) or _computed(model, way, each) for name, each in linears.items()},
+        )
         return distance(exact, model(input_ids=ids, use_cache=False).logits[0])
 
 

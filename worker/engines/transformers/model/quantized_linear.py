@@ -34,7 +34,9 @@ class BFloat16(nn.Module):
         self._bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.linear(hidden.to(torch.bfloat16), self._weight, self._bias).to(hidden.dtype)
+        return functional.linear(hidden.to(torch.bfloat16), self._weight, self._bias).to(
+            hidden.dtype
+        )
 
 
 class _Seen(NamedTuple):
@@ -93,7 +95,9 @@ class Int8(nn.Module):
         if self.digits == 2:
             return _two_digits(rows, self._levels)
         steps = _steps(rows, self._levels)
-        return (rows / steps).add_(self._levels + 1.5).to(torch.uint8), steps  # cut off after adding a half: rounded
+        return (rows / steps).add_(self._levels + 1.5).to(
+            torch.uint8
+        ), steps  # cut off after adding a half: rounded
 
 
 class Int8Fast(Int8):
@@ -112,7 +116,9 @@ WAYS: dict[str, Way] = {
 # The layer that ends in the vocabulary is computed otherwise: nothing is computed from what it makes, so an error there
 # does not grow, and for many rows half of the products are half of its time.
 # Without VNNI one digit has 7 bits, and an error of a coarse head alone would cost the model 2 % of its perplexity.
-HEADS: dict[str, Way] = {"int8": lambda linear: Int8Fast(linear) if levels() == ALL_LEVELS else Int8(linear)}
+HEADS: dict[str, Way] = {
+    "int8": lambda linear: Int8Fast(linear) if levels() == ALL_LEVELS else Int8(linear)
+}
 
 
 class Table(nn.Module):

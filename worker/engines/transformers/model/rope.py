@@ -65,7 +65,9 @@ class LengthRope(nn.Module):
         found = [_limit(self.library, name) for name in names]
         return [limit for limit in found if limit is not None]
 
-    def _within(self, length: int, hidden: torch.Tensor, position_ids: torch.Tensor, named: Any) -> Any:
+    def _within(
+        self, length: int, hidden: torch.Tensor, position_ids: torch.Tensor, named: Any
+    ) -> Any:
         """Right for tokens of a sequence of that length."""
         return self._with(length - 1, hidden, position_ids.clamp(max=length - 1), named)
 

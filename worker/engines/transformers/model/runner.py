@@ -39,7 +39,9 @@ class SlotModel:
         self.slots, self.context = slots, context
         self._layers: list[Any] = []  # attention modules
         self._spread = False  # they are on several devices
-        self._clean = [0] * (slots + 1)  # of each slot: so far there are numbers, of the present sequence or zeros
+        self._clean = [0] * (
+            slots + 1
+        )  # of each slot: so far there are numbers, of the present sequence or zeros
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._reads: dict[int, _Read] = {}
         self._pool: Any = None
@@ -47,7 +49,9 @@ class SlotModel:
         self.capture_mode = "global"  # of CUDA: which calls of other threads spoil a recording
         # One slot more than sequences: padded rows of a graph compute there, and nobody reads it.
         self._spare = slots
-        self._last = torch.zeros(slots + 1, dtype=torch.long, device=self.device)  # newest token of each slot
+        self._last = torch.zeros(
+            slots + 1, dtype=torch.long, device=self.device
+        )  # newest token of each slot
         self._asked = self._last[:0]  # slots of the rows of the latest logits
         self._inputs = _Inputs(slots, context, self.device) if self.device.type == "cuda" else None
 
@@ -116,9 +120,13 @@ class SlotModel:
         read.graph.replay()
         return read.logits[:wanted]
 
-    def _prefill_plainly(self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]) -> torch.Tensor:
+    def _prefill_plainly(
+        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]
+    ) -> torch.Tensor:
         for piece in pieces:
-            self._clean[piece.slot] = piece.start + piece.length  # behind it is what former sequences left
+            self._clean[piece.slot] = (
+                piece.start + piece.length
+            )  # behind it is what former sequences left
         count, wanted = sum(piece.length for piece in pieces), sum(ends)
         packed = self._upload(self._packed(pieces, tokens, ends, 0, 0))
         parts = [count, count, count, count, wanted, wanted]
@@ -142,16 +150,25 @@ class SlotModel:
         self._clean[slot] = upto
 
     def _packed(
-        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], padding: int, unwanted: int
+        self,
+        pieces: list[Piece],
+        tokens: list[list[int]],
+        ends: list[bool],
+        padding: int,
+        unwanted: int,
     ) -> list[int]:
         """Of each token its id, its place, its position and its reach; then of each piece whose next token is wanted
         its last token, and then its slot. Padding computes in the spare slot, and nobody reads it.
         """
-        positions = [at for piece in pieces for at in range(piece.start, piece.start + piece.length)]
+        positions = [
+            at for piece in pieces for at in range(piece.start, piece.start + piece.length)
+        ]
         slots = [piece.slot * self.context for piece in pieces for _ in range(piece.length)]
         reaches = [piece.reach for piece in pieces for _ in range(piece.length)]
         spare = [self._spare * self.context] * padding
-        last = [upto - 1 for upto, end in zip(accumulate(map(len, tokens)), ends, strict=True) if end]
+        last = [
+            upto - 1 for upto, end in zip(accumulate(map(len, tokens)), ends, strict=True) if end
+        ]
         return [
             *(token for part in tokens for token in part), *[0] * padding,
             *map(add, slots, positions), *spare,
@@ -169,7 +186,9 @@ class SlotModel:
             *accumulate((piece.length for piece in pieces), initial=0),
         ]
 
-    def decode(self, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
+    def decode(
+        self, slots: list[int], positions: list[int], *, fixed: bool = False
+    ) -> torch.Tensor:
         """The newest token of each slot, at `positions`; logits [rows, vocabulary] of what comes next, which the next
         call may overwrite. `fixed`: by the largest graph, however few the rows are. For another number of rows a GPU's
         libraries choose another order of adding up, and rounding differs.
@@ -195,7 +214,9 @@ class SlotModel:
 
     def capture(self, progress: Progress) -> None:
         """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
-        if self._inputs is None or self._model.dtype == torch.float32:  # its attention asks the host for each length
+        if (
+            self._inputs is None or self._model.dtype == torch.float32
+        ):  # its attention asks the host for each length
             return
         if self.limit is not None and not self.limit.switched:  # its frequencies ask, too
             return
@@ -230,11 +251,15 @@ class SlotModel:
         graph, logits = self._recorded(lambda: self._forward(step, ids, positions, keep))
         return _Read(graph, logits, numbers, table, asked)
 
-    def _recorded(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _recorded(
+        self, run: Callable[[], torch.Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # compiles, and lets the libraries allocate what they want outside the graph
+            for _ in range(
+                2
+            ):  # compiles, and lets the libraries allocate what they want outside the graph
                 run()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -243,8 +268,12 @@ class SlotModel:
         self._pool = graph.pool()
         return graph, logits
 
-    def _decode_plainly(self, slots: list[int], positions: list[int], *, fixed: bool) -> torch.Tensor:
-        pieces = tuple(Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True))
+    def _decode_plainly(
+        self, slots: list[int], positions: list[int], *, fixed: bool
+    ) -> torch.Tensor:
+        pieces = tuple(
+            Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True)
+        )
         where = self._asked = self._upload(slots)
         at = self._upload(positions)
         ids = self._last[where]
@@ -301,7 +330,9 @@ class _Inputs:
 
     def __init__(self, slots: int, context: int, device: torch.device) -> None:
         self._context = context
-        self._hosts = [torch.empty((2, slots), dtype=torch.long, pin_memory=True) for _ in range(_UPLOADS)]
+        self._hosts = [
+            torch.empty((2, slots), dtype=torch.long, pin_memory=True) for _ in range(_UPLOADS)
+        ]
         self._sent = [torch.cuda.Event() for _ in range(_UPLOADS)]
         self._turn = 0
         self._both = torch.zeros((2, slots), dtype=torch.long, device=device)

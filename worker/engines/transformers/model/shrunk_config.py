@@ -17,7 +17,9 @@ _HEADS, _LAYERS, _WIDTH = 4, 2, 64
 _HEAD_SIZE = 16
 _LARGE = 32  # a number up to here is a count or a period, and stays
 
-_LAYER_COUNTS = re.compile(r"^(num_hidden_layers|n_layers?|num_layers|num_blocks|(num_)?(en|de)coder_layers)$")
+_LAYER_COUNTS = re.compile(
+    r"^(num_hidden_layers|n_layers?|num_layers|num_blocks|(num_)?(en|de)coder_layers)$"
+)
 _LAYER_LISTS = re.compile(r"(layers|idxs|indices|layer_ids)$")
 _MAIN_HEADS = re.compile(r"^((num_(decoder_)?|decoder_)?attention_heads|n_heads?|num_heads)$")
 _HEAD_COUNTS = re.compile(r"(heads|n_head|heads_per_layer)$")
@@ -66,7 +68,9 @@ def _shrunk(values: dict[Any, Any], above: _Measure | None = None) -> dict[Any, 
     own = any(_MAIN_HEADS.match(str(name)) for name in values)
     measure = _measured(values) if own or above is None else above
     small = {name: _part(str(name), value, measure) for name, value in values.items()}
-    if "dynamic" in str(small.get("rope_parameters")):  # frequencies change from the model's own length on
+    if "dynamic" in str(
+        small.get("rope_parameters")
+    ):  # frequencies change from the model's own length on
         for name in small:
             if _POSITIONS.match(str(name)):
                 small[name] = ORIGINAL
@@ -164,7 +168,11 @@ def _kept_layers(values: dict[Any, Any], layers: int) -> tuple[int, ...]:
     """One layer of each kind, as the lists that describe every layer tell them apart; at least
     `_LAYERS`.
     """
-    listed = [value for name, value in values.items() if isinstance(value, list) and _lists_layers(str(name), value)]
+    listed = [
+        value
+        for name, value in values.items()
+        if isinstance(value, list) and _lists_layers(str(name), value)
+    ]
     lists = [value for value in values.values() if isinstance(value, list) and value not in listed]
     lists = [value for value in lists if layers > 1 and len(value) == layers]
     kinds: dict[str, int] = {}

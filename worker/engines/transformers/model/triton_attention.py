@@ -35,11 +35,15 @@ def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read
     begin = first + split * share
     end = tl.minimum(before, begin + share)
 
-    mine = tl.arange(0, PADDED)  # the query heads that share this head's keys; tl.dot wants 16 of them
+    mine = tl.arange(
+        0, PADDED
+    )  # the query heads that share this head's keys; tl.dot wants 16 of them
     across = tl.arange(0, WIDTH)
     real = (mine < GROUP)[:, None] & (across < SIZE)[None, :]
     q = tl.load(
-        query + row * query_row + (head * GROUP + mine)[:, None] * query_head + across[None, :], mask=real, other=0.0
+        query + row * query_row + (head * GROUP + mine)[:, None] * query_head + across[None, :],
+        mask=real,
+        other=0.0,
     )
     base = tl.load(slots + row).to(tl.int64) * cache_slot + head * cache_head
     highest = tl.full([PADDED], float("-inf"), tl.float32)
@@ -49,7 +53,11 @@ def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read
         token = start + tl.arange(0, BLOCK)
         held = token < end
         spot = base + token * cache_token
-        k = tl.load(keys + spot[None, :] + across[:, None], mask=held[None, :] & (across < SIZE)[:, None], other=0.0)
+        k = tl.load(
+            keys + spot[None, :] + across[:, None],
+            mask=held[None, :] & (across < SIZE)[:, None],
+            other=0.0,
+        )
         score = tl.dot(q, k) * scale
         if CAPPED:
             score = softcap * (2 * tl.sigmoid(2 * score / softcap) - 1)
@@ -58,10 +66,16 @@ def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read
             seen = seen & (token >= length - window)
         score = tl.where(seen[None, :], score, float("-inf"))
         newest = tl.maximum(highest, tl.max(score, 1))
-        finite = tl.where(newest == float("-inf"), 0.0, newest)  # a block that the window hides altogether
+        finite = tl.where(
+            newest == float("-inf"), 0.0, newest
+        )  # a block that the window hides altogether
         fade = tl.exp(highest - finite)
         weight = tl.exp(score - finite[:, None])
-        v = tl.load(values + spot[:, None] + across[None, :], mask=held[:, None] & (across < SIZE)[None, :], other=0.0)
+        v = tl.load(
+            values + spot[:, None] + across[None, :],
+            mask=held[:, None] & (across < SIZE)[None, :],
+            other=0.0,
+        )
         answer = answer * fade[:, None] + tl.dot(weight.to(v.dtype), v)
         total = total * fade + tl.sum(weight, 1)
         highest = newest
@@ -69,7 +83,9 @@ def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read
         wide = across < SIZE
         spot = base + before * cache_token + across
         new_key = tl.load(key + row * key_row + head * key_head + across, mask=wide, other=0.0)
-        new_value = tl.load(value + row * value_row + head * value_head + across, mask=wide, other=0.0)
+        new_value = tl.load(
+            value + row * value_row + head * value_head + across, mask=wide, other=0.0
+        )
         tl.store(keys + spot, new_key, mask=wide)
         tl.store(values + spot, new_value, mask=wide)
         single = tl.sum(q.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale
@@ -85,7 +101,11 @@ def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read
     place = row * heads + head * GROUP + mine
     if SPLITS == 1:
         answer = answer / total[:, None]
-        tl.store(out + place[:, None] * SIZE + across[None, :], answer.to(out.dtype.element_ty), mask=real)
+        tl.store(
+            out + place[:, None] * SIZE + across[None, :],
+            answer.to(out.dtype.element_ty),
+            mask=real,
+        )
     else:
         place = place * SPLITS + split
         tl.store(maxima + place, highest, mask=mine < GROUP)
@@ -102,7 +122,9 @@ def _combine(  # type: ignore[no-untyped-def]
     across = tl.arange(0, WIDTH)
     highest = tl.load(maxima + split)
     weight = tl.exp(highest - tl.max(highest, 0))
-    part = tl.load(parts + split[:, None] * SIZE + across[None, :], mask=(across < SIZE)[None, :], other=0.0)
+    part = tl.load(
+        parts + split[:, None] * SIZE + across[None, :], mask=(across < SIZE)[None, :], other=0.0
+    )
     answer = tl.sum(part * weight[:, None], 0) / tl.sum(tl.load(sums + split) * weight, 0)
     tl.store(out + place * SIZE + across, answer.to(out.dtype.element_ty), mask=across < SIZE)
 
@@ -143,7 +165,9 @@ def decode(
         num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
-        _combine[(rows * heads,)](maxima, sums, parts, out, SIZE=size, WIDTH=width, SPLITS=splits, num_warps=4)
+        _combine[(rows * heads,)](
+            maxima, sums, parts, out, SIZE=size, WIDTH=width, SPLITS=splits, num_warps=4
+        )
     return out
 
 

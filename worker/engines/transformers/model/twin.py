@@ -24,7 +24,11 @@ from worker.engines.transformers.model.runner import SlotModel, Unfit
 from worker.engines.transformers.model.shrunk_config import shrunk
 from worker.errors import one_line
 
-LENGTHS = (4, 13, 33)  # of the prompts: below every limit, across one by its answer, beyond all of them
+LENGTHS = (
+    4,
+    13,
+    33,
+)  # of the prompts: below every limit, across one by its answer, beyond all of them
 MORE = 6  # tokens of each answer
 _AT_ONCE = 7  # tokens of a prompt that are read at a time
 _SHORT = (4, 9)  # of the large model's prompts
@@ -68,7 +72,10 @@ def script(model: Any, lengths: Many[int], more: int) -> list[list[int]]:
     """Random tokens: a prompt of each length, with as many tokens behind it."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, vocabulary, (length + more,), generator=generator).tolist() for length in lengths]
+    return [
+        torch.randint(3, vocabulary, (length + more,), generator=generator).tolist()
+        for length in lengths
+    ]
 
 
 def prove_slots(twin: Twin, kinds: set[Kind]) -> bool:

@@ -11,12 +11,18 @@ _PROMPT = 1 << 30  # marks the prompt's tokens, besides the count of the answer'
 
 def upload(values: object, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Numbers, or equally long lists of them, on the device; the host does not wait for them to get there."""
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(
+        device, non_blocking=True
+    )
 
 
 def penalised(sampling: Sampling) -> bool:
     """Whether what was said changes what is said next."""
-    return (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0)
+    return (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (
+        1.0,
+        0.0,
+        0.0,
+    )
 
 
 class History:
@@ -88,9 +94,13 @@ class Biases:
             self._values = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
         unused = MOST_BIASES - len(biases)
         self._ids[slot] = upload([*biases, *[0] * unused], torch.int64, self._device)
-        self._values[slot] = upload([*biases.values(), *[0.0] * unused], torch.float32, self._device)
+        self._values[slot] = upload(
+            [*biases.values(), *[0.0] * unused], torch.float32, self._device
+        )
 
     def add(self, logits: torch.Tensor, slots: torch.Tensor) -> None:
         """Changes float32 `logits` [rows, vocabulary] in place; row i belongs to slots[i]."""
         if self._ids is not None and self._values is not None:
-            logits.scatter_add_(1, self._ids.index_select(0, slots), self._values.index_select(0, slots))
+            logits.scatter_add_(
+                1, self._ids.index_select(0, slots), self._values.index_select(0, slots)
+            )

@@ -27,7 +27,9 @@ from worker.engines.transformers.sampling.truncation import (
 )
 
 _CACHED = 1 << 18  # logits: a megabyte
-NOT_FINITE = -1  # in place of a token: the model's logits have NaN or +inf among them, or are -inf everywhere
+NOT_FINITE = (
+    -1
+)  # in place of a token: the model's logits have NaN or +inf among them, or are -inf everywhere
 NO_CHOICE = -2  # the same of what the row's own biases and penalties made of them
 _COLDEST = 1e-5  # temperatures below it are 0: logits divided by them would be infinite
 # plain: from all tokens; open: min-p or top-p alone; short: with a top-k up to SHORTLIST; wide: with a greater one
@@ -77,7 +79,9 @@ class Choices:
         """`marked`: the tokens, with NOT_FINITE and NO_CHOICE among them."""
         self.tokens = tokens  # [rows] int64, on the device; 0 where there is none
         self._odds = odds
-        tensors = (marked,) if odds is None else (marked, odds.chosen, odds.likeliest, odds.logprobs)
+        tensors = (
+            (marked,) if odds is None else (marked, odds.chosen, odds.likeliest, odds.logprobs)
+        )
         self._host = [_download(tensor) for tensor in tensors]
         self._picks: list[_Pick] | None = None
         self._arrived: torch.cuda.Event | None = None
@@ -240,14 +244,18 @@ class Sampler:
                 else:
                     index = upload(part, torch.int64, logits.device)
                     mine = [slots[row] for row in part]
-                    chosen = self._chosen(method, logits.index_select(0, index), mine, adjusts=adjusts)
+                    chosen = self._chosen(
+                        method, logits.index_select(0, index), mine, adjusts=adjusts
+                    )
                     tokens.index_copy_(0, index, chosen)
         return tokens
 
     def _odds(self, logits: torch.Tensor, tokens: torch.Tensor, slots: list[int]) -> _Odds | None:
         """Of the model's own distribution, whatever the settings made of it."""
         wanted = {
-            row: count for row, slot in enumerate(slots) if (count := self._place(slot).sampling.logprobs) is not None
+            row: count
+            for row, slot in enumerate(slots)
+            if (count := self._place(slot).sampling.logprobs) is not None
         }
         if not wanted:
             return None
@@ -276,7 +284,9 @@ class Sampler:
             raise LookupError(f"nobody has slot {slot}")
         return place
 
-    def _chosen(self, method: Method, logits: torch.Tensor, slots: list[int], *, adjusts: bool) -> torch.Tensor:
+    def _chosen(
+        self, method: Method, logits: torch.Tensor, slots: list[int], *, adjusts: bool
+    ) -> torch.Tensor:
         """Tokens of rows that are chosen in the same way."""
         places = [self._place(slot) for slot in slots]
         if adjusts:
@@ -288,7 +298,9 @@ class Sampler:
             tokens = self._drawn(method, changed, places).masked_fill_(impossible, NO_CHOICE)
         else:
             tokens = self._drawn(method, logits, places)
-            if method == "greedy":  # its own logit is the greatest: the row need not be read once more
+            if (
+                method == "greedy"
+            ):  # its own logit is the greatest: the row need not be read once more
                 greatest = logits.gather(-1, tokens[:, None])[:, 0]
                 return tokens.masked_fill_(_no_number(greatest), NOT_FINITE)
         return tokens.masked_fill_(_no_number(logits.amax(-1)), NOT_FINITE)
@@ -304,7 +316,9 @@ class Sampler:
             [setting.top_p for setting in settings],
             [setting.top_k for setting in settings],
         ]
-        temperature, dice, floor, top_p, top_k = upload(columns, torch.float64, logits.device)[:, :, None]
+        temperature, dice, floor, top_p, top_k = upload(columns, torch.float64, logits.device)[
+            :, :, None
+        ]
         depths, weights = weigh(logits.float() / temperature.float())
         if method != "plain":
             limits = Limits(
@@ -327,7 +341,9 @@ def _method(sampling: Sampling, vocabulary: int) -> Method:
 
 def _no_number(greatest: torch.Tensor) -> torch.Tensor:
     """Which rows have NaN (greater than any number) or +inf, or -inf everywhere, by their greatest logits."""
-    return (greatest - greatest) != 0  # half the kernels of `isfinite`; they are tiny, but run in every step
+    return (
+        greatest - greatest
+    ) != 0  # half the kernels of `isfinite`; they are tiny, but run in every step
 
 
 def _download(tensor: torch.Tensor) -> torch.Tensor:
@@ -339,4 +355,6 @@ def _download(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _told(logprob: float) -> float:
-    return round(logprob, 6) if logprob > LEAST_LOGPROB else LEAST_LOGPROB  # also what is not a number
+    return (
+        round(logprob, 6) if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+    )  # also what is not a number

@@ -78,7 +78,9 @@ def by_shortlist(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) ->
     found, missed = _ranked(depths, weights, limits, SHORTLIST)
     rows = missed[:, 0].nonzero()[:, 0]
     if len(rows):
-        rest = Limits(limits.floor[rows], None, None if limits.top_p is None else limits.top_p[rows])
+        rest = Limits(
+            limits.floor[rows], None, None if limits.top_p is None else limits.top_p[rows]
+        )
         found[rows] = by_halving(depths[rows], weights[rows], rest)
     return found
 
@@ -87,7 +89,10 @@ def by_halving(depths: torch.Tensor, weights: torch.Tensor, limits: Limits) -> t
     """The same for any rows, without sorting and without the host, by looking at the whole of them again and again."""
     floor, top_k = limits.floor, limits.top_k
     if top_k is not None:
-        kth = _highest(lambda edge: (depths >= edge).sum(-1, keepdim=True) >= top_k, torch.full_like(floor, _DEEPEST))
+        kth = _highest(
+            lambda edge: (depths >= edge).sum(-1, keepdim=True) >= top_k,
+            torch.full_like(floor, _DEEPEST),
+        )
         floor = torch.maximum(floor, kth)
     if limits.top_p is None:
         return floor
@@ -107,13 +112,19 @@ def _ranked(
     if limits.top_p is None:
         return floor, torch.zeros_like(floor, dtype=torch.bool)
     heaps = weights.gather(-1, order).masked_fill(best < floor, 0).cumsum(-1, dtype=torch.int64)
-    before = (heaps < _need(depths, weights, floor, limits.top_p)).sum(-1, keepdim=True)  # tokens that are not enough
+    before = (heaps < _need(depths, weights, floor, limits.top_p)).sum(
+        -1, keepdim=True
+    )  # tokens that are not enough
     inside = before < best.shape[-1]
-    found = torch.where(limits.top_p < 1, best.gather(-1, before.clamp(max=best.shape[-1] - 1)), floor)
+    found = torch.where(
+        limits.top_p < 1, best.gather(-1, before.clamp(max=best.shape[-1] - 1)), floor
+    )
     return found, ~inside & (limits.top_p < 1)
 
 
-def _need(depths: torch.Tensor, weights: torch.Tensor, floor: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _need(
+    depths: torch.Tensor, weights: torch.Tensor, floor: torch.Tensor, top_p: torch.Tensor
+) -> torch.Tensor:
     """The weight that the nucleus must reach: top-p's part of what min-p and top-k have left."""
     return (top_p * _mass(depths, weights, floor)).ceil().clamp(min=1).long()
 

@@ -120,9 +120,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m worker.engines.transformers.tensor_parallel.follower", description=__doc__
     )
-    parser.add_argument("--line", type=int, required=True, help="the socket to the parent, an open file's number")
+    parser.add_argument(
+        "--line", type=int, required=True, help="the socket to the parent, an open file's number"
+    )
     line = Line(socket.socket(fileno=parser.parse_args(arguments).line), _SEND_SECONDS)
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the whole group: the parent says when it is over
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # meant for the whole group: the parent says when it is over
         signal.signal(number, signal.SIG_IGN)
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -138,7 +143,9 @@ def main(arguments: list[str]) -> int:
                 shard.obey(order)
             except LineClosed:
                 raise
-            except Exception as error:  # whatever a model or a device raises; the parent hears it and ends us all
+            except (
+                Exception
+            ) as error:  # whatever a model or a device raises; the parent hears it and ends us all
                 line.send(packed_message(Failed(one_line(error))))
                 return 1
     return 0

@@ -57,13 +57,18 @@ from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
 
-STEP_SECONDS = 120.0  # one rank waits so long for another; they all compute the same, so they differ by little
+STEP_SECONDS = (
+    120.0  # one rank waits so long for another; they all compute the same, so they differ by little
+)
 _BEGIN_SECONDS = 120.0  # for a process to be there: it imports torch
 _LOAD_SECONDS = 1800.0  # for the others to have loaded, once rank 0 has
 _SEND_SECONDS = 10.0  # a follower that reads nothing for so long is stopped or lost
 _NOTICE_SECONDS = 2.0  # a failed step waits so long for the news that a follower is gone
 _END_SECONDS = 5.0
-_KEPT = ("CANOPY_HOME", "CANOPY_GPU_NODES")  # of our settings, which have passwords among them, what a follower needs
+_KEPT = (
+    "CANOPY_HOME",
+    "CANOPY_GPU_NODES",
+)  # of our settings, which have passwords among them, what a follower needs
 
 
 class Followers:
@@ -108,7 +113,9 @@ class Followers:
             try:
                 report = reports.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
-                raise EngineUnavailable(f"rank {rank} of the model says nothing for {seconds:.0f} s") from None
+                raise EngineUnavailable(
+                    f"rank {rank} of the model says nothing for {seconds:.0f} s"
+                ) from None
             if not isinstance(report, Done):
                 raise EngineUnavailable(self.reason or f"rank {rank} of the model has ended")
             troubles.append(report.trouble)
@@ -158,7 +165,9 @@ class Followers:
                 pass_fds=[theirs.fileno()],
             )
         line, reports = Line(ours, _SEND_SECONDS), queue.SimpleQueue[Report | None]()
-        listening = threading.Thread(target=self._listen, args=(rank, line, process, reports), name=f"rank {rank}")
+        listening = threading.Thread(
+            target=self._listen, args=(rank, line, process, reports), name=f"rank {rank}"
+        )
         listening.daemon = True
         self._processes.append(process)
         self._lines.append(line)
@@ -175,7 +184,11 @@ class Followers:
             self.check()
 
     def _listen(
-        self, rank: int, line: Line, process: "subprocess.Popen[bytes]", reports: "queue.SimpleQueue[Report | None]"
+        self,
+        rank: int,
+        line: Line,
+        process: "subprocess.Popen[bytes]",
+        reports: "queue.SimpleQueue[Report | None]",
     ) -> None:
         try:
             while True:
@@ -242,7 +255,9 @@ class Leader:
         with self._together(Prefill(told, tokens, ends, fixed)):
             return self._over.prefill(pieces, tokens, ends, fixed=fixed)
 
-    def decode(self, slots: list[int], positions: list[int], *, fixed: bool = False) -> torch.Tensor:
+    def decode(
+        self, slots: list[int], positions: list[int], *, fixed: bool = False
+    ) -> torch.Tensor:
         """Logits [rows, vocabulary]."""
         with self._together(Decode(slots, positions, fixed)):
             return self._over.decode(slots, positions, fixed=fixed)
@@ -278,7 +293,9 @@ def load(folder: Path, device: str, slots: int | None, ranks: int) -> Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         sharding.check_plan(folder, ranks)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {one_line(error)}") from error
     followers = Followers(ranks - 1)
@@ -297,7 +314,9 @@ def load(folder: Path, device: str, slots: int | None, ranks: int) -> Loaded:
     except EngineUnavailable:
         close()
         raise
-    except Exception as error:  # a failed collective has many names; the process that caused it says why
+    except (
+        Exception
+    ) as error:  # a failed collective has many names; the process that caused it says why
         reason = followers.reason if followers.gone(_NOTICE_SECONDS) else one_line(error)
         close()
         raise EngineUnavailable(f"cannot load the model in {folder}: {reason}") from error
@@ -317,7 +336,9 @@ def load(folder: Path, device: str, slots: int | None, ranks: int) -> Loaded:
     )
 
 
-def _assemble(followers: Followers, folder: Path, places: list[torch.device], slots: int | None) -> tuple[Any, Leader]:
+def _assemble(
+    followers: Followers, folder: Path, places: list[torch.device], slots: int | None
+) -> tuple[Any, Leader]:
     """All ranks load at the same time, and go on together only when all have loaded."""
     ranks, threads = len(places), sharding.threads_of(len(places))
     torch.set_num_threads(threads)
@@ -340,7 +361,12 @@ def _assemble(followers: Followers, folder: Path, places: list[torch.device], sl
             followers.tell(Plain())
             over.forget_graphs()
             log.warning("decoding steps are not recorded", reason=next(filter(None, troubles)))
-    log.info("computed together", processes=ranks, devices=", ".join(map(str, places)), pids=followers.pids)
+    log.info(
+        "computed together",
+        processes=ranks,
+        devices=", ".join(map(str, places)),
+        pids=followers.pids,
+    )
     return model, Leader(over, followers)
 
 

@@ -37,12 +37,16 @@ LOOPBACK = "127.0.0.1"
 
 def check_plan(folder: Path, ranks: int) -> None:
     """Whether that model can be divided by so many. Reads no weights; raises EngineUnavailable."""
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     name = type(model).__name__
     if not any("layers." in rule for rule in model.tp_plan or {}):
-        raise EngineUnavailable(f"{name} has no tensor-parallel plan in transformers: it runs on one device only")
+        raise EngineUnavailable(
+            f"{name} has no tensor-parallel plan in transformers: it runs on one device only"
+        )
     text = config.get_text_config()
     for what in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(text, what, None)
@@ -60,7 +64,9 @@ def place_of(base: torch.device, rank: int, ranks: int) -> torch.device:
         return base
     first, there = base.index or 0, torch.accelerator.device_count()
     if first + ranks > there:
-        raise EngineUnavailable(f"{ranks} devices from {base} on are not there: this machine has {there}")
+        raise EngineUnavailable(
+            f"{ranks} devices from {base} on are not there: this machine has {there}"
+        )
     return torch.device(base.type, first + rank)
 
 
@@ -91,7 +97,10 @@ def open_store(seconds: float) -> tuple[Any, int]:
 def join_group(store: Any, rank: int, ranks: int, place: torch.device, seconds: float) -> None:
     """This process becomes `rank`; returns when all have come. Raises RuntimeError."""
     loopback = "lo" if sys.platform == "linux" else "lo0"
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # all ranks are here: nothing is opened to the network
+    for name in (
+        "GLOO_SOCKET_IFNAME",
+        "NCCL_SOCKET_IFNAME",
+    ):  # all ranks are here: nothing is opened to the network
         os.environ.setdefault(name, loopback)
     # By itself torch ends the whole process when a rank is gone; here that is noticed, and answered for, otherwise.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
@@ -116,7 +125,9 @@ def leave_group(seconds: float) -> bool:
     return not thread.is_alive()
 
 
-_leaving = threading.Lock()  # whoever finds a rank gone, and whoever stops the engine, may come at the same time
+_leaving = (
+    threading.Lock()
+)  # whoever finds a rank gone, and whoever stops the engine, may come at the same time
 
 
 def _leave_group() -> None:
@@ -151,7 +162,9 @@ def fit_shard(model: Any, slots: int | None, ranks: int) -> SlotModel:
         over = fit(model, shape, *size_of(model, int(least), slots))
     except (Unfit, RuntimeError) as error:
         said = one_line(error)
-        raise EngineUnavailable(f"{type(model).__name__} cannot be computed by {ranks} processes: {said}") from error
+        raise EngineUnavailable(
+            f"{type(model).__name__} cannot be computed by {ranks} processes: {said}"
+        ) from error
     over.limit = limit._replace(reread=reread) if limit is not None else None
     over.capture_mode = "thread_local"  # nccl's own threads look at their events meanwhile
     return over
@@ -162,7 +175,9 @@ def capture(over: SlotModel) -> str:
     try:
         with torch.inference_mode():
             over.capture(log.info)
-    except Exception as error:  # a driver or a library that cannot record a collective; plain decoding works
+    except (
+        Exception
+    ) as error:  # a driver or a library that cannot record a collective; plain decoding works
         return one_line(error)
     return ""
 

@@ -7,7 +7,9 @@ from worker.engines.transformers.text.detokenizer import Decodes, Detokenizer
 class AnswerText:
     """Text of one answer as it grows. The same tokens give the same text, so it is rebuilt by pushing them again."""
 
-    def __init__(self, tokenizer: Decodes, prompt: list[int], stops: tuple[str, ...], *, strip: bool) -> None:
+    def __init__(
+        self, tokenizer: Decodes, prompt: list[int], stops: tuple[str, ...], *, strip: bool
+    ) -> None:
         """`strip`: the answer begins with a space that belongs to the template."""
         self._detokenizer = Detokenizer(tokenizer, prompt)
         self._stops = StopFilter(stops)

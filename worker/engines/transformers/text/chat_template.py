@@ -87,7 +87,9 @@ class Prompts:
         limit = self._context - max(1, quarter if max_tokens is None else min(max_tokens, quarter))
         first, last = leading_systems(messages), len(messages) - 1
         sizes = self._content_sizes(messages, first, limit)
-        starts = [start for start in sorted(sizes) if start == first or messages[start].role == "user"]
+        starts = [
+            start for start in sorted(sizes) if start == first or messages[start].role == "user"
+        ]
         low, high = 0, len(starts)
         guess = self._first_guess(messages, first, limit, sizes, starts)
         prompt: Prompt | None = None
@@ -113,7 +115,9 @@ class Prompts:
             prompt = msgspec.structs.replace(prompt, omitted=max(0, last - first))
         return prompt
 
-    def _first_guess(self, messages: Messages, first: int, limit: int, sizes: dict[int, int], starts: list[int]) -> int:
+    def _first_guess(
+        self, messages: Messages, first: int, limit: int, sizes: dict[int, int], starts: list[int]
+    ) -> int:
         """Which of `starts` is probably the oldest that fits, by what the template adds to a few of the
         newest turns.
         """
@@ -193,7 +197,9 @@ class Prompts:
             careful = self._rendered(self._marked(messages, marks, reasoning_stays=True))
         return careful, marks
 
-    def _marked(self, messages: Messages, marks: Marks, *, reasoning_stays: bool = False) -> Messages:
+    def _marked(
+        self, messages: Messages, marks: Marks, *, reasoning_stays: bool = False
+    ) -> Messages:
         """With marks in place of control tokens. `reasoning_stays`: in the assistant's turns only
         of special ones.
         """
@@ -223,12 +229,16 @@ class Prompts:
                 return text
             partial = text if partial is None else partial
         if partial is None:
-            raise EngineError("invalid", f"the model's chat template refuses these messages: {refusal}") from refusal
+            raise EngineError(
+                "invalid", f"the model's chat template refuses these messages: {refusal}"
+            ) from refusal
         return partial
 
     def _apply(self, messages: Messages) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return str(
+            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        )
 
     # ---- from text to ids
 
@@ -252,7 +262,12 @@ class Prompts:
             ids = [*self._before(), *ids] if special else ids
         else:
             ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-            if ids and special and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+            if (
+                ids
+                and special
+                and ids[-1] == tokenizer.eos_token_id
+                and not text.endswith(tokenizer.eos_token)
+            ):
                 ids = ids[:-1]
         if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
             ids = ids[1:]
@@ -271,14 +286,19 @@ class Prompts:
 
     def _check_size(self, text: str) -> None:
         """Raises EngineError("too_long") for what is certainly longer than the context."""
-        if len(text) > max(self._context, _PIECE) and self._size(text, self._context) > self._context:
+        if (
+            len(text) > max(self._context, _PIECE)
+            and self._size(text, self._context) > self._context
+        ):
             raise self._too_long()
 
     def _size(self, text: str, limit: int) -> int:
         """Its tokens, give or take a few; counting ends above `limit`."""
         count = 0
         for at in range(0, len(text), _PIECE):
-            ids = self._tokenizer(text[at : at + _PIECE], add_special_tokens=False, verbose=False)["input_ids"]
+            ids = self._tokenizer(text[at : at + _PIECE], add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
             count += len(ids) if at == 0 else max(0, len(ids) - _SEAM)
             if count > limit:
                 break
@@ -286,7 +306,9 @@ class Prompts:
 
     def _too_long(self) -> EngineError:
         most = self._context - 1
-        return EngineError("too_long", f"the prompt has more than {most} tokens; this node reads at most {most}")
+        return EngineError(
+            "too_long", f"the prompt has more than {most} tokens; this node reads at most {most}"
+        )
 
 
 def prepare(tokenizer: Any, job: Job) -> Prompt:
@@ -299,7 +321,9 @@ def dialogue(messages: Messages) -> str:
     model completes.
     """
     system = [message.content for message in messages if message.role == "system"]
-    turns = [f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"]
+    turns = [
+        f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"
+    ]
     lines = "\n".join([*turns, "Assistant:"])
     return "\n\n".join([*system, lines]) if system else f"{PREAMBLE}\n{lines}"
 

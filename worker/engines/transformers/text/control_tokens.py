@@ -110,7 +110,9 @@ class ControlTokens:
         """`first`: nothing comes before it; some tokenizers put a space there."""
         if self._plain is None:
             return list(
-                self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+                self._tokenizer(
+                    text, add_special_tokens=False, split_special_tokens=True, verbose=False
+                )["input_ids"]
             )
         if first or _ANCHOR in text:
             return _ids(self._plain, text)
@@ -124,7 +126,11 @@ class ControlTokens:
     def _make_finder(self, control: list[AddedToken]) -> Tokenizer:
         """Everything but a control token is token 0 to it."""
         finder = Tokenizer(models.WordLevel({"other": 0}, unk_token="other"))  # noqa: S106 - no password
-        if self._core is not None and self._core.normalizer is not None and any(it.normalized for it in control):
+        if (
+            self._core is not None
+            and self._core.normalizer is not None
+            and any(it.normalized for it in control)
+        ):
             finder.normalizer = self._core.normalizer
         finder.add_tokens(control)
         return finder
@@ -140,7 +146,9 @@ class ControlTokens:
             plain.normalizer = self._core.normalizer
         if self._core.pre_tokenizer is not None:
             plain.pre_tokenizer = self._core.pre_tokenizer
-        plain.add_tokens([_as(token, special=number in self._control) for number, token in added.items()])
+        plain.add_tokens(
+            [_as(token, special=number in self._control) for number, token in added.items()]
+        )
         plain.add_tokens([AddedToken(_ANCHOR, normalized=False)])
         plain.encode_special_tokens = True  # so those that are called special are not looked for
         if any(plain.token_to_id(token.content) != number for number, token in added.items()):

@@ -15,7 +15,9 @@ _PATIENCE = 64  # tokens: a model that emits invalid bytes for ever is shown as 
 class Decodes(Protocol):
     """The part of a Hugging Face tokenizer that is needed here."""
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+    def decode(
+        self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str:
         """Text of the ids."""
 
 
@@ -97,7 +99,9 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         # Without clean-up: it would join " ," to "," and so change text that was shown already.
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 def trailing_replacements(spelled: bytes) -> int:

@@ -38,7 +38,9 @@ def leading_systems(messages: tuple[ChatMessage, ...]) -> int:
 
 def _without_silence(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
     """Without empty turns of the assistant: an answer that was stopped before its first word."""
-    said = [message for message in messages if message.role != "assistant" or message.content.strip()]
+    said = [
+        message for message in messages if message.role != "assistant" or message.content.strip()
+    ]
     return tuple(said) or (ChatMessage(role="user", content=""),)
 
 
@@ -49,7 +51,9 @@ def _merged(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
         if not grouped or grouped[-1][0] != message.role:
             grouped.append((message.role, []))
         grouped[-1][1].append(message.content)
-    return tuple(ChatMessage(role=role, content=BETWEEN.join(contents)) for role, contents in grouped)
+    return tuple(
+        ChatMessage(role=role, content=BETWEEN.join(contents)) for role, contents in grouped
+    )
 
 
 def _alternating(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:

@@ -13,7 +13,9 @@ class Spelling:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+        self._added = {
+            number: str(token) for number, token in tokenizer.added_tokens_decoder.items()
+        }
         decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
         told = decoder.__getstate__().decode() if decoder is not None else ""
         self._by_letters = "ByteLevel" in told
