@@ -13,8 +13,9 @@ from django.urls import is_valid_path
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from api import broker, outages
+from api import broker
 from api.openai import addresses
+from api.storage import outages
 
 log = structlog.get_logger("canopy.api")
 

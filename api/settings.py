@@ -39,14 +39,14 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
-# All of these run on the event loop: none costs a thread (see middleware.py).
+# All of these run on the event loop: none costs a thread (see http/middleware.py).
 MIDDLEWARE = [
-    "api.middleware.Outermost",
-    "api.middleware.Sessions",
-    "api.middleware.Common",
-    "api.middleware.Csrf",
-    "api.middleware.Authentication",
-    "api.middleware.Messages",
+    "api.http.middleware.Outermost",
+    "api.http.middleware.Sessions",
+    "api.http.middleware.Common",
+    "api.http.middleware.Csrf",
+    "api.http.middleware.Authentication",
+    "api.http.middleware.Messages",
 ]
 ROOT_URLCONF = "api.urls"
 ASGI_APPLICATION = "api.server.asgi.application"
@@ -102,4 +102,4 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"
 USE_I18N = False
-LOGGING_CONFIG = None  # logs.py
+LOGGING_CONFIG = None  # see server/logs.py

@@ -4,16 +4,17 @@ from django.contrib import admin
 from django.contrib.auth.decorators import login_required
 from django.urls import path, register_converter
 
-from api import errors, pages
+from api import errors
 from api.accounts.endpoints import login_by_token
 from api.accounts.endpoints import router as accounts
 from api.arranca.endpoints import router as arranca
 from api.chat.endpoints import router as chat
-from api.documentation import DocumentedAPI
 from api.health.endpoints import healthz, readyz
+from api.http import pages
+from api.http.documentation import DocumentedAPI
+from api.http.parsing import RowIdConverter, StrictParser
 from api.jobs.endpoints import router as jobs
 from api.openai.endpoints import router as openai
-from api.parsing import RowIdConverter, StrictParser
 from api.tree.endpoints import router as tree
 
 register_converter(RowIdConverter, "row")

@@ -7,7 +7,7 @@ from django.contrib.auth.admin import UserAdmin
 from django.http import HttpRequest
 
 from api.accounts.models import ApiKey, User
-from api.record_admin import RecordAdmin
+from api.storage.record_admin import RecordAdmin
 
 
 @admin.register(User)

@@ -16,7 +16,7 @@ from api.accounts.auth import Anyone
 from api.accounts.models import User
 from api.catalog import catalog
 from api.errors import ApiError
-from api.parsing import Body, StorableText
+from api.http.parsing import Body, StorableText
 
 router = Router(tags=["accounts"], auth=Anyone())
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 from django.contrib.auth.models import AbstractUser
 from django.db import models
 
-from api.records import Record
+from api.storage.records import Record
 
 
 class User(Record, AbstractUser):

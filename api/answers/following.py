@@ -5,11 +5,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
-from api import sse
 from api.answers import store, takeover
 from api.answers.record import Status, StoredAnswer
 from api.answers.writing import writings
 from api.catalog import nobody_serves
+from api.http import sse
 from api.requests import submit as submission
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job
 

@@ -5,9 +5,9 @@ import random
 import msgspec
 from django.db import models
 
-from api import process
-from api.parsing import storable
-from api.records import Record
+from api.answers import process
+from api.http.parsing import storable
+from api.storage.records import Record
 from broker.wire import DecodeError, Failed, FailureCode, Finished, Job, decode, encode
 
 ATTEMPTS_A_TAKEOVER = (

@@ -8,7 +8,7 @@ from asgiref.sync import sync_to_async
 from django.db.models import F
 from django.utils import timezone
 
-from api import process
+from api.answers import process
 from api.answers.record import Status, StoredAnswer
 
 SILENT = timedelta(

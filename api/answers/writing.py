@@ -13,11 +13,11 @@ from collections.abc import AsyncGenerator
 import structlog
 from django.db import DatabaseError
 
-from api import sse
 from api.answers import store
+from api.answers.process import identity
 from api.answers.record import Status, StoredAnswer
-from api.parsing import storable
-from api.process import identity
+from api.http import sse
+from api.http.parsing import storable
 from api.requests import position as line
 from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting

@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
-from api.documentation import JOB_OPERATION
-from api.parsing import Body, Integer
+from api.http.documentation import JOB_OPERATION
+from api.http.parsing import Body, Integer
 from api.requests import complete as completion
 from api.requests import submit as submission
 from api.requests.deadline import seconds_wanted

@@ -5,7 +5,7 @@ from typing import ClassVar
 from django.contrib import admin
 
 from api.chat.models import Conversation, Message
-from api.record_admin import RecordAdmin
+from api.storage.record_admin import RecordAdmin
 
 
 class Messages(admin.TabularInline):

@@ -5,13 +5,13 @@ from typing import Any
 from django.http.response import HttpResponseBase
 from ninja import Router, Status
 
-from api import sse
 from api.accounts.auth import AuthRequest, Member
 from api.answers import following
 from api.catalog import catalog, supply
 from api.chat import events, schemas, store
 from api.chat.models import Conversation
-from api.documentation import error_statuses
+from api.http import sse
+from api.http.documentation import error_statuses
 
 router = Router(tags=["chat"], auth=Member())
 

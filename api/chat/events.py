@@ -3,9 +3,9 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from api import sse
 from api.chat import store
 from api.chat.models import Message
+from api.http import sse
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
 
 

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.db import models
 
 from api.answers.record import Status, StoredAnswer
-from api.records import Record
+from api.storage.records import Record
 
 __all__ = ["UNTITLED", "Conversation", "Message", "Role", "Status"]
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from api.chat import models
-from api.parsing import Body, StorableText
+from api.http.parsing import Body, StorableText
 
 
 def _not_blank(text: str) -> str:

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
-from api import outages
+from api.storage import outages
 
 LEAST_FREE = 10_000_000  # bytes; with less, any answer that is stored may be the one that fails
 _BLOCK = 4096

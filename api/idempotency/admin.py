@@ -5,7 +5,7 @@ from typing import ClassVar
 from django.contrib import admin
 
 from api.idempotency.models import KeptRequest
-from api.record_admin import RecordAdmin
+from api.storage.record_admin import RecordAdmin
 
 
 @admin.register(KeptRequest)

@@ -10,9 +10,9 @@ from api.accounts.auth import AuthRequest
 from api.answers import following
 from api.answers.record import Status
 from api.errors import ApiError
+from api.http.parsing import document
 from api.idempotency import store
 from api.idempotency.models import KeptRequest
-from api.parsing import document
 from broker.wire import Job
 
 HEADER = "Idempotency-Key"

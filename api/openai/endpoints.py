@@ -9,17 +9,17 @@ from ninja import Router
 
 from api.accounts.auth import AuthRequest, Key
 from api.catalog import catalog, context_lengths
-from api.documentation import JOB_OPERATION
 from api.errors import ApiError
+from api.http.documentation import JOB_OPERATION
+from api.http.parsing import MAX_ECHOED
+from api.http.sse import EventStream
 from api.openai import shapes
 from api.openai.schemas import ChatCompletion, Completion, Generation
 from api.openai.streaming import chunks
-from api.parsing import MAX_ECHOED
 from api.requests import complete as completion
 from api.requests import submit as submission
 from api.requests.deadline import seconds_wanted
 from api.settings import MAX_BODY
-from api.sse import EventStream
 from broker.wire import Job, encode
 
 MAX_COPIES_BYTES = 8 * MAX_BODY  # of all jobs that one request makes

@@ -17,8 +17,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from api.errors import UNSUPPORTED
+from api.http.parsing import MAX_ECHOED, Body, Integer
 from api.openai import unsupported
-from api.parsing import MAX_ECHOED, Body, Integer
 from broker.wire import MOST_BIASES, ChatMessage, JobClass, Role, Sampling
 
 ROLES: dict[str, Role] = {

@@ -3,7 +3,8 @@
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from api import errors, sse
+from api import errors
+from api.http import sse
 from api.openai.shapes import Shape
 from api.requests import position as line
 from api.requests import submit as submission

@@ -7,11 +7,11 @@ from io import BytesIO
 
 from django.http import HttpRequest
 
-from api import sse
 from api.accounts.auth import AuthRequest
 from api.answers import following
 from api.catalog import nobody_serves
 from api.errors import ApiError
+from api.http import sse
 from api.idempotency import attach as idempotency
 from api.requests import submit as submission
 from api.requests.merge import Merged

@@ -11,7 +11,7 @@ from api import broker
 from api.accounts.models import User
 from api.catalog import catalog
 from api.errors import ApiError
-from api.parsing import MAX_ECHOED
+from api.http.parsing import MAX_ECHOED
 from api.requests import concurrency_limit as entrance
 from api.requests.accounting import ledger
 from api.requests.active import followed

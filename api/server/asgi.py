@@ -19,7 +19,7 @@ from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
-from api import background, broker, logs  # noqa: E402
+from api import broker  # noqa: E402
 from api.answers import store  # noqa: E402
 from api.answers.takeover import Takeover  # noqa: E402
 from api.answers.writing import writings  # noqa: E402
@@ -28,7 +28,7 @@ from api.idempotency import store as kept  # noqa: E402
 from api.idempotency.models import KeptRequest  # noqa: E402
 from api.requests.active import followed  # noqa: E402
 from api.requests.admission import backlog  # noqa: E402
-from api.server import signals  # noqa: E402
+from api.server import background, logs, signals  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
 from api.tree.orphans import look_after_orphans  # noqa: E402

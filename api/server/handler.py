@@ -20,6 +20,7 @@ from django.urls import set_script_prefix
 from api import errors
 from api.accounts import auth
 from api.errors import ApiError
+from api.http.sse import EventStream
 from api.requests.concurrency_limit import Entrance, sender_of
 from api.server.body import (
     UNKNOWN_BYTES,
@@ -29,7 +30,6 @@ from api.server.body import (
     discard_body,
     read_body,
 )
-from api.sse import EventStream
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -14,8 +14,7 @@ from typing import Any
 import uvicorn
 from django.http import HttpRequest
 
-from api import logs
-from api.server import signals
+from api.server import logs, signals
 from api.server.limits import Connections, Limits, Network
 from api.server.protocol import HttpProtocol
 from api.server.socket_handover import Server

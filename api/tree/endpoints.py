@@ -7,9 +7,10 @@ from typing import Any
 from django.http.response import HttpResponseBase
 from ninja import Router, Status
 
-from api import broker, sse
+from api import broker
 from api.accounts.auth import AuthRequest, Staff
 from api.errors import ApiError
+from api.http import sse
 from api.tree.watch import Unreadable, compose, read_edges, watch
 from broker.client import Unavailable
 from broker.tree import Tree

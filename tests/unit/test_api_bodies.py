@@ -12,8 +12,8 @@ from django.contrib.sessions.backends.db import SessionStore
 
 from api.answers.writing import writings
 from api.chat.models import Conversation, Message
+from api.http.parsing import MAX_LEVELS
 from api.idempotency.models import KeptRequest
-from api.parsing import MAX_LEVELS
 from broker.wire import Failed
 from tests.unit.api_site import FakeClient, until
 

@@ -12,10 +12,11 @@ import pytest
 import pytest_asyncio
 from django.db import InterfaceError, OperationalError, ProgrammingError
 
-from api import background, outages
 from api.accounts.models import ApiKey, User
 from api.health import endpoints, storage
 from api.health.probe import Probe
+from api.server import background
+from api.storage import outages
 from tests.unit.api_site import FakeClient, make_user
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}

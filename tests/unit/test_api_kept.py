@@ -10,8 +10,7 @@ import httpx
 import pytest
 from django.utils import timezone
 
-from api import process
-from api.answers import following, takeover
+from api.answers import following, process, takeover
 from api.answers import writing as writing_module
 from api.answers.writing import writings
 from api.idempotency import store

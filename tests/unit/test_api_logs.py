@@ -8,7 +8,7 @@ import httpx
 import pytest
 import structlog
 
-from api import logs
+from api.server import logs
 from tests.unit.api_site import FakeClient
 
 

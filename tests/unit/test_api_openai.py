@@ -278,7 +278,7 @@ async def test_who_names_no_tier_hears_of_none(
 async def test_keep_alive_comments(
     program: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from api import sse
+    from api.http import sse
 
     monkeypatch.setattr(sse, "KEEPALIVE", 0.02)
     fake.script = lambda job: []

@@ -19,7 +19,7 @@ from api.chat import store
 from api.chat.models import Conversation, Message
 from api.errors import ApiError
 from api.idempotency.models import KeptRequest
-from api.records import Record
+from api.storage.records import Record
 from tests.unit.api_site import FakeClient, log_in, make_user, refresh_csrf
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,10 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
 
-from api import environment, process
+from api import environment
 from api.accounts import keys
 from api.accounts.models import User
+from api.answers import process
 from broker.wire import Failed
 from tests.unit.api_site import FakeClient, node_state
 

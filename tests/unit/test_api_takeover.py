@@ -9,8 +9,7 @@ import msgspec
 import pytest
 from django.utils import timezone
 
-from api import process
-from api.answers import following, store, takeover
+from api.answers import following, process, store, takeover
 from api.answers import writing as writing_module
 from api.answers.writing import writings
 from api.chat.models import Conversation, Message, Status

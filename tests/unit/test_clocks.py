@@ -11,7 +11,7 @@ import msgspec
 import psutil
 import pytest
 
-from api import process
+from api.answers import process
 from broker import nodestates
 from broker.deadline import expiry, has_passed, with_time_left
 from broker.inspect import clock_difference

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import sse
+from api.http import sse
 from api.openai.shapes import ChatShape, Shape, TextShape
 
 sentences = st.text(st.characters(exclude_categories=["Cs"]))  # no half characters

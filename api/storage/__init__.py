@@ -1,0 +1,1 @@
+"""Base classes of stored rows, and database errors that are outages."""
