@@ -26,7 +26,6 @@ from broker.wire import (
     NO_RUN,
     AnyControl,
     AnyFrame,
-    Asking,
     Cancel,
     DecodeError,
     Failed,
@@ -34,6 +33,7 @@ from broker.wire import (
     Job,
     NodeState,
     Ping,
+    ResumeRequest,
     Supersede,
     Waiting,
     decode,
@@ -373,7 +373,7 @@ class Client:
         if stream is None:
             if not isinstance(frame, Finished | Failed):  # somebody still works for nobody
                 self._tell_all(Cancel(request_id=frame.request_id, before=frame.attempt + 1))
-        elif isinstance(frame, Asking):
+        elif isinstance(frame, ResumeRequest):
             self._grant(stream, frame)
         elif (
             frame.attempt < stream.attempt
@@ -410,7 +410,7 @@ class Client:
             self._submit_again(self._session, stream, restarted=True)
             self._tell_all(Supersede(request_id=stream.request_id, attempt=stream.attempt))
 
-    def _grant(self, stream: Stream, asking: Asking) -> None:
+    def _grant(self, stream: Stream, asking: ResumeRequest) -> None:
         """The newest who asks goes on; an older run, of a job that came twice, ends."""
         message = stream.grant(asking)
         if self._session is not None:

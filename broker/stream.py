@@ -13,14 +13,14 @@ from broker.deadline import expiry, with_time_left
 from broker.wire import (
     NO_RUN,
     AnyFrame,
-    Asking,
-    Continue,
     Delta,
     Failed,
     FailureCode,
     Finished,
     Interrupted,
     Job,
+    ResumeGrant,
+    ResumeRequest,
     Start,
     Waiting,
 )
@@ -75,7 +75,7 @@ class Stream(AsyncIterator[AnyFrame]):
 
     def push(self, frame: AnyFrame) -> bool:
         """Takes a frame of the newest attempt; repeats are ignored. False if one before it is missing."""
-        if self.ended or isinstance(frame, Asking):
+        if self.ended or isinstance(frame, ResumeRequest):
             return True
         self._accept()
         if isinstance(frame, Waiting):
@@ -90,7 +90,7 @@ class Stream(AsyncIterator[AnyFrame]):
         self._take(frame)
         return True
 
-    def grant(self, asking: Asking) -> Continue:
+    def grant(self, asking: ResumeRequest) -> ResumeGrant:
         """The answer to a node that has a slot for the restarted job: a new attempt, from here on.
 
         A run that had begun and never said why it ended was lost with its node, which counts against the job: it may be
@@ -100,7 +100,7 @@ class Stream(AsyncIterator[AnyFrame]):
         if self._running and asking.boot != self._boot:
             self.faults = (*self.faults, f"{self.node} died while it ran")
         self.start_over()
-        return Continue(
+        return ResumeGrant(
             request_id=self.request_id,
             number=asking.number,
             attempt=self.attempt,

@@ -97,9 +97,7 @@ class Job(Wire, kw_only=True):
     )
     share: Positive = 1.0  # what its user is entitled to, beside a user with 1
     attempt: Count = 1  # of its next run, unless it was restarted: then the reader says
-    restarted: bool = (
-        False  # a node gave it back or died with it: ask the reader (Asking) before running it
-    )
+    restarted: bool = False  # a node gave it back or died with it: ask the reader (ResumeRequest) before running it
     seconds_left: Seconds | None = (
         None  # from when this copy was published, until nobody wants the answer
     )
@@ -117,7 +115,7 @@ NO_RUN = -1
 
 class Frame(Wire, kw_only=True, tag_field="kind"):
     """Base of what a node tells the reader of one request. The frames of a run are numbered from 0 (`seq`) and taken
-    once, in that order, while its `attempt` is the newest. Waiting, Asking and the end of a job that was not running
+    once, in that order, while its `attempt` is the newest. Waiting, ResumeRequest and the end of a job that was not running
     have no number (NO_RUN) and count whatever the attempt.
     """
 
@@ -145,8 +143,8 @@ class Waiting(Frame, kw_only=True, tag="waiting"):
     seconds: Seconds | None = None
 
 
-class Asking(Frame, kw_only=True, tag="asking"):
-    """A restarted job has a slot; its node asks what the reader has. The answer is Continue, or Cancel."""
+class ResumeRequest(Frame, kw_only=True, tag="asking"):
+    """A restarted job has a slot; its node asks what the reader has. The answer is ResumeGrant, or Cancel."""
 
     node: NodeName
     boot: Name  # which life of that node
@@ -210,7 +208,7 @@ class Failed(Frame, kw_only=True, tag="failed"):
     retryable: bool = False
 
 
-AnyFrame = Waiting | Asking | Start | Delta | Interrupted | Finished | Failed
+AnyFrame = Waiting | ResumeRequest | Start | Delta | Interrupted | Finished | Failed
 
 
 class Frames(Wire, kw_only=True):
@@ -238,8 +236,8 @@ class Supersede(Control, kw_only=True, tag="supersede"):
     attempt: Count
 
 
-class Continue(Control, kw_only=True, tag="continue"):
-    """The reader's answer to Asking: run on from `delivered`, as this attempt."""
+class ResumeGrant(Control, kw_only=True, tag="continue"):
+    """The reader's answer to ResumeRequest: run on from `delivered`, as this attempt."""
 
     request_id: Name
     number: Count
@@ -315,7 +313,7 @@ class Ancestors(Control, tag="ancestors", kw_only=True):
 AnyControl = (
     Cancel
     | Supersede
-    | Continue
+    | ResumeGrant
     | Drain
     | Resume
     | Attach

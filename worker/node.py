@@ -24,7 +24,6 @@ from broker.wire import (
     Attach,
     Cancel,
     Capacity,
-    Continue,
     Drain,
     Job,
     Leave,
@@ -33,6 +32,7 @@ from broker.wire import (
     Ping,
     Refused,
     Resume,
+    ResumeGrant,
     Supersede,
 )
 from topology.cap import AUTOMATIC, Cap
@@ -146,7 +146,7 @@ class Node:
 
     def on_control(self, message: AnyControl) -> None:
         match message:
-            case Continue():
+            case ResumeGrant():
                 self.jobs.questions.answered(message)
             case Capacity():
                 self._on_capacity(message)

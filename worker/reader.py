@@ -3,7 +3,7 @@
 import asyncio
 
 from broker.node import NodePort
-from broker.wire import NO_RUN, AnyFrame, Asking, Continue, Job
+from broker.wire import NO_RUN, AnyFrame, Job, ResumeGrant, ResumeRequest
 
 ASK_SECONDS = 5.0  # an answer that does not come is asked for again
 
@@ -14,19 +14,19 @@ class Questions:
     def __init__(self, node: str, boot: str) -> None:
         self.node = node
         self.boot = boot
-        self._open: dict[int, asyncio.Future[Continue]] = {}
+        self._open: dict[int, asyncio.Future[ResumeGrant]] = {}
 
-    def answered(self, message: Continue) -> None:
+    def answered(self, message: ResumeGrant) -> None:
         """A reader's answer."""
         answer = self._open.get(message.number)
         if answer is not None and not answer.done():
             answer.set_result(message)
 
-    async def ask(self, job: Job, number: int, port: NodePort) -> Continue:
+    async def ask(self, job: Job, number: int, port: NodePort) -> ResumeGrant:
         """Asks the job's reader where it stands, again and again: an answer is lost with the connection of either."""
-        answer: asyncio.Future[Continue] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[ResumeGrant] = asyncio.get_running_loop().create_future()
         self._open[number] = answer
-        question = Asking(
+        question = ResumeRequest(
             request_id=job.request_id,
             attempt=job.attempt,
             seq=NO_RUN,
@@ -64,7 +64,7 @@ class Reader:
         self._port.outbox.put(self._job.reply_to, frame, sent=confirmed)
         await sent  # never, if the session is lost first: then this run is abandoned
 
-    async def ask(self, number: int) -> Continue:
+    async def ask(self, number: int) -> ResumeGrant:
         return await self._questions.ask(self._job, number, self._port)
 
     async def flowing(self) -> None:

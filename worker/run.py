@@ -12,7 +12,6 @@ from broker.wire import (
     MAX_ATTEMPTS,
     NO_RUN,
     AnyFrame,
-    Continue,
     Delta,
     Failed,
     FailureCode,
@@ -21,6 +20,7 @@ from broker.wire import (
     FrameNumber,
     Interrupted,
     Job,
+    ResumeGrant,
     Start,
 )
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped
@@ -39,7 +39,7 @@ class Reader(Protocol):
     async def confirm(self, frame: AnyFrame) -> None:
         """Sends it and returns when the broker has it."""
 
-    async def ask(self, number: int) -> Continue:
+    async def ask(self, number: int) -> ResumeGrant:
         """Where the reader stands. Cancelled if nobody reads any more."""
 
     async def flowing(self) -> None:

@@ -8,7 +8,18 @@ from broker.client import NoTree
 from broker.node import NameTaken, NoParent
 from broker.session import ConnectionLost
 from broker.stream import Stream
-from broker.wire import Asking, Attach, Drain, Failed, Finished, Job, Resume, Start, Waiting, encode
+from broker.wire import (
+    Attach,
+    Drain,
+    Failed,
+    Finished,
+    Job,
+    Resume,
+    ResumeRequest,
+    Start,
+    Waiting,
+    encode,
+)
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from topology.dispatch import HoldHigh
@@ -516,7 +527,7 @@ async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(
         engine = MeasuringEngine(3, 1, 2)
         engine.loaded.set()
         node = await cluster.add("n1", "root", engine=engine)
-        questions: list[tuple[Stream, Asking]] = []
+        questions: list[tuple[Stream, ResumeRequest]] = []
         monkeypatch.setattr(cluster.client, "_grant", lambda *question: questions.append(question))
         await cluster.kill("n0")
         await until(lambda: len(questions) == 2)

@@ -14,7 +14,6 @@ from broker.wire import (
     MAX_ATTEMPTS,
     Adopt,
     AnyFrame,
-    Asking,
     Attach,
     Cancel,
     Delta,
@@ -22,6 +21,7 @@ from broker.wire import (
     Finished,
     Interrupted,
     Job,
+    ResumeRequest,
     Start,
     Waiting,
     decode,
@@ -58,7 +58,7 @@ def run(attempt: int, *texts: str, boot: str = "b1") -> list[AnyFrame]:
 
 async def test_a_stream_grants_a_new_attempt_from_where_its_text_ends() -> None:
     stream = stream_of(*run(1, "one ", "two "))
-    granted = stream.grant(Asking(request_id="a", node="n2", boot="b2", number=5))
+    granted = stream.grant(ResumeRequest(request_id="a", node="n2", boot="b2", number=5))
     assert (granted.number, granted.attempt, granted.delivered) == (5, 2, "one two ")
     assert granted.faults == ("n1 died while it ran",)
     for frame in [*run(2, "three"), Finished(request_id="a", attempt=2, seq=2, reason="stop")]:
@@ -68,7 +68,7 @@ async def test_a_stream_grants_a_new_attempt_from_where_its_text_ends() -> None:
 
 async def test_only_begun_runs_of_dead_nodes_count_against_a_job() -> None:
     stream = stream_of(Waiting(request_id="a", node="root", reason="no node"))
-    asking = Asking(request_id="a", node="n2", boot="b2", number=1)
+    asking = ResumeRequest(request_id="a", node="n2", boot="b2", number=1)
     assert stream.grant(asking).faults == ()  # nothing had begun
     stream.push(Start(request_id="a", attempt=2, node="n2", boot="b2"))
     assert (

@@ -48,7 +48,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
         wire.Frames(
             frames=(
                 wire.Waiting(**WHO, node="root", reason="every slot is busy", position=12, seconds=30.5),
-                wire.Asking(**WHO, node="n1", boot="b7", number=3),
+                wire.ResumeRequest(**WHO, node="n1", boot="b7", number=3),
                 wire.Start(**WHO, seq=0, node="n1", boot="b7"),
                 wire.Delta(**WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9)),
                 wire.Delta(
@@ -67,7 +67,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     "cancel": (wire.AnyControl, wire.Cancel(request_id="7d1f0c", before=2, user="ada")),
     "continue": (
         wire.AnyControl,
-        wire.Continue(
+        wire.ResumeGrant(
             request_id="7d1f0c", number=3, attempt=3, delivered="Hel", delivered_ids=(17, 4), faults=("n1 died",)
         ),
     ),

@@ -15,10 +15,10 @@ from broker.wire import (
     LEAST_LOGPROB,
     AnyFrame,
     ChatMessage,
-    Continue,
     Finished,
     Interrupted,
     Job,
+    ResumeGrant,
     Sampling,
     TokenLogprob,
 )
@@ -940,7 +940,7 @@ class Told:
     async def confirm(self, frame: AnyFrame) -> None:
         self.frames.append(frame)
 
-    async def ask(self, number: int) -> Continue:
+    async def ask(self, number: int) -> ResumeGrant:
         raise NotImplementedError
 
     async def flowing(self) -> None: ...

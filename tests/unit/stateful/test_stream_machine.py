@@ -10,12 +10,12 @@ from broker.stream import Stream
 from broker.wire import (
     NO_RUN,
     AnyFrame,
-    Asking,
     Delta,
     Failed,
     Finished,
     Interrupted,
     Job,
+    ResumeRequest,
     Start,
     Waiting,
 )
@@ -133,7 +133,7 @@ class StreamMachine(RuleBasedStateMachine):
     def ask(self, boot: int) -> None:
         """A node has a slot for the restarted job."""
         lost = self.begun and boot != self.boot
-        asking = Asking(request_id="a", seq=NO_RUN, node="n", boot=str(boot), number=boot)
+        asking = ResumeRequest(request_id="a", seq=NO_RUN, node="n", boot=str(boot), number=boot)
         before = self.stream.attempt
         granted = self.stream.grant(asking)
         self.faults += lost
