@@ -57,7 +57,7 @@ class Stream(AsyncIterator[AnyFrame]):
         self._on_close: Callable[[Stream], None] | None = None
         self._on_begin: Callable[[], None] | None = None
         self._running = False  # a run of the newest attempt has begun and was not interrupted
-        self._boot = ""  # which life of the node it runs on
+        self._incarnation = ""  # which life of the node it runs on
         self._next = 0  # number of the frame that comes next
         self.tokens = len(job.delivered_ids)  # told so far
         self.end: Finished | Failed | None = None
@@ -94,10 +94,10 @@ class Stream(AsyncIterator[AnyFrame]):
         """The answer to a node that has a slot for the restarted job: a new attempt, from here on.
 
         A run that had begun and never said why it ended was lost with its node, which counts against the job: it may be
-        what kills nodes. A node of the same boot has merely lost its connection.
+        what kills nodes. A node of the same incarnation has merely lost its connection.
         """
         self._accept()
-        if self._running and asking.boot != self._boot:
+        if self._running and asking.incarnation != self._incarnation:
             self.faults = (*self.faults, f"{self.node} died while it ran")
         self.start_over()
         return ResumeGrant(
@@ -210,7 +210,7 @@ class Stream(AsyncIterator[AnyFrame]):
     def _take(self, frame: AnyFrame) -> None:
         match frame:
             case Start():
-                self.node, self._boot = frame.node, frame.boot
+                self.node, self._incarnation = frame.node, frame.incarnation
                 self.started = self._running = True
                 self._begin()
                 self._waits_no_more()

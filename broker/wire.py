@@ -147,7 +147,7 @@ class ResumeRequest(Frame, kw_only=True, tag="asking"):
     """A restarted job has a slot; its node asks what the reader has. The answer is ResumeGrant, or Cancel."""
 
     node: NodeName
-    boot: Name  # which life of that node
+    incarnation: Name = msgspec.field(name="boot")  # "boot" on the wire
     number: Count  # repeated in the answer
 
 
@@ -155,7 +155,7 @@ class Start(Frame, kw_only=True, tag="start"):
     """A run begins."""
 
     node: Name
-    boot: Name = ""
+    incarnation: Name = msgspec.field(default="", name="boot")
 
 
 class Interrupted(Frame, kw_only=True, tag="interrupted"):
@@ -270,11 +270,11 @@ class Ping(Control, kw_only=True, tag="ping"):
 
 class Capacity(Control, kw_only=True, tag="capacity"):
     """A child's absolute counters, told to its parent on every change and every few seconds. `number` grows within one
-    `boot`, so that a late or repeated one is known for what it is.
+    `incarnation`, so that a late or repeated one is known for what it is.
     """
 
     node: NodeName
-    boot: Name = ""
+    incarnation: Name = msgspec.field(default="", name="boot")
     number: Count = 0
     slots: Slots  # in the whole subtree
     free: Slots  # of them, without a job and without one on its way

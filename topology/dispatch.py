@@ -21,7 +21,7 @@ class Child:
 
     `slots`, `free`, `finished` and `users` count the child's whole subtree. `received` counts the jobs that have come
     to the child, `sent` those that this node forwarded to it, on the same scale: the difference is still on its way.
-    `number` grows within one life (`boot`) of the child.
+    `number` grows within one life (`incarnation`) of the child.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Child:
     received: int = 0
     finished: int = 0
     accepting: bool = True
-    boot: str = ""
+    incarnation: str = ""
     number: int = 0
     users: Mapping[str, int] = field(default_factory=dict)  # whose jobs they are, and how many
     sent: int = 0
@@ -165,7 +165,7 @@ class Dispatcher:
         beginning), nothing is.
         """
         known = self._children.get(child.name)
-        if known is None or child.boot != known.boot:
+        if known is None or child.incarnation != known.incarnation:
             child.sent = child.received
         elif child.number < known.number:
             return

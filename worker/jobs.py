@@ -61,7 +61,7 @@ class Jobs:
         self,
         name: str,
         model: str,
-        boot: str,
+        incarnation: str,
         engine: Engine | None,
         dispatcher: Dispatcher,
         relatives: Relatives,
@@ -73,11 +73,11 @@ class Jobs:
         self.tokens = 0  # of runs that have ended
         self.settled = asyncio.Event()  # set whenever a job leaves this node, or turned out not to
         self.gate = Gate(self._gate_changed)
-        self.questions = Questions(name, boot)
+        self.questions = Questions(name, incarnation)
         self.waiting = WaitingJobs(name, dispatcher, cap, self._tell_waiting)
         self._name = name
         self._model = model
-        self._boot = boot
+        self._incarnation = incarnation
         self._engine = engine
         self._dispatcher = dispatcher
         self._relatives = relatives
@@ -213,7 +213,14 @@ class Jobs:
         job = with_content(held.job, held.delivery)
         reader = Reader(self.questions, job, self.port)
         run = JobRun(
-            self._engine, job, self._name, self._boot, number, reader, self.gate, held.expires
+            self._engine,
+            job,
+            self._name,
+            self._incarnation,
+            number,
+            reader,
+            self.gate,
+            held.expires,
         )
         task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
         self._runs[number] = _Running(held, run, task)

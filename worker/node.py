@@ -78,14 +78,14 @@ class Node:
         )
         self.announcer = Announcer(self._tell_counters, self._tell_state, self._pace)
         self.care = EngineCare(engine, step_seconds, self._health_changed, self._hung)
-        self._boot = uuid.uuid4().hex[:8]
+        self._incarnation = uuid.uuid4().hex[:8]
         self._told = 0  # times that the parent was told the counters
         self._told_capacity: tuple[str, Capacity] | None = None  # and whom
         self._told_state: NodeState | None = None
         self.jobs = Jobs(
             name,
             model,
-            self._boot,
+            self._incarnation,
             engine,
             self.dispatcher,
             self.relatives,
@@ -251,10 +251,10 @@ class Node:
             nothing = Capacity(
                 node=self.name, slots=0, free=0, received=0, finished=0, accepting=False
             )
-            return msgspec.structs.replace(nothing, boot=self._boot, model=self.model)
+            return msgspec.structs.replace(nothing, incarnation=self._incarnation, model=self.model)
         return Capacity(
             node=self.name,
-            boot=self._boot,
+            incarnation=self._incarnation,
             slots=self.dispatcher.subtree_slots(),
             free=self.dispatcher.subtree_free(),
             received=self.dispatcher.received,

@@ -11,9 +11,9 @@ ASK_SECONDS = 5.0  # an answer that does not come is asked for again
 class Questions:
     """What this node has asked readers and not heard yet, by run."""
 
-    def __init__(self, node: str, boot: str) -> None:
+    def __init__(self, node: str, incarnation: str) -> None:
         self.node = node
-        self.boot = boot
+        self.incarnation = incarnation
         self._open: dict[int, asyncio.Future[ResumeGrant]] = {}
 
     def answered(self, message: ResumeGrant) -> None:
@@ -31,7 +31,7 @@ class Questions:
             attempt=job.attempt,
             seq=NO_RUN,
             node=self.node,
-            boot=self.boot,
+            incarnation=self.incarnation,
             number=number,
         )
         try:

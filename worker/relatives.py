@@ -71,7 +71,7 @@ class Relatives:
                 received=told.received,
                 finished=told.finished,
                 accepting=told.accepting,
-                boot=told.boot,
+                incarnation=told.incarnation,
                 number=told.number,
                 users=told.users,
             )

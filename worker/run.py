@@ -49,7 +49,7 @@ class Reader(Protocol):
 class JobRun:
     """Runs `job` once. `reader` gets every frame but the last, which `run` returns.
 
-    `number` names the run within its node, `boot` the life of that node. `expires`: time.monotonic() until which the
+    `number` names the run within its node, `incarnation` the life of that node. `expires`: time.monotonic() until which the
     answer is wanted.
     """
 
@@ -58,7 +58,7 @@ class JobRun:
         engine: Engine,
         job: Job,
         node: str,
-        boot: str,
+        incarnation: str,
         number: int,
         reader: Reader,
         gate: Gate,
@@ -72,7 +72,7 @@ class JobRun:
         self.alone = False  # it was interrupted by the engine for a fault that no other run shares
         self._engine = engine
         self._node = node
-        self._boot = boot
+        self._incarnation = incarnation
         self._reader = reader
         self._gate = gate
         self._expires = expires
@@ -186,7 +186,7 @@ class JobRun:
             )
 
     def _start(self) -> Start:
-        return Start(**self._count(), node=self._node, boot=self._boot)
+        return Start(**self._count(), node=self._node, incarnation=self._incarnation)
 
     def _finished(self, reason: FinishReason) -> Finished:
         return Finished(

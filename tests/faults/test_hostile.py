@@ -234,11 +234,25 @@ async def counters(site: Site) -> None:
     )  # fmt: skip
     lies = [
         Capacity(
-            node="n1", boot="liar", number=1, slots=2, free=10**9, received=-5, finished=-(10**12)
+            node="n1",
+            incarnation="liar",
+            number=1,
+            slots=2,
+            free=10**9,
+            received=-5,
+            finished=-(10**12),
         ),
-        Capacity(node="n8", boot="liar", number=2, slots=-1, free=-1, received=0, finished=0),
         Capacity(
-            node="n9", boot="liar", number=2, slots=10**12, free=10**12, received=0, finished=10**15
+            node="n8", incarnation="liar", number=2, slots=-1, free=-1, received=0, finished=0
+        ),
+        Capacity(
+            node="n9",
+            incarnation="liar",
+            number=2,
+            slots=10**12,
+            free=10**12,
+            received=0,
+            finished=10**15,
         ),
     ]
     try:

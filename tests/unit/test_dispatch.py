@@ -153,14 +153,14 @@ def test_hold_high_counts_what_is_on_its_way_once() -> None:
 
 def test_hold_high_heals_after_a_restart_and_after_more_than_was_sent() -> None:
     root = Dispatcher(0, HoldHigh())
-    root.put_child(Child("n1", slots=1, free=1, received=5, boot="a", number=7))
+    root.put_child(Child("n1", slots=1, free=1, received=5, incarnation="a", number=7))
     root.forwarded("n1")
     root.put_child(
-        Child("n1", slots=1, free=1, received=0, boot="b")
+        Child("n1", slots=1, free=1, received=0, incarnation="b")
     )  # started again: counts from the beginning
     assert root.decide() == Forward("n1")
     root.put_child(
-        Child("n1", slots=1, free=1, received=9, boot="b", number=1)
+        Child("n1", slots=1, free=1, received=9, incarnation="b", number=1)
     )  # jobs that came another way
     assert root.decide() == Forward("n1")
 
@@ -169,7 +169,13 @@ def test_counters_that_come_late_or_twice_change_nothing() -> None:
     root = Dispatcher(0, HoldHigh())
     early, late = (
         Child(
-            "n1", slots=2, free=free, received=received, finished=finished, boot="a", number=number
+            "n1",
+            slots=2,
+            free=free,
+            received=received,
+            finished=finished,
+            incarnation="a",
+            number=number,
         )
         for number, free, received, finished in ((1, 2, 0, 0), (2, 1, 4, 3))
     )
@@ -207,11 +213,11 @@ def test_a_users_jobs_count_once_whether_on_their_way_or_there() -> None:
 
 def test_what_ended_below_is_counted_while_it_hangs_here() -> None:
     root = Dispatcher(0, HoldHigh())
-    root.put_child(Child("n1", finished=100, boot="a"))  # elsewhere
+    root.put_child(Child("n1", finished=100, incarnation="a"))  # elsewhere
     assert root.subtree_finished() == 0
-    root.put_child(Child("n1", finished=103, boot="a", number=1))
-    root.put_child(Child("n1", finished=0, boot="b"))
-    root.put_child(Child("n1", finished=2, boot="b", number=1))
+    root.put_child(Child("n1", finished=103, incarnation="a", number=1))
+    root.put_child(Child("n1", finished=0, incarnation="b"))
+    root.put_child(Child("n1", finished=2, incarnation="b", number=1))
     root.remove_child("n1")
     assert root.subtree_finished() == 5
 
@@ -277,7 +283,7 @@ def test_counters_heal_whatever_is_lost_doubled_or_late(events: list[tuple[str, 
 
     def report() -> Child:
         free = max(0, slots - (received - finished))
-        return Child("n1", slots, free, received, finished, boot="a", number=number)
+        return Child("n1", slots, free, received, finished, incarnation="a", number=number)
 
     reports = [report()]
     root.put_child(reports[0])

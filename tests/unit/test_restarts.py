@@ -43,9 +43,9 @@ def stream_of(*frames: AnyFrame) -> Stream:
     return stream
 
 
-def run(attempt: int, *texts: str, boot: str = "b1") -> list[AnyFrame]:
+def run(attempt: int, *texts: str, incarnation: str = "b1") -> list[AnyFrame]:
     """The frames of a run that does not end."""
-    start = Start(request_id="a", attempt=attempt, node="n1", boot=boot)
+    start = Start(request_id="a", attempt=attempt, node="n1", incarnation=incarnation)
     deltas = [
         Delta(request_id="a", attempt=attempt, seq=seq, text=text)
         for seq, text in enumerate(texts, 1)
@@ -58,7 +58,7 @@ def run(attempt: int, *texts: str, boot: str = "b1") -> list[AnyFrame]:
 
 async def test_a_stream_grants_a_new_attempt_from_where_its_text_ends() -> None:
     stream = stream_of(*run(1, "one ", "two "))
-    granted = stream.grant(ResumeRequest(request_id="a", node="n2", boot="b2", number=5))
+    granted = stream.grant(ResumeRequest(request_id="a", node="n2", incarnation="b2", number=5))
     assert (granted.number, granted.attempt, granted.delivered) == (5, 2, "one two ")
     assert granted.faults == ("n1 died while it ran",)
     for frame in [*run(2, "three"), Finished(request_id="a", attempt=2, seq=2, reason="stop")]:
@@ -68,16 +68,16 @@ async def test_a_stream_grants_a_new_attempt_from_where_its_text_ends() -> None:
 
 async def test_only_begun_runs_of_dead_nodes_count_against_a_job() -> None:
     stream = stream_of(Waiting(request_id="a", node="root", reason="no node"))
-    asking = ResumeRequest(request_id="a", node="n2", boot="b2", number=1)
+    asking = ResumeRequest(request_id="a", node="n2", incarnation="b2", number=1)
     assert stream.grant(asking).faults == ()  # nothing had begun
-    stream.push(Start(request_id="a", attempt=2, node="n2", boot="b2"))
+    stream.push(Start(request_id="a", attempt=2, node="n2", incarnation="b2"))
     assert (
         stream.grant(asking).faults == ()
     )  # the same life of the node: only its connection was lost
-    stream.push(Start(request_id="a", attempt=3, node="n2", boot="b2"))
+    stream.push(Start(request_id="a", attempt=3, node="n2", incarnation="b2"))
     stream.push(Interrupted(request_id="a", attempt=3, seq=1, reason="the node is leaving"))
-    assert stream.grant(msgspec.structs.replace(asking, boot="b3")).faults == ()
-    stream.push(Start(request_id="a", attempt=4, node="n2", boot="b3"))
+    assert stream.grant(msgspec.structs.replace(asking, incarnation="b3")).faults == ()
+    stream.push(Start(request_id="a", attempt=4, node="n2", incarnation="b3"))
     stream.push(Interrupted(request_id="a", attempt=4, seq=1, reason="out of memory", fault=True))
     assert stream.grant(asking).faults == ("n2: out of memory",)
 

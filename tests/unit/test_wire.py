@@ -48,8 +48,8 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
         wire.Frames(
             frames=(
                 wire.Waiting(**WHO, node="root", reason="every slot is busy", position=12, seconds=30.5),
-                wire.ResumeRequest(**WHO, node="n1", boot="b7", number=3),
-                wire.Start(**WHO, seq=0, node="n1", boot="b7"),
+                wire.ResumeRequest(**WHO, node="n1", incarnation="b7", number=3),
+                wire.Start(**WHO, seq=0, node="n1", incarnation="b7"),
                 wire.Delta(**WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9)),
                 wire.Delta(
                     **WHO, seq=2, text="🌳", tokens=2,
@@ -83,7 +83,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     "capacity": (
         wire.AnyControl,
         wire.Capacity(
-            node="n4", boot="b7", number=41, slots=8, free=3, received=120, finished=117, accepting=False,
+            node="n4", incarnation="b7", number=41, slots=8, free=3, received=120, finished=117, accepting=False,
             users={"ada": 2, "": 1},
         ),
     ),

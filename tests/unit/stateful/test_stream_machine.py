@@ -37,7 +37,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.arrived = 0  # of them
         self.said = 0  # tokens, by the newest run
         self.stale: list[AnyFrame] = []  # of older attempts
-        self.boot = 0  # of the newest run
+        self.incarnation = 0  # of the newest run
         self.begun = False  # the reader knows that the newest run has begun and has not ended
         self.faults = 0
         self.read: list[AnyFrame] = []
@@ -72,11 +72,11 @@ class StreamMachine(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: not self.sent and not self.stream.ended)
-    @rule(boot=st.integers(1, 3))
-    def begin(self, boot: int) -> None:
-        self.boot = boot
+    @rule(incarnation=st.integers(1, 3))
+    def begin(self, incarnation: int) -> None:
+        self.incarnation = incarnation
         self.said = len(self.stream.text.split())
-        self.say(Start, node="n", boot=str(boot))
+        self.say(Start, node="n", incarnation=str(incarnation))
 
     @precondition(lambda self: self.sent and not self.over and self.said < len(TOKENS))
     @rule(count=st.integers(1, 3))
@@ -129,15 +129,17 @@ class StreamMachine(RuleBasedStateMachine):
         self.push(Waiting(request_id="a", attempt=1, seq=NO_RUN, node="n", reason=reason))
 
     @precondition(lambda self: not self.stream.ended)
-    @rule(boot=st.integers(1, 3))
-    def ask(self, boot: int) -> None:
+    @rule(incarnation=st.integers(1, 3))
+    def ask(self, incarnation: int) -> None:
         """A node has a slot for the restarted job."""
-        lost = self.begun and boot != self.boot
-        asking = ResumeRequest(request_id="a", seq=NO_RUN, node="n", boot=str(boot), number=boot)
+        lost = self.begun and incarnation != self.incarnation
+        asking = ResumeRequest(
+            request_id="a", seq=NO_RUN, node="n", incarnation=str(incarnation), number=incarnation
+        )
         before = self.stream.attempt
         granted = self.stream.grant(asking)
         self.faults += lost
-        assert granted.number == boot
+        assert granted.number == incarnation
         assert granted.attempt == before + 1
         assert (
             granted.delivered
