@@ -15,8 +15,8 @@ from broker.session import Delivery
 from broker.wire import NO_RUN, Job, Waiting
 from topology.cap import Cap
 from topology.dispatch import Dispatcher
-from topology.line import Line, Place, Ticket
-from topology.pace import Accuracy, Pace
+from topology.fair_queue import Entry, FairQueue, Position
+from topology.wait_estimator import Accuracy, WaitEstimator
 
 SOON = 0.05  # seconds until a job that came and could not go is told why
 AGAIN = 1.0  # seconds, the least between two tellings of one job
@@ -32,7 +32,7 @@ class HeldJob:
     job: Job
     delivery: Delivery
     expires: float | None = None  # time.monotonic() until which the answer is wanted
-    ticket: Ticket["HeldJob"] | None = None  # the newest
+    entry: Entry["HeldJob"] | None = None  # the newest
     since: float = 0.0  # when it came into the line
     told: tuple[str, int] | None = (
         None  # the reason for waiting and the place that its reader knows
@@ -56,8 +56,8 @@ class WaitingJobs:
         self._dispatcher = dispatcher
         self._cap = cap
         self._send = send
-        self._line: Line[HeldJob] = Line()
-        self._pace = Pace()
+        self._line: FairQueue[HeldJob] = FairQueue()
+        self._estimator = WaitEstimator()
         self._reason = ""
         self._by_request: defaultdict[str, list[HeldJob]] = defaultdict(list)
         self._teller: asyncio.TimerHandle | None = None
@@ -67,7 +67,7 @@ class WaitingJobs:
 
     def __iter__(self) -> Iterator[HeldJob]:
         """In order."""
-        return (ticket.item for ticket in self._line)
+        return (entry.item for entry in self._line)
 
     def of(self, request_id: str) -> list[HeldJob]:
         """The copies of that job that wait here."""
@@ -84,7 +84,7 @@ class WaitingJobs:
         """A job comes; `first`: it has been on its way already."""
         job = held.job
         self._cap.seen(job.user, time.monotonic())
-        held.ticket = self._line.add(
+        held.entry = self._line.add(
             held,
             user=job.user,
             job_class=job.job_class,
@@ -97,30 +97,30 @@ class WaitingJobs:
 
     def put_back(self, held: HeldJob) -> None:
         """One that was taken could not go after all; it comes first."""
-        if held.ticket is None:
+        if held.entry is None:
             raise ValueError("this job was never in the line")
-        held.ticket = self._line.put_back(held.ticket)
+        held.entry = self._line.put_back(held.entry)
         self._note(held)
 
     def take(self) -> HeldJob | None:
         """The next one, which leaves the line; None if none may go, because their users have enough running."""
         most = self._most()
-        ticket = self._line.take(
+        entry = self._line.take(
             lambda user: most is None or self._dispatcher.jobs_below(user) < most
         )
-        if ticket is None:
+        if entry is None:
             return None
-        self._forget(ticket.item)
-        return ticket.item
+        self._forget(entry.item)
+        return entry.item
 
     def remove(self, held: HeldJob) -> None:
         """One leaves the line, unserved."""
-        if held.ticket is not None and self._line.remove(held.ticket):
+        if held.entry is not None and self._line.remove(held.entry):
             self._forget(held)
 
     def clear(self) -> None:
         """Everything is gone; nobody is told."""
-        self._line = Line()
+        self._line = FairQueue()
         self._by_request.clear()
         self.users.clear()
         if self._teller is not None:
@@ -129,7 +129,7 @@ class WaitingJobs:
 
     def went(self, held: HeldJob) -> None:
         """One that was taken runs, or was handed on: it waited until now."""
-        self._pace.started(time.monotonic(), held.job.expected or held.job.work)
+        self._estimator.started(time.monotonic(), held.job.expected or held.job.work)
         if held.estimate is not None:
             at, seconds = held.estimate
             self.accuracy.add(seconds, time.monotonic() - at)
@@ -158,7 +158,7 @@ class WaitingJobs:
         """The figures have changed: what estimates are made of."""
         dispatcher = self._dispatcher
         busy = dispatcher.subtree_slots() - dispatcher.subtree_free()
-        self._pace.observe(time.monotonic(), busy, dispatcher.subtree_finished())
+        self._estimator.observe(time.monotonic(), busy, dispatcher.subtree_finished())
 
     def stay(self, reason: str) -> None:
         """Nobody can go now, for this reason: those who wait are told."""
@@ -178,13 +178,13 @@ class WaitingJobs:
         now = time.monotonic()
         below, most = self._dispatcher.users_below(), self._most()
         self.observe()
-        forecast = self._pace.forecast(now, self._dispatcher.subtree_slots())
-        for place in self._line.places():
-            held = place.ticket.item
+        forecast = self._estimator.forecast(now, self._dispatcher.subtree_slots())
+        for place in self._line.positions():
+            held = place.entry.item
             running = below[held.job.user]
             cap = most if most is not None and running >= most else None
             reason, position = self._why(cap), place.before + 1
-            seconds = None if forecast is None else forecast.start_of(place.ticket.expected)
+            seconds = None if forecast is None else forecast.start_of(place.entry.expected)
             if seconds is not None and most is not None and running + place.own_before >= most:
                 seconds = max(seconds, self._own_seconds(place, most))
             told = held.told or ("", 0)
@@ -220,10 +220,10 @@ class WaitingJobs:
             else f"{cap} of your jobs are running, and no more may at once"
         )
 
-    def _own_seconds(self, place: Place[HeldJob], cap: int) -> float:
+    def _own_seconds(self, place: Position[HeldJob], cap: int) -> float:
         """A user's own jobs, of which only so many may run, can be what takes longer than the line."""
-        ahead = self._pace.takes(place.own_expected_before) if place.own_before else 0.0
-        return (ahead + (self._pace.job_seconds or 0.0)) / cap
+        ahead = self._estimator.takes(place.own_expected_before) if place.own_before else 0.0
+        return (ahead + (self._estimator.job_seconds or 0.0)) / cap
 
 
 def _is_off(promised: float | None, seconds: float | None, now: float) -> bool:

@@ -1,7 +1,7 @@
 """`bench fair`: what a light user notices of another who floods the service, over HTTP, with two users' keys.
 
 The light user asks now and then; the other has a thousand requests in the service at any time. Order is the root's
-matter (topology/line.py), so the engine is `echo` with a fixed time a token. Each scenario has an instance of its own.
+matter (topology/fair_queue.py), so the engine is `echo` with a fixed time a token. Each scenario has an instance of its own.
 """
 
 import asyncio

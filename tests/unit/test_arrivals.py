@@ -35,7 +35,7 @@ from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until
 from topology import names
 from topology.dispatch import HoldHigh
-from topology.pace import Pace
+from topology.wait_estimator import WaitEstimator
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NUMBERS = [
@@ -214,11 +214,11 @@ times = st.floats(allow_nan=True, allow_infinity=True)
 def test_no_number_ends_an_estimate(
     observed: list[tuple[float, int, int, float]], slots: int, work: float
 ) -> None:
-    pace = Pace()
+    estimator = WaitEstimator()
     for now, busy, finished, each in observed:
-        pace.started(now, each)
-        pace.observe(now, min(busy, 1000), finished)
-    forecast = pace.forecast(0.0, min(slots, 1000))
+        estimator.started(now, each)
+        estimator.observe(now, min(busy, 1000), finished)
+    forecast = estimator.forecast(0.0, min(slots, 1000))
     if forecast is not None:
         forecast.start_of(work)
 

@@ -21,7 +21,7 @@ FORGET_BEYOND = 1000  # users who wait for nothing and are remembered
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket(Generic[T]):
+class Entry(Generic[T]):
     """A job in the line, and what its order follows from. `cost`: work / share. `arrived`: virtual time. `expected`:
     the work that it will be itself, which may differ from what its user is charged for it.
     """
@@ -37,29 +37,29 @@ class Ticket(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Place(Generic[T]):
+class Position(Generic[T]):
     """Where a job stands. Both counts begin with 0; the work is what is expected of the jobs counted."""
 
-    ticket: Ticket[T]
+    entry: Entry[T]
     before: int  # jobs in front of it
     own_before: int  # of them, those of the same user
     own_expected_before: float
 
 
-class Line(Generic[T]):
+class FairQueue(Generic[T]):
     """See the module."""
 
     def __init__(self) -> None:
-        self._first: dict[int, Ticket[T]] = {}
+        self._first: dict[int, Entry[T]] = {}
         self._first_order: list[int] = []
-        self._classes: dict[str, _FairQueue[T]] = {name: _FairQueue() for name in CLASSES}
+        self._classes: dict[str, _ClassQueue[T]] = {name: _ClassQueue() for name in CLASSES}
         self._number = 0
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Ticket[T]]:
+    def __iter__(self) -> Iterator[Entry[T]]:
         """Everybody, in the order in which they would be taken."""
         yield from [self._first[number] for number in self._first_order]
         for name in CLASSES:
@@ -75,7 +75,7 @@ class Line(Generic[T]):
         share: float = 1.0,
         expected: float | None = None,
         first: bool = False,
-    ) -> Ticket[T]:
+    ) -> Entry[T]:
         """Puts a job into the line.
 
         Raises KeyError for an unknown class, ValueError if work or share are not above 0.
@@ -85,81 +85,79 @@ class Line(Generic[T]):
         queue = self._classes[job_class]
         self._number += 1
         cost = min(work / share, MOST_COST)
-        ticket = Ticket(
-            item, user, job_class, expected or work, cost, queue.now, self._number, first
-        )
-        self._put(ticket)
-        return ticket
+        entry = Entry(item, user, job_class, expected or work, cost, queue.now, self._number, first)
+        self._put(entry)
+        return entry
 
-    def put_back(self, ticket: Ticket[T]) -> Ticket[T]:
-        """Takes a job in again that was taken and could not go: it comes first, and is not charged again. The ticket is
+    def put_back(self, entry: Entry[T]) -> Entry[T]:
+        """Takes a job in again that was taken and could not go: it comes first, and is not charged again. The entry is
         another one from now on.
         """
-        ticket = replace(ticket, first=True)
-        self._put(ticket)
-        return ticket
+        entry = replace(entry, first=True)
+        self._put(entry)
+        return entry
 
-    def take(self, may: Callable[[str], bool] = lambda _user: True) -> Ticket[T] | None:
+    def take(self, may: Callable[[str], bool] = lambda _user: True) -> Entry[T] | None:
         """The next job whose user `may` have it, which leaves the line; None if there is none. Whoever comes first has
         been let through before.
         """
-        ticket = self._take_first()
+        entry = self._take_first()
         for name in CLASSES:
-            ticket = ticket or self._classes[name].take(may)
-        self._length -= ticket is not None
-        return ticket
+            entry = entry or self._classes[name].take(may)
+        self._length -= entry is not None
+        return entry
 
-    def _take_first(self) -> Ticket[T] | None:
+    def _take_first(self) -> Entry[T] | None:
         return self._first.pop(self._first_order.pop(0)) if self._first_order else None
 
-    def remove(self, ticket: Ticket[T]) -> bool:
+    def remove(self, entry: Entry[T]) -> bool:
         """Takes a job out of the line; False if it is not there. Its user is charged nothing for it."""
-        if ticket.first:
-            found = self._first.pop(ticket.number, None) is not None
+        if entry.first:
+            found = self._first.pop(entry.number, None) is not None
             if found:
-                del self._first_order[bisect_left(self._first_order, ticket.number)]
+                del self._first_order[bisect_left(self._first_order, entry.number)]
         else:
-            found = self._classes[ticket.job_class].remove(ticket)
+            found = self._classes[entry.job_class].remove(entry)
         self._length -= found
         return found
 
-    def places(self) -> Iterator[Place[T]]:
+    def positions(self) -> Iterator[Position[T]]:
         """Everybody's place, in order."""
         own: dict[str, tuple[int, float]] = {}
-        for before, ticket in enumerate(self):
-            own_before, own_expected = own.get(ticket.user, (0, 0.0))
-            yield Place(ticket, before, own_before, own_expected)
-            own[ticket.user] = (own_before + 1, own_expected + ticket.expected)
+        for before, entry in enumerate(self):
+            own_before, own_expected = own.get(entry.user, (0, 0.0))
+            yield Position(entry, before, own_before, own_expected)
+            own[entry.user] = (own_before + 1, own_expected + entry.expected)
 
-    def _put(self, ticket: Ticket[T]) -> None:
-        if ticket.first:
-            self._first[ticket.number] = ticket
-            insort(self._first_order, ticket.number)
+    def _put(self, entry: Entry[T]) -> None:
+        if entry.first:
+            self._first[entry.number] = entry
+            insort(self._first_order, entry.number)
         else:
-            self._classes[ticket.job_class].put(ticket)
+            self._classes[entry.job_class].put(entry)
         self._length += 1
 
 
-class _FairQueue(Generic[T]):
+class _ClassQueue(Generic[T]):
     """The waiting jobs of one class. A user's jobs keep their order; only the first of them needs a tag, so that jobs
     which leave the line unserved move nobody else's.
     """
 
     def __init__(self) -> None:
         self.now = 0.0  # virtual time
-        self._users: dict[str, OrderedDict[int, Ticket[T]]] = {}
+        self._users: dict[str, OrderedDict[int, Entry[T]]] = {}
         self._finish: dict[str, float] = {}  # user -> tag of the job served last + its cost
         self._heads: list[
             tuple[float, int, str]
         ] = []  # heap of (tag, number, user); stale ones are passed over
 
-    def put(self, ticket: Ticket[T]) -> None:
-        waiting = self._users.setdefault(ticket.user, OrderedDict())
-        waiting[ticket.number] = ticket
+    def put(self, entry: Entry[T]) -> None:
+        waiting = self._users.setdefault(entry.user, OrderedDict())
+        waiting[entry.number] = entry
         if len(waiting) == 1:
-            self._push_head(ticket)
+            self._push_head(entry)
 
-    def take(self, may: Callable[[str], bool]) -> Ticket[T] | None:
+    def take(self, may: Callable[[str], bool]) -> Entry[T] | None:
         passed: list[tuple[float, int, str]] = []
         taken = None
         while self._heads and taken is None:
@@ -179,48 +177,48 @@ class _FairQueue(Generic[T]):
         self._forget()
         return taken
 
-    def remove(self, ticket: Ticket[T]) -> bool:
-        waiting = self._users.get(ticket.user, OrderedDict())
-        was_head = self._head_of(ticket.user) == ticket.number
-        if waiting.pop(ticket.number, None) is None:
+    def remove(self, entry: Entry[T]) -> bool:
+        waiting = self._users.get(entry.user, OrderedDict())
+        was_head = self._head_of(entry.user) == entry.number
+        if waiting.pop(entry.number, None) is None:
             return False
         if not waiting:
-            del self._users[ticket.user]
+            del self._users[entry.user]
         elif was_head:
             self._push_head(next(iter(waiting.values())))
         return True
 
-    def in_order(self) -> Iterator[Ticket[T]]:
+    def in_order(self) -> Iterator[Entry[T]]:
         heads = []
         for user, waiting in self._users.items():
-            tickets = iter(list(waiting.values()))
-            ticket = next(tickets)
+            entries = iter(list(waiting.values()))
+            entry = next(entries)
             heads.append(
-                (self._tag(ticket, self._finish.get(user, 0.0)), ticket.number, ticket, tickets)
+                (self._tag(entry, self._finish.get(user, 0.0)), entry.number, entry, entries)
             )
         heapq.heapify(heads)
         while heads:
-            tag, _, ticket, tickets = heads[0]
-            yield ticket
-            if (following := next(tickets, None)) is None:
+            tag, _, entry, entries = heads[0]
+            yield entry
+            if (following := next(entries, None)) is None:
                 heapq.heappop(heads)
             else:
                 heapq.heapreplace(
                     heads,
-                    (self._tag(following, tag + ticket.cost), following.number, following, tickets),
+                    (self._tag(following, tag + entry.cost), following.number, following, entries),
                 )
 
     def _head_of(self, user: str) -> int | None:
         waiting = self._users.get(user)
         return next(iter(waiting)) if waiting else None
 
-    def _push_head(self, ticket: Ticket[T]) -> None:
-        tag = self._tag(ticket, self._finish.get(ticket.user, 0.0))
-        heapq.heappush(self._heads, (tag, ticket.number, ticket.user))
+    def _push_head(self, entry: Entry[T]) -> None:
+        tag = self._tag(entry, self._finish.get(entry.user, 0.0))
+        heapq.heappush(self._heads, (tag, entry.number, entry.user))
 
     @staticmethod
-    def _tag(ticket: Ticket[T], finish: float) -> float:
-        return max(ticket.arrived, finish)
+    def _tag(entry: Entry[T], finish: float) -> float:
+        return max(entry.arrived, finish)
 
     def _forget(self) -> None:
         """No user is further behind than a job, so those who are least so lose nothing; stale heads are of no use."""

@@ -13,7 +13,7 @@ MOST_SLOTS = 100_000  # looked at; more are as good as so many
 REMEMBERED = 200  # jobs whose estimates are compared with what came
 
 
-class Pace:
+class WaitEstimator:
     """What jobs took lately, and what runs. Times are seconds on any clock that only goes forward.
 
     Which of the running jobs has ended is not known here, only that one has: the oldest is taken for it. That makes no
@@ -75,15 +75,15 @@ class Pace:
 class Forecast:
     """Goes through the line once, from its head: each job takes the slot that frees first."""
 
-    def __init__(self, pace: Pace, free_in: list[float]) -> None:
-        self._pace = pace
+    def __init__(self, estimator: WaitEstimator, free_in: list[float]) -> None:
+        self._estimator = estimator
         self._free_in = free_in
         heapq.heapify(self._free_in)
 
     def start_of(self, work: float) -> float:
         """Seconds until the next job in the line starts, which is of so much work."""
         start = self._free_in[0]
-        heapq.heapreplace(self._free_in, start + self._pace.takes(work))
+        heapq.heapreplace(self._free_in, start + self._estimator.takes(work))
         return start
 
 
