@@ -31,13 +31,13 @@ from broker.wire import (
 from topology.cap import Cap
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
-from worker.gate import Gate
 from worker.held_body import with_content, without_content
 from worker.passing_on import given_back, passed_by
 from worker.reader import Questions, Reader
 from worker.relatives import Relatives
 from worker.remembered import Remembered, remember
 from worker.run import Ending, JobRun
+from worker.rw_lock import ReadersWriterLock
 from worker.waiting import HeldJob, WaitingJobs
 
 RETURN_SECONDS = (
@@ -72,7 +72,7 @@ class Jobs:
         self.port: NodePort
         self.tokens = 0  # of runs that have ended
         self.settled = asyncio.Event()  # set whenever a job leaves this node, or turned out not to
-        self.gate = Gate(self._gate_changed)
+        self.run_lock = ReadersWriterLock(self._starts_changed)
         self.questions = Questions(name, incarnation)
         self.waiting = WaitingJobs(name, dispatcher, cap, self._tell_waiting)
         self._name = name
@@ -219,7 +219,7 @@ class Jobs:
             self._incarnation,
             number,
             reader,
-            self.gate,
+            self.run_lock,
             held.expires,
         )
         task = asyncio.create_task(self._run_to_end(held, run), name=f"run {held.job.request_id}")
@@ -399,7 +399,7 @@ class Jobs:
     def engine_ready(self, ready: bool) -> None:
         """The engine is there, or is not: then no job starts."""
         self._engine_ready = ready
-        self._gate_changed()
+        self._starts_changed()
 
     def interrupt_all(self, reason: str, *, fault: bool) -> None:
         """Every running job must go on elsewhere."""
@@ -416,7 +416,7 @@ class Jobs:
         self._handing.clear()
         self._gone.clear()  # a broker that is cut off from its cluster calls every reader gone before it says so
 
-    def _gate_changed(self) -> None:
-        self._dispatcher.closed = self.gate.closed or not self._engine_ready
+    def _starts_changed(self) -> None:
+        self._dispatcher.closed = self.run_lock.shared_blocked or not self._engine_ready
         self._changed()
         self.pump()

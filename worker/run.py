@@ -24,7 +24,7 @@ from broker.wire import (
     Start,
 )
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped
-from worker.gate import Gate
+from worker.rw_lock import ReadersWriterLock
 
 Ending = Finished | Failed | Interrupted
 log = structlog.get_logger()
@@ -61,7 +61,7 @@ class JobRun:
         incarnation: str,
         number: int,
         reader: Reader,
-        gate: Gate,
+        lock: ReadersWriterLock,
         expires: float | None = None,
     ) -> None:
         self.job = job
@@ -74,7 +74,7 @@ class JobRun:
         self._node = node
         self._incarnation = incarnation
         self._reader = reader
-        self._gate = gate
+        self._lock = lock
         self._expires = expires
         self._seq = 0
         self._prompt_tokens = 0
@@ -137,7 +137,7 @@ class JobRun:
         if self._stopped is not None:
             return self._stopped
         if not self.asking:
-            async with self._gate.together():
+            async with self._lock.shared():
                 self._reader.send(self._start())
                 return await self._stream()
         told = await self._reader.ask(self.number)
@@ -154,7 +154,7 @@ class JobRun:
                 "given_up", f"given up after {len(told.faults)} lost runs: {'; '.join(told.faults)}"
             )
         last = len(told.faults) == MAX_ATTEMPTS - 1
-        async with self._gate.alone() if last else self._gate.together():
+        async with self._lock.exclusive() if last else self._lock.shared():
             await self._reader.confirm(
                 self._start()
             )  # so that the loss of this run is known, whatever it does

@@ -177,7 +177,7 @@ def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(
         elif what == "put back" and last is not None:
             waiting[last.item], last = queue.put_back(last), None
         assert len(queue) == len(waiting)
-        assert {entry.item for entry in line} == set(waiting)
+        assert {entry.item for entry in queue} == set(waiting)
     told = [entry.item for entry in queue]
     taken = [queue.take().item for _ in told]  # type: ignore[union-attr]
     assert taken == told

@@ -8,8 +8,8 @@ import msgspec
 from broker.wire import AnyFrame, Delta, Finished, Job, Start, TokenLogprob
 from worker.engines.base import Chunk, EngineError
 from worker.engines.transformers.mailbox import Mailbox
-from worker.gate import Gate
 from worker.run import JobRun
+from worker.rw_lock import ReadersWriterLock
 
 ONE, TWO, THREE = (
     TokenLogprob(token, -0.5, ((token, -0.5),)) for token in (b"a", b"\xf0\x9f", b"\x8c\xb3")
@@ -44,7 +44,9 @@ class Reader:
 async def frames(*chunks: Chunk) -> list[AnyFrame]:
     reader: Any = Reader()
     engine: Any = Scripted(*chunks)
-    ending = await JobRun(engine, JOB, "n", "boot", 1, reader, Gate(lambda: None)).run()
+    ending = await JobRun(
+        engine, JOB, "n", "boot", 1, reader, ReadersWriterLock(lambda: None)
+    ).run()
     return [*reader.frames, ending]
 
 

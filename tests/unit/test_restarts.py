@@ -141,7 +141,7 @@ async def test_on_its_last_attempt_a_job_runs_alone() -> None:
             await cluster.add(f"n{number}", "root", slots=2)
         node = cluster.nodes[f"n{MAX_ATTEMPTS - 1}"]
         engine = cluster.engine(node.name)
-        await until(lambda: node.jobs.gate.closed and len(engine.steps) == 1)
+        await until(lambda: node.jobs.run_lock.shared_blocked and len(engine.steps) == 1)
         first = next(iter(engine.steps))
         engine.finish(first)
         await until(lambda: first not in engine.steps and len(engine.steps) == 1)

@@ -18,8 +18,8 @@ from worker.engines.transformers import intake
 from worker.engines.transformers.errors import row_failed
 from worker.engines.transformers.text import detokenizer as detokenize_module
 from worker.engines.transformers.text.detokenizer import Detokenizer, trailing_replacements
-from worker.gate import Gate
 from worker.run import JobRun
+from worker.rw_lock import ReadersWriterLock
 
 BYTES = tokenizer()
 
@@ -221,9 +221,9 @@ async def test_a_decoding_thread_that_dies_hands_its_cause_to_every_run(
     engine starts again.
     """
     decoder = engine._decoder  # type: ignore[attr-defined]
-    gate = Gate(lambda: None)
+    lock = ReadersWriterLock(lambda: None)
     runs = [
-        JobRun(engine, job("go on", max_tokens=400), "n1", "boot", number, Silent(), gate)
+        JobRun(engine, job("go on", max_tokens=400), "n1", "boot", number, Silent(), lock)
         for number in range(2)
     ]
     monkeypatch.setattr(decoder._scheduler, "step", _dies)

@@ -41,8 +41,8 @@ from worker.engines.openai import engine as openai
 from worker.engines.openai import http
 from worker.engines.openai.errors import MOST_SECONDS, Refusal
 from worker.engines.openai.sse import BadStream, Events
-from worker.gate import Gate
 from worker.run import JobRun
+from worker.rw_lock import ReadersWriterLock
 
 KEY = "a-key-of-the-tests"
 
@@ -947,7 +947,7 @@ class Told:
 
 
 def job_run(engine: Engine) -> JobRun:
-    return JobRun(engine, chat(), "n1", "boot", 1, Told(), Gate(lambda: None))
+    return JobRun(engine, chat(), "n1", "boot", 1, Told(), ReadersWriterLock(lambda: None))
 
 
 async def test_a_run_counts_what_the_server_has_counted() -> None:

@@ -299,7 +299,7 @@ class ClusterMachine(RuleBasedStateMachine):
             assert request.truth.startswith(stream.text), (request.truth, stream.text)
             assert len(stream.faults) <= request.blame, (stream.request_id, stream.faults)
         for key in self.world.living(roots=False):
-            if self.world.nodes[key].jobs.gate._alone:
+            if self.world.nodes[key].jobs.run_lock._writer_active:
                 assert len(self.world.runs(key)) <= 1, f"not alone on {key}"
 
     # ---- the end

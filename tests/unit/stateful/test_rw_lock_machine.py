@@ -1,4 +1,4 @@
-"""The gate through random orders: never alone beside others, nobody forgotten, whoever is cancelled."""
+"""The lock through random orders: never alone beside others, nobody forgotten, whoever is cancelled."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unit.stateful.clock import JumpingLoop
 from tests.unit.stateful.hunt import histories
-from worker.gate import Gate
+from worker.rw_lock import ReadersWriterLock
 
 TURNS = 20  # enough for everybody who can go on
 
@@ -17,14 +17,14 @@ pick = st.integers(0, 100)
 class Visitor:
     """Wants to compute, does so until told to end."""
 
-    def __init__(self, gate: Gate, *, alone: bool) -> None:
+    def __init__(self, lock: ReadersWriterLock, *, alone: bool) -> None:
         self.alone = alone
         self.inside = False
         self.end = asyncio.Event()
-        self.task = asyncio.create_task(self._visit(gate))
+        self.task = asyncio.create_task(self._visit(lock))
 
-    async def _visit(self, gate: Gate) -> None:
-        async with gate.alone() if self.alone else gate.together():
+    async def _visit(self, lock: ReadersWriterLock) -> None:
+        async with lock.exclusive() if self.alone else lock.shared():
             self.inside = True
             try:
                 await self.end.wait()
@@ -32,18 +32,18 @@ class Visitor:
                 self.inside = False
 
 
-class GateMachine(RuleBasedStateMachine):
+class RwLockMachine(RuleBasedStateMachine):
     """Visitors come, end and are cancelled; several of these may happen before any of them gets its turn."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=JumpingLoop)
-        self.gate = Gate(self._changed)
+        self.lock = ReadersWriterLock(self._changed)
         self.closed = False  # as was said last
         self.visitors: list[Visitor] = []
 
     def _changed(self) -> None:
-        self.closed = self.gate.closed
+        self.closed = self.lock.shared_blocked
 
     def waiting(self) -> list[Visitor]:
         return [each for each in self.visitors if not each.inside]
@@ -53,7 +53,7 @@ class GateMachine(RuleBasedStateMachine):
         self.runner.run(self._come(alone))
 
     async def _come(self, alone: bool) -> None:
-        self.visitors.append(Visitor(self.gate, alone=alone))
+        self.visitors.append(Visitor(self.lock, alone=alone))
 
     @precondition(lambda self: self.visitors)
     @rule(pick=pick)
@@ -82,19 +82,19 @@ class GateMachine(RuleBasedStateMachine):
         wishing = [each for each in self.visitors if each.alone]
         for each in self.waiting():
             assert inside if each.alone else wishing, "waits for nothing"
-        assert self.gate.closed == bool(wishing)
+        assert self.lock.shared_blocked == bool(wishing)
 
     @invariant()
     def alone_is_alone(self) -> None:
         inside = [each for each in self.visitors if each.inside]
         assert len(inside) <= 1 or not any(each.alone for each in inside)
-        assert self.closed == self.gate.closed
+        assert self.closed == self.lock.shared_blocked
 
     def teardown(self) -> None:
         try:
             self.runner.run(self._end_all())
             assert not self.visitors
-            assert not self.gate.closed
+            assert not self.lock.shared_blocked
         finally:
             self.runner.close()
 
@@ -104,5 +104,5 @@ class GateMachine(RuleBasedStateMachine):
         await self._turn(TURNS * (1 + len(self.visitors)))
 
 
-GateMachine.TestCase.settings = histories(60, steps=40)
-TestGateMachine = GateMachine.TestCase
+RwLockMachine.TestCase.settings = histories(60, steps=40)
+TestRwLockMachine = RwLockMachine.TestCase
