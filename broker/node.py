@@ -102,7 +102,7 @@ class NodePort:
         if parent is None:
             await self.session.bind(names.node(self.name), names.JOBS_EXCHANGE, model)
         else:
-            await self.hang_below(parent)
+            await self.attach_to(parent)
         await self.session.consume(inbox, self._on_inbox, prefetch=INBOX_PREFETCH)
 
     async def declare(self) -> None:
@@ -111,22 +111,22 @@ class NodePort:
         await self.session.declare_exchange(own, "direct")
         await self.session.declare_queue(own)
 
-    async def hang_below(self, parent: str) -> None:
+    async def attach_to(self, parent: str) -> None:
         """Makes the edge from `parent`. Raises NoParent."""
         try:
             await self.session.bind(names.node(self.name), names.node(parent), self.name)
         except NotFound as error:
             raise NoParent(f"no node named {parent!r}") from error
 
-    async def bequeath(self, child: str, parent: str) -> None:
+    async def transfer(self, child: str, parent: str) -> None:
         """Leaves a dead child to `parent`: the edge to it leads from there now."""
-        await self.stop_serving(child)
+        await self.stop_consuming(child)
         with contextlib.suppress(NotFound):  # its queue is gone already
             await self.session.bind(names.node(child), names.node(parent), child)
             await self.session.unbind(names.node(child), names.node(self.name), child)
-        await self.tell(parent, Adopt(node=child))
+        await self.send_control(parent, Adopt(node=child))
 
-    async def unhang(self, parent: str) -> None:
+    async def detach_from(self, parent: str) -> None:
         """Removes the edge from `parent`: what it forwards from now on comes back to it."""
         try:
             await self.session.unbind(names.node(self.name), names.node(parent), self.name)
@@ -141,7 +141,7 @@ class NodePort:
         """Jobs ready in that node's queue; None if there is none."""
         return await self.session.depth(names.node(node))
 
-    async def serve(self, node: str, *, prefetch: int) -> None:
+    async def consume(self, node: str, *, prefetch: int) -> None:
         """Takes jobs from that node's queue: the node's own, or a dead child's."""
         queue = names.node(node)
         if queue not in self._consumers:
@@ -149,7 +149,7 @@ class NodePort:
             tag = await self.session.consume(queue, take, prefetch=prefetch)
             self._consumers[queue] = _Consumer(tag, prefetch)
 
-    async def stop_serving(self, node: str) -> None:
+    async def stop_consuming(self, node: str) -> None:
         """Takes nothing more from that queue."""
         consumer = self._consumers.pop(names.node(node), None)
         if consumer is not None:
@@ -163,17 +163,17 @@ class NodePort:
         if not self.session.deletes:
             return not self._open[queue] and not await self.session.depth(queue)
         served = self._consumers.get(queue)
-        await self.stop_serving(
+        await self.stop_consuming(
             node
         )  # the broker would report the deletion to our own consumer as a loss
         if self._open[queue] or not await self.session.delete_queue(queue):
             if served is not None:
-                await self.serve(node, prefetch=served.prefetch)
+                await self.consume(node, prefetch=served.prefetch)
             return False
         await self.session.delete_exchange(queue)
         return True
 
-    async def bury(self, child: str) -> bool:
+    async def remove_dead(self, child: str) -> bool:
         """Removes what a dead child left. False while it is needed: by jobs, or by the edges to dead nodes below it,
         which tell who is to empty their queues.
         """
@@ -188,11 +188,11 @@ class NodePort:
         """Hands the job to a child over the edge; False if there is no edge any more."""
         return self.session.publish(names.node(self.name), child, encode(job), persistent=True)
 
-    def hand_up(self, parent: str, job: Job) -> asyncio.Future[bool]:
+    def return_to_parent(self, parent: str, job: Job) -> asyncio.Future[bool]:
         """Gives the job back to the parent's queue; False if it is gone."""
         return self.session.publish("", names.node(parent), encode(job), persistent=True)
 
-    def tell(self, node: str, message: AnyControl) -> asyncio.Future[bool]:
+    def send_control(self, node: str, message: AnyControl) -> asyncio.Future[bool]:
         """Puts a control message into that node's inbox; False if it is not there."""
         return self.session.publish("", names.inbox(node), encode(message))
 
@@ -255,7 +255,7 @@ class NodePort:
         elif owner is not None and owner != self.name:
             self._handler.on_node_gone(owner)
 
-    def bury_job(self, job: Job, reason: str, faults: tuple[str, ...]) -> asyncio.Future[bool]:
+    def dead_letter(self, job: Job, reason: str, faults: tuple[str, ...]) -> asyncio.Future[bool]:
         """Puts a job that is given up on among the dead ones."""
         return self._put_dead(encode(job), dead_letter_headers(reason, self.name, job, faults))
 

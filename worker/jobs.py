@@ -32,9 +32,9 @@ from topology.cap import Cap
 from topology.dispatch import Dispatcher, Forward, Hold, Run
 from worker.engines.base import Engine
 from worker.held_body import with_content, without_content
+from worker.membership import Membership
 from worker.passing_on import given_back, passed_by
 from worker.reader import Questions, Reader
-from worker.relatives import Relatives
 from worker.remembered import Remembered, remember
 from worker.run import Ending, JobRun
 from worker.rw_lock import ReadersWriterLock
@@ -64,7 +64,7 @@ class Jobs:
         incarnation: str,
         engine: Engine | None,
         dispatcher: Dispatcher,
-        relatives: Relatives,
+        membership: Membership,
         changed: Callable[[], None],
         engine_failed: Callable[[str], None],
         cap: Cap,
@@ -80,7 +80,7 @@ class Jobs:
         self._incarnation = incarnation
         self._engine = engine
         self._dispatcher = dispatcher
-        self._relatives = relatives
+        self._membership = membership
         self._changed = changed
         self._engine_failed = engine_failed
         self._engine_ready = True
@@ -150,7 +150,7 @@ class Jobs:
     def pump(self) -> None:
         """Places waiting jobs, in order, until one has to stay."""
         while len(self.waiting):
-            if not self._dispatcher.accepting and self._relatives.parent_there:
+            if not self._dispatcher.accepting and self._membership.parent_there:
                 self._return(list(self.waiting))
                 return
             decision = self._dispatcher.decide()
@@ -255,7 +255,7 @@ class Jobs:
 
         def told(_read: bool) -> None:
             self._handing.discard(id(held))
-            if self._relatives.parent_there:
+            if self._membership.parent_there:
                 self._hand_up(held)
             else:
                 self.waiting.put_back(held)
@@ -282,7 +282,7 @@ class Jobs:
             self._after_burial.reached()
             self._end(held, final)
 
-        self.port.bury_job(job, reason=final.message, faults=faults).add_done_callback(buried)
+        self.port.dead_letter(job, reason=final.message, faults=faults).add_done_callback(buried)
 
     def _end(self, held: HeldJob, final: AnyFrame) -> None:
         """Sends the last frame; the delivery is acknowledged once the broker has it, or nobody reads it."""
@@ -309,11 +309,11 @@ class Jobs:
         """A node that drains, leaves or fails gives its jobs back to its parent."""
 
         def gone() -> None:
-            self._relatives.parent_there = False
+            self._membership.parent_there = False
             self.waiting.put_back(held)
 
         self._hand_over(
-            self.port.hand_up(self._relatives.parent or "", given_back(held)), held, gone
+            self.port.return_to_parent(self._membership.parent or "", given_back(held)), held, gone
         )
 
     def _hand_over(
@@ -385,7 +385,7 @@ class Jobs:
         the policy keeps the line at the root came by mistake, and may find a slot elsewhere.
         """
         self._drop(list(self.waiting))
-        if self._dispatcher.policy.returns and self._relatives.parent_there:
+        if self._dispatcher.policy.returns and self._membership.parent_there:
             self._return(self.waiting.older_than(RETURN_SECONDS))
 
     def reader_gone(self, queue: str) -> None:

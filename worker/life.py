@@ -16,7 +16,9 @@ from topology import names
 from worker.care import EngineStuck
 from worker.node import Node
 
-BEAT_SECONDS = 2.0  # counters and state are repeated this often, so that whatever was lost heals
+HEARTBEAT_SECONDS = (
+    2.0  # counters and state are repeated this often, so that whatever was lost heals
+)
 GRACE_SECONDS = 3.0  # running jobs get this long when the node is told to leave
 MOVE_SECONDS = 2.0  # and its queue this long to flow back to the parent
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
@@ -119,21 +121,21 @@ async def _serve(
     node.port = NodePort(session, node.name, node)
     await node.port.register(node.parent, node.model)
     node.announcer.begin()
-    beats = asyncio.create_task(_beat(node), name="beats")
+    heartbeat = asyncio.create_task(_heartbeat(node), name="heartbeat")
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
-        await _first(session, beats, loading, leaving, node.refused)
+        await _first(session, heartbeat, loading, leaving, node.refused)
         await _admission(node)
         if node.refused.done():
             await node.port.remove(node.name)
             raise Unwanted(node.refused.result())
         if not leave.is_set():
             await _begin(node, loading)
-            await _first(session, beats, leaving, node.care.stuck)
+            await _first(session, heartbeat, leaving, node.care.stuck)
     finally:
-        for task in (beats, leaving):
+        for task in (heartbeat, leaving):
             task.cancel()
-        await asyncio.gather(beats, leaving, return_exceptions=True)
+        await asyncio.gather(heartbeat, leaving, return_exceptions=True)
     await _leave(node)
     if node.care.stuck.done():
         raise EngineStuck(node.care.detail)
@@ -147,7 +149,7 @@ async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
         await node.port.remove(node.name)
         raise
     node.status, node.served = "idle", True
-    await node.port.serve(node.name, prefetch=node.dispatcher.window())
+    await node.port.consume(node.name, prefetch=node.dispatcher.window())
     node.announcer.tell_all()
     log.info(
         "ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots
@@ -168,12 +170,12 @@ async def _first(
         lasting.result()
 
 
-async def _beat(node: Node) -> None:
+async def _heartbeat(node: Node) -> None:
     while True:
-        await asyncio.sleep(BEAT_SECONDS)
+        await asyncio.sleep(HEARTBEAT_SECONDS)
         node.jobs.sweep()
         node.announcer.tell_all()
-        await node.relatives.tend()
+        await node.membership.heartbeat()
 
 
 async def _leave(node: Node) -> None:
@@ -183,7 +185,7 @@ async def _leave(node: Node) -> None:
     The edge stays as long as the queue does: it tells whose the queue is, should the node die while it leaves.
     """
     log.info("leaving", node=node.name, running=node.dispatcher.running)
-    node.relatives.farewell()
+    node.membership.hand_children_to_parent()
     node.leave()
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     node.jobs.interrupt_all("the node is leaving", fault=False)
@@ -191,12 +193,12 @@ async def _leave(node: Node) -> None:
     if (
         node.parent is None
     ):  # what is on its way down and not confirmed would be delivered to the next root, too
-        await node.port.stop_serving(node.name)
+        await node.port.stop_consuming(node.name)
         await _until(lambda: not node.jobs.handing_over, node, GRACE_SECONDS)
     else:
-        await node.relatives.bequeath()
+        await node.membership.transfer()
         await _flow_up(node)
-        await node.port.tell(node.parent, Leave(node=node.name))
+        await node.port.send_control(node.parent, Leave(node=node.name))
     node.status = "stopped"
     node.announcer.tell_all()
 

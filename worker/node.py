@@ -1,5 +1,5 @@
 """A node: what it does with each control message, and what others learn of it. `jobs.py` has the jobs in its hands,
-`relatives.py` its place in the tree, `care.py` its engine's health; `life.py` starts, serves and ends it.
+`membership.py` its place in the tree, `care.py` its engine's health; `life.py` starts, serves and ends it.
 
 Every method here runs on the event loop and returns at once; the broker is reached through `NodePort`, the decisions
 are `topology.dispatch`'s.
@@ -42,7 +42,7 @@ from worker.background import Background
 from worker.care import EngineCare
 from worker.engines.base import Engine
 from worker.jobs import Jobs
-from worker.relatives import Relatives
+from worker.membership import Membership
 from worker.warnings import Warnings
 from worker.watchdog import STEP_SECONDS
 
@@ -73,8 +73,8 @@ class Node:
             engine.slots if engine else 0, policy
         )  # a guess until the engine has started
         self.background = Background(name)
-        self.relatives = Relatives(
-            name, parent, self.dispatcher, self.background, self._relatives_changed
+        self.membership = Membership(
+            name, parent, self.dispatcher, self.background, self._membership_changed
         )
         self.announcer = Announcer(self._tell_counters, self._tell_state, self._pace)
         self.care = EngineCare(engine, step_seconds, self._health_changed, self._hung)
@@ -88,7 +88,7 @@ class Node:
             self._incarnation,
             engine,
             self.dispatcher,
-            self.relatives,
+            self.membership,
             self.announcer.touch,
             self.care.failure,
             Cap(
@@ -110,7 +110,7 @@ class Node:
     @property
     def parent(self) -> str | None:
         """The node above; None for a root."""
-        return self.relatives.parent
+        return self.membership.parent
 
     @property
     def port(self) -> NodePort:
@@ -119,7 +119,7 @@ class Node:
 
     @port.setter
     def port(self, port: NodePort) -> None:
-        self._port = self.relatives.port = self.jobs.port = port
+        self._port = self.membership.port = self.jobs.port = port
 
     def leave(self) -> None:
         """Takes no more jobs, for good."""
@@ -133,7 +133,7 @@ class Node:
         self.announcer.touch()
 
     def on_node_gone(self, name: str) -> None:
-        self.relatives.on_gone(name)
+        self.membership.on_gone(name)
         self.announcer.touch()
 
     def on_reader_gone(self, queue: str) -> None:
@@ -151,16 +151,16 @@ class Node:
             case Capacity():
                 self._on_capacity(message)
             case Leave():
-                self.relatives.on_leave(message)
+                self.membership.on_leave(message)
             case Ancestors():
-                self.relatives.on_ancestors(message)
+                self.membership.on_ancestors(message)
                 self.admitted.set()
             case Refused():
                 self._on_refused(message)
             case Attach():
-                self.relatives.on_attach(message)
+                self.membership.on_attach(message)
             case Adopt():
-                self.relatives.on_adopt(message)
+                self.membership.on_adopt(message)
             case Cancel():
                 self.jobs.cancel(message)
             case Supersede():
@@ -180,11 +180,11 @@ class Node:
             self.warnings.add(
                 message.node, f"refused: it serves {message.model}, and this tree {self.model}"
             )
-            self.relatives.refuse(message, self.model)
+            self.membership.refuse(message, self.model)
         elif reason:
             self.warnings.add(message.node, f"its counters were ignored: {reason}")
         elif message.node != self.name:
-            self.relatives.on_capacity(message)
+            self.membership.on_capacity(message)
 
     def _on_refused(self, message: Refused) -> None:
         """The parent serves another model. A node that has not served ends; one that was moved there goes back."""
@@ -192,7 +192,7 @@ class Node:
             return
         self.warnings.add(message.parent, message.reason)
         if self.served:
-            self.relatives.on_refused()
+            self.membership.on_refused()
         elif not self.refused.done():
             self.refused.set_result(message.reason)
         self.admitted.set()
@@ -211,7 +211,7 @@ class Node:
         self.jobs.engine_ready(self.care.ready)
         self._decide_accepting()
 
-    def _relatives_changed(self) -> None:
+    def _membership_changed(self) -> None:
         self._decide_accepting()
         self.announcer.touch()
 
@@ -237,7 +237,7 @@ class Node:
         if always or (self.parent, capacity) != self._told_capacity:
             self._told_capacity = self.parent, capacity
             self._told += 1
-            self.relatives.hello(msgspec.structs.replace(capacity, number=self._told))
+            self.membership.report(msgspec.structs.replace(capacity, number=self._told))
 
     def _pace(self) -> float:
         _, told = self._told_capacity or ("", None)
@@ -326,7 +326,7 @@ class Node:
         await self.jobs.forget()
         await self.background.end()
         self.announcer.stop()
-        self.relatives.forget()
+        self.membership.forget()
 
 
 def _most_jobs(users: dict[str, int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from tests.faults.conftest import Grow, Open
 from tests.faults.nodes import Tree
 
 JOBS = 40  # on 28 slots: some wait
-BEAT_SECONDS = 2.0  # a node looks after its relatives so often
+HEARTBEAT_SECONDS = 2.0  # how often a node repairs its place in the tree
 FREEZE_SECONDS = 30.0  # longer than the broker waits for heartbeats
 
 VICTIMS = {"leaf": "n4", "inner": "n2", "root": "root"}
@@ -158,7 +158,7 @@ async def test_the_parent_dies_long_after_it_took_over(grow: Grow, account: Open
     await tree.kill("n2")
     await ledger.until(lambda: len(ledger.on("n1")) == 4)
     taken_over = time.time()
-    await tree.until(lambda nodes: nodes["n1"].sent > taken_over + 2 * BEAT_SECONDS)
+    await tree.until(lambda nodes: nodes["n1"].sent > taken_over + 2 * HEARTBEAT_SECONDS)
     ledger.strike(ledger.on("n1"))
     await tree.kill("n1")
     await tree.restart("n1", "n2")

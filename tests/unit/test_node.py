@@ -210,7 +210,7 @@ async def test_a_drained_node_hands_its_jobs_up_once_its_parent_is_back() -> Non
         await until(lambda: cluster.where("running"))
         await cluster.ask("held")
         await until(lambda: cluster.nodes["n1"].state().held == 1)
-        cluster.nodes["n1"].relatives.parent_there = False  # as after a failed attempt to reach it
+        cluster.nodes["n1"].membership.parent_there = False  # as after a failed attempt to reach it
         cluster.nodes["n1"].on_control(Drain())
         cluster.nodes["n1"].announcer.tell_all()
         await until(lambda: cluster.nodes["root"].state().held == 1)
@@ -318,7 +318,7 @@ async def test_a_dead_child_returns_to_its_place() -> None:
 async def test_children_of_a_dead_inner_node_hang_below_its_parent_until_it_is_back() -> None:
     async with Cluster() as cluster:
         await cluster.article_tree()
-        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
+        await until(lambda: cluster.nodes["n4"].membership._above == ("n1", "root"))
         await cluster.kill("n2")
         await until(
             lambda: (
@@ -330,8 +330,8 @@ async def test_children_of_a_dead_inner_node_hang_below_its_parent_until_it_is_b
         await until(lambda: all(cluster.where(f"j{number}") for number in range(4)))
         assert {cluster.where(f"j{number}") for number in range(4)} == {"n1", "n3", "n4", "n5"}
         await cluster.add("n2", "n1")
-        await cluster.nodes["n4"].relatives.go_home()
-        await cluster.nodes["n5"].relatives.go_home()
+        await cluster.nodes["n4"].membership.go_home()
+        await cluster.nodes["n5"].membership.go_home()
         await until(lambda: len(cluster.nodes["n2"].dispatcher.children) == 2)
         await until(
             lambda: (
@@ -347,7 +347,7 @@ async def test_children_of_a_dead_inner_node_hang_below_its_parent_until_it_is_b
 async def test_when_parent_and_grandparent_die_together_the_root_takes_the_orphans() -> None:
     async with Cluster() as cluster:
         await cluster.article_tree()
-        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
+        await until(lambda: cluster.nodes["n4"].membership._above == ("n1", "root"))
         await asyncio.gather(cluster.kill("n1"), cluster.kill("n2"))
         await until(lambda: cluster.nodes["root"].dispatcher.child("n4"))
         await until(lambda: cluster.nodes["root"].dispatcher.child("n3"))
@@ -493,10 +493,11 @@ async def test_a_node_has_the_slots_that_its_engine_has_found_out() -> None:
     async with Cluster(HoldHigh) as cluster:
         root = await cluster.add("root")
         told: list[int] = []
-        hear = root.relatives.on_capacity
-        root.relatives.on_capacity = lambda capacity: (told.append(capacity.slots), hear(capacity))[
-            1
-        ]  # type: ignore[method-assign]
+        hear = root.membership.on_capacity
+        root.membership.on_capacity = lambda capacity: (
+            told.append(capacity.slots),
+            hear(capacity),
+        )[1]  # type: ignore[method-assign]
         engine = MeasuringEngine(3)
         adding = asyncio.create_task(cluster.add("n1", "root", engine=engine))
         await until(lambda: cluster.client.nodes().get("n1"))

@@ -130,15 +130,15 @@ async def test_a_root_that_comes_back_keeps_the_order(cluster: Cluster) -> None:
 async def test_jobs_that_vanish_from_a_queue_do_not_take_slots_for_ever(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("worker.life.HEARTBEAT_SECONDS", 0.02)
     await cluster.add("root")
     node = await cluster.add("n1", "root")
-    await node.port.stop_serving("n1")
+    await node.port.stop_consuming("n1")
     await cluster.ask("purged")
     queue = cluster.broker.queues[names.node("n1")]
     await until(lambda: queue.ready)
     queue.ready.clear()
-    await node.port.serve("n1", prefetch=10)
+    await node.port.consume("n1", prefetch=10)
     await cluster.ask("next")
     await until(lambda: cluster.where("next") == "n1")
 
@@ -147,7 +147,7 @@ async def test_what_a_node_cannot_place_goes_back_and_finds_a_slot(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a re-parenting: more came to the node than its parent knew of."""
-    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("worker.life.HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr("worker.jobs.RETURN_SECONDS", 0.05)
     await cluster.add("root")
     await cluster.add("n1", "root")

@@ -462,13 +462,13 @@ async def test_the_beginning_of_the_first_run_is_told_once() -> None:
         assert sorted(told) == sorted(each.request_id for each in streams)
 
 
-# ---- relatives
+# ---- membership
 
 
 async def test_children_that_died_while_their_parent_was_away_are_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("worker.life.HEARTBEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
         await cluster.add("n1", "root")
@@ -490,10 +490,10 @@ async def test_children_that_died_while_their_parent_was_away_are_looked_for(
 async def test_a_node_whose_exchange_was_buried_with_its_former_life_gets_it_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("worker.life.HEARTBEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.article_tree()
-        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
+        await until(lambda: cluster.nodes["n4"].membership._above == ("n1", "root"))
         await cluster.kill("n2")
         await until(
             lambda: (
@@ -515,7 +515,7 @@ async def test_a_node_whose_exchange_was_buried_with_its_former_life_gets_it_bac
 async def test_an_orphan_passes_over_an_ancestor_that_cannot_take_it() -> None:
     async with Cluster() as cluster:
         await cluster.article_tree()
-        await until(lambda: cluster.nodes["n4"].relatives._above == ("n1", "root"))
+        await until(lambda: cluster.nodes["n4"].membership._above == ("n1", "root"))
         await cluster.sessions["n1"].delete_exchange("canopy.node.n1")
         await cluster.kill("n2")
         await until(lambda: cluster.nodes["root"].dispatcher.child("n4"))
@@ -550,7 +550,7 @@ async def test_a_node_does_not_hang_below_itself_its_child_or_nobody(parent: str
 
 
 async def test_two_moves_that_make_a_ring_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("worker.life.HEARTBEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
         await cluster.add("n1", "root")
@@ -608,7 +608,7 @@ async def test_a_restarted_job_goes_before_those_that_have_not_begun() -> None:
 
 
 async def test_the_deadline_of_a_job_behind_others_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.life.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("worker.life.HEARTBEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
         first = await cluster.ask("first")
@@ -690,4 +690,4 @@ async def test_a_dead_letter_fits_whatever_its_faults_say() -> None:
         node = await cluster.add("n0", "root")
         long = msgspec.structs.replace(job(), user="模" * 500, trail=("n0",) * 5000)
         for _ in range(2):
-            assert await node.port.bury_job(long, "x" * 10**6, ("\ud800" * 10**5,) * 100)
+            assert await node.port.dead_letter(long, "x" * 10**6, ("\ud800" * 10**5,) * 100)

@@ -12,14 +12,14 @@ from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave, Refused
 from topology.dispatch import Child, Dispatcher
 from worker.background import Background
 
-MISSED_BEATS = (
+MISSED_HEARTBEATS = (
     3  # a child of the last session that stays away for so many beats of this one is looked for
 )
 
 log = structlog.get_logger()
 
 
-class Relatives:
+class Membership:
     """Keeps the edges to parent and children. `changed()` is called when the children or the parent have changed."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Relatives:
         self._missing.pop(told.node, None)
         if told.node in self._adopted:
             self._adopted.discard(told.node)
-            self._background.run(self.port.stop_serving(told.node))
+            self._background.run(self.port.stop_consuming(told.node))
         if self._dispatcher.child(told.node) is None:
             self._tell_ancestors(told.node)
         self._dispatcher.put_child(
@@ -82,7 +82,7 @@ class Relatives:
         """A node of another model hangs here: it is handed nothing, and is told so."""
         self._dispatcher.remove_child(told.node)
         reason = f"{self._name} serves {model}; this node serves {told.model}: start it with --model {model}"
-        self.port.tell(told.node, Refused(parent=self._name, reason=reason))
+        self.port.send_control(told.node, Refused(parent=self._name, reason=reason))
         self._changed()
 
     def on_refused(self) -> None:
@@ -134,7 +134,7 @@ class Relatives:
 
     # ---- what they are told
 
-    def hello(self, capacity: Capacity) -> None:
+    def report(self, capacity: Capacity) -> None:
         """Tells the parent the counters, which is how it knows this child, and this node that its parent is there."""
         if self.parent is None:
             return
@@ -148,23 +148,23 @@ class Relatives:
             if back:
                 self._changed()  # a draining node can hand its jobs up again
 
-        self.port.tell(parent, capacity).add_done_callback(told)
+        self.port.send_control(parent, capacity).add_done_callback(told)
 
-    def farewell(self) -> None:
+    def hand_children_to_parent(self) -> None:
         """This node leaves in order: its children hang below its parent until it is back."""
         if self.parent is not None:
             for child in self._dispatcher.children:
-                self.port.tell(child.name, Attach(parent=self.parent, for_good=False))
+                self.port.send_control(child.name, Attach(parent=self.parent, for_good=False))
 
-    async def bequeath(self) -> None:
+    async def transfer(self) -> None:
         """This node leaves in order: what it has not emptied yet of its dead children's queues is its parent's now."""
         if self.parent is not None:
             for child in self._adopted:
-                await self.port.bequeath(child, self.parent)
+                await self.port.transfer(child, self.parent)
 
     # ---- what is looked after with every beat
 
-    async def tend(self) -> None:
+    async def heartbeat(self) -> None:
         """Repeats what heals: the own exchange and queue, who is above the children, the own edge, the way home, the
         queues of dead children.
 
@@ -175,12 +175,12 @@ class Relatives:
             self._tell_ancestors(child.name)
         await self._look_for_missing()
         await self._look_for_lost()
-        await self._bury_adopted()
+        await self._remove_adopted()
         with contextlib.suppress(NoParent):
             await self.go_home()
         if self.parent is not None:
             with contextlib.suppress(NoParent):
-                await self.port.hang_below(self.parent)
+                await self.port.attach_to(self.parent)
 
     async def go_home(self) -> None:
         """Back below the node it belongs below, once that is there again (and not below this one). Raises NoParent."""
@@ -203,7 +203,7 @@ class Relatives:
 
     def _tell_ancestors(self, child: str) -> None:
         above = () if self.parent is None else (self.parent, *self._above)
-        self.port.tell(child, Ancestors(names=above))
+        self.port.send_control(child, Ancestors(names=above))
 
     async def _attach(self, told: Attach) -> None:
         if (
@@ -227,13 +227,13 @@ class Relatives:
 
     async def _move(self, parent: str) -> None:
         """Hangs this node below another parent; the old edge goes only once the new one stands."""
-        await self.port.hang_below(parent)
+        await self.port.attach_to(parent)
         old, self.parent, self.parent_there = self.parent, parent, True
         self._before = old
         self._changed()
         if old is not None and old != parent:
-            await self.port.unhang(old)
-            await self.port.tell(old, Leave(node=self._name))
+            await self.port.detach_from(old)
+            await self.port.send_control(old, Leave(node=self._name))
 
     async def _find_parent(self) -> None:
         """Hangs below the nearest living ancestor. With none alive it stays: the parent may come back."""
@@ -260,7 +260,7 @@ class Relatives:
         """Who died while this node itself was away from the broker is in no event."""
         for child in list(self._missing):
             self._missing[child] += 1
-            if self._missing[child] >= MISSED_BEATS:
+            if self._missing[child] >= MISSED_HEARTBEATS:
                 del self._missing[child]
                 await self._adopt_if_dead(child)
 
@@ -298,13 +298,13 @@ class Relatives:
         tells whose the queue is, should this node die too.
         """
         try:
-            await self.port.serve(child, prefetch=self._dispatcher.window())
+            await self.port.consume(child, prefetch=self._dispatcher.window())
             log.warning("child is gone; took over its queue", node=self._name, child=child)
         except NotFound:  # it removed the queue itself
             self._adopted.discard(child)
 
-    async def _bury_adopted(self) -> None:
+    async def _remove_adopted(self) -> None:
         """Deletes the queues of dead children that nobody needs any more."""
         for child in list(self._adopted):
-            if await self.port.bury(child):
+            if await self.port.remove_dead(child):
                 self._adopted.discard(child)
