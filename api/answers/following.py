@@ -10,7 +10,7 @@ from api.answers.record import Status, StoredAnswer
 from api.answers.writing import writings
 from api.catalog import nobody_serves
 from api.http import sse
-from api.requests import submit as submission
+from api.requests.submit import submit
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job
 
 POLL = 0.5  # seconds between looks at an answer that another process writes
@@ -23,7 +23,7 @@ async def begin(record: StoredAnswer, job: Job, undo: Callable[[], Awaitable[Non
     """
     waiting = nobody_serves(job.model)
     try:
-        stream = await submission.submit(job)
+        stream = await submit(job)
     except BaseException:
         await undo()
         raise

@@ -14,7 +14,7 @@ from api.answers import store
 from api.answers.record import StoredAnswer
 from api.answers.writing import writings
 from api.catalog import nobody_serves
-from api.requests import submit as submission
+from api.requests.submit import publish
 from broker.client import NoTree, Unavailable
 
 log = structlog.get_logger("canopy.api")
@@ -91,7 +91,7 @@ class Takeover:
             await store.save(record)
             return
         try:
-            stream = await submission.publish(job)  # past the backlog's limit: it was admitted once
+            stream = await publish(job)  # not `submit`: it was admitted once
         except Unavailable:
             await store.release(record, touched)
             raise

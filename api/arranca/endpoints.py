@@ -12,8 +12,8 @@ from api.accounts.auth import AuthRequest, Member
 from api.catalog import catalog
 from api.http.documentation import JOB_OPERATION
 from api.http.parsing import Body, Integer
+from api.requests import build
 from api.requests import complete as completion
-from api.requests import submit as submission
 from api.requests.deadline import seconds_wanted
 from broker.wire import ChatMessage
 
@@ -50,10 +50,10 @@ class Reply(Schema):
 @router.post("/", response=Reply, openapi_extra=JOB_OPERATION)
 async def arranca(request: AuthRequest, question: Question, response: HttpResponse) -> Reply:
     """Answers one question with the default model."""
-    job = submission.chat_job(
+    job = build.chat_job(
         await catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
-        msgspec.structs.replace(submission.CONVERSATION, max_tokens=question.max_tokens),
+        msgspec.structs.replace(build.CONVERSATION, max_tokens=question.max_tokens),
         request.auth,
         seconds_left=seconds_wanted(request),
         truncate=True,

@@ -14,7 +14,7 @@ from api.chat import context
 from api.chat.context import Excerpt, StoredMessage
 from api.chat.models import UNTITLED, Conversation, Message, Role, Status
 from api.errors import ApiError
-from api.requests import submit as submission
+from api.requests import build
 from broker.wire import Job
 
 
@@ -105,8 +105,8 @@ def _begin_turn(
     former = {name: getattr(conversation, name) for name in ("title", "model", "updated")}
     asked = Message.objects.create(conversation=conversation, role=Role.USER, content=content)
     excerpt = _excerpt(conversation, context.byte_limit(lengths.get(model, 0)))
-    job = submission.chat_job(
-        model, context.dialogue(excerpt.messages), submission.CONVERSATION, user, truncate=True
+    job = build.chat_job(
+        model, context.dialogue(excerpt.messages), build.CONVERSATION, user, truncate=True
     )
     answer = Message(conversation=conversation, role=Role.ASSISTANT, first_sent=excerpt.first)
     job = answer.start(job)

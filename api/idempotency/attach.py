@@ -33,7 +33,7 @@ def key_of(request: HttpRequest) -> str | None:
 async def attach(request: AuthRequest, key: str, job: Job) -> tuple[KeptRequest, bool]:
     """The kept request of that key, and whether it was there before; if not, it begins with `job`.
 
-    Raises ApiError 422 if the key stands for another request, or as `submission.submit` does. A request that failed
+    Raises ApiError 422 if the key stands for another request, or as `submit` does. A request that failed
     but may succeed later begins anew.
     """
     fingerprint = fingerprint_of(request)

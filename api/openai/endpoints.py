@@ -11,14 +11,14 @@ from api.accounts.auth import AuthRequest, Key
 from api.catalog import catalog, context_lengths
 from api.errors import ApiError
 from api.http.documentation import JOB_OPERATION
-from api.http.parsing import MAX_ECHOED
 from api.http.sse import EventStream
 from api.openai import shapes
 from api.openai.schemas import ChatCompletion, Completion, Generation
 from api.openai.streaming import chunks
+from api.requests import build
 from api.requests import complete as completion
-from api.requests import submit as submission
 from api.requests.deadline import seconds_wanted
+from api.requests.errors import no_such_model
 from api.settings import MAX_BODY
 from broker.wire import Job, encode
 
@@ -39,13 +39,7 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     """One model."""
     known = await catalog.models()
     if name not in known:
-        have = ", ".join(known) or "none"
-        raise ApiError(
-            404,
-            f"there is no model {name[:MAX_ECHOED]!r} here; there are: {have}",
-            field="model",
-            code="model_not_found",
-        )
+        raise no_such_model(name, known)
     return shapes.model(name, context_lengths().get(name))
 
 
@@ -53,7 +47,7 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
 async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpResponseBase:
     """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
     messages = [message.to_wire() for message in asked.messages]
-    job = submission.chat_job(
+    job = build.chat_job(
         asked.model,
         messages,
         asked.sampling(),
@@ -67,7 +61,7 @@ async def chat_completions(request: AuthRequest, asked: ChatCompletion) -> HttpR
 @router.post("/completions", openapi_extra=JOB_OPERATION)
 async def completions(request: AuthRequest, asked: Completion) -> HttpResponseBase:
     """Continues a text. With `stream`, the answer comes as server-sent events."""
-    job = submission.prompt_job(
+    job = build.prompt_job(
         asked.model,
         asked.prompt,
         asked.sampling(),

@@ -7,8 +7,8 @@ from api import errors
 from api.http import sse
 from api.openai.shapes import Shape
 from api.requests import position as line
-from api.requests import submit as submission
 from api.requests.complete import Begun
+from api.requests.errors import job_failure
 from broker.wire import Delta, Failed, Finished, Waiting
 
 DONE = b"data: [DONE]\n\n"
@@ -38,7 +38,7 @@ async def chunks(begun: Begun, shape: Shape, prompt_field: str) -> AsyncGenerato
                 ending = sse.data(shape.last(choices[frame.request_id].index, frame))
                 yield ending + (_after_all(shape, ends) if len(ends) == len(choices) else b"")
             case Failed():
-                yield sse.data(errors.body("/v1/", submission.failure(frame, prompt_field)))
+                yield sse.data(errors.body("/v1/", job_failure(frame, prompt_field)))
                 return
 
 

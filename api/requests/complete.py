@@ -13,8 +13,10 @@ from api.catalog import nobody_serves
 from api.errors import ApiError
 from api.http import sse
 from api.idempotency import attach as idempotency
-from api.requests import submit as submission
+from api.requests.build import choices
+from api.requests.errors import job_failure
 from api.requests.merge import Merged
+from api.requests.submit import submit, submit_all
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, Waiting
 
 
@@ -63,9 +65,9 @@ async def begin_choices(request: AuthRequest, job: Job, count: int) -> Begun:
         return await begin(request, job)
     if idempotency.key_of(request) is not None:
         raise _not_kept("n")
-    jobs = submission.choices(job, count)
+    jobs = choices(job, count)
     waiting = nobody_serves(job.model)
-    merged = Merged(await submission.submit_all(jobs))
+    merged = Merged(await submit_all(jobs))
     _release_body(request)
     others = tuple(each.request_id for each in jobs[1:])
     return Begun(job.request_id, int(job.created), sse.ticking(merged), merged, others, waiting)
@@ -81,7 +83,7 @@ async def begin(request: AuthRequest, job: Job) -> Begun:
         raise _not_kept("logprobs")
     if key is None:
         waiting = nobody_serves(job.model)
-        stream = await submission.submit(job)
+        stream = await submit(job)
         _release_body(request)
         return Begun(job.request_id, int(job.created), sse.ticking(stream), stream, waiting=waiting)
     kept, replayed = await idempotency.attach(request, key, job)
@@ -112,7 +114,7 @@ async def complete_choices(begun: Begun, prompt_field: str) -> list[Answer]:
                 case Waiting():
                     waited = frame.reason
                 case Failed():
-                    raise submission.failure(frame, prompt_field)
+                    raise job_failure(frame, prompt_field)
                 case Finished():
                     ends[frame.request_id] = frame
     if len(ends) < len(deltas):

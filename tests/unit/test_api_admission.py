@@ -14,6 +14,7 @@ from api.accounts.models import User
 from api.errors import ApiError
 from api.requests import active as followed
 from api.requests import admission as backlog
+from api.requests import build
 from api.requests import submit as submission
 from api.requests.admission import Figures, Finished, queues, retry_after, waiting
 from broker.stream import Stream
@@ -90,9 +91,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def job(user: str = "somebody", job_class: JobClass = "interactive", content: str = "hello") -> Job:
     messages = [ChatMessage(role="user", content=content)]
-    return submission.chat_job(
-        "tiny", messages, Sampling(), User(username=user), job_class=job_class
-    )
+    return build.chat_job("tiny", messages, Sampling(), User(username=user), job_class=job_class)
 
 
 async def submitted(job: Job) -> Stream | ApiError:

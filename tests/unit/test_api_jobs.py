@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from api.accounts.models import User
+from api.requests import build
 from api.requests import submit as submission
 from broker.wire import ChatMessage, Delta, Finished, Sampling, Start, Waiting
 from tests.unit.api_site import FakeClient, browser, echo, log_in, make_user
@@ -129,7 +130,7 @@ async def test_a_job_that_ends_while_it_waits_stands_in_no_line(
     program: httpx.AsyncClient, user: User, fake: FakeClient
 ) -> None:
     fake.script = lambda job: []
-    job = submission.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
+    job = build.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
     stream = await submission.submit(job)
     fake.push(
         Waiting(
@@ -150,7 +151,7 @@ async def test_a_reader_that_comes_late_gets_the_present_place_alone(
 ) -> None:
     fake.script = lambda job: []
     stream = await submission.submit(
-        submission.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
+        build.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
     )
     for position in (3, 2, 1):
         fake.push(
@@ -169,7 +170,7 @@ async def test_an_answer_that_nobody_has_read_yet(
     program: httpx.AsyncClient, user: User, fake: FakeClient
 ) -> None:
     messages = [ChatMessage(role="user", content="one two three")]
-    job = submission.chat_job("tiny", messages, Sampling(), user)
+    job = build.chat_job("tiny", messages, Sampling(), user)
     stream = await submission.submit(job)
     found = (await program.get(f"/api/jobs/{job.request_id}")).json()
     assert (found["state"], found["tokens"]) == ("done", 3)

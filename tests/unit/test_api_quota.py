@@ -13,6 +13,7 @@ from api.accounts.models import User
 from api.environment import LEAST_BACKLOG_BYTES
 from api.errors import ApiError
 from api.requests import admission as backlog
+from api.requests import build
 from api.requests import submit as submission
 from api.requests.quota import CEILING, Tally, Usage, Verdict, decide
 from api.requests.waiting_jobs import WaitingJobs, prompt_bytes, waiting_jobs
@@ -253,6 +254,6 @@ def test_a_job_of_many_messages_is_as_large_as_its_texts() -> None:
     messages = [ChatMessage(role="user", content="x" * 1000)] * 3
     assert (
         3000
-        <= prompt_bytes(submission.chat_job("tiny", messages, Sampling(), User(username="ada")))
+        <= prompt_bytes(build.chat_job("tiny", messages, Sampling(), User(username="ada")))
         <= 3300
     )

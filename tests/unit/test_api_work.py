@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from api.accounts.models import User
 from api.errors import ApiError
+from api.requests import build
 from api.requests import submit as submission
 from api.requests.accounting import LEAST, REMEMBERED, UNKNOWN_ANSWER, Charge, Ledger, prompt_tokens
 from broker.wire import ChatMessage, Delta, Failed, Finished, Job, JobClass, Sampling, Start
@@ -201,9 +202,7 @@ async def test_a_job_is_charged_and_settled_at_its_end(
 async def submitted(fake: FakeClient, user: User, **sampling: Any) -> tuple[Any, Job]:
     fake.script = lambda job: []
     messages = [ChatMessage(role="user", content="x" * 40)]
-    stream = await submission.submit(
-        submission.chat_job("tiny", messages, Sampling(max_tokens=5), user)
-    )
+    stream = await submission.submit(build.chat_job("tiny", messages, Sampling(max_tokens=5), user))
     return stream, fake.jobs[-1]
 
 
@@ -270,7 +269,7 @@ async def test_an_answer_that_is_taken_over_is_charged_for_the_rest(
 ) -> None:
     fake.script = lambda job: []
     messages = [ChatMessage(role="user", content="x" * 40)]
-    whole = submission.chat_job("tiny", messages, Sampling(max_tokens=50), user)
+    whole = build.chat_job("tiny", messages, Sampling(max_tokens=50), user)
     await submission.publish(msgspec.structs.replace(whole, delivered="a b", delivered_ids=(1, 2)))
     job = fake.jobs[-1]
     fake.push(Start(request_id=job.request_id, node="n1"))

@@ -1,0 +1,84 @@
+"""Wire jobs from requests."""
+
+import time
+import uuid
+
+import msgspec
+
+from api.accounts.models import User
+from broker.wire import ChatMessage, Job, JobClass, Sampling
+
+# Defaults of the chat page and /arranca/; the OpenAI-compatible endpoints use the model's own
+# distribution.
+CONVERSATION = Sampling(temperature=0.7, top_p=0.95)
+
+
+def new_request_id() -> str:
+    """A fresh request id."""
+    return uuid.uuid4().hex
+
+
+def chat_job(
+    model: str,
+    messages: list[ChatMessage],
+    sampling: Sampling,
+    user: User,
+    *,
+    seconds_left: float | None = None,
+    job_class: JobClass = "interactive",
+    truncate: bool = False,
+) -> Job:
+    """A job that continues a dialogue. With `truncate`, the node may drop the oldest turns to fit."""
+    return Job(
+        request_id=new_request_id(),
+        model=model,
+        reply_to="",  # filled in by the broker client
+        created=time.time(),
+        messages=tuple(messages),
+        truncate=truncate,
+        sampling=sampling,
+        user=user.get_username(),
+        job_class=job_class,
+        share=user.share,
+        seconds_left=seconds_left,
+    )
+
+
+def prompt_job(
+    model: str,
+    prompt: str,
+    sampling: Sampling,
+    user: User,
+    *,
+    seconds_left: float | None = None,
+    job_class: JobClass = "interactive",
+) -> Job:
+    """A job that continues a text."""
+    return Job(
+        request_id=new_request_id(),
+        model=model,
+        reply_to="",  # filled in by the broker client
+        created=time.time(),
+        prompt=prompt,
+        sampling=sampling,
+        user=user.get_username(),
+        job_class=job_class,
+        share=user.share,
+        seconds_left=seconds_left,
+    )
+
+
+def choices(job: Job, count: int) -> list[Job]:
+    """The job and `count` - 1 copies of it; a seed is increased by one from copy to copy."""
+    jobs = [job]
+    for number in range(1, count):
+        sampling = _with_next_seed(job.sampling, number)
+        jobs.append(msgspec.structs.replace(job, request_id=new_request_id(), sampling=sampling))
+    return jobs
+
+
+def _with_next_seed(sampling: Sampling, number: int) -> Sampling:
+    if sampling.seed is None:
+        return sampling
+    seed = (sampling.seed + number + 2**63) % 2**64 - 2**63  # wraps around in 64 bits
+    return msgspec.structs.replace(sampling, seed=seed)

@@ -1,0 +1,66 @@
+"""A job's failure, or the refusal to take it, as the ApiError that its client gets."""
+
+from collections.abc import Iterable
+
+from api.errors import ApiError
+from api.http.parsing import MAX_ECHOED
+from broker.wire import Failed
+
+_STATUS = {
+    "invalid": 400,
+    "too_long": 400,
+    "expired": 504,
+    "no_node": 503,
+    "engine": 500,
+    "given_up": 500,
+    "internal": 500,
+}  # by the wire's failure code
+_CODES = {
+    "too_long": "context_length_exceeded",
+    "invalid": "invalid_request",
+    "expired": "deadline_exceeded",
+}  # OpenAI's names; the others keep the wire's
+
+
+def job_failure(frame: Failed, prompt_field: str) -> ApiError:
+    """A failed job's error. `prompt_field`: the request field to name if the prompt is too long."""
+    status = _STATUS[frame.code]
+    if frame.retryable and frame.code != "expired":
+        status = 503
+    field = None
+    message = frame.message
+    if frame.code == "too_long":
+        field = prompt_field
+        message = f"{field}: {message}"
+    return ApiError(
+        status,
+        message,
+        field=field,
+        code=_CODES.get(frame.code, frame.code),
+        request_id=frame.request_id,
+    )
+
+
+def no_such_model(model: str, models: Iterable[str]) -> ApiError:
+    """404, with the models that there are."""
+    names = ", ".join(models) or "none"
+    return ApiError(
+        404,
+        f"model: there is no model {model[:MAX_ECHOED]!r} here; there are: {names}",
+        field="model",
+        code="model_not_found",
+    )
+
+
+def tree_down(model: str) -> ApiError:
+    """503: the model is known, but no root takes its jobs."""
+    message = f"the tree of model {model!r} is not up"
+    return ApiError(503, message, field="model", code="no_tree")
+
+
+def broker_unavailable(reason: Exception) -> ApiError:
+    """503: the broker takes no jobs now."""
+    message = (
+        f"the service cannot take requests now: {reason}; see ./canopy doctor or docs/operations.md"
+    )
+    return ApiError(503, message, code="unavailable")
