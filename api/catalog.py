@@ -1,4 +1,4 @@
-"""Which models there are, and who serves them."""
+"""Which models there are, and which nodes serve them."""
 
 import asyncio
 import time
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import structlog
 
-from api import broker
+from api.environment import Environment
 from api.errors import ApiError
-from api.settings import ENV
+from broker.client import Client
 from broker.management import Edges, ManagementError, edges
 from broker.wire import NodeState
 
 log = structlog.get_logger("canopy.api")
 
-_FRESH = 3.0  # seconds
+FRESH_SECONDS = 3.0  # after which the bindings are read again
+FIRST_READ_SECONDS = 2.0  # that the first request waits for them
 _LIVE = ("idle", "busy")
 
 
@@ -30,23 +31,28 @@ class Supply:
 
 
 class Catalog:
-    """The trees' entrances, read from the broker's bindings and remembered for a few seconds."""
+    """The models: those with a tree or a live node, and those that `up` names.
 
-    def __init__(self) -> None:
+    Trees are read from the broker's bindings and cached for FRESH_SECONDS.
+    """
+
+    def __init__(self, client: Client, env: Environment) -> None:
+        self._client = client
+        self._env = env
         self._edges: Edges | None = None
         self._read_at = 0.0
         self._reading: asyncio.Task[None] | None = None
 
     async def models(self) -> list[str]:
-        """Every model that has a tree, a live node, or was named at `up`; the default first."""
+        """Every model, the default first."""
         await self._refresh()
         bound = set(self._edges.roots.values()) if self._edges else set()
-        serving = {state.model for state in broker.client().nodes().values() if is_serving(state)}
-        return list(dict.fromkeys([*ENV.models, *sorted(bound | serving)]))
+        serving = {state.model for state in self._client.nodes().values() if is_serving(state)}
+        return list(dict.fromkeys([*self._env.models, *sorted(bound | serving)]))
 
     async def default(self) -> str | None:
-        """The model for those who name none."""
-        return ENV.default_model or next(iter(await self.models()), None)
+        """The model for requests that name none."""
+        return self._env.default_model or next(iter(await self.models()), None)
 
     async def default_or_503(self) -> str:
         """The same; raises ApiError 503 if there is no model at all."""
@@ -55,24 +61,38 @@ class Catalog:
             raise ApiError(503, "no model is served yet", code="no_model")
         return model
 
+    def supply(self, model: str) -> Supply:
+        """What the live nodes offer for `model` at this moment."""
+        return offered(model, self._client.nodes().values())
+
+    def nobody_serves(self, model: str) -> str | None:
+        """Why a job for `model` must wait now; None if a node serves it."""
+        return None if self.supply(model).nodes else f"no node is serving {model} yet"
+
+    def context_lengths(self) -> dict[str, int]:
+        """The context of each model, in tokens: the smallest of its live nodes. Unknown: left out."""
+        lengths: dict[str, int] = {}
+        for state in self._client.nodes().values():
+            if is_serving(state) and state.context_length > 0:
+                smallest = lengths.get(state.model, state.context_length)
+                lengths[state.model] = min(smallest, state.context_length)
+        return lengths
+
     async def _refresh(self) -> None:
-        """Reads the bindings: at once the first time, in the background when what is known got old."""
-        if not ENV.management_url or time.monotonic() - self._read_at < _FRESH:
+        """Reads the bindings again when they are old: in the background, except the first time."""
+        if not self._env.management_url or time.monotonic() - self._read_at < FRESH_SECONDS:
             return
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(), name="catalog")
         if self._edges is None:
-            await asyncio.wait({self._reading}, timeout=2.0)
+            await asyncio.wait({self._reading}, timeout=FIRST_READ_SECONDS)
 
     async def _read(self) -> None:
         try:
-            self._edges = await edges(ENV.management_url)
+            self._edges = await edges(self._env.management_url)
         except ManagementError as error:
             log.warning("bindings not readable", reason=str(error))
         self._read_at = time.monotonic()
-
-
-catalog = Catalog()
 
 
 def is_serving(state: NodeState) -> bool:
@@ -80,29 +100,12 @@ def is_serving(state: NodeState) -> bool:
     return state.engine != "none" and state.status in _LIVE
 
 
-def supply(model: str) -> Supply:
-    """What the live nodes offer for `model` at this moment."""
-    return offered(model, broker.client().nodes().values())
-
-
 def offered(model: str, states: Iterable[NodeState]) -> Supply:
-    """What nodes of these states offer for `model`."""
-    serving = [state for state in states if state.model == model and is_serving(state)]
-    slots = sum(state.slots for state in serving)
-    running = sum(min(state.running, state.slots) for state in serving)
-    return Supply(model=model, nodes=len(serving), slots=slots, free=slots - running)
-
-
-def context_lengths() -> dict[str, int]:
-    """How many tokens of prompt and answer fit on any live node of a model, by model. Unknown ones are left out."""
-    found: dict[str, int] = {}
-    for state in broker.client().nodes().values():
-        if is_serving(state) and state.context_length > 0:
-            known = found.get(state.model, state.context_length)
-            found[state.model] = min(known, state.context_length)
-    return found
-
-
-def nobody_serves(model: str) -> str | None:
-    """Why a job for `model` must wait now; None if a node serves it."""
-    return None if supply(model).nodes else f"no node is serving {model} yet"
+    """What nodes in these states offer for `model`."""
+    nodes = slots = free = 0
+    for state in states:
+        if state.model == model and is_serving(state):
+            nodes += 1
+            slots += state.slots
+            free += state.slots - min(state.running, state.slots)
+    return Supply(model=model, nodes=nodes, slots=slots, free=free)

@@ -13,7 +13,6 @@ from django.urls import is_valid_path
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from api import broker
 from api.openai import addresses
 from api.storage import outages
 
@@ -57,6 +56,20 @@ class ApiError(Exception):
         self.code = code
         self.request_id = request_id
         self.headers = headers or {}
+
+
+class ServiceUnavailable(ApiError):
+    """503: something of ours is away; the same request may succeed later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, message, code="unavailable")
+
+
+class NotRunning(ServiceUnavailable):
+    """The application is starting or stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("the service is stopping; send the request again")
 
 
 def body(path: str, error: ApiError) -> dict[str, Any]:
@@ -160,19 +173,14 @@ def register(api: NinjaAPI) -> None:
 
 def unexpected(path: str, error: BaseException | None) -> ApiError:
     """Logs what no view has foreseen; returns what its client hears: 503 for an outage of the storage, else 500."""
-    if isinstance(error, broker.NotRunning):
-        return stopping()
+    if isinstance(error, ApiError):
+        return error
     outage = outages.describe(error) if error is not None else None
     if outage is not None:
         log.error("the storage does not work", path=path, reason=outage, error=str(error))
         return ApiError(503, outage, code="unavailable")
     log.error("a view failed", path=path, exc_info=error)
     return ApiError(500, "something went wrong here; the log has the details")
-
-
-def stopping() -> ApiError:
-    """503: the process ends before it could answer."""
-    return ApiError(503, "the service is stopping; send the request again", code="unavailable")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

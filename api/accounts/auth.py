@@ -13,8 +13,8 @@ from django.http import HttpRequest, QueryDict
 from ninja.security.http import HttpAuthBase
 from ninja.utils import check_csrf
 
-from api.accounts import keys
 from api.accounts.models import User
+from api.context import app
 from api.errors import ApiError
 
 
@@ -34,7 +34,7 @@ def _bearer(request: HttpRequest) -> str | None:
 
 
 async def _key_owner(key: str) -> User:
-    user = await keys.verify(key) if key else None
+    user = await app().keys.verify(key) if key else None
     if user is None:
         raise ApiError(401, "this API key is not valid", code="invalid_api_key")
     return user
@@ -56,7 +56,7 @@ async def is_known(request: HttpRequest) -> bool:
     """
     key = _bearer(request)
     if key is not None:
-        return bool(key) and await keys.verify(key) is not None
+        return bool(key) and await app().keys.verify(key) is not None
     session = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
     if session is None:
         return False

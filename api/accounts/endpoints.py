@@ -14,7 +14,7 @@ from pydantic import Field
 from api.accounts import tokens
 from api.accounts.auth import Anyone
 from api.accounts.models import User
-from api.catalog import catalog
+from api.context import app
 from api.errors import ApiError
 from api.http.parsing import Body, StorableText
 
@@ -59,7 +59,8 @@ async def me(request: HttpRequest) -> Me:
     get_token(request)
     user = await request.auser()
     return Me(
-        user=person(user) if user.is_authenticated else None, default_model=await catalog.default()
+        user=person(user) if user.is_authenticated else None,
+        default_model=await app().catalog.default(),
     )
 
 

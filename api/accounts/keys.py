@@ -27,10 +27,6 @@ class _Verified:
     until: float  # time.monotonic()
 
 
-_verified: dict[str, _Verified] = {}
-_looking_up = asyncio.Lock()
-
-
 def create(user: User) -> str:
     """Makes a key and returns it; only its digest is stored, so it cannot be shown again."""
     name = secrets.token_hex(4)
@@ -39,52 +35,59 @@ def create(user: User) -> str:
     return key
 
 
-async def verify(key: str) -> User | None:
-    """The active user whose key this is, or None."""
-    digest = secret.digest(key)
-    user = _remembered(digest)
-    if user is not None:
-        return user
-    async with _looking_up:  # a thousand requests that arrive together with one key ask once
-        return _remembered(digest) or await _look_up(key, digest)
+class KeyCache:
+    """Verified keys by their digest, each believed for REMEMBER seconds."""
+
+    def __init__(self) -> None:
+        self._verified: dict[str, _Verified] = {}
+        self._lookup = asyncio.Lock()  # many requests with one new key make one query
+
+    async def verify(self, key: str) -> User | None:
+        """The active user whose key this is, or None."""
+        digest = secret.digest(key)
+        user = self._cached(digest)
+        if user is not None:
+            return user
+        async with self._lookup:
+            return self._cached(digest) or await self._look_up(key, digest)
+
+    def clear(self) -> None:
+        """The next use of each key asks the database."""
+        self._verified.clear()
+
+    async def _look_up(self, key: str, digest: str) -> User | None:
+        stored = await _stored_key(key)
+        if stored is None or not secret.same(stored.digest, digest) or not stored.user.is_active:
+            return None
+        if len(self._verified) >= _CAPACITY:
+            self._verified.clear()
+        self._verified[digest] = _Verified(stored.user, time.monotonic() + REMEMBER)
+        await _note_use(stored)
+        return stored.user
+
+    def _cached(self, digest: str) -> User | None:
+        verified = self._verified.get(digest)
+        if verified is None or verified.until <= time.monotonic():
+            return None
+        return verified.user
 
 
-def forget_all() -> None:
-    """Drops what is remembered: the next use of each key asks the database."""
-    _verified.clear()
-
-
-async def _look_up(key: str, digest: str) -> User | None:
+async def _stored_key(key: str) -> ApiKey | None:
+    """The row of the key's public part, whatever its secret."""
     prefix, _, rest = key.partition("_")
     name, _, _ = rest.partition("_")
     if prefix != PREFIX or not name.isalnum():
         return None
-    stored = (
+    return (
         await ApiKey.objects.select_related("user").filter(name=name[:16], revoked=False).afirst()
     )
-    if stored is None or not secret.same(stored.digest, digest) or not stored.user.is_active:
-        return None
-    _remember(digest, stored.user)
-    await _note_use(stored)
-    return stored.user
 
 
 async def _note_use(stored: ApiKey) -> None:
-    """Not with a full disk: the key is valid all the same."""
+    """Stores when the key was used, about once a minute. With a full disk, it is valid all the same."""
     now = timezone.now()
     stale = Q(last_used=None) | Q(last_used__lt=now - _LAST_USED_EVERY)
     try:
         await ApiKey.objects.filter(stale, pk=stored.pk).aupdate(last_used=now)
     except DatabaseError as error:
         log.warning("a key's last use could not be stored", reason=str(error))
-
-
-def _remembered(digest: str) -> User | None:
-    known = _verified.get(digest)
-    return known.user if known is not None and known.until > time.monotonic() else None
-
-
-def _remember(digest: str, user: User) -> None:
-    if len(_verified) >= _CAPACITY:
-        _verified.clear()
-    _verified[digest] = _Verified(user, time.monotonic() + REMEMBER)

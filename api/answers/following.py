@@ -5,12 +5,10 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
-from api.answers import store, takeover
+from api.answers import store
 from api.answers.record import Status, StoredAnswer
-from api.answers.writing import writings
-from api.catalog import nobody_serves
+from api.context import app
 from api.http import sse
-from api.requests.submit import submit
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job
 
 POLL = 0.5  # seconds between looks at an answer that another process writes
@@ -21,18 +19,18 @@ async def begin(record: StoredAnswer, job: Job, undo: Callable[[], Awaitable[Non
 
     `undo` removes what was stored if the job is refused: raises ApiError then.
     """
-    waiting = nobody_serves(job.model)
+    waiting = app().catalog.nobody_serves(job.model)
     try:
-        stream = await submit(job)
+        stream = await app().submitter.submit(job)
     except BaseException:
         await undo()
         raise
-    writings.begin(record, stream, waiting)
+    app().writings.begin(record, stream, waiting)
 
 
 async def stop(record: StoredAnswer) -> None:
     """Stops the answer, if it is still being written."""
-    writing = writings.get(record.handle)
+    writing = app().writings.get(record.handle)
     if writing is not None:
         await writing.stop()
     elif record.status == Status.STREAMING:
@@ -47,7 +45,7 @@ async def follow(record: StoredAnswer) -> AsyncGenerator[AnyFrame | None]:
     """
     read = 0
     while True:
-        writing = writings.get(record.handle)
+        writing = app().writings.get(record.handle)
         async with aclosing(
             writing.follow(read) if writing else _from_database(record, read)
         ) as frames:
@@ -64,7 +62,7 @@ async def _from_database(record: StoredAnswer, read: int) -> AsyncGenerator[AnyF
     Finished or Failed when this process begins to write it.
     """
     spoke = time.monotonic()
-    while writings.get(record.handle) is None:
+    while app().writings.get(record.handle) is None:
         found = await store.current(record)
         if found is None:
             yield Failed(
@@ -81,7 +79,7 @@ async def _from_database(record: StoredAnswer, read: int) -> AsyncGenerator[AnyF
             yield found.ending()
             return
         if store.is_orphan(found.owner, found.touched):
-            takeover.wake()
+            app().takeover.wake()
         if time.monotonic() - spoke > sse.KEEPALIVE:
             spoke = time.monotonic()
             yield None

@@ -71,7 +71,7 @@ class StoredAnswer(Record):
         self.owner, self.status = process.identity(), Status.STREAMING
         return job
 
-    def job_to_go_on(self) -> Job | None:
+    def job_to_resume(self) -> Job | None:
         """The job, from where the text stands; None if it is not known any more."""
         try:
             job = decode(bytes(self.job or b""), Job)

@@ -1,4 +1,4 @@
-"""Going on with the answers that other API processes left unfinished."""
+"""Continuing the answers that other API processes left unfinished."""
 
 import asyncio
 import time
@@ -9,13 +9,12 @@ from typing import Any
 import structlog
 from django.db import DatabaseError
 
-from api import broker
 from api.answers import store
 from api.answers.record import StoredAnswer
-from api.answers.writing import writings
-from api.catalog import nobody_serves
-from api.requests.submit import publish
-from broker.client import NoTree, Unavailable
+from api.answers.writing import Writings
+from api.catalog import Catalog
+from api.requests.submit import Submitter
+from broker.client import Client, NoTree, Unavailable
 
 log = structlog.get_logger("canopy.api")
 
@@ -27,46 +26,52 @@ TREELESS = 600.0  # seconds a model may be without a tree before its answers are
 class Takeover:
     """Looks for orphans of these kinds every few seconds, and when woken."""
 
-    def __init__(self, kinds: Sequence[type[StoredAnswer]]) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[type[StoredAnswer]],
+        client: Client,
+        catalog: Catalog,
+        submitter: Submitter,
+        writings: Writings,
+    ) -> None:
         self._kinds = kinds
+        self._client = client
+        self._catalog = catalog
+        self._submitter = submitter
+        self._writings = writings
         self._woken = asyncio.Event()
-        self._treeless: dict[str, float] = {}  # models, and when their tree was missed first
+        self._treeless: dict[str, float] = {}  # models, and when their tree was first missed
 
     def wake(self) -> None:
-        """Looks at once."""
+        """Looks at once: somebody has seen an orphan."""
         self._woken.set()
 
     async def run(self) -> None:
-        """For as long as the process lives."""
-        _running.append(self)
-        try:
-            while True:
-                if broker.client().connected:
-                    await self._look()
-                await self._pause()
-        finally:
-            _running.remove(self)
+        """Never ends."""
+        while True:
+            if self._client.connected:
+                await self._look()
+            await self._pause()
 
     async def _pause(self) -> None:
-        """Until it is time, somebody calls, or the broker is there."""
-        client = broker.client()
+        """Until the next look is due, `wake` is called, or the broker is back."""
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._woken.wait())]
-        if not client.connected:
-            waits.append(asyncio.create_task(client.changed()))
+        if not self._client.connected:
+            waits.append(asyncio.create_task(self._client.changed()))
         try:
             await asyncio.wait(waits, timeout=EVERY, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in waits:
-                each.cancel()
+            for task in waits:
+                task.cancel()
         self._woken.clear()
 
     async def _look(self) -> None:
         try:
             for kind in self._kinds:
-                for record in await store.orphans(kind, writings.handles()):
+                for record in await store.orphans(kind, self._writings.handles()):
                     await self._try(record)
         except Unavailable:
-            pass  # the broker left; the rest has its turn when it is back
+            pass  # the rest follows when the broker is back
         except DatabaseError as error:  # not migrated yet, or away: /readyz says so
             log.warning("database not usable now", reason=str(error))
 
@@ -75,51 +80,43 @@ class Takeover:
             await self._take(record)
         except (Unavailable, DatabaseError):
             raise
-        except (
-            Exception
-        ):  # fate: it is tried again when its claim has been silent; the others have their turn
+        except Exception:  # fate: tried again when the claim is silent; the others go first
             log.exception("an answer could not be taken over", answer=record.handle)
 
     async def _take(self, record: StoredAnswer) -> None:
-        """Goes on with one answer, unless another process is faster. Raises Unavailable; nothing is changed then."""
+        """Continues one answer, unless another process is faster.
+
+        Raises Unavailable; then nothing has changed.
+        """
         touched = record.touched
         if not await store.claim(record):
             return
-        job = record.job_to_go_on()
+        job = record.job_to_resume()
         if job is None:
             record.fail("internal", INTERRUPTED, retryable=True)
             await store.save(record)
             return
         try:
-            stream = await publish(job)  # not `submit`: it was admitted once
+            stream = await self._submitter.publish(job)  # not `submit`: it was admitted once
         except Unavailable:
             await store.release(record, touched)
             raise
         except NoTree:
             await self._without_tree(record, job.model, touched)
-        else:
-            self._treeless.pop(job.model, None)
-            log.info(
-                "answer taken over",
-                answer=record.handle,
-                request_id=record.request_id,
-                characters=len(job.delivered),
-            )
-            writings.begin(record, stream, nobody_serves(job.model))
+            return
+        self._treeless.pop(job.model, None)
+        log.info(
+            "answer taken over",
+            answer=record.handle,
+            request_id=record.request_id,
+            characters=len(job.delivered),
+        )
+        self._writings.begin(record, stream, self._catalog.nobody_serves(job.model))
 
     async def _without_tree(self, record: StoredAnswer, model: str, touched: datetime) -> None:
-        missed = self._treeless.setdefault(model, time.monotonic())
-        if time.monotonic() - missed < TREELESS:
+        missed_at = self._treeless.setdefault(model, time.monotonic())
+        if time.monotonic() - missed_at < TREELESS:
             await store.release(record, touched)
         else:
             record.fail("no_node", f"the tree of model {model!r} is gone", retryable=True)
             await store.save(record)
-
-
-_running: list[Takeover] = []  # none or one
-
-
-def wake() -> None:
-    """Somebody has seen an orphan: it is taken over now."""
-    for each in _running:
-        each.wake()

@@ -224,6 +224,3 @@ class Writings:
         if not task.cancelled() and (error := task.exception()) is not None:
             # It is taken over when its heartbeat has been silent for long enough.
             log.error("an answer was lost", answer=handle, exc_info=error)
-
-
-writings = Writings()

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from api.accounts.auth import AuthRequest, Member
-from api.catalog import catalog
+from api.context import app
 from api.http.documentation import JOB_OPERATION
 from api.http.parsing import Body, Integer
 from api.requests import build
@@ -51,7 +51,7 @@ class Reply(Schema):
 async def arranca(request: AuthRequest, question: Question, response: HttpResponse) -> Reply:
     """Answers one question with the default model."""
     job = build.chat_job(
-        await catalog.default_or_503(),
+        await app().catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
         msgspec.structs.replace(build.CONVERSATION, max_tokens=question.max_tokens),
         request.auth,

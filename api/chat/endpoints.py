@@ -7,9 +7,9 @@ from ninja import Router, Status
 
 from api.accounts.auth import AuthRequest, Member
 from api.answers import following
-from api.catalog import catalog, supply
 from api.chat import events, schemas, store
 from api.chat.models import Conversation
+from api.context import app
 from api.http import sse
 from api.http.documentation import error_statuses
 
@@ -19,7 +19,7 @@ router = Router(tags=["chat"], auth=Member())
 @router.get("/models", response=schemas.Models)
 async def models(request: AuthRequest) -> schemas.Models:
     """Every model, and whether a node serves it now."""
-    offers = [supply(name) for name in await catalog.models()]
+    offers = [app().catalog.supply(name) for name in await app().catalog.models()]
     return schemas.Models(
         models=[
             schemas.Model(
@@ -31,7 +31,7 @@ async def models(request: AuthRequest) -> schemas.Models:
             )
             for each in offers
         ],
-        default=await catalog.default(),
+        default=await app().catalog.default(),
     )
 
 
@@ -44,7 +44,7 @@ async def conversations(request: AuthRequest) -> dict[str, list[Conversation]]:
 @router.post("/conversations", response={201: schemas.Conversation})
 async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status[Any]:
     """Begins a conversation."""
-    model = asked.model or await catalog.default_or_503()
+    model = asked.model or await app().catalog.default_or_503()
     made = await store.create(request.auth, model)
     return Status(201, await _with_messages(made))
 

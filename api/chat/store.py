@@ -9,10 +9,10 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from api.accounts.models import User
-from api.catalog import context_lengths
 from api.chat import context
 from api.chat.context import Excerpt, StoredMessage
 from api.chat.models import UNTITLED, Conversation, Message, Role, Status
+from api.context import app
 from api.errors import ApiError
 from api.requests import build
 from broker.wire import Job
@@ -92,7 +92,7 @@ async def begin_turn(user: User, number: int, content: str, model: str | None) -
 
     Raises ApiError 404, and 409 while another answer is written.
     """
-    return await _begin_turn(user, number, content, model, context_lengths())
+    return await _begin_turn(user, number, content, model, app().catalog.context_lengths())
 
 
 @sync_to_async

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import threading
 from pathlib import Path
 
 from django.conf import settings
@@ -15,13 +14,33 @@ from api.storage import outages
 LEAST_FREE = 10_000_000  # bytes; with less, any answer that is stored may be the one that fails
 _BLOCK = 4096
 
-_migrated = threading.Event()
 
+class StorageCheck:
+    """Whether the database is usable. Blocks: called in a thread."""
 
-def problem() -> str | None:
-    """What keeps the database from being used. Blocks: called in a thread."""
-    folder = database_folder()
-    return _database_problem() or (disk_problem(folder) if folder else None)
+    def __init__(self) -> None:
+        self._is_migrated = False  # looked up until it is true; after that a query suffices
+
+    def problem(self) -> str | None:
+        """What keeps the database from being used."""
+        problem = self._database_problem()
+        folder = database_folder()
+        if problem is None and folder is not None:
+            problem = disk_problem(folder)
+        return problem
+
+    def _database_problem(self) -> str | None:
+        try:
+            if not self._is_migrated:
+                executor = MigrationExecutor(connection)
+                if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+                    return "the database is not migrated"
+                self._is_migrated = True
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+        except DatabaseError as error:
+            return f"{outages.meaning(error)}: {error}"
+        return None
 
 
 def database_folder() -> Path | None:
@@ -45,19 +64,4 @@ def disk_problem(folder: Path) -> str | None:
     finally:
         with contextlib.suppress(OSError):
             attempt.unlink()
-    return None
-
-
-def _database_problem() -> str | None:
-    """Migrations are looked up until they are complete; after that a query suffices."""
-    try:
-        if not _migrated.is_set():
-            executor = MigrationExecutor(connection)
-            if executor.migration_plan(executor.loader.graph.leaf_nodes()):
-                return "the database is not migrated"
-            _migrated.set()
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except DatabaseError as error:
-        return f"{outages.meaning(error)}: {error}"
     return None

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from ninja import Router, Schema, Status
 
-from api import broker
 from api.accounts.auth import AuthRequest, Member
+from api.context import app
 from api.errors import ApiError
-from api.requests.active import followed
 from broker.stream import Stream
 from broker.wire import Failed, JobClass
 
@@ -43,7 +42,7 @@ class Job(Schema):
 @router.get("/{request_id}", response=Job)
 async def read(request: AuthRequest, request_id: str) -> Job:
     """One of my jobs, if this process reads its answer."""
-    stream = followed.get(request_id)
+    stream = app().followed.get(request_id)
     if stream is None or not _is_mine(stream, request):
         raise _no_such_job()
     return describe(stream)
@@ -55,16 +54,16 @@ async def cancel(request: AuthRequest, request_id: str) -> Status[Any]:
 
     202 if another process reads it: then the nodes are told, and end it if it is mine.
     """
-    stream = followed.get(request_id)
+    stream = app().followed.get(request_id)
     if len(request_id) > _LONGEST_ID or (stream is not None and not _is_mine(stream, request)):
         raise _no_such_job()
-    if not broker.client().connected:
+    if not app().client.connected:
         raise ApiError(
             503,
             "the job cannot be cancelled now: the broker does not take messages",
             code="unavailable",
         )
-    broker.client().cancel(request_id, request.auth.get_username())
+    app().client.cancel(request_id, request.auth.get_username())
     return Status(202 if stream is None else 204, None)
 
 

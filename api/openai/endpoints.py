@@ -8,7 +8,7 @@ from django.http.response import HttpResponseBase
 from ninja import Router
 
 from api.accounts.auth import AuthRequest, Key
-from api.catalog import catalog, context_lengths
+from api.context import app
 from api.errors import ApiError
 from api.http.documentation import JOB_OPERATION
 from api.http.sse import EventStream
@@ -30,17 +30,17 @@ router = Router(tags=["OpenAI-compatible"], auth=Key())
 @router.get("/models")
 async def models(request: AuthRequest) -> dict[str, Any]:
     """Every model there is."""
-    names, lengths = await catalog.models(), context_lengths()
+    names, lengths = await app().catalog.models(), app().catalog.context_lengths()
     return {"object": "list", "data": [shapes.model(name, lengths.get(name)) for name in names]}
 
 
 @router.get("/models/{path:name}")
 async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     """One model."""
-    known = await catalog.models()
+    known = await app().catalog.models()
     if name not in known:
         raise no_such_model(name, known)
-    return shapes.model(name, context_lengths().get(name))
+    return shapes.model(name, app().catalog.context_lengths().get(name))
 
 
 @router.post("/chat/completions", openapi_extra=JOB_OPERATION)

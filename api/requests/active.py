@@ -6,7 +6,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from api import broker
+from broker.client import Client
 from broker.stream import Stream
 
 log = structlog.get_logger("canopy.api")
@@ -18,7 +18,8 @@ GRACE = 1.0  # seconds after its deadline in which a job's node may say so itsel
 class Followed:
     """See the module. Streams are held weakly: an answer that was read, or given up, takes no memory here."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._streams: WeakValueDictionary[str, Stream] = WeakValueDictionary()
 
     def add(self, stream: Stream) -> None:
@@ -38,22 +39,16 @@ class Followed:
             await asyncio.sleep(LATE_EVERY)
             for stream in list(self._streams.values()):
                 if not stream.ended and is_late(stream, time.monotonic()):
-                    end(stream)
+                    self._end(stream)
 
-
-followed = Followed()
+    def _end(self, stream: Stream) -> None:
+        """Fails the stream for its reader, and cancels the job wherever it is."""
+        log.info("ended at its deadline", request_id=stream.request_id, node=stream.node)
+        state = "ran" if stream.started else "waited"
+        stream.fail("expired", f"the deadline of the request passed while it {state}")
+        self._client.cancel(stream.request_id, stream.job.user)
 
 
 def is_late(stream: Stream, now: float) -> bool:
     """True if the job's node should have ended it. `now`: time.monotonic()."""
     return stream.expires is not None and now > stream.expires + GRACE
-
-
-def end(stream: Stream) -> None:
-    """Tells the reader that the deadline passed, and the nodes that nobody reads any more."""
-    log.info("ended at its deadline", request_id=stream.request_id, node=stream.node)
-    stream.fail(
-        "expired",
-        f"the deadline of the request passed while it {'ran' if stream.started else 'waited'}",
-    )
-    broker.client().cancel(stream.request_id, stream.job.user)

@@ -9,14 +9,13 @@ from django.http import HttpRequest
 
 from api.accounts.auth import AuthRequest
 from api.answers import following
-from api.catalog import nobody_serves
+from api.context import app
 from api.errors import ApiError
 from api.http import sse
 from api.idempotency import attach as idempotency
 from api.requests.build import choices
 from api.requests.errors import job_failure
 from api.requests.merge import Merged
-from api.requests.submit import submit, submit_all
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, Waiting
 
 
@@ -66,8 +65,8 @@ async def begin_choices(request: AuthRequest, job: Job, count: int) -> Begun:
     if idempotency.key_of(request) is not None:
         raise _not_kept("n")
     jobs = choices(job, count)
-    waiting = nobody_serves(job.model)
-    merged = Merged(await submit_all(jobs))
+    waiting = app().catalog.nobody_serves(job.model)
+    merged = Merged(await app().submitter.submit_all(jobs))
     _release_body(request)
     others = tuple(each.request_id for each in jobs[1:])
     return Begun(job.request_id, int(job.created), sse.ticking(merged), merged, others, waiting)
@@ -82,8 +81,8 @@ async def begin(request: AuthRequest, job: Job) -> Begun:
     if key is not None and job.sampling.logprobs is not None:
         raise _not_kept("logprobs")
     if key is None:
-        waiting = nobody_serves(job.model)
-        stream = await submit(job)
+        waiting = app().catalog.nobody_serves(job.model)
+        stream = await app().submitter.submit(job)
         _release_body(request)
         return Begun(job.request_id, int(job.created), sse.ticking(stream), stream, waiting=waiting)
     kept, replayed = await idempotency.attach(request, key, job)

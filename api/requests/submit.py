@@ -4,68 +4,83 @@ from functools import partial
 
 import msgspec
 
-from api import broker
-from api.catalog import catalog
+from api.catalog import Catalog
 from api.requests import concurrency_limit, errors
-from api.requests.accounting import ledger
-from api.requests.active import followed
-from api.requests.admission import backlog
-from api.requests.waiting_jobs import waiting_jobs
-from api.settings import ENV
-from broker.client import NoTree, Unavailable
+from api.requests.accounting import Ledger
+from api.requests.active import Followed
+from api.requests.admission import Backlog
+from api.requests.waiting_jobs import WaitingJobs
+from broker.client import Client, NoTree, Unavailable
 from broker.stream import Stream
 from broker.wire import Job
 
 
-async def submit_all(jobs: list[Job]) -> list[Stream]:
-    """Hands all jobs to the broker, or none. Raises ApiError as `submit` does."""
-    streams: list[Stream] = []
-    try:
-        for job in jobs:
-            streams.append(await submit(job))
-    except BaseException:
-        for stream in streams:
-            await stream.aclose()
-        raise
-    return streams
+class Submitter:
+    """Submits jobs. `job_seconds`: the deadline of a job that has none."""
 
+    def __init__(
+        self,
+        *,
+        client: Client,
+        catalog: Catalog,
+        backlog: Backlog,
+        waiting_jobs: WaitingJobs,
+        ledger: Ledger,
+        followed: Followed,
+        job_seconds: float,
+    ) -> None:
+        self._client = client
+        self._catalog = catalog
+        self._backlog = backlog
+        self._waiting_jobs = waiting_jobs
+        self._ledger = ledger
+        self._followed = followed
+        self._job_seconds = job_seconds
 
-async def submit(job: Job) -> Stream:
-    """Hands the job to the broker, if one more may wait.
+    async def submit_all(self, jobs: list[Job]) -> list[Stream]:
+        """Submits all jobs, or none. Raises ApiError as `submit` does."""
+        streams: list[Stream] = []
+        try:
+            for job in jobs:
+                streams.append(await self.submit(job))
+        except BaseException:
+            for stream in streams:
+                await stream.aclose()
+            raise
+        return streams
 
-    Raises ApiError 404 (no such model, with those there are), 429 (too many wait) or 503.
-    """
-    await backlog.admit(job)
-    try:
-        return await publish(job)
-    except NoTree:
-        models = await catalog.models()
-        if job.model in models:
-            raise errors.tree_down(job.model) from None
-        raise errors.no_such_model(job.model, models) from None
-    except Unavailable as error:
-        raise errors.broker_unavailable(error) from error
+    async def submit(self, job: Job) -> Stream:
+        """Publishes the job if it may wait.
 
+        Raises ApiError 404 (no such model), 429 (the backlog is full) or 503.
+        """
+        await self._backlog.admit(job)
+        try:
+            return await self.publish(job)
+        except NoTree:
+            models = await self._catalog.models()
+            if job.model in models:
+                raise errors.tree_down(job.model) from None
+            raise errors.no_such_model(job.model, models) from None
+        except Unavailable as error:
+            raise errors.broker_unavailable(error) from error
 
-async def publish(job: Job) -> Stream:
-    """Hands the job to the broker, however many wait; its user is charged. One without a deadline gets the ordinary.
-
-    Raises NoTree or Unavailable.
-    """
-    if job.seconds_left is None:
-        job = msgspec.structs.replace(job, seconds_left=ENV.job_seconds, deadline=None)
-    charge = ledger.charge(job)
-    waiting_jobs.add(job)  # from now on, also while the broker is waited for
-    try:
-        stream = await broker.client().submit(
-            msgspec.structs.replace(job, work=charge.work, expected=charge.expected)
-        )
-    except BaseException:
-        ledger.undo(charge)
-        waiting_jobs.remove(job.request_id)
-        raise
-    concurrency_limit.submitted()
-    stream.when_begun(partial(waiting_jobs.remove, job.request_id))
-    stream.when_closed(partial(ledger.close, charge))
-    followed.add(stream)
-    return stream
+    async def publish(self, job: Job) -> Stream:
+        """Publishes the job however many wait, and charges its user. Raises NoTree or Unavailable."""
+        if job.seconds_left is None:
+            job = msgspec.structs.replace(job, seconds_left=self._job_seconds, deadline=None)
+        charge = self._ledger.charge(job)
+        self._waiting_jobs.add(job)  # before the broker confirms: a burst must not pass the limit
+        try:
+            stream = await self._client.submit(
+                msgspec.structs.replace(job, work=charge.work, expected=charge.expected)
+            )
+        except BaseException:
+            self._ledger.undo(charge)
+            self._waiting_jobs.remove(job.request_id)
+            raise
+        concurrency_limit.submitted()
+        stream.when_begun(partial(self._waiting_jobs.remove, job.request_id))
+        stream.when_closed(partial(self._ledger.close, charge))
+        self._followed.add(stream)
+        return stream

@@ -69,6 +69,3 @@ def prompt_bytes(job: Job) -> int:
     """The memory that the job's prompt takes in this process."""
     texts = [turn.content for turn in job.messages or ()]
     return sys.getsizeof(job.prompt or "") + sum(map(sys.getsizeof, texts))
-
-
-waiting_jobs = WaitingJobs()

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import django
 
@@ -19,15 +20,9 @@ from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
-from api import broker  # noqa: E402
+from api import context  # noqa: E402
 from api.answers import store  # noqa: E402
-from api.answers.takeover import Takeover  # noqa: E402
-from api.answers.writing import writings  # noqa: E402
-from api.chat.models import Message  # noqa: E402
 from api.idempotency import store as kept  # noqa: E402
-from api.idempotency.models import KeptRequest  # noqa: E402
-from api.requests.active import followed  # noqa: E402
-from api.requests.admission import backlog  # noqa: E402
 from api.server import background, logs, signals  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
@@ -37,7 +32,6 @@ from broker.client import Client  # noqa: E402
 log = structlog.get_logger("canopy.api")
 
 CHECK_CONNECTIONS_EVERY = 10.0  # seconds
-STORED = (Message, KeptRequest)  # the answers that outlive this process
 
 
 class Application:
@@ -73,13 +67,14 @@ class Application:
         """Runs the broker client and what keeps the stored answers; at the end nothing of an answer is lost."""
         client = self._make_client()
         await client.start()
-        broker.use(client)
+        app = context.build(client, settings.ENV)
+        context.set_current(app)
         keepers = [
             background.start("database keeper", check_connections),
-            background.start("deadline keeper", followed.end_late),
-            background.start("takeover", Takeover(STORED).run),
+            background.start("deadline keeper", app.followed.end_late),
+            background.start("takeover", app.takeover.run),
             background.start("kept requests", kept.keep_expiring),
-            background.start("orphans", look_after_orphans),
+            background.start("orphans", partial(look_after_orphans, client)),
         ]
         try:
             yield client
@@ -87,19 +82,19 @@ class Application:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
-            await backlog.stop()
-            await writings.hand_over()
+            await app.backlog.stop()
+            await app.writings.hand_over()
             await client.stop()
             # Only now: the nodes drop this process's jobs with its reply queue, before the next owner submits them.
             await give_up_answers()
-            broker.forget()
+            context.set_current(None)
             await sync_to_async(connections.close_all)()
 
 
 async def give_up_answers() -> None:
     """Lets another process, or this one's successor, go on with what is unfinished at once."""
     try:
-        await store.release_all(STORED)
+        await store.release_all(context.STORED)
     except DatabaseError as error:  # then the successor sees that this process is gone
         log.warning("unfinished answers could not be released", reason=str(error))
 

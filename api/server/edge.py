@@ -10,7 +10,7 @@ from typing import Any
 
 from api import errors
 from api.environment import Environment
-from api.errors import ApiError
+from api.errors import ApiError, NotRunning
 from api.server.compression import (
     VARY,
     Compressor,
@@ -60,7 +60,7 @@ class Edge:
         try:
             await self._application(scope, receive, response.send)
         except asyncio.CancelledError:  # by the server, when its grace period is over
-            await response.fail(errors.stopping())
+            await response.fail(NotRunning())
         except Exception as error:  # fate: logged, and answered if nothing was sent yet
             await response.fail(errors.unexpected(scope["path"], error))
 

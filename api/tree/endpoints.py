@@ -7,11 +7,11 @@ from typing import Any
 from django.http.response import HttpResponseBase
 from ninja import Router, Status
 
-from api import broker
 from api.accounts.auth import AuthRequest, Staff
+from api.context import app
 from api.errors import ApiError
 from api.http import sse
-from api.tree.watch import Unreadable, compose, read_edges, watch
+from api.tree.watch import Unreadable, compose, read_edges
 from broker.client import Unavailable
 from broker.tree import Tree
 from broker.wire import AnyControl, Drain, Resume
@@ -23,7 +23,7 @@ router = Router(tags=["tree"], auth=Staff())
 async def read(request: AuthRequest) -> Tree:
     """The tree as it is now."""
     try:
-        return await compose(await read_edges())
+        return await compose(await read_edges(), app().client)
     except Unreadable as error:
         raise ApiError(503, f"the tree cannot be read now: {error}") from error
 
@@ -48,7 +48,7 @@ async def resume(request: AuthRequest, name: str) -> Status[Any]:
 
 async def _tell(name: str, message: AnyControl) -> Status[Any]:
     try:
-        known = await broker.client().control(name[:200], message)
+        known = await app().client.control(name[:200], message)
     except Unavailable as error:
         raise ApiError(503, f"the node cannot be told now: {error}") from error
     if not known:
@@ -57,6 +57,6 @@ async def _tell(name: str, message: AnyControl) -> Status[Any]:
 
 
 async def _events() -> AsyncGenerator[bytes]:
-    async with aclosing(watch.follow()) as trees:
+    async with aclosing(app().tree.follow()) as trees:
         async for each in trees:
             yield sse.event("tree", each)

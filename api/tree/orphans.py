@@ -8,10 +8,9 @@ import asyncio
 
 import structlog
 
-from api import broker
 from api.settings import ENV
 from api.tree.watch import Unreadable, read_edges
-from broker.client import Unavailable
+from broker.client import Client, Unavailable
 from broker.wire import Adopt
 from topology.tree import orphans
 
@@ -20,7 +19,7 @@ log = structlog.get_logger("canopy.api")
 LOOK_SECONDS = 5.0
 
 
-async def look_after_orphans() -> None:
+async def look_after_orphans(client: Client) -> None:
     """Tells the nearest living ancestor of every node that was dead at two looks in a row. Never ends."""
     if not ENV.management_url:
         return
@@ -32,7 +31,7 @@ async def look_after_orphans() -> None:
             now = orphans(seen.parents, seen.roots, seen.registered, seen.present)
             for node, ancestor in now.items():
                 if node in before:
-                    await broker.client().control(ancestor, Adopt(node=node))
+                    await client.control(ancestor, Adopt(node=node))
         except (Unreadable, Unavailable) as error:
             log.info("dead nodes are looked for later", reason=str(error))
         else:

@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator
 
 import structlog
 
-from api import broker
 from api.settings import ENV
-from broker.client import Unavailable
+from broker.client import Client, Unavailable
 from broker.management import Edges, ManagementError, edges
 from broker.tree import Tree, settled, tree
 from topology import names
@@ -37,21 +36,21 @@ async def read_edges() -> Edges:
         raise Unreadable(str(error)) from error
 
 
-async def compose(found: Edges) -> Tree:
+async def compose(found: Edges, client: Client) -> Tree:
     """The tree of these bindings, with the nodes' states and the queues' depths of this moment."""
     queues = [names.node(name) for name in found.registered]
     try:
-        depths = await broker.client().depths(queues)
+        depths = await client.depths(queues)
     except Unavailable:
         depths = {}
-    client = broker.client()
     return tree(found, client.nodes(), depths, time.time(), client.clock_differences())
 
 
 class Watch:
     """Reads the tree as long as it has watchers."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._watchers = 0
         self._reader: asyncio.Task[None] | None = None
         self._latest: Tree | None = None
@@ -88,7 +87,7 @@ class Watch:
             began = time.monotonic()
             if began - read_at >= BINDINGS_EVERY:
                 found, read_at = await self._bindings(found), time.monotonic()
-            self._publish(await compose(found))
+            self._publish(await compose(found, self._client))
             await self._until_something_happens()
             await asyncio.sleep(max(0.0, began + AT_MOST_EVERY - time.monotonic()))
 
@@ -102,7 +101,7 @@ class Watch:
     async def _until_something_happens(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BINDINGS_EVERY):
-                await broker.client().changed()
+                await self._client.changed()
 
     def _publish(self, fresh: Tree) -> None:
         """Wakes the watchers if something else than the clock has changed."""
@@ -110,6 +109,3 @@ class Watch:
         if former is None or settled(former) != settled(fresh):
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
-
-
-watch = Watch()

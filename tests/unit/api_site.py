@@ -41,12 +41,10 @@ from django.conf import settings  # noqa: E402
 settings.DATABASES["default"]["OPTIONS"]["init_command"] += "; PRAGMA synchronous=OFF"
 settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
-from api import broker as api_broker  # noqa: E402
-from api import catalog as api_catalog  # noqa: E402
 from api.accounts import keys  # noqa: E402
 from api.accounts.models import User  # noqa: E402
-from api.requests import submit as submission  # noqa: E402
-from api.requests.accounting import Ledger  # noqa: E402
+from api.context import app  # noqa: E402
+from api.errors import NotRunning  # noqa: E402
 
 _numbers = itertools.count(1)
 
@@ -206,16 +204,11 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     from api.server.asgi import application
 
     client = FakeClient()
-    keys.forget_all()
     monkeypatch.setattr(application, "_make_client", lambda: client)
-    monkeypatch.setattr(api_catalog.catalog, "_edges", None)
-    monkeypatch.setattr(submission, "ledger", Ledger())
-    monkeypatch.setattr(
-        keys, "_looking_up", asyncio.Lock()
-    )  # a lock is its event loop's, and each test has its own
     async with application.running():
         yield client
-    assert_broker_gone()
+    with pytest.raises(NotRunning):
+        app()
     await forget_answers()
 
 
@@ -226,12 +219,6 @@ async def forget_answers() -> None:
 
     await Message.objects.all().adelete()
     await KeptRequest.objects.all().adelete()
-
-
-def assert_broker_gone() -> None:
-    """The application's end takes the client away."""
-    with pytest.raises(RuntimeError):
-        api_broker.client()
 
 
 @pytest_asyncio.fixture

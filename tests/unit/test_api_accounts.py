@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from api.accounts import keys, tokens
 from api.accounts.models import ApiKey, LoginToken, User
+from api.context import app
 from tests.unit.api_site import FakeClient, browser, log_in, make_user, refresh_csrf
 
 create_key = sync_to_async(keys.create)
@@ -132,7 +133,7 @@ async def test_keys_are_stored_hashed_and_can_be_revoked(
     assert stored.last_used is not None
     await ApiKey.objects.filter(pk=stored.pk).aupdate(revoked=True)
     assert (await web.get("/v1/models", headers=headers)).status_code == 200  # still remembered
-    keys.forget_all()
+    app().keys.clear()
     assert (await web.get("/v1/models", headers=headers)).status_code == 401
 
 
@@ -313,6 +314,6 @@ async def test_a_request_costs_no_further_query_for_the_share(
     assert (await program.post("/v1/completions", json=body)).status_code == 200
     await User.objects.filter(pk=user.pk).aupdate(share=3)
     assert (await program.post("/v1/completions", json=body)).status_code == 200
-    keys.forget_all()
+    app().keys.clear()
     assert (await program.post("/v1/completions", json=body)).status_code == 200
     assert [job.share for job in fake.jobs] == [1.0, 1.0, 3.0]

@@ -9,13 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from django.conf import settings
 
 from api.accounts.models import User
+from api.context import app
 from api.errors import ApiError
 from api.requests import active as followed
 from api.requests import admission as backlog
 from api.requests import build
-from api.requests import submit as submission
 from api.requests.admission import Figures, Finished, queues, retry_after, waiting
 from broker.stream import Stream
 from broker.wire import ChatMessage, Job, JobClass, Sampling
@@ -73,7 +74,7 @@ def test_which_queues_hold_jobs() -> None:
         "n1": node_state("n1"),
         "x": node_state("x", model="third"),
     }
-    assert queues(states) == {
+    assert queues(states, ("tiny", "big")) == {
         "tiny": {"canopy.node.root", "canopy.node.n1"},
         "big": {"canopy.node.root-big"},  # its root is away; jobs may wait for it
         "third": {"canopy.node.x"},
@@ -84,9 +85,13 @@ def test_which_queues_hold_jobs() -> None:
 
 
 @pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def limit(fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets the backlog's limit."""
-    return lambda most: monkeypatch.setattr(backlog, "ENV", replace(backlog.ENV, backlog=most))
+
+    def set_limit(most: int) -> None:
+        monkeypatch.setattr(app().backlog, "_env", replace(settings.ENV, backlog=most))
+
+    return set_limit
 
 
 def job(user: str = "somebody", job_class: JobClass = "interactive", content: str = "hello") -> Job:
@@ -96,7 +101,7 @@ def job(user: str = "somebody", job_class: JobClass = "interactive", content: st
 
 async def submitted(job: Job) -> Stream | ApiError:
     try:
-        return await submission.submit(job)
+        return await app().submitter.submit(job)
     except ApiError as error:
         return error
 
@@ -152,15 +157,15 @@ async def test_what_others_have_submitted_counts(
 ) -> None:
     limit(100)
     fake.script = lambda job: []
-    await submission.submit(job(user.username))
+    await app().submitter.submit(job(user.username))
     fake.script = echo
     fake.states = {
         "root": node_state("root", engine="none", slots=0, held=30),
         "n1": node_state("n1", status="busy", running=2, held=9),
     }
     fake.queue_depths = {"canopy.node.root": 60, "canopy.node.n1": 1, "canopy.node.root-big": 5}
-    monkeypatch.setattr(backlog, "EVERY", 0.0)
-    monkeypatch.setattr(backlog, "STALE", 0.0)  # each request waits for a new measurement
+    monkeypatch.setattr(backlog, "MEASURE_EVERY", 0.0)
+    monkeypatch.setattr(backlog, "STALE_SECONDS", 0.0)  # each request waits for a new measurement
     answer = await program.post("/v1/chat/completions", json=CHAT)
     assert (answer.status_code, answer.headers["X-Canopy-Position"]) == (429, "101")
     assert (
@@ -181,7 +186,7 @@ async def test_requests_are_not_held_up_by_the_measurement(
 
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
     monkeypatch.setattr(fake, "depths", depths)
-    monkeypatch.setattr(backlog, "EVERY", 0.0)
+    monkeypatch.setattr(backlog, "MEASURE_EVERY", 0.0)
     monkeypatch.setattr(backlog, "PATIENCE", 3600.0)
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
@@ -197,7 +202,7 @@ async def test_refusals_have_the_shapes_that_clients_know(
     limit(1)
     fake.script = lambda job: []
     fake.states.clear()
-    await submission.submit(job(user.username))
+    await app().submitter.submit(job(user.username))
     for path, body in (
         ("/v1/chat/completions", CHAT),
         ("/v1/chat/completions", {**CHAT, "stream": True}),

@@ -10,8 +10,8 @@ import pytest
 from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
 
-from api.answers.writing import writings
 from api.chat.models import Conversation, Message
+from api.context import app
 from api.http.parsing import MAX_LEVELS
 from api.idempotency.models import KeptRequest
 from broker.wire import Failed
@@ -144,7 +144,7 @@ async def test_a_node_that_blames_a_nul(member: httpx.AsyncClient, fake: FakeCli
         await member.post(f"/api/conversations/{made['id']}/messages", json={"content": "x"})
     ).json()
     answer = turn["assistant_message"]["id"]
-    await until(lambda: not writings.handles())
+    await until(lambda: not app().writings.handles())
     assert (await Message.objects.aget(pk=answer)).error == "what is a\ufffdb?"
 
 

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from api.answers import following, store
-from api.answers.writing import Writing, writings
+from api.answers.writing import Writing
 from api.chat import events
 from api.chat.context import title_from
 from api.chat.models import Conversation, Message, Status
+from api.context import app
 from api.requests import position as line
 from broker.wire import Delta, Failed, Finished, Waiting
 from tests.unit.api_site import FakeClient, beginning, browser, log_in, make_user, node_state, until
@@ -32,7 +33,7 @@ async def begin(
 
 def writing_of(answer: dict[str, Any]) -> Writing | None:
     """The answer, if it is being written."""
-    return writings.get(("chat.Message", answer["id"]))
+    return app().writings.get(("chat.Message", answer["id"]))
 
 
 def told(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -250,7 +251,7 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
     await until(lambda: application.handler._endless)
     application.handler.end_streams()
     assert told((await reader).text) == [("delta", {"text": "so far"})]
-    await writings.hand_over()
+    await app().writings.hand_over()
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"]) == ("streaming", "so far")
     assert fake.cancelled == [

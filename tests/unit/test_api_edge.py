@@ -12,7 +12,7 @@ import pytest
 from django.conf import settings
 from django.db import OperationalError
 
-from api import broker
+from api.context import app
 from api.server import compression, response_headers
 from api.server.edge import Edge
 from tests.unit.api_site import FakeClient
@@ -288,7 +288,7 @@ async def endless(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def stopped(scope: Any, receive: Any, send: Any) -> None:
-    broker.client()
+    app()
 
 
 async def begun(scope: Any, receive: Any, send: Any) -> None:

@@ -13,8 +13,10 @@ import pytest_asyncio
 from django.db import InterfaceError, OperationalError, ProgrammingError
 
 from api.accounts.models import ApiKey, User
-from api.health import endpoints, storage
+from api.context import app
+from api.health import storage
 from api.health.probe import Probe
+from api.health.readiness import SILENT_BROKER
 from api.server import background
 from api.storage import outages
 from tests.unit.api_site import FakeClient, make_user
@@ -27,9 +29,9 @@ async def test_a_broker_that_is_cut_off_is_not_ready(
 ) -> None:
     """Its connection looks well until heartbeats have been missed."""
     monkeypatch.setattr(fake, "responds", asyncio.Event().wait)
-    monkeypatch.setattr(endpoints._broker_probe, "_deadline", 0.05)
+    monkeypatch.setattr(app().readiness._broker_probe, "_deadline", 0.05)
     answer = await web.get("/readyz")
-    assert (answer.status_code, answer.json()["missing"]) == (503, [endpoints.SILENT_BROKER])
+    assert (answer.status_code, answer.json()["missing"]) == (503, [SILENT_BROKER])
 
 
 async def test_many_questions_are_one_check() -> None:

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from api.accounts.models import User
+from api.context import app
 from api.requests import build
-from api.requests import submit as submission
 from broker.wire import ChatMessage, Delta, Finished, Sampling, Start, Waiting
 from tests.unit.api_site import FakeClient, browser, echo, log_in, make_user
 
@@ -131,7 +131,7 @@ async def test_a_job_that_ends_while_it_waits_stands_in_no_line(
 ) -> None:
     fake.script = lambda job: []
     job = build.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
-    stream = await submission.submit(job)
+    stream = await app().submitter.submit(job)
     fake.push(
         Waiting(
             request_id=job.request_id,
@@ -150,7 +150,7 @@ async def test_a_reader_that_comes_late_gets_the_present_place_alone(
     user: User, fake: FakeClient
 ) -> None:
     fake.script = lambda job: []
-    stream = await submission.submit(
+    stream = await app().submitter.submit(
         build.chat_job("tiny", [ChatMessage(role="user", content="hello")], Sampling(), user)
     )
     for position in (3, 2, 1):
@@ -171,7 +171,7 @@ async def test_an_answer_that_nobody_has_read_yet(
 ) -> None:
     messages = [ChatMessage(role="user", content="one two three")]
     job = build.chat_job("tiny", messages, Sampling(), user)
-    stream = await submission.submit(job)
+    stream = await app().submitter.submit(job)
     found = (await program.get(f"/api/jobs/{job.request_id}")).json()
     assert (found["state"], found["tokens"]) == ("done", 3)
     assert [frame async for frame in stream][-1] == fake.pushed[job.request_id][-1]

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from api.answers import following, process, takeover
 from api.answers import writing as writing_module
-from api.answers.writing import writings
+from api.context import app
 from api.idempotency import store
 from api.idempotency.models import KeptRequest
 from broker.wire import Delta, Failed, Finished
@@ -225,7 +225,7 @@ async def test_a_failure_is_told_again_unless_trying_again_may_help(
         Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")
     ]
     for replayed in (False, True):
-        await until(lambda: not writings.handles())
+        await until(lambda: not app().writings.handles())
         answer = await program.post(PATH, json=CHAT, headers=key)
         assert (answer.status_code, answer.json()["error"]["code"]) == (
             400,
@@ -242,7 +242,7 @@ async def test_the_request_of_a_dead_process_is_finished_here(
     cut = asyncio.create_task(program.post(PATH, json=STREAMED, headers=key))
     await fake.submitted.wait()
     kept = await kept_of(key)
-    writing = writings.get(kept.handle)
+    writing = app().writings.get(kept.handle)
     assert writing is not None
     await writing.hand_over()
     fake.script = echo

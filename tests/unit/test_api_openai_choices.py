@@ -7,10 +7,11 @@ import httpx
 import msgspec
 import pytest
 
+from api.context import app
 from broker.client import Unavailable
 from broker.stream import Stream
 from broker.wire import Delta, Failed, Finished, Job, decode, encode
-from tests.unit.api_site import FakeClient, echo, submission, until
+from tests.unit.api_site import FakeClient, echo, until
 from tests.unit.openai_site import CHAT, payloads
 
 
@@ -147,7 +148,7 @@ async def test_all_choices_or_none_are_taken(
     program: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.script = lambda job: []
-    publish, published = submission.publish, []
+    publish, published = app().submitter.publish, []
 
     async def two(job: Job) -> Stream:
         published.append(job)
@@ -155,7 +156,7 @@ async def test_all_choices_or_none_are_taken(
             raise Unavailable("the broker left")
         return await publish(job)
 
-    monkeypatch.setattr(submission, "publish", two)
+    monkeypatch.setattr(app().submitter, "publish", two)
     answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 4})
     assert answer.status_code == 503
     assert [request for request, _ in fake.cancelled] == [job.request_id for job in published[:2]]

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from django.conf import settings
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api.accounts.models import User
+from api.context import app
 from api.environment import LEAST_BACKLOG_BYTES
 from api.errors import ApiError
 from api.requests import admission as backlog
 from api.requests import build
-from api.requests import submit as submission
 from api.requests.quota import CEILING, Tally, Usage, Verdict, decide
-from api.requests.waiting_jobs import WaitingJobs, prompt_bytes, waiting_jobs
+from api.requests.waiting_jobs import WaitingJobs, prompt_bytes
 from broker.wire import ChatMessage, JobClass, Sampling
 from tests.unit.api_site import FakeClient, echo, node_state
 from tests.unit.test_api_admission import flood, job
@@ -134,16 +135,16 @@ def test_jobs_are_counted_by_model_class_and_user() -> None:
 async def test_jobs_are_counted_until_they_begin_or_end(fake: FakeClient) -> None:
     fake.script = lambda job: []
     fake.trees.add("gone")
-    begun, left = await submission.submit(job()), await submission.submit(job())
+    begun, left = await app().submitter.submit(job()), await app().submitter.submit(job())
     fake.connected = False
     with pytest.raises(ApiError):
-        await submission.submit(job())
+        await app().submitter.submit(job())
     fake.connected = True
-    assert waiting_jobs.of_model("tiny") == 2
+    assert app().waiting_jobs.of_model("tiny") == 2
     fake.push(echo(begun.job)[0])
-    assert waiting_jobs.of_model("tiny") == 1
+    assert app().waiting_jobs.of_model("tiny") == 1
     await left.aclose()
-    assert len(waiting_jobs) == 0
+    assert len(app().waiting_jobs) == 0
 
 
 # ---- through the API
@@ -154,7 +155,11 @@ def limit(monkeypatch: pytest.MonkeyPatch, fake: FakeClient) -> Callable[..., No
     """Sets the backlog's limits, in front of nodes that never begin a job."""
     fake.script = lambda job: []
     fake.states = {"n1": node_state("n1", slots=2, running=2, status="busy")}
-    return lambda **most: monkeypatch.setattr(backlog, "ENV", replace(backlog.ENV, **most))
+
+    def set_limits(**most: int) -> None:
+        monkeypatch.setattr(app().backlog, "_env", replace(settings.ENV, **most))
+
+    return set_limits
 
 
 async def test_another_user_is_admitted_beside_a_thousand_waiting_jobs(
@@ -216,7 +221,7 @@ async def test_however_many_flood_memory_is_bounded(
     limit(backlog_bytes=1_000_000)
     for number in range(30):
         await flood(5, user=f"user {number}", content="x" * 300_000)
-    assert waiting_jobs.bytes("interactive").total <= CEILING * 1_000_000
+    assert app().waiting_jobs.bytes("interactive").total <= CEILING * 1_000_000
     _, refusals = await flood(1, user="late", content="x" * 300_000)
     assert "no more may wait" in refusals[0].message
 
@@ -236,8 +241,8 @@ async def test_what_a_ghost_says_counts_for_nothing(
 async def test_no_figure_of_a_node_makes_the_wait_longer_than_an_hour(
     fake: FakeClient, limit: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backlog, "EVERY", 0.0)
-    monkeypatch.setattr(backlog, "STALE", 0.0)
+    monkeypatch.setattr(backlog, "MEASURE_EVERY", 0.0)
+    monkeypatch.setattr(backlog, "STALE_SECONDS", 0.0)
     limit(backlog=1)
     await flood(1)
     for finished in (0, 1):

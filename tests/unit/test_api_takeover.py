@@ -11,8 +11,8 @@ from django.utils import timezone
 
 from api.answers import following, process, store, takeover
 from api.answers import writing as writing_module
-from api.answers.writing import writings
 from api.chat.models import Conversation, Message, Status
+from api.context import app
 from api.server.asgi import application
 from broker.wire import Delta, Finished, Job, decode
 from tests.unit.api_site import (
@@ -49,7 +49,7 @@ async def begin(member: httpx.AsyncClient, content: str = WORDS) -> Message:
 
 async def lose(message: Message, **changes: Any) -> None:
     """This process forgets the answer, as if it had been another one that died after it stored the text."""
-    writing = writings.get(message.handle)
+    writing = app().writings.get(message.handle)
     assert writing is not None
     await writing.hand_over()
     await Message.objects.filter(pk=message.pk).aupdate(
@@ -187,7 +187,9 @@ async def test_an_orderly_stop_hands_the_answer_to_the_next_process(
         await log_in(member, await make_user())
         message = await begin(member)
         await until(
-            lambda: (found := writings.get(message.handle)) is not None and found.record.content
+            lambda: (
+                (found := app().writings.get(message.handle)) is not None and found.record.content
+            )
         )
     left = await Message.objects.aget(pk=message.pk)
     assert (left.status, left.content, left.owner) == ("streaming", "one tw", "")
@@ -203,14 +205,14 @@ async def test_an_owner_that_was_slow_gives_way_quietly(
 ) -> None:
     fake.script = beginning("one tw")
     message = await begin(member)
-    writing = writings.get(message.handle)
+    writing = app().writings.get(message.handle)
     assert writing is not None
     reader = following.follow(message)
     assert await anext(reader) == Delta(request_id=message.request_id, text="one tw")
     await Message.objects.filter(pk=message.pk).aupdate(
         owner="elsewhere:1:1", takeovers=1, content="one"
     )
-    await until(lambda: writings.get(message.handle) is None)
+    await until(lambda: app().writings.get(message.handle) is None)
     assert fake.cancelled == [(message.request_id, 2)]
     # The new owner's text is the reader's from now on: nothing twice, nothing missing.
     await Message.objects.filter(pk=message.pk).aupdate(content="one two thr")

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.context import app
 from api.tree import watch as watching
 from broker.management import Edges
 from broker.tree import settled, tree
@@ -132,4 +133,4 @@ async def test_the_stream_tells_changes(
         await asyncio.sleep(0.05)
         fake.change(node_state("n1", running=1))
         assert by_name(json.loads((await anext(lines))[6:]))["n1"]["running"] == 1
-    await until(lambda: watching.watch._reader is None)  # nobody watches: nothing is read
+    await until(lambda: app().tree._reader is None)  # nobody watches: nothing is read

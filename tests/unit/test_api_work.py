@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.accounts.models import User
+from api.context import app
 from api.errors import ApiError
 from api.requests import build
-from api.requests import submit as submission
 from api.requests.accounting import LEAST, REMEMBERED, UNKNOWN_ANSWER, Charge, Ledger, prompt_tokens
 from broker.wire import ChatMessage, Delta, Failed, Finished, Job, JobClass, Sampling, Start
 from tests.unit.api_site import FakeClient, make_user, until
@@ -182,7 +182,7 @@ CHAT = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content
 
 
 def owed(user: User, job_class: JobClass = "interactive") -> float:
-    return submission.ledger.account((user.username, job_class)).owed
+    return app().ledger.account((user.username, job_class)).owed
 
 
 async def test_a_job_is_charged_and_settled_at_its_end(
@@ -202,7 +202,9 @@ async def test_a_job_is_charged_and_settled_at_its_end(
 async def submitted(fake: FakeClient, user: User, **sampling: Any) -> tuple[Any, Job]:
     fake.script = lambda job: []
     messages = [ChatMessage(role="user", content="x" * 40)]
-    stream = await submission.submit(build.chat_job("tiny", messages, Sampling(max_tokens=5), user))
+    stream = await app().submitter.submit(
+        build.chat_job("tiny", messages, Sampling(max_tokens=5), user)
+    )
     return stream, fake.jobs[-1]
 
 
@@ -270,7 +272,9 @@ async def test_an_answer_that_is_taken_over_is_charged_for_the_rest(
     fake.script = lambda job: []
     messages = [ChatMessage(role="user", content="x" * 40)]
     whole = build.chat_job("tiny", messages, Sampling(max_tokens=50), user)
-    await submission.publish(msgspec.structs.replace(whole, delivered="a b", delivered_ids=(1, 2)))
+    await app().submitter.publish(
+        msgspec.structs.replace(whole, delivered="a b", delivered_ids=(1, 2))
+    )
     job = fake.jobs[-1]
     fake.push(Start(request_id=job.request_id, node="n1"))
     fake.push(

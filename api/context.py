@@ -1,0 +1,94 @@
+"""The application context: what lives as long as the process serves, and who needs what of it.
+
+`server/asgi.py` builds one at start-up, makes it current, and closes it at the end. Rooms get their
+collaborators as arguments; endpoints, which Django calls with a request alone, use `app()`. This
+holder is the only global state of the API.
+"""
+
+from dataclasses import dataclass
+
+from api.accounts.keys import KeyCache
+from api.answers.takeover import Takeover
+from api.answers.writing import Writings
+from api.catalog import Catalog
+from api.chat.models import Message
+from api.environment import Environment
+from api.errors import NotRunning
+from api.health.readiness import Readiness
+from api.idempotency.models import KeptRequest
+from api.requests.accounting import Ledger
+from api.requests.active import Followed
+from api.requests.admission import Backlog
+from api.requests.submit import Submitter
+from api.requests.waiting_jobs import WaitingJobs
+from api.tree.watch import Watch
+from broker.client import Client
+
+STORED = (Message, KeptRequest)  # the answers that outlive this process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppContext:
+    """See the module; each field's class has the details."""
+
+    client: Client
+    keys: KeyCache
+    catalog: Catalog
+    readiness: Readiness
+    tree: Watch
+    ledger: Ledger
+    waiting_jobs: WaitingJobs
+    backlog: Backlog
+    followed: Followed
+    submitter: Submitter
+    writings: Writings
+    takeover: Takeover
+
+
+def build(client: Client, env: Environment) -> AppContext:
+    """A fresh context around a broker client. Nothing runs yet."""
+    catalog = Catalog(client, env)
+    ledger = Ledger()
+    waiting_jobs = WaitingJobs()
+    backlog = Backlog(client, waiting_jobs, env)
+    followed = Followed(client)
+    submitter = Submitter(
+        client=client,
+        catalog=catalog,
+        backlog=backlog,
+        waiting_jobs=waiting_jobs,
+        ledger=ledger,
+        followed=followed,
+        job_seconds=env.job_seconds,
+    )
+    writings = Writings()
+    return AppContext(
+        client=client,
+        keys=KeyCache(),
+        catalog=catalog,
+        readiness=Readiness(client),
+        tree=Watch(client),
+        ledger=ledger,
+        waiting_jobs=waiting_jobs,
+        backlog=backlog,
+        followed=followed,
+        submitter=submitter,
+        writings=writings,
+        takeover=Takeover(STORED, client, catalog, submitter, writings),
+    )
+
+
+_current: AppContext | None = None
+
+
+def app() -> AppContext:
+    """The current context. Raises NotRunning outside the application's life."""
+    if _current is None:
+        raise NotRunning
+    return _current
+
+
+def set_current(context: AppContext | None) -> None:
+    """Makes `context` the one that `app()` returns; None at the application's end."""
+    global _current  # noqa: PLW0603 - the one global of the API
+    _current = context
