@@ -86,7 +86,7 @@ class Subject(ABC):
         loaded = self._loaded(device, slots)
         self.context = min(self.context, loaded.context)
         self.precision = loaded.precision
-        return msgspec.structs.replace(loaded, ends=frozenset())
+        return msgspec.structs.replace(loaded, eos_token_ids=frozenset())
 
     @abstractmethod
     def _loaded(self, device: str, slots: int) -> Loaded:

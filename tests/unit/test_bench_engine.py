@@ -486,7 +486,7 @@ def test_a_written_model_is_the_one_of_its_shape_and_ends_no_answer(folder: Path
     import torch
 
     loaded = loading.load(folder, "cpu", 2)
-    assert loaded.ends == frozenset()
+    assert loaded.eos_token_ids == frozenset()
     weight = (
         shapes.build(shapes.config("tiny"), "cpu", torch.bfloat16)
         .model.layers[1]

@@ -55,7 +55,7 @@ class Scripted:
 def scripted(job: Job, script: list[int], context: int = 512) -> Loaded:
     read = dialogue(job.messages) if job.messages else job.prompt
     return Loaded(
-        model=Scripted(len(BYTES(read)["input_ids"]), script), tokenizer=BYTES, ends=frozenset([EOS]),
+        model=Scripted(len(BYTES(read)["input_ids"]), script), tokenizer=BYTES, eos_token_ids=frozenset([EOS]),
         slots=ROWS, context=context, vocabulary=len(BYTES), prefill_tokens=256,
     )  # fmt: skip
 

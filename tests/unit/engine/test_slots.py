@@ -383,4 +383,4 @@ def test_a_loaded_model_says_how_long_a_row_may_be(folder: Path) -> None:
     loaded = load(folder, "cpu", 2)
     assert loaded.over is not None
     assert loaded.context == loaded.over.context == 512
-    assert msgspec.structs.replace(loaded, ends=frozenset()).over is loaded.over
+    assert msgspec.structs.replace(loaded, eos_token_ids=frozenset()).over is loaded.over

@@ -68,7 +68,7 @@ class Sequence:
     def take(self, picked: Picked) -> Chunk | None:
         """Adds one token; returns what there is to tell, or None while a character or stop string is undecided."""
         token = picked.token
-        if token in self._ends:
+        if token in self._eos_token_ids:
             return self._finish("stop", self._text.end())
         self.last = token
         self._left -= 1
@@ -100,7 +100,11 @@ class Sequence:
         if (biased := max(self.sampling.logit_bias, default=0)) >= loaded.vocabulary:
             raise EngineError("invalid", f"logit_bias: the model has no token {biased}")
         wanted = DEFAULT_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
-        self.ids, self._given, self._ends = prompt.ids, given, loaded.ends | stop_tokens
+        self.ids, self._given, self._eos_token_ids = (
+            prompt.ids,
+            given,
+            loaded.eos_token_ids | stop_tokens,
+        )
         self.most = self._left = min(loaded.context - given, wanted) - prompt.delivered
         stops = (*self.sampling.stop, *prompt.stops)
         self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)

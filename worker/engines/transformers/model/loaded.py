@@ -50,7 +50,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
     model: Any
     tokenizer: Any
-    ends: frozenset[int]  # token ids that end an answer
+    eos_token_ids: frozenset[int]
     slots: int  # sequences at once
     context: int  # tokens, prompt and answer together
     vocabulary: int  # token ids are below it

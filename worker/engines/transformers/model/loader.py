@@ -95,7 +95,7 @@ def ready(model: Any, tokenizer: Any, slots: int | None, context: int | None = N
     return Loaded(
         model=model,
         tokenizer=tokenizer,
-        ends=end_tokens(model, tokenizer),
+        eos_token_ids=end_tokens(model, tokenizer),
         slots=size.slots,
         context=size.context,
         vocabulary=model.config.get_text_config(decoder=True).vocab_size,

@@ -326,7 +326,7 @@ def load(folder: Path, device: str, slots: int | None, ranks: int) -> Loaded:
     return Loaded(
         model=model,
         tokenizer=tokenizer,
-        ends=end_tokens(model, tokenizer),
+        eos_token_ids=end_tokens(model, tokenizer),
         slots=leader.slots,
         context=leader.context,
         vocabulary=model.config.get_text_config().vocab_size,
