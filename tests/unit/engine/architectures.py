@@ -14,12 +14,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from broker.wire import Job, Sampling
 from worker.engines.base import Chunk
-from worker.engines.transformers.base import News
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.model.loader import ready
 from worker.engines.transformers.model.shrunk_config import shrunk
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 
 VOCABULARY = 96
@@ -91,7 +91,7 @@ def loaded(model: Any, slots: int = 3, read: int = 16, context: int | None = Non
 
 def answers(there: Loaded, asked: Many[list[int]], length: int) -> list[list[int]]:
     """Of all prompts, computed at once in as many slots as there are."""
-    news: queue.SimpleQueue[News] = queue.SimpleQueue()
+    news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
     decoder = Decoder(there, there.slots, news.put)
     decoder.start()
     sequences = [Sequence(_job(prompt, length), Mailbox()) for prompt in asked]

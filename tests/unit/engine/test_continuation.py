@@ -15,11 +15,11 @@ from hypothesis import strategies as some
 from broker.wire import ChatMessage, Job, Sampling, TokenLogprob
 from tests.unit.engine.tiny import save_model, tokenizer
 from worker.engines.base import Chunk, EngineError
-from worker.engines.transformers.base import News
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model import loader as loading
 from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.text.chat_template import dialogue
 
@@ -73,7 +73,7 @@ class Runs:
     """A decoder without an event loop, so that every chunk is seen as it is told, joined with no other."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.decoder = Decoder(loaded, ROWS, self._news.put)
         self.decoder.start()
 

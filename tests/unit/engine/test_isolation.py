@@ -22,9 +22,7 @@ from broker.wire import Job, Sampling
 from tests.unit.engine.tiny import save_model
 from worker.engines.base import Chunk, EngineError
 from worker.engines.stop_filter import StopFilter
-from worker.engines.transformers import sequence
-from worker.engines.transformers import throttle as telling_module
-from worker.engines.transformers.base import News
+from worker.engines.transformers import sequence, throttle
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.fallback.batch import Batch, Prefill
 from worker.engines.transformers.mailbox import Mailbox
@@ -34,11 +32,12 @@ from worker.engines.transformers.model.runner import SlotModel
 from worker.engines.transformers.prefix_cache import Slots
 from worker.engines.transformers.sampling.penalties import Biases, History
 from worker.engines.transformers.sampling.sampler import Choices, Dice, Sampler
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.text import detokenizer as detokenize
 from worker.engines.transformers.text import token_bytes as spelling
 from worker.engines.transformers.text.answer_text import AnswerText
-from worker.engines.transformers.throttle import Telling
+from worker.engines.transformers.throttle import StreamThrottle
 
 _SCHEDULES = int(os.environ.get("HUNT", "500"))
 _SLOTS = 3
@@ -49,7 +48,7 @@ ROW = [  # work for one sequence: at most one of them fails
     (detokenize.Detokenizer, "push"), (detokenize.Detokenizer, "flush"), (StopFilter, "push"), (StopFilter, "flush"),
     (spelling.Spelling, "of"), (Choices, "picked"), (Sampler, "assign"), (History, "begin"), (Biases, "begin"),
     (Sampler, "_tokens"), (Sampler, "_drawn"), (Sampler, "_odds"), (History, "penalise"), (Biases, "add"),
-    (Dice, "draw"), (Telling, "_due"), (telling_module, "joined"), (sequence, "AnswerText"),
+    (Dice, "draw"), (StreamThrottle, "_due_now"), (throttle, "merge_chunks"), (sequence, "AnswerText"),
 ]  # fmt: skip
 SLOT_ROW = [
     (Slots, "take"),
@@ -144,7 +143,7 @@ class Runs:
     """A decoder whose news are read here."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.decoder = Decoder(loaded, _SLOTS, self._news.put)
         self.decoder.start()
 
@@ -249,7 +248,7 @@ def _check_usable(runs: Runs, world: World, what: str) -> None:
     if hasattr(scheduler, "_slots") and isinstance(scheduler._slots, Slots):
         scheduler._leave()
         assert scheduler._slots.free == _SLOTS, what
-    assert not scheduler.everyone(), what
+    assert not scheduler.unfinished(), what
 
 
 @pytest.mark.parametrize("kind", ["slots", "rows"])

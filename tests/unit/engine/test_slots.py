@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 from broker.wire import Job, Sampling
 from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
 from worker.engines.base import Chunk, EngineError
-from worker.engines.transformers.base import News
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.attention import Piece
@@ -22,6 +21,7 @@ from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.model.loader import load, ready
 from worker.engines.transformers.model.probe import Shape, fit
 from worker.engines.transformers.model.runner import SlotModel, Unfit, _bucket
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 
 PROMPTS = [
@@ -54,7 +54,7 @@ class Runs:
     """A decoder whose news are read here, in order."""
 
     def __init__(self, loaded: Loaded, slots: int) -> None:
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.decoder = Decoder(loaded, slots, self._news.put)
         self.decoder.start()
         self.told: dict[Mailbox, list[Chunk | EngineError]] = {}
@@ -201,7 +201,7 @@ def test_a_wave_of_newcomers_is_taken_in_a_few_at_a_time(folder: Path) -> None:
     taken = []
     for _ in range(3):
         assert decoder._receive()
-        taken.append(len(decoder._scheduler.everyone()))
+        taken.append(len(decoder._scheduler.unfinished()))
     assert taken == [16, 32, 40]
 
 

@@ -212,7 +212,7 @@ async def test_closing_the_iterator_frees_the_slot(engine: Engine) -> None:
         )
         == 4
     )
-    assert all(row.finished for row in engine._decoder._scheduler.everyone())  # type: ignore[attr-defined]
+    assert all(row.finished for row in engine._decoder._scheduler.unfinished())  # type: ignore[attr-defined]
 
 
 async def test_cancelling_the_reader_frees_the_slot(engine: Engine) -> None:

@@ -14,16 +14,16 @@ import structlog
 import torch
 
 from worker.engines.base import Chunk, EngineError, EngineStopped
-from worker.engines.transformers.base import News, Scheduler
 from worker.engines.transformers.errors import thread_died
 from worker.engines.transformers.fallback.scheduler import RowScheduler
 from worker.engines.transformers.intake import Intake, drained
 from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.scheduler import SlotScheduler
+from worker.engines.transformers.scheduler_protocol import Scheduler, StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.stopwatch import Stopwatch
 from worker.engines.transformers.text.chat_template import Prompts
-from worker.engines.transformers.throttle import Telling
+from worker.engines.transformers.throttle import StreamThrottle
 
 # Newcomers taken in between two steps: giving one a slot takes about a millisecond of the host, and
 # a GPU that has nothing to do meanwhile waits for them all.
@@ -37,10 +37,10 @@ class Decoder:
     makes tokens of jobs, and the decoding thread computes. `tell` is called from both.
     """
 
-    def __init__(self, loaded: Loaded, slots: int, tell: Callable[[News], None]) -> None:
+    def __init__(self, loaded: Loaded, slots: int, tell: Callable[[StepOutput], None]) -> None:
         self._loaded = loaded
         self._tell = tell
-        self._telling = Telling(tell, time.monotonic)
+        self._throttle = StreamThrottle(tell, time.monotonic)
         self._scheduler: Scheduler = (
             SlotScheduler(loaded, loaded.over)
             if loaded.over is not None
@@ -51,7 +51,7 @@ class Decoder:
         # bounded by the engine's open runs
         self._prepared: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._stopwatch = Stopwatch()
-        self._untold: News = []  # of the present step
+        self._untold: StepOutput = []  # of the present step
         self.warm = False  # a step has ended
         # nobody looks at what is submitted any more, and why
         self._closed: EngineError | None = None
@@ -144,25 +144,25 @@ class Decoder:
         finally:  # nobody is left waiting, whatever ended the loop
             self._closed = cause
             self._end(
-                [*self._scheduler.everyone(), *drained(self._prepared), *self._intake.close()],
+                [*self._scheduler.unfinished(), *drained(self._prepared), *self._intake.close()],
                 cause,
             )
             # also an end that its reader has not heard of
-            untold = [*self._untold, *self._scheduler.unsaid()]
+            untold = [*self._untold, *self._scheduler.take_output()]
             self._told([(mailbox, cause) for mailbox, _ in untold])
 
     def _step(self) -> None:
         with self._stopwatch.running():
             self._untold = self._scheduler.step()
         self.warm = True
-        self._telling.pass_on(self._untold)
+        self._throttle.push(self._untold)
         self._untold = []
-        self._telling.retain([sequence.mailbox for sequence in self._scheduler.everyone()])
+        self._throttle.retain([sequence.mailbox for sequence in self._scheduler.unfinished()])
 
     def _receive(self) -> bool:
         """Takes in what is prepared, waiting for it when there is nothing else to do. False: stop."""
         for _ in range(_ADMITTED):
-            if self._scheduler.busy and self._prepared.empty():
+            if self._scheduler.has_work and self._prepared.empty():
                 break
             sequence = self._prepared.get()
             if sequence is None:
@@ -176,6 +176,6 @@ class Decoder:
             sequence.finished = True
         self._told([(sequence.mailbox, error) for sequence in running])
 
-    def _told(self, news: News) -> None:
+    def _told(self, news: StepOutput) -> None:
         if news:
             self._tell(news)

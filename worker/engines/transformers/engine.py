@@ -18,7 +18,6 @@ import torch
 
 from broker.wire import Job
 from worker.engines.base import Chunk, EngineStopped, EngineUnavailable
-from worker.engines.transformers.base import News
 from worker.engines.transformers.compute_thread import compute_apart
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.errors import row_failed
@@ -27,6 +26,7 @@ from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.model.placement import find_devices
 from worker.engines.transformers.model.placement import load as load_spread
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.models import installed
 
@@ -91,7 +91,7 @@ class TransformersEngine:
         self.device = ",".join(map(str, await asyncio.to_thread(find_devices, self.device)))
         loaded = await compute_apart(lambda: self._load(self.device, self.slots))
 
-        def tell(news: News) -> None:
+        def tell(news: StepOutput) -> None:
             try:
                 loop.call_soon_threadsafe(_deliver, news)
             except RuntimeError:  # the loop is closed: the process is ending and nobody reads
@@ -197,7 +197,7 @@ def _free_memory() -> bool:
     return True
 
 
-def _deliver(news: News) -> None:
+def _deliver(news: StepOutput) -> None:
     for mailbox, item in news:
         try:
             mailbox.put(item)

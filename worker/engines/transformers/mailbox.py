@@ -1,4 +1,4 @@
-"""How chunks get from whoever computes them to the coroutine that reads them."""
+"""How chunks travel from the decoding thread to the coroutine that reads them."""
 
 import asyncio
 from collections import deque
@@ -6,8 +6,8 @@ from collections import deque
 from worker.engines.base import Chunk, EngineError
 
 
-def joined(first: Chunk, second: Chunk) -> Chunk:
-    """Two chunks in a row as one; neither is the first of a run, which stays alone."""
+def merge_chunks(first: Chunk, second: Chunk) -> Chunk:
+    """Two consecutive chunks as one; neither is the first of a run, which stays separate."""
     return Chunk(
         text=first.text + second.text,
         tokens=first.tokens + second.tokens,
@@ -18,7 +18,7 @@ def joined(first: Chunk, second: Chunk) -> Chunk:
 
 
 class Mailbox:
-    """Holds at most two chunks, a run's first and one other: what a slow reader has not taken yet is joined.
+    """Holds at most two chunks, a run's first one and one more: a slow reader gets them merged.
 
     Both ends are used in the event loop's thread only.
     """
@@ -29,22 +29,22 @@ class Mailbox:
         self._filled = asyncio.Event()
 
     def put(self, item: Chunk | EngineError) -> None:
-        """Adds a chunk, or the error after which nothing follows. If it raises, nothing is added."""
+        """Adds a chunk, or the error that ends the stream. Leaves the mailbox as it is if it raises."""
         if self._error is not None:
             return
         if isinstance(item, EngineError):
             self._error = item
         elif self._chunks and not self._chunks[-1].prompt_tokens:
-            self._chunks[-1] = joined(self._chunks[-1], item)
+            self._chunks[-1] = merge_chunks(self._chunks[-1], item)
         else:
             self._chunks.append(item)
         self._filled.set()
 
     async def get(self) -> Chunk:
-        """The first chunk, then everything since the last call. Raises the EngineError once all before it is read."""
+        """The first chunk, then all since the last call as one. Raises the error behind them."""
         await self._filled.wait()
         if not self._chunks:
-            assert self._error is not None  # noqa: S101 - `put` is the only one who sets the event
+            assert self._error is not None  # noqa: S101 - `put` alone sets the event
             raise self._error
         chunk = self._chunks.popleft()
         if not self._chunks and self._error is None:

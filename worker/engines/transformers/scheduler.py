@@ -12,16 +12,16 @@ from typing import NamedTuple
 import structlog
 import torch
 
-from worker.engines.transformers.base import News
 from worker.engines.transformers.errors import model_failed
 from worker.engines.transformers.model.attention import Piece
 from worker.engines.transformers.model.loaded import Loaded, OverSlots
 from worker.engines.transformers.model.runner import PIECES
+from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.prefill_budget import PrefillBudget, shares
 from worker.engines.transformers.prefix_cache import Slots, common
 from worker.engines.transformers.sampling.sampler import Choices, Sampler
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
-from worker.engines.transformers.step_output import StepOutput
 
 log = structlog.get_logger(__name__)
 
@@ -76,10 +76,10 @@ class SlotScheduler:
         self._reading: list[_Row] = []
         self._running: list[_Row] = []
         self._made: deque[_Made] = deque()  # not looked at yet
-        self._output = StepOutput()
+        self._output = OutputProcessor()
 
     @property
-    def busy(self) -> bool:
+    def has_work(self) -> bool:
         """There is something to compute or to look at."""
         return bool(self._waiting or self._reading or self._running or self._made)
 
@@ -97,11 +97,11 @@ class SlotScheduler:
         """Takes a prepared sequence in."""
         self._waiting.append(sequence)
 
-    def everyone(self) -> list[Sequence]:
+    def unfinished(self) -> list[Sequence]:
         """All that have not ended."""
         return [*self._waiting, *_sequences([*self._reading, *self._running])]
 
-    def step(self) -> News:
+    def step(self) -> StepOutput:
         """A bounded piece of the newcomers' prompts, then a token for everyone who runs."""
         self._leave()
         self._seat()
@@ -114,7 +114,7 @@ class SlotScheduler:
             self._look()
         return self._output.take()
 
-    def unsaid(self) -> News:
+    def take_output(self) -> StepOutput:
         """What came of a step that was broken off."""
         return self._output.take()
 

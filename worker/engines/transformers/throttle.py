@@ -1,10 +1,9 @@
-"""How often readers are told: each new token at once while few are read, several at a time while
-many are.
+"""How often a stream is flushed: every token while few streams run, several at a time while many do.
 
-Passing one token on costs some 50 us over the node, the broker and the API, whatever its length; an
-engine that makes 20,000 a second would spend two cores on it. So a node tells at most so many
-pieces a second, and the more it computes at once the longer each stream's pieces are. A first
-token, an end and an error are never kept back.
+Passing one chunk through node, broker and API costs some 50 us whatever its length, so an engine
+that makes 20,000 tokens a second would spend two cores on it. A node therefore delivers at most
+CHUNKS_PER_SECOND: the more streams run, the longer their chunks. A first token, an end and an error
+are never delayed.
 """
 
 from collections.abc import Callable, Collection
@@ -12,72 +11,72 @@ from collections.abc import Callable, Collection
 import structlog
 
 from worker.engines.base import Chunk, EngineError
-from worker.engines.transformers.base import News
 from worker.engines.transformers.errors import row_failed
-from worker.engines.transformers.mailbox import Mailbox, joined
+from worker.engines.transformers.mailbox import Mailbox, merge_chunks
+from worker.engines.transformers.scheduler_protocol import StepOutput
 
-PIECES_A_SECOND = 5000
+CHUNKS_PER_SECOND = 5000
 
 log = structlog.get_logger(__name__)
 
 
-class Telling:
-    """Between the computing thread and `tell`; used by that thread alone. `clock` gives seconds."""
+class StreamThrottle:
+    """Sits between the decoding thread, which alone uses it, and `deliver`. `clock` gives seconds."""
 
-    def __init__(self, tell: Callable[[News], None], clock: Callable[[], float]) -> None:
-        self._tell = tell
+    def __init__(self, deliver: Callable[[StepOutput], None], clock: Callable[[], float]) -> None:
+        self._deliver = deliver
         self._clock = clock
-        # streams that had a token, and when they were told last
-        self._told: dict[Mailbox, float] = {}
-        self._kept: dict[Mailbox, Chunk] = {}
+        self._last_flush: dict[Mailbox, float] = {}  # of the streams that had a token
+        self._pending: dict[Mailbox, Chunk] = {}
 
-    def pass_on(self, news: News) -> None:
-        """What a step made. Called after each step, also one that made nothing new to tell."""
+    def push(self, output: StepOutput) -> None:
+        """Takes what a step made. Call it after every step, also after one that made nothing."""
         now = self._clock()
-        due: News = []
-        for mailbox, item in news:
+        due: StepOutput = []
+        for mailbox, item in output:
             try:
-                due += self._due(mailbox, item, now)
+                due += self._due_now(mailbox, item, now)
             except Exception as error:
-                # its reader would miss a part of the answer, so that answer ends here
+                # the reader would miss a part of the answer, so the answer ends here
                 log.exception("a chunk could not be passed on")
                 self._forget(mailbox)
                 due.append((mailbox, row_failed(error)))
-        due += self._due_again(now)
+        due += self._flush_pending(now)
         if due:
-            self._tell(due)
+            self._deliver(due)
 
     def retain(self, streams: Collection[Mailbox]) -> None:
-        """All other streams were ended from outside. Looked at only if there are more than these."""
-        if len(self._told) > len(streams):
-            for mailbox in self._told.keys() - set(streams):
+        """Forgets all other streams, which were cancelled. Costs nothing while there are none."""
+        if len(self._last_flush) > len(streams):
+            for mailbox in self._last_flush.keys() - set(streams):
                 self._forget(mailbox)
 
-    def _due(self, mailbox: Mailbox, item: Chunk | EngineError, now: float) -> News:
-        """What of a stream's new item, and of what was kept back, is told at once."""
-        kept = self._kept.pop(mailbox, None)
+    def _due_now(self, mailbox: Mailbox, item: Chunk | EngineError, now: float) -> StepOutput:
+        """What to deliver at once of a new item and the stream's pending chunk."""
+        pending = self._pending.pop(mailbox, None)
         if isinstance(item, EngineError):
             self._forget(mailbox)
-            return [(mailbox, item)] if kept is None else [(mailbox, kept), (mailbox, item)]
-        chunk = item if kept is None else joined(kept, item)
+            return [(mailbox, item)] if pending is None else [(mailbox, pending), (mailbox, item)]
+        chunk = item if pending is None else merge_chunks(pending, item)
         if chunk.finish is not None:
             self._forget(mailbox)
             return [(mailbox, chunk)]
-        if mailbox in self._told:
-            self._kept[mailbox] = chunk
+        if mailbox in self._last_flush:
+            self._pending[mailbox] = chunk
             return []
-        self._told[mailbox] = now
+        self._last_flush[mailbox] = now
         return [(mailbox, chunk)]
 
-    def _due_again(self, now: float) -> News:
-        """What was kept back for long enough."""
-        since = now - len(self._told) / PIECES_A_SECOND
-        due: News = []
-        for mailbox in [mailbox for mailbox in self._kept if self._told[mailbox] <= since]:
-            self._told[mailbox] = now
-            due.append((mailbox, self._kept.pop(mailbox)))
+    def _flush_pending(self, now: float) -> StepOutput:
+        """The chunks that have been pending for long enough."""
+        oldest = now - len(self._last_flush) / CHUNKS_PER_SECOND
+        due: StepOutput = []
+        for mailbox in list(self._pending):
+            if self._last_flush[mailbox] <= oldest:
+                self._last_flush[mailbox] = now
+                due.append((mailbox, self._pending.pop(mailbox)))
         return due
 
     def _forget(self, mailbox: Mailbox) -> None:
-        self._told.pop(mailbox, None)
-        self._kept.pop(mailbox, None)
+        self._last_flush.pop(mailbox, None)
+        self._pending.pop(mailbox, None)

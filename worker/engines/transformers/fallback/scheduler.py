@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from worker.engines.transformers.base import News
 from worker.engines.transformers.fallback.batch import Batch, Prefill
 from worker.engines.transformers.fallback.one_by_one import AloneBatch, AlonePrefill
 from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.sampling.sampler import Sampler
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
-from worker.engines.transformers.step_output import StepOutput
 
 
 class RowScheduler:
@@ -26,10 +26,10 @@ class RowScheduler:
         self._prefill: Prefill | AlonePrefill | None = None
         self._running: Any = AloneBatch(loaded.model) if loaded.alone else Batch(loaded.model)
         self._sampler = Sampler(slots, loaded.vocabulary, torch.device(loaded.model.device))
-        self._output = StepOutput()
+        self._output = OutputProcessor()
 
     @property
-    def busy(self) -> bool:
+    def has_work(self) -> bool:
         """There is something to compute."""
         return bool(self._waiting or self._prefill or self._running.rows)
 
@@ -47,18 +47,18 @@ class RowScheduler:
         """Takes a prepared sequence in."""
         self._waiting.append(sequence)
 
-    def everyone(self) -> list[Sequence]:
+    def unfinished(self) -> list[Sequence]:
         """All that have not ended."""
         return [*self._waiting, *self._rows_reading(), *self._running.rows]
 
-    def step(self) -> News:
+    def step(self) -> StepOutput:
         """A bounded piece of a newcomer's prompt, then a token for everyone who runs."""
         self._start_prefill()
         self._advance_prefill()
         self._decode()
         return self._output.take()
 
-    def unsaid(self) -> News:
+    def take_output(self) -> StepOutput:
         """What came of a step that was broken off."""
         return self._output.take()
 

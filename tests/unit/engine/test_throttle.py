@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.engines.base import Chunk, EngineError
-from worker.engines.transformers.base import News
 from worker.engines.transformers.mailbox import Mailbox
-from worker.engines.transformers.throttle import PIECES_A_SECOND, Telling
+from worker.engines.transformers.scheduler_protocol import StepOutput
+from worker.engines.transformers.throttle import CHUNKS_PER_SECOND, StreamThrottle
 
 STEP = 0.01
 tokens = st.lists(
@@ -19,14 +19,14 @@ class Streams:
 
     def __init__(self, count: int) -> None:
         self.now = 0.0
-        self.told: list[News] = []
-        self.telling = Telling(self.told.append, lambda: self.now)
+        self.told: list[StepOutput] = []
+        self.throttle = StreamThrottle(self.told.append, lambda: self.now)
         self.boxes = [Mailbox() for _ in range(count)]
 
-    def step(self, news: News) -> News:
+    def step(self, news: StepOutput) -> StepOutput:
         self.now += STEP
         before = len(self.told)
-        self.telling.pass_on(news)
+        self.throttle.push(news)
         return [item for each in self.told[before:] for item in each]
 
     def text(self, number: int) -> str:
@@ -60,8 +60,8 @@ def test_every_token_is_told_once_and_in_order(
     ]
     streams.step(list(ends))
     assert [streams.text(number) for number in range(6)] == made
-    assert not streams.telling._kept
-    assert not streams.telling._told
+    assert not streams.throttle._pending
+    assert not streams.throttle._last_flush
 
 
 def test_one_stream_is_told_each_token() -> None:
@@ -78,8 +78,8 @@ def test_many_streams_are_told_seldom_but_for_the_first_token_and_the_end() -> N
     one = [(box, Chunk(text="x", tokens=1)) for box in streams.boxes]
     assert len(streams.step(one)) == count
     pieces = [len(streams.step(one)) for _ in range(100)]
-    assert sum(pieces) <= PIECES_A_SECOND * 100 * STEP
-    assert sum(pieces) >= 0.8 * PIECES_A_SECOND * 100 * STEP
+    assert sum(pieces) <= CHUNKS_PER_SECOND * 100 * STEP
+    assert sum(pieces) >= 0.8 * CHUNKS_PER_SECOND * 100 * STEP
     last = dict(streams.step([(streams.boxes[7], Chunk(text="!", tokens=1, finish="stop"))]))[
         streams.boxes[7]
     ]
@@ -101,7 +101,7 @@ def test_a_withdrawn_stream_is_forgotten() -> None:
     streams = Streams(500)
     for _ in range(2):
         streams.step([(box, Chunk(text="x", tokens=1)) for box in streams.boxes])
-    streams.telling.retain(streams.boxes[:2])
+    streams.throttle.retain(streams.boxes[:2])
     told = {box for _ in range(20) for box, _ in streams.step([])}
     assert told == set(streams.boxes[:2])
-    assert len(streams.telling._told) == 2
+    assert len(streams.throttle._last_flush) == 2

@@ -10,7 +10,6 @@ import structlog
 import torch
 
 from worker.engines.base import EngineError
-from worker.engines.transformers.base import News
 from worker.engines.transformers.errors import model_failed, row_failed
 from worker.engines.transformers.sampling.sampler import (
     NO_CHOICE,
@@ -19,21 +18,22 @@ from worker.engines.transformers.sampling.sampler import (
     Picked,
     Sampler,
 )
+from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 
 log = structlog.get_logger(__name__)
 
 
-class StepOutput:
+class OutputProcessor:
     """Chunks and errors since the last `take`. Used by one thread."""
 
     def __init__(self) -> None:
         self.not_finite = 0  # answers that ended because the model's logits were not numbers
-        self._news: News = []
+        self._output: StepOutput = []
 
-    def take(self) -> News:
+    def take(self) -> StepOutput:
         """Everything since the last call."""
-        news, self._news = self._news, []
+        news, self._output = self._output, []
         return news
 
     def advance(self, sequence: Sequence, choices: Choices, row: int) -> int | None:
@@ -47,7 +47,7 @@ class StepOutput:
             if (error := self._no_token(picked)) is not None:
                 raise error
             if chunk := sequence.take(picked):
-                self._news.append((sequence.mailbox, chunk))
+                self._output.append((sequence.mailbox, chunk))
             return picked.token
         except Exception as error:
             self._fail_alone(sequence, error)
@@ -58,7 +58,7 @@ class StepOutput:
         for sequence in sequences:
             if not sequence.finished:
                 sequence.failed = sequence.finished = True
-                self._news.append((sequence.mailbox, error))
+                self._output.append((sequence.mailbox, error))
 
     @contextmanager
     def alone(self, sequence: Sequence) -> Iterator[None]:
