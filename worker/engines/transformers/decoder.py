@@ -29,6 +29,10 @@ from worker.engines.transformers.throttle import StreamThrottle
 # a GPU that has nothing to do meanwhile waits for them all.
 _ADMITTED = 16
 
+# Newcomers of one burst are gathered for so long in all, and so long after the last one.
+_GATHERING_SECONDS = 0.002  # a fifth of a decoding step with 256 sequences on a large GPU
+_GAP_SECONDS = 0.0005
+
 log = structlog.get_logger(__name__)
 
 
@@ -160,15 +164,31 @@ class Decoder:
         self._throttle.retain([sequence.mailbox for sequence in self._scheduler.unfinished()])
 
     def _receive(self) -> bool:
-        """Takes in what is prepared, waiting for it when there is nothing else to do. False: stop."""
-        for _ in range(_ADMITTED):
-            if self._scheduler.has_work and self._prepared.empty():
-                break
-            sequence = self._prepared.get()
+        """Takes in what is prepared, waiting for it when there is nothing else to do. False: stop.
+
+        Requests that arrive together leave the intake one after the other. Once the first is here,
+        the others are waited for a moment: their prompts are then read in one step, not in several.
+        """
+        deadline = 0.0
+        for number in range(_ADMITTED):
+            if not self._scheduler.has_work:
+                sequence = self._prepared.get()
+            else:
+                try:
+                    sequence = self._prepared.get(timeout=self._patience(deadline))
+                except queue.Empty:
+                    break
             if sequence is None:
                 return False
             self._scheduler.add(sequence)
+            if number == 0:
+                deadline = time.monotonic() + _GATHERING_SECONDS
         return True
+
+    def _patience(self, deadline: float) -> float:
+        """Seconds to wait for the next newcomer, beside those who run."""
+        left = max(0.0, deadline - time.monotonic())
+        return left if self._intake.busy else min(left, _GAP_SECONDS)
 
     def _end(self, sequences: list[Sequence], error: EngineError) -> None:
         running = [sequence for sequence in sequences if not sequence.finished]

@@ -61,6 +61,11 @@ class Intake:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    @property
+    def busy(self) -> bool:
+        """A job is being prepared, or waits for that; from any thread."""
+        return self._stopwatch.seconds() > 0 or not self._jobs.empty()
+
     def stalled(self) -> float:
         """Seconds since it began with the present job; infinite if the thread has died."""
         return math.inf if self._dead else self._stopwatch.seconds()
