@@ -9,7 +9,7 @@ from typing import Any
 from broker.management import Edges
 from broker.wire import NodeState
 from topology import names
-from topology.dispatch import natural
+from topology.dispatch import natural_key
 
 Tree = dict[str, Any]
 
@@ -27,7 +27,7 @@ def tree(
     The bindings decide who hangs where; a node's own word decides the rest, as long as its inbox exists.
     """
     children = _children(edges)
-    roots = sorted(edges.roots, key=lambda name: (name != "root", natural(name)))
+    roots = sorted(edges.roots, key=lambda name: (name != "root", natural_key(name)))
     everybody = {
         *edges.roots,
         *edges.parents,
@@ -37,7 +37,7 @@ def tree(
         *states,
     }
     hanging = list(_walk(roots, children))
-    loose = sorted(everybody - set(hanging), key=natural)
+    loose = sorted(everybody - set(hanging), key=natural_key)
     model_of = _inherited_models(edges, children)
     return {
         "roots": roots,
@@ -71,7 +71,7 @@ def settled(tree: Tree) -> Tree:
 
 def _children(edges: Edges) -> defaultdict[str, list[str]]:
     children: defaultdict[str, list[str]] = defaultdict(list)
-    for child in sorted(edges.parents, key=natural):
+    for child in sorted(edges.parents, key=natural_key):
         children[edges.parents[child]].append(child)
     return children
 

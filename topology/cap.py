@@ -1,15 +1,15 @@
 """How many jobs of one user may run at once. Pure: the caller has the clock.
 
-Running jobs are not interrupted, so a user alone with the tree who takes every slot makes the next one wait for a whole
-job to end. While several are about, one slot in eight is therefore left to the others.
+Running jobs are not interrupted, so if one user took every slot, the next user would wait for a
+whole job to end. While several users are active, one slot in eight is therefore left to the others.
 """
 
 from collections import OrderedDict
 
 AUTOMATIC = None
-LATELY = 60.0  # seconds for which a user counts as being about
-LEFT = 8  # one slot in so many is left to others
-FEW = 4  # slots below which none is
+ACTIVE_SECONDS = 60.0  # how long a user counts as active after a job
+RESERVE_ONE_IN = 8  # one slot in so many is left to others
+MIN_SLOTS = 4  # with fewer slots there is no cap
 REMEMBERED = 1000  # users
 
 
@@ -18,23 +18,24 @@ class Cap:
 
     def __init__(self, fixed: int | None = AUTOMATIC) -> None:
         self._fixed = fixed
-        self._seen: OrderedDict[str, float] = (
-            OrderedDict()
-        )  # user -> when a job of theirs came, the latest last
+        self._last_job: OrderedDict[str, float] = OrderedDict()  # by user, the latest last
 
-    def seen(self, user: str, now: float) -> None:
-        """A job of that user has come."""
-        self._seen[user] = now
-        self._seen.move_to_end(user)
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
+    def job_arrived(self, user: str, now: float) -> None:
+        """A job of that user arrived: the user is active."""
+        self._last_job[user] = now
+        self._last_job.move_to_end(user)
+        if len(self._last_job) > REMEMBERED:
+            self._last_job.popitem(last=False)
 
-    def most(self, slots: int, now: float) -> int | None:
+    def limit(self, slots: int, now: float) -> int | None:
         """How many jobs of one user may run on so many slots now; None: any number."""
         if self._fixed is not AUTOMATIC:
             return self._fixed or None
-        while self._seen and next(iter(self._seen.values())) < now - LATELY:
-            self._seen.popitem(last=False)
-        if len(self._seen) < 2 or slots < FEW:
+        self._forget_inactive(now)
+        if len(self._last_job) < 2 or slots < MIN_SLOTS:
             return None
-        return slots - max(1, slots // LEFT)
+        return slots - max(1, slots // RESERVE_ONE_IN)
+
+    def _forget_inactive(self, now: float) -> None:
+        while self._last_job and next(iter(self._last_job.values())) < now - ACTIVE_SECONDS:
+            self._last_job.popitem(last=False)

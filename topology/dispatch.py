@@ -1,7 +1,8 @@
 """The dispatch rule: what a node does with the next job. Pure: no clock, no I/O, no broker.
 
-The nodes and the simulator run this same code. A job arrives at a node: *run* it if a slot is free, else *forward*
-it to the next child in round-robin order that has room, else *hold* it. What "has room" means is the policy.
+Nodes and the simulator run this same code. A job arrives at a node: *run* it if a slot is free,
+else *forward* it to the next child in round-robin order that has room, else *hold* it. What "has
+room" means is the policy.
 """
 
 import re
@@ -12,16 +13,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
-QUIET_SECONDS = 0.1  # how soon a parent hears of a change that makes no difference to it yet
+QUIET_SECONDS = 0.1  # delay of a report that changes no decision of the parent yet
 
 
 @dataclass(slots=True)
 class Child:
-    """What a node knows about one child: the child's own absolute counters, and what was sent to it.
+    """What a node knows about one child: the child's absolute counters, and what was sent to it.
 
-    `slots`, `free`, `finished` and `users` count the child's whole subtree. `received` counts the jobs that have come
-    to the child, `sent` those that this node forwarded to it, on the same scale: the difference is still on its way.
-    `number` grows within one life (`incarnation`) of the child.
+    `slots`, `free`, `finished` and `users` (jobs by user) count the child's whole subtree.
+    `received` counts the jobs that arrived at the child, `sent` those forwarded to it, on the same
+    scale: the difference is in transit. `number` grows within one `incarnation` of the child.
     """
 
     name: str
@@ -32,18 +33,20 @@ class Child:
     accepting: bool = True
     incarnation: str = ""
     number: int = 0
-    users: Mapping[str, int] = field(default_factory=dict)  # whose jobs they are, and how many
+    users: Mapping[str, int] = field(default_factory=dict)
     sent: int = 0
 
     @property
-    def on_way(self) -> int:
-        """Jobs that were forwarded and have not come to the child, as far as it said."""
+    def in_transit(self) -> int:
+        """Jobs forwarded to the child that it has not reported as received."""
         return max(0, self.sent - self.received)
 
     @property
     def room(self) -> int:
-        """Free slots in the subtree that nothing is on its way to."""
-        return max(0, self.free - self.on_way) if self.accepting else 0
+        """Free slots in the subtree that no job in transit will take."""
+        if not self.accepting:
+            return 0
+        return max(0, self.free - self.in_transit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +72,21 @@ Decision = Run | Forward | Hold
 
 
 class Policy(Protocol):
-    """The only thing in which policies differ."""
+    """What policies differ in: when a child has room."""
 
     name: str
-    report_seconds: float  # how soon a parent must hear of a change for the policy to work well
-    returns: bool  # a node below the root gives back what it could not place for a while
+    report_seconds: float  # delay of a report to the parent that may change its decisions
+    returns: bool  # a node below the root gives back jobs that it could not place for a while
 
     def has_room(self, child: Child) -> bool:
         """True if a job may be forwarded to `child` now."""
 
 
 class Paper:
-    """The literal rule of the original design: a child can always take one more; only a busy leaf holds."""
+    """The literal rule of the original design: a child always has room; only a busy leaf holds."""
 
     name = "paper"
-    report_seconds = QUIET_SECONDS  # only whether the child is there and accepts counts
+    report_seconds = QUIET_SECONDS  # free slots do not matter to it
     returns = False
 
     def has_room(self, child: Child) -> bool:
@@ -91,12 +94,14 @@ class Paper:
 
 
 class HoldHigh:
-    """A child has room when its subtree has a free slot. So the backlog stays as high as possible, normally at the
-    root, where it can be ordered and counted, and any slot that frees anywhere takes the next job.
+    """A child has room when its subtree has a free slot.
+
+    So the backlog stays as high as possible, normally at the root, where it can be ordered and
+    counted, and any slot that frees anywhere takes the next job.
     """
 
     name = "hold-high"
-    report_seconds = 0.004  # a slot idles until the parent knows that it is free
+    report_seconds = 0.004  # a freed slot idles until the parent knows of it
     returns = True
 
     def has_room(self, child: Child) -> bool:
@@ -105,64 +110,136 @@ class HoldHigh:
 
 POLICIES: dict[str, type[Policy]] = {Paper.name: Paper, HoldHigh.name: HoldHigh}
 DEFAULT_POLICY = HoldHigh.name
-ORDERED = 10_000  # jobs that a root takes out of the broker to put them in order; what is behind them waits there
-PIPELINED = 256  # jobs that another node takes beyond its slots, so that its forwards are pipelined
+ROOT_PREFETCH = 10_000  # jobs that a root takes from the broker to order them; the rest waits there
+FORWARD_PREFETCH = 256  # jobs that other nodes take beyond their slots, to pipeline forwards
 
 
 @lru_cache(maxsize=4096)
-def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which n2 comes before n10, so that 'in turn' follows the numbers people gave."""
-    return tuple(
-        (0, int(part), "") if part.isdecimal() else (1, 0, part)
-        for part in re.findall(r"\d+|\D+", name)
-    )
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which n2 comes before n10: round robin follows the numbers people gave."""
+    key = []
+    for part in re.findall(r"\d+|\D+", name):
+        if part.isdecimal():
+            key.append((0, int(part), ""))
+        else:
+            key.append((1, 0, part))
+    return tuple(key)
 
 
 class Dispatcher:
-    """One node's view of itself and its children, and the rule over it. The node reports every fact to it."""
+    """One node's view of itself and its children, and the rule over it.
+
+    It owns the node's counters; the node reports every event to it.
+    """
 
     def __init__(self, slots: int, policy: Policy) -> None:
-        self.slots = slots
         self.policy = policy
-        self.accepting = True
-        self.closed = False  # no job may start here now, though it may be forwarded
-        self.running = 0
-        self.received = 0
-        self.finished = 0
-        self._finished_below = 0  # while their nodes were children of this one
+        self._slots = slots
+        self._accepting = True
+        self._starts_paused = False
+        self._running = 0
+        self._received = 0
+        self._finished = 0
+        self._finished_below = 0  # jobs that ended in children while they hung here
         self._children: dict[str, Child] = {}  # in natural order of their names
         self._order: list[str] = []  # those names
-        self._on_way: dict[
-            str, deque[str]
-        ] = {}  # child -> users of what is on its way, oldest first
-        self._last = ""  # the child served last
+        # child -> users of the jobs in transit to it, oldest first
+        self._in_transit: dict[str, deque[str]] = {}
+        self._last_served = ""  # child
+
+    @property
+    def slots(self) -> int:
+        """Jobs that this node itself can run at once."""
+        return self._slots
+
+    @property
+    def accepting(self) -> bool:
+        """False while the node places no jobs at all: it drains, leaves or cannot serve."""
+        return self._accepting
+
+    @property
+    def starts_paused(self) -> bool:
+        """True while no job may start here; it may still be forwarded."""
+        return self._starts_paused
+
+    @property
+    def running(self) -> int:
+        """Jobs that run on this node now."""
+        return self._running
+
+    @property
+    def received(self) -> int:
+        """Jobs that arrived at this node since it started."""
+        return self._received
+
+    @property
+    def finished(self) -> int:
+        """Jobs that ended on this node since it started."""
+        return self._finished
 
     @property
     def children(self) -> tuple[Child, ...]:
         """The children in round-robin order."""
         return tuple(self._children.values())
 
+    # ---- events of this node
+
+    def set_slots(self, slots: int) -> None:
+        """The engine has started and knows how many jobs it can run at once."""
+        self._slots = slots
+
+    def set_accepting(self, accepting: bool) -> bool:
+        """Places jobs from now on, or none. True if that is a change."""
+        changed = accepting != self._accepting
+        self._accepting = accepting
+        return changed
+
+    def pause_starts(self, paused: bool) -> None:
+        """No job may start here while paused."""
+        self._starts_paused = paused
+
+    def job_received(self) -> None:
+        """A job arrived."""
+        self._received += 1
+
+    def job_rejected(self) -> None:
+        """A job that arrived ended here without a run."""
+        self._finished += 1
+
+    def run_started(self) -> None:
+        """A job took a slot."""
+        self._running += 1
+
+    def run_ended(self) -> None:
+        """A run ended, however it did, and its slot is free."""
+        self._running -= 1
+        self._finished += 1
+
+    # ---- the rule
+
     def decide(self) -> Decision:
         """What to do with the next job. Changes nothing: the caller reports what it then did."""
-        if not self.accepting:
+        if not self._accepting:
             return Hold("the node is draining")
-        if self.running < self.slots and not self.closed:
+        if self._running < self._slots and not self._starts_paused:
             return Run()
         for child in self._in_turn():
             if self.policy.has_room(child):
                 return Forward(child.name)
-        return Hold(self._why())
+        return Hold(self._hold_reason())
+
+    # ---- children
 
     def child(self, name: str) -> Child | None:
         """What is known about that child, or None if there is none of that name."""
         return self._children.get(name)
 
     def put_child(self, child: Child) -> None:
-        """Adds the child or replaces what was known about it; what it said earlier and comes late is ignored. From then
-        on `child` belongs to this dispatcher, which counts what it sends.
+        """Adds the child or replaces what was known about it; a late report is ignored.
 
-        What is on its way to a known child stays so; for a new one, and one that has started again (it counts from the
-        beginning), nothing is.
+        From then on `child` belongs to this dispatcher, which counts what it forwards. Jobs in
+        transit to a known child stay so; a child that is new, or was restarted and counts from 0
+        again, has none.
         """
         known = self._children.get(child.name)
         if known is None or child.incarnation != known.incarnation:
@@ -173,90 +250,105 @@ class Dispatcher:
             child.sent = max(known.sent, child.received)
             self._finished_below += max(0, child.finished - known.finished)
         self._children[child.name] = child
-        on_way = self._on_way.setdefault(child.name, deque())
-        while len(on_way) > child.on_way:
-            on_way.popleft()
+        in_transit = self._in_transit.setdefault(child.name, deque())
+        while len(in_transit) > child.in_transit:
+            in_transit.popleft()
         if known is None:
             self._sort()
 
     def remove_child(self, name: str) -> None:
         """Forgets the child; unknown names are ignored."""
         if self._children.pop(name, None) is not None:
-            del self._on_way[name]
+            del self._in_transit[name]
             self._sort()
 
     def forwarded(self, name: str, user: str = "") -> None:
-        """A job of that user went to that child: it is the last one served."""
-        self._last = name
-        if (child := self._children.get(name)) is not None:
+        """A job of that user was forwarded to that child, which is now the last one served."""
+        self._last_served = name
+        child = self._children.get(name)
+        if child is not None:
             child.sent += 1
-            self._on_way[name].append(user)
+            self._in_transit[name].append(user)
 
-    def arrived(self, name: str) -> None:
-        """Nothing is on its way to that child: what it has not received was lost on the way."""
-        if (child := self._children.get(name)) is not None:
+    def lost_in_transit(self, name: str) -> None:
+        """Jobs that were forwarded to that child and never arrived are lost: stop counting them."""
+        child = self._children.get(name)
+        if child is not None:
             child.sent = child.received
-            self._on_way[name].clear()
+            self._in_transit[name].clear()
 
-    def window(self) -> int:
-        """How many jobs to take from a queue before the first is settled: all that a root is to put in order;
-        elsewhere enough to fill every slot and to keep forwards pipelined.
+    # ---- totals
+
+    def prefetch(self) -> int:
+        """How many unsettled jobs to take from a queue.
+
+        A root takes all that it is to order; other nodes take enough to fill their slots and to
+        pipeline forwards.
         """
-        return self.slots + PIPELINED if self.slots else ORDERED
+        if self._slots == 0:
+            return ROOT_PREFETCH
+        return self._slots + FORWARD_PREFETCH
 
     def subtree_slots(self) -> int:
-        """Slots here and below, as far as the children said."""
-        return self.slots + sum(child.slots for child in self._children.values())
+        """Slots here and below, as reported by the children."""
+        return self._slots + sum(child.slots for child in self._children.values())
 
     def subtree_free(self) -> int:
-        """Free slots here and below that nothing is on its way to."""
-        if not self.accepting:
+        """Free slots here and below that no job in transit will take."""
+        if not self._accepting:
             return 0
-        own = 0 if self.closed else max(0, self.slots - self.running)
-        return own + sum(child.room for child in self._children.values())
+        free = sum(child.room for child in self._children.values())
+        if not self._starts_paused:
+            free += max(0, self._slots - self._running)
+        return free
 
     def subtree_finished(self) -> int:
-        """Jobs that have ended here and, since they hang here, in the nodes below. It never falls."""
-        return self.finished + self._finished_below
+        """Jobs that ended here and in the children while they hung here. It never falls."""
+        return self._finished + self._finished_below
 
     def users_below(self) -> Counter[str]:
-        """Whose jobs are with the children or on their way to them, and how many."""
-        found: Counter[str] = Counter()
+        """Jobs by user, at the children or in transit to them."""
+        jobs: Counter[str] = Counter()
         for child in self._children.values():
-            found.update(child.users)
-        for on_way in self._on_way.values():
-            found.update(on_way)
-        return found
+            jobs.update(child.users)
+        for users in self._in_transit.values():
+            jobs.update(users)
+        return jobs
 
     def jobs_below(self, user: str) -> int:
-        """How many jobs of that user are with the children or on their way to them."""
-        return sum(
-            child.users.get(user, 0) + self._on_way[name].count(user)
-            for name, child in self._children.items()
-        )
+        """Jobs of that user, at the children or in transit to them."""
+        jobs = 0
+        for name, child in self._children.items():
+            jobs += child.users.get(user, 0) + self._in_transit[name].count(user)
+        return jobs
 
     def report_seconds(self, free: int, received: int) -> float:
         """How soon the parent should hear of a change.
 
-        It was told last that `free` slots are free, when `received` jobs had come: as long as it knows of more than a
-        quarter of the slots beyond what it has sent since, it can go on. (A user at the cap may wait that much longer.)
+        The last report said that `free` slots are free when `received` jobs had arrived. While that
+        leaves more than a quarter of the slots for jobs that the parent forwards, no news is
+        urgent. (A user at the cap may wait that much longer.)
         """
-        known = free - (self.received - received)
-        return QUIET_SECONDS if known > self.subtree_slots() // 4 else self.policy.report_seconds
+        known_free = free - (self._received - received)
+        if known_free > self.subtree_slots() // 4:
+            return QUIET_SECONDS
+        return self.policy.report_seconds
 
     def _sort(self) -> None:
-        self._order = sorted(self._children, key=natural)
+        self._order = sorted(self._children, key=natural_key)
         self._children = {name: self._children[name] for name in self._order}
 
     def _in_turn(self) -> Iterator[Child]:
         """The children, starting after the one served last."""
-        first = bisect_right(self._order, natural(self._last), key=natural) if self._last else 0
-        for place in range(len(self._order)):
-            yield self._children[self._order[(first + place) % len(self._order)]]
+        first = 0
+        if self._last_served:
+            first = bisect_right(self._order, natural_key(self._last_served), key=natural_key)
+        for offset in range(len(self._order)):
+            yield self._children[self._order[(first + offset) % len(self._order)]]
 
-    def _why(self) -> str:
+    def _hold_reason(self) -> str:
         if not self._children:
-            return "every slot is busy" if self.slots else "no node is connected"
+            return "every slot is busy" if self._slots else "no node is connected"
         if not any(child.accepting for child in self._children.values()):
             return "every node below is draining"
         return "every slot is busy"

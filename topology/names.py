@@ -1,13 +1,13 @@
 """Names of everything Canopy declares in the broker, each written once.
 
-The layout is described in docs/architecture.md. Names are plain strings, so that a person who lists queues
-with RabbitMQ's own tools recognises them.
+The layout is described in docs/architecture.md. Names are plain strings that a person recognises
+when listing queues with RabbitMQ's own tools.
 """
 
 import hashlib
 import re
 
-JOBS_EXCHANGE = "canopy.jobs"  # direct: the entrance, routing key = model
+JOBS_EXCHANGE = "canopy.jobs"  # direct: where jobs enter, routing key = model
 CONTROL_EXCHANGE = "canopy.control"  # fanout: reaches every node's inbox (cancel)
 EVENTS_EXCHANGE = "canopy.events"  # topic: node states for dashboards, key = node.<name>
 DEAD_QUEUE = "canopy.dead"  # jobs given up on
@@ -30,8 +30,10 @@ class BadName(ValueError):
 
 
 def check_amqp_name(name: str) -> str:
-    """Returns `name` unchanged. Raises BadName if AMQP cannot carry it as a routing key or a queue's name:
-    it is longer than MAX_NAME_BYTES as UTF-8, or is not valid Unicode.
+    """Returns `name` unchanged.
+
+    Raises BadName if AMQP cannot carry it as a routing key or a queue's name: it is longer than
+    MAX_NAME_BYTES as UTF-8, or is not valid Unicode.
     """
     if name.isascii() and len(name) <= MAX_NAME_BYTES:
         return name
@@ -41,7 +43,7 @@ def check_amqp_name(name: str) -> str:
         raise BadName(f"bad name {name[:60]!r}: it is not valid Unicode") from error
     if size > MAX_NAME_BYTES:
         raise BadName(
-            f"bad name {name[:60]!r}…: {size} bytes, of which {MAX_NAME_BYTES} are allowed"
+            f"bad name {name[:60]!r}…: {size} bytes, and at most {MAX_NAME_BYTES} are allowed"
         )
     return name
 
@@ -59,7 +61,8 @@ def check_node_name(name: str) -> str:
     """Returns `name` unchanged, or raises BadName with what is allowed."""
     if not is_node_name(name):
         raise BadName(
-            f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_', starting with a letter or digit"
+            f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_', "
+            "starting with a letter or digit"
         )
     return name
 
@@ -95,7 +98,7 @@ def watch(process: str) -> str:
 
 
 def standby(name: str, process: str) -> str:
-    """An exclusive queue through which one process waits for the name of a node."""
+    """An exclusive queue through which one process waits for a node's name to become free."""
     return f"{STANDBY_PREFIX}{name}.{process}"
 
 
@@ -115,9 +118,10 @@ def inbox_owner(queue: str) -> str | None:
 
 
 def root_name(model: str, default: str) -> str:
-    """The root's name of `model`'s tree: plain `root` for the first model, a readable suffix for others. Different
-    models have different roots: where the suffix is not the model's whole name, a digest of that follows, behind the
-    one character that no suffix has.
+    """The name of `model`'s root: plain `root` for the default model, with a suffix for others.
+
+    Different models have different roots: where the readable suffix is not the model's whole name,
+    a digest of the name follows, after `_`, which no readable suffix contains.
     """
     if model == default:
         return "root"

@@ -30,17 +30,19 @@ def orphans(
     registered: Collection[str],
     present: Collection[str],
 ) -> dict[str, str]:
-    """Dead nodes (registered, not present, no root) and who should empty their queues: the nearest living ancestor.
+    """Dead nodes (registered, not present, no root), each with its nearest living ancestor.
 
-    A root's queue waits for the next root. A dead node without a living ancestor waits for one. Where the way up is
-    broken (the exchange of a node that has left is gone, and its edges with it), the root takes its place, if there is
-    only one.
+    That ancestor should empty the dead node's queue. A root's queue waits for the next root. A dead
+    node without a living ancestor waits for one. Where the way up is broken (a node that left took
+    its exchange and edges with it), a root that is the only one counts as ancestor.
     """
-    found: dict[str, str] = {}
-    fallback = tuple(roots) if len(roots) == 1 else ()
+    adopters: dict[str, str] = {}
     for node in sorted(set(registered) - set(present) - set(roots)):
-        above = (*ancestors(parents, node), *fallback)
-        living = next((ancestor for ancestor in above if ancestor in present), None)
-        if living is not None:
-            found[node] = living
-    return found
+        candidates = list(ancestors(parents, node))
+        if len(roots) == 1:
+            candidates.extend(roots)
+        for candidate in candidates:
+            if candidate in present:
+                adopters[node] = candidate
+                break
+    return adopters

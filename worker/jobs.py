@@ -121,7 +121,7 @@ class Jobs:
         """A job from a queue."""
         if delivery.redelivered:
             job = msgspec.structs.replace(job, restarted=True)
-        self._dispatcher.received += 1
+        self._dispatcher.job_received()
         if job.model != self._model:
             self._refuse(HeldJob(job, delivery))
             return
@@ -131,7 +131,7 @@ class Jobs:
 
     def _refuse(self, held: HeldJob) -> None:
         """A job of another model, whatever brought it here: no answer is better than that of the wrong model."""
-        self._dispatcher.finished += 1
+        self._dispatcher.job_rejected()
         final = self._failed(
             held, "no_node", f"{self._name} serves {self._model}, not {held.job.model}"
         )
@@ -207,7 +207,7 @@ class Jobs:
     def _run(self, held: HeldJob) -> None:
         if self._engine is None:
             raise RuntimeError("a root has no slots, so the rule never says Run")
-        self._dispatcher.running += 1
+        self._dispatcher.run_started()
         self._running_users[held.job.user] += 1
         number = next(self._numbers)
         job = with_content(held.job, held.delivery)
@@ -230,8 +230,7 @@ class Jobs:
             ending = await run.run()
             self._after(held, run, ending)
         finally:
-            self._dispatcher.running -= 1
-            self._dispatcher.finished += 1
+            self._dispatcher.run_ended()
             self._running_users[held.job.user] -= 1
             if not self._running_users[held.job.user]:
                 del self._running_users[held.job.user]
@@ -417,6 +416,6 @@ class Jobs:
         self._gone.clear()  # a broker that is cut off from its cluster calls every reader gone before it says so
 
     def _starts_changed(self) -> None:
-        self._dispatcher.closed = self.run_lock.shared_blocked or not self._engine_ready
+        self._dispatcher.pause_starts(self.run_lock.shared_blocked or not self._engine_ready)
         self._changed()
         self.pump()

@@ -149,7 +149,7 @@ async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
         await node.port.remove(node.name)
         raise
     node.status, node.served = "idle", True
-    await node.port.consume(node.name, prefetch=node.dispatcher.window())
+    await node.port.consume(node.name, prefetch=node.dispatcher.prefetch())
     node.announcer.tell_all()
     log.info(
         "ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots

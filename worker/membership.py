@@ -272,7 +272,7 @@ class Membership:
         for child in self._dispatcher.children:
             counts = (child.sent, child.received)
             if (
-                child.on_way
+                child.in_transit
                 and before.get(child.name) == counts
                 and await self.port.depth(child.name) == 0
             ):
@@ -281,9 +281,9 @@ class Membership:
                     log.warning(
                         "jobs were lost on their way to a child", node=self._name, child=child.name
                     )
-                    self._dispatcher.arrived(child.name)
+                    self._dispatcher.lost_in_transit(child.name)
                     self._changed()
-            elif child.on_way:
+            elif child.in_transit:
                 self._on_way[child.name] = counts
 
     async def _adopt_if_dead(self, node: str) -> None:
@@ -298,7 +298,7 @@ class Membership:
         tells whose the queue is, should this node die too.
         """
         try:
-            await self.port.consume(child, prefetch=self._dispatcher.window())
+            await self.port.consume(child, prefetch=self._dispatcher.prefetch())
             log.warning("child is gone; took over its queue", node=self._name, child=child)
         except NotFound:  # it removed the queue itself
             self._adopted.discard(child)

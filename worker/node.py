@@ -207,7 +207,7 @@ class Node:
         if self.engine is not None and self.care.ready:
             # No job starts before this, and no parent hears of room. After a restart they may be fewer than jobs that
             # wait for their readers to go on: those keep their slots, and none is free until enough of them have ended.
-            self.dispatcher.slots = self.engine.slots
+            self.dispatcher.set_slots(self.engine.slots)
         self.jobs.engine_ready(self.care.ready)
         self._decide_accepting()
 
@@ -219,7 +219,7 @@ class Node:
         """A node whose engine failed still passes jobs on to its children, if it has any."""
         useful = self.care.ready or bool(self.dispatcher.children)
         accepting = useful and not self._drained and not self._leaving
-        changed, self.dispatcher.accepting = accepting != self.dispatcher.accepting, accepting
+        changed = self.dispatcher.set_accepting(accepting)
         self.jobs.pump()
         if changed and self.status == "idle":
             self.announcer.tell_all()
@@ -295,10 +295,10 @@ class Node:
             started=now - (time.monotonic() - self._started),
             sent=now,
             detail=self.care.detail[:NOTE_LETTERS],
-            waited=self.jobs.waiting.accuracy.waited,
+            waited=self.jobs.waiting.accuracy.mean_wait,
             prompt_tokens=reuse[0],
             reused_tokens=reuse[1],
-            wait_error=self.jobs.waiting.accuracy.error,
+            wait_error=self.jobs.waiting.accuracy.mean_error,
             context_length=self.engine.context_length if self.engine else 0,
             warning=self._warning(),
         )

@@ -83,7 +83,7 @@ class WaitingJobs:
     def add(self, held: HeldJob, *, first: bool) -> None:
         """A job comes; `first`: it has been on its way already."""
         job = held.job
-        self._cap.seen(job.user, time.monotonic())
+        self._cap.job_arrived(job.user, time.monotonic())
         held.entry = self._line.add(
             held,
             user=job.user,
@@ -150,7 +150,7 @@ class WaitingJobs:
             del self._by_request[held.job.request_id]
 
     def _most(self) -> int | None:
-        return self._cap.most(self._dispatcher.subtree_slots(), time.monotonic())
+        return self._cap.limit(self._dispatcher.subtree_slots(), time.monotonic())
 
     # ---- telling
 
@@ -184,7 +184,7 @@ class WaitingJobs:
             running = below[held.job.user]
             cap = most if most is not None and running >= most else None
             reason, position = self._why(cap), place.before + 1
-            seconds = None if forecast is None else forecast.start_of(place.entry.expected)
+            seconds = None if forecast is None else forecast.next_start(place.entry.expected)
             if seconds is not None and most is not None and running + place.own_before >= most:
                 seconds = max(seconds, self._own_seconds(place, most))
             told = held.told or ("", 0)
@@ -222,7 +222,7 @@ class WaitingJobs:
 
     def _own_seconds(self, place: Position[HeldJob], cap: int) -> float:
         """A user's own jobs, of which only so many may run, can be what takes longer than the line."""
-        ahead = self._estimator.takes(place.own_expected_before) if place.own_before else 0.0
+        ahead = self._estimator.duration(place.own_expected_before) if place.own_before else 0.0
         return (ahead + (self._estimator.job_seconds or 0.0)) / cap
 
 

@@ -220,7 +220,7 @@ def test_no_number_ends_an_estimate(
         estimator.observe(now, min(busy, 1000), finished)
     forecast = estimator.forecast(0.0, min(slots, 1000))
     if forecast is not None:
-        forecast.start_of(work)
+        forecast.next_start(work)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from topology.dispatch import (
     HoldHigh,
     Paper,
     Run,
-    natural,
+    natural_key,
 )
 from topology.tree import BadEdge, check_attach, orphans
 
@@ -37,7 +37,7 @@ def send(nodes: dict[str, Dispatcher], at: str = "root") -> tuple[str, bool]:
     while True:
         match nodes[at].decide():
             case Run():
-                nodes[at].running += 1
+                nodes[at].run_started()
                 return at, True
             case Hold():
                 return at, False
@@ -64,7 +64,7 @@ def test_an_idle_inner_node_runs_before_its_children() -> None:
     nodes = build(ARTICLE_TREE)
     for _ in range(7):
         send(nodes)
-    nodes["n2"].running = 0
+    nodes["n2"].run_ended()
     assert [send(nodes)[0] for _ in range(2)] == ["n2", "n6"]
 
 
@@ -82,7 +82,7 @@ def test_a_draining_child_is_passed_over_and_a_draining_node_keeps_everything() 
     for _ in range(3):
         assert node.decide() == Forward("n1")
         node.forwarded("n1")
-    node.accepting = False
+    node.set_accepting(False)
     assert node.decide() == Hold("the node is draining")
 
 
@@ -111,12 +111,12 @@ def test_round_robin_gives_each_child_its_share(children: set[int], jobs: int) -
 
 @given(st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), min_size=2, unique=True))
 def test_natural_order_is_total(names: list[str]) -> None:
-    ordered = sorted(names, key=natural)
-    assert all(natural(first) <= natural(second) for first, second in pairwise(ordered))
+    ordered = sorted(names, key=natural_key)
+    assert all(natural_key(first) <= natural_key(second) for first, second in pairwise(ordered))
 
 
 def test_natural_order_counts() -> None:
-    assert sorted(["n10", "n2", "root", "n1"], key=natural) == ["n1", "n2", "n10", "root"]
+    assert sorted(["n10", "n2", "root", "n1"], key=natural_key) == ["n1", "n2", "n10", "root"]
 
 
 @pytest.mark.parametrize("parent", ["n2", "n4", "n5"])
@@ -194,7 +194,7 @@ def test_what_was_lost_on_the_way_is_given_up() -> None:
     root.forwarded("n1", "ada")
     root.forwarded("n1", "ada")
     assert root.subtree_free() == 0 and root.jobs_below("ada") == 2
-    root.arrived("n1")
+    root.lost_in_transit("n1")
     assert root.subtree_free() == 2 and root.jobs_below("ada") == 0
 
 
@@ -311,8 +311,9 @@ def test_a_parent_that_knows_of_enough_room_hears_later() -> None:
     node = Dispatcher(8, HoldHigh())
     soon = HoldHigh.report_seconds
     assert node.report_seconds(free=8, received=0) == QUIET_SECONDS
-    node.received = 5
+    for _ in range(5):
+        node.job_received()
     assert node.report_seconds(free=8, received=0) == QUIET_SECONDS
-    node.received = 6
+    node.job_received()
     assert node.report_seconds(free=8, received=0) == soon
     assert Dispatcher(1, HoldHigh()).report_seconds(free=0, received=0) == soon

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.fair_queue import FORGET_BEYOND, Entry, FairQueue
+from topology.fair_queue import REMEMBERED_USERS, Entry, FairQueue
 
 
 def drain(queue: FairQueue[str]) -> list[str]:
@@ -133,10 +133,10 @@ def test_places_count_what_is_in_front() -> None:
 
 def test_users_who_have_gone_are_forgotten() -> None:
     queue: FairQueue[str] = FairQueue()
-    for number in range(5 * FORGET_BEYOND):
+    for number in range(5 * REMEMBERED_USERS):
         queue.add("a", user=f"user {number}")
         queue.take()
-    assert len(queue._classes["interactive"]._finish) <= 2 * FORGET_BEYOND + 1
+    assert len(queue._classes["interactive"]._finish) <= 2 * REMEMBERED_USERS + 1
 
 
 operation = st.one_of(

@@ -149,7 +149,7 @@ async def test_on_its_last_attempt_a_job_runs_alone() -> None:
         engine.finish(second)
         assert {first, second} == {"suspect", "neighbour"}
         await until(lambda: not node.jobs.busy)
-        assert not node.dispatcher.closed
+        assert not node.dispatcher.starts_paused
 
 
 async def test_an_engine_that_fails_is_restarted_and_its_jobs_go_on_elsewhere() -> None:

@@ -25,7 +25,7 @@ def run(
 def starts(estimator: WaitEstimator, now: float, slots: int, works: list[float]) -> list[float]:
     forecast = estimator.forecast(now, slots)
     assert forecast is not None
-    return [forecast.start_of(work) for work in works]
+    return [forecast.next_start(work) for work in works]
 
 
 def test_nothing_is_told_before_anything_has_ended() -> None:
@@ -92,7 +92,7 @@ def test_no_slots_no_estimate() -> None:
 
 def test_the_error_is_that_of_what_was_told() -> None:
     accuracy = Accuracy()
-    assert (accuracy.waited, accuracy.error) == (0.0, 0.0)
-    accuracy.add(told=10.0, waited=8.0)
-    accuracy.add(told=1.0, waited=2.0)
-    assert (accuracy.waited, accuracy.error) == (5.0, 1.5)
+    assert (accuracy.mean_wait, accuracy.mean_error) == (0.0, 0.0)
+    accuracy.add(estimated=10.0, waited=8.0)
+    accuracy.add(estimated=1.0, waited=2.0)
+    assert (accuracy.mean_wait, accuracy.mean_error) == (5.0, 1.5)

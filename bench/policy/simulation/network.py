@@ -77,13 +77,12 @@ class TreeRun:
     # ---- what happens
 
     def _arrive(self, now: float, node: _Node, job: int) -> None:
-        node.dispatcher.received += 1
+        node.dispatcher.job_received()
         node.held.append(job)
         self._pump(now, node)
 
     def _end(self, now: float, node: _Node, _job: int) -> None:
-        node.dispatcher.running -= 1
-        node.dispatcher.finished += 1
+        node.dispatcher.run_ended()
         self._pump(now, node)
 
     def _hear(self, now: float, node: _Node, child: Child) -> None:
@@ -113,7 +112,7 @@ class TreeRun:
                 dispatcher.forwarded(decision.child)
                 self._later(now + self._delays.hop, self._arrive, self._nodes[decision.child], job)
             else:
-                dispatcher.running += 1
+                dispatcher.run_started()
                 self._starts[job], self._ran_on[job] = now, node.name
                 self._later(now + self._workload.services[job], self._end, node, job)
         if len(held) != node.counted:
