@@ -23,9 +23,10 @@ from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa:
 from api import context  # noqa: E402
 from api.answers import store  # noqa: E402
 from api.idempotency import store as kept  # noqa: E402
-from api.server import background, logs, signals  # noqa: E402
+from api.server import background, logs  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
+from api.server.socket_handover import END_STREAMS  # noqa: E402
 from api.tree.orphans import look_after_orphans  # noqa: E402
 from broker.client import Client  # noqa: E402
 
@@ -45,15 +46,14 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._live(scope, receive, send)
         else:
             await self._http(scope, receive, send)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         logs.configure()  # also in the processes that uvicorn spawned
-        # Open dashboards must not use up the grace period that running requests get.
-        signals.before_shutdown(self.handler.end_streams)
+        scope["state"][END_STREAMS] = self.handler.end_streams
         async with self.running():
             # What the program itself is made of never becomes garbage: looking through all of it held the streams up.
             gc.collect()

@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 from django.http import HttpRequest
 
-from api.server import logs, signals
+from api.server import logs
 from api.server.limits import Connections, Limits, Network
 from api.server.protocol import HttpProtocol
 from api.server.socket_handover import Server
@@ -87,7 +87,7 @@ def serve(host: str, port: int, fd: int | None = None) -> None:
     server = Server(config, listener, _ready if fd is not None else None)
     signal.signal(signal.SIGUSR1, server.finish)
     # uvicorn raises the signal that ended it once more; a stop that was asked for is no failure.
-    for number in signals.SIGNALS:
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     server.run()
 

@@ -10,11 +10,10 @@ import pytest
 import pytest_asyncio
 from django.conf import settings
 
-from api.server import serve, signals
-from api.server import socket_handover as handover
+from api.server import serve, socket_handover
 from api.server.edge import Edge
 from api.server.limits import Limits
-from api.server.socket_handover import Server
+from api.server.socket_handover import END_STREAMS, Server
 
 SECONDS = 20.0
 
@@ -47,8 +46,7 @@ class Site:
 
 
 @pytest_asyncio.fixture
-async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    monkeypatch.setattr(signals, "_actions", [])
+async def site() -> AsyncIterator[Site]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         made = Site(listener)
@@ -82,18 +80,16 @@ async def test_connections_are_accepted_once_it_is_ready(site: Site) -> None:
 async def test_something_missing_delays_it_and_no_more(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "READY_SECONDS", 0.0)
+    monkeypatch.setattr(socket_handover, "READY_SECONDS", 0.0)
     await listening(site)
     assert await get(site) == "begun ended"
 
 
-async def test_it_finishes_what_is_open_while_a_successor_accepts(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_it_finishes_what_is_open_while_a_successor_accepts(site: Site) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(signals, "_actions", [lambda: ended.append("endless")])
     site.ready.set()
     await listening(site)
+    site.server.lifespan.state[END_STREAMS] = lambda: ended.append("endless")
     async with (
         httpx.AsyncClient(base_url=site.url, timeout=SECONDS) as client,
         asyncio.timeout(SECONDS),
@@ -125,7 +121,7 @@ async def test_it_finishes_what_is_open_while_a_successor_accepts(
 async def test_an_unused_connection_does_not_hold_it_up_for_ever(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(socket_handover, "IDLE_SECONDS", 0.0)
     site.ready.set()
     await listening(site)
     async with asyncio.timeout(SECONDS):
