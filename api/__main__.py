@@ -5,6 +5,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from api import environment
+
 if TYPE_CHECKING:
     from api.accounts.models import User
 
@@ -30,8 +32,8 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    os.umask(0o077)  # the database holds conversations and password hashes
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+    os.umask(0o077)  # the database has conversations and password hashes
+    environment.use_settings()
     if options.command == "serve":
         return serve(options)
     from django.db import DatabaseError
@@ -94,13 +96,16 @@ def login_token(username: str | None = None, address: str | None = None) -> int:
     if user is None:
         return 1
     token = tokens.create(user)
-    print(f"{address}/login?token={token}" if address else token)
+    if address:
+        print(f"{address}/login?token={token}")
+    else:
+        print(token)
     return 0
 
 
 def create_key(username: str | None) -> int:
-    """Prints a new API key, alone on standard output. Works before the first start, too."""
-    migrate()
+    """Prints a new API key, alone on standard output."""
+    migrate()  # it may be the first command of all
     from api.accounts import keys
 
     user = _user(username)
@@ -111,7 +116,7 @@ def create_key(username: str | None) -> int:
 
 
 def _user(username: str | None) -> "User | None":
-    """The active user of that name, or the first administrator; says what is wrong if None."""
+    """The active user of that name, or the first administrator. Prints why, if it returns None."""
     from api.accounts import tokens
     from api.accounts.models import User
 

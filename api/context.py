@@ -21,7 +21,7 @@ from api.requests.active import Followed
 from api.requests.admission import Backlog
 from api.requests.submit import Submitter
 from api.requests.waiting_jobs import WaitingJobs
-from api.tree.watch import Watch
+from api.tree.watch import TreeWatch
 from broker.client import Client
 
 STORED = (Message, KeptRequest)  # the answers that outlive this process
@@ -35,7 +35,7 @@ class AppContext:
     keys: KeyCache
     catalog: Catalog
     readiness: Readiness
-    tree: Watch
+    tree: TreeWatch
     ledger: Ledger
     waiting_jobs: WaitingJobs
     backlog: Backlog
@@ -67,7 +67,7 @@ def build(client: Client, env: Environment) -> AppContext:
         keys=KeyCache(),
         catalog=catalog,
         readiness=Readiness(client),
-        tree=Watch(client),
+        tree=TreeWatch(client),
         ledger=ledger,
         waiting_jobs=waiting_jobs,
         backlog=backlog,

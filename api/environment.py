@@ -1,4 +1,7 @@
-"""What the launcher tells this process, parsed once and refused loudly."""
+"""What the launcher tells this process: the only reader of environment variables in the API.
+
+Parsed once, when Django reads its settings (`settings.ENV`); what cannot be used is refused.
+"""
 
 import json
 import os
@@ -13,20 +16,20 @@ from api.server.limits import Limits, Network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST_JOB = 86_400.0  # seconds
-LEAST_BACKLOG_BYTES = (
-    10_000_000  # two of the largest prompts, so that one is never refused for ever
-)
+# Room for two of the largest prompts, so that such a prompt is not refused for ever.
+LEAST_BACKLOG_BYTES = 10_000_000
 LOOPBACK = "127.0.0.0/8 ::1/128"
 ANY_ORIGIN = "*"
+_LEAST_SECRET = 32  # characters
 
 
 class BadEnvironment(ValueError):
-    """An environment variable that cannot be used; the text names it."""
+    """An environment variable that cannot be used; the text names it. The operator's to mend."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The process's surroundings. `models`: what `up` serves, the first one is the default."""
+    """The settings of this process. `models`: what `up` serves; the first one is the default."""
 
     home: Path
     amqp_url: str
@@ -34,14 +37,12 @@ class Environment:
     secret_file: Path
     database_url: str
     models: tuple[str, ...]
-    hosts: tuple[str, ...]  # extra names under which users reach the service
+    hosts: tuple[str, ...]  # further names under which users reach the service
     port: int | None
     queue_type: str
-    backlog: (
-        int  # jobs of one model that may wait; beyond that, users have a fair share each (quota.py)
-    )
-    backlog_bytes: int  # the same of all prompts that wait in one API process
-    job_seconds: float  # until when an answer is wanted if the client names no deadline
+    backlog: int  # jobs of one model that may wait before users are limited (requests/quota.py)
+    backlog_bytes: int  # the same for all prompts that wait in this process
+    job_seconds: float  # the deadline of a job whose client names none
     public_url: str | None = None  # scheme, host and port under which users reach the service
     proxies: tuple[Network, ...] = ()  # whose X-Forwarded-Proto is believed
     cors_origins: tuple[str, ...] = ()  # pages that may use /v1/; ANY_ORIGIN: all
@@ -49,16 +50,15 @@ class Environment:
 
     @property
     def default_model(self) -> str | None:
-        """The model used where the user named none."""
+        """The model of requests that name none."""
         return self.models[0] if self.models else None
 
     @property
     def public_hosts(self) -> tuple[str, ...]:
-        """The host of `public_url` as a Host header names it without its port."""
+        """The host of `public_url` as a Host header names it, without its port."""
         if self.public_url is None:
             return ()
-        host = urlsplit(self.public_url).hostname or ""
-        return (f"[{host}]" if ":" in host else host,)
+        return (_bracketed(urlsplit(self.public_url).hostname or ""),)
 
     def secret_key(self) -> str:
         """Django's secret key, created on first use and readable by the owner alone."""
@@ -71,6 +71,18 @@ class Environment:
             key = secrets.token_urlsafe(48)
             file.write(key)
         return key
+
+
+def use_settings(port: int | None = None) -> None:
+    """Names Django's settings, and the port where the launcher has not. Before Django is used."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")
+    if port is not None:
+        os.environ.setdefault("CANOPY_PORT", str(port))
+
+
+def current() -> Environment:
+    """This process's environment. Raises BadEnvironment."""
+    return read(os.environ)
 
 
 def read(environ: Mapping[str, str]) -> Environment:
@@ -103,9 +115,10 @@ def read(environ: Mapping[str, str]) -> Environment:
 
 def _existing_key(file: Path) -> str:
     key = file.read_text().strip()
-    if len(key) < 32:
+    if len(key) < _LEAST_SECRET:
         raise BadEnvironment(
-            f"the secret key in {file} is shorter than 32 characters: delete the file to get a new one"
+            f"the secret key in {file} is shorter than {_LEAST_SECRET} characters: "
+            "delete the file to get a new one"
         )
     return key
 
@@ -117,9 +130,8 @@ def _models(text: str) -> tuple[str, ...]:
         models = json.loads(text)
     except ValueError as error:
         raise BadEnvironment(f"CANOPY_MODELS is not JSON: {error}") from error
-    if not isinstance(models, list) or not all(
-        isinstance(model, str) and model for model in models
-    ):
+    is_list = isinstance(models, list)
+    if not is_list or not all(isinstance(name, str) and name for name in models):
         raise BadEnvironment("CANOPY_MODELS must be a JSON list of model names")
     return tuple(models)
 
@@ -163,30 +175,35 @@ def _count(environ: Mapping[str, str], name: str, default: int) -> int:
 def _public_url(text: str) -> str | None:
     if not text:
         return None
-    if _origin(text) is None:
+    origin = _origin(text)
+    if origin is None:
         raise BadEnvironment(
             f"CANOPY_PUBLIC_URL must be like https://chat.example.org, without a path, not {text!r}"
         )
-    return _origin(text)
+    return origin
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    """The pages of other servers that may use /v1/; `none` stands for none of them."""
+    """The pages of other servers that may use /v1/; `none` for an empty list."""
     names = text.replace(",", " ").split()
     if names == [ANY_ORIGIN]:
         return (ANY_ORIGIN,)
     if names == ["none"]:
         return ()
-    origins = [_origin(name) for name in names]
-    if None in origins:
-        raise BadEnvironment(
-            f"CANOPY_CORS_ORIGINS must be *, none, or a list like https://a.example, not {text!r}"
-        )
-    return tuple(origin for origin in origins if origin is not None)
+    origins: list[str] = []
+    for name in names:
+        origin = _origin(name)
+        if origin is None:
+            raise BadEnvironment(
+                "CANOPY_CORS_ORIGINS must be *, none, or a list like https://a.example, "
+                f"not {text!r}"
+            )
+        origins.append(origin)
+    return tuple(origins)
 
 
 def _origin(text: str) -> str | None:
-    """Scheme, host and port as browsers write an origin; None if `text` is no such address, or has a path."""
+    """Scheme, host and port as browsers write an origin; None if `text` is anything else."""
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -194,11 +211,15 @@ def _origin(text: str) -> str | None:
         return None
     if parts.scheme not in ("http", "https") or not parts.hostname or not _is_bare(parts):
         return None
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    usual = {"http": 80, "https": 443}[parts.scheme]
-    return (
-        f"{parts.scheme}://{host}" if port in (None, usual) else f"{parts.scheme}://{host}:{port}"
-    )
+    origin = f"{parts.scheme}://{_bracketed(parts.hostname)}"
+    if port in (None, {"http": 80, "https": 443}[parts.scheme]):
+        return origin
+    return f"{origin}:{port}"
+
+
+def _bracketed(host: str) -> str:
+    """An IPv6 address in brackets, as URLs have it; any other host unchanged."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_bare(parts: SplitResult) -> bool:
@@ -206,7 +227,7 @@ def _is_bare(parts: SplitResult) -> bool:
 
 
 def _networks(text: str) -> tuple[Network, ...]:
-    """`none` stands for none."""
+    """Networks or addresses; `none` for an empty list."""
     if text.strip() == "none":
         return ()
     try:

@@ -72,6 +72,25 @@ class NotRunning(ServiceUnavailable):
         super().__init__("the service is stopping; send the request again")
 
 
+class BodyTooLarge(ApiError):
+    """413: the body has more than `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        message = f"the request's body is larger than {limit} bytes"
+        super().__init__(413, message, code="request_too_large")
+
+
+class UnknownSender(ApiError):
+    """401: a body above `limit` bytes without a valid key or session."""
+
+    def __init__(self, limit: int) -> None:
+        message = (
+            f"a body above {limit} bytes needs a valid API key (Authorization: Bearer KEY), "
+            "or a login"
+        )
+        super().__init__(401, message, code="invalid_api_key")
+
+
 def body(path: str, error: ApiError) -> dict[str, Any]:
     """The refusal as the JSON that clients of `path` expect."""
     if not addresses.expects_openai_errors(path):
@@ -107,21 +126,6 @@ def last_response(path: str, error: ApiError) -> tuple[list[tuple[bytes, bytes]]
     headers.append((b"Content-Length", str(len(answer.content)).encode()))
     headers.append((b"Connection", b"close"))
     return headers, answer.content
-
-
-def too_large(limit: int) -> ApiError:
-    """413: the body has more than `limit` bytes."""
-    return ApiError(
-        413, f"the request's body is larger than {limit} bytes", code="request_too_large"
-    )
-
-
-def unknown_sender(limit: int) -> ApiError:
-    """401: a body above `limit` bytes without a valid key or session."""
-    message = (
-        f"a body above {limit} bytes needs a valid API key (Authorization: Bearer KEY), or a login"
-    )
-    return ApiError(401, message, code="invalid_api_key")
 
 
 def field_name(location: Iterable[str | int]) -> str:

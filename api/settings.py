@@ -1,6 +1,5 @@
 """Django's settings, derived from the environment once (see environment.py)."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import dj_database_url
 
 from api import environment
 
-ENV = environment.read(os.environ)
+ENV = environment.current()
 
 BASE_DIR = environment.REPOSITORY
 FRONTEND_DIST = BASE_DIR / "frontend" / "dist"
@@ -19,7 +18,7 @@ ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *ENV.hosts, *ENV.public_host
 # Behind a proxy that speaks TLS, the browser's origin is https while ours is http.
 CSRF_TRUSTED_ORIGINS = [f"https://{host}" for host in ENV.hosts if host != "*"]
 CSRF_TRUSTED_ORIGINS += [ENV.public_url] if ENV.public_url else []
-# Cookies are made Secure, and HSTS is sent, for each request that came through TLS (see server/edge.py).
+# server/edge.py makes cookies Secure and sends HSTS for requests that came through TLS.
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -39,7 +38,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
-# All of these run on the event loop: none costs a thread (see http/middleware.py).
+# These run on the event loop, without a thread (see http/middleware.py).
 MIDDLEWARE = [
     "api.http.middleware.Outermost",
     "api.http.middleware.Sessions",
@@ -66,7 +65,7 @@ TEMPLATES: list[dict[str, Any]] = [
 
 
 def _database() -> dict[str, Any]:
-    """The database, kept open: SQLite with a write-ahead log, so that readers never wait for the writer."""
+    """The database, kept open. SQLite has a write-ahead log: readers never wait for the writer."""
     config: dict[str, Any] = dict(
         dj_database_url.parse(ENV.database_url, conn_max_age=None, conn_health_checks=True)
     )
@@ -74,7 +73,8 @@ def _database() -> dict[str, Any]:
         Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
         config["OPTIONS"] = {
             "timeout": 10,  # seconds a writer waits for another process
-            "transaction_mode": "IMMEDIATE",  # a transaction that will write asks for the lock at its start
+            # A transaction takes the write lock at its start: upgrading a read lock may fail at once.
+            "transaction_mode": "IMMEDIATE",
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
         }
     return config
@@ -83,7 +83,7 @@ def _database() -> dict[str, Any]:
 DATABASES = {"default": _database()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Browsers share cookies between the ports of a host; two instances on one machine must not log each other out.
+# Browsers share cookies between the ports of a host: each instance there has its own name.
 SESSION_COOKIE_NAME = f"canopy_session_{ENV.port}" if ENV.port else "canopy_session"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
@@ -92,7 +92,7 @@ CSRF_FAILURE_VIEW = "api.errors.csrf_failure"
 LOGIN_URL = "/admin/login/"
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 
-# Bytes of a request's body; a little under 1 MiB, so that a full mebibyte is refused as too large.
+# Bytes of a request's body; a little under 1 MiB, so that a full mebibyte is refused.
 MAX_BODY = 1_000_000
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY
 FILE_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY

@@ -52,17 +52,17 @@ async def remove_failed(kept: KeptRequest) -> None:
     await KeptRequest.objects.filter(pk=kept.pk, status=Status.FAILED).adelete()
 
 
-async def expire() -> int:
+async def delete_expired() -> int:
     """Deletes what is too old; returns how many."""
     deleted, _ = await KeptRequest.objects.filter(created__lt=timezone.now() - KEPT).adelete()
     return int(deleted)
 
 
-async def keep_expiring() -> None:
+async def delete_expired_repeatedly() -> None:
     """Deletes what is too old, for as long as the process lives."""
     while True:
         try:
-            await expire()
+            await delete_expired()
         except DatabaseError as error:  # not migrated yet, or away: /readyz says so
             log.warning("kept requests could not be expired", reason=str(error))
         await asyncio.sleep(EXPIRE_EVERY)

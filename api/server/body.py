@@ -1,13 +1,14 @@
-"""Reading a request's body: at most UNKNOWN_BYTES before its sender is authenticated."""
+"""Reads a request's body: at most UNKNOWN_BYTES before its sender is authenticated."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from api.errors import BodyTooLarge, UnknownSender
 from api.server.limits import DISCARDED_BYTES
 from api.server.response_headers import Scope
 
-UNKNOWN_BYTES = 65_536  # of a body without authentication
+UNKNOWN_BYTES = 65_536  # of the body of a sender who is not authenticated
 DISCARD_SECONDS = 10.0  # how long a refused body is read and discarded
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -17,26 +18,18 @@ class Disconnected(Exception):
     """The client left before its request was complete."""
 
 
-class BodyTooLarge(Exception):
-    """The body exceeds the limit."""
-
-
-class UnknownSender(Exception):
-    """The body exceeds UNKNOWN_BYTES and has no valid key or session with it."""
-
-
 async def read_body(
     scope: Scope, receive: Receive, limit: int, is_known: Callable[[], Awaitable[bool]]
 ) -> bytes:
-    """The whole body. `is_known` is called for one above UNKNOWN_BYTES.
+    """The whole body. `is_known`: whether its sender is authenticated; asked above UNKNOWN_BYTES.
 
-    Raises Disconnected, BodyTooLarge or UnknownSender as early as possible: the rest may be unread.
+    Raises Disconnected, BodyTooLarge or UnknownSender as early as possible: the rest is unread.
     """
     declared = _declared_length(scope)
     if declared > limit:
-        raise BodyTooLarge
+        raise BodyTooLarge(limit)
     if declared > UNKNOWN_BYTES and not await is_known():
-        raise UnknownSender
+        raise UnknownSender(UNKNOWN_BYTES)
     known = declared > UNKNOWN_BYTES
     chunks: list[bytes] = []
     size = 0
@@ -47,21 +40,19 @@ async def read_body(
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise BodyTooLarge
+            raise BodyTooLarge(limit)
         if size > UNKNOWN_BYTES and not known:
             known = await is_known()
             if not known:
-                raise UnknownSender
+                raise UnknownSender(UNKNOWN_BYTES)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
 
 
 async def discard_body(scope: Scope, receive: Receive) -> None:
-    """Discards the rest of a refused body, within bounds: many clients send all before they read.
-
-    A client that waits for `100 Continue` sends no body after an error response.
-    """
+    """Discards the rest of a refused body, within bounds: many clients send all before they read."""
+    # A client that waits for `100 Continue` sends no body after an error response.
     if dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue":
         return
     size = 0

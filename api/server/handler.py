@@ -1,9 +1,9 @@
 """Django's ASGI handler without its thread per request.
 
-The stock handler opens a thread-sensitive context for every request, and its signals alone start a thread in it
-that lives as long as the response: a thousand streams would be a thousand threads, each with its own database
-connection. Here all synchronous work of the process shares one thread and one kept-open connection, a request
-costs none, the body is limited while it is read, and a client that leaves cancels its view.
+The stock handler opens a thread-sensitive context for every request, and its signals alone start a
+thread in it that lives as long as the response: a thousand streams would be a thousand threads, each
+with its own database connection. Here all synchronous work of the process shares one thread and one
+connection, the body is limited while it is read, and a client that leaves cancels its view.
 """
 
 import asyncio
@@ -22,14 +22,7 @@ from api.accounts import auth
 from api.errors import ApiError
 from api.http.sse import EventStream
 from api.requests.concurrency_limit import Entrance, sender_of
-from api.server.body import (
-    UNKNOWN_BYTES,
-    BodyTooLarge,
-    Disconnected,
-    UnknownSender,
-    discard_body,
-    read_body,
-)
+from api.server.body import Disconnected, discard_body, read_body
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -37,7 +30,7 @@ Scope = dict[str, Any]
 
 
 class Handler(ASGIHandler):
-    """Serves HTTP requests: read, answer, cancelled when the client leaves."""
+    """Serves HTTP requests; cancels a request when its client leaves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,29 +40,25 @@ class Handler(ASGIHandler):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
         set_script_prefix(scope.get("root_path", "") or "/")
+        is_known = partial(_is_known, scope)
         try:
-            # The request alone holds the body, so that it can be given up while the answer is waited for.
-            file = BytesIO(
-                await read_body(scope, receive, settings.MAX_BODY, partial(_is_known, scope))
-            )
+            # No other reference to the body: it is released while the answer is awaited.
+            file = BytesIO(await read_body(scope, receive, settings.MAX_BODY, is_known))
         except Disconnected:
             return
-        except BodyTooLarge:
-            await self._refuse(scope, receive, send, errors.too_large(settings.MAX_BODY))
-            return
-        except UnknownSender:
-            await self._refuse(scope, receive, send, errors.unknown_sender(UNKNOWN_BYTES))
+        except ApiError as error:
+            await self._refuse(scope, receive, send, error)
             return
         request, refusal = self.create_request(scope, file)
         del file
         if request is None:
-            error = ApiError(refusal.status_code, "this request cannot be read")
-            await self.send_response(errors.response(scope["path"], error), send)
+            unreadable = ApiError(refusal.status_code, "this request cannot be read")
+            await self.send_response(errors.response(scope["path"], unreadable), send)
             return
         await self._answer(request, _Exchange(receive, send))
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
-        """Answers before the body is read, and closes the connection after what still comes of it."""
+        """Answers before the body is read, discards the rest of it, and closes the connection."""
         headers, content = errors.last_response(scope["path"], error)
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": content, "more_body": True})
@@ -78,8 +67,10 @@ class Handler(ASGIHandler):
 
     @classmethod
     def chunk_bytes(cls, data: bytes) -> Iterable[tuple[bytes, bool]]:
-        """Django's way to cut a large body up; an event is none, and there are thousands a second."""
-        return ((data, True),) if 0 < len(data) <= cls.chunk_size else super().chunk_bytes(data)
+        """Splits a large body as Django does; an event, of which there are thousands, needs no split."""
+        if 0 < len(data) <= cls.chunk_size:
+            return ((data, True),)
+        return super().chunk_bytes(data)
 
     def end_streams(self) -> None:
         """Ends the streams that would never end by themselves: the server stops."""
@@ -110,7 +101,7 @@ def _sender(request: ASGIRequest) -> bytes:
 
 
 async def _is_known(scope: Scope) -> bool:
-    """Whether the request has a valid key or session, by its headers."""
+    """Whether the request's headers have a valid key or session."""
     return await auth.is_known(ASGIRequest(scope, BytesIO()))
 
 
@@ -122,12 +113,13 @@ async def _close(response: HttpResponseBase | None) -> None:
 
 
 class _Exchange:
-    """One request's connection; cancels the task that made it when the client leaves."""
+    """One request's connection; cancels the task that entered it when the client leaves."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self.send = send
         self._receive = receive
         self._work = cast("asyncio.Task[None]", asyncio.current_task())
+        self._watcher: asyncio.Task[None] | None = None
         self._left = False
         self._ended = False
 
@@ -135,20 +127,21 @@ class _Exchange:
         self._watcher = asyncio.create_task(self._watch())
 
     def __exit__(self, *exception: object) -> None:
-        self._watcher.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
 
     def end_stream(self) -> None:
         """Ends a streamed response where it is."""
         self._ended = True
-        self._cancel()
+        self._work.cancel()
 
     @property
     def cut_short(self) -> bool:
-        """True if the client left or the stream was ended: only then a cancellation is ours."""
+        """True if the client left or the stream was ended: only then is a cancellation ours."""
         return self._left or self._ended
 
     async def complete(self) -> None:
-        """Takes the cancellation back, and tells a client that is still there that nothing more comes."""
+        """Takes the cancellation back, and ends the response of a client that is still there."""
         self._work.uncancel()
         if not self._left:
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -157,7 +150,4 @@ class _Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._left = True
-        self._cancel()
-
-    def _cancel(self) -> None:
         self._work.cancel()

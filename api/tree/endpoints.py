@@ -11,21 +11,20 @@ from api.accounts.auth import AuthRequest, Staff
 from api.context import app
 from api.errors import ApiError
 from api.http import sse
-from api.tree.watch import Unreadable, compose, read_edges
+from api.tree.watch import compose, read_edges
 from broker.client import Unavailable
 from broker.tree import Tree
 from broker.wire import AnyControl, Drain, Resume
 
 router = Router(tags=["tree"], auth=Staff())
 
+_LONGEST_NAME = 200  # characters
+
 
 @router.get("")
 async def read(request: AuthRequest) -> Tree:
     """The tree as it is now."""
-    try:
-        return await compose(await read_edges(), app().client)
-    except Unreadable as error:
-        raise ApiError(503, f"the tree cannot be read now: {error}") from error
+    return await compose(await read_edges(), app().client)
 
 
 @router.get("/stream")
@@ -36,27 +35,28 @@ async def stream(request: AuthRequest) -> HttpResponseBase:
 
 @router.post("/nodes/{name}/drain", response={202: None})
 async def drain(request: AuthRequest, name: str) -> Status[Any]:
-    """Lets a node finish what it runs and hands it nothing new."""
-    return await _tell(name, Drain())
+    """Lets a node finish its running jobs and gives it no others."""
+    return await _send(name, Drain())
 
 
 @router.post("/nodes/{name}/resume", response={202: None})
 async def resume(request: AuthRequest, name: str) -> Status[Any]:
-    """Hands a drained node jobs again."""
-    return await _tell(name, Resume())
+    """Gives a drained node jobs again."""
+    return await _send(name, Resume())
 
 
-async def _tell(name: str, message: AnyControl) -> Status[Any]:
+async def _send(name: str, message: AnyControl) -> Status[Any]:
+    name = name[:_LONGEST_NAME]
     try:
-        known = await app().client.control(name[:200], message)
+        exists = await app().client.control(name, message)
     except Unavailable as error:
         raise ApiError(503, f"the node cannot be told now: {error}") from error
-    if not known:
-        raise ApiError(404, f"there is no node {name[:200]!r}", field="name")
+    if not exists:
+        raise ApiError(404, f"there is no node {name!r}", field="name")
     return Status(202, None)
 
 
 async def _events() -> AsyncGenerator[bytes]:
     async with aclosing(app().tree.follow()) as trees:
-        async for each in trees:
-            yield sse.event("tree", each)
+        async for tree in trees:
+            yield sse.event("tree", tree)

@@ -1,7 +1,7 @@
-"""Looks after the queues of dead nodes that nobody empties.
+"""Has the queues of dead nodes emptied where no parent does it.
 
-A node's parent notices its death and empties its queue. Who died while the parent was dead too, or away from the
-broker, nobody has noticed; but the broker still lists the queue and its edge, and this reads them now and then.
+A node's parent notices its death and empties its queue. If the parent was dead too, or away from the
+broker, nobody noticed; but the broker still lists the queue and its edge, which this reads.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import asyncio
 import structlog
 
 from api.settings import ENV
-from api.tree.watch import Unreadable, read_edges
+from api.tree.watch import TreeUnreadable, read_edges
 from broker.client import Client, Unavailable
 from broker.wire import Adopt
 from topology.tree import orphans
@@ -19,20 +19,20 @@ log = structlog.get_logger("canopy.api")
 LOOK_SECONDS = 5.0
 
 
-async def look_after_orphans(client: Client) -> None:
-    """Tells the nearest living ancestor of every node that was dead at two looks in a row. Never ends."""
+async def adopt_orphans(client: Client) -> None:
+    """Tells the nearest living ancestor of every node found dead at two looks in a row. Never ends."""
     if not ENV.management_url:
         return
     before: dict[str, str] = {}
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         try:
-            seen = await read_edges()
-            now = orphans(seen.parents, seen.roots, seen.registered, seen.present)
+            edges = await read_edges()
+            now = orphans(edges.parents, edges.roots, edges.registered, edges.present)
             for node, ancestor in now.items():
                 if node in before:
                     await client.control(ancestor, Adopt(node=node))
-        except (Unreadable, Unavailable) as error:
+        except (TreeUnreadable, Unavailable) as error:
             log.info("dead nodes are looked for later", reason=str(error))
         else:
             before = now

@@ -264,11 +264,11 @@ async def test_old_requests_are_forgotten(
     await program.post(PATH, json=CHAT, headers=key)
     kept = await kept_of(key)
     assert kept.fingerprint
-    assert await store.expire() == 0
+    assert await store.delete_expired() == 0
     await KeptRequest.objects.filter(pk=kept.pk).aupdate(
         created=timezone.now() - timedelta(hours=24, seconds=1)
     )
-    assert await store.expire() == 1
+    assert await store.delete_expired() == 1
     assert "Idempotent-Replay" not in (await program.post(PATH, json=CHAT, headers=key)).headers
 
 
