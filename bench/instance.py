@@ -17,11 +17,11 @@ from typing import Any
 
 from bench.report import say
 from cli import home as homes
-from cli import instance, ports, rabbitmq
+from cli import ports, processes, rabbitmq
 from cli.errors import CliError
 from cli.home import REPOSITORY, Home
-from cli.instance import Recorded
 from cli.prepare import system
+from cli.processes import ProcessRecord
 
 END_SECONDS = 15.0  # more than `up` takes to end everything
 _CANOPY = [sys.executable, str(REPOSITORY / "canopy")]
@@ -57,9 +57,9 @@ class Instance:
         """The API's address."""
         return f"http://127.0.0.1:{self.port}"
 
-    def processes(self) -> dict[str, Recorded]:
+    def processes(self) -> dict[str, ProcessRecord]:
         """Its processes by name, as they are now: one that ended is started again under another pid."""
-        return {each.name: each for each in instance.recorded_processes(Home(self.home))}
+        return {each.name: each for each in processes.read(Home(self.home))}
 
     def command(self, *words: str) -> tuple[list[str], dict[str, str]]:
         """A command of the launcher for this instance, and its environment."""

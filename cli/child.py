@@ -1,9 +1,9 @@
-"""Becomes another program, after asking the kernel for a signal at the death of the process that started it.
+"""Becomes another program, after asking the kernel for a signal when the parent process dies.
 
     python child.py SIGNAL PARENT_PID PROGRAM ARGUMENTS...
 
-That is what makes `kill -9` of the launcher leave no orphan. A program of its own rather than code between fork and
-exec, where Python is not safe; it runs without site packages, in about 15 ms. Standard library only.
+So `kill -9` of the launcher leaves no orphan. It is a program because Python code between fork and
+exec is not safe; without site packages it costs about 15 ms. Standard library only.
 """
 
 import ctypes
@@ -19,9 +19,9 @@ def main(arguments: list[str]) -> None:
     number, parent, *command = arguments
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    if os.getppid() != int(parent):  # it died before the kernel knew
+    if os.getppid() != int(parent):  # it died before prctl
         os.kill(os.getpid(), signal.SIGKILL)
-    os.execvp(command[0], command)  # noqa: S606 - no shell is the point
+    os.execvp(command[0], command)  # noqa: S606 - no shell
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the launcher says: by a thread of its own, so that no output can stop the supervision.
+"""The launcher's output, written by a thread of its own so that no write can block supervision.
 
-A terminal that stands still, a pipe that nobody reads, a closed one or a full disk delays or loses
-lines, and nothing else.
+A paused terminal, an unread or closed pipe and a full disk delay or lose lines, nothing else.
+Standard library only.
 """
 
 import contextlib
@@ -14,20 +14,26 @@ from pathlib import Path
 
 from cli.logfile import LOG_BYTES
 
-_LINES = 1000  # that may wait for a reader; more are dropped
+_LINES = 1000  # queued for a slow reader; more are dropped
 _OUTPUT, _ERRORS = 1, 2  # file descriptors
 
 
-class Console:
-    """Standard output and standard error, written in order, never waited for until `close`.
+def say(line: str) -> None:
+    """Prints one line of progress on standard error, from a command that may wait for the write."""
+    with contextlib.suppress(OSError):  # standard error may be closed
+        print(f"  {line}", file=sys.stderr, flush=True)
 
-    `log`: the file that both are redirected to in a detached launcher, which is kept bounded.
+
+class Console:
+    """Writes to standard output and standard error in order, without blocking until `close`.
+
+    `log`: the file to which a detached launcher redirects both; it is kept below a size.
     """
 
     def __init__(self, log: Path | None = None) -> None:
         self._log = log
         self._lines: queue.Queue[tuple[int, str] | None] = queue.Queue(_LINES)
-        # A daemon: at the end it may be stuck in a write that nobody reads.
+        # A daemon, since it may hang in a write when the process ends.
         self._writer = threading.Thread(target=self._write_all, name="console", daemon=True)
         self._writer.start()
 
@@ -52,12 +58,12 @@ class Console:
     def _write_all(self) -> None:
         while (item := self._lines.get()) is not None:
             fd, text = item
-            with contextlib.suppress(OSError):  # nobody reads it, or the disk is full
+            with contextlib.suppress(OSError):  # a closed pipe or a full disk
                 self._keep_bounded(fd)
                 _write(fd, text.encode(errors="replace"))
 
     def _keep_bounded(self, fd: int) -> None:
-        """Puts a full log aside by copying it: the file itself stays open under its numbers."""
+        """Copies a full log aside and truncates it, as its descriptors cannot be reopened."""
         if self._log is None or os.fstat(fd).st_size < LOG_BYTES:
             return
         with contextlib.suppress(OSError):
@@ -66,20 +72,21 @@ class Console:
 
 
 def is_journal(fd: int = _OUTPUT) -> bool:
-    """Whether the output goes to systemd's journal, which keeps what it gets (systemd.exec(5))."""
-    found = os.fstat(fd)
-    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    """Whether the output goes to systemd's journal, and so to a log (systemd.exec(5))."""
+    status = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def open_standard_streams() -> None:
-    """Fills 0, 1 and 2 where they are closed: a file opened later would get their numbers, and what
-    is meant for the terminal would be written into it.
+    """Opens descriptors 0, 1 and 2 if they are closed.
+
+    Otherwise the next opened file would get such a number, and the program's output with it.
     """
     for fd in (0, _OUTPUT, _ERRORS):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
     sys.stdout = sys.stdout or os.fdopen(_OUTPUT, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(_ERRORS, "w", closefd=False)
 

@@ -1,7 +1,7 @@
-"""How a command talks to the launcher of a running instance: a Unix socket in CANOPY_HOME/run, a JSON object a line.
+"""How a command talks to a running launcher: JSON lines over a Unix socket in CANOPY_HOME/run.
 
-The command sends one request and reads what happens until the launcher has done it. A command that is interrupted
-closes the connection, and the launcher stops after the step it is at.
+The command sends one request and reads messages until the launcher has carried it out. Interrupting
+the command closes the connection; the launcher then stops after its present step.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from cli.errors import CliError
+from cli.errors import UnreachableError
 from cli.home import Home
 
 Message = dict[str, Any]
@@ -25,7 +25,7 @@ _REQUEST_SECONDS = 5.0
 
 @contextlib.asynccontextmanager
 async def serving(home: Home, answer: Answer) -> AsyncIterator[None]:
-    """Answers requests for as long as the block runs; what is being answered at its end is cancelled."""
+    """Answers requests while the block runs, and cancels the open ones at its end."""
     conversations: set[asyncio.Task[None]] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,14 +42,14 @@ async def serving(home: Home, answer: Answer) -> AsyncIterator[None]:
             for task in conversations:
                 task.cancel()
             await asyncio.gather(*conversations, return_exceptions=True)
-            with contextlib.suppress(OSError):  # the next start takes its place
+            with contextlib.suppress(OSError):  # the next start replaces it
                 (home.run / _SOCKET).unlink(missing_ok=True)
 
 
 async def _converse(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer
 ) -> None:
-    """One request. A command that goes away, or that says nothing sensible, gets no more of our time."""
+    """Serves one request; a command that leaves or sends nonsense is dropped."""
     with contextlib.suppress(OSError, TimeoutError, ValueError):
         try:
             request = json.loads(await asyncio.wait_for(reader.readline(), _REQUEST_SECONDS))
@@ -63,24 +63,26 @@ async def _converse(
             writer.close()
 
 
-def ask(home: Home, request: Message) -> Iterator[Message]:
-    """Sends a request to the launcher and yields what it says. Raises CliError if there is no launcher to ask."""
+def request(home: Home, message: Message) -> Iterator[Message]:
+    """Sends a request to the launcher; yields its answers. Raises UnreachableError without one."""
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             with _address(home) as address:
                 connection.connect(address)
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise CliError(
-                "The running instance cannot be asked yet: it is starting, or older than this."
+            raise UnreachableError(
+                "The running instance takes no requests yet: it is starting, or older than this."
             ) from error
-        connection.sendall(json.dumps(request).encode() + b"\n")
+        connection.sendall(json.dumps(message).encode() + b"\n")
         with connection.makefile() as lines:
             yield from map(json.loads, lines)
 
 
 @contextlib.contextmanager
 def _address(home: Home) -> Iterator[str]:
-    """The socket's address while the block runs: through the open folder, as no path of over 107 bytes will do."""
+    """The socket's address while the block runs. It leads through an open folder, since the path
+    of a Unix socket has at most 107 bytes.
+    """
     folder = os.open(home.run, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{folder}/{_SOCKET}"

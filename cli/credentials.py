@@ -1,4 +1,4 @@
-"""The private broker's users: generated once, kept readable by their owner alone, loaded at the broker's boot."""
+"""The private broker's users: generated once, private to their owner, loaded when it boots."""
 
 import base64
 import hashlib
@@ -7,12 +7,14 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 USERS = ("api", "node", "admin")
 
 _TAGS = {"api": ["monitoring"], "node": [], "admin": ["administrator"]}
 
-# configure, write, read. `api` reaches its own reply and watch queues and the entrance; `node` the tree and its inbox.
+# configure, write, read. `api` reaches its reply and watch queues and the jobs exchange; `node` the
+# tree and its inbox.
 _RIGHTS = {
     "api": (
         r"^canopy\.(reply|watch)\..*|^canopy\.(jobs|control|events|dead)$",
@@ -29,49 +31,54 @@ _RIGHTS = {
 
 
 def load_or_create(file: Path) -> dict[str, str]:
-    """The password of every user, and the Erlang cookie as `cookie`; made on the first start, the same ever after."""
+    """The password of every user, and the Erlang cookie as `cookie`; generated on first use."""
+    stored = read_object(file)
+    passwords = {}
+    for name in (*USERS, "cookie"):
+        passwords[name] = str(stored.get(name) or secrets.token_urlsafe(24))
+    if passwords != stored:
+        write_private(file, json.dumps(passwords, indent=1))
+    return passwords
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing or broken."""
     try:
-        known = json.loads(file.read_text())
+        document = json.loads(file.read_text())
     except (OSError, ValueError):
-        known = {}
-    if not isinstance(known, dict):
-        known = {}
-    secrets_of = {
-        name: str(known.get(name) or secrets.token_urlsafe(24)) for name in (*USERS, "cookie")
-    }
-    if secrets_of != known:
-        write_private(file, json.dumps(secrets_of, indent=1))
-    return secrets_of
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def password_hash(password: str, salt: bytes | None = None) -> str:
     """RabbitMQ's salted SHA-256: base64(salt + sha256(salt + password)), with a salt of 4 bytes."""
-    salt = os.urandom(4) if salt is None else salt
+    if salt is None:
+        salt = os.urandom(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def definitions(passwords: Mapping[str, str]) -> dict[str, object]:
-    """What the broker loads before it listens. A definitions file with users also means that `guest` is never made."""
-    return {
-        "users": [
+    """What the broker loads before it listens. With users of its own it creates no `guest`."""
+    users = []
+    permissions = []
+    for user in USERS:
+        users.append(
             {
                 "name": user,
                 "password_hash": password_hash(passwords[user]),
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": _TAGS[user],
             }
-            for user in USERS
-        ],
-        "vhosts": [{"name": "/"}],
-        "permissions": [
+        )
+        configure, write, read = _RIGHTS[user]
+        permissions.append(
             {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
-            for user, (configure, write, read) in _RIGHTS.items()
-        ],
-    }
+        )
+    return {"users": users, "vhosts": [{"name": "/"}], "permissions": permissions}
 
 
 def write_private(file: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all."""
+    """Writes a file that only its owner can read, atomically. Raises OSError."""
     fresh = file.with_name(file.name + ".new")
     handle = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as stream:

@@ -1,24 +1,48 @@
-"""The one way in which a command fails on purpose. Standard library only."""
+"""Expected failures: one line for the user and an exit status. Standard library only."""
 
 import errno
 
 
 class CliError(Exception):
-    """A failure to be told in one line. `code` is the exit status; `detail` is shown below the line."""
+    """An expected failure. `code`: the exit status; `detail`: printed before the message."""
 
-    def __init__(self, message: str, *, code: int = 1, detail: str = "") -> None:
+    code = 1
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
         super().__init__(message)
-        self.code = code
         self.detail = detail
 
 
-def explain_os_error(error: OSError) -> CliError:
-    """What an operating system's refusal means for the person at the terminal."""
+class UsageError(CliError):
+    """The command line or a CANOPY_ variable is wrong: permanent, the user's to correct."""
+
+    code = 2
+
+
+class StateError(CliError):
+    """The instance is not in the state that the command needs: start, stop or await it first."""
+
+
+class MachineError(CliError):
+    """The machine lacks a package, a right, a free port or disk space: mend that, then retry."""
+
+
+class ProcessError(CliError):
+    """A program that the command started has failed; its log says why."""
+
+
+class UnreachableError(CliError):
+    """The broker, the launcher or the API does not answer: retry later."""
+
+
+def explain_os_error(error: OSError) -> MachineError:
+    """An operating system's refusal as a sentence, with what to do about it where that is known."""
     place = f" ({error.filename})" if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return CliError(f"The disk is full{place}: free some space, then run the command again.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return CliError(
-            f"No permission{place}: {error.strerror}. Set CANOPY_HOME to a folder that you may write."
+        return MachineError(
+            f"The disk is full{place}: free some space, then run the command again."
         )
-    return CliError(f"{error.strerror or error}{place}")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "Set CANOPY_HOME to a folder that you may write."
+        return MachineError(f"No permission{place}: {error.strerror}. {advice}")
+    return MachineError(f"{error.strerror or error}{place}")

@@ -1,4 +1,4 @@
-"""Where things are: the repository and CANOPY_HOME, the state folder of one instance. Standard library only."""
+"""Paths: the repository, and CANOPY_HOME, an instance's state folder. Standard library only."""
 
 import os
 import stat
@@ -6,28 +6,38 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 FRONTEND = REPOSITORY / "frontend"
 PRIVATE_UMASK = 0o077  # of everything that an instance writes: conversations, keys, passwords
-PREPARE_LOCK = (
-    REPOSITORY / "var" / ".prepare.lock"
-)  # held by whoever changes .venv or frontend/dist
+PREPARE_LOCK = REPOSITORY / "var" / ".prepare.lock"  # guards .venv and frontend/dist
 
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_GROUP_AND_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def module_command(name: str, *arguments: str) -> list[str]:
-    """How to run one of our programs from anywhere: -P keeps the caller's folder out of Python's search path."""
+    """How to run one of our programs; -P keeps the caller's folder out of Python's search path."""
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
 def module_environment() -> dict[str, str]:
     """The environment in which `module_command` finds our programs."""
-    path = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, path)))}
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = dict.fromkeys(folder for folder in (str(REPOSITORY), *folders) if folder)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def become_module(name: str, *arguments: str, **env: str) -> NoReturn:
+    """Replaces this process by one of our programs; signals and the exit status are then its own.
+
+    `env`: variables on top of the present ones.
+    """
+    sys.stdout.flush()
+    command = module_command(name, *arguments)
+    os.execve(sys.executable, command, {**module_environment(), **env})  # noqa: S606 - no shell
 
 
 @dataclass(frozen=True)
@@ -43,37 +53,37 @@ class Home:
 
     @property
     def logs(self) -> Path:
-        """One file a process, one a preparation step."""
+        """One file per process and per preparation step."""
         return self.path / "logs"
 
     @property
     def launcher_log(self) -> Path:
-        """What a detached launcher says."""
+        """The output of a detached launcher."""
         return self.logs / "up.log"
 
     @property
     def run(self) -> Path:
-        """What is true only while an instance runs."""
+        """Files that are valid only while an instance runs."""
         return self.path / "run"
 
     @property
     def instance_file(self) -> Path:
-        """Written by `up` when ready, removed at the end; holds passwords (0600)."""
+        """Written by `up` when ready, removed at its end; holds passwords (0600)."""
         return self.run / "instance.json"
 
     @property
     def lock_file(self) -> Path:
-        """Locked from the first moment of `up` to its last (cli/lock.py)."""
+        """Locked from the start of `up` to its end (cli/lock.py)."""
         return self.run / "lock"
 
     @property
     def processes_file(self) -> Path:
-        """Every process started, as soon as it is: the next `up` ends what a killed launcher left."""
+        """All processes, as they start: the next `up` ends what a killed launcher left."""
         return self.run / "processes.json"
 
     @property
     def models_lock(self) -> Path:
-        """Held by whoever prepares a model here."""
+        """Held while a model is prepared here."""
         return self.path / ".models.lock"
 
     @property
@@ -82,8 +92,9 @@ class Home:
         return self.path / "models"
 
     def make(self) -> None:
-        """Creates the folders, for their owner alone, and mends what an older version left
-        readable for others. Raises OSError.
+        """Creates the folders for their owner alone. Raises OSError.
+
+        Files that an older version left readable for others become private too.
         """
         for folder in (self.path, self.broker, self.logs, self.run):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,38 +102,38 @@ class Home:
 
 
 def make_private(home: Home) -> None:
-    """Takes all rights of group and others from what is in the state folder. Raises OSError.
+    """Removes the rights of group and others in the state folder. Raises OSError.
 
-    What belongs to somebody else, or is reached through a link, stays as it is; so does a shared
-    folder such as /tmp, but for our own folders in it.
+    Files of other users and targets of links stay as they are. Of a shared folder such as /tmp,
+    only our own sub-folders change.
     """
-    _take_others_rights(home.path)
+    _restrict(home.path)
     for entry in home.path.iterdir():
         if entry.is_file() and not _is_shared(home.path.lstat()):
-            _take_others_rights(entry)
-    for ours in (home.broker, home.logs, home.run, home.models):
-        if ours.is_symlink() or not ours.exists():
+            _restrict(entry)
+    for top in (home.broker, home.logs, home.run, home.models):
+        if top.is_symlink() or not top.exists():
             continue
-        _take_others_rights(ours)
-        for folder, folders, files in os.walk(ours):
+        _restrict(top)
+        for folder, folders, files in os.walk(top):
             for name in (*folders, *files):
-                _take_others_rights(Path(folder, name))
+                _restrict(Path(folder, name))
 
 
-def _take_others_rights(path: Path) -> None:
+def _restrict(path: Path) -> None:
     try:
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode) or _is_shared(found):
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode) or _is_shared(status):
             return
-        if found.st_mode & _OTHERS:
-            path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+        if status.st_mode & _GROUP_AND_OTHERS:
+            path.chmod(stat.S_IMODE(status.st_mode) & ~_GROUP_AND_OTHERS)
     except FileNotFoundError:  # a running process has removed it
         return
 
 
-def _is_shared(found: os.stat_result) -> bool:
-    """Whether it is somebody else's, or everybody's like /tmp."""
-    return bool(found.st_mode & stat.S_ISVTX) or found.st_uid != os.geteuid()
+def _is_shared(status: os.stat_result) -> bool:
+    """Whether it belongs to another user, or to everybody like /tmp."""
+    return bool(status.st_mode & stat.S_ISVTX) or status.st_uid != os.geteuid()
 
 
 def read(environ: Mapping[str, str] = os.environ) -> Home:

@@ -1,55 +1,52 @@
-"""How one more worker joins a running instance: the line that `status` prints, and what `node` assumes."""
+"""How one more worker joins a running instance: `status` prints it, `node` assumes it."""
 
 import re
 import shlex
 import socket
-from collections.abc import Mapping
-from typing import Any
 
-from cli.errors import CliError
-
-Record = Mapping[str, Any]  # instance.json
+from cli.errors import UsageError
+from cli.instance import Record
+from cli.ports import EVERY_ADDRESS
 
 
 def lines(record: Record) -> list[str]:
-    """A command for each model's tree, to be pasted into a shell."""
+    """For each model's tree the command that adds a worker, ready for a shell."""
     url = _address(record)
-    found = []
+    commands = []
     for model, root in record["roots"].items():
         words = ["./canopy", "node", "NAME", "--parent", root, *_options(record, model)]
-        found.append(f"CANOPY_AMQP_URL={shlex.quote(url)} {shlex.join(words)}")
-    return found
+        commands.append(f"CANOPY_AMQP_URL={shlex.quote(url)} {shlex.join(words)}")
+    return commands
 
 
 def model_below(record: Record, parent: str | None) -> str:
-    """What --model would say for a worker below that parent, or a standby. Raises CliError if that
-    cannot be known.
+    """The --model of a worker below that parent, or of a standby of it.
+
+    Raises UsageError where several models are served and the parent is not the root of one.
     """
-    asked: dict[str, str] = record["asked"]
-    names = [model for model, root in record["roots"].items() if root == parent]
-    if len(asked) == 1:
-        names = list(asked)
-    if not names:
-        raise CliError(
-            f"Several models are served here; say --model, one of: {', '.join(asked)}", code=2
-        )
-    return asked[names[0]]
+    arguments: dict[str, str] = record["asked"]  # by public name
+    if len(arguments) == 1:
+        return next(iter(arguments.values()))
+    for model, root in record["roots"].items():
+        if root == parent:
+            return arguments[model]
+    raise UsageError(f"Several models are served here; say --model, one of: {', '.join(arguments)}")
 
 
 def _options(record: Record, model: str) -> list[str]:
     options = ["--model", record["asked"][model], "--engine", record["engine"]]
     if record["engine"] == "openai":
         options += ["--upstream", record["upstream"]]
-        options += (
-            ["--upstream-model", record["upstream_model"]] if record["upstream_model"] else []
-        )
-    options += ["--policy", record["policy"]] if record["policy"] else []
+        if record["upstream_model"]:
+            options += ["--upstream-model", record["upstream_model"]]
+    if record["policy"]:
+        options += ["--policy", record["policy"]]
     return options
 
 
 def _address(record: Record) -> str:
-    """The broker as other machines see it, where it listens on every address."""
+    """The broker's URL; with this machine's name where the broker listens on every address."""
     url: str = record["amqp"]["node"]
-    if record["listen"] in ("0.0.0.0", "::"):  # noqa: S104 - a comparison
+    if record["listen"] in EVERY_ADDRESS:
         url = re.sub(r"@[^@]+:(\d+)/", rf"@{socket.getfqdn()}:\1/", url)
     return url

@@ -1,8 +1,8 @@
-"""The lock of a CANOPY_HOME, held from the first moment of `up` to its last. Standard library only.
+"""The lock of a CANOPY_HOME, held from the start of `up` to its end. Standard library only.
 
-It is taken before anything is prepared and handed on, still locked, to the command line and to a
-detached launcher. So there is no moment in which `down`, `status` or a second `up` could miss an
-instance that is on its way. The kernel drops the lock when its last holder dies: it is never stale.
+It is taken before anything is prepared, then passed on, still locked, to the command line and to a
+detached launcher, so `down`, `status` and a second `up` never miss an instance that is starting.
+The kernel drops the lock when its last holder dies: it is never stale.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cli.errors import CliError
+from cli.errors import StateError
 from cli.home import Home
 
-LOCK_FD = "CANOPY_LOCK_FD"  # the number of the open, locked file in a program that takes over
-_TRIES = 10  # whoever looks whether it is locked holds it for some microseconds
+LOCK_FD = "CANOPY_LOCK_FD"  # the descriptor of the locked file in a program that adopts it
+_TRIES = 10  # `is_held` itself holds the lock for some microseconds
 _TRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds the lock: by pid and start time, as a pid alone is used again."""
+    """The process that holds the lock, by pid and start time, as the kernel reuses pids."""
 
     pid: int
     start_ticks: int
@@ -35,16 +35,16 @@ class Holder:
         return cls(os.getpid(), _start_ticks(os.getpid()) or 0)
 
     def lives(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether this very process still runs."""
         return _start_ticks(self.pid) == self.start_ticks
 
 
 class Lock:
-    """A lock that this process holds, alone or together with one that it was handed on to."""
+    """A lock that this process holds, alone or with the process that it was passed on to."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        with contextlib.suppress(OSError):  # on a full disk; `up` refuses that with a reason
+        with contextlib.suppress(OSError):  # a full disk, which `up` refuses later with a reason
             _write_holder(fd)
 
     def pass_on(self) -> None:
@@ -53,18 +53,18 @@ class Lock:
         os.environ[LOCK_FD] = str(self.fd)
 
     def release(self) -> None:
-        """Closes the file; the lock is free unless it was handed on."""
+        """Closes the file; the lock is free unless it was passed on."""
         os.close(self.fd)
 
 
 def take(home: Home) -> Lock:
-    """Takes the lock, or adopts the one that was passed on. Raises CliError when another has it."""
+    """Takes the lock, or adopts the one passed on to us. Raises StateError when it is held."""
     home.make()
     fd = _adopted(home)
     if fd is None:
         fd = os.open(home.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _lock(fd, home)  # again for one that was passed on: it may have been unlocked
+        _lock(fd, home)  # also after adoption: it may have been unlocked
         return Lock(fd)
     except BaseException:
         os.close(fd)
@@ -72,9 +72,9 @@ def take(home: Home) -> Lock:
 
 
 def is_held(home: Home) -> bool:
-    """Whether an instance runs here, starts or stops."""
+    """Whether an instance runs, starts or stops here."""
     try:
-        fd = os.open(home.lock_file, os.O_RDONLY)  # also where nothing can be written any more
+        fd = os.open(home.lock_file, os.O_RDONLY)  # works on a read-only disk too
     except FileNotFoundError:
         return False
     try:
@@ -88,18 +88,18 @@ def is_held(home: Home) -> bool:
 
 
 def holder(home: Home) -> Holder | None:
-    """Who holds the lock; None if that process is gone, or has not written itself down yet."""
+    """The lock's holder; None if it has ended or has not recorded itself yet."""
     try:
         record = json.loads(home.lock_file.read_text())
-        found = Holder(int(record["pid"]), int(record["start_ticks"]))
+        recorded = Holder(int(record["pid"]), int(record["start_ticks"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return found if found.pid > 0 and found.lives() else None
+    return recorded if recorded.pid > 0 and recorded.lives() else None
 
 
 @contextlib.contextmanager
 def held(home: Home) -> Iterator[Lock]:
-    """Holds the lock while the block runs. Raises CliError when another has it."""
+    """Holds the lock while the block runs. Raises StateError when it is held already."""
     lock = take(home)
     try:
         yield lock
@@ -108,14 +108,14 @@ def held(home: Home) -> Iterator[Lock]:
 
 
 def _adopted(home: Home) -> int | None:
-    """The lock that the program before us passed on; None without one, or for another folder's."""
+    """The descriptor passed on to us; None without one, or if it is another folder's lock."""
     number = os.environ.pop(LOCK_FD, "")
     if not number.isdecimal():
         return None
     fd = int(number)
     try:
         same = os.path.samestat(os.fstat(fd), home.lock_file.stat())
-    except OSError:  # it is closed: somebody only copied our environment
+    except OSError:  # closed: the variable was only copied
         return None
     if not same:
         return None
@@ -130,10 +130,10 @@ def _lock(fd: int, home: Home) -> None:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-    raise CliError(_taken(home))
+    raise StateError(_refusal(home))
 
 
-def _taken(home: Home) -> str:
+def _refusal(home: Home) -> str:
     try:
         record = json.loads(home.instance_file.read_text())
         state = f"already runs here (pid {record['pid']}, {record['url']})"
@@ -149,11 +149,13 @@ def _write_holder(fd: int) -> None:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since the boot; None for one that has ended."""
+    """When the process started, in clock ticks since boot; None if it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # what is before may hold spaces: the program's name
+    fields = stat.rpartition(")")[2].split()  # the program's name before it may hold spaces
     state, start_ticks = fields[0], int(fields[19])
-    return None if state in ("Z", "X") else start_ticks
+    if state in ("Z", "X"):  # zombie, dead
+        return None
+    return start_ticks

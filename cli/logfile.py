@@ -1,4 +1,4 @@
-"""A log file that is bounded while it is written, and whose failures harm nobody."""
+"""A log file that stays below a size and never raises. Standard library only."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from cli.errors import explain_os_error
 
 LOG_BYTES = 10_000_000  # of one file
-OLDER_FILES = 2  # .1 and .2: a process's logs take three times LOG_BYTES at most
+OLDER_FILES = 2  # .1 and .2, so a process's logs take three times LOG_BYTES at most
 
 
 class LogFile:
-    """Appends to a file, readable by its owner alone; a full one becomes FILE.1, and that FILE.2.
+    """Appends to a file that only its owner can read; a full one becomes FILE.1, and that FILE.2.
 
-    What cannot be written, as on a full disk, is dropped, so that no process waits for its log.
-    The next write that succeeds begins with a line that says how much is missing.
+    Output that cannot be written is dropped, so that no process blocks on a full disk. The next
+    successful write starts with a line that says how many bytes are missing.
     """
 
     def __init__(self, path: Path, limit: int = LOG_BYTES) -> None:
@@ -62,8 +62,8 @@ class LogFile:
             self._lost = 0
 
     def _append(self, data: bytes) -> None:
-        """All of it, or OSError: a disk that fills up takes a part first."""
-        assert self._fd is not None  # noqa: S101 - it was opened
+        """Writes all of `data`: a disk that fills up takes a part first. Raises OSError."""
+        assert self._fd is not None  # noqa: S101
         while data:
             written = os.write(self._fd, data)
             self._size += written

@@ -1,4 +1,4 @@
-"""One process of an instance: started, watched, its output kept, ended in time."""
+"""A child process: its start, output, signs of life and end."""
 
 import asyncio
 import contextlib
@@ -17,28 +17,31 @@ from cli.home import REPOSITORY
 from cli.logfile import LogFile
 
 _TAIL_LINES = 12
-_LINE_BYTES = 65_536  # of a line that does not end; the rest is in the log alone
+_LINE_BYTES = 65_536  # of a line without an end; the log has all of it
 _SHIM = Path(__file__).with_name("child.py")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to run. `at_death_of_launcher`: the signal the kernel sends when the launcher is killed."""
+    """What to run. `at_death_of_launcher`: the signal it gets when the launcher is killed."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    is_ready: Callable[[str], bool] | None = None  # told by a line of output
+    is_ready: Callable[[str], bool] | None = None  # recognises a line of output
     at_death_of_launcher: signal.Signals = signal.SIGKILL
     cwd: Path = REPOSITORY
-    secret: bool = False  # its output is not kept
-    inherits: Sequence[int] = ()  # open files of ours that it gets under the same numbers
-    beats: bool = False  # it gives a sign of life each second (broker/heartbeat.py)
+    secret: bool = False  # its output goes into no log
+    inherits: Sequence[int] = ()  # descriptors that it gets under the same numbers
+    beats: bool = False  # gives signs of life (broker/heartbeat.py)
 
 
 class Child:
-    """A running process with its log. It leads a process group of its own: Ctrl-C reaches only the launcher, which
-    ends everything in order, and a last kill reaches grandchildren too."""
+    """A running process with its log.
+
+    It leads its own process group: Ctrl-C reaches only the launcher, which ends everything in
+    order, and `kill` reaches grandchildren too.
+    """
 
     def __init__(
         self, spec: Spec, process: asyncio.subprocess.Process, log: LogFile | None
@@ -46,66 +49,67 @@ class Child:
         self.spec = spec
         self.ready = asyncio.Event()
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self.last_sign: float | None = None  # of life: time.monotonic()
+        self.last_sign: float | None = None  # of life, by time.monotonic()
         self._process = process
         self._log = log
         self._reader = asyncio.create_task(self._keep_output(), name=f"output of {spec.name}")
-        self._signs: int | None = None  # our end of the pipe
+        self._signs: int | None = None  # read end of the pipe for signs of life
 
     @classmethod
     async def start(cls, spec: Spec, logs: Path) -> "Child":
-        """Starts the process. Raises OSError when that is impossible."""
+        """Starts the process. Raises OSError."""
         log = None if spec.secret else LogFile(logs / f"{spec.name}.log")
         if not spec.beats:
             return cls(spec, await _spawn(spec, {}, spec.inherits), log)
-        ours, its = os.pipe()
+        read_end, write_end = os.pipe()
         try:
-            env = {HEARTBEAT_FD: str(its)}
-            child = cls(spec, await _spawn(spec, env, (*spec.inherits, its)), log)
+            env = {HEARTBEAT_FD: str(write_end)}
+            child = cls(spec, await _spawn(spec, env, (*spec.inherits, write_end)), log)
         except BaseException:
-            os.close(ours)
+            os.close(read_end)
             raise
         finally:
-            os.close(its)
-        child._listen(ours)
+            os.close(write_end)
+        child._watch(read_end)
         return child
 
     @property
     def pid(self) -> int:
-        """The process's id, which is its group's id too."""
+        """The id of the process and of its group."""
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """None while it runs; else its exit status, negative for a signal."""
+        """None while it runs, then its exit status, negative for a signal."""
         return self._process.returncode
 
     async def ended(self) -> int:
-        """Waits for the end and for the last of the output."""
+        """Waits for the end and the last output; returns the exit status."""
         status = await self._process.wait()
-        # A grandchild may hold the pipe open for longer than its parent lives.
+        # A grandchild may keep the pipe open longer than its parent lives.
         await asyncio.wait([self._reader], timeout=0.5)
         if self._reader.done() and not self._reader.cancelled():
-            self._reader.result()  # an error of ours, which must not pass unseen
+            self._reader.result()  # raises an error of our own
         return status
 
     async def until_ready(self) -> bool:
-        """Waits until it says that it is ready (True) or ends (False)."""
+        """Waits until its output says that it is ready (True) or it ends (False)."""
         return await self.until(self.ready.wait())
 
-    async def until(self, happens: Coroutine[Any, Any, object]) -> bool:
-        """Waits for something to happen (True); False if the process ends first, or it does not happen in time."""
-        happening, ended = asyncio.create_task(happens), asyncio.create_task(self.ended())
+    async def until(self, condition: Coroutine[Any, Any, object]) -> bool:
+        """Waits for the condition (True); False if the process ends first or on a TimeoutError."""
+        waiting = asyncio.create_task(condition)
+        ending = asyncio.create_task(self.ended())
         try:
-            await asyncio.wait([happening, ended], return_when=asyncio.FIRST_COMPLETED)
-            return happening.done() and not isinstance(happening.exception(), TimeoutError)
+            await asyncio.wait([waiting, ending], return_when=asyncio.FIRST_COMPLETED)
+            return waiting.done() and not isinstance(waiting.exception(), TimeoutError)
         finally:
-            happening.cancel()
-            ended.cancel()
-            await asyncio.wait([happening, ended])
+            waiting.cancel()
+            ending.cancel()
+            await asyncio.wait([waiting, ending])
 
     async def stop(self, within: float) -> None:
-        """Asks it to end, and after `within` seconds makes it end, with everything it started."""
+        """Asks it to end; kills it after `within` seconds, with everything it started."""
         if self.status is None:
             self.send(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -113,25 +117,28 @@ class Child:
         self.kill()
         await self._process.wait()
         self._reader.cancel()
-        self._listen_no_more()
+        self._unwatch()
 
     def kill(self) -> None:
-        """Ends it at once, with everything it started; also one that is stopped."""
+        """Kills it with everything it started, even if it is stopped."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def last_line(self) -> str:
-        """What it said last, as the likely reason of its end."""
-        return next((line for line in reversed(self.tail) if line.strip()), "it said nothing")
+        """Its last output, as the likely reason of its end."""
+        for line in reversed(self.tail):
+            if line.strip():
+                return line
+        return "it printed nothing"
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal to the process alone; nothing if it has ended."""
+        """Sends a signal to the process alone, unless it has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self._process.send_signal(number)
 
     async def _keep_output(self) -> None:
         stream = self._process.stdout
-        assert stream is not None  # noqa: S101 - PIPE was asked for
+        assert stream is not None  # noqa: S101 - it is a PIPE
         rest = b""
         try:
             while chunk := await stream.read(_LINE_BYTES):
@@ -139,34 +146,34 @@ class Child:
                     self._log.write(chunk)
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    self._heard(line.decode(errors="replace"))
+                    self._take_line(line.decode(errors="replace"))
                 rest = rest[-_LINE_BYTES:]
         finally:
             if self._log:
                 self._log.close()
         if rest:
-            self._heard(rest.decode(errors="replace"))
+            self._take_line(rest.decode(errors="replace"))
 
-    def _heard(self, line: str) -> None:
+    def _take_line(self, line: str) -> None:
         self.tail.append(line)
         if self.spec.is_ready and not self.ready.is_set() and self.spec.is_ready(line):
             self.ready.set()
 
     # ---- signs of life
 
-    def _listen(self, pipe: int) -> None:
+    def _watch(self, pipe: int) -> None:
         os.set_blocking(pipe, False)
         self._signs = pipe
-        asyncio.get_running_loop().add_reader(pipe, self._sign)
+        asyncio.get_running_loop().add_reader(pipe, self._read_signs)
 
-    def _sign(self) -> None:
-        assert self._signs is not None  # noqa: S101 - it is being listened to
+    def _read_signs(self) -> None:
+        assert self._signs is not None  # noqa: S101 - it is watched
         if os.read(self._signs, 4096):
             self.last_sign = time.monotonic()
-        else:  # the process has ended, or closed it
-            self._listen_no_more()
+        else:  # the process has closed it
+            self._unwatch()
 
-    def _listen_no_more(self) -> None:
+    def _unwatch(self) -> None:
         if self._signs is not None:
             asyncio.get_running_loop().remove_reader(self._signs)
             os.close(self._signs)

@@ -1,12 +1,13 @@
-"""A private RabbitMQ as an ordinary child process: own ports, data, users, port mapper; nothing left behind.
+"""A private RabbitMQ as an ordinary child process, with its own ports, data, users and port mapper.
 
-Facts this rests on, checked with RabbitMQ 3.10.8 on Erlang 25 (they hold to 4.x):
-- RUNNING_UNDER_SYSTEMD makes the start script replace itself by the Erlang machine, so the pid we started *is* the
-  broker, a signal reaches it, and it can be told to die with us.
-- An Erlang node registers with `epmd`, and starts one in the background if there is none, which would outlive us. So
-  every instance has an `epmd` of its own, in the foreground, on a port of its own. It also makes every node name free.
-- The management agent's event handler blocks an orderly stop for 5 s (it asks an application controller that is
-  itself waiting for it). Removing that handler first makes a stop take 1 s.
+It relies on these facts of RabbitMQ 3.10.8 on Erlang 25, which hold to 4.x:
+- RUNNING_UNDER_SYSTEMD makes the start script exec the Erlang machine, so the pid that we started
+  *is* the broker: signals reach it, and it can die with us.
+- An Erlang node registers with `epmd` and, if there is none, starts one in the background that
+  would outlive us. So every instance runs its own in the foreground, on its own port, where every
+  node name is free.
+- The management agent's event handler delays an orderly stop by 5 s: it calls an application
+  controller that is waiting for it. Without that handler a stop takes 1 s.
 """
 
 import asyncio
@@ -20,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import credentials, plugins, ports
-from cli.errors import CliError
+from cli.errors import MachineError
 from cli.home import REPOSITORY, Home
 from cli.prepare import system
 from cli.process import Spec
 
 NODE = "canopy@localhost"
 _ANSWER_SECONDS = 10.0
-_KEPT_DUMPS = 3
+_MAX_DUMPS = 3
 _CRASH_DUMP_BYTES = 20_000_000
 _PORTS = ["amqp", "management", "distribution", "epmd"]
 _REMOVE_HANDLER = "gen_event delete_handler [rabbit_event,rabbit_mgmt_db_handler,[]]"
@@ -35,23 +36,21 @@ _REMOVE_HANDLER = "gen_event delete_handler [rabbit_event,rabbit_mgmt_db_handler
 
 @dataclass(frozen=True)
 class Broker:
-    """How to reach a broker: one AMQP address a user, and the management API's (None where nobody told us)."""
+    """How to reach a broker: by user, its AMQP URL and, if known, that of its management API."""
 
     amqp: dict[str, str]
     management: dict[str, str]
 
     @classmethod
     def elsewhere(cls, amqp_url: str, management_url: str) -> "Broker":
-        """A broker that is not ours (CANOPY_AMQP_URL): one user for everybody."""
+        """A broker that is not ours (CANOPY_AMQP_URL), with one login for all users."""
         users = credentials.USERS
-        return cls(
-            dict.fromkeys(users, amqp_url),
-            dict.fromkeys(users, management_url) if management_url else {},
-        )
+        management = dict.fromkeys(users, management_url) if management_url else {}
+        return cls(dict.fromkeys(users, amqp_url), management)
 
 
 class PrivateBroker:
-    """The files, commands and environment of one instance's broker. Starting and ending it is the supervisor's."""
+    """The files, commands and environment of one instance's broker; the supervisor runs it."""
 
     def __init__(self, home: Home, listen: str = "127.0.0.1") -> None:
         self._folder = home.broker
@@ -61,9 +60,9 @@ class PrivateBroker:
         self.ports: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Writes this start's configuration. Raises CliError when there is no RabbitMQ to run."""
+        """Writes this start's configuration. Raises MachineError without RabbitMQ."""
         if system.rabbitmq_server() is None or shutil.which("epmd") is None:
-            raise CliError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
+            raise _not_installed()
         for name in ("conf.d", "data", "home", "work"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self.passwords = credentials.load_or_create(self._folder / "credentials.json")
@@ -73,7 +72,7 @@ class PrivateBroker:
         )
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
         (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")
-        # `localhost` by ourselves: a start must not hang on a machine whose name service is slow or wrong.
+        # Resolves `localhost` without the name service, which may be slow or wrong.
         (self._folder / "inetrc").write_text(
             '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
         )
@@ -81,15 +80,15 @@ class PrivateBroker:
 
     @property
     def working_folder(self) -> Path:
-        """Where the broker runs: Mnesia and Erlang leave their dumps of a crash here."""
+        """Where the broker runs, and where Mnesia and Erlang leave crash dumps."""
         return self._folder / "work"
 
     def drop_old_dumps(self) -> None:
-        """Keeps the newest dumps alone. Best effort: on a disk that cannot be written none is made."""
+        """Removes all but the newest crash dumps, as far as the disk allows it."""
         with contextlib.suppress(OSError):
             files = [file for file in self.working_folder.iterdir() if file.is_file()]
-            files.sort(key=_age)
-            for old in files[_KEPT_DUMPS:]:
+            files.sort(key=_modified, reverse=True)
+            for old in files[_MAX_DUMPS:]:
                 old.unlink()
 
     def epmd(self) -> Spec:
@@ -99,53 +98,52 @@ class PrivateBroker:
         return Spec("epmd", command, cwd=self.working_folder)
 
     def server(self) -> Spec:
-        """The broker. Raises CliError when it is not installed."""
+        """The broker. Raises MachineError when it is not installed."""
         installed = system.rabbitmq_server()
         if installed is None:
-            raise CliError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
+            raise _not_installed()
         script, inside = plugins.server_script(installed, self._folder / "program")
         return Spec(
             "broker",
             [str(script)],
             {**self._environment(), **inside},
-            # It closes its message store in order even when the launcher is killed.
+            # Closes its message store in order even when the launcher is killed.
             at_death_of_launcher=signal.SIGTERM,
             cwd=self.working_folder,
         )
 
     def address(self) -> Broker:
         """How this machine's processes reach the broker."""
-        return Broker(
-            {user: self._amqp(user) for user in credentials.USERS},
-            {
-                user: f"http://{self._login(user)}@127.0.0.1:{self.ports['management']}"
-                for user in ("api", "admin")
-            },
-        )
+        amqp = {user: self._amqp(user) for user in credentials.USERS}
+        port = self.ports["management"]
+        management = {}
+        for user in ("api", "admin"):
+            management[user] = f"http://{self._login(user)}@127.0.0.1:{port}"
+        return Broker(amqp, management)
 
     async def wait_epmd(self, within: float) -> None:
         """Returns once the port mapper accepts connections. Raises TimeoutError."""
         await _wait_accepting("127.0.0.1", self.ports["epmd"], within)
 
     async def wait_listening(self, within: float) -> None:
-        """Returns once the broker accepts connections; it opens its listeners last. Raises TimeoutError."""
+        """Returns once the broker accepts connections, its last step. Raises TimeoutError."""
         await _wait_accepting(self._host, self.ports["amqp"], within)
 
     async def answers(self) -> bool:
-        """Whether the broker's Erlang machine works: its management listener answers, whatever it says.
+        """Whether the broker's Erlang machine runs: its management listener answers anything.
 
-        A connection alone proves nothing: the kernel accepts it for a process that is stopped.
+        A connection proves nothing, as the kernel accepts it for a stopped process.
         """
         question = b"GET / HTTP/1.0\r\n\r\n"
         return await _answers(self.ports["management"], question, b"HTTP/")
 
     async def epmd_answers(self) -> bool:
-        """Whether the port mapper works: it answers NAMES_REQ, beginning with its port."""
+        """Whether the port mapper runs: it answers NAMES_REQ, starting with its port."""
         port = self.ports["epmd"]
         return await _answers(port, b"\x00\x01n", port.to_bytes(4, "big"))
 
-    async def ready_to_stop(self) -> None:
-        """Removes the event handler that would hold up the stop. Best effort: without it the stop is slow."""
+    async def prepare_stop(self) -> None:
+        """Removes the event handler that delays a stop; if that fails, the stop is only slow."""
         call = shutil.which("erl_call")
         if not call:
             return
@@ -164,7 +162,7 @@ class PrivateBroker:
 
     @property
     def _host(self) -> str:
-        """Where this machine's own processes find the broker, whatever it listens on."""
+        """The broker's address on this machine, whatever it listens on."""
         return ports.reachable(self.listen)
 
     @property
@@ -172,11 +170,9 @@ class PrivateBroker:
         return self._folder / "definitions.json"
 
     def _instance_settings(self) -> str:
-        address = (
-            f"{self.listen}:{self.ports['amqp']}"  # RabbitMQ wants no brackets here, also for IPv6
-        )
+        address = f"{self.listen}:{self.ports['amqp']}"  # without brackets, even for IPv6
         return (
-            "# Written by `canopy up` at every start; change ../../rabbitmq.conf of the program instead.\n"
+            "# Written by `canopy up` at every start; change the repository's rabbitmq.conf.\n"
             f"listeners.tcp.canopy = {address}\n"
             f"management.tcp.port = {self.ports['management']}\n"
             f"load_definitions = {self._definitions}\n"
@@ -185,7 +181,7 @@ class PrivateBroker:
     def _environment(self) -> dict[str, str]:
         folder = self._folder
         return {
-            "HOME": str(folder / "home"),  # the Erlang cookie's place
+            "HOME": str(folder / "home"),  # holds the Erlang cookie
             "RABBITMQ_NODENAME": NODE,
             "RABBITMQ_CONF_ENV_FILE": os.devnull,  # not the machine's /etc/rabbitmq
             "RABBITMQ_CONFIG_FILE": str(REPOSITORY / "rabbitmq.conf"),
@@ -200,7 +196,7 @@ class PrivateBroker:
             "ERL_INETRC": str(folder / "inetrc"),
             "ERL_CRASH_DUMP": str(self.working_folder / "erl_crash.dump"),
             "ERL_CRASH_DUMP_BYTES": str(_CRASH_DUMP_BYTES),
-            "ERL_AFLAGS": "-start_epmd false",  # never one in the background, also not when ours is gone
+            "ERL_AFLAGS": "-start_epmd false",  # never in the background, even if ours has died
             "ERL_EPMD_PORT": str(self.ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "LC_ALL": "C.UTF-8",
@@ -220,8 +216,12 @@ class PrivateBroker:
         return f"amqp://{self._login(user)}@{address}/%2F"
 
 
-def _age(file: Path) -> float:
-    return -file.stat().st_mtime
+def _not_installed() -> MachineError:
+    return MachineError(f"RabbitMQ is not installed; run: {system.remedy(['rabbitmq-server'])}")
+
+
+def _modified(file: Path) -> float:
+    return file.stat().st_mtime
 
 
 async def _wait_accepting(host: str, port: int, within: float) -> None:
@@ -231,7 +231,7 @@ async def _wait_accepting(host: str, port: int, within: float) -> None:
 
 
 async def _answers(port: int, question: bytes, beginning: bytes) -> bool:
-    """Whether what listens on the loopback device answers as it should, in time."""
+    """Whether the listener on this loopback port answers with `beginning` in time."""
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -245,7 +245,7 @@ async def _answers(port: int, question: bytes, beginning: bytes) -> bool:
 
 
 async def accepts(host: str, port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Whether a server accepts connections there."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 1)
     except (OSError, TimeoutError):

@@ -1,4 +1,4 @@
-"""A rolling restart: every process of a running instance is replaced, one after the other, while the others serve."""
+"""A rolling restart: every process of an instance is replaced in turn while the others serve."""
 
 import asyncio
 import time
@@ -7,70 +7,83 @@ from collections.abc import AsyncGenerator
 import httpx
 
 from cli.control import Message
-from cli.errors import CliError
+from cli.errors import CliError, StateError, UnreachableError
 from cli.plan import Plan
 from cli.supervisor import Supervisor
 
 BROKER = "broker"
 CONNECTED_SECONDS = 60.0
+_POLL_SECONDS = 0.1
 
 
 def order(plan: Plan, with_broker: bool) -> list[str]:
-    """The API first, as a newer one understands older nodes; then the nodes from the leaves up, so that what a node
-    hands to its parent meets one that is not about to leave; standby roots before the roots; the broker last.
+    """The names of the processes in the order of their restarts.
+
+    The API comes first, since a newer API understands older nodes. Nodes go from the leaves up, so
+    that a node hands its jobs to a parent that is not about to leave; standby roots before roots.
     """
-    upwards = [spec.name for spec in (*reversed(plan.nodes), *reversed(plan.roots))]
-    return [*(spec.name for spec in plan.apis), *upwards, *([BROKER] if with_broker else [])]
+    specs = [*plan.apis, *reversed(plan.nodes), *reversed(plan.roots)]
+    names = [spec.name for spec in specs]
+    if with_broker:
+        names.append(BROKER)
+    return names
 
 
 async def answer(
-    asked: Message, children: Supervisor, plan: Plan, url: str
+    request: Message, supervisor: Supervisor, plan: Plan, url: str
 ) -> AsyncGenerator[Message]:
-    """What a `restart` command gets: `begin` and `replaced` for each process, then `done` or `failed`. `url`: where
-    the API is.
+    """Answers a `restart` command: `begin` and `replaced` per process, then `done` or `failed`.
+
+    `url`: the API's.
     """
     started = time.monotonic()
-    apis = [spec.name for spec in plan.apis]
-    names = order(plan, bool(asked.get("with_broker")))
+    names = order(plan, bool(request.get("with_broker")))
+    grace = float(request.get("grace", 0))
     try:
-        with children.replacing():
-            if not all(map(children.has, names)):
-                raise CliError(
+        with supervisor.replacing():
+            if not all(map(supervisor.has, names)):
+                raise StateError(
                     "The broker is not ours (CANOPY_AMQP_URL): restart it where it runs."
                 )
             for name in names:
-                old, began = children.pid(name), time.monotonic()
+                began = time.monotonic()
+                old = supervisor.pid(name)
                 yield {"event": "begin", "name": name, "pid": old}
-                if name in apis:
-                    await children.hand_over(name, float(asked.get("grace", 0)))
-                else:
-                    await children.replace(name)
-                if name == BROKER:
-                    await _until_connected(url)
+                await _replace(name, supervisor, plan, grace, url)
+                new, seconds = supervisor.pid(name), _seconds_since(began)
                 yield {
                     "event": "replaced",
                     "name": name,
                     "old": old,
-                    "new": children.pid(name),
-                    **_since(began),
+                    "new": new,
+                    "seconds": seconds,
                 }
     except CliError as error:
         yield {"event": "failed", "error": str(error)}
     else:
-        yield {"event": "done", "processes": len(names), **_since(started)}
+        yield {"event": "done", "processes": len(names), "seconds": _seconds_since(started)}
+
+
+async def _replace(name: str, supervisor: Supervisor, plan: Plan, grace: float, url: str) -> None:
+    if any(spec.name == name for spec in plan.apis):
+        await supervisor.hand_over(name, grace)
+        return
+    await supervisor.replace(name)
+    if name == BROKER:
+        await _until_connected(url)
 
 
 async def _until_connected(url: str) -> None:
-    """Returns when the API says that it is ready again. Raises CliError."""
+    """Returns when the API is ready again. Raises UnreachableError."""
     try:
         async with (
             asyncio.timeout(CONNECTED_SECONDS),
             httpx.AsyncClient(base_url=url, trust_env=False) as http,
         ):
             while not await _is_ready(http):  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
-        raise CliError(
+        raise UnreachableError(
             f"The API is not ready {CONNECTED_SECONDS:.0f} s after the broker's restart."
         ) from error
 
@@ -82,5 +95,5 @@ async def _is_ready(http: httpx.AsyncClient) -> bool:
         return False
 
 
-def _since(moment: float) -> Message:
-    return {"seconds": round(time.monotonic() - moment, 2)}
+def _seconds_since(moment: float) -> float:
+    return round(time.monotonic() - moment, 2)

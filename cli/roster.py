@@ -1,17 +1,17 @@
-"""Which processes of an instance there are, in which groups and states; written down at every change."""
+"""The running processes of an instance by name, with group and state, recorded at every change."""
 
 import asyncio
 import os
 from collections.abc import Callable
 
-from cli import instance
-from cli.errors import CliError, explain_os_error
+from cli import processes
+from cli.errors import ProcessError, explain_os_error
 from cli.home import Home
-from cli.instance import Recorded
 from cli.process import Child, Spec
+from cli.processes import ProcessRecord
 
 GROUPS = ("broker", "roots", "nodes", "api")
-# For each to end, together below the 10 s in which `down` and Ctrl-C are promised to end. Nodes give running jobs 3 s.
+# Per group, below 10 s in all, as `down` and Ctrl-C promise. Nodes give running jobs 3 s.
 STOP_SECONDS = {"api": 1.8, "nodes": 3.7, "roots": 0.8, "broker": 2.5}
 
 RETRY_SECONDS = 2.0
@@ -22,9 +22,9 @@ class Roster:
 
     def __init__(self, home: Home, say: Callable[[str], None]) -> None:
         self._home = home
-        self._launcher = Recorded.of("launcher", os.getpid())
+        self._launcher = ProcessRecord.of("launcher", os.getpid())
         self._say = say
-        self._retry: asyncio.TimerHandle | None = None  # of a record that could not be written
+        self._retry: asyncio.TimerHandle | None = None  # after a failed write
         self._children: dict[str, Child] = {}
         self._states: dict[str, str] = {}
         self._groups: dict[str, list[str]] = {group: [] for group in GROUPS}
@@ -33,52 +33,53 @@ class Roster:
     def __getitem__(self, name: str) -> Child:
         return self._children[name]
 
-    def recorded(self) -> list[Recorded]:
+    def records(self) -> list[ProcessRecord]:
         """Every process, the launcher first."""
-        found = [self._launcher]
+        records = [self._launcher]
         for name, child in self._children.items():
-            found.append(Recorded.of(name, child.pid, self._states.get(name, "running")))
-        return found
+            records.append(ProcessRecord.of(name, child.pid, self._state(name)))
+        return records
 
     async def spawn(self, group: str, spec: Spec) -> Child:
-        """Starts a process. It keeps the state that its name has. Raises CliError."""
+        """Starts a process; a restarted one keeps its state until marked. Raises ProcessError."""
         try:
             child = await Child.start(spec, self._home.logs)
         except OSError as error:
-            raise CliError(f"{spec.name} cannot be started: {error}") from error
-        self.add(group, spec.name, child, self._states.get(spec.name, "running"))
+            raise ProcessError(f"{spec.name} cannot be started: {error}") from error
+        self.add(group, spec.name, child, self._state(spec.name))
         return child
 
     def add(self, group: str, name: str, child: Child, state: str) -> None:
-        """Takes a running process in, in the place of the one that had this name."""
+        """Adds a running process, in place of the former one of this name."""
         self._children[name] = child
         if name not in self._groups[group]:
             self._groups[group].append(name)
         self.mark(name, state)
 
     def mark(self, name: str, state: str) -> None:
-        """Says what the process is doing: `running`, `restarting`, `leaving`."""
+        """Sets the state: `running`, `restarting` or `leaving`."""
         self._states[name] = state
         self._changed()
 
     def forget(self, name: str) -> None:
-        """The process has ended, and is not to come again."""
+        """Removes a process that has ended for good."""
         self._children.pop(name, None)
         self._states.pop(name, None)
         self._changed()
 
     def log(self, name: str) -> str:
-        """Where its output is kept."""
+        """The file with its output."""
         return str(self._home.logs / f"{name}.log")
 
     async def stop(self, group: str) -> None:
-        """Ends a group within STOP_SECONDS; the broker's members one by one, the port mapper, started first, last."""
+        """Ends a group within STOP_SECONDS; the broker before its port mapper, others together."""
         members = [self._children[name] for name in self._groups[group] if name in self._children]
+        seconds = STOP_SECONDS[group]
         if group == "broker":
             for child in reversed(members):
-                await child.stop(STOP_SECONDS[group])
-        else:
-            await asyncio.gather(*(child.stop(STOP_SECONDS[group]) for child in members))
+                await child.stop(seconds)
+            return
+        await asyncio.gather(*(child.stop(seconds) for child in members))
 
     def kill(self) -> None:
         """Ends everything at once."""
@@ -91,22 +92,25 @@ class Roster:
         self._changed()
 
     def close(self) -> None:
-        """Writes nothing any more, until something changes."""
+        """Cancels a pending retry; the next change writes again."""
         if self._retry:
             self._retry.cancel()
             self._retry = None
 
+    def _state(self, name: str) -> str:
+        return self._states.get(name, "running")
+
     def _changed(self) -> None:
-        """Writes down what runs, for other commands. A full disk must not keep us from restarting
-        what has ended: then it is tried until it works.
+        """Records the processes for other commands. A full disk must not stop supervision, so a
+        failed write is retried.
         """
         failed_before = self._retry is not None
         self.close()
         try:
-            instance.record_processes(self._home, self.recorded())
+            processes.write(self._home, self.records())
             if self._publish:
                 self._publish()
         except OSError as error:
             if not failed_before:
-                self._say(f"./canopy status shows an old state for now: {explain_os_error(error)}")
+                self._say(f"./canopy status is out of date for now: {explain_os_error(error)}")
             self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._changed)

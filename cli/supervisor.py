@@ -1,11 +1,10 @@
-"""Runs an instance: starts its processes in order, restarts what crashes, ends everything in order and in time.
+"""Starts an instance's processes in order, restarts those that crash or freeze, ends them in order.
 
     start:  port mapper -> broker; meanwhile roots and nodes load; the database is migrated -> API
     stop:   API -> nodes -> roots -> broker -> port mapper
 
-The API goes first so that no new work comes in, the broker last so that the nodes can hand back what they hold.
-A broker that ends is restarted like all others: every process reconnects to it by itself. A process that
-gives no sign of life is ended, and then restarted like one that crashed.
+The API stops first so that no new work comes in, the broker last so that nodes can hand back jobs.
+A broker that crashes is restarted like the others, and every process reconnects to it by itself.
 """
 
 import asyncio
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from broker.heartbeat import WHERE_ARE_YOU
-from cli import liveness
-from cli.errors import CliError
+from cli import environment, liveness
+from cli.errors import ProcessError, StateError
 from cli.home import Home
-from cli.liveness import Silence
+from cli.liveness import SilenceTimer
 from cli.plan import Plan
 from cli.process import Child, Spec
 from cli.rabbitmq import PrivateBroker
@@ -28,32 +27,32 @@ from cli.roster import Roster
 
 BROKER_SECONDS = 60.0
 EPMD_SECONDS = 5.0
-API_SECONDS = 120.0  # the broker's start is in them
+API_SECONDS = 120.0  # includes the broker's start
 READY_SECONDS = 600.0  # a large model on a slow disk
-LEAVE_SECONDS = 30.0  # for a process that is replaced, to end in order
-FINISH = (
-    signal.SIGUSR1
-)  # asks the API to end its open requests, however long they take, and then itself
-ASK_SECONDS = 3.0  # between two questions to a process that gives no signs by itself
-_LAST_WORDS_SECONDS = 1.0  # for a frozen process to log where it is
+LEAVE_SECONDS = 30.0  # an orderly end of a process that is replaced
+FINISH = signal.SIGUSR1  # asks the API to finish its open requests, then to end
+PROBE_SECONDS = 3.0  # between two probes of a process that gives no signs of life itself
+_STACK_DUMP_SECONDS = 1.0  # for a frozen process to log its stacks
 _BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-_STABLE_SECONDS = 60.0  # after so long without a crash the next one counts as the first
+_STABLE_SECONDS = 60.0  # a crash after this long counts as the first one
 
 Say = Callable[[str], None]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A process that is there for as long as the instance runs. `serves`: waits until it does, False if it ends."""
+class Service:
+    """A process that runs as long as the instance.
+
+    `serves` waits until it serves; False if it ends first. `seconds`: how long that may take.
+    `answers`: a probe, for a process that gives no signs of life itself.
+    """
 
     group: str
     spec: Spec
     serves: Callable[[Child], Awaitable[bool]] = Child.until_ready
-    seconds: float = READY_SECONDS  # that it may take to serve
-    answers: Callable[[], Awaitable[bool]] | None = (
-        None  # for one that gives no signs of life by itself
-    )
+    seconds: float = READY_SECONDS
+    answers: Callable[[], Awaitable[bool]] | None = None
 
     @property
     def name(self) -> str:
@@ -62,17 +61,17 @@ class Kept:
 
 
 class Supervisor:
-    """Keeps an instance's processes running. `private` is None when somebody else's broker is used."""
+    """Keeps an instance's processes running. `private`: our own broker, if we start one."""
 
     def __init__(self, home: Home, private: PrivateBroker | None, say: Say) -> None:
         self.roster = Roster(home, say)
-        # Done if one of our own tasks has failed: then nobody restarts a process any more.
+        # Completed by an error in one of our own tasks, after which nothing restarts processes.
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        self._frozen_seconds = liveness.frozen_seconds()
+        self._frozen_seconds = liveness.parse_frozen_seconds(environment.read().frozen_seconds)
         self._private = private
         self._say = say
-        self._kept: dict[str, Kept] = {}
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._services: dict[str, Service] = {}
+        self._restart_tasks: dict[str, asyncio.Task[None]] = {}
         self._replacing = False
 
     # ---- start
@@ -82,28 +81,28 @@ class Supervisor:
         if self._private is None:
             return
         private = self._private
-        mapper = Kept(
+        mapper = Service(
             "broker", private.epmd(), self._epmd_serves, BROKER_SECONDS, private.epmd_answers
         )
         child = await self.roster.spawn("broker", mapper.spec)
-        await mapper.serves(child)  # if it does not, the broker says what is wrong
-        self._keep(mapper, child)
+        await mapper.serves(child)  # if it fails, the broker's own failure says why
+        self._supervise(mapper, child)
         server = private.server()
         await self._start(
-            Kept("broker", server, self._broker_serves, BROKER_SECONDS, private.answers)
+            Service("broker", server, self._broker_serves, BROKER_SECONDS, private.answers)
         )
 
     async def _epmd_serves(self, child: Child) -> bool:
-        assert self._private is not None  # noqa: S101 - it has been started
+        assert self._private is not None  # noqa: S101 - it was started
         return await child.until(self._private.wait_epmd(EPMD_SECONDS))
 
     async def _broker_serves(self, child: Child) -> bool:
-        assert self._private is not None  # noqa: S101 - it has been started
-        self._private.drop_old_dumps()  # each crash may leave one
+        assert self._private is not None  # noqa: S101 - it was started
+        self._private.drop_old_dumps()
         return await child.until(self._private.wait_listening(BROKER_SECONDS))
 
     async def run_once(self, spec: Spec) -> list[str]:
-        """Runs a short program to its end and returns its last lines. Raises CliError when it fails."""
+        """Runs a short program and returns its last lines. Raises ProcessError when it fails."""
         child = await self.roster.spawn("api", spec)
         try:
             status = await child.ended()
@@ -112,35 +111,39 @@ class Supervisor:
             self.roster.forget(spec.name)
         if status != 0:
             where = "" if spec.secret else f" (log: {self.roster.log(spec.name)})"
-            raise CliError(f"{spec.name} failed: {child.last_line()}{where}")
+            raise ProcessError(f"{spec.name} failed: {child.last_line()}{where}")
         return [line for line in child.tail if line.strip()]
 
     async def start_nodes(self, plan: Plan) -> None:
-        """Starts roots and nodes; returns when all of them serve. They wait for the broker and for their parents
-        themselves, and load their models meanwhile. Raises CliError.
+        """Starts roots and nodes; returns when all of them serve. Raises CliError.
+
+        They load their models while they wait for the broker and their parents.
         """
         async with asyncio.TaskGroup() as together:
             for spec in plan.roots:
-                together.create_task(self._start(Kept("roots", spec)))
+                together.create_task(self._start(Service("roots", spec)))
             for spec in plan.nodes:
-                together.create_task(self._start(Kept("nodes", spec)))
+                together.create_task(self._start(Service("nodes", spec)))
 
     async def start_api(self, spec: Spec) -> None:
         """Starts the API; returns when it serves. Raises CliError."""
-        await self._start(Kept("api", spec, seconds=API_SECONDS))
+        await self._start(Service("api", spec, seconds=API_SECONDS))
 
-    async def _start(self, kept: Kept) -> None:
-        child = await self.roster.spawn(kept.group, kept.spec)
-        await self._until_serves(kept, child)
-        self._keep(kept, child)
+    async def _start(self, service: Service) -> None:
+        child = await self.roster.spawn(service.group, service.spec)
+        await self._until_serves(service, child)
+        self._supervise(service, child)
 
     # ---- replace a process while all others serve
 
     @contextlib.contextmanager
     def replacing(self) -> Iterator[None]:
-        """For one at a time: two would stop more than one process at once. Raises CliError for a second."""
+        """Allows one rolling restart at a time, as two would stop several processes at once.
+
+        Raises StateError.
+        """
         if self._replacing:
-            raise CliError("A rolling restart is under way already.")
+            raise StateError("A rolling restart is under way already.")
         self._replacing = True
         try:
             yield
@@ -148,53 +151,54 @@ class Supervisor:
             self._replacing = False
 
     def has(self, name: str) -> bool:
-        """Whether a process of that name is kept running here."""
-        return name in self._kept
+        """Whether a process of that name is supervised here."""
+        return name in self._services
 
     def pid(self, name: str) -> int:
-        """The id of the process of that name."""
+        """The process id."""
         return self.roster[name].pid
 
     async def replace(self, name: str) -> None:
-        """Asks the process to leave, starts it again and returns once it serves. Raises CliError; it is kept then
-        like one that crashed.
+        """Ends the process, starts it again and returns once it serves.
+
+        Raises CliError; the process is then restarted like one that crashed.
         """
-        kept = self._kept[name]
+        service = self._services[name]
         child = await self._release(name)
         try:
             self.roster.mark(name, "restarting")
-            if kept.group == "broker" and self._private:
-                await self._private.ready_to_stop()
+            if service.group == "broker" and self._private:
+                await self._private.prepare_stop()
             await child.stop(LEAVE_SECONDS)
-            child = await self.roster.spawn(kept.group, kept.spec)
-            await self._until_serves(kept, child)
+            child = await self.roster.spawn(service.group, service.spec)
+            await self._until_serves(service, child)
         finally:
-            self._keep(kept, child)
+            self._supervise(service, child)
 
     async def hand_over(self, name: str, grace: float) -> None:
-        """Starts another process beside it and, when that serves, lets the old one finish its open requests, for
-        `grace` seconds at most. Raises CliError; the old one stays then.
+        """Starts a successor; once it serves, the old process gets `grace` seconds to finish its
+        open requests. Raises CliError; the old process then stays.
         """
-        kept, leaving = self._kept[name], f"{name}-leaving"
+        service, leaving = self._services[name], f"{name}-leaving"
         old = await self._release(name)
-        self.roster.add(kept.group, leaving, old, "leaving")
+        self.roster.add(service.group, leaving, old, "leaving")
         try:
-            self._keep(kept, await self._start_beside(kept))
-        except BaseException:  # whatever it was, the old one goes on
+            self._supervise(service, await self._start_beside(service))
+        except BaseException:  # cancellation included
             self.roster.forget(leaving)
-            self.roster.add(kept.group, name, old, "running")
-            self._keep(kept, old)
+            self.roster.add(service.group, name, old, "running")
+            self._supervise(service, old)
             raise
         old.send(FINISH)
         await _in_time(old.ended(), grace)
         await old.stop(LEAVE_SECONDS)
         self.roster.forget(leaving)
 
-    async def _start_beside(self, kept: Kept) -> Child:
-        self.roster.mark(kept.name, "restarting")
-        child = await self.roster.spawn(kept.group, kept.spec)
+    async def _start_beside(self, service: Service) -> Child:
+        self.roster.mark(service.name, "restarting")
+        child = await self.roster.spawn(service.group, service.spec)
         try:
-            await self._until_serves(kept, child)
+            await self._until_serves(service, child)
         except BaseException:
             await child.stop(1.0)
             raise
@@ -205,106 +209,106 @@ class Supervisor:
     async def stop(self) -> None:
         """Ends everything, in order, within the sum of STOP_SECONDS."""
         self.roster.close()
-        for keeper in self._keepers.values():
-            keeper.cancel()
-        hurry = (
-            asyncio.create_task(self._private.ready_to_stop())
-            if self._private and "epmd" in self._kept
-            else None
-        )
+        for task in self._restart_tasks.values():
+            task.cancel()
+        preparing = None
+        if self._private and "epmd" in self._services:
+            preparing = asyncio.create_task(self._private.prepare_stop())
         for group in ("api", "nodes", "roots"):
             await self.roster.stop(group)
-        if hurry:
-            await hurry
+        if preparing:
+            await preparing
         await self.roster.stop("broker")
 
     # ---- one process
 
-    async def _until_serves(self, kept: Kept, child: Child) -> None:
-        async with self._watched(kept, child):
-            serves = await _in_time(kept.serves(child), kept.seconds)
+    async def _until_serves(self, service: Service, child: Child) -> None:
+        async with self._watched(service, child):
+            serves = await _in_time(service.serves(child), service.seconds)
         if not serves:
-            raise self._complaint(kept, child)
-        self.roster.mark(kept.name, "running")
+            raise self._failed_start(service, child)
+        self.roster.mark(service.name, "running")
 
-    def _complaint(self, kept: Kept, child: Child) -> CliError:
-        name, log = kept.name, self.roster.log(kept.name)
+    def _failed_start(self, service: Service, child: Child) -> ProcessError:
+        name, log = service.name, self.roster.log(service.name)
         if child.status is None:
-            return CliError(f"{name} is not ready after {kept.seconds:.0f} s (log: {log})")
-        if kept.group == "broker":  # what it said last is one line of a long Erlang term
-            return CliError(f"The broker did not start (log: {log})", detail="\n".join(child.tail))
-        return CliError(
-            f"{name} did not start: {child.last_line().removeprefix(f'node {name}: ')} (log: {log})"
-        )
+            return ProcessError(f"{name} is not ready after {service.seconds:.0f} s (log: {log})")
+        if service.group == "broker":  # its last line is a piece of a long Erlang term
+            detail = "\n".join(child.tail)
+            return ProcessError(f"The broker did not start (log: {log})", detail=detail)
+        reason = child.last_line().removeprefix(f"node {name}: ")
+        return ProcessError(f"{name} did not start: {reason} (log: {log})")
 
-    def _keep(self, kept: Kept, child: Child) -> None:
-        """From now on it is restarted when it ends."""
-        self._kept[kept.name] = kept
-        keeper = asyncio.create_task(self._restart_for_ever(kept, child), name=f"keep {kept.name}")
-        keeper.add_done_callback(self._look_at_end)
-        self._keepers[kept.name] = keeper
+    def _supervise(self, service: Service, child: Child) -> None:
+        """Restarts the process from now on when it ends."""
+        name = service.name
+        self._services[name] = service
+        task = asyncio.create_task(self._restart_for_ever(service, child), name=f"restart {name}")
+        task.add_done_callback(self._note_failure)
+        self._restart_tasks[name] = task
 
-    def _look_at_end(self, task: "asyncio.Task[None]") -> None:
-        """An error of ours in a task that keeps or watches a process must not pass unseen."""
-        error = None if task.cancelled() else task.exception()
+    def _note_failure(self, task: "asyncio.Task[None]") -> None:
+        """Makes an error in one of our own tasks end the launcher, instead of passing unseen."""
+        if task.cancelled():
+            return
+        error = task.exception()
         if error is not None and not self.failure.done():
             self.failure.set_result(error)
 
     async def _release(self, name: str) -> Child:
-        """The process, no longer restarted when it ends."""
-        keeper = self._keepers.pop(name)
-        keeper.cancel()
-        await asyncio.wait([keeper])
+        """Stops restarting the process, and returns it."""
+        task = self._restart_tasks.pop(name)
+        task.cancel()
+        await asyncio.wait([task])
         return self.roster[name]
 
-    async def _restart_for_ever(self, kept: Kept, child: Child) -> None:
-        """Restarts one process for as long as the instance runs, later and later while it keeps crashing."""
+    async def _restart_for_ever(self, service: Service, child: Child) -> None:
+        """Restarts a process whenever it ends, with longer pauses while it keeps crashing."""
         crashes = 0
         while True:
             started = time.monotonic()
-            async with self._watched(kept, child):
+            async with self._watched(service, child):
                 if crashes:
-                    await self._until_back(kept, child)
+                    await self._until_back(service, child)
                 status = await child.ended()
-            crashes = 0 if time.monotonic() - started > _STABLE_SECONDS else crashes
+            if time.monotonic() - started > _STABLE_SECONDS:
+                crashes = 0
             pause = _BACKOFF[min(crashes, len(_BACKOFF) - 1)]
             crashes += 1
-            self.roster.mark(kept.name, "restarting")
-            reason = f"{kept.name} ended ({_cause(status)}): {child.last_line()}"
+            self.roster.mark(service.name, "restarting")
+            reason = f"{service.name} ended ({_cause(status)}): {child.last_line()}"
             self._say(f"{reason} - again in {pause:.0f} s")
-            await child.stop(0)  # what it left of its group
+            await child.stop(0)  # ends the rest of its process group
             await asyncio.sleep(pause)
             try:
-                child = await self.roster.spawn(kept.group, kept.spec)
-            except CliError as error:
-                self._say(
-                    str(error)
-                )  # its end is noticed again at once, and the next pause is longer
+                child = await self.roster.spawn(service.group, service.spec)
+            except ProcessError as error:
+                self._say(str(error))  # the old child has ended: the loop tries again, later
 
-    async def _until_back(self, kept: Kept, child: Child) -> None:
-        """Waits until a restarted process serves, has ended, or has had its time and is ended."""
-        serves = await _in_time(kept.serves(child), kept.seconds)
+    async def _until_back(self, service: Service, child: Child) -> None:
+        """Waits until a restarted process serves or has ended; kills it after its time."""
+        serves = await _in_time(service.serves(child), service.seconds)
         if serves:
-            self.roster.mark(kept.name, "running")
-            self._say(f"{kept.name} is back")
+            self.roster.mark(service.name, "running")
+            self._say(f"{service.name} is back")
         elif child.status is None:
-            self._say(f"{kept.name} is not ready after {kept.seconds:.0f} s: it is ended")
+            self._say(f"{service.name} is not ready after {service.seconds:.0f} s: killing it")
             child.kill()
 
     # ---- signs of life
 
     @contextlib.asynccontextmanager
-    async def _watched(self, kept: Kept, child: Child) -> AsyncIterator[None]:
-        """Ends the process if it freezes while the block runs, which is to wait for its end."""
-        if self._frozen_seconds is None or not (kept.spec.beats or kept.answers):
+    async def _watched(self, service: Service, child: Child) -> AsyncIterator[None]:
+        """Kills the process if it freezes while the block runs, which should wait for its end."""
+        if self._frozen_seconds is None or not (service.spec.beats or service.answers):
             yield
             return
-        silence = Silence(self._frozen_seconds, time.monotonic())
-        tasks = [asyncio.create_task(self._end_if_frozen(kept.name, child, silence))]
-        if kept.answers:
-            tasks.append(asyncio.create_task(_ask(kept.answers, silence)))
+        silence = SilenceTimer(self._frozen_seconds, time.monotonic())
+        tasks = [asyncio.create_task(self._kill_if_frozen(service.name, child, silence))]
+        if service.answers:
+            tasks.append(asyncio.create_task(_probe(service.answers, silence)))
         for task in tasks:
-            task.add_done_callback(self._look_at_end)
+            task.add_done_callback(self._note_failure)
         try:
             yield
         finally:
@@ -312,28 +316,28 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _end_if_frozen(self, name: str, child: Child, silence: Silence) -> None:
+    async def _kill_if_frozen(self, name: str, child: Child, silence: SilenceTimer) -> None:
         while not silence.is_frozen(time.monotonic()):
-            await asyncio.sleep(liveness.LOOK_SECONDS)
+            await asyncio.sleep(liveness.CHECK_SECONDS)
             if child.last_sign is not None:
                 silence.sign(child.last_sign)
-        self._say(f"{name} gives no sign of life: it is ended")
+        self._say(f"{name} gives no sign of life: killing it")
         if child.spec.beats:
             child.send(WHERE_ARE_YOU)
-            await asyncio.sleep(_LAST_WORDS_SECONDS)
+            await asyncio.sleep(_STACK_DUMP_SECONDS)
         child.kill()
 
 
-async def _ask(answers: Callable[[], Awaitable[bool]], silence: Silence) -> None:
-    """Asks a process again and again whether it lives."""
+async def _probe(answers: Callable[[], Awaitable[bool]], silence: SilenceTimer) -> None:
+    """Probes a process for ever; each answer is a sign of life."""
     while True:
         if await answers():
             silence.sign(time.monotonic())
-        await asyncio.sleep(ASK_SECONDS)
+        await asyncio.sleep(PROBE_SECONDS)
 
 
 def first_error(group: BaseExceptionGroup) -> BaseException:
-    """The first failure of a task group, however deep."""
+    """The first failure in a task group, at any depth."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,114 +1,136 @@
-"""`canopy test`: the tiers, in the order of what fails fastest, each said with its result."""
+"""`canopy test`: the tiers, in the order of what fails fastest, with their results."""
 
 import os
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from cli.errors import CliError
+from cli.errors import MachineError
 from cli.home import FRONTEND, REPOSITORY, VENV
 from cli.prepare import frontend, system
 from cli.prepare.steps import Step, run_together
 
+TIERS = ("lint", "unit", "frontend", "broker", "faults", "e2e", "clients")
 _PYTEST_TIERS = ("unit", "broker", "faults", "e2e", "clients")
-TIERS = ("lint", "unit", "frontend", *_PYTEST_TIERS[1:])
-# Of the fault tests, those with whole instances or a cluster; the others have a broker and nodes.
-_WHOLE = [
-    f"tests/faults/test_{theme}.py"
-    for theme in (
-        "api_dies", "broker_restart_cli", "cancel", "chaos", "cluster", "cluster_session", "launcher_cli",
-        "overload", "rolling_restart", "standby_cli",
-    )
-]  # fmt: skip
-# What runs at the same time: the engine's tests import torch, which takes as long as the other half; fault tests wait.
-_SIDE_BY_SIDE = {
-    "unit": (["tests/unit/engine"], ["tests/unit", "--ignore=tests/unit/engine"]),
-    "faults": (["tests/faults", *(f"--ignore={file}" for file in _WHOLE)], _WHOLE),
-}
-_NEEDS_BROKER = {"broker", "faults", "e2e", "clients"}
+_BROKER_TIERS = ("broker", "faults", "e2e", "clients")
 _LINTERS = (
     ["ruff", "check"],
     ["ruff", "format", "--check"],
     ["mypy"],
     ["lint-imports", "--no-cache"],
 )
+_NO_TESTS_COLLECTED = 5  # pytest's exit status
+
+# Fault tests with whole instances or a cluster; the others have a broker and nodes.
+_INSTANCE_FAULTS = (
+    "api_dies",
+    "broker_restart_cli",
+    "cancel",
+    "chaos",
+    "cluster",
+    "cluster_session",
+    "launcher_cli",
+    "overload",
+    "rolling_restart",
+    "standby_cli",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tier's exit status and how long it took."""
+
+    tier: str
+    status: int
+    seconds: float
+
+    def __str__(self) -> str:
+        mark = "FAIL" if self.status else "ok  "
+        return f"{mark} {self.tier:<9} {self.seconds:5.0f} s"
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit status: 0 when everything asked for passed. Raises CliError when a real broker or browser is missing."""
-    words = list(arguments)
-    if any(word not in TIERS for word in words):
-        _require(set(_PYTEST_TIERS))
-        return _run([str(VENV / "bin" / "pytest"), *words])
-    tiers = [tier for tier in TIERS if tier in words or (not words and _exists(tier))]
-    _require(set(tiers))
-    results = {tier: _timed(tier) for tier in tiers}
-    print(
-        "\n"
-        + "\n".join(
-            f"{'ok  ' if status == 0 else 'FAIL'} {tier:<9} {seconds:5.0f} s"
-            for tier, (status, seconds) in results.items()
-        )
-    )
-    return int(any(status for status, _ in results.values()))
+    """Runs tiers, all by default, or pytest with other arguments; 0 when everything passed.
+
+    Raises MachineError when RabbitMQ or a browser is missing.
+    """
+    if not set(arguments) <= set(TIERS):
+        _require(_PYTEST_TIERS)
+        return _run(_pytest(arguments))
+    tiers = [tier for tier in TIERS if tier in arguments]
+    if not arguments:
+        tiers = [tier for tier in TIERS if _exists(tier)]
+    _require(tiers)
+    results = [_run_tier(tier) for tier in tiers]
+    print()
+    for result in results:
+        print(result)
+    return int(any(result.status for result in results))
 
 
-def _timed(tier: str) -> tuple[int, float]:
+def _run_tier(tier: str) -> Result:
     print(f"\n== {tier}", flush=True)
     started = time.monotonic()
-    return _run_tier(tier), time.monotonic() - started
-
-
-def _run_tier(tier: str) -> int:
     if tier == "lint":
-        return max(_run([str(VENV / "bin" / linter[0]), *linter[1:]]) for linter in _LINTERS)
-    if tier == "frontend":
-        return _run_frontend()
-    if tier == "e2e":
-        _build_pages()
-    status = max(_run_side_by_side(_SIDE_BY_SIDE.get(tier, ([f"tests/{tier}"],))))
-    return 0 if status == 5 and not _exists(tier) else status
+        status = max(_run([_tool(name), *options]) for name, *options in _LINTERS)
+    elif tier == "frontend":
+        status = _run_frontend()
+    else:
+        if tier == "e2e":
+            _build_pages()
+        status = max(_run_side_by_side(_halves(tier)))
+        if status == _NO_TESTS_COLLECTED and not _exists(tier):
+            status = 0
+    return Result(tier, status, time.monotonic() - started)
+
+
+def _halves(tier: str) -> list[list[str]]:
+    """pytest's arguments for each process that runs a part of the tier, at the same time.
+
+    The engine's tests import torch and take as long as all other unit tests; fault tests mostly
+    wait.
+    """
+    if tier == "unit":
+        return [["tests/unit/engine"], ["tests/unit", "--ignore=tests/unit/engine"]]
+    if tier == "faults":
+        files = [f"tests/faults/test_{theme}.py" for theme in _INSTANCE_FAULTS]
+        return [["tests/faults", *(f"--ignore={file}" for file in files)], files]
+    return [[f"tests/{tier}"]]
 
 
 def _run_side_by_side(runs: Sequence[list[str]]) -> list[int]:
-    """Runs pytest for each list of arguments, all at once; the first shows its output as it comes, the others after."""
-    first, *others = [[str(VENV / "bin" / "pytest"), *arguments] for arguments in runs]
-    beside = [
-        subprocess.Popen(
-            command,
+    """Runs pytest for each list of arguments at once; shows the first output live."""
+    first, *rest = runs
+    background = []
+    for arguments in rest:
+        process = subprocess.Popen(
+            _pytest(arguments),
             cwd=REPOSITORY,
             env=_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for command in others
-    ]
-    statuses = [_run(first)]
-    for process in beside:
-        print(process.communicate()[0], flush=True)
+        background.append(process)
+    statuses = [_run(_pytest(first))]
+    for process in background:
+        output, _ = process.communicate()
+        print(output, flush=True)
         statuses.append(process.returncode)
     return statuses
 
 
 def _run_frontend() -> int:
-    logs = REPOSITORY / "var" / "logs"
-    run_together(
-        [
-            Step(
-                "npm",
-                "Installing the front end's packages (npm)",
-                lambda: True,
-                frontend.install_modules,
-            )
-        ],
-        logs,
-    )
+    title = "Installing the front end's packages (npm)"
+    step = Step("npm", title, lambda: True, frontend.install_modules)
+    run_together([step], REPOSITORY / "var" / "logs")
     folder = frontend.node_folder()
     if folder is None:
-        raise CliError("The front end's tests need Node.js; ./canopy up brings it")
+        raise MachineError("The front end's tests need Node.js; ./canopy up brings it")
     npm, env = frontend.npm_command(folder), frontend.environment(folder)
-    return _run([*npm, "run", "--silent", "check"], env) or _run([*npm, "test", "--silent"], env)
+    status = _run([*npm, "run", "--silent", "check"], env)
+    return status or _run([*npm, "test", "--silent"], env)
 
 
 def _build_pages() -> None:
@@ -123,28 +145,40 @@ def _exists(tier: str) -> bool:
     return any((REPOSITORY / "tests" / tier).glob("**/test_*.py"))
 
 
-def _require(tiers: set[str]) -> None:
-    """A missing broker or browser fails the run; it never skips tests."""
-    if tiers & _NEEDS_BROKER and system.rabbitmq_server() is None:
-        raise CliError(f"The tests need a real RabbitMQ; run: {system.remedy(['rabbitmq-server'])}")
+def _require(tiers: Sequence[str]) -> None:
+    """A missing broker or browser fails the run; it never skips tests. Raises MachineError."""
+    needs_broker = not set(tiers).isdisjoint(_BROKER_TIERS)
+    if needs_broker and system.rabbitmq_server() is None:
+        remedy = system.remedy(["rabbitmq-server"])
+        raise MachineError(f"The tests need a real RabbitMQ; run: {remedy}")
     if "e2e" in tiers and system.browser() is None:
-        raise CliError(f"The tests need a real browser; run: {system.remedy(['chromium'])}")
+        remedy = system.remedy(["chromium"])
+        raise MachineError(f"The tests need a real browser; run: {remedy}")
 
 
-def _run(command: list[str], env: dict[str, str] | None = None) -> int:
-    return subprocess.run(
-        command,
-        cwd=FRONTEND if env else REPOSITORY,
-        env={**_environment(), **(env or {})},
-        check=False,
-    ).returncode
+def _tool(name: str) -> str:
+    return str(VENV / "bin" / name)
+
+
+def _pytest(arguments: Sequence[str]) -> list[str]:
+    return [_tool("pytest"), *arguments]
+
+
+def _run(command: list[str], frontend_env: dict[str, str] | None = None) -> int:
+    """The exit status of a command, run in the repository, or in frontend/ with its variables."""
+    env = _environment()
+    folder = REPOSITORY
+    if frontend_env:
+        env.update(frontend_env)
+        folder = FRONTEND
+    return subprocess.run(command, cwd=folder, env=env, check=False).returncode
 
 
 def _environment() -> dict[str, str]:
+    """Ours without the variables of an instance, which tests must not touch."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CANOPY_")}
+    env["PYTHONPATH"] = str(REPOSITORY)
     browser = system.browser()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CANOPY_")}
-    return {
-        **clean,
-        "PYTHONPATH": str(REPOSITORY),
-        **({"CANOPY_CHROMIUM": str(browser)} if browser else {}),
-    }
+    if browser:
+        env["CANOPY_CHROMIUM"] = str(browser)
+    return env

@@ -11,7 +11,7 @@ import psutil
 from bench.chaos.schedule import ROOT
 from bench.instance import Instance
 from bench.management import Management
-from cli.instance import Recorded
+from cli.processes import ProcessRecord
 
 BACK_SECONDS = 90.0  # what was hit must be back by then
 _LOOK = 0.2  # seconds between looks
@@ -40,7 +40,7 @@ class Victims:
         """Gives the connections back."""
         await self._http.aclose()
 
-    async def find(self, name: str) -> tuple[Recorded, psutil.Process]:
+    async def find(self, name: str) -> tuple[ProcessRecord, psutil.Process]:
         """The process as it runs now. Raises NotDone if it stays away, which is another fault's doing."""
         deadline = time.monotonic() + BACK_SECONDS
         while time.monotonic() < deadline:
@@ -50,7 +50,7 @@ class Victims:
             await asyncio.sleep(_LOOK)
         raise NotDone(f"{name} does not run")
 
-    async def replaced(self, former: Recorded) -> None:
+    async def replaced(self, former: ProcessRecord) -> None:
         """Returns when another process runs in its place. Raises NotHealed."""
         await _until(lambda: self._is_replaced(former), f"{former.name} was not started again")
 
@@ -70,7 +70,7 @@ class Victims:
                 )
         return name
 
-    async def _is_replaced(self, former: Recorded) -> bool:
+    async def _is_replaced(self, former: ProcessRecord) -> bool:
         found = self._canopy.processes().get(former.name)
         return found is not None and found.pid != former.pid and found.process() is not None
 

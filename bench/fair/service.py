@@ -15,7 +15,7 @@ import httpx
 
 from bench.instance import END_SECONDS, NotStarted
 from bench.report import say
-from cli import instance, ports
+from cli import ports, processes
 from cli.home import REPOSITORY, Home, module_command, module_environment
 from cli.process import Child, Spec
 
@@ -95,7 +95,7 @@ def _pids(folder: Path) -> dict[str, list[int]]:
         "broker": [],
         "bench": [os.getpid()],
     }
-    for each in instance.recorded_processes(Home(folder)):
+    for each in processes.read(Home(folder)):
         group = "nodes" if re.fullmatch(r"n\d+", each.name) else each.name
         if group in found:
             found[group].append(each.pid)

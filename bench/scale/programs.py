@@ -65,7 +65,7 @@ async def broker() -> AsyncIterator[Place]:
             if not await server.until(private.wait_listening(_BROKER_SECONDS)):
                 raise NotStarted(f"the broker did not start: {server.last_line()}")
             yield Place(private.address(), server.pid, home.logs)
-            await private.ready_to_stop()
+            await private.prepare_stop()
     except CliError as error:
         raise NotStarted(str(error)) from error
     finally:

@@ -10,7 +10,7 @@ import psutil
 from bench.instance import Instance
 from bench.management import Management
 from bench.soak.slopes import MEASURES, Life, Point
-from cli.instance import Recorded
+from cli.processes import ProcessRecord
 
 
 class Sampler:
@@ -50,7 +50,7 @@ class Sampler:
             self.missed += 1
 
 
-def measured(recorded: Recorded) -> dict[str, float] | None:
+def measured(recorded: ProcessRecord) -> dict[str, float] | None:
     """The values of one process by measure; None if it is gone."""
     process = recorded.process()
     if process is None:

@@ -1,1 +1,1 @@
-"""What a fresh machine needs before Canopy runs. Standard library only: it runs before the environment exists."""
+"""Prepares a fresh machine. Standard library only: it runs before .venv exists."""

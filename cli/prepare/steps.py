@@ -1,4 +1,4 @@
-"""Steps of preparation: run what is needed, show that it moves, keep the output, fail in one line."""
+"""Steps of preparation: run side by side, with progress, a log each, and one line on failure."""
 
 import contextlib
 import fcntl
@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.errors import CliError
+from cli.errors import CliError, ProcessError
 
 _REFRESH_SECONDS = 0.2  # on a terminal
 _REPORT_SECONDS = 15.0  # in a log file
 _SHIM = Path(__file__).resolve().parent.parent / "child.py"
 _ERROR = re.compile(r"(ERROR|E|error|Error|npm error|\w+Error)\b[: ]")
 _NO_SPACE = "No space left on device"
+_NOTICES = ("[notice]", "npm notice")
 
 
 class Log:
-    """The output of one step: a file, and its last line for the progress display."""
+    """A step's output: a file, and `last`, its last line, for the progress display."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,13 +34,13 @@ class Log:
         self._file = os.fdopen(handle, "w", encoding="utf-8", errors="replace")
 
     def write(self, line: str) -> None:
-        """Keeps one line."""
+        """Appends one line."""
         self._file.write(line + "\n")
         self._file.flush()
         self.last = line.strip() or self.last
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._file.close()
 
     def run(
@@ -48,30 +49,22 @@ class Log:
         *,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        outlives_us: bool = False,
+        survives_us: bool = False,
         umask: int = -1,
     ) -> list[str]:
-        """Runs a program to its end and returns its lines. Raises CliError with the reason when it fails.
+        """Runs a program and returns its lines. Raises ProcessError with the reason of a failure.
 
-        It ends when we are killed, unless `outlives_us`: a package manager is better not cut short.
-        `umask`: what its files are made with; -1: as ours.
+        It ends when we are killed, unless it `survives_us`, as a package manager should not be
+        interrupted. `umask`: its own; -1 for ours.
         """
-        self.write("$ " + " ".join(map(str, command)))
-        shim = (
-            []
-            if outlives_us
-            else [
-                sys.executable,
-                "-S",
-                "-E",
-                str(_SHIM),
-                str(int(signal.SIGTERM)),
-                str(os.getpid()),
-            ]
-        )
+        words = [str(word) for word in command]
+        self.write("$ " + " ".join(words))
+        if not survives_us:
+            death_signal = str(int(signal.SIGTERM))
+            words = [sys.executable, "-S", "-E", str(_SHIM), death_signal, str(os.getpid()), *words]
         lines = []
         with subprocess.Popen(
-            [*shim, *map(str, command)],
+            words,
             cwd=cwd,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
@@ -86,26 +79,28 @@ class Log:
                 self.write(lines[-1])
         status = process.returncode
         if status != 0:
-            raise CliError(reason(lines) or f"{Path(command[0]).name} ended with status {status}")
+            fallback = f"{Path(command[0]).name} ended with status {status}"
+            raise ProcessError(failure_reason(lines) or fallback)
         return lines
 
 
-def reason(lines: Sequence[str]) -> str:
-    """The line that says why a program failed: a full disk above all, else its last error, else its last line."""
+def failure_reason(lines: Sequence[str]) -> str:
+    """Why a program failed: a full disk, else its last error line, else its last line."""
     if any(_NO_SPACE in line for line in lines):
         return "the disk is full: free some space, then run the command again"
-    told = [
-        line.strip()
-        for line in lines
-        if line.strip() and not line.lstrip().startswith(("[notice]", "npm notice"))
-    ]
-    errors = [line for line in told if _ERROR.match(line)]
-    return (errors or told or [""])[-1].removeprefix("error: ")
+    last, last_error = "", ""
+    for line in map(str.strip, lines):
+        if not line or line.startswith(_NOTICES):
+            continue
+        last = line
+        if _ERROR.match(line):
+            last_error = line
+    return (last_error or last).removeprefix("error: ")
 
 
 @dataclass
 class Step:
-    """One thing to prepare. `needed` is asked again under the lock: another command may have done it meanwhile."""
+    """One thing to prepare. `needed`: False if that was done, perhaps by another command."""
 
     name: str
     title: str
@@ -117,17 +112,16 @@ class Step:
     seconds: float = field(default=0.0, init=False)
 
     def run(self, logs: Path) -> None:
-        """Does the work and keeps the failure for the caller's thread."""
+        """Does the work; keeps a failure in `error` for the caller's thread."""
         self.started = time.monotonic()
         try:
             self.log = Log(logs / f"prepare-{self.name}.log")
             self.work(self.log)
         except CliError as error:
-            self.error = CliError(
-                f"{self.title} failed: {error} (log: {self._log_path})", detail=error.detail
-            )
+            message = f"{self.title} failed: {error} (log: {self._log_path})"
+            self.error = ProcessError(message, detail=error.detail)
         except OSError as error:
-            self.error = CliError(f"{self.title} failed: {error}")
+            self.error = ProcessError(f"{self.title} failed: {error}")
         finally:
             self.seconds = time.monotonic() - self.started
             if self.log:
@@ -139,7 +133,7 @@ class Step:
 
 
 class Display:
-    """Shows running steps on standard error: lines rewritten in place on a terminal, plain lines elsewhere."""
+    """Shows running steps on standard error; on a terminal it rewrites its lines in place."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -152,12 +146,12 @@ class Display:
         return _REFRESH_SECONDS if self._live else 1.0
 
     def begin(self, step: Step) -> None:
-        """A step starts."""
+        """Announces a step."""
         if not self._live:
             _say(f"  ... {step.title}")
 
     def draw(self, running: Sequence[Step]) -> None:
-        """Shows how far the running steps are."""
+        """Shows the progress of the running steps."""
         if self._live:
             self._erase()
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
@@ -170,7 +164,7 @@ class Display:
                 _say(_progress(step)[:160])
 
     def end(self, step: Step) -> None:
-        """A step ended, well or badly."""
+        """Confirms a step that succeeded; the caller reports failures."""
         self._erase()
         if not step.error:
             _say(f"  ok  {step.title} ({step.seconds:.0f} s)")
@@ -182,7 +176,7 @@ class Display:
 
 
 def run_together(steps: Sequence[Step], logs: Path) -> None:
-    """Runs the needed steps at the same time. Raises the first failure once all have ended."""
+    """Runs the needed steps at the same time. Raises the first failure after all have ended."""
     needed = [step for step in steps if step.needed()]
     if not needed:
         return
@@ -202,7 +196,7 @@ def run_together(steps: Sequence[Step], logs: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Lets one command prepare at a time. The kernel releases the lock when its holder dies."""
+    """Lets one command prepare at a time; the kernel frees the lock when its holder dies."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
@@ -219,7 +213,7 @@ def exclusive(lock: Path) -> Iterator[None]:
 def _start(step: Step, logs: Path, display: Display) -> threading.Thread:
     display.begin(step)
     step.started = time.monotonic()
-    # A daemon: Ctrl-C ends the command at once; the sub-program in the terminal's group gets it too.
+    # A daemon, so that Ctrl-C ends the command at once; the step's program gets the signal too.
     thread = threading.Thread(target=step.run, args=(logs,), daemon=True)
     thread.start()
     return thread
@@ -235,6 +229,6 @@ def _say(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it: the work goes on
+    with contextlib.suppress(OSError):  # closed: the work goes on
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Packages of the operating system (Debian, Ubuntu): the broker, what `python -m venv` needs, a browser for tests."""
+"""Packages of Debian and Ubuntu: the broker, `python -m venv`, a browser for the tests."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ctypes.util import find_library
 from pathlib import Path
 
-from cli.errors import CliError
+from cli.errors import CliError, MachineError, ProcessError
 from cli.prepare.steps import Log, Step
 
 _APT_LISTS = Path("/var/lib/apt/lists")
@@ -18,60 +18,60 @@ _POLICY_MARK = "# canopy: no service starts while its package is installed"
 _RABBITMQ = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/rabbitmq/sbin/rabbitmq-server")
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-_APT = (
-    "apt-get",
-    "-o",
-    "DPkg::Lock::Timeout=120",
-    "-o",
-    "APT::Color=0",
-    "-y",
-    "--no-install-recommends",
-)
+_APT_OPTIONS = ("-o", "DPkg::Lock::Timeout=120", "-o", "APT::Color=0", "-y")
 _APT_ENV = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "a", "LC_ALL": "C.UTF-8"}
 
 
 def rabbitmq_server() -> Path | None:
-    """RabbitMQ's own start script. Debian's wrapper on PATH is no help: it switches to another user."""
+    """RabbitMQ's own start script, not Debian's wrapper on PATH, which switches to another user."""
     for path in _RABBITMQ:
         if Path(path).exists():
             return Path(path)
-    found = shutil.which("rabbitmq-server")
-    return Path(found) if found and not Path(found).resolve().name.endswith("wrapper") else None
+    on_path = shutil.which("rabbitmq-server")
+    if on_path is None or Path(on_path).resolve().name.endswith("wrapper"):
+        return None
+    return Path(on_path)
 
 
 def browser() -> Path | None:
     """The browser of the end-to-end tests."""
-    found = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    return Path(found) if found else None
+    for name in _BROWSERS:
+        on_path = shutil.which(name)
+        if on_path:
+            return Path(on_path)
+    return None
 
 
 def can_make_environments() -> bool:
-    """Debian splits `ensurepip` from Python; without it `python -m venv` fails half way."""
-    importlib.invalidate_caches()  # apt may have brought it a moment ago
+    """Whether `python -m venv` works: Debian packages its `ensurepip` separately."""
+    importlib.invalidate_caches()  # apt may just have installed it
     return (
         importlib.util.find_spec("ensurepip") is not None
         and importlib.util.find_spec("venv") is not None
     )
 
 
-# package -> whether this machine has what it brings
-PRESENT: dict[str, Callable[[], bool]] = {
-    "rabbitmq-server": lambda: rabbitmq_server() is not None,
+def has_libatomic() -> bool:
+    """Whether there is the library against which Playwright's driver is linked."""
+    return find_library("atomic") is not None
+
+
+# package -> what it brings, or whether that is there
+PROBES: dict[str, Callable[[], object]] = {
+    "rabbitmq-server": rabbitmq_server,
     "python3-venv": can_make_environments,
-    "chromium": lambda: browser() is not None,
-    "libatomic1": lambda: (
-        find_library("atomic") is not None
-    ),  # Playwright's driver is linked against it
+    "chromium": browser,
+    "libatomic1": has_libatomic,
 }
 
 
 def missing(packages: Sequence[str]) -> list[str]:
-    """Those of `packages` whose content is not here."""
-    return [package for package in packages if not PRESENT[package]()]
+    """The packages whose content this machine lacks."""
+    return [package for package in packages if not PROBES[package]()]
 
 
 def step(packages: Sequence[str]) -> Step:
-    """Installs what is missing of `packages`, with the rights this user has."""
+    """Installs the missing packages, with the rights of this user. Raises MachineError."""
     lacking = missing(packages)
     check_rights(lacking)
     return Step(
@@ -83,60 +83,60 @@ def step(packages: Sequence[str]) -> Step:
 
 
 def check_rights(lacking: Sequence[str]) -> None:
-    """Raises CliError with the command to type when something is lacking that this user cannot install."""
+    """Raises MachineError, with the command to type, for packages this user cannot install."""
     if lacking and _privilege() is None:
-        raise CliError(f"Needs {' and '.join(lacking)}; run: {remedy(lacking)}")
+        raise MachineError(f"Needs {' and '.join(lacking)}; run: {remedy(lacking)}")
 
 
 def remedy(packages: Sequence[str]) -> str:
-    """The command a person with rights types."""
+    """The command that installs the packages, for a user with sudo."""
     return f"sudo apt-get update && sudo apt-get install -y {' '.join(packages)}"
 
 
 def _privilege() -> list[str] | None:
-    """The words before a command that needs root, or None when this user cannot become root unasked."""
+    """The words that make a command run as root; None where that would need a password."""
     if not shutil.which("apt-get"):
         return None
     if os.geteuid() == 0:
         return []
-    if (
-        shutil.which("sudo")
-        and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0
-    ):
-        return ["sudo", "-n"]
-    return None
+    if not shutil.which("sudo"):
+        return None
+    probe = subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False)
+    return ["sudo", "-n"] if probe.returncode == 0 else None
 
 
 def _install(log: Log, packages: list[str]) -> None:
     privilege = _privilege()
     if privilege is None:
-        raise CliError(f"needs root; run: {remedy(packages)}")
-    apt = [*privilege, "env", *(f"{key}={value}" for key, value in _APT_ENV.items()), *_APT]
+        raise MachineError(f"needs root; run: {remedy(packages)}")
+    variables = [f"{key}={value}" for key, value in _APT_ENV.items()]
+    apt = [*privilege, "env", *variables, "apt-get", "--no-install-recommends", *_APT_OPTIONS]
     with _no_service_starts(log, privilege):
         if not any(_APT_LISTS.glob("*_Packages*")):
-            log.run([*apt, "update"], outlives_us=True)
+            log.run([*apt, "update"], survives_us=True)
         try:
-            log.run([*apt, "install", *packages], outlives_us=True)
+            log.run([*apt, "install", *packages], survives_us=True)
         except CliError:
-            log.write("The first try failed: the package lists may be old.")
-            log.run([*apt, "update"], outlives_us=True)
-            log.run([*apt, "install", *packages], outlives_us=True)
+            log.write("apt-get install failed: the package lists may be old.")
+            log.run([*apt, "update"], survives_us=True)
+            log.run([*apt, "install", *packages], survives_us=True)
     if "rabbitmq-server" in packages and shutil.which("systemctl"):
-        # We brought this package for its program. Its service would start a second broker, with guest, at every boot.
+        # Only its program is needed; its service would start a second broker at every boot.
         subprocess.run(
             [*privilege, "systemctl", "disable", "rabbitmq-server"],
             capture_output=True,
             check=False,
         )
-    if lacking := missing(packages):
-        raise CliError(f"apt ended well, yet {', '.join(lacking)} cannot be found")
+    lacking = missing(packages)
+    if lacking:
+        raise ProcessError(f"apt succeeded, but {', '.join(lacking)} cannot be found")
 
 
 @contextmanager
 def _no_service_starts(log: Log, privilege: list[str]) -> Iterator[None]:
-    """Keeps the packaged broker from starting on port 5672: Debian asks policy-rc.d, and 101 means no.
+    """Keeps the packaged broker from starting on port 5672: policy-rc.d answers 101, for no.
 
-    A policy that somebody else put there is left alone; one that a killed run of ours left is removed.
+    A policy of the machine's owner stays; one that a killed run of ours left is replaced.
     """
     if _POLICY.exists() and _POLICY_MARK not in _POLICY.read_text(errors="replace"):
         yield

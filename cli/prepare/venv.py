@@ -1,4 +1,4 @@
-"""The virtual environment beside the program: made once, brought up to date when the requirements change."""
+"""The virtual environment in .venv: made once, updated when the requirements change."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cli.errors import CliError
+from cli.errors import MachineError
 from cli.home import REPOSITORY, VENV, VENV_PYTHON
 from cli.prepare.steps import Log, Step
 
@@ -17,7 +17,7 @@ DEVELOPMENT = "requirements-dev.txt"
 
 
 def step(files: list[str]) -> Step:
-    """Installs the requirement files that the environment does not hold yet."""
+    """Installs the requirement files that are out of date."""
     return Step(
         "environment",
         "Installing the Python packages (pip)",
@@ -27,20 +27,21 @@ def step(files: list[str]) -> Step:
 
 
 def outdated(files: list[str]) -> list[str]:
-    """Those of `files` that were not installed to the end in their present form, by this environment's Python."""
+    """The files that changed, or whose installation did not finish, in this environment."""
     stamps = _read_stamps()
     return [name for name in files if stamps.get(name) != fingerprint(REPOSITORY / name)]
 
 
 def fingerprint(file: Path) -> str:
-    """What an installation depends on: the file's lines and the environment's Python."""
-    version = (VENV / "pyvenv.cfg").read_bytes() if (VENV / "pyvenv.cfg").exists() else b""
+    """A hash of what an installation depends on: the file and the environment's Python."""
+    config = VENV / "pyvenv.cfg"
+    version = config.read_bytes() if config.exists() else b""
     return hashlib.sha256(file.read_bytes() + b"\0" + version).hexdigest()
 
 
 def pip_install(log: Log, *arguments: str) -> None:
-    """pip in the environment; a user's own pip configuration (index, certificates, proxy) counts."""
-    # Byte code is compiled when first imported: compiling all of torch up front costs a minute on two cores.
+    """Runs pip in the environment, with the user's pip configuration (index, proxy, ...)."""
+    # --no-compile: byte-compiling torch up front takes a minute; imports compile what they need.
     quiet = ("--disable-pip-version-check", "--no-input", "--no-compile", "--progress-bar", "off")
     log.run([VENV_PYTHON, "-m", "pip", "install", *quiet, *arguments])
 
@@ -48,15 +49,16 @@ def pip_install(log: Log, *arguments: str) -> None:
 def _install(log: Log, files: list[str]) -> None:
     if not _works():
         log.run([_base_python(), "-m", "venv", "--clear", VENV])
-        files = [RUNTIME, *(name for name in files if name != RUNTIME)]
+        if RUNTIME not in files:
+            files = [RUNTIME, *files]
     for name in files:
-        _write_stamp(name, None)  # an interrupted installation is not believed
+        _write_stamp(name, None)  # so an interrupted installation is repeated
         pip_install(log, "-r", str(REPOSITORY / name))
         _write_stamp(name, fingerprint(REPOSITORY / name))
 
 
 def _works() -> bool:
-    """Whether the environment has a Python that starts and has pip; a half-made one has not."""
+    """Whether the environment's Python starts and has pip; an unfinished one does not."""
     if not VENV_PYTHON.exists():
         return False
     probe = subprocess.run([VENV_PYTHON, "-c", "import pip"], capture_output=True, check=False)
@@ -64,11 +66,11 @@ def _works() -> bool:
 
 
 def _base_python() -> str:
-    """The Python outside any environment: the one we run on may be about to be replaced."""
-    base: str | None = getattr(sys, "_base_executable", None)
-    if not (base or sys.executable):
-        raise CliError("cannot tell which python3 runs this program")
-    return base or sys.executable
+    """The Python outside any environment, as ours may be about to be replaced."""
+    python: str = getattr(sys, "_base_executable", None) or sys.executable
+    if not python:
+        raise MachineError("cannot tell which python3 runs this program")
+    return python
 
 
 def _read_stamps() -> dict[str, str]:

@@ -12,7 +12,7 @@ from bench.soak import slopes
 from bench.soak.command import Settings
 from bench.soak.sampling import measured
 from bench.soak.slopes import MEASURES, Life, Point
-from cli.instance import Recorded
+from cli.processes import ProcessRecord
 
 
 def line(level: float, per_hour: float, seconds: int = 600, begin: float = 0.0) -> list[Point]:
@@ -134,10 +134,10 @@ def test_who_is_spared_is_not_restarted() -> None:
 
 
 def test_a_process_is_measured_and_one_that_is_gone_is_not() -> None:
-    me = Recorded.of("me", os.getpid())
+    me = ProcessRecord.of("me", os.getpid())
     assert me is not None
     values = measured(me)
     assert values is not None
     assert values.keys() == set(MEASURES)
     assert all(value > 0 for value in values.values())
-    assert measured(Recorded("stranger", os.getpid(), me.started - 60)) is None
+    assert measured(ProcessRecord("stranger", os.getpid(), me.started - 60)) is None

@@ -21,22 +21,22 @@ def home(tmp_path: Path) -> Home:
 
 
 async def test_a_command_reads_what_happens_until_it_is_done(home: Home) -> None:
-    async def answer(asked: Message) -> AsyncGenerator[Message]:
-        for number in range(asked["count"]):
+    async def answer(request: Message) -> AsyncGenerator[Message]:
+        for number in range(request["count"]):
             yield {"number": number}
 
     async with control.serving(home, answer):
-        said = await asyncio.to_thread(lambda: list(control.ask(home, {"count": 3})))
-    assert said == [{"number": 0}, {"number": 1}, {"number": 2}]
+        messages = await asyncio.to_thread(lambda: list(control.request(home, {"count": 3})))
+    assert messages == [{"number": 0}, {"number": 1}, {"number": 2}]
 
 
 async def test_without_a_launcher_the_command_says_so(home: Home) -> None:
-    with pytest.raises(CliError, match="cannot be asked"):
-        list(control.ask(home, {}))
+    with pytest.raises(CliError, match="takes no requests yet"):
+        list(control.request(home, {}))
     async with control.serving(home, _nothing):
         pass
-    with pytest.raises(CliError, match="cannot be asked"):
-        list(control.ask(home, {}))
+    with pytest.raises(CliError, match="takes no requests yet"):
+        list(control.request(home, {}))
 
 
 async def test_an_interrupted_command_stops_after_the_step_it_is_at(home: Home) -> None:
@@ -44,7 +44,7 @@ async def test_an_interrupted_command_stops_after_the_step_it_is_at(home: Home) 
     stopped = asyncio.Event()
     go_on = asyncio.Event()
 
-    async def answer(asked: Message) -> AsyncGenerator[Message]:
+    async def answer(request: Message) -> AsyncGenerator[Message]:
         try:
             for number in range(100):
                 steps.append(number)
@@ -54,9 +54,9 @@ async def test_an_interrupted_command_stops_after_the_step_it_is_at(home: Home) 
             stopped.set()
 
     def interrupted() -> None:
-        said = control.ask(home, {})
-        next(said)
-        said.close()  # type: ignore[attr-defined]  # a generator
+        messages = control.request(home, {})
+        next(messages)
+        messages.close()  # type: ignore[attr-defined]  # a generator
 
     async with control.serving(home, answer):
         await asyncio.to_thread(interrupted)
@@ -74,23 +74,23 @@ async def test_what_is_not_a_request_disturbs_nobody(home: Home) -> None:
         async with asyncio.timeout(5):
             assert await reader.read() == b""
         writer.close()
-        assert await asyncio.to_thread(lambda: list(control.ask(home, {}))) == []
+        assert await asyncio.to_thread(lambda: list(control.request(home, {}))) == []
 
 
 async def test_the_end_of_the_launcher_ends_the_conversation(home: Home) -> None:
     begun = asyncio.Event()
 
-    async def answer(asked: Message) -> AsyncGenerator[Message]:
+    async def answer(request: Message) -> AsyncGenerator[Message]:
         yield {"step": 1}
         begun.set()
         await asyncio.Event().wait()
 
     async with control.serving(home, answer):
-        asking = asyncio.create_task(asyncio.to_thread(lambda: list(control.ask(home, {}))))
+        asking = asyncio.create_task(asyncio.to_thread(lambda: list(control.request(home, {}))))
         await begun.wait()
     assert await asking == [{"step": 1}]
 
 
-async def _nothing(asked: Message) -> AsyncGenerator[Message]:
-    for each in ():
-        yield each
+async def _nothing(request: Message) -> AsyncGenerator[Message]:
+    for message in ():
+        yield message

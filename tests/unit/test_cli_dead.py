@@ -9,7 +9,7 @@ import pytest
 from broker import dead
 from broker.memory import MemoryBroker, MemorySession
 from broker.wire import ChatMessage, Job, Sampling, encode
-from cli import dead as commands
+from cli.commands import dead as commands
 from cli.errors import CliError
 from topology import names
 
@@ -169,21 +169,21 @@ async def test_a_letter_is_shown_whole(broker: MemoryBroker) -> None:
         broker, (encode(JOB), HEADERS), (b"\xff\x1b", {"reason": "no job"})
     )
     job, garbage = await dead.take(session)
-    shown = commands.full(job)
+    shown = commands.full_text(job)
     assert "trail      root, n1" in shown
     assert "faults     n1 died" in shown
     assert json.loads(shown.partition("\n\n")[2])["messages"] == [
         {"role": "user", "content": "hello"}
     ]
-    assert commands.full(garbage).endswith("b'\\xff\\x1b'")
+    assert commands.full_text(garbage).endswith("b'\\xff\\x1b'")
 
 
 async def test_dropping_is_all_or_nothing(broker: MemoryBroker) -> None:
     session = await session_with(broker, (encode(JOB), HEADERS), (b"x", {}))
     letters = await dead.take(session)
     with pytest.raises(CliError, match="There is no dead letter 'nope'"):
-        commands._drop(letters, ["r1", "nope"])
+        commands.drop_letters(letters, ["r1", "nope"])
     assert not any(letter.delivery.settled for letter in letters)
-    assert commands._drop(letters, ["r1"]) == 1
+    assert commands.drop_letters(letters, ["r1"]) == 1
     assert [letter.delivery.settled for letter in letters] == [True, False]
-    assert commands._drop(letters, None) == 2
+    assert commands.drop_letters(letters, None) == 2

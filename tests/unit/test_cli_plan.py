@@ -12,7 +12,7 @@ import pytest
 from cli import devices, joining, plan, rolling
 from cli.errors import CliError
 from cli.home import Home
-from cli.lifecycle import PRECISIONS, check_precision, check_slots
+from cli.options import PRECISIONS, check_precision, parse_slots
 from cli.plan import Request
 from cli.prepare.model import Model
 from cli.process import Spec
@@ -99,14 +99,14 @@ def test_slots_are_the_nodes_business_unless_a_number_is_asked_for() -> None:
 @pytest.mark.parametrize("nonsense", ["0", "-1", "", "many", "1.5", "Auto", "²"])
 def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture[str]) -> None:
     node = ["--name", "n1", "--model", "m"]
-    assert [check_slots(text) for text in ("auto", "1", "256")] == [None, 1, 256]
+    assert [parse_slots(text) for text in ("auto", "1", "256")] == [None, 1, 256]
     assert [parse([*node, "--slots", text]).slots for text in ("auto", "1", "256")] == [
         None,
         1,
         256,
     ]
     with pytest.raises(CliError, match="--slots must be a number from 1 up, or auto") as error:
-        check_slots(nonsense)
+        parse_slots(nonsense)
     assert error.value.code == 2
     with pytest.raises(SystemExit):
         parse([*node, f"--slots={nonsense}"])
@@ -175,7 +175,7 @@ def test_a_device_that_is_named_is_every_nodes(monkeypatch: pytest.MonkeyPatch) 
 def test_gpus_are_dealt_out(
     nodes: int, gpus: int, tensor_parallel: int, found: list[str | None]
 ) -> None:
-    assert devices.deal(nodes, gpus, tensor_parallel) == found
+    assert devices.assign(nodes, gpus, tensor_parallel) == found
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_gpus_are_dealt_out(
 def test_a_model_gets_a_node_for_each_gpu(
     engine: str, device: str | None, gpus: int, tensor_parallel: int, nodes: int
 ) -> None:
-    assert devices.usual_nodes(engine, device, gpus, tensor_parallel) == nodes
+    assert devices.default_nodes(engine, device, gpus, tensor_parallel) == nodes
 
 
 def test_threads_of_a_node_sleep_soon_unless_told_otherwise(

@@ -160,7 +160,7 @@ def test_the_build_follows_the_sources(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_without_rights_the_command_to_type_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "_privilege", lambda: None)
-    monkeypatch.setitem(system.PRESENT, "rabbitmq-server", lambda: False)
+    monkeypatch.setitem(system.PROBES, "rabbitmq-server", lambda: False)
     with pytest.raises(CliError) as caught:
         system.step(["rabbitmq-server"])
     assert str(caught.value) == (

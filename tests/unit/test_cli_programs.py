@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import lock, programs
+from cli import lock
+from cli.commands.node import tree_to_join
 from cli.errors import CliError
 from cli.home import Home
 
@@ -24,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
 
 
 def test_the_tree_that_runs_here_is_joined(home: Home) -> None:
-    url, record = programs._tree_to_join(home)
+    url, record = tree_to_join(home)
     assert url == HERE
     assert record is not None
     assert record["engine"] == "echo"
@@ -34,12 +35,12 @@ def test_what_runs_here_says_nothing_of_a_tree_elsewhere(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CANOPY_AMQP_URL", "amqp://far/")
-    assert programs._tree_to_join(home) == ("amqp://far/", None)
+    assert tree_to_join(home) == ("amqp://far/", None)
     monkeypatch.setenv("CANOPY_AMQP_URL", HERE)
-    assert programs._tree_to_join(home)[1] is not None
+    assert tree_to_join(home)[1] is not None
 
 
 def test_without_a_tree_to_join_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CANOPY_AMQP_URL", raising=False)
     with pytest.raises(CliError, match="Canopy is not running here"):
-        programs._tree_to_join(Home(tmp_path / "nothing"))
+        tree_to_join(Home(tmp_path / "nothing"))

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from cli import instance, process, roster, supervisor
-from cli.errors import CliError
+from cli import process, processes, roster, supervisor
+from cli.errors import CliError, UsageError
 from cli.home import Home
-from cli.liveness import Silence, frozen_seconds
+from cli.liveness import FROZEN_SECONDS, SilenceTimer, parse_frozen_seconds
 from cli.logfile import LogFile
 from cli.process import Spec
-from cli.supervisor import Kept, Supervisor
+from cli.supervisor import Service, Supervisor
 
 SERVES = """
 import signal
@@ -74,7 +74,7 @@ async def children(home: Home, said: "asyncio.Queue[str]") -> AsyncIterator[Supe
 
 
 def states(home: Home) -> dict[str, str]:
-    return {each.name: each.state for each in instance.recorded_processes(home)}
+    return {each.name: each.state for each in processes.read(home)}
 
 
 async def heard(said: "asyncio.Queue[str]", wanted: str) -> str:
@@ -87,7 +87,7 @@ async def heard(said: "asyncio.Queue[str]", wanted: str) -> str:
 async def test_what_crashes_is_restarting_and_then_back(
     children: Supervisor, home: Home, said: "asyncio.Queue[str]"
 ) -> None:
-    await children._start(Kept("nodes", program("n1", SERVES)))
+    await children._start(Service("nodes", program("n1", SERVES)))
     first = children.pid("n1")
     assert states(home)["n1"] == "running"
     children.roster["n1"].send(signal.SIGKILL)
@@ -101,7 +101,7 @@ async def test_what_crashes_is_restarting_and_then_back(
 async def test_a_replaced_process_is_not_a_crashed_one(
     children: Supervisor, home: Home, said: "asyncio.Queue[str]"
 ) -> None:
-    await children._start(Kept("nodes", program("n1", SERVES)))
+    await children._start(Service("nodes", program("n1", SERVES)))
     first = children.pid("n1")
     await children.replace("n1")
     assert children.pid("n1") != first
@@ -167,21 +167,21 @@ async def test_a_process_is_restarted_while_no_file_can_be_written(
     said: "asyncio.Queue[str]",
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await children._start(Kept("nodes", program("n1", SERVES)))
+    await children._start(Service("nodes", program("n1", SERVES)))
     first = children.pid("n1")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(instance, "write_private", full)
+        patch.setattr(processes, "write_private", full)
         patch.setattr(roster, "RETRY_SECONDS", 0.05)
         children.roster["n1"].send(signal.SIGKILL)
         await heard(said, "The disk is full")
         await heard(said, "n1 is back")
     assert children.pid("n1") != first
     async with asyncio.timeout(SECONDS):
-        while instance.recorded_processes(home)[-1].pid != children.pid("n1"):  # noqa: ASYNC110
+        while processes.read(home)[-1].pid != children.pid("n1"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not children.failure.done()
 
@@ -207,9 +207,9 @@ async def test_whichever_write_fails_every_process_comes_back(
     names = ["n1", "n2", "n3"]
     async with asyncio.TaskGroup() as together:
         for name in names:
-            together.create_task(children._start(Kept("nodes", program(name, SERVES))))
+            together.create_task(children._start(Service("nodes", program(name, SERVES))))
     with monkeypatch.context() as patch:
-        patch.setattr(instance, "write_private", at_random(instance.write_private))
+        patch.setattr(processes, "write_private", at_random(processes.write_private))
         patch.setattr(LogFile, "_open", at_random(LogFile._open))
         patch.setattr(LogFile, "_append", at_random(LogFile._append))
         patch.setattr(process, "_spawn", at_random(process._spawn))
@@ -240,11 +240,11 @@ async def test_a_log_that_cannot_be_opened_blocks_no_process(
     (home.logs / "n1.log").mkdir()
     chatty = "print('x' * 1_000_000, flush=True)\n" + SERVES
     async with asyncio.timeout(SECONDS):
-        await children._start(Kept("nodes", program("n1", chatty)))
+        await children._start(Service("nodes", program("n1", chatty)))
 
 
 async def test_an_error_of_our_own_in_a_keeper_is_seen(children: Supervisor) -> None:
-    await children._start(Kept("nodes", program("n1", SERVES)))
+    await children._start(Service("nodes", program("n1", SERVES)))
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
@@ -262,7 +262,7 @@ async def test_a_frozen_process_is_replaced(
     children: Supervisor, said: "asyncio.Queue[str]"
 ) -> None:
     children._frozen_seconds = 2.5
-    await children._start(Kept("nodes", beating("n1")))
+    await children._start(Service("nodes", beating("n1")))
     first = children.pid("n1")
     children.roster["n1"].send(signal.SIGSTOP)
     await heard(said, "n1 gives no sign of life")
@@ -277,9 +277,9 @@ async def test_a_process_that_freezes_while_it_starts_is_not_waited_for(
     children._frozen_seconds = 1.0
     starts = BEATS.replace('print("ready", flush=True)', 'print("loading", flush=True)')
     spec = dataclasses.replace(beating("n1"), command=[sys.executable, "-c", starts])
-    starting = asyncio.create_task(children._start(Kept("nodes", spec)))
+    starting = asyncio.create_task(children._start(Service("nodes", spec)))
     async with asyncio.timeout(SECONDS):
-        while not children.roster.recorded()[1:]:  # noqa: ASYNC110
+        while not children.roster.records()[1:]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         while children.roster["n1"].last_sign is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -292,7 +292,7 @@ async def test_a_process_that_freezes_while_it_starts_is_not_waited_for(
 async def test_whatever_fails_in_a_replacement_the_process_is_kept(
     children: Supervisor, said: "asyncio.Queue[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await children._start(Kept("nodes", program("n1", SERVES)))
+    await children._start(Service("nodes", program("n1", SERVES)))
     await children.start_api(program("api", SERVES))
 
     async def fails(*_: object) -> None:
@@ -318,7 +318,7 @@ async def test_a_dead_event_loop_says_where_it_is_and_is_replaced(
     )
     stuck = "def computes_for_ever():\n    while True: pass\n" + stuck
     await children._start(
-        Kept("nodes", dataclasses.replace(beating("n1"), command=[sys.executable, "-c", stuck]))
+        Service("nodes", dataclasses.replace(beating("n1"), command=[sys.executable, "-c", stuck]))
     )
     await heard(said, "n1 gives no sign of life")
     await heard(said, "n1 ended (SIGKILL)")
@@ -335,7 +335,7 @@ async def test_what_does_not_answer_is_replaced(
     async def answers() -> bool:
         return alive.is_set()
 
-    await children._start(Kept("broker", program("broker", SERVES), answers=answers))
+    await children._start(Service("broker", program("broker", SERVES), answers=answers))
     await asyncio.sleep(0.1)
     alive.clear()
     await heard(said, "broker gives no sign of life")
@@ -345,7 +345,7 @@ async def test_what_does_not_answer_is_replaced(
 
 def silent_for(seconds: float, *, step: float = 1.0) -> bool:
     """Whether a process that fell silent a moment ago is frozen after `seconds`, looked at each `step`."""
-    silence = Silence(30.0, 0.0)
+    silence = SilenceTimer(30.0, 0.0)
     silence.sign(0.0)
     moments = [step * number for number in range(1, int(seconds / step) + 1)]
     return any(silence.is_frozen(moment) for moment in moments)
@@ -359,17 +359,14 @@ def test_silence_is_measured_in_time_that_we_saw_pass() -> None:
 
 
 def test_a_process_that_starts_has_longer() -> None:
-    silence = Silence(30.0, 0.0)
+    silence = SilenceTimer(30.0, 0.0)
     assert not any(silence.is_frozen(float(second)) for second in range(1, 121))
     assert silence.is_frozen(121.0)
 
 
 @pytest.mark.parametrize("nonsense", ["1", "-5", "x", "nan", "inf", "1e9"])
-def test_the_limit_of_silence_is_a_sensible_number(
-    nonsense: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CANOPY_FROZEN_SECONDS", nonsense)
-    with pytest.raises(CliError, match="CANOPY_FROZEN_SECONDS must be from 5"):
-        frozen_seconds()
-    monkeypatch.setenv("CANOPY_FROZEN_SECONDS", "0")
-    assert frozen_seconds() is None
+def test_the_limit_of_silence_is_a_sensible_number(nonsense: str) -> None:
+    with pytest.raises(UsageError, match="CANOPY_FROZEN_SECONDS must be from 5"):
+        parse_frozen_seconds(nonsense)
+    assert parse_frozen_seconds("0") is None
+    assert parse_frozen_seconds("") == FROZEN_SECONDS

@@ -19,8 +19,8 @@ from broker.management import read_edges
 from broker.nodestates import NodeStates, warnings_of_clocks
 from broker.tree import tree
 from broker.wire import Failed, Finished, Job
-from cli.instance import Recorded
-from cli.tree import _line
+from cli.commands.tree import node_line
+from cli.processes import ProcessRecord
 from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until
 from topology.dispatch import HoldHigh
@@ -202,7 +202,7 @@ def test_the_drawn_tree_says_whose_clock_is_off() -> None:
     }
     (root,) = tree(edges, states, {}, now=1e9, clock_differences={"root": -TWO_HOURS})["nodes"]
     assert root["clock_difference"] == -TWO_HOURS
-    line = _line(root)
+    line = node_line(root, coloured=False)
     assert "its clock is 7200 s behind this machine's; set it (NTP)" in line
     assert "its counters were ignored" in line
 
@@ -211,7 +211,7 @@ def test_the_drawn_tree_says_whose_clock_is_off() -> None:
 def test_a_process_is_known_again_when_the_clock_was_set(
     monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
-    recorded, identity = Recorded.of("me", os.getpid()), process.identity()
+    recorded, identity = ProcessRecord.of("me", os.getpid()), process.identity()
     assert recorded.process() is not None
     began, booted = psutil.Process.create_time, psutil.boot_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + jump)

@@ -1,0 +1,121 @@
+"""`node`: one more worker process, which joins a tree here or on another machine."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from cli import environment, instance, joining, options
+from cli import home as homes
+from cli.errors import UsageError
+from cli.home import PRIVATE_UMASK, Home, become_module
+from cli.plan import OPENMP_SPIN_COUNT
+from cli.prepare import steps
+from cli.prepare.model import Model
+
+
+def node(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Its name in the tree, unlike any other.")],
+    parent: Annotated[str | None, typer.Option(help="The node to hang below.")] = None,
+    standby: Annotated[
+        bool,
+        typer.Option("--standby", help="Be the root of that name as soon as no other process is."),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Model to serve; default: the running instance's first.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="transformers, openai or echo; default: the running instance's."),
+    ] = None,
+    slots: options.Slots = "auto",
+    device: options.Device = None,
+    precision: options.Precision = None,
+    upstream: options.Upstream = None,
+    upstream_model: options.UpstreamModel = None,
+    tensor_parallel: options.TensorParallel = 1,
+) -> None:
+    """Run one more worker, on any machine that reaches the broker.
+
+    That broker is CANOPY_AMQP_URL's, or the one of an instance that runs here.
+    """
+    if standby == (parent is not None):
+        raise UsageError("Say --parent P for a worker, or --standby for a root that waits.")
+    options.check_precision(precision)
+    home = homes.read()
+    amqp_url, record = tree_to_join(home)
+    if engine is None:
+        engine = record["engine"] if record else "transformers"
+    if model is None:
+        model = _model_argument(record, parent or name, engine)
+    arguments = ["--name", name]
+    if parent is None:  # a root has neither model files nor slots
+        arguments += ["--standby", "--engine", "none", "--model", Model(model).name]
+    else:
+        arguments += ["--parent", parent, "--engine", engine]
+        arguments += ["--slots", str(options.parse_slots(slots) or "auto")]
+        arguments += _model_options(home, model, engine)
+        if device:
+            arguments += ["--device", device]
+        options.check_engine_options(engine, upstream, tensor_parallel)
+        arguments += _engine_options(engine, upstream, upstream_model, tensor_parallel)
+    if record and record.get("policy"):  # one rule for a whole tree; a later --policy overrides it
+        arguments += ["--policy", record["policy"]]
+    os.umask(PRIVATE_UMASK)
+    become_module(
+        "worker",
+        *arguments,
+        *context.args,
+        CANOPY_AMQP_URL=amqp_url,
+        CANOPY_HOME=str(home.path),
+        CANOPY_PRECISION=precision or "auto",
+        GOMP_SPINCOUNT=environment.read().spin_count or OPENMP_SPIN_COUNT,
+    )
+
+
+def tree_to_join(home: Home) -> tuple[str, instance.Record | None]:
+    """The broker's address, and the record of the instance here if it uses that broker.
+
+    An instance here says nothing about a tree elsewhere. Raises StateError without either.
+    """
+    amqp_url = environment.read().amqp_url
+    if not amqp_url:
+        record = instance.running(home)
+        return record["amqp"]["node"], record
+    local = instance.read(home)
+    if local is None or local["amqp"]["node"] != amqp_url:
+        return amqp_url, None
+    return amqp_url, local
+
+
+def _model_argument(record: instance.Record | None, root: str, engine: str) -> str:
+    if record is None:
+        return options.default_model(engine)
+    return joining.model_below(record, root)
+
+
+def _model_options(home: Home, argument: str, engine: str) -> list[str]:
+    """The model's name and, once it is prepared, its folder."""
+    model = Model(argument)
+    if engine == "transformers":
+        home.make()
+        with steps.exclusive(home.models_lock):
+            steps.run_together([model.step(home)], home.logs)
+    words = ["--model", model.name]
+    if model.folder:
+        words += ["--model-path", str(model.folder)]
+    return words
+
+
+def _engine_options(
+    engine: str, upstream: str | None, upstream_model: str | None, tensor_parallel: int
+) -> list[str]:
+    words: list[str] = []
+    if engine == "openai" and upstream:
+        words += ["--upstream", upstream]
+        if upstream_model:
+            words += ["--upstream-model", upstream_model]
+    if tensor_parallel > 1:
+        words += ["--tensor-parallel", str(tensor_parallel)]
+    return words

@@ -1,0 +1,58 @@
+"""`restart --rolling`: asks the launcher to replace its processes, and shows the progress."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from cli import control, instance, options
+from cli import home as homes
+from cli.errors import ProcessError, UnreachableError, UsageError
+
+
+def restart(
+    rolling: Annotated[
+        bool, typer.Option("--rolling", help="One after the other, while the others serve.")
+    ] = False,
+    with_broker: Annotated[
+        bool,
+        typer.Option("--with-broker", help="The broker too, at the end; new requests wait for it."),
+    ] = False,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0, max=86_400, help="Seconds an API process gets to finish its open requests."
+        ),
+    ] = 60.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Replace every running process in turn, without a failed request."""
+    if not rolling:
+        raise UsageError("Say --rolling; or use ./canopy down, then ./canopy up")
+    home = homes.read()
+    instance.running(home)
+    last: control.Message = {}
+    for last in control.request(home, {"with_broker": with_broker, "grace": grace}):
+        if as_json:
+            print(json.dumps(last), flush=True)
+        else:
+            _show(last)
+    if last.get("event") == "failed":
+        raise ProcessError(f"{last['error']} The processes after it were not replaced.")
+    if last.get("event") != "done":
+        raise UnreachableError("The launcher ended before everything was replaced.")
+    if not with_broker and not as_json:
+        print("The broker still runs as before; --with-broker restarts it too.")
+
+
+def _show(message: control.Message) -> None:
+    match message["event"]:
+        case "begin":
+            print(f"  {message['name']:<18} {message['pid']:>8} -> ", end="", flush=True)
+        case "replaced":
+            print(f"{message['new']:<8} {message['seconds']:.1f} s", flush=True)
+        case "failed":
+            print("failed", flush=True)
+        case "done":
+            summary = f"replaced {message['processes']} processes in {message['seconds']:.1f} s"
+            print(summary, flush=True)

@@ -1,0 +1,107 @@
+"""`status`: the record of the instance that runs here, its processes and the tree's problems."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from cli import home as homes
+from cli import instance, joining, lock, options
+from cli.home import Home
+
+if TYPE_CHECKING:
+    from cli.processes import ProcessRecord
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def status(as_json: options.AsJson = False) -> None:
+    """Show what runs here, and how to reach and extend it."""
+    home = homes.read()
+    record = instance.read(home)
+    if as_json:
+        print(json.dumps(_as_json(home, record), indent=1))
+    elif record is None:
+        print(_transition(home) or f"nothing runs here ({home.path}); start it with ./canopy up")
+    else:
+        _print(home, record)
+
+
+def _as_json(home: Home, record: instance.Record | None) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "home": str(home.path),
+        "running": record is not None,
+        "starting": record is None and bool(_transition(home)),
+    }
+    if record is None:
+        return {**document, "url": None, "processes": []}
+    joins = joining.lines(record)
+    return {
+        **document,
+        "pid": record["pid"],
+        "started": record["started"],
+        "url": record["url"],
+        "port": record["port"],
+        "models": record["models"],
+        "processes": _processes(home),
+        "join": joins[0],
+        "joins": joins,
+    }
+
+
+def _transition(home: Home) -> str:
+    """A line about an instance that is starting or stopping; "" if there is none."""
+    if not lock.is_held(home):
+        return ""
+    holder = lock.holder(home)
+    if holder is None:
+        return "starting or stopping"
+    return f"starting or stopping (pid {holder.pid})"
+
+
+def _print(home: Home, record: instance.Record) -> None:
+    from cli import registry
+
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"]))
+    print(f"Canopy runs: {record['url']}  (since {since})")
+    print(f"models: {', '.join(record['models'])}   state: {home.path}")
+    for process in _processes(home):
+        print(_process_line(process))
+    for problem in registry.problems():
+        print(f"problem: {problem}")
+    print("one more worker on a machine that reaches the broker:")
+    for line in joining.lines(record):
+        print(f"  {line}")
+    if record.get("listen") in _LOOPBACK:
+        print(
+            "  (the broker listens on this machine only; "
+            "start with --listen 0.0.0.0 to add other machines)"
+        )
+
+
+def _process_line(process: dict[str, Any]) -> str:
+    details = []
+    if process["running"]:
+        details.append(f"pid {process['pid']:<8} {process['memory_mb']:>6.0f} MB")
+    if process["state"] != "running":
+        details.append(process["state"])
+    return f"  {process['name']:<14} {'  '.join(details)}"
+
+
+def _processes(home: Home) -> list[dict[str, Any]]:
+    from cli import processes
+
+    return [_describe(record) for record in processes.read(home)]
+
+
+def _describe(record: "ProcessRecord") -> dict[str, Any]:
+    memory = record.memory()
+    state = record.state
+    if memory is None and state == "running":
+        state = "not running"
+    return {
+        "name": record.name,
+        "pid": record.pid,
+        "running": memory is not None,
+        "state": state,
+        "memory_mb": round((memory or 0) / 1e6, 1),
+    }

@@ -1,0 +1,47 @@
+"""The environment variables that the command line reads. Standard library only.
+
+CANOPY_HOME is read in `cli/home.py`; typer reads those that stand for an option (`cli/options.py`).
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The variables as they are, "" where one is not set."""
+
+    amqp_url: str
+    """A broker elsewhere: `up` starts none, other commands use it instead of this instance's."""
+    management_url: str
+    """Its management API."""
+    queue_type: str
+    """classic, or quorum on a cluster."""
+    public_url: str
+    """How users reach a proxy in front of the API."""
+    hosts: str
+    """Names under which users reach the API, instead of those of this machine."""
+    frozen_seconds: str
+    """After how long without a sign of life a process is replaced."""
+    gpu_nodes: str
+    """How many nodes share a GPU."""
+    threads: str
+    """CPU threads of one node."""
+    spin_count: str
+    """How long OpenMP threads spin before they sleep."""
+
+
+def read(environ: Mapping[str, str] = os.environ) -> Environment:
+    """The present environment."""
+    return Environment(
+        amqp_url=environ.get("CANOPY_AMQP_URL", ""),
+        management_url=environ.get("CANOPY_MANAGEMENT_URL", ""),
+        queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
+        public_url=environ.get("CANOPY_PUBLIC_URL", ""),
+        hosts=environ.get("CANOPY_HOSTS", ""),
+        frozen_seconds=environ.get("CANOPY_FROZEN_SECONDS", ""),
+        gpu_nodes=environ.get("CANOPY_GPU_NODES", ""),
+        threads=environ.get("CANOPY_THREADS", ""),
+        spin_count=environ.get("GOMP_SPINCOUNT", ""),
+    )

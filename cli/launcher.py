@@ -1,0 +1,215 @@
+"""The life of `canopy up`: from a request to a running instance, and back to nothing."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from typing import Any
+
+from broker import management
+from cli import control, detached, environment, instance, plan, ports, processes, rolling
+from cli.console import Console, is_journal, say
+from cli.errors import MachineError, UnreachableError
+from cli.home import PREPARE_LOCK, PRIVATE_UMASK, Home
+from cli.plan import Plan, Request
+from cli.prepare import frontend, steps
+from cli.prepare.model import Model
+from cli.rabbitmq import Broker, PrivateBroker
+from cli.supervisor import Supervisor, first_error
+
+NEEDED_BYTES = 500_000_000  # with less, the broker soon blocks publishers and logs are lost
+_LAST_LINES_SECONDS = 1.0  # for a slow terminal to take the last lines
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def check(request: Request, home: Home) -> None:
+    """Refuses what could not end well, before anything is prepared or started. Raises CliError.
+
+    Call with the lock held. It first ends what a killed launcher left, which may hold the port.
+    """
+    for name in processes.end_leftovers(home):
+        say(f"ended {name}, left over from a launcher that was killed")
+    ports.check_free(request.host, request.port)
+    ports.check_address(request.listen)
+    free = shutil.disk_usage(home.path).free
+    if free < NEEDED_BYTES:
+        raise MachineError(
+            f"The disk of {home.path} has only {free / 1e6:.0f} MB free; "
+            f"{NEEDED_BYTES / 1e6:.0f} MB are needed."
+        )
+
+
+def prepare(models: list[Model], home: Home) -> None:
+    """Builds the pages and prepares the models, at the same time. Raises CliError."""
+    pages = frontend.step()
+    with contextlib.ExitStack() as locks:
+        if pages.needed():  # a repository that another user prepared may be read-only
+            locks.enter_context(steps.exclusive(PREPARE_LOCK))
+        if models:
+            locks.enter_context(steps.exclusive(home.models_lock))
+        steps.run_together([pages, *(model.step(home) for model in models)], home.logs)
+
+
+def run(request: Request, home: Home) -> None:
+    """Runs an instance until a signal or a failure ends it; call with the lock held.
+
+    Raises CliError.
+    """
+    os.umask(PRIVATE_UMASK)  # for every process started from here on
+    console = Console(home.launcher_log if detached.is_detached() else None)
+    try:
+        # The port stays bound as long as the instance runs: API processes come and go on it.
+        with ports.bind(request.host, request.port) as listener:
+            asyncio.run(Launcher(request, home, listener, console).live())
+    finally:
+        # A full disk may keep the files; they are ignored once the lock is free.
+        with contextlib.suppress(OSError):
+            home.instance_file.unlink(missing_ok=True)
+            home.processes_file.unlink(missing_ok=True)
+        console.close(_LAST_LINES_SECONDS)
+
+
+class Launcher:
+    """Starts an instance, serves other commands, and stops it."""
+
+    def __init__(
+        self, request: Request, home: Home, listener: socket.socket, console: Console
+    ) -> None:
+        self._request = request
+        self._home = home
+        self._listener = listener
+        self._console = console
+        self._private: PrivateBroker | None = None
+        if not environment.read().amqp_url:
+            self._private = PrivateBroker(home, request.listen)
+        self._supervisor = Supervisor(home, self._private, console.say)
+
+    async def live(self) -> None:
+        """Returns after a signal, when everything has stopped. Raises what ended it instead."""
+        stopping = self._on_signals()
+        life = asyncio.create_task(self._serve())
+        try:
+            ends: list[asyncio.Future[Any]] = [life, stopping, self._supervisor.failure]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                self._console.say("stopping")
+                detached.report_failure("Canopy was stopped before it was ready.")
+            elif self._supervisor.failure.done():
+                raise self._supervisor.failure.result()
+            else:
+                life.result()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:
+            started = time.monotonic()
+            life.cancel()
+            await asyncio.wait([life])
+            self._listener.close()  # refuses new connections, which no API would accept
+            await self._supervisor.stop()
+            if stopping.done():
+                self._console.say(f"stopped in {time.monotonic() - started:.1f} s")
+
+    def _on_signals(self) -> "asyncio.Future[None]":
+        """A future that the first signal completes; a second signal kills everything at once."""
+        loop = asyncio.get_running_loop()
+        stopping: asyncio.Future[None] = loop.create_future()
+
+        def stop() -> None:
+            if stopping.done():
+                self._supervisor.roster.kill()
+            else:
+                stopping.set_result(None)
+
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, stop)
+        return stopping
+
+    async def _serve(self) -> None:
+        started = time.time()
+        broker = self._broker()
+        layout = plan.make(self._request, self._home, broker, self._listener.fileno())
+        names = ", ".join(spec.name for spec in (*layout.roots, *layout.nodes))
+        self._console.say(f"starting the broker, the database, {names}")
+        async with asyncio.TaskGroup() as together:
+            together.create_task(self._start_broker(broker))
+            together.create_task(self._supervisor.start_nodes(layout))
+            token = together.create_task(self._start_api(layout))
+
+        def publish() -> None:
+            instance.write(self._home, self._record(broker, started))
+
+        def answer(request: control.Message) -> AsyncGenerator[control.Message]:
+            return rolling.answer(request, self._supervisor, layout, self._request.url)
+
+        self._supervisor.roster.publish_with(publish)
+        async with control.serving(self._home, answer):
+            seconds = time.time() - started
+            self._console.say(
+                f"started in {seconds:.0f} s; Ctrl-C or ./canopy down stops everything"
+            )
+            self._announce(token.result())
+            await asyncio.Event().wait()
+
+    def _broker(self) -> Broker:
+        if self._private is None:
+            env = environment.read()
+            return Broker.elsewhere(env.amqp_url, env.management_url)
+        self._private.prepare()
+        return self._private.address()
+
+    async def _start_broker(self, broker: Broker) -> None:
+        """Our own broker then loses what a former tree, of another shape or model, left in it."""
+        await self._supervisor.start_broker()
+        if self._private is None:
+            return
+        try:
+            await management.prune_tree(broker.management["admin"], plan.edges(self._request))
+        except management.ManagementError as error:
+            raise UnreachableError(str(error)) from error
+
+    async def _start_api(self, layout: Plan) -> str:
+        """Returns a fresh login token once the API serves."""
+        await self._supervisor.run_once(layout.migrate)
+        async with asyncio.TaskGroup() as together:
+            token = together.create_task(self._supervisor.run_once(layout.login_token))
+            for spec in layout.apis:
+                together.create_task(self._supervisor.start_api(spec))
+        return token.result()[-1].strip()
+
+    def _announce(self, token: str) -> None:
+        """The last line of `up`. The login link, a secret, must never reach a log."""
+        ready = f"Canopy is ready: {self._request.address}"
+        link = f"{ready}/login?token={token}"
+        if detached.is_detached():
+            self._console.result(ready)
+            detached.report_ready(link)
+        elif is_journal():
+            self._console.result(f"{ready} (./canopy login prints a link that logs you in)")
+        else:
+            self._console.result(link)
+
+    def _record(self, broker: Broker, started: float) -> instance.Record:
+        request = self._request
+        return {
+            "pid": os.getpid(),
+            "started": started,
+            "port": request.port,
+            "url": request.url,
+            "address": request.address,
+            "listen": request.listen,
+            "amqp": broker.amqp,
+            "management": broker.management.get("admin", ""),
+            "models": list(request.models),
+            "roots": request.roots,
+            "asked": dict(request.model_arguments),
+            "upstream": request.upstream,
+            "upstream_model": request.upstream_model,
+            "engine": request.engine,
+            "policy": request.policy,
+            "processes": [asdict(record) for record in self._supervisor.roster.records()],
+        }

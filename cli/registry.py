@@ -1,0 +1,93 @@
+"""The tree as the broker and the nodes describe it, read for one command."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from broker import inspect
+from broker.management import ManagementError
+from broker.nodestates import warnings_of_clocks
+from broker.session import BrokerError
+from broker.tree import tree as describe
+from broker.wire import AnyControl
+from cli import environment, home, instance
+from cli.errors import CliError, StateError, UnreachableError, UsageError
+
+Node = Mapping[str, Any]
+T = TypeVar("T")
+
+
+def broker_addresses() -> tuple[str, str]:
+    """The AMQP and the management address: the environment's broker, else this instance's.
+
+    Raises StateError without either.
+    """
+    env = environment.read()
+    if env.amqp_url:
+        return env.amqp_url, env.management_url
+    record = instance.running(home.read())
+    return record["amqp"]["admin"], record["management"]
+
+
+def read_tree() -> dict[str, Any]:
+    """The tree, as `./canopy tree --json` prints it. Raises CliError where it cannot be read."""
+    amqp_url, management_url = broker_addresses()
+    if not management_url:
+        raise UsageError(
+            "The tree is read from RabbitMQ's management API: set CANOPY_MANAGEMENT_URL"
+        )
+    look = run(inspect.look(amqp_url, management_url))
+    return describe(look.edges, look.states, look.depths, time.time(), look.clock_differences)
+
+
+def find(tree: Mapping[str, Any], name: str) -> Node:
+    """The node of that name. Raises StateError if none is registered."""
+    for node in tree["nodes"]:
+        if node["name"] == name:
+            match: Node = node
+            return match
+    raise StateError(f"no node named {name!r} is registered (./canopy tree lists them)")
+
+
+def send(node: str, message: AnyControl) -> None:
+    """Puts a control message into the node's inbox. Raises CliError."""
+    amqp_url, _ = broker_addresses()
+    run(inspect.tell(amqp_url, node, message))
+
+
+def problems() -> list[str]:
+    """The nodes' warnings, a line each; none where the tree cannot be read."""
+    try:
+        tree = read_tree()
+    except CliError:
+        return []
+    lines = []
+    for node in tree["nodes"]:
+        text = warning(node)
+        if text:
+            lines.append(f"{printable(node['name'])}: {printable(text)}")
+    return lines
+
+
+def warning(node: Node) -> str:
+    """What an operator should know about a node, a wrong clock included; "" if all is well."""
+    warnings = warnings_of_clocks({node["name"]: node["clock_difference"] or 0.0})
+    if node["warning"]:
+        warnings.append(node["warning"])
+    return "; ".join(warnings)
+
+
+def printable(text: object) -> str:
+    """Replaces control characters: most text comes from other machines and goes to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs work on the broker to its end. Raises UnreachableError, StateError."""
+    try:
+        return asyncio.run(work)
+    except (BrokerError, ManagementError) as error:
+        raise UnreachableError(str(error)) from error
+    except inspect.NoSuchNode as error:
+        raise StateError(str(error)) from error
