@@ -1,18 +1,17 @@
 """The tree as the broker itself sees it, read through RabbitMQ's management API: bindings and presence."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import base64
+import json
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
-
-import httpx
+from urllib.parse import quote, unquote, urlsplit
 
 from topology import names
 
 READ_SECONDS = 5.0
 Listed = dict[str, object]  # one object of a listing
 
-_NAMES_ONLY = {"columns": "name", "disable_stats": "true"}
+_NAMES_ONLY = "?columns=name&disable_stats=true"
 
 
 class ManagementError(Exception):
@@ -58,8 +57,8 @@ def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
 
 async def edges(management_url: str) -> Edges:
     """Reads the tree. `management_url`: http://user:password@host:port. Raises ManagementError."""
-    async with _api(management_url) as http:
-        return read_edges(await _listed(http, "bindings"), await _listed(http, "queues"))
+    api = _Api(management_url)
+    return read_edges(await api.listing("bindings"), await api.listing("queues"))
 
 
 async def prune_tree(management_url: str, wanted: Edges) -> None:
@@ -68,22 +67,21 @@ async def prune_tree(management_url: str, wanted: Edges) -> None:
 
     Jobs in such queues go with them: the API processes that waited for them are gone. Raises ManagementError.
     """
-    async with _api(management_url) as http:
-        bindings = await _listed(http, "bindings")
-        queues = await _listed(http, "queues")
-        found = read_edges(bindings, queues)
-        for binding in bindings:
-            if _is_edge(binding) and not _is_wanted(binding, wanted):
-                source, queue = binding["source"], binding["destination"]
-                await http.delete(
-                    f"/api/bindings/%2F/e/{source}/q/{queue}/{binding['properties_key']}"
-                )
-        known = {*wanted.roots, *wanted.parents, *found.present}
-        for kind in ("queues", "exchanges"):
-            for each in await _listed(http, kind):
-                node = names.node_of(str(each["name"]))
-                if node is not None and node not in known:
-                    await http.delete(f"/api/{kind}/%2F/{each['name']}")
+    api = _Api(management_url)
+    bindings = await api.listing("bindings")
+    queues = await api.listing("queues")
+    present = read_edges(bindings, queues).present
+    for binding in bindings:
+        if _is_edge(binding) and not _is_wanted(binding, wanted):
+            source, queue = binding["source"], binding["destination"]
+            key = binding["properties_key"]  # which the API itself has quoted
+            await api.delete(f"bindings/%2F/e/{_quoted(source)}/q/{_quoted(queue)}/{key}")
+    known = {*wanted.roots, *wanted.parents, *present}
+    for kind in ("queues", "exchanges"):
+        for listed in await api.listing(kind):
+            node = names.node_of(str(listed["name"]))
+            if node is not None and node not in known:
+                await api.delete(f"{kind}/%2F/{_quoted(listed['name'])}")
 
 
 def _is_edge(binding: Listed) -> bool:
@@ -100,31 +98,67 @@ def _is_wanted(binding: Listed, wanted: Edges) -> bool:
     return child in wanted.parents and binding["source"] == names.node(wanted.parents[child])
 
 
-async def _listed(http: httpx.AsyncClient, kind: str) -> list[Listed]:
-    answer = await http.get(f"/api/{kind}/%2F", params=None if kind == "bindings" else _NAMES_ONLY)
-    answer.raise_for_status()
-    found: list[Listed] = answer.json()
-    return found
+def _quoted(name: object) -> str:
+    return quote(str(name), safe="")
 
 
-@asynccontextmanager
-async def _api(management_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    parts = urlsplit(management_url)
-    base = (
-        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # an IPv6 address keeps its brackets
-    )
-    auth = (unquote(parts.username or ""), unquote(parts.password or ""))
-    try:
-        async with httpx.AsyncClient(
-            base_url=base,
-            auth=auth,
-            timeout=READ_SECONDS,
-            trust_env=False,
-            verify=parts.scheme
-            == "https",  # else it would read all certificates, 30 ms in which nothing else runs
-        ) as http:
-            yield http
-    except httpx.HTTPError as error:
-        raise ManagementError(
-            f"the broker's management API at {base} does not answer: {error!r}"
-        ) from error
+class _Api:
+    """The management API, over plain asyncio: an HTTP library takes longer to import than `tree`
+    may take in all.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._tls = parts.scheme == "https"
+        self._port = parts.port or (443 if self._tls else 80)
+        self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        self._authorization = base64.b64encode(login.encode()).decode()
+
+    async def listing(self, kind: str) -> list[Listed]:
+        """All `kind` (bindings, queues, exchanges) of the virtual host. Raises ManagementError."""
+        columns = "" if kind == "bindings" else _NAMES_ONLY
+        status, body = await self._request("GET", f"{kind}/%2F{columns}")
+        if status != 200:
+            raise self._failure(f"status {status}")
+        try:
+            listed: list[Listed] = json.loads(body)
+        except ValueError as error:
+            raise self._failure(repr(error)) from error
+        return listed
+
+    async def delete(self, path: str) -> None:
+        """Deletes an object, which may have vanished already. Raises ManagementError."""
+        await self._request("DELETE", path)
+
+    async def _request(self, method: str, path: str) -> tuple[int, bytes]:
+        """The answer's status and body."""
+        # HTTP/1.0: the answer ends with the connection, and is never in chunks.
+        request = (
+            f"{method} /api/{path} HTTP/1.0\r\n"
+            f"Host: {self._base.partition('://')[2]}\r\n"
+            f"Authorization: Basic {self._authorization}\r\n\r\n"
+        )
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                reader, writer = await asyncio.open_connection(
+                    self._host, self._port, ssl=self._tls or None
+                )
+                try:
+                    writer.write(request.encode())
+                    answer = await reader.read()
+                finally:
+                    writer.close()
+            head, separator, body = answer.partition(b"\r\n\r\n")
+            _, status, *_ = head.split(maxsplit=2)
+            if not separator:
+                raise ValueError("it ends within its headers")
+            return int(status), body
+        except (OSError, TimeoutError, ValueError) as error:
+            raise self._failure(repr(error)) from error
+
+    def _failure(self, reason: str) -> ManagementError:
+        return ManagementError(
+            f"the broker's management API at {self._base} does not answer: {reason}"
+        )

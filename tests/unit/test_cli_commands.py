@@ -16,7 +16,7 @@ from cli.home import REPOSITORY
 from cli.lazy import LazyCommand
 
 # What takes longer to import than `--help` may take in all.
-HEAVY = {"asyncio", "broker", "httpx", "msgspec", "pika", "psutil", "rich", "structlog", "topology"}
+HEAVY = {"asyncio", "broker", "httpx", "msgspec", "pika", "psutil", "rich", "structlog"}
 
 IMPORTED = """
 import json, sys
