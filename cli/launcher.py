@@ -65,7 +65,7 @@ def run(request: Request, home: Home) -> None:
     try:
         # The port stays bound as long as the instance runs: API processes come and go on it.
         with ports.bind(request.host, request.port) as listener:
-            asyncio.run(Launcher(request, home, listener, console).live())
+            asyncio.run(_live(request, home, listener, console))
     finally:
         # A full disk may keep the files; they are ignored once the lock is free.
         with contextlib.suppress(OSError):
@@ -74,8 +74,12 @@ def run(request: Request, home: Home) -> None:
         console.close(_LAST_LINES_SECONDS)
 
 
+async def _live(request: Request, home: Home, listener: socket.socket, console: Console) -> None:
+    await Launcher(request, home, listener, console).live()
+
+
 class Launcher:
-    """Starts an instance, serves other commands, and stops it."""
+    """Starts an instance, serves other commands, and stops it. Make it in a running event loop."""
 
     def __init__(
         self, request: Request, home: Home, listener: socket.socket, console: Console
