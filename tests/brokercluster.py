@@ -1,8 +1,8 @@
-"""Three real RabbitMQ brokers as one cluster on this machine: one can be killed, or cut off from the others.
+"""Three real RabbitMQ brokers as one cluster on this machine; each can be killed or cut off.
 
-Each is a private broker (cli.rabbitmq) with its own folder and ports; they share users, Erlang's cookie and one port
-mapper. A broker is cut off as a broken network would do it: its links to the others end and cannot be made again,
-because it expects another cookie of them, while its clients still reach it.
+Each is a private broker (cli.rabbitmq) with its own folder and ports; they share users, Erlang's
+cookie and one port mapper. A broker is cut off as by a broken network: its links to the others end
+and fail again, because it expects another cookie, while its clients still reach it.
 """
 
 import os
@@ -26,6 +26,7 @@ NAMES = ("canopy1@localhost", "canopy2@localhost", "canopy3@localhost")
 START_SECONDS = 120.0
 CALL_SECONDS = 30.0
 # a broker that says nothing is given up after this many seconds (60 by default)
+_ERL_ARGS = "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"
 _KERNEL = "-kernel net_ticktime 8"
 
 _CUT = (
@@ -35,7 +36,7 @@ _HEAL = "[erlang:set_cookie(Peer, erlang:get_cookie()) || Peer <- {peers}]."
 
 
 class ClusterBroker:
-    """One of the brokers. What waits or evaluates blocks: call it in a thread where an event loop must go on."""
+    """One of the brokers. Waiting and evaluating block: beside an event loop, use threads."""
 
     def __init__(
         self, name: str, home: Home, epmd_port: int | None, peers: tuple[str, ...]
@@ -52,7 +53,7 @@ class ClusterBroker:
             **env,
             "RABBITMQ_NODENAME": name,
             "ERL_EPMD_PORT": str(epmd_port or self._private.ports["epmd"]),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{env['RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS']} {_KERNEL}",
+            _ERL_ARGS: f"{env[_ERL_ARGS]} {_KERNEL}",
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -125,7 +126,7 @@ class ClusterBroker:
 
     @property
     def _peer_list(self) -> str:
-        return f"[{', '.join(repr(peer) for peer in self._peers)}]"  # repr quotes as Erlang's atoms are quoted
+        return f"[{', '.join(map(repr, self._peers))}]"  # repr quotes like Erlang's atoms
 
     def _wait(self, reached: Callable[[], bool], what: str) -> None:
         """Asks until it is so: another machine's broker has no event for us."""

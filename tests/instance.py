@@ -1,4 +1,4 @@
-"""A running instance of the tests' own: `./canopy up` as a child, its people, its keys, its tree."""
+"""A running instance for tests: `./canopy up` as a child, its people, its keys, its tree."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def environment(home: Path) -> dict[str, str]:
 
 @contextmanager
 def running(home: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[Instance]:
-    """`./canopy up` in `home` with these options, ended in the end. It dies with the tests, even if they are killed.
+    """`./canopy up` in `home` with these options, ended at the end, even if the tests are killed.
 
     `env`: what it gets besides `environment`.
     """
@@ -194,7 +194,7 @@ def _ready(launcher: subprocess.Popen[str], log: Path) -> str:
 
 
 def tree_when(staff: httpx.Client, wanted: Callable[[Tree], bool], within: float = 15.0) -> Tree:
-    """The first tree that is as wanted, as the dashboard's stream tells it; fails after `within` seconds."""
+    """The first matching tree in the dashboard's stream; fails after `within` seconds."""
     deadline = time.monotonic() + within
     last: Tree = {}
     with staff.stream("GET", "/api/tree/stream", timeout=within + 10) as events:

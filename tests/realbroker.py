@@ -54,7 +54,7 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
 
 
 class Server:
-    """The broker as `canopy up` runs it, for tests that also stop, kill and start it again; its address stays the same.
+    """The broker as `canopy up` runs it. Its address outlives a stop, a kill and a restart.
 
     A missing or broken RabbitMQ fails the tests that need it.
     """

@@ -1,4 +1,4 @@
-"""Node processes whose wall clocks are hours off, or jump while they run: every job is answered all the same."""
+"""Node processes whose wall clocks are hours off, or jump while they run: no job notices."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""`./canopy dead` on a real broker: what is no job arrives there; letters are shown, replayed and dropped."""
+"""`./canopy dead` on a real broker: letters are shown, replayed and dropped."""
 
 import asyncio
 import json

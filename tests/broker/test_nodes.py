@@ -153,10 +153,8 @@ async def test_what_a_killed_node_held_is_answered_by_others(
 
 
 async def test_cancel_frees_the_slot(broker: Broker, client: Client) -> None:
-    with root(broker, "slow-root", "slow"), NodeProcess(
-        broker, "slow", "--parent", "slow-root", "--model", "slow", "--engine", "echo", "--slots", "1",
-        "--token-delay", "0.02", "--wait", "20",
-    ):  # fmt: skip
+    options = "--parent slow-root --model slow --engine echo --slots 1 --token-delay 0.02 --wait 20"
+    with root(broker, "slow-root", "slow"), NodeProcess(broker, "slow", *options.split()):
         await until_children(client, "slow-root", "slow")
 
         async def submit(max_tokens: int) -> Stream:

@@ -1,4 +1,4 @@
-"""A model divided among processes: the same tokens as one process, and an end to all that begins."""
+"""A model divided among processes: the same tokens as in one, and no process left behind."""
 
 import asyncio
 import os
@@ -39,8 +39,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One core each, as tiny matrices gain nothing from a second. Logs are kept as they are: what structlog prints of
-    a traceback by itself takes seconds.
+    """One core each, as tiny matrices gain nothing from a second; plain logs, as structlog's own
+    tracebacks take seconds.
     """
     monkeypatch.setenv("CANOPY_THREADS", "1")
     with capture_logs():

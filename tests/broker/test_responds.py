@@ -1,4 +1,4 @@
-"""A broker that is cut off without a closed connection is noticed by a question, before its heartbeats are."""
+"""A silently cut broker is noticed by a probe, before its heartbeats time out."""
 
 import asyncio
 

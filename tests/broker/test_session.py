@@ -73,7 +73,7 @@ async def test_a_cut_connection_ends_the_session(broker: Broker) -> None:
 
 
 async def test_a_refused_publish_ends_the_session(broker: Broker) -> None:
-    """What was not settled is delivered again then; half of it lost and nobody told would be worse."""
+    """Unsettled messages are delivered again; losing half of them silently would be worse."""
     queue = fresh()
     policy = f"{broker.management['admin']}/api/policies/%2F/full"
     definition = {"max-length": 1, "overflow": "reject-publish"}

@@ -24,7 +24,7 @@ def key(service: Instance) -> str:
 
 @pytest.fixture(scope="package")
 def staff(service: Instance) -> Iterator[httpx.Client]:
-    """The administrator's browser session, without the browser. It logs in with the link that `up` printed."""
+    """The administrator's session without a browser, logged in by the link that `up` printed."""
     with service.session(service.token) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""Plain HTTP: the original endpoint, what is refused and how, a crowd, and waiting for a node that is not there yet."""
+"""Plain HTTP: the original endpoint, refusals, a crowd, and a node that is not there yet."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""One Canopy before another: nodes with the openai engine here, the echo engine behind a second instance's API."""
+"""One Canopy before another: nodes with the openai engine call a second instance's API."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""OpenAI's own Python library against /v1: what it sends is understood, what it gets is what it knows."""
+"""OpenAI's own Python library against /v1, in both directions."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""Readers that do not read cost no more than the text of their answers, and nobody else notices them."""
+"""Clients that do not read cost no more than their answers' text, and disturb nobody."""
 
 import json
 import socket
@@ -18,8 +18,8 @@ READERS = 6
 WORDS = 400_000
 WORD = "endless"
 LENGTH = WORDS * (len(WORD) + 1)  # characters of an answer
-# An answer is kept once to be continued elsewhere, once as what is unread, and once more while that is put together;
-# an event for each few words, with all that surrounds it, would be many times as much.
+# An answer is kept once for a takeover, once as unread text, and once more while that is merged;
+# an event for each few words would be many times as much.
 FACTOR = 4
 SLACK = 30_000_000  # bytes: what the process takes for the first crowd of any kind
 
@@ -38,7 +38,7 @@ def fast_tree(service: Instance) -> Iterator[None]:
 
 @contextmanager
 def deaf(service: Instance, key: str) -> Iterator[socket.socket]:
-    """A connection that asks for a long streamed answer; it takes no more than the smallest window."""
+    """Asks for a long streamed answer and reads nothing, with the smallest receive window."""
     body = json.dumps(
         {
             "model": "torrent",
@@ -49,7 +49,8 @@ def deaf(service: Instance, key: str) -> Iterator[socket.socket]:
     )
     address = urlsplit(service.url)
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        f"Authorization: Bearer {key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with socket.socket() as connection:

@@ -25,7 +25,7 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touc
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """The system's Chromium with a profile of its own. A missing one fails the tests, it does not skip them."""
+    """The system's Chromium with a profile of its own. Without one the tests fail, not skip."""
     program = system.browser()
     if program is None:
         pytest.fail(f"these tests need a real browser; run: {system.remedy(['chromium'])}")
@@ -112,7 +112,7 @@ def text_of(answer: Locator) -> str:
 
 
 def echoes(text: str, question: str) -> bool:
-    """Whether the text is the question's words over and over (the echo engine), with no gap and no repetition in it.
+    """Whether the text repeats the question's words (the echo engine), without a gap or a double.
 
     Runs of spaces count as one, as they do on a page.
     """

@@ -1,6 +1,6 @@
-"""One instance with the echo engine and one browser for the whole tier; a context of its own for each visitor.
+"""One echo instance and one browser for the whole tier; each visitor has a context of its own.
 
-The scope is the package, not the session: Playwright's event loop must be gone before other tiers run theirs.
+The scope is the package: Playwright's event loop must have ended before other tiers run theirs.
 """
 
 import re
@@ -84,7 +84,7 @@ def program(echo: Instance) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="package")
 def cookies(chromium: Browser, echo: Instance) -> Callable[[str | None], Any]:
-    """What a browser keeps of a user's login: they log in once, with their password, for all tests."""
+    """The stored login of a user, who logs in once with a password for all tests."""
 
     @cache
     def cookies_of(user: str | None) -> Any:
@@ -100,9 +100,9 @@ def cookies(chromium: Browser, echo: Instance) -> Callable[[str | None], Any]:
 def open_page(
     chromium: Browser, echo: Instance, cookies: Callable[[str | None], Any]
 ) -> Iterator[OpenPage]:
-    """Opens pages, each in a browser of its own: `open_page("reader")` is logged in, `open_page(None)` is nobody.
+    """Opens pages: `open_page("reader")` is logged in, `open_page(None)` is not.
 
-    A test fails for what its pages complain about, unless `expected` (a pattern) says that this belongs to it.
+    Errors on a page fail the test, unless they match `expected` (a pattern).
     """
     complaints: list[str] = []
     with ExitStack() as opened:

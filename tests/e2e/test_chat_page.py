@@ -1,6 +1,6 @@
-"""The chat, in a real browser on a real instance: written, stopped, reloaded, renamed, and never run as code.
+"""The chat in a real browser on a real instance: written, stopped, reloaded, renamed, and safe.
 
-The model `echo` says a word every 50 ms, `steady` every 4 ms, `quick` everything at once (see conftest.py).
+The model `echo` says a word every 50 ms, `steady` every 4 ms, `quick` all at once (conftest.py).
 """
 
 import re

@@ -1,6 +1,6 @@
-"""A first real answer: the packaged model on two nodes, as `./canopy up` without any option serves it.
+"""A first real answer: the packaged model on two nodes, as a plain `./canopy up` serves it.
 
-The model is converted once a machine, into the repository's var/models (or the folder that CANOPY_TEST_MODELS names).
+The model is converted once per machine, into var/models or the folder in CANOPY_TEST_MODELS.
 """
 
 import json

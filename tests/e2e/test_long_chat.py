@@ -1,4 +1,4 @@
-"""A chat that outgrows its model goes on with its newest turns, in any script: a real engine, a tiny model."""
+"""A chat that outgrows its model goes on with its newest turns, in any script (tiny model)."""
 
 import json
 from collections.abc import Iterator

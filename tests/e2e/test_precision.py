@@ -1,4 +1,4 @@
-"""What the engine's choice of numbers costs the packaged model: its perplexity on plain English, beside float32's."""
+"""What the engine's number format costs the packaged model: perplexity beside float32's."""
 
 import math
 import os
@@ -18,35 +18,38 @@ from worker.models.prepare import prepare
 
 pytestmark = pytest.mark.timeout(300)  # the first time, the model is converted on the way
 TEXT = """\
-The bridge over the river was finished in the spring of the year in which my grandfather was born. Before
-that, anyone who wanted to cross had to wait for the ferryman, and in winter, when the water was high, he
-often refused to leave the bank. People on both sides had cousins whom they saw only in summer. The first
-thing that changed was the market. Farmers from the hills could now bring milk and cheese to the town every
-morning, and within a few months there were twice as many stalls on the square. The second thing was the
-school. Children who used to stay at home in bad weather could walk across at any time of the year, and the
-teacher, who had complained of empty benches, soon complained that he had too many pupils.
+The bridge over the river was finished in the spring of the year in which my grandfather was
+born. Before that, anyone who wanted to cross had to wait for the ferryman, and in winter, when
+the water was high, he often refused to leave the bank. People on both sides had cousins whom
+they saw only in summer. The first thing that changed was the market. Farmers from the hills
+could now bring milk and cheese to the town every morning, and within a few months there were
+twice as many stalls on the square. The second thing was the school. Children who used to stay
+at home in bad weather could walk across at any time of the year, and the teacher, who had
+complained of empty benches, soon complained that he had too many pupils.
 
-A lake freezes from the top because water is heaviest a little above its freezing point. As the air gets
-colder, the water at the surface cools and sinks, and warmer water rises to take its place. This goes on until
-the whole lake has reached about four degrees. From then on colder water is lighter and stays on top, where it
-finally turns into ice. The ice keeps the water below from cooling further, so fish can live through the
-winter at the bottom. If water behaved like most other liquids, lakes would freeze from the bottom up, and
-little would survive in them.
+A lake freezes from the top because water is heaviest a little above its freezing point. As the
+air gets colder, the water at the surface cools and sinks, and warmer water rises to take its
+place. This goes on until the whole lake has reached about four degrees. From then on colder
+water is lighter and stays on top, where it finally turns into ice. The ice keeps the water
+below from cooling further, so fish can live through the winter at the bottom. If water behaved
+like most other liquids, lakes would freeze from the bottom up, and little would survive in
+them.
 
-To make a simple bread you need flour, water, salt and yeast. Mix the flour with the salt, dissolve the yeast
-in warm water, and stir everything together until no dry flour is left. Let the dough rest for an hour in a
-warm place. Then fold it a few times, shape it into a ball and leave it for another half hour. Heat the oven
-as high as it will go. Bake the bread for about forty minutes, until the crust is dark and the loaf sounds
-hollow when you knock on it. Wait until it is cool before you cut it, although this is the hardest part.
+To make a simple bread you need flour, water, salt and yeast. Mix the flour with the salt,
+dissolve the yeast in warm water, and stir everything together until no dry flour is left. Let
+the dough rest for an hour in a warm place. Then fold it a few times, shape it into a ball and
+leave it for another half hour. Heat the oven as high as it will go. Bake the bread for about
+forty minutes, until the crust is dark and the loaf sounds hollow when you knock on it. Wait
+until it is cool before you cut it, although this is the hardest part.
 
-In a computer network, messages are cut into small packets. Each packet carries the address of its
-destination, and every machine on the way decides where to send it next. Two packets of the same message may
-take different routes and arrive in the wrong order. The receiver puts them together again and asks for those
-that are missing. Nobody has a complete map of the network, and no single machine is needed for it to work.
-That is why it was possible to build it from many parts that belong to different owners, and why it goes on
-working when some of them fail.
+In a computer network, messages are cut into small packets. Each packet carries the address of
+its destination, and every machine on the way decides where to send it next. Two packets of the
+same message may take different routes and arrive in the wrong order. The receiver puts them
+together again and asks for those that are missing. Nobody has a complete map of the network,
+and no single machine is needed for it to work. That is why it was possible to build it from
+many parts that belong to different owners, and why it goes on working when some of them fail.
 """
-# By how much a perplexity may be worse. float32 is the library's own; the fast way is not allowed unless asked for.
+# The most by which a perplexity may exceed the library's float32.
 ALLOWED = {"bfloat16": 0.02, "int8": 0.02, "int8-fast": 0.05}
 SEVEN_BITS = {"int8-fast": 0.20}  # where a CPU lacks VNNI
 

@@ -1,4 +1,4 @@
-"""The dashboard, in a real browser: the tree as it is, as it changes, and as it is told to change."""
+"""The dashboard in a real browser: the tree as it is, as it changes, as it is changed."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What one reader was promised, what came, and what that amounts to. Pure: the times are told by the caller."""
+"""What one reader was promised, what came, and the verdict. Pure: callers pass the times."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -12,9 +12,9 @@ Verdict = Literal["answered", "told", "failed", "lost", "wrong"]
 
 @dataclass
 class Answer:
-    """One job as its reader sees it. Its text is numbered words, so that a repetition or a gap shows.
+    """One job as its reader sees it. Its text is numbered words, so repetitions and gaps show.
 
-    `asked`: another text to repeat, up to `tokens`. `failing`: the failure that it must end with instead.
+    `asked`: another text to repeat, up to `tokens`. `failing`: the failure it must end with.
     """
 
     number: int
@@ -92,7 +92,8 @@ class Answer:
         """A line that says what went wrong and where it ran."""
         has = len(self.text.split())
         what = {
-            "lost": f"no end; has {has} of {self.tokens} words; waiting at {self.waiting or 'nowhere'}",
+            "lost": f"no end; has {has} of {self.tokens} words; "
+            f"waiting at {self.waiting or 'nowhere'}",
             "failed": str(self.end),
             "wrong": self.fault_in_answer(),
         }.get(self.verdict(), "fine")
@@ -120,7 +121,8 @@ def fault_in_text(words: Sequence[str], expected: Sequence[str]) -> str:
     where = next(
         (i for i, (a, b) in enumerate(zip(words, expected, strict=False)) if a != b), len(words)
     )
-    return f"text wrong from word {where} on: {repeated} repeated, {missing} missing, {foreign} foreign"
+    counts = f"{repeated} repeated, {missing} missing, {foreign} foreign"
+    return f"text wrong from word {where} on: {counts}"
 
 
 def count(answers: Iterable[Answer], *verdicts: Verdict) -> int:

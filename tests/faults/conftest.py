@@ -81,7 +81,7 @@ def record_hostile(pytestconfig: pytest.Config) -> Callable[[HostileRow], None]:
 
 @pytest_asyncio.fixture
 async def join() -> AsyncIterator[Join]:
-    """Clients that are connected, as an API process has one; the argument is the broker's address."""
+    """Makes connected clients, as in an API process; the argument is the broker's address."""
     clients: list[Client] = []
 
     async def join(amqp_url: str) -> Client:

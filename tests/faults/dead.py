@@ -13,7 +13,7 @@ SECONDS = 10.0
 async def letters(
     broker: Broker, wanted: Callable[[dead.Letter], bool], count: int
 ) -> list[dead.Letter]:
-    """The dead letters that are wanted; waits until there are `count`. All of them stay in the queue."""
+    """The matching dead letters; waits until there are `count`. All stay in the queue."""
     found: list[dead.Letter] = []
     try:
         async with asyncio.timeout(SECONDS):

@@ -1,10 +1,10 @@
-"""The echo engine with faults on demand, for `--engine tests.faults.engine`: words of the last message decide.
+"""The echo engine with faults on demand (`--engine tests.faults.engine`), by the message's words.
 
 | word | fault |
 | --- | --- |
 | `poison` | SIGKILL to the process, at the run's first token |
 | `die-once:PATH` | the same, but only if there is no file PATH, which is made first |
-| `oom` | at the second token, EngineError for every open run, as of a batch that ran out of memory |
+| `oom` | at the second token, EngineError for every open run, as when a batch runs out of memory |
 | `hang` | the step of the first token never ends, for all open runs, until `stop` |
 | `stuck` | the same, and not even `stop` ends it: only a new process can serve again |
 | `throw` | RuntimeError at the first token, from this run alone: a bug of the engine |

@@ -1,4 +1,4 @@
-"""The table of hostile requests and broken surroundings: what innocent requests notice beside each."""
+"""The table of hostile requests and broken surroundings, and what innocent requests notice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

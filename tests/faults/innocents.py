@@ -69,7 +69,7 @@ class Innocents:
         return noticed
 
     async def beside(self, hostile: Coroutine[Any, Any, None], answers: int) -> Noticed:
-        """As long as `hostile` runs, and at least so many answers a reader. Raises what `hostile` raises."""
+        """Runs beside `hostile`, for at least so many answers a reader. Raises its errors."""
         noticed = Noticed()
         attack = asyncio.create_task(hostile, name="hostile")
         readers = [self._read(noticed, answers, attack) for _ in range(READERS)]

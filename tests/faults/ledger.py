@@ -1,4 +1,4 @@
-"""The account of one fault: jobs with known answers, submitted, read to their ends, and what became of each."""
+"""The account of one fault: jobs with known answers, and what became of each."""
 
 import asyncio
 import itertools
@@ -29,13 +29,13 @@ class Ledger:
         self._struck: list[tuple[Answer, float]] = []
 
     async def submit(self, jobs: int, tokens: int = 40) -> list[Answer]:
-        """Submits that many jobs at once; returns when all are accepted. Raises Unavailable or NoTree."""
+        """Submits `count` jobs; returns once all are accepted. Raises Unavailable or NoTree."""
         return list(await asyncio.gather(*(self.ask(tokens) for _ in range(jobs))))
 
     async def ask(
         self, tokens: int, text: str = "", *, failing: FailureCode | None = None
     ) -> Answer:
-        """Submits one job of `tokens` words: numbered ones, or those of `text`. `failing`: how it must end."""
+        """Submits a job of `tokens` words: numbered, or from `text`. `failing`: how it must end."""
         answer = Answer(next(self._numbers), tokens, uuid.uuid4().hex, text, failing)
         self.answers.append(answer)
         message = ChatMessage(role="user", content=answer.question)
@@ -58,7 +58,7 @@ class Ledger:
         return answer
 
     async def until(self, condition: Callable[[], bool], seconds: float = SECONDS) -> None:
-        """Returns when the condition holds; it is looked at with every frame. Fails after `seconds`."""
+        """Returns when the condition, checked at each frame, holds. Fails after `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 while not condition():

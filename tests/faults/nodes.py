@@ -23,7 +23,7 @@ TAIL_LINES = 25
 class Tree:
     """`count` nodes in the shape of `canopy up --nodes COUNT --fanout 2`, and their root.
 
-    `env` and `via` (another way to the broker) are by node; they hold for its first life only. `always` is the
+    `env` and `via` (another way to the broker) are by node and for its first life; `always` is the
     environment of every node in every life.
     """
 
@@ -82,9 +82,8 @@ class Tree:
             process.process.kill()
         for process in everyone:
             await asyncio.to_thread(process.wait_exit)
-            print(
-                f"---- {process.name} (pid {process.process.pid})\n{''.join(process.lines[-TAIL_LINES:])}"
-            )
+            print(f"---- {process.name} (pid {process.process.pid})")
+            print("".join(process.lines[-TAIL_LINES:]))
 
     def start(self, name: str) -> NodeProcess:
         """Starts that node, or starts it again."""
@@ -102,7 +101,7 @@ class Tree:
         return process
 
     async def ready(self, *names: str) -> None:
-        """Returns when these serve. In threads, as the client and proxies of the test share this event loop."""
+        """Returns when these serve. Waits in threads: the test's client shares this event loop."""
         await asyncio.gather(
             *(asyncio.to_thread(self.processes[name].wait_ready) for name in names)
         )
@@ -159,7 +158,7 @@ class Tree:
         ]
 
     async def tell(self, name: str, message: AnyControl) -> None:
-        """Puts a control message into that node's inbox, whatever a command line would check before."""
+        """Puts a control message into a node's inbox, without a command line's checks."""
         assert await self._client.control(name, message), f"{name} has no inbox"
 
     async def whole(self) -> None:
@@ -180,7 +179,7 @@ class Tree:
             ) from None
 
     async def adopt_orphans(self) -> None:
-        """What an API process does every few seconds (api/tree/orphans.py), here until no queue is left alone."""
+        """Adopts orphans as an API process does (api/tree/orphans.py), until there are none."""
         address = self.broker.management["admin"]
         async with asyncio.timeout(SECONDS):
             while left := await _left_alone(address):
@@ -231,7 +230,7 @@ async def clear(broker: Broker) -> None:
 
 
 async def _anybody(address: str) -> bool:
-    """Whether a node is present, or the management API of a broker that has just started does not answer yet."""
+    """Whether a node is present, or the management API does not answer yet after a start."""
     try:
         return bool((await edges(address)).present)
     except ManagementError:

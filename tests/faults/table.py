@@ -11,7 +11,7 @@ P95_SAMPLES = 20  # fewer say nothing about the slowest twentieth
 
 @dataclass(frozen=True)
 class Row:
-    """What happened to the jobs around one fault. `recoveries`: seconds until each struck stream went on."""
+    """What happened to the jobs around a fault. `recoveries`: seconds until a stream went on."""
 
     fault: str
     where: str
@@ -34,16 +34,26 @@ class Row:
 
 
 _HEADINGS = (
-    "fault", "where", "accepted", "answered once", "told why", "lost", "repeated or wrong", "slowest recovery", "p95",
-)  # fmt: skip
+    "fault",
+    "where",
+    "accepted",
+    "answered once",
+    "told why",
+    "lost",
+    "repeated or wrong",
+    "slowest recovery",
+    "p95",
+)
 
 
 def render(rows: Sequence[Row]) -> str:
     """The table as Markdown, which reads well in a terminal too."""
     lines = [_HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-    drawn = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-             for line in lines]  # fmt: skip
+    drawn = []
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        drawn.append(f"| {' | '.join(cells)} |")
     return "\n".join(
         [drawn[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *drawn[1:]]
     )

@@ -1,4 +1,4 @@
-"""The broker is short of memory or disk: it says so at once, and what runs ends when it has room again."""
+"""The broker lacks memory or disk: it says so at once, and running jobs end once it has room."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ LIFTED = {
     "memory": ("set_vm_memory_high_watermark", "0.4"),
     "disk": ("set_disk_free_limit", "200MB"),
 }
-GROWTH = 40_000_000  # bytes a process may grow by while the broker takes nothing; unbounded, it would be 100 MB here
+GROWTH = 40_000_000  # bytes of a process while the broker takes nothing; unbounded: 100 MB
 FLOOD_WORD = "w" * 200
 FLOOD_WORDS = 60_000
 
@@ -91,7 +91,7 @@ async def test_jobs_are_refused_in_time_and_those_that_run_end_after_it(
 async def test_memory_is_bounded_while_the_broker_takes_nothing(
     alarm: Alarm, client: Client, grow: Grow, account: Open
 ) -> None:
-    """A node that makes text as fast as it can, 12 MB an answer; frozen until the alarm is there."""
+    """A node that writes as fast as it can, 12 MB an answer; frozen until the alarm."""
     tree: Tree = await grow(count=1, slots=8, delay=0.0)
     ledger = account("alarm: memory", "8 answers of 12 MB")
     tree.freeze("n1")

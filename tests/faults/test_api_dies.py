@@ -1,4 +1,6 @@
-"""The API dies, stops, or is one of two: what is stored is finished with exactly its text, the rest is cancelled."""
+"""The API dies, stops, or is one of two: stored answers end with exactly their text, others are
+cancelled.
+"""
 
 import json
 import os
@@ -100,7 +102,7 @@ def read_some(of: Events, into: list[str], characters: int = 40) -> None:
 
 
 def read_again(program: httpx.Client, asked: Asked) -> tuple[str, dict[str, Any]]:
-    """All of the answer, as a page reads it that lost its connection; its text and its last event."""
+    """All of the answer, as a reconnecting page reads it; its text and its last event."""
     deadline = time.monotonic() + SOON
     while True:
         text = ""
@@ -167,7 +169,7 @@ def completion(program: httpx.Client, asked: dict[str, Any], *, key: str) -> htt
 
 
 def retried(program: httpx.Client, asked: httpx.Request, known: int) -> tuple[str, float]:
-    """All of a streamed completion, asked for until it comes whole; and the moment when it was more than was known."""
+    """A streamed completion, asked for until it is whole; and when it first exceeded `known`."""
     deadline = time.monotonic() + SOON
     while True:
         text, went_on = "", 0.0
@@ -217,7 +219,7 @@ def idle(tree: Tree) -> bool:
 def test_what_is_stored_is_finished_by_the_next_process(
     instance: Instance, program: httpx.Client, record: Record, number: signal.Signals
 ) -> None:
-    """A chat answer, and two requests with an Idempotency-Key: one retried as a stream, one as a whole."""
+    """A chat answer, and two requests with an Idempotency-Key: retried as a stream and whole."""
     mark = number.name.lower()
     chat = ask(program, f"{mark}-chat-")
     streamed, whole = body(f"{mark}-streamed-"), body(f"{mark}-whole-")

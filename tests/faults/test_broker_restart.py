@@ -1,4 +1,4 @@
-"""The broker itself ends in the middle of everything and starts again: nothing accepted before is lost."""
+"""The broker ends in the middle of everything and starts again: no accepted job is lost."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,6 +1,4 @@
-"""A job ends when nobody wants it any more, however that is said and wherever the job is: its slot is free, its place
-in the queue is gone, and the next job gets it.
-"""
+"""A cancelled job ends wherever it is: its slot is free, its place in the line too."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -38,7 +36,7 @@ class People:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
-    """root -> n1 -> n2, one slot each, twenty words a second. With `paper` jobs wait at the leaf, too."""
+    """root -> n1 -> n2, a slot each, twenty words a second. With `paper` leaves hold jobs too."""
     tree = ["--nodes", "2", "--fanout", "1", "--slots", "1", "--policy", "paper"]
     options = ["--engine", "echo", "--token-delay", "0.05", *tree]
     with running(tmp_path_factory.mktemp("cancel"), *options) as instance:

@@ -16,7 +16,7 @@ SERVED_MEANWHILE = 40  # answers that end before the next change
 
 
 class Crowd:
-    """Readers that ask again and again until they are told to stop; each question becomes an entry of the ledger."""
+    """Readers that submit again and again until they are stopped; each job is in the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -107,7 +107,7 @@ async def test_a_senseless_attach_is_refused(grow: Grow, account: Open) -> None:
 
 
 async def test_a_ring_is_undone(grow: Grow, account: Open) -> None:
-    """A node knows its children, not what is below them: it hangs itself below its grandchild, and goes back."""
+    """A node only knows its children: it moves below its grandchild, and back."""
     tree: Tree = await grow()
     ledger = account("attach", "below its grandchild: undone")
     back = tree.processes["n1"].said("going back")

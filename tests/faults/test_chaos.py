@@ -1,4 +1,4 @@
-"""Two minutes of random faults under load, by a fixed seed: nobody's answer is lost, repeated or left hanging.
+"""Two minutes of random faults under load, by a fixed seed: no answer is lost, repeated or hangs.
 
 The run is `./canopy bench chaos`; a longer one, or another seed, is a command away.
 """
@@ -42,7 +42,7 @@ def test_two_minutes_of_chaos(tmp_path: Path, record: Callable[[Row], None]) -> 
 
 
 def row(facts: dict[str, Any]) -> Row:
-    """The run in the table of faults. Who cancelled got what they wanted; who was broken off knows why."""
+    """The run in the table of faults. Cancelled readers got what they asked for."""
     ended = facts["endings"]
     return Row(
         fault=f"{len(facts['schedule'])} random faults in {MINUTES} minutes",

@@ -1,4 +1,4 @@
-"""A cluster of three brokers with quorum queues loses one, or has one cut off: nothing accepted is lost or repeated.
+"""A cluster of three brokers with quorum queues loses one, or has one cut off: no job is lost.
 
 Every node and the reader know all three addresses and use one of them.
 """
@@ -95,13 +95,14 @@ async def test_one_of_three_brokers_is_killed(cluster: Cluster, grow: Grow, acco
 async def test_one_of_three_brokers_is_cut_off_and_comes_back(
     with_reader: bool, cluster: Cluster, grow: Grow, account: Open
 ) -> None:
-    """A minority takes the others' readers for gone until it pauses: its nodes must not believe that for long."""
+    """A minority deletes the majority's reply queues until it pauses: nodes must not trust that."""
     tree = await four_nodes(grow)
     possible = [
         broker for broker in cluster.brokers if uses(psutil.Process(), broker) == with_reader
     ]
     minority = max(possible, key=lambda broker: len(users(broker, tree)))
-    where = f"{'the reader and ' if with_reader else ''}{len(users(minority, tree))} nodes on it; 200 + 100 + 100 jobs"
+    reader = "the reader and " if with_reader else ""
+    where = f"{reader}{len(users(minority, tree))} nodes on it; 200 + 100 + 100 jobs"
     ledger = account("1 of 3 brokers cut off, healed", where)
     await ledger.submit(200, tokens=30)
     await ledger.until(lambda: len(ledger.running()) == 4 * SLOTS)

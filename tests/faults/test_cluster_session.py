@@ -167,12 +167,13 @@ async def test_a_queue_of_another_type_is_refused_with_what_to_do(
 
 
 async def test_a_session_whose_queue_was_forgotten_ends(cluster: Cluster, connect: Open) -> None:
-    """As a partition does it to some versions: the record is gone, the queue and its consumer seem to live."""
+    """As a partition does in some versions: the record is gone, the queue seems to live."""
     broker = cluster.brokers[0]
     session, inbox = await connect(node_url(broker)), fresh("inbox")
     await session.declare_queue(inbox, exclusive=True)
     await session.consume(inbox, Inbox(), prefetch=1)
-    forget = f'rabbit_amqqueue:internal_delete(rabbit_misc:r(<<"/">>, queue, <<"{inbox}">>), <<"test">>).'
+    resource = f'rabbit_misc:r(<<"/">>, queue, <<"{inbox}">>)'
+    forget = f'rabbit_amqqueue:internal_delete({resource}, <<"test">>).'
     await asyncio.to_thread(broker.evaluate, forget)
     async with asyncio.timeout(SECONDS):
         assert inbox in str(await session.closed)

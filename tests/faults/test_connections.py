@@ -1,4 +1,4 @@
-"""The network between a process and the broker: cut, half-open, slow. Every stream's text stays exact."""
+"""The network between a process and the broker: cut, half-open, slow. Texts stay exact."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -81,7 +81,7 @@ async def test_the_readers_connection_is_cut(
 async def test_connections_are_half_open(
     broker: Broker, new_proxy: NewProxy, join: Join, grow: Grow, account: Open
 ) -> None:
-    """A node's, a reader's and another node's at the same time, as it takes long. The last one is cut in the end."""
+    """A node's and a reader's connection at once, as it takes long; another is cut at the end."""
     leaf, inner, reader = await new_proxy(), await new_proxy(), await new_proxy()
     tree: Tree = await grow(via={"n4": by(leaf, broker), "n3": by(inner, broker)}, delay=0.05)
     nodes = account("half-open 20 s", "leaf-broker, inner-broker")

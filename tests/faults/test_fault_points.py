@@ -32,7 +32,7 @@ async def test_killed_at_a_fault_point(
 
 
 async def test_killed_while_it_hands_its_jobs_up(grow: Grow, account: Open) -> None:
-    """A leaf that drains gives what it holds (with `paper`) to its parent; it dies in the middle of that."""
+    """A draining leaf gives what it holds (with `paper`) to its parent, and dies meanwhile."""
     tree: Tree = await grow(
         policy="paper", env={"n4": {"CANOPY_FAULT_POINT": "forward-confirmed:2"}}
     )

@@ -1,4 +1,4 @@
-"""Messages that nobody of us has sent, in every queue of ours: buried with the reason or ignored, and jobs go on."""
+"""Messages of strangers in every queue: buried with the reason or ignored, and jobs go on."""
 
 import json
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ NOTHING_OF_OURS = (
     b'{"kind": "attach"}',
     b'{"kind": "capacity", "node": "n9"}',
     b'{"frames": [{"kind": "explode", "request_id": "r"}]}',
-    b'{"frames": [{"kind": "delta", "request_id": "r", "attempt": 1, "seq": 0, "text": "of nobody"}]}',
+    b'{"frames": [{"kind": "delta", "request_id": "r", "attempt": 1, "seq": 0, "text": "stray"}]}',
 )
 IGNORED = "message ignored"
 SENDERS = 3  # at most, as far as such messages name one: a line each is logged

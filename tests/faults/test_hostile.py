@@ -1,4 +1,4 @@
-"""Hostile requests and broken surroundings, and innocent requests beside each: none lost, none held up for long.
+"""Hostile requests and broken surroundings: innocent requests are neither lost nor held up.
 
 They are printed as a table of their own at the end of the run.
 """
@@ -29,7 +29,7 @@ from topology import names
 MODEL = "gemma-3-270m"
 UNDISTURBED = 3  # answers a reader, before a fault
 BESIDE = 3  # at least, beside it
-# That an innocent stream may stand still: 0.25 s is the goal on a machine of its own, and other tests run beside.
+# Longest pause of an innocent stream. The goal is 0.25 s; here other tests run beside it.
 PAUSE_SECONDS = 1.5
 CROWDED = 5.0  # times its undisturbed pause, if that is more
 FLOOD = 1000  # jobs
@@ -178,7 +178,8 @@ async def h2c(site: Site) -> None:
     smuggled = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        "HTTP2-Settings: AAMAAABkAAQAAP__\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(smuggled)}\r\n\r\n"
     )
     reader, writer = await _connect(site)
@@ -228,10 +229,25 @@ async def counters(site: Site) -> None:
     """A child with more free slots than slots, and a ghost that holds a million jobs."""
     session = await AmqpSession.open(site.instance.broker.amqp["node"], "liar")
     ghost = NodeState(
-        name="ghost", parent="root", children=(), model=site.model, engine="echo", device="", policy="hold-high",
-        status="busy", slots=4, running=4, held=1_000_000, received=0, finished=0, tokens=0, host="nowhere", pid=1,
-        started=0.0, sent=0.0,
-    )  # fmt: skip
+        name="ghost",
+        parent="root",
+        children=(),
+        model=site.model,
+        engine="echo",
+        device="",
+        policy="hold-high",
+        status="busy",
+        slots=4,
+        running=4,
+        held=1_000_000,
+        received=0,
+        finished=0,
+        tokens=0,
+        host="nowhere",
+        pid=1,
+        started=0.0,
+        sent=0.0,
+    )
     lies = [
         Capacity(
             node="n1",
@@ -329,7 +345,7 @@ async def flood(site: Site) -> None:
 
 
 async def _status(site: Site, request: bytes) -> int:
-    """Of a request on a connection of its own: a pool of a thousand would keep this process too busy to measure."""
+    """A request on its own connection, as a pool of a thousand would slow down the measurement."""
     reader, writer = await _connect(site)
     writer.write(request)
     answer = await reader.read()

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def pids(instance: Instance) -> dict[str, int]:
-    """The processes that serve, as the launcher has written them down; it writes again once the disk has room."""
+    """The running processes as the launcher recorded them; on a full disk that comes late."""
     processes = instance.record()["processes"]
     return {each["name"]: each["pid"] for each in processes if each["state"] == "running"}
 

@@ -18,7 +18,7 @@ VICTIMS = {"leaf": "n4", "inner": "n2", "root": "root"}
 
 @pytest.mark.parametrize("where", VICTIMS)
 async def test_killed_before_the_first_token(where: str, grow: Grow, account: Open) -> None:
-    """Nobody has a word yet: jobs run without text and wait, at the root, or at the leaves with `paper`."""
+    """No reader has a word yet: jobs run without text, or wait at the root or the leaves."""
     tree: Tree = await grow(delay=1.0, policy="hold-high" if where == "root" else "paper")
     ledger = account("kill -9", f"{where}, before the first token")
     victim = VICTIMS[where]
@@ -117,9 +117,9 @@ async def _freeze(tree: Tree, name: str, struck: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("healed_by", ["restart", "adoption", "legacy"])
 async def test_the_drain_is_killed_in_the_middle(healed_by: str, grow: Grow, account: Open) -> None:
-    """A leaf with many jobs in its queue dies, and its parent too, right after it has begun to empty that queue.
+    """A leaf with many jobs in its queue dies, then its parent as it begins to empty that queue.
 
-    They come back; or their nearest ancestor is told; or the parent leaves in order and bequeaths the queue.
+    They come back, or their nearest ancestor adopts the queue, or the parent leaves in order.
     """
     tree: Tree = await grow(
         slots=2, policy="paper"

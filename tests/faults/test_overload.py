@@ -1,4 +1,4 @@
-"""Too much: more jobs than may wait, and a broker short of memory or disk. Who asks is told at once."""
+"""Too much: more jobs than may wait, or a broker short of memory or disk, is refused at once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

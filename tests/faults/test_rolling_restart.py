@@ -1,4 +1,4 @@
-"""`./canopy restart --rolling` under load: every process is another one afterwards, and nobody noticed."""
+"""`./canopy restart --rolling` under load replaces every process, and no reader notices."""
 
 import asyncio
 import json
@@ -133,7 +133,7 @@ def test_pages_reconnect_and_a_chat_answer_goes_on(instance: Instance) -> None:
             _read_answer, staff, f"{messages}/{turn.json()['assistant_message']['id']}/stream"
         )
         dashboard = beside.submit(_watch, staff)
-        # With so much grace a stream that never ends would hold it up for longer than the command may take.
+        # With a longer grace an endless stream would outlast the command's time.
         said = instance.canopy("restart", "--rolling", "--grace", "3600")
         assert said.splitlines()[-2].startswith("replaced 5 processes")
         attached, text = page.result(timeout=60)
@@ -145,7 +145,7 @@ def test_pages_reconnect_and_a_chat_answer_goes_on(instance: Instance) -> None:
 
 
 def _read_answer(staff: httpx.Client, path: str) -> tuple[int, str]:
-    """What the page does: it attaches again when the stream ends without an end. How often, and the last one's text."""
+    """Reattaches like the page whenever the stream breaks; how often, and the last one's text."""
     attached = 0
     while True:
         attached, text, kind = attached + 1, "", ""
@@ -160,7 +160,7 @@ def _read_answer(staff: httpx.Client, path: str) -> tuple[int, str]:
 
 
 def _watch(staff: httpx.Client) -> tuple[int, str]:
-    """Follows the dashboard's events until its stream has ended; how often that was, and the next one's first line."""
+    """Follows the dashboard's events to their end; how often, and the next stream's first line."""
     ended = 0
     while True:
         with staff.stream("GET", "/api/tree/stream") as events:

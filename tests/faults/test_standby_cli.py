@@ -1,4 +1,4 @@
-"""An instance with a standby root: the root dies, the standby is the root, and what dies comes back as a standby."""
+"""The root dies, a standby becomes the root, and what died comes back as a standby."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the launcher writes for the private broker: users, rights, passwords, ports, the plugins it sees."""
+"""The private broker's configuration: users, rights, passwords, ports, plugins."""
 
 import asyncio
 import base64

@@ -344,7 +344,7 @@ async def test_what_does_not_answer_is_replaced(
 
 
 def silent_for(seconds: float, *, step: float = 1.0) -> bool:
-    """Whether a process that fell silent a moment ago is frozen after `seconds`, looked at each `step`."""
+    """Whether a process silent for `seconds`, checked each `step`, counts as frozen."""
     silence = SilenceTimer(30.0, 0.0)
     silence.sign(0.0)
     moments = [step * number for number in range(1, int(seconds / step) + 1)]

@@ -1,4 +1,4 @@
-"""A wall clock that is wrong: on PYTHONPATH, it moves `time.time` by SKEW_SECONDS for the whole process."""
+"""On PYTHONPATH, moves `time.time` by SKEW_SECONDS for the whole process."""
 
 import os
 import time
