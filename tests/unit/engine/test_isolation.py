@@ -30,8 +30,9 @@ from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.model.runner import SlotModel
 from worker.engines.transformers.prefix_cache import Slots
-from worker.engines.transformers.sampling.penalties import Biases, History
-from worker.engines.transformers.sampling.sampler import Choices, Dice, Sampler
+from worker.engines.transformers.sampling.penalties import LogitBias, TokenCounts
+from worker.engines.transformers.sampling.sampler import RequestRNG, Sampler
+from worker.engines.transformers.sampling.sampler_output import SamplerOutput
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.text import detokenizer as detokenize
@@ -44,11 +45,11 @@ _SLOTS = 3
 _SHARED = "a beginning that several of the prompts have, long enough to be copied: "
 
 ROW = [  # work for one sequence: at most one of them fails
-    (Sequence, "prepare"), (Sequence, "take"), (AnswerText, "push"), (AnswerText, "end"),
+    (Sequence, "prepare"), (Sequence, "append_token"), (AnswerText, "push"), (AnswerText, "end"),
     (detokenize.Detokenizer, "push"), (detokenize.Detokenizer, "flush"), (StopFilter, "push"), (StopFilter, "flush"),
-    (spelling.Spelling, "of"), (Choices, "picked"), (Sampler, "assign"), (History, "begin"), (Biases, "begin"),
-    (Sampler, "_tokens"), (Sampler, "_drawn"), (Sampler, "_odds"), (History, "penalise"), (Biases, "add"),
-    (Dice, "draw"), (StreamThrottle, "_due_now"), (throttle, "merge_chunks"), (sequence, "AnswerText"),
+    (spelling.TokenBytes, "of"), (SamplerOutput, "sampled"), (Sampler, "assign"), (TokenCounts, "assign"), (LogitBias, "assign"),
+    (Sampler, "_sample_all"), (Sampler, "_sample_by_method"), (Sampler, "_logprobs"), (TokenCounts, "penalise"), (LogitBias, "apply"),
+    (RequestRNG, "advance"), (StreamThrottle, "_due_now"), (throttle, "merge_chunks"), (sequence, "AnswerText"),
 ]  # fmt: skip
 SLOT_ROW = [
     (Slots, "take"),
@@ -59,12 +60,12 @@ SLOT_ROW = [
     (SlotModel, "copy"),
 ]
 SLOT_STEP = [
-    (SlotModel, "prefill"), (SlotModel, "decode"), (SlotModel, "feed"), (SlotModel, "check"), (Choices, "wait"),
-    (Sampler, "count"), (History, "add"),
+    (SlotModel, "prefill"), (SlotModel, "decode"), (SlotModel, "feed"), (SlotModel, "check"), (SamplerOutput, "wait"),
+    (Sampler, "count"), (TokenCounts, "add"),
 ]  # fmt: skip
 ROWS_STEP = [
     (Batch, "step"), (Batch, "adopt"), (Batch, "start"), (Batch, "remove_finished"), (Prefill, "__init__"),
-    (Prefill, "advance"), (Choices, "wait"), (Sampler, "count"), (History, "add"),
+    (Prefill, "advance"), (SamplerOutput, "wait"), (Sampler, "count"), (TokenCounts, "add"),
 ]  # fmt: skip
 
 

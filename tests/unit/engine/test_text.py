@@ -21,7 +21,7 @@ from worker.engines.transformers.text.chat_template import (
     prepare,
 )
 from worker.engines.transformers.text.detokenizer import Detokenizer
-from worker.engines.transformers.text.token_bytes import Spelling
+from worker.engines.transformers.text.token_bytes import TokenBytes
 
 BYTES = tokenizer()
 CHATML = (
@@ -66,7 +66,7 @@ def test_an_unfinished_character_is_dropped_at_the_end() -> None:
 @settings(max_examples=50, deadline=None)
 @given(some.text(some.characters(exclude_categories=["Cs"]), max_size=20))
 def test_the_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
-    spelling = Spelling(BYTES)
+    spelling = TokenBytes(BYTES)
     ids = BYTES(text, add_special_tokens=False)["input_ids"]
     assert b"".join(spelling.of(token) for token in ids) == text.encode()
 
@@ -85,13 +85,13 @@ def sentencepiece() -> Any:
 
 
 def test_the_bytes_of_other_vocabularies() -> None:
-    spelling = Spelling(sentencepiece())
+    spelling = TokenBytes(sentencepiece())
     assert [spelling.of(token) for token in (0, 1, 2, 3)] == [b"<eos>", b" the", b" ", b"tree"]
     assert b"".join(spelling.of(4 + byte) for byte in "🌳".encode()).decode() == "🌳"
     assert spelling.of(10**6) == b""
-    assert Spelling(BYTES).of(BYTES.eos_token_id) == b"</s>"
+    assert TokenBytes(BYTES).of(BYTES.eos_token_id) == b"</s>"
     words = Tokenizer(models.WordLevel({"tree": 0, "<unk>": 1}, unk_token="<unk>"))
-    assert Spelling(transformers.PreTrainedTokenizerFast(tokenizer_object=words)).of(0) == b"tree"
+    assert TokenBytes(transformers.PreTrainedTokenizerFast(tokenizer_object=words)).of(0) == b"tree"
 
 
 class Pieces:

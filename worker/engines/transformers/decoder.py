@@ -79,7 +79,9 @@ class Decoder:
         if not count:
             return ""
         answers = "an answer" if count == 1 else f"{count} answers"
-        return f"{answers} ended because the model computed logits that are not numbers: look at its weights"
+        return (
+            f"{answers} ended because the model computed NaN or infinite logits: check its weights"
+        )
 
     def submit(self, sequence: Sequence) -> None:
         """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next

@@ -1,5 +1,7 @@
-"""What a step made for whom, and whom a failure in it ends: its own sequence, or those of its
-forward pass, and no other. Both schedulers compute every piece of work through one of these ways.
+"""From a step's tokens to its output, and which sequences a failure on the way ends.
+
+A failure ends its own sequence, or those of its forward pass, and no other. Both schedulers run
+every piece of work through one of the methods here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,12 +13,12 @@ import torch
 
 from worker.engines.base import EngineError
 from worker.engines.transformers.errors import model_failed, row_failed
-from worker.engines.transformers.sampling.sampler import (
+from worker.engines.transformers.sampling.sampler import Sampler
+from worker.engines.transformers.sampling.sampler_output import (
     NO_CHOICE,
     NOT_FINITE,
-    Choices,
-    Picked,
-    Sampler,
+    SampledToken,
+    SamplerOutput,
 )
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
@@ -25,36 +27,38 @@ log = structlog.get_logger(__name__)
 
 
 class OutputProcessor:
-    """Chunks and errors since the last `take`. Used by one thread."""
+    """Collects chunks and errors until `take`. Used by one thread."""
 
     def __init__(self) -> None:
-        self.not_finite = 0  # answers that ended because the model's logits were not numbers
+        self.not_finite = 0  # answers that ended because of NaN or infinite logits
         self._output: StepOutput = []
 
     def take(self) -> StepOutput:
         """Everything since the last call."""
-        news, self._output = self._output, []
-        return news
+        output, self._output = self._output, []
+        return output
 
-    def advance(self, sequence: Sequence, choices: Choices, row: int) -> int | None:
-        """The sequence gets its token, row `row` of `choices`. None: it has ended meanwhile, or
-        this ended it by an error.
+    def advance(self, sequence: Sequence, tokens: SamplerOutput, row: int) -> int | None:
+        """Appends row `row` of `tokens` to the sequence.
+
+        None if the sequence has finished already, or this ended it by an error.
         """
         if sequence.finished:
             return None
-        try:  # not `alone`, which takes longer than all of this; each row of each step comes here
-            picked = choices.picked(row)
-            if (error := self._no_token(picked)) is not None:
-                raise error
-            if chunk := sequence.take(picked):
+        try:  # not `alone`, which takes longer than all of this: it runs for every row of a step
+            sampled = tokens.sampled(row)
+            if sampled.token < 0:
+                raise self._mark_error(sampled)
+            chunk = sequence.append_token(sampled)
+            if chunk is not None:
                 self._output.append((sequence.mailbox, chunk))
-            return picked.token
+            return sampled.token
         except Exception as error:
             self._fail_alone(sequence, error)
             return None
 
     def fail(self, sequences: Iterable[Sequence], error: EngineError) -> None:
-        """Ends those that have not ended yet."""
+        """Ends those that have not finished yet."""
         for sequence in sequences:
             if not sequence.finished:
                 sequence.failed = sequence.finished = True
@@ -77,56 +81,55 @@ class OutputProcessor:
             log.exception("a step failed", jobs=len(sequences))
             self.fail(sequences, model_failed(error))
 
-    def choose(
+    def sample(
         self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]
-    ) -> Choices:
-        """The next token of each row of `logits`. If choosing them at once fails, each is chosen by
-        itself: a row does not depend on the others, so that only those fail that are the cause.
+    ) -> SamplerOutput:
+        """The next token of each row of `logits`.
+
+        If sampling them together fails, each is sampled by itself: a row does not depend on the
+        others, so that only the one that is the cause fails.
         """
         try:
-            choices = sampler.propose(logits, slots)
-        except Exception:  # found out one by one whose it is
-            log.exception("choosing tokens failed, once more one by one", jobs=len(slots))
-            choices = self._choose_apart(sampler, logits, slots, sequences)
+            output = sampler.sample(logits, slots)
+        except Exception:
+            log.exception("sampling failed, trying again row by row", jobs=len(slots))
+            output = self._sample_row_by_row(sampler, logits, slots, sequences)
         for slot, sequence in zip(slots, sequences, strict=True):
             try:  # as in `advance`
-                sampler.accept(slot)
+                sampler.advance(slot)
             except Exception as error:
                 self._fail_alone(sequence, error)
-        counted = [
-            each for each, slot in zip(sequences, slots, strict=True) if sampler.adjusts(slot)
-        ]
-        with self.together(counted):  # should it fail, nobody knows what their histories have
-            sampler.count(choices, slots)
-        return choices
+        rows = sampler.rows_with_processors(slots)
+        if rows:
+            with self.together([sequences[row] for row in rows]):  # their counts may be wrong now
+                sampler.count(output, slots, rows)
+        return output
+
+    def _sample_row_by_row(
+        self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]
+    ) -> SamplerOutput:
+        parts: list[SamplerOutput] = []
+        for row, (slot, sequence) in enumerate(zip(slots, sequences, strict=True)):
+            part = SamplerOutput.failed_row(logits.device)
+            with self.alone(sequence):
+                part = sampler.sample(logits[row : row + 1], [slot])
+            parts.append(part)
+        return SamplerOutput.concatenated(parts)
 
     def _fail_alone(self, sequence: Sequence, error: Exception) -> None:
-        if isinstance(error, EngineError):  # foreseen, so its text says enough
+        if isinstance(error, EngineError):  # foreseen, so its message says enough
             log.warning("a sequence failed", request_id=sequence.job.request_id, reason=str(error))
             self.fail([sequence], error)
         else:
             log.exception("a sequence failed", request_id=sequence.job.request_id)
             self.fail([sequence], row_failed(error))
 
-    def _choose_apart(
-        self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]
-    ) -> Choices:
-        parts: list[Choices] = []
-        for row, (slot, sequence) in enumerate(zip(slots, sequences, strict=True)):
-            part: Choices = Choices.none(logits.device)
-            with self.alone(sequence):
-                part = sampler.propose(logits[row : row + 1], [slot])
-            parts.append(part)
-        return Choices.joined(parts)
-
-    def _no_token(self, picked: Picked) -> EngineError | None:
-        """What the sampler's marks in place of a token mean for the sequence."""
-        if picked.token == NOT_FINITE:
+    def _mark_error(self, sampled: SampledToken) -> EngineError:
+        """What a mark in place of a token means for the sequence."""
+        if sampled.token == NOT_FINITE:
             self.not_finite += 1
-            reason = "the model computed logits that are not numbers"
+            reason = "the model computed NaN or infinite logits"
             return EngineError("engine", reason, retryable=True, alone=True)
-        if picked.token == NO_CHOICE:
-            return EngineError(
-                "invalid", "logit_bias and penalties leave no token to choose", alone=True
-            )
-        return None
+        assert sampled.token == NO_CHOICE  # noqa: S101 - there are two marks
+        reason = "logit_bias and penalties leave no token to choose"
+        return EngineError("invalid", reason, alone=True)

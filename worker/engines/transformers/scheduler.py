@@ -19,7 +19,8 @@ from worker.engines.transformers.model.runner import PIECES
 from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.prefill_budget import PrefillBudget, shares
 from worker.engines.transformers.prefix_cache import Slots, common
-from worker.engines.transformers.sampling.sampler import Choices, Sampler
+from worker.engines.transformers.sampling.sampler import Sampler
+from worker.engines.transformers.sampling.sampler_output import SamplerOutput
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 
@@ -61,7 +62,7 @@ class _Row:
 
 class _Made(NamedTuple):
     rows: list[_Row]
-    choices: Choices
+    choices: SamplerOutput
 
 
 class SlotScheduler:
@@ -236,7 +237,7 @@ class SlotScheduler:
         return 0 if self._model.limit is None else self._model.limit.group(len(tokens))
 
     def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
-        choices = self._output.choose(
+        choices = self._output.sample(
             self._sampler, logits, [row.slot for row in rows], _sequences(rows)
         )
         self._model.feed(choices.tokens)

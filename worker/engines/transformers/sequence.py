@@ -6,10 +6,10 @@ from broker.wire import FinishReason, Job, TokenLogprob
 from worker.engines.base import Chunk, EngineError
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import Loaded
-from worker.engines.transformers.sampling.sampler import Picked
+from worker.engines.transformers.sampling.sampler_output import SampledToken
 from worker.engines.transformers.text.answer_text import AnswerText
 from worker.engines.transformers.text.chat_template import Prompt, Prompts
-from worker.engines.transformers.text.token_bytes import Spelling
+from worker.engines.transformers.text.token_bytes import TokenBytes
 
 DEFAULT_TOKENS = (
     1024  # of an answer whose request names no limit: a base model seldom ends by itself
@@ -17,7 +17,7 @@ DEFAULT_TOKENS = (
 
 
 class Sequence:
-    """Owned by the computing thread. `take` is the only way it moves, also through what was delivered already."""
+    """Owned by the computing thread. `append_token` is the only way it moves, also through what was delivered already."""
 
     def __init__(self, job: Job, mailbox: Mailbox) -> None:
         self.job = job
@@ -65,17 +65,17 @@ class Sequence:
         first = self._begin(loaded, prompt, stops, tells_ids=not prompt.delivered)
         return [first, Chunk(finish="length")] if self.finished else [first]
 
-    def take(self, picked: Picked) -> Chunk | None:
+    def append_token(self, sampled: SampledToken) -> Chunk | None:
         """Adds one token; returns what there is to tell, or None while a character or stop string is undecided."""
-        token = picked.token
+        token = sampled.token
         if token in self._eos_token_ids:
             return self._finish("stop", self._text.end())
         self.last = token
         self._left -= 1
         self._untold.append(token)
-        if self._spelling is not None and picked.logprob is not None:
-            top = tuple((self._spelling.of(other), logprob) for other, logprob in picked.top)
-            self._likely.append(TokenLogprob(self._spelling.of(token), picked.logprob, top))
+        if self._spelling is not None and sampled.logprob is not None:
+            top = tuple((self._spelling.of(other), logprob) for other, logprob in sampled.top)
+            self._likely.append(TokenLogprob(self._spelling.of(token), sampled.logprob, top))
         text = self._text.push(token)
         if self._text.stopped:
             return self._finish("stop", text)
@@ -110,7 +110,9 @@ class Sequence:
         self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)
         self._untold: list[int] = []  # tokens whose text is held back
         self._likely: list[TokenLogprob] = []  # theirs, if asked for
-        self._spelling = Spelling(loaded.tokenizer) if self.sampling.logprobs is not None else None
+        self._spelling = (
+            TokenBytes(loaded.tokenizer) if self.sampling.logprobs is not None else None
+        )
         self._tells_ids = tells_ids
         self.finished = self._left <= 0
         return Chunk(prompt_tokens=given, tokens=prompt.delivered, omitted_messages=prompt.omitted)
@@ -121,7 +123,7 @@ class Sequence:
         """
         had, text, chunk = self.job.delivered, "", None
         for token in ids:
-            if not self.finished and (chunk := self.take(Picked(token))):
+            if not self.finished and (chunk := self.append_token(SampledToken(token))):
                 text += chunk.text
         if not (text.startswith(had) or had.startswith(text)):
             return None

@@ -122,7 +122,7 @@ class RowScheduler:
                 places.append(place)
         if rows:
             wanted = logits if len(rows) == len(logits) else logits[places]
-            choices = self._output.choose(self._sampler, wanted, slots, rows)
+            choices = self._output.sample(self._sampler, wanted, slots, rows)
             choices.wait()
             for number, row in enumerate(rows):
                 self._output.advance(row, choices, number)

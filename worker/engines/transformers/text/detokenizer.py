@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from worker.engines.transformers.text.token_bytes import Spelling
+from worker.engines.transformers.text.token_bytes import TokenBytes
 
 _HALF = "\ufffd"  # what decoders put for bytes that are not (yet) UTF-8
 _CONTEXT = 6  # tokens of the prompt decoded along, so that the first word keeps its leading space
@@ -61,7 +61,7 @@ class Detokenizer:
             return ""
         text = self._pending_text()
         if text.endswith(_HALF):
-            spelling = Spelling(self._tokenizer)
+            spelling = TokenBytes(self._tokenizer)
             shown = [token for token in self._pending if self._decode([token])]  # no special ones
             own = trailing_replacements(b"".join(map(spelling.of, shown)))
             text = text.rstrip(_HALF) + _HALF * own

@@ -8,7 +8,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how sentencepiece's vocabularies wri
 _SPACE = "\u2581"  # and a space
 
 
-class Spelling:
+class TokenBytes:
     """The bytes of a tokenizer's tokens; those of an answer's tokens in a row are its text in UTF-8."""
 
     def __init__(self, tokenizer: Any) -> None:
