@@ -1,11 +1,11 @@
-"""The way in: few requests at a time are between their arrival and their job's way to the broker.
+"""Limits how many requests are being admitted at once: from their arrival to their job's submission.
 
-In a burst all requests otherwise move in step: each waits at every turn of the event loop for all the others, so the
-first job leaves when nearly all of them are read, and until then the engines are idle. With 256 requests at once the
-first token came after 30 ms instead of 110 to 180, the median after 130 to 180 instead of 220 to 380, the last one no
-later.
+Without it, the requests of a burst move in step: each waits at every turn of the event loop for all
+the others, so the first job leaves when nearly all are parsed, and until then the engines are idle.
+With 256 requests at once the first token came after 30 ms instead of 110 to 180, the median after
+130 to 180 instead of 220 to 380, the last one no later.
 
-Those who wait take turns by sender, so that a burst of one sender's requests waits behind itself.
+Waiting requests are admitted in turn by sender: a sender's burst delays that sender alone.
 """
 
 import asyncio
@@ -13,92 +13,88 @@ from collections import deque
 from collections.abc import Iterable
 from contextvars import ContextVar
 
-_MOST = 32  # enough that publishing and its confirms are still shared
-_SECONDS = (
-    0.05  # whoever takes longer waits for something else, a database perhaps, and holds up nobody
-)
+_LIMIT = 32  # enough that the jobs of a burst still share a write and a confirm
+_SECONDS = 0.05  # a request that takes longer waits for something else, such as a database
 
 
-class Entrance:
-    """Where requests wait for their turn: in order for each sender, and the senders in turn."""
+class ConcurrencyLimiter:
+    """Grants permits: in order for each sender, and to the senders in turn."""
 
-    def __init__(self, most: int = _MOST, seconds: float = _SECONDS) -> None:
-        self._free = most
+    def __init__(self, limit: int = _LIMIT, seconds: float = _SECONDS) -> None:
+        self._free = limit
         self._seconds = seconds
-        self._waiting: dict[
-            bytes, deque[asyncio.Future[None]]
-        ] = {}  # by sender; the first one is next
+        # By sender; the first sender is served next.
+        self._waiting: dict[bytes, deque[asyncio.Future[None]]] = {}
 
-    def turn(self, sender: bytes) -> "Turn":
-        """A context: entered when it is one's turn, over at its end, with `submitted`, or after `seconds`."""
-        return Turn(self, sender, self._seconds)
+    def permit(self, sender: bytes) -> "Permit":
+        """A context that waits for a permit. It ends with `release_permit`, or after `seconds`."""
+        return Permit(self, sender, self._seconds)
 
     async def acquire(self, sender: bytes) -> None:
-        """Takes a place, if need be after waiting for one."""
+        """Takes a permit, if necessary after waiting for one."""
         if self._free:
             self._free -= 1
             return
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(sender, deque()).append(place)
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(sender, deque()).append(granted)
         try:
-            await place
+            await granted
         except asyncio.CancelledError:
-            if not place.cancelled():  # the place came at the same moment
+            if not granted.cancelled():  # granted at the same moment
                 self.release()
             raise
 
     def release(self) -> None:
-        """Gives a place to the next one who waits, or keeps it free."""
+        """Gives a permit to the next request that waits, or keeps it free."""
         while self._waiting:
-            sender, places = next(iter(self._waiting.items()))
-            place = places.popleft()
+            sender, requests = next(iter(self._waiting.items()))
+            granted = requests.popleft()
             del self._waiting[sender]
-            if places:
-                self._waiting[sender] = places  # behind the other senders
-            if not place.done():  # its request may have been given up meanwhile
-                place.set_result(None)
+            if requests:
+                self._waiting[sender] = requests  # behind the other senders
+            if not granted.done():  # else the request was cancelled while it waited
+                granted.set_result(None)
                 return
         self._free += 1
 
 
-class Turn:
-    """One request's."""
+class Permit:
+    """One request's permit."""
 
-    def __init__(self, entrance: Entrance, sender: bytes, seconds: float) -> None:
-        self._entrance = entrance
+    def __init__(self, limiter: ConcurrencyLimiter, sender: bytes, seconds: float) -> None:
+        self._limiter = limiter
         self._sender = sender
         self._seconds = seconds
         self._expiry: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
-        await self._entrance.acquire(self._sender)
-        self._expiry = asyncio.get_running_loop().call_later(self._seconds, self.end)
+        await self._limiter.acquire(self._sender)
+        self._expiry = asyncio.get_running_loop().call_later(self._seconds, self.release)
         _current.set(self)
 
     async def __aexit__(self, *_: object) -> None:
-        self.end()
+        self.release()
 
-    def end(self) -> None:
-        """The next one's turn; once."""
+    def release(self) -> None:
+        """Lets the next request in; only the first call counts."""
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-            self._entrance.release()
+            self._limiter.release()
 
 
-_current: ContextVar[Turn | None] = ContextVar("turn", default=None)
+_current: ContextVar[Permit | None] = ContextVar("permit", default=None)
 
 
-def submitted() -> None:
-    """This request's job is on its way: what follows is waiting for the answer."""
-    if (turn := _current.get()) is not None:
-        turn.end()
+def release_permit() -> None:
+    """The job of the current request is submitted: from here on it only waits for its answer."""
+    permit = _current.get()
+    if permit is not None:
+        permit.release()
 
 
 def sender_of(headers: Iterable[tuple[bytes, bytes]], address: str) -> bytes:
-    """Who sent a request with these headers, before anything of it is checked: its credentials as they stand, or its
-    network address.
-    """
+    """Who sent a request: its credentials, not verified yet, or else its network address."""
     for name, value in headers:
         if name in {b"authorization", b"cookie"}:
             return value

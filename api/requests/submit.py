@@ -79,7 +79,7 @@ class Submitter:
             self._ledger.undo(charge)
             self._waiting_jobs.remove(job.request_id)
             raise
-        concurrency_limit.submitted()
+        concurrency_limit.release_permit()
         stream.when_begun(partial(self._waiting_jobs.remove, job.request_id))
         stream.when_closed(partial(self._ledger.close, charge))
         self._followed.add(stream)

@@ -21,7 +21,7 @@ from api import errors
 from api.accounts import auth
 from api.errors import ApiError
 from api.http.sse import EventStream
-from api.requests.concurrency_limit import Entrance, sender_of
+from api.requests.concurrency_limit import ConcurrencyLimiter, sender_of
 from api.server.body import Disconnected, discard_body, read_body
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -35,7 +35,7 @@ class Handler(ASGIHandler):
     def __init__(self) -> None:
         super().__init__()
         self._endless: set[_Exchange] = set()
-        self._entrance = Entrance()
+        self._limiter = ConcurrencyLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
@@ -81,7 +81,7 @@ class Handler(ASGIHandler):
         response: HttpResponseBase | None = None
         with exchange:
             try:
-                async with self._entrance.turn(_sender(request)):
+                async with self._limiter.permit(_sender(request)):
                     response = await self.run_get_response(request)
                 if isinstance(response, EventStream) and response.endless:
                     self._endless.add(exchange)

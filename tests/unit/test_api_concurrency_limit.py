@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from api.requests import concurrency_limit as entrance
-from api.requests.concurrency_limit import Entrance, sender_of
+from api.requests.concurrency_limit import ConcurrencyLimiter, release_permit, sender_of
 
 FOREVER = 3600.0
 
@@ -13,23 +12,23 @@ FOREVER = 3600.0
 class Visit:
     """A request that is told what to do next."""
 
-    def __init__(self, door: Entrance, sender: bytes = b"somebody") -> None:
+    def __init__(self, limiter: ConcurrencyLimiter, sender: bytes = b"somebody") -> None:
         self.sender = sender
         self.inside, self.go_on, self.leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self.task = asyncio.create_task(self._visit(door))
+        self.task = asyncio.create_task(self._visit(limiter))
 
-    async def _visit(self, door: Entrance) -> None:
-        async with door.turn(self.sender):
+    async def _visit(self, limiter: ConcurrencyLimiter) -> None:
+        async with limiter.permit(self.sender):
             self.inside.set()
             await self.go_on.wait()
-            entrance.submitted()
+            release_permit()
             await self.leave.wait()
 
 
 @pytest.fixture
 async def visits() -> list[Visit]:
-    door = Entrance(most=1, seconds=FOREVER)
-    return [Visit(door) for _ in range(3)]
+    limiter = ConcurrencyLimiter(limit=1, seconds=FOREVER)
+    return [Visit(limiter) for _ in range(3)]
 
 
 @pytest.mark.asyncio
@@ -64,15 +63,15 @@ async def test_one_that_leaves_without_a_job_makes_room_once(visits: list[Visit]
 
 @pytest.mark.asyncio
 async def test_one_that_waits_for_something_else_holds_up_nobody() -> None:
-    door = Entrance(most=1, seconds=0.01)
-    first, second = Visit(door), Visit(door)
+    limiter = ConcurrencyLimiter(limit=1, seconds=0.01)
+    first, second = Visit(limiter), Visit(limiter)
     await first.inside.wait()
     await second.inside.wait()
     for visit in (first, second):
         visit.go_on.set()
         visit.leave.set()
     await asyncio.gather(first.task, second.task)
-    third = Visit(door)  # what has ended twice has not made two places
+    third = Visit(limiter)  # what has ended twice has not made two places
     await third.inside.wait()
     third.task.cancel()
     await asyncio.gather(third.task, return_exceptions=True)
@@ -92,11 +91,11 @@ async def test_one_that_gave_up_waiting_leaves_no_trace(visits: list[Visit]) -> 
 
 @pytest.mark.asyncio
 async def test_a_burst_of_one_sender_waits_behind_itself() -> None:
-    door = Entrance(most=1, seconds=FOREVER)
-    burst = [Visit(door, b"many") for _ in range(4)]
+    limiter = ConcurrencyLimiter(limit=1, seconds=FOREVER)
+    burst = [Visit(limiter, b"many") for _ in range(4)]
     await burst[0].inside.wait()
     await asyncio.sleep(0)  # the others have come, too
-    other = Visit(door, b"one")
+    other = Visit(limiter, b"one")
     await asyncio.sleep(0)
     burst[0].go_on.set()
     await burst[1].inside.wait()
@@ -111,8 +110,8 @@ async def test_a_burst_of_one_sender_waits_behind_itself() -> None:
 
 @pytest.mark.asyncio
 async def test_who_gives_up_while_waiting_costs_nobody_a_place() -> None:
-    door = Entrance(most=1, seconds=FOREVER)
-    first, second, third = (Visit(door) for _ in range(3))
+    limiter = ConcurrencyLimiter(limit=1, seconds=FOREVER)
+    first, second, third = (Visit(limiter) for _ in range(3))
     await first.inside.wait()
     await asyncio.sleep(0)
     second.task.cancel()
