@@ -16,8 +16,8 @@ from api.environment import Environment
 from api.errors import NotRunning
 from api.health.readiness import Readiness
 from api.idempotency.models import KeptRequest
-from api.requests.accounting import Ledger
-from api.requests.active import Followed
+from api.requests.accounting import TokenAccounting
+from api.requests.active import ActiveRequests
 from api.requests.admission import Backlog
 from api.requests.submit import Submitter
 from api.requests.waiting_jobs import WaitingJobs
@@ -36,10 +36,10 @@ class AppContext:
     catalog: Catalog
     readiness: Readiness
     tree: TreeWatch
-    ledger: Ledger
+    accounting: TokenAccounting
     waiting_jobs: WaitingJobs
     backlog: Backlog
-    followed: Followed
+    active: ActiveRequests
     submitter: Submitter
     writings: Writings
     takeover: Takeover
@@ -48,17 +48,17 @@ class AppContext:
 def build(client: Client, env: Environment) -> AppContext:
     """A fresh context around a broker client. Nothing runs yet."""
     catalog = Catalog(client, env)
-    ledger = Ledger()
+    accounting = TokenAccounting()
     waiting_jobs = WaitingJobs()
     backlog = Backlog(client, waiting_jobs, env)
-    followed = Followed(client)
+    active = ActiveRequests(client)
     submitter = Submitter(
         client=client,
         catalog=catalog,
         backlog=backlog,
         waiting_jobs=waiting_jobs,
-        ledger=ledger,
-        followed=followed,
+        accounting=accounting,
+        active=active,
         job_seconds=env.job_seconds,
     )
     writings = Writings()
@@ -68,10 +68,10 @@ def build(client: Client, env: Environment) -> AppContext:
         catalog=catalog,
         readiness=Readiness(client),
         tree=TreeWatch(client),
-        ledger=ledger,
+        accounting=accounting,
         waiting_jobs=waiting_jobs,
         backlog=backlog,
-        followed=followed,
+        active=active,
         submitter=submitter,
         writings=writings,
         takeover=Takeover(STORED, client, catalog, submitter, writings),

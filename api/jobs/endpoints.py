@@ -42,7 +42,7 @@ class Job(Schema):
 @router.get("/{request_id}", response=Job)
 async def read(request: AuthRequest, request_id: str) -> Job:
     """One of my jobs, if this process reads its answer."""
-    stream = app().followed.get(request_id)
+    stream = app().active.get(request_id)
     if stream is None or not _is_mine(stream, request):
         raise _no_such_job()
     return describe(stream)
@@ -54,7 +54,7 @@ async def cancel(request: AuthRequest, request_id: str) -> Status[Any]:
 
     202 if another process reads it: then the nodes are told, and end it if it is mine.
     """
-    stream = app().followed.get(request_id)
+    stream = app().active.get(request_id)
     if len(request_id) > _LONGEST_ID or (stream is not None and not _is_mine(stream, request)):
         raise _no_such_job()
     if not app().client.connected:

@@ -1,7 +1,7 @@
-"""What a job is charged with, in tokens, so that users are treated fairly by work and not by number of requests.
+"""Token accounting: what a job costs, so that users share by tokens and not by number of requests.
 
-The length of an answer is known at its end alone. So a job is charged with what is expected of it, and what the
-expectation was wrong by is added to the user's next job: in the long run the charges are the tokens that were worked.
+An answer's length is known only at its end. So a job is charged its expected cost, and the error of
+the expectation is added to the user's next job: in the long run, the costs equal the tokens used.
 (As in "Fairness in Serving Large Language Models", Sheng et al., OSDI 2024, with predicted lengths.)
 """
 
@@ -13,90 +13,95 @@ from broker.wire import Finished, Job, JobClass
 
 CHARACTERS_A_TOKEN = 4  # roughly, in English text
 UNKNOWN_ANSWER = 256  # tokens expected of the very first answer
-REMEMBERED = 20  # the mean follows about so many of the latest answers
-LEAST = 1.0  # token: every job moves its user on
+WINDOW = 20  # the mean follows about so many of the latest answers
+LEAST_COST = 1.0  # token: every job counts
 MOST_ACCOUNTS = 10_000
 
-Owner = tuple[str, JobClass]  # the line is fair between users inside a class
+Owner = tuple[str, JobClass]  # the queue is fair between users inside a class
 
 
 @dataclass(slots=True)
 class Account:
-    """What is known of a user's jobs of one class."""
+    """One user's jobs of one class."""
 
-    owed: float = 0.0  # tokens that were worked and not charged; negative: charged and not worked
+    deficit: float = 0.0  # tokens used and not charged; negative: charged and not used
     mean: float = float(UNKNOWN_ANSWER)  # tokens of an answer
-    answers: int = 0  # that the mean was made of, up to REMEMBERED
+    answers: int = 0  # in the mean, up to WINDOW
 
     def learn(self, answer: int) -> None:
-        """One more answer had so many tokens."""
-        self.answers = min(self.answers + 1, REMEMBERED)
+        """Adds an answer of so many tokens to the mean."""
+        self.answers = min(self.answers + 1, WINDOW)
         self.mean += (answer - self.mean) / self.answers
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a job is charged with (`work`). Of the job itself so many tokens are `expected`, its prompt's included."""
+    """What a job was charged: its `expected` tokens plus the user's deficit make its `cost`.
+
+    `prompt`: the prompt's part of the expected tokens.
+    """
 
     owner: Owner
-    work: float
+    cost: float
     expected: float
     prompt: float
 
 
-class Ledger:
-    """The accounts of the users seen lately. For each, at any time: charges + `owed` = tokens worked by the jobs that
-    have ended + tokens expected of those that have not.
+class TokenAccounting:
+    """The accounts of the users seen lately.
+
+    Invariant, for each account: costs + deficit = tokens used by the jobs that have ended + tokens
+    expected of those that have not.
     """
 
     def __init__(self, most: int = MOST_ACCOUNTS) -> None:
         self._most = most
-        self._accounts: OrderedDict[Owner, Account] = OrderedDict()  # the one used last comes last
+        self._accounts: OrderedDict[Owner, Account] = OrderedDict()  # least recently used first
         self._everybody = Account()  # what is expected of a user's first answer
 
     def account(self, owner: Owner) -> Account:
-        """The user's account; a new one takes the place of the one that was not used for longest."""
-        found = self._accounts.setdefault(owner, Account())
+        """The user's account; a new one replaces the least recently used."""
+        account = self._accounts.setdefault(owner, Account())
         self._accounts.move_to_end(owner)
         if len(self._accounts) > self._most:
             self._accounts.popitem(last=False)
-        return found
+        return account
 
     def charge(self, job: Job) -> Charge:
-        """Charges the job, and with it what its user owes. What LEAST charges too much is carried on."""
+        """Charges the job and its user's deficit; what LEAST_COST adds reduces the deficit."""
         owner = (job.user, job.job_class)
         account = self.account(owner)
+        answer = account.mean if account.answers else self._everybody.mean
+        limit = job.sampling.max_tokens
+        if limit is not None:
+            answer = min(answer, limit)
         prompt = prompt_tokens(job)
-        answer, limit = (
-            (account if account.answers else self._everybody).mean,
-            job.sampling.max_tokens,
-        )
-        expected = prompt + (answer if limit is None else min(answer, limit))
-        work = max(LEAST, expected + account.owed)
-        account.owed -= work - expected
-        return Charge(owner, work, expected, prompt)
+        expected = prompt + answer
+        cost = max(LEAST_COST, expected + account.deficit)
+        account.deficit -= cost - expected
+        return Charge(owner, cost, expected, prompt)
 
-    def undo(self, charge: Charge) -> None:
-        """The job was not taken: nobody has charged it."""
-        self.account(charge.owner).owed += charge.work - charge.expected
+    def refund(self, charge: Charge) -> None:
+        """Takes back the charge of a job that the broker refused."""
+        self.account(charge.owner).deficit += charge.cost - charge.expected
 
-    def settle(self, charge: Charge, worked: float, answer: int | None = None) -> None:
-        """The job has ended after so many tokens. `answer`: of them, those of the answer; None if it never ran."""
+    def settle(self, charge: Charge, used: float, answer: int | None = None) -> None:
+        """The job has ended after `used` tokens, `answer` of them its answer's; None: never ran."""
         account = self.account(charge.owner)
-        account.owed += worked - charge.expected
+        account.deficit += used - charge.expected
         if answer is not None:
             account.learn(answer)
             self._everybody.learn(answer)
 
     def close(self, charge: Charge, stream: Stream) -> None:
-        """Settles what the stream's job has cost until its end, or until its reader left."""
+        """Settles what the stream's job has used until its end, or until its reader left."""
         if not stream.started:
             self.settle(charge, 0.0)
             return
         prompt, answer = charge.prompt, stream.tokens
         if isinstance(stream.end, Finished):
             prompt, answer = stream.end.prompt_tokens or prompt, stream.end.completion_tokens
-        before = len(stream.job.delivered_ids)  # another process's job has worked them
+        before = len(stream.job.delivered_ids)  # of the answer, by another process's job
         self.settle(charge, prompt + answer - before, answer)
 
 

@@ -1,4 +1,4 @@
-"""The jobs whose answers this process reads, found by their request id as long as anybody holds the answer."""
+"""The active requests of this process: streams by request id, and the end of those that are late."""
 
 import asyncio
 import time
@@ -11,12 +11,12 @@ from broker.stream import Stream
 
 log = structlog.get_logger("canopy.api")
 
-LATE_EVERY = 0.5  # seconds between two looks at the deadlines
-GRACE = 1.0  # seconds after its deadline in which a job's node may say so itself
+CHECK_EVERY = 0.5  # seconds between checks of the deadlines
+GRACE = 1.0  # seconds after its deadline in which a job's node may end it itself
 
 
-class Followed:
-    """See the module. Streams are held weakly: an answer that was read, or given up, takes no memory here."""
+class ActiveRequests:
+    """Holds streams weakly: an answer that was read, or given up, takes no memory here."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -27,21 +27,21 @@ class Followed:
         self._streams[stream.request_id] = stream
 
     def get(self, request_id: str) -> Stream | None:
-        """The job's stream, if it is read here."""
+        """The job's stream, if this process reads it."""
         return self._streams.get(request_id)
 
-    async def end_late(self) -> None:
-        """Ends what is past its deadline, for ever.
+    async def enforce_deadlines(self) -> None:
+        """Fails every stream that is past its deadline. Never ends.
 
-        Nodes do that, too; but a job may be where no node looks at it, such as in the queue of a root that is away.
+        Nodes do that, too; but no node looks at a job in the queue of a root that is away.
         """
         while True:
-            await asyncio.sleep(LATE_EVERY)
+            await asyncio.sleep(CHECK_EVERY)
             for stream in list(self._streams.values()):
                 if not stream.ended and is_late(stream, time.monotonic()):
-                    self._end(stream)
+                    self._expire(stream)
 
-    def _end(self, stream: Stream) -> None:
+    def _expire(self, stream: Stream) -> None:
         """Fails the stream for its reader, and cancels the job wherever it is."""
         log.info("ended at its deadline", request_id=stream.request_id, node=stream.node)
         state = "ran" if stream.started else "waited"

@@ -6,8 +6,8 @@ import msgspec
 
 from api.catalog import Catalog
 from api.requests import concurrency_limit, errors
-from api.requests.accounting import Ledger
-from api.requests.active import Followed
+from api.requests.accounting import TokenAccounting
+from api.requests.active import ActiveRequests
 from api.requests.admission import Backlog
 from api.requests.waiting_jobs import WaitingJobs
 from broker.client import Client, NoTree, Unavailable
@@ -25,16 +25,16 @@ class Submitter:
         catalog: Catalog,
         backlog: Backlog,
         waiting_jobs: WaitingJobs,
-        ledger: Ledger,
-        followed: Followed,
+        accounting: TokenAccounting,
+        active: ActiveRequests,
         job_seconds: float,
     ) -> None:
         self._client = client
         self._catalog = catalog
         self._backlog = backlog
         self._waiting_jobs = waiting_jobs
-        self._ledger = ledger
-        self._followed = followed
+        self._accounting = accounting
+        self._active = active
         self._job_seconds = job_seconds
 
     async def submit_all(self, jobs: list[Job]) -> list[Stream]:
@@ -69,18 +69,18 @@ class Submitter:
         """Publishes the job however many wait, and charges its user. Raises NoTree or Unavailable."""
         if job.seconds_left is None:
             job = msgspec.structs.replace(job, seconds_left=self._job_seconds, deadline=None)
-        charge = self._ledger.charge(job)
+        charge = self._accounting.charge(job)
         self._waiting_jobs.add(job)  # before the broker confirms: a burst must not pass the limit
         try:
             stream = await self._client.submit(
-                msgspec.structs.replace(job, work=charge.work, expected=charge.expected)
+                msgspec.structs.replace(job, work=charge.cost, expected=charge.expected)
             )
         except BaseException:
-            self._ledger.undo(charge)
+            self._accounting.refund(charge)
             self._waiting_jobs.remove(job.request_id)
             raise
         concurrency_limit.release_permit()
         stream.when_begun(partial(self._waiting_jobs.remove, job.request_id))
-        stream.when_closed(partial(self._ledger.close, charge))
-        self._followed.add(stream)
+        stream.when_closed(partial(self._accounting.close, charge))
+        self._active.add(stream)
         return stream

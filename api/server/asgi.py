@@ -92,7 +92,7 @@ def start_background_tasks(app: AppContext) -> list[asyncio.Task[None]]:
     """All work beside the requests."""
     return [
         background.start("database connections", check_connections),
-        background.start("deadlines", app.followed.end_late),
+        background.start("deadlines", app.active.enforce_deadlines),
         background.start("takeover", app.takeover.run),
         background.start("idempotent requests", delete_expired_repeatedly),
         background.start("orphans", partial(adopt_orphans, app.client)),

@@ -14,9 +14,8 @@ from django.conf import settings
 from api.accounts.models import User
 from api.context import app
 from api.errors import ApiError
-from api.requests import active as followed
+from api.requests import active, build
 from api.requests import admission as backlog
-from api.requests import build
 from api.requests.admission import Figures, Finished, queues, retry_after, waiting
 from broker.stream import Stream
 from broker.wire import ChatMessage, Job, JobClass, Sampling
@@ -285,7 +284,7 @@ async def test_a_chat_answer_has_the_ordinary_deadline(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines are looked at often, and no node is given time to end its job itself."""
-    monkeypatch.setattr(followed, "GRACE", 0.0)
+    monkeypatch.setattr(active, "GRACE", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -1,4 +1,4 @@
-"""What jobs are charged with: in the long run, the tokens that were worked."""
+"""What jobs cost: in the long run, the tokens that they used."""
 
 from collections import defaultdict
 from typing import Any
@@ -13,7 +13,14 @@ from api.accounts.models import User
 from api.context import app
 from api.errors import ApiError
 from api.requests import build
-from api.requests.accounting import LEAST, REMEMBERED, UNKNOWN_ANSWER, Charge, Ledger, prompt_tokens
+from api.requests.accounting import (
+    LEAST_COST,
+    UNKNOWN_ANSWER,
+    WINDOW,
+    Charge,
+    TokenAccounting,
+    prompt_tokens,
+)
 from broker.wire import ChatMessage, Delta, Failed, Finished, Job, JobClass, Sampling, Start
 from tests.unit.api_site import FakeClient, make_user, until
 
@@ -50,79 +57,79 @@ def test_a_prompt_is_at_least_a_token() -> None:
 
 
 def test_without_history_an_ordinary_answer_is_expected() -> None:
-    assert Ledger().charge(job()).work == PROMPT + UNKNOWN_ANSWER
-    assert Ledger().charge(job(max_tokens=7)).work == PROMPT + 7
-    assert Ledger().charge(job(max_tokens=10_000)).work == PROMPT + UNKNOWN_ANSWER
+    assert TokenAccounting().charge(job()).cost == PROMPT + UNKNOWN_ANSWER
+    assert TokenAccounting().charge(job(max_tokens=7)).cost == PROMPT + 7
+    assert TokenAccounting().charge(job(max_tokens=10_000)).cost == PROMPT + UNKNOWN_ANSWER
 
 
 def test_what_a_users_answers_took_is_expected_of_the_next() -> None:
-    book = Ledger()
+    accounting = TokenAccounting()
     for answer in (10, 30):
-        book.settle(book.charge(job()), PROMPT + answer, answer)
-    assert book.charge(job()).expected == PROMPT + 20
-    assert book.charge(job(max_tokens=5)).expected == PROMPT + 5
+        accounting.settle(accounting.charge(job()), PROMPT + answer, answer)
+    assert accounting.charge(job()).expected == PROMPT + 20
+    assert accounting.charge(job(max_tokens=5)).expected == PROMPT + 5
 
 
 def test_users_and_their_classes_are_expected_to_be_like_everybody_until_they_are_known() -> None:
-    book = Ledger()
-    book.settle(book.charge(job(user="ada")), PROMPT + 10, 10)
-    assert book.charge(job(user="ada", job_class="batch")).expected == PROMPT + 10
-    first = book.charge(job(user="bob"))
+    accounting = TokenAccounting()
+    accounting.settle(accounting.charge(job(user="ada")), PROMPT + 10, 10)
+    assert accounting.charge(job(user="ada", job_class="batch")).expected == PROMPT + 10
+    first = accounting.charge(job(user="bob"))
     assert first.expected == PROMPT + 10
-    book.settle(first, PROMPT + 30, 30)
+    accounting.settle(first, PROMPT + 30, 30)
     expected = {
-        user: book.charge(job(user=user)).expected - PROMPT for user in ("ada", "bob", "eve")
+        user: accounting.charge(job(user=user)).expected - PROMPT for user in ("ada", "bob", "eve")
     }
     assert expected == {"ada": 10, "bob": 30, "eve": 20}
 
 
 def test_a_user_who_changes_is_noticed() -> None:
-    book = Ledger()
-    for answer in [1000] * 500 + [10] * (5 * REMEMBERED):
-        book.settle(book.charge(job()), PROMPT + answer, answer)
-    assert book.charge(job()).expected == pytest.approx(PROMPT + 10, abs=10)
+    accounting = TokenAccounting()
+    for answer in [1000] * 500 + [10] * (5 * WINDOW):
+        accounting.settle(accounting.charge(job()), PROMPT + answer, answer)
+    assert accounting.charge(job()).expected == pytest.approx(PROMPT + 10, abs=10)
 
 
 def test_what_was_not_charged_is_charged_with_the_next_job_and_once() -> None:
-    book = Ledger()
-    first = book.charge(job(max_tokens=10))
-    book.settle(first, PROMPT + 5000, 5000)
-    second = book.charge(job(max_tokens=10))
-    assert (first.work, second.work) == (PROMPT + 10, PROMPT + 10 + 4990)
-    assert book.charge(job(max_tokens=10)).work == PROMPT + 10
+    accounting = TokenAccounting()
+    first = accounting.charge(job(max_tokens=10))
+    accounting.settle(first, PROMPT + 5000, 5000)
+    second = accounting.charge(job(max_tokens=10))
+    assert (first.cost, second.cost) == (PROMPT + 10, PROMPT + 10 + 4990)
+    assert accounting.charge(job(max_tokens=10)).cost == PROMPT + 10
 
 
 def test_what_was_charged_too_much_is_given_back_over_as_many_jobs_as_it_takes() -> None:
-    book = Ledger()
-    book.settle(
-        book.charge(job(max_tokens=100)), PROMPT, 0
+    accounting = TokenAccounting()
+    accounting.settle(
+        accounting.charge(job(max_tokens=100)), PROMPT, 0
     )  # 100 too much; the next are expected to take PROMPT
     charges = []
     for _ in range(20):
-        charge = book.charge(job(max_tokens=100))
-        book.settle(charge, PROMPT, 0)
-        charges.append(charge.work)
-    assert charges[:11] == [LEAST] * 11  # each gives back 9
+        charge = accounting.charge(job(max_tokens=100))
+        accounting.settle(charge, PROMPT, 0)
+        charges.append(charge.cost)
+    assert charges[:11] == [LEAST_COST] * 11  # each gives back 9
     assert charges[11:] == [PROMPT - 1] + [PROMPT] * 8
 
 
 def test_a_refused_job_leaves_no_trace() -> None:
-    book = Ledger()
-    book.settle(book.charge(job()), 5000.0, 4990)
-    before = book.account(("ada", "interactive")).owed
-    book.undo(book.charge(job()))
-    assert book.account(("ada", "interactive")).owed == before
+    accounting = TokenAccounting()
+    accounting.settle(accounting.charge(job()), 5000.0, 4990)
+    before = accounting.account(("ada", "interactive")).deficit
+    accounting.refund(accounting.charge(job()))
+    assert accounting.account(("ada", "interactive")).deficit == before
 
 
 def test_users_not_seen_for_long_are_forgotten() -> None:
-    book = Ledger(most=2)
+    accounting = TokenAccounting(most=2)
     for user, answer in (("ada", 10), ("bob", 20), ("ada", 10), ("eve", 40)):
-        book.settle(book.charge(job(user=user)), PROMPT + answer, answer)
-    assert book.charge(job(user="ada")).expected == PROMPT + 10
+        accounting.settle(accounting.charge(job(user=user)), PROMPT + answer, answer)
+    assert accounting.charge(job(user="ada")).expected == PROMPT + 10
     assert (
-        book.charge(job(user="bob")).expected == PROMPT + 20
+        accounting.charge(job(user="bob")).expected == PROMPT + 20
     )  # in place of eve; as everybody, who took 80 in 4
-    assert book.charge(job(user="eve")).expected == PROMPT + 20
+    assert accounting.charge(job(user="eve")).expected == PROMPT + 20
 
 
 USERS = ("ada", "bob")
@@ -142,29 +149,29 @@ steps = st.lists(
 def test_charges_add_up_to_the_tokens_worked(
     history: list[tuple[str, str, int, int | None, int]],
 ) -> None:
-    book = Ledger()
+    accounting = TokenAccounting()
     open_jobs: defaultdict[str, list[Charge]] = defaultdict(list)
     charged: defaultdict[str, float] = defaultdict(float)
     worked: defaultdict[str, float] = defaultdict(float)
 
     def balance(user: str) -> float:
-        return charged[user] + book.account((user, "interactive")).owed
+        return charged[user] + accounting.account((user, "interactive")).deficit
 
     def end(user: str, which: int, answer: int) -> None:
         charge = open_jobs[user].pop(which % len(open_jobs[user]))
         ran = answer % 3 > 0
         tokens = charge.prompt + answer if ran else 0.0
         worked[user] += tokens
-        book.settle(charge, tokens, answer if ran else None)
+        accounting.settle(charge, tokens, answer if ran else None)
 
     for what, user, size, limit, which in history:
         if what == "submit":
-            charge = book.charge(job(size, limit, user))
-            assert charge.work >= LEAST
+            charge = accounting.charge(job(size, limit, user))
+            assert charge.cost >= LEAST_COST
             open_jobs[user].append(charge)
-            charged[user] += charge.work
+            charged[user] += charge.cost
         elif what == "refuse":
-            book.undo(book.charge(job(size, limit, user)))
+            accounting.refund(accounting.charge(job(size, limit, user)))
         elif open_jobs[user]:
             end(user, which, size)
         expected = sum(each.expected for each in open_jobs[user])
@@ -181,8 +188,8 @@ def test_charges_add_up_to_the_tokens_worked(
 CHAT = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "x" * 40}]}
 
 
-def owed(user: User, job_class: JobClass = "interactive") -> float:
-    return app().ledger.account((user.username, job_class)).owed
+def deficit(user: User, job_class: JobClass = "interactive") -> float:
+    return app().accounting.account((user.username, job_class)).deficit
 
 
 async def test_a_job_is_charged_and_settled_at_its_end(
@@ -190,13 +197,13 @@ async def test_a_job_is_charged_and_settled_at_its_end(
 ) -> None:
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
     assert fake.jobs[0].work == PROMPT + 5
-    assert owed(user) == 3 + 1 - (PROMPT + 5)  # the echo has read 3 tokens and said 1
+    assert deficit(user) == 3 + 1 - (PROMPT + 5)  # the echo has read 3 tokens and said 1
     assert (
         await program.post("/v1/chat/completions", json={**CHAT, "service_tier": "flex"})
     ).status_code == 200
-    assert fake.jobs[1].work == PROMPT + 1  # nothing is owed in this class
+    assert fake.jobs[1].work == PROMPT + 1  # no deficit in this class
     assert (await program.post("/v1/chat/completions", json=CHAT)).status_code == 200
-    assert fake.jobs[2].work == LEAST
+    assert fake.jobs[2].work == LEAST_COST
 
 
 async def submitted(fake: FakeClient, user: User, **sampling: Any) -> tuple[Any, Job]:
@@ -212,7 +219,7 @@ async def test_a_job_that_never_ran_has_cost_nothing(user: User, fake: FakeClien
     stream, job = await submitted(fake, user)
     await stream.aclose()
     await stream.aclose()
-    assert owed(user) == -job.work
+    assert deficit(user) == -job.work
 
 
 async def test_what_was_delivered_until_its_reader_left_has_been_worked(
@@ -222,7 +229,7 @@ async def test_what_was_delivered_until_its_reader_left_has_been_worked(
     fake.push(Start(request_id=job.request_id, node="n1"))
     fake.push(Delta(request_id=job.request_id, text="a b", tokens=2))
     await stream.aclose()
-    assert owed(user) == PROMPT + 2 - job.work
+    assert deficit(user) == PROMPT + 2 - job.work
 
 
 async def test_what_a_failed_job_delivered_has_been_worked(user: User, fake: FakeClient) -> None:
@@ -230,7 +237,7 @@ async def test_what_a_failed_job_delivered_has_been_worked(user: User, fake: Fak
     fake.push(Start(request_id=job.request_id, node="n1"))
     fake.push(Delta(request_id=job.request_id, text="a b", tokens=2))
     fake.push(Failed(request_id=job.request_id, code="engine", message="broken"))
-    assert owed(user) == PROMPT + 2 - job.work
+    assert deficit(user) == PROMPT + 2 - job.work
 
 
 async def test_the_next_job_pays_for_a_long_answer(user: User, fake: FakeClient) -> None:
@@ -247,7 +254,7 @@ async def test_a_job_that_the_broker_refuses_is_not_charged(user: User, fake: Fa
     fake.connected = False
     with pytest.raises(ApiError):
         await submitted(fake, user)
-    assert owed(user) == 0.0
+    assert deficit(user) == 0.0
 
 
 async def test_a_users_share_travels_with_their_jobs(
@@ -280,5 +287,5 @@ async def test_an_answer_that_is_taken_over_is_charged_for_the_rest(
     fake.push(
         Finished(request_id=job.request_id, reason="stop", prompt_tokens=10, completion_tokens=7)
     )
-    assert owed(user) == PROMPT + 5 - job.work
+    assert deficit(user) == PROMPT + 5 - job.work
     await until(lambda: not fake.streams)
