@@ -18,7 +18,7 @@ from api.answers.process import identity
 from api.answers.record import Status, StoredAnswer
 from api.http import sse
 from api.http.parsing import storable
-from api.requests import position as line
+from api.requests import position
 from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
 
@@ -84,7 +84,7 @@ class Writing:
                 yield Delta(request_id=self.record.request_id, text=text)
             elif self._waiting is not None and self._waiting != told:
                 told = self._waiting
-                yield line.aged(told, time.monotonic() - self._waiting_since)
+                yield position.with_age(told, time.monotonic() - self._waiting_since)
             elif self.record.status != Status.STREAMING:
                 yield self.record.ending()
                 return

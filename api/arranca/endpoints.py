@@ -1,4 +1,4 @@
-"""POST /arranca/: a text in, its answer out, the caller's timestamp untouched."""
+"""POST /arranca/: a text in, its answer out, with the caller's timestamp unchanged."""
 
 from typing import Annotated, Any
 
@@ -12,9 +12,9 @@ from api.accounts.auth import AuthRequest, Member
 from api.context import app
 from api.http.documentation import JOB_OPERATION
 from api.http.parsing import Body, Integer
-from api.requests import build
-from api.requests import complete as completion
-from api.requests.deadline import seconds_wanted
+from api.requests.build import CONVERSATION, chat_job
+from api.requests.complete import complete, start
+from api.requests.deadline import seconds_left
 from broker.wire import ChatMessage
 
 router = Router(tags=["arranca"], auth=Member())
@@ -32,7 +32,7 @@ Timestamp = Annotated[
 
 
 class Question(Body):
-    """What is asked, and when."""
+    """A text, and when it was sent."""
 
     text: str = Field(min_length=1)
     timestamp: Timestamp
@@ -40,7 +40,7 @@ class Question(Body):
 
 
 class Reply(Schema):
-    """The answer, with the timestamp as it came."""
+    """The answer, with the question's timestamp."""
 
     text: str
     timestamp: Any
@@ -50,16 +50,16 @@ class Reply(Schema):
 @router.post("/", response=Reply, openapi_extra=JOB_OPERATION)
 async def arranca(request: AuthRequest, question: Question, response: HttpResponse) -> Reply:
     """Answers one question with the default model."""
-    job = build.chat_job(
+    job = chat_job(
         await app().catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
-        msgspec.structs.replace(build.CONVERSATION, max_tokens=question.max_tokens),
+        msgspec.structs.replace(CONVERSATION, max_tokens=question.max_tokens),
         request.auth,
-        seconds_left=seconds_wanted(request),
+        seconds_left=seconds_left(request),
         truncate=True,
     )
-    begun = await completion.begin(request, job)
-    answer = await completion.complete(begun, "text")
-    for name, value in begun.headers(answer.waited).items():
+    running = await start(request, job)
+    answer = await complete(running, "text")
+    for name, value in running.headers(answer.waited).items():
         response.headers[name] = value
-    return Reply(text=answer.text, timestamp=question.timestamp, request_id=begun.request_id)
+    return Reply(text=answer.text, timestamp=question.timestamp, request_id=running.request_id)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api.openai import likelihoods
+from api.openai import logprobs
 from api.requests.complete import Answer
 from broker.wire import Finished, TokenLogprob
 
@@ -12,17 +12,19 @@ _REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
 def usage(ends: Sequence[Finished]) -> dict[str, int]:
-    """Tokens read and written; all choices have the same prompt, which counts once."""
-    prompt, written = (
-        max(end.prompt_tokens for end in ends),
-        sum(end.completion_tokens for end in ends),
-    )
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    """Token counts; all choices have the same prompt, which counts once."""
+    prompt = max(end.prompt_tokens for end in ends)
+    completion = sum(end.completion_tokens for end in ends)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The objects of one request's answers; its two subclasses differ in where they put the text."""
+    """The objects of one request's answers; the subclasses differ in where they put the text."""
 
     request_id: str
     model: str
@@ -31,34 +33,34 @@ class Shape:
     tier: str | None = None
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """All choices in one piece."""
+        """All choices as one object."""
         choices = [self._choice(index, self._whole(answer)) for index, answer in enumerate(answers)]
         return {
             **self._envelope(streamed=False),
             "choices": choices,
-            "usage": usage([each.end for each in answers]),
+            "usage": usage([answer.end for answer in answers]),
         }
 
     def first(self, index: int) -> dict[str, Any] | None:
         """The chunk before any text, if there is one."""
         raise NotImplementedError
 
-    def piece(
+    def delta(
         self, index: int, text: str, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """A chunk of text."""
         raise NotImplementedError
 
     def last(self, index: int, end: Finished) -> dict[str, Any]:
-        """The chunk that says why the answer ended."""
+        """The chunk with the reason why the answer ended."""
         raise NotImplementedError
 
-    def logprobs(self, told: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
-        """Those of a piece that begins at the answer's character `offset`."""
+    def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+        """The logprobs of a part of the text that begins at character `offset`."""
         raise NotImplementedError
 
     def usage_chunk(self, ends: Sequence[Finished]) -> dict[str, Any]:
-        """The chunk after the last one, if usage was asked for."""
+        """The chunk after the last one, if usage was requested."""
         return {**self._envelope(streamed=True), "choices": [], "usage": usage(ends)}
 
     def _envelope(self, *, streamed: bool) -> dict[str, Any]:
@@ -77,10 +79,10 @@ class Shape:
         return {"index": index, "logprobs": None, **content}
 
     def _chunk(self, index: int, content: dict[str, Any]) -> dict[str, Any]:
-        made = {**self._envelope(streamed=True), "choices": [self._choice(index, content)]}
+        chunk = {**self._envelope(streamed=True), "choices": [self._choice(index, content)]}
         if self.with_usage:
-            made["usage"] = None
-        return made
+            chunk["usage"] = None
+        return chunk
 
 
 class ChatShape(Shape):
@@ -98,35 +100,35 @@ class ChatShape(Shape):
         }
 
     def _whole(self, answer: Answer) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        told = {"message": message, "finish_reason": _REASONS[answer.end.reason]}
-        return {"logprobs": self.logprobs(answer.logprobs, 0), **told}
+        return {
+            "logprobs": self.logprobs(answer.logprobs, 0),
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "finish_reason": _REASONS[answer.end.reason],
+        }
 
     def first(self, index: int) -> dict[str, Any]:
         """See Shape."""
-        return self._chunk(
-            index, {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        )
+        delta = {"role": "assistant", "content": ""}
+        return self._chunk(index, {"delta": delta, "finish_reason": None})
 
-    def piece(
+    def delta(
         self, index: int, text: str, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """See Shape."""
-        return self._chunk(
-            index, {"logprobs": logprobs, "delta": {"content": text}, "finish_reason": None}
-        )
+        delta = {"content": text}
+        return self._chunk(index, {"logprobs": logprobs, "delta": delta, "finish_reason": None})
 
     def last(self, index: int, end: Finished) -> dict[str, Any]:
         """See Shape."""
         return self._chunk(index, {"delta": {}, "finish_reason": _REASONS[end.reason]})
 
-    def logprobs(self, told: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
         """See Shape."""
-        return likelihoods.of_chat(told)
+        return logprobs.for_chat(entries)
 
 
 class TextShape(Shape):
-    """`text_completion`, whole or in pieces."""
+    """`text_completion`, whole or in chunks."""
 
     __slots__ = ()
 
@@ -139,14 +141,17 @@ class TextShape(Shape):
         }
 
     def _whole(self, answer: Answer) -> dict[str, Any]:
-        told = {"text": answer.text, "finish_reason": _REASONS[answer.end.reason]}
-        return {"logprobs": self.logprobs(answer.logprobs, 0), **told}
+        return {
+            "logprobs": self.logprobs(answer.logprobs, 0),
+            "text": answer.text,
+            "finish_reason": _REASONS[answer.end.reason],
+        }
 
     def first(self, index: int) -> None:
         """See Shape."""
         return
 
-    def piece(
+    def delta(
         self, index: int, text: str, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """See Shape."""
@@ -156,17 +161,18 @@ class TextShape(Shape):
         """See Shape."""
         return self._chunk(index, {"text": "", "finish_reason": _REASONS[end.reason]})
 
-    def logprobs(self, told: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
         """See Shape."""
-        return likelihoods.of_text(told, offset)
+        return logprobs.for_text(entries, offset)
 
 
 def model(name: str, context_length: int | None) -> dict[str, Any]:
-    """A model in OpenAI's list. Nobody knows when it was made.
+    """A model in OpenAI's list; when it was created is unknown.
 
-    `context_length`: tokens, if known; under the two names that clients of vLLM and of OpenRouter look for.
+    `context_length`, in tokens, stands under the names that clients of vLLM and OpenRouter read.
     """
-    found: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "canopy"}
+    entry: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "canopy"}
     if context_length is not None:
-        found["context_length"] = found["max_model_len"] = context_length
-    return found
+        entry["context_length"] = context_length
+        entry["max_model_len"] = context_length
+    return entry

@@ -1,4 +1,4 @@
-"""Answers for those who wait for them: begun, read to their end."""
+"""Answers for clients that wait for them: started, then read to their end."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -12,7 +12,7 @@ from api.answers import following
 from api.context import app
 from api.errors import ApiError
 from api.http import sse
-from api.idempotency import attach as idempotency
+from api.idempotency.attach import HEADER, attach, key_of
 from api.requests.build import choices
 from api.requests.errors import job_failure
 from api.requests.merge import Merged
@@ -20,9 +20,10 @@ from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, Wa
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """An answer on its way to one reader. `frames`: None in silence. Closing `source` ends the reading, and the job
-    with it if nobody but this reader wants it.
+class RunningAnswer:
+    """An answer on its way to one reader. `frames` yields None in silence.
+
+    Closing `source` ends the reading, and the job with it unless it has an Idempotency-Key.
     """
 
     request_id: str
@@ -30,8 +31,8 @@ class Begun:
     frames: AsyncIterator[AnyFrame | None]
     source: sse.Closable
     others: tuple[str, ...] = ()  # request ids of further choices, which are among the frames
-    waiting: str | None = None  # why nothing will come at once, if that is known already
-    replayed: bool = False  # begun by an earlier request with the same Idempotency-Key
+    waiting: str | None = None  # why the job must wait, if that is known already
+    replayed: bool = False  # started by an earlier request with the same Idempotency-Key
 
     @property
     def request_ids(self) -> tuple[str, ...]:
@@ -40,12 +41,13 @@ class Begun:
 
     def headers(self, waited: str | None = None) -> dict[str, str]:
         """The response headers that identify a request."""
-        found = {"X-Request-Id": self.request_id}
+        headers = {"X-Request-Id": self.request_id}
         if self.replayed:
-            found["Idempotent-Replay"] = "true"
+            headers["Idempotent-Replay"] = "true"
         if waited:
-            found["X-Canopy-Waited"] = " ".join(waited.split()).encode("ascii", "replace").decode()
-        return found
+            one_line = " ".join(waited.split())
+            headers["X-Canopy-Waited"] = one_line.encode("ascii", "replace").decode()
+        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,55 +60,58 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-async def begin_choices(request: AuthRequest, job: Job, count: int) -> Begun:
-    """Begins `count` answers to the same question, read as one. The request's body is gone then. Raises ApiError."""
-    if count == 1:
-        return await begin(request, job)
-    if idempotency.key_of(request) is not None:
-        raise _not_kept("n")
-    jobs = choices(job, count)
-    waiting = app().catalog.nobody_serves(job.model)
-    merged = Merged(await app().submitter.submit_all(jobs))
-    _release_body(request)
-    others = tuple(each.request_id for each in jobs[1:])
-    return Begun(job.request_id, int(job.created), sse.ticking(merged), merged, others, waiting)
+async def start(request: AuthRequest, job: Job) -> RunningAnswer:
+    """Starts the answer, or attaches to the one that the request's Idempotency-Key names.
 
-
-async def begin(request: AuthRequest, job: Job) -> Begun:
-    """Begins the answer, or finds the one that the request's Idempotency-Key names. The request's body is gone then.
-
-    Raises ApiError.
+    The request's body is released then. Raises ApiError.
     """
-    key = idempotency.key_of(request)
-    if key is not None and job.sampling.logprobs is not None:
-        raise _not_kept("logprobs")
+    key = key_of(request)
     if key is None:
         waiting = app().catalog.nobody_serves(job.model)
         stream = await app().submitter.submit(job)
         _release_body(request)
-        return Begun(job.request_id, int(job.created), sse.ticking(stream), stream, waiting=waiting)
-    kept, replayed = await idempotency.attach(request, key, job)
+        frames = sse.ticking(stream)
+        return RunningAnswer(job.request_id, int(job.created), frames, stream, waiting=waiting)
+    if job.sampling.logprobs is not None:
+        raise _not_with_a_key("logprobs")
+    stored, replayed = await attach(request, key, job)
     _release_body(request)
-    frames = following.follow(kept)
-    return Begun(kept.request_id, int(kept.created.timestamp()), frames, frames, replayed=replayed)
+    reader = following.follow(stored)
+    created = int(stored.created.timestamp())
+    return RunningAnswer(stored.request_id, created, reader, reader, replayed=replayed)
 
 
-async def complete(begun: Begun, prompt_field: str) -> Answer:
-    """Reads the answer to its end; being cancelled cancels the job, unless it has an Idempotency-Key.
+async def start_choices(request: AuthRequest, job: Job, count: int) -> RunningAnswer:
+    """Starts `count` answers to one question, read as one. See `start`."""
+    if count == 1:
+        return await start(request, job)
+    if key_of(request) is not None:
+        raise _not_with_a_key("n")
+    jobs = choices(job, count)
+    waiting = app().catalog.nobody_serves(job.model)
+    merged = Merged(await app().submitter.submit_all(jobs))
+    _release_body(request)
+    others = tuple(job.request_id for job in jobs[1:])
+    frames = sse.ticking(merged)
+    return RunningAnswer(job.request_id, int(job.created), frames, merged, others, waiting)
 
-    Raises ApiError if the job fails; `prompt_field` is blamed for a prompt that is too long.
+
+async def complete(running: RunningAnswer, prompt_field: str) -> Answer:
+    """Reads the answer to its end. Cancelling this cancels a job without an Idempotency-Key.
+
+    Raises ApiError if the job fails; `prompt_field` is the request field of its prompt.
     """
-    [answer] = await complete_choices(begun, prompt_field)
+    [answer] = await complete_choices(running, prompt_field)
     return answer
 
 
-async def complete_choices(begun: Begun, prompt_field: str) -> list[Answer]:
-    """The same for all choices. Raises ApiError if one job fails; the others are cancelled."""
-    waited = begun.waiting
-    deltas: dict[str, list[Delta]] = {request_id: [] for request_id in begun.request_ids}
+async def complete_choices(running: RunningAnswer, prompt_field: str) -> list[Answer]:
+    """The same for all choices. If one job fails, the others are cancelled."""
+    waited = running.waiting
+    deltas: dict[str, list[Delta]] = {request_id: [] for request_id in running.request_ids}
     ends: dict[str, Finished] = {}
-    async with aclosing(begun.source):
-        async for frame in begun.frames:
+    async with aclosing(running.source):
+        async for frame in running.frames:
             match frame:
                 case Delta():
                     deltas[frame.request_id].append(frame)
@@ -118,23 +123,23 @@ async def complete_choices(begun: Begun, prompt_field: str) -> list[Answer]:
                     ends[frame.request_id] = frame
     if len(ends) < len(deltas):
         raise AssertionError("a stream ended without an end frame")
-    return [_answer(told, ends[request_id], waited) for request_id, told in deltas.items()]
+    return [_answer(deltas[request_id], ends[request_id], waited) for request_id in deltas]
+
+
+def _answer(deltas: list[Delta], end: Finished, waited: str | None) -> Answer:
+    text = "".join(delta.text for delta in deltas)
+    logprobs: list[TokenLogprob] = []
+    for delta in deltas:
+        logprobs.extend(delta.logprobs)
+    return Answer(text, end, waited, tuple(logprobs))
 
 
 def _release_body(request: HttpRequest) -> None:
-    """While a request waits for its answer, the job has the texts: their bytes would take the same memory again."""
+    """The job has the texts: while it waits, their bytes must not take the same memory again."""
     request._body = b""
     request._stream = BytesIO()
 
 
-def _answer(told: list[Delta], end: Finished, waited: str | None) -> Answer:
-    text = "".join(delta.text for delta in told)
-    return Answer(text, end, waited, tuple(each for delta in told for each in delta.logprobs))
-
-
-def _not_kept(field: str) -> ApiError:
-    return ApiError(
-        400,
-        f"{field}: not with an {idempotency.HEADER}; the text of one answer is all that is kept",
-        field=field,
-    )
+def _not_with_a_key(field: str) -> ApiError:
+    message = f"{field}: not with an {HEADER}; only the text of one answer is stored"
+    return ApiError(400, message, field=field)

@@ -1,4 +1,4 @@
-"""Several answers read as one: those of a request that asked for more than one choice."""
+"""Several streams read as one: the choices of one request."""
 
 import asyncio
 from collections import deque
@@ -12,7 +12,7 @@ from broker.wire import AnyFrame
 class Merged(AsyncIterator[AnyFrame]):
     """The frames of all streams as they come; each names its request. Ends when all have ended.
 
-    Closing it closes the streams, which cancels the jobs that have not ended. `__anext__` bears being cancelled.
+    Closing it closes the streams, which cancels unfinished jobs. `__anext__` may be cancelled.
     """
 
     def __init__(self, streams: Iterable[Stream]) -> None:
@@ -27,8 +27,9 @@ class Merged(AsyncIterator[AnyFrame]):
     async def __anext__(self) -> AnyFrame:
         while True:
             for _ in range(len(self._streams)):
-                self._streams.rotate(-1)  # they take turns
-                if (frame := self._streams[-1].read_now()) is not None:
+                self._streams.rotate(-1)  # round robin
+                frame = self._streams[-1].read_now()
+                if frame is not None:
                     return frame
             if all(stream.ended for stream in self._streams):
                 raise StopAsyncIteration

@@ -1,4 +1,4 @@
-"""A place in the line, in words."""
+"""A job's queue position and estimated start, as text."""
 
 import math
 
@@ -7,18 +7,20 @@ import msgspec
 from broker.wire import Waiting
 
 
-def in_words(frame: Waiting) -> str:
-    """Such as "number 12 in line, starts in about 30 s (every slot is busy)": as much of it as is known."""
-    known = []
+def describe(frame: Waiting) -> str:
+    """Such as "number 12 in line, starts in about 30 s (every slot is busy)", as far as known."""
+    parts = []
     if frame.position is not None:
-        known.append(f"number {frame.position} in line")
+        parts.append(f"number {frame.position} in line")
     if frame.seconds is not None:
-        known.append(f"starts in about {roughly(frame.seconds)}")
-    return f"{', '.join(known)} ({frame.reason})" if known else frame.reason
+        parts.append(f"starts in about {rounded(frame.seconds)}")
+    if not parts:
+        return frame.reason
+    return f"{', '.join(parts)} ({frame.reason})"
 
 
-def roughly(seconds: float) -> str:
-    """A time with as many digits as an estimate deserves. The chat page rounds in the same way (lib/format.ts)."""
+def rounded(seconds: float) -> str:
+    """A time as precise as an estimate can be. The chat page rounds alike (lib/format.ts)."""
     if seconds < 9.5:
         return f"{max(1, _nearest(seconds))} s"
     if seconds < 57.5:
@@ -28,8 +30,8 @@ def roughly(seconds: float) -> str:
     return f"{_nearest(seconds / 1800) / 2:g} h"
 
 
-def aged(frame: Waiting, age: float) -> Waiting:
-    """The frame as it is true so many seconds after it came."""
+def with_age(frame: Waiting, age: float) -> Waiting:
+    """The frame with its estimate reduced by the time since it arrived."""
     if frame.seconds is None:
         return frame
     return msgspec.structs.replace(frame, seconds=max(0.0, frame.seconds - age))

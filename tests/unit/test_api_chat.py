@@ -14,7 +14,7 @@ from api.chat import events
 from api.chat.context import title_from
 from api.chat.models import Conversation, Message, Status
 from api.context import app
-from api.requests import position as line
+from api.requests import position as queue_position
 from broker.wire import Delta, Failed, Finished, Waiting
 from tests.unit.api_site import FakeClient, beginning, browser, log_in, make_user, node_state, until
 
@@ -155,10 +155,10 @@ async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: Fa
 
 def test_an_estimate_ages() -> None:
     place = Waiting(request_id="r", node="root", reason="busy", position=2, seconds=30.0)
-    assert line.aged(place, 12.5).seconds == 17.5
-    assert line.aged(place, 40.0).seconds == 0.0
+    assert queue_position.with_age(place, 12.5).seconds == 17.5
+    assert queue_position.with_age(place, 40.0).seconds == 0.0
     unknown = Waiting(request_id="r", node="root", reason="busy")
-    assert line.aged(unknown, 12.5) == unknown
+    assert queue_position.with_age(unknown, 12.5) == unknown
 
 
 async def test_stop_keeps_the_text_and_cancels_the_job(

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.requests import position as line
+from api.requests import position as queue_position
 from broker.wire import Delta, Failed, Finished, Job, Waiting
 from tests.unit.api_site import FakeClient, echo, node_state, until
 from tests.unit.openai_site import CHAT, events, payloads
@@ -210,7 +210,7 @@ def test_a_place_in_words(position: int | None, seconds: float | None, words: st
     frame = Waiting(
         request_id="r", node="root", reason="all busy", position=position, seconds=seconds
     )
-    assert line.in_words(frame) == words
+    assert queue_position.describe(frame) == words
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_place_in_words(position: int | None, seconds: float | None, words: st
     ],
 )
 def test_estimates_are_told_roughly(seconds: float, words: str) -> None:
-    assert line.roughly(seconds) == words
+    assert queue_position.rounded(seconds) == words
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from api.requests import position as line
+from api.requests import position as queue_position
 from bench.fair import table, users
 from bench.fair.asking import Asking, Question, Told, Track, told
 from bench.fair.estimates import Estimate, Honesty, estimates
@@ -40,7 +40,9 @@ def test_what_the_api_says_is_understood(
         position=position,
         seconds=seconds,
     )
-    assert told(f": waiting: {line.in_words(frame)}".encode(), 1.0) == Told(1.0, position, heard)
+    assert told(f": waiting: {queue_position.describe(frame)}".encode(), 1.0) == Told(
+        1.0, position, heard
+    )
 
 
 def test_other_lines_tell_nothing() -> None:

@@ -85,8 +85,8 @@ def test_a_template_makes_the_same_event(
     form: type[Shape], text: str, model: str, usage: bool
 ) -> None:
     shape = form("id", model, 1, usage)
-    made = sse.Template(partial(shape.piece, 3)).event(text)
-    assert made == sse.data(shape.piece(3, text))
+    made = sse.Template(partial(shape.delta, 3)).event(text)
+    assert made == sse.data(shape.delta(3, text))
     found: dict[str, Any] = json.loads(made.removeprefix(b"data: "))
     assert text in (
         found["choices"][0].get("text"),
