@@ -2,18 +2,21 @@
 
 import contextlib
 import sys
+from typing import Any
 
-from typer.core import TyperGroup
+import click
 
 from cli.console import open_standard_streams
 from cli.detached import report_failure
 from cli.errors import CliError, explain_os_error
-from cli.lazy import LazyCommand, group
+from cli.lazy import Group, LazyCommand
+
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def command_line() -> TyperGroup:
+def command_line() -> Group:
     """Every command, in the order of `--help`, with the first line of its function's docstring."""
-    key = group(
+    key = Group(
         "key",
         "API keys.",
         [
@@ -24,7 +27,7 @@ def command_line() -> TyperGroup:
             ),
         ],
     )
-    dead = group(
+    dead = Group(
         "dead",
         "Dead letters: jobs that were given up on.",
         [
@@ -34,7 +37,7 @@ def command_line() -> TyperGroup:
             LazyCommand("drop", "cli.commands.dead:drop", "Remove letters for good."),
         ],
     )
-    return group(
+    return Group(
         "canopy",
         "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`.",
         [
@@ -65,7 +68,6 @@ def command_line() -> TyperGroup:
                 "node",
                 "cli.commands.node:node",
                 "Run one more worker, on any machine that reaches the broker.",
-                pass_on=True,
             ),
             key,
             LazyCommand(
@@ -93,15 +95,11 @@ def command_line() -> TyperGroup:
                 "bench",
                 "cli.commands.development:bench",
                 "Run a benchmark: bench NAME [--json FILE].",
-                pass_on=True,
-                own_help=False,
             ),
             LazyCommand(
                 "test",
                 "cli.commands.development:test",
                 "Run all tests, some tiers, or pytest with your arguments.",
-                pass_on=True,
-                own_help=False,
             ),
         ],
     )
@@ -111,14 +109,19 @@ def main() -> int:
     """Runs the command; an expected failure is one line on standard error and an exit status."""
     open_standard_streams()
     try:
-        command_line()(prog_name="canopy")
+        status: int | None = command_line().main(
+            prog_name="canopy", standalone_mode=False, **_SETTINGS
+        )
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except CliError as error:
         return fail(error)
     except OSError as error:
         return fail(explain_os_error(error))
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         return 130
-    return 0
+    return status or 0
 
 
 def fail(error: CliError) -> int:

@@ -1,6 +1,6 @@
 """The environment variables that the command line reads. Standard library only.
 
-CANOPY_HOME is read in `cli/home.py`; typer reads those that stand for an option (`cli/options.py`).
+CANOPY_HOME is read in `cli/home.py`; click reads those of options (`cli/options.py`).
 """
 
 import os

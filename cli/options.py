@@ -1,8 +1,6 @@
-"""Options that several commands share: their types, their help, their checks."""
+"""Options that several commands share, and the checks of their values."""
 
-from typing import Annotated
-
-import typer
+import click
 
 from cli import devices
 from cli.errors import UsageError
@@ -15,51 +13,48 @@ UPSTREAM_USAGE = (
     "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Device = Annotated[
-    str | None,
-    typer.Option(help="auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."),
-]
-Nodes = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=500,
-        help="Workers per model. Default: one per GPU, "
-        f"or {devices.NODES_WITHOUT_GPU} without any.",
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        envvar="CANOPY_PRECISION",
-        help="Number format of the transformers engine on a CPU: "
-        f"{', '.join(PRECISIONS)}. Default: auto.",
-    ),
-]
-Slots = Annotated[
-    str,
-    typer.Option(
-        metavar="N|auto",
-        help="Answers a worker writes at the same time: N, or auto: what a GPU's memory allows, "
-        "else 8.",
-    ),
-]
-TensorParallel = Annotated[
-    int,
-    typer.Option(min=1, max=64, help="Processes, each with a device, that share one model."),
-]
-Upstream = Annotated[
-    str | None,
-    typer.Option(
-        envvar="CANOPY_UPSTREAM",
-        help="openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1.",
-    ),
-]
-UpstreamModel = Annotated[
-    str | None,
-    typer.Option(envvar="CANOPY_UPSTREAM_MODEL", help="The model's name on that server."),
-]
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+device = click.option(
+    "--device", help="auto, cpu, cuda:0, ...; cuda:0,cuda:1 spreads the layers over both."
+)
+nodes = click.option(
+    "--nodes",
+    type=click.IntRange(1, 500),
+    help=f"Workers per model. Default: one per GPU, or {devices.NODES_WITHOUT_GPU} without any.",
+)
+precision = click.option(
+    "--precision",
+    envvar="CANOPY_PRECISION",
+    show_envvar=True,
+    help="Number format of the transformers engine on a CPU: "
+    f"{', '.join(PRECISIONS)}. Default: auto.",
+)
+slots = click.option(
+    "--slots",
+    metavar="N|auto",
+    default="auto",
+    help="Answers a worker writes at the same time: N, or auto: what a GPU's memory allows, "
+    "else 8.",
+)
+tensor_parallel = click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes, each with a device, that share one model.",
+)
+upstream = click.option(
+    "--upstream",
+    envvar="CANOPY_UPSTREAM",
+    show_envvar=True,
+    help="openai engine: the OpenAI-compatible server that answers, http://HOST:PORT/v1.",
+)
+upstream_model = click.option(
+    "--upstream-model",
+    envvar="CANOPY_UPSTREAM_MODEL",
+    show_envvar=True,
+    help="The model's name on that server.",
+)
 
 
 def parse_slots(text: str) -> int | None:

@@ -1,29 +1,23 @@
 """`key create` and `login`: secrets for one user, made by the API's own program."""
 
-from typing import Annotated
-
-import typer
+import click
 
 from cli import home as homes
 from cli import instance
 from cli.home import become_module
 
 
-def create_key(
-    user: Annotated[
-        str | None, typer.Option(help="The key's owner; default: the first administrator.")
-    ] = None,
-) -> None:
+@click.command("create")
+@click.option("--user", help="The key's owner; default: the first administrator.")
+def create_key(user: str | None) -> None:
     """Print a new API key, alone on standard output."""
     home = homes.read()
     become_module("api", "create-key", *_user_option(user), CANOPY_HOME=str(home.path))
 
 
-def login(
-    user: Annotated[
-        str | None, typer.Option(help="Who logs in; default: the first administrator.")
-    ] = None,
-) -> None:
+@click.command()
+@click.option("--user", help="Who logs in; default: the first administrator.")
+def login(user: str | None) -> None:
     """Print a fresh one-time login link, alone on standard output.
 
     It replaces the former one.

@@ -5,12 +5,12 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
+import click
 import structlog
-import typer
 
 from broker import dead
 from broker.amqp import AmqpSession
@@ -27,10 +27,11 @@ CONNECT_SECONDS = 10.0
 _COLUMNS = ("id", "when", "model", "user", "node", "reason")
 
 T = TypeVar("T")
-LetterId = Annotated[str, typer.Argument(metavar="ID", help="As ./canopy dead list shows it.")]
 
 
-def list_letters(as_json: options.AsJson = False) -> None:
+@click.command("list")
+@options.as_json
+def list_letters(as_json: bool) -> None:
     """List them, oldest first."""
     letters = registry.run(_with_letters(_describe_all))
     if as_json:
@@ -40,7 +41,9 @@ def list_letters(as_json: options.AsJson = False) -> None:
         print(line)
 
 
-def show(letter_id: LetterId) -> None:
+@click.command()
+@click.argument("letter_id", metavar="ID")
+def show(letter_id: str) -> None:
     """Show a letter's headers and content."""
 
     def show_one(letters: list[Letter]) -> str:
@@ -49,7 +52,9 @@ def show(letter_id: LetterId) -> None:
     print(registry.run(_with_letters(show_one)))
 
 
-def replay(letter_id: LetterId) -> None:
+@click.command()
+@click.argument("letter_id", metavar="ID")
+def replay(letter_id: str) -> None:
     """Run a job again; print its answer.
 
     The letter is dropped when the job succeeds.
@@ -57,12 +62,10 @@ def replay(letter_id: LetterId) -> None:
     registry.run(_replay(letter_id))
 
 
-def drop(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID...", help="As ./canopy dead list shows them.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Drop all that are there now.")] = False,
-) -> None:
+@click.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--all", "everything", is_flag=True, help="Drop all that are there now.")
+def drop(ids: tuple[str, ...], everything: bool) -> None:
     """Remove letters for good."""
     if bool(ids) == everything:
         raise UsageError("Say which: ./canopy dead drop ID..., or --all")
@@ -147,9 +150,9 @@ def _find(letters: list[Letter], letter_id: str) -> Letter:
     raise StateError(f"There is no dead letter {letter_id!r} (./canopy dead list shows them)")
 
 
-def drop_letters(letters: list[Letter], ids: list[str] | None) -> int:
+def drop_letters(letters: list[Letter], ids: Sequence[str]) -> int:
     """Drops the letters named, or all; none if one of them is not there. Returns how many."""
-    for letter_id in ids or []:
+    for letter_id in ids:
         _find(letters, letter_id)
     chosen = [letter for letter in letters if not ids or letter.id in ids]
     for letter in chosen:

@@ -1,10 +1,11 @@
 """`doctor`, where the command line is started without the `canopy` script."""
 
-import typer
+import click
 
 from cli.prepare import doctor as examination
 
 
+@click.command()
 def doctor() -> None:
     """List what this machine lacks, each with its remedy."""
-    raise typer.Exit(examination.main())
+    raise click.exceptions.Exit(examination.main())

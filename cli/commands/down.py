@@ -5,6 +5,8 @@ import os
 import signal
 import time
 
+import click
+
 from cli import home as homes
 from cli import lock, processes
 from cli.errors import StateError
@@ -15,6 +17,7 @@ _PROCESS_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 
 
+@click.command()
 def down() -> None:
     """Stop what `up` started, or is still starting."""
     home = homes.read()

@@ -1,9 +1,8 @@
 """`node`: one more worker process, which joins a tree here or on another machine."""
 
 import os
-from typing import Annotated
 
-import typer
+import click
 
 from cli import environment, instance, joining, options
 from cli import home as homes
@@ -14,31 +13,39 @@ from cli.prepare import steps
 from cli.prepare.model import Model
 
 
+@click.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@click.argument("name")
+@click.option("--parent", help="The node to hang below.")
+@click.option(
+    "--standby", is_flag=True, help="Be the root of that name as soon as no other process is."
+)
+@click.option("--model", help="Model to serve; default: the running instance's first.")
+@click.option("--engine", help="transformers, openai or echo; default: the running instance's.")
+@options.slots
+@options.device
+@options.precision
+@options.upstream
+@options.upstream_model
+@options.tensor_parallel
+@click.pass_context
 def node(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Its name in the tree, unlike any other.")],
-    parent: Annotated[str | None, typer.Option(help="The node to hang below.")] = None,
-    standby: Annotated[
-        bool,
-        typer.Option("--standby", help="Be the root of that name as soon as no other process is."),
-    ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Model to serve; default: the running instance's first.")
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="transformers, openai or echo; default: the running instance's."),
-    ] = None,
-    slots: options.Slots = "auto",
-    device: options.Device = None,
-    precision: options.Precision = None,
-    upstream: options.Upstream = None,
-    upstream_model: options.UpstreamModel = None,
-    tensor_parallel: options.TensorParallel = 1,
+    context: click.Context,
+    name: str,
+    parent: str | None,
+    standby: bool,
+    model: str | None,
+    engine: str | None,
+    slots: str,
+    device: str | None,
+    precision: str | None,
+    upstream: str | None,
+    upstream_model: str | None,
+    tensor_parallel: int,
 ) -> None:
     """Run one more worker, on any machine that reaches the broker.
 
-    That broker is CANOPY_AMQP_URL's, or the one of an instance that runs here.
+    NAME is unlike any other in the tree. The broker is CANOPY_AMQP_URL's, or that of the instance
+    that runs here.
     """
     if standby == (parent is not None):
         raise UsageError("Say --parent P for a worker, or --standby for a root that waits.")

@@ -1,31 +1,28 @@
 """`restart --rolling`: asks the launcher to replace its processes, and shows the progress."""
 
 import json
-from typing import Annotated
 
-import typer
+import click
 
 from cli import control, instance, options
 from cli import home as homes
 from cli.errors import ProcessError, UnreachableError, UsageError
 
 
-def restart(
-    rolling: Annotated[
-        bool, typer.Option("--rolling", help="One after the other, while the others serve.")
-    ] = False,
-    with_broker: Annotated[
-        bool,
-        typer.Option("--with-broker", help="The broker too, at the end; new requests wait for it."),
-    ] = False,
-    grace: Annotated[
-        float,
-        typer.Option(
-            min=0, max=86_400, help="Seconds an API process gets to finish its open requests."
-        ),
-    ] = 60.0,
-    as_json: options.AsJson = False,
-) -> None:
+@click.command()
+@click.option("--rolling", is_flag=True, help="One after the other, while the others serve.")
+@click.option(
+    "--with-broker", is_flag=True, help="The broker too, at the end; new requests wait for it."
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    help="Seconds an API process gets to finish its open requests.",
+)
+@options.as_json
+def restart(rolling: bool, with_broker: bool, grace: float, as_json: bool) -> None:
     """Replace every running process in turn, without a failed request."""
     if not rolling:
         raise UsageError("Say --rolling; or use ./canopy down, then ./canopy up")

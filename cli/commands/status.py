@@ -4,6 +4,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from cli import home as homes
 from cli import instance, joining, lock, options
 from cli.home import Home
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def status(as_json: options.AsJson = False) -> None:
+@click.command()
+@options.as_json
+def status(as_json: bool) -> None:
     """Show what runs here, and how to reach and extend it."""
     home = homes.read()
     record = instance.read(home)

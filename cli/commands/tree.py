@@ -5,9 +5,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated
 
-import typer
+import click
 
 from broker.wire import Attach, Drain, Resume
 from cli import options, registry
@@ -53,12 +52,12 @@ _LOG_FIELDS = (
     "warning",
 )
 
-NodeName = Annotated[
-    str, typer.Argument(metavar="NAME", help="A node's name, as ./canopy tree shows it.")
-]
+_node_name = click.argument("name")
 
 
-def tree(as_json: options.AsJson = False) -> None:
+@click.command()
+@options.as_json
+def tree(as_json: bool) -> None:
     """Draw the tree of nodes."""
     seen = registry.read_tree()
     if as_json:
@@ -74,7 +73,10 @@ def tree(as_json: options.AsJson = False) -> None:
             print(line)
 
 
-def log(name: NodeName, as_json: options.AsJson = False) -> None:
+@click.command()
+@_node_name
+@options.as_json
+def log(name: str, as_json: bool) -> None:
     """Print one node's state."""
     node = registry.find(registry.read_tree(), name)
     if as_json:
@@ -84,10 +86,10 @@ def log(name: NodeName, as_json: options.AsJson = False) -> None:
         print(f"{field:<9} {printable(_readable(field, node[field]))}")
 
 
-def attach(
-    name: NodeName,
-    parent: Annotated[str, typer.Option(metavar="P", help="The node to hang NAME below.")],
-) -> None:
+@click.command()
+@_node_name
+@click.option("--parent", metavar="P", required=True, help="The node to hang NAME below.")
+def attach(name: str, parent: str) -> None:
     """Move a running node, with all below it, under another parent."""
     seen = registry.read_tree()
     node = registry.find(seen, name)
@@ -107,13 +109,17 @@ def attach(
     print(f"{name} moves below {parent}")
 
 
-def drain(name: NodeName) -> None:
+@click.command()
+@_node_name
+def drain(name: str) -> None:
     """Let a node finish its jobs; hand it and all below it nothing new."""
     registry.send(name, Drain())
     print(f"{name} drains; ./canopy resume {name} lets it take jobs again")
 
 
-def resume(name: NodeName) -> None:
+@click.command()
+@_node_name
+def resume(name: str) -> None:
     """Let a drained node take jobs again."""
     registry.send(name, Resume())
     print(f"{name} takes jobs")

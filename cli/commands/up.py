@@ -1,8 +1,6 @@
 """`up`: from options to a running instance."""
 
-from typing import Annotated
-
-import typer
+import click
 
 from cli import detached, devices, environment, launcher, lock, options, ports
 from cli import home as homes
@@ -13,58 +11,90 @@ from cli.prepare.model import Model
 from topology.dispatch import POLICIES
 
 
+@click.command()
+@click.option(
+    "--model",
+    multiple=True,
+    help="Model to serve: a name, a folder, a Hugging Face id. "
+    "Repeat for several; each gets a tree.",
+)
+@click.option(
+    "--engine",
+    default="transformers",
+    show_default=True,
+    help="transformers, openai (see --upstream), echo (repeats the question), or an.engine.module.",
+)
+@options.nodes
+@click.option(
+    "--fanout",
+    type=click.IntRange(min=1),
+    help="Most children of a node; without it all are below the root.",
+)
+@options.slots
+@click.option(
+    "--standby",
+    type=click.IntRange(0, 9),
+    default=0,
+    show_default=True,
+    help="Roots per model that take over if the root dies.",
+)
+@click.option("--policy", help=f"Dispatch rule: {', '.join(POLICIES)}.")
+@options.device
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="Port of the pages and the API.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of the API; 0.0.0.0 lets other machines in.",
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of the broker; 0.0.0.0 lets other machines add workers.",
+)
+@click.option(
+    "--token-delay",
+    type=click.FloatRange(min=0),
+    help="Seconds between words of the echo engine.",
+)
+@options.precision
+@options.upstream
+@options.upstream_model
+@options.tensor_parallel
+@click.option(
+    "--api-processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that serve the port; more use more cores.",
+)
+@click.option("--detach", is_flag=True, help="Return when ready; ./canopy down stops it.")
 def up(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Model to serve: a name, a folder, a Hugging Face id. "
-            "Repeat for several; each gets a tree."
-        ),
-    ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="transformers, openai (see --upstream), echo (repeats the question), "
-            "or an.engine.module."
-        ),
-    ] = "transformers",
-    nodes: options.Nodes = None,
-    fanout: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most children of a node; without it all are below the root."),
-    ] = None,
-    slots: options.Slots = "auto",
-    standby: Annotated[
-        int,
-        typer.Option(min=0, max=9, help="Roots per model that take over if the root dies."),
-    ] = 0,
-    policy: Annotated[
-        str | None, typer.Option(help=f"Dispatch rule: {', '.join(POLICIES)}.")
-    ] = None,
-    device: options.Device = None,
-    port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port of the pages and the API.")
-    ] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address of the API; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    listen: Annotated[
-        str, typer.Option(help="Address of the broker; 0.0.0.0 lets other machines add workers.")
-    ] = "127.0.0.1",
-    token_delay: Annotated[
-        float | None, typer.Option(min=0, help="Seconds between words of the echo engine.")
-    ] = None,
-    precision: options.Precision = None,
-    upstream: options.Upstream = None,
-    upstream_model: options.UpstreamModel = None,
-    tensor_parallel: options.TensorParallel = 1,
-    api_processes: Annotated[
-        int,
-        typer.Option(min=1, max=64, help="Processes that serve the port; more use more cores."),
-    ] = 1,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Return when ready; ./canopy down stops it.")
-    ] = False,
+    model: tuple[str, ...],
+    engine: str,
+    nodes: int | None,
+    fanout: int | None,
+    slots: str,
+    standby: int,
+    policy: str | None,
+    device: str | None,
+    port: int,
+    host: str,
+    listen: str,
+    token_delay: float | None,
+    precision: str | None,
+    upstream: str | None,
+    upstream_model: str | None,
+    tensor_parallel: int,
+    api_processes: int,
+    detach: bool,
 ) -> None:
     """Prepare what is missing, then start everything; Ctrl-C stops it."""
     options.check_engine(engine)

@@ -8,15 +8,26 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
-import typer
 
 from cli.__main__ import command_line
 from cli.home import REPOSITORY
 from cli.lazy import LazyCommand
 
 # What takes longer to import than `--help` may take in all.
-HEAVY = {"asyncio", "broker", "httpx", "msgspec", "pika", "psutil", "rich", "structlog"}
+HEAVY = {
+    "asyncio",
+    "pydantic",
+    "typer",
+    "broker",
+    "httpx",
+    "msgspec",
+    "pika",
+    "psutil",
+    "rich",
+    "structlog",
+}
 
 IMPORTED = """
 import json, sys
@@ -60,19 +71,20 @@ def test_what_needs_no_instance_imports_nothing_heavy(tmp_path: Path, words: tup
 
 
 def test_the_tree_is_read_without_http_or_drawing_libraries(tmp_path: Path) -> None:
-    assert imported(tmp_path, "tree") & {"httpx", "rich", "structlog"} == set()
+    assert imported(tmp_path, "tree") & {"httpx", "pydantic", "rich", "structlog"} == set()
 
 
 @pytest.mark.parametrize("command", list(commands()), ids=lambda command: str(command.name))
 def test_the_map_says_what_the_docstring_says(command: LazyCommand) -> None:
     real = command.load()
     assert real.name == command.name
+    assert real.help
     summary, _, _ = inspect.cleandoc(real.help).partition("\n")
     assert summary == command.help
 
 
 def test_the_help_lists_every_command_at_full_length() -> None:
     root = command_line()
-    text = root.get_help(typer.Context(root, max_content_width=100, terminal_width=100))
+    text = root.get_help(click.Context(root, max_content_width=100, terminal_width=100))
     for command in root.commands.values():
         assert f"  {command.name:<8} {command.help}" in text

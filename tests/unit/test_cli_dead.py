@@ -186,4 +186,4 @@ async def test_dropping_is_all_or_nothing(broker: MemoryBroker) -> None:
     assert not any(letter.delivery.settled for letter in letters)
     assert commands.drop_letters(letters, ["r1"]) == 1
     assert [letter.delivery.settled for letter in letters] == [True, False]
-    assert commands.drop_letters(letters, None) == 2
+    assert commands.drop_letters(letters, []) == 2
