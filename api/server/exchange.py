@@ -8,16 +8,46 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class LingeringTransport:
-    """What an exchange uses of its connection's transport, with another way to close it."""
+    """What an exchange uses of its connection's transport, with another way to close it.
+
+    The first write, a response's head, is held until the next write or the next turn of the event
+    loop: head and body then leave with one system call and arrive in one packet.
+    """
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
+        self.write: Callable[[bytes], None] = self._write_head
         self.is_closing = transport.is_closing
-        self.close = close
+        self._transport = transport
+        self._close = close
+        self._head = b""
+
+    def flush(self) -> None:
+        """Sends the head if it is still held."""
+        if self._head:
+            head, self._head = self._head, b""
+            self.write = self._transport.write
+            self.write(head)
+
+    def close(self) -> None:
+        """Ends the connection after what was written."""
+        self.flush()
+        self._close()
+
+    def _write_head(self, head: bytes) -> None:
+        self._head = head
+        self.write = self._write_behind_head
+        asyncio.get_running_loop().call_soon(self.flush)
+
+    def _write_behind_head(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        self.write = self._transport.write
+        self.write(head + data)
 
 
 class Exchange(RequestResponseCycle):
     """uvicorn's request and response cycle, which can be disconnected from its client."""
+
+    transport: LingeringTransport  # type: ignore[assignment]  # uvicorn's own uses no more of it
 
     def abandon(self) -> None:
         """The application receives http.disconnect; what it still sends is dropped."""

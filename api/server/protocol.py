@@ -261,6 +261,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Starts the next request that waits, unless this response was the connection's last."""
+        if self._answering is not None:
+            self._answering.transport.flush()  # of a response without a body
         if self._lingering:
             self.server_state.total_requests += 1
         else:
@@ -288,7 +290,7 @@ class HttpProtocol(HttpToolsProtocol):
         if owed is not None and owed is not unfinished and not owed.response_complete:
             owed.keep_alive = False
         elif unfinished is not None and unfinished.response_started:
-            self._close_lingering()
+            unfinished.transport.close()
         else:
             self._answer_refusal(refusal, unfinished)
 

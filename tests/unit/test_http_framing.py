@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.server.exchange import LingeringTransport
 from tests.unit.raw_http import SECONDS, Echo, Response, read_responses, serving
 
 BAIT = (
@@ -120,3 +122,45 @@ def test_a_damaged_request_is_the_last_one(data: st.DataObject) -> None:
     assert [response.status for response in responses][-len(refused) :] == refused or not refused
     assert len(responses) <= len(asked) + 2
     assert len(echo.requests) >= len(responses) - len(refused)
+
+
+class Wire:
+    """A transport that remembers what was written, write by write."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def lingering(wire: Any) -> LingeringTransport:
+    return LingeringTransport(wire, lambda: wire.written.append(b"closed"))
+
+
+async def test_head_and_body_leave_together() -> None:
+    wire = Wire()
+    transport = lingering(wire)
+    for part in (b"head ", b"body", b"more"):
+        transport.write(part)
+    assert wire.written == [b"head body", b"more"]
+
+
+async def test_a_head_without_a_body_leaves_in_the_next_turn_of_the_loop() -> None:
+    wire = Wire()
+    transport = lingering(wire)
+    transport.write(b"head")
+    await asyncio.sleep(0)
+    transport.write(b"body")
+    assert wire.written == [b"head", b"body"]
+
+
+async def test_a_held_head_leaves_before_the_connection_closes() -> None:
+    wire = Wire()
+    transport = lingering(wire)
+    transport.write(b"head")
+    transport.close()
+    assert wire.written == [b"head", b"closed"]
