@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from api.accounts.keys import KeyCache
 from api.answers.takeover import Takeover
-from api.answers.writing import Writings
+from api.answers.writer import AnswerWriters
 from api.catalog import Catalog
 from api.chat.models import Message
 from api.environment import Environment
@@ -41,7 +41,7 @@ class AppContext:
     backlog: Backlog
     active: ActiveRequests
     submitter: Submitter
-    writings: Writings
+    writers: AnswerWriters
     takeover: Takeover
 
 
@@ -61,7 +61,7 @@ def build(client: Client, env: Environment) -> AppContext:
         active=active,
         job_seconds=env.job_seconds,
     )
-    writings = Writings()
+    writers = AnswerWriters()
     return AppContext(
         client=client,
         keys=KeyCache(),
@@ -73,8 +73,8 @@ def build(client: Client, env: Environment) -> AppContext:
         backlog=backlog,
         active=active,
         submitter=submitter,
-        writings=writings,
-        takeover=Takeover(STORED, client, catalog, submitter, writings),
+        writers=writers,
+        takeover=Takeover(STORED, client, catalog, submitter, writers),
     )
 
 

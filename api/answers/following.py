@@ -17,7 +17,7 @@ POLL = 0.5  # seconds between looks at an answer that another process writes
 async def begin(record: StoredAnswer, job: Job, undo: Callable[[], Awaitable[None]]) -> None:
     """Submits the job of an answer that was just stored, and begins to write it.
 
-    `undo` removes what was stored if the job is refused: raises ApiError then.
+    `undo` removes what was stored if the job is refused; then ApiError is raised.
     """
     waiting = app().catalog.nobody_serves(job.model)
     try:
@@ -25,46 +25,46 @@ async def begin(record: StoredAnswer, job: Job, undo: Callable[[], Awaitable[Non
     except BaseException:
         await undo()
         raise
-    app().writings.begin(record, stream, waiting)
+    app().writers.begin(record, stream, waiting)
 
 
 async def stop(record: StoredAnswer) -> None:
     """Stops the answer, if it is still being written."""
-    writing = app().writings.get(record.handle)
-    if writing is not None:
-        await writing.stop()
+    writer = app().writers.get(record.handle)
+    if writer is not None:
+        await writer.stop()
     elif record.status == Status.STREAMING:
         await store.stop(record)
 
 
 async def follow(record: StoredAnswer) -> AsyncGenerator[AnyFrame | None]:
-    """The whole text so far, then what comes, then Finished or Failed; None in silence. Readers change nothing.
+    """The whole text so far, then what comes, then Finished or Failed; None in silence.
 
-    The answer may change hands on the way: a new owner makes the same text again from what was stored last, so a
-    position in the text stays true.
+    The answer may change owners on the way: a new owner generates the same text again from what was
+    stored last, so a position in the text stays valid.
     """
-    read = 0
+    position = 0  # in the text, in characters
     while True:
-        writing = app().writings.get(record.handle)
-        async with aclosing(
-            writing.follow(read) if writing else _from_database(record, read)
-        ) as frames:
+        writer = app().writers.get(record.handle)
+        source = writer.follow(position) if writer else _from_database(record, position)
+        async with aclosing(source) as frames:
             async for frame in frames:
                 if isinstance(frame, Delta):
-                    read += len(frame.text)
+                    position += len(frame.text)
                 yield frame
                 if isinstance(frame, Finished | Failed):
                     return
 
 
-async def _from_database(record: StoredAnswer, read: int) -> AsyncGenerator[AnyFrame | None]:
-    """An answer that has ended, or that another process writes: the database tells, about once a second. Ends without
-    Finished or Failed when this process begins to write it.
+async def _from_database(record: StoredAnswer, position: int) -> AsyncGenerator[AnyFrame | None]:
+    """An answer that has ended, or that another process writes.
+
+    Ends without Finished or Failed when this process begins to write it.
     """
-    spoke = time.monotonic()
-    while app().writings.get(record.handle) is None:
-        found = await store.current(record)
-        if found is None:
+    last_frame_at = time.monotonic()
+    while app().writers.get(record.handle) is None:
+        stored = await store.current(record)
+        if stored is None:
             yield Failed(
                 request_id=record.request_id,
                 code="internal",
@@ -72,15 +72,17 @@ async def _from_database(record: StoredAnswer, read: int) -> AsyncGenerator[AnyF
                 retryable=True,
             )
             return
-        if text := found.content[read:]:
-            read, spoke = read + len(text), time.monotonic()
+        text = stored.content[position:]
+        if text:
+            position += len(text)
+            last_frame_at = time.monotonic()
             yield Delta(request_id=record.request_id, text=text)
-        if found.status != Status.STREAMING:
-            yield found.ending()
+        if stored.status != Status.STREAMING:
+            yield stored.ending()
             return
-        if store.is_orphan(found.owner, found.touched):
+        if store.is_orphan(stored.owner, stored.touched):
             app().takeover.wake()
-        if time.monotonic() - spoke > sse.KEEPALIVE:
-            spoke = time.monotonic()
+        if time.monotonic() - last_frame_at > sse.KEEPALIVE:
+            last_frame_at = time.monotonic()
             yield None
         await asyncio.sleep(POLL)

@@ -1,4 +1,4 @@
-"""What is stored of an answer, whatever it belongs to."""
+"""What is stored of an answer, whether it belongs to a conversation or to an idempotent request."""
 
 import random
 
@@ -10,9 +10,7 @@ from api.http.parsing import storable
 from api.storage.records import Record
 from broker.wire import DecodeError, Failed, FailureCode, Finished, Job, decode, encode
 
-ATTEMPTS_A_TAKEOVER = (
-    1000  # a stream numbers its attempts from its job's: far more than it will ever need
-)
+ATTEMPTS_A_TAKEOVER = 1000  # more than one owner will ever make
 
 
 class Status(models.TextChoices):
@@ -27,14 +25,13 @@ class Status(models.TextChoices):
 class StoredAnswer(Record):
     """An answer that outlives the API process that writes it.
 
-    While it streams, `owner` names that process ("" for none), `touched` is its heartbeat, and `job` is what another
-    process needs to go on from `content`: the wire job as JSON, with its seed, so that the same text comes again.
+    While it streams, `owner` is the identity of that process ("" for none), `touched` its
+    heartbeat, and `job` the wire job as JSON, with which another process continues from `content`.
+    The job has a seed, so that the same text is generated again.
     """
 
     content = models.TextField(blank=True)
-    ids = models.JSONField(
-        default=list
-    )  # the tokens that `content` was made of, as far as the engine told them
+    ids = models.JSONField(default=list)  # the tokens of `content`, as far as the engine sent them
     status = models.CharField(max_length=16, choices=Status, default=Status.DONE, db_index=True)
     error = models.TextField(null=True, blank=True)
     error_code = models.CharField(max_length=16, blank=True)
@@ -42,7 +39,8 @@ class StoredAnswer(Record):
     finish_reason = models.CharField(max_length=16, null=True, blank=True)
     prompt_tokens = models.PositiveIntegerField(default=0)
     completion_tokens = models.PositiveIntegerField(default=0)
-    # Oldest ones of the job that the node left out. A process of the former version may insert rows beside this one.
+    # Of the job's oldest, dropped by the node. `db_default`: during an upgrade, a process of the
+    # former version inserts rows, too.
     omitted_messages = models.PositiveIntegerField(default=0, db_default=0)
     request_id = models.CharField(max_length=64, blank=True)
     job = models.BinaryField(null=True)
@@ -56,23 +54,26 @@ class StoredAnswer(Record):
 
     @property
     def handle(self) -> tuple[str, int]:
-        """Tells the answer from all other stored ones."""
+        """Identifies the answer among all stored ones."""
         return self._meta.label, self.pk
 
     @property
     def attempt(self) -> int:
-        """The first attempt of the present owner: higher than any of a former one."""
+        """The present owner's first attempt: higher than any of a former owner."""
         return self.takeovers * ATTEMPTS_A_TAKEOVER + 1
 
     def start(self, job: Job) -> Job:
-        """Makes this the answer that this process begins to write; returns the job, now with a seed. Not stored yet."""
+        """Makes this the answer to `job`, owned by this process; returns the job with a seed.
+
+        Not stored yet.
+        """
         job = _seeded(job)
         self.request_id, self.job = job.request_id, encode(job)
         self.owner, self.status = process.identity(), Status.STREAMING
         return job
 
     def job_to_resume(self) -> Job | None:
-        """The job, from where the text stands; None if it is not known any more."""
+        """The job that continues after `content`; None if the stored one cannot be read."""
         try:
             job = decode(bytes(self.job or b""), Job)
         except DecodeError:

@@ -11,7 +11,7 @@ from django.db import DatabaseError
 
 from api.answers import store
 from api.answers.record import StoredAnswer
-from api.answers.writing import Writings
+from api.answers.writer import AnswerWriters
 from api.catalog import Catalog
 from api.requests.submit import Submitter
 from broker.client import Client, NoTree, Unavailable
@@ -32,13 +32,13 @@ class Takeover:
         client: Client,
         catalog: Catalog,
         submitter: Submitter,
-        writings: Writings,
+        writers: AnswerWriters,
     ) -> None:
         self._kinds = kinds
         self._client = client
         self._catalog = catalog
         self._submitter = submitter
-        self._writings = writings
+        self._writers = writers
         self._woken = asyncio.Event()
         self._treeless: dict[str, float] = {}  # models, and when their tree was first missed
 
@@ -68,7 +68,7 @@ class Takeover:
     async def _look(self) -> None:
         try:
             for kind in self._kinds:
-                for record in await store.orphans(kind, self._writings.handles()):
+                for record in await store.orphans(kind, self._writers.handles()):
                     await self._try(record)
         except Unavailable:
             pass  # the rest follows when the broker is back
@@ -111,7 +111,7 @@ class Takeover:
             request_id=record.request_id,
             characters=len(job.delivered),
         )
-        self._writings.begin(record, stream, self._catalog.nobody_serves(job.model))
+        self._writers.begin(record, stream, self._catalog.nobody_serves(job.model))
 
     async def _without_tree(self, record: StoredAnswer, model: str, touched: datetime) -> None:
         missed_at = self._treeless.setdefault(model, time.monotonic())

@@ -79,7 +79,7 @@ class Application:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await app.backlog.stop()
-            await app.writings.hand_over()
+            await app.writers.hand_over()
             await client.stop()
             # After the client: nodes drop this process's jobs when its reply queue disappears, and
             # only then may the answers' next owner submit them.

@@ -144,7 +144,7 @@ async def test_a_node_that_blames_a_nul(member: httpx.AsyncClient, fake: FakeCli
         await member.post(f"/api/conversations/{made['id']}/messages", json={"content": "x"})
     ).json()
     answer = turn["assistant_message"]["id"]
-    await until(lambda: not app().writings.handles())
+    await until(lambda: not app().writers.handles())
     assert (await Message.objects.aget(pk=answer)).error == "what is a\ufffdb?"
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from api.answers import following, store
-from api.answers.writing import Writing
+from api.answers.writer import AnswerWriter
 from api.chat import events
 from api.chat.context import title_from
 from api.chat.models import Conversation, Message, Status
@@ -31,9 +31,9 @@ async def begin(
     return home, turn.json()["assistant_message"]
 
 
-def writing_of(answer: dict[str, Any]) -> Writing | None:
+def writer_of(answer: dict[str, Any]) -> AnswerWriter | None:
     """The answer, if it is being written."""
-    return app().writings.get(("chat.Message", answer["id"]))
+    return app().writers.get(("chat.Message", answer["id"]))
 
 
 def told(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -80,7 +80,7 @@ async def test_the_next_turn_sees_the_former_ones(
 ) -> None:
     home, answer = await begin(member, "first")
     await member.get(f"{home}/messages/{answer['id']}/stream")
-    await until(lambda: not writing_of(answer))
+    await until(lambda: not writer_of(answer))
     await member.post(f"{home}/messages", json={"content": "second", "model": "big"})
     job = fake.jobs[-1]
     assert job.messages is not None
@@ -97,9 +97,9 @@ async def test_readers_come_late_and_again(member: httpx.AsyncClient, fake: Fake
     fake.script = lambda job: []
     home, answer = await begin(member)
     request_id = fake.jobs[0].request_id
-    writing = writing_of(answer)
-    assert writing is not None
-    early, late = writing.follow(), writing.follow()
+    writer = writer_of(answer)
+    assert writer is not None
+    early, late = writer.follow(), writer.follow()
     waiting = Waiting(request_id=request_id, node="root", reason="2 before you")
     fake.push(waiting)
     assert await anext(early) == waiting
@@ -120,9 +120,9 @@ async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeC
     fake.states.clear()
     fake.script = lambda job: []
     _, answer = await begin(member)
-    writing = writing_of(answer)
-    assert writing is not None
-    said = await anext(writing.follow())
+    writer = writer_of(answer)
+    assert writer is not None
+    said = await anext(writer.follow())
     assert isinstance(said, Waiting)
     assert said.reason == "no node is serving tiny yet"
 
@@ -132,8 +132,8 @@ async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: Fa
     _, answer = await begin(member)
     (job,) = fake.jobs
     assert job.job_class == "interactive"
-    writing = writing_of(answer)
-    assert writing is not None
+    writer = writer_of(answer)
+    assert writer is not None
     place = Waiting(
         request_id=job.request_id,
         node="root",
@@ -142,7 +142,7 @@ async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: Fa
         seconds=30.0,
     )
     fake.push(place)
-    page = events.of(Message(), writing.follow())
+    page = events.of(Message(), writer.follow())
     [(name, fields)] = told((await anext(page)).decode())
     assert 0 < fields.pop("seconds") <= 30.0  # what is left when it is told
     assert name == "waiting"
@@ -236,7 +236,7 @@ async def test_closing_the_page_does_not_stop_the_answer(
     fake.push(
         Finished(request_id=fake.jobs[0].request_id, seq=2, reason="stop", completion_tokens=2)
     )
-    await until(lambda: not writing_of(answer))
+    await until(lambda: not writer_of(answer))
     assert (await member.get(home)).json()["messages"][1]["content"] == "ab"
 
 
@@ -251,7 +251,7 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
     await until(lambda: application.handler._endless)
     application.handler.end_streams()
     assert told((await reader).text) == [("delta", {"text": "so far"})]
-    await app().writings.hand_over()
+    await app().writers.hand_over()
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"]) == ("streaming", "so far")
     assert fake.cancelled == [
@@ -262,7 +262,7 @@ async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
 async def test_text_is_stored_on_the_way(
     member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from api.answers import writing as module
+    from api.answers import writer as module
 
     monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
     fake.script = beginning("so far")
@@ -298,7 +298,7 @@ async def test_an_answer_of_another_process_can_be_read_and_stopped(
 async def test_the_writer_notices_that_another_process_stopped_its_answer(
     member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from api.answers import writing as module
+    from api.answers import writer as module
 
     monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
     monkeypatch.setattr(module, "HEARTBEAT", 0.02)
@@ -306,7 +306,7 @@ async def test_the_writer_notices_that_another_process_stopped_its_answer(
     home, answer = await begin(member)
     await store.stop(await Message.objects.aget(pk=answer["id"]))
     await until(lambda: fake.cancelled)
-    await until(lambda: not writing_of(answer))
+    await until(lambda: not writer_of(answer))
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["content"]) == ("stopped", "so far")
 

@@ -11,7 +11,7 @@ import pytest
 from django.utils import timezone
 
 from api.answers import following, process, takeover
-from api.answers import writing as writing_module
+from api.answers import writer as writer_module
 from api.context import app
 from api.idempotency import store
 from api.idempotency.models import KeptRequest
@@ -29,8 +29,8 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for longer than a test needs."""
     monkeypatch.setattr(takeover, "EVERY", 0.01)
     monkeypatch.setattr(following, "POLL", 0.01)
-    monkeypatch.setattr(writing_module, "SAVE_EVERY", 0.01)
-    monkeypatch.setattr(writing_module, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(writer_module, "SAVE_EVERY", 0.01)
+    monkeypatch.setattr(writer_module, "HEARTBEAT", 0.01)
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ async def test_a_failure_is_told_again_unless_trying_again_may_help(
         Failed(request_id=job.request_id, code="too_long", message="9 of 8 tokens")
     ]
     for replayed in (False, True):
-        await until(lambda: not app().writings.handles())
+        await until(lambda: not app().writers.handles())
         answer = await program.post(PATH, json=CHAT, headers=key)
         assert (answer.status_code, answer.json()["error"]["code"]) == (
             400,
@@ -242,9 +242,9 @@ async def test_the_request_of_a_dead_process_is_finished_here(
     cut = asyncio.create_task(program.post(PATH, json=STREAMED, headers=key))
     await fake.submitted.wait()
     kept = await kept_of(key)
-    writing = app().writings.get(kept.handle)
-    assert writing is not None
-    await writing.hand_over()
+    writer = app().writers.get(kept.handle)
+    assert writer is not None
+    await writer.hand_over()
     fake.script = echo
     host = process.identity().rsplit(":", 2)[0]
     await KeptRequest.objects.filter(pk=kept.pk).aupdate(owner=f"{host}:1:1", content="one")

@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 from api.answers import following, process, store, takeover
-from api.answers import writing as writing_module
+from api.answers import writer as writer_module
 from api.chat.models import Conversation, Message, Status
 from api.context import app
 from api.server.asgi import application
@@ -35,8 +35,8 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for longer than a test needs."""
     monkeypatch.setattr(takeover, "EVERY", 0.01)
     monkeypatch.setattr(following, "POLL", 0.01)
-    monkeypatch.setattr(writing_module, "SAVE_EVERY", 0.01)
-    monkeypatch.setattr(writing_module, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(writer_module, "SAVE_EVERY", 0.01)
+    monkeypatch.setattr(writer_module, "HEARTBEAT", 0.01)
 
 
 async def begin(member: httpx.AsyncClient, content: str = WORDS) -> Message:
@@ -49,9 +49,9 @@ async def begin(member: httpx.AsyncClient, content: str = WORDS) -> Message:
 
 async def lose(message: Message, **changes: Any) -> None:
     """This process forgets the answer, as if it had been another one that died after it stored the text."""
-    writing = app().writings.get(message.handle)
-    assert writing is not None
-    await writing.hand_over()
+    writer = app().writers.get(message.handle)
+    assert writer is not None
+    await writer.hand_over()
     await Message.objects.filter(pk=message.pk).aupdate(
         **{"owner": DEAD, "content": "one tw", **changes}
     )
@@ -188,7 +188,7 @@ async def test_an_orderly_stop_hands_the_answer_to_the_next_process(
         message = await begin(member)
         await until(
             lambda: (
-                (found := app().writings.get(message.handle)) is not None and found.record.content
+                (found := app().writers.get(message.handle)) is not None and found.record.content
             )
         )
     left = await Message.objects.aget(pk=message.pk)
@@ -205,14 +205,14 @@ async def test_an_owner_that_was_slow_gives_way_quietly(
 ) -> None:
     fake.script = beginning("one tw")
     message = await begin(member)
-    writing = app().writings.get(message.handle)
-    assert writing is not None
+    writer = app().writers.get(message.handle)
+    assert writer is not None
     reader = following.follow(message)
     assert await anext(reader) == Delta(request_id=message.request_id, text="one tw")
     await Message.objects.filter(pk=message.pk).aupdate(
         owner="elsewhere:1:1", takeovers=1, content="one"
     )
-    await until(lambda: app().writings.get(message.handle) is None)
+    await until(lambda: app().writers.get(message.handle) is None)
     assert fake.cancelled == [(message.request_id, 2)]
     # The new owner's text is the reader's from now on: nothing twice, nothing missing.
     await Message.objects.filter(pk=message.pk).aupdate(content="one two thr")
