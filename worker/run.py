@@ -23,7 +23,7 @@ from broker.wire import (
     ResumeGrant,
     Start,
 )
-from worker.engines.base import Chunk, Engine, EngineError, EngineStopped
+from worker.engines.base import Chunk, Engine, EngineError
 from worker.rw_lock import ReadersWriterLock
 
 Ending = Finished | Failed | Interrupted
@@ -102,10 +102,8 @@ class JobRun:
             return self._failed("expired", "the deadline of the request passed while it ran")
         except EngineError as error:
             if error.retryable:
-                self.alone = error.alone
-                return Interrupted(
-                    **self._number(), reason=str(error), fault=not isinstance(error, EngineStopped)
-                )
+                self.alone = error.isolated
+                return Interrupted(**self._number(), reason=str(error), fault=error.suspect)
             return self._failed(error.code, str(error))
         except asyncio.CancelledError:
             if self._stopped is None or self._task is None or self._task.uncancel():

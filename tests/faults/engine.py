@@ -19,8 +19,8 @@ from contextlib import aclosing
 from pathlib import Path
 
 from broker.wire import Job
-from worker.engines.base import Chunk, EngineError, EngineUnavailable
-from worker.engines.echo import EchoEngine, last_said
+from worker.engines.base import Chunk, EngineFailed, EngineUnavailable
+from worker.engines.echo import EchoEngine, last_message
 
 _ONCE = "die-once:"
 
@@ -52,7 +52,7 @@ class FaultyEngine(EchoEngine):
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the words up to the fault; see the protocol."""
-        batch, words = self._batch, last_said(job).split()
+        batch, words = self._batch, last_message(job).split()
         await batch.step()
         number = 0
         async with aclosing(super().run(job)) as chunks:  # type: ignore[type-var]
@@ -77,7 +77,7 @@ class _Batch:
         if self.hangs_since is not None:
             await self._ended.wait()
         if self._error:
-            raise EngineError("engine", self._error, retryable=True)
+            raise EngineFailed(self._error)
 
     def fail(self, reason: str) -> None:
         """Ends every run at its next token, at once if it hangs; the first reason stays."""

@@ -13,7 +13,7 @@ from broker.session import ConnectionLost
 from broker.stream import Stream
 from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass
 from topology.dispatch import Paper, Policy
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk, EngineFailed
 from worker.life import live
 from worker.node import Node
 
@@ -69,7 +69,7 @@ class HandEngine:
         self.steps[request_id].put_nowait(Chunk(text=text, tokens=1, ids=(token,)))
 
     def fail(self, request_id: str) -> None:
-        self.steps[request_id].put_nowait(EngineError("engine", "out of memory", retryable=True))
+        self.steps[request_id].put_nowait(EngineFailed("out of memory"))
 
     def finish(self, request_id: str) -> None:
         self.steps[request_id].put_nowait(Chunk(finish="stop"))

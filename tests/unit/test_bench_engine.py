@@ -22,7 +22,7 @@ from bench.engine.table import Bound, Found
 from bench.gpu import asking
 from broker.wire import Job
 from worker import engines
-from worker.engines.base import EngineError
+from worker.engines.base import PromptTooLong
 from worker.engines.echo import EchoEngine
 from worker.engines.transformers.model import loader as loading
 
@@ -192,7 +192,7 @@ class Counting(EchoEngine):
     async def run(self, job: Job):  # type: ignore[no-untyped-def]
         if self._refuse:
             self._refuse -= 1
-            raise EngineError("too_long", "the prompt is too long")
+            raise PromptTooLong("the prompt is too long")
         self.open += 1
         self.most = max(self.most, self.open)
         try:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from broker.wire import AnyFrame, Delta, Finished, Job, Start, TokenLogprob
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk, EngineFailed
 from worker.engines.transformers.mailbox import Mailbox
 from worker.run import JobRun
 from worker.rw_lock import ReadersWriterLock
@@ -72,7 +72,7 @@ async def test_joined_chunks_keep_them_in_order() -> None:
     mailbox.put(Chunk(prompt_tokens=1))
     for text, each in (("a", ONE), ("", TWO), ("🌳", THREE)):
         mailbox.put(Chunk(text=text, tokens=1, logprobs=(each,)))
-    mailbox.put(EngineError("engine", "over"))
+    mailbox.put(EngineFailed("over"))
     await mailbox.get()
     assert await mailbox.get() == Chunk(text="a🌳", tokens=3, logprobs=(ONE, TWO, THREE))
 

@@ -24,7 +24,7 @@ from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from topology.dispatch import HoldHigh
 from worker import life
-from worker.engines.base import EngineError, EngineUnavailable
+from worker.engines.base import EngineUnavailable, PromptTooLong
 
 
 async def test_an_answer_streams_back() -> None:
@@ -166,7 +166,7 @@ async def test_the_deadline_ends_a_job_that_waits_and_one_that_runs() -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (EngineError("too_long", "5000 tokens, at most 4096"), "too_long"),
+        (PromptTooLong("5000 tokens, at most 4096"), "too_long"),
         (RuntimeError("bug"), "internal"),
     ],
 )

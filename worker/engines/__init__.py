@@ -1,7 +1,7 @@
-"""What runs a job: one small protocol and a table of engines, each a sibling file.
+"""What runs a job: a small protocol (base.py) and a table of engines.
 
-A new engine is a sibling module with a `create` function of the same keyword arguments, plus one line in `ENGINES`.
-An engine outside this folder is called by its module's dotted path.
+A new engine is a module with a `create` function of the same keyword arguments, plus a line in
+`ENGINES`. An engine outside this folder is named by its module's dotted path.
 """
 
 import inspect
@@ -26,39 +26,41 @@ def create(
     device: str,
     slots: int | None,
     token_delay: float,
-    **own: str | int,
+    **options: str | int,
 ) -> Engine:
     """The engine called `name`, not started yet. A name with a dot is a module to import.
 
-    `model` is the public name it answers to, `model_path` the folder it loads (engines without a model ignore it),
-    `device` a torch device or "auto", `slots` how many jobs it runs at once, `token_delay` seconds between tokens
-    (echo only). `own`: settings of single engines, such as `upstream`; given to those whose `create` takes them. So is
-    `choose_slots`: nobody said how many (`slots` is None), so the engine may choose; the others get DEFAULT_SLOTS.
-    Raises EngineUnavailable for a name that is nowhere or bad `slots`.
+    `model`: the public name it answers to. `model_path`: the folder it loads; engines without a
+    model ignore it. `device`: a torch device or "auto". `slots`: how many jobs it runs at once;
+    None: the engine chooses if its `create` takes `choose_slots`, otherwise DEFAULT_SLOTS.
+    `token_delay`: seconds between tokens, for echo only. `options`: settings of single engines,
+    such as `upstream`, given to those whose `create` takes them.
+
+    Raises EngineUnavailable for an unknown name or bad `slots`.
     """
     if slots is not None and slots < 1:
         raise EngineUnavailable(f"an engine needs at least one slot, not {slots}")
-    own["choose_slots"] = slots is None
-    make = _maker(name)
-    taken = inspect.signature(make).parameters
-    settings = {option: value for option, value in own.items() if option in taken}
-    return make(
+    options["choose_slots"] = slots is None
+    factory = _factory(name)
+    parameters = inspect.signature(factory).parameters
+    accepted = {option: value for option, value in options.items() if option in parameters}
+    return factory(
         model=model,
         model_path=model_path,
         device=device,
         slots=slots or DEFAULT_SLOTS,
         token_delay=token_delay,
-        **settings,
+        **accepted,
     )
 
 
-def _maker(name: str) -> Callable[..., Engine]:
+def _factory(name: str) -> Callable[..., Engine]:
     """The `create` function of that engine."""
     path = name if "." in name else ENGINES.get(name)
     if path is None:
         raise EngineUnavailable(f"no engine {name!r}; there are: {', '.join(sorted(ENGINES))}")
     try:
-        make: Callable[..., Engine] = import_module(path).create
+        factory: Callable[..., Engine] = import_module(path).create
     except (ImportError, AttributeError) as error:
         raise EngineUnavailable(f"no engine {name!r}: {error}") from error
-    return make
+    return factory

@@ -1,91 +1,134 @@
-"""The protocol every engine keeps."""
+"""The protocol that every engine keeps, and the errors that end a run."""
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 
 from broker.wire import FailureCode, FinishReason, Job, TokenLogprob
 
-DEFAULT_SLOTS = 8  # where nobody says how many and no memory of a GPU tells
+DEFAULT_SLOTS = 8  # where neither the operator nor a GPU's memory says how many
 
 
 class EngineError(Exception):
-    """A job that cannot be run. `retryable`: another node, or a later try, may succeed. `alone`: and no other run
-    has to end for it, as the engine itself works on.
+    """Why a run ended without an answer. The subclass decides what becomes of the job.
+
+    `code` and the message go to the user. `retryable`: the job runs again, here or on another node.
+    `suspect`: the job may be the cause, so this run counts towards its attempts. `isolated`: the
+    engine works on; otherwise it is restarted, and its other runs end, too.
     """
 
-    def __init__(
-        self, code: FailureCode, message: str, *, retryable: bool = False, alone: bool = False
-    ) -> None:
+    code: ClassVar[FailureCode] = "engine"
+    retryable: ClassVar[bool] = False
+    suspect: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, isolated: bool = False) -> None:
         super().__init__(message)
-        self.code = code
-        self.retryable = retryable
-        self.alone = alone
+        self.isolated = isolated
+
+
+class InvalidRequest(EngineError):
+    """Permanent, the request's fault: no node can answer it."""
+
+    code: ClassVar[FailureCode] = "invalid"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, isolated=True)
+
+
+class PromptTooLong(InvalidRequest):
+    """Permanent, the request's fault: prompt and answer do not fit the context."""
+
+    code: ClassVar[FailureCode] = "too_long"
+
+
+class AnswerFailed(EngineError):
+    """Permanent, our fault: the work for this one job raised, and would on every node."""
+
+    code: ClassVar[FailureCode] = "internal"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, isolated=True)
+
+
+class EngineFailed(EngineError):
+    """Retryable, the engine's fault or the job's: something raised while the job ran."""
+
+    retryable = True
 
 
 class EngineStopped(EngineError):
-    """The engine ended this run for no fault of the run's own."""
+    """Retryable, nobody's fault: the engine is stopping, or is not running."""
 
-    def __init__(self, message: str = "the engine is stopping", *, alone: bool = False) -> None:
-        super().__init__("engine", message, retryable=True, alone=alone)
+    retryable = True
+    suspect = False
+
+    def __init__(self, message: str = "the engine is stopping") -> None:
+        super().__init__(message)
+
+
+class NoFreeSlot(EngineError):
+    """Retryable, nobody's fault: every slot has a run, as after a restart with fewer slots."""
+
+    retryable = True
+    suspect = False
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(f"all {slots} slots are taken", isolated=True)
 
 
 class EngineUnavailable(Exception):
-    """The engine cannot start (no such model folder, no such device); the text says what to do."""
+    """The engine cannot start (no model folder, no such device). Tells the operator what to do."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
     """What one decoding step made for one job.
 
-    The first chunk of a run has no text: it carries `prompt_tokens`, and in `tokens` how many stand for what the reader
-    of a continued job has already. The last one carries `finish`, perhaps alone. So the sum of `tokens` is the whole
-    answer's count, whatever was delivered before. An engine that learns the true counts at the end only tells estimates
-    first, and corrects them in its last chunk: `prompt_tokens`, and `tokens`, which may then be negative.
-    `text` is always whole characters: bytes of an unfinished UTF-8 sequence are kept back.
+    The first chunk of a run has no text: it carries `prompt_tokens`, and in `tokens` the count of
+    what the reader of a continued job has already. The last one carries `finish`, perhaps alone. So
+    the sum of `tokens` counts the whole answer, whatever was delivered before. An engine that
+    learns the true counts only at the end sends estimates first, and corrects them in its last
+    chunk: `prompt_tokens`, and `tokens`, which may then be negative.
     """
 
-    text: str = ""
+    text: str = ""  # whole characters: an incomplete UTF-8 sequence waits for its rest
     tokens: int = 0
     prompt_tokens: int = 0
     finish: FinishReason | None = None
-    omitted_messages: int = 0  # in the first chunk: turns left out of the prompt; see Job.truncate
-    ids: tuple[
-        int, ...
-    ] = ()  # the tokens told, if the engine can go on from them; never of what was delivered before
-    logprobs: tuple[
-        TokenLogprob, ...
-    ] = ()  # of the tokens told, if they were asked for and the engine has them
+    omitted_messages: int = 0  # first chunk only: turns left out of the prompt; see Job.truncate
+    # Of this chunk's tokens, if the engine can continue from ids; not of what was delivered before.
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # of this chunk's tokens, if requested and available
 
 
 class Engine(Protocol):
     """Runs up to `slots` jobs at once. Called from the node's event loop, which it never blocks.
 
-    `slots` is final when `start` has returned, until it is called again: an engine may choose by the memory it finds.
-    Before that it is a guess, from 1 up.
+    `slots` and `context_length` are final once `start` has returned, until it is called again: an
+    engine may choose them by the memory it finds. Before that `slots` is a guess, at least 1.
     """
 
     name: str
     model: str  # the public name of the model it serves
     device: str
     slots: int
-    context_length: int  # tokens of prompt and answer together, final like `slots`; 0: not known
+    context_length: int  # tokens of prompt and answer together; 0: unknown
 
     @property
     def warning(self) -> str:
-        """What an operator should look at while the engine serves all the same; empty: nothing."""
+        """What an operator should look at although the engine serves; empty: nothing."""
 
     @property
     def warm(self) -> bool:
-        """A step has ended since `start`. The first one may compile for minutes; the later ones must not."""
+        """Whether a step has ended since `start`: only the first may take minutes to compile."""
 
     @property
     def stuck(self) -> bool:
-        """`stop` could not end what computes: only a new process can serve again."""
+        """`stop` could not end the computation: only a new process can serve again."""
 
     @property
     def reuse(self) -> tuple[int, int]:
-        """Prompt tokens since `start`, and how many of them were held already and not read again. (0, 0): not known."""
+        """Prompt tokens since `start`, and how many the prefix cache had. (0, 0): unknown."""
 
     async def start(self) -> None:
         """Loads the model, also again after `stop`. Raises EngineUnavailable."""
@@ -93,14 +136,12 @@ class Engine(Protocol):
     def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer, from where `job.delivered` ends. Raises EngineError.
 
-        Closing the iterator or cancelling the task that reads it frees the slot within one decoding step.
-        The caller never has more than `slots` runs open.
+        Closing the iterator or cancelling the task that reads it frees the slot within one
+        decoding step. The caller never has more than `slots` runs open.
         """
 
     def stalled(self) -> float:
-        """Seconds since the step in progress began; 0.0 when idle or between steps; infinite when what computes has
-        died.
-        """
+        """Seconds since the step in progress began, 0.0 between steps, infinite after a crash."""
 
     async def stop(self) -> None:
-        """Ends every run (EngineStopped) and gives the memory back. Returns within about 5 s."""
+        """Ends every run (EngineStopped) and frees the memory. Returns within about 5 s."""

@@ -1,4 +1,4 @@
-"""The echo engine: repeats the last user message's words, a token a word, until `max_tokens`.
+"""The echo engine: repeats the last user message's words, one per token, until `max_tokens`.
 
 No model and no computing: for tests, and to measure everything around an engine.
 """
@@ -10,17 +10,18 @@ from broker.wire import FinishReason, Job
 from worker.engines.base import Chunk
 from worker.engines.stop_filter import StopFilter
 
-_BURST = 256  # words a chunk without delay; between chunks the event loop gets its turn, and a cancel its effect
+_BURST = 256  # words per chunk without delay; between chunks the event loop may run a cancel
 
 
 class EchoEngine:
     """Keeps the `Engine` protocol."""
 
     device = "none"
-    context_length = 0  # there is no limit
+    context_length = 0  # unlimited
     warning = ""
-    warm = True  # nothing is compiled, nothing computed
+    warm = True  # nothing to compile
     stuck = False
+    reuse = (0, 0)  # there is no prefill
 
     def __init__(self, *, model: str, slots: int, token_delay: float) -> None:
         self.name = "echo"
@@ -33,103 +34,103 @@ class EchoEngine:
         """Nothing to load."""
 
     async def stop(self) -> None:
-        """Nothing to give back: runs hold no resources."""
+        """Nothing to free: runs hold no resources."""
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the words; see the protocol."""
-        script = _Script(job)
-        yield Chunk(prompt_tokens=script.prompt_tokens, tokens=script.tokens_delivered)
+        answer = _EchoedAnswer(job)
+        yield Chunk(prompt_tokens=answer.prompt_tokens, tokens=answer.tokens_delivered)
         loop = asyncio.get_running_loop()
         due = loop.time()
-        for chunk in script.chunks(self._burst):
-            due += (
-                self._delay
-            )  # and not so long after the last one: what a busy loop adds each time would add up
+        for chunk in answer.chunks(self._burst):
+            due += self._delay  # from the previous due time, so that a busy loop adds no drift
             await asyncio.sleep(due - loop.time())
             yield chunk
-
-    reuse = (0, 0)  # a prompt is not read here
 
     def stalled(self) -> float:
         """Never: there are no steps."""
         return 0.0
 
 
-class _Script:
-    """What is said in answer to one job, cut into chunks."""
+class _EchoedAnswer:
+    """The answer to one job, cut into chunks."""
 
     def __init__(self, job: Job) -> None:
-        said = last_said(job)
-        self._words = said.split()
-        self.prompt_tokens = _count(job)
-        wanted = job.sampling.max_tokens if self._words else None
-        self._total = len(self._words) if wanted is None else wanted
-        self._ends: FinishReason = "stop" if wanted is None else "length"
+        self._words = last_message(job).split()
+        self.prompt_tokens = _count_words(job)
+        self._total, self._finish = self._length(job.sampling.max_tokens)
         self._stops = StopFilter(job.sampling.stop)
         self._has_stops = bool(job.sampling.stop)
-        self.tokens_delivered, self._cut = self._skip(len(job.delivered))
+        self.tokens_delivered, self._skip = self._delivered(len(job.delivered))
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """Chunks of up to `size` words; the last one carries the finish reason."""
         for start in range(self.tokens_delivered, self._total, size):
-            text, tokens = self._said(list(self._pieces(start, min(start + size, self._total))))
+            end = min(start + size, self._total)
+            text, tokens = self._shown(list(self._tokens(start, end)))
             if self._stops.stopped:
                 yield Chunk(text=text, tokens=tokens, finish="stop")
                 return
-            if start + size >= self._total:
-                yield Chunk(text=text + self._stops.flush(), tokens=tokens, finish=self._ends)
+            if end >= self._total:
+                yield Chunk(text=text + self._stops.flush(), tokens=tokens, finish=self._finish)
                 return
             yield Chunk(text=text, tokens=tokens)
-        yield Chunk(finish=self._ends)
+        yield Chunk(finish=self._finish)
 
-    def _said(self, burst: list[str]) -> tuple[str, int]:
-        """What of these words is shown, and how many of them it took until a stop string was complete."""
-        burst[0], self._cut = burst[0][self._cut :], 0
+    def _length(self, max_tokens: int | None) -> tuple[int, FinishReason]:
+        """How many words the answer has, and why it ends there."""
+        if max_tokens is None or not self._words:
+            return len(self._words), "stop"
+        return max_tokens, "length"
+
+    def _shown(self, tokens: list[str]) -> tuple[str, int]:
+        """The text to show, and how many tokens it takes to complete a stop string."""
+        tokens[0], self._skip = tokens[0][self._skip :], 0
         if not self._has_stops:
-            return "".join(burst), len(burst)
+            return "".join(tokens), len(tokens)
         text = ""
-        for count, piece in enumerate(burst, 1):
-            text += self._stops.push(piece)
+        for count, token in enumerate(tokens, 1):
+            text += self._stops.push(token)
             if self._stops.stopped:
                 return text, count
-        return text, len(burst)
+        return text, len(tokens)
 
-    def _pieces(self, start: int, end: int) -> Iterator[str]:
+    def _tokens(self, start: int, end: int) -> Iterator[str]:
         for index in range(start, end):
             word = self._words[index % len(self._words)]
             yield word if index == 0 else f" {word}"
 
-    def _skip(self, characters: int) -> tuple[int, int]:
-        """Whole words within what the reader already has, and how far it reaches into the next one."""
-        words = 0
-        for piece in self._pieces(0, self._total):
-            if characters < len(piece):
-                return words, characters
-            characters -= len(piece)
-            words += 1
-        return words, 0
+    def _delivered(self, characters: int) -> tuple[int, int]:
+        """Whole tokens that the reader has already, and its characters of the next one."""
+        count = 0
+        for token in self._tokens(0, self._total):
+            if characters < len(token):
+                return count, characters
+            characters -= len(token)
+            count += 1
+        return count, 0
 
 
-def last_said(job: Job) -> str:
-    """The text to repeat: the prompt, or the last user message (any last message if no user spoke)."""
+def last_message(job: Job) -> str:
+    """The text to repeat: the prompt, or the last user message, or any last message."""
     if job.messages is None:
         return job.prompt or ""
-    by_user = [message.content for message in job.messages if message.role == "user"]
-    return (by_user or [message.content for message in job.messages] or [""])[-1]
+    for message in reversed(job.messages):
+        if message.role == "user":
+            return message.content
+    return job.messages[-1].content if job.messages else ""
 
 
-def _count(job: Job) -> int:
-    """Words the job brought along, standing in for prompt tokens."""
-    texts = (
-        [job.prompt or ""]
-        if job.messages is None
-        else [message.content for message in job.messages]
-    )
-    return sum(len(text.split()) for text in texts)
+def _count_words(job: Job) -> int:
+    """Words of the whole job, standing in for prompt tokens."""
+    count = len((job.prompt or "").split()) if job.messages is None else 0
+    for message in job.messages or ():
+        count += len(message.content.split())
+    return count
 
 
 def create(
     *, model: str, model_path: str | None, device: str, slots: int, token_delay: float
 ) -> EchoEngine:
-    """For the table in `worker.engines`; it has no model and no device."""
+    """For the table in `worker.engines`; without a model or a device."""
     return EchoEngine(model=model, slots=slots, token_delay=token_delay)

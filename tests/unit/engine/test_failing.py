@@ -13,9 +13,9 @@ from tests.unit.engine.test_text import sentencepiece
 from tests.unit.engine.tiny import save_model, tokenizer
 from worker.care import EngineCare
 from worker.engines import create
-from worker.engines.base import Chunk, Engine, EngineError, EngineStopped
+from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, InvalidRequest
 from worker.engines.transformers import intake
-from worker.engines.transformers.errors import row_failed
+from worker.engines.transformers.errors import sequence_error
 from worker.engines.transformers.text import detokenizer as detokenize_module
 from worker.engines.transformers.text.detokenizer import Detokenizer, trailing_replacements
 from worker.run import JobRun
@@ -180,7 +180,7 @@ async def test_logits_that_are_not_numbers_end_their_answer_alone(engine: Engine
     assert [results[0], results[2]] == alone
     error = results[1]
     assert isinstance(error, EngineError)
-    assert (error.code, error.retryable, error.alone) == ("engine", True, True)
+    assert (error.code, error.retryable, error.isolated) == ("engine", True, True)
     assert "NaN or infinite" in str(error)
     assert "an answer ended" in engine.warning
     # nothing of the broken keys and values is used again
@@ -307,10 +307,10 @@ async def test_a_prompt_that_takes_long_stops_nobody(
         (KeyError("x"), "internal", False, True),
         (MemoryError(), "engine", True, True),
         (RuntimeError("CUDA error: device-side assert triggered"), "engine", True, False),
-        (EngineError("invalid", "no"), "invalid", False, False),
+        (InvalidRequest("no"), "invalid", False, True),
     ],
 )
 def test_whose_fault_it_is(error: Exception, code: str, retryable: bool, alone: bool) -> None:
-    made = row_failed(error)
-    assert (made.code, made.retryable, made.alone) == (code, retryable, alone)
+    made = sequence_error(error)
+    assert (made.code, made.retryable, made.isolated) == (code, retryable, alone)
     assert "\n" not in str(made)

@@ -208,7 +208,7 @@ async def test_an_engine_knows_its_slots_when_it_has_started_and_finds_out_again
     with pytest.raises(EngineError, match="all 1 slots are taken") as full:
         await anext(made.run(job()))
     assert full.value.retryable
-    assert full.value.alone  # the engine is well
+    assert full.value.isolated  # the engine is well
     await first.aclose()  # type: ignore[attr-defined]
     await made.stop()
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk, EngineFailed
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.throttle import CHUNKS_PER_SECOND, StreamThrottle
@@ -53,7 +53,7 @@ def test_every_token_is_told_once_and_in_order(
         )
         for number, text in dict(step).items():
             made[number] += text
-    error = EngineError("engine", "failed")
+    error = EngineFailed("failed")
     ends = [
         (box, error if fail else Chunk(finish="stop"))
         for box, fail in zip(streams.boxes, fails, strict=True)

@@ -18,7 +18,7 @@ from tests.unit.engine.tiny import CONFIGS, save_model
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineUnavailable
 from worker.engines.transformers import engine as transformers_engine
-from worker.engines.transformers.errors import model_failed
+from worker.engines.transformers.errors import step_error
 from worker.engines.transformers.text.chat_template import dialogue
 from worker.watchdog import Watchdog
 
@@ -278,7 +278,7 @@ async def test_text_no_tokenizer_reads_fails_one_job_for_good(engine: Engine) ->
     ],
 )
 async def test_what_is_told_of_a_failed_step(error: Exception, told: str) -> None:
-    made = model_failed(error)
+    made = step_error(error)
     assert re.match(told, str(made))
     assert (made.code, made.retryable) == ("engine", True)
 

@@ -17,7 +17,7 @@ from tests.unit.cluster import Cluster
 from topology import names
 from topology.tree import orphans
 from worker.care import EngineStuck
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk, EngineFailed
 from worker.life import live
 from worker.node import Node
 
@@ -118,7 +118,7 @@ class Puppet:
     def fail(self) -> None:
         """The step that is being computed breaks, for every run."""
         for run in self.runs:
-            run.steps.put_nowait(EngineError("engine", "out of memory", retryable=True))
+            run.steps.put_nowait(EngineFailed("out of memory"))
 
 
 class Request:

@@ -1,1 +1,1 @@
-"""What the `openai` engine knows of the servers behind it: their bodies, refusals, events and quirks."""
+"""The openai engine, and what it knows of servers: request bodies, refusals, events, quirks."""

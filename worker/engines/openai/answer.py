@@ -1,32 +1,22 @@
-"""What a server says of one answer, event by event, as the chunks of a run."""
+"""One answer, from a server's events to the chunks of a run."""
 
 from typing import Any
 
 import msgspec
 
 from broker.wire import FinishReason, TokenLogprob
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk
 from worker.engines.openai import logprobs
 from worker.engines.openai.body import Plan
-from worker.engines.openai.errors import in_stream
+from worker.engines.openai.errors import CannotContinue, ServerFailed, error_of_event
 
 _DONE = b"[DONE]"
-_FINISHES: dict[str, FinishReason] = {
-    "length": "length"
-}  # everything else that is an end is "stop"
-_LOST = ("abort", "error")  # the server gave the answer up
-
-
-class CannotContinue(EngineError):
-    """The server cannot go on from what the reader has in this way; nothing was told."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("engine", f"the answer cannot be continued: {message}")
+_GIVEN_UP = ("abort", "error")  # finish reasons of a server that gave the answer up
 
 
 class _Delta(msgspec.Struct):
     content: str | None = None
-    reasoning_content: str | None = None  # counted, not told: nothing here has a place for it
+    reasoning_content: str | None = None  # counted, not passed on: a chunk has no place for it
     reasoning: str | None = None
 
 
@@ -35,6 +25,15 @@ class _Choice(msgspec.Struct):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: Any = None
+
+    def new_text(self) -> str:
+        if self.text is not None:
+            return self.text
+        return (self.delta and self.delta.content) or ""
+
+    def has_token(self) -> bool:
+        delta = self.delta or _Delta()
+        return bool(self.text or delta.content or delta.reasoning_content or delta.reasoning)
 
 
 class _Usage(msgspec.Struct):
@@ -55,109 +54,106 @@ _decoder = msgspec.json.Decoder(_Event)
 
 
 class Answer:
-    """One answer on its way. `told`: tokens that the run has told before its text; `alternatives`: how many are wanted
-    for each token's logprob, None for no logprobs.
-    """
+    """An answer in progress."""
 
     def __init__(
-        self, plan: Plan, told: int, address: str, alternatives: int | None = None
+        self, plan: Plan, counted: int, address: str, alternatives: int | None = None
     ) -> None:
+        """`counted`: tokens that the run's first chunk has counted already; `alternatives`: how
+        many to pass on beside each token's logprob, None for no logprobs.
+        """
         self.finish: FinishReason | None = None
         self.ended = False  # the server said that nothing follows
-        self.begun = False  # it has made a token, told or not
+        self.begun = False  # it has made a token, passed on or not
         self._plan = plan
-        self._again = plan.again
-        self._told = told
+        self._repeated = plan.repeated  # what of it is still to come
+        self._counted = counted
         self._address = address
         self._alternatives = alternatives
         self._usage = _Usage()
 
     def push(self, data: bytes) -> Chunk:
-        """What one event adds. Raises EngineError for one that says so or is none, CannotContinue for another answer
-        than the reader has.
+        """What one event adds.
+
+        Raises EngineError for an event that is an error or unreadable, CannotContinue for another
+        answer than the reader has.
         """
         if data == _DONE:
             self.ended = True
             return Chunk()
-        try:
-            event = _decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise EngineError(
-                "engine",
-                f"{self._address} sends what is no answer: {error}",
-                retryable=True,
-                alone=True,
-            ) from error
-        if event.error is not None or event.object == "error":
-            raise in_stream(
-                event.error or {"message": event.message, "code": event.code}, self._address
-            )
+        event = self._decode(data)
         if event.usage is not None:
             self._usage = event.usage
         text, tokens = "", 0
-        likely: tuple[TokenLogprob, ...] = ()
+        token_logprobs: tuple[TokenLogprob, ...] = ()
         for choice in event.choices or ():
-            delta = choice.delta or _Delta()
-            text += (delta.content if choice.text is None else choice.text) or ""
-            # One token at least, and with most servers one; the usage at the end corrects it.
-            tokens += bool(
-                delta.content or choice.text or delta.reasoning_content or delta.reasoning
-            )
+            text += choice.new_text()
+            # At least one token, and with most servers one; the usage at the end corrects it.
+            tokens += choice.has_token()
             if self._alternatives is not None and choice.logprobs:
-                likely += logprobs.read(choice.logprobs, self._alternatives)
+                token_logprobs += logprobs.read(choice.logprobs, self._alternatives)
             if choice.finish_reason:
-                self._finished(choice.finish_reason)
+                self._finish(choice.finish_reason)
         self.begun = self.begun or tokens > 0
-        return self._new(text, tokens, likely)
+        return self._without_repeated(text, tokens, token_logprobs)
 
     def last(self) -> Chunk:
-        """The end: the finish reason, and what corrects the counts. Raises CannotContinue, and EngineError for an
-        answer that just breaks off.
+        """The finish reason, and what corrects the counts.
+
+        Raises CannotContinue, and EngineError for an answer that breaks off.
         """
         if self.finish is None and not self.ended:
-            raise EngineError(
-                "engine",
-                f"the connection to {self._address} ended in an answer",
-                retryable=True,
-                alone=True,
-            )
-        if self._again and self._plan.exact:
+            message = f"the connection to {self._address} ended in an answer"
+            raise ServerFailed(message, isolated=True)
+        if self._repeated and self._plan.exact:
             raise CannotContinue("a new one is shorter than what was delivered")
         tokens = 0
         if self._usage.completion_tokens is not None:
-            tokens = self._plan.spent + self._usage.completion_tokens - self._told
+            tokens = self._plan.spent + self._usage.completion_tokens - self._counted
         prompt = max(0, (self._usage.prompt_tokens or 0) - self._plan.spent)
         return Chunk(tokens=tokens, prompt_tokens=prompt, finish=self.finish or "stop")
 
-    def _finished(self, reason: str) -> None:
-        if reason in _LOST:
-            raise EngineError(
-                "engine",
-                f"{self._address} gave the answer up ({reason})",
-                retryable=True,
-                alone=True,
-            )
-        self.finish = _FINISHES.get(reason, "stop")
+    def _decode(self, data: bytes) -> _Event:
+        try:
+            event = _decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            message = f"{self._address} sends what is no answer: {error}"
+            raise ServerFailed(message, isolated=True) from error
+        if event.error is not None or event.object == "error":
+            details = event.error or {"message": event.message, "code": event.code}
+            raise error_of_event(details, self._address)
+        return event
 
-    def _new(self, text: str, tokens: int, likely: tuple[TokenLogprob, ...]) -> Chunk:
-        """Without what the reader has."""
-        had_all = not self._again
-        if self._again and text:
-            same = _common(self._again, text)
-            if same < min(len(self._again), len(text)):
-                if self._plan.exact:
-                    raise CannotContinue("a new one begins otherwise")
-                self._again = ""
+    def _finish(self, reason: str) -> None:
+        if reason in _GIVEN_UP:
+            message = f"{self._address} gave the answer up ({reason})"
+            raise ServerFailed(message, isolated=True)
+        self.finish = "length" if reason == "length" else "stop"
+
+    def _without_repeated(
+        self, text: str, tokens: int, token_logprobs: tuple[TokenLogprob, ...]
+    ) -> Chunk:
+        """Without the text that the reader has already."""
+        repeating = bool(self._repeated)
+        if repeating and text:
+            common = _common_prefix(self._repeated, text)
+            if common == min(len(self._repeated), len(text)):
+                self._repeated = self._repeated[common:]
+            elif self._plan.exact:
+                raise CannotContinue("a new one begins otherwise")
             else:
-                self._again = self._again[same:]
-            text = text[same:]
-        if self._plan.exact and not had_all and not text:
-            return Chunk()  # the first chunk of the run has counted these
-        self._told += tokens
-        return Chunk(text=text, tokens=tokens, logprobs=likely)
+                self._repeated = ""
+            text = text[common:]
+        if self._plan.exact and repeating and not text:
+            return Chunk()  # the run's first chunk has counted these
+        self._counted += tokens
+        return Chunk(text=text, tokens=tokens, logprobs=token_logprobs)
 
 
-def _common(first: str, second: str) -> int:
+def _common_prefix(first: str, second: str) -> int:
     """How many characters they begin with in common."""
     shorter = min(len(first), len(second))
-    return next((at for at in range(shorter) if first[at] != second[at]), shorter)
+    for index in range(shorter):
+        if first[index] != second[index]:
+            return index
+    return shorter

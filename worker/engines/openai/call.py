@@ -1,4 +1,4 @@
-"""One request to a server while it lasts: how it is waited for, ended from outside, and known to be silent."""
+"""One request to a server while it lasts: bounded waits, ended from outside, silence noticed."""
 
 import asyncio
 import time
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 class Call:
-    """A slot that is taken. The run that owns it waits by `within` alone, so that `stop` can end it anywhere."""
+    """A taken slot. Its run waits through `within` alone, so that `stop` can end it anywhere."""
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
-        self.heard = 0.0  # when the server last sent anything for it, monotonic; 0.0: never
-        self.answering = False  # the first token is there: from now on silence is odd
+        self.last_received = 0.0  # monotonic; 0.0: nothing yet
+        self.answering = False  # the first token is here: from now on silence is odd
         self.reading = False
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._limit: asyncio.Timeout | None = None
@@ -29,7 +29,7 @@ class Call:
             self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def within(self, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
-        """Awaits `work`. Raises TimeoutError after `seconds`, EngineStopped if the engine stops."""
+        """Awaits `work`. Raises TimeoutError after `seconds`, EngineStopped after `stop`."""
         if self._stopped:
             raise EngineStopped
         try:
@@ -43,13 +43,15 @@ class Call:
             self._limit = None
 
     async def read(self, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
-        """The same for what the server sends next. Silence begins now at the earliest: the reader may be slow."""
+        """The same for what the server sends. Silence counts from now at the earliest, as the
+        run's own reader may be slow.
+        """
         if self.answering:
-            self.heard = time.monotonic()
+            self.last_received = time.monotonic()
         self.reading = True
         try:
-            found = await self.within(seconds, work)
-            self.heard = time.monotonic()
-            return found
+            received = await self.within(seconds, work)
+            self.last_received = time.monotonic()
+            return received
         finally:
             self.reading = False

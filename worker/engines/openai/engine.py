@@ -1,8 +1,7 @@
-"""The openai engine: a node that stands before a server of its own kind (vLLM, SGLang, llama.cpp, Ollama, another
-Canopy), and hands it jobs by the OpenAI-compatible API.
+"""The openai engine: a node in front of a server (vLLM, SGLang, llama.cpp, Ollama, another Canopy).
 
-A run is one streamed request; closing it closes the connection, which is how such servers learn of a cancel. What they
-differ in is in `upstream`: bodies, refusals, events. docs/engines.md says what to expect of which server.
+A run is one streamed request of the OpenAI-compatible API; closing it closes the connection, which
+is how such servers learn of a cancel. docs/engines.md says what to expect of which server.
 """
 
 import asyncio
@@ -11,31 +10,31 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
+from typing import Any
 
 import httpx
 import structlog
 
-from broker.wire import Job
-from worker.engines.base import Chunk, EngineError, EngineStopped, EngineUnavailable
-from worker.engines.openai import body as upstream_body
-from worker.engines.openai.answer import Answer, CannotContinue
+from broker.wire import Job, TokenLogprob
+from worker.engines.base import Chunk, EngineStopped, EngineUnavailable, NoFreeSlot
+from worker.engines.openai import body as request_body
+from worker.engines.openai.answer import Answer
 from worker.engines.openai.body import Plan
 from worker.engines.openai.call import Call
+from worker.engines.openai.errors import CannotContinue, Refusal, ServerFailed
 from worker.engines.openai.http import FIRST_SECONDS, Server
-from worker.engines.openai.models import choose
-from worker.engines.openai.sse import BadStream, Events
+from worker.engines.openai.models import find_model
+from worker.engines.openai.sse import BadStream, EventParser
 
-SILENT_SECONDS = 300.0  # between two tokens of one answer; the watchdog looks after a server that is silent altogether
+# Between two tokens of one answer; the watchdog notices a server that is silent altogether.
+SILENT_SECONDS = 300.0
 LAST_SECONDS = 5.0  # for the usage, which comes behind the answer
-BUSY_SECONDS = 60.0  # a request that is refused for so long goes back into the tree
-FAULT_SECONDS = 10.0  # the same where the server fails: if it is about to end, that is known soon
+BUSY_SECONDS = 60.0  # a job refused for so long goes back into the tree
+FAULT_SECONDS = 10.0  # the same where the server fails: if it is going down, that shows soon
 PAUSES = (0.5, 8.0)  # seconds between tries, first and longest, if the server names none
 STOP_SECONDS = 2.0
-_CONTINUES = {
-    "vllm",
-    "sglang",
-    "llamacpp",
-}  # as they call themselves: they go on from a last message of the assistant
+# By their own names for themselves: servers that continue a last message of the assistant.
+_CONTINUES = {"vllm", "sglang", "llamacpp"}
 
 log = structlog.get_logger(__name__)
 
@@ -46,30 +45,34 @@ class OpenAIEngine:
     name = "openai"
     stuck = False  # nothing is computed here
     warning = ""
+    reuse = (0, 0)  # the server's business
 
     def __init__(
         self, *, model: str, slots: int, upstream: str, upstream_model: str, key: str
     ) -> None:
-        """`upstream`: the server's address up to and with /v1; `upstream_model`: its name there, empty to find out."""
+        """`upstream`: the server's address up to and with /v1; `upstream_model`: the model's name
+        there, empty to find out.
+        """
         self.model = model
         self.slots = slots
-        self.device = ""  # where the computing happens: the server's address
-        self.context_length = 0  # as the server tells it
+        self.device = ""  # once started, the server's address
+        self.context_length = 0
         self.warm = False
         self._upstream = upstream.rstrip("/")
-        self._wanted = upstream_model
+        self._configured_model = upstream_model
         self._key = key
         self._server: Server | None = None
-        self._served = ""  # the model's name there
+        self._served_model = ""  # its name there
         self._continues = False
-        self._refused: frozenset[str] = frozenset()  # fields that the server does not know
-        self._open: set[Call] = set()
+        self._refused_fields: frozenset[str] = frozenset()  # unknown to the server
+        self._calls: set[Call] = set()
 
     async def start(self) -> None:
         """Finds the server and its model. Raises EngineUnavailable."""
         if not self._upstream.startswith(("http://", "https://")):
             raise EngineUnavailable(
-                "the openai engine needs the address of a server: --upstream http://HOST:PORT/v1, or CANOPY_UPSTREAM"
+                "the openai engine needs the address of a server: "
+                "--upstream http://HOST:PORT/v1, or CANOPY_UPSTREAM"
             )
         await self.stop()
         try:
@@ -78,54 +81,54 @@ class OpenAIEngine:
             raise EngineUnavailable(f"--upstream is no address: {error}") from error
         self.device = server.name
         try:
-            found = await choose(server.client, server.name, self._wanted, self.model)
+            served = await find_model(
+                server.client, server.name, self._configured_model, self.model
+            )
         except BaseException:
             await server.client.aclose()
             raise
-        self._served, self._continues = found.name, found.owner in _CONTINUES
-        self.context_length = found.context_length
+        self._served_model, self._continues = served.name, served.owner in _CONTINUES
+        self.context_length = served.context_length
         self._server, self.warm = server, False
-        log.info("server found", address=self.device, model=self._served)
+        log.info("server found", address=self.device, model=self._served_model)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
         server = self._server
         if server is None:
             raise EngineStopped("the engine is not running")
-        if len(self._open) >= self.slots:
-            raise EngineError(
-                "engine", f"all {self.slots} slots are taken", retryable=True, alone=True
-            )
+        if len(self._calls) >= self.slots:
+            raise NoFreeSlot(self.slots)
         call = Call()
-        self._open.add(call)
+        self._calls.add(call)
         try:
-            told = upstream_body.tokens_delivered(job)
-            yield Chunk(prompt_tokens=upstream_body.prompt_tokens(job), tokens=told)
-            async with contextlib.aclosing(self._by_any_plan(server, job, told, call)) as chunks:
+            delivered = request_body.tokens_delivered(job)
+            yield Chunk(prompt_tokens=request_body.prompt_tokens(job), tokens=delivered)
+            async with contextlib.aclosing(self._answer(server, job, delivered, call)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            self._open.discard(call)
+            self._calls.discard(call)
             call.closed.set_result(None)
 
-    reuse = (0, 0)  # the server's business
-
     def stalled(self) -> float:
-        """Seconds since the server sent anything at all, while an answer is under way and waited for. Who waits for a
-        first token does not count: behind a long prompt or other clients that takes its time.
+        """Seconds since the server sent anything at all, while an answer is waited for.
+
+        A run that waits for its first token does not count: behind a long prompt or other clients
+        that may take long.
         """
-        answering = [call for call in self._open if call.answering]
+        answering = [call for call in self._calls if call.answering]
         if not answering or not all(call.reading for call in answering):
             return 0.0
-        return time.monotonic() - max(call.heard for call in self._open)
+        return time.monotonic() - max(call.last_received for call in self._calls)
 
     async def stop(self) -> None:
         """Ends every run and closes the connections."""
         server, self._server = self._server, None
-        for call in self._open:
+        for call in self._calls:
             call.stop()
-        if self._open:  # each closes its own connection, unless its reader does not come back
-            await asyncio.wait([call.closed for call in self._open], timeout=STOP_SECONDS)
+        if self._calls:  # each closes its own connection, unless its reader never comes back
+            await asyncio.wait([call.closed for call in self._calls], timeout=STOP_SECONDS)
         if server is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
@@ -133,41 +136,41 @@ class OpenAIEngine:
 
     # ---- one answer
 
-    async def _by_any_plan(
-        self, server: Server, job: Job, told: int, call: Call
+    async def _answer(
+        self, server: Server, job: Job, delivered: int, call: Call
     ) -> AsyncGenerator[Chunk]:
-        """The answer, or what is missing of it, in the first way that turns out to be possible."""
-        ways = upstream_body.plans(job, continues=self._continues)
-        for plan in ways:
+        """The answer, or what is missing of it, by the first plan that the server can follow."""
+        plans = request_body.plans(job, continues=self._continues)
+        for plan in plans:
+            stream = self._stream(server, job, plan, delivered, call)
             try:
-                async with contextlib.aclosing(
-                    self._stream(server, job, plan, told, call)
-                ) as chunks:
+                async with contextlib.aclosing(stream) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 return
             except CannotContinue as error:
-                if plan is ways[-1]:
+                if plan is plans[-1]:
                     raise
                 log.info("continuing in another way", request_id=job.request_id, reason=str(error))
 
     async def _stream(
-        self, server: Server, job: Job, plan: Plan, told: int, call: Call
+        self, server: Server, job: Job, plan: Plan, delivered: int, call: Call
     ) -> AsyncGenerator[Chunk]:
         """The chunks of one request. Raises EngineError."""
         response = await self._accepted(server, job, plan, call)
-        answer, events = Answer(plan, told, server.name, job.sampling.logprobs), Events()
+        answer = Answer(plan, delivered, server.name, job.sampling.logprobs)
+        parser = EventParser()
         try:
-            pieces = response.aiter_bytes()
+            body = response.aiter_bytes()
             while not answer.ended:
-                piece = await self._piece(server, pieces, answer, call)
-                found = events.end() if piece is None else events.feed(piece)
-                chunk = _joined([answer.push(data) for data in found])
+                received = await self._receive(server, body, answer, call)
+                events = parser.end() if received is None else parser.feed(received)
+                chunk = _merge_chunks([answer.push(data) for data in events])
                 if answer.begun:
                     call.answering = self.warm = True
                 if chunk.text or chunk.tokens or chunk.logprobs:
                     yield chunk
-                if piece is None:
+                if received is None:
                     break
             yield answer.last()
         except BadStream as error:
@@ -176,70 +179,78 @@ class OpenAIEngine:
             call.answering = False
             await response.aclose()
 
-    async def _piece(
-        self, server: Server, pieces: AsyncIterator[bytes], answer: Answer, call: Call
+    async def _receive(
+        self, server: Server, body: AsyncIterator[bytes], answer: Answer, call: Call
     ) -> bytes | None:
-        """The next bytes; None at the end, also at one that is untidy but comes behind the finish reason."""
-        seconds = (
-            LAST_SECONDS if answer.finish else SILENT_SECONDS if answer.begun else FIRST_SECONDS
-        )
+        """The next bytes; None at the end, however untidy, once the finish reason is here."""
+        if answer.finish:
+            seconds = LAST_SECONDS
+        elif answer.begun:
+            seconds = SILENT_SECONDS
+        else:
+            seconds = FIRST_SECONDS
         try:
-            return await call.read(seconds, lambda: anext(pieces, None))
+            return await call.read(seconds, lambda: anext(body, None))
         except TimeoutError as error:
             if answer.finish:
                 return None
-            others = any(each.heard > call.begun for each in self._open if each is not call)
+            # while the server talks to others, only this run's connection is dead
+            others = any(
+                other.last_received > call.begun for other in self._calls if other is not call
+            )
             message = f"{server.name} was silent for {seconds:.0f} s"
-            raise EngineError("engine", message, retryable=True, alone=others) from error
+            raise ServerFailed(message, isolated=others) from error
         except httpx.HTTPError as error:
             if answer.finish:
                 return None
             raise await server.lost(error, call) from error
 
     async def _accepted(self, server: Server, job: Job, plan: Plan, call: Call) -> httpx.Response:
-        """The response, when the server has begun to stream. One that is busy, or fails, is asked again."""
+        """The response, once the server streams. Tries again while it is busy or fails."""
         pause, longest = PAUSES
         begun = time.monotonic()
         while True:
-            path, body = upstream_body.body(job, self._served, plan, self._refused)
-            answered = await server.ask(path, body, call)
-            if isinstance(answered, httpx.Response):
-                return answered
-            unknown = (
-                upstream_body.unknown_fields(answered.text, body)
-                if answered.status in (400, 422)
-                else frozenset()
-            )
-            if unknown:
-                if unknown - self._refused:  # else another run has found it out meanwhile
-                    log.warning(
-                        "the server does not know these fields; they are left out",
-                        fields=sorted(unknown),
-                    )
-                self._refused |= unknown
+            path, body = request_body.body(job, self._served_model, plan, self._refused_fields)
+            response = await server.post(path, body, call)
+            if isinstance(response, httpx.Response):
+                return response
+            if self._learn_unknown_fields(response, body):
                 continue
-            error = answered.error(server.name)
+            error = response.error(server.name)
             if plan.prefill and error.code == "invalid":
                 raise CannotContinue(str(error)) from error
-            wait, patience = answered.pause(pause), BUSY_SECONDS if answered.busy else FAULT_SECONDS
-            if (
-                answered.status < 400
-                or not error.alone
-                or time.monotonic() + wait > begun + patience
-            ):
+            may_pass = response.status >= 400 and error.retryable and error.isolated
+            wait = response.pause(pause)
+            patience = BUSY_SECONDS if response.busy else FAULT_SECONDS
+            if not may_pass or time.monotonic() + wait > begun + patience:
                 raise error
             await call.within(wait + 1, partial(asyncio.sleep, wait))
             pause = min(longest, pause * 2)
 
+    def _learn_unknown_fields(self, refusal: Refusal, body: dict[str, Any]) -> bool:
+        """Whether the server refuses optional fields of `body`, which it is not sent again."""
+        if refusal.status not in (400, 422):
+            return False
+        unknown = request_body.unknown_fields(refusal.text, body)
+        if unknown - self._refused_fields:  # else another run has learnt it meanwhile
+            log.warning(
+                "the server does not know these fields; they are left out", fields=sorted(unknown)
+            )
+        self._refused_fields |= unknown
+        return bool(unknown)
 
-def _joined(chunks: list[Chunk]) -> Chunk:
-    """What came in one piece, as one chunk."""
+
+def _merge_chunks(chunks: list[Chunk]) -> Chunk:
+    """What arrived at once, as one chunk."""
     if len(chunks) == 1:
         return chunks[0]
+    token_logprobs: list[TokenLogprob] = []
+    for chunk in chunks:
+        token_logprobs += chunk.logprobs
     return Chunk(
         text="".join(chunk.text for chunk in chunks),
         tokens=sum(chunk.tokens for chunk in chunks),
-        logprobs=tuple(each for chunk in chunks for each in chunk.logprobs),
+        logprobs=tuple(token_logprobs),
     )
 
 
@@ -253,8 +264,9 @@ def create(
     upstream: str = "",
     upstream_model: str = "",
 ) -> OpenAIEngine:
-    """For the table in `worker.engines`; without a model or a device of its own. The key comes from the environment
-    alone: command lines can be read by everybody on the machine.
+    """For the table in `worker.engines`; without a model or a device of its own.
+
+    The key comes from the environment alone: everybody on the machine can read command lines.
     """
     return OpenAIEngine(
         model=model,

@@ -1,5 +1,6 @@
-"""Logprobs as servers tell them, in the two shapes of OpenAI's API. What cannot be read is left out: an answer does not
-fail for it.
+"""Logprobs as servers send them, in the two shapes of OpenAI's API.
+
+What cannot be read is left out: an answer does not fail for it.
 """
 
 import re
@@ -9,23 +10,21 @@ import msgspec
 
 from broker.wire import LEAST_LOGPROB, TokenLogprob
 
-_BYTES = re.compile(
-    r"bytes:((?:\\x[0-9a-f]{2})+)"
-)  # how vLLM and others write a part of a character
+_BYTES = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")  # vLLM's form of a part of a character
 
 
-class _Likely(msgspec.Struct, frozen=True):
+class _Candidate(msgspec.Struct, frozen=True):
     token: str
     logprob: float | None = None
-    spelt: list[int] | None = msgspec.field(name="bytes", default=None)
+    token_bytes: list[int] | None = msgspec.field(name="bytes", default=None)
 
     def read(self) -> tuple[bytes, float]:
-        """The token and its logprob."""
-        return _spelt(self.token, self.spelt), _bounded(self.logprob)
+        """The token's bytes and its logprob."""
+        return _bytes_of(self.token, self.token_bytes), _bounded(self.logprob)
 
 
-class _Token(_Likely, frozen=True):
-    top_logprobs: list[_Likely] | None = None
+class _Token(_Candidate, frozen=True):
+    top_logprobs: list[_Candidate] | None = None
 
 
 class _Chat(msgspec.Struct, frozen=True):
@@ -38,42 +37,55 @@ class _Text(msgspec.Struct, frozen=True):
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
-def read(told: Any, alternatives: int) -> tuple[TokenLogprob, ...]:
-    """What a choice's `logprobs` say, with so many alternatives a token at most."""
+def read(logprobs: Any, alternatives: int) -> tuple[TokenLogprob, ...]:
+    """A choice's `logprobs` field, with at most `alternatives` a token."""
+    if not isinstance(logprobs, dict):
+        return ()
     try:
-        if isinstance(told, dict) and told.get("content"):
-            chat = msgspec.convert(told, _Chat)
-            return tuple(
-                _token(each, each.top_logprobs or [], alternatives) for each in chat.content
-            )
-        if isinstance(told, dict) and told.get("tokens"):
-            return _of_text(msgspec.convert(told, _Text), alternatives)
-    except (msgspec.ValidationError, ValueError):  # ValueError: bytes that are none
+        if logprobs.get("content"):
+            return _of_chat(msgspec.convert(logprobs, _Chat), alternatives)
+        if logprobs.get("tokens"):
+            return _of_text(msgspec.convert(logprobs, _Text), alternatives)
+    except (msgspec.ValidationError, ValueError):  # ValueError: numbers that are no bytes
         pass
     return ()
 
 
+def _of_chat(chat: _Chat, alternatives: int) -> tuple[TokenLogprob, ...]:
+    tokens: list[TokenLogprob] = []
+    for token in chat.content:
+        tokens.append(_token_logprob(token, token.top_logprobs or [], alternatives))
+    return tuple(tokens)
+
+
 def _of_text(text: _Text, alternatives: int) -> tuple[TokenLogprob, ...]:
     tops = text.top_logprobs or [None] * len(text.tokens)
-    return tuple(
-        _token(
-            _Likely(name, logprob), [_Likely(*other) for other in (top or {}).items()], alternatives
-        )
-        for name, logprob, top in zip(text.tokens, text.token_logprobs, tops, strict=False)
-    )
+    tokens: list[TokenLogprob] = []
+    for name, logprob, top in zip(text.tokens, text.token_logprobs, tops, strict=False):
+        candidates = [_Candidate(*item) for item in (top or {}).items()]
+        tokens.append(_token_logprob(_Candidate(name, logprob), candidates, alternatives))
+    return tuple(tokens)
 
 
-def _token(own: _Likely, others: list[_Likely], alternatives: int) -> TokenLogprob:
-    token, logprob = own.read()
-    best = sorted((other.read() for other in others), key=lambda each: -each[1])
+def _token_logprob(
+    sampled: _Candidate, candidates: list[_Candidate], alternatives: int
+) -> TokenLogprob:
+    token, logprob = sampled.read()
+    best = [candidate.read() for candidate in candidates]
+    best.sort(key=_descending)
     return TokenLogprob(token, logprob, tuple(best[:alternatives]))
 
 
-def _spelt(name: str, told: list[int] | None) -> bytes:
-    if told:
-        return bytes(told)
-    if found := _BYTES.fullmatch(name):
-        return bytes.fromhex(found[1].replace("\\x", ""))
+def _descending(candidate: tuple[bytes, float]) -> float:
+    return -candidate[1]
+
+
+def _bytes_of(name: str, numbers: list[int] | None) -> bytes:
+    if numbers:
+        return bytes(numbers)
+    match = _BYTES.fullmatch(name)
+    if match:
+        return bytes.fromhex(match[1].replace("\\x", ""))
     return name.encode(errors="replace")
 
 

@@ -14,7 +14,7 @@ import structlog
 import torch
 
 from worker.engines.base import Chunk, EngineError, EngineStopped
-from worker.engines.transformers.errors import thread_died
+from worker.engines.transformers.errors import ThreadDied
 from worker.engines.transformers.fallback.scheduler import RowScheduler
 from worker.engines.transformers.intake import Intake, drained
 from worker.engines.transformers.model.loaded import Loaded
@@ -129,7 +129,7 @@ class Decoder:
 
     def _intake_died(self, error: BaseException, left: list[Sequence]) -> None:
         """Those who run go on until the engine is started again."""
-        self._closed = thread_died("intake", error)
+        self._closed = ThreadDied("intake", error)
         self._end([*left, *self._intake.close()], self._closed)
 
     # ---- in the decoding thread
@@ -146,7 +146,7 @@ class Decoder:
             # nothing raises here by intent; the engine is started again, and says why
             log.exception("the decoding thread died")
             self._dead = True
-            cause = thread_died("decoding", error)
+            cause = ThreadDied("decoding", error)
         finally:  # nobody is left waiting, whatever ended the loop
             self._closed = cause
             self._end(

@@ -17,10 +17,10 @@ import structlog
 import torch
 
 from broker.wire import Job
-from worker.engines.base import Chunk, EngineStopped, EngineUnavailable
+from worker.engines.base import Chunk, EngineStopped, EngineUnavailable, NoFreeSlot
 from worker.engines.transformers.compute_thread import compute_apart
 from worker.engines.transformers.decoder import Decoder
-from worker.engines.transformers.errors import row_failed
+from worker.engines.transformers.errors import sequence_error
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.model.loader import load
@@ -126,8 +126,8 @@ class TransformersEngine:
         if self._decoder is None:
             raise EngineStopped("the engine is not running")
         if len(self._open) >= self.slots:
-            # Of jobs that waited for their readers while the engine was started again, and came back with fewer slots.
-            raise EngineStopped(f"all {self.slots} slots are taken", alone=True)
+            # Jobs that waited for their readers during a restart that left fewer slots.
+            raise NoFreeSlot(self.slots)
         sequence = Sequence(job, Mailbox())
         self._open.add(sequence)
         try:
@@ -205,7 +205,7 @@ def _deliver(news: StepOutput) -> None:
             Exception
         ) as error:  # its reader would miss a part of the answer, so that answer ends here
             log.exception("a chunk could not be delivered")
-            mailbox.put(row_failed(error))
+            mailbox.put(sequence_error(error))
 
 
 def create(

@@ -1,67 +1,78 @@
-"""What an exception means for a job: another node may succeed, or no node will; and who else is
-concerned.
-"""
+"""What an exception means for the job it happened to, and for the sequences beside it."""
 
 import torch
 
-from worker.engines.base import EngineError
+from worker.engines.base import AnswerFailed, EngineError, EngineFailed, InvalidRequest
 from worker.errors import one_line
 
-# torch on a CPU says it in words only
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
-def model_failed(error: Exception) -> EngineError:
-    """Of a step: its jobs may succeed on another node, or on this one when its engine was started
-    again.
-    """
+class ModelFailed(EngineFailed):
+    """Retryable: a forward pass raised."""
+
+
+class OutOfMemory(ModelFailed):
+    """Retryable: another node, or this one with fewer runs, may have the memory."""
+
+
+class ThreadDied(EngineFailed):
+    """Retryable: a thread that every run needs has ended, and any of them may be the cause."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        super().__init__(f"the {name} thread died: {_with_type(error)}")
+
+
+class NotFiniteLogits(EngineFailed):
+    """Retryable: the model computed no usable logits for this sequence; the others work on."""
+
+    def __init__(self) -> None:
+        super().__init__("the model computed NaN or infinite logits", isolated=True)
+
+
+def step_error(error: Exception) -> EngineError:
+    """Of a forward pass: its jobs may succeed on another node, or after a restart."""
     if isinstance(error, EngineError):
         return error
-    what = "out of memory" if _no_memory(error) else "the model failed"
-    return EngineError("engine", f"{what}: {one_line(error)}", retryable=True)
+    if _is_out_of_memory(error):
+        return OutOfMemory(f"out of memory: {one_line(error)}")
+    return ModelFailed(f"the model failed: {one_line(error)}")
 
 
-def row_failed(error: Exception) -> EngineError:
-    """Of work for one sequence alone, which harms no other one. The same job fails in the same way
-    wherever it runs, unless memory was short; a device in error is no sequence's own.
+def sequence_error(error: Exception) -> EngineError:
+    """Of work for one sequence, which harms no other.
+
+    The same job would fail in the same way on every node, unless memory was short. A device in
+    error is not one sequence's fault, though.
     """
-    if isinstance(error, EngineError) or _device_broken(error):
-        return model_failed(error)
-    if _no_memory(error):
-        return EngineError(
-            "engine", f"out of memory: {one_line(error)}", retryable=True, alone=True
-        )
-    return EngineError("internal", f"computing this answer failed: {_named(error)}", alone=True)
+    if isinstance(error, EngineError) or _is_device_error(error):
+        return step_error(error)
+    if _is_out_of_memory(error):
+        return OutOfMemory(f"out of memory: {one_line(error)}", isolated=True)
+    return AnswerFailed(f"computing this answer failed: {_with_type(error)}")
 
 
-def thread_died(name: str, error: BaseException) -> EngineError:
-    """Of a thread that everything needs: one of its jobs may be the cause, so it counts against all
-    of them.
-    """
-    return EngineError("engine", f"the {name} thread died: {_named(error)}", retryable=True)
+def prompt_error(error: Exception) -> EngineError:
+    """Of turning a job's text into tokens: the same on every node, and no fault of the engine."""
+    if isinstance(error, EngineError) or _is_out_of_memory(error):
+        return step_error(error)
+    return InvalidRequest(f"the prompt cannot be read: {one_line(error)}")
 
 
-def unreadable(error: Exception) -> EngineError:
-    """Of turning one job's text into tokens: the same on every node, and no fault of the engine."""
-    if isinstance(error, EngineError) or _no_memory(error):
-        return model_failed(error)
-    return EngineError("invalid", f"the prompt cannot be read: {one_line(error)}")
-
-
-def _named(error: BaseException) -> str:
-    """With its kind: the text of an exception that nobody expected often says little."""
+def _with_type(error: BaseException) -> str:
+    """With its type: the message of an unexpected exception often says little."""
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _no_memory(error: Exception) -> bool:
-    memory = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, memory) or (
-        isinstance(error, RuntimeError) and any(it in str(error) for it in _NO_MEMORY)
-    )
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch on a CPU raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def _device_broken(error: Exception) -> bool:
-    """CUDA reports an error of any kernel at whatever call comes next, and at every one after it."""
-    return isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and "CUDA error" in str(error)
-    )
+def _is_device_error(error: Exception) -> bool:
+    """CUDA reports a kernel's error at whatever call comes next, and at every one after it."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from worker.engines.base import Chunk, EngineError
-from worker.engines.transformers.errors import unreadable
+from worker.engines.transformers.errors import prompt_error
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.stopwatch import Stopwatch
 
@@ -97,7 +97,7 @@ class Intake:
                 chunks = self._prepare(sequence)
         except Exception as error:
             # whatever a tokenizer or a template raises; it ends this job alone
-            self._refused(sequence, unreadable(error))
+            self._refused(sequence, prompt_error(error))
         else:
             self._ready(sequence, chunks)
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from worker.engines.base import EngineError
-from worker.engines.transformers.errors import model_failed, row_failed
+from worker.engines.base import EngineError, InvalidRequest
+from worker.engines.transformers.errors import NotFiniteLogits, sequence_error, step_error
 from worker.engines.transformers.sampling.sampler import Sampler
 from worker.engines.transformers.sampling.sampler_output import (
     NO_CHOICE,
@@ -79,7 +79,7 @@ class OutputProcessor:
             yield
         except Exception as error:  # whatever a model or a device raises
             log.exception("a step failed", jobs=len(sequences))
-            self.fail(sequences, model_failed(error))
+            self.fail(sequences, step_error(error))
 
     def sample(
         self, sampler: Sampler, logits: torch.Tensor, slots: list[int], sequences: Many[Sequence]
@@ -122,14 +122,12 @@ class OutputProcessor:
             self.fail([sequence], error)
         else:
             log.exception("a sequence failed", request_id=sequence.job.request_id)
-            self.fail([sequence], row_failed(error))
+            self.fail([sequence], sequence_error(error))
 
     def _mark_error(self, sampled: SampledToken) -> EngineError:
         """What a mark in place of a token means for the sequence."""
         if sampled.token == NOT_FINITE:
             self.not_finite += 1
-            reason = "the model computed NaN or infinite logits"
-            return EngineError("engine", reason, retryable=True, alone=True)
+            return NotFiniteLogits()
         assert sampled.token == NO_CHOICE  # noqa: S101 - there are two marks
-        reason = "logit_bias and penalties leave no token to choose"
-        return EngineError("invalid", reason, alone=True)
+        return InvalidRequest("logit_bias and penalties leave no token to choose")

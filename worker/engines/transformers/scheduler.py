@@ -12,7 +12,7 @@ from typing import NamedTuple
 import structlog
 import torch
 
-from worker.engines.transformers.errors import model_failed
+from worker.engines.transformers.errors import step_error
 from worker.engines.transformers.model.attention import Piece
 from worker.engines.transformers.model.loaded import Loaded, OverSlots
 from worker.engines.transformers.model.runner import PIECES
@@ -253,7 +253,7 @@ class SlotScheduler:
             self._model.check()
         except Exception as error:  # whatever the device reports now, perhaps of an earlier step
             log.exception("a step failed", jobs=len(rows))
-            self._output.fail(_sequences(rows), model_failed(error))
+            self._output.fail(_sequences(rows), step_error(error))
             self._slots.forget()
             return
         for number, row in enumerate(rows):

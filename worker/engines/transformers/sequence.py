@@ -3,7 +3,7 @@
 import msgspec
 
 from broker.wire import FinishReason, Job, TokenLogprob
-from worker.engines.base import Chunk, EngineError
+from worker.engines.base import Chunk, InvalidRequest, PromptTooLong
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.sampling.sampler_output import SampledToken
@@ -90,15 +90,13 @@ class Sequence:
         given = len(prompt.ids) - prompt.delivered
         most = loaded.context - 1
         if given > most:
-            raise EngineError(
-                "too_long", f"the prompt has {given} tokens; this node reads at most {most}"
-            )
+            raise PromptTooLong(f"the prompt has {given} tokens; this node reads at most {most}")
         if (
             max(prompt.ids) >= loaded.vocabulary
         ):  # its batch would fail, and on a GPU the whole process
-            raise EngineError("invalid", "the prompt has a token that the model does not know")
+            raise InvalidRequest("the prompt has a token that the model does not know")
         if (biased := max(self.sampling.logit_bias, default=0)) >= loaded.vocabulary:
-            raise EngineError("invalid", f"logit_bias: the model has no token {biased}")
+            raise InvalidRequest(f"logit_bias: the model has no token {biased}")
         wanted = DEFAULT_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
         self.ids, self._given, self._eos_token_ids = (
             prompt.ids,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import structlog
 
 from worker.engines.base import Chunk, EngineError
-from worker.engines.transformers.errors import row_failed
+from worker.engines.transformers.errors import sequence_error
 from worker.engines.transformers.mailbox import Mailbox, merge_chunks
 from worker.engines.transformers.scheduler_protocol import StepOutput
 
@@ -40,7 +40,7 @@ class StreamThrottle:
                 # the reader would miss a part of the answer, so the answer ends here
                 log.exception("a chunk could not be passed on")
                 self._forget(mailbox)
-                due.append((mailbox, row_failed(error)))
+                due.append((mailbox, sequence_error(error)))
         due += self._flush_pending(now)
         if due:
             self._deliver(due)

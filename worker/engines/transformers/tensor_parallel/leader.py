@@ -30,7 +30,7 @@ import torch
 import torch.distributed
 import transformers
 
-from worker.engines.base import EngineError, EngineUnavailable
+from worker.engines.base import EngineFailed, EngineUnavailable
 from worker.engines.transformers.model.attention import Piece
 from worker.engines.transformers.model.loaded import Loaded
 from worker.engines.transformers.model.loader import check_folder, end_tokens, find_device
@@ -124,7 +124,7 @@ class Followers:
     def check(self) -> None:
         """Raises EngineError if one of them is gone: nothing computed since is right."""
         if self._lost.is_set():
-            raise EngineError("engine", self.reason, retryable=True)
+            raise EngineFailed(self.reason)
 
     def gone(self, seconds: float) -> bool:
         """Whether one is, or is found to be within `seconds`."""
@@ -278,7 +278,7 @@ class Leader:
             yield
         except Exception as error:
             if self._followers.gone(_NOTICE_SECONDS):
-                raise EngineError("engine", self._followers.reason, retryable=True) from error
+                raise EngineFailed(self._followers.reason) from error
             self._followers.give_up(f"rank 0 of the model failed in a step: {one_line(error)}")
             raise
 

@@ -12,7 +12,7 @@ import jinja2
 import msgspec
 
 from broker.wire import ChatMessage, Job
-from worker.engines.base import EngineError
+from worker.engines.base import EngineError, InvalidRequest, PromptTooLong
 from worker.engines.transformers.text.control_tokens import ControlTokens, Marks
 from worker.engines.transformers.text.dialogue import forms, leading_systems
 
@@ -229,8 +229,8 @@ class Prompts:
                 return text
             partial = text if partial is None else partial
         if partial is None:
-            raise EngineError(
-                "invalid", f"the model's chat template refuses these messages: {refusal}"
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {refusal}"
             ) from refusal
         return partial
 
@@ -274,7 +274,7 @@ class Prompts:
         if not ids and tokenizer.bos_token_id is not None:
             ids = [tokenizer.bos_token_id]  # an empty prompt: begin from nothing
         if not ids:
-            raise EngineError("invalid", "the prompt is empty")
+            raise InvalidRequest("the prompt is empty")
         return ids
 
     def _before(self) -> list[int]:
@@ -306,8 +306,8 @@ class Prompts:
 
     def _too_long(self) -> EngineError:
         most = self._context - 1
-        return EngineError(
-            "too_long", f"the prompt has more than {most} tokens; this node reads at most {most}"
+        return PromptTooLong(
+            f"the prompt has more than {most} tokens; this node reads at most {most}"
         )
 
 
@@ -339,7 +339,7 @@ def _oldest(starts: list[int], sizes: dict[int, int], added: float, count: int, 
 def _encodable(text: str) -> str:
     """Raises EngineError("invalid") for what is no text."""
     if _HALF_PAIR.search(text):
-        raise EngineError("invalid", "the prompt cannot be read: it has half of a surrogate pair")
+        raise InvalidRequest("the prompt cannot be read: it has half of a surrogate pair")
     return text
 
 
