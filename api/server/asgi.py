@@ -28,6 +28,7 @@ from api.idempotency.store import delete_expired_repeatedly  # noqa: E402
 from api.server import background, logs  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
+from api.server.memory import trim_repeatedly  # noqa: E402
 from api.server.socket_handover import END_STREAMS  # noqa: E402
 from api.tree.orphans import adopt_orphans  # noqa: E402
 from broker.client import Client  # noqa: E402
@@ -92,6 +93,7 @@ def start_background_tasks(app: AppContext) -> list[asyncio.Task[None]]:
     """All work beside the requests."""
     return [
         background.start("database connections", check_connections),
+        background.start("freed memory", trim_repeatedly),
         background.start("deadlines", app.active.enforce_deadlines),
         background.start("takeover", app.takeover.run),
         background.start("idempotent requests", delete_expired_repeatedly),
