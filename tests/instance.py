@@ -45,6 +45,7 @@ class Instance:
         parts = urlsplit(link)
         self.url = f"{parts.scheme}://{parts.netloc}"
         self.token = parse_qs(parts.query)["token"][0]
+        self._keys: dict[str | None, str] = {}
 
     def record(self) -> dict[str, Any]:
         """The instance file."""
@@ -61,8 +62,11 @@ class Instance:
         return self._output([sys.executable, str(LAUNCHER), *words])
 
     def key(self, user: str | None = None) -> str:
-        """A new API key."""
-        return self.canopy("key", "create", *(["--user", user] if user else [])).strip()
+        """The user's API key, made once; without a name the first administrator's."""
+        if user not in self._keys:
+            options = ["--user", user] if user else []
+            self._keys[user] = self.canopy("key", "create", *options).strip()
+        return self._keys[user]
 
     def login_token(self) -> str:
         """A new one-time login token of the administrator, in place of the former one."""

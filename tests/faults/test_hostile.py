@@ -47,7 +47,7 @@ class Site:
     innocents: Innocents
     stranger: httpx.AsyncClient
     model: str
-    disk: Path  # that its home is on
+    folder: Path  # which the home is in
 
 
 Attack = Callable[[Site], Awaitable[None]]
@@ -70,31 +70,12 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """root -> n1 -> n2, n3 with two slots each, fifty words a second."""
-    options = [
-        "--engine",
-        "echo",
-        "--nodes",
-        "3",
-        "--fanout",
-        "2",
-        "--slots",
-        "2",
-        "--token-delay",
-        "0.02",
-    ]
-    with running(tmp_path_factory.mktemp("hostile-echo"), *options) as instance:
-        instance.add_people(stranger=False)
-        yield instance
-
-
-@pytest.fixture(scope="module")
-def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    """The same on a disk that can be filled."""
-    options = ["--engine", "echo", "--nodes", "2", "--slots", "2", "--token-delay", "0.02"]
+    """root -> n1 -> n2, n3, two slots each, fifty words a second, on a disk that can be filled."""
+    options = "--engine echo --nodes 3 --fanout 2 --slots 2 --token-delay 0.02"
+    env = {"CANOPY_FROZEN_SECONDS": "20"}  # more than the broker needs to notice a frozen node
     with (
         small_disk(tmp_path_factory.mktemp("hostile") / "disk") as folder,
-        running(folder / "home", *options) as instance,
+        running(folder / "home", *options.split(), env=env) as instance,
     ):
         instance.add_people(stranger=False)
         yield instance
@@ -121,12 +102,6 @@ async def model_site(gemma: Instance) -> AsyncIterator[Site]:
 @pytest_asyncio.fixture
 async def echo_site(echo: Instance) -> AsyncIterator[Site]:
     async for site in _site(echo, "echo", tokens=40):
-        yield site
-
-
-@pytest_asyncio.fixture
-async def cramped_site(cramped: Instance) -> AsyncIterator[Site]:
-    async for site in _site(cramped, "echo", tokens=40):
         yield site
 
 
@@ -281,23 +256,12 @@ async def counters(site: Site) -> None:
 
 async def clock(site: Site) -> None:
     """Of a node that is two hours ahead; it has many free slots, so that it gets jobs."""
-    options = [
-        "--parent",
-        "n1",
-        "--model",
-        "echo",
-        "--engine",
-        "echo",
-        "--slots",
-        "8",
-        "--token-delay",
-        "0.02",
-    ]
+    options = "--parent n1 --model echo --engine echo --slots 8 --token-delay 0.02"
     ahead = {
         "PYTHONPATH": str(REPOSITORY / "tests" / "faults" / "skewed"),
         "SKEW_SECONDS": str(SKEW),
     }
-    node = NodeProcess(site.instance.broker, "ahead", *options, env=ahead)
+    node = NodeProcess(site.instance.broker, "ahead", *options.split(), env=ahead)
     try:
         await asyncio.to_thread(node.wait_ready)
         asked = [_chat(site, "one two three", words=3) for _ in range(40)]
@@ -318,7 +282,7 @@ async def frozen(site: Site) -> None:
 
 async def disk(site: Site) -> None:
     """That is full for a while: nothing can be stored."""
-    ballast = fill(site.disk)
+    ballast = fill(site.folder)
     async with asyncio.timeout(RECOVERY_SECONDS):
         while (await site.stranger.get("/readyz")).status_code != 503:  # noqa: ASYNC110 - asked, it tells
             await asyncio.sleep(0.1)
@@ -404,6 +368,6 @@ async def test_no_number_clock_or_crowd_harms_others(
 
 
 async def test_a_full_disk_harms_nobody_for_good(
-    cramped_site: Site, record_hostile: Callable[[HostileRow], None]
+    echo_site: Site, record_hostile: Callable[[HostileRow], None]
 ) -> None:
-    await beside(cramped_site, disk, record_hostile)
+    await beside(echo_site, disk, record_hostile)

@@ -19,6 +19,7 @@ from tests.instance import LAUNCHER, Instance, environment, finish, free_port, r
 
 SECONDS = 120.0
 FROZEN_SECONDS = 5  # the shortest limit
+PROCESSES = ("epmd", "broker", "root", "n1", "n2", "api")
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -79,30 +80,34 @@ def alive(pid: int | None) -> bool:
 # ---- a full disk
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk") as folder:
-        yield folder
+@pytest.fixture(scope="module")
+def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """On a disk that can be filled."""
+    with (
+        small_disk(tmp_path_factory.mktemp("cramped") / "disk") as folder,
+        running(folder / "home", "--engine", "echo", "--nodes", "2") as instance,
+    ):
+        yield instance
 
 
 @pytest.mark.parametrize("victim", ["n1", "root", "broker", "api"])
 def test_what_dies_while_the_disk_is_full_is_back_when_it_is_not(
-    disk: Path, victim: str, record: Callable[[Row], None]
+    cramped: Instance, victim: str, record: Callable[[Row], None]
 ) -> None:
-    with running(disk / "home", "--engine", "echo", "--nodes", "2") as instance:
-        before = pids(instance)
-        with instance.program(instance.key()) as program:
-            ballast = fill(disk)
-            os.kill(before[victim], signal.SIGKILL)
-            until(lambda: not alive(before[victim]), "it has been killed")
-            time.sleep(3)  # the launcher has tried, and its records and logs could not be written
-            ballast.unlink()
-            freed = time.monotonic()
-            until_replaced(instance, before, victim)
-            # The broker looks at its disk every few seconds, and takes no jobs until then (503).
-            until(lambda: answers(program), "no answer")
-        record(Row("full disk", victim, 1, 1, 0, 0, 0, (time.monotonic() - freed,)))
-        assert json.loads(instance.canopy("status", "--json"))["running"]
+    until(lambda: set(PROCESSES) <= pids(cramped).keys(), "the former victim is not back")
+    before = pids(cramped)
+    with cramped.program(cramped.key()) as program:
+        ballast = fill(cramped.home.parent)
+        os.kill(before[victim], signal.SIGKILL)
+        until(lambda: not alive(before[victim]), "it has been killed")
+        time.sleep(3)  # the launcher has tried, and its records and logs could not be written
+        ballast.unlink()
+        freed = time.monotonic()
+        until_replaced(cramped, before, victim)
+        # The broker looks at its disk every few seconds, and takes no jobs until then (503).
+        until(lambda: answers(program), "no answer")
+    record(Row("full disk", victim, 1, 1, 0, 0, 0, (time.monotonic() - freed,)))
+    assert json.loads(cramped.canopy("status", "--json"))["running"]
 
 
 # ---- a closed output
