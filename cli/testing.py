@@ -95,7 +95,8 @@ def _halves(tier: str) -> list[list[str]]:
         return [["tests/unit/engine"], ["tests/unit", "--ignore=tests/unit/engine"]]
     if tier == "faults":
         files = [f"tests/faults/test_{theme}.py" for theme in _INSTANCE_FAULTS]
-        return [["tests/faults", *(f"--ignore={file}" for file in files)], files]
+        ignored = [f"--ignore={file}" for file in files]
+        return [["tests/faults", *ignored], files]
     return [[f"tests/{tier}"]]
 
 

@@ -104,9 +104,10 @@ def up(
     gpus = installed_gpus.count()
     home = homes.read()
     models = [Model(argument) for argument in model or [options.default_model(engine)]]
+    arguments = _arguments_by_name(models)
     request = Request(
-        models=dict.fromkeys((each.name for each in models), None),
-        model_arguments=_arguments_by_name(models),
+        models=dict.fromkeys(arguments),
+        model_arguments=arguments,
         engine=engine,
         nodes=nodes or devices.default_nodes(engine, device, gpus, tensor_parallel),
         fanout=fanout,
@@ -133,7 +134,7 @@ def up(
         if detach:
             detached.detach(home, held_lock)
         else:
-            folders = {each.name: each.folder for each in model_files}
+            folders = {prepared.name: prepared.folder for prepared in model_files}
             launcher.run(request.with_folders(folders), home)
 
 

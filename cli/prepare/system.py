@@ -18,7 +18,8 @@ _POLICY_MARK = "# canopy: no service starts while its package is installed"
 _RABBITMQ = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/rabbitmq/sbin/rabbitmq-server")
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-_APT_OPTIONS = ("-o", "DPkg::Lock::Timeout=120", "-o", "APT::Color=0", "-y")
+_APT = ("apt-get", "--no-install-recommends", "-y")
+_APT_SETTINGS = ("-o", "DPkg::Lock::Timeout=120", "-o", "APT::Color=0")
 _APT_ENV = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "a", "LC_ALL": "C.UTF-8"}
 
 
@@ -109,27 +110,31 @@ def _install(log: Log, packages: list[str]) -> None:
     privilege = _privilege()
     if privilege is None:
         raise MachineError(f"needs root; run: {remedy(packages)}")
-    variables = [f"{key}={value}" for key, value in _APT_ENV.items()]
-    apt = [*privilege, "env", *variables, "apt-get", "--no-install-recommends", *_APT_OPTIONS]
     with _no_service_starts(log, privilege):
         if not any(_APT_LISTS.glob("*_Packages*")):
-            log.run([*apt, "update"], survives_us=True)
+            _apt(log, privilege, "update")
         try:
-            log.run([*apt, "install", *packages], survives_us=True)
+            _apt(log, privilege, "install", *packages)
         except CliError:
             log.write("apt-get install failed: the package lists may be old.")
-            log.run([*apt, "update"], survives_us=True)
-            log.run([*apt, "install", *packages], survives_us=True)
+            _apt(log, privilege, "update")
+            _apt(log, privilege, "install", *packages)
     if "rabbitmq-server" in packages and shutil.which("systemctl"):
         # Only its program is needed; its service would start a second broker at every boot.
-        subprocess.run(
-            [*privilege, "systemctl", "disable", "rabbitmq-server"],
-            capture_output=True,
-            check=False,
-        )
+        command = [*privilege, "systemctl", "disable", "rabbitmq-server"]
+        subprocess.run(command, capture_output=True, check=False)
     lacking = missing(packages)
     if lacking:
         raise ProcessError(f"apt succeeded, but {', '.join(lacking)} cannot be found")
+
+
+def _apt(log: Log, privilege: list[str], *words: str) -> None:
+    """Runs apt-get to its end, even if we are killed."""
+    command = [*privilege, "env"]
+    for name, value in _APT_ENV.items():
+        command.append(f"{name}={value}")
+    command.extend(_APT + _APT_SETTINGS + words)
+    log.run(command, survives_us=True)
 
 
 @contextmanager
