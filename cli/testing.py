@@ -22,18 +22,21 @@ _LINTERS = (
 )
 _NO_TESTS_COLLECTED = 5  # pytest's exit status
 
-# Fault tests with whole instances or a cluster; the others have a broker and nodes.
-_INSTANCE_FAULTS = (
-    "api_dies",
-    "broker_restart_cli",
-    "cancel",
-    "chaos",
-    "cluster",
-    "cluster_session",
-    "launcher_cli",
-    "overload",
-    "rolling_restart",
-    "standby_cli",
+# Fault tests mostly wait, so three parts of about equal length run at once: these two, with whole
+# instances or a cluster, and the other files, with a broker and nodes.
+_FAULT_PARTS = (
+    ("hostile", "launcher_cli"),
+    (
+        "api_dies",
+        "broker_restart_cli",
+        "cancel",
+        "chaos",
+        "cluster",
+        "cluster_session",
+        "overload",
+        "rolling_restart",
+        "standby_cli",
+    ),
 )
 
 
@@ -79,25 +82,30 @@ def _run_tier(tier: str) -> Result:
     else:
         if tier == "e2e":
             _build_pages()
-        status = max(_run_side_by_side(_halves(tier)))
+        status = max(_run_side_by_side(_parts(tier)))
         if status == _NO_TESTS_COLLECTED and not _exists(tier):
             status = 0
     return Result(tier, status, time.monotonic() - started)
 
 
-def _halves(tier: str) -> list[list[str]]:
+def _parts(tier: str) -> list[list[str]]:
     """pytest's arguments for each process that runs a part of the tier, at the same time.
 
-    The engine's tests import torch and take as long as all other unit tests; fault tests mostly
-    wait.
+    The engine's tests import torch and take as long as all other unit tests.
     """
     if tier == "unit":
         return [["tests/unit/engine"], ["tests/unit", "--ignore=tests/unit/engine"]]
     if tier == "faults":
-        files = [f"tests/faults/test_{theme}.py" for theme in _INSTANCE_FAULTS]
-        ignored = [f"--ignore={file}" for file in files]
-        return [["tests/faults", *ignored], files]
+        parts = [_fault_files(themes) for themes in _FAULT_PARTS]
+        rest = ["tests/faults"]
+        for files in parts:
+            rest += [f"--ignore={file}" for file in files]
+        return [rest, *parts]
     return [[f"tests/{tier}"]]
+
+
+def _fault_files(themes: Sequence[str]) -> list[str]:
+    return [f"tests/faults/test_{theme}.py" for theme in themes]
 
 
 def _run_side_by_side(runs: Sequence[list[str]]) -> list[int]:
