@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -13,96 +14,55 @@ from cli.lazy import Group, LazyCommand
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
+# Name -> command in cli/commands/, and the first line of its docstring; in the order of `--help`.
+_COMMANDS = {
+    "up": ("up:up", "Prepare what is missing, then start everything; Ctrl-C stops it."),
+    "down": ("down:down", "Stop what `up` started, or is still starting."),
+    "status": ("status:status", "Show what runs here, and how to reach and extend it."),
+    "doctor": ("doctor:doctor", "List what this machine lacks, each with its remedy."),
+    "restart": (
+        "restart:restart",
+        "Replace every running process in turn, without a failed request.",
+    ),
+    "node": ("node:node", "Run one more worker, on any machine that reaches the broker."),
+    "login": (
+        "access:login",
+        "Print a fresh one-time login link, alone on standard output.",
+    ),
+    "tree": ("tree:tree", "Draw the tree of nodes."),
+    "log": ("tree:log", "Print one node's state."),
+    "attach": ("tree:attach", "Move a running node, with all below it, under another parent."),
+    "drain": ("tree:drain", "Let a node finish its jobs; hand it and all below it nothing new."),
+    "resume": ("tree:resume", "Let a drained node take jobs again."),
+    "bench": ("development:bench", "Run a benchmark: bench NAME [--json FILE]."),
+    "test": ("development:test", "Run all tests, some tiers, or pytest with your arguments."),
+}
+_KEY = {
+    "create": ("access:create_key", "Print a new API key, alone on standard output."),
+}
+_DEAD = {
+    "list": ("dead:list_letters", "List them, oldest first."),
+    "show": ("dead:show", "Show a letter's headers and content."),
+    "replay": ("dead:replay", "Run a job again; print its answer."),
+    "drop": ("dead:drop", "Remove letters for good."),
+}
+
 
 def command_line() -> Group:
-    """Every command, in the order of `--help`, with the first line of its function's docstring."""
-    key = Group(
-        "key",
-        "API keys.",
-        [
-            LazyCommand(
-                "create",
-                "cli.commands.access:create_key",
-                "Print a new API key, alone on standard output.",
-            ),
-        ],
+    """All commands."""
+    key = Group("key", "API keys.", _lazy(_KEY))
+    dead = Group("dead", "Dead letters: jobs that were given up on.", _lazy(_DEAD))
+    help_text = (
+        "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`."
     )
-    dead = Group(
-        "dead",
-        "Dead letters: jobs that were given up on.",
-        [
-            LazyCommand("list", "cli.commands.dead:list_letters", "List them, oldest first."),
-            LazyCommand("show", "cli.commands.dead:show", "Show a letter's headers and content."),
-            LazyCommand("replay", "cli.commands.dead:replay", "Run a job again; print its answer."),
-            LazyCommand("drop", "cli.commands.dead:drop", "Remove letters for good."),
-        ],
-    )
-    return Group(
-        "canopy",
-        "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`.",
-        [
-            LazyCommand(
-                "up",
-                "cli.commands.up:up",
-                "Prepare what is missing, then start everything; Ctrl-C stops it.",
-            ),
-            LazyCommand(
-                "down", "cli.commands.down:down", "Stop what `up` started, or is still starting."
-            ),
-            LazyCommand(
-                "status",
-                "cli.commands.status:status",
-                "Show what runs here, and how to reach and extend it.",
-            ),
-            LazyCommand(
-                "doctor",
-                "cli.commands.doctor:doctor",
-                "List what this machine lacks, each with its remedy.",
-            ),
-            LazyCommand(
-                "restart",
-                "cli.commands.restart:restart",
-                "Replace every running process in turn, without a failed request.",
-            ),
-            LazyCommand(
-                "node",
-                "cli.commands.node:node",
-                "Run one more worker, on any machine that reaches the broker.",
-            ),
-            key,
-            LazyCommand(
-                "login",
-                "cli.commands.access:login",
-                "Print a fresh one-time login link, alone on standard output.",
-            ),
-            LazyCommand("tree", "cli.commands.tree:tree", "Draw the tree of nodes."),
-            LazyCommand("log", "cli.commands.tree:log", "Print one node's state."),
-            LazyCommand(
-                "attach",
-                "cli.commands.tree:attach",
-                "Move a running node, with all below it, under another parent.",
-            ),
-            LazyCommand(
-                "drain",
-                "cli.commands.tree:drain",
-                "Let a node finish its jobs; hand it and all below it nothing new.",
-            ),
-            LazyCommand(
-                "resume", "cli.commands.tree:resume", "Let a drained node take jobs again."
-            ),
-            dead,
-            LazyCommand(
-                "bench",
-                "cli.commands.development:bench",
-                "Run a benchmark: bench NAME [--json FILE].",
-            ),
-            LazyCommand(
-                "test",
-                "cli.commands.development:test",
-                "Run all tests, some tiers, or pytest with your arguments.",
-            ),
-        ],
-    )
+    return Group("canopy", help_text, [*_lazy(_COMMANDS), key, dead])
+
+
+def _lazy(table: Mapping[str, tuple[str, str]]) -> list[LazyCommand]:
+    commands = []
+    for name, (target, summary) in table.items():
+        commands.append(LazyCommand(name, f"cli.commands.{target}", summary))
+    return commands
 
 
 def main() -> int:

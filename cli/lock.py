@@ -98,7 +98,7 @@ def holder(home: Home) -> Holder | None:
 
 
 @contextlib.contextmanager
-def held(home: Home) -> Iterator[Lock]:
+def hold(home: Home) -> Iterator[Lock]:
     """Holds the lock while the block runs. Raises StateError when it is held already."""
     lock = take(home)
     try:

@@ -65,5 +65,5 @@ def _send(holder: lock.Holder, number: signal.Signals) -> None:
 def _end_leftovers(home: Home) -> list[str]:
     if not home.run.exists():
         return []
-    with lock.held(home):
+    with lock.hold(home):
         return processes.end_leftovers(home)

@@ -128,11 +128,11 @@ def up(
         public_url=environment.read().public_url,
     )
     model_files = models if engine == "transformers" else []
-    with lock.held(home) as held_lock:  # refuses a second `up`
+    with lock.hold(home) as held:  # refuses a second `up`
         launcher.check(request, home)
         launcher.prepare(model_files, home)
         if detach:
-            detached.detach(home, held_lock)
+            detached.detach(home, held)
         else:
             folders = {prepared.name: prepared.folder for prepared in model_files}
             launcher.run(request.with_folders(folders), home)

@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> Home:
 
 def test_a_second_holder_is_refused_and_the_first_is_known(home: Home) -> None:
     assert not lock.is_held(home)
-    with lock.held(home):
+    with lock.hold(home):
         assert lock.is_held(home)
         assert lock.holder(home) == lock.Holder.current()
         with pytest.raises(CliError, match="is already starting or stopping here"):
@@ -73,7 +73,7 @@ def test_a_number_that_names_another_file_is_no_lock(home: Home, tmp_path: Path)
     try:
         for number in (str(other), "9999", "-1", "x"):
             os.environ[lock.LOCK_FD] = number
-            with lock.held(home):
+            with lock.hold(home):
                 assert lock.holder(home) == lock.Holder.current()
             assert lock.LOCK_FD not in os.environ
     finally:

@@ -19,7 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """A folder with an instance that is ready."""
     monkeypatch.delenv("CANOPY_AMQP_URL", raising=False)
     home = Home(tmp_path)
-    with lock.held(home):
+    with lock.hold(home):
         home.instance_file.write_text(json.dumps({"amqp": {"node": HERE}, "engine": "echo"}))
         yield home
 
