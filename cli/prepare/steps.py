@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cli.console import say
 from cli.errors import CliError, ProcessError
 
 _REFRESH_SECONDS = 0.2  # on a terminal
@@ -148,7 +149,7 @@ class Display:
     def begin(self, step: Step) -> None:
         """Announces a step."""
         if not self._live:
-            _say(f"  ... {step.title}")
+            say(f"... {step.title}")
 
     def draw(self, running: Sequence[Step]) -> None:
         """Shows the progress of the running steps."""
@@ -156,22 +157,23 @@ class Display:
             self._erase()
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             for step in running:
-                _say(_progress(step)[: width - 1])
+                say(_progress(step)[: width - 3])
             self._drawn = len(running)
         elif time.monotonic() - self._reported >= _REPORT_SECONDS:
             self._reported = time.monotonic()
             for step in running:
-                _say(_progress(step)[:160])
+                say(_progress(step)[:160])
 
     def end(self, step: Step) -> None:
         """Confirms a step that succeeded; the caller reports failures."""
         self._erase()
         if not step.error:
-            _say(f"  ok  {step.title} ({step.seconds:.0f} s)")
+            say(f"ok  {step.title} ({step.seconds:.0f} s)")
 
     def _erase(self) -> None:
         if self._drawn:
-            _write(f"\x1b[{self._drawn}F\x1b[J")
+            with contextlib.suppress(OSError):  # standard error may be closed
+                sys.stderr.write(f"\x1b[{self._drawn}F\x1b[J")
             self._drawn = 0
 
 
@@ -203,7 +205,7 @@ def exclusive(lock: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("  ... waiting for another canopy command that prepares this folder")
+            say("... waiting for another canopy command that prepares this folder")
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
@@ -221,14 +223,4 @@ def _start(step: Step, logs: Path, display: Display) -> threading.Thread:
 
 def _progress(step: Step) -> str:
     last = step.log.last if step.log else ""
-    return f"  ... {step.title}: {time.monotonic() - step.started:.0f} s  {last}"
-
-
-def _say(text: str) -> None:
-    _write(text + "\n")
-
-
-def _write(text: str) -> None:
-    with contextlib.suppress(OSError):  # closed: the work goes on
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    return f"... {step.title}: {time.monotonic() - step.started:.0f} s  {last}"
