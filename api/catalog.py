@@ -10,7 +10,8 @@ import structlog
 from api.environment import Environment
 from api.errors import ApiError
 from broker.client import Client
-from broker.management import Edges, ManagementError, edges
+from broker.errors import ManagementError
+from broker.management import Edges, edges
 from broker.wire import NodeState
 
 log = structlog.get_logger("canopy.api")

@@ -1,1 +1,1 @@
-"""Everything AMQP and nothing else: messages, connections, publishing, consuming, the reply path."""
+"""Everything AMQP and nothing else: messages, connections, publishing, consuming, replies."""

@@ -2,32 +2,34 @@
 
 from urllib.parse import urlsplit
 
-from broker.session import BrokerError
+from broker.errors import BadAddress
 
 _SHAPE = "amqp://USER:PASSWORD@HOST:PORT/VHOST"
 
 
 def addresses(urls: str) -> list[str]:
-    """The addresses in `urls`, each once. A comma inside a password is written %2C.
+    """The addresses in `urls`, without repeats. A comma inside a password is written %2C.
 
-    Raises BrokerError that says which one is malformed and why, without the password.
+    Raises BadAddress that says which one is malformed and why, without the password.
     """
-    found = list(dict.fromkeys(each.strip() for each in urls.split(",") if each.strip()))
-    if not found:
-        raise BrokerError(
-            f"the broker's address is empty; it is {_SHAPE}, or several of these separated by commas"
+    stripped = [url.strip() for url in urls.split(",")]
+    unique = list(dict.fromkeys(url for url in stripped if url))
+    if not unique:
+        raise BadAddress(
+            f"the broker's address is empty; it is {_SHAPE}, or several, separated by commas"
         )
-    for number, url in enumerate(found, 1):
-        if reason := _fault(url):
-            raise BrokerError(f"broker address {number} of {len(found)} {reason}; it is {_SHAPE}")
-    return found
+    for number, url in enumerate(unique, 1):
+        reason = _fault(url)
+        if reason is not None:
+            raise BadAddress(f"broker address {number} of {len(unique)} {reason}; it is {_SHAPE}")
+    return unique
 
 
 def _fault(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its text may hold what was taken for the port: the end of a password
+    except ValueError:  # its text may contain the end of a password, taken for the port
         return "has a malformed host or port"
     if parts.scheme not in ("amqp", "amqps"):
         return "does not begin with amqp:// or amqps://"

@@ -1,13 +1,13 @@
-"""A session on RabbitMQ through pika's asyncio adapter: two connections, one to publish and one for all else.
+"""A session on RabbitMQ through pika's asyncio adapter: two connections, one only to publish.
 
-They are apart because a memory or disk alarm blocks a connection that publishes: acknowledgements and heartbeats
-of the other one keep flowing. `channels.py` has what they are made of.
+A memory or disk alarm blocks a connection that publishes; acknowledgements and heartbeats of the
+other one keep flowing. `channels.py` has the parts.
 """
 
 import asyncio
 import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pika
@@ -20,57 +20,141 @@ from broker.channels import (
     CONNECT_SECONDS,
     Acknowledger,
     OpenChannel,
-    PreconditionFailed,
     Publisher,
     connect,
     translate,
 )
-from broker.session import (
-    BrokerError,
-    ConnectionLost,
-    Delivery,
-    DeliveryHandler,
-    ExchangeKind,
-    NotFound,
-    QueueLocked,
-)
+from broker.errors import BrokerError, ConnectionLost, NotFound, PreconditionFailed, QueueLocked
+from broker.session import Delivery, DeliveryHandler, ExchangeKind
 
-ADDRESS_SECONDS = 3.0  # but for each at least this, however many there are
-CHECK_SECONDS = 5.0  # how often a session looks whether its exclusive queues are still there
+ADDRESS_SECONDS = 3.0  # for each address at least, however many there are
+CLOSE_SECONDS = 2.0  # longest wait for connections to close
+CHECK_SECONDS = 5.0  # between two checks that the exclusive queues still exist
 
-# A quorum queue drops a message that was delivered again more often than this. RabbitMQ 4 sets 20 where nothing is
-# said, and its "no limit" (-1) means 0 to RabbitMQ 3. A number never reached means the same to both, survives an
-# upgrade, and lets the queue put back what is requeued at its old place instead of at its end.
+# A quorum queue drops a message that was redelivered more often than this. RabbitMQ 4 defaults to
+# 20, and its "no limit" (-1) means 0 to RabbitMQ 3. A number that is never reached means the same
+# to both, survives an upgrade, and makes the queue requeue messages at their old place.
 DELIVERY_LIMIT = 1_000_000
+
+
+class ConnectionPair:
+    """A connection to consume and one to publish, on the same broker: they are lost together."""
+
+    def __init__(self, consuming: AsyncioConnection, publishing: AsyncioConnection) -> None:
+        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        self.consuming = consuming
+        self.publishing = publishing
+        self.blocking = asyncio.Event()
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self._on_lost: list[Callable[[BrokerError], None]] = []
+        for connection in (consuming, publishing):
+            connection.add_on_close_callback(self._on_closed)
+        publishing.add_on_connection_blocked_callback(self._on_blocked)
+        publishing.add_on_connection_unblocked_callback(self._on_unblocked)
+
+    @classmethod
+    async def open(cls, url: str, name: str) -> "ConnectionPair":
+        """Raises ConnectionLost, AccessRefused or BadAddress."""
+        consuming = await connect(url, name)
+        try:
+            publishing = await connect(url, f"{name} (publish)")
+        except BaseException:
+            await _close_connections([consuming])
+            raise
+        return cls(consuming, publishing)
+
+    def when_lost(self, callback: Callable[[BrokerError], None]) -> None:
+        """Has `callback` called with the reason, in the moment of the loss."""
+        self._on_lost.append(callback)
+
+    def lose(self, reason: BrokerError) -> None:
+        """Closes both: half a session is harder to reason about than none."""
+        if self.closed.done():
+            return
+        self.closed.set_result(reason)
+        for callback in self._on_lost:
+            callback(reason)
+        for connection in (self.consuming, self.publishing):
+            if connection.is_open:
+                connection.close()
+
+    async def close(self) -> None:
+        """Closes both, and returns when they are closed, or soon anyway."""
+        await _close_connections([self.consuming, self.publishing])
+        self.lose(ConnectionLost("the session was closed"))
+
+    def _on_closed(self, _connection: object, error: BaseException) -> None:
+        self.lose(translate(error))
+
+    def _on_blocked(self, *_: object) -> None:
+        self.blocking.set()
+        self.flowing.clear()
+
+    def _on_unblocked(self, *_: object) -> None:
+        self.blocking.clear()
+        self.flowing.set()
+
+
+async def _close_connections(connections: Iterable[AsyncioConnection]) -> None:
+    closing: list[asyncio.Future[None]] = []
+    for connection in connections:
+        if connection.is_closed:
+            continue
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection.add_on_close_callback(functools.partial(_resolve, closed))
+        closing.append(closed)
+        if connection.is_open:
+            connection.close()
+    if closing:
+        await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+
+
+def _resolve(closed: asyncio.Future[None], *_: object) -> None:
+    if not closed.done():
+        closed.set_result(None)
 
 
 class AmqpSession:
     """See broker.session.Session."""
 
-    def __init__(self, connections: list[AsyncioConnection], queue_type: str) -> None:
-        self._queue_type = queue_type
-        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
-        self.deletes = queue_type != "quorum"  # those cannot refuse it when a message has come
-        self.blocking = asyncio.Event()
-        self.flowing = asyncio.Event()
-        self.flowing.set()
+    def __init__(
+        self,
+        connections: ConnectionPair,
+        consuming: OpenChannel,
+        publishing: OpenChannel,
+        publisher: Publisher,
+        queue_type: str,
+        name: str,
+    ) -> None:
+        self.closed = connections.closed
+        self.deletes = queue_type != "quorum"  # a quorum queue is deleted even if not empty
+        self.blocking = connections.blocking
+        self.flowing = connections.flowing
         self._connections = connections
-        self._main: OpenChannel  # consumes and acknowledges
-        self._acknowledger: Acknowledger
-        self._asking: OpenChannel | None = (
-            None  # all that the broker may refuse, which closes the channel
-        )
-        self._publisher: Publisher
+        self._consuming = consuming
+        self._acknowledger = Acknowledger(consuming.raw)
+        self._publisher = publisher
+        self._queue_type = queue_type
+        self._requests: OpenChannel | None = None  # for calls whose refusal closes the channel
+        self._request_lock = asyncio.Lock()
+        self._consume_lock = asyncio.Lock()
         self._exclusive: set[str] = set()
-        self._checking: asyncio.Task[None] | None = None
-        self._one_question = asyncio.Lock()
-        self._one_consume = asyncio.Lock()
+        connections.when_lost(self._fail_publishes)
+        consuming.raw.add_on_cancel_callback(self._on_consumer_cancelled)
+        for channel in (consuming, publishing):
+            channel.closed.add_done_callback(self._on_channel_closed)
+        self._checking = asyncio.create_task(
+            self._check_exclusive(), name=f"exclusive queues of {name}"
+        )
 
     @classmethod
     async def open(cls, url: str, name: str, *, queue_type: str = "classic") -> "AmqpSession":
-        """Connects twice. `name` is shown in RabbitMQ's list of connections. Durable queues are declared as
-        `queue_type` (classic, or quorum on a cluster). Of several addresses in `url` (see broker.addresses) a random
-        one is used that answers. Raises ConnectionLost, AccessRefused, or BrokerError if `url` is malformed.
+        """Connects to a random address in `url` (see broker.addresses) that answers.
+
+        `name` is shown in RabbitMQ's list of connections. Durable queues are declared as
+        `queue_type` (classic, or quorum on a cluster). Raises ConnectionLost, AccessRefused, or
+        BadAddress if `url` is malformed.
         """
         candidates = addresses(url)
         random.shuffle(candidates)
@@ -85,71 +169,57 @@ class AmqpSession:
 
     @classmethod
     async def _open_one(cls, url: str, name: str, queue_type: str, seconds: float) -> "AmqpSession":
-        """Both connections on one broker: a broker that dies takes all of a session, or nothing."""
-        connections: list[AsyncioConnection] = []
-        self = cls(connections, queue_type)
         try:
             async with asyncio.timeout(seconds):
-                connections.append(await connect(url, name))
-                connections.append(await connect(url, f"{name} (publish)"))
-                for connection in connections:
-                    connection.add_on_close_callback(self._on_connection_closed)
-                publish = connections[1]
-                publish.add_on_connection_blocked_callback(lambda *_: self._alarm(True))
-                publish.add_on_connection_unblocked_callback(lambda *_: self._alarm(False))
-                self._main = await OpenChannel.open(connections[0], self.closed)
-                self._acknowledger = Acknowledger(self._main.raw)
-                publishing = await OpenChannel.open(publish, self.closed)
-                self._publisher = Publisher(publishing, self._lost)
-                await self._publisher.start()
-        except BaseException as error:
-            await self.close()
-            if isinstance(error, TimeoutError):
-                raise ConnectionLost("the broker does not answer") from error
-            raise
-        self._main.raw.add_on_cancel_callback(self._on_consumer_cancelled)
-        for channel in (self._main, publishing):
-            channel.closed.add_done_callback(lambda closed: self._lost(closed.result()))
-        self._checking = asyncio.create_task(
-            self._check_exclusive(), name=f"exclusive queues of {name}"
-        )
-        return self
+                connections = await ConnectionPair.open(url, name)
+                try:
+                    consuming = await OpenChannel.open(connections.consuming, connections.closed)
+                    publishing = await OpenChannel.open(connections.publishing, connections.closed)
+                    publisher = Publisher(publishing, connections.lose)
+                    await publisher.start()
+                except BaseException:
+                    await connections.close()
+                    raise
+        except TimeoutError as error:
+            raise ConnectionLost("the broker does not answer") from error
+        return cls(connections, consuming, publishing, publisher, queue_type, name)
 
     @property
     def blocked(self) -> bool:
-        """The broker takes no publishes now (memory or disk alarm)."""
+        """True while the broker takes no publishes (memory or disk alarm)."""
         return self.blocking.is_set()
 
     async def declare_exchange(self, name: str, kind: ExchangeKind) -> None:
-        await self._ask("exchange_declare", exchange=name, exchange_type=kind, durable=True)
+        await self._request("exchange_declare", exchange=name, exchange_type=kind, durable=True)
 
     async def declare_queue(self, name: str, *, exclusive: bool = False) -> None:
-        if exclusive:  # always classic: an exclusive queue dies with its connection, there is nothing to replicate
-            await self._ask("queue_declare", queue=name, exclusive=True)
+        if exclusive:  # always classic: there is no point in replicating it
+            await self._request("queue_declare", queue=name, exclusive=True)
             self._exclusive.add(name)
             return
         arguments: dict[str, object] = {"x-queue-type": self._queue_type}
         if self._queue_type == "quorum":
             arguments["x-delivery-limit"] = DELIVERY_LIMIT
         try:
-            await self._ask("queue_declare", queue=name, durable=True, arguments=arguments)
+            await self._request("queue_declare", queue=name, durable=True, arguments=arguments)
         except PreconditionFailed as error:
             raise BrokerError(
-                f"queue {name} exists, but not as CANOPY_QUEUE_TYPE={self._queue_type} makes it: set the former type "
-                f"again, or stop Canopy and delete its queues (rabbitmqctl delete_queue {name}). {error}"
+                f"queue {name} exists, but not as CANOPY_QUEUE_TYPE={self._queue_type} makes it: "
+                "set the former type again, or stop Canopy and delete its queues "
+                f"(rabbitmqctl delete_queue {name}). {error}"
             ) from error
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
-        await self._ask("queue_bind", queue=queue, exchange=exchange, routing_key=key)
+        await self._request("queue_bind", queue=queue, exchange=exchange, routing_key=key)
 
     async def unbind(self, queue: str, exchange: str, key: str) -> None:
-        await self._ask("queue_unbind", queue=queue, exchange=exchange, routing_key=key)
+        await self._request("queue_unbind", queue=queue, exchange=exchange, routing_key=key)
 
     async def delete_queue(self, name: str) -> bool:
         if not self.deletes:
             return False
         try:
-            await self._ask("queue_delete", queue=name, if_empty=True, if_unused=True)
+            await self._request("queue_delete", queue=name, if_empty=True, if_unused=True)
         except NotFound:
             return True
         except PreconditionFailed:  # not empty, or consumed
@@ -158,7 +228,7 @@ class AmqpSession:
 
     async def delete_exchange(self, name: str, *, if_unused: bool = False) -> bool:
         try:
-            await self._ask("exchange_delete", exchange=name, if_unused=if_unused)
+            await self._request("exchange_delete", exchange=name, if_unused=if_unused)
         except NotFound:
             return True
         except PreconditionFailed:
@@ -167,14 +237,14 @@ class AmqpSession:
 
     async def depth(self, queue: str) -> int | None:
         try:
-            answer = await self._ask("queue_declare", queue=queue, passive=True)
+            answer = await self._request("queue_declare", queue=queue, passive=True)
         except (NotFound, QueueLocked):
             return None
         return int(answer.method.message_count)
 
     async def exists(self, queue: str) -> bool:
         try:
-            await self._ask("queue_declare", queue=queue, passive=True)
+            await self._request("queue_declare", queue=queue, passive=True)
         except NotFound:
             return False
         except QueueLocked:
@@ -197,18 +267,18 @@ class AmqpSession:
                 )
             )
 
-        # consuming from a missing queue would close the consuming channel, so ask elsewhere first
-        await self._ask("queue_declare", queue=queue, passive=True)
-        async with self._one_consume:  # the limit applies to the consumers started after it
-            await self._main.call("basic_qos", prefetch_count=prefetch)
-            answer = await self._main.call(
+        # consuming a missing queue would close the main channel, so check on the other one
+        await self._request("queue_declare", queue=queue, passive=True)
+        async with self._consume_lock:  # basic_qos applies to the consumers started after it
+            await self._consuming.call("basic_qos", prefetch_count=prefetch)
+            answer = await self._consuming.call(
                 "basic_consume", queue=queue, on_message_callback=delivered
             )
         return str(answer.method.consumer_tag)
 
     async def cancel(self, tag: str) -> None:
-        if tag in self._main.raw.consumer_tags:
-            await self._main.call("basic_cancel", consumer_tag=tag)
+        if tag in self._consuming.raw.consumer_tags:
+            await self._consuming.call("basic_cancel", consumer_tag=tag)
 
     def publish(
         self,
@@ -222,64 +292,39 @@ class AmqpSession:
         return self._publisher.publish(exchange, key, body, persistent, headers)
 
     async def close(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.gather(self._checking, return_exceptions=True)
-        gone = []
-        for connection in self._connections:
-            if connection.is_closed:
-                continue
-            closed = asyncio.get_running_loop().create_future()
-            connection.add_on_close_callback(
-                lambda *_, closed=closed: closed.done() or closed.set_result(None)
-            )
-            gone.append(closed)
-            if connection.is_open:
-                connection.close()
-        if gone:
-            await asyncio.wait(gone, timeout=2)
-        self._lost(ConnectionLost("the session was closed"))
+        self._checking.cancel()
+        await asyncio.gather(self._checking, return_exceptions=True)
+        await self._connections.close()
 
-    async def _ask(self, method: str, /, **kwargs: Any) -> Any:
-        """A call that may be refused, on a channel of its own that is replaced when that happens."""
-        async with self._one_question:
-            if self._asking is None or self._asking.closed.done():
-                self._asking = await OpenChannel.open(self._connections[0], self.closed)
-            return await self._asking.call(method, **kwargs)
+    async def _request(self, method: str, /, **kwargs: Any) -> Any:
+        """A call that the broker may refuse, on a channel that is replaced when it does."""
+        async with self._request_lock:
+            if self._requests is None or self._requests.closed.done():
+                self._requests = await OpenChannel.open(self._connections.consuming, self.closed)
+            return await self._requests.call(method, **kwargs)
 
     async def _check_exclusive(self) -> None:
-        """A cluster that was divided may forget a queue and go on as if nothing were wrong for its owner: nothing would
-        arrive any more, and nobody would say so (RabbitMQ 4.0 and 4.1 with Khepri).
+        """Ends the session when the broker has forgotten one of its exclusive queues.
+
+        After a network partition a cluster may lose a queue without telling its owner, which would
+        wait for ever (RabbitMQ 4.0 and 4.1 with Khepri).
         """
         while not self.closed.done():
             await asyncio.sleep(CHECK_SECONDS)
             for queue in tuple(self._exclusive):
                 try:
-                    await self._ask("queue_declare", queue=queue, passive=True)
+                    await self._request("queue_declare", queue=queue, passive=True)
                 except (NotFound, QueueLocked):
-                    self._lost(BrokerError(f"the broker has forgotten queue {queue}"))
+                    self._connections.lose(BrokerError(f"the broker has forgotten queue {queue}"))
                 except BrokerError:
-                    break  # it did not answer: asked again later
+                    break  # no answer: try again later
 
-    def _alarm(self, on: bool) -> None:
-        (self.blocking.set if on else self.blocking.clear)()
-        (self.flowing.clear if on else self.flowing.set)()
-
-    def _on_connection_closed(self, _connection: object, error: BaseException) -> None:
-        self._lost(translate(error))
+    def _on_channel_closed(self, closed: asyncio.Future[BrokerError]) -> None:
+        self._connections.lose(closed.result())
 
     def _on_consumer_cancelled(self, frame: Any) -> None:
-        self._lost(
-            BrokerError(f"the broker ended consumer {frame.method.consumer_tag}: its queue is gone")
-        )
+        tag = frame.method.consumer_tag
+        self._connections.lose(BrokerError(f"the broker ended consumer {tag}: its queue is gone"))
 
-    def _lost(self, reason: BrokerError) -> None:
-        """Ends the session as a whole: half a session is harder to reason about than none."""
-        if self.closed.done():
-            return
-        self.closed.set_result(reason)
-        if hasattr(self, "_publisher"):
-            self._publisher.fail(ConnectionLost(str(reason)))
-        for connection in self._connections:
-            if connection.is_open:
-                connection.close()
+    def _fail_publishes(self, reason: BrokerError) -> None:
+        self._publisher.fail(ConnectionLost(str(reason)))

@@ -1,7 +1,6 @@
 """Types of the wire's fields with their bounds.
 
-What arrives is believed within these bounds only. They are far beyond what an honest process says: a message outside
-of them comes from a broken one, and is treated as one that does not decode.
+A message outside these bounds does not decode. They lie far beyond what a correct process sends.
 """
 
 from typing import Annotated
@@ -13,16 +12,16 @@ from topology.names import MAX_NAME_BYTES, NODE_NAME
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Slots = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
-Held = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+JobCount = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]  # Unix seconds
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_BYTES)]
 NodeName = Annotated[str, msgspec.Meta(pattern=rf"^(?:{NODE_NAME})\Z")]
 Note = Annotated[str, msgspec.Meta(max_length=10_000)]  # a sentence for people
-Trail = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]  # shown, and no address
+Trail = Annotated[tuple[Name, ...], msgspec.Meta(max_length=10_000)]  # for display only
 NodeNames = Annotated[tuple[NodeName, ...], msgspec.Meta(max_length=10_000)]
-UserCounts = Annotated[dict[Name, Held], msgspec.Meta(max_length=20_000)]
+UserCounts = Annotated[dict[Name, JobCount], msgspec.Meta(max_length=20_000)]
 Unit = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Penalty = Annotated[float, msgspec.Meta(ge=-1000, le=1000)]
 LONGEST_SECONDS = 1e9  # the bound of Seconds

@@ -1,4 +1,4 @@
-"""pika, wrapped: connections, channels whose calls are awaited, publishes that are confirmed, joined acknowledgements.
+"""pika, wrapped: connections, awaitable channels, confirmed publishes, batched acknowledgements.
 
 pika is imported here and in `amqp.py`, which makes a session of these, and nowhere else.
 """
@@ -12,25 +12,24 @@ from typing import Any
 import pika
 import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils import connection_workflow
 from pika.channel import Channel
 
-from broker.limits import check_sendable
-from broker.session import (
+from broker.errors import (
     AccessRefused,
+    BadAddress,
     BrokerError,
     ConnectionLost,
     NotFound,
+    PreconditionFailed,
     QueueLocked,
     Unsendable,
 )
+from broker.limits import check_sendable
 
 HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
 CONNECT_SECONDS = 10.0  # for all addresses together
-CALL_SECONDS = 15  # a declare or bind that takes longer means a broker in trouble
-
-
-class PreconditionFailed(BrokerError):
-    """The queue is not empty, or exists with other arguments."""
+CALL_SECONDS = 15  # a declare or bind that takes longer means that the broker is in trouble
 
 
 _CHANNEL_ERRORS: dict[int, type[BrokerError]] = {
@@ -49,18 +48,7 @@ def translate(error: BaseException) -> BrokerError:
         return error
     if isinstance(error, pika.exceptions.ChannelClosed):
         return _CHANNEL_ERRORS.get(error.reply_code, BrokerError)(error.reply_text)
-    while (
-        isinstance(error, pika.adapters.utils.connection_workflow.AMQPConnectorException)
-        and error.args
-    ):
-        inner = (
-            error.args[0]
-            if isinstance(error.args[0], BaseException)
-            else getattr(error, "exceptions", [None])[-1]
-        )
-        if inner is None:
-            break
-        error = inner
+    error = _innermost(error)
     if isinstance(
         error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError
     ):
@@ -68,8 +56,20 @@ def translate(error: BaseException) -> BrokerError:
     return ConnectionLost(str(error) or type(error).__name__)
 
 
+def _innermost(error: BaseException) -> BaseException:
+    """What pika's connection workflow wraps, sometimes more than once."""
+    while isinstance(error, connection_workflow.AMQPConnectorException) and error.args:
+        inner = error.args[0]
+        if not isinstance(inner, BaseException):
+            inner = getattr(error, "exceptions", [None])[-1]
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
 class Calls:
-    """The replies being waited for; all of them fail when their channel or connection closes."""
+    """Calls that wait for a reply; all of them fail when their channel or connection closes."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[Any]] = set()
@@ -105,50 +105,55 @@ class Calls:
 
 
 class OpenChannel:
-    """A pika channel with awaitable calls."""
+    """A pika channel with awaitable calls. `closed` is resolved with the reason when it closes."""
 
-    def __init__(self) -> None:
-        self.raw: Channel
-        self._calls = Calls()
-        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+    def __init__(self, raw: Channel, calls: Calls, closed: asyncio.Future[BrokerError]) -> None:
+        self.raw = raw
+        self.closed = closed
+        self._calls = calls
 
     @classmethod
     async def open(cls, connection: AsyncioConnection, lost: Lost) -> "OpenChannel":
-        """`lost`: resolved when the connection ends. One that ends first never reports the channel as closed."""
+        """Opens a channel. `lost` is resolved when the connection ends.
+
+        pika does not report a channel as closed if its connection ends before it is open.
+        """
         if not connection.is_open:
             raise ConnectionLost("the connection is closed")
-        self = cls()
+        calls = Calls()
+        closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
 
-        def begin(*, callback: Callable[[object], None]) -> None:
+        def on_close(_channel: Channel, error: BaseException) -> None:
+            reason = translate(error)
+            calls.fail(reason)
+            if not closed.done():
+                closed.set_result(reason)
+
+        def begin(*, callback: Callable[[Channel], None]) -> None:
             def opened(channel: Channel) -> None:
-                channel.add_on_close_callback(self._on_close)
+                channel.add_on_close_callback(on_close)
                 callback(channel)
 
-            self.raw = connection.channel(on_open_callback=opened)
+            connection.channel(on_open_callback=opened)
 
         def fail(lost: Lost) -> None:
-            self._calls.fail(lost.result())
+            calls.fail(lost.result())
 
         lost.add_done_callback(fail)
         try:
-            await self._calls.call(begin)
+            raw: Channel = await calls.call(begin)
         finally:
             lost.remove_done_callback(fail)
-        return self
+        return cls(raw, calls, closed)
 
     async def call(self, method: str, /, **kwargs: Any) -> Any:
         return await self._calls.call(getattr(self.raw, method), **kwargs)
 
-    def _on_close(self, _channel: Channel, error: BaseException) -> None:
-        reason = translate(error)
-        self._calls.fail(reason)
-        if not self.closed.done():
-            self.closed.set_result(reason)
-
 
 class Connection(AsyncioConnection):
-    """Sends all that one turn of the event loop has to say at once. pika makes a system call a frame, of which a
-    publish has three, and each of them wakes the broker.
+    """Writes all frames of one turn of the event loop at once.
+
+    pika makes a system call for each frame, a publish has three, and each call wakes the broker.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -156,25 +161,25 @@ class Connection(AsyncioConnection):
         super().__init__(*args, **kwargs)
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        """What pika's Connection asks of its adapters: send this soon, in this order."""
+        """Overrides pika's hook for adapters: send this soon, in this order."""
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(data)
 
     def _flush(self) -> None:
         data, self._unsent = b"".join(self._unsent), []
-        if not self.is_closed:  # else it was lost in this turn
-            super()._adapter_emit_data(data)  # type: ignore[misc]  # the stubs know only what users call
+        if not self.is_closed:
+            super()._adapter_emit_data(data)  # type: ignore[misc]  # not in the stubs
 
 
 async def connect(url: str, name: str) -> AsyncioConnection:
-    """An open connection. Raises ConnectionLost, AccessRefused, or BrokerError for a malformed address."""
-    # pika logs every refused connection at ERROR with a traceback; our own callers report the reason once
+    """An open connection. Raises ConnectionLost, AccessRefused or BadAddress."""
+    # pika logs every refused connection at ERROR with a traceback; our callers report it once
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     try:
         parameters = pika.URLParameters(url)
-    except (ValueError, TypeError) as error:  # such as an option that pika does not know
-        raise BrokerError(f"malformed broker address: {error}") from error
+    except (ValueError, TypeError) as error:  # an option that pika does not know, for example
+        raise BadAddress(f"malformed broker address: {error}") from error
     parameters.heartbeat = HEARTBEAT_SECONDS
     parameters.socket_timeout = parameters.stack_timeout = CONNECT_SECONDS
     parameters.connection_attempts = 1
@@ -182,10 +187,12 @@ async def connect(url: str, name: str) -> AsyncioConnection:
     opened: asyncio.Future[AsyncioConnection] = asyncio.get_running_loop().create_future()
 
     def failed(_connection: object, error: str | BaseException) -> None:
-        if not opened.done():
-            opened.set_exception(
-                ConnectionLost(error) if isinstance(error, str) else translate(error)
-            )
+        if opened.done():
+            return
+        if isinstance(error, str):
+            opened.set_exception(ConnectionLost(error))
+        else:
+            opened.set_exception(translate(error))
 
     def succeeded(connection: Any) -> None:
         if opened.cancelled():
@@ -203,9 +210,9 @@ async def connect(url: str, name: str) -> AsyncioConnection:
 
 
 def _fail(outcome: asyncio.Future[bool], error: BrokerError) -> None:
-    """Fails a publish; one that nobody waits for leaves no warning."""
+    """Fails a publish."""
     outcome.set_exception(error)
-    outcome.exception()
+    outcome.exception()  # retrieved, so that nobody needs to wait for it
 
 
 def _unsent(error: Exception) -> BrokerError:
@@ -218,9 +225,10 @@ def _unsent(error: Exception) -> BrokerError:
 
 
 class Publisher:
-    """Publishes with confirms, many under way at once. pika numbers them; so do we.
+    """Publishes with confirms, many in flight. pika numbers them; so do we.
 
-    `refused` is told when the broker could not take a message (basic.nack): something behind it may be half lost.
+    `refused(reason)` is called when the broker could not take a message (basic.nack): a queue
+    behind it may be in trouble.
     """
 
     def __init__(self, channel: OpenChannel, refused: Callable[[BrokerError], None]) -> None:
@@ -235,7 +243,7 @@ class Publisher:
     async def start(self) -> None:
         self._channel.raw.add_on_return_callback(self._on_return)
         await self._channel.call("confirm_delivery", ack_nack_callback=self._on_confirm)
-        self._channel.closed.add_done_callback(lambda closed: self.fail(closed.result()))
+        self._channel.closed.add_done_callback(self._on_channel_closed)
 
     def publish(
         self,
@@ -260,8 +268,8 @@ class Publisher:
             check_sendable(exchange, key, body, headers)
             self._channel.raw.basic_publish(exchange, key, body, properties, mandatory=True)
         except Exception as error:
-            # fate: this publish alone fails. pika encodes all of a message before it writes the first byte of it, so
-            # the broker has not numbered it, and neither do we.
+            # fate: this publish alone fails. pika encodes the whole message before it writes the
+            # first byte, so the broker has not numbered it, and neither do we.
             _fail(outcome, _unsent(error))
             return outcome
         self._sent = tag
@@ -274,6 +282,9 @@ class Publisher:
             if not outcome.done():
                 _fail(outcome, error)
 
+    def _on_channel_closed(self, closed: asyncio.Future[BrokerError]) -> None:
+        self.fail(closed.result())
+
     def _on_return(
         self, _channel: Channel, _method: object, properties: pika.BasicProperties, _body: bytes
     ) -> None:
@@ -282,11 +293,11 @@ class Publisher:
     def _on_confirm(self, frame: Any) -> None:
         """An ack or nack, for one tag or for all up to it. A return always comes before its ack."""
         last: int = frame.method.delivery_tag
-        tags = range(self._oldest, last + 1) if frame.method.multiple else (last,)
+        first = last
         if frame.method.multiple:
-            self._oldest = last + 1
+            first, self._oldest = self._oldest, last + 1
         taken = isinstance(frame.method, pika.spec.Basic.Ack)
-        for tag in tags:
+        for tag in range(first, last + 1):
             outcome = self._waiting.pop(tag, None)
             routed = tag not in self._returned
             self._returned.discard(tag)
@@ -301,24 +312,25 @@ class Publisher:
 
 
 class Acknowledger:
-    """Acknowledges deliveries at the end of the turn in which they were settled: with one frame for all up to the first
-    that is still open, and one for each of those behind it. Told of every delivery of its channel, in their order.
+    """Acknowledges deliveries at the end of the turn in which they were settled.
+
+    One frame acknowledges all up to the first unsettled delivery, and one each of those behind it.
+    It must hear of every delivery of its channel, in order.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._last = 0  # the newest delivery
-        self._open: OrderedDict[int, None] = (
-            OrderedDict()
-        )  # not settled, oldest first (a dict finds that slowly)
+        # unsettled, oldest first; a plain dict is slow to find its first key after deletions
+        self._unsettled: OrderedDict[int, None] = OrderedDict()
         self._settled: list[int] = []  # in this turn
 
     def delivered(self, tag: int) -> None:
-        self._open[tag] = None
+        self._unsettled[tag] = None
         self._last = tag
 
     def settle(self, tag: int, done: bool) -> None:
-        del self._open[tag]
+        del self._unsettled[tag]
         if done:
             if not self._settled:
                 asyncio.get_running_loop().call_soon(self._flush)
@@ -329,11 +341,11 @@ class Acknowledger:
     def _flush(self) -> None:
         settled, self._settled = self._settled, []
         if not self._channel.is_open:
-            return  # the broker has taken the messages back already
-        first_open = next(iter(self._open), self._last + 1)
-        together = [tag for tag in settled if tag < first_open]
+            return  # the broker has requeued the messages already
+        first_unsettled = next(iter(self._unsettled), self._last + 1)
+        together = [tag for tag in settled if tag < first_unsettled]
         if together:
             self._channel.basic_ack(max(together), multiple=True)
         for tag in settled:
-            if tag > first_open:
+            if tag > first_unsettled:
                 self._channel.basic_ack(tag)

@@ -1,11 +1,12 @@
 """The API's side of the broker: submit a job, stream its answer, follow the nodes.
 
-One Client a process. It owns one exclusive reply queue; every frame that arrives there names its request, and goes
-to the stream that waits for it. Nothing here knows what a node is doing or where.
+A process has one Client, which owns one exclusive reply queue. Each frame that arrives there names
+its request and goes to that request's stream. Nothing here knows what a node is doing or where.
 """
 
 import asyncio
 import contextlib
+import functools
 import random
 import socket
 import uuid
@@ -15,11 +16,12 @@ import msgspec
 import structlog
 
 from broker.amqp import AmqpSession
-from broker.arrivals import decode_frames
-from broker.nodestates import NodeStates
-from broker.objects import declare_shared
+from broker.errors import BrokerError, DecodeError, NoTree, Unavailable, Unsendable
+from broker.malformed import decode_frames
+from broker.node_states import NodeStates
 from broker.registration import Registration
-from broker.session import BrokerError, Delivery, Session, Unsendable
+from broker.session import Delivery, Session
+from broker.shared_objects import declare_shared
 from broker.stream import Stream
 from broker.wire import (
     MAX_ATTEMPTS,
@@ -27,7 +29,6 @@ from broker.wire import (
     AnyControl,
     AnyFrame,
     Cancel,
-    DecodeError,
     Failed,
     Finished,
     Job,
@@ -38,28 +39,20 @@ from broker.wire import (
     Waiting,
     decode,
     encode,
-    encode_for_once,
+    encode_copy,
 )
 from topology import names
 
 REPLY_PREFETCH = 1000
 CONFIRM_SECONDS = 5.0
-ABSENCE_SECONDS = 1.5  # a new job waits so long for the broker to come back
-PATIENCE_SECONDS = 120.0  # an accepted one so long
-TELL_AGAIN_SECONDS = 1.0  # a cancel is repeated no sooner, if somebody still works for nobody
+SUBMIT_SECONDS = 1.5  # a new job waits so long for the broker to come back
+PATIENCE_SECONDS = 120.0  # an accepted job waits so long
+REPEAT_SECONDS = 1.0  # the same broadcast is not repeated sooner
 ALARM = "the broker is short of memory or disk and takes no jobs now"
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
 
 Connect = Callable[[], Awaitable[Session]]
 log = structlog.get_logger()
-
-
-class Unavailable(Exception):
-    """The broker is not connected, takes no publishes, or did not confirm in time. Trying again later helps."""
-
-
-class NoTree(Exception):
-    """No root is bound for that model."""
 
 
 class Client:
@@ -74,29 +67,29 @@ class Client:
         connect: Connect | None = None,
     ) -> None:
         self.process = process or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        self._connect = connect or (
-            lambda: AmqpSession.open(amqp_url, f"api {self.process}", queue_type=queue_type)
+        self._connect = connect or functools.partial(
+            AmqpSession.open, amqp_url, f"api {self.process}", queue_type=queue_type
         )
         self._sessions = 0
         self._session: Session | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._connection_task: asyncio.Task[None] | None = None
         self._streams: dict[str, Stream] = {}  # in the order of submission
-        self._told: dict[Cancel | Supersede, float] = {}  # lately, and when, oldest first
-        self._lost = 0.0  # when the last session ended, on the loop's clock
+        self._broadcasts: dict[Cancel | Supersede, float] = {}  # recent ones, oldest first
+        self._lost = 0.0  # when the last session ended (loop time)
         self._states = NodeStates()
-        self._registration = Registration(self._believe)
+        self._registration = Registration(self._on_registered_state)
         self._changes = asyncio.Event()
 
     async def start(self) -> None:
-        """Begins to connect, in the background and with back-off."""
-        self._keeper = asyncio.create_task(self._keep_connected(), name="broker client")
+        """Connects in the background, with back-off."""
+        self._connection_task = asyncio.create_task(self._keep_connected(), name="broker client")
 
     async def stop(self) -> None:
         """Ends the connection; open streams fail."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        if self._connection_task is not None:
+            self._connection_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+                await self._connection_task
         self._fail_streams(older_than=-1.0)
 
     @property
@@ -107,24 +100,25 @@ class Client:
     async def responds(self) -> bool:
         """Whether the broker answers on both connections.
 
-        A connection that is cut off without being closed looks well until its heartbeats have been missed; then this
-        does not return before that, so give it a deadline.
+        Call it with a deadline: on a connection that was cut off without being closed it does not
+        return before the heartbeats are missed.
         """
         session, queue = self._session, self._reply_queue
         if session is None:
             return False
         try:
-            found = await session.exists(queue)
-            await session.publish("", f"{queue}.probe", b"")  # no such queue: it comes back
+            exists = await session.exists(queue)
+            await session.publish("", f"{queue}.probe", b"")  # no such queue: it is returned
         except BrokerError:
             return False
-        return found
+        return exists
 
     async def submit(self, job: Job) -> Stream:
-        """Publishes the job and returns once the broker has it. `reply_to`, and a seed if there is none, are filled in.
+        """Publishes the job and returns once the broker has it.
 
-        From then on the stream outlives a lost connection: the job is published again. Raises Unavailable, or NoTree
-        when no root is bound for its model: none can be for a name that is no routing key.
+        Fills in `reply_to`, and a seed if there is none. From then on the stream outlives a lost
+        connection: the job is published again. Raises Unavailable, or NoTree if no root is bound
+        for its model (which may be no routing key).
         """
         if not names.is_amqp_name(job.model):
             raise NoTree(job.model)
@@ -136,17 +130,16 @@ class Client:
         self._open(stream)
         confirmed = self._publish(session, job)
         try:
-            # a frame is as good as the confirm, and may come before the broker has flushed its disk
+            # a frame proves that the broker has the job, and may come before the confirm
             await asyncio.wait(
                 {confirmed, stream.accepted},
                 timeout=CONFIRM_SECONDS,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            routed = (
-                confirmed.result()
-                if confirmed.done()
-                else stream.accepted.done() and stream.accepted.result()
-            )
+            if confirmed.done():
+                routed = confirmed.result()
+            else:
+                routed = stream.accepted.done() and stream.accepted.result()
         except (BrokerError, asyncio.CancelledError) as error:
             self._forget(stream)
             if isinstance(error, asyncio.CancelledError):
@@ -165,8 +158,10 @@ class Client:
         return self._streams.get(request_id)
 
     def cancel(self, request_id: str, user: str) -> None:
-        """Cancels that user's job wherever it is. One that is read here ends at once; one that another process reads
-        does not if the broker is away.
+        """Cancels that user's job wherever it is.
+
+        If it is read here its stream ends at once. If another process reads it and the broker is
+        away, nothing happens.
         """
         stream = self._streams.get(request_id)
         if stream is not None and stream.job.user == user:
@@ -185,7 +180,7 @@ class Client:
             )
 
     def nodes(self) -> dict[str, NodeState]:
-        """The last state of every node that was heard lately, by name; `sent` says when, on this machine's clock."""
+        """The recent states of nodes, by name; their times are on this machine's clock."""
         return self._states.recent()
 
     def clock_differences(self) -> dict[str, float]:
@@ -193,11 +188,11 @@ class Client:
         return self._states.clock_differences()
 
     async def changed(self) -> None:
-        """Returns when nodes() or `connected` has changed after this call."""
+        """Returns when nodes() or `connected` changes after this call."""
         await self._changes.wait()
 
     async def control(self, node: str, message: AnyControl) -> bool:
-        """Puts a message into a node's inbox; False if there is no such node. Raises Unavailable."""
+        """Sends a message to a node; False if there is no such node. Raises Unavailable."""
         if not names.is_node_name(node):
             return False
         if self._session is None:
@@ -213,16 +208,16 @@ class Client:
         if self._session is None:
             raise Unavailable("the broker is not connected")
         try:
-            found = {queue: await self._session.depth(queue) for queue in queues}
+            depths = {queue: await self._session.depth(queue) for queue in queues}
         except BrokerError as error:
             raise Unavailable(str(error)) from error
-        return {queue: depth for queue, depth in found.items() if depth is not None}
+        return {queue: depth for queue, depth in depths.items() if depth is not None}
 
     async def _take_session(self) -> Session:
-        """The session; a short absence is waited for. Raises Unavailable."""
+        """The session, after a short wait if there is none. Raises Unavailable."""
         if self._session is None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ABSENCE_SECONDS):
+                async with asyncio.timeout(SUBMIT_SECONDS):
                     while self._session is None:
                         await self.changed()
         if self._session is None:
@@ -239,7 +234,7 @@ class Client:
                 reason = await self._serve(session)
                 pause = RECONNECT_SECONDS[0]
                 log.warning("broker connection lost", reason=str(reason))
-                self._tell_streams("the connection to the broker was lost and is being made again")
+                self._report_waiting("the connection to the broker was lost; reconnecting")
             except BrokerError as error:
                 log.warning("broker not reachable", reason=str(error))
             self._fail_streams(older_than=PATIENCE_SECONDS)
@@ -247,12 +242,12 @@ class Client:
             pause = min(longest, pause * 2)
 
     async def _serve(self, session: Session) -> BrokerError:
-        """Uses the session until it is lost; returns why it was. Raises BrokerError if it cannot be set up."""
+        """Uses the session until it is lost; returns why. Raises BrokerError if the setup fails."""
         alarm = asyncio.create_task(self._refuse_when_blocked(session), name="alarm")
-        looking = asyncio.create_task(self._registration.look(session), name="registered nodes")
+        checking = asyncio.create_task(self._registration.check(session), name="registered nodes")
         try:
             await declare_shared(session)
-            # a new name each time: what still runs for the last session's readers comes back as undeliverable
+            # A new queue for each session: frames for the last one come back as undeliverable.
             self._sessions += 1
             await session.declare_queue(self._reply_queue, exclusive=True)
             await session.consume(self._reply_queue, self._on_frames, prefetch=REPLY_PREFETCH)
@@ -267,17 +262,17 @@ class Client:
             self._session = session
             for stream in list(self._streams.values()):
                 self._submit_again(session, stream)
-            self._tell_changed()
+            self._notify_changed()
             log.info("broker connected", process=self.process, open_requests=len(self._streams))
             return await asyncio.shield(session.closed)
         finally:
             self._session = None
             self._lost = asyncio.get_running_loop().time()
-            self._told.clear()
-            self._tell_changed()
-            for task in (alarm, looking):
+            self._broadcasts.clear()
+            self._notify_changed()
+            for task in (alarm, checking):
                 task.cancel()
-            await asyncio.gather(alarm, looking, return_exceptions=True)
+            await asyncio.gather(alarm, checking, return_exceptions=True)
             await session.close()
 
     @property
@@ -285,7 +280,7 @@ class Client:
         return names.reply(f"{self.process}.{self._sessions}")
 
     async def _refuse_when_blocked(self, session: Session) -> None:
-        """An alarm: what the broker has not confirmed yet it will not confirm soon."""
+        """During an alarm the broker confirms nothing: waiting submits are refused."""
         while True:
             await session.blocking.wait()
             for stream in self._streams.values():
@@ -298,7 +293,7 @@ class Client:
         self._streams[stream.request_id] = stream
 
     def _close(self, stream: Stream) -> bool:
-        """False if it was closed before."""
+        """False if it was closed already."""
         if self._streams.get(stream.request_id) is not stream:
             return False
         del self._streams[stream.request_id]
@@ -306,13 +301,13 @@ class Client:
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
         job = msgspec.structs.replace(job, reply_to=self._reply_queue)
-        return session.publish(
-            names.JOBS_EXCHANGE, job.model, encode_for_once(job), persistent=True
-        )
+        return session.publish(names.JOBS_EXCHANGE, job.model, encode_copy(job), persistent=True)
 
     def _submit_again(self, session: Session, stream: Stream, *, restarted: bool = False) -> None:
-        """Publishes the job anew, to go on where the reader is: the copy that is in the tree comes to nothing, as its
-        reply queue is gone or its run is of no use. `restarted`: its node asks for the lost runs first.
+        """Publishes the job again, to continue where its reader is.
+
+        The copy in the tree comes to nothing: its reply queue is gone, or its run is useless.
+        `restarted`: the node must request to resume, and so hears of the lost runs.
         """
 
         def confirmed(outcome: asyncio.Future[bool]) -> None:
@@ -327,36 +322,43 @@ class Client:
         job = msgspec.structs.replace(stream.start_over(), restarted=restarted)
         self._publish(session, job).add_done_callback(confirmed)
 
-    def _tell_streams(self, reason: str) -> None:
+    def _report_waiting(self, reason: str) -> None:
         for stream in self._streams.values():
             stream.push(Waiting(request_id=stream.request_id, node="", reason=reason))
 
     def _fail_streams(self, older_than: float) -> None:
-        """Gives up on the broker after so many seconds without it."""
+        """Fails all streams if the broker has been away for longer."""
         if asyncio.get_running_loop().time() - self._lost > older_than:
             for stream in list(self._streams.values()):
                 stream.fail("internal", "the connection to the broker was lost")
 
     def _forget(self, stream: Stream) -> None:
-        """Stops listening; a job that has not ended is cancelled wherever it is, in every copy made here. (Another
-        process may have taken the request over: its copies have higher numbers.)
+        """Closes the stream; a job that has not ended is cancelled in every copy made here.
+
+        Another process may have taken the request over: its copies have higher attempts.
         """
         if self._close(stream) and not stream.ended:
-            self._tell_all(Cancel(request_id=stream.request_id, before=stream.attempt + 1))
+            self._broadcast(Cancel(request_id=stream.request_id, before=stream.attempt + 1))
 
-    def _tell_all(self, message: Cancel | Supersede) -> None:
-        """Every node hears it, and remembers it if the job is not there yet; one that was away has not: so it is
-        repeated, now and then.
+    def _broadcast(self, message: Cancel | Supersede) -> None:
+        """Sends to every node, which remembers it if the job has not arrived there yet.
+
+        A node that was away has missed it, so the caller repeats it; repeats within REPEAT_SECONDS
+        are not sent.
         """
         now = asyncio.get_running_loop().time()
-        while (
-            self._told and now - self._told[oldest := next(iter(self._told))] >= TELL_AGAIN_SECONDS
-        ):
-            del self._told[oldest]
-        if self._session is None or message in self._told:
+        self._forget_broadcasts(now - REPEAT_SECONDS)
+        if self._session is None or message in self._broadcasts:
             return
-        self._told[message] = now
+        self._broadcasts[message] = now
         self._session.publish(names.CONTROL_EXCHANGE, "", encode(message))
+
+    def _forget_broadcasts(self, until: float) -> None:
+        while self._broadcasts:
+            oldest = next(iter(self._broadcasts))
+            if self._broadcasts[oldest] > until:
+                return
+            del self._broadcasts[oldest]
 
     # ---- what arrives
 
@@ -371,21 +373,13 @@ class Client:
     def _on_frame(self, frame: AnyFrame) -> None:
         stream = self._streams.get(frame.request_id)
         if stream is None:
-            if not isinstance(frame, Finished | Failed):  # somebody still works for nobody
-                self._tell_all(Cancel(request_id=frame.request_id, before=frame.attempt + 1))
+            if not isinstance(frame, Finished | Failed):  # a node still runs it
+                self._broadcast(Cancel(request_id=frame.request_id, before=frame.attempt + 1))
         elif isinstance(frame, ResumeRequest):
             self._grant(stream, frame)
-        elif (
-            frame.attempt < stream.attempt
-            and frame.seq != NO_RUN
-            and not isinstance(frame, Waiting)
-        ):
-            self._tell_all(Supersede(request_id=frame.request_id, attempt=stream.attempt))
-        elif (
-            frame.attempt > stream.attempt
-            and frame.seq != NO_RUN
-            and not isinstance(frame, Waiting)
-        ):
+        elif _is_of_run(frame) and frame.attempt < stream.attempt:
+            self._broadcast(Supersede(request_id=frame.request_id, attempt=stream.attempt))
+        elif _is_of_run(frame) and frame.attempt > stream.attempt:
             log.warning(
                 "frame of an attempt that was never granted ignored", request_id=frame.request_id
             )
@@ -393,29 +387,25 @@ class Client:
             self._start_over(stream)
 
     def _start_over(self, stream: Stream) -> None:
-        """A frame of the newest run is missing: its node's fault, which counts. The copy published now asks first."""
+        """A frame of the newest run is missing, which counts against the job: publish it again."""
         log.error(
             "a frame is missing; starting over", request_id=stream.request_id, node=stream.node
         )
         stream.lose_run("a frame of its answer was missing")
-        if (
-            len(stream.faults) > MAX_ATTEMPTS
-        ):  # somebody runs it although the answer was to give it up
-            stream.fail(
-                "given_up",
-                f"given up after {len(stream.faults)} lost runs: {'; '.join(stream.faults)}",
-            )
-            self._tell_all(Cancel(request_id=stream.request_id))
+        if len(stream.faults) > MAX_ATTEMPTS:  # a node runs it although it should give it up
+            faults = "; ".join(stream.faults)
+            stream.fail("given_up", f"given up after {len(stream.faults)} lost runs: {faults}")
+            self._broadcast(Cancel(request_id=stream.request_id))
         elif self._session is not None:
             self._submit_again(self._session, stream, restarted=True)
-            self._tell_all(Supersede(request_id=stream.request_id, attempt=stream.attempt))
+            self._broadcast(Supersede(request_id=stream.request_id, attempt=stream.attempt))
 
-    def _grant(self, stream: Stream, asking: ResumeRequest) -> None:
-        """The newest who asks goes on; an older run, of a job that came twice, ends."""
-        message = stream.grant(asking)
+    def _grant(self, stream: Stream, request: ResumeRequest) -> None:
+        """The newest request goes on; older runs, of a job that was delivered twice, end."""
+        message = stream.grant(request)
         if self._session is not None:
-            self._session.publish("", names.inbox(asking.node), encode(message))
-        self._tell_all(Supersede(request_id=stream.request_id, attempt=stream.attempt))
+            self._session.publish("", names.inbox(request.node), encode(message))
+        self._broadcast(Supersede(request_id=stream.request_id, attempt=stream.attempt))
 
     def _on_state(self, delivery: Delivery) -> None:
         delivery.ack()
@@ -426,7 +416,7 @@ class Client:
             return
         self._registration.offer(state)
 
-    def _believe(self, state: NodeState) -> None:
+    def _on_registered_state(self, state: NodeState) -> None:
         if state.status == "stopped":
             self._states.remove(state.name)
         else:
@@ -437,8 +427,12 @@ class Client:
                     node=state.name,
                     seconds_ahead=round(difference, 1),
                 )
-        self._tell_changed()
+        self._notify_changed()
 
-    def _tell_changed(self) -> None:
+    def _notify_changed(self) -> None:
         changes, self._changes = self._changes, asyncio.Event()
         changes.set()
+
+
+def _is_of_run(frame: AnyFrame) -> bool:
+    return frame.seq != NO_RUN and not isinstance(frame, Waiting)

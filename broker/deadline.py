@@ -1,7 +1,8 @@
-"""A job's deadline: on the wire it is time left, in a process a moment of that process's own monotonic clock.
+"""A job's deadline: time left on the wire, a moment of the process's own monotonic clock inside it.
 
-Machines' clocks differ and jump, so no moment of one is compared with a clock of another. Time in a queue that nobody
-reads is not counted here: the API ends the answer by its own clock, and cancels whatever still comes of the job.
+Machines' clocks differ and jump, so a moment of one is never compared with the clock of another.
+Time in a queue that nobody reads is not counted here: the API ends the answer by its own clock, and
+cancels the job if it still runs.
 """
 
 import time
@@ -12,22 +13,22 @@ from broker.wire import Job
 
 
 def expiry(job: Job) -> float | None:
-    """The moment (time.monotonic()) until which the answer to a job that has just arrived is wanted; None: no limit."""
+    """The moment (time.monotonic()) at which a job that has just arrived expires; None: never."""
     if job.seconds_left is not None:
         return time.monotonic() + job.seconds_left
-    if (
-        job.deadline is not None
-    ):  # from an API process of the former version: trusts that clocks agree
+    if job.deadline is not None:  # from an API process of a former release: clocks must agree
         return time.monotonic() + job.deadline - time.time()
     return None
 
 
 def with_time_left(job: Job, expires: float | None) -> Job:
     """The job as it is sent on: with what is left of its time."""
-    left = None if expires is None else max(0.0, expires - time.monotonic())
+    left = None
+    if expires is not None:
+        left = max(0.0, expires - time.monotonic())
     return msgspec.structs.replace(job, seconds_left=left, deadline=None)
 
 
 def has_passed(expires: float | None) -> bool:
-    """True if that moment is over."""
+    """True if the job has expired."""
     return expires is not None and time.monotonic() >= expires

@@ -1,6 +1,7 @@
-"""Points at which a test may have a process die, between two steps that no signal from outside can hit.
+"""Points at which a test can make a process die, between two steps that no signal could hit.
 
-CANOPY_FAULT_POINT="forward-confirmed:3" kills the process by SIGKILL when it reaches that point for the third time.
+CANOPY_FAULT_POINT="forward-confirmed:3" kills the process by SIGKILL when it reaches that point for
+the third time. The variable is read here, as it is for tests alone and no setting of a node.
 """
 
 import os
@@ -8,14 +9,16 @@ import signal
 
 
 class FaultPoint:
-    """One point, with the count of how often it was reached. Without the variable, `reached` costs one comparison."""
+    """One point and its countdown. Without the variable, `reached` costs one comparison."""
 
-    def __init__(self, name: str, wanted: str | None) -> None:
-        point, _, count = (wanted or "").partition(":")
-        self._left = int(count or 1) if point == name else 0
+    def __init__(self, name: str, setting: str) -> None:
+        point, _, count = setting.partition(":")
+        self._left = 0
+        if point == name:
+            self._left = int(count or 1)
 
     def reached(self) -> None:
-        """Counts, and kills the process at the count that was asked for."""
+        """Counts down, and kills the process at zero."""
         if self._left:
             self._left -= 1
             if not self._left:
@@ -24,4 +27,4 @@ class FaultPoint:
 
 def fault_point(name: str) -> FaultPoint:
     """The point of that name, armed or not by this process's environment."""
-    return FaultPoint(name, os.environ.get("CANOPY_FAULT_POINT"))
+    return FaultPoint(name, os.environ.get("CANOPY_FAULT_POINT", ""))

@@ -1,11 +1,12 @@
-"""What a message may be at most, so that both sessions refuse the same ones before anything is sent.
+"""The largest message: both kinds of session refuse the same ones before anything is sent.
 
-A broker closes the channel or the connection over what is larger, and with it fails every other publish under way.
+A broker closes the channel or the connection over a larger one, which fails every other publish
+under way.
 """
 
 from collections.abc import Mapping
 
-from broker.session import Unsendable
+from broker.errors import Unsendable
 from topology.names import BadName, check_amqp_name
 
 MAX_BODY_BYTES = 16 * 1024 * 1024  # RabbitMQ 4's default `max_message_size`; RabbitMQ 3 takes more
@@ -25,14 +26,16 @@ def check_sendable(
         raise Unsendable(str(error)) from error
     if header_bytes > MAX_HEADER_BYTES:
         raise Unsendable(
-            f"the headers take {header_bytes} bytes, of which {MAX_HEADER_BYTES} are allowed"
+            f"the headers take {header_bytes} bytes, and at most {MAX_HEADER_BYTES} are allowed"
         )
     if len(body) > MAX_BODY_BYTES:
-        raise Unsendable(f"the body has {len(body)} bytes, of which {MAX_BODY_BYTES} are allowed")
+        raise Unsendable(
+            f"the body has {len(body)} bytes, and at most {MAX_BODY_BYTES} are allowed"
+        )
 
 
 def _field_bytes(value: object) -> int:
-    """About what a header's value takes on the wire. Raises ValueError for one that AMQP has no type for."""
+    """Rough size of a header's value on the wire. Raises ValueError if AMQP has no such type."""
     if value is None or isinstance(value, bool):
         return 2
     if isinstance(value, int) and -INT_LIMIT <= value < INT_LIMIT:
@@ -40,10 +43,10 @@ def _field_bytes(value: object) -> int:
     if isinstance(value, str):
         return 5 + len(value.encode())
     if isinstance(value, list):
-        return 5 + sum(_field_bytes(each) for each in value)
+        return 5 + sum(_field_bytes(item) for item in value)
     if isinstance(value, Mapping):
         total = 5
-        for name, each in value.items():
-            total += 1 + len(check_amqp_name(name)) + _field_bytes(each)
+        for name, item in value.items():
+            total += 1 + len(check_amqp_name(name)) + _field_bytes(item)
         return total
     raise ValueError(f"AMQP has no type for the header {str(value)[:60]!r}")

@@ -1,4 +1,4 @@
-"""The tree as the broker itself sees it, read through RabbitMQ's management API: bindings and presence."""
+"""The tree's bindings and present nodes, read through RabbitMQ's management API."""
 
 import asyncio
 import base64
@@ -6,21 +6,20 @@ import json
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
+from broker.errors import ManagementError
 from topology import names
 
 READ_SECONDS = 5.0
-Listed = dict[str, object]  # one object of a listing
+Listed = dict[str, object]  # an object of one of the API's listings
 
 _NAMES_ONLY = "?columns=name&disable_stats=true"
 
 
-class ManagementError(Exception):
-    """The management API does not answer, or refuses; the text says which."""
-
-
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """What the bindings say. `roots`: root -> model; `parents`: child -> parent; `present`: nodes with an inbox;
+    """What the bindings and queues say about the tree.
+
+    `roots`: root -> model; `parents`: child -> parent; `present`: nodes with an inbox, so alive;
     `registered`: nodes with a queue, alive or not.
     """
 
@@ -31,26 +30,24 @@ class Edges:
 
 
 def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
-    """Edges from the two listings of the management API. The queues' is taken last: a binding whose queue is not there
-    went with it in between.
+    """Edges from two listings of the management API.
+
+    Take the listing of queues last: a binding whose queue it lacks was deleted with that queue.
     """
-    listed = [str(queue["name"]) for queue in queues]
-    present = frozenset(owner for name in listed if (owner := names.inbox_owner(name)) is not None)
-    registered = frozenset(node for name in listed if (node := names.node_of(name)) is not None)
+    queue_names = [str(queue["name"]) for queue in queues]
+    present = frozenset(filter(None, map(names.inbox_owner, queue_names)))
+    registered = frozenset(filter(None, map(names.node_of, queue_names)))
     roots: dict[str, str] = {}
     parents: dict[str, str] = {}
     for binding in bindings:
-        source, queue, key = (
-            str(binding["source"]),
-            str(binding["destination"]),
-            str(binding["routing_key"]),
-        )
-        child = names.node_of(queue)
+        source = str(binding["source"])
+        child = names.node_of(str(binding["destination"]))
         if child is None or child not in registered:
             continue
+        parent = names.node_of(source)
         if source == names.JOBS_EXCHANGE:
-            roots[child] = key
-        elif (parent := names.node_of(source)) is not None:
+            roots[child] = str(binding["routing_key"])
+        elif parent is not None:
             parents[child] = parent
     return Edges(roots, parents, present, registered)
 
@@ -62,10 +59,11 @@ async def edges(management_url: str) -> Edges:
 
 
 async def prune_tree(management_url: str, wanted: Edges) -> None:
-    """Removes what a former tree of another shape or with other models left: edges that are not `wanted`, and the
-    queues and exchanges of nodes that are neither wanted nor present. Safe while nodes register.
+    """Removes what a former tree, of another shape or with other models, left in the broker.
 
-    Jobs in such queues go with them: the API processes that waited for them are gone. Raises ManagementError.
+    These are edges that are not `wanted`, and the queues and exchanges of nodes that are neither
+    wanted nor present. Safe while nodes register. Jobs in such queues are deleted with them: the
+    API processes that waited for their answers are gone. Raises ManagementError.
     """
     api = _Api(management_url)
     bindings = await api.listing("bindings")
@@ -85,10 +83,10 @@ async def prune_tree(management_url: str, wanted: Edges) -> None:
 
 
 def _is_edge(binding: Listed) -> bool:
-    entrance = binding["source"] == names.JOBS_EXCHANGE
-    return names.node_of(str(binding["destination"])) is not None and (
-        entrance or names.node_of(str(binding["source"])) is not None
-    )
+    if names.node_of(str(binding["destination"])) is None:
+        return False
+    source = str(binding["source"])
+    return source == names.JOBS_EXCHANGE or names.node_of(source) is not None
 
 
 def _is_wanted(binding: Listed, wanted: Edges) -> bool:

@@ -1,7 +1,8 @@
-"""An in-memory twin of the broker for unit tests: the same Session, the same promises, one event loop.
+"""An in-memory twin of the broker for unit tests: the same Session and promises, one event loop.
 
-It keeps what Canopy relies on: direct, fanout and topic exchanges, mandatory publishes, prefetch, exclusive queues
-that vanish with their session, redelivery in order, and the broker's own event when a queue is deleted.
+It has what Canopy relies on: direct, fanout and topic exchanges, mandatory publishes, prefetch,
+exclusive queues that vanish with their session, redelivery in order, and the broker's own event
+when a queue is deleted.
 """
 
 import asyncio
@@ -10,17 +11,9 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from broker.errors import BrokerError, ConnectionLost, NotFound, QueueLocked, Unsendable
 from broker.limits import check_sendable
-from broker.session import (
-    BrokerError,
-    ConnectionLost,
-    Delivery,
-    DeliveryHandler,
-    ExchangeKind,
-    NotFound,
-    QueueLocked,
-    Unsendable,
-)
+from broker.session import Delivery, DeliveryHandler, ExchangeKind
 from topology.names import is_amqp_name
 
 BROKER_EVENTS = "amq.rabbitmq.event"
@@ -50,6 +43,20 @@ class _Queue:
     owner: "MemorySession | None" = None
     ready: deque[_Message] = field(default_factory=deque)
     consumers: deque[_Consumer] = field(default_factory=deque)
+
+    def consumer_with_room(self) -> _Consumer | None:
+        for consumer in self.consumers:
+            if consumer.unsettled < consumer.prefetch:
+                return consumer
+        return None
+
+
+def _routes(kind: ExchangeKind, binding_key: str, key: str) -> bool:
+    if kind == "fanout":
+        return True
+    if kind == "topic":
+        return _matches(binding_key, key)
+    return binding_key == key
 
 
 def _matches(pattern: str, key: str) -> bool:
@@ -92,13 +99,11 @@ class MemoryBroker:
         kind = self.exchanges.get(exchange)
         if kind is None:
             raise NotFound(f"no exchange '{exchange}'")
-        bound = [
-            (bound_key, queue) for source, bound_key, queue in self.bindings if source == exchange
-        ]
-        if kind == "fanout":
-            return [queue for _, queue in bound]
-        match = _matches if kind == "topic" else str.__eq__
-        return list(dict.fromkeys(queue for bound_key, queue in bound if match(bound_key, key)))
+        queues: dict[str, None] = {}
+        for source, binding_key, queue in self.bindings:
+            if source == exchange and _routes(kind, binding_key, key):
+                queues[queue] = None
+        return list(queues)
 
     def put(
         self, exchange: str, key: str, body: bytes, headers: Mapping[str, object] | None = None
@@ -122,9 +127,7 @@ class MemoryBroker:
         """Hands ready messages to consumers with room, in turn."""
         queue = self.queues.get(name)
         while queue and queue.ready:
-            consumer = next(
-                (each for each in queue.consumers if each.unsettled < each.prefetch), None
-            )
+            consumer = queue.consumer_with_room()
             if consumer is None:
                 return
             queue.consumers.rotate(-1)
@@ -160,7 +163,7 @@ class MemoryBroker:
         again = _Message(
             message.order, message.exchange, message.key, message.body, message.headers, True
         )
-        queue.ready = deque(sorted([*queue.ready, again], key=lambda each: each.order))
+        queue.ready = deque(sorted([*queue.ready, again], key=lambda message: message.order))
         asyncio.get_running_loop().call_soon(self._deliver, name)
 
 
@@ -182,9 +185,13 @@ class MemorySession:
         return self.blocking.is_set()
 
     def alarm(self, on: bool) -> None:
-        """A memory or disk alarm begins or ends. Publishes go through all the same: nobody relies on that."""
-        (self.blocking.set if on else self.blocking.clear)()
-        (self.flowing.clear if on else self.flowing.set)()
+        """A memory or disk alarm begins or ends. Publishes still go through, unlike in RabbitMQ."""
+        if on:
+            self.blocking.set()
+            self.flowing.clear()
+        else:
+            self.blocking.clear()
+            self.flowing.set()
 
     async def declare_exchange(self, name: str, kind: ExchangeKind) -> None:
         _check_names(name)
@@ -226,8 +233,10 @@ class MemorySession:
 
     async def depth(self, queue: str) -> int | None:
         _check_names(queue)
-        found = self.broker.queues.get(queue)
-        return len(found.ready) if found and found.owner in (None, self) else None
+        state = self.broker.queues.get(queue)
+        if state is None or state.owner not in (None, self):
+            return None
+        return len(state.ready)
 
     async def exists(self, queue: str) -> bool:
         _check_names(queue)
@@ -244,8 +253,8 @@ class MemorySession:
 
     async def cancel(self, tag: str) -> None:
         for queue in self.broker.queues.values():
-            queue.consumers = deque(each for each in queue.consumers if each.tag != tag)
-        await asyncio.sleep(0)  # what was handed over arrives first
+            queue.consumers = deque(consumer for consumer in queue.consumers if consumer.tag != tag)
+        await asyncio.sleep(0)  # deliveries that were made arrive first
 
     def publish(
         self,
@@ -263,7 +272,7 @@ class MemorySession:
             outcome.set_result(self.broker.put(exchange, key, body, headers))
         except BrokerError as error:
             outcome.set_exception(error)
-            outcome.exception()  # seen: a publisher that does not wait must not leave a warning
+            outcome.exception()  # retrieved, so that nobody needs to wait for it
         return outcome
 
     async def close(self) -> None:
@@ -275,12 +284,15 @@ class MemorySession:
             return
         self.closed.set_result(reason)
         for queue in self.broker.queues.values():
-            queue.consumers = deque(each for each in queue.consumers if each.session is not self)
+            queue.consumers = deque(
+                consumer for consumer in queue.consumers if consumer.session is not self
+            )
         for name, message in list(self.unsettled.values()):
             self.broker.give_back(name, message)
         self.unsettled.clear()
-        for name in [name for name, queue in self.broker.queues.items() if queue.owner is self]:
-            self.broker.delete_queue(name)
+        for name, queue in list(self.broker.queues.items()):
+            if queue.owner is self:
+                self.broker.delete_queue(name)
 
     def _check(self) -> None:
         if self.closed.done():

@@ -1,4 +1,4 @@
-"""A node's side of the broker: its registration, its queue, its inbox, its edges. No decisions are made here."""
+"""A node's side of the broker: its registration, queue, inbox and edges. It decides nothing."""
 
 import asyncio
 import contextlib
@@ -11,51 +11,33 @@ from typing import Protocol
 
 import structlog
 
-from broker.arrivals import address_of, sender_of
+from broker.errors import DecodeError, NameTaken, NoParent, NotFound, QueueLocked, Unsendable
 from broker.faults import fault_point
-from broker.objects import declare_shared
+from broker.malformed import address_of, sender_of
 from broker.outbox import Outbox
-from broker.session import Delivery, NotFound, QueueLocked, Session, Unsendable
-from broker.wire import (
-    NO_RUN,
-    Adopt,
-    AnyControl,
-    DecodeError,
-    Failed,
-    Job,
-    NodeState,
-    decode,
-    encode,
-)
+from broker.session import Delivery, Session
+from broker.shared_objects import declare_shared
+from broker.wire import NO_RUN, Adopt, AnyControl, Failed, Job, NodeState, decode, encode
 from topology import names
 
-BROKER_EVENTS = (
-    "amq.rabbitmq.event"  # of the event exchange plugin: tells at once when a node's inbox vanishes
-)
+# Exchange of the event exchange plugin, which reports at once that a node's inbox is gone.
+BROKER_EVENTS = "amq.rabbitmq.event"
 INBOX_PREFETCH = 200
-HEADER_LETTERS = 1000  # of each text in a dead letter's headers, which all go in one frame
-HEADER_ITEMS = 16  # of its trail and of its faults, the latest
+HEADER_LETTERS = 1000  # of each text in a dead letter's headers, which must fit one frame
+HEADER_ITEMS = 16  # the latest of its trail, and of its faults
 
 log = structlog.get_logger()
 
 
-class NameTaken(Exception):
-    """A node of that name is registered already."""
-
-
-class NoParent(Exception):
-    """The node to hang below is not there."""
-
-
 class NodeHandler(Protocol):
-    """What the broker tells a node. Called on the event loop; must not block."""
+    """What arrives for a node. Called on the event loop; must not block."""
 
     def on_job(self, job: Job, delivery: Delivery) -> None: ...
 
     def on_control(self, message: AnyControl) -> None: ...
 
     def on_ignored(self, sender: str, reason: str) -> None:
-        """A control message does not decode. `sender`: the node that it names, if any."""
+        """A control message did not decode. `sender`: the node that it names, or empty."""
 
     def on_node_gone(self, name: str) -> None:
         """That node's connection has ended."""
@@ -79,13 +61,14 @@ class NodePort:
         self.outbox = Outbox(session, handler.on_reader_gone)
         self._handler = handler
         self._consumers: dict[str, _Consumer] = {}  # by queue
-        self._open: Counter[str] = Counter()  # deliveries that are not settled yet, by queue
+        self._unsettled: Counter[str] = Counter()  # deliveries, by queue
         self._after_adoption = fault_point("adopted")
 
     async def register(self, parent: str | None, model: str) -> None:
-        """Takes the name, declares exchange and queue, hangs them below `parent` (a root: below the entrance).
+        """Takes the name, declares exchange and queue, and binds the queue below `parent`.
 
-        Raises NameTaken, NoParent or BadName (a model's name is a routing key); nothing of this node is left behind.
+        A root's queue is bound to the exchange where jobs enter. Raises NameTaken, NoParent or
+        BadName (a model's name is a routing key) and leaves nothing of this node behind.
         """
         names.check_amqp_name(model)
         await declare_shared(self.session)
@@ -106,20 +89,20 @@ class NodePort:
         await self.session.consume(inbox, self._on_inbox, prefetch=INBOX_PREFETCH)
 
     async def declare(self) -> None:
-        """Declares the node's own exchange and queue; what is there stays as it is."""
+        """Declares the node's own exchange and queue, unless they exist."""
         own = names.node(self.name)
         await self.session.declare_exchange(own, "direct")
         await self.session.declare_queue(own)
 
     async def attach_to(self, parent: str) -> None:
-        """Makes the edge from `parent`. Raises NoParent."""
+        """Adds the edge from `parent`. Raises NoParent."""
         try:
             await self.session.bind(names.node(self.name), names.node(parent), self.name)
         except NotFound as error:
             raise NoParent(f"no node named {parent!r}") from error
 
     async def transfer(self, child: str, parent: str) -> None:
-        """Leaves a dead child to `parent`: the edge to it leads from there now."""
+        """Hands a dead child to `parent`, which gets the edge to it and takes its jobs."""
         await self.stop_consuming(child)
         with contextlib.suppress(NotFound):  # its queue is gone already
             await self.session.bind(names.node(child), names.node(parent), child)
@@ -127,7 +110,7 @@ class NodePort:
         await self.send_control(parent, Adopt(node=child))
 
     async def detach_from(self, parent: str) -> None:
-        """Removes the edge from `parent`: what it forwards from now on comes back to it."""
+        """Removes the edge from `parent`: jobs that it still forwards are returned to it."""
         try:
             await self.session.unbind(names.node(self.name), names.node(parent), self.name)
         except NotFound:
@@ -142,62 +125,65 @@ class NodePort:
         return await self.session.depth(names.node(node))
 
     async def consume(self, node: str, *, prefetch: int) -> None:
-        """Takes jobs from that node's queue: the node's own, or a dead child's."""
+        """Consumes that node's queue: the node's own, or a dead child's."""
         queue = names.node(node)
         if queue not in self._consumers:
-            take = functools.partial(self._on_delivery, queue)
-            tag = await self.session.consume(queue, take, prefetch=prefetch)
+            handler = functools.partial(self._on_delivery, queue)
+            tag = await self.session.consume(queue, handler, prefetch=prefetch)
             self._consumers[queue] = _Consumer(tag, prefetch)
 
     async def stop_consuming(self, node: str) -> None:
-        """Takes nothing more from that queue."""
+        """Ends the consumer of that node's queue, if there is one."""
         consumer = self._consumers.pop(names.node(node), None)
         if consumer is not None:
             await self.session.cancel(consumer.tag)
 
     async def remove(self, node: str) -> bool:
-        """Deletes that node's queue and exchange. False if jobs wait in the queue, or are in this node's hands and
-        would not come back if it died: it is served again then. Where queues cannot be deleted safely it stays, empty.
+        """Deletes that node's queue and exchange.
+
+        False if jobs wait in the queue, or are unsettled here and would be lost if this node died:
+        then the queue is consumed again. Where queues cannot be deleted safely it stays, empty.
         """
         queue = names.node(node)
         if not self.session.deletes:
-            return not self._open[queue] and not await self.session.depth(queue)
-        served = self._consumers.get(queue)
-        await self.stop_consuming(
-            node
-        )  # the broker would report the deletion to our own consumer as a loss
-        if self._open[queue] or not await self.session.delete_queue(queue):
-            if served is not None:
-                await self.consume(node, prefetch=served.prefetch)
+            return not self._unsettled[queue] and not await self.session.depth(queue)
+        consumer = self._consumers.get(queue)
+        # the broker would report the deletion to our own consumer as a loss
+        await self.stop_consuming(node)
+        if self._unsettled[queue] or not await self.session.delete_queue(queue):
+            if consumer is not None:
+                await self.consume(node, prefetch=consumer.prefetch)
             return False
         await self.session.delete_exchange(queue)
         return True
 
     async def remove_dead(self, child: str) -> bool:
-        """Removes what a dead child left. False while it is needed: by jobs, or by the edges to dead nodes below it,
-        which tell who is to empty their queues.
+        """Deletes what a dead child left.
+
+        False while that is needed: by jobs, or by edges to dead nodes below it, which say who is to
+        empty their queues.
         """
         queue = names.node(child)
-        if not self.session.deletes or self._open[queue]:
+        if not self.session.deletes or self._unsettled[queue]:
             return False
         if not await self.session.delete_exchange(queue, if_unused=True):
             return False
         return await self.remove(child)
 
     def forward(self, child: str, job: Job) -> asyncio.Future[bool]:
-        """Hands the job to a child over the edge; False if there is no edge any more."""
+        """Sends the job to a child; False if the edge to it is gone."""
         return self.session.publish(names.node(self.name), child, encode(job), persistent=True)
 
     def return_to_parent(self, parent: str, job: Job) -> asyncio.Future[bool]:
-        """Gives the job back to the parent's queue; False if it is gone."""
+        """Puts the job into the parent's queue; False if that is gone."""
         return self.session.publish("", names.node(parent), encode(job), persistent=True)
 
     def send_control(self, node: str, message: AnyControl) -> asyncio.Future[bool]:
-        """Puts a control message into that node's inbox; False if it is not there."""
+        """Puts a control message into that node's inbox; False if the node is gone."""
         return self.session.publish("", names.inbox(node), encode(message))
 
     def publish_state(self, state: NodeState) -> None:
-        """For dashboards; nobody listening costs nothing."""
+        """Publishes the state for dashboards."""
         self.session.publish(names.EVENTS_EXCHANGE, names.state_key(self.name), encode(state))
 
     async def _follow_broker_events(self, inbox: str) -> None:
@@ -210,36 +196,34 @@ class NodePort:
             )
 
     def _on_delivery(self, queue: str, delivery: Delivery) -> None:
-        self._count(queue, delivery)
+        self._track(queue, delivery)
         try:
             job = decode(delivery.body, Job)
         except DecodeError as error:
-            self._bury(delivery, str(error))
+            self._reject(delivery, str(error))
             return
-        if not names.is_reply_queue(
-            job.reply_to
-        ):  # frames anywhere else would be foreign messages there
-            self._bury(delivery, f"{job.reply_to!r} is no reply queue")
+        if not names.is_reply_queue(job.reply_to):  # frames must reach no other queue
+            self._reject(delivery, f"{job.reply_to!r} is no reply queue")
             return
         self._handler.on_job(job, delivery)
         if queue != names.node(self.name):
             self._after_adoption.reached()
 
-    def _count(self, queue: str, delivery: Delivery) -> None:
-        """Knows from now on that a job of that queue is in this node's hands, until the delivery is settled."""
+    def _track(self, queue: str, delivery: Delivery) -> None:
+        """Counts the delivery as unsettled until it is settled."""
         settle = delivery.settle
 
-        def settled(done: bool) -> None:
-            self._open[queue] -= 1
+        def settle_and_count(done: bool) -> None:
+            self._unsettled[queue] -= 1
             settle(done)
 
-        self._open[queue] += 1
-        delivery.settle = settled
+        self._unsettled[queue] += 1
+        delivery.settle = settle_and_count
 
     def _on_inbox(self, delivery: Delivery) -> None:
         delivery.ack()
         if delivery.exchange == BROKER_EVENTS:
-            self._on_deleted(str(delivery.headers.get("name", "")))
+            self._on_queue_deleted(str(delivery.headers.get("name", "")))
             return
         try:
             message = decode(delivery.body, AnyControl)
@@ -248,7 +232,7 @@ class NodePort:
             return
         self._handler.on_control(message)
 
-    def _on_deleted(self, queue: str) -> None:
+    def _on_queue_deleted(self, queue: str) -> None:
         owner = names.inbox_owner(queue)
         if queue.startswith(names.REPLY_PREFIX):
             self._handler.on_reader_gone(queue)
@@ -256,29 +240,25 @@ class NodePort:
             self._handler.on_node_gone(owner)
 
     def dead_letter(self, job: Job, reason: str, faults: tuple[str, ...]) -> asyncio.Future[bool]:
-        """Puts a job that is given up on among the dead ones."""
-        return self._put_dead(encode(job), dead_letter_headers(reason, self.name, job, faults))
+        """Puts a job that is given up on into the dead letter queue."""
+        return self._publish_dead(encode(job), dead_letter_headers(reason, self.name, job, faults))
 
-    def _bury(self, delivery: Delivery, reason: str) -> None:
-        """A message that is not a job goes to the dead ones, with the reason. Its reader hears of it if it has one;
-        then it is acknowledged.
-        """
+    def _reject(self, delivery: Delivery, reason: str) -> None:
+        """Dead-letters a message that is no job, tells its reader if it names one, and acks it."""
         log.warning("undecodable job dead-lettered", node=self.name, reason=reason)
         address = address_of(delivery.body)
-        buried = self._put_dead(
-            delivery.body, dead_letter_headers(f"undecodable: {reason}", self.name)
-        )
+        headers = dead_letter_headers(f"undecodable: {reason}", self.name)
 
-        def settle(outcome: asyncio.Future[bool]) -> None:
+        def confirmed(outcome: asyncio.Future[bool]) -> None:
             if is_lost(outcome):
                 return
             if address is not None and names.is_reply_queue(address.reply_to):
                 self.outbox.put(address.reply_to, _refusal(address.request_id, reason))
             delivery.ack()
 
-        buried.add_done_callback(settle)
+        self._publish_dead(delivery.body, headers).add_done_callback(confirmed)
 
-    def _put_dead(self, body: bytes, headers: Mapping[str, object]) -> asyncio.Future[bool]:
+    def _publish_dead(self, body: bytes, headers: Mapping[str, object]) -> asyncio.Future[bool]:
         return self.session.publish("", names.DEAD_QUEUE, body, persistent=True, headers=headers)
 
 
@@ -290,7 +270,7 @@ def _refusal(request_id: str, reason: str) -> Failed:
 def dead_letter_headers(
     reason: str, node: str, job: Job | None = None, faults: tuple[str, ...] = ()
 ) -> dict[str, object]:
-    """What `canopy dead` shows of a letter. `at`: Unix seconds."""
+    """What `canopy dead` shows of a dead letter. `at`: Unix seconds."""
     headers: dict[str, object] = {"reason": _header(reason), "node": node, "at": str(time.time())}
     if job is not None:
         headers |= {
@@ -304,10 +284,10 @@ def dead_letter_headers(
 
 
 def _header(text: str) -> str:
-    """A text that may come from anywhere, as a header that AMQP carries; the letter's body has all of it."""
+    """Any text, cut and cleaned so that AMQP carries it as a header; the body has all of it."""
     return text[:HEADER_LETTERS].encode(errors="replace").decode()
 
 
 def is_lost(outcome: asyncio.Future[bool]) -> bool:
-    """True if a publish failed with its session: all that is not acknowledged is delivered again."""
+    """True if a publish failed with its session: unacknowledged messages are delivered again."""
     return outcome.cancelled() or not isinstance(outcome.exception(), Unsendable | None)

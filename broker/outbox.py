@@ -1,8 +1,8 @@
-"""Frames on their way to API processes, coalesced: one message carries what many requests have to say.
+"""Frames on their way to API processes, coalesced: one message carries frames of many requests.
 
-What happens in two turns of the event loop goes in one message. Text of answers that go on is paced beyond that, the
-more the more of it there is: a message costs far more than a frame in it. The end of an answer is not: somebody waits
-for it.
+Frames of two turns of the event loop share a message, because a message costs far more than a frame
+in it. Messages with text are also paced, more slowly the more text there is. The end of an answer
+is not: a user waits for it.
 """
 
 import asyncio
@@ -11,36 +11,40 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from broker.session import Session, Unsendable
+from broker.errors import Unsendable
+from broker.session import Session
 from broker.wire import AnyFrame, Failed, Finished, Frames, encode
 
-PACE_SECONDS = (
-    0.002,
-    0.010,
-)  # least and most between two messages with text; the first after a pause goes at once
-FRAME_SECONDS = 0.0005  # for each frame of the last message, in between
+# Between two messages with text; the first after a pause goes at once.
+MIN_PACE_SECONDS, MAX_PACE_SECONDS = 0.002, 0.010
+FRAME_SECONDS = 0.0005  # of pace for each frame of the last flush, within those bounds
 MESSAGE_FRAMES = 256
 
-Sent = Callable[[bool], None]
+OnSent = Callable[[bool], None]
 log = structlog.get_logger()
 
 
 class Outbox:
-    """Collects frames per reply queue and publishes them. `on_gone(queue)` is called when nobody reads a queue."""
+    """Collects frames by reply queue and publishes them.
+
+    `on_gone(queue)` is called when nobody reads a queue any more.
+    """
 
     def __init__(self, session: Session, on_gone: Callable[[str], None]) -> None:
         self._session = session
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
-        self._frames: defaultdict[str, list[tuple[AnyFrame, Sent | None]]] = defaultdict(list)
+        self._frames: defaultdict[str, list[tuple[AnyFrame, OnSent | None]]] = defaultdict(list)
         self._timer: asyncio.Handle | None = None
-        self._paced = False  # the next flush waits for its time, not for the end of this turn
+        self._paced = False  # the scheduled flush waits for its time, not for the end of this turn
         self._flushed = 0.0
-        self._pace = PACE_SECONDS[0]
+        self._pace = MIN_PACE_SECONDS
 
-    def put(self, queue: str, frame: AnyFrame, sent: Sent | None = None) -> None:
-        """Sends `frame` soon. `sent(True)` is called once the broker has it, `sent(False)` if nobody reads the
-        queue; neither is called when the session is lost first.
+    def put(self, queue: str, frame: AnyFrame, sent: OnSent | None = None) -> None:
+        """Sends `frame` soon.
+
+        `sent(True)` is called once the broker has it, `sent(False)` if nobody reads the queue; it
+        is not called if the session is lost first.
         """
         self._frames[queue].append((frame, sent))
         ends = isinstance(frame, Finished | Failed)
@@ -50,27 +54,26 @@ class Outbox:
             self._timer.cancel()
         wait = self._flushed + self._pace - self._loop.time()
         self._paced = wait > 0 and not ends
-        self._timer = (
-            self._loop.call_later(wait, self._flush)
-            if self._paced
-            else self._loop.call_soon(self._soon)
-        )
+        if self._paced:
+            self._timer = self._loop.call_later(wait, self._flush)
+        else:
+            self._timer = self._loop.call_soon(self._flush_next_turn)
 
-    def _soon(self) -> None:
-        """One turn later: a short answer's end comes a turn after its text, and they fit into one message."""
+    def _flush_next_turn(self) -> None:
+        """The end of a short answer comes a turn after its text: they share a message."""
         self._timer = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._timer = None
         self._flushed = self._loop.time()
         frames, self._frames = self._frames, defaultdict(list)
-        least, most = PACE_SECONDS
-        self._pace = min(most, max(least, FRAME_SECONDS * sum(map(len, frames.values()))))
+        pace = FRAME_SECONDS * sum(map(len, frames.values()))
+        self._pace = min(MAX_PACE_SECONDS, max(MIN_PACE_SECONDS, pace))
         for queue, entries in frames.items():
             for start in range(0, len(entries), MESSAGE_FRAMES):
                 self._publish(queue, entries[start : start + MESSAGE_FRAMES])
 
-    def _publish(self, queue: str, entries: Iterable[tuple[AnyFrame, Sent | None]]) -> None:
+    def _publish(self, queue: str, entries: Iterable[tuple[AnyFrame, OnSent | None]]) -> None:
         body = encode(Frames(frames=tuple(frame for frame, _ in entries)))
         callbacks = [sent for _, sent in entries if sent is not None]
 
@@ -80,10 +83,10 @@ class Outbox:
             error = outcome.exception()
             if isinstance(
                 error, Unsendable
-            ):  # their reader misses these frames and starts the jobs over
+            ):  # the reader misses these frames and restarts the jobs
                 log.error("frames cannot be sent", queue=queue[:255], reason=str(error))
             elif error is not None:
-                return  # the session is lost; the jobs' deliveries come again
+                return  # the session is lost; the jobs are delivered again
             routed = error is not None or outcome.result()
             for sent in callbacks:
                 sent(routed)

@@ -1,5 +1,7 @@
-"""Believes the states of registered nodes alone. Anybody who may publish on the events exchange can invent a node, and
-what it claims to hold would count against every request.
+"""Accepts states of registered nodes alone.
+
+Anybody who may publish on the events exchange can invent a node, and the queue that it claims to
+have would count against every request.
 """
 
 import asyncio
@@ -8,13 +10,14 @@ from collections.abc import Callable
 
 import structlog
 
-from broker.session import BrokerError, Session
+from broker.errors import BrokerError
+from broker.session import Session
 from broker.wire import NodeState
 from topology import names
 
-KNOWN_SECONDS = 15.0  # after which it is looked whether a node is still registered, or now is
-RETRY_SECONDS = 1.0  # where the broker does not answer
-MOST_NAMES = 10_000  # remembered, and waiting to be looked for
+KNOWN_SECONDS = 15.0  # how long an answer of the broker is trusted
+RETRY_SECONDS = 1.0  # pause after the broker did not answer
+MAX_NAMES = 10_000  # remembered, and waiting to be checked
 
 log = structlog.get_logger()
 
@@ -24,51 +27,47 @@ class Registration:
 
     def __init__(self, accept: Callable[[NodeState], None]) -> None:
         self._accept = accept
-        self._looked: dict[
-            str, tuple[bool, float]
-        ] = {}  # registered or not, and when that was seen
-        self._unsure: dict[
-            str, NodeState
-        ] = {}  # the latest state of each name that is to be looked for
+        self._checked: dict[str, tuple[bool, float]] = {}  # name -> registered?, when checked
+        self._unchecked: dict[str, NodeState] = {}  # the latest state of each name to check
         self._wake = asyncio.Event()
 
     def offer(self, state: NodeState) -> None:
-        """A state has come. It is passed on at once if its node is known, else when the broker was asked."""
+        """Passes the state on: at once if its node is known, else once the broker confirms it."""
         if state.status == "stopped":  # its queue is gone already
             self._accept(state)
             return
-        registered, looked = self._looked.get(state.name, (False, -KNOWN_SECONDS))
-        if time.monotonic() - looked >= KNOWN_SECONDS:
-            if len(self._unsure) < MOST_NAMES:
-                self._unsure[state.name] = state
+        registered, checked = self._checked.get(state.name, (False, -KNOWN_SECONDS))
+        if time.monotonic() - checked >= KNOWN_SECONDS:
+            if len(self._unchecked) < MAX_NAMES:
+                self._unchecked[state.name] = state
                 self._wake.set()
         elif registered:
             self._accept(state)
 
-    async def look(self, session: Session) -> None:
-        """Looks for the nodes that are not known, until it is cancelled."""
-        self._looked.clear()
+    async def check(self, session: Session) -> None:
+        """Asks the broker about unknown nodes, until it is cancelled."""
+        self._checked.clear()
         while True:
             await self._wake.wait()
             try:
-                await self._look_for_all(session)
+                await self._check_all(session)
             except BrokerError as error:
-                log.info("registered nodes are looked for later", reason=str(error))
+                log.info("registered nodes are checked later", reason=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _look_for_all(self, session: Session) -> None:
-        while self._unsure:
-            name = next(iter(self._unsure))
+    async def _check_all(self, session: Session) -> None:
+        while self._unchecked:
+            name = next(iter(self._unchecked))
             registered = await session.depth(names.node(name)) is not None
             self._remember(name, registered)
-            state = self._unsure.pop(name)
+            state = self._unchecked.pop(name)
             if registered:
                 self._accept(state)
         self._wake.clear()
 
     def _remember(self, name: str, registered: bool) -> None:
-        if not registered and name not in self._looked:
+        if not registered and name not in self._checked:
             log.warning("state of a node that is not registered ignored", node=name)
-        if len(self._looked) >= MOST_NAMES:
-            self._looked.clear()
-        self._looked[name] = registered, time.monotonic()
+        if len(self._checked) >= MAX_NAMES:
+            self._checked.clear()
+        self._checked[name] = registered, time.monotonic()

@@ -1,10 +1,11 @@
-"""One request's answer as it reaches the API: every text once and in order, whichever nodes it comes from."""
+"""One request's answer as the API gets it: all text once and in order, whatever nodes made it."""
 
 import asyncio
 import time
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from itertools import chain
 from typing import Self
 
 import msgspec
@@ -25,41 +26,40 @@ from broker.wire import (
     Waiting,
 )
 
-FAULT_LETTERS = 500  # kept of why a run was lost
-JOINED = 512  # pieces of text
+FAULT_LETTERS = 500  # kept of the reason why a run was lost
+MAX_PIECES = 512  # of text, before they are joined
 
 
 class Stream(AsyncIterator[AnyFrame]):
     """The frames of one request (Waiting, Start, Delta), ending after Finished or Failed.
 
-    It is the only place that knows how far the reader is, so it numbers the attempts: a node that gets a restarted job
-    asks, and goes on from `text`. Text that nobody has read yet is merged into one Delta, so a slow reader costs at
-    most the answer's length.
+    Only the stream knows how much of the answer its reader has, so it numbers the attempts: a node
+    that gets a restarted job requests to resume, and continues after `text`. Unread text is merged
+    into one Delta, so a slow reader costs at most the answer's length.
     """
 
     def __init__(self, job: Job, forget: Callable[["Stream"], None]) -> None:
         self.job = job
         self.request_id = job.request_id
-        self.expires = expiry(job)  # time.monotonic() until which the answer is wanted
-        self.attempt = job.attempt  # the newest: frames of others are stale
+        self.expires = expiry(job)  # time.monotonic(); None: never
+        self.attempt = job.attempt  # the newest: frames of older ones are stale
         self.started = False  # a run of any attempt has begun
         self.ended = False  # the last frame has arrived (it may still be unread)
         self.node = ""  # where the newest run is, or was
-        self.waiting = ""  # why nothing runs, as far as a node said
-        self.position: int | None = None  # in the line, from 1, while it waits there
-        self.starts: float | None = None  # Unix seconds, as estimated when it was told last
-        self.faults: tuple[str, ...] = ()  # why runs were lost that count against the job
-        self.accepted: asyncio.Future[bool] = (
-            asyncio.get_running_loop().create_future()
-        )  # a node or the broker has it
+        self.waiting = ""  # why no run has begun, as last reported
+        self.position: int | None = None  # in the queue, from 1
+        self.starts: float | None = None  # estimated, Unix seconds
+        self.faults: tuple[str, ...] = ()  # reasons of lost runs that count against the job
+        # whether the broker took the job; a frame from a node proves it
+        self.accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._forget = forget
-        self._closed = False  # it has ended, or nobody reads it any more
+        self._closed = False  # it has ended, or its reader has left
         self._on_close: Callable[[Stream], None] | None = None
         self._on_begin: Callable[[], None] | None = None
-        self._running = False  # a run of the newest attempt has begun and was not interrupted
-        self._incarnation = ""  # which life of the node it runs on
-        self._next = 0  # number of the frame that comes next
-        self.tokens = len(job.delivered_ids)  # told so far
+        self._running = False  # a run of the newest attempt has begun and not ended
+        self._incarnation = ""  # of the node of the newest run
+        self._next_seq = 0
+        self.tokens = len(job.delivered_ids)  # received so far
         self.end: Finished | Failed | None = None
         self._pieces = [job.delivered]
         self._ids = array("I", job.delivered_ids)
@@ -74,35 +74,36 @@ class Stream(AsyncIterator[AnyFrame]):
         return self._pieces[0]
 
     def push(self, frame: AnyFrame) -> bool:
-        """Takes a frame of the newest attempt; repeats are ignored. False if one before it is missing."""
+        """Takes a frame of the newest attempt, repeats aside. False if one before it is missing."""
         if self.ended or isinstance(frame, ResumeRequest):
             return True
         self._accept()
         if isinstance(frame, Waiting):
-            self._wait(frame)
+            self._on_waiting(frame)
             return True
         if frame.seq == NO_RUN:
             self._take(frame)
             return True
-        if frame.seq != self._next:
-            return frame.seq < self._next
-        self._next += 1
+        if frame.seq != self._next_seq:
+            return frame.seq < self._next_seq
+        self._next_seq += 1
         self._take(frame)
         return True
 
-    def grant(self, asking: ResumeRequest) -> ResumeGrant:
-        """The answer to a node that has a slot for the restarted job: a new attempt, from here on.
+    def grant(self, request: ResumeRequest) -> ResumeGrant:
+        """Grants a new attempt, from the present text on, to a node that has a slot.
 
-        A run that had begun and never said why it ended was lost with its node, which counts against the job: it may be
-        what kills nodes. A node of the same incarnation has merely lost its connection.
+        A run that had begun and never said why it ended was lost with its node. That counts against
+        the job, which may be what kills nodes. A node of the same incarnation has merely lost its
+        connection.
         """
         self._accept()
-        if self._running and asking.incarnation != self._incarnation:
+        if self._running and request.incarnation != self._incarnation:
             self.faults = (*self.faults, f"{self.node} died while it ran")
         self.start_over()
         return ResumeGrant(
             request_id=self.request_id,
-            number=asking.number,
+            number=request.number,
             attempt=self.attempt,
             delivered=self.text,
             delivered_ids=tuple(self._ids),
@@ -110,14 +111,14 @@ class Stream(AsyncIterator[AnyFrame]):
         )
 
     def lose_run(self, reason: str) -> None:
-        """The newest run came to nothing, and that counts against the job."""
+        """The newest run was lost, which counts against the job."""
         self._running = False
         self.faults = (*self.faults, f"{self.node}: {reason[:FAULT_LETTERS]}")
 
     def start_over(self) -> Job:
-        """The job as it must be run from now on; frames of earlier attempts are stale. Nobody is to blame."""
+        """Begins a new attempt and returns its job. The old one does not count against the job."""
         self.attempt += 1
-        self._running, self._next = False, 0
+        self._running, self._next_seq = False, 0
         job = msgspec.structs.replace(
             self.job,
             attempt=self.attempt,
@@ -128,7 +129,7 @@ class Stream(AsyncIterator[AnyFrame]):
         return with_time_left(job, self.expires)
 
     def fail(self, code: FailureCode, message: str) -> None:
-        """Ends the stream from this side: no frame can come any more."""
+        """Ends the stream from the API's side."""
         self.push(
             Failed(
                 request_id=self.request_id, seq=NO_RUN, code=code, message=message, retryable=True
@@ -136,37 +137,39 @@ class Stream(AsyncIterator[AnyFrame]):
         )
 
     def refuse(self) -> None:
-        """Ends the wait for the broker's acceptance: it takes nothing now."""
+        """The broker takes no jobs now: ends the wait for its acceptance."""
         if not self.accepted.done():
             self.accepted.set_result(False)
 
-    def when_closed(self, tell: Callable[["Stream"], None]) -> None:
-        """Has `tell` called once: when the stream ends or is given up, or now if that has happened."""
+    def when_closed(self, callback: Callable[["Stream"], None]) -> None:
+        """Has `callback` called once, when the stream is closed; now if it is already."""
         if self._closed:
-            tell(self)
+            callback(self)
         else:
-            self._on_close = tell
+            self._on_close = callback
 
-    def when_begun(self, tell: Callable[[], None]) -> None:
-        """Has `tell` called once: when the first run begins or the stream is closed, or now if that has happened."""
+    def when_begun(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called once, when the first run begins or the stream is closed."""
         if self.started or self._closed:
-            tell()
+            callback()
         else:
-            self._on_begin = tell
+            self._on_begin = callback
 
     def wakes(self, arrived: asyncio.Event) -> None:
-        """Sets `arrived` from now on when there is something to read, for who reads several streams with `read_now`."""
+        """Sets `arrived` when a frame can be read, for callers that poll several streams."""
         self._arrived = arrived
         arrived.set()
 
     def read_now(self) -> AnyFrame | None:
-        """What is to be read next, if it is here already."""
+        """The next frame, if it has arrived."""
         if self._frames:
             return self._frames.popleft()
-        return self._read_text() if self._unread else None
+        if self._unread:
+            return self._read_text()
+        return None
 
     async def aclose(self) -> None:
-        """Forgets the stream; the job is cancelled wherever it is, if it has not ended."""
+        """Closes the stream; a job that has not ended is cancelled wherever it is."""
         self._close()
 
     def __aiter__(self) -> Self:
@@ -178,33 +181,37 @@ class Stream(AsyncIterator[AnyFrame]):
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        return self._frames.popleft() if self._frames else self._read_text()
+        if self._frames:
+            return self._frames.popleft()
+        return self._read_text()
 
     def _accept(self) -> None:
         if not self.accepted.done():
             self.accepted.set_result(True)
 
     def _begin(self) -> None:
-        tell, self._on_begin = self._on_begin, None
-        if tell is not None:
-            tell()
+        callback, self._on_begin = self._on_begin, None
+        if callback is not None:
+            callback()
 
     def _close(self) -> None:
         self._begin()
         self._forget(self)
         self._closed = True
-        tell, self._on_close = self._on_close, None
-        if tell is not None:
-            tell(self)
+        callback, self._on_close = self._on_close, None
+        if callback is not None:
+            callback(self)
 
-    def _wait(self, frame: Waiting) -> None:
+    def _on_waiting(self, frame: Waiting) -> None:
         self.waiting, self.position = frame.reason, frame.position
-        self.starts = None if frame.seconds is None else time.time() + frame.seconds
+        self.starts = None
+        if frame.seconds is not None:
+            self.starts = time.time() + frame.seconds
         if self._frames and not self._unread and isinstance(self._frames[-1], Waiting):
-            self._frames.pop()  # who has not read the former place gets the present one alone
+            self._frames.pop()  # an unread older position is of no use
         self._show(frame)
 
-    def _waits_no_more(self) -> None:
+    def _clear_waiting(self) -> None:
         self.waiting, self.position, self.starts = "", None, None
 
     def _take(self, frame: AnyFrame) -> None:
@@ -213,14 +220,14 @@ class Stream(AsyncIterator[AnyFrame]):
                 self.node, self._incarnation = frame.node, frame.incarnation
                 self.started = self._running = True
                 self._begin()
-                self._waits_no_more()
+                self._clear_waiting()
                 self._show(frame)
             case Interrupted():
                 self._running = False
                 if frame.fault:
                     self.lose_run(frame.reason)
             case Delta():
-                self._waits_no_more()  # a root's last word may come after the node's first
+                self._clear_waiting()  # the root's last Waiting may overtake Start
                 self._keep(frame)
                 self._arrived.set()
             case Finished() | Failed():
@@ -229,14 +236,14 @@ class Stream(AsyncIterator[AnyFrame]):
                 self._close()
 
     def _keep(self, delta: Delta) -> None:
-        """Many small pieces cost many times what they hold, so they are joined now and then."""
+        """Joins pieces now and then: many small strings take many times their text's memory."""
         self.tokens += delta.tokens
         self._ids.extend(delta.ids)
         self._pieces.append(delta.text)
-        if len(self._pieces) > JOINED:
+        if len(self._pieces) > MAX_PIECES:
             self._pieces = ["".join(self._pieces)]
         self._unread.append(delta)
-        if len(self._unread) > JOINED:
+        if len(self._unread) > MAX_PIECES:
             self._unread = [self._read_text()]
 
     def _show(self, frame: AnyFrame) -> None:
@@ -253,6 +260,6 @@ class Stream(AsyncIterator[AnyFrame]):
             deltas[0],
             text="".join(delta.text for delta in deltas),
             tokens=sum(delta.tokens for delta in deltas),
-            ids=tuple(number for delta in deltas for number in delta.ids),
-            logprobs=tuple(each for delta in deltas for each in delta.logprobs),
+            ids=tuple(chain.from_iterable(delta.ids for delta in deltas)),
+            logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
         )

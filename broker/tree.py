@@ -1,6 +1,6 @@
-"""The tree as people and scripts see it: the broker's bindings, and what each node says of itself."""
+"""The tree as people and scripts see it: the broker's bindings and the nodes' own states."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -21,14 +21,15 @@ def tree(
     now: float,
     clock_differences: Mapping[str, float] = MappingProxyType({}),
 ) -> Tree:
-    """The whole tree, roots first, parents before their children. `depths`: by queue. `now`: Unix seconds.
-    `clock_differences`: seconds by which nodes' clocks are ahead of this machine's, as far as they are known.
+    """The whole tree, roots first, parents before their children.
 
-    The bindings decide who hangs where; a node's own word decides the rest, as long as its inbox exists.
+    `depths`: jobs ready, by queue. `now`: Unix seconds. `clock_differences`: seconds by which
+    nodes' clocks are ahead of this machine's, where known. The bindings decide the edges; a node's
+    own state decides the rest, as long as its inbox exists.
     """
     children = _children(edges)
     roots = sorted(edges.roots, key=lambda name: (name != "root", natural_key(name)))
-    everybody = {
+    all_nodes = {
         *edges.roots,
         *edges.parents,
         *edges.parents.values(),
@@ -37,35 +38,29 @@ def tree(
         *states,
     }
     hanging = list(_walk(roots, children))
-    loose = sorted(everybody - set(hanging), key=natural_key)
-    model_of = _inherited_models(edges, children)
+    detached = sorted(all_nodes - set(hanging), key=natural_key)
+    models = _inherited_models(edges, children)
+    nodes = []
+    for name in [*hanging, *detached]:
+        model = models.get(name, "")
+        node = _node(name, edges, children[name], states.get(name), depths, model, now)
+        node["clock_difference"] = clock_differences.get(name)
+        nodes.append(node)
     return {
         "roots": roots,
-        "nodes": [
-            {
-                **_node(
-                    name,
-                    edges,
-                    children[name],
-                    states.get(name),
-                    depths,
-                    model_of.get(name, ""),
-                    now,
-                ),
-                "clock_difference": clock_differences.get(name),
-            }
-            for name in [*hanging, *loose]
-        ],
+        "nodes": nodes,
         "at": datetime.fromtimestamp(now, UTC).isoformat(),
     }
 
 
 def settled(tree: Tree) -> Tree:
-    """The tree without what changes by the mere passing of time: to see whether anything happened."""
-    clocks = ("uptime", "seen", "clock_difference")
-    nodes = [
-        {key: value for key, value in node.items() if key not in clocks} for node in tree["nodes"]
-    ]
+    """The tree without what changes with time alone, to see whether anything happened."""
+    nodes = []
+    for node in tree["nodes"]:
+        timeless = dict(node)
+        for key in ("uptime", "seen", "clock_difference"):
+            timeless.pop(key, None)
+        nodes.append(timeless)
     return {"roots": tree["roots"], "nodes": nodes}
 
 
@@ -77,18 +72,22 @@ def _children(edges: Edges) -> defaultdict[str, list[str]]:
 
 
 def _walk(roots: list[str], children: Mapping[str, list[str]]) -> Iterator[str]:
-    """Breadth first, each node once (a tree in repair may have a loop)."""
+    """Breadth first, each node once: a tree under repair may have a loop."""
+    queue = deque(roots)
     seen: set[str] = set()
-    level = roots
-    while level:
-        fresh = [name for name in dict.fromkeys(level) if name not in seen]
-        yield from fresh
-        seen.update(fresh)
-        level = [child for name in fresh for child in children.get(name, ())]
+    while queue:
+        name = queue.popleft()
+        if name not in seen:
+            seen.add(name)
+            yield name
+            queue.extend(children.get(name, ()))
 
 
 def _inherited_models(edges: Edges, children: Mapping[str, list[str]]) -> dict[str, str]:
-    return {name: model for root, model in edges.roots.items() for name in _walk([root], children)}
+    models: dict[str, str] = {}
+    for root, model in edges.roots.items():
+        models.update(dict.fromkeys(_walk([root], children), model))
+    return models
 
 
 def _state(name: str, edges: Edges, state: NodeState | None) -> str:
@@ -115,7 +114,9 @@ def _node(
         "depth": depth,
     }
     if state is None:
-        detail = "not heard yet" if name in edges.present else "gone; jobs for it wait in its queue"
+        detail = "gone; jobs for it wait in its queue"
+        if name in edges.present:
+            detail = "no state received yet"
         return {**_UNKNOWN, **shared, "model": model, "queued": depth, "detail": detail}
     return {
         **shared,

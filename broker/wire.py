@@ -1,8 +1,8 @@
 """The messages that cross the broker: frozen structs, JSON, one `encode` and one `decode`.
 
-Unknown fields are ignored, so that an older process understands a newer one; missing or mistyped ones raise
-DecodeError, which the consumer turns into a dead letter with the reason. Times are Unix seconds.
-`tests/golden/` holds one JSON file a message.
+Unknown fields are ignored, so that an older process understands a newer one. Missing or mistyped
+ones raise DecodeError; the consumer makes the message a dead letter, with the reason. Times are
+Unix seconds. `tests/golden/` has one JSON file for each message.
 """
 
 from types import UnionType
@@ -12,7 +12,7 @@ import msgspec
 
 from broker.bounds import (
     Count,
-    Held,
+    JobCount,
     Moment,
     Name,
     NodeName,
@@ -27,19 +27,16 @@ from broker.bounds import (
     Unit,
     UserCounts,
 )
+from broker.errors import DecodeError
 
 Role = Literal["system", "user", "assistant"]
 JobClass = Literal["interactive", "batch"]
 
 FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
-MOST_BIASES = 1024  # tokens
+MAX_BIASES = 1024  # tokens
 MAX_ATTEMPTS = 3  # a job whose runs were lost so often is given up
 FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal"]
-
-
-class DecodeError(ValueError):
-    """A message body that is not what its consumer expects; the text says which field and why."""
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,6 +50,11 @@ class ChatMessage(Wire, kw_only=True, omit_defaults=False):
     content: str
 
 
+RepetitionPenalty = Annotated[float, msgspec.Meta(gt=0, le=1000)]
+LogitBias = Annotated[dict[Count, Penalty], msgspec.Meta(max_length=MAX_BIASES)]
+TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
 class Sampling(Wire, kw_only=True):
     """How the next token is chosen and when to stop. Validated by the API, trusted by engines."""
 
@@ -61,22 +63,15 @@ class Sampling(Wire, kw_only=True):
     top_p: Unit = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = 0  # 0: off
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    reproducible: bool = (
-        False  # the user named the seed: who else is computed must not change the text
-    )
+    reproducible: bool = False  # the user set the seed: batching must not change the text
     stop: Annotated[tuple[str, ...], msgspec.Meta(max_length=1024)] = ()
     min_p: Unit = 0.0  # of the likeliest token's probability; 0: off
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=1000)] = (
-        1.0  # of what the prompt or the answer has; 1: off
-    )
-    frequency_penalty: Penalty = 0.0  # for each time that the answer has it
-    presence_penalty: Penalty = 0.0  # once, if the answer has it
-    logit_bias: Annotated[
-        dict[Count, Penalty], msgspec.Meta(max_length=MOST_BIASES)
-    ] = {}  # by token id, up to MOST_BIASES
-    logprobs: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = (
-        None  # tell each token's probability, and that of so many of the likeliest in its place
-    )
+    repetition_penalty: RepetitionPenalty = 1.0  # of tokens in the prompt or the answer; 1: off
+    frequency_penalty: Penalty = 0.0  # for each occurrence in the answer
+    presence_penalty: Penalty = 0.0  # once, for a token in the answer
+    logit_bias: LogitBias = {}  # by token id
+    # with each token, its logprob and those of so many of the likeliest tokens in its place
+    logprobs: TopLogprobs | None = None
 
 
 class Job(Wire, kw_only=True):
@@ -84,39 +79,35 @@ class Job(Wire, kw_only=True):
 
     request_id: Name
     model: Name
-    reply_to: Name  # the reply queue of the API process that asked
+    reply_to: Name  # the reply queue of the API process
     created: Moment
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
     sampling: Sampling = Sampling()
     user: Name = ""
-    job_class: JobClass = "interactive"  # who waits for it: interactive jobs come before batch jobs
-    work: Positive = 1.0  # tokens that it is charged with when users are treated fairly; see api.requests.accounting
-    expected: Positive | None = (
-        None  # of them, those of this job; the others are owed for earlier ones
-    )
-    share: Positive = 1.0  # what its user is entitled to, beside a user with 1
-    attempt: Count = 1  # of its next run, unless it was restarted: then the reader says
-    restarted: bool = False  # a node gave it back or died with it: ask the reader (ResumeRequest) before running it
-    seconds_left: Seconds | None = (
-        None  # from when this copy was published, until nobody wants the answer
-    )
-    deadline: Moment | None = (
-        None  # the same as a moment, from older API processes; trusts all clocks to agree
-    )
-    truncate: bool = False  # leave out the oldest turns of `messages` if they do not fit; else such a job is refused
+    job_class: JobClass = "interactive"  # interactive jobs come before batch jobs
+    work: Positive = 1.0  # tokens charged to its user for fairness; see api.requests.accounting
+    expected: Positive | None = None  # tokens of this job; the rest of `work` is owed for others
+    share: Positive = 1.0  # of the tree that its user is entitled to, relative to 1
+    attempt: Count = 1  # of its next run; for a restarted job the ResumeGrant says
+    restarted: bool = False  # a node gave it back or died: send ResumeRequest before running it
+    seconds_left: Seconds | None = None  # until it expires, from when this copy was published
+    deadline: Moment | None = None  # the same, from former API processes; clocks must agree
+    truncate: bool = False  # if `messages` are too long, leave out the oldest, else refuse the job
     trail: Trail = ()  # nodes that have handled it, root first
-    delivered: str = ""  # text the reader already has, when a job is restarted
-    delivered_ids: tuple[TokenId, ...] = ()  # the tokens it was made of, if the engine told them
+    delivered: str = ""  # text that the reader of a restarted job already has
+    delivered_ids: tuple[TokenId, ...] = ()  # its tokens, if the engine sent them
 
 
 NO_RUN = -1
 
 
 class Frame(Wire, kw_only=True, tag_field="kind"):
-    """Base of what a node tells the reader of one request. The frames of a run are numbered from 0 (`seq`) and taken
-    once, in that order, while its `attempt` is the newest. Waiting, ResumeRequest and the end of a job that was not running
-    have no number (NO_RUN) and count whatever the attempt.
+    """Base of what a node sends to the reader of one request.
+
+    The frames of a run are numbered from 0 (`seq`) and taken once, in order, while its `attempt` is
+    the newest. Waiting, ResumeRequest and the end of a job that was not running have no number
+    (NO_RUN) and count whatever the attempt.
     """
 
     request_id: Name
@@ -133,8 +124,9 @@ class FrameNumber(TypedDict):
 
 
 class Waiting(Frame, kw_only=True, tag="waiting"):
-    """The job is held and not running yet. `position`: its place in the line, from 1; `seconds`: until it starts, as
-    estimated now. None where nothing orders the jobs, or nothing is known.
+    """The job is not running yet. `position`: in the queue, from 1; `seconds`: estimate to start.
+
+    None where nothing orders the jobs, or nothing is known.
     """
 
     node: Name
@@ -144,11 +136,14 @@ class Waiting(Frame, kw_only=True, tag="waiting"):
 
 
 class ResumeRequest(Frame, kw_only=True, tag="asking"):
-    """A restarted job has a slot; its node asks what the reader has. The answer is ResumeGrant, or Cancel."""
+    """A restarted job has a slot; its node asks where to continue.
+
+    The answer is ResumeGrant, or Cancel. `number` is repeated in the answer.
+    """
 
     node: NodeName
-    incarnation: Name = msgspec.field(name="boot")  # "boot" on the wire
-    number: Count  # repeated in the answer
+    incarnation: Name = msgspec.field(name="boot")
+    number: Count
 
 
 class Start(Frame, kw_only=True, tag="start"):
@@ -159,15 +154,17 @@ class Start(Frame, kw_only=True, tag="start"):
 
 
 class Interrupted(Frame, kw_only=True, tag="interrupted"):
-    """The run ended early; the job goes on elsewhere. `fault`: the run failed, and counts against the job."""
+    """The run ended early; the job goes on elsewhere. `fault`: this counts against the job."""
 
     reason: str
     fault: bool = False
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """How likely a token of the answer was. Tokens are told as bytes (in JSON base64), as one may be a part of a
-    character. Logprobs are natural logarithms of the model's own distribution, at least LEAST_LOGPROB.
+    """How likely a token of the answer was.
+
+    Tokens are bytes (base64 in JSON), as a token may be part of a character. Logprobs are natural
+    logarithms of the model's own distribution, at least LEAST_LOGPROB.
     """
 
     token: bytes
@@ -179,8 +176,10 @@ LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
 
 
 class Delta(Frame, kw_only=True, tag="delta"):
-    """New text. `tokens`: how many tokens it stands for; `ids`: which, so that another node can go on exactly;
-    `logprobs`: if they were asked for and the engine has them, those of the tokens that are seen in the text.
+    """New text.
+
+    `tokens`: how many tokens it stands for. `ids`: which ones, so that another node can continue
+    exactly. `logprobs`: of the tokens visible in the text, if requested and the engine has them.
     """
 
     text: str
@@ -195,13 +194,11 @@ class Finished(Frame, kw_only=True, tag="finished"):
     reason: FinishReason
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
-    omitted_messages: Count = (
-        0  # oldest turns of the job that were left out of the prompt; see Job.truncate
-    )
+    omitted_messages: Count = 0  # oldest turns left out of the prompt; see Job.truncate
 
 
 class Failed(Frame, kw_only=True, tag="failed"):
-    """The job ended without an answer; `retryable` says whether the same request may succeed later."""
+    """The job ended without an answer. `retryable`: the same request may succeed later."""
 
     code: FailureCode
     message: str
@@ -212,17 +209,17 @@ AnyFrame = Waiting | ResumeRequest | Start | Delta | Interrupted | Finished | Fa
 
 
 class Frames(Wire, kw_only=True):
-    """What a node has to say to one API process, coalesced."""
+    """A batch of frames for one API process."""
 
     frames: tuple[AnyFrame, ...]
 
 
 class Control(Wire, kw_only=True, tag_field="kind"):
-    """Base of what is asked of a node through its inbox."""
+    """Base of messages to a node's inbox."""
 
 
 class Cancel(Control, kw_only=True, tag="cancel"):
-    """Nobody wants this answer any more; or, with `before`, nobody reads the copies of its job numbered below that."""
+    """Nobody wants this answer any more; with `before`, nobody reads attempts below that."""
 
     request_id: Name
     before: Count | None = None
@@ -230,23 +227,24 @@ class Cancel(Control, kw_only=True, tag="cancel"):
 
 
 class Supersede(Control, kw_only=True, tag="supersede"):
-    """A newer attempt goes on: runs of older ones end. Copies of the job that would ask first are left alone."""
+    """A newer attempt goes on: runs of older ones end. Copies that must request first may stay."""
 
     request_id: Name
     attempt: Count
 
 
 class ResumeGrant(Control, kw_only=True, tag="continue"):
-    """The reader's answer to ResumeRequest: run on from `delivered`, as this attempt."""
+    """The reader's answer to ResumeRequest: continue after `delivered`, as this attempt.
+
+    `faults`: a line for each lost run that counts against the job.
+    """
 
     request_id: Name
     number: Count
     attempt: Count
     delivered: str = ""
     delivered_ids: tuple[TokenId, ...] = ()
-    faults: tuple[
-        str, ...
-    ] = ()  # why earlier runs were lost: a line for each that counts against the job
+    faults: tuple[str, ...] = ()
 
 
 class Drain(Control, kw_only=True, tag="drain"):
@@ -258,7 +256,7 @@ class Resume(Control, kw_only=True, tag="resume"):
 
 
 class Attach(Control, kw_only=True, tag="attach"):
-    """Hang below another parent: for good, or until the present one (`home`) is back."""
+    """Hang below another parent: for good, or until the home parent is back."""
 
     parent: NodeName
     for_good: bool = True
@@ -269,43 +267,44 @@ class Ping(Control, kw_only=True, tag="ping"):
 
 
 class Capacity(Control, kw_only=True, tag="capacity"):
-    """A child's absolute counters, told to its parent on every change and every few seconds. `number` grows within one
-    `incarnation`, so that a late or repeated one is known for what it is.
+    """A child's absolute counters, sent to its parent on changes and every few seconds.
+
+    `number` grows within one `incarnation`, so that late and repeated messages are recognised.
     """
 
     node: NodeName
     incarnation: Name = msgspec.field(default="", name="boot")
     number: Count = 0
     slots: Slots  # in the whole subtree
-    free: Slots  # of them, without a job and without one on its way
-    received: Count  # jobs that came to the node since it started
+    free: Slots  # without a job, or one in transit
+    received: Count  # jobs that arrived at the node since it started
     finished: Count  # jobs that ended in its subtree since then
-    accepting: bool = True  # False: draining or leaving; hand it nothing new
-    users: UserCounts = {}  # whose jobs are in the subtree's hands, and how many
+    accepting: bool = True  # False: draining or leaving; send it nothing new
+    users: UserCounts = {}  # jobs in the subtree, by user
     model: Name = ""  # what the child serves; empty from older nodes
 
 
 class Adopt(Control, kw_only=True, tag="adopt"):
-    """That node is dead and nobody takes care of its queue: empty it as if it were a child's."""
+    """That node is dead and nobody consumes its queue: empty it like a dead child's."""
 
     node: NodeName
 
 
 class Leave(Control, kw_only=True, tag="leave"):
-    """A child tells its parent that it no longer hangs below it; its queue is empty."""
+    """A child no longer hangs below this parent; its queue is empty."""
 
     node: NodeName
 
 
 class Refused(Control, kw_only=True, tag="refused"):
-    """A parent tells a child that it will not hand it jobs, and why: the child serves another model."""
+    """The parent sends this child no jobs, as it serves another model."""
 
     parent: NodeName
     reason: Note
 
 
 class Ancestors(Control, tag="ancestors", kw_only=True):
-    """A parent tells a child who is above the parent, nearest first: where to go if the parent dies."""
+    """The parent's ancestors, nearest first: where the child goes if the parent dies."""
 
     names: NodeNames
 
@@ -339,7 +338,7 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
     status: NodeStatus
     slots: Slots
     running: Slots
-    held: Held  # accepted from the queue, waiting inside the node
+    held: JobCount  # taken from the queue, waiting inside the node
     received: Count
     finished: Count
     tokens: Count  # generated since the start
@@ -348,18 +347,12 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
     started: Moment
     sent: Moment
     detail: Note = ""  # why it failed, or what it is doing while starting
-    waited: Seconds = (
-        0.0  # seconds, mean over the latest jobs that had to wait here and then went on
-    )
-    prompt_tokens: Count = 0  # of the jobs since its engine started, as far as it tells
-    reused_tokens: Count = 0  # of them, those that were held already and not read again
-    wait_error: Seconds = (
-        0.0  # seconds by which the first estimate of their wait was wrong, mean absolute error
-    )
-    context_length: Count = (
-        0  # tokens of prompt and answer together that a job may have; 0: not known
-    )
-    warning: Note = ""  # what an operator should look at while the node serves all the same
+    waited: Seconds = 0.0  # mean wait of the latest jobs that waited here
+    prompt_tokens: Count = 0  # since its engine started; 0 if the engine does not count them
+    reused_tokens: Count = 0  # of these, found in the prefix cache
+    wait_error: Seconds = 0.0  # mean absolute error of the first estimates of those waits
+    context_length: Count = 0  # tokens of prompt and answer together; 0: unknown
+    warning: Note = ""  # for the operator, while the node serves
 
 
 T = TypeVar("T")
@@ -370,8 +363,10 @@ _decoders: dict[Any, msgspec.json.Decoder[Any]] = {
 
 
 def encode(message: Wire) -> bytes:
-    """The message as JSON bytes. Half of a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD: text may come
-    from anywhere, and one frame that cannot be encoded must not keep back those beside it.
+    """The message as JSON bytes.
+
+    Half of a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD: text may come from anywhere,
+    and a frame that cannot be encoded would hold up the others of its message.
     """
     try:
         return _encoder.encode(message)
@@ -379,31 +374,37 @@ def encode(message: Wire) -> bytes:
         return _encoder.encode(_without_surrogates(msgspec.to_builtins(message)))
 
 
-def encode_for_once(job: Job) -> bytes:
-    """The same for a job that is kept: CPython keeps the UTF-8 of a text, once it was needed, as long as the text. So
-    copies of the job's texts are encoded, and go with it.
+def encode_copy(job: Job) -> bytes:
+    """The same for a job that is kept.
+
+    CPython caches the UTF-8 of a string inside it, which would double the memory of the kept job.
+    So copies of the job's texts are encoded, and dropped with their caches.
     """
     messages = job.messages
     if messages is not None:
         messages = tuple(
-            ChatMessage(role=each.role, content=_copy(each.content)) for each in messages
+            ChatMessage(role=message.role, content=_copy(message.content)) for message in messages
         )
-    prompt = None if job.prompt is None else _copy(job.prompt)
+    prompt = job.prompt
+    if prompt is not None:
+        prompt = _copy(prompt)
     return encode(msgspec.structs.replace(job, messages=messages, prompt=prompt))
 
 
 def _copy(text: str) -> str:
-    """ASCII text is its own UTF-8, and needs none."""
-    return text if text.isascii() else text[:1] + text[1:]
+    """ASCII text is its own UTF-8, so it has no cache."""
+    if text.isascii():
+        return text
+    return text[:1] + text[1:]
 
 
 def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list | tuple):
-        return [_without_surrogates(each) for each in value]
+        return [_without_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(each) for key, each in value.items()}
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
     return value
 
 
@@ -414,11 +415,12 @@ def decode(body: bytes, kind: UnionType) -> AnyControl: ...
 def decode(body: bytes, kind: Any) -> Any:
     """Parses `body` as `kind` (Job, Frames, AnyControl or NodeState).
 
-    Raises DecodeError for bytes that are not JSON, not UTF-8, or lack, mistype or exceed a field.
+    Raises DecodeError if they are not JSON or UTF-8, or if a field is missing, mistyped or out of
+    bounds.
     """
     try:
         return _decoders[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DecodeError(str(error)) from error
-    except RecursionError as error:  # of a field that nobody knows, even
+    except RecursionError as error:  # in unknown fields, too
         raise DecodeError("nested too deeply") from error

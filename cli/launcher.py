@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from broker import management
+from broker.errors import ManagementError
 from cli import control, detached, environment, instance, plan, ports, processes, rolling
 from cli.console import Console, is_journal, say
 from cli.errors import MachineError, UnreachableError
@@ -173,7 +174,7 @@ class Launcher:
             return
         try:
             await management.prune_tree(broker.management["admin"], plan.edges(self._request))
-        except management.ManagementError as error:
+        except ManagementError as error:
             raise UnreachableError(str(error)) from error
 
     async def _start_api(self, layout: Plan) -> str:

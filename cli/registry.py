@@ -5,10 +5,9 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
-from broker import inspect
-from broker.management import ManagementError
-from broker.nodestates import warnings_of_clocks
-from broker.session import BrokerError
+from broker import snapshot
+from broker.errors import BrokerError, NoSuchNode
+from broker.node_states import warnings_of_clocks
 from broker.tree import tree as describe
 from broker.wire import AnyControl
 from cli import environment, home, instance
@@ -37,7 +36,7 @@ def read_tree() -> dict[str, Any]:
         raise UsageError(
             "The tree is read from RabbitMQ's management API: set CANOPY_MANAGEMENT_URL"
         )
-    look = run(inspect.look(amqp_url, management_url))
+    look = run(snapshot.take_snapshot(amqp_url, management_url))
     return describe(look.edges, look.states, look.depths, time.time(), look.clock_differences)
 
 
@@ -53,7 +52,7 @@ def find(tree: Mapping[str, Any], name: str) -> Node:
 def send(node: str, message: AnyControl) -> None:
     """Puts a control message into the node's inbox. Raises CliError."""
     amqp_url, _ = broker_addresses()
-    run(inspect.tell(amqp_url, node, message))
+    run(snapshot.send_control(amqp_url, node, message))
 
 
 def problems() -> list[str]:
@@ -87,7 +86,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs work on the broker to its end. Raises UnreachableError, StateError."""
     try:
         return asyncio.run(work)
-    except (BrokerError, ManagementError) as error:
-        raise UnreachableError(str(error)) from error
-    except inspect.NoSuchNode as error:
+    except NoSuchNode as error:
         raise StateError(str(error)) from error
+    except BrokerError as error:
+        raise UnreachableError(str(error)) from error

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from broker.heartbeat import WHERE_ARE_YOU
+from broker.heartbeat import STACK_DUMP_SIGNAL
 from cli import environment, liveness
 from cli.errors import ProcessError, StateError
 from cli.home import Home
@@ -323,7 +323,7 @@ class Supervisor:
                 silence.sign(child.last_sign)
         self._say(f"{name} gives no sign of life: killing it")
         if child.spec.beats:
-            child.send(WHERE_ARE_YOU)
+            child.send(STACK_DUMP_SIGNAL)
             await asyncio.sleep(_STACK_DUMP_SECONDS)
         child.kill()
 

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from broker.errors import NotFound, QueueLocked, Unsendable
 from broker.limits import MAX_BODY_BYTES
-from broker.session import Delivery, NotFound, QueueLocked, Session, Unsendable
+from broker.session import Delivery, Session
 
 Open = Callable[[], Awaitable[Session]]
 SECONDS = 5.0

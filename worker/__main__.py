@@ -10,8 +10,8 @@ import structlog
 
 from broker import heartbeat
 from broker.amqp import AmqpSession
-from broker.node import NameTaken, NoParent
-from broker.session import BrokerError, Session
+from broker.errors import BrokerError, NameTaken, NoParent
+from broker.session import Session
 from topology.cap import AUTOMATIC
 from topology.dispatch import DEFAULT_POLICY, POLICIES
 from topology.names import BadName, check_node_name

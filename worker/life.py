@@ -8,9 +8,10 @@ from typing import Any
 
 import structlog
 
-from broker.node import NameTaken, NodePort, NoParent
+from broker.errors import BrokerError, ConnectionLost, NameTaken, NoParent
+from broker.node import NodePort
 from broker.presence import until_gone
-from broker.session import BrokerError, ConnectionLost, Session
+from broker.session import Session
 from broker.wire import Leave
 from topology import names
 from worker.care import EngineStuck

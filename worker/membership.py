@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import structlog
 
-from broker.node import NodePort, NoParent
-from broker.session import NotFound
+from broker.errors import NoParent, NotFound
+from broker.node import NodePort
 from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave, Refused
 from topology.dispatch import Child, Dispatcher
 from worker.background import Background

@@ -14,7 +14,7 @@ from collections import Counter
 
 import msgspec
 
-from broker.arrivals import inconsistency
+from broker.malformed import inconsistency
 from broker.node import NodePort
 from broker.session import Delivery
 from broker.wire import (

@@ -8,7 +8,8 @@ from django.db import models
 from api.answers import process
 from api.http.parsing import storable
 from api.storage.records import Record
-from broker.wire import DecodeError, Failed, FailureCode, Finished, Job, decode, encode
+from broker.errors import DecodeError
+from broker.wire import Failed, FailureCode, Finished, Job, decode, encode
 
 ATTEMPTS_A_TAKEOVER = 1000  # more than one owner will ever make
 

@@ -14,7 +14,8 @@ from api.answers.record import StoredAnswer
 from api.answers.writer import AnswerWriters
 from api.catalog import Catalog
 from api.requests.submit import Submitter
-from broker.client import Client, NoTree, Unavailable
+from broker.client import Client
+from broker.errors import NoTree, Unavailable
 
 log = structlog.get_logger("canopy.api")
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from api.errors import UNSUPPORTED
 from api.http.parsing import MAX_ECHOED, Body, Integer
 from api.openai import unsupported
-from broker.wire import MOST_BIASES, ChatMessage, JobClass, Role, Sampling
+from broker.wire import MAX_BIASES, ChatMessage, JobClass, Role, Sampling
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -117,9 +117,9 @@ def _by_token(biases: Any) -> Any:
     """Biases by token id; in JSON the ids are texts."""
     if not isinstance(biases, dict):
         return biases
-    if len(biases) > MOST_BIASES:
+    if len(biases) > MAX_BIASES:
         raise PydanticCustomError(
-            "biases", "at most {most} tokens can be biased", {"most": MOST_BIASES}
+            "biases", "at most {most} tokens can be biased", {"most": MAX_BIASES}
         )
     found: dict[int, float] = {}
     for token, bias in biases.items():

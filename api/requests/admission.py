@@ -25,7 +25,8 @@ from api.errors import ApiError
 from api.requests.quota import Usage, Verdict, decide
 from api.requests.waiting_jobs import WaitingJobs, prompt_bytes
 from api.settings import MAX_BODY
-from broker.client import Client, Unavailable
+from broker.client import Client
+from broker.errors import Unavailable
 from broker.wire import Job, JobClass, NodeState
 from topology import names
 

@@ -10,7 +10,8 @@ from api.requests.accounting import TokenAccounting
 from api.requests.active import ActiveRequests
 from api.requests.admission import Backlog
 from api.requests.waiting_jobs import WaitingJobs
-from broker.client import Client, NoTree, Unavailable
+from broker.client import Client
+from broker.errors import NoTree, Unavailable
 from broker.stream import Stream
 from broker.wire import Job
 

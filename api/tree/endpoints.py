@@ -12,7 +12,7 @@ from api.context import app
 from api.errors import ApiError
 from api.http import sse
 from api.tree.watch import compose, read_edges
-from broker.client import Unavailable
+from broker.errors import Unavailable
 from broker.tree import Tree
 from broker.wire import AnyControl, Drain, Resume
 

@@ -10,7 +10,8 @@ import structlog
 
 from api.settings import ENV
 from api.tree.watch import TreeUnreadable, read_edges
-from broker.client import Client, Unavailable
+from broker.client import Client
+from broker.errors import Unavailable
 from broker.wire import Adopt
 from topology.tree import orphans
 

@@ -9,8 +9,9 @@ import structlog
 
 from api.errors import ServiceUnavailable
 from api.settings import ENV
-from broker.client import Client, Unavailable
-from broker.management import Edges, ManagementError, edges
+from broker.client import Client
+from broker.errors import ManagementError, Unavailable
+from broker.management import Edges, edges
 from broker.tree import Tree, settled, tree
 from topology import names
 

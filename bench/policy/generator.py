@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from broker.client import Client, NoTree, Unavailable
+from broker.client import Client
+from broker.errors import NoTree, Unavailable
 from broker.wire import ChatMessage, Failed, Job, Sampling, Start
 
 _WORDS = "one two three four"  # said again and again, until the answer is long enough

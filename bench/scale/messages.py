@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 import httpx
 
 from broker.amqp import AmqpSession
+from broker.errors import DecodeError
 from broker.session import Delivery
 from broker.wire import AnyControl as Controls
-from broker.wire import Capacity, DecodeError, decode
+from broker.wire import Capacity, decode
 from cli.rabbitmq import Broker
 from topology import names
 

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import click
 import structlog
 
-from broker import dead
+from broker import dead_letters
 from broker.amqp import AmqpSession
-from broker.client import Client, NoTree, Unavailable
-from broker.dead import Letter
+from broker.client import Client
+from broker.dead_letters import Letter
+from broker.errors import NoTree, Unavailable
 from broker.session import Session
 from broker.stream import Stream
 from broker.wire import Delta, Failed, Job
@@ -140,7 +141,7 @@ def _cell(name: str, value: object) -> str:
 
 async def _with_letters(use: Callable[[list[Letter]], T]) -> T:
     async with _session() as session:
-        return use(await dead.take(session))
+        return use(await dead_letters.read_letters(session))
 
 
 def _find(letters: list[Letter], letter_id: str) -> Letter:
@@ -163,7 +164,7 @@ def drop_letters(letters: list[Letter], ids: Sequence[str]) -> int:
 async def _replay(letter_id: str) -> None:
     """Holds the letter while its job runs, so that nobody else replays it; a failure returns it."""
     async with _session() as session:
-        letters = await dead.take(session)
+        letters = await dead_letters.read_letters(session)
         chosen = _find(letters, letter_id)
         if chosen.job is None:
             raise UsageError(
@@ -172,7 +173,7 @@ async def _replay(letter_id: str) -> None:
         for letter in letters:
             if letter is not chosen:
                 letter.give_back()
-        await _print_answer(dead.to_replay(chosen.job, uuid.uuid4().hex, time.time()))
+        await _print_answer(dead_letters.to_replay(chosen.job, uuid.uuid4().hex, time.time()))
         chosen.drop()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker import inspect
+from broker import snapshot
 from broker.client import Client
 from broker.stream import Stream
 from broker.tree import tree as describe
@@ -122,7 +122,9 @@ async def test_the_registration_ends_with_the_process(
         while (
             "n2"
             in (
-                seen := await inspect.look(broker.amqp["admin"], broker.management["admin"])
+                seen := await snapshot.take_snapshot(
+                    broker.amqp["admin"], broker.management["admin"]
+                )
             ).edges.registered
         ):
             await client.changed()

@@ -11,7 +11,8 @@ import pytest_asyncio
 from bench.proxy import Proxy
 from broker import amqp
 from broker.amqp import AmqpSession
-from broker.session import AccessRefused, BrokerError, ConnectionLost, Session
+from broker.errors import AccessRefused, BrokerError, ConnectionLost
+from broker.session import Session
 from cli.ports import pick
 from cli.rabbitmq import Broker
 from tests.session_contract import Open, SessionContract, fresh

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from broker import dead
+from broker import dead_letters
 from broker.amqp import AmqpSession
 from cli.rabbitmq import Broker
 
@@ -11,10 +11,10 @@ SECONDS = 10.0
 
 
 async def letters(
-    broker: Broker, wanted: Callable[[dead.Letter], bool], count: int
-) -> list[dead.Letter]:
+    broker: Broker, wanted: Callable[[dead_letters.Letter], bool], count: int
+) -> list[dead_letters.Letter]:
     """The matching dead letters; waits until there are `count`. All stay in the queue."""
-    found: list[dead.Letter] = []
+    found: list[dead_letters.Letter] = []
     try:
         async with asyncio.timeout(SECONDS):
             while True:
@@ -25,9 +25,9 @@ async def letters(
         raise AssertionError(f"{len(found)} of {count} dead letters: {found}") from None
 
 
-async def _all(broker: Broker) -> list[dead.Letter]:
+async def _all(broker: Broker) -> list[dead_letters.Letter]:
     session = await AmqpSession.open(broker.amqp["admin"], "test")
     try:
-        return await dead.take(session)
+        return await dead_letters.read_letters(session)
     finally:
         await session.close()

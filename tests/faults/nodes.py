@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from broker.client import Client
-from broker.management import Edges, ManagementError, edges, prune_tree
+from broker.errors import ManagementError
+from broker.management import Edges, edges, prune_tree
 from broker.wire import Adopt, AnyControl, NodeState
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess

@@ -8,7 +8,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from broker.client import Client, Unavailable
+from broker.client import Client
+from broker.errors import Unavailable
 from tests.faults.conftest import Grow, Open
 from tests.faults.ledger import Ledger
 from tests.faults.nodes import Tree

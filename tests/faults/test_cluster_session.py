@@ -7,7 +7,8 @@ import pytest
 import pytest_asyncio
 
 from broker.amqp import AmqpSession
-from broker.session import BrokerError, Session
+from broker.errors import BrokerError
+from broker.session import Session
 from tests.brokercluster import Cluster, ClusterBroker, broker_cluster
 from tests.session_contract import Inbox, fresh
 

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
-from broker.client import NoTree, Unavailable
+from broker.errors import NoTree, Unavailable
 from broker.stream import Stream
 from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start, Waiting
 from topology import names

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from typing import Self
 
 from broker.client import Client
+from broker.errors import ConnectionLost
 from broker.memory import MemoryBroker, MemorySession
-from broker.session import ConnectionLost
 from broker.stream import Stream
 from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass
 from topology.dispatch import Paper, Policy

@@ -4,7 +4,7 @@ import pytest
 
 from broker.addresses import addresses
 from broker.amqp import AmqpSession
-from broker.session import BrokerError, ConnectionLost
+from broker.errors import BrokerError, ConnectionLost
 
 ONE = "amqp://node:pass%2Cword@a:5672/%2F"
 TWO = "amqps://node:p@[::1]:5671/"

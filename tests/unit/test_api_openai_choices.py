@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from api.context import app
-from broker.client import Unavailable
+from broker.errors import Unavailable
 from broker.stream import Stream
 from broker.wire import Delta, Failed, Finished, Job, decode, encode
 from tests.unit.api_site import FakeClient, echo, until

@@ -17,7 +17,8 @@ from bench.policy.generator import Planned, Sample
 from bench.policy.grid import Cell, Jobs, Slowness
 from bench.policy.simulation.simulate import CENTRAL, DISCIPLINES, Delays, Plan, Workload, simulate
 from bench.report import Report
-from broker.client import Client, Unavailable
+from broker.client import Client
+from broker.errors import Unavailable
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Start
 
 SEVEN = Plan.of(7, fanout=2)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from broker import dead
+from broker import dead_letters
 from broker.memory import MemoryBroker, MemorySession
 from broker.wire import ChatMessage, Job, Sampling, encode
 from cli.commands import dead as commands
@@ -63,7 +63,7 @@ async def test_a_job_has_its_requests_id_and_garbage_a_hash_of_its_own(
     session = await session_with(
         broker, (encode(JOB), HEADERS), (b"\xff{", {"reason": "x"}), (b"\xff{", {})
     )
-    job, first, second = await dead.take(session)
+    job, first, second = await dead_letters.read_letters(session)
     assert (job.id, job.job, job.reason, job.node, job.at) == (
         "r1",
         JOB,
@@ -79,7 +79,11 @@ async def test_a_job_has_its_requests_id_and_garbage_a_hash_of_its_own(
 
 async def test_reading_changes_nothing(broker: MemoryBroker) -> None:
     session = await session_with(broker, *((b"%d" % number, {}) for number in range(3)))
-    assert [letter.delivery.body for letter in await dead.take(session)] == [b"0", b"1", b"2"]
+    assert [letter.delivery.body for letter in await dead_letters.read_letters(session)] == [
+        b"0",
+        b"1",
+        b"2",
+    ]
     assert depth(broker) == 0
     await session.close()
     assert [message.body for message in broker.queues[names.DEAD_QUEUE].ready] == [b"0", b"1", b"2"]
@@ -87,7 +91,7 @@ async def test_reading_changes_nothing(broker: MemoryBroker) -> None:
 
 async def test_dropped_letters_are_gone_and_others_stay(broker: MemoryBroker) -> None:
     session = await session_with(broker, *((b"%d" % number, {}) for number in range(3)))
-    letters = await dead.take(session)
+    letters = await dead_letters.read_letters(session)
     letters[1].drop()
     letters[0].give_back()
     await session.close()
@@ -96,7 +100,7 @@ async def test_dropped_letters_are_gone_and_others_stay(broker: MemoryBroker) ->
 
 async def test_letters_that_come_meanwhile_are_left_alone(broker: MemoryBroker) -> None:
     session = await session_with(broker, (b"early", {}))
-    (early,) = await dead.take(session)
+    (early,) = await dead_letters.read_letters(session)
     broker.put("", names.DEAD_QUEUE, b"late", {})
     early.drop()
     await session.close()
@@ -104,11 +108,11 @@ async def test_letters_that_come_meanwhile_are_left_alone(broker: MemoryBroker) 
 
 
 async def test_no_queue_is_no_letters(broker: MemoryBroker) -> None:
-    assert await dead.take(broker.session()) == []
+    assert await dead_letters.read_letters(broker.session()) == []
 
 
 def test_a_replayed_job_is_asked_anew() -> None:
-    again = dead.to_replay(JOB, "r2", 9.0)
+    again = dead_letters.to_replay(JOB, "r2", 9.0)
     assert (again.request_id, again.created, again.attempt, again.restarted) == (
         "r2",
         9.0,
@@ -137,7 +141,7 @@ async def test_the_list_is_aligned_and_harmless(
     session = await session_with(
         broker, (encode(JOB), HEADERS), (b"x", {"reason": "bad \x1b[31m\nbytes", "at": "?"})
     )
-    described = [commands.describe(letter) for letter in await dead.take(session)]
+    described = [commands.describe(letter) for letter in await dead_letters.read_letters(session)]
     assert json.loads(json.dumps(described))[0] == {
         "id": "r1",
         "when": 1_700_000_000.5,
@@ -168,7 +172,7 @@ async def test_a_letter_is_shown_whole(broker: MemoryBroker) -> None:
     session = await session_with(
         broker, (encode(JOB), HEADERS), (b"\xff\x1b", {"reason": "no job"})
     )
-    job, garbage = await dead.take(session)
+    job, garbage = await dead_letters.read_letters(session)
     shown = commands.full_text(job)
     assert "trail      root, n1" in shown
     assert "faults     n1 died" in shown
@@ -180,7 +184,7 @@ async def test_a_letter_is_shown_whole(broker: MemoryBroker) -> None:
 
 async def test_dropping_is_all_or_nothing(broker: MemoryBroker) -> None:
     session = await session_with(broker, (encode(JOB), HEADERS), (b"x", {}))
-    letters = await dead.take(session)
+    letters = await dead_letters.read_letters(session)
     with pytest.raises(CliError, match="There is no dead letter 'nope'"):
         commands.drop_letters(letters, ["r1", "nope"])
     assert not any(letter.delivery.settled for letter in letters)

@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from api.answers import process
-from broker import nodestates
+from broker import node_states
 from broker.deadline import expiry, has_passed, with_time_left
-from broker.inspect import clock_difference
 from broker.management import read_edges
-from broker.nodestates import NodeStates, warnings_of_clocks
+from broker.node_states import NodeStates, warnings_of_clocks
+from broker.snapshot import clock_difference
 from broker.tree import tree
 from broker.wire import Failed, Finished, Job
 from cli.commands.tree import node_line
@@ -27,7 +27,7 @@ from topology.dispatch import HoldHigh
 
 TWO_HOURS = 7200.0
 NODE_MODULES = ("worker.node", "worker.waiting", "worker.run", "broker.node", "broker.deadline")
-API_MODULES = ("broker.nodestates", "broker.stream")
+API_MODULES = ("broker.node_states", "broker.stream")
 
 
 class WallClock:
@@ -149,7 +149,7 @@ async def test_a_job_moved_to_another_node_keeps_its_time_left() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     clock = SimpleNamespace(now=1e9, since=100.0)
     clock.time, clock.monotonic = lambda: clock.now, lambda: clock.since
-    monkeypatch.setattr(nodestates, "time", clock)
+    monkeypatch.setattr(node_states, "time", clock)
     return clock  # type: ignore[return-value]
 
 
@@ -169,7 +169,7 @@ def test_a_clock_that_is_off_is_warned_about_once(clock: SimpleNamespace) -> Non
         "n1: its clock is 7200 s ahead of this machine's; set it (NTP)"
     ]
     assert states.recent()["n1"].sent == clock.now
-    for _ in range(nodestates.CLOCK_SAMPLES):
+    for _ in range(node_states.CLOCK_SAMPLES):
         states.add(node_state("n1", sent=clock.now))
     assert states.clock_differences() == {"n1": 0.0}
 
@@ -180,14 +180,14 @@ def test_a_jump_of_this_machines_clock_loses_no_node(clock: SimpleNamespace) -> 
     for jump in (TWO_HOURS, -2 * TWO_HOURS):
         clock.now += jump
         assert set(states.recent()) == {"n1"}
-    clock.since += nodestates.SILENT_SECONDS + 1
+    clock.since += node_states.SILENT_SECONDS + 1
     assert states.recent() == {}
 
 
 def test_an_answer_sent_between_question_and_arrival_shows_no_difference() -> None:
-    assert clock_difference(asked=10.0, sent=10.5, arrived=14.0) == 0.0
-    assert clock_difference(asked=10.0, sent=20.0, arrived=14.0) == 6.0
-    assert clock_difference(asked=10.0, sent=4.0, arrived=14.0) == -6.0
+    assert clock_difference(requested=10.0, sent=10.5, arrived=14.0) == 0.0
+    assert clock_difference(requested=10.0, sent=20.0, arrived=14.0) == 6.0
+    assert clock_difference(requested=10.0, sent=4.0, arrived=14.0) == -6.0
 
 
 def test_the_drawn_tree_says_whose_clock_is_off() -> None:

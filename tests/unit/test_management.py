@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from broker.management import Edges, ManagementError, edges, prune_tree
+from broker.errors import ManagementError
+from broker.management import Edges, edges, prune_tree
 
 QUEUES = b'[{"name": "canopy.node.root"}, {"name": "canopy.inbox.root"}]'
 BINDINGS = (

@@ -4,9 +4,7 @@ import asyncio
 
 import pytest
 
-from broker.client import NoTree
-from broker.node import NameTaken, NoParent
-from broker.session import ConnectionLost
+from broker.errors import ConnectionLost, NameTaken, NoParent, NoTree
 from broker.stream import Stream
 from broker.wire import (
     Attach,

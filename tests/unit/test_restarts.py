@@ -7,8 +7,7 @@ import msgspec
 import pytest
 
 from broker import client as broker_client
-from broker.client import NoTree, Unavailable
-from broker.session import ConnectionLost
+from broker.errors import ConnectionLost, NoTree, Unavailable
 from broker.stream import Stream
 from broker.wire import (
     MAX_ATTEMPTS,
@@ -350,7 +349,7 @@ async def test_a_job_whose_cancel_was_said_while_the_root_was_away_ends_when_it_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.reader.ASK_SECONDS", 0.01)
-    monkeypatch.setattr(broker_client, "TELL_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(broker_client, "REPEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
         stream = await cluster.ask("a")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import wire
+from broker.errors import DecodeError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 WHO = {"request_id": "7d1f0c", "attempt": 2}
@@ -140,7 +141,7 @@ def test_unknown_fields_are_ignored(name: str) -> None:
     ],
 )
 def test_a_broken_job_is_refused_with_the_reason(body: bytes, hint: str) -> None:
-    with pytest.raises(wire.DecodeError, match=hint):
+    with pytest.raises(DecodeError, match=hint):
         wire.decode(body, wire.Job)
 
 
@@ -149,7 +150,7 @@ def test_garbage_never_raises_anything_else(body: bytes) -> None:
     for kind in (wire.Job, wire.Frames, wire.AnyControl, wire.NodeState):
         try:
             wire.decode(body, kind)
-        except wire.DecodeError:
+        except DecodeError:
             continue
 
 

@@ -9,7 +9,8 @@ import uuid
 import structlog
 
 from bench.dispatch import loop
-from broker.client import Client, NoTree, Unavailable
+from broker.client import Client
+from broker.errors import NoTree, Unavailable
 from broker.wire import ChatMessage, Failed, Job, Sampling
 
 _READY_SECONDS = 30.0

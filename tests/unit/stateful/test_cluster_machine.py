@@ -9,13 +9,11 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker.client import Unavailable
-from broker.session import ConnectionLost
+from broker.errors import ConnectionLost, DecodeError, Unavailable
 from broker.wire import (
     MAX_ATTEMPTS,
     AnyControl,
     Attach,
-    DecodeError,
     Drain,
     Failed,
     Finished,

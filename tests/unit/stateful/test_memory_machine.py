@@ -5,8 +5,9 @@ import asyncio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker.errors import ConnectionLost
 from broker.memory import MemoryBroker, MemorySession
-from broker.session import ConnectionLost, Delivery
+from broker.session import Delivery
 from tests.unit.stateful.clock import JumpingLoop
 from tests.unit.stateful.hunt import histories
 

@@ -8,11 +8,11 @@ from unittest import mock
 
 import msgspec
 
+from broker.errors import ConnectionLost, DecodeError
 from broker.management import Edges, read_edges
 from broker.memory import MemorySession
-from broker.session import ConnectionLost
 from broker.stream import Stream
-from broker.wire import Adopt, AnyFrame, DecodeError, Delta, Failed, Finished, Job, decode, encode
+from broker.wire import Adopt, AnyFrame, Delta, Failed, Finished, Job, decode, encode
 from tests.unit.cluster import Cluster
 from topology import names
 from topology.tree import orphans
@@ -28,7 +28,7 @@ _TIMED = (
     "worker.waiting",
     "worker.warnings",
     "broker.deadline",
-    "broker.nodestates",
+    "broker.node_states",
     "broker.registration",
     "broker.node",
 )

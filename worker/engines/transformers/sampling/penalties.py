@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from broker.wire import MOST_BIASES, Sampling
+from broker.wire import MAX_BIASES, Sampling
 
 _IN_PROMPT = 1 << 30  # the bit that marks a prompt's tokens, above the count in the answer
 
@@ -80,10 +80,10 @@ class TokenCounts:
 
 
 class LogitBias:
-    """What each slot's sequence adds to the logits of up to MOST_BIASES tokens."""
+    """What each slot's sequence adds to the logits of up to MAX_BIASES tokens."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
-        self._shape = (slots, MOST_BIASES)
+        self._shape = (slots, MAX_BIASES)
         self._device = device
         self._ids: torch.Tensor | None = None  # int64; unused entries add 0 to token 0
         self._values: torch.Tensor | None = None  # float32
@@ -95,7 +95,7 @@ class LogitBias:
                 return
             self._ids = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
             self._values = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
-        unused = MOST_BIASES - len(biases)
+        unused = MAX_BIASES - len(biases)
         ids = list(biases) + [0] * unused
         values = list(biases.values()) + [0.0] * unused
         self._ids[slot] = upload(ids, torch.int64, self._device)

@@ -1,7 +1,7 @@
 """The queue of dead letters, `canopy.dead`: jobs given up on, and messages that were no jobs.
 
-Reading takes what is there off the queue without acknowledging it. A letter is dropped by acknowledging it; all others
-return to the queue, at their old place, when they are given back or the session ends, however it ends.
+Reading takes letters off the queue without acknowledging them. A letter is dropped by acknowledging
+it; the others return to their old place in the queue when they are given back or the session ends.
 """
 
 import asyncio
@@ -13,17 +13,18 @@ from dataclasses import dataclass
 
 import msgspec
 
+from broker.errors import DecodeError
 from broker.session import Delivery, Session
-from broker.wire import DecodeError, Job, decode
+from broker.wire import Job, decode
 from topology import names
 
-MOST = 10_000  # letters looked at; the oldest come first
-READ_SECONDS = 5.0  # without another letter: somebody else holds what is missing
+MAX_LETTERS = 10_000  # read at once; the oldest come first
+READ_SECONDS = 5.0  # longest wait for a letter: another reader has those that do not come
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter. `id`: its request's, or a hash for one that was no job. `at`: Unix seconds, None if unknown."""
+    """`id`: that of its request, or a hash if it was no job. `at`: Unix seconds."""
 
     id: str
     reason: str
@@ -42,13 +43,13 @@ class Letter:
         self.delivery.requeue()
 
 
-async def take(session: Session) -> list[Letter]:
-    """The letters that are in the queue now, at most MOST, oldest first. Raises BrokerError."""
-    present = min(MOST, await session.depth(names.DEAD_QUEUE) or 0)
+async def read_letters(session: Session) -> list[Letter]:
+    """The letters in the queue now, at most MAX_LETTERS, oldest first. Raises BrokerError."""
+    present = min(MAX_LETTERS, await session.depth(names.DEAD_QUEUE) or 0)
     if not present:
         return []
     arrived: asyncio.Queue[Delivery] = asyncio.Queue()
-    # with this limit the broker hands out no letter that comes meanwhile
+    # with this limit the broker delivers no letter that arrives meanwhile
     consumer = await session.consume(names.DEAD_QUEUE, arrived.put_nowait, prefetch=present)
     deliveries: list[Delivery] = []
     with suppress(TimeoutError):
@@ -59,7 +60,7 @@ async def take(session: Session) -> list[Letter]:
 
 
 def to_replay(job: Job, request_id: str, now: float) -> Job:
-    """The job as if it were asked anew: nothing of its former life can hold it up."""
+    """The job as a new request, without anything left from its earlier runs."""
     return msgspec.structs.replace(
         job,
         request_id=request_id,
@@ -91,13 +92,13 @@ def _letter(delivery: Delivery) -> Letter:
     )
 
 
-def _moment(told: object) -> float | None:
-    """AMQP has no floats that pika would send: the moment comes as text."""
+def _moment(header: object) -> float | None:
+    """The moment comes as text: pika sends no floats in headers."""
     with suppress(ValueError):
-        return float(str(told))
+        return float(str(header))
     return None
 
 
 def _digest(delivery: Delivery) -> str:
-    told = json.dumps(delivery.headers, default=str, sort_keys=True)
-    return hashlib.sha256(told.encode() + b"\n" + delivery.body).hexdigest()[:12]
+    headers = json.dumps(delivery.headers, default=str, sort_keys=True)
+    return hashlib.sha256(headers.encode() + b"\n" + delivery.body).hexdigest()[:12]

@@ -1,17 +1,18 @@
-"""What can be made of messages that do not decode as a whole, and of those that do but contradict themselves."""
+"""What can be saved of messages that do not decode, and messages that contradict themselves."""
 
 from typing import TypeVar
 
 import msgspec
 
 from broker.bounds import Name
-from broker.wire import AnyFrame, Capacity, DecodeError, Frames, decode
+from broker.errors import DecodeError
+from broker.wire import AnyFrame, Capacity, Frames, decode
 
 T = TypeVar("T")
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a job that does not decode: whom to tell."""
+    """Where to send the refusal of a job that does not decode."""
 
     request_id: Name
     reply_to: Name
@@ -26,8 +27,9 @@ class _RawFrames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_frames(body: bytes) -> tuple[list[AnyFrame], list[str]]:
-    """The frames of a Frames message, and why others of it do not count: one that is not understood must not take
-    along those of other requests.
+    """The frames of a Frames message, and why the others of it were dropped.
+
+    A frame that does not decode must not take along those of other requests.
     """
     try:
         return list(decode(body, Frames).frames), []
@@ -37,21 +39,21 @@ def decode_frames(body: bytes) -> tuple[list[AnyFrame], list[str]]:
             return [], [str(error)]
     frames: list[AnyFrame] = []
     reasons: list[str] = []
-    for each in raw.frames:
+    for raw_frame in raw.frames:
         try:
-            frames.append(msgspec.json.decode(each, type=AnyFrame))
+            frames.append(msgspec.json.decode(raw_frame, type=AnyFrame))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             reasons.append(str(error))
     return frames, reasons
 
 
 def address_of(body: bytes) -> Address | None:
-    """Where the answer to a job goes that does not decode; None if that cannot be known either."""
+    """Where the answer to a job that does not decode goes; None if that does not decode either."""
     return _parse(body, Address)
 
 
 def sender_of(body: bytes) -> str:
-    """The node that a control message names which does not decode; empty if it names none."""
+    """The sender of a control message that does not decode; empty if it names none."""
     sender = _parse(body, _Sender)
     return sender.node if sender else ""
 

@@ -12,21 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.arrivals import decode_frames, inconsistency
+from broker.errors import DecodeError
+from broker.malformed import decode_frames, inconsistency
 from broker.management import read_edges
 from broker.tree import tree
-from broker.wire import (
-    Capacity,
-    DecodeError,
-    Failed,
-    Finished,
-    Frames,
-    Job,
-    NodeState,
-    Start,
-    decode,
-    encode,
-)
+from broker.wire import Capacity, Failed, Finished, Frames, Job, NodeState, Start, decode, encode
 from cli.commands.tree import draw
 from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until

@@ -1,6 +1,6 @@
-"""The tree as one look from outside: bindings and presence from the management API, states from the nodes themselves.
+"""The tree at one moment: bindings and presence from the management API, states from the nodes.
 
-Used by the command line. The dashboard follows the same states continuously through `broker.client`.
+Used by the command line. The dashboard follows the states continuously through `broker.client`.
 """
 
 import asyncio
@@ -8,23 +8,21 @@ import time
 from dataclasses import dataclass
 
 from broker.amqp import AmqpSession
+from broker.errors import DecodeError, NoSuchNode
 from broker.management import Edges, edges
-from broker.nodestates import moved
+from broker.node_states import on_local_clock
 from broker.session import Delivery, Session
-from broker.wire import AnyControl, DecodeError, NodeState, Ping, decode, encode
+from broker.wire import AnyControl, NodeState, Ping, decode, encode
 from topology import names
 
 ANSWER_SECONDS = 2.0
 
 
-class NoSuchNode(Exception):
-    """No node of that name is registered."""
-
-
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was seen: the edges, the state of each node that answered in time, jobs ready by queue, and the seconds by
-    which each node's clock is ahead of this machine's.
+class Snapshot:
+    """The edges, the state of each node that answered in time, and jobs ready by queue.
+
+    `clock_differences`: seconds by which each node's clock is ahead of this machine's.
     """
 
     edges: Edges
@@ -33,23 +31,26 @@ class Look:
     clock_differences: dict[str, float]
 
 
-async def look(amqp_url: str, management_url: str) -> Look:
-    """Asks every present node for its state and waits until all have answered, at most ANSWER_SECONDS.
+async def take_snapshot(amqp_url: str, management_url: str) -> Snapshot:
+    """Asks every present node for its state and waits for the answers, at most ANSWER_SECONDS.
 
     Raises BrokerError or ManagementError if the broker cannot be reached.
     """
-    seen = await edges(management_url)
+    tree_edges = await edges(management_url)
     session = await AmqpSession.open(amqp_url, "canopy tree")
     try:
-        states, differences = await _states(session, set(seen.present))
-        depths = {queue: await session.depth(queue) for queue in map(names.node, seen.registered)}
+        states, differences = await _states(session, set(tree_edges.present))
+        depths: dict[str, int] = {}
+        for queue in map(names.node, tree_edges.registered):
+            depth = await session.depth(queue)
+            if depth is not None:
+                depths[queue] = depth
     finally:
         await session.close()
-    known_depths = {queue: depth for queue, depth in depths.items() if depth is not None}
-    return Look(seen, states, known_depths, differences)
+    return Snapshot(tree_edges, states, depths, differences)
 
 
-async def tell(amqp_url: str, node: str, message: AnyControl) -> None:
+async def send_control(amqp_url: str, node: str, message: AnyControl) -> None:
     """Puts a control message into the node's inbox. Raises NoSuchNode, BrokerError."""
     session = await AmqpSession.open(amqp_url, "canopy control")
     try:
@@ -66,38 +67,41 @@ async def _states(
     states: dict[str, NodeState] = {}
     differences: dict[str, float] = {}
     complete = asyncio.Event()
-    asked = time.time()
+    requested = time.time()
 
-    def heard(delivery: Delivery) -> None:
+    def on_state(delivery: Delivery) -> None:
         delivery.ack()
         try:
             state = decode(delivery.body, NodeState)
         except DecodeError:
-            return  # a newer or foreign node: it is shown without a state
+            return  # from a node of another release: it is shown without a state
         if state.name not in expected:
-            return  # anybody may publish states; the broker lists who is registered
+            return  # anybody may publish states; the broker knows who is registered
         arrived = time.time()
-        states[state.name] = moved(state, arrived)
-        differences[state.name] = clock_difference(asked, state.sent, arrived)
+        states[state.name] = on_local_clock(state, arrived)
+        differences[state.name] = clock_difference(requested, state.sent, arrived)
         if expected <= states.keys():
             complete.set()
 
     queue = names.watch(f"look-{id(session)}-{time.time_ns()}")
     await session.declare_queue(queue, exclusive=True)
     await session.bind(queue, names.EVENTS_EXCHANGE, names.state_key("*"))
-    await session.consume(queue, heard, prefetch=1000)
+    await session.consume(queue, on_state, prefetch=1000)
     session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
     if expected:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await complete.wait()
         except TimeoutError:
-            pass  # who did not answer is shown as not answering
+            pass  # nodes that did not answer are shown without a state
     return states, differences
 
 
-def clock_difference(asked: float, sent: float, arrived: float) -> float:
-    """Seconds by which the sender's clock is ahead, at least: its answer was sent between question and arrival."""
+def clock_difference(requested: float, sent: float, arrived: float) -> float:
+    """Seconds by which the sender's clock is ahead, at least; negative if it is behind.
+
+    On this machine's clock the answer was sent between `requested` and `arrived`.
+    """
     if sent > arrived:
         return round(sent - arrived, 1)
-    return round(min(0.0, sent - asked), 1)
+    return round(min(0.0, sent - requested), 1)

@@ -1,0 +1,115 @@
+"""The latest state of each registered node, with its times on this machine's clock.
+
+No wall clock decides anything here. The age of a state is measured on this process's monotonic
+clock; the nodes' own clocks are compared with this machine's, to show people the difference.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from broker.wire import NodeState
+
+SILENT_SECONDS = 15.0  # a node that sends no state for so long counts as down
+CLOCK_SAMPLES = 8  # states whose delays are compared: the smallest is close to zero
+CLOCK_WARNING = 2.0  # seconds by which a node's clock may differ without a warning
+MAX_NODES = 10_000  # remembered
+
+
+@dataclass(slots=True)
+class _Record:
+    """One node: its latest state on this machine's clock, and when that came (monotonic clock)."""
+
+    state: NodeState
+    arrived: float
+    delays: deque[float] = field(  # arrival on this machine's clock minus `sent` on the node's
+        default_factory=lambda: deque(maxlen=CLOCK_SAMPLES)
+    )
+    warned: bool = False
+
+    @property
+    def clock_difference(self) -> float:
+        """Seconds by which the node's clock is ahead of this machine's.
+
+        Each delay includes the message's travel time, so the smallest one counts.
+        """
+        return -min(self.delays)
+
+
+class NodeStates:
+    """The latest state of every node, by name."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+
+    def add(self, state: NodeState) -> float | None:
+        """Takes a state that has just arrived.
+
+        Returns the difference of the node's clock in seconds if that needs a warning: it is above
+        CLOCK_WARNING, and was not before.
+        """
+        now = time.monotonic()
+        wall_now = time.time()
+        record = self._records.get(state.name)
+        if record is None or _process(record.state) != _process(state):
+            self._make_room()
+            record = self._records[state.name] = _Record(state, now)
+        record.state = on_local_clock(state, wall_now)
+        record.arrived = now
+        record.delays.append(wall_now - state.sent)
+        difference = record.clock_difference
+        warned_before = record.warned
+        record.warned = abs(difference) > CLOCK_WARNING
+        if record.warned and not warned_before:
+            return difference
+        return None
+
+    def remove(self, name: str) -> None:
+        """That node has ended."""
+        self._records.pop(name, None)
+
+    def recent(self) -> dict[str, NodeState]:
+        """The states not older than SILENT_SECONDS, with times on this machine's clock."""
+        self._forget_silent(time.monotonic())
+        return {name: record.state for name, record in self._records.items()}
+
+    def clock_differences(self) -> dict[str, float]:
+        """Seconds by which each node's clock is ahead of this machine's, to a tenth."""
+        self._forget_silent(time.monotonic())
+        return {name: round(record.clock_difference, 1) for name, record in self._records.items()}
+
+    def _forget_silent(self, now: float) -> None:
+        for name, record in list(self._records.items()):
+            if now - record.arrived > SILENT_SECONDS:
+                del self._records[name]
+
+    def _make_room(self) -> None:
+        while len(self._records) >= MAX_NODES:
+            del self._records[next(iter(self._records))]
+
+
+def _process(state: NodeState) -> tuple[str, int]:
+    return state.host, state.pid
+
+
+def on_local_clock(state: NodeState, arrived: float) -> NodeState:
+    """The state with its times on this machine's clock, on which it `arrived` (Unix seconds)."""
+    return msgspec.structs.replace(
+        state, started=state.started + arrived - state.sent, sent=arrived
+    )
+
+
+def warnings_of_clocks(differences: Mapping[str, float]) -> list[str]:
+    """A sentence for each node whose clock differs by more than CLOCK_WARNING."""
+    warnings = []
+    for name, seconds in differences.items():
+        if abs(seconds) > CLOCK_WARNING:
+            direction = "ahead of" if seconds > 0 else "behind"
+            warnings.append(
+                f"{name}: its clock is {abs(seconds):.0f} s {direction} this machine's; "
+                "set it (NTP)"
+            )
+    return warnings
