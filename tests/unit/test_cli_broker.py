@@ -35,19 +35,23 @@ def test_every_password_hash_has_its_own_salt() -> None:
 
 
 def test_definitions_name_three_users_and_no_guest() -> None:
-    made = json.loads(json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"})))
-    assert [user["name"] for user in made["users"]] == ["api", "node", "admin"]
-    assert {user["name"]: user["tags"] for user in made["users"]} == {
+    document = json.loads(
+        json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"}))
+    )
+    assert [user["name"] for user in document["users"]] == ["api", "node", "admin"]
+    assert {user["name"]: user["tags"] for user in document["users"]} == {
         "api": ["monitoring"],
         "node": [],
         "admin": ["administrator"],
     }
-    assert {right["user"] for right in made["permissions"]} == {"api", "node", "admin"}
+    assert {right["user"] for right in document["permissions"]} == {"api", "node", "admin"}
 
 
 def may(user: str, right: str, name: str) -> bool:
-    made = json.loads(json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"})))
-    [rights] = [each for each in made["permissions"] if each["user"] == user]
+    document = json.loads(
+        json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"}))
+    )
+    [rights] = [entry for entry in document["permissions"] if entry["user"] == user]
     return re.search(rights[right], name) is not None
 
 
@@ -67,11 +71,11 @@ def test_the_api_can_enter_jobs_and_read_answers_but_no_nodes_queue() -> None:
 
 def test_credentials_are_made_once_and_private(tmp_path: Path) -> None:
     file = tmp_path / "credentials.json"
-    made = credentials.load_or_create(file)
-    assert len(set(made.values())) == 4
-    assert all(len(value) >= 32 for value in made.values())
+    passwords = credentials.load_or_create(file)
+    assert len(set(passwords.values())) == 4
+    assert all(len(value) >= 32 for value in passwords.values())
     assert file.stat().st_mode & 0o777 == 0o600
-    assert credentials.load_or_create(file) == made
+    assert credentials.load_or_create(file) == passwords
 
 
 def test_a_broken_credentials_file_is_made_anew(tmp_path: Path) -> None:
@@ -234,8 +238,8 @@ async def test_what_accepts_and_does_not_answer_is_not_alive(
 
 async def test_what_answers_is_alive(private: PrivateBroker) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked = await reader.read(100)
-        http = asked.startswith(b"GET ")
+        request = await reader.read(100)
+        http = request.startswith(b"GET ")
         writer.write(
             b"HTTP/1.1 401 no\r\n\r\n"
             if http

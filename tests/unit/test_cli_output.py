@@ -141,9 +141,9 @@ def test_the_journal_is_known_by_what_systemd_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with (tmp_path / "stream").open("w") as stream:
-        found = os.fstat(stream.fileno())
+        status = os.fstat(stream.fileno())
         for value, expected in (
-            (f"{found.st_dev}:{found.st_ino}", True),
+            (f"{status.st_dev}:{status.st_ino}", True),
             ("1:2", False),
             ("", False),
         ):

@@ -35,11 +35,11 @@ def layout(**options: object) -> plan.Plan:
 
 
 def test_the_default_is_a_root_and_two_nodes_below_it() -> None:
-    made = layout()
-    assert [spec.name for spec in made.roots] == ["root"]
-    assert option(made.roots[0], "--engine") == "none"
-    assert "--parent" not in made.roots[0].command
-    assert [(spec.name, option(spec, "--parent")) for spec in made.nodes] == [
+    laid_out = layout()
+    assert [spec.name for spec in laid_out.roots] == ["root"]
+    assert option(laid_out.roots[0], "--engine") == "none"
+    assert "--parent" not in laid_out.roots[0].command
+    assert [(spec.name, option(spec, "--parent")) for spec in laid_out.nodes] == [
         ("n1", "root"),
         ("n2", "root"),
     ]
@@ -51,11 +51,11 @@ def test_a_fanout_makes_levels() -> None:
 
 
 def test_each_model_gets_a_tree_with_names_of_its_own() -> None:
-    made = layout(models={"a": None, "org/B": Path("/models/b")}, nodes=3, fanout=2)
+    laid_out = layout(models={"a": None, "org/B": Path("/models/b")}, nodes=3, fanout=2)
     second = root_name("org/B", "a")
     assert second.startswith("root-org-b_")
-    assert [spec.name for spec in made.roots] == ["root", second]
-    assert {spec.name: option(spec, "--parent") for spec in made.nodes} == {
+    assert [spec.name for spec in laid_out.roots] == ["root", second]
+    assert {spec.name: option(spec, "--parent") for spec in laid_out.nodes} == {
         "n1": "root",
         "n2": "n1",
         "n3": "n1",
@@ -63,16 +63,16 @@ def test_each_model_gets_a_tree_with_names_of_its_own() -> None:
         "n5": "n4",
         "n6": "n4",
     }
-    assert option(made.nodes[3], "--model-path") == "/models/b"
-    assert made.apis[0].env["CANOPY_MODELS"] == '["a", "org/B"]'
+    assert option(laid_out.nodes[3], "--model-path") == "/models/b"
+    assert laid_out.apis[0].env["CANOPY_MODELS"] == '["a", "org/B"]'
 
 
 def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> None:
     upstream = {"upstream": "http://far/v1", "upstream_model": "m"}
-    made = layout(engine="openai", **upstream)
-    assert [option(spec, "--upstream") for spec in made.nodes] == ["http://far/v1"] * 2
-    assert option(made.nodes[0], "--upstream-model") == "m"
-    others = [*made.roots, *made.apis, *layout(**upstream).nodes]
+    laid_out = layout(engine="openai", **upstream)
+    assert [option(spec, "--upstream") for spec in laid_out.nodes] == ["http://far/v1"] * 2
+    assert option(laid_out.nodes[0], "--upstream-model") == "m"
+    others = [*laid_out.roots, *laid_out.apis, *layout(**upstream).nodes]
     assert not any("--upstream" in spec.command for spec in others)
 
 
@@ -154,15 +154,15 @@ def test_nodes_take_the_gpus_in_turn_on_through_all_trees(monkeypatch: pytest.Mo
 def test_a_device_that_is_named_is_every_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
     for device in ("cpu", "cuda:1", "cuda:0,cuda:1"):
-        made = layout(engine="transformers", gpus=4, device=device)
-        assert [on_gpus(spec) for spec in made.nodes] == [(device, "2")] * 2
+        laid_out = layout(engine="transformers", gpus=4, device=device)
+        assert [on_gpus(spec) for spec in laid_out.nodes] == [(device, "2")] * 2
     for engine, gpus in (("transformers", 0), ("transformers", 1), ("echo", 4), ("openai", 4)):
-        made = layout(engine=engine, gpus=gpus, nodes=3)
-        assert [on_gpus(spec) for spec in made.nodes] == [("auto", "3")] * 3
+        laid_out = layout(engine=engine, gpus=gpus, nodes=3)
+        assert [on_gpus(spec) for spec in laid_out.nodes] == [("auto", "3")] * 3
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "tensor_parallel", "found"),
+    ("nodes", "gpus", "tensor_parallel", "assigned"),
     [
         (3, 2, 1, ["cuda:0", "cuda:1", "cuda:0"]),
         (3, 8, 4, ["cuda:0", "cuda:4", "cuda:0"]),
@@ -173,9 +173,9 @@ def test_a_device_that_is_named_is_every_nodes(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_gpus_are_dealt_out(
-    nodes: int, gpus: int, tensor_parallel: int, found: list[str | None]
+    nodes: int, gpus: int, tensor_parallel: int, assigned: list[str | None]
 ) -> None:
-    assert devices.assign(nodes, gpus, tensor_parallel) == found
+    assert devices.assign(nodes, gpus, tensor_parallel) == assigned
 
 
 @pytest.mark.parametrize(
@@ -217,10 +217,11 @@ def test_every_precision_is_known_to_the_engine() -> None:
 
 
 def test_processes_that_share_a_model_are_told_to_its_nodes_alone() -> None:
-    made = layout(tensor_parallel=4)
-    assert [option(spec, "--tensor-parallel") for spec in made.nodes] == ["4", "4"]
+    laid_out = layout(tensor_parallel=4)
+    assert [option(spec, "--tensor-parallel") for spec in laid_out.nodes] == ["4", "4"]
     assert not any(
-        "--tensor-parallel" in spec.command for spec in [*made.roots, *made.apis, *layout().nodes]
+        "--tensor-parallel" in spec.command
+        for spec in [*laid_out.roots, *laid_out.apis, *layout().nodes]
     )
 
 
@@ -234,14 +235,14 @@ def test_the_api_inherits_the_socket_that_outlives_it() -> None:
 def test_large_buffers_stay_off_the_heap_where_many_prompts_wait_and_tensors_are_left_alone() -> (
     None
 ):
-    made = layout()
-    for spec in (*made.apis, *made.roots):
+    laid_out = layout()
+    for spec in (*laid_out.apis, *laid_out.roots):
         assert int(spec.env["MALLOC_MMAP_THRESHOLD_"]) < 256 * 1024  # what asyncio receives into
-    assert not any("MALLOC_MMAP_THRESHOLD_" in spec.env for spec in made.nodes)
+    assert not any("MALLOC_MMAP_THRESHOLD_" in spec.env for spec in laid_out.nodes)
 
 
 def test_standby_roots_are_equal_to_the_root_and_logged_apart() -> None:
-    made = layout(models={"a": None, "b": None}, nodes=1, standby=2)
+    laid_out = layout(models={"a": None, "b": None}, nodes=1, standby=2)
     names = [
         "root",
         "root-standby-1",
@@ -250,15 +251,15 @@ def test_standby_roots_are_equal_to_the_root_and_logged_apart() -> None:
         "root-b-standby-1",
         "root-b-standby-2",
     ]
-    assert [spec.name for spec in made.roots] == names
-    assert [option(spec, "--name") for spec in made.roots] == ["root"] * 3 + ["root-b"] * 3
-    assert all("--standby" in spec.command for spec in made.roots)
-    assert not any("--standby" in spec.command for spec in (*made.nodes, *layout().roots))
+    assert [spec.name for spec in laid_out.roots] == names
+    assert [option(spec, "--name") for spec in laid_out.roots] == ["root"] * 3 + ["root-b"] * 3
+    assert all("--standby" in spec.command for spec in laid_out.roots)
+    assert not any("--standby" in spec.command for spec in (*laid_out.nodes, *layout().roots))
 
 
 def test_a_rolling_restart_goes_from_the_api_to_the_leaves_and_up() -> None:
-    made = layout(nodes=4, fanout=2, standby=1)
-    assert rolling.order(made, with_broker=False) == [
+    laid_out = layout(nodes=4, fanout=2, standby=1)
+    assert rolling.order(laid_out, with_broker=False) == [
         "api",
         "n4",
         "n3",
@@ -267,7 +268,7 @@ def test_a_rolling_restart_goes_from_the_api_to_the_leaves_and_up() -> None:
         "root-standby-1",
         "root",
     ]
-    assert rolling.order(made, with_broker=True)[-2:] == ["root", "broker"]
+    assert rolling.order(laid_out, with_broker=True)[-2:] == ["root", "broker"]
 
 
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,10 +373,10 @@ def test_who_is_reached_by_an_address_is_not_refused_by_the_api() -> None:
 
 
 def test_api_processes_share_the_socket_and_are_replaced_first() -> None:
-    made = layout(api_processes=3)
-    assert [spec.name for spec in made.apis] == ["api", "api-2", "api-3"]
-    assert {option(spec, "--fd") for spec in made.apis} == {"7"}
-    assert rolling.order(made, with_broker=False)[:3] == ["api", "api-2", "api-3"]
+    laid_out = layout(api_processes=3)
+    assert [spec.name for spec in laid_out.apis] == ["api", "api-2", "api-3"]
+    assert {option(spec, "--fd") for spec in laid_out.apis} == {"7"}
+    assert rolling.order(laid_out, with_broker=False)[:3] == ["api", "api-2", "api-3"]
 
 
 def test_models_that_differ_in_punctuation_are_prepared_side_by_side(tmp_path: Path) -> None:

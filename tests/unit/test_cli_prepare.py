@@ -173,13 +173,13 @@ def test_help_needs_nothing_installed(
 ) -> None:
     monkeypatch.setattr(launch, "VENV_PYTHON", Path("/nonexistent/python"))
     assert launch.main(["--help"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for command in ("up", "down", "status", "doctor", "node", "tree", "key create", "test"):
-        assert f"./canopy {command}" in told
+        assert f"./canopy {command}" in output
 
 
 @pytest.mark.parametrize(
-    ("asked", "name"),
+    ("argument", "name"),
     [
         ("gemma-3-270m", "gemma-3-270m"),
         ("org/model", "org/model"),
@@ -187,8 +187,8 @@ def test_help_needs_nothing_installed(
         ("./m/", "m"),
     ],
 )
-def test_public_names_of_models(asked: str, name: str) -> None:
-    assert Model(asked).name == name
+def test_public_names_of_models(argument: str, name: str) -> None:
+    assert Model(argument).name == name
 
 
 def test_a_full_disk_outside_of_a_step() -> None:
@@ -214,7 +214,7 @@ def machine(root: Path, drivers: int, files: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("drivers", "files", "visible", "found"),
+    ("drivers", "files", "visible", "count"),
     [
         (0, 0, None, 0),
         (2, 2, None, 2),
@@ -234,10 +234,10 @@ def machine(root: Path, drivers: int, files: int) -> Path:
     ],
 )
 def test_gpus_are_counted_without_torch(
-    tmp_path: Path, drivers: int, files: int, visible: str | None, found: int
+    tmp_path: Path, drivers: int, files: int, visible: str | None, count: int
 ) -> None:
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert gpus.count(machine(tmp_path / "root", drivers, files), environ) == found
+    assert gpus.count(machine(tmp_path / "root", drivers, files), environ) == count
 
 
 def test_the_doctor_tells_the_gpus_and_does_without(

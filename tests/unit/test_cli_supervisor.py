@@ -74,7 +74,7 @@ async def children(home: Home, said: "asyncio.Queue[str]") -> AsyncIterator[Supe
 
 
 def states(home: Home) -> dict[str, str]:
-    return {each.name: each.state for each in processes.read(home)}
+    return {record.name: record.state for record in processes.read(home)}
 
 
 async def heard(said: "asyncio.Queue[str]", wanted: str) -> str:
