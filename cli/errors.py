@@ -14,9 +14,13 @@ class CliError(Exception):
 
 
 class UsageError(CliError):
-    """The command line or a CANOPY_ variable is wrong: permanent, the user's to correct."""
+    """The command line is wrong: permanent, the user's to correct."""
 
     code = 2
+
+
+class SettingError(CliError):
+    """An environment variable is wrong or missing: permanent, the user's to correct."""
 
 
 class StateError(CliError):

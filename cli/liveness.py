@@ -1,6 +1,6 @@
 """When a process counts as frozen: the rule alone, without pipes, clocks and signals. Pure."""
 
-from cli.errors import UsageError
+from cli.errors import SettingError
 
 FROZEN_SECONDS = 30.0  # without a sign of life
 FIRST_SIGN_SECONDS = 120.0  # a start, with its imports, on a slow and busy machine
@@ -37,7 +37,7 @@ class SilenceTimer:
 def parse_frozen_seconds(text: str) -> float | None:
     """CANOPY_FROZEN_SECONDS, FROZEN_SECONDS if empty, None for 0: watch no process.
 
-    Raises UsageError.
+    Raises SettingError.
     """
     if not text:
         return FROZEN_SECONDS
@@ -46,7 +46,7 @@ def parse_frozen_seconds(text: str) -> float | None:
     except ValueError:
         seconds = -1.0
     if seconds != 0 and not 5 <= seconds <= 86_400:
-        raise UsageError(
+        raise SettingError(
             "CANOPY_FROZEN_SECONDS must be from 5 to 86400, or 0 to watch no process, "
             f"not {text!r}."
         )

@@ -11,7 +11,7 @@ from broker.node_states import warnings_of_clocks
 from broker.tree import tree as describe
 from broker.wire import AnyControl
 from cli import environment, home, instance
-from cli.errors import CliError, StateError, UnreachableError, UsageError
+from cli.errors import CliError, SettingError, StateError, UnreachableError
 
 Node = Mapping[str, Any]
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def read_tree() -> dict[str, Any]:
     """The tree, as `./canopy tree --json` prints it. Raises CliError where it cannot be read."""
     amqp_url, management_url = broker_addresses()
     if not management_url:
-        raise UsageError(
+        raise SettingError(
             "The tree is read from RabbitMQ's management API: set CANOPY_MANAGEMENT_URL"
         )
     look = run(snapshot.take_snapshot(amqp_url, management_url))

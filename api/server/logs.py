@@ -113,7 +113,6 @@ def configure(level: int = logging.INFO) -> None:
     # Refused requests are answered with their reason, and errors.py logs the ones that failed.
     for silent in ("django.request", "django.security.csrf"):
         logging.getLogger(silent).setLevel(logging.CRITICAL + 1)
-    # httpx would log each poll of the management API.
-    for noisy in ("httpx", "httpcore", "pika"):
+    for noisy in ("pika",):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -167,7 +167,7 @@ async def _replay(letter_id: str) -> None:
         letters = await dead_letters.read_letters(session)
         chosen = _find(letters, letter_id)
         if chosen.job is None:
-            raise UsageError(
+            raise StateError(
                 f"{letter_id} is not a job ({chosen.reason}): it can only be shown and dropped"
             )
         for letter in letters:

@@ -10,7 +10,7 @@ import click
 
 from broker.wire import Attach, Drain, Resume
 from cli import options, registry
-from cli.errors import UsageError
+from cli.errors import StateError
 from cli.registry import Node, printable
 from topology.tree import BadEdge, check_attach
 
@@ -95,16 +95,16 @@ def attach(name: str, parent: str) -> None:
     node = registry.find(seen, name)
     model = registry.find(seen, parent)["model"]
     if node["engine"] == "none":
-        raise UsageError(f"{name!r} is a root; only nodes below a root can be moved")
+        raise StateError(f"{name!r} is a root; only nodes below a root can be moved")
     if model != node["model"]:
-        raise UsageError(
+        raise StateError(
             f"{parent!r} serves {model}, and {name!r} {node['model']}: a tree has one model"
         )
     parents = {node["name"]: node["parent"] for node in seen["nodes"] if node["parent"]}
     try:
         check_attach(parents, name, parent)
     except BadEdge as error:
-        raise UsageError(str(error)) from error
+        raise StateError(str(error)) from error
     registry.send(name, Attach(parent=parent))
     print(f"{name} moves below {parent}")
 

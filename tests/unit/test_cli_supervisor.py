@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from cli import process, processes, roster, supervisor
-from cli.errors import CliError, UsageError
+from cli.errors import CliError, SettingError
 from cli.home import Home
 from cli.liveness import FROZEN_SECONDS, SilenceTimer, parse_frozen_seconds
 from cli.logfile import LogFile
@@ -366,7 +366,7 @@ def test_a_process_that_starts_has_longer() -> None:
 
 @pytest.mark.parametrize("nonsense", ["1", "-5", "x", "nan", "inf", "1e9"])
 def test_the_limit_of_silence_is_a_sensible_number(nonsense: str) -> None:
-    with pytest.raises(UsageError, match="CANOPY_FROZEN_SECONDS must be from 5"):
+    with pytest.raises(SettingError, match="CANOPY_FROZEN_SECONDS must be from 5"):
         parse_frozen_seconds(nonsense)
     assert parse_frozen_seconds("0") is None
     assert parse_frozen_seconds("") == FROZEN_SECONDS
