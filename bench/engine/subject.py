@@ -14,7 +14,7 @@ from bench.engine import limit, shapes
 from bench.engine.prompts import Prompts
 from worker.engines import create
 from worker.engines.base import Engine, EngineUnavailable
-from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loaded import LoadedModel
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _SHARE = 0.5  # of the free memory that rows of the chosen context take at most
@@ -81,7 +81,7 @@ class Subject(ABC):
         make: Callable[..., Engine] = TransformersEngine
         return make(model=self.name, model_path=None, device=device, slots=slots, loader=self.load)
 
-    def load(self, device: str, slots: int) -> Loaded:
+    def load(self, device: str, slots: int) -> LoadedModel:
         """What the engine computes with; nothing of it is kept here. Raises EngineUnavailable."""
         loaded = self._loaded(device, slots)
         self.context = min(self.context, loaded.context)
@@ -89,7 +89,7 @@ class Subject(ABC):
         return msgspec.structs.replace(loaded, eos_token_ids=frozenset())
 
     @abstractmethod
-    def _loaded(self, device: str, slots: int) -> Loaded:
+    def _loaded(self, device: str, slots: int) -> LoadedModel:
         """With the model's own end tokens. Raises EngineUnavailable."""
 
     @abstractmethod
@@ -124,16 +124,16 @@ class Shared(Subject):
             ("a step reads", reads),
         ]
 
-    def _loaded(self, device: str, slots: int) -> Loaded:
+    def _loaded(self, device: str, slots: int) -> LoadedModel:
         import torch
 
-        from worker.engines.transformers.model.loader import ready
+        from worker.engines.transformers.model.loader import prepare_model
 
         if device.startswith("cuda"):
             torch.cuda.set_device(
                 device
             )  # of this thread, as a node does: Triton launches on the current one
-        return ready(self.model, self.tokenizer, slots, self.context)
+        return prepare_model(self.model, self.tokenizer, slots, self.context)
 
     def clean_up(self) -> None:
         """As it came."""
@@ -172,13 +172,13 @@ class Divided(Subject):
         )
         return [("model", f"{self.name}: {how}")]
 
-    def _loaded(self, device: str, slots: int) -> Loaded:
-        from worker.engines.transformers.model import placement
+    def _loaded(self, device: str, slots: int) -> LoadedModel:
+        from worker.engines.transformers.model.loader import load
         from worker.engines.transformers.tensor_parallel import leader as parallel
 
         if self._ranks > 1:
             return parallel.load(self._folder, device, slots, self._ranks)
-        return placement.load(self._folder, device, slots)
+        return load(self._folder, device, slots)
 
     def clean_up(self) -> None:
         """Nothing of it is here: the engine ends what it has started."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from worker.engines.transformers.engine import TransformersEngine
-    from worker.engines.transformers.model.loaded import Loaded
+    from worker.engines.transformers.model.loaded import LoadedModel
 
 
 def create(
@@ -17,7 +17,7 @@ def create(
     from bench.engine.subject import random_weights
     from worker.engines.transformers.engine import TransformersEngine
 
-    def load(place: str, rows: int) -> "Loaded":
+    def load(place: str, rows: int) -> "LoadedModel":
         return random_weights(model, place, rows, None).load(place, rows)
 
     return TransformersEngine(model=model, model_path=None, device=device, slots=slots, loader=load)

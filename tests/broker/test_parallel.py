@@ -236,12 +236,12 @@ async def test_a_step_that_fails_here_is_the_end_for_all(
 
 async def test_a_step_that_fails_in_a_follower_says_why(two: TransformersEngine) -> None:
     assert two._decoder is not None
-    leader = two._decoder._loaded.over
-    assert isinstance(leader, parallel.Leader)
-    leader._followers.tell(Decode([99], [0]))  # there is no such slot
-    assert leader._followers.gone(10)
+    leader = two._decoder._loaded.runner
+    assert isinstance(leader, parallel.TensorParallelRunner)
+    leader._followers.send(Decode([99], [0]))  # there is no such slot
+    assert leader._followers.wait_for_loss(10)
     async with asyncio.timeout(20):
-        with pytest.raises(EngineError, match=r"^rank 1 of the model: index .*out of") as caught:
+        with pytest.raises(EngineError, match=r"^rank 1 of the model: .*index .*out of") as caught:
             await answer(two, job("Hi"))
     assert caught.value.retryable
 

@@ -11,8 +11,8 @@ import transformers
 from torch.nn import functional
 
 from cli.home import REPOSITORY
-from worker.engines.transformers.model import quantization as precision
-from worker.engines.transformers.model.quantized_linear import ALL_LEVELS, WAYS, levels
+from worker.engines.transformers.model import quantization
+from worker.engines.transformers.model.quantized_linear import MAX_LEVEL, SCHEMES, max_input_level
 from worker.models import PACKAGED
 from worker.models.prepare import prepare
 
@@ -83,15 +83,15 @@ def exact(folder: Path) -> float:
     return perplexity(*load(folder))
 
 
-@pytest.mark.parametrize("way", ["auto", *(way for way in WAYS if way != precision.EXACT)])
+@pytest.mark.parametrize("way", ["auto", *(way for way in SCHEMES if way != quantization.EXACT)])
 def test_the_packaged_model_is_as_good_as_in_float32(
     way: str, folder: Path, exact: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CANOPY_PRECISION", way)
     model, tokenizer = load(folder)
-    chosen = precision.settle(model, tokenizer, 8, "sdpa")
+    chosen = quantization.quantize(model, tokenizer, 8, "sdpa")
     ratio = perplexity(model, tokenizer) / exact
     print(f"{way}: {chosen}, {exact:.2f} times {ratio:.4f}")
     assert way in ("auto", chosen)
-    allowed = ALLOWED if levels() == ALL_LEVELS else {**ALLOWED, **SEVEN_BITS}
-    assert 0.9 < ratio <= 1 + allowed.get(way, precision.WORSE)
+    allowed = ALLOWED if max_input_level() == MAX_LEVEL else {**ALLOWED, **SEVEN_BITS}
+    assert 0.9 < ratio <= 1 + allowed.get(way, quantization.MAX_LOSS)

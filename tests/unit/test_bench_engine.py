@@ -322,13 +322,13 @@ def test_nothing_that_an_engine_did_to_the_model_is_left_for_the_next_one() -> N
         logits = model(input_ids=ids).logits
     model.set_attn_implementation("eager")
     block._compiled_call_impl = block.forward  # what `block.compile()` sets
-    block.self_attn.slot_keys = torch.ones(3)
+    block.self_attn.key_cache = torch.ones(3)
     block.self_attn.q_proj = torch.nn.Identity()
     block.mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(64, 32))
     subject.clean_up()
     assert model.config._attn_implementation == "sdpa"
     assert block._compiled_call_impl is None
-    assert not hasattr(block.self_attn, "slot_keys")
+    assert not hasattr(block.self_attn, "key_cache")
     with torch.inference_mode():
         assert torch.equal(model(input_ids=ids).logits, logits)
 

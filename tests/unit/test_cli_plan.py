@@ -19,7 +19,7 @@ from cli.process import Spec
 from cli.rabbitmq import Broker
 from topology.names import root_name
 from worker.__main__ import parse
-from worker.engines.transformers.model import quantization as precision
+from worker.engines.transformers.model import quantization
 
 BROKER = Broker.elsewhere("amqp://somewhere/", "http://somewhere")
 
@@ -211,7 +211,7 @@ def test_threads_of_a_node_sleep_soon_unless_told_otherwise(
 
 def test_every_precision_is_known_to_the_engine() -> None:
     """The commands load no torch, so they keep a list of their own."""
-    assert PRECISIONS == precision.CHOICES
+    assert PRECISIONS == quantization.CHOICES
     with pytest.raises(CliError, match="no precision 'int3'"):
         check_precision("int3")
 

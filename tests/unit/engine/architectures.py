@@ -16,8 +16,8 @@ from broker.wire import Job, Sampling
 from worker.engines.base import Chunk
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.mailbox import Mailbox
-from worker.engines.transformers.model.loaded import Loaded
-from worker.engines.transformers.model.loader import ready
+from worker.engines.transformers.model.loaded import LoadedModel
+from worker.engines.transformers.model.loader import prepare_model
 from worker.engines.transformers.model.shrunk_config import shrunk
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
@@ -83,13 +83,13 @@ def generated(model: Any, prompt: list[int], length: int) -> list[int]:
     return list(output[0, len(prompt) :].tolist())
 
 
-def loaded(model: Any, slots: int = 3, read: int = 16, context: int | None = None) -> Loaded:
+def loaded(model: Any, slots: int = 3, read: int = 16, context: int | None = None) -> LoadedModel:
     """The model made ready, as a node does; of a prompt `read` tokens are read at a time."""
-    there = ready(model, tokenizer(), slots, context)
+    there = prepare_model(model, tokenizer(), slots, context)
     return msgspec.structs.replace(there, prefill_tokens=read, context=context or there.context)
 
 
-def answers(there: Loaded, asked: Many[list[int]], length: int) -> list[list[int]]:
+def answers(there: LoadedModel, asked: Many[list[int]], length: int) -> list[list[int]]:
     """Of all prompts, computed at once in as many slots as there are."""
     news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
     decoder = Decoder(there, there.slots, news.put)

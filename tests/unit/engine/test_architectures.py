@@ -23,7 +23,11 @@ PAGE = Path(__file__).parents[3] / "docs" / "engines.md"
 BEGIN, END = "<!-- architectures: written by a test -->\n", "<!-- end of architectures -->\n"
 LENGTHS, MORE = (3, 13, 37), 6  # tokens of prompts and of answers: below, across and beyond windows
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_WINDOWED = {"use_sliding_window": True, "max_window_layers": 1, "num_hidden_layers": 2}
+_WINDOWED = {
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+    "num_hidden_layers": 2,
+}
 
 # What an architecture's config needs that its defaults do not give.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -121,11 +125,11 @@ def find(kind: str) -> Found:
         except EngineUnavailable as error:
             return Found(kind, name, "refused", str(error))
     assert answers(there, asked, MORE) == wanted, kind
-    if there.over is not None:
+    if there.runner is not None:
         return Found(kind, name, "fast path", "")
-    way = "library's way, one by one" if there.alone else "library's way"
+    way = "library's way" if there.batched else "library's way, one by one"
     [reason] = [line["reason"] for line in lines if line["event"] == "computed the library's way"]
-    return Found(kind, name, way, re.sub(r" by [\d.e+-]+ of their spread", "", reason))
+    return Found(kind, name, way, re.sub(r" by [\d.e+-]+ standard deviations", "", reason))
 
 
 @pytest.mark.parametrize(

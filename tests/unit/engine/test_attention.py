@@ -10,15 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from worker.engines.transformers.model import attention
-from worker.engines.transformers.model.attention import Piece, Step, blocks_of
+from worker.engines.transformers.model.step import PrefillChunk, Step, decode_blocks
 
 HEADS, SIZE, CONTEXT, SLOTS = 6, 16, 700, 12
 
 
-def step(pieces: list[Piece], *, fixed: bool) -> Step:
-    slots = torch.tensor([piece.slot for piece in pieces])
-    at = torch.tensor([piece.start for piece in pieces])
-    return Step(slots * CONTEXT + at, slots.int(), (at + 1).int(), tuple(pieces), fixed=fixed)
+def step(chunks: list[PrefillChunk], *, batch_invariant: bool) -> Step:
+    slots = torch.tensor([chunk.slot for chunk in chunks])
+    at = torch.tensor([chunk.start for chunk in chunks])
+    return Step(
+        slots * CONTEXT + at,
+        slots.int(),
+        (at + 1).int(),
+        tuple(chunks),
+        batch_invariant=batch_invariant,
+    )
 
 
 class Cache:
@@ -30,22 +36,30 @@ class Cache:
         self.keys = torch.randn(SLOTS, CONTEXT, groups, SIZE)
         self.values = torch.randn(SLOTS, CONTEXT, groups, SIZE)
 
-    def attend(self, pieces: list[Piece], window: int = 0, *, fixed: bool = False) -> torch.Tensor:
-        query = self.query[[piece.slot for piece in pieces]]
+    def attend(
+        self, chunks: list[PrefillChunk], window: int = 0, *, batch_invariant: bool = False
+    ) -> torch.Tensor:
+        query = self.query[[chunk.slot for chunk in chunks]]
         with torch.inference_mode():
-            return attention._plain(
-                query, self.keys, self.values, step(pieces, fixed=fixed), 0.3, window, 0.0
+            return attention._attend_with_sdpa(
+                query,
+                self.keys,
+                self.values,
+                step(chunks, batch_invariant=batch_invariant),
+                0.3,
+                window,
+                0.0,
             )
 
-    def exact(self, piece: Piece) -> torch.Tensor:
+    def exact(self, chunk: PrefillChunk) -> torch.Tensor:
         """[heads, size] written out."""
-        end = piece.start + 1
+        end = chunk.start + 1
         repeat = HEADS // self.keys.shape[2]
         keys, values = (
-            each[piece.slot, :end].repeat_interleave(repeat, 1).double()
+            each[chunk.slot, :end].repeat_interleave(repeat, 1).double()
             for each in (self.keys, self.values)
         )
-        scores = torch.einsum("hd,thd->ht", self.query[piece.slot].double(), keys) * 0.3
+        scores = torch.einsum("hd,thd->ht", self.query[chunk.slot].double(), keys) * 0.3
         return torch.einsum("ht,thd->hd", scores.softmax(-1), values).float()
 
 
@@ -58,14 +72,14 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 LENGTHS = (1, 2, 127, 128, 129, 130, 400, 690, 3, 120, 126, 700)
-PIECES = [Piece(slot, length - 1, 1) for slot, length in enumerate(LENGTHS)]
+CHUNKS = [PrefillChunk(slot, length - 1, 1) for slot, length in enumerate(LENGTHS)]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_rows_of_all_lengths_see_what_is_theirs(groups: int) -> None:
     cache = Cache(groups)
-    wanted = torch.stack([cache.exact(piece) for piece in PIECES])
-    torch.testing.assert_close(cache.attend(PIECES), wanted, rtol=1e-4, atol=1e-5)
+    wanted = torch.stack([cache.exact(chunk) for chunk in CHUNKS])
+    torch.testing.assert_close(cache.attend(CHUNKS), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -75,35 +89,35 @@ def test_rows_of_all_lengths_see_what_is_theirs(groups: int) -> None:
 @pytest.mark.usefixtures("_threads")
 def test_a_row_is_the_same_in_any_company_to_the_last_bit(groups: int, picked: list[int]) -> None:
     cache = Cache(groups)
-    together = cache.attend([PIECES[slot] for slot in picked], fixed=True)
+    together = cache.attend([CHUNKS[slot] for slot in picked], batch_invariant=True)
     for row, slot in enumerate(picked):
-        alone = cache.attend([PIECES[slot]], fixed=True)[0]
+        alone = cache.attend([CHUNKS[slot]], batch_invariant=True)[0]
         assert torch.equal(together[row], alone)
-        torch.testing.assert_close(cache.attend([PIECES[each] for each in picked])[row], alone)
+        torch.testing.assert_close(cache.attend([CHUNKS[each] for each in picked])[row], alone)
 
 
 def test_windows_hide_what_is_older() -> None:
     cache = Cache(2)
-    hidden = cache.attend(PIECES, window=100)
+    hidden = cache.attend(CHUNKS, window=100)
     for slot, length in enumerate(LENGTHS):
         cache.keys[slot, : max(0, length - 100)] = 1000.0  # would be all that counts
-    assert torch.equal(cache.attend(PIECES, window=100), hidden)
+    assert torch.equal(cache.attend(CHUNKS, window=100), hidden)
 
 
 @given(some.dictionaries(some.integers(0, 63), some.integers(0, CONTEXT - 1), min_size=1))
 def test_every_row_is_in_one_block_and_blocks_are_half_full(held: dict[int, int]) -> None:
-    pieces = [Piece(slot, start, 1) for slot, start in held.items()]
-    blocks = blocks_of(pieces, CONTEXT, torch.float32, torch.device("cpu"))
+    chunks = [PrefillChunk(slot, start, 1) for slot, start in held.items()]
+    blocks = decode_blocks(chunks, CONTEXT, torch.float32, torch.device("cpu"))
     rows = list(itertools.chain.from_iterable(block.rows.tolist() for block in blocks))
-    assert sorted(rows) == list(range(len(pieces)))
+    assert sorted(rows) == list(range(len(chunks)))
     for block in blocks:
-        assert block.last - block.first <= 2 * len(block.rows)
+        assert block.end_slot - block.first_slot <= 2 * len(block.rows)
         assert 0 < block.length <= CONTEXT
-        for row, spot in zip(block.rows.tolist(), block.spots.tolist(), strict=True):
-            assert block.first + spot == pieces[row].slot
+        for row, spot in zip(block.rows.tolist(), block.offsets.tolist(), strict=True):
+            assert block.first_slot + spot == chunks[row].slot
             seen = (block.mask[spot, 0, 0] == 0).tolist()
-            assert seen == [True] * (pieces[row].start + 1) + [False] * (
-                block.length - pieces[row].start - 1
+            assert seen == [True] * (chunks[row].start + 1) + [False] * (
+                block.length - chunks[row].start - 1
             )
 
 
@@ -116,5 +130,5 @@ def test_neighbours_of_one_length_are_one_call(monkeypatch: pytest.MonkeyPatch) 
         return original(*args, **kwargs)
 
     monkeypatch.setattr(attention.functional, "scaled_dot_product_attention", counted)
-    Cache(2).attend([Piece(slot, 50 + slot, 1) for slot in range(8)])
+    Cache(2).attend([PrefillChunk(slot, 50 + slot, 1) for slot in range(8)])
     assert len(calls) == 1

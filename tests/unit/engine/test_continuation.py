@@ -18,7 +18,7 @@ from worker.engines.base import Chunk, EngineError
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model import loader as loading
-from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.text.chat_template import dialogue
@@ -52,16 +52,16 @@ class Scripted:
         )
 
 
-def scripted(job: Job, script: list[int], context: int = 512) -> Loaded:
+def scripted(job: Job, script: list[int], context: int = 512) -> LoadedModel:
     read = dialogue(job.messages) if job.messages else job.prompt
-    return Loaded(
+    return LoadedModel(
         model=Scripted(len(BYTES(read)["input_ids"]), script), tokenizer=BYTES, eos_token_ids=frozenset([EOS]),
         slots=ROWS, context=context, vocabulary=len(BYTES), prefill_tokens=256,
     )  # fmt: skip
 
 
 @contextmanager
-def computing(loaded: Loaded) -> Iterator["Runs"]:
+def computing(loaded: LoadedModel) -> Iterator["Runs"]:
     runs = Runs(loaded)
     try:
         yield runs
@@ -72,7 +72,7 @@ def computing(loaded: Loaded) -> Iterator["Runs"]:
 class Runs:
     """A decoder without an event loop, so that every chunk is seen as it is told, joined with no other."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.decoder = Decoder(loaded, ROWS, self._news.put)
         self.decoder.start()
@@ -229,7 +229,7 @@ def _tokens(piece: str | bytes) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedModel]:
     torch.set_num_threads(1)
     return {
         kind: loading.load(save_model(kind, tmp_path_factory.mktemp("models") / kind), "cpu", ROWS)
@@ -254,7 +254,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
     ],
 )
 def test_a_model_goes_on_as_if_nothing_had_been(
-    kind: str, sampling: dict[str, Any], models: dict[str, Loaded]
+    kind: str, sampling: dict[str, Any], models: dict[str, LoadedModel]
 ) -> None:
     with computing(models[kind]) as runs:
         whole = goes_on(runs, prompt("Once upon a time", max_tokens=24, **sampling))

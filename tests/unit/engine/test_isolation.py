@@ -24,11 +24,11 @@ from worker.engines.base import Chunk, EngineError
 from worker.engines.stop_filter import StopFilter
 from worker.engines.transformers import sequence, throttle
 from worker.engines.transformers.decoder import Decoder
-from worker.engines.transformers.fallback.batch import Batch, Prefill
+from worker.engines.transformers.fallback.padded import PaddedBatch
 from worker.engines.transformers.mailbox import Mailbox
-from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import load
-from worker.engines.transformers.model.runner import SlotModel
+from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.prefix_cache import Slots
 from worker.engines.transformers.sampling.penalties import LogitBias, TokenCounts
 from worker.engines.transformers.sampling.sampler import RequestRNG, Sampler
@@ -57,15 +57,15 @@ SLOT_ROW = [
     (Slots, "void"),
     (Slots, "leave"),
     (Slots, "shared"),
-    (SlotModel, "copy"),
+    (LocalModelRunner, "copy_prefix"),
 ]
 SLOT_STEP = [
-    (SlotModel, "prefill"), (SlotModel, "decode"), (SlotModel, "feed"), (SlotModel, "check"), (SamplerOutput, "wait"),
+    (LocalModelRunner, "prefill"), (LocalModelRunner, "decode"), (LocalModelRunner, "feed"), (LocalModelRunner, "check"), (SamplerOutput, "wait"),
     (Sampler, "count"), (TokenCounts, "add"),
 ]  # fmt: skip
 ROWS_STEP = [
-    (Batch, "step"), (Batch, "adopt"), (Batch, "start"), (Batch, "remove_finished"), (Prefill, "__init__"),
-    (Prefill, "advance"), (SamplerOutput, "wait"), (Sampler, "count"), (TokenCounts, "add"),
+    (PaddedBatch, "step"), (PaddedBatch, "adopt"), (PaddedBatch, "remove_finished"),
+    (PaddedBatch, "__init__"), (PaddedBatch, "prefill"), (SamplerOutput, "wait"), (Sampler, "count"), (TokenCounts, "add"),
 ]  # fmt: skip
 
 
@@ -143,7 +143,7 @@ class Answer(NamedTuple):
 class Runs:
     """A decoder whose news are read here."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.decoder = Decoder(loaded, _SLOTS, self._news.put)
         self.decoder.start()
@@ -174,7 +174,7 @@ def _answer(items: list[Chunk | EngineError]) -> Answer:
 
 
 class World(NamedTuple):
-    loaded: Loaded
+    loaded: LoadedModel
     jobs: list[Job]
     alone: list[Answer]
 
@@ -187,11 +187,11 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
         rows = msgspec.structs.replace(load(folder, "cpu", _SLOTS), prefill_tokens=64)
-    assert rows.over is None
+    assert rows.runner is None
     return {"slots": _world(slots), "rows": _world(rows)}
 
 
-def _world(loaded: Loaded) -> World:
+def _world(loaded: LoadedModel) -> World:
     runs, jobs = Runs(loaded), _jobs()
     alone = [runs.answers([job])[0] for job in jobs]
     assert runs.decoder.stop(10)

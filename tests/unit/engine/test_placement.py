@@ -16,9 +16,10 @@ from tests.unit.engine.tiny import CONFIGS
 from worker.engines import create
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import placement
-from worker.engines.transformers.model.attention import Step
-from worker.engines.transformers.model.probe import Shape, fit
-from worker.engines.transformers.model.runner import SlotModel
+from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.probe import create_runner
+from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.engines.transformers.model.step import Step
 
 META = torch.device("meta")
 
@@ -60,50 +61,51 @@ def test_accelerate_spreads_the_layers_and_what_has_no_room_is_refused() -> None
     places = [torch.device("cuda", 2), torch.device("cuda", 3)]
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]())
-    memory = placement.most_weights(dict.fromkeys(places, 10**6))
+    memory = placement.max_weight_memory(dict.fromkeys(places, 10**6))
     assert memory == {2: 800_000, 3: 800_000}
     spread = _get_device_map(model, "auto", memory, None)
     assert (spread["model.layers.0"], spread["model.layers.1"]) == (2, 3)
-    placement.check_map(spread, places)
-    placement.check_map({"model": torch.device("cuda", 3)}, places)
+    placement.check_device_map(spread, places)
+    placement.check_device_map({"model": torch.device("cuda", 3)}, places)
     small = _get_device_map(
-        model, "auto", placement.most_weights(dict.fromkeys(places, 80_000)), None
+        model, "auto", placement.max_weight_memory(dict.fromkeys(places, 80_000)), None
     )
     with pytest.raises(EngineUnavailable, match="too large for these 2 GPUs: no room for"):
-        placement.check_map(small, places)
+        placement.check_device_map(small, places)
 
 
 def test_keys_and_values_are_where_their_layer_computes() -> None:
     model = tiny()
-    shape = Shape(model)
-    first, second = shape.modules
-    assert shape.places == {first: torch.device("cpu"), second: torch.device("cpu")}
-    shape.places[second] = META
-    over = SlotModel(model, 2, 64)
-    over.allocate(shape.modules, shape.places)
-    assert (first.slot_keys.device.type, first.slot_values.device.type) == ("cpu", "cpu")
-    assert (second.slot_keys.device, second.slot_values.device) == (META, META)
-    whole = shape.bytes_per_token(torch.float32)
+    layout = KVCacheLayout(model)
+    first, second = layout.shapes
+    assert layout.devices == {first: torch.device("cpu"), second: torch.device("cpu")}
+    layout.devices[second] = META
+    runner = LocalModelRunner(model, layout, 2, 64)
+    assert (first.key_cache.device.type, first.value_cache.device.type) == ("cpu", "cpu")
+    assert (second.key_cache.device, second.value_cache.device) == (META, META)
+    whole = layout.bytes_per_token(torch.float32)
     assert (
-        shape.bytes_per_token(torch.float32, META)
+        layout.bytes_per_token(torch.float32, META)
         == whole / 2
-        == shape.bytes_per_token(torch.float32, model.device)
+        == layout.bytes_per_token(torch.float32, model.device)
     )
-    over.release()
+    runner.release()
 
 
 def test_a_step_is_copied_once_to_each_device() -> None:
     numbers = torch.arange(3)
-    step = Step(numbers, numbers.int(), numbers.int(), starts=numbers.int(), longest=2)
+    step = Step(
+        numbers, numbers.int(), numbers.int(), chunk_starts=numbers.int(), max_chunk_length=2
+    )
     assert step.on(torch.device("cpu")) is step
     there = step.on(META)
-    assert {getattr(there, name).device for name in ("places", "slots", "lengths", "starts")} == {
-        META
-    }
-    assert (there.longest, there.pieces) == (step.longest, step.pieces)
+    assert {
+        getattr(there, name).device for name in ("slot_mapping", "slots", "lengths", "chunk_starts")
+    } == {META}
+    assert (there.max_chunk_length, there.chunks) == (step.max_chunk_length, step.chunks)
     assert step.on(META) is there
     assert there.on(META) is there
-    assert dataclasses.replace(step, starts=None, elsewhere={}).on(META).starts is None
+    assert dataclasses.replace(step, chunk_starts=None, copies={}).on(META).chunk_starts is None
 
 
 def test_layers_that_accelerate_moves_things_for_fit(tmp_path: Path) -> None:
@@ -119,6 +121,6 @@ def test_layers_that_accelerate_moves_things_for_fit(tmp_path: Path) -> None:
         offload_dir=tmp_path,
         force_hooks=True,
     )
-    shape = Shape(model)
-    assert {place.type for place in shape.places.values()} == {"cpu"}
-    assert fit(model, shape, 2, 64).slots == 2
+    layout = KVCacheLayout(model)
+    assert {place.type for place in layout.devices.values()} == {"cpu"}
+    assert create_runner(model, layout, 2, 64).slots == 2

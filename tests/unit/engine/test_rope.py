@@ -8,8 +8,8 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.unit.engine.architectures import answers, generated, loaded, made, prompts
-from worker.engines.transformers.model.rope import LengthLimit, choose_by_sequence
-from worker.engines.transformers.model.runner import SlotModel
+from worker.engines.transformers.model.rope import RopeLimit, choose_by_sequence
+from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.shrunk_config import ORIGINAL, shrunk
 from worker.engines.transformers.prefix_cache import Slots
 
@@ -59,11 +59,11 @@ def test_short_and_long_sequences_side_by_side(
     """Prompts below and beyond the limit, and answers that grow across it; with the host a step
     ahead, too, as it is on a GPU.
     """
-    monkeypatch.setattr(SlotModel, "device_ahead", ahead)
-    monkeypatch.setattr(SlotModel, "_upload", lambda _, numbers: torch.tensor(numbers))
+    monkeypatch.setattr(LocalModelRunner, "asynchronous", ahead)
+    monkeypatch.setattr(LocalModelRunner, "_upload", lambda _, numbers: torch.tensor(numbers))
     asked = prompts(LENGTHS)
     there = loaded(model_of(name), slots=4, read=7, context=64)
-    assert there.over is not None
+    assert there.runner is not None
     assert answers(there, asked, 16) == by_library(name, asked, 16)
 
 
@@ -72,7 +72,7 @@ def test_one_by_one_in_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
     asked = prompts(LENGTHS)
     there = loaded(model_of(name), slots=4, context=64)
-    assert there.alone
+    assert not there.batched
     assert answers(there, asked, 16) == by_library(name, asked, 16)
 
 
@@ -89,8 +89,8 @@ def test_a_conversation_that_outgrows_the_limit(name: str) -> None:
 
 def test_a_frequency_is_looked_up_by_sequence() -> None:
     model = model_of("phi3")
-    assert choose_by_sequence(model) == LengthLimit(ORIGINAL, switched=True)
-    assert choose_by_sequence(model) == LengthLimit(ORIGINAL, switched=True)  # and again
+    assert choose_by_sequence(model) == RopeLimit(ORIGINAL, switched=True)
+    assert choose_by_sequence(model) == RopeLimit(ORIGINAL, switched=True)  # and again
     assert choose_by_sequence(made(shrunk(CONFIG_MAPPING["llama"]()))) is None
 
 
@@ -108,4 +108,4 @@ def test_prompts_of_another_group_are_not_shared() -> None:
     [(True, 16, 0), (True, 17, 1), (False, 16, 0), (False, 17, -1)],
 )
 def test_which_prompts_have_the_same_keys(switched: bool, length: int, group: int) -> None:
-    assert LengthLimit(16, switched).group(length) == group
+    assert RopeLimit(16, switched).group(length) == group

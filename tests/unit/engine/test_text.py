@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from broker.wire import ChatMessage, Job
 from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
-from worker.engines.transformers.fallback.cache import RowsLayer
+from worker.engines.transformers.fallback.padded_cache import PaddedLayer
 from worker.engines.transformers.text.chat_template import (
     DIALOGUE_STOPS,
     PREAMBLE,
@@ -184,8 +184,8 @@ def test_empty_prompt_without_bos() -> None:
 
 
 def test_cache_rows_come_and_go_right_aligned() -> None:
-    def layer(*rows: list[float]) -> RowsLayer:
-        made = RowsLayer()
+    def layer(*rows: list[float]) -> PaddedLayer:
+        made = PaddedLayer()
         values = torch.tensor(rows)[:, None, :, None]
         made.update(values, -values)
         return made

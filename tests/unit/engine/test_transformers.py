@@ -33,7 +33,7 @@ PROMPTS = [
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny matrices gain nothing from a second core and lose much to handing over."""
+    """Tiny matrices gain nothing from a second core and lose much to handing runner."""
     monkeypatch.setenv("CANOPY_THREADS", "1")
 
 

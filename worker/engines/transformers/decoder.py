@@ -15,9 +15,9 @@ import torch
 
 from worker.engines.base import Chunk, EngineError, EngineStopped
 from worker.engines.transformers.errors import ThreadDied
-from worker.engines.transformers.fallback.scheduler import RowScheduler
+from worker.engines.transformers.fallback.scheduler import FallbackScheduler
 from worker.engines.transformers.intake import Intake, drained
-from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.scheduler import SlotScheduler
 from worker.engines.transformers.scheduler_protocol import Scheduler, StepOutput
 from worker.engines.transformers.sequence import Sequence
@@ -41,14 +41,14 @@ class Decoder:
     makes tokens of jobs, and the decoding thread computes. `tell` is called from both.
     """
 
-    def __init__(self, loaded: Loaded, slots: int, tell: Callable[[StepOutput], None]) -> None:
+    def __init__(self, loaded: LoadedModel, slots: int, tell: Callable[[StepOutput], None]) -> None:
         self._loaded = loaded
         self._tell = tell
         self._throttle = StreamThrottle(tell, time.monotonic)
         self._scheduler: Scheduler = (
-            SlotScheduler(loaded, loaded.over)
-            if loaded.over is not None
-            else RowScheduler(loaded, slots)
+            SlotScheduler(loaded, loaded.runner)
+            if loaded.runner is not None
+            else FallbackScheduler(loaded, slots)
         )
         self._prompts: Prompts | None = None
         self._intake = Intake(self._prepare, self._ready, self._refused, self._intake_died)

@@ -22,10 +22,9 @@ from worker.engines.transformers.compute_thread import compute_apart
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.errors import sequence_error
 from worker.engines.transformers.mailbox import Mailbox
-from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.model.placement import find_devices
-from worker.engines.transformers.model.placement import load as load_spread
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.models import installed
@@ -52,7 +51,7 @@ class TransformersEngine:
         slots: int,
         choose_slots: bool = False,
         ranks: int = 1,
-        loader: Callable[[str, int], Loaded] | None = None,
+        loader: Callable[[str, int], LoadedModel] | None = None,
     ) -> None:
         """`choose_slots`: each start finds out how many there is memory for. `ranks` processes compute the model
         together. `loader` makes the model for a device and a number of slots, instead of reading `model_path`.
@@ -104,7 +103,7 @@ class TransformersEngine:
         gc.freeze()  # looking through the libraries' 400,000 objects again stops every stream for 0.3 s
         self._decoder.start()
 
-    def _from_folder(self, device: str, slots: int) -> Loaded:
+    def _from_folder(self, device: str, slots: int) -> LoadedModel:
         folder = self._folder or installed(self.model)
         wanted = None if self._choose_slots else slots
         if self._ranks > 1:
@@ -117,9 +116,7 @@ class TransformersEngine:
             )  # torch.distributed takes a second to come
 
             return leader.load(folder, device, wanted, self._ranks)
-        return (
-            load_spread(folder, device, wanted) if "," in device else load(folder, device, wanted)
-        )
+        return load(folder, device, wanted)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""

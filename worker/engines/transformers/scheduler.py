@@ -1,4 +1,4 @@
-"""What each step computes, over slots: who gets one, which pieces of prompts are read, who moves by a token.
+"""What each step computes, over slots: who gets one, which chunks of prompts are read, who moves by a token.
 
 On a GPU the host is a step ahead: a step is queued before the tokens of the one before are looked at, so turning
 tokens into text and telling readers costs the device nothing. A sequence that turns out to have ended was computed
@@ -13,9 +13,9 @@ import structlog
 import torch
 
 from worker.engines.transformers.errors import step_error
-from worker.engines.transformers.model.attention import Piece
-from worker.engines.transformers.model.loaded import Loaded, OverSlots
-from worker.engines.transformers.model.runner import PIECES
+from worker.engines.transformers.model.cuda_graphs import MAX_CHUNKS
+from worker.engines.transformers.model.loaded import LoadedModel, ModelRunner
+from worker.engines.transformers.model.step import PrefillChunk
 from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.prefill_budget import PrefillBudget, shares
 from worker.engines.transformers.prefix_cache import Slots, common
@@ -68,11 +68,11 @@ class _Made(NamedTuple):
 class SlotScheduler:
     """Keeps the `Scheduler` protocol, over slots."""
 
-    def __init__(self, loaded: Loaded, model: OverSlots) -> None:
-        self._model = model
-        self._budget = PrefillBudget(loaded.prefill_tokens, timed=not model.device_ahead)
-        self._slots = Slots(model.slots)
-        self._sampler = Sampler(model.slots, loaded.vocabulary, model.device)
+    def __init__(self, loaded: LoadedModel, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._budget = PrefillBudget(loaded.prefill_tokens, timed=not runner.asynchronous)
+        self._slots = Slots(runner.slots)
+        self._sampler = Sampler(runner.slots, loaded.vocabulary, runner.device)
         self._waiting: deque[Sequence] = deque()
         self._reading: list[_Row] = []
         self._running: list[_Row] = []
@@ -103,14 +103,14 @@ class SlotScheduler:
         return [*self._waiting, *_sequences([*self._reading, *self._running])]
 
     def step(self) -> StepOutput:
-        """A bounded piece of the newcomers' prompts, then a token for everyone who runs."""
+        """A bounded part of the newcomers' prompts, then a token for everyone who runs."""
         self._leave()
         self._seat()
         before = len(self._made)
         self._read()
         self._decode()
         fresh = len(self._made) - before
-        unread = fresh if self._model.device_ahead else 0
+        unread = fresh if self._runner.asynchronous else 0
         while len(self._made) > unread:
             self._look()
         return self._output.take()
@@ -160,7 +160,7 @@ class SlotScheduler:
             row
         )  # from here on its slot is given back when it ends, also by what fails below
         if seat.source is not None:
-            self._model.copy(seat.source, seat.slot, seat.held)
+            self._runner.copy_prefix(seat.source, seat.slot, seat.held)
         self._sampler.assign(seat.slot, sequence.sampling, sequence.prompt, sequence.answer)
 
     def _gains_by_waiting(self, sequence: Sequence) -> bool:
@@ -172,27 +172,27 @@ class SlotScheduler:
 
     def _read(self) -> None:
         """The next tokens of the prompts that are being read, as many as a step may hold."""
-        reading = [row for row in self._reading if not row.sequence.finished][:PIECES]
+        reading = [row for row in self._reading if not row.sequence.finished][:MAX_CHUNKS]
         decoding = any(row.wants for row in self._running)
         counts = shares(
             [len(row.ids) - row.read for row in reading], self._budget.tokens(decoding=decoding)
         )
         rows: list[_Row] = []
-        pieces: list[Piece] = []
+        chunks: list[PrefillChunk] = []
         for row, count in zip(reading, counts, strict=True):
             if count > 0:
                 rows.append(row)
-                pieces.append(Piece(row.slot, row.read, count, len(row.ids)))
+                chunks.append(PrefillChunk(row.slot, row.read, count, len(row.ids)))
         if rows:
             began = time.monotonic()
             with self._output.together(_sequences(rows)):
-                self._read_pieces(rows, pieces)
+                self._prefill_chunks(rows, chunks)
             self._budget.observe(sum(counts), time.monotonic() - began)
 
-    def _read_pieces(self, rows: list[_Row], pieces: list[Piece]) -> None:
-        parts = [row.ids[piece.start : piece.end] for row, piece in zip(rows, pieces, strict=True)]
-        ends = [piece.end == len(row.ids) for row, piece in zip(rows, pieces, strict=True)]
-        logits = self._model.prefill(pieces, parts, ends, fixed=_fixed(rows))
+    def _prefill_chunks(self, rows: list[_Row], chunks: list[PrefillChunk]) -> None:
+        parts = [row.ids[chunk.start : chunk.end] for row, chunk in zip(rows, chunks, strict=True)]
+        ends = [chunk.end == len(row.ids) for row, chunk in zip(rows, chunks, strict=True)]
+        logits = self._runner.prefill(chunks, parts, ends, batch_invariant=_batch_invariant(rows))
         for row, part in zip(rows, parts, strict=True):
             row.read += len(part)
             with self._output.alone(row.sequence):
@@ -207,7 +207,7 @@ class SlotScheduler:
     def _decode(self) -> None:
         """One token for each row that may have one."""
         rows = [row for row in self._running if row.wants]
-        if self._model.limit is not None:
+        if self._runner.rope_limit is not None:
             self._read_anew()
             rows = [row for row in self._running if row.wants and not self._outgrows(row)]
         if rows:
@@ -215,13 +215,17 @@ class SlotScheduler:
                 slots = [row.slot for row in rows]
                 self._choose(
                     rows,
-                    self._model.decode(slots, [row.position for row in rows], fixed=_fixed(rows)),
+                    self._runner.decode(
+                        slots,
+                        [row.position for row in rows],
+                        batch_invariant=_batch_invariant(rows),
+                    ),
                 )
 
     def _outgrows(self, row: _Row) -> bool:
         """The row has come to where its rotary frequencies change, and its former keys with them."""
-        limit = self._model.limit
-        return limit is not None and limit.reread and row.position == limit.tokens
+        limit = self._runner.rope_limit
+        return limit is not None and limit.prefill_again and row.position == limit.tokens
 
     def _read_anew(self) -> None:
         """Such rows go back to those who read, once all of their tokens are known."""
@@ -234,13 +238,13 @@ class SlotScheduler:
 
     def _group(self, tokens: list[int]) -> int:
         """See `Slots.take`."""
-        return 0 if self._model.limit is None else self._model.limit.group(len(tokens))
+        return 0 if self._runner.rope_limit is None else self._runner.rope_limit.group(len(tokens))
 
     def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
         choices = self._output.sample(
             self._sampler, logits, [row.slot for row in rows], _sequences(rows)
         )
-        self._model.feed(choices.tokens)
+        self._runner.feed(choices.tokens)
         for row in rows:
             row.asked += 1
         self._made.append(_Made(rows, choices))
@@ -250,7 +254,7 @@ class SlotScheduler:
         rows, choices = self._made.popleft()
         try:
             choices.wait()
-            self._model.check()
+            self._runner.check()
         except Exception as error:  # whatever the device reports now, perhaps of an earlier step
             log.exception("a step failed", jobs=len(rows))
             self._output.fail(_sequences(rows), step_error(error))
@@ -266,6 +270,6 @@ def _sequences(rows: list[_Row]) -> list[Sequence]:
     return [row.sequence for row in rows]
 
 
-def _fixed(rows: list[_Row]) -> bool:
+def _batch_invariant(rows: list[_Row]) -> bool:
     """Somebody among them named a seed."""
     return any(row.sequence.sampling.reproducible for row in rows)

@@ -5,7 +5,7 @@ import msgspec
 from broker.wire import FinishReason, Job, TokenLogprob
 from worker.engines.base import Chunk, InvalidRequest, PromptTooLong
 from worker.engines.transformers.mailbox import Mailbox
-from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.sampling.sampler_output import SampledToken
 from worker.engines.transformers.text.answer_text import AnswerText
 from worker.engines.transformers.text.chat_template import Prompt, Prompts
@@ -47,7 +47,7 @@ class Sequence:
         """The part of `ids` that it said before."""
         return self.ids[self._given :]
 
-    def prepare(self, loaded: Loaded, prompts: Prompts) -> list[Chunk]:
+    def prepare(self, loaded: LoadedModel, prompts: Prompts) -> list[Chunk]:
         """Reads the prompt; returns the first chunk, and the last one if nothing may follow.
 
         A continued job goes on from its delivered tokens, or from its delivered text where there are none, or ones
@@ -84,7 +84,7 @@ class Sequence:
         return self._tell(text) if text else None
 
     def _begin(
-        self, loaded: Loaded, prompt: Prompt, stop_tokens: frozenset[int], *, tells_ids: bool
+        self, loaded: LoadedModel, prompt: Prompt, stop_tokens: frozenset[int], *, tells_ids: bool
     ) -> Chunk:
         """Everything as it is before the first token. Without ids, a reader's list of them would have a hole."""
         given = len(prompt.ids) - prompt.delivered

@@ -1,37 +1,66 @@
-"""What each step computes, for models that slots do not fit: rows that grow together, see `batch`, or one by one where
-their caches do not allow that, see `alone`.
+"""Schedules models without a runner: rows that grow together (`padded`), or one by one where their
+caches do not allow that (`sequential`).
 """
 
 from collections import deque
-from typing import Any
+from typing import Protocol, Self
 
 import torch
 
-from worker.engines.transformers.fallback.batch import Batch, Prefill
-from worker.engines.transformers.fallback.one_by_one import AloneBatch, AlonePrefill
-from worker.engines.transformers.model.loaded import Loaded
+from worker.engines.transformers.fallback.padded import PaddedBatch
+from worker.engines.transformers.fallback.sequential import SequentialBatch
+from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.sampling.sampler import Sampler
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 
 
-class RowScheduler:
-    """Keeps the `Scheduler` protocol, over the library's own attention and cache."""
+class RowBatch(Protocol):
+    """Sequences with their caches, and the forward pass over them."""
 
-    def __init__(self, loaded: Loaded, slots: int) -> None:
+    rows: list[Sequence]
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether every prompt is computed to its end."""
+
+    def prefill(self, budget: int) -> torch.Tensor | None:
+        """Computes about `budget` tokens of the prompts; logits [rows, vocabulary] once all are
+        done.
+        """
+
+    def step(self) -> torch.Tensor:
+        """Computes the newest token of every row. Returns logits [rows, vocabulary]."""
+
+    def adopt(self, other: Self) -> None:
+        """Takes over all rows of `other`, which is not used again."""
+
+    def remove_finished(self) -> None:
+        """Drops rows that have ended."""
+
+
+class FallbackScheduler:
+    """A `Scheduler` over the library's own attention and cache."""
+
+    def __init__(self, loaded: LoadedModel, slots: int) -> None:
         self._loaded = loaded
         self._slots = slots
         self._waiting: deque[Sequence] = deque()
-        self._prefill: Prefill | AlonePrefill | None = None
-        self._running: Any = AloneBatch(loaded.model) if loaded.alone else Batch(loaded.model)
+        self._prefilling: RowBatch | None = None
+        self._running: RowBatch = self._batch([])
         self._sampler = Sampler(slots, loaded.vocabulary, torch.device(loaded.model.device))
         self._output = OutputProcessor()
+
+    def _batch(self, rows: list[Sequence]) -> RowBatch:
+        if self._loaded.batched:
+            return PaddedBatch(self._loaded.model, rows)
+        return SequentialBatch(self._loaded.model, rows)
 
     @property
     def has_work(self) -> bool:
         """There is something to compute."""
-        return bool(self._waiting or self._prefill or self._running.rows)
+        return bool(self._waiting or self._prefilling or self._running.rows)
 
     @property
     def reuse(self) -> tuple[int, int]:
@@ -40,7 +69,7 @@ class RowScheduler:
 
     @property
     def not_finite(self) -> int:
-        """Answers that ended because the model's logits were not numbers."""
+        """Answers that ended because the model's logits were not finite."""
         return self._output.not_finite
 
     def add(self, sequence: Sequence) -> None:
@@ -49,10 +78,10 @@ class RowScheduler:
 
     def unfinished(self) -> list[Sequence]:
         """All that have not ended."""
-        return [*self._waiting, *self._rows_reading(), *self._running.rows]
+        return [*self._waiting, *self._prefilling_rows(), *self._running.rows]
 
     def step(self) -> StepOutput:
-        """A bounded piece of a newcomer's prompt, then a token for everyone who runs."""
+        """A bounded part of the newcomers' prompts, then a token for every running row."""
         self._start_prefill()
         self._advance_prefill()
         self._decode()
@@ -63,66 +92,66 @@ class RowScheduler:
         return self._output.take()
 
     def _start_prefill(self) -> None:
-        """Takes as many waiting jobs as have slots and fit into one forward pass; a long prompt goes alone."""
+        """Takes as many waiting sequences as have slots and fit into one forward pass; a long prompt
+        goes alone.
+        """
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.finished)
         room = self._slots - len(self._running.rows)
-        if self._prefill or not self._waiting or room <= 0:
+        if self._prefilling or not self._waiting or room <= 0:
             return
         rows = [self._waiting.popleft()]
         longest = len(rows[0].ids)
-        while self._waiting and len(rows) < room and not self._loaded.alone:
+        while self._waiting and len(rows) < room and self._loaded.batched:
             longest = max(longest, len(self._waiting[0].ids))
             if longest * (len(rows) + 1) > self._loaded.prefill_tokens:
                 break
             rows.append(self._waiting.popleft())
         with self._output.together(rows):
-            reading = AlonePrefill if self._loaded.alone else Prefill
-            self._prefill = reading(self._loaded.model, rows)
+            self._prefilling = self._batch(rows)
 
     def _advance_prefill(self) -> None:
-        prefill = self._prefill
-        if prefill is None:
+        batch = self._prefilling
+        if batch is None:
             return
-        rows = list(prefill.batch.rows)
+        rows = list(batch.rows)
         with self._output.together(rows):
             if not all(row.finished for row in rows):
-                logits = prefill.advance(self._loaded.prefill_tokens)
+                logits = batch.prefill(self._loaded.prefill_tokens)
                 if logits is not None:
-                    self._take(prefill.batch, logits)
+                    self._sample(batch, logits)
         if all(row.finished for row in rows):
-            self._prefill = None
+            self._prefilling = None
 
     def _decode(self) -> None:
-        arrived = None
-        if self._prefill and self._prefill.done:
-            arrived, self._prefill = self._prefill.batch, None
-        rows = [*self._running.rows, *(arrived.rows if arrived else [])]
+        rows = list(self._running.rows)
+        arriving = None
+        if self._prefilling and self._prefilling.prefilled:
+            arriving, self._prefilling = self._prefilling, None
+            rows += arriving.rows
         with self._output.together(rows):
-            if arrived:
-                self._running.adopt(arrived)
+            if arriving:
+                self._running.adopt(arriving)
             self._running.remove_finished()
             if self._running.rows:
-                self._take(
-                    self._running, self._running.step([[row.last] for row in self._running.rows])
-                )
+                self._sample(self._running, self._running.step())
         if rows and all(row.finished for row in rows):
-            self._running.clear()  # also of a cache that a failure may have left half changed
+            self._running = self._batch([])  # a failure may have left the cache half changed
 
-    def _take(self, batch: Batch | AloneBatch, logits: torch.Tensor) -> None:
-        """Chooses every row's next token; rows that end with it leave."""
+    def _sample(self, batch: RowBatch, logits: torch.Tensor) -> None:
+        """Samples every row's next token; rows that end with it leave."""
         for row in batch.rows:
             if row.slot is None and not row.finished:
                 with self._output.alone(row):
                     self._assign(row)
-        rows, slots, places = [], [], []
-        for place, row in enumerate(batch.rows):
+        rows, slots, indices = [], [], []
+        for index, row in enumerate(batch.rows):
             if not row.finished and row.slot is not None:
                 rows.append(row)
                 slots.append(row.slot)
-                places.append(place)
+                indices.append(index)
         if rows:
-            wanted = logits if len(rows) == len(logits) else logits[places]
-            choices = self._output.sample(self._sampler, wanted, slots, rows)
+            row_logits = logits if len(rows) == len(logits) else logits[indices]
+            choices = self._output.sample(self._sampler, row_logits, slots, rows)
             choices.wait()
             for number, row in enumerate(rows):
                 self._output.advance(row, choices, number)
@@ -133,8 +162,8 @@ class RowScheduler:
         self._sampler.assign(row.slot, row.sampling, row.prompt, row.answer)
 
     def _free_slot(self) -> int:
-        taken = {row.slot for row in [*self._rows_reading(), *self._running.rows]}
+        taken = {row.slot for row in [*self._prefilling_rows(), *self._running.rows]}
         return next(slot for slot in range(self._slots) if slot not in taken)
 
-    def _rows_reading(self) -> list[Sequence]:
-        return self._prefill.batch.rows if self._prefill else []
+    def _prefilling_rows(self) -> list[Sequence]:
+        return self._prefilling.rows if self._prefilling else []

@@ -1,59 +1,65 @@
-"""How many answers are computed at once, and how long each may be: what fits into the memory for keys and values.
-Pure: numbers in, numbers out.
+"""How many sequences are computed at once, and how long each may be: what fits into the memory for
+the KV cache. Pure: numbers in, numbers out.
 
-A decoding step costs little more for many answers than for few, so there are as many slots as fit with a context that
-people can work with. Each slot has the same, fixed context, and there is one row more than slots: a recorded step pads
-there. More memory never gives fewer slots, nor a shorter context.
+A decoding step costs little more for many sequences than for few, so there are as many slots as fit
+with a context that people can work with. All slots have the same, fixed context, and there is one
+row more than slots: padding computes there. More memory never gives fewer slots or a shorter context.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-MOST, FEW = 256, 8  # slots: beyond MOST arithmetic is the limit; for FEW rows are shortened
-LONG, SHORT, LEAST = (
-    8192,
-    2048,
-    512,
-)  # tokens of a row: by itself; shortened, to have FEW slots; at the very least
-_WHOLE = 256  # contexts are multiples of it: the same after a restart, though a few bytes more are taken by then
+MAX_SLOTS = 256  # beyond it arithmetic is the limit
+MIN_SLOTS = 8  # to have so many, contexts are shortened
+USUAL_CONTEXT = 8192  # tokens
+SHORT_CONTEXT = 2048  # where the usual one leaves fewer than MIN_SLOTS
+MIN_CONTEXT = 512
+_MULTIPLE = 256  # of contexts: the same after a restart, though a few bytes more are taken by then
 
 
-class Size(NamedTuple):
-    """`slots` answers at once, of at most `context` tokens each, prompt included."""
+class CacheSize(NamedTuple):
+    """`slots` sequences at once, of at most `context` tokens each, prompt included."""
 
     slots: int
     context: int
 
 
-def part(free: int, total: int, held: int, nodes: int) -> int:
-    """Bytes that one of `nodes` nodes on a device may still take, of which it holds `held` already: the same for all
-    of them, whoever comes first, and never more than is free.
+def node_share(free: int, total: int, reserved: int, nodes: int) -> int:
+    """Bytes that one of `nodes` nodes on a device may still take, having `reserved` already: the
+    same share whichever starts first, and never more than is free.
     """
-    return max(0, min(free, total // nodes - held))
+    return max(0, min(free, total // nodes - reserved))
 
 
-def fixed(tokens: int, longest: int, slots: int) -> Size:
-    """With so many slots, where `tokens` tokens fit: the model's own context (`longest`), or what there is room for."""
-    return Size(slots, max(1, min(longest, tokens // (slots + 1))))
+def size_for_slots(tokens: int, longest: int, slots: int) -> CacheSize:
+    """With that many slots, where `tokens` tokens fit: the model's own context (`longest`), or what
+    there is room for.
+    """
+    return CacheSize(slots, max(1, min(longest, tokens // (slots + 1))))
 
 
-def chosen(tokens: int, longest: int, sizes: Iterable[int]) -> Size | None:
-    """With as many slots as is sensible, out of `sizes`; None if not even one useful answer has room."""
-    sizes = tuple(sizes)
-    row, short, least = (min(longest, each) for each in (LONG, SHORT, LEAST))
-    slots = _largest(sizes, min(MOST, tokens // row - 1))
-    if slots < FEW:
-        slots = max(1, _largest(sizes, min(FEW, tokens // short - 1)))
-    wanted = longest if slots == MOST else row if slots >= FEW else short
+def choose_size(tokens: int, longest: int, batch_sizes: Iterable[int]) -> CacheSize | None:
+    """With as many slots as is sensible, out of `batch_sizes`; None if there is no room for a single
+    useful sequence.
+    """
+    batch_sizes = tuple(batch_sizes)
+    usual = min(longest, USUAL_CONTEXT)
+    short = min(longest, SHORT_CONTEXT)
+    slots = _largest(batch_sizes, min(MAX_SLOTS, tokens // usual - 1))
+    context = longest if slots == MAX_SLOTS else usual
+    if slots < MIN_SLOTS:
+        slots = max(1, _largest(batch_sizes, min(MIN_SLOTS, tokens // short - 1)))
+        context = usual if slots >= MIN_SLOTS else short
     room = tokens // (slots + 1)
-    context = wanted if room >= wanted else room // _WHOLE * _WHOLE
-    return Size(slots, context) if context >= least else None
+    if room < context:
+        context = room // _MULTIPLE * _MULTIPLE
+    return CacheSize(slots, context) if context >= min(longest, MIN_CONTEXT) else None
 
 
-def least_tokens(longest: int) -> int:
-    """What `chosen` wants at least, for one slot."""
-    return 2 * min(longest, LEAST)
+def min_tokens(longest: int) -> int:
+    """What `choose_size` needs at least, for one slot."""
+    return 2 * min(longest, MIN_CONTEXT)
 
 
-def _largest(sizes: tuple[int, ...], most: int) -> int:
-    return max((size for size in sizes if size <= most), default=0)
+def _largest(batch_sizes: tuple[int, ...], most: int) -> int:
+    return max((size for size in batch_sizes if size <= most), default=0)

@@ -1,5 +1,5 @@
-"""RMS norms as one operation: the library writes them out as seven small ones, each of which costs a CPU more to call
-than to compute. Their sums are rounded otherwise then, in the last bit.
+"""RMS norms as one operation. The library writes them as seven small ones, each of which costs a
+CPU more to call than to compute. The fused sums are rounded differently in the last bit.
 
 Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, https://arxiv.org/abs/1910.07467
 """
@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_EPSILONS = ("variance_epsilon", "eps")  # what architectures call it
+_EPSILON_NAMES = ("variance_epsilon", "eps")
 
 
 class FusedNorm(nn.Module):
-    """What a norm of the library computes."""
+    """An RMS norm of the library."""
 
     def __init__(self, scale: torch.Tensor, epsilon: float) -> None:
         super().__init__()
@@ -26,41 +26,42 @@ class FusedNorm(nn.Module):
 
 
 def fuse_norms(model: Any) -> int:
-    """Replaces those norms that prove to be RMS norms, whatever their names; returns how many."""
-    found = {
-        name: fused
-        for name, module in model.named_modules()
-        if (fused := _fused(module)) is not None
-    }
-    for name, fused in found.items():
-        path, _, last = name.rpartition(".")
-        setattr(model.get_submodule(path), last, fused)
-    return len(found)
+    """Replaces every module that computes an RMS norm, whatever its name. Returns how many."""
+    replacements = {}
+    for name, module in model.named_modules():
+        fused = _fused(module)
+        if fused is not None:
+            replacements[name] = fused
+    for name, fused in replacements.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, fused)
+    return len(replacements)
 
 
 def _fused(module: Any) -> FusedNorm | None:
-    """The same as one operation, if `module` answers a random input so. Some multiply by their weights, some by 1 more
-    than them.
+    """The fused norm, if it gives `module`'s answer to a random input. Some architectures scale by
+    the weight, some by 1 + weight.
     """
-    weight = getattr(module, "weight", None)
-    epsilon = next(
-        (value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)),
-        None,
-    )
-    if (
-        not isinstance(weight, torch.Tensor)
-        or weight.dim() != 1
-        or weight.dtype != torch.float32
-        or epsilon is None
-    ):
+    weight, epsilon = getattr(module, "weight", None), _epsilon(module)
+    if not isinstance(weight, torch.Tensor) or weight.dtype != torch.float32:
+        return None
+    if weight.dim() != 1 or epsilon is None:
         return None
     sample = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(1))
     try:
-        wanted = module(sample)
-    except (TypeError, RuntimeError):  # it takes something else
+        expected = module(sample)
+    except (TypeError, RuntimeError):  # it takes other inputs
         return None
     for scale in (weight.detach(), 1.0 + weight.detach()):
         fused = FusedNorm(scale, epsilon)
-        if torch.allclose(fused(sample), wanted, rtol=1e-5, atol=1e-6):
+        if torch.allclose(fused(sample), expected, rtol=1e-5, atol=1e-6):
             return fused
+    return None
+
+
+def _epsilon(module: Any) -> float | None:
+    for name in _EPSILON_NAMES:
+        epsilon = getattr(module, name, None)
+        if isinstance(epsilon, float):
+            return epsilon
     return None

@@ -1,8 +1,9 @@
-"""The projections to queries, keys and values as one product: on a GPU three small ones leave most of it idle.
+"""Fused QKV: the projections to queries, keys and values as one product. On a GPU three small
+products leave most of it idle.
 
-The model's own code still calls three layers, in this order; the first computes all, the others hand out their parts.
-Measured on an H200, Llama-3-8B shape: 38.6 us against 22.0 for a batch of 256, 26.1 against 15.9 for one, in each of 32
-layers.
+The model's own code still calls three layers, in this order; the first computes all, the others
+return their parts. Measured on an H200, Llama-3-8B shape, per layer: 38.6 us against 22.0 for a
+batch of 256, 26.1 against 15.9 for one.
 """
 
 from typing import Any
@@ -14,51 +15,57 @@ from torch.nn import functional
 _NAMES = ("q_proj", "k_proj", "v_proj")
 
 
-class _Shared:
-    """What the first of the three has computed for the others."""
+class _Pending:
+    """What the first of the three computed for the others, in the order of their calls."""
 
-    rest: list[torch.Tensor] | None = None
+    outputs: tuple[torch.Tensor, ...] = ()
 
 
-class _First(nn.Module):
-    def __init__(self, parts: list[nn.Linear], shared: _Shared) -> None:
+class _FusedProjection(nn.Module):
+    """Stands where the query projection stood."""
+
+    def __init__(self, layers: list[nn.Linear], pending: _Pending) -> None:
         super().__init__()
-        self._sizes = [part.out_features for part in parts]
-        self._shared = shared
-        biases = [part.bias for part in parts]
-        self.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
-        self.bias = (
-            None if biases[0] is None else nn.Parameter(torch.cat(biases), requires_grad=False)
-        )
+        self._sizes = [layer.out_features for layer in layers]
+        self._pending = pending
+        weight = torch.cat([layer.weight for layer in layers])
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None
+        if layers[0].bias is not None:
+            bias = torch.cat([layer.bias for layer in layers])
+            self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        first, *rest = functional.linear(hidden, self.weight, self.bias).split(self._sizes, dim=-1)
-        self._shared.rest = rest
-        return first
+        outputs = functional.linear(hidden, self.weight, self.bias).split(self._sizes, dim=-1)
+        self._pending.outputs = outputs[1:]
+        return outputs[0]
 
 
-class _Next(nn.Module):
-    def __init__(self, shared: _Shared) -> None:
+class _PendingOutput(nn.Module):
+    """Stands where the key or the value projection stood."""
+
+    def __init__(self, pending: _Pending) -> None:
         super().__init__()
-        self._shared = shared
+        self._pending = pending
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        rest = self._shared.rest
-        if not rest:
-            raise RuntimeError("keys and values are asked for before the queries")
-        self._shared.rest = rest[1:]
-        return rest[0]
+        outputs = self._pending.outputs
+        if not outputs:
+            raise RuntimeError("the key projection was called before the query projection")
+        self._pending.outputs = outputs[1:]
+        return outputs[0]
 
 
 @torch.inference_mode(mode=False)
-def join(module: Any) -> bool:
-    """Joins the projections of an attention module, if they are plain linear layers; True if it did."""
-    parts = [getattr(module, name, None) for name in _NAMES]
-    linear = [part for part in parts if isinstance(part, nn.Linear) and type(part) is nn.Linear]
-    if len(linear) != len(_NAMES) or len({part.bias is None for part in linear}) > 1:
+def fuse_qkv(module: Any) -> bool:
+    """Fuses the projections of an attention module. False if they are not plain linear layers."""
+    layers: list[Any] = [getattr(module, name, None) for name in _NAMES]
+    if any(type(layer) is not nn.Linear for layer in layers):
         return False
-    shared = _Shared()
+    if len({layer.bias is None for layer in layers}) > 1:
+        return False
+    pending = _Pending()
     with torch.no_grad():
-        module.q_proj = _First(linear, shared)
-    module.k_proj, module.v_proj = _Next(shared), _Next(shared)
+        module.q_proj = _FusedProjection(layers, pending)
+    module.k_proj, module.v_proj = _PendingOutput(pending), _PendingOutput(pending)
     return True

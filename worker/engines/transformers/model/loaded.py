@@ -1,4 +1,4 @@
-"""A model in memory, as those who compute with it see it."""
+"""A loaded model, as the scheduler sees it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -6,57 +6,63 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
-from worker.engines.transformers.model.attention import Piece
-from worker.engines.transformers.model.rope import LengthLimit
+from worker.engines.transformers.model.rope import RopeLimit
+from worker.engines.transformers.model.step import PrefillChunk
 
 
-class OverSlots(Protocol):
-    """A model over slots: see SlotModel, which computes it in this process. What fails raises.
+class ModelRunner(Protocol):
+    """Computes the tokens that a scheduler names, over a KV cache of fixed slots; see
+    LocalModelRunner. Whatever the model or the device raises comes through.
 
-    `fixed`: in a shape that does not depend on how many are computed, so that nobody's numbers do, to the last bit.
+    `batch_invariant`: constant batch shape, so results are bit-identical whatever the batch size.
     """
 
     device: torch.device
     slots: int
     context: int
-    limit: LengthLimit | None  # beyond it a sequence's keys are others
+    rope_limit: RopeLimit | None  # beyond it a sequence's keys differ
 
     @property
-    def device_ahead(self) -> bool:
-        """Steps are only queued: what they made is read later."""
+    def asynchronous(self) -> bool:
+        """Steps are only queued on the device: their results are read later."""
 
-    def copy(self, source: int, slot: int, tokens: int) -> None:
-        """The first `tokens` of `source` are also in `slot`."""
+    def copy_prefix(self, source: int, slot: int, tokens: int) -> None:
+        """Copies the keys and values of the first `tokens` of slot `source` to `slot`."""
 
     def feed(self, tokens: torch.Tensor) -> None:
-        """What was chosen from the latest logits [rows]."""
+        """Takes the tokens sampled from the latest logits [rows]."""
 
     def prefill(
-        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], *, fixed: bool = False
+        self,
+        chunks: list[PrefillChunk],
+        tokens: list[list[int]],
+        ends_prompt: list[bool],
+        *,
+        batch_invariant: bool = False,
     ) -> torch.Tensor:
-        """Logits [wanted, vocabulary] after those pieces of prompts that end one."""
+        """Computes chunks of prompts. Returns logits [chunks that end a prompt, vocabulary]."""
 
     def decode(
-        self, slots: list[int], positions: list[int], *, fixed: bool = False
+        self, slots: list[int], positions: list[int], *, batch_invariant: bool = False
     ) -> torch.Tensor:
-        """Logits [rows, vocabulary] after the newest token of each slot."""
+        """Computes the newest token of each slot. Returns logits [rows, vocabulary]."""
 
     def check(self) -> None:
         """Raises EngineError if what has been read from the device is not right."""
 
 
-class Loaded(msgspec.Struct, frozen=True):
+class LoadedModel(msgspec.Struct, frozen=True):
     """A model ready to compute."""
 
     model: Any
     tokenizer: Any
-    eos_token_ids: frozenset[int]
+    eos_token_ids: frozenset[int]  # each ends an answer
     slots: int  # sequences at once
     context: int  # tokens, prompt and answer together
     vocabulary: int  # token ids are below it
-    prefill_tokens: int  # how much of a prompt is read between two steps of those who run
-    over: OverSlots | None = None  # the model over slots; None: it is computed the library's way
-    alone: bool = False  # and there each sequence by itself: its cache cannot be batched, see fallback/one_by_one.py
-    precision: str = ""  # the numbers that a CPU computes in; see quantization.py
+    prefill_tokens: int  # of prompts between two decoding steps
+    runner: ModelRunner | None = None  # None: see `fallback`
+    batched: bool = True  # without a runner: rows are computed together, else one by one
+    precision: str = ""  # of a CPU; see quantization.py
     # Ends the other processes that hold parts of it; False: this one cannot be used again either.
     close: Callable[[], bool] | None = None

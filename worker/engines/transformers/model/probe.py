@@ -1,231 +1,324 @@
-"""Brings a model onto slots, and proves by its own answers that it fits there.
+"""The compatibility probe: a model is computed in a way only if that gives the library's answers.
 
-The proof is twofold. The model itself answers the same few prompts through the library's attention
-and over slots. And a twin of it, small enough to read beyond every window and limit of its
-architecture, does the same: see `twin`. What has another kind of cache, an attention that takes no
-function of ours, or a mask that slots do not know, fails one of them and is computed the library's
-way.
+`create_runner` compares a few short prompts on the model itself. `probe_runner` and
+`probe_padded_batch` go beyond every window and limit of the architecture, on a miniature of the
+model. A model with another kind of cache, an attention that cannot be replaced, or a mask that the
+runner does not know fails one of them; `fallback` computes it then.
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import AttentionInterface, PretrainedConfig
 
+from worker.engines.transformers.fallback.padded import PaddedBatch
 from worker.engines.transformers.model import attention
-from worker.engines.transformers.model.attention import Piece
-from worker.engines.transformers.model.runner import SlotModel, Unfit
+from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.engines.transformers.model.kv_cache import (
+    AttentionKind,
+    KVCacheLayout,
+    attention_function,
+    set_attention_function,
+)
+from worker.engines.transformers.model.miniature import (
+    ANSWER_TOKENS,
+    PROMPT_LENGTHS,
+    UNTESTED,
+    Miniature,
+    library_logits,
+    random_sequences,
+)
+from worker.engines.transformers.model.rope import RopeLimit
+from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.engines.transformers.model.step import PrefillChunk
 from worker.errors import one_line
 
-_PROBE = "canopy_probe"
-_PROMPT, _MORE = 11, 3  # tokens of the proof: read as 7 + 4, then decoded one at a time
+_SHORT_PROMPT, _SHORT_ANSWER = 11, 3  # tokens: prefilled as 7 + 4, then decoded one at a time
+_FIRST_CHUNK = 7
+_CHUNK = 7  # tokens of each prompt that are prefilled at a time
+_BATCH_PROMPTS = (4, 9)  # lengths, for the padded batch on the model itself
+_MAX_DIFFERENCE = {torch.float32: 1e-3}  # of logits, in standard deviations; rounding is below it
+_MAX_DIFFERENCE_HALF = 0.25
+
+Logits = list[torch.Tensor]  # per sequence: [1 + answer tokens, vocabulary]
 
 
-class Kind(NamedTuple):
-    """What distinguishes the attention of one layer from that of another."""
-
-    module: str  # its class
-    windowed: bool
-    capped: bool
-    masked: bool
-
-
-class Shape:
-    """What slots need to know of a model: its attention modules in order, with what each keeps of a
-    token.
+def create_runner(
+    model: Any,
+    layout: KVCacheLayout,
+    slots: int,
+    context: int,
+    *,
+    rope_limit: RopeLimit | None = None,
+    capture_mode: str = "global",
+) -> LocalModelRunner:
+    """A runner of `model`, checked on short prompts. The model uses its attention function from
+    then on; an unsupported model is left as it was. Raises UnsupportedModel, or RuntimeError where
+    there is no memory.
     """
+    attention.register()
+    runner = LocalModelRunner(
+        model, layout, slots, context, rope_limit=rope_limit, capture_mode=capture_mode
+    )
+    try:
+        if context >= _SHORT_PROMPT + _SHORT_ANSWER:
+            _check_short_prompts(model, runner)
+        set_attention_function(model, attention.NAME)
+    except Exception:
+        runner.release()
+        raise
+    return runner
 
-    def __init__(self, model: Any) -> None:
-        """Runs one token through the model, which is as it was afterwards. Raises Unfit."""
-        self.modules: dict[Any, tuple[int, int]] = {}
-        self.places: dict[Any, torch.device] = {}  # where each of them computes
-        self.kinds: set[Kind] = set()
-        AttentionInterface.register(_PROBE, self._record)
-        with attention_of(model, _PROBE):
-            try:
-                with torch.inference_mode():
-                    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-                    model(input_ids=token, use_cache=False)
-            except Unfit:
-                raise
-            except Exception as error:  # each architecture may fail in its own way; it is computed the library's way
-                raise Unfit(one_line(error)) from error
-        layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-        if len(self.modules) != layers:
-            raise Unfit(
-                f"{len(self.modules)} of its {layers} layers are attention that takes a function"
-            )
 
-    def _record(
-        self,
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **more: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """For transformers, as `attention.attend_layer` is."""
-        given = {name for name, setting in more.items() if setting is not None}
-        if unknown := {"s_aux", "position_bias"} & given:
-            raise Unfit(f"its attention wants {', '.join(sorted(unknown))}")
-        if key.shape != value.shape:
-            raise Unfit(f"it keeps keys of {key.shape[-1]} numbers and values of {value.shape[-1]}")
-        if module in self.modules:
-            raise Unfit("a layer calls its attention more than once, or shares it with another")
-        if not getattr(module, "is_causal", True):
-            raise Unfit("its attention looks ahead")
-        self.modules[module] = (key.shape[1], key.shape[3])
-        self.places[module] = key.device
-        windowed = bool(more.get("sliding_window"))
-        capped = bool(more.get("softcap"))
-        self.kinds.add(Kind(type(module).__name__, windowed, capped, attention_mask is not None))
-        return query.transpose(1, 2).contiguous(), None
+def probe_runner(miniature: Miniature, kinds: set[AttentionKind]) -> bool:
+    """Checks that a runner gives the library's answers at every length. `kinds`: of the large
+    model's attention, all of which the miniature must have.
 
-    def bytes_per_token(self, dtype: torch.dtype, place: torch.device | None = None) -> int:
-        """Memory that the keys and values of one token take, on that device alone or on all of
-        them.
-        """
-        return sum(
-            2 * heads * size * dtype.itemsize
-            for module, (heads, size) in self.modules.items()
-            if place is None or self.places[module] == place
-        )
+    Returns whether a sequence that outgrows its RopeLimit has to be prefilled again, as some
+    architectures do it. Raises UnsupportedModel.
+    """
+    layout = KVCacheLayout(miniature.model)
+    missing = kinds - layout.kinds
+    if missing:
+        raise UnsupportedModel(f"{UNTESTED}: its miniature has no {min(missing).module} like it")
+    dtype = miniature.model.dtype
+    rope_limit = miniature.rope_limit  # which also makes its frequencies the sequences' own
+    try:
+        _check_all_lengths(_runner_logits(miniature, layout, None), miniature.answers, dtype)
+    except UnsupportedModel:
+        if rope_limit is None:
+            raise
+        logits = _runner_logits(miniature, layout, rope_limit.tokens)
+        _check_all_lengths(logits, miniature.answers, dtype)
+        return True
+    return False
+
+
+def probe_padded_batch(miniature: Miniature, model: Any) -> None:
+    """Checks that padded rows computed together give the library's answers for each alone: the
+    miniature's at every length, the model's own at short ones. Raises UnsupportedModel.
+    """
+    with _any_error_unsupported():
+        sequences = random_sequences(model, _BATCH_PROMPTS, ANSWER_TOKENS)
+        logits = _padded_batch_logits(model, sequences)
+        expected = [library_logits(model, sequence, ANSWER_TOKENS) for sequence in sequences]
+    _check_all_lengths(logits, expected, model.dtype)
+    with _any_error_unsupported():
+        logits = _padded_batch_logits(miniature.model, miniature.sequences)
+    _check_all_lengths(logits, miniature.answers, miniature.model.dtype)
+
+
+def check_equal(dtype: torch.dtype, logits: Logits, expected: Logits) -> None:
+    """Raises UnsupportedModel if logits of the same tokens differ by more than rounding."""
+    bound = _MAX_DIFFERENCE.get(dtype, _MAX_DIFFERENCE_HALF)
+    for actual, reference in zip(logits, expected, strict=True):
+        deviation = float(reference.std()) or 1.0
+        difference = float((actual - reference).abs().max()) / deviation
+        if not difference < bound:  # also where it is NaN
+            raise UnsupportedModel(f"its answers differ by {difference:.2g} standard deviations")
+
+
+def _check_all_lengths(logits: Logits, expected: Logits, dtype: torch.dtype) -> None:
+    try:
+        check_equal(dtype, logits, expected)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"at some length, {error}") from error
 
 
 @contextmanager
-def attention_of(model: Any, name: str) -> Iterator[None]:
-    """The attention function of that name meanwhile, and what was there before on every way out.
-    Raises Unfit.
-    """
-    before = [(config, config._attn_implementation) for config in _configs(model)]
+def _any_error_unsupported() -> Iterator[None]:
+    """An architecture may fail in its own way, whatever the exception."""
     try:
-        _use(model, name)
         yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
-
-
-def fit(model: Any, shape: Shape, slots: int, context: int) -> SlotModel:
-    """The model over that many slots, checked. Its attention function is ours from then on; what
-    does not fit is left as it was. Raises Unfit.
-    """
-    attention.register()
-    over = SlotModel(model, slots, context)
-    try:
-        over.allocate(shape.modules, shape.places)
-        if context >= _PROMPT + _MORE:
-            with attention_of(model, attention.NAME):
-                got = _over_slots(over, *_probes(model, slots))
-            prompts, _ = _probes(model, slots)
-            check_equal(model.dtype, got, [_by_library(model, prompt) for prompt in prompts])
-        _use(model, attention.NAME)
-    except Exception:
-        over.release()
+    except UnsupportedModel:
         raise
-    return over
+    except Exception as error:
+        raise UnsupportedModel(one_line(error)) from error
 
 
-def check_equal(dtype: torch.dtype, mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
-    """Logits of the same tokens in two ways. Raises Unfit if they are not the same but for
-    rounding.
-    """
-    bound = 1e-3 if dtype == torch.float32 else 0.25
-    for ours, wanted in zip(mine, theirs, strict=True):
-        spread = float(wanted.std()) or 1.0
-        off = float((ours - wanted).abs().max()) / spread
-        if not off < bound:  # a NaN is not below anything
-            raise Unfit(f"its answers differ by {off:.2g} of their spread")
+# ---- the model itself, short prompts
 
 
-def compile_layers(model: Any, shape: Shape) -> int:
-    """Compiles the repeated blocks around the attention modules, once for all of them; returns how
-    many there are.
-    """
-    blocks = _blocks(model, shape)
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for block in blocks:
-        block.compile(dynamic=True)
-    return len(blocks)
+def _check_short_prompts(model: Any, runner: LocalModelRunner) -> None:
+    sequences = _short_sequences(model, runner.slots)
+    with attention_function(model, attention.NAME):
+        logits = _short_runner_logits(runner, sequences)
+    expected = [_one_pass_logits(model, sequence) for sequence in sequences]
+    check_equal(model.dtype, logits, expected)
 
 
-def uncompile(model: Any, shape: Shape) -> None:
-    """The blocks as they were."""
-    for block in _blocks(model, shape):
-        block._compiled_call_impl = None
+def _short_sequences(model: Any, slots: int) -> list[list[int]]:
+    """One or two sequences of different lengths: prompt and answer."""
+    length = _SHORT_PROMPT + _SHORT_ANSWER
+    first, second = _random_tokens(model, 2, length)
+    return [first] if slots == 1 else [first, second[: length - 2]]
 
 
-def _blocks(model: Any, shape: Shape) -> list[Any]:
-    found = {
-        id(block): block for module in shape.modules if (block := _block(model, module)) is not None
-    }
-    return list(found.values())
-
-
-def _block(model: Any, module: Any) -> Any:
-    """The element of a list of layers that `module` is part of."""
-    path = next((name for name, candidate in model.named_modules() if candidate is module), "")
-    parts = path.split(".")
-    for end in range(len(parts), 0, -1):
-        if parts[end - 1].isdecimal():
-            return model.get_submodule(".".join(parts[:end]))
-    return None
-
-
-def _probes(model: Any, slots: int) -> tuple[list[list[int]], list[int]]:
-    """Prompts of different lengths, and the slots they are computed in."""
+def _random_tokens(model: Any, rows: int, length: int) -> list[list[int]]:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(1)
-    both = torch.randint(0, vocabulary, (2, _PROMPT + _MORE), generator=generator).tolist()
-    if slots == 1:
-        return [both[0]], [0]
-    return [both[0], both[1][: _PROMPT - 2 + _MORE]], [0, 1]
+    tokens: list[list[int]] = torch.randint(
+        0, vocabulary, (rows, length), generator=generator
+    ).tolist()
+    return tokens
 
 
-def _by_library(model: Any, prompt: list[int]) -> torch.Tensor:
-    """Logits [1 + _MORE, vocabulary] after the prompt and each further token."""
+def _one_pass_logits(model: Any, sequence: list[int]) -> torch.Tensor:
+    """Of the library, in one forward pass."""
     with torch.inference_mode():
-        output = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
-    logits: torch.Tensor = output.logits[0, -_MORE - 1 :].float()
+        output = model(input_ids=torch.tensor([sequence], device=model.device), use_cache=False)
+    logits: torch.Tensor = output.logits[0, -_SHORT_ANSWER - 1 :].float()
     return logits
 
 
 @torch.inference_mode()
-def _over_slots(over: SlotModel, prompts: list[list[int]], slots: list[int]) -> list[torch.Tensor]:
-    """The same of each prompt, read in two pieces, the rest decoded together."""
-    lengths = [len(prompt) - _MORE for prompt in prompts]
-    over.prefill(
-        [Piece(slot, 0, 7) for slot in slots],
-        [prompt[:7] for prompt in prompts],
-        [False] * len(slots),
+def _short_runner_logits(runner: LocalModelRunner, sequences: list[list[int]]) -> Logits:
+    """Each prompt is prefilled in two chunks, the answers are decoded together."""
+    slots = list(range(len(sequences)))
+    prompt_lengths = [len(sequence) - _SHORT_ANSWER for sequence in sequences]
+    first_chunks, second_chunks = [], []
+    for slot, length in zip(slots, prompt_lengths, strict=True):
+        first_chunks.append(PrefillChunk(slot, 0, _FIRST_CHUNK))
+        second_chunks.append(PrefillChunk(slot, _FIRST_CHUNK, length - _FIRST_CHUNK))
+    runner.prefill(first_chunks, _tokens_of(first_chunks, sequences), [False] * len(slots))
+    logits = runner.prefill(
+        second_chunks, _tokens_of(second_chunks, sequences), [True] * len(slots)
     )
-    pieces = [Piece(slot, 7, length - 7) for slot, length in zip(slots, lengths, strict=True)]
-    rest = [prompt[7:length] for prompt, length in zip(prompts, lengths, strict=True)]
-    made = [over.prefill(pieces, rest, [True] * len(slots)).float()]
-    for more in range(_MORE):
-        newest = [prompt[length + more] for prompt, length in zip(prompts, lengths, strict=True)]
-        over.feed(torch.tensor(newest, device=over.device))
-        made.append(over.decode(slots, [length + more for length in lengths]).float().clone())
-    return [torch.stack([logits[row] for logits in made]) for row in range(len(prompts))]
+    steps = [logits.float()]
+    for step in range(_SHORT_ANSWER):
+        positions = [length + step for length in prompt_lengths]
+        newest = [
+            sequence[position] for sequence, position in zip(sequences, positions, strict=True)
+        ]
+        runner.feed(torch.tensor(newest, device=runner.device))
+        steps.append(runner.decode(slots, positions).float().clone())
+    return list(torch.stack(steps, dim=1))
 
 
-def _configs(model: Any) -> list[Any]:
-    """Every config that a part of the model looks at, once."""
-    found = {id(model.config): model.config}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if isinstance(config, PretrainedConfig):
-            found[id(config)] = config
-    for config in list(found.values()):
-        text = config.get_text_config(decoder=True)
-        found.setdefault(id(text), text)
-    return list(found.values())
+def _tokens_of(chunks: list[PrefillChunk], sequences: list[list[int]]) -> list[list[int]]:
+    return [sequences[chunk.slot][chunk.start : chunk.end] for chunk in chunks]
 
 
-def _use(model: Any, name: str) -> None:
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
-        raise Unfit("it does not let its attention be replaced")
+# ---- the miniature, all lengths, by a runner
+
+
+def _runner_logits(
+    miniature: Miniature, layout: KVCacheLayout, prefill_again_at: int | None
+) -> Logits:
+    """Prompts are prefilled in chunks of several at a time, answers are decoded together. A sequence
+    whose newest token is at position `prefill_again_at` is prefilled again as a whole.
+    """
+    attention.register()
+    rows = range(len(PROMPT_LENGTHS))
+    context = max(PROMPT_LENGTHS) + ANSWER_TOKENS
+    runner = LocalModelRunner(miniature.model, layout, len(rows), context)
+    trial = _RunnerTrial(runner, miniature.sequences)
+    try:
+        with (
+            attention_function(miniature.model, attention.NAME),
+            torch.inference_mode(),
+            _any_error_unsupported(),
+        ):
+            trial.prefill(dict(enumerate(PROMPT_LENGTHS)))
+            for step in range(1, ANSWER_TOKENS + 1):
+                lengths = {row: PROMPT_LENGTHS[row] + step for row in rows}
+                outgrown = {
+                    row: length for row, length in lengths.items() if length - 1 == prefill_again_at
+                }
+                for row in outgrown:
+                    del lengths[row]
+                trial.decode(lengths)
+                trial.prefill(outgrown)
+    finally:
+        runner.release()
+    return [torch.stack(steps).float() for steps in trial.steps]
+
+
+class _RunnerTrial:
+    """Sequences of known tokens, each in the slot of its index. `lengths` maps a sequence to the
+    number of its tokens that are computed by the call; logits after the last are kept.
+    """
+
+    def __init__(self, runner: LocalModelRunner, sequences: list[list[int]]) -> None:
+        self._runner = runner
+        self._sequences = sequences
+        self.steps: list[list[torch.Tensor]] = [[] for _ in sequences]
+
+    def prefill(self, lengths: dict[int, int]) -> None:
+        """From the beginning, some tokens of each sequence at a time."""
+        for start in range(0, max(lengths.values(), default=0), _CHUNK):
+            chunks, ends_prompt, ended = [], [], {}
+            for row, length in lengths.items():
+                if length > start:
+                    chunk = PrefillChunk(row, start, min(_CHUNK, length - start), length)
+                    chunks.append(chunk)
+                    ends_prompt.append(chunk.end == length)
+                    if chunk.end == length:
+                        ended[row] = length
+            tokens = _tokens_of(chunks, self._sequences)
+            self._keep(ended, self._runner.prefill(chunks, tokens, ends_prompt))
+
+    def decode(self, lengths: dict[int, int]) -> None:
+        """The newest token of each sequence."""
+        positions = [length - 1 for length in lengths.values()]
+        self._keep(lengths, self._runner.decode(list(lengths), positions))
+
+    def _keep(self, lengths: dict[int, int], logits: torch.Tensor) -> None:
+        following = []
+        for (row, length), row_logits in zip(lengths.items(), logits, strict=True):
+            self.steps[row].append(row_logits.clone())
+            sequence = self._sequences[row]
+            following.append(sequence[length] if length < len(sequence) else 0)
+        self._runner.feed(torch.tensor(following, dtype=torch.long))
+
+
+# ---- a padded batch
+
+
+class _ScriptedSequence:
+    """Stands for a Sequence whose tokens are known."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.ids = tokens[:-ANSWER_TOKENS]
+        self.answer = tokens[-ANSWER_TOKENS:]
+        self.steps: list[torch.Tensor] = []
+
+    @property
+    def finished(self) -> bool:
+        return len(self.steps) > ANSWER_TOKENS
+
+    @property
+    def last(self) -> int:
+        return self.answer[len(self.steps) - 1]
+
+
+@torch.inference_mode()
+def _padded_batch_logits(model: Any, sequences: list[list[int]]) -> Logits:
+    """As rows come and go: some are prefilled, others join them later, then the first ones leave."""
+    rows: list[Any] = [_ScriptedSequence(tokens) for tokens in sequences]
+    batch = PaddedBatch(model, [])
+    for newcomers in (rows[1::2], rows[0::2]):
+        arriving = PaddedBatch(model, newcomers)
+        logits = None
+        while logits is None:
+            logits = arriving.prefill(_CHUNK * len(newcomers))
+        _keep(newcomers, logits)
+        batch.adopt(arriving)
+        for _ in range(ANSWER_TOKENS // 2):
+            _step(batch)
+    while batch.rows:
+        _step(batch)
+    return [torch.stack(row.steps).float() for row in rows]
+
+
+def _step(batch: PaddedBatch) -> None:
+    rows: Many[Any] = list(batch.rows)
+    _keep(rows, batch.step())
+    batch.remove_finished()
+
+
+def _keep(rows: Many[Any], logits: torch.Tensor) -> None:
+    for row, row_logits in zip(rows, logits, strict=True):
+        row.steps.append(row_logits.clone())

@@ -1,7 +1,8 @@
-"""The ways in which a CPU computes a model's linear layers: other numbers in memory, the same layer to its caller.
+"""Quantization schemes: linear layers with other number formats in a CPU's memory, and the same
+inputs and outputs, float32.
 
-A decoding step reads every weight once, so it takes about as long as the memory needs to tell them: half the bytes are
-half the time, a quarter a quarter. What comes in and goes out stays float32.
+A decoding step reads every weight once, so it is bound by memory bandwidth: half the bytes are half
+the time, a quarter of them a quarter.
 """
 
 import copy
@@ -14,14 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from worker.engines.transformers.model.errors import UnsupportedScheme
 from worker.errors import one_line
 
-ALL_LEVELS = 127  # of a number of 8 bits, on either side of 0
-_ROWS = 16384  # of a weight turned into whole numbers at a time: a copy of all of them would cost twice the memory
-
-
-class Unable(Exception):
-    """This machine, or this torch, cannot compute so; the text says why."""
+MAX_LEVEL = 127  # of an 8-bit number, on either side of 0
+_MAX_LEVEL_WITHOUT_VNNI = 63
+_ROWS_AT_A_TIME = 16384  # converted together: a copy of a whole weight would cost twice its memory
 
 
 class BFloat16(nn.Module):
@@ -34,172 +33,198 @@ class BFloat16(nn.Module):
         self._bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.linear(hidden.to(torch.bfloat16), self._weight, self._bias).to(
-            hidden.dtype
-        )
+        out = functional.linear(hidden.to(torch.bfloat16), self._weight, self._bias)
+        return out.to(hidden.dtype)
 
 
-class _Seen(NamedTuple):
-    """What the layer before made of its input: queries, keys and values are often projected from the same."""
+class _QuantizedInput(NamedTuple):
+    """The latest input, which the next layer often shares: queries, keys and values do."""
 
-    hidden: torch.Tensor  # kept, so that no other tensor can be the same object
-    way: tuple[int, int]
-    whole: torch.Tensor
-    steps: torch.Tensor
+    hidden: torch.Tensor  # kept, so that no other tensor can become the same object
+    format: tuple[int, int]  # digits, max level
+    digits: torch.Tensor  # [digits * rows, inputs] uint8
+    scales: torch.Tensor  # [rows, 1]
 
 
 _local = threading.local()
 
 
 class Int8(nn.Module):
-    """Weights as whole numbers of 8 bits, with a scale for each output; inputs as two such numbers, the digits of one
-    of 16 bits, with a scale for each token.
+    """Weights as 8-bit integers with a scale for each output; inputs as 16-bit integers, in two
+    8-bit digits, with a scale for each token.
 
-    A token's scale is its own, never its batch's, and sums of whole numbers are exact: so what is computed for a row
-    does not depend on who else is in the step, to the last bit.
+    A token's scale is its own, never its batch's, and sums of integers are exact: so a row's result
+    is bit-identical whatever the batch.
     """
 
     digits = 2
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Raises Unable."""
+        """Raises UnsupportedScheme."""
         super().__init__()
-        self.in_features, self._outputs = linear.in_features, linear.out_features
-        self._levels = levels()
+        self.in_features, self._out_features = linear.in_features, linear.out_features
+        self._max_level = max_input_level()
         weight = linear.weight.detach()
-        self._scales = _steps(weight, 127)[:, 0].contiguous()
-        whole = torch.empty(weight.shape, dtype=torch.int8)
-        for at in range(0, len(weight), _ROWS):
-            part = slice(at, at + _ROWS)
-            whole[part] = (weight[part] / self._scales[part, None]).round_()
-        self._weight = _pack(whole)
-        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self._scales = _scales(weight, MAX_LEVEL)[:, 0].contiguous()
+        quantized = torch.empty(weight.shape, dtype=torch.int8)
+        for start in range(0, len(weight), _ROWS_AT_A_TIME):
+            part = slice(start, start + _ROWS_AT_A_TIME)
+            quantized[part] = (weight[part] / self._scales[part, None]).round_()
+        self._weight = _prepack(quantized)
+        self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        seen: _Seen | None = getattr(_local, "seen", None)
-        if seen is None or seen.hidden is not hidden or seen.way != (self.digits, self._levels):
-            seen = _local.seen = _Seen(hidden, (self.digits, self._levels), *self._whole(hidden))
-        out = _multiply(seen.whole, self._levels + 1, self._weight, self._scales, self._zeros)
-        if self.digits == 2:  # both were one product of twice the rows: the weights are read once
-            count = len(seen.steps)
-            out = out[:count].add_(out[count:], alpha=2 * (self._levels + 1))
-        out = out.mul_(seen.steps)
+        quantized = self._quantized(hidden)
+        zero_point = self._max_level + 1
+        out = _multiply(quantized.digits, zero_point, self._weight, self._scales, self._zero_points)
+        if self.digits == 2:  # both digits were one product of twice the rows
+            count = len(quantized.scales)
+            out = out[:count].add_(out[count:], alpha=2 * zero_point)
+        out = out.mul_(quantized.scales)
         if self._bias is not None:
             out.add_(self._bias)
-        return out.view(*hidden.shape[:-1], self._outputs)
+        return out.view(*hidden.shape[:-1], self._out_features)
 
-    def _whole(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inputs in whole numbers from 0 up, as the operation wants them, and the steps [rows, 1]."""
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        if self.digits == 2:
-            return _two_digits(rows, self._levels)
-        steps = _steps(rows, self._levels)
-        return (rows / steps).add_(self._levels + 1.5).to(
-            torch.uint8
-        ), steps  # cut off after adding a half: rounded
+    def _quantized(self, hidden: torch.Tensor) -> _QuantizedInput:
+        latest: _QuantizedInput | None = getattr(_local, "latest_input", None)
+        own_format = (self.digits, self._max_level)
+        if latest is None or latest.hidden is not hidden or latest.format != own_format:
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            digits, scales = self._quantize(rows)
+            latest = _local.latest_input = _QuantizedInput(hidden, own_format, digits, scales)
+        return latest
+
+    def _quantize(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Digits from 0 up, as the operation takes them, and scales [rows, 1]."""
+        return _two_digits(rows, self._max_level)
 
 
 class Int8Fast(Int8):
-    """With the coarse number alone. Outliers among the inputs of a layer then cost the others their digits."""
+    """With the high digit alone. An outlier among a token's inputs costs the others their digits."""
 
     digits = 1
 
+    def _quantize(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scales = _scales(rows, self._max_level)
+        shifted = (rows / scales).add_(self._max_level + 1.5)  # the half: truncation rounds
+        return shifted.to(torch.uint8), scales
 
-Way = Callable[[nn.Linear], nn.Module]
-WAYS: dict[str, Way] = {
-    "float32": lambda linear: linear,
+
+def _float32(linear: nn.Linear) -> nn.Module:
+    return linear
+
+
+def _int8_head(linear: nn.Linear) -> nn.Module:
+    """Nothing is computed from the vocabulary's logits, so an error there does not grow, and half of
+    the products are half of the head's time. Without VNNI a digit has 7 bits, and a single one would
+    cost the model 2 % of its perplexity.
+    """
+    return Int8Fast(linear) if max_input_level() == MAX_LEVEL else Int8(linear)
+
+
+Scheme = Callable[[nn.Linear], nn.Module]
+SCHEMES: dict[str, Scheme] = {
+    "float32": _float32,
     "bfloat16": BFloat16,
     "int8": Int8,
     "int8-fast": Int8Fast,
 }
-# The layer that ends in the vocabulary is computed otherwise: nothing is computed from what it makes, so an error there
-# does not grow, and for many rows half of the products are half of its time.
-# Without VNNI one digit has 7 bits, and an error of a coarse head alone would cost the model 2 % of its perplexity.
-HEADS: dict[str, Way] = {
-    "int8": lambda linear: Int8Fast(linear) if levels() == ALL_LEVELS else Int8(linear)
-}
+HEAD_SCHEMES: dict[str, Scheme] = {"int8": _int8_head}  # where the output layer's differs
 
 
-class Table(nn.Module):
-    """An embedding whose rows are kept in bfloat16, and looked up as before."""
+class BFloat16Embedding(nn.Module):
+    """An embedding whose table is kept in bfloat16, and looked up in float32."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        self._rows = embedding.weight.detach().to(torch.bfloat16)
-        self._lookup = copy.copy(embedding)  # a subclass may scale what it has looked up
+        self._table = embedding.weight.detach().to(torch.bfloat16)
+        self._lookup = copy.copy(embedding)  # a subclass may scale what it looks up
         self._lookup._parameters = {"weight": nn.Parameter(torch.empty(0), requires_grad=False)}
-        self._lookup.padding_idx = None  # of training; it is beyond the few rows of a step
+        self._lookup.padding_idx = None  # only training uses it
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        rows = self._rows[ids.flatten()].float()
-        places = torch.arange(len(rows)).view(ids.shape)
-        found: torch.Tensor = torch.func.functional_call(self._lookup, {"weight": rows}, (places,))
-        return found
+        rows = self._table[ids.flatten()].float()
+        indices = torch.arange(len(rows)).view(ids.shape)
+        embedded: torch.Tensor = torch.func.functional_call(
+            self._lookup, {"weight": rows}, (indices,)
+        )
+        return embedded
 
 
-def fits_table(embedding: nn.Module | None) -> bool:
-    """Whether nothing is lost: most models are published in bfloat16, and float32 only repeats that."""
+def is_exact_in_bfloat16(embedding: nn.Module | None) -> bool:
+    """Whether nothing is lost: most models are published in bfloat16."""
     if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None:
         return False
     weight = embedding.weight.detach()
-    parts = (weight[at : at + _ROWS] for at in range(0, len(weight), _ROWS))
-    return all(torch.equal(part.to(torch.bfloat16).to(part.dtype), part) for part in parts)
+    for start in range(0, len(weight), _ROWS_AT_A_TIME):
+        part = weight[start : start + _ROWS_AT_A_TIME]
+        if not torch.equal(part.to(torch.bfloat16).to(part.dtype), part):
+            return False
+    return True
 
 
-def levels() -> int:
-    """How many steps an input may have on either side of 0. Without VNNI a CPU adds pairs of products into 16 bits, and
-    cuts what is greater: there inputs get half as many steps, so that nothing is. Raises Unable.
+def max_input_level() -> int:
+    """How many levels an input may have on either side of 0. Without VNNI a CPU adds pairs of
+    products in 16 bits and saturates: there inputs get half the levels. Raises UnsupportedScheme.
     """
-    weight = _pack(torch.full((16, 64), 127, dtype=torch.int8))
-    ones, zeros = torch.ones(16), torch.zeros(16, dtype=torch.int32)
-    for most in (ALL_LEVELS, 63):
-        inputs = torch.full((2, 64), 2 * most + 1, dtype=torch.uint8)
-        if bool((_multiply(inputs, most + 1, weight, ones, zeros) == most * 127 * 64).all()):
-            return most
-    raise Unable("its products of 8-bit numbers are not exact")
+    weight = _prepack(torch.full((16, 64), MAX_LEVEL, dtype=torch.int8))
+    scales, zero_points = torch.ones(16), torch.zeros(16, dtype=torch.int32)
+    for max_level in (MAX_LEVEL, _MAX_LEVEL_WITHOUT_VNNI):
+        inputs = torch.full((2, 64), 2 * max_level + 1, dtype=torch.uint8)
+        products = _multiply(inputs, max_level + 1, weight, scales, zero_points)
+        if bool((products == max_level * MAX_LEVEL * 64).all()):
+            return max_level
+    raise UnsupportedScheme("its products of 8-bit numbers are not exact")
 
 
-def _steps(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """[rows, 1] the size of a step, if the greatest number of a row is to be `most` of them."""
-    return rows.abs().amax(-1, keepdim=True).clamp_(min=1e-20).div_(most)
+def _scales(rows: torch.Tensor, max_level: int) -> torch.Tensor:
+    """[rows, 1] the size of a level, if the largest number of a row is at `max_level`."""
+    return rows.abs().amax(-1, keepdim=True).clamp_(min=1e-20).div_(max_level)
 
 
-def _two_digits(rows: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`rows` in steps of their own, in two digits of `levels` on either side of `levels` + 1: first all low ones, then
-    all high ones [twice the rows, inputs]; and the steps [rows, 1].
+def _two_digits(rows: torch.Tensor, max_level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rows` as integers of two digits, each from 0 to 2 * max_level + 1: first all low ones, then
+    all high ones [2 * rows, inputs]. And the scales [rows, 1].
     """
-    base = 2 * (levels + 1)  # 256, or 128
-    steps = _steps(rows, levels * base)
-    # One half, so that cutting off rounds; half a base, so that the low digit, too, lies around its middle.
-    numbers = (rows / steps).add_((levels + 1) * (base + 1) + 0.5)
+    base = 2 * (max_level + 1)  # 256, or 128
+    scales = _scales(rows, max_level * base)
+    # The half makes truncation round; half a base centres the low digit.
+    shifted = (rows / scales).add_((max_level + 1) * (base + 1) + 0.5)
     if base == 256:  # the digits are the bytes
-        digits = numbers.to(torch.uint16).view(torch.uint8).view(*rows.shape, 2)
+        digits = shifted.to(torch.uint16).view(torch.uint8).view(*rows.shape, 2)
         if sys.byteorder == "big":
             digits = digits.flip(-1)
     else:
-        whole = numbers.int()
-        digits = torch.stack((whole % base, whole // base), -1).to(torch.uint8)
-    return digits.permute(2, 0, 1).reshape(-1, rows.shape[-1]), steps
+        integers = shifted.int()
+        digits = torch.stack((integers % base, integers // base), -1).to(torch.uint8)
+    return digits.permute(2, 0, 1).reshape(-1, rows.shape[-1]), scales
 
 
-def _pack(whole: torch.Tensor) -> torch.Tensor:
-    """Weights [outputs, inputs] in the order in which the CPU's kernels read them. Raises Unable."""
+def _prepack(weight: torch.Tensor) -> torch.Tensor:
+    """int8 [outputs, inputs] in the order in which the kernels read it. Raises UnsupportedScheme."""
     try:
-        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(whole, None)
+        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
-        raise Unable(f"no 8-bit products in this torch: {one_line(error)}") from error
+        raise UnsupportedScheme(f"no 8-bit products in this torch: {one_line(error)}") from error
     return packed
 
 
 def _multiply(
-    inputs: torch.Tensor, zero: int, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
+    inputs: torch.Tensor,
+    zero_point: int,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    zero_points: torch.Tensor,
 ) -> torch.Tensor:
-    """(`inputs` - `zero`) times the weights, each output times its scale: float32 [rows, outputs]. Raises Unable."""
+    """(`inputs` - `zero_point`) times the weights, each output times its scale: float32
+    [rows, outputs]. Raises UnsupportedScheme.
+    """
     try:
         out: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            inputs, 1.0, zero, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+            inputs, 1.0, zero_point, weight, scales, zero_points,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
     except (AttributeError, RuntimeError, NotImplementedError) as error:
-        raise Unable(f"no 8-bit products on this CPU: {one_line(error)}") from error
+        raise UnsupportedScheme(f"no 8-bit products on this CPU: {one_line(error)}") from error
     return out

@@ -1,134 +1,137 @@
 """Rotary embeddings whose frequencies depend on the length: chosen by sequence, not by call.
 
-The library looks at the greatest position of a call (longrope: beyond the original length other
-factors; dynamic NTK: a base that grows with the length), and its calls hold one sequence. Ours hold
-pieces of prompts and tokens of many sequences, so each token gets the frequencies of its own
-sequence's length, as far as that is known when it is computed: of a prompt all of it, of an answer
-up to the token.
+The library looks at the largest position of a call (longrope: other factors beyond the original
+length; dynamic NTK: a base that grows with the length), and its calls hold one sequence. A step
+holds tokens of many sequences, so each token gets the frequencies of its own sequence's length, as
+far as that is known when the token is computed: the whole prompt, then the answer up to the token.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from worker.engines.transformers.model import attention
+from worker.engines.transformers.model.attention import current_step
 
-_SWITCHED, _GROWING = "longrope", "dynamic"  # as the library calls them
+_LONGROPE, _DYNAMIC = "longrope", "dynamic"  # the library's names of rope types
 
 
-class LengthLimit(NamedTuple):
-    """How long sequences are computed alike."""
+class RopeLimit(NamedTuple):
+    """Up to which length sequences are computed with the same frequencies."""
 
-    tokens: int  # up to so many, all have the same frequencies
-    switched: bool  # and beyond, too; else they differ with every length
-    reread: bool = False  # a sequence that grows beyond it is read anew, with the other frequencies
+    tokens: int
+    switched: bool  # beyond it there is one other set of frequencies; False: one for each length
+    prefill_again: bool = (
+        False  # a sequence that outgrows it is prefilled again, as `generate` does
+    )
 
     def group(self, length: int) -> int:
-        """Prompts of one group have the same keys where their tokens are; -1: with nobody's."""
+        """Sequences of one group have the same keys for the same tokens; -1 shares with none."""
         if length <= self.tokens:
             return 0
         return 1 if self.switched else -1
 
 
-class LengthRope(nn.Module):
+class PerSequenceRope(nn.Module):
     """Stands where a rotary module of the library stood. For a sequence by itself it is that module,
     as if no other sequence had been computed before.
     """
 
     def __init__(self, library: Any) -> None:
         super().__init__()
-        self.library = library  # never called itself if it keeps a state
+        self.library = library  # never called itself if it keeps state
 
-    def forward(self, hidden: torch.Tensor, position_ids: torch.Tensor, **named: Any) -> Any:
-        """What the library returns: tensors [1, tokens, size], one or several."""
-        limit = _limit(self.library, named.get("layer_type"))
-        step = attention.current()
+    def forward(self, hidden: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any) -> Any:
+        """What the library returns: one tensor [1, tokens, head size], or a tuple of them."""
+        limit = _limit(self.library, kwargs.get("layer_type"))
+        step = current_step()
         if limit is None or step is None:
-            return self._fresh()(hidden, position_ids, **named)
-        reach = step.on(position_ids.device).reach
-        made = self._within(limit.tokens, hidden, position_ids, named)
+            return self._stateless()(hidden, position_ids, **kwargs)
+        lengths = step.on(position_ids.device).known_lengths
+        embeddings = self._for_length(limit.tokens, hidden, position_ids, kwargs)
         if limit.switched:
-            beyond = self._with(limit.tokens, hidden, position_ids, named)
-            return _where(reach > limit.tokens, beyond, made)
-        for length in sorted(set(reach[reach > limit.tokens].tolist())):
-            longer = self._within(length, hidden, position_ids, named)
-            made = _where(reach == length, longer, made)
-        return made
+            beyond = self._with_position(limit.tokens, hidden, position_ids, kwargs)
+            return _where(lengths > limit.tokens, beyond, embeddings)
+        for length in sorted(set(lengths[lengths > limit.tokens].tolist())):
+            longer = self._for_length(length, hidden, position_ids, kwargs)
+            embeddings = _where(lengths == length, longer, embeddings)
+        return embeddings
 
-    def limits(self) -> list[LengthLimit]:
-        """Of all its kinds of layers."""
-        types = self.library.rope_type
-        names = list(types) if isinstance(types, dict) else [None]
-        found = [_limit(self.library, name) for name in names]
-        return [limit for limit in found if limit is not None]
+    def limits(self) -> list[RopeLimit]:
+        """Of every layer type that has one."""
+        rope_types = self.library.rope_type
+        layer_types = list(rope_types) if isinstance(rope_types, dict) else [None]
+        limits = [_limit(self.library, layer_type) for layer_type in layer_types]
+        return [limit for limit in limits if limit is not None]
 
-    def _within(
-        self, length: int, hidden: torch.Tensor, position_ids: torch.Tensor, named: Any
+    def _for_length(
+        self, length: int, hidden: torch.Tensor, position_ids: torch.Tensor, kwargs: Any
     ) -> Any:
-        """Right for tokens of a sequence of that length."""
-        return self._with(length - 1, hidden, position_ids.clamp(max=length - 1), named)
+        """Right for the tokens of a sequence of that length."""
+        last = length - 1
+        return self._with_position(last, hidden, position_ids.clamp(max=last), kwargs)
 
-    def _with(self, last: int, hidden: torch.Tensor, position_ids: torch.Tensor, named: Any) -> Any:
-        """As if the sequence had a token at position `last`, too: it goes behind the others, and what
-        is made of it is taken off again.
-        """
-        position = torch.full_like(position_ids[..., :1], last)
-        made = self._fresh()(hidden, torch.cat([position_ids, position], dim=-1), **named)
-        return _each(lambda tensor: tensor[:, :-1], made)
+    def _with_position(
+        self, position: int, hidden: torch.Tensor, position_ids: torch.Tensor, kwargs: Any
+    ) -> Any:
+        """As if the sequence also had a token at `position`: appended, and dropped from the result."""
+        extra = torch.full_like(position_ids[..., :1], position)
+        embeddings = self._stateless()(hidden, torch.cat([position_ids, extra], dim=-1), **kwargs)
+        if isinstance(embeddings, tuple):
+            return tuple(tensor[:, :-1] for tensor in embeddings)
+        return embeddings[:, :-1]
 
-    def _fresh(self) -> Any:
-        """Dynamic frequencies are kept from call to call, so such a call gets a module of its own."""
-        keeps = _GROWING in str(self.library.rope_type)
-        return copy.deepcopy(self.library) if keeps else self.library
+    def _stateless(self) -> Any:
+        """The library's module; a copy if it is dynamic, which keeps frequencies between calls."""
+        if _DYNAMIC in str(self.library.rope_type):
+            return copy.deepcopy(self.library)
+        return self.library
 
 
-def choose_by_sequence(model: Any) -> LengthLimit | None:
-    """Makes the frequencies of each sequence independent of the others'; up to which length they are
-    the same for all, or None if they always are.
+def choose_by_sequence(model: Any) -> RopeLimit | None:
+    """Makes each sequence's frequencies independent of the other sequences'. Returns the length up
+    to which all sequences share them; None: they always do. May be called again.
     """
     for name, module in list(model.named_modules()):
-        path, _, last = name.rpartition(".")
+        path, _, attribute = name.rpartition(".")
         parent = model.get_submodule(path)
-        if _depends(module) and not isinstance(parent, LengthRope):
-            setattr(parent, last, LengthRope(module))
-    ropes = [module for module in model.modules() if isinstance(module, LengthRope)]
-    limits = [limit for rope in ropes for limit in rope.limits()]
+        if _depends_on_length(module) and not isinstance(parent, PerSequenceRope):
+            setattr(parent, attribute, PerSequenceRope(module))
+    limits: list[RopeLimit] = []
+    for module in model.modules():
+        if isinstance(module, PerSequenceRope):
+            limits += module.limits()
     if not limits:
         return None
     switched = len(set(limits)) == 1 and limits[0].switched
-    return LengthLimit(min(limit.tokens for limit in limits), switched)
+    return RopeLimit(min(limit.tokens for limit in limits), switched)
 
 
-def _depends(module: Any) -> bool:
-    """A rotary module of the library whose frequencies depend on the length."""
-    types = getattr(module, "rope_type", None)
-    named = list(types.values()) if isinstance(types, dict) else [types]
-    return any(_GROWING in str(each) or each == _SWITCHED for each in named)
+def _depends_on_length(module: Any) -> bool:
+    """Whether it is a rotary module of the library whose frequencies depend on the length."""
+    rope_type = getattr(module, "rope_type", None)
+    rope_types = list(rope_type.values()) if isinstance(rope_type, dict) else [rope_type]
+    return any(_DYNAMIC in str(name) or name == _LONGROPE for name in rope_types)
 
 
-def _limit(library: Any, layer_type: str | None) -> LengthLimit | None:
-    types = library.rope_type
-    kind = str(types[layer_type] if isinstance(types, dict) else types)
-    if kind == _SWITCHED:
-        settings = library.config.rope_parameters
+def _limit(library: Any, layer_type: str | None) -> RopeLimit | None:
+    rope_type = library.rope_type
+    name = str(rope_type[layer_type] if isinstance(rope_type, dict) else rope_type)
+    if name == _LONGROPE:
+        parameters = library.config.rope_parameters
         if layer_type is not None:
-            settings = settings[layer_type]
-        return LengthLimit(int(settings["original_max_position_embeddings"]), switched=True)
-    if _GROWING in kind:
-        return LengthLimit(int(library.original_max_seq_len), switched=False)
+            parameters = parameters[layer_type]
+        return RopeLimit(int(parameters["original_max_position_embeddings"]), switched=True)
+    if _DYNAMIC in name:
+        return RopeLimit(int(library.original_max_seq_len), switched=False)
     return None
 
 
-def _where(chosen: torch.Tensor, some: Any, others: Any) -> Any:
-    """By token: `chosen` [tokens]."""
-    if isinstance(some, tuple):
-        pairs = zip(some, others, strict=True)
-        return tuple(torch.where(chosen[None, :, None], one, other) for one, other in pairs)
-    return torch.where(chosen[None, :, None], some, others)
-
-
-def _each(change: Callable[[torch.Tensor], torch.Tensor], made: Any) -> Any:
-    return tuple(change(tensor) for tensor in made) if isinstance(made, tuple) else change(made)
+def _where(condition: torch.Tensor, chosen: Any, otherwise: Any) -> Any:
+    """Per token: `condition` [tokens]."""
+    mask = condition[None, :, None]
+    if isinstance(chosen, tuple):
+        pairs = zip(chosen, otherwise, strict=True)
+        return tuple(torch.where(mask, first, second) for first, second in pairs)
+    return torch.where(mask, chosen, otherwise)

@@ -1,358 +1,352 @@
-"""A transformers model over a fixed number of slots: prompts are read in pieces, all running sequences move by one
-token.
+"""Runs a transformers model over a KV cache of a fixed number of slots: prompts are computed in
+chunks, all running sequences advance by one token per step.
 
-On a GPU a decoding step is a CUDA graph, captured once for each of a few batch sizes: a step is one launch, whatever
-the host's speed. What the graph reads lies in fixed tensors, filled by one small copy. On a CPU the rows that are there
-are computed and nothing else.
+On a GPU a decoding step is a CUDA graph, captured once for each of a few batch sizes, so that a step
+is one launch whatever the host's speed. A graph reads static tensors, filled by one small copy. On a
+CPU exactly the rows at hand are computed.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import accumulate
-from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from worker.engines.transformers.model import attention
-from worker.engines.transformers.model.attention import Piece, Step
-from worker.engines.transformers.model.rope import LengthLimit
-
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-_READS = (512, 1024, 2048)  # tokens of prompts in a step that is a graph
-PIECES = 32  # of prompts in such a step
-_UPLOADS = 4  # pinned buffers in turn: the host may be that many steps ahead of the copies
+from worker.engines.transformers.model.attention import use_step
+from worker.engines.transformers.model.cuda_graphs import (
+    GRAPH_BATCH_SIZES,
+    GRAPH_PREFILL_TOKENS,
+    MAX_CHUNKS,
+    DecodeGraph,
+    DecodeInputs,
+    GraphRecorder,
+    PrefillGraph,
+    graph_size,
+)
+from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.rope import RopeLimit
+from worker.engines.transformers.model.step import PrefillChunk, Step, padded_length
 
 Progress = Callable[[str], None]
 
 
-class Unfit(Exception):
-    """This architecture cannot be computed over slots; the text says why."""
+class LocalModelRunner:
+    """The ModelRunner that computes in this process. Owns the keys and values of `slots` sequences
+    of up to `context` tokens, which the attention modules see as `key_cache` and `value_cache`.
+    """
 
-
-class SlotModel:
-    """Keys and values of `slots` sequences of up to `context` tokens, and the passes over them."""
-
-    def __init__(self, model: Any, slots: int, context: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layout: KVCacheLayout,
+        slots: int,
+        context: int,
+        *,
+        rope_limit: RopeLimit | None = None,
+        capture_mode: str = "global",
+    ) -> None:
+        """`capture_mode`: see GraphRecorder."""
         self._model = model
         self.device: torch.device = model.device
         self.slots, self.context = slots, context
-        self._layers: list[Any] = []  # attention modules
-        self._spread = False  # they are on several devices
-        self._clean = [0] * (
-            slots + 1
-        )  # of each slot: so far there are numbers, of the present sequence or zeros
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._reads: dict[int, _Read] = {}
-        self._pool: Any = None
-        self.limit: LengthLimit | None = None  # beyond it rotary frequencies differ; see `rope`
-        self.capture_mode = "global"  # of CUDA: which calls of other threads spoil a recording
-        # One slot more than sequences: padded rows of a graph compute there, and nobody reads it.
-        self._spare = slots
-        self._last = torch.zeros(
-            slots + 1, dtype=torch.long, device=self.device
-        )  # newest token of each slot
-        self._asked = self._last[:0]  # slots of the rows of the latest logits
-        self._inputs = _Inputs(slots, context, self.device) if self.device.type == "cuda" else None
+        self.rope_limit = rope_limit
+        self._attention_modules: list[Any] = []  # those that have their part of the cache
+        self._on_several_devices = len(set(layout.devices.values())) > 1
+        # Per slot: initialised length; beyond it the memory may hold NaN.
+        self._initialized = [0] * (slots + 1)
+        # One slot more than sequences: padded rows of a graph compute there.
+        self._spare_slot = slots
+        self._newest_tokens = torch.zeros(slots + 1, dtype=torch.long, device=self.device)
+        self._logits_slots = self._newest_tokens[:0]  # slots of the rows of the latest logits
+        self._capture_mode = capture_mode
+        self._decode_graphs: dict[int, DecodeGraph] = {}
+        self._prefill_graphs: dict[int, PrefillGraph] = {}
+        self._inputs: DecodeInputs | None = None
+        if self.device.type == "cuda" and not self._on_several_devices:
+            self._inputs = DecodeInputs(slots, context, self.device)
+        self._allocate(layout)
 
     @property
-    def device_ahead(self) -> bool:
-        """Steps are only queued here: the host may go on, and read what they made later."""
+    def asynchronous(self) -> bool:
+        """True on a GPU: steps are only queued, so the host may run ahead."""
         return self.device.type == "cuda"
 
-    def allocate(self, shapes: dict[Any, tuple[int, int]], places: dict[Any, torch.device]) -> None:
-        """Makes the keys and values; `shapes` gives (kv heads, size) of each attention module, `places` where it
-        computes.
-        """
-        self._layers = list(shapes)
-        self._spread = len({*places.values()}) > 1
-        if self._spread:
-            self._inputs = None  # a graph is one device's
+    def _allocate(self, layout: KVCacheLayout) -> None:
         dtype = self._model.dtype
-        for module, (heads, size) in shapes.items():
-            shape = (self.slots + 1, self.context, heads, size)
-            module.slot_keys = torch.empty(shape, dtype=dtype, device=places[module])
-            module.slot_values = torch.empty(shape, dtype=dtype, device=places[module])
+        try:
+            for module, (kv_heads, head_size) in layout.shapes.items():
+                shape = (self.slots + 1, self.context, kv_heads, head_size)
+                device = layout.devices[module]
+                keys = torch.empty(shape, dtype=dtype, device=device)
+                values = torch.empty(shape, dtype=dtype, device=device)
+                module.key_cache, module.value_cache = keys, values
+                self._attention_modules.append(module)
+        except RuntimeError:  # out of memory
+            self.release()
+            raise
 
     def release(self) -> None:
-        """Gives the memory of graphs, keys and values back."""
-        self.forget_graphs()
-        for module in self._layers:
-            del module.slot_keys, module.slot_values
-        self._layers = []
+        """Frees the graphs and the KV cache."""
+        self.drop_graphs()
+        for module in self._attention_modules:
+            del module.key_cache, module.value_cache
+        self._attention_modules = []
 
-    def forget_graphs(self) -> None:
-        """Steps are computed without them."""
-        self._graphs.clear()
-        self._reads.clear()
-        self._pool = None
+    def drop_graphs(self) -> None:
+        """Computes steps without graphs from now on."""
+        self._decode_graphs.clear()
+        self._prefill_graphs.clear()
 
     def check(self) -> None:
-        """Raises EngineError if what the device has computed is not right. A single one says so itself."""
+        """A single process has nothing to check: its errors raise by themselves."""
 
-    def copy(self, source: int, slot: int, tokens: int) -> None:
-        """The first `tokens` of `source` are also in `slot`."""
-        for module in self._layers:
-            module.slot_keys[slot, :tokens].copy_(module.slot_keys[source, :tokens])
-            module.slot_values[slot, :tokens].copy_(module.slot_values[source, :tokens])
+    def copy_prefix(self, source: int, slot: int, tokens: int) -> None:
+        """Copies the keys and values of the first `tokens` of slot `source` to `slot`."""
+        for module in self._attention_modules:
+            module.key_cache[slot, :tokens].copy_(module.key_cache[source, :tokens])
+            module.value_cache[slot, :tokens].copy_(module.value_cache[source, :tokens])
 
     def feed(self, tokens: torch.Tensor) -> None:
-        """What was chosen from the latest logits [rows], perhaps still being computed: decoding goes on from it."""
-        self._last.index_copy_(0, self._asked, tokens)
+        """Takes the tokens sampled from the latest logits [rows], perhaps still being computed:
+        decoding continues from them.
+        """
+        self._newest_tokens.index_copy_(0, self._logits_slots, tokens)
+
+    # ---- prefill
 
     def prefill(
-        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool], *, fixed: bool = False
-    ) -> torch.Tensor:
-        """Reads pieces of prompts; `ends` says of which the next token is wanted. Logits [wanted, vocabulary]. `fixed`:
-        by the largest graph, whatever there is to read; see `decode`.
-        """
-        count = sum(piece.length for piece in pieces)
-        size = _bucket(self._reads, count, fixed=fixed)
-        if size is None or len(pieces) > PIECES:
-            return self._prefill_plainly(pieces, tokens, ends)
-        read, wanted = self._reads[size], sum(ends)
-        spare = Piece(self._spare, 0, 0)
-        padding = size - count
-        self._asked = read.fill(
-            self._packed(pieces, tokens, ends, padding, PIECES - wanted),
-            self._table([*pieces, *[spare] * (PIECES - len(pieces))]),
-        )[:wanted]
-        read.graph.replay()
-        return read.logits[:wanted]
-
-    def _prefill_plainly(
-        self, pieces: list[Piece], tokens: list[list[int]], ends: list[bool]
-    ) -> torch.Tensor:
-        for piece in pieces:
-            self._clean[piece.slot] = (
-                piece.start + piece.length
-            )  # behind it is what former sequences left
-        count, wanted = sum(piece.length for piece in pieces), sum(ends)
-        packed = self._upload(self._packed(pieces, tokens, ends, 0, 0))
-        parts = [count, count, count, count, wanted, wanted]
-        ids, places, positions, reach, keep, self._asked = packed.split(parts)
-        table = self._upload(self._table(pieces)).int()
-        slots, lengths, starts = table.split([len(pieces), len(pieces), len(pieces) + 1])
-        longest = max(piece.length for piece in pieces)
-        step = Step(places, slots, lengths, tuple(pieces), starts, longest, reaches=reach)
-        return self._forward(step, ids, positions, keep)
-
-    def _clean_up(self, slot: int, length: int) -> None:
-        """Decoding without graphs reads somewhat more of a slot than it holds, hidden by a mask; a mask does not help
-        where there are no numbers.
-        """
-        upto, clean = attention.padded(length, self.context), self._clean[slot]
-        if clean >= upto:
-            return
-        for module in self._layers:
-            module.slot_keys[slot, clean:upto] = 0
-            module.slot_values[slot, clean:upto] = 0
-        self._clean[slot] = upto
-
-    def _packed(
         self,
-        pieces: list[Piece],
+        chunks: list[PrefillChunk],
         tokens: list[list[int]],
-        ends: list[bool],
-        padding: int,
-        unwanted: int,
-    ) -> list[int]:
-        """Of each token its id, its place, its position and its reach; then of each piece whose next token is wanted
-        its last token, and then its slot. Padding computes in the spare slot, and nobody reads it.
-        """
-        positions = [
-            at for piece in pieces for at in range(piece.start, piece.start + piece.length)
-        ]
-        slots = [piece.slot * self.context for piece in pieces for _ in range(piece.length)]
-        reaches = [piece.reach for piece in pieces for _ in range(piece.length)]
-        spare = [self._spare * self.context] * padding
-        last = [
-            upto - 1 for upto, end in zip(accumulate(map(len, tokens)), ends, strict=True) if end
-        ]
-        return [
-            *(token for part in tokens for token in part), *[0] * padding,
-            *map(add, slots, positions), *spare,
-            *positions, *[0] * padding,
-            *reaches, *[0] * padding,
-            *last, *[0] * unwanted,
-            *(piece.slot for piece, end in zip(pieces, ends, strict=True) if end), *[self._spare] * unwanted,
-        ]  # fmt: skip
+        ends_prompt: list[bool],
+        *,
+        batch_invariant: bool = False,
+    ) -> torch.Tensor:
+        """Computes chunks of prompts. Returns logits [chunks that end a prompt, vocabulary].
 
-    def _table(self, pieces: list[Piece]) -> list[int]:
-        """Of each piece its slot; its length with what the slot held; where it starts among the step's tokens."""
-        return [
-            *(piece.slot for piece in pieces),
-            *(piece.start + piece.length for piece in pieces),
-            *accumulate((piece.length for piece in pieces), initial=0),
-        ]
+        `batch_invariant`: by the largest graph, whatever there is to compute; see `decode`.
+        """
+        count = sum(chunk.length for chunk in chunks)
+        size = graph_size(self._prefill_graphs, count, batch_invariant=batch_invariant)
+        if size is None or len(chunks) > MAX_CHUNKS:
+            return self._prefill_eagerly(chunks, tokens, ends_prompt)
+        graph, ending = self._prefill_graphs[size], sum(ends_prompt)
+        unused = [PrefillChunk(self._spare_slot, 0, 0)] * (MAX_CHUNKS - len(chunks))
+        packed = self._pack(
+            chunks, tokens, ends_prompt, padding=size - count, logits_padding=MAX_CHUNKS - ending
+        )
+        graph.fill(packed, chunk_table([*chunks, *unused]))
+        self._logits_slots = graph.logits_slots[:ending]
+        graph.graph.replay()
+        return graph.logits[:ending]
+
+    def _prefill_eagerly(
+        self, chunks: list[PrefillChunk], tokens: list[list[int]], ends_prompt: list[bool]
+    ) -> torch.Tensor:
+        for chunk in chunks:
+            self._initialized[chunk.slot] = chunk.end  # beyond are former sequences' leftovers
+        count, ending = sum(chunk.length for chunk in chunks), sum(ends_prompt)
+        packed = self._upload(self._pack(chunks, tokens, ends_prompt))
+        ids, slot_mapping, positions, known_lengths, last_tokens, self._logits_slots = packed.split(
+            [count, count, count, count, ending, ending]
+        )
+        table = self._upload(chunk_table(chunks)).int()
+        slots, lengths, starts = table.split([len(chunks), len(chunks), len(chunks) + 1])
+        step = Step(
+            slot_mapping,
+            slots,
+            lengths,
+            chunks=tuple(chunks),
+            chunk_starts=starts,
+            max_chunk_length=max(chunk.length for chunk in chunks),
+            prefill_lengths=known_lengths,
+        )
+        return self._forward(step, ids, positions, last_tokens)
+
+    def _pack(
+        self,
+        chunks: list[PrefillChunk],
+        tokens: list[list[int]],
+        ends_prompt: list[bool],
+        *,
+        padding: int = 0,
+        logits_padding: int = 0,
+    ) -> list[int]:
+        """The int64 inputs of a prefill, concatenated for one upload. Per token: its id, slot
+        mapping, position and `known_length`. Per chunk that ends a prompt: the index of its last
+        token, then its slot. Padding computes in the spare slot.
+        """
+        ids: list[int] = []
+        slot_mapping: list[int] = []
+        positions: list[int] = []
+        known_lengths: list[int] = []
+        last_tokens: list[int] = []
+        logits_slots: list[int] = []
+        for chunk, chunk_tokens, ends in zip(chunks, tokens, ends_prompt, strict=True):
+            slot_start = chunk.slot * self.context
+            ids += chunk_tokens
+            slot_mapping += range(slot_start + chunk.start, slot_start + chunk.end)
+            positions += range(chunk.start, chunk.end)
+            known_lengths += [chunk.known_length] * chunk.length
+            if ends:
+                last_tokens.append(len(ids) - 1)
+                logits_slots.append(chunk.slot)
+        zeros = [0] * padding
+        ids += zeros
+        slot_mapping += [self._spare_slot * self.context] * padding
+        positions += zeros
+        known_lengths += zeros
+        last_tokens += [0] * logits_padding
+        logits_slots += [self._spare_slot] * logits_padding
+        return ids + slot_mapping + positions + known_lengths + last_tokens + logits_slots
+
+    # ---- decode
 
     def decode(
-        self, slots: list[int], positions: list[int], *, fixed: bool = False
+        self, slots: list[int], positions: list[int], *, batch_invariant: bool = False
     ) -> torch.Tensor:
-        """The newest token of each slot, at `positions`; logits [rows, vocabulary] of what comes next, which the next
-        call may overwrite. `fixed`: by the largest graph, however few the rows are. For another number of rows a GPU's
-        libraries choose another order of adding up, and rounding differs.
+        """Computes the newest token of each slot, at `positions`. Returns logits [rows, vocabulary],
+        which the next call may overwrite.
+
+        `batch_invariant`: constant batch shape, so results are bit-identical whatever the batch
+        size: a GPU's libraries choose another order of summation for another number of rows.
         """
         count = len(slots)
-        bucket = _bucket(self._graphs, count, fixed=fixed)
-        if bucket is None or self._inputs is None:
-            return self._decode_plainly(slots, positions, fixed=fixed)
-        padding = bucket - count
-        self._inputs.fill(slots + [self._spare] * padding, positions + [0] * padding)
-        self._asked = self._inputs.where[:count]
-        graph, logits = self._graphs[bucket]
+        size = graph_size(self._decode_graphs, count, batch_invariant=batch_invariant)
+        if size is None or self._inputs is None:
+            return self._decode_eagerly(slots, positions, batch_invariant=batch_invariant)
+        padding = size - count
+        self._inputs.fill(slots + [self._spare_slot] * padding, positions + [0] * padding)
+        self._logits_slots = self._inputs.slot_indices[:count]
+        graph, logits = self._decode_graphs[size]
         graph.replay()
         return logits[:count]
 
-    def seconds_to_read(self, tokens: int) -> float:
-        """How long a piece of so many tokens takes, measured now, in a slot that nobody has."""
-        torch.cuda.synchronize(self.device)
-        since = time.perf_counter()
-        self.prefill([Piece(self._spare, 0, tokens)], [[0] * tokens], [True])
-        torch.cuda.synchronize(self.device)
-        return time.perf_counter() - since
-
-    def capture(self, progress: Progress) -> None:
-        """Records a graph for each batch size. Smaller ones last: they reuse the memory of the larger ones."""
-        if (
-            self._inputs is None or self._model.dtype == torch.float32
-        ):  # its attention asks the host for each length
-            return
-        if self.limit is not None and not self.limit.switched:  # its frequencies ask, too
-            return
-        sizes = [size for size in BUCKETS if size < self.slots] + [self.slots]
-        graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        for done, size in enumerate(reversed(sizes)):
-            progress(f"preparing a batch of {size} ({done + 1} of {len(sizes)})")
-            self._inputs.fill([self._spare] * size, [0] * size)
-            graphs[size] = self._record(self._inputs, size)
-        self._graphs = dict(sorted(graphs.items()))
-        for size in _READS:
-            progress(f"preparing to read {size} tokens at once")
-            self._reads[size] = self._record_reading(size)
-
-    def _record(self, inputs: "_Inputs", size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        step = Step(inputs.places[:size], inputs.slots[:size], inputs.lengths[:size])
-
-        def run() -> torch.Tensor:
-            ids = self._last[inputs.where[:size]]
-            return self._forward(step, ids, inputs.positions[:size], None)
-
-        return self._recorded(run)
-
-    def _record_reading(self, size: int) -> "_Read":
-        numbers = torch.zeros(4 * size + 2 * PIECES, dtype=torch.long, device=self.device)
-        ids, places, positions, reach, keep, asked = numbers.split([size] * 4 + [PIECES] * 2)
-        table = torch.zeros(3 * PIECES + 1, dtype=torch.int32, device=self.device)
-        slots, lengths, starts = table.split([PIECES, PIECES, PIECES + 1])
-        places.fill_(self._spare * self.context)
-        slots.fill_(self._spare)
-        step = Step(places, slots, lengths, (), starts, size, reaches=reach)
-        graph, logits = self._recorded(lambda: self._forward(step, ids, positions, keep))
-        return _Read(graph, logits, numbers, table, asked)
-
-    def _recorded(
-        self, run: Callable[[], torch.Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(
-                2
-            ):  # compiles, and lets the libraries allocate what they want outside the graph
-                run()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self.capture_mode):
-            logits = run()
-        self._pool = graph.pool()
-        return graph, logits
-
-    def _decode_plainly(
-        self, slots: list[int], positions: list[int], *, fixed: bool
+    def _decode_eagerly(
+        self, slots: list[int], positions: list[int], *, batch_invariant: bool
     ) -> torch.Tensor:
-        pieces = tuple(
-            Piece(slot, position, 1) for slot, position in zip(slots, positions, strict=True)
-        )
-        where = self._asked = self._upload(slots)
-        at = self._upload(positions)
-        ids = self._last[where]
+        chunks = []
         for slot, position in zip(slots, positions, strict=True):
-            self._clean_up(slot, position + 1)
-        step = Step(where * self.context + at, where.int(), (at + 1).int(), pieces, fixed=fixed)
-        return self._forward(step, ids, at, None)
+            chunks.append(PrefillChunk(slot, position, 1))
+            self._zero_padding(slot, position + 1)
+        slot_indices = self._logits_slots = self._upload(slots)
+        device_positions = self._upload(positions)
+        step = Step(
+            slot_indices * self.context + device_positions,
+            slot_indices.int(),
+            (device_positions + 1).int(),
+            chunks=tuple(chunks),
+            batch_invariant=batch_invariant,
+        )
+        return self._forward(step, self._newest_tokens[slot_indices], device_positions, None)
+
+    def _zero_padding(self, slot: int, length: int) -> None:
+        """Eager decoding reads somewhat beyond a slot's `length`, masked. Masking does not stop NaN
+        in the values, so that padding is zeroed first.
+        """
+        end, initialized = padded_length(length, self.context), self._initialized[slot]
+        if initialized >= end:
+            return
+        for module in self._attention_modules:
+            module.key_cache[slot, initialized:end] = 0
+            module.value_cache[slot, initialized:end] = 0
+        self._initialized[slot] = end
 
     def _forward(
-        self, step: Step, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor | None
+        self,
+        step: Step,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        logits_at: torch.Tensor | None,
     ) -> torch.Tensor:
-        # It picks from what the last device holds; a tensor would be moved to the first one on its way into the model.
-        picks = keep.tolist() if self._spread and keep is not None else keep
-        with attention.now(step):
+        """Logits [rows, vocabulary] after the tokens `logits_at`; None: after all tokens."""
+        logits_to_keep: torch.Tensor | list[int] | int = 0  # transformers: 0 keeps all
+        if logits_at is not None:
+            # accelerate would move a tensor to the first device; the last one indexes with it.
+            logits_to_keep = logits_at.tolist() if self._on_several_devices else logits_at
+        with use_step(step):
             output = self._model(
                 input_ids=ids[None],
                 position_ids=positions[None],
                 use_cache=False,
-                logits_to_keep=0 if picks is None else picks,
+                logits_to_keep=logits_to_keep,
             )
         logits: torch.Tensor = output.logits
         return logits[0].to(self.device)
 
-    def _upload(self, numbers: list[int]) -> torch.Tensor:
-        """int64 on the device, without waiting for it."""
-        host = torch.tensor(numbers, dtype=torch.long, pin_memory=self.device_ahead)
+    def _upload(self, values: list[int]) -> torch.Tensor:
+        """int64 on the device, without waiting for the copy."""
+        host = torch.tensor(values, dtype=torch.long, pin_memory=self.asynchronous)
         return host.to(self.device, non_blocking=True)
 
+    # ---- CUDA graphs
 
-def _bucket(graphs: Iterable[int], count: int, *, fixed: bool) -> int | None:
-    """The smallest size that `count` fits into, or the largest of all; None if there is none."""
-    fitting = [size for size in graphs if size >= count]
-    return (max if fixed else min)(fitting, default=None)
+    def time_prefill(self, tokens: int) -> float:
+        """Seconds that a prefill of so many tokens takes, measured in the spare slot."""
+        torch.cuda.synchronize(self.device)
+        began = time.perf_counter()
+        self.prefill([PrefillChunk(self._spare_slot, 0, tokens)], [[0] * tokens], [True])
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
+
+    def capture_graphs(self, progress: Progress) -> None:
+        """Records a graph per batch size, unless the model's steps need the host. The largest come
+        first: smaller ones reuse their memory. Raises RuntimeError.
+        """
+        if self._inputs is None or self._model.dtype == torch.float32:
+            return  # float32 takes the SDPA path, which loops on the host
+        if self.rope_limit is not None and not self.rope_limit.switched:
+            return  # dynamic frequencies depend on lengths that the host reads
+        recorder = GraphRecorder(self.device, self._capture_mode)
+        sizes = [size for size in GRAPH_BATCH_SIZES if size < self.slots] + [self.slots]
+        decode_graphs: dict[int, DecodeGraph] = {}
+        for number, size in enumerate(reversed(sizes), 1):
+            progress(f"capturing the graph of a batch of {size} ({number} of {len(sizes)})")
+            decode_graphs[size] = self._record_decode(recorder, self._inputs, size)
+        self._decode_graphs = dict(sorted(decode_graphs.items()))
+        for size in GRAPH_PREFILL_TOKENS:
+            progress(f"capturing the graph of a prefill of {size} tokens")
+            self._prefill_graphs[size] = self._record_prefill(recorder, size)
+
+    def _record_decode(
+        self, recorder: GraphRecorder, inputs: DecodeInputs, size: int
+    ) -> DecodeGraph:
+        inputs.fill([self._spare_slot] * size, [0] * size)
+        step = Step(inputs.slot_mapping[:size], inputs.slots[:size], inputs.lengths[:size])
+
+        def run() -> torch.Tensor:
+            ids = self._newest_tokens[inputs.slot_indices[:size]]
+            return self._forward(step, ids, inputs.positions[:size], None)
+
+        return DecodeGraph(*recorder.record(run))
+
+    def _record_prefill(self, recorder: GraphRecorder, size: int) -> PrefillGraph:
+        packed = torch.zeros(4 * size + 2 * MAX_CHUNKS, dtype=torch.long, device=self.device)
+        ids, slot_mapping, positions, known_lengths, last_tokens, logits_slots = packed.split(
+            [size, size, size, size, MAX_CHUNKS, MAX_CHUNKS]
+        )
+        table = torch.zeros(3 * MAX_CHUNKS + 1, dtype=torch.int32, device=self.device)
+        slots, lengths, starts = table.split([MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS + 1])
+        slot_mapping.fill_(self._spare_slot * self.context)
+        slots.fill_(self._spare_slot)
+        step = Step(
+            slot_mapping,
+            slots,
+            lengths,
+            chunk_starts=starts,
+            max_chunk_length=size,
+            prefill_lengths=known_lengths,
+        )
+        graph, logits = recorder.record(lambda: self._forward(step, ids, positions, last_tokens))
+        return PrefillGraph(graph, logits, packed, table, logits_slots)
 
 
-class _Read(NamedTuple):
-    """A graph that reads pieces of prompts, and what it reads."""
-
-    graph: torch.cuda.CUDAGraph
-    logits: torch.Tensor
-    numbers: torch.Tensor
-    table: torch.Tensor
-    asked: torch.Tensor  # a part of `numbers`
-
-    def fill(self, numbers: list[int], table: list[int]) -> torch.Tensor:
-        """Returns the slots of the pieces whose next token is wanted."""
-        self.numbers.copy_(torch.tensor(numbers, pin_memory=True), non_blocking=True)
-        self.table.copy_(torch.tensor(table, dtype=torch.int32, pin_memory=True), non_blocking=True)
-        return self.asked
-
-
-class _Inputs:
-    """What the graphs read. Filled from pinned buffers in turn: no step waits for the copy of the one before."""
-
-    def __init__(self, slots: int, context: int, device: torch.device) -> None:
-        self._context = context
-        self._hosts = [
-            torch.empty((2, slots), dtype=torch.long, pin_memory=True) for _ in range(_UPLOADS)
-        ]
-        self._sent = [torch.cuda.Event() for _ in range(_UPLOADS)]
-        self._turn = 0
-        self._both = torch.zeros((2, slots), dtype=torch.long, device=device)
-        self.where = self._both[0]  # the slots, as indices
-        self.slots = torch.zeros(slots, dtype=torch.int32, device=device)
-        self.lengths = torch.zeros(slots, dtype=torch.int32, device=device)
-        self.places = torch.zeros(slots, dtype=torch.long, device=device)
-        self.positions = torch.zeros(slots, dtype=torch.long, device=device)
-
-    def fill(self, slots: list[int], positions: list[int]) -> None:
-        """The next step's rows."""
-        count = len(slots)
-        host, sent = self._hosts[self._turn], self._sent[self._turn]
-        self._turn = (self._turn + 1) % _UPLOADS
-        sent.synchronize()  # its copy of some steps ago; long done
-        host[:, :count] = torch.tensor([slots, positions])
-        both = self._both[:, :count]
-        both.copy_(host[:, :count], non_blocking=True)
-        sent.record()
-        self.slots[:count] = both[0]
-        self.lengths[:count] = both[1] + 1
-        self.positions[:count] = both[1]
-        torch.add(both[1], both[0], alpha=self._context, out=self.places[:count])
+def chunk_table(chunks: list[PrefillChunk]) -> list[int]:
+    """The int32 inputs of a prefill: per chunk its slot, then its end, then its offset among the
+    step's tokens, with the total at the end.
+    """
+    slots = [chunk.slot for chunk in chunks]
+    ends = [chunk.end for chunk in chunks]
+    starts = accumulate((chunk.length for chunk in chunks), initial=0)
+    return [*slots, *ends, *starts]

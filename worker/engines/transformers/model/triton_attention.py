@@ -1,8 +1,9 @@
-"""Attention on a GPU, over slots of any length. Decoding is Triton's, so that long contexts are shared by many
-multiprocessors and short ones cost their own bytes only; prompts go through the flash attention that torch brings.
+"""Attention kernels for a GPU, over slots of any length. Decoding is a Triton kernel, so that many
+multiprocessors share a long context and a short one costs its own bytes only. Prefill goes through
+the flash attention that torch ships.
 
-Flash decoding: Dao et al., 2023, https://pytorch.org/blog/flash-decoding/ - a sequence's keys are split, each part has
-its own softmax, and the parts are added up by their largest score.
+Flash decoding: Dao et al., 2023, https://pytorch.org/blog/flash-decoding/ - the keys of a sequence
+are split, each part has its own softmax, and the parts are combined by their maxima.
 """
 
 from typing import Any
@@ -11,195 +12,204 @@ import torch
 import triton
 import triton.language as tl
 
-from worker.engines.transformers.model.attention import Step
+from worker.engines.transformers.model.step import Step
 
 _BLOCK = 64  # keys read at a time: the best of 32, 64 and 128 on an H200 at every batch size tried
-_MOST_SPLITS = 16
-_LEAST_PROGRAMS = 256  # about twice an H100's multiprocessors: more would not hide more latency
+_MAX_SPLITS = 16
+_MIN_PROGRAMS = 256  # about twice an H100's multiprocessors: more would not hide more latency
 
 
 @triton.jit
-def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read from top to bottom
-    query, key, value, keys, values, slots, lengths, out, maxima, sums, parts, scale, window, softcap,
-    query_row, query_head, key_row, key_head, value_row, value_head, cache_slot, cache_token, cache_head,
-    GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read top to bottom
+    query, key, value, key_cache, value_cache, slots, lengths,
+    out, part_maxima, part_sums, parts, scale, window, softcap,
+    query_row, query_head, key_row, key_head, value_row, value_head,
+    cache_slot, cache_token, cache_head,
+    GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
     first = 0
-    if WINDOWED:
+    if WINDOW:
         first = tl.maximum(0, length - window) // BLOCK * BLOCK
-    before = length - 1  # tokens in the cache; the newest one is in registers below
-    share = tl.cdiv(tl.cdiv(before - first, SPLITS), BLOCK) * BLOCK
-    begin = first + split * share
-    end = tl.minimum(before, begin + share)
+    cached = length - 1  # tokens in the cache; the newest one is in registers below
+    split_length = tl.cdiv(tl.cdiv(cached - first, SPLITS), BLOCK) * BLOCK
+    begin = first + split * split_length
+    end = tl.minimum(cached, begin + split_length)
 
-    mine = tl.arange(
-        0, PADDED
-    )  # the query heads that share this head's keys; tl.dot wants 16 of them
-    across = tl.arange(0, WIDTH)
-    real = (mine < GROUP)[:, None] & (across < SIZE)[None, :]
+    group = tl.arange(0, PADDED_GROUP)  # query heads that share a key head; tl.dot needs 16
+    dims = tl.arange(0, PADDED_SIZE)
+    valid = (group < GROUP)[:, None] & (dims < SIZE)[None, :]
     q = tl.load(
-        query + row * query_row + (head * GROUP + mine)[:, None] * query_head + across[None, :],
-        mask=real,
+        query + row * query_row + (head * GROUP + group)[:, None] * query_head + dims[None, :],
+        mask=valid,
         other=0.0,
     )
     base = tl.load(slots + row).to(tl.int64) * cache_slot + head * cache_head
-    highest = tl.full([PADDED], float("-inf"), tl.float32)
-    total = tl.zeros([PADDED], tl.float32)
-    answer = tl.zeros([PADDED, WIDTH], tl.float32)
+    maximum = tl.full([PADDED_GROUP], float("-inf"), tl.float32)
+    weight_sum = tl.zeros([PADDED_GROUP], tl.float32)
+    weighted = tl.zeros([PADDED_GROUP, PADDED_SIZE], tl.float32)
     for start in range(begin, end, BLOCK):
         token = start + tl.arange(0, BLOCK)
-        held = token < end
-        spot = base + token * cache_token
+        in_split = token < end
+        offset = base + token * cache_token
         k = tl.load(
-            keys + spot[None, :] + across[:, None],
-            mask=held[None, :] & (across < SIZE)[:, None],
+            key_cache + offset[None, :] + dims[:, None],
+            mask=in_split[None, :] & (dims < SIZE)[:, None],
             other=0.0,
         )
         score = tl.dot(q, k) * scale
-        if CAPPED:
+        if SOFTCAP:
             score = softcap * (2 * tl.sigmoid(2 * score / softcap) - 1)
-        seen = held
-        if WINDOWED:
-            seen = seen & (token >= length - window)
-        score = tl.where(seen[None, :], score, float("-inf"))
-        newest = tl.maximum(highest, tl.max(score, 1))
-        finite = tl.where(
-            newest == float("-inf"), 0.0, newest
-        )  # a block that the window hides altogether
-        fade = tl.exp(highest - finite)
-        weight = tl.exp(score - finite[:, None])
+        visible = in_split
+        if WINDOW:
+            visible = visible & (token >= length - window)
+        score = tl.where(visible[None, :], score, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(score, 1))
+        # -inf in a block that the window hides entirely
+        safe_maximum = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        rescale = tl.exp(maximum - safe_maximum)
+        weight = tl.exp(score - safe_maximum[:, None])
         v = tl.load(
-            values + spot[:, None] + across[None, :],
-            mask=held[:, None] & (across < SIZE)[None, :],
+            value_cache + offset[:, None] + dims[None, :],
+            mask=in_split[:, None] & (dims < SIZE)[None, :],
             other=0.0,
         )
-        answer = answer * fade[:, None] + tl.dot(weight.to(v.dtype), v)
-        total = total * fade + tl.sum(weight, 1)
-        highest = newest
-    if split == 0:  # the newest token, written on the way
-        wide = across < SIZE
-        spot = base + before * cache_token + across
-        new_key = tl.load(key + row * key_row + head * key_head + across, mask=wide, other=0.0)
+        weighted = weighted * rescale[:, None] + tl.dot(weight.to(v.dtype), v)
+        weight_sum = weight_sum * rescale + tl.sum(weight, 1)
+        maximum = new_maximum
+    if split == 0:  # the newest token: store it, and attend to it
+        valid_dims = dims < SIZE
+        offset = base + cached * cache_token + dims
+        new_key = tl.load(key + row * key_row + head * key_head + dims, mask=valid_dims, other=0.0)
         new_value = tl.load(
-            value + row * value_row + head * value_head + across, mask=wide, other=0.0
+            value + row * value_row + head * value_head + dims, mask=valid_dims, other=0.0
         )
-        tl.store(keys + spot, new_key, mask=wide)
-        tl.store(values + spot, new_value, mask=wide)
-        single = tl.sum(q.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale
-        if CAPPED:
-            single = softcap * (2 * tl.sigmoid(2 * single / softcap) - 1)
-        newest = tl.maximum(highest, single)
-        fade = tl.exp(highest - newest)
-        weight = tl.exp(single - newest)
-        answer = answer * fade[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
-        total = total * fade + weight
-        highest = newest
+        tl.store(key_cache + offset, new_key, mask=valid_dims)
+        tl.store(value_cache + offset, new_value, mask=valid_dims)
+        score_of_new = tl.sum(q.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale
+        if SOFTCAP:
+            score_of_new = softcap * (2 * tl.sigmoid(2 * score_of_new / softcap) - 1)
+        new_maximum = tl.maximum(maximum, score_of_new)
+        rescale = tl.exp(maximum - new_maximum)
+        weight = tl.exp(score_of_new - new_maximum)
+        weighted = weighted * rescale[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
+        weight_sum = weight_sum * rescale + weight
+        maximum = new_maximum
     heads = tl.num_programs(1) * GROUP
-    place = row * heads + head * GROUP + mine
+    index = row * heads + head * GROUP + group
     if SPLITS == 1:
-        answer = answer / total[:, None]
+        weighted = weighted / weight_sum[:, None]
         tl.store(
-            out + place[:, None] * SIZE + across[None, :],
-            answer.to(out.dtype.element_ty),
-            mask=real,
+            out + index[:, None] * SIZE + dims[None, :],
+            weighted.to(out.dtype.element_ty),
+            mask=valid,
         )
     else:
-        place = place * SPLITS + split
-        tl.store(maxima + place, highest, mask=mine < GROUP)
-        tl.store(sums + place, total, mask=mine < GROUP)
-        tl.store(parts + place[:, None] * SIZE + across[None, :], answer, mask=real)
+        index = index * SPLITS + split
+        tl.store(part_maxima + index, maximum, mask=group < GROUP)
+        tl.store(part_sums + index, weight_sum, mask=group < GROUP)
+        tl.store(parts + index[:, None] * SIZE + dims[None, :], weighted, mask=valid)
 
 
 @triton.jit
 def _combine(  # type: ignore[no-untyped-def]
-    maxima, sums, parts, out, SIZE: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
+    part_maxima, part_sums, parts, out,
+    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0)
-    split = place * SPLITS + tl.arange(0, SPLITS)
-    across = tl.arange(0, WIDTH)
-    highest = tl.load(maxima + split)
-    weight = tl.exp(highest - tl.max(highest, 0))
+    index = tl.program_id(0)
+    split = index * SPLITS + tl.arange(0, SPLITS)
+    dims = tl.arange(0, PADDED_SIZE)
+    maximum = tl.load(part_maxima + split)
+    weight = tl.exp(maximum - tl.max(maximum, 0))
     part = tl.load(
-        parts + split[:, None] * SIZE + across[None, :], mask=(across < SIZE)[None, :], other=0.0
+        parts + split[:, None] * SIZE + dims[None, :], mask=(dims < SIZE)[None, :], other=0.0
     )
-    answer = tl.sum(part * weight[:, None], 0) / tl.sum(tl.load(sums + split) * weight, 0)
-    tl.store(out + place * SIZE + across, answer.to(out.dtype.element_ty), mask=across < SIZE)
+    weight_sum = tl.sum(tl.load(part_sums + split) * weight, 0)
+    combined = tl.sum(part * weight[:, None], 0) / weight_sum
+    tl.store(out + index * SIZE + dims, combined.to(out.dtype.element_ty), mask=dims < SIZE)
 
 
 def decode(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
     slots: torch.Tensor,
     lengths: torch.Tensor,
     scale: float,
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """One token a slot: `query` [rows, heads, size] over `keys`, `values` [slots, context, kv heads, size], where its
-    own `key` and `value` [rows, kv heads, size] are put; `slots` and `lengths` (with it) [rows] int32. Returns [rows,
-    heads, size].
+    """One token per row: stores `key` and `value` [rows, kv heads, head size] in the caches
+    [slots, context, kv heads, head size] and attends with `query` [rows, heads, head size].
+
+    `slots` and `lengths` (including the new token) are [rows] int32. Returns the shape of `query`.
     """
     rows, heads, size = query.shape
-    groups = keys.shape[2]
-    splits = min(_MOST_SPLITS, max(1, triton.next_power_of_2(_LEAST_PROGRAMS // (rows * groups))))
+    kv_heads = key_cache.shape[2]
+    group = heads // kv_heads
+    wanted_splits = triton.next_power_of_2(_MIN_PROGRAMS // (rows * kv_heads))
+    splits = min(_MAX_SPLITS, max(1, wanted_splits))
     out = torch.empty((rows, heads, size), device=query.device, dtype=query.dtype)
-    maxima = sums = parts = out
+    part_maxima = part_sums = parts = out  # unused by a single split
     if splits > 1:
-        maxima = torch.empty((rows, heads, splits), device=query.device, dtype=torch.float32)
-        sums = torch.empty_like(maxima)
+        part_maxima = torch.empty((rows, heads, splits), device=query.device, dtype=torch.float32)
+        part_sums = torch.empty_like(part_maxima)
         parts = torch.empty((rows, heads, splits, size), device=query.device, dtype=torch.float32)
-    width = triton.next_power_of_2(size)
-    grid: Any = (rows, groups, splits)
+    padded_size = triton.next_power_of_2(size)
+    grid: Any = (rows, kv_heads, splits)
     _decode[grid](
-        query, key, value, keys, values, slots, lengths, out, maxima, sums, parts, scale, window, softcap,
-        query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-        keys.stride(0), keys.stride(1), keys.stride(2),
-        GROUP=heads // groups, PADDED=max(16, triton.next_power_of_2(heads // groups)), SIZE=size, WIDTH=width,
-        BLOCK=_BLOCK if width <= 128 else _BLOCK // 2, SPLITS=splits, CAPPED=softcap > 0, WINDOWED=window > 0,
+        query, key, value, key_cache, value_cache, slots, lengths,
+        out, part_maxima, part_sums, parts, scale, window, softcap,
+        query.stride(0), query.stride(1), key.stride(0), key.stride(1),
+        value.stride(0), value.stride(1),
+        key_cache.stride(0), key_cache.stride(1), key_cache.stride(2),
+        GROUP=group, PADDED_GROUP=max(16, triton.next_power_of_2(group)),
+        SIZE=size, PADDED_SIZE=padded_size,
+        BLOCK=_BLOCK if padded_size <= 128 else _BLOCK // 2,
+        SPLITS=splits, SOFTCAP=softcap > 0, WINDOW=window > 0,
         num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
         _combine[(rows * heads,)](
-            maxima, sums, parts, out, SIZE=size, WIDTH=width, SPLITS=splits, num_warps=4
-        )
+            part_maxima, part_sums, parts, out,
+            SIZE=size, PADDED_SIZE=padded_size, SPLITS=splits, num_warps=4,
+        )  # fmt: skip
     return out
 
 
 def prefill(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
     step: Step,
     scale: float,
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """Pieces of prompts: `query` [tokens, heads, size] of `step.starts`; each piece sees its slot up to its own
-    position.
+    """Chunks of prompts: `query` [tokens, heads, head size], split by `step.chunk_starts`. Each
+    token attends to its slot up to its own position. Raises NotImplementedError for a soft cap.
 
-    The call below is what torch.nn.attention.varlen makes in torch 2.13; older ones (2.11) have the call but not yet
-    the argument `seqused_k` there. A slot's keys begin at slot * context of one long row.
+    torch.nn.attention.varlen makes the same call in torch 2.13; in 2.11 it lacks `seqused_k`.
     """
     if softcap:
         raise NotImplementedError("torch's flash attention has no soft cap")
-    begins = torch.cat((step.slots, step.slots[-1:])) * keys.shape[1]
+    # The cache is one long row of keys to it, in which a slot begins at slot * context.
+    key_starts = torch.cat((step.slots, step.slots[-1:])) * key_cache.shape[1]
     out: torch.Tensor = torch.ops.aten._flash_attention_forward(
         query,
-        keys.view(-1, *keys.shape[2:]),
-        values.view(-1, *values.shape[2:]),
-        step.starts,
-        begins,
-        step.longest,
-        keys.shape[1],
-        0.0,
-        True,
-        False,
+        key_cache.view(-1, *key_cache.shape[2:]),
+        value_cache.view(-1, *value_cache.shape[2:]),
+        step.chunk_starts,
+        key_starts,
+        step.max_chunk_length,
+        key_cache.shape[1],
+        0.0,  # dropout
+        True,  # causal
+        False,  # no debug mask
         scale=scale,
         window_size_left=window - 1 if window else -1,
         window_size_right=0,

@@ -1,7 +1,8 @@
-"""`python -m worker.engines.transformers.tensor_parallel.follower`: holds one shard of a model and computes what rank 0
-says. Started by `leader`.
+"""`python -m worker.engines.transformers.tensor_parallel.follower`: holds one shard of a model and
+makes the calls of rank 0. Started by `leader`.
 
-It ends with the line to its parent, and whatever goes wrong here ends it: the parent starts all of them again.
+It ends when its channel closes, and whatever goes wrong here ends it: the leader starts all of them
+again.
 """
 
 import argparse
@@ -21,137 +22,150 @@ import torch
 import torch.distributed
 import transformers
 
-from worker.engines.transformers.model.attention import Piece
-from worker.engines.transformers.model.runner import SlotModel
+from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.tensor_parallel import sharding
 from worker.engines.transformers.tensor_parallel.protocol import (
-    Begin,
-    Capture,
-    Copy,
+    Call,
+    CaptureGraphs,
+    Channel,
+    ChannelClosed,
+    CopyPrefix,
+    CreateRunner,
     Decode,
     Done,
+    DropGraphs,
     Failed,
     Feed,
-    Fit,
-    Line,
-    LineClosed,
-    Order,
-    Plain,
+    LoadShard,
     Prefill,
-    packed_message,
+    encode,
 )
 from worker.errors import one_line
 
-_SEND_SECONDS = 10.0
+_SEND_TIMEOUT = 10.0  # seconds
+_WARNING = 30  # the log level
 
 
 class _Shard:
-    """What this process holds, and what it does with it."""
+    """This rank's part of the model, once it is loaded."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._begin: Begin | None = None
-        self._store: Any = None
-        self._model: Any = None
-        self._over: SlotModel | None = None
-
-    def obey(self, order: Order) -> None:
-        """Raises whatever goes wrong."""
-        match order:
-            case Begin():
-                self._load(order)
-                self._line.send(packed_message(Done()))
-            case Fit():
-                if self._begin is None:
-                    raise RuntimeError("nothing is loaded")
-                self._over = sharding.fit_shard(self._model, self._begin.slots, self._begin.ranks)
-                self._line.send(packed_message(Done()))
-            case Capture():
-                self._line.send(packed_message(Done(sharding.capture(self._fitted()))))
-            case Plain():
-                self._fitted().forget_graphs()
-            case _:
-                self._compute(self._fitted(), order)
-
-    def _load(self, begin: Begin) -> None:
-        self._begin = begin
-        torch.set_num_threads(begin.threads)
+    def __init__(self, call: LoadShard) -> None:
+        torch.set_num_threads(call.threads)
         transformers.utils.logging.disable_progress_bar()
-        place = torch.device(begin.device)
-        self._store = torch.distributed.TCPStore(
-            sharding.LOOPBACK, begin.port, is_master=False, timeout=timedelta(seconds=begin.seconds)
+        device = torch.device(call.device)
+        store = torch.distributed.TCPStore(
+            sharding.LOOPBACK, call.port, is_master=False, timeout=timedelta(seconds=call.timeout)
         )
-        sharding.join_group(self._store, begin.rank, begin.ranks, place, begin.seconds)
-        self._model = sharding.load_shard(Path(begin.folder), place, begin.ranks)
+        sharding.join_group(store, call.rank, call.ranks, device, call.timeout)
+        self._store = store  # the group lives as long as it does
+        self._slots, self._ranks = call.slots, call.ranks
+        self._model: Any = sharding.load_shard(Path(call.folder), device, call.ranks)
 
-    def _fitted(self) -> SlotModel:
-        if self._over is None:
-            raise RuntimeError("the model is not over slots")
-        return self._over
+    def create_runner(self) -> LocalModelRunner:
+        """In step with all ranks. Raises EngineUnavailable."""
+        return sharding.create_shard_runner(self._model, self._slots, self._ranks)
 
-    def _compute(self, over: SlotModel, order: Order) -> None:
+
+class _Follower:
+    """Makes the calls of rank 0."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._shard: _Shard | None = None
+        self._runner: LocalModelRunner | None = None
+
+    def handle(self, call: Call) -> None:
+        """Raises whatever goes wrong."""
+        match call:
+            case LoadShard():
+                self._shard = _Shard(call)
+                self._channel.send(encode(Done()))
+            case CreateRunner():
+                if self._shard is None:
+                    raise RuntimeError("no shard is loaded")
+                self._runner = self._shard.create_runner()
+                self._channel.send(encode(Done()))
+            case _:
+                if self._runner is None:
+                    raise RuntimeError("the shard has no runner")
+                self._run(self._runner, call)
+
+    def _run(self, runner: LocalModelRunner, call: Call) -> None:
         with torch.inference_mode():
-            match order:
+            match call:
+                case CaptureGraphs():
+                    self._channel.send(encode(Done(sharding.capture_graphs(runner))))
+                case DropGraphs():
+                    runner.drop_graphs()
                 case Prefill():
-                    pieces = [Piece(*piece) for piece in order.pieces]
-                    over.prefill(pieces, order.tokens, order.ends, fixed=order.fixed)
+                    runner.prefill(
+                        call.chunks,
+                        call.tokens,
+                        call.ends_prompt,
+                        batch_invariant=call.batch_invariant,
+                    )
                 case Decode():
-                    over.decode(order.slots, order.positions, fixed=order.fixed)
+                    runner.decode(call.slots, call.positions, batch_invariant=call.batch_invariant)
                 case Feed():
-                    tokens = torch.empty(order.count, dtype=torch.long, device=over.device)
+                    tokens = torch.empty(call.count, dtype=torch.long, device=runner.device)
                     torch.distributed.broadcast(tokens, src=0)
-                    over.feed(tokens)
-                case Copy():
-                    over.copy(order.source, order.slot, order.tokens)
+                    runner.feed(tokens)
+                case CopyPrefix():
+                    runner.copy_prefix(call.source, call.slot, call.tokens)
 
 
-def _end_with(line: Line) -> None:
-    """Waits for the parent's end to close, then ends the process, even in the middle of a step that waits for a rank
-    which is gone.
+def _exit_with_leader(channel: Channel) -> None:
+    """Waits for the leader's end to close, then ends the process, even in the middle of a step that
+    waits for a rank which is gone.
     """
+    hangup = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
     watch = select.poll()
-    watch.register(line.fileno(), select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0))
+    watch.register(channel.fileno(), hangup)
     watch.poll()
     os._exit(0)
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 1 if something went wrong here; 0 when the parent closed the line."""
+    """Exit code: 1 if something went wrong here; 0 when the leader closed the channel."""
     parser = argparse.ArgumentParser(
         prog="python -m worker.engines.transformers.tensor_parallel.follower", description=__doc__
     )
     parser.add_argument(
-        "--line", type=int, required=True, help="the socket to the parent, an open file's number"
+        "--channel", type=int, required=True, help="file descriptor of the socket to the leader"
     )
-    line = Line(socket.socket(fileno=parser.parse_args(arguments).line), _SEND_SECONDS)
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # meant for the whole group: the parent says when it is over
-        signal.signal(number, signal.SIG_IGN)
+    descriptor = parser.parse_args(arguments).channel
+    channel = Channel(socket.socket(fileno=descriptor), _SEND_TIMEOUT)
+    # Sent to the whole process group: the leader decides when it is over.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(30),  # rank 0 says what all of them do
+        wrapper_class=structlog.make_filtering_bound_logger(_WARNING),  # rank 0 logs for all
     )
-    threading.Thread(target=_end_with, args=(line,), name="parent", daemon=True).start()
-    shard = _Shard(line)
-    with suppress(LineClosed):
-        line.send(packed_message(Done()))
-        while True:
-            order = line.order()
-            try:
-                shard.obey(order)
-            except LineClosed:
-                raise
-            except (
-                Exception
-            ) as error:  # whatever a model or a device raises; the parent hears it and ends us all
-                line.send(packed_message(Failed(one_line(error))))
-                return 1
+    threading.Thread(
+        target=_exit_with_leader, args=(channel,), name="leader watch", daemon=True
+    ).start()
+    with suppress(ChannelClosed):
+        return _serve(channel)
     return 0
+
+
+def _serve(channel: Channel) -> int:
+    """Handles calls until one fails. Raises ChannelClosed."""
+    follower = _Follower(channel)
+    channel.send(encode(Done()))
+    while True:
+        call = channel.receive_call()
+        try:
+            follower.handle(call)
+        except ChannelClosed:
+            raise
+        except Exception as error:  # whatever a model or a device raises; the leader ends all ranks
+            channel.send(encode(Failed(one_line(error))))
+            return 1
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(code)  # nothing here is worth the seconds that the libraries take for their end
+    os._exit(code)  # nothing here is worth the seconds that the libraries take to shut down

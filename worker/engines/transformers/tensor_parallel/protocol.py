@@ -1,7 +1,7 @@
-"""What the process that schedules tells those that hold the other shards of its model, and what they say to it.
+"""RPC between the leader, which schedules, and the followers, which hold the other shards.
 
-One socket pair a follower, msgpack behind a length of four bytes. The parent's end closes with the parent, however that
-dies: then the follower ends itself.
+One socket pair per follower; a message is msgpack behind a length of four bytes. The leader's end
+closes with its process, however that dies: then the follower ends itself.
 """
 
 import contextlib
@@ -10,12 +10,14 @@ import struct
 
 import msgspec
 
+from worker.engines.transformers.model.step import PrefillChunk
+
 _LENGTH = struct.Struct(">I")
-_MOST = 1 << 20  # bytes read at a time
+_READ_BYTES = 1 << 20  # at a time
 
 
-class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Join the group and load your shard. Answered by Done or Failed."""
+class LoadShard(msgspec.Struct, frozen=True, tag=True):
+    """Join the group and load your shard. Answered."""
 
     rank: int
     ranks: int
@@ -24,46 +26,46 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     device: str
     slots: int | None  # None: as many as fit on the tightest device
     threads: int
-    seconds: float  # how long one rank waits for another within a step
+    timeout: float  # seconds that one rank waits for another within a step
 
 
-class Fit(msgspec.Struct, frozen=True, tag=True):
-    """Bring the shard onto slots, together. Answered."""
+class CreateRunner(msgspec.Struct, frozen=True, tag=True):
+    """Create the shard's runner, in step with all ranks. Answered."""
 
 
-class Capture(msgspec.Struct, frozen=True, tag=True):
-    """Record the decoding steps, together. Answered: Done says in `trouble` why that failed."""
+class CaptureGraphs(msgspec.Struct, frozen=True, tag=True):
+    """Capture the graphs, in step with all ranks. Answered; `Done.error` says why that failed."""
 
 
-class Plain(msgspec.Struct, frozen=True, tag=True):
-    """Some rank could not record: decode without."""
+class DropGraphs(msgspec.Struct, frozen=True, tag=True):
+    """Some rank could not capture its graphs: compute without."""
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True):
-    """`pieces`: (slot, start, length, whole) of each."""
+    """`ModelRunner.prefill`."""
 
-    pieces: list[tuple[int, int, int, int]]
+    chunks: list[PrefillChunk]
     tokens: list[list[int]]
-    ends: list[bool]
-    fixed: bool = False
+    ends_prompt: list[bool]
+    batch_invariant: bool = False
 
 
 class Decode(msgspec.Struct, frozen=True, tag=True):
-    """A token for each of these slots."""
+    """`ModelRunner.decode`."""
 
     slots: list[int]
     positions: list[int]
-    fixed: bool = False
+    batch_invariant: bool = False
 
 
 class Feed(msgspec.Struct, frozen=True, tag=True):
-    """So many tokens were chosen; rank 0 broadcasts them."""
+    """`ModelRunner.feed`; rank 0 broadcasts the tokens from device to device."""
 
     count: int
 
 
-class Copy(msgspec.Struct, frozen=True, tag=True):
-    """The first `tokens` of `source` are also in `slot`."""
+class CopyPrefix(msgspec.Struct, frozen=True, tag=True):
+    """`ModelRunner.copy_prefix`."""
 
     source: int
     slot: int
@@ -71,86 +73,93 @@ class Copy(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """The answer to what is answered; the first one comes unasked, when the process is there."""
+    """The answer to a call that is answered. Also sent, unasked, when the process has started."""
 
-    trouble: str = ""
+    error: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The follower ends with this."""
+    """The follower ends for this reason."""
 
     reason: str
 
 
-Order = Begin | Fit | Capture | Plain | Prefill | Decode | Feed | Copy
-Report = Done | Failed
+Call = LoadShard | CreateRunner | CaptureGraphs | DropGraphs | Prefill | Decode | Feed | CopyPrefix
+Reply = Done | Failed
 
 
-def packed_message(message: Order | Report) -> bytes:
-    """As it goes over a line."""
+def encode(message: Call | Reply) -> bytes:
+    """As it is sent over a channel."""
     body = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
-class LineClosed(Exception):
-    """The other end is gone."""
+class ChannelError(Exception):
+    """The other process cannot be reached any more: retryable on other processes."""
 
 
-class Line:
+class ChannelClosed(ChannelError):
+    """The other end is closed."""
+
+
+class ChannelStalled(ChannelError):
+    """The other end does not read. Part of a message may be sent, so the channel is of no use."""
+
+
+class Channel:
     """One end of a socket pair. One thread may send while another receives."""
 
-    def __init__(self, end: socket.socket, seconds: float) -> None:
-        """`seconds`: how long `send` waits for room. `receive` waits for ever."""
-        end.settimeout(seconds)
+    def __init__(self, end: socket.socket, send_timeout: float) -> None:
+        """`send_timeout`: seconds that `send` waits for room. Receiving waits for ever."""
+        end.settimeout(send_timeout)
         self._end = end
-        self._rest = bytearray()
-        self._orders = msgspec.msgpack.Decoder(Order)
-        self._reports = msgspec.msgpack.Decoder(Report)
+        self._received = bytearray()
+        self._calls = msgspec.msgpack.Decoder(Call)
+        self._replies = msgspec.msgpack.Decoder(Reply)
 
-    def send(self, packed: bytes) -> None:
-        """Raises LineClosed, or TimeoutError if the other end reads nothing for so long; then the line is of no use
-        any more.
-        """
+    def send(self, encoded: bytes) -> None:
+        """Raises ChannelError."""
         try:
-            self._end.sendall(packed)
-        except TimeoutError:
-            raise
+            self._end.sendall(encoded)
+        except TimeoutError as error:
+            raise ChannelStalled from error
         except OSError as error:
-            raise LineClosed from error
+            raise ChannelClosed from error
 
-    def order(self) -> Order:
-        """The next one. Raises LineClosed."""
-        return self._orders.decode(self._frame())
+    def receive_call(self) -> Call:
+        """The next one. Raises ChannelClosed."""
+        return self._calls.decode(self._receive_message())
 
-    def report(self) -> Report:
-        """The next one. Raises LineClosed."""
-        return self._reports.decode(self._frame())
+    def receive_reply(self) -> Reply:
+        """The next one. Raises ChannelClosed."""
+        return self._replies.decode(self._receive_message())
 
     def fileno(self) -> int:
         """For `poll`."""
         return self._end.fileno()
 
     def close(self) -> None:
-        """Also wakes whoever receives."""
+        """Also wakes a thread that is receiving."""
         with contextlib.suppress(OSError):  # the other end was faster
             self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()
 
-    def _frame(self) -> bytes:
-        head = self._exactly(_LENGTH.size)
-        return self._exactly(_LENGTH.unpack(head)[0])
+    def _receive_message(self) -> bytes:
+        header = self._receive_exactly(_LENGTH.size)
+        (length,) = _LENGTH.unpack(header)
+        return self._receive_exactly(length)
 
-    def _exactly(self, count: int) -> bytes:
-        while len(self._rest) < count:
+    def _receive_exactly(self, count: int) -> bytes:
+        while len(self._received) < count:
             try:
-                data = self._end.recv(_MOST)
+                data = self._end.recv(_READ_BYTES)
             except TimeoutError:
                 continue
             except OSError as error:
-                raise LineClosed from error
+                raise ChannelClosed from error
             if not data:
-                raise LineClosed
-            self._rest += data
-        taken = bytes(self._rest[:count])
-        del self._rest[:count]
-        return taken
+                raise ChannelClosed
+            self._received += data
+        message = bytes(self._received[:count])
+        del self._received[:count]
+        return message

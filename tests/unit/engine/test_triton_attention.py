@@ -11,9 +11,10 @@ import transformers
 
 from tests.unit.engine.tiny import CONFIGS
 from worker.engines.transformers.model import attention
-from worker.engines.transformers.model.attention import Piece
-from worker.engines.transformers.model.probe import Shape, fit
-from worker.engines.transformers.model.runner import SlotModel
+from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.probe import create_runner
+from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.engines.transformers.model.step import PrefillChunk
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 _BOUNDS = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # the interpreter cuts bfloat16 off where a GPU rounds
@@ -181,9 +182,7 @@ def test_a_decoded_token_sees_its_own_slot_and_is_kept_there(
     places = it.slots.long(), it.lengths.long() - 1
     wanted_keys[places], wanted_values[places] = it.key, it.value
     if case.splits:
-        monkeypatch.setattr(
-            kernels, "_LEAST_PROGRAMS", case.splits * len(case.lengths) * case.groups
-        )
+        monkeypatch.setattr(kernels, "_MIN_PROGRAMS", case.splits * len(case.lengths) * case.groups)
     got = kernels.decode(*it, case.window, case.softcap)
     assert (got.shape, got.dtype, got.is_contiguous()) == (it.query.shape, case.dtype, True)
     exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
@@ -229,39 +228,41 @@ def gemma2() -> Any:
 def test_a_model_decodes_through_them_as_it_does_without(
     config: Callable[[], Any], kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_MOST_SPLITS", 2)
+    monkeypatch.setattr(kernels, "_MAX_SPLITS", 2)
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config()).eval()
-    over = fit(model, Shape(model), 3, 160)
-    wanted = decoded(over, 0.0)
+    runner = create_runner(model, KVCacheLayout(model), 3, 160)
+    wanted = decoded(runner, 0.0)
     plainly, calls = attention.attend, 0
 
     def through_kernels(*given: Any) -> torch.Tensor:
         nonlocal calls
         step = attention._local.step
-        if step.starts is not None:
+        if step.chunk_starts is not None:
             return plainly(*given)
         calls += 1
         return kernels.decode(*given[:5], step.slots, step.lengths, *given[5:])
 
     monkeypatch.setattr(attention, "attend", through_kernels)
-    torch.testing.assert_close(decoded(over, _NAN), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded(runner, _NAN), wanted, rtol=1e-4, atol=1e-4)
     assert calls == 3 * 2  # steps, layers
 
 
-def decoded(over: SlotModel, before: float) -> torch.Tensor:
+def decoded(runner: LocalModelRunner, before: float) -> torch.Tensor:
     """Logits [steps, rows, vocabulary] of three tokens after each of two prompts, in slots full of `before`."""
-    for module in over._layers:
-        module.slot_keys.fill_(before)
-        module.slot_values.fill_(before)
+    for module in runner._attention_modules:
+        module.key_cache.fill_(before)
+        module.value_cache.fill_(before)
     slots, lengths = [2, 0], [126, 3]
     logits = []
     with torch.inference_mode():
-        pieces = [Piece(slot, 0, length) for slot, length in zip(slots, lengths, strict=True)]
-        over.prefill(
-            pieces, [[n * 7 % 259 for n in range(length)] for length in lengths], [True] * 2
+        chunks = [
+            PrefillChunk(slot, 0, length) for slot, length in zip(slots, lengths, strict=True)
+        ]
+        runner.prefill(
+            chunks, [[n * 7 % 259 for n in range(length)] for length in lengths], [True] * 2
         )
         for step in range(3):
-            over.feed(torch.tensor([40 + step, 90 - step]))
-            logits.append(over.decode(slots, [length + step for length in lengths]).clone())
+            runner.feed(torch.tensor([40 + step, 90 - step]))
+            logits.append(runner.decode(slots, [length + step for length in lengths]).clone())
     return torch.stack(logits)

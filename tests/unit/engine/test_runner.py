@@ -16,11 +16,14 @@ from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
 from worker.engines.base import Chunk, EngineError
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.mailbox import Mailbox
-from worker.engines.transformers.model.attention import Piece
-from worker.engines.transformers.model.loaded import Loaded
-from worker.engines.transformers.model.loader import load, ready
-from worker.engines.transformers.model.probe import Shape, fit
-from worker.engines.transformers.model.runner import SlotModel, Unfit, _bucket
+from worker.engines.transformers.model.cuda_graphs import graph_size
+from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.loaded import LoadedModel
+from worker.engines.transformers.model.loader import load, prepare_model
+from worker.engines.transformers.model.probe import create_runner
+from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.engines.transformers.model.step import PrefillChunk
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 
@@ -53,7 +56,7 @@ def job(prompt: str, **settings: Any) -> Job:
 class Runs:
     """A decoder whose news are read here, in order."""
 
-    def __init__(self, loaded: Loaded, slots: int) -> None:
+    def __init__(self, loaded: LoadedModel, slots: int) -> None:
         self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
         self.decoder = Decoder(loaded, slots, self._news.put)
         self.decoder.start()
@@ -91,8 +94,8 @@ def runs(
     request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Runs]:
     """As on a CPU, and with the host a step ahead, as it is on a GPU."""
-    monkeypatch.setattr(SlotModel, "device_ahead", request.param == "looked at a step later")
-    monkeypatch.setattr(SlotModel, "_upload", lambda self, numbers: torch.tensor(numbers))
+    monkeypatch.setattr(LocalModelRunner, "asynchronous", request.param == "looked at a step later")
+    monkeypatch.setattr(LocalModelRunner, "_upload", lambda self, numbers: torch.tensor(numbers))
     made = Runs(load(folder, "cpu", 3), 3)
     yield made
     assert made.decoder.stop(10)
@@ -151,21 +154,25 @@ def test_a_seed_that_was_named_keeps_company_out(
     """Such prompts are read anew, in steps of a fixed shape, and those beside them are computed so, too."""
     loaded = load(folder, "cpu", 3)
     shapes: list[tuple[int, bool]] = []
-    decode = SlotModel.decode
+    decode = LocalModelRunner.decode
 
     def noted(
-        self: SlotModel, slots: list[int], positions: list[int], *, fixed: bool = False
+        self: LocalModelRunner,
+        slots: list[int],
+        positions: list[int],
+        *,
+        batch_invariant: bool = False,
     ) -> torch.Tensor:
-        shapes.append((len(slots), fixed))
-        return decode(self, slots, positions, fixed=fixed)
+        shapes.append((len(slots), batch_invariant))
+        return decode(self, slots, positions, batch_invariant=batch_invariant)
 
-    monkeypatch.setattr(SlotModel, "decode", noted)
+    monkeypatch.setattr(LocalModelRunner, "decode", noted)
     made = Runs(loaded, 3)
     prompt = "a system prompt that is the same for all " * 4
     jobs = [job(prompt + word, seed=5, reproducible=True) for word in ("one", "two")]
     assert made.texts(jobs) == [by_library(prompt + word, 24) for word in ("one", "two")]
     assert made.decoder.reuse[1] == 0
-    assert all(fixed for _, fixed in shapes)
+    assert all(batch_invariant for _, batch_invariant in shapes)
     shapes.clear()
     made.texts([job("Hi", max_tokens=40), job("Ho", seed=5, reproducible=True, max_tokens=10)])
     assert (2, True) in shapes
@@ -178,8 +185,8 @@ def test_a_seed_that_was_named_keeps_company_out(
     ("count", "usual", "fixed"), [(1, 1, 8), (3, 4, 8), (8, 8, 8), (9, None, None)]
 )
 def test_a_fixed_shape_is_the_largest(count: int, usual: int | None, fixed: int | None) -> None:
-    assert _bucket([1, 2, 4, 8], count, fixed=False) == usual
-    assert _bucket([1, 2, 4, 8], count, fixed=True) == fixed
+    assert graph_size([1, 2, 4, 8], count, batch_invariant=False) == usual
+    assert graph_size([1, 2, 4, 8], count, batch_invariant=True) == fixed
 
 
 def test_more_prompts_than_a_step_reads_at_once_are_all_answered(
@@ -274,11 +281,11 @@ def test_a_step_that_fails_ends_its_rows_alone(
 def test_a_failure_while_reading_leaves_those_who_run(
     runs: Runs, by_library: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    over = runs.decoder._loaded.over
-    assert over is not None
+    runner = runs.decoder._loaded.runner
+    assert runner is not None
     running = runs.submit(job("The quick brown fox", max_tokens=60))
     runs.until(lambda: len(runs.told[running.mailbox]) > 3)
-    monkeypatch.setattr(over, "prefill", _no_memory)
+    monkeypatch.setattr(runner, "prefill", _no_memory)
     late = runs.submit(job("Too late"))
     runs.until(lambda: runs.ended(late) and runs.ended(running))
     assert runs.text(running) == by_library("The quick brown fox", 60)
@@ -294,8 +301,8 @@ def _no_memory(*_: Any, **__: Any) -> Any:
 def test_every_architecture_fits(kind: str) -> None:
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
-    over = fit(model, Shape(model), 2, 64)
-    assert (over.slots, over.context) == (2, 64)
+    runner = create_runner(model, KVCacheLayout(model), 2, 64)
+    assert (runner.slots, runner.context) == (2, 64)
 
 
 def test_a_capped_attention_fits() -> None:
@@ -304,18 +311,20 @@ def test_a_capped_attention_fits() -> None:
         num_key_value_heads=2, head_dim=8, sliding_window=6, attn_logit_softcapping=2.0, initializer_range=0.3,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    fit(model, Shape(model), 2, 64)
+    create_runner(model, KVCacheLayout(model), 2, 64)
 
 
 def test_a_wrong_answer_over_slots_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
-    decode = SlotModel.decode
+    decode = LocalModelRunner.decode
     monkeypatch.setattr(
-        SlotModel, "decode", lambda self, slots, at: decode(self, slots, [it - 1 for it in at])
+        LocalModelRunner,
+        "decode",
+        lambda self, slots, at: decode(self, slots, [it - 1 for it in at]),
     )
-    with pytest.raises(Unfit, match="differ"):
-        fit(model, Shape(model), 2, 64)
-    assert not any(hasattr(module, "slot_keys") for module in model.modules())
+    with pytest.raises(UnsupportedModel, match="differ"):
+        create_runner(model, KVCacheLayout(model), 2, 64)
+    assert not any(hasattr(module, "key_cache") for module in model.modules())
 
 
 def test_what_does_not_fit_is_computed_the_librarys_way_and_says_so() -> None:
@@ -324,8 +333,8 @@ def test_what_does_not_fit_is_computed_the_librarys_way_and_says_so() -> None:
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with capture_logs() as lines:
-        loaded = ready(model, tokenizer(), 2)
-    assert loaded.over is None
+        loaded = prepare_model(model, tokenizer(), 2)
+    assert loaded.runner is None
     [line] = [line for line in lines if line["event"] == "computed the library's way"]
     assert line["model"] == "BloomForCausalLM"
     made = Runs(loaded, 2)
@@ -337,50 +346,54 @@ def test_the_operator_may_ask_for_the_librarys_way(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
-    assert load(folder, "cpu", 2).over is None
+    assert load(folder, "cpu", 2).runner is None
 
 
 def test_slots_of_every_length_stay_apart() -> None:
     """Pieces of several prompts in one pass give what each gives alone."""
     torch.manual_seed(5)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["gemma3"]()).eval()
-    over = fit(model, Shape(model), 3, 64)
+    runner = create_runner(model, KVCacheLayout(model), 3, 64)
     prompts = [[5, 6, 7] * 10, [9] * 3, [11, 12] * 8]
     with torch.inference_mode():
-        together = over.prefill(
-            [Piece(slot, 0, len(ids)) for slot, ids in enumerate(prompts)], prompts, [True] * 3
+        together = runner.prefill(
+            [PrefillChunk(slot, 0, len(ids)) for slot, ids in enumerate(prompts)],
+            prompts,
+            [True] * 3,
         )
         for slot, ids in enumerate(prompts):
             half = len(ids) // 2
-            over.prefill([Piece(2 - slot, 0, half)], [ids[:half]], [False])
-            alone = over.prefill([Piece(2 - slot, half, len(ids) - half)], [ids[half:]], [True])
+            runner.prefill([PrefillChunk(2 - slot, 0, half)], [ids[:half]], [False])
+            alone = runner.prefill(
+                [PrefillChunk(2 - slot, half, len(ids) - half)], [ids[half:]], [True]
+            )
             torch.testing.assert_close(alone[0], together[slot], rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_broken_run_left_in_a_slot_harms_nobody() -> None:
     """A CPU reads some more of a slot than the sequence there has: masked, but 0 times no number is no number."""
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
-    over = fit(model, Shape(model), 2, 64)
+    runner = create_runner(model, KVCacheLayout(model), 2, 64)
     long, short = list(range(3, 40)), [7, 8, 9]
     answers = []
     with torch.inference_mode():
         for broken in (False, True):
-            over.prefill([Piece(1, 0, len(long))], [long], [True])
-            over.feed(torch.tensor([5]))
-            over.decode([1], [len(long)])
+            runner.prefill([PrefillChunk(1, 0, len(long))], [long], [True])
+            runner.feed(torch.tensor([5]))
+            runner.decode([1], [len(long)])
             if broken:
-                for module in over._layers:
-                    module.slot_keys[1, 2 : len(long) + 1] = torch.nan
-                    module.slot_values[1, 2 : len(long) + 1] = torch.nan
-            over.prefill([Piece(1, 0, len(short))], [short], [True])
-            over.feed(torch.tensor([5]))
-            answers.append(over.decode([1], [len(short)]).clone())
+                for module in runner._attention_modules:
+                    module.key_cache[1, 2 : len(long) + 1] = torch.nan
+                    module.value_cache[1, 2 : len(long) + 1] = torch.nan
+            runner.prefill([PrefillChunk(1, 0, len(short))], [short], [True])
+            runner.feed(torch.tensor([5]))
+            answers.append(runner.decode([1], [len(short)]).clone())
     assert torch.equal(*answers)
     assert answers[0].isfinite().all()
 
 
 def test_a_loaded_model_says_how_long_a_row_may_be(folder: Path) -> None:
     loaded = load(folder, "cpu", 2)
-    assert loaded.over is not None
-    assert loaded.context == loaded.over.context == 512
-    assert msgspec.structs.replace(loaded, eos_token_ids=frozenset()).over is loaded.over
+    assert loaded.runner is not None
+    assert loaded.context == loaded.runner.context == 512
+    assert msgspec.structs.replace(loaded, eos_token_ids=frozenset()).runner is loaded.runner

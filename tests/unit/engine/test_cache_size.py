@@ -16,12 +16,18 @@ from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
 from worker.engines import create
 from worker.engines.base import EngineError, EngineUnavailable
 from worker.engines.transformers.engine import TransformersEngine
-from worker.engines.transformers.model import cache_size as sizing
 from worker.engines.transformers.model import loader as loading
-from worker.engines.transformers.model.cache_size import Size, chosen, fixed
-from worker.engines.transformers.model.loader import ready, room, size_of
-from worker.engines.transformers.model.runner import BUCKETS
-from worker.engines.transformers.model.twin import Twin
+from worker.engines.transformers.model.cache_size import (
+    CacheSize,
+    choose_size,
+    min_tokens,
+    node_share,
+    size_for_slots,
+)
+from worker.engines.transformers.model.cuda_graphs import GRAPH_BATCH_SIZES
+from worker.engines.transformers.model.loader import prepare_model
+from worker.engines.transformers.model.memory import cache_size_for, token_capacity
+from worker.engines.transformers.model.miniature import Miniature
 from worker.engines.transformers.tensor_parallel import sharding
 
 GPU = torch.device("cuda", 0)
@@ -32,38 +38,44 @@ LONGEST = st.integers(1, 300_000)
 @pytest.mark.parametrize(
     ("tokens", "longest", "wanted"),
     [
-        (257 * 131_072, 131_072, Size(256, 131_072)),  # plenty: the model's own context
-        (257 * 10_000, 131_072, Size(256, 9_984)),  # longer rows with what is left by 256 slots
-        (257 * 8_192, 131_072, Size(256, 8_192)),
-        (257 * 8_192 - 1, 131_072, Size(224, 8_192)),
-        (830_000, 131_072, Size(96, 8_192)),  # 8B in bfloat16 on a GPU of 141 GB
-        (48_000, 131_072, Size(8, 5_120)),  # the same on one of 24 GB
-        (257 * 2_048, 2_048, Size(256, 2_048)),
-        (257 * 2_048 * 2, 2_048, Size(256, 2_048)),  # more memory than the model can use
-        (9 * 8_192, 131_072, Size(8, 8_192)),
-        (9 * 2_048, 131_072, Size(8, 2_048)),
-        (9 * 2_048 - 1, 131_072, Size(4, 2_048)),
-        (3 * 2_048, 131_072, Size(2, 2_048)),
-        (2 * 2_048, 131_072, Size(1, 2_048)),
-        (2 * 512, 131_072, Size(1, 512)),
+        (257 * 131_072, 131_072, CacheSize(256, 131_072)),  # plenty: the model's own context
+        (
+            257 * 10_000,
+            131_072,
+            CacheSize(256, 9_984),
+        ),  # longer rows with what is left by 256 slots
+        (257 * 8_192, 131_072, CacheSize(256, 8_192)),
+        (257 * 8_192 - 1, 131_072, CacheSize(224, 8_192)),
+        (830_000, 131_072, CacheSize(96, 8_192)),  # 8B in bfloat16 on a GPU of 141 GB
+        (48_000, 131_072, CacheSize(8, 5_120)),  # the same on one of 24 GB
+        (257 * 2_048, 2_048, CacheSize(256, 2_048)),
+        (257 * 2_048 * 2, 2_048, CacheSize(256, 2_048)),  # more memory than the model can use
+        (9 * 8_192, 131_072, CacheSize(8, 8_192)),
+        (9 * 2_048, 131_072, CacheSize(8, 2_048)),
+        (9 * 2_048 - 1, 131_072, CacheSize(4, 2_048)),
+        (3 * 2_048, 131_072, CacheSize(2, 2_048)),
+        (2 * 2_048, 131_072, CacheSize(1, 2_048)),
+        (2 * 512, 131_072, CacheSize(1, 512)),
         (2 * 512 - 1, 131_072, None),
-        (2 * 300, 300, Size(1, 300)),
+        (2 * 300, 300, CacheSize(1, 300)),
         (2 * 300 - 1, 300, None),
         (0, 131_072, None),
     ],
 )
-def test_slots_and_context_of_some_memories(tokens: int, longest: int, wanted: Size | None) -> None:
-    assert chosen(tokens, longest, BUCKETS) == wanted
+def test_slots_and_context_of_some_memories(
+    tokens: int, longest: int, wanted: CacheSize | None
+) -> None:
+    assert choose_size(tokens, longest, GRAPH_BATCH_SIZES) == wanted
 
 
 @given(TOKENS, LONGEST)
 def test_it_fits_and_what_is_refused_does_not(tokens: int, longest: int) -> None:
-    size = chosen(tokens, longest, BUCKETS)
+    size = choose_size(tokens, longest, GRAPH_BATCH_SIZES)
     if size is None:
-        assert tokens < sizing.least_tokens(longest)
+        assert tokens < min_tokens(longest)
         return
     assert (size.slots + 1) * size.context <= tokens
-    assert size.slots in BUCKETS
+    assert size.slots in GRAPH_BATCH_SIZES
     assert 1 <= size.slots <= 256
     assert min(longest, 512) <= size.context <= longest
     assert size.context <= 8192 or size.slots == 256
@@ -73,7 +85,8 @@ def test_it_fits_and_what_is_refused_does_not(tokens: int, longest: int) -> None
 @given(TOKENS, st.integers(0, 1_000_000), LONGEST)
 def test_more_memory_gives_no_less_of_either(tokens: int, more: int, longest: int) -> None:
     before, after = (
-        chosen(each, longest, BUCKETS) or Size(0, 0) for each in (tokens, tokens + more)
+        choose_size(each, longest, GRAPH_BATCH_SIZES) or CacheSize(0, 0)
+        for each in (tokens, tokens + more)
     )
     assert after.slots >= before.slots
     assert after.context >= before.context
@@ -81,7 +94,7 @@ def test_more_memory_gives_no_less_of_either(tokens: int, more: int, longest: in
 
 @given(TOKENS, LONGEST, st.integers(1, 1000))
 def test_slots_that_were_asked_for_are_given(tokens: int, longest: int, slots: int) -> None:
-    size = fixed(tokens, longest, slots)
+    size = size_for_slots(tokens, longest, slots)
     assert size.slots == slots
     assert 1 <= size.context <= longest
     assert size.context == 1 or (slots + 1) * size.context <= tokens
@@ -90,11 +103,11 @@ def test_slots_that_were_asked_for_are_given(tokens: int, longest: int, slots: i
 @given(st.integers(1, 200), st.lists(st.integers(0, 50), min_size=1, max_size=8))
 def test_the_parts_of_a_shared_gpu_are_no_more_than_all_of_it(total: int, held: list[int]) -> None:
     free = total - sum(held)
-    parts = [sizing.part(free, total, each, len(held)) for each in held]
+    parts = [node_share(free, total, each, len(held)) for each in held]
     assert all(0 <= each <= max(0, free) for each in parts)
     if all(each <= total // len(held) for each in held):
         assert sum(parts) <= free
-    assert sizing.part(free, total, sum(held), 1) == max(0, free)
+    assert node_share(free, total, sum(held), 1) == max(0, free)
 
 
 # ---- asking the device
@@ -116,36 +129,36 @@ def model(longest: int | None, place: torch.device = GPU) -> Any:
 
 @pytest.mark.usefixtures("gpu")
 def test_most_of_a_gpus_free_memory_is_for_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert room(GPU, 1000) == room(GPU, 1000, shared=True) == 6_800_000
+    assert token_capacity(GPU, 1000) == token_capacity(GPU, 1000, shared=True) == 6_800_000
     monkeypatch.setenv("CANOPY_GPU_NODES", "2")
-    assert room(GPU, 1000) == 6_800_000  # for slots that were asked for
-    assert room(GPU, 1000, shared=True) == 3_400_000
+    assert token_capacity(GPU, 1000) == 6_800_000  # for slots that were asked for
+    assert token_capacity(GPU, 1000, shared=True) == 3_400_000
     monkeypatch.setenv("CANOPY_GPU_NODES", "two")
     with pytest.raises(EngineUnavailable, match="CANOPY_GPU_NODES must be a number"):
-        room(GPU, 1000, shared=True)
+        token_capacity(GPU, 1000, shared=True)
 
 
 def test_a_gpu_chooses_and_says_so() -> None:
     with capture_logs() as logs:
-        assert size_of(model(131_072), 830_000, None) == Size(96, 8192)
+        assert cache_size_for(model(131_072), 830_000, None) == CacheSize(96, 8192)
     assert logs == [{"event": "slots", "chosen": 96, "context": 8192, "log_level": "info"}]
-    assert size_of(model(None), 830_000, None) == Size(96, 8192)
+    assert cache_size_for(model(None), 830_000, None) == CacheSize(96, 8192)
 
 
 def test_asked_slots_and_a_cpu_are_as_ever() -> None:
     with capture_logs() as logs:
-        assert size_of(model(131_072), 830_000, 64) == Size(64, 830_000 // 65)
-        assert size_of(model(131_072), 830_000, 4, asked=2000) == Size(4, 2000)
-        assert size_of(model(131_072), 3, 64) == Size(64, 1)
-        assert size_of(model(4096, torch.device("cpu")), 10**9, None) == Size(8, 4096)
+        assert cache_size_for(model(131_072), 830_000, 64) == CacheSize(64, 830_000 // 65)
+        assert cache_size_for(model(131_072), 830_000, 4, context=2000) == CacheSize(4, 2000)
+        assert cache_size_for(model(131_072), 3, 64) == CacheSize(64, 1)
+        assert cache_size_for(model(4096, torch.device("cpu")), 10**9, None) == CacheSize(8, 4096)
     assert logs == []
 
 
 def test_no_room_for_one_answer_is_one_line() -> None:
     with pytest.raises(
-        EngineUnavailable, match="room for keys and values of 900 tokens, and one answer wants 1024"
+        EngineUnavailable, match="room for keys and values of 900 tokens, and one answer needs 1024"
     ) as no:
-        size_of(model(131_072), 900, None)
+        cache_size_for(model(131_072), 900, None)
     assert "\n" not in str(no.value)
 
 
@@ -162,15 +175,17 @@ def tiny() -> Any:
     return transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, *sizes: Size) -> list[int | None]:
+def pretend(monkeypatch: pytest.MonkeyPatch, *sizes: CacheSize) -> list[int | None]:
     """The memory here gives `sizes`, one after the other, to whoever asks for no number of slots."""
     told, asked = iter(sizes), []
 
-    def size(_model: Any, _tokens: int, slots: int | None, _context: int | None = None) -> Size:
+    def size(
+        _model: Any, _tokens: int, slots: int | None, _context: int | None = None
+    ) -> CacheSize:
         asked.append(slots)
-        return Size(slots, 64) if slots is not None else next(told)
+        return CacheSize(slots, 64) if slots is not None else next(told)
 
-    monkeypatch.setattr(loading, "size_of", size)
+    monkeypatch.setattr(loading, "cache_size_for", size)
     return asked
 
 
@@ -194,7 +209,7 @@ def engine(folder: Path, slots: int | None) -> TransformersEngine:
 async def test_an_engine_knows_its_slots_when_it_has_started_and_finds_out_again_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = pretend(monkeypatch, Size(3, 96), Size(1, 64))
+    asked = pretend(monkeypatch, CacheSize(3, 96), CacheSize(1, 64))
     made = engine(save_model("llama", tmp_path / "llama"), None)
     assert made.slots == 8  # a guess
     await made.start()
@@ -237,7 +252,7 @@ def test_other_engines_get_eight() -> None:
 def test_what_is_computed_the_librarys_way_has_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = pretend(monkeypatch)
     monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
-    assert ready(tiny(), tokenizer(), None).slots == 8
+    assert prepare_model(tiny(), tokenizer(), None).slots == 8
     assert asked == [8]
 
 
@@ -247,29 +262,33 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(
     """Both layers are here, and the second is said to be elsewhere, where less is free."""
     seen = []
 
-    def size(_model: Any, tokens: int, slots: int | None, _context: int | None = None) -> Size:
+    def size(_model: Any, tokens: int, slots: int | None, _context: int | None = None) -> CacheSize:
         seen.append((tokens, slots))
-        return Size(2, 64)
+        return CacheSize(2, 64)
 
-    class Spread(loading.Shape):
+    class Spread(loading.KVCacheLayout):
         def __init__(self, model: Any) -> None:
             super().__init__(model)
-            self.places[list(self.modules)[1]] = torch.device("meta")
+            self.devices[list(self.shapes)[1]] = torch.device("meta")
 
-    monkeypatch.setattr(loading, "Shape", Spread)
-    monkeypatch.setattr(
-        loading, "room", lambda place, _bytes, shared: {"cpu": 9000, "meta": 7000}[place.type]
-    )
-    monkeypatch.setattr(loading, "size_of", size)
+    monkeypatch.setattr(loading, "KVCacheLayout", Spread)
     monkeypatch.setattr(
         loading,
-        "fit",
-        lambda _model, _shape, slots, context: SimpleNamespace(slots=slots, context=context),
+        "token_capacity",
+        lambda place, _bytes, shared: {"cpu": 9000, "meta": 7000}[place.type],
+    )
+    monkeypatch.setattr(loading, "cache_size_for", size)
+    monkeypatch.setattr(
+        loading,
+        "create_runner",
+        lambda _model, _layout, slots, context, rope_limit: SimpleNamespace(
+            slots=slots, context=context
+        ),
     )
     model = tiny()
-    over = loading._onto_slots(model, Twin(model), None, 64)
+    runner = loading.runner_of(model, Miniature(model), None, 64)
     assert seen == [(7000, None)]
-    assert (over.slots, over.context) == (2, 64)
+    assert (runner.slots, runner.context) == (2, 64)
 
 
 @pytest.mark.parametrize("slots", [None, 3])
@@ -282,8 +301,8 @@ def test_processes_that_share_a_model_agree_on_the_tightest(
         assert int(own) == 1000
         own.fill_(400)
 
-    monkeypatch.setattr(sharding, "room", lambda _place, _bytes, shared: 1000)
+    monkeypatch.setattr(sharding, "token_capacity", lambda _place, _bytes, shared: 1000)
     monkeypatch.setattr(torch.distributed, "all_reduce", least)
-    over = sharding.fit_shard(tiny(), slots, 2)
+    runner = sharding.create_shard_runner(tiny(), slots, 2)
     wanted = slots or 8
-    assert (over.slots, over.context) == (wanted, 400 // (wanted + 1))
+    assert (runner.slots, runner.context) == (wanted, 400 // (wanted + 1))

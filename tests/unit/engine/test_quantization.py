@@ -12,18 +12,18 @@ from torch import nn
 
 from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
 from worker.engines.base import EngineUnavailable
-from worker.engines.transformers.model import quantization as precision
+from worker.engines.transformers.model import quantization
 from worker.engines.transformers.model import quantized_linear as linears
-from worker.engines.transformers.model.attention import Piece
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.model.quantized_linear import (
-    WAYS,
+    SCHEMES,
+    BFloat16Embedding,
     Int8,
     Int8Fast,
-    Table,
-    Unable,
-    fits_table,
+    UnsupportedScheme,
+    is_exact_in_bfloat16,
 )
+from worker.engines.transformers.model.step import PrefillChunk
 
 ROUGH = {
     "float32": 0.0,
@@ -34,7 +34,7 @@ ROUGH = {
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def _attend_with_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_THREADS", "1")
     monkeypatch.delenv("CANOPY_PRECISION", raising=False)
 
@@ -49,7 +49,7 @@ def model(kind: str = "llama") -> Any:
     return transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
 
 
-def fastest(wanted: str) -> precision.Clock:
+def fastest(wanted: str) -> quantization.Timer:
     """A clock by which that way takes a tenth of the others' time."""
     of = {"float32": nn.Linear, "bfloat16": linears.BFloat16, "int8": Int8}[wanted]
     return lambda made, rows: 0.001 * rows if isinstance(made, of) else 0.01 * rows
@@ -58,13 +58,13 @@ def fastest(wanted: str) -> precision.Clock:
 @torch.inference_mode()
 def off(way: str, exact: nn.Linear, inputs: torch.Tensor) -> float:
     wanted = exact(inputs)
-    made = WAYS[way](exact)(inputs)
+    made = SCHEMES[way](exact)(inputs)
     assert made.shape == wanted.shape
     assert made.dtype == wanted.dtype
     return float((made - wanted).std() / wanted.std())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SCHEMES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 96), (1, 5, 96), (2, 3, 96)])
 def test_each_way_computes_the_same_layer(way: str, bias: bool, shape: tuple[int, ...]) -> None:
@@ -103,7 +103,7 @@ def test_a_cpu_that_cuts_its_sums_gets_fewer_steps(monkeypatch: pytest.MonkeyPat
         return out - 1 if int(inputs.max()) > 127 else out
 
     monkeypatch.setattr(linears, "_multiply", cutting)
-    assert linears.levels() == 63
+    assert linears.max_input_level() == 63
     assert off("int8", layer(), torch.randn(3, 96)) <= ROUGH["int8"]
 
 
@@ -111,38 +111,40 @@ def test_a_cpu_that_cuts_its_sums_gets_fewer_steps(monkeypatch: pytest.MonkeyPat
 def test_a_table_looks_up_what_the_embedding_did(kind: str) -> None:
     made = model(kind).to(torch.bfloat16).float()
     embedding, ids = made.get_input_embeddings(), torch.tensor([[5, 258, 5], [0, 7, 99]])
-    assert fits_table(embedding)
-    assert torch.equal(Table(embedding)(ids), embedding(ids))
+    assert is_exact_in_bfloat16(embedding)
+    assert torch.equal(BFloat16Embedding(embedding)(ids), embedding(ids))
 
 
 def test_an_embedding_that_bfloat16_would_round_stays() -> None:
-    assert not fits_table(model().get_input_embeddings())
+    assert not is_exact_in_bfloat16(model().get_input_embeddings())
 
 
 def test_the_distance_is_that_of_perplexities() -> None:
     logits = torch.randn(20, 50)
-    assert precision.distance(logits, logits + 3) == pytest.approx(0, abs=1e-6)
+    assert quantization.perplexity_loss(logits, logits + 3) == pytest.approx(0, abs=1e-6)
     certain, guess = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])
-    assert precision.distance(certain, guess) == pytest.approx(1.0)  # a perplexity of 2, not 1
-    assert precision.distance(logits, logits * torch.nan) == float("inf")
+    assert quantization.perplexity_loss(certain, guess) == pytest.approx(
+        1.0
+    )  # a perplexity of 2, not 1
+    assert quantization.perplexity_loss(logits, logits * torch.nan) == float("inf")
 
 
 def test_a_small_model_stays_as_it_is() -> None:
     made = model()
     before = dict(made.named_modules())
-    assert precision.settle(made, tokenizer(), 2, "sdpa") == "float32"
+    assert quantization.quantize(made, tokenizer(), 2, "sdpa") == "float32"
     assert dict(made.named_modules()) == before
 
 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16", "int8"])
 def test_the_fastest_is_chosen(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_WORTH", 0)
-    monkeypatch.setattr(precision, "WORSE", 0.5)  # random weights answer anything
+    monkeypatch.setattr(quantization, "_MIN_WEIGHTS", 0)
+    monkeypatch.setattr(quantization, "MAX_LOSS", 0.5)  # random weights answer anything
     made = model()
-    names = list(precision._linears(made))
-    assert precision.settle(made, tokenizer(), 4, "sdpa", fastest(wanted)) == wanted
+    names = list(quantization._linears(made))
+    assert quantization.quantize(made, tokenizer(), 4, "sdpa", fastest(wanted)) == wanted
     kinds = {type(made.get_submodule(name)) for name in names}
-    head = Int8Fast if linears.levels() == linears.ALL_LEVELS else Int8
+    head = Int8Fast if linears.max_input_level() == linears.MAX_LEVEL else Int8
     assert kinds == {
         "float32": {nn.Linear}, "bfloat16": {linears.BFloat16}, "int8": {Int8, head},
     }[wanted]  # fmt: skip
@@ -152,42 +154,42 @@ def test_the_fastest_is_chosen(wanted: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_not_precise_enough_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_WORTH", 0)
-    monkeypatch.setattr(precision, "WORSE", -1.0)
+    monkeypatch.setattr(quantization, "_MIN_WEIGHTS", 0)
+    monkeypatch.setattr(quantization, "MAX_LOSS", -1.0)
     made = model()
     before = dict(made.named_modules())
-    assert precision.settle(made, tokenizer(), 4, "sdpa", fastest("int8")) == "float32"
+    assert quantization.quantize(made, tokenizer(), 4, "sdpa", fastest("int8")) == "float32"
     assert dict(made.named_modules()) == before
     assert made.config._attn_implementation == "sdpa"
 
 
 def test_a_torch_without_such_products_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: torch.Tensor) -> torch.Tensor:
-        raise Unable("no 8-bit products in this torch")
+        raise UnsupportedScheme("no 8-bit products in this torch")
 
-    monkeypatch.setattr(linears, "_pack", missing)
-    monkeypatch.setattr(precision, "_WORTH", 0)
-    monkeypatch.setattr(precision, "WORSE", 0.5)
-    assert precision.settle(model(), tokenizer(), 4, "sdpa", fastest("bfloat16")) == "bfloat16"
+    monkeypatch.setattr(linears, "_prepack", missing)
+    monkeypatch.setattr(quantization, "_MIN_WEIGHTS", 0)
+    monkeypatch.setattr(quantization, "MAX_LOSS", 0.5)
+    assert quantization.quantize(model(), tokenizer(), 4, "sdpa", fastest("bfloat16")) == "bfloat16"
     monkeypatch.setenv("CANOPY_PRECISION", "int8")
     with pytest.raises(
-        EngineUnavailable, match="CANOPY_PRECISION=int8 cannot be had here: no 8-bit products"
+        EngineUnavailable, match="CANOPY_PRECISION=int8 is not supported here: no 8-bit products"
     ):
-        precision.settle(model(), tokenizer(), 4, "sdpa")
+        quantization.quantize(model(), tokenizer(), 4, "sdpa")
 
 
 def test_a_word_that_is_no_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_PRECISION", "int3")
     with pytest.raises(EngineUnavailable, match="auto, float32, bfloat16, int8"):
-        precision.settle(model(), tokenizer(), 4, "sdpa")
+        quantization.quantize(model(), tokenizer(), 4, "sdpa")
 
 
 def test_the_float_weights_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_PRECISION", "int8")
     made = model().to(torch.bfloat16).float()
-    floats = [weakref.ref(part.weight) for part in precision._linears(made).values()]
+    floats = [weakref.ref(part.weight) for part in quantization._linears(made).values()]
     floats.append(weakref.ref(made.get_input_embeddings().weight))
-    assert precision.settle(made, tokenizer(), 4, "sdpa") == "int8"
+    assert quantization.quantize(made, tokenizer(), 4, "sdpa") == "int8"
     gc.collect()
     assert not [one for one in floats if one() is not None]
 
@@ -201,12 +203,12 @@ def test_a_model_over_slots_answers_almost_as_before(
     answers = []
     for each in ("float32", way):
         monkeypatch.setenv("CANOPY_PRECISION", each)
-        over = load(folder, "cpu", 2).over
-        assert over is not None
+        runner = load(folder, "cpu", 2).runner
+        assert runner is not None
         with torch.inference_mode():
-            over.prefill([Piece(1, 0, len(prompt))], [prompt], [True])
-            over.feed(torch.tensor([9]))
-            answers.append(over.decode([1], [len(prompt)])[0])
+            runner.prefill([PrefillChunk(1, 0, len(prompt))], [prompt], [True])
+            runner.feed(torch.tensor([9]))
+            answers.append(runner.decode([1], [len(prompt)])[0])
     exact, rough = answers
     assert float((exact - rough).std() / exact.std()) < 0.1
     assert not torch.equal(exact, rough)

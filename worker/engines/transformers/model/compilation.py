@@ -1,0 +1,84 @@
+"""For a GPU: fewer and larger kernels, and a step that is one launch."""
+
+import os
+import sys
+from typing import Any
+
+import structlog
+import torch
+
+from worker import models
+from worker.engines.transformers.model.fused_qkv import fuse_qkv
+from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.errors import one_line
+
+log = structlog.get_logger(__name__)
+
+_SWITCH_INTERVAL = 0.0005  # seconds: a step must not wait for the event loop's turn to end
+_MIN_RECOMPILE_LIMIT = 64
+
+
+def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> None:
+    """Fuses projections, compiles layers and captures graphs; without what fails here."""
+    cache = models.home() / "cache"  # a restart compiles nothing
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    fused = sum(fuse_qkv(module) for module in layout.shapes)
+    layers = compile_layers(model, layout)
+    log.info("compiling", layers=layers, fused=fused)
+    with torch.inference_mode():
+        try:
+            runner.capture_graphs(log.info)
+        except Exception as error:  # a compiler fails in many ways; the model runs without it
+            log.warning("not compiled", reason=one_line(error))
+            uncompile_layers(model, layout)
+            capture_graphs(runner)
+
+
+def capture_graphs(runner: LocalModelRunner) -> None:
+    """Runs without graphs where a model's steps read a number from the device."""
+    try:
+        runner.capture_graphs(log.info)
+    except RuntimeError as error:
+        log.warning("decoding steps are not recorded", reason=one_line(error))
+        runner.drop_graphs()
+
+
+def compile_layers(model: Any, layout: KVCacheLayout) -> int:
+    """Compiles the repeated layers around the attention modules, once for all of them. Returns how
+    many there are.
+    """
+    layers = _layers(model, layout)
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(_MIN_RECOMPILE_LIMIT, limit)
+    for layer in layers:
+        layer.compile(dynamic=True)
+    return len(layers)
+
+
+def uncompile_layers(model: Any, layout: KVCacheLayout) -> None:
+    """Undoes `compile_layers`."""
+    for layer in _layers(model, layout):
+        layer._compiled_call_impl = None
+
+
+def _layers(model: Any, layout: KVCacheLayout) -> list[Any]:
+    """The elements of a list of layers that the attention modules belong to, each once."""
+    by_id = {}
+    for path, module in model.named_modules():
+        if module in layout.shapes:
+            layer = _enclosing_layer(model, path)
+            if layer is not None:
+                by_id[id(layer)] = layer
+    return list(by_id.values())
+
+
+def _enclosing_layer(model: Any, path: str) -> Any:
+    """The innermost list element on `path`, such as `model.layers.3`."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        if parts[end - 1].isdecimal():
+            return model.get_submodule(".".join(parts[:end]))
+    return None

@@ -1,0 +1,108 @@
+"""CUDA graphs of a step, and the static tensors that they read."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+GRAPH_BATCH_SIZES = (
+    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512,
+)  # fmt: skip
+GRAPH_PREFILL_TOKENS = (512, 1024, 2048)
+MAX_CHUNKS = 32  # prefill chunks in a step that is a graph
+_UPLOAD_BUFFERS = 4  # pinned, in turn: the host may be that many steps ahead of the copies
+
+
+class DecodeGraph(NamedTuple):
+    """A decoding step of a fixed number of rows."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: torch.Tensor  # [rows, vocabulary], overwritten by each replay
+
+
+class PrefillGraph(NamedTuple):
+    """A prefill step of a fixed number of tokens in MAX_CHUNKS chunks."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: torch.Tensor  # [MAX_CHUNKS, vocabulary], overwritten by each replay
+    packed: torch.Tensor  # int64 inputs; see LocalModelRunner._pack
+    table: torch.Tensor  # int32 inputs; see `chunk_table`
+    logits_slots: torch.Tensor  # [MAX_CHUNKS] the part of `packed` that names the logits' slots
+
+    def fill(self, packed: list[int], table: list[int]) -> None:
+        """Uploads the next step's inputs, without waiting for the copy."""
+        packed_host = torch.tensor(packed, pin_memory=True)
+        table_host = torch.tensor(table, dtype=torch.int32, pin_memory=True)
+        self.packed.copy_(packed_host, non_blocking=True)
+        self.table.copy_(table_host, non_blocking=True)
+
+
+class DecodeInputs:
+    """What all decode graphs read. Filled from pinned buffers in turn, so that no step waits for
+    the copy of the one before.
+    """
+
+    def __init__(self, slots: int, context: int, device: torch.device) -> None:
+        self._context = context
+        self._hosts = [
+            torch.empty((2, slots), dtype=torch.long, pin_memory=True)
+            for _ in range(_UPLOAD_BUFFERS)
+        ]
+        self._copied = [torch.cuda.Event() for _ in range(_UPLOAD_BUFFERS)]
+        self._next_buffer = 0
+        self._uploaded = torch.zeros((2, slots), dtype=torch.long, device=device)
+        self.slot_indices = self._uploaded[0]
+        self.slots = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.lengths = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.slot_mapping = torch.zeros(slots, dtype=torch.long, device=device)
+        self.positions = torch.zeros(slots, dtype=torch.long, device=device)
+
+    def fill(self, slots: list[int], positions: list[int]) -> None:
+        """Uploads the next step's rows."""
+        count = len(slots)
+        host, copied = self._hosts[self._next_buffer], self._copied[self._next_buffer]
+        self._next_buffer = (self._next_buffer + 1) % _UPLOAD_BUFFERS
+        copied.synchronize()  # of some steps ago, so it hardly ever waits
+        host[:, :count] = torch.tensor([slots, positions])
+        uploaded = self._uploaded[:, :count]
+        uploaded.copy_(host[:, :count], non_blocking=True)
+        copied.record()
+        self.slots[:count] = uploaded[0]
+        self.lengths[:count] = uploaded[1] + 1
+        self.positions[:count] = uploaded[1]
+        torch.add(uploaded[1], uploaded[0], alpha=self._context, out=self.slot_mapping[:count])
+
+
+class GraphRecorder:
+    """Records graphs that share one memory pool."""
+
+    def __init__(self, device: torch.device, capture_mode: str) -> None:
+        """`capture_mode`: torch's `capture_error_mode`, which calls of other threads spoil it."""
+        self._device = device
+        self._capture_mode = capture_mode
+        self._pool: Any = None
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """The graph of `run`, and what it returns. Raises RuntimeError."""
+        current = torch.cuda.current_stream(self._device)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            run()  # compiles
+            run()  # lets libraries allocate their workspaces outside the graph
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self._capture_mode):
+            output = run()
+        self._pool = graph.pool()
+        return graph, output
+
+
+def graph_size(sizes: Iterable[int], count: int, *, batch_invariant: bool) -> int | None:
+    """The smallest size that `count` fits into, or the largest of all, so that the batch shape is
+    constant; None if there is none.
+    """
+    large_enough = [size for size in sizes if size >= count]
+    if not large_enough:
+        return None
+    return max(large_enough) if batch_invariant else min(large_enough)

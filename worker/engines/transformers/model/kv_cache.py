@@ -1,0 +1,128 @@
+"""What a model's KV cache looks like, recorded from its own attention calls."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface, PretrainedConfig
+
+from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.errors import one_line
+
+_RECORDER = "canopy_probe"  # the attention function that records the calls
+_UNSUPPORTED_INPUTS = {"s_aux", "position_bias"}
+
+
+class AttentionKind(NamedTuple):
+    """What distinguishes the attention of one layer from that of another."""
+
+    module: str  # its class
+    windowed: bool
+    softcapped: bool
+    masked: bool
+
+
+class KVCacheShape(NamedTuple):
+    """What one layer keeps of a token."""
+
+    kv_heads: int
+    head_size: int
+
+
+class KVCacheLayout:
+    """The attention modules of a model, in order, with what each keeps of a token."""
+
+    def __init__(self, model: Any) -> None:
+        """Runs one token through the model, which is left as it was. Raises UnsupportedModel."""
+        self.shapes: dict[Any, KVCacheShape] = {}  # by attention module
+        self.devices: dict[Any, torch.device] = {}  # the same
+        self.kinds: set[AttentionKind] = set()
+        AttentionInterface.register(_RECORDER, self._record)
+        with attention_function(model, _RECORDER):
+            try:
+                with torch.inference_mode():
+                    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+                    model(input_ids=token, use_cache=False)
+            except UnsupportedModel:
+                raise
+            except Exception as error:  # each architecture may fail in its own way
+                raise UnsupportedModel(one_line(error)) from error
+        layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+        if len(self.shapes) != layers:
+            raise UnsupportedModel(
+                f"{len(self.shapes)} of its {layers} layers call a replaceable attention function"
+            )
+
+    def _record(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **more: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Called by transformers, as `attention.attention_forward` is."""
+        given = {name for name, argument in more.items() if argument is not None}
+        unsupported = sorted(_UNSUPPORTED_INPUTS & given)
+        if unsupported:
+            raise UnsupportedModel(f"its attention takes {', '.join(unsupported)}")
+        if key.shape != value.shape:
+            raise UnsupportedModel(
+                f"its keys have {key.shape[-1]} dimensions and its values {value.shape[-1]}"
+            )
+        if module in self.shapes:
+            raise UnsupportedModel("a layer calls its attention twice, or shares it with another")
+        if not getattr(module, "is_causal", True):
+            raise UnsupportedModel("its attention is not causal")
+        self.shapes[module] = KVCacheShape(kv_heads=key.shape[1], head_size=key.shape[3])
+        self.devices[module] = key.device
+        kind = AttentionKind(
+            module=type(module).__name__,
+            windowed=bool(more.get("sliding_window")),
+            softcapped=bool(more.get("softcap")),
+            masked=attention_mask is not None,
+        )
+        self.kinds.add(kind)
+        return query.transpose(1, 2).contiguous(), None
+
+    def bytes_per_token(self, dtype: torch.dtype, device: torch.device | None = None) -> int:
+        """Memory that the keys and values of one token take: on `device`, or on all devices."""
+        total = 0
+        for module, shape in self.shapes.items():
+            if device is None or self.devices[module] == device:
+                total += 2 * shape.kv_heads * shape.head_size * dtype.itemsize
+        return total
+
+
+@contextmanager
+def attention_function(model: Any, name: str) -> Iterator[None]:
+    """`model` uses the attention function of that name meanwhile. Raises UnsupportedModel."""
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    try:
+        set_attention_function(model, name)
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+
+
+def set_attention_function(model: Any, name: str) -> None:
+    """`model` uses the attention function of that name. Raises UnsupportedModel."""
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise UnsupportedModel("its attention cannot be replaced")
+
+
+def _configs(model: Any) -> list[Any]:
+    """Every config that a part of the model reads, once."""
+    by_id = {id(model.config): model.config}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            by_id[id(config)] = config
+    for config in list(by_id.values()):
+        text_config = config.get_text_config(decoder=True)
+        by_id.setdefault(id(text_config), text_config)
+    return list(by_id.values())
