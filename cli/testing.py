@@ -22,22 +22,26 @@ _LINTERS = (
 )
 _NO_TESTS_COLLECTED = 5  # pytest's exit status
 
-# Fault tests mostly wait, so three parts of about equal length run at once: these two, with whole
-# instances or a cluster, and the other files, with a broker and nodes.
-_FAULT_PARTS = (
-    ("hostile", "launcher_cli"),
-    (
-        "api_dies",
-        "broker_restart_cli",
-        "cancel",
-        "chaos",
-        "cluster",
-        "cluster_session",
-        "overload",
-        "rolling_restart",
-        "standby_cli",
-    ),
-)
+# Per tier, what runs at the same time as the rest of it, cut so that all parts take about as long:
+# tests that import torch, and of the fault tests, which mostly wait, those with whole instances.
+_SIDE_BY_SIDE = {
+    "unit": [["unit/engine"]],
+    "broker": [["broker/test_parallel.py"]],
+    "faults": [
+        ["faults/test_hostile.py", "faults/test_launcher_cli.py"],
+        [
+            "faults/test_api_dies.py",
+            "faults/test_broker_restart_cli.py",
+            "faults/test_cancel.py",
+            "faults/test_chaos.py",
+            "faults/test_cluster.py",
+            "faults/test_cluster_session.py",
+            "faults/test_overload.py",
+            "faults/test_rolling_restart.py",
+            "faults/test_standby_cli.py",
+        ],
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -89,23 +93,14 @@ def _run_tier(tier: str) -> Result:
 
 
 def _parts(tier: str) -> list[list[str]]:
-    """pytest's arguments for each process that runs a part of the tier, at the same time.
-
-    The engine's tests import torch and take as long as all other unit tests.
-    """
-    if tier == "unit":
-        return [["tests/unit/engine"], ["tests/unit", "--ignore=tests/unit/engine"]]
-    if tier == "faults":
-        parts = [_fault_files(themes) for themes in _FAULT_PARTS]
-        rest = ["tests/faults"]
-        for files in parts:
-            rest += [f"--ignore={file}" for file in files]
-        return [rest, *parts]
-    return [[f"tests/{tier}"]]
-
-
-def _fault_files(themes: Sequence[str]) -> list[str]:
-    return [f"tests/faults/test_{theme}.py" for theme in themes]
+    """pytest's arguments for each process that runs a part of the tier, at the same time."""
+    rest = [f"tests/{tier}"]
+    parts = [rest]
+    for paths in _SIDE_BY_SIDE.get(tier, []):
+        files = [f"tests/{path}" for path in paths]
+        rest += [f"--ignore={file}" for file in files]
+        parts.append(files)
+    return parts
 
 
 def _run_side_by_side(runs: Sequence[list[str]]) -> list[int]:
