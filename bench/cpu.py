@@ -1,4 +1,4 @@
-"""Processor time a process took: unlike a clock's time, hardly touched by what else the machine does."""
+"""Processor time of processes. Linux; elsewhere, and for a process that has ended, it reads 0."""
 
 import gc
 import time
@@ -6,42 +6,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class Meter:
-    """Reads the processor time of groups of processes. Linux; elsewhere, and for one that is gone, it reads 0."""
-
-    def __init__(self, pids: Mapping[str, Sequence[int]]) -> None:
-        self._pids = dict(pids)
-
-    def read(self) -> dict[str, float]:
-        """Seconds by name since each process began, all its threads together."""
-        return {name: sum(map(_seconds, pids)) for name, pids in self._pids.items()}
-
-
-def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by name between two readings."""
-    return {name: max(0.0, after[name] - before[name]) for name in after}
+SECONDS = "seconds"  # the key of the elapsed time in what `measured` yields
 
 
 @contextmanager
-def spending(meter: Meter) -> Iterator[dict[str, float]]:
-    """Filled when the block ends: processor seconds by name, and `seconds`, how long it took."""
-    found: dict[str, float] = {}
-    gc.collect()  # not within the block
-    before, began = meter.read(), time.perf_counter()
-    yield found
-    found |= spent(before, meter.read())
-    found["seconds"] = time.perf_counter() - began
+def measured(pids: Mapping[str, Sequence[int]]) -> Iterator[dict[str, float]]:
+    """Yields a dict that is filled at the end of the block.
+
+    It holds the processor seconds of each group of processes, and the elapsed `seconds`.
+    """
+    usage: dict[str, float] = {}
+    gc.collect()  # before the block, so that it does not run within it
+    before = _read(pids)
+    began = time.perf_counter()
+    yield usage
+    usage[SECONDS] = time.perf_counter() - began
+    for name, seconds in _read(pids).items():
+        usage[name] = max(0.0, seconds - before[name])
 
 
-def _seconds(pid: int) -> float:
-    """The scheduler's own account in nanoseconds; the usual `utime` comes in steps of 10 ms, longer than a request."""
+def _read(pids: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    return {name: sum(map(_process_seconds, group)) for name, group in pids.items()}
+
+
+def _process_seconds(pid: int) -> float:
+    """From the scheduler's nanoseconds: `utime` has steps of 10 ms, longer than a request."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(_nanoseconds(thread) for thread in threads) / 1e9
+    return sum(map(_thread_nanoseconds, threads)) / 1e9
 
 
-def _nanoseconds(schedstat: Path) -> int:
+def _thread_nanoseconds(schedstat: Path) -> int:
     try:
         return int(schedstat.read_text().split()[0])
-    except (OSError, ValueError, IndexError):  # the thread ended meanwhile
+    except (OSError, ValueError, IndexError):  # the thread has ended meanwhile
         return 0

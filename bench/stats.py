@@ -1,56 +1,62 @@
-"""Numbers about samples: pure, and the same for every benchmark."""
+"""Statistics of samples, the same for every benchmark. Pure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of them lie, linear between neighbours. Raises ValueError for none."""
+    """Linear between neighbouring ranks. Raises ValueError without values."""
     if not values:
         raise ValueError("a percentile of nothing")
     if not 0 <= percent <= 100:
         raise ValueError(f"not a percentage: {percent}")
     ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below, above = math.floor(place), math.ceil(place)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    rank = (len(ordered) - 1) * percent / 100
+    below, above = math.floor(rank), math.ceil(rank)
+    return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """What is reported of one series measured in rounds, in the unit of its samples.
+class Spread:
+    """A distribution in the unit of its samples; all zero without samples."""
 
-    `quietest` is the median of the round with the lowest median: the machine least disturbed by others.
-    """
-
-    count: int
-    p50: float
-    p95: float
-    p99: float
-    quietest: float
+    count: int = 0
+    mean: float = 0.0
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    max: float = 0.0
 
     @classmethod
-    def of(cls, rounds: Sequence[Sequence[float]]) -> "Summary":
-        """Raises ValueError if there is no round or an empty one."""
-        everything = [value for each in rounds for value in each]
-        p50, p95, p99 = (percentile(everything, percent) for percent in (50, 95, 99))
-        return cls(len(everything), p50, p95, p99, min(percentile(each, 50) for each in rounds))
+    def of(cls, values: Sequence[float], scale: float = 1.0) -> "Spread":
+        """`scale` converts the unit: 1000 for seconds to milliseconds."""
+        if not values:
+            return cls()
+        ordered = sorted(value * scale for value in values)
+        return cls(
+            count=len(ordered),
+            mean=fmean(ordered),
+            p50=percentile(ordered, 50),
+            p95=percentile(ordered, 95),
+            p99=percentile(ordered, 99),
+            max=ordered[-1],
+        )
+
+    def cells(self, prefix: str, *points: str) -> dict[str, float | None]:
+        """Cells of a table row, such as `TTFT p50`; empty cells without samples."""
+        return {
+            f"{prefix} {point}": getattr(self, point) if self.count else None for point in points
+        }
 
 
 def ratio_by_round(
     rounds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
 ) -> float:
-    """How many times the reference's median: taken round by round, then the median of those.
+    """The median over the rounds of the ratio of medians.
 
-    Both were measured in turn, so what disturbs a round disturbs both of its medians alike.
+    Contenders take turns within a round, so a busy machine disturbs both medians alike.
     """
-    return median(
-        percentile(a, 50) / percentile(b, 50) for a, b in zip(rounds, reference, strict=True)
-    )
-
-
-def summaries(series: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Summary]:
-    """A summary a series."""
-    return {name: Summary.of(rounds) for name, rounds in series.items()}
+    pairs = zip(rounds, reference, strict=True)
+    return median(percentile(ours, 50) / percentile(theirs, 50) for ours, theirs in pairs)

@@ -1,1 +1,1 @@
-"""`bench chaos`: random faults under load, and the proof that nobody was forgotten."""
+"""`bench chaos`: random faults under load, and the proof that no request was forgotten."""

@@ -1,11 +1,10 @@
 """`bench chaos`: users ask all the time while things break, by a schedule that a seed decides.
 
-Every request is followed to its end: see load/ledger.py for what its end can be. The run fails if one was lost, had
-text twice or text missing, or was told an error after it had been accepted, and if the tree is not at rest afterwards.
+Every request is followed to its end (ledger.py). The run fails if one was lost, had text twice or
+missing, or got an error after it had been accepted, and if the tree is not at rest afterwards.
 """
 
 import asyncio
-import contextlib
 import random
 import shutil
 import time
@@ -16,92 +15,58 @@ from typing import Annotated
 
 import typer
 
-from bench import instance, report
-from bench.chaos import far, rest, schedule, table
-from bench.chaos.faults import Saboteur
-from bench.chaos.schedule import KINDS, Fault, Happened, Tree
-from bench.chaos.victims import Victims
-from bench.instance import Instance
-from bench.load import users
-from bench.load.http import Service
-from bench.load.ledger import Ending, Ledger
-from bench.management import Management
+from bench import harness, report
+from bench.chaos import growth, schedule, tables, users
+from bench.chaos.broker import Broker
+from bench.chaos.faults import Incident, Saboteur
+from bench.chaos.growth import Life
+from bench.chaos.ledger import Ending, Ledger
+from bench.chaos.schedule import KINDS, Fault, Tree
+from bench.chaos.service import Service
+from bench.harness import Instance
 from bench.report import Report, say
 
-_SHOWN = 30  # failures printed; the rest is in the JSON
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for."""
-
-    minutes: float
-    seed: int
-    users: int
-    nodes: int
-    fanout: int
-    slots: int
-    standby: int
-    token_delay: float
-    faults_per_minute: float
-    kinds: Sequence[str]
-    options: Sequence[str]
-
-    def schedule(self) -> list[Fault]:
-        """The faults, which these settings alone decide."""
-        seconds = 60 * self.minutes
-        return schedule.make(
-            self.seed, seconds, self.faults_per_minute, self.nodes, self.fanout, self.kinds
-        )
-
-    def up(self) -> list[str]:
-        """The options of `canopy up`."""
-        words = ["--engine", "echo", "--nodes", str(self.nodes), "--fanout", str(self.fanout)]
-        words += ["--standby", str(self.standby)]
-        return [
-            *words,
-            "--slots",
-            str(self.slots),
-            "--token-delay",
-            str(self.token_delay),
-            *self.options,
-        ]
+_SHOWN = 30  # failures that are printed; the rest is in the JSON
 
 
 @dataclass
-class Storm:
-    """A run: what was done, and what came of it."""
+class Run:
+    """A run: its plan, and what came of it."""
 
-    settings: Settings
-    faults: list[Fault]
+    seconds: float
+    seed: int
+    users: int
+    tree: Tree
+    faults: Sequence[Fault]
     ledger: Ledger = field(default_factory=Ledger)
-    happened: list[Happened] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
     unrest: list[str] = field(default_factory=list)
-    start: float = 0.0  # when the load began, on the ledger's clock
+    lives: dict[int, Life] = field(default_factory=dict)
+    start: float = 0.0  # when the load began, by time.monotonic
 
     @property
     def survived(self) -> bool:
-        """Nothing broken, nothing left over, everything back."""
-        return (
-            not self.ledger.failures()
-            and not self.unrest
-            and not any(e.made and e.problem for e in self.happened)
-        )
+        """No promise broken, nothing left over, everything back."""
+        return not self.ledger.failures() and not self.unrest and not self.not_healed
+
+    @property
+    def not_healed(self) -> list[str]:
+        """Faults whose victims did not come back."""
+        failed = [each for each in self.incidents if each.injected and each.problem]
+        return [f"{incident.fault}: {incident.problem}" for incident in failed]
 
 
 def command(
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long faults go on.")] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=5, help="How long faults go on; default 600, --soak 3600.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Repeats a run's faults and questions; default: a new one.")
     ] = None,
     people: Annotated[int, typer.Option("--users", min=1, help="Users who ask all the time.")] = 50,
-    nodes: Annotated[
-        int, typer.Option(min=3, help="Worker processes, besides two behind a proxy.")
-    ] = 7,
-    fanout: Annotated[int, typer.Option(min=1, help="Children a node at most.")] = 2,
-    slots: Annotated[
-        int, typer.Option(min=1, help="Answers a worker writes at the same time.")
-    ] = 2,
+    nodes: Annotated[int, typer.Option(min=3, help="Worker processes.")] = 7,
+    fanout: Annotated[int, typer.Option(min=1, help="Children of a node at most.")] = 2,
+    slots: Annotated[int, typer.Option(min=1, help="Slots of a worker.")] = 2,
     standby: Annotated[int, typer.Option(min=0, help="Roots that wait for the root's place.")] = 1,
     token_delay: Annotated[float, typer.Option(min=0, help="Seconds between words.")] = 0.02,
     faults_per_minute: Annotated[float, typer.Option(min=0.1, help="Faults, on average.")] = 3.0,
@@ -109,109 +74,108 @@ def command(
         list[str] | None,
         typer.Option("--fault", help=f"Only such faults, repeatable: {', '.join(KINDS)}."),
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="A further word for canopy up, repeatable.")
-    ] = None,
+    soak: Annotated[
+        bool, typer.Option("--soak", help="A long run with a kill a minute: what grows?")
+    ] = False,
     keep_logs: Annotated[
         Path | None, typer.Option(help="Copy the instance's logs to this new folder.")
     ] = None,
     json_file: report.JsonOption = None,
 ) -> None:
-    """Random faults under load: nobody's answer is lost, repeated or left hanging."""
-    chosen = list(kinds or KINDS)
-    if unknown := [kind for kind in chosen if kind not in KINDS]:
-        raise typer.BadParameter(f"there is no fault {unknown[0]!r}; there are: {', '.join(KINDS)}")
+    """Random faults under load: no answer is lost, repeated or left hanging."""
+    chosen = kinds or list(KINDS)
+    seconds = seconds or (3600.0 if soak else 600.0)
+    if soak:
+        faults_per_minute = 1.0
+        chosen = kinds or [kind for kind in KINDS if kind.startswith("kill")]
+    for kind in chosen:
+        if kind not in KINDS:
+            message = f"there is no fault {kind!r}; there are: {', '.join(KINDS)}"
+            raise typer.BadParameter(message, param_hint="--fault")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    settings = Settings(
-        minutes, seed, people, nodes, fanout, slots, standby, token_delay, faults_per_minute, chosen, option or []
-    )  # fmt: skip
-    storm = Storm(settings, settings.schedule())
-    result = Report("chaos", asdict(settings))
-    _announce(storm)
-    with instance.running(*settings.up()) as canopy:
+    tree = Tree.of(nodes, fanout)
+    faults = schedule.make(seed, seconds, faults_per_minute, tree, chosen)
+    run = Run(seconds, seed, people, tree, faults)
+    settings = {"seconds": seconds, "seed": seed, "users": people, "token_delay": token_delay}
+    result = Report("chaos", settings | {"nodes": nodes, "fanout": fanout, "slots": slots})
+    say(f"seed {seed}; {len(faults)} faults:")
+    for fault in faults:
+        say(f"  {fault}")
+    options = {"nodes": nodes, "fanout": fanout, "slots": slots, "standby": standby}
+    words = ["--engine", "echo", "--token-delay", str(token_delay)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    with harness.running(*words) as canopy:
         try:
-            asyncio.run(_rage(canopy, storm))
+            asyncio.run(_run(canopy, run))
         finally:
             if keep_logs:
                 shutil.copytree(canopy.home / "logs", keep_logs)
-    _tell(result, storm)
+    _fill(result, run)
+    if soak:
+        result.tables.append(growth.table(list(run.lives.values()), seconds))
+        result.facts["processes"] = [asdict(life) for life in run.lives.values()]
     result.finish(json_file)
-    raise typer.Exit(0 if storm.survived else 1)
+    raise typer.Exit(0 if run.survived else 1)
 
 
-async def _rage(canopy: Instance, storm: Storm) -> None:
-    """Users and faults at the same time, then the look at what is left."""
-    settings = storm.settings
-    tree = Tree.of(settings.nodes, settings.fanout)
-    async with contextlib.AsyncExitStack() as opened:
-        broker = await opened.enter_async_context(Management(canopy.record["management"]))
-        proxies = await opened.enter_async_context(
-            far.nodes(canopy, settings.slots, settings.token_delay)
-        )
-        reached = Service.reached(canopy.url, canopy.model, canopy.key, canopy.login)
-        service = await opened.enter_async_context(reached)
-        victims = Victims(canopy, broker)
-        opened.push_async_callback(victims.close)
-        saboteur = Saboteur(canopy, tree, victims, broker, proxies, storm.ledger)
+async def _run(canopy: Instance, run: Run) -> None:
+    """Users and faults at the same time, then a look at what is left."""
+    async with (
+        Broker(canopy.record["management"]) as broker,
+        Service.of(canopy) as service,
+        Saboteur(canopy, run.tree, broker, run.ledger) as saboteur,
+    ):
         stop = asyncio.Event()
-        storm.start = time.monotonic()
-        async with asyncio.TaskGroup() as together:
-            for user in users.crowd(settings.users, service, storm.ledger, settings.seed):
-                together.create_task(user.ask_until(stop))
-            storm.happened = await _make_all(saboteur, storm)
+        run.start = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            sampling = tasks.create_task(growth.sample(canopy, run.lives))
+            for user in users.make(run.users, service, run.ledger, run.seed):
+                tasks.create_task(user.ask_until(stop))
+            injections = [_inject(saboteur, run, fault) for fault in run.faults]
+            run.incidents = await asyncio.gather(*injections)
+            await _sleep_until(run.start + run.seconds)
             say("no more faults; waiting for the last answers")
             stop.set()
-        storm.unrest = await rest.problems(canopy, broker, ["root", *tree.parents])
+            sampling.cancel()
+        run.unrest = await saboteur.unrest()
 
 
-async def _make_all(saboteur: Saboteur, storm: Storm) -> list[Happened]:
-    """Every fault at its time, beside those that still go on; returns when the time is over and all have healed."""
-
-    async def make(fault: Fault) -> Happened:
-        await asyncio.sleep(max(0.0, storm.start + fault.at - time.monotonic()))
-        return await saboteur.make(fault)
-
-    happened = await asyncio.gather(*map(make, storm.faults))
-    await asyncio.sleep(max(0.0, storm.start + 60 * storm.settings.minutes - time.monotonic()))
-    return happened
+async def _inject(saboteur: Saboteur, run: Run, fault: Fault) -> Incident:
+    await _sleep_until(run.start + fault.at)
+    return await saboteur.inject(fault)
 
 
-def _announce(storm: Storm) -> None:
-    say(f"seed {storm.settings.seed}; {len(storm.faults)} faults:")
-    for fault in storm.faults:
-        say(f"  {fault}")
+async def _sleep_until(moment: float) -> None:
+    await asyncio.sleep(max(0.0, moment - time.monotonic()))
 
 
-def _tell(result: Report, storm: Storm) -> None:
-    ledger = storm.ledger
-    broken = table.failures(ledger, storm.happened, storm.start)
+def _fill(result: Report, run: Run) -> None:
+    ledger = run.ledger
+    broken = tables.failures(ledger, run.incidents, run.start)
+    recoveries = [tables.recovery(ledger, incident) for incident in run.incidents]
     result.tables += [
-        table.in_order(ledger, storm.happened, storm.start),
-        table.by_user(ledger),
-        table.refusals(ledger),
-        table.by_fault(ledger, storm.happened),
+        tables.in_order(ledger, run.incidents, run.start),
+        tables.by_fault(ledger, run.incidents),
     ]
-    slowest = table.slowest(ledger, storm.start)
     result.facts |= {
-        "survived": storm.survived, "failures": broken, "unrest": storm.unrest, "slowest": slowest,
+        "survived": run.survived,
+        "failures": broken,
+        "unrest": run.unrest,
+        "refusals": dict(ledger.refusals.most_common()),
         "endings": {str(ending): ledger.count(ending) for ending in Ending},
-        "slowest_recovery_seconds": max((table.slowest_recovery(ledger, each) for each in storm.happened), default=0.0),
-        "schedule": [asdict(fault) for fault in storm.faults],
-    }  # fmt: skip
+        "slowest_recovery_seconds": max(recoveries, default=0.0),
+        "schedule": [asdict(fault) for fault in run.faults],
+    }
+    verdict = "nothing lost, nothing repeated, at rest" if run.survived else "FAILED"
     result.notes += [
         *(f"BROKEN PROMISE: {line}" for line in broken[:_SHOWN]),
-        *(f"NOT AT REST: {line}" for line in storm.unrest),
-        *(
-            f"NOT HEALED: {each.fault}: {each.problem}"
-            for each in storm.happened
-            if each.made and each.problem
-        ),
-        *slowest,
-        "accepted: an answer had begun (200, or 201 in the chat). Refused (503, 429, no connection) is not accepted.",
-        "broken off: a request without Idempotency-Key whose API process was killed; its text so far was right.",
-        "error: told after it had been accepted. missing: text. usage: the answer counts its tokens wrong.",
-        "recovery: the longest silence of a stream that had begun and fell silent while the fault went on.",
+        *(f"NOT AT REST: {line}" for line in run.unrest),
+        *(f"NOT HEALED: {line}" for line in run.not_healed),
+        "accepted: an answer had begun. Refused (503, 429, no connection) is not accepted.",
+        "broken off: without Idempotency-Key, its API process killed; its text so far was right.",
+        "error: after it had been accepted. missing: text. usage: tokens counted wrong.",
+        "recovery: the longest silence of a running stream that began while the fault went on.",
         "a request counts with each fault that it lived through, and once in the last row.",
-        f"verdict: {'nothing lost, nothing repeated, at rest' if storm.survived else 'FAILED'}; "
-        f"repeat these faults with --seed {storm.settings.seed} and the same settings",
+        f"verdict: {verdict}; repeat these faults with --seed {run.seed} and the same settings",
     ]

@@ -1,4 +1,4 @@
-"""What goes wrong, when and where: decided from a seed, pure, so that a run can be repeated."""
+"""What goes wrong, when and where. Pure: a seed decides it, so that a run can be repeated."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from topology import shape
 
 ROOT = "root"
-CALM = 3.0  # seconds at the beginning in which nothing happens
-FAR = {
-    "far1": "n1",
-    "far2": "far1",
-}  # nodes behind a proxy of the benchmark's own, and what they hang below
+CALM = 3.0  # seconds without faults at the beginning
 
-# kind -> how long it lasts in seconds, at least and at most
+# kind of fault -> how many seconds it lasts, at least and at most
 KINDS: Mapping[str, tuple[float, float]] = {
     "kill leaf": (0, 0),
     "kill inner": (0, 0),
@@ -25,116 +21,97 @@ KINDS: Mapping[str, tuple[float, float]] = {
     "stop root": (5, 30),
     "cut node": (0, 0),
     "cut API": (0, 0),
-    "freeze node": (5, 30),
     "drain": (3, 10),
     "attach": (3, 10),
-    "alarm": (2, 6),
     "rolling restart": (0, 0),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong, `at` seconds after the load began, for `seconds`. `parent`: of an attach."""
+    """One thing that goes wrong, `at` seconds after the load began."""
 
     at: float
     kind: str
     target: str
     seconds: float = 0.0
-    parent: str = ""
+    parent: str = ""  # of an attach
 
     def __str__(self) -> str:
-        below = f" below {self.parent}" if self.parent else ""
-        lasting = f" for {self.seconds:.1f} s" if self.seconds else ""
-        return f"{self.at:6.1f} s  {self.kind} {self.target}{below}{lasting}"
-
-
-@dataclass(frozen=True, slots=True)
-class Happened:
-    """A fault from its beginning until everything was as before, in moments of the ledger's clock.
-
-    `made`: False if it could not be made at all; `problem`: why, or what did not heal.
-    """
-
-    fault: Fault
-    began: float
-    ended: float
-    problem: str = ""
-    made: bool = True
+        parent = f" below {self.parent}" if self.parent else ""
+        duration = f" for {self.seconds:.1f} s" if self.seconds else ""
+        return f"{self.at:6.1f} s  {self.kind} {self.target}{parent}{duration}"
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The tree that is disturbed: child -> parent, the nodes behind proxies included."""
+    """The tree that is disturbed: child -> parent."""
 
     parents: Mapping[str, str]
 
     @classmethod
-    def of(cls, nodes: int, fanout: int, far: Mapping[str, str] = FAR) -> "Tree":
-        """The tree of `canopy up --nodes N --fanout F`, and the far nodes."""
-        own = {
-            f"n{place}": shape.parent_of(place, fanout=fanout, root=ROOT)
-            for place in range(1, nodes + 1)
-        }
-        return cls({**own, **far})
-
-    @property
-    def own(self) -> list[str]:
-        """The nodes that `up` started."""
-        return [name for name in self.parents if name not in FAR]
+    def of(cls, nodes: int, fanout: int) -> "Tree":
+        """The tree of `canopy up --nodes N --fanout F`."""
+        numbers = range(1, nodes + 1)
+        return cls({f"n{i}": shape.parent_of(i, fanout=fanout, root=ROOT) for i in numbers})
 
     @property
     def leaves(self) -> list[str]:
-        """Those of them with nothing below."""
-        return [name for name in self.own if name not in self.parents.values()]
+        return [name for name in self.parents if name not in self.parents.values()]
 
     @property
     def inner(self) -> list[str]:
-        """Those of them with something below."""
-        return [name for name in self.own if name in self.parents.values()]
+        return [name for name in self.parents if name in self.parents.values()]
 
     def new_parents(self, name: str) -> list[str]:
         """Where `name` could hang instead: anywhere but below itself."""
+        candidates = (ROOT, *self.parents)
         return [
-            each
-            for each in (ROOT, *self.own)
-            if each != self.parents[name] and name not in self.line(each)
+            candidate
+            for candidate in candidates
+            if candidate != self.parents[name] and name not in self.path_to_root(candidate)
         ]
 
-    def line(self, name: str) -> list[str]:
-        """`name` and everything above it."""
-        above = [name]
-        while above[-1] in self.parents:
-            above.append(self.parents[above[-1]])
-        return above
+    def path_to_root(self, name: str) -> list[str]:
+        path = [name]
+        while path[-1] in self.parents:
+            path.append(self.parents[path[-1]])
+        return path
 
 
 def make(
-    seed: int, seconds: float, per_minute: float, nodes: int, fanout: int, kinds: Sequence[str]
+    seed: int, seconds: float, per_minute: float, tree: Tree, kinds: Sequence[str]
 ) -> list[Fault]:
-    """The faults of a run, by time. They are spread evenly with a random part, and every kind gets its turn.
+    """The faults of a run, by time: evenly spread with a random part, every kind in its turn.
 
-    The same arguments give the same faults. `nodes`: at least 3, so that there are an inner node and leaves.
+    The tree needs an inner node and a leaf.
     """
-    dice = random.Random(seed)
-    tree = Tree.of(nodes, fanout)
+    rng = random.Random(seed)
     count = max(1, round(seconds * per_minute / 60))
-    part = (seconds - CALM) / count
+    interval = (seconds - CALM) / count
     deck: list[str] = []
-    found = []
+    faults = []
     for index in range(count):
-        deck = deck or dice.sample(list(kinds), len(kinds))
-        at = CALM + part * (index + dice.uniform(0, 0.8))
-        found.append(_fault(dice, round(at, 1), deck.pop(), tree))
-    return found
+        if not deck:
+            deck = rng.sample(list(kinds), len(kinds))
+        at = CALM + interval * (index + rng.uniform(0, 0.8))
+        faults.append(_fault(rng, round(at, 1), deck.pop(), tree))
+    return faults
 
 
-def _fault(dice: random.Random, at: float, kind: str, tree: Tree) -> Fault:
-    places = {
-        "leaf": tree.leaves, "inner": tree.inner, "root": [ROOT], "API": ["api"], "broker": ["broker"],
-        "node": list(FAR), "drain": [*tree.own, *FAR], "attach": tree.own[1:], "alarm": ["broker"], "restart": ["all"],
-    }  # fmt: skip
-    target = dice.choice(places[kind.rsplit(maxsplit=1)[-1]])
-    seconds = round(dice.uniform(*KINDS[kind]), 1)
-    parent = dice.choice(tree.new_parents(target)) if kind == "attach" else ""
+def _fault(rng: random.Random, at: float, kind: str, tree: Tree) -> Fault:
+    targets = {
+        "leaf": tree.leaves,
+        "inner": tree.inner,
+        "root": [ROOT],
+        "API": ["api"],
+        "broker": ["broker"],
+        "node": list(tree.parents),
+        "drain": list(tree.parents),
+        "attach": list(tree.parents)[1:],
+        "restart": ["all"],
+    }
+    target = rng.choice(targets[kind.rsplit(maxsplit=1)[-1]])
+    seconds = round(rng.uniform(*KINDS[kind]), 1)
+    parent = rng.choice(tree.new_parents(target)) if kind == "attach" else ""
     return Fault(at, kind, target, seconds, parent)

@@ -1,8 +1,7 @@
-"""`bench dispatch`: what the tree adds to the broker's own work, and what other job queues cost on the same broker.
+"""`bench dispatch`: what the tree adds to the broker's work, and what other job queues cost on it.
 
-A closed loop: so many requests under way, each answered one replaced at once. Every contender has its turn with a block
-of each load, round after round, so that whatever else the machine does hits all of them alike. They are all running
-all the time; those whose turn it is not are idle.
+A closed loop keeps so many requests in flight. Contenders take turns with a block of each load,
+round after round, so that a busy machine disturbs all alike; those not in turn are idle.
 """
 
 import contextlib
@@ -11,101 +10,119 @@ from typing import Annotated
 
 import typer
 
-from bench import cpu, instance, report
+from bench import cpu, harness, report
 from bench.dispatch import contenders, table
-from bench.dispatch.contenders import Contender
-from bench.dispatch.loop import Question
-from bench.dispatch.running import Running, running
-from bench.dispatch.table import Cell, Found
-from bench.instance import Instance, NotStarted
+from bench.dispatch.contenders import BARE, CANOPY, Contender, RunningContender
+from bench.dispatch.loop import Block
+from bench.dispatch.table import Measurement, Measurements
+from bench.errors import NotStarted
+from bench.harness import Instance
 from bench.report import Report
 
-_WARM_UP = Question(in_flight=100, seconds=0.5)
+_WARM_UP = Block(in_flight=100, seconds=0.5)
 
 
 def command(
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a block.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of each contender and load.")] = 3,
     in_flight: Annotated[
-        list[int] | None, typer.Option(min=1, help="Requests under way; may be repeated.")
+        list[int] | None, typer.Option(min=1, help="Requests in flight, repeatable.")
     ] = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that Canopy's node runs at once.")] = 1024,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only contenders whose name holds this; repeatable.")
+        list[str] | None, typer.Option(help="Only contenders with this in their name; repeatable.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One round of short blocks: a look, not a result.")
     ] = False,
     json_file: report.JsonOption = None,
 ) -> None:
-    """Jobs a second and latency: the tree, bare AMQP, Celery, dramatiq, FastStream."""
-    loads = in_flight or ([1, 100] if quick else [1, 10, 100, 1000])
+    """Jobs a second and latency: the tree, HTTP, bare AMQP, Celery, dramatiq."""
+    loads = in_flight or [1, 10, 100, 1000]
     if quick:
-        seconds, rounds = min(seconds, 0.5), 1
-    settings = {
-        "seconds": seconds,
-        "rounds": rounds,
-        "in_flight": loads,
-        "slots": slots,
-        "peers": contenders.PEERS,
+        seconds, rounds, loads = min(seconds, 0.5), 1, in_flight or [1, 100]
+    settings = {"seconds": seconds, "rounds": rounds, "in_flight": loads, "slots": slots}
+    result = Report("dispatch", {**settings, "peers": contenders.PEERS})
+    harness.allow_many_connections()
+    measured: Measurements = {}
+    with harness.running("--engine", "echo", "--nodes", "1", "--slots", str(slots)) as canopy:
+        chosen = contenders.all_contenders(canopy, slots, only or [])
+        blocks = [Block(load, seconds) for load in loads]
+        failed = _measure(canopy, chosen, blocks, rounds, measured)
+    chosen = [contender for contender in chosen if contender.name not in failed]
+    result.tables = [table.load_table(chosen, measured, load) for load in loads]
+    result.tables.append(table.goal_table(chosen, measured))
+    result.facts = {
+        "contenders": {contender.name: contender.settings for contender in chosen},
+        "rates": {
+            f"{name}, {load} in flight": [round(each.rate, 1) for each in measurements]
+            for (name, load), measurements in measured.items()
+        },
     }
-    result = Report("dispatch", settings)
-    with instance.running("--engine", "echo", "--nodes", "1") as canopy:
-        chosen = [each for each in contenders.everybody(canopy, slots) if _is_wanted(each, only)]
-        found, lost = _measure(canopy, chosen, [Question(load, seconds) for load in loads], rounds)
-    table.tell(result, [each for each in chosen if each.name not in lost], found)
-    result.notes += [f"{reason}: it is left out" for reason in lost.values()]
+    result.notes += [f"{reason}: left out" for reason in failed.values()]
+    result.notes += _NOTES
     result.finish(json_file)
 
 
-def _is_wanted(contender: Contender, only: Sequence[str] | None) -> bool:
-    return not only or any(word.lower() in contender.name.lower() for word in only)
+_NOTES = (
+    "hops: queues that a job passes on its way down. Canopy's usual least is 2 (root, node); of 1 "
+    "it is a root with the engine. The peers have 1 and are compared with Canopy's 2.",
+    "of bare, x bare: ratio to bare AMQP of as many hops, by round. jobs/s: median of the rounds.",
+    "Canopy and bare AMQP confirm every hop; Celery and dramatiq confirm nothing unless told to.",
+    "dramatiq's sending blocks: at high loads read its throughput, not its latency.",
+    "bare AMQP is pika as it comes; Canopy joins frames and acknowledgements.",
+)
 
 
 def _measure(
-    canopy: Instance, chosen: Sequence[Contender], questions: Sequence[Question], rounds: int
-) -> tuple[Found, dict[str, str]]:
-    """Every contender under every load, `rounds` times in turn; and who stopped answering, with the reason. Without
-    us and the yardstick there is no result: NotStarted is raised then.
+    canopy: Instance,
+    chosen: Sequence[Contender],
+    blocks: Sequence[Block],
+    rounds: int,
+    measured: Measurements,
+) -> dict[str, str]:
+    """Every contender under every load, in turn. Returns who stopped answering, with the reason.
+
+    Raises NotStarted if that is Canopy or the yardstick.
     """
-    found: Found = {}
-    lost: dict[str, str] = {}
+    failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack, report.progress() as bar:
-        task = bar.add_task(
-            "starting the contenders", total=len(chosen) * (1 + rounds * len(questions))
-        )
+        steps = len(chosen) * (1 + rounds * len(blocks))
+        task = bar.add_task("starting", total=steps)
         started = []
         for contender in chosen:
             bar.update(task, description=f"starting {contender.name}")
-            started.append(stack.enter_context(running(contender, canopy.home / "logs")))
+            context = contenders.running(contender, canopy.home / "logs")
+            started.append(stack.enter_context(context))
             started[-1].measure(_WARM_UP)
             bar.advance(task)
         for number in range(rounds):
-            for question in questions:
-                for each in _rotated(started, number):
-                    name = each.contender.name
-                    bar.update(task, description=f"{name}, {question.in_flight} in flight")
-                    if name not in lost:
+            for block in blocks:
+                for running in _rotated(started, number):
+                    name = running.contender.name
+                    bar.update(task, description=f"{name}, {block.in_flight} in flight")
+                    if name not in failed:
                         try:
-                            found.setdefault((name, question.in_flight), []).append(
-                                _block(canopy, each, question)
-                            )
+                            one = _measure_block(canopy, running, block)
+                            measured.setdefault((name, block.in_flight), []).append(one)
                         except NotStarted as error:
-                            if each.contender.family in (contenders.CANOPY, contenders.BARE):
+                            if running.contender.family in (CANOPY, BARE):
                                 raise
-                            lost[name] = str(error)
+                            failed[name] = str(error)
                     bar.advance(task)
-    return {key: cells for key, cells in found.items() if key[0] not in lost}, lost
+    for name, in_flight in list(measured):
+        if name in failed:
+            del measured[name, in_flight]
+    return failed
 
 
-def _rotated(started: Sequence[Running], by: int) -> list[Running]:
-    """Another order each round: nobody always follows the same one."""
+def _rotated(started: Sequence[RunningContender], by: int) -> list[RunningContender]:
+    """Another order each round, so that nobody always follows the same one."""
     by %= len(started)
     return [*started[by:], *started[:by]]
 
 
-def _block(canopy: Instance, contender: Running, question: Question) -> Cell:
-    meter = cpu.Meter({**contender.pids, "broker": [canopy.pids()["broker"]]})
-    before = meter.read()
-    block = contender.measure(question)
-    return Cell(block.seconds, block.latencies_ms, cpu.spent(before, meter.read()))
+def _measure_block(canopy: Instance, running: RunningContender, block: Block) -> Measurement:
+    with cpu.measured({**running.pids, "broker": canopy.pids()["broker"]}) as usage:
+        result = running.measure(block)
+    return Measurement(result.seconds, result.latencies_ms, usage)

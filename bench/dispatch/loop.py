@@ -1,69 +1,70 @@
-"""A driver's side of the measurement: a closed loop, and the questions it is asked on standard input.
+"""A driver's side: a closed loop, and the blocks it is asked for on standard input.
 
-The standard library alone: drivers of other job queues run in an environment that has nothing of Canopy's.
+The standard library alone: drivers of other job queues run without Canopy's packages.
 """
 
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
 
 @dataclass(frozen=True)
-class Question:
-    """So many requests under way at any time, for so many seconds, and then to the last answer."""
+class Block:
+    """What to measure: so many requests in flight, for so many seconds."""
 
     in_flight: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Block:
-    """One closed loop, measured. `seconds`: from the first request to the last answer."""
+class Result:
+    """A measured block. `seconds`: from the first request to the last answer."""
 
     seconds: float
     latencies_ms: list[float]
 
 
-Ask = Callable[[], Awaitable[object]]
-
-
-async def closed(ask: Ask, question: Question) -> Block:
-    """As many lanes as requests are under way; each asks again when it has its answer. `ask` raises what went wrong."""
+async def run(request: Callable[[], Awaitable[object]], block: Block) -> Result:
+    """Each request in flight is replaced when it is answered. `request` raises what went wrong."""
     latencies: list[float] = []
     began = perf_counter()
-    until = began + question.seconds
+    deadline = began + block.seconds
 
     async def lane() -> None:
-        while (asked := perf_counter()) < until:
-            await ask()
-            latencies.append((perf_counter() - asked) * 1000)
+        sent = perf_counter()
+        while sent < deadline:
+            await request()
+            now = perf_counter()
+            latencies.append((now - sent) * 1000)
+            sent = now
 
     async with asyncio.TaskGroup() as lanes:
-        for _ in range(question.in_flight):
+        for _ in range(block.in_flight):
             lanes.create_task(lane())
-    return Block(perf_counter() - began, latencies)
+    return Result(perf_counter() - began, latencies)
 
 
-async def serve(ask: Ask, pids: Sequence[int] = ()) -> None:
-    """Says that it is ready, then answers questions until standard input ends. `pids`: of helpers it has started."""
-    await ask()
-    _say({"pids": list(pids)})
-    while line := await asyncio.to_thread(
-        sys.stdin.readline
-    ):  # beside the loop, which has heartbeats to send
-        _say(asdict(await closed(ask, Question(**json.loads(line)))))
+async def serve(request: Callable[[], Awaitable[object]]) -> None:
+    """Warms up, reports that it is ready, then measures blocks until standard input ends."""
+    await request()
+    _print({"ready": True})
+    while True:
+        line = await asyncio.to_thread(sys.stdin.readline)  # the loop has heartbeats to send
+        if not line:
+            return
+        _print(asdict(await run(request, Block(**json.loads(line)))))
 
 
-def serve_blocking(ask_one: Callable[[], object], measure: Callable[[Question], Block]) -> None:
-    """The same for a library that has its own loop or threads."""
-    ask_one()
-    _say({"pids": []})
+def serve_blocking(measure: Callable[[Block], Result]) -> None:
+    """The same for a library with a loop or threads of its own."""
+    measure(Block(1, 0))
+    _print({"ready": True})
     for line in sys.stdin:
-        _say(asdict(measure(Question(**json.loads(line)))))
+        _print(asdict(measure(Block(**json.loads(line)))))
 
 
-def _say(answer: object) -> None:
+def _print(answer: object) -> None:
     print(json.dumps(answer), flush=True)

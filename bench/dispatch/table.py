@@ -1,21 +1,21 @@
-"""What was found, as tables."""
+"""The results as tables. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from bench.dispatch.contenders import BARE, CANOPY, CELERY, DRAMATIQ, Contender
-from bench.report import Report, Rows
-from bench.stats import Summary, ratio_by_round
+from bench.report import Row, Table
+from bench.stats import Spread, ratio_by_round
 
 GROUPS = ("driver", "workers", "broker")
-_HOPS = 2  # the fewest that a tree with a root and nodes has: there the goals are set
-_POLICY = "hold-high"
+GOAL_HOPS = 2  # the fewest that a tree with a root and nodes has
+GOAL_NAME = f"{CANOPY} hold-high, {GOAL_HOPS} hops"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One block of one contender under one load. `cpu`: seconds by group of processes."""
+class Measurement:
+    """One block of one contender. `cpu`: processor seconds by group."""
 
     seconds: float
     latencies_ms: list[float]
@@ -23,189 +23,86 @@ class Cell:
 
     @property
     def rate(self) -> float:
-        """Jobs a second."""
         return len(self.latencies_ms) / self.seconds
 
-    @property
-    def cores(self) -> float:
-        """Cores kept busy, everybody together."""
-        return sum(self.cpu.values()) / self.seconds
-
-    def per_job(self, group: str) -> float:
-        """Milliseconds of processor time."""
+    def cpu_ms(self, group: str) -> float:
         return self.cpu[group] * 1000 / len(self.latencies_ms)
 
 
-Found = dict[tuple[str, int], list[Cell]]  # contender and requests under way -> a cell a round
+# (contender's name, requests in flight) -> a measurement per round
+Measurements = dict[tuple[str, int], list[Measurement]]
 
 
-def tell(result: Report, chosen: Sequence[Contender], found: Found) -> None:
-    """Adds the tables, the notes and, for machines, every round to the report."""
-    loads = list(dict.fromkeys(load for _, load in found))
-    result.tables += [_settings(chosen)]
-    result.tables += [_load(chosen, found, load) for load in loads]
-    result.tables += [
-        _processor(chosen, found, load) for load in loads if load > 1 or len(loads) == 1
-    ]
-    result.tables += [_goals(chosen, found, loads)]
-    result.facts["rounds"] = [
-        {
-            "contender": name,
-            "in_flight": load,
-            "jobs_per_second": [round(cell.rate, 1) for cell in cells],
-            "p50_ms": [round(median(cell.latencies_ms), 3) for cell in cells],
-            "cpu_ms_per_job": {
-                group: [round(cell.per_job(group), 4) for cell in cells] for group in GROUPS
-            },
-        }
-        for (name, load), cells in found.items()
-    ]
-    result.notes += [
-        "hops: queues that a job passes on its way down. Canopy's usual least is 2 (root, node); of 1 it is a root "
-        "that has the engine itself. The other job queues have 1 by nature and are compared with Canopy's 2.",
-        "jobs/s: median of the rounds. share: of bare AMQP's of as many hops, by round; of the peers' 1 hop, too.",
-        "Canopy and bare AMQP confirm every hop; FastStream confirms its publishes; Celery and dramatiq confirm "
-        "nothing unless told so: a job may be lost with the broker's connection and nobody told.",
-        "dramatiq has no results on RabbitMQ: a result backend of 4 lines publishes each to the driver's reply queue.",
-        "dramatiq's sending blocks, so at high loads its jobs are answered before so many are under way: read its "
-        "throughput there, not its latency.",
-        "bare AMQP is pika as it comes: a system call a frame and an acknowledgement a delivery. Canopy joins both, so "
-        "its broker works less a job, and at some loads the whole path does.",
-        "FastStream's broker.request has one request under way at a time, whatever is asked of it.",
-        "cores: kept busy by driver, workers and broker together. Where they are all the machine has, the processor is "
-        "the bound, and the throughput follows from the processor time a job.",
-    ]
-
-
-def _settings(chosen: Sequence[Contender]) -> Rows:
-    rows = [
-        (each.name, each.hops, len(each.workers) or each.hops, each.settings) for each in chosen
-    ]
-    return Rows("who is measured", ("contender", "hops", "processes", "settings"), rows)
-
-
-def _load(chosen: Sequence[Contender], found: Found, load: int) -> Rows:
-    rows = []
-    for each in chosen:
-        cells = found[each.name, load]
-        summary = Summary.of([cell.latencies_ms for cell in cells])
-        limit = found.get((_named(chosen, BARE, each.hops), load))
+def load_table(contenders: Sequence[Contender], measured: Measurements, in_flight: int) -> Table:
+    rows: list[Row] = []
+    for contender in contenders:
+        rounds = measured[contender.name, in_flight]
+        bare = measured.get((f"{BARE}, {contender.hops} hops", in_flight))
+        latencies = [latency for each in rounds for latency in each.latencies_ms]
+        cpu_ms = {group: median(each.cpu_ms(group) for each in rounds) for group in GROUPS}
         rows.append(
-            (
-                each.name,
-                round(median(cell.rate for cell in cells)),
-                by_round(_rate, cells, limit) if limit else None,
-                summary.p50,
-                summary.p95,
-                summary.p99,
-                by_round(_latency, cells, limit) if limit else None,
-                median(cell.cores for cell in cells),
-                summary.count,
-            )
+            {
+                "contender": contender.name,
+                "jobs/s": round(median(each.rate for each in rounds)),
+                "of bare": _ratio(_rate, rounds, bare),
+                **Spread.of(latencies).cells("ms", "p50", "p95", "p99"),
+                "x bare p50": _ratio(_latencies, rounds, bare),
+                **{f"{group} ms": milliseconds for group, milliseconds in cpu_ms.items()},
+                "cpu ms": sum(cpu_ms.values()),
+            }
         )
-    columns = (
-        "contender",
-        "jobs/s",
-        "share",
-        "p50 ms",
-        "p95 ms",
-        "p99 ms",
-        "x bare p50",
-        "cores",
-        "jobs",
-    )
-    return Rows(f"{load} in flight", columns, rows)
+    return Table(f"{in_flight} in flight; processor time is a job's", rows)
 
 
-def _processor(chosen: Sequence[Contender], found: Found, load: int) -> Rows:
-    rows = []
-    for each in chosen:
-        spent = [median(cell.per_job(group) for cell in found[each.name, load]) for group in GROUPS]
-        rows.append((each.name, *spent, sum(spent)))
-    return Rows(
-        f"processor time, ms a job, {load} in flight", ("contender", *GROUPS, "all"), rows, digits=3
-    )
-
-
-def _goals(chosen: Sequence[Contender], found: Found, loads: Sequence[int]) -> Rows:
-    """The goals, each against the best of its kind. What was not measured has no row."""
-    canopy = next(
-        (each.name for each in chosen if each.name.startswith(f"{CANOPY} {_POLICY}, {_HOPS}")), None
-    )
-    bare = _named(chosen, BARE, _HOPS)
-    rows: list[tuple[str, str, float, str]] = []
-    if canopy is None:
-        return Rows("goals", ("goal", "wanted", "found", "met"), rows)
-    for label, names, wanted in _rivals(chosen):
+def goal_table(contenders: Sequence[Contender], measured: Measurements) -> Table:
+    """Each goal against the best of its kind. What was not measured has no row."""
+    rows: list[Row] = []
+    bare = f"{BARE}, {GOAL_HOPS} hops"
+    loads = list(dict.fromkeys(in_flight for _, in_flight in measured))
+    if (GOAL_NAME, loads[0]) not in measured:
+        return Table("goals", rows)
+    ours = best_rates(measured, [GOAL_NAME], loads)
+    goals = {f"the best {CELERY}": 5.0, f"the best {DRAMATIQ}": 2.0, BARE: 0.5}
+    for rival, goal in goals.items():
+        names = [each.name for each in contenders if rival.endswith(each.family)]
+        if rival == BARE:
+            names = [name for name in names if name == bare]
         if names:
-            ratio = median(
-                a / b
-                for a, b in zip(
-                    _best(found, [canopy], loads), _best(found, names, loads), strict=True
-                )
-            )
-            rows.append(
-                (
-                    f"throughput, {_HOPS} hops, x {label}",
-                    f">= {wanted:g}",
-                    ratio,
-                    _met(ratio >= wanted),
-                )
-            )
-    if (bare, loads[0]) in found:
-        ratio = median(
-            a / b
-            for a, b in zip(_best(found, [canopy], loads), _best(found, [bare], loads), strict=True)
+            theirs = best_rates(measured, names, loads)
+            ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
+            rows.append(_goal(f"throughput / {rival}", f">= {goal:g}", ratio, ratio >= goal))
+    if (bare, 1) in measured:
+        ratio = ratio_by_round(
+            [each.latencies_ms for each in measured[GOAL_NAME, 1]],
+            [each.latencies_ms for each in measured[bare, 1]],
         )
-        rows.append(
-            (f"throughput, {_HOPS} hops, share of {BARE}", ">= 0.5", ratio, _met(ratio >= 0.5))
-        )
-    if (bare, 1) in found:
-        ratio = by_round(_latency, found[canopy, 1], found[bare, 1])
-        rows.append(
-            (f"p50, {_HOPS} hops, 1 in flight, x {BARE}", "<= 1.5", ratio, _met(ratio <= 1.5))
-        )
-    return Rows(
-        "goals (throughput: each one's best load)", ("goal", "wanted", "found", "met"), rows
-    )
+        rows.append(_goal(f"p50, 1 in flight / {BARE}", "<= 1.5", ratio, ratio <= 1.5))
+    return Table(f"goals of {GOAL_NAME} (throughput: each one's best load)", rows)
 
 
-def _rivals(chosen: Sequence[Contender]) -> list[tuple[str, list[str], float]]:
-    """Whom the goals name, who of them was measured, and how many times their throughput is wanted."""
-    celery = [each.name for each in chosen if each.family == CELERY]
-    dramatiq = [each.name for each in chosen if each.family == DRAMATIQ]
-    confirmed = [each.name for each in chosen if each.family == DRAMATIQ and each.confirmed]
-    return [
-        (f"the best {CELERY}", celery, 5.0),
-        (f"the best {DRAMATIQ}", dramatiq, 2.0),
-        (f"{DRAMATIQ} that confirms, too", confirmed, 2.0),
-    ]
-
-
-def by_round(
-    value: Callable[[Cell], Sequence[float]], cells: Sequence[Cell], limit: Sequence[Cell]
-) -> float:
-    """The median over the rounds of the ratio within a round."""
-    return ratio_by_round([value(cell) for cell in cells], [value(cell) for cell in limit])
-
-
-def _best(found: Found, names: Sequence[str], loads: Sequence[int]) -> list[float]:
+def best_rates(measured: Measurements, names: Sequence[str], loads: Sequence[int]) -> list[float]:
     """By round, the highest throughput of any of `names` under any load."""
-    series = [[cell.rate for cell in found[name, load]] for name in names for load in loads]
-    return [max(of_round) for of_round in zip(*series, strict=True)]
+    series = [[each.rate for each in measured[name, load]] for name in names for load in loads]
+    return [max(one_round) for one_round in zip(*series, strict=True)]
 
 
-def _rate(cell: Cell) -> list[float]:
-    return [cell.rate]
+def _goal(goal: str, target: str, ratio: float, met: bool) -> Row:
+    return {"goal": goal, "target": target, "measured": ratio, "met": "yes" if met else "no"}
 
 
-def _latency(cell: Cell) -> list[float]:
-    return cell.latencies_ms
+def _ratio(
+    value: Callable[[Measurement], Sequence[float]],
+    rounds: Sequence[Measurement],
+    bare: Sequence[Measurement] | None,
+) -> float | None:
+    if bare is None:
+        return None
+    return ratio_by_round([value(each) for each in rounds], [value(each) for each in bare])
 
 
-def _named(chosen: Sequence[Contender], family: str, hops: int) -> str:
-    return next((each.name for each in chosen if each.family == family and each.hops == hops), "")
+def _rate(measurement: Measurement) -> Sequence[float]:
+    return [measurement.rate]
 
 
-def _met(met: bool) -> str:
-    return "yes" if met else "no"
+def _latencies(measurement: Measurement) -> Sequence[float]:
+    return measurement.latencies_ms

@@ -1,5 +1,5 @@
-"""`bench engine`: the speed of an engine alone, beside what transformers does by itself and what the memory allows.
+"""`bench engine`: the speed of an engine alone, beside transformers and the memory's limit.
 
-The engine runs in this process, driven through its protocol (`worker.engines.base`): no broker, no node, no HTTP.
-`python -m bench.engine` is the same command where nothing but torch, transformers and a few small packages is there.
+The engine runs in this process, driven through its protocol (`worker.engines.base`): no broker,
+no node, no HTTP, unless `--system` puts those around it.
 """

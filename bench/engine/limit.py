@@ -1,7 +1,7 @@
-"""The memory's limit: a decoding step reads all weights once and every row's keys and values once.
+"""The memory's limit: a decoding step reads all weights, and every row's keys and values, once.
 
-No step is faster than its bytes over the device's bandwidth. What it computes is left out: with so few rows it hides
-behind the reading.
+No step is faster than its bytes over the device's bandwidth. Computation is left out: with so few
+rows it hides behind the reads.
 """
 
 import time
@@ -22,7 +22,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
+class StepReads:
     """What a step reads."""
 
     weights: int  # bytes
@@ -30,31 +30,27 @@ class Reads:
 
     def kv(self, rows: int, context: float) -> float:
         """Bytes of keys and values, for `rows` rows of `context` tokens each."""
-        kept = (
-            layer.bytes_per_token * min(context, layer.window or context) for layer in self.layers
-        )
-        return rows * sum(kept)
-
-    def step(self, rows: int, context: float) -> float:
-        """All bytes of a step."""
-        return self.weights + self.kv(rows, context)
+        total = 0.0
+        for layer in self.layers:
+            total += layer.bytes_per_token * min(context, layer.window or context)
+        return rows * total
 
     @property
     def bytes_per_token(self) -> int:
-        """What a token of one row takes while every layer keeps it."""
+        """Of one row, while every layer keeps the token."""
         return sum(layer.bytes_per_token for layer in self.layers)
 
 
-def reads(model: Any) -> Reads:
+def step_reads(model: Any) -> StepReads:
     """From the model's parameters and configuration.
 
-    The table of input embeddings is left out where it is not the output's, too: a step reads a row a token of it.
+    The input embeddings are left out unless they are the output's, too: a step reads a row each.
     """
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     table, output = model.get_input_embeddings(), model.get_output_embeddings()
     if output is not None and table.weight is not output.weight:
         weights -= table.weight.numel() * table.weight.element_size()
-    return Reads(weights, layers(model.config.get_text_config(), model.dtype.itemsize))
+    return StepReads(weights, layers(model.config.get_text_config(), model.dtype.itemsize))
 
 
 def layers(config: Any, itemsize: int) -> tuple[Layer, ...]:
@@ -62,18 +58,14 @@ def layers(config: Any, itemsize: int) -> tuple[Layer, ...]:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     window = getattr(config, "sliding_window", None)
-    if (
-        getattr(config, "use_sliding_window", True) is False
-    ):  # Qwen names a window that it does not use
+    if getattr(config, "use_sliding_window", True) is False:  # Qwen names one it does not use
         window = None
     kinds = getattr(config, "layer_types", None) or [None] * config.num_hidden_layers
-    return tuple(
-        Layer(2 * heads * size * itemsize, None if kind == "full_attention" else window)
-        for kind in kinds
-    )
+    per_token = 2 * heads * size * itemsize
+    return tuple(Layer(per_token, None if kind == "full_attention" else window) for kind in kinds)
 
 
-def bandwidth(device: Any) -> float:
+def bandwidth(device: str) -> float:
     """Bytes a second of a large copy within the device, read and written, median of several."""
     import torch
 
@@ -90,14 +82,10 @@ def bandwidth(device: Any) -> float:
 def _copy_seconds(target: Any, source: Any) -> float:
     import torch
 
-    if target.device.type != "cuda":
-        began = time.perf_counter()
-        target.copy_(source)
-        return time.perf_counter() - began
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    with torch.cuda.device(target.device):
-        begin.record()
-        target.copy_(source)
-        end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1000
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
+    began = time.perf_counter()
+    target.copy_(source)
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
+    return time.perf_counter() - began

@@ -1,6 +1,6 @@
-"""`python -m bench.engine.write SHAPE FOLDER`: a model with random weights as a folder, for what must read one.
+"""`python -m bench.engine.write SHAPE FOLDER`: a model with random weights as a folder.
 
-Nothing ends its answers. On a RAM disk (/dev/shm) reading it is quick.
+For what must read one, such as processes that divide a model. On /dev/shm reading is quick.
 """
 
 from pathlib import Path
@@ -24,15 +24,12 @@ def write(shape: str, folder: Path, device: str) -> None:
 def command(
     shape: Annotated[str, typer.Argument(help=f"{', '.join(shapes.SHAPES)}.")],
     folder: Annotated[Path, typer.Argument(help="Where to; new or empty.")],
-    device: Annotated[
-        str, typer.Option(help="Where the numbers are drawn: cuda is quick.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="Where the numbers are drawn.")] = "auto",
 ) -> None:
     """Write a model of a known shape, with random weights, as safetensors with its tokenizer."""
     if shape not in shapes.SHAPES:
-        raise typer.BadParameter(
-            f"{shape!r} is none of {', '.join(shapes.SHAPES)}", param_hint="SHAPE"
-        )
+        message = f"{shape!r} is none of {', '.join(shapes.SHAPES)}"
+        raise typer.BadParameter(message, param_hint="SHAPE")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise typer.BadParameter(f"{folder} is not an empty folder", param_hint="FOLDER")
     write(shape, folder, find_device(device))

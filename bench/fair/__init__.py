@@ -1,1 +1,1 @@
-"""What a user notices of another one who floods the service."""
+"""`bench fair`: what a user notices of another one who floods the service."""

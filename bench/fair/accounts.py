@@ -1,5 +1,6 @@
-"""`python -m bench.fair.accounts NAME=SHARE …`: makes users of an instance, with what they are entitled to beside each
-other, and prints an API key of each, a line each. `./canopy key create` makes keys of users that there are already.
+"""`python -m bench.fair.accounts NAME=SHARE …`: creates users of an instance; prints an API key each.
+
+`./canopy key create` creates keys of users that exist already, and none with a share.
 """
 
 import os
@@ -7,7 +8,7 @@ import sys
 
 
 def main(words: list[str]) -> None:
-    """Makes the users in the database of CANOPY_HOME, which `up` has prepared."""
+    """Creates the users in the database of CANOPY_HOME, which `up` has prepared."""
     import django
 
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "api.settings")

@@ -1,62 +1,51 @@
-"""What is measured: one user beside another's flood, and two floods beside each other. An instance for each."""
+"""What is measured: a light user beside a flood, and two floods beside each other.
+
+Each scenario has an instance of its own, with users of its own.
+"""
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from bench import cpu
-from bench.fair import service, users
-from bench.fair.asking import Question, Track
-from bench.fair.estimates import Estimate, estimates
-from bench.fair.users import Flood
+from bench import harness, streaming
+from bench.fair.users import Flood, ask_at_intervals
+from bench.harness import Instance
+from bench.streaming import StreamClient
 
 LIGHT, HEAVY = "light", "heavy"
-_CALM = 2.0  # seconds of two floods before their tokens are counted
+_PAUSE = (0.5, 1.0)  # seconds between two questions of the light user
+CAP = 6  # jobs of a user that run at once, in the scenario with a cap
+_WINDOW = 20.0  # seconds for which two floods are compared
+_SETTLE = 2.0  # seconds of two floods before their tokens are counted
 _WARM_UP = 5  # unmeasured questions
-_ONSET_SECONDS = 120.0  # no flood takes longer to be taken in, unless something is broken
+_ONSET_SECONDS = 120.0  # by then a flood is admitted, unless something is broken
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. `tokens`: of an answer, `token_delay` seconds each; `questions` of the light user with a
-    `pause` (from, to) between two; `flood`: requests of the heavy one in the service at any time; `cap`: jobs of one
-    user that run at once, where there is such a cap; `window`: seconds for which two floods are compared.
-    """
+    """The options of the command; see there."""
 
     nodes: int
     slots: int
     tokens: int
     token_delay: float
     questions: int
-    pause: tuple[float, float]
     flood: int
-    cap: int
-    window: float
     seed: int
 
     @property
     def service_seconds(self) -> float:
-        """How long an answer of the light user's length takes where nothing is waited for."""
+        """How long an answer of the light user takes when nothing delays it."""
         return self.tokens * self.token_delay
-
-    def up(self) -> list[str]:
-        """The options of `canopy up`."""
-        return [
-            "--nodes",
-            str(self.nodes),
-            "--slots",
-            str(self.slots),
-            "--token-delay",
-            str(self.token_delay),
-        ]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """The light user beside a flood. `capped`: with a cap a user; `flex`: the flood in class batch."""
+class BesideFlood:
+    """The light user's scenario. `capped`: with a cap a user; `flex`: the flood in class batch."""
 
     name: str
     policy: str = "hold-high"
@@ -66,48 +55,29 @@ class Beside:
 
 
 @dataclass
-class Found:
-    """What came of it, until `ended`. `onset`: what the light user asked while the flood's first requests were being
-    taken in, which took `onset_seconds`; `light`: after that. `least_waiting`: of the flood's requests, when the light
-    user asked; `root`: what the root says of its own estimates. Processor time by process: `onset_cpu` in seconds until
-    the flood was in; `cpu` in seconds a second after that.
+class LightResult:
+    """What came of it, until `ended`.
+
+    `onset`: the light user's requests while the first wave of the flood was being admitted, which
+    took `onset_seconds`; `light`: those after that. `least_waiting`: the fewest requests of the
+    flood that were waiting when the light user asked.
     """
 
-    scenario: Beside
-    light: list[Track]
+    scenario: BesideFlood
+    light: list[StreamClient]
     ended: float
-    flood: list[Track] = field(default_factory=list)
-    onset: list[Track] = field(default_factory=list)
+    flood: list[StreamClient] = field(default_factory=list)
+    onset: list[StreamClient] = field(default_factory=list)
     onset_seconds: float = 0.0
     least_waiting: int = 0
-    root: dict[str, float] = field(default_factory=dict)
-    onset_cpu: dict[str, float] = field(default_factory=dict)
-    cpu: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def firsts(self) -> list[float]:
-        """Seconds to the light user's first tokens."""
-        return self._firsts(self.light)
-
-    @property
-    def onset_firsts(self) -> list[float]:
-        """The same, of those that were asked at the onset."""
-        return self._firsts(self.onset)
-
-    def _firsts(self, tracks: list[Track]) -> list[float]:
-        """Who has none waited at least until the end."""
-        return [
-            (self.ended if track.first is None else track.first) - track.sent for track in tracks
-        ]
-
-    @property
-    def estimates(self) -> list[Estimate]:
-        """What the flood was told, against what came."""
-        return estimates(self.flood)
+    def ttfts(self, clients: list[StreamClient]) -> list[float]:
+        """Seconds to the first tokens; a request without one has waited until the end at least."""
+        return [(client.timeline.first or self.ended) - client.timeline.sent for client in clients]
 
 
 @dataclass(frozen=True)
-class Shares:
+class TwoFloods:
     """Two users who flood, with answers of these lengths and these shares."""
 
     name: str
@@ -116,91 +86,95 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharesResult:
     """Tokens and requests that each of the two got while both had work."""
 
-    scenario: Shares
-    tokens: tuple[int, int]
-    begun: tuple[int, int]
+    scenario: TwoFloods
+    tokens: tuple[int, ...]
+    begun: tuple[int, ...]
     least_waiting: int
 
 
-async def beside(scenario: Beside, settings: Settings) -> Found:
-    """Raises NotStarted, users.Refused, OSError, httpx.HTTPError."""
-    environment = _environment(settings.flood)
-    environment |= {"CANOPY_USER_JOBS": str(settings.cap)} if scenario.capped else {}
-    options = [*settings.up(), "--policy", scenario.policy]
-    async with service.running(options, environment, {LIGHT: 1.0, HEAVY: 1.0}) as canopy:
-        question = Question(canopy.keys[LIGHT], settings.tokens)
-        dice = random.Random(f"{settings.seed}/{LIGHT}")
-        ask = partial(users.now_and_then, canopy.port, question, settings.pause, dice)
-        await ask(lambda asked: asked < _WARM_UP)
+async def beside_flood(scenario: BesideFlood, settings: Settings) -> LightResult:
+    """Raises NotStarted, RequestFailed, OSError."""
+    cap = {"CANOPY_USER_JOBS": str(CAP)} if scenario.capped else {}
+    users = {LIGHT: 1.0, HEAVY: 1.0}
+    with _service(settings, scenario.policy, settings.flood, cap, users) as (canopy, keys):
+        question = streaming.chat(canopy.port, keys[LIGHT], canopy.model, settings.tokens)
+        rng = random.Random(f"{settings.seed}/{LIGHT}")
+        ask = partial(ask_at_intervals, canopy.port, question, _PAUSE, rng)
+        await ask(lambda sent: sent < _WARM_UP)
         if not scenario.flood:
-            light = await ask(lambda asked: asked < settings.questions)
-            return Found(scenario, light, time.perf_counter())
-        lengths = random.Random(f"{settings.seed}/{HEAVY}")
-        length = partial(_about, settings.tokens, lengths)
-        flood = Flood(canopy.port, canopy.keys[HEAVY], settings.flood, length, flex=scenario.flex)
+            light = await ask(lambda sent: sent < settings.questions)
+            return LightResult(scenario, light, time.perf_counter())
+        flood = _flood(canopy, keys[HEAVY], settings, flex=scenario.flex)
         waiting: list[int] = []
 
-        def more(asked: int) -> bool:
+        def at_onset(_sent: int) -> bool:
+            return not flood.admitted.is_set() and time.perf_counter() < began + _ONSET_SECONDS
+
+        def beside(sent: int) -> bool:
             waiting.append(flood.waiting)
-            return asked < settings.questions
+            return sent < settings.questions
 
-        meter = cpu.Meter(canopy.pids)
-        began, before = time.perf_counter(), meter.read()
+        began = time.perf_counter()
         async with flood.flowing():
-            onset = await ask(
-                lambda _asked: (
-                    not flood.taken_in.is_set() and time.perf_counter() < began + _ONSET_SECONDS
-                )
-            )
-            since, between = time.perf_counter(), meter.read()
-            light = await ask(more)
-            ended, after = time.perf_counter(), meter.read()
-            root = await canopy.root()
-        taken_in = max(track.accepted or ended for track in flood.tracks[: settings.flood])
-        return Found(
-            scenario, light, ended, flood.tracks, onset, taken_in - began, min(waiting), root,
-            onset_cpu=cpu.spent(before, between),
-            cpu={name: seconds / (ended - since) for name, seconds in cpu.spent(between, after).items()},
-        )  # fmt: skip
+            onset = await ask(at_onset)
+            light = await ask(beside)
+            ended = time.perf_counter()
+        first_wave = flood.clients[: settings.flood]
+        admitted = max(client.timeline.accepted or ended for client in first_wave)
+    return LightResult(scenario, light, ended, flood.clients, onset, admitted - began, min(waiting))
 
 
-async def shared(scenario: Shares, settings: Settings) -> Shared:
-    """Raises as `beside` does."""
-    names = ("one", "two")
+async def two_floods(scenario: TwoFloods, settings: Settings) -> SharesResult:
     size = max(settings.flood // 5, 4 * settings.nodes * settings.slots)
-    shares: Mapping[str, float] = dict(zip(names, scenario.shares, strict=True))
-    async with service.running(settings.up(), _environment(2 * size), shares) as canopy:
-        floods = [
-            Flood(canopy.port, canopy.keys[name], size, lambda tokens=tokens: tokens)  # type: ignore[misc]
-            for name, tokens in zip(names, scenario.tokens, strict=True)
-        ]
+    users = dict(zip(("one", "two"), scenario.shares, strict=True))
+    with _service(settings, "hold-high", 2 * size, {}, users) as (canopy, keys):
+        floods = []
+        for key, tokens in zip(keys.values(), scenario.tokens, strict=True):
+            request = streaming.chat(canopy.port, key, canopy.model, tokens)
+            floods.append(Flood(canopy.port, size, lambda request=request: request))  # type: ignore[misc]
         least = size
         async with floods[0].flowing(), floods[1].flowing():
             async with asyncio.timeout(_ONSET_SECONDS):
-                await asyncio.gather(*(flood.taken_in.wait() for flood in floods))
-            await asyncio.sleep(_CALM)
-            begin = time.perf_counter()
-            while (now := time.perf_counter()) < begin + settings.window:
+                await asyncio.gather(*(flood.admitted.wait() for flood in floods))
+            await asyncio.sleep(_SETTLE)
+            begin = now = time.perf_counter()
+            while now < begin + _WINDOW:
                 least = min(least, *(flood.waiting for flood in floods))
-                await asyncio.sleep(min(1.0, begin + settings.window - now))
-            end = time.perf_counter()
-    tokens, begun = (
-        [count(flood, begin, end) for flood in floods] for count in (Flood.tokens_between, _begun)
-    )
-    return Shared(scenario, (tokens[0], tokens[1]), (begun[0], begun[1]), least)
+                await asyncio.sleep(min(1.0, begin + _WINDOW - now))
+                now = time.perf_counter()
+    tokens_got = tuple(flood.tokens_within(begin, now) for flood in floods)
+    begun = tuple(flood.begun_within(begin, now) for flood in floods)
+    return SharesResult(scenario, tokens_got, begun, least)
 
 
-def _environment(jobs: int) -> dict[str, str]:
-    return {"CANOPY_BACKLOG": str(2 * jobs + 1000)}
+@contextlib.contextmanager
+def _service(
+    settings: Settings,
+    policy: str,
+    jobs: int,
+    environment: Mapping[str, str],
+    users: Mapping[str, float],
+) -> Iterator[tuple[Instance, dict[str, str]]]:
+    """An instance whose backlog holds so many jobs, and the API keys of its users by name."""
+    options = ["--engine", "echo", "--nodes", str(settings.nodes), "--slots", str(settings.slots)]
+    options += ["--token-delay", str(settings.token_delay), "--policy", policy]
+    backlog = {"CANOPY_BACKLOG": str(2 * jobs + 1000)}
+    with harness.running(*options, environment={**environment, **backlog}) as canopy:
+        words = [f"{name}={share}" for name, share in users.items()]
+        keys = canopy.run_module("bench.fair.accounts", *words).split()
+        yield canopy, dict(zip(users, keys, strict=True))
 
 
-def _about(tokens: int, dice: random.Random) -> int:
-    """Lengths differ, so that slots do not become free all at once."""
-    return dice.randint(max(1, tokens // 2), max(1, tokens * 3 // 2))
+def _flood(canopy: Instance, key: str, settings: Settings, *, flex: bool) -> Flood:
+    """Answers of different lengths, so that slots do not become free all at once."""
+    rng = random.Random(f"{settings.seed}/{HEAVY}")
+    fields = {"service_tier": "flex"} if flex else {}
 
+    def make_request() -> bytes:
+        tokens = rng.randint(max(1, settings.tokens // 2), max(1, settings.tokens * 3 // 2))
+        return streaming.chat(canopy.port, key, canopy.model, tokens, **fields)
 
-def _begun(flood: Flood, begin: float, end: float) -> int:
-    return sum(track.first is not None and begin <= track.first < end for track in flood.tracks)
+    return Flood(canopy.port, settings.flood, make_request)

@@ -1,134 +1,156 @@
-"""The two kinds of users: one asks now and then, the other has a thousand requests in the line at any time."""
+"""The two kinds of users: one asks now and then, the other keeps many requests in the queue."""
 
 import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from statistics import fmean
 
-from bench.fair.asking import Asking, Question, Track
+from bench.errors import RequestFailed
+from bench.report import Row
+from bench.streaming import StreamClient
 
-_CONNECTING = 64  # of the flood's connections, at the same time: the listener's own line is finite
+_CONNECTING = 64  # connections opened at a time: the listener's backlog is finite
 _PATIENCE = 30.0  # seconds after the last question for those that have not begun
 
-
-class Refused(Exception):
-    """The service refused a request; the text has its answer."""
+MakeRequest = Callable[[], bytes]
 
 
 class Flood:
-    """`size` requests at any time: each that ends is followed by another. `lengths()` gives the next one's tokens."""
+    """`size` requests at any time: each that ends is followed by another."""
 
-    def __init__(
-        self, port: int, key: str, size: int, lengths: Callable[[], int], *, flex: bool = False
-    ) -> None:
-        self.tracks: list[Track] = []
+    def __init__(self, port: int, size: int, make_request: MakeRequest) -> None:
+        self.clients: list[StreamClient] = []
         self.error = ""
-        self.taken_in = (
-            asyncio.Event()
-        )  # the service has accepted all that were sent at the beginning, or one failed
+        self.admitted = asyncio.Event()  # every request of the first wave, or one has failed
         self._port = port
-        self._key = key
         self._size = size
-        self._lengths = lengths
-        self._flex = flex
-        self._open: set[Asking] = set()
+        self._make_request = make_request
+        self._active: set[StreamClient] = set()
         self._connecting = asyncio.Semaphore(_CONNECTING)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._over = False
-        self._accepted_count = 0
+        self._closing = False
+        self._admitted_count = 0
 
     @property
     def waiting(self) -> int:
-        """Requests that have not begun."""
-        return sum(asking.track.first is None for asking in self._open)
+        return sum(client.timeline.first is None for client in self._active)
 
     @contextlib.asynccontextmanager
     async def flowing(self) -> AsyncIterator[None]:
-        """All requests are sent at once when the block begins, and given up when it ends. Raises Refused."""
+        """Sends all requests at once; gives them up at the end. Raises RequestFailed."""
         try:
             for _ in range(self._size):
-                self._ask_soon()
+                self._send_soon()
             yield
             if self.error:
-                raise Refused(f"a request of the flood failed: {self.error}")
+                raise RequestFailed(f"a request of the flood failed: {self.error}")
         finally:
-            self._over = True
+            self._closing = True
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            for asking in self._open:
-                asking.abort()
+            for client in self._active:
+                client.abort()
 
-    def tokens_between(self, begin: float, end: float) -> int:
-        """Tokens that came in that time."""
-        return sum(
-            count for track in self.tracks for at, count in track.tokens if begin <= at < end
-        )
+    def tokens_within(self, begin: float, end: float) -> int:
+        return sum(client.timeline.tokens_within(begin, end) for client in self.clients)
 
-    def _ask_soon(self) -> None:
-        task = asyncio.create_task(self._ask())
+    def begun_within(self, begin: float, end: float) -> int:
+        firsts = [client.timeline.first for client in self.clients]
+        return sum(first is not None and begin <= first < end for first in firsts)
+
+    def _send_soon(self) -> None:
+        task = asyncio.create_task(self._send())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self) -> None:
-        question = Question(self._key, self._lengths(), self._flex)
+    async def _send(self) -> None:
+        request = self._make_request()
         try:
             async with self._connecting:
-                asking = await Asking.start(self._port, question, self._ended, self._accepted)
+                client = await StreamClient.start(
+                    self._port, request, self._on_end, self._on_accept
+                )
         except OSError as error:
             self._fail(repr(error))
             return
-        self._open.add(asking)
-        self.tracks.append(asking.track)
+        self._active.add(client)
+        self.clients.append(client)
 
-    def _accepted(self) -> None:
-        self._accepted_count += 1
-        if self._accepted_count == self._size:
-            self.taken_in.set()
+    def _on_accept(self, _client: StreamClient) -> None:
+        self._admitted_count += 1
+        if self._admitted_count == self._size:
+            self.admitted.set()
+
+    def _on_end(self, client: StreamClient) -> None:
+        self._active.discard(client)
+        if client.timeline.error:
+            self._fail(client.timeline.error)
+        elif not self._closing and not self.error:
+            self._send_soon()
 
     def _fail(self, error: str) -> None:
         self.error = self.error or error
-        self.taken_in.set()
-
-    def _ended(self, asking: Asking) -> None:
-        self._open.discard(asking)
-        if asking.track.error:
-            self._fail(asking.track.error)
-        if not self._over and not self.error:
-            self._ask_soon()
+        self.admitted.set()
 
 
-async def now_and_then(
+async def ask_at_intervals(
     port: int,
-    question: Question,
+    request: bytes,
     pause: tuple[float, float],
-    dice: random.Random,
+    rng: random.Random,
     more: Callable[[int], bool],
-) -> list[Track]:
-    """Asks with random pauses, whether or not the former questions are answered, as long as there are to be `more` than
-    so many. Those that have not ended long after the last one are given up. Raises OSError, Refused.
-    """
-    left = asyncio.Event()
-    asked: list[Asking] = []
+) -> list[StreamClient]:
+    """Sends requests with random pauses, answered or not, while `more(how many were sent)`.
 
-    def ended(_asking: Asking) -> None:
-        left.set()
+    Those that have not ended long after the last one are given up. Raises OSError, RequestFailed.
+    """
+    ended = asyncio.Event()
+    clients: list[StreamClient] = []
+
+    def on_end(_client: StreamClient) -> None:
+        ended.set()
 
     try:
-        next_at = time.perf_counter()
-        while more(len(asked)):
-            asked.append(await Asking.start(port, question, ended))
-            next_at += dice.uniform(*pause)
-            await asyncio.sleep(max(0.0, next_at - time.perf_counter()))
+        due = time.perf_counter()
+        while more(len(clients)):
+            clients.append(await StreamClient.start(port, request, on_end))
+            due += rng.uniform(*pause)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                while any(each.track.ended is None and not each.track.error for each in asked):
-                    left.clear()
-                    await left.wait()
+                while any(_is_open(client) for client in clients):
+                    ended.clear()
+                    await ended.wait()
     finally:
-        for each in asked:
-            each.abort()
-    if errors := [each.track.error for each in asked if each.track.error]:
-        raise Refused(f"a question of the light user failed: {errors[0]}")
-    return [each.track for each in asked]
+        for client in clients:
+            client.abort()
+    for client in clients:
+        if client.timeline.error:
+            raise RequestFailed(f"a question of the light user failed: {client.timeline.error}")
+    return clients
+
+
+def _is_open(client: StreamClient) -> bool:
+    return client.timeline.ended is None and not client.timeline.error
+
+
+def estimate_row(clients: Sequence[StreamClient]) -> Row | None:
+    """How well the first estimate each reader got matched the wait from then on, in seconds.
+
+    Requests that have not begun are left out: their wait is not known. None without any.
+    """
+    errors, waits = [], []
+    for client in clients:
+        notice = next((n for n in client.notices if n.seconds is not None), None)
+        if notice is not None and notice.seconds is not None and client.timeline.times:
+            wait = client.timeline.times[0] - notice.at
+            waits.append(wait)
+            errors.append(notice.seconds - wait)
+    if not waits:
+        return None
+    mean_error = fmean(abs(error) for error in errors)
+    row = {"estimates": len(waits), "mean wait": fmean(waits), "mean error": mean_error}
+    return row | {"bias (> 0: too long)": fmean(errors)}

@@ -1,1 +1,1 @@
-"""`bench policy`: how long jobs wait under each dispatch rule, simulated, and measured on a real tree."""
+"""`bench policy`: how long jobs wait under each dispatch rule, simulated, or on a real tree."""

@@ -2,64 +2,35 @@
 
 import os
 from collections.abc import Collection
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from bench import instance, report
-from bench.policy import drawing, grid, measured, simulated
-from bench.policy.grid import Slowness
-from bench.policy.simulation.simulate import ARRIVALS, SERVICES, Plan
-from bench.policy.trace import BadTrace, Trace, read
+from bench import report
+from bench.policy import measured, simulated
+from bench.policy.simulation.laws import ARRIVALS, SERVICES
+from bench.policy.simulation.plan import Plan
 from bench.report import Report
 from topology.dispatch import POLICIES
-
-LAWS = ",".join(SERVICES)
-LOADS = "0.5,0.6,0.7,0.8,0.9,0.95"
-SIMULATED_JOBS, REAL_JOBS = 15_000, 2000
 
 
 def command(
     nodes: Annotated[int, typer.Option(min=1, help="Nodes below the root.")] = 7,
     fanout: Annotated[
-        int | None, typer.Option(min=0, help="Children a node at most; 0: all below the root.")
+        int, typer.Option(min=0, help="Children of a node at most; 0: all below the root.")
     ] = 2,
-    parents: Annotated[
-        str | None,
-        typer.Option(help="Another tree: n1=root,n2=n1,... instead of --nodes and --fanout."),
-    ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Slots a node.")] = 1,
+    slots: Annotated[int, typer.Option(min=1, help="Slots of a node.")] = 1,
     loads: Annotated[
         str, typer.Option(help="Shares of all slots that the jobs keep busy.")
-    ] = LOADS,
-    services: Annotated[
-        str, typer.Option(help=f"Laws of service: {', '.join(SERVICES)}, {grid.TRACE}.")
-    ] = LAWS,
-    arrivals: Annotated[
-        str, typer.Option(help=f"{', '.join(ARRIVALS)} or {grid.TRACE}.")
-    ] = "poisson",
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="CSV of requests, for the laws named trace."
-        ),
-    ] = None,
+    ] = "0.5,0.6,0.7,0.8,0.9,0.95",
+    services: Annotated[str, typer.Option(help="Laws of service.")] = ",".join(SERVICES),
+    arrivals: Annotated[str, typer.Option(help=f"{', '.join(ARRIVALS)}.")] = "poisson",
     jobs: Annotated[int | None, typer.Option("-n", "--jobs", min=100, help="Jobs a run.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-    service_seconds: Annotated[
-        float, typer.Option(min=0.001, help="Mean service; messages are slow beside it.")
-    ] = 1,
-    hop_ms: Annotated[float, typer.Option(min=0, help="A message from node to node.")] = 2.0,
-    report_ms: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Counters are told at most so often; default: as the policy asks."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Draw policy.png and policy.svg into DIR.")
-    ] = None,
+    hop_ms: Annotated[
+        float, typer.Option(min=0, help="A message from node to node; a service takes 1 s.")
+    ] = 2.0,
     processes: Annotated[
         int, typer.Option(min=1, help="Simulations at the same time.")
     ] = os.cpu_count() or 1,
@@ -74,74 +45,53 @@ def command(
     ] = 0.9,
     json_file: report.JsonOption = None,
 ) -> None:
-    """How long jobs wait under each dispatch rule: simulated, or with --real measured; beside one central queue."""
-    fanout = fanout or None
+    """How long jobs wait under each dispatch rule, beside one central queue."""
     if real:
-        asked = measured.Settings(
-            nodes=nodes, fanout=fanout, slots=slots, load=load, jobs=jobs or REAL_JOBS, tokens=tokens,
-            token_delay=token_delay, seed=seed, hop=hop_ms / 1000,
-        )  # fmt: skip
-        named = _named(policies, POLICIES, "--policies")
-        result = Report("policy-real", vars(asked) | {"policies": named})
-        good = measured.run(asked, named, result)
+        tree = measured.Settings(
+            nodes,
+            fanout or None,
+            slots,
+            load,
+            jobs or 2000,
+            tokens,
+            token_delay,
+            seed,
+            hop_ms / 1000,
+        )
+        names = _choose(policies, POLICIES, "--policies")
+        result = Report("policy-real", asdict(tree) | {"policies": names})
+        all_good = measured.run(tree, names, result)
         result.finish(json_file)
-        raise typer.Exit(0 if good else 1)
-    recorded = _read(trace)
+        raise typer.Exit(0 if all_good else 1)
     settings = simulated.Settings(
-        plan=_plan(nodes, fanout, parents, slots), loads=_numbers(loads), jobs=jobs or SIMULATED_JOBS, seed=seed,
-        laws=_named(services, (*SERVICES, grid.TRACE), "--services"),
-        arrivals=_named(arrivals, (*ARRIVALS, grid.TRACE), "--arrivals")[0],
-        slowness=Slowness(service_seconds, hop_ms / 1000, None if report_ms is None else report_ms / 1000),
-        processes=processes, trace=recorded,
-    )  # fmt: skip
-    result = Report("policy", _shown(settings, trace))
-    try:
-        simulated.run(settings, result, plot)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    except drawing.NotDrawn as error:
-        raise instance.NotStarted(f"no picture: {error}") from error
+        plan=Plan.of(nodes, fanout=fanout or None, slots=slots),
+        loads=_parse_loads(loads),
+        laws=_choose(services, SERVICES, "--services"),
+        arrivals=_choose(arrivals, ARRIVALS, "--arrivals")[0],
+        jobs=jobs or 15_000,
+        seed=seed,
+        hop=hop_ms / 1000,
+        processes=processes,
+    )
+    result = Report("policy", asdict(settings))
+    simulated.run(settings, result)
     result.finish(json_file)
 
 
-def _plan(nodes: int, fanout: int | None, parents: str | None, slots: int) -> Plan:
+def _parse_loads(text: str) -> list[float]:
     try:
-        if parents is None:
-            return Plan.of(nodes, fanout=fanout, slots=slots)
-        edges = [edge.partition("=") for edge in parents.split(",")]
-        return Plan({node.strip(): parent.strip() for node, _, parent in edges}, slots)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--parents") from error
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        found = [float(each) for each in text.split(",")]
+        loads = [float(word) for word in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--loads") from error
-    if not all(0 < each < 1 for each in found):
+    if not all(0 < load < 1 for load in loads):
         raise typer.BadParameter("a load is above 0 and below 1", param_hint="--loads")
-    return found
+    return loads
 
 
-def _named(text: str, known: Collection[str], option: str) -> list[str]:
-    found = [each.strip() for each in text.split(",")]
-    if unknown := [each for each in found if each not in known]:
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(known)}", param_hint=option)
-    return found
-
-
-def _read(trace: Path | None) -> Trace | None:
-    try:
-        return read(trace) if trace else None
-    except BadTrace as error:
-        raise typer.BadParameter(str(error), param_hint="--trace") from error
-
-
-def _shown(settings: simulated.Settings, trace: Path | None) -> dict[str, object]:
-    plan, late = settings.plan, settings.slowness
-    return {
-        "parents": dict(plan.parents), "slots": plan.slots, "loads": settings.loads, "laws": settings.laws,
-        "arrivals": settings.arrivals, "trace": trace and trace.name, "jobs": settings.jobs, "seed": settings.seed,
-        "service_seconds": late.service, "hop_seconds": late.hop, "report_seconds": late.report,
-    }  # fmt: skip
+def _choose(text: str, known: Collection[str], option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            message = f"{name!r} is none of {', '.join(known)}"
+            raise typer.BadParameter(message, param_hint=option)
+    return names

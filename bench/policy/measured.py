@@ -1,41 +1,38 @@
-"""The real tree: jobs at Poisson moments with drawn lengths, beside the simulated queues that get the very same jobs.
+"""The real tree: jobs at Poisson moments, beside simulated queues that get the very same jobs.
 
-The queues are simulated twice: with the service times that were measured, from each job's first frame to its last, so
-that only dispatch is judged; and with the nominal ones (tokens x delay), which no machine keeps.
+The queues are simulated with the measured service times, from each job's first frame to its last,
+so that only dispatch is judged; and with the nominal ones (tokens x delay), which no machine keeps.
 """
 
 import asyncio
-import os
 import random
-from collections import Counter, defaultdict
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from bench import cpu, instance, stats
-from bench.instance import Instance
-from bench.policy import generator
-from bench.policy.generator import Sample
-from bench.policy.grid import Slowness
-from bench.policy.simulation.simulate import (
-    CENTRAL,
-    WARM_UP,
-    Outcome,
-    Plan,
-    Spread,
-    Workload,
-    simulate,
-)
-from bench.report import Report, Rows, say
+from bench import harness
+from bench.dispatch.canopy_driver import connected, make_job
+from bench.harness import Instance
+from bench.policy.simulated import delays_of
+from bench.policy.simulation.laws import Workload
+from bench.policy.simulation.outcome import WARM_UP, Spread
+from bench.policy.simulation.plan import Plan
+from bench.policy.simulation.simulate import CENTRAL, simulate
+from bench.report import Report, Row, Table, say
+from bench.stats import percentile
+from broker.client import Client, NoTree, Unavailable
+from broker.wire import Failed, Start
 
 GOAL_MEAN, GOAL_P99 = 1.20, 1.5
-LATE = 0.1  # of a mean service: a generator that is late by more (p99) had no quiet machine
-_ROUNDS = 8  # jobs a slot that are run to learn how long a nominal second really takes
+LATE = 0.1  # of a mean service: a generator later than that (p99) had no quiet machine
+_GRACE_SECONDS = 120.0  # beyond the last arrival, for the jobs that wait then
+_QUESTION = "one two three four"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for."""
+    """The options of the command; see there."""
 
     nodes: int
     fanout: int | None
@@ -45,184 +42,146 @@ class Settings:
     tokens: int
     token_delay: float
     seed: int
-    hop: float
+    hop_seconds: float
 
     @property
     def plan(self) -> Plan:
-        """The tree, for the simulator."""
         return Plan.of(self.nodes, fanout=self.fanout, slots=self.slots)
 
-    def up(self, policy: str) -> list[str]:
-        """The options of `canopy up`."""
-        words = [
-            "--engine",
-            "echo",
-            "--nodes",
-            self.nodes,
-            "--slots",
-            self.slots,
-            "--token-delay",
-            self.token_delay,
-        ]
-        words += ["--fanout", self.fanout] if self.fanout else []
-        return [*map(str, words), "--policy", policy]
 
+@dataclass(slots=True)
+class Sample:
+    """One job, in seconds from the beginning. `due`: when it was to be sent."""
 
-@dataclass(frozen=True)
-class Run:
-    """What was measured under one policy. `cpu`: cores busy, by process."""
-
-    policy: str
-    samples: Sequence[Sample]
-    cpu: dict[str, float]
+    due: float
+    tokens: int
+    sent: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+    node: str = ""
+    failure: str = ""
 
     @property
     def service(self) -> float:
-        """Mean of the measured service times, in seconds."""
-        return fmean(sample.service for sample in self.samples)
+        """From its first frame to its last, as its reader saw them."""
+        return self.ended - self.started
 
-    def spread(self) -> Spread:
-        """Time in system, in measured mean service times, without the warm-up."""
-        counted = self.samples[int(len(self.samples) * WARM_UP) :]
-        return Spread.of([sample.in_system / self.service for sample in counted])
 
-    def waits(self) -> Spread:
-        """The same of the time until the first frame."""
-        counted = self.samples[int(len(self.samples) * WARM_UP) :]
-        return Spread.of([(sample.started - sample.sent) / self.service for sample in counted])
+def poisson(rate: float, lengths: Sequence[int], rng: random.Random) -> list[Sample]:
+    at = 0.0
+    samples = []
+    for tokens in lengths:
+        at += rng.expovariate(rate)
+        samples.append(Sample(at, tokens))
+    return samples
 
-    def workload(self, services: Sequence[float]) -> Workload:
-        """These arrivals with those services, in measured mean service times."""
-        unit = self.service
-        return Workload(
-            [sample.sent / unit for sample in self.samples],
-            [service / unit for service in services],
-        )
+
+def draw_lengths(mean: float, count: int, rng: random.Random) -> list[int]:
+    """Exponential, rounded to whole tokens and at least one."""
+    return [max(1, round(rng.expovariate(1 / mean))) for _ in range(count)]
+
+
+async def send_all(client: Client, model: str, samples: Sequence[Sample]) -> None:
+    """Sends every job in time and returns when all have ended. Raises TimeoutError."""
+    began = time.perf_counter()
+    limit = 2 * samples[-1].due + _GRACE_SECONDS
+    async with asyncio.timeout(limit), asyncio.TaskGroup() as tasks:
+        for sample in samples:
+            await asyncio.sleep(began + sample.due - time.perf_counter())
+            tasks.create_task(_send(client, model, sample, began))
+
+
+async def _send(client: Client, model: str, sample: Sample, began: float) -> None:
+    sample.sent = time.perf_counter() - began
+    try:
+        async for frame in await client.submit(make_job(model, sample.tokens, _QUESTION)):
+            if isinstance(frame, Start):
+                sample.started, sample.node = time.perf_counter() - began, frame.node
+            elif isinstance(frame, Failed):
+                sample.failure = frame.message
+    except (Unavailable, NoTree) as error:
+        sample.failure = repr(error)
+    sample.ended = time.perf_counter() - began
 
 
 def run(settings: Settings, policies: Sequence[str], result: Report) -> bool:
-    """Measures every policy on a tree of its own and fills the report; False if a job failed."""
-    good = True
+    """Measures every policy on a tree of its own, fills the report; False if a job failed."""
+    words = ["--engine", "echo", "--nodes", str(settings.nodes), "--slots", str(settings.slots)]
+    words += ["--token-delay", str(settings.token_delay)]
+    if settings.fanout:
+        words += ["--fanout", str(settings.fanout)]
+    all_good = True
     for policy in policies:
-        with instance.running(*settings.up(policy)) as canopy:
-            found = asyncio.run(_measure(canopy, settings, policy))
-        failures = [sample.failure for sample in found.samples if sample.failure]
+        with harness.running(*words, "--policy", policy) as canopy:
+            samples = asyncio.run(_measure(canopy, settings, policy))
+        failures = [sample.failure for sample in samples if sample.failure]
         if failures:
-            result.notes.append(
-                f"{policy}: {len(failures)} jobs FAILED, and nothing is told: {failures[0]}"
-            )
-            good = False
+            result.notes.append(f"{policy}: {len(failures)} jobs FAILED: {failures[0]}")
+            all_good = False
         else:
-            _tell(settings, found, result)
-    return good
+            fill(settings, policy, samples, result)
+    return all_good
 
 
-async def _measure(canopy: Instance, settings: Settings, policy: str) -> Run:
-    capacity = settings.plan.capacity
-    dice = random.Random(settings.seed)
-    async with generator.connected(canopy.amqp("api")) as client:
-        lengths = generator.tokens_drawn(settings.tokens, capacity * _ROUNDS, dice)
-        tried = await generator.keep_busy(client, canopy.model, capacity, lengths)
-        inflation = sum(each.service for each in tried) / (sum(lengths) * settings.token_delay)
-        say(f"{policy}: a nominal second of service takes {inflation:.3f} s with every slot busy")
-        lengths = generator.tokens_drawn(settings.tokens, settings.jobs, dice)
-        mean = fmean(lengths) * settings.token_delay * inflation
-        plan = generator.schedule(settings.load * capacity / mean, lengths, dice)
-        say(f"{policy}: {settings.jobs} jobs of {mean:.3f} s in {plan[-1].at:.0f} s")
-        meter = cpu.Meter(
-            {**{name: [pid] for name, pid in canopy.pids().items()}, "bench": [os.getpid()]}
-        )
-        before = meter.read()
-        samples = await generator.send_all(client, canopy.model, plan)
-        spent = cpu.spent(before, meter.read())
-    took = max(sample.ended for sample in samples)
-    return Run(policy, samples, {name: seconds / took for name, seconds in spent.items()})
+async def _measure(canopy: Instance, settings: Settings, policy: str) -> list[Sample]:
+    rng = random.Random(settings.seed)
+    lengths = draw_lengths(settings.tokens, settings.jobs, rng)
+    mean = fmean(lengths) * settings.token_delay
+    samples = poisson(settings.load * settings.plan.capacity / mean, lengths, rng)
+    say(f"{policy}: {settings.jobs} jobs of {mean:.3f} s in {samples[-1].due:.0f} s")
+    async with connected(canopy.amqp("api")) as client:
+        await send_all(client, canopy.model, samples)
+    return samples
 
 
-def _tell(settings: Settings, run: Run, result: Report) -> None:
-    nominal = [sample.planned.tokens * settings.token_delay for sample in run.samples]
-    real = run.workload([sample.service for sample in run.samples])
-    ideal = run.workload(nominal)
-    delays = Slowness(run.service, settings.hop).of(run.policy)
-    best = simulate(CENTRAL, settings.plan, real)
-    alike = simulate(run.policy, settings.plan, real, delays=delays)
-    least = Spread.of(best.times_in_system())
-    rows = [
-        _row(f"{run.policy}, measured", run.spread(), run.waits(), least, run.service),
-        _simulated(f"{run.policy}, simulated", alike, least, run.service),
-        _simulated(f"{CENTRAL}, simulated", best, least, run.service),
-        _simulated(
-            f"{CENTRAL}, nominal service",
-            simulate(CENTRAL, settings.plan, ideal),
-            least,
-            run.service,
-        ),
-    ]
-    columns = (
-        "",
-        "mean",
-        "p50",
-        "p95",
-        "p99",
-        "wait",
-        "mean ms",
-        f"mean / {CENTRAL}",
-        f"p99 / {CENTRAL}",
-    )
-    title = f"{run.policy}: time in system, in measured mean service times; load {best.utilisation():.3f}"
-    result.tables += [Rows(title, columns, rows), _nodes(run)]
-    mean, p99 = run.spread().mean / least.mean, run.spread().p99 / least.p99
+def fill(settings: Settings, policy: str, samples: Sequence[Sample], result: Report) -> None:
+    """Adds the policy's table, verdict and facts. The unit is the measured mean service."""
+    unit = fmean(sample.service for sample in samples)
+    nominal = [sample.tokens * settings.token_delay for sample in samples]
+    arrivals = [sample.sent / unit for sample in samples]
+    real = Workload(arrivals, [sample.service / unit for sample in samples])
+    ideal = Workload(arrivals, [service / unit for service in nominal])
+    delays = delays_of(policy, settings.hop_seconds / unit, unit)
+    counted = samples[int(len(samples) * WARM_UP) :]
+    measured = Spread.of([(sample.ended - sample.sent) / unit for sample in counted])
+    central = simulate(CENTRAL, settings.plan, real)
+    least = Spread.of(central.times_in_system())
+    simulated = simulate(policy, settings.plan, real, delays=delays)
+    ideal_central = simulate(CENTRAL, settings.plan, ideal)
+    spreads = {
+        f"{policy}, measured": measured,
+        f"{policy}, simulated": Spread.of(simulated.times_in_system()),
+        f"{CENTRAL}, simulated": least,
+        f"{CENTRAL}, nominal service": Spread.of(ideal_central.times_in_system()),
+    }
+    rows: list[Row] = []
+    for name, spread in spreads.items():
+        ratios = {
+            "mean ms": spread.mean * unit * 1000,
+            f"mean / {CENTRAL}": spread.mean / least.mean,
+            f"p99 / {CENTRAL}": spread.p99 / least.p99,
+        }
+        rows.append({"": name, **asdict(spread), **ratios})
+    title = f"{policy}: time in system, in mean services; load {central.utilisation():.3f}"
+    result.tables.append(Table(title, rows))
+    mean, p99 = measured.mean / least.mean, measured.p99 / least.p99
     met = mean <= GOAL_MEAN and p99 <= GOAL_P99
-    late = [sample.late * 1000 for sample in run.samples]
-    inflation = run.service / fmean(nominal)
-    result.facts[run.policy] = {
-        "mean_ratio": mean, "p99_ratio": p99, "met": met, "service_seconds": run.service, "inflation": inflation,
-        "utilisation": best.utilisation(), "late_ms_p99": stats.percentile(late, 99), "cores": run.cpu,
-        "jobs": [(each.sent, each.planned.tokens, each.started, each.ended, each.node) for each in run.samples],
-    }  # fmt: skip
+    verdict = "met" if met else "MISSED"
+    late = percentile([sample.sent - sample.due for sample in samples], 99)
+    result.facts[policy] = {
+        "mean_ratio": mean,
+        "p99_ratio": p99,
+        "met": met,
+        "service_seconds": unit,
+        "inflation": unit / fmean(nominal),
+        "late_seconds_p99": late,
+        "jobs": [asdict(sample) for sample in samples],
+    }
     result.notes += [
-        f"{run.policy}, measured / {CENTRAL}: mean {mean:.3f} (goal: at most {GOAL_MEAN}), p99 {p99:.3f} (at most "
-        f"{GOAL_P99}): " + ("met" if met else "MISSED"),
-        f"service: {run.service * 1000:.1f} ms measured, {fmean(nominal) * 1000:.1f} ms nominal: {inflation:.3f} times",
-        f"the generator was late by {stats.percentile(late, 50):.1f} ms (p50), {stats.percentile(late, 99):.1f} ms "
-        f"(p99), {max(late):.1f} ms at most; cores busy: "
-        + ", ".join(f"{name} {cores:.2f}" for name, cores in run.cpu.items()),
+        f"{policy}, measured / {CENTRAL}: mean {mean:.3f} (goal: at most {GOAL_MEAN}), p99 "
+        f"{p99:.3f} (at most {GOAL_P99}): {verdict}",
+        f"service: {unit * 1000:.1f} ms measured, {unit / fmean(nominal):.3f} times the nominal "
+        f"one; the generator was late by {late * 1000:.1f} ms (p99)",
     ]
-    if stats.percentile(late, 99) > LATE * run.service * 1000:
-        result.notes.append(
-            f"{run.policy}: the machine was too busy with other things for these figures to count"
-        )
-
-
-def _simulated(
-    name: str, outcome: Outcome, least: Spread, service: float
-) -> tuple[str | float, ...]:
-    return _row(
-        name, Spread.of(outcome.times_in_system()), Spread.of(outcome.waiting_times()), least, service
-    )  # fmt: skip
-
-
-def _row(
-    name: str, spread: Spread, waits: Spread, least: Spread, service: float
-) -> tuple[str | float, ...]:
-    ratios = (spread.mean / least.mean, spread.p99 / least.p99)
-    return (
-        name,
-        spread.mean,
-        spread.p50,
-        spread.p95,
-        spread.p99,
-        waits.mean,
-        spread.mean * service * 1000,
-        *ratios,
-    )
-
-
-def _nodes(run: Run) -> Rows:
-    took = max(sample.ended for sample in run.samples)
-    count = Counter(sample.node for sample in run.samples)
-    busy: defaultdict[str, float] = defaultdict(float)
-    for sample in run.samples:
-        busy[sample.node] += sample.service
-    rows = [(node, count[node], busy[node] / took) for node in sorted(count)]
-    return Rows(f"{run.policy}: who ran them", ("node", "jobs", "busy"), rows)
+    if late > LATE * unit:
+        result.notes.append(f"{policy}: the machine was too busy for these figures to count")

@@ -3,7 +3,7 @@
 import asyncio
 
 from api.health.probe import Probe
-from bench.proxy import Proxy
+from tests.proxy import Proxy
 from broker.client import Client
 from cli.rabbitmq import Broker
 

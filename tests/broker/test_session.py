@@ -8,7 +8,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from bench.proxy import Proxy
+from tests.proxy import Proxy
 from broker import amqp
 from broker.amqp import AmqpSession
 from broker.errors import AccessRefused, BrokerError, ConnectionLost

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from bench.proxy import Proxy
+from tests.proxy import Proxy
 from broker.client import Client
 from cli.rabbitmq import Broker
 from tests.faults.conftest import Grow, Join, Open

@@ -1,19 +1,26 @@
-"""The chaos run's pure parts: schedule, ledger, tables; and its users, on scripted answers."""
+"""The chaos run's pure parts: schedule, ledger, tables, growth; and its users on scripted answers."""
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bench.chaos import rest, schedule, table
-from bench.chaos.schedule import FAR, KINDS, Fault, Happened, Tree
-from bench.load.http import Service
-from bench.load.ledger import Death, Ending, Ledger, Request, judge, numbered_words
-from bench.load.users import User
+from bench.chaos import growth, schedule, tables
+from bench.chaos.faults import Incident, unrest
+from bench.chaos.growth import MEASURES, Life, Point
+from bench.chaos.ledger import ApiDeath, Ending, Ledger, Request, compare, numbered_words
+from bench.chaos.schedule import KINDS, Fault, Tree
+from bench.chaos.service import Service
+from bench.chaos.users import User
+from bench.report import Table
+from cli.processes import ProcessRecord
 
 TREE = Tree.of(7, 2)
 EXPECTED = numbered_words("t", 12)
@@ -22,16 +29,8 @@ EXPECTED = numbered_words("t", 12)
 # ---- the schedule
 
 
-def make(seed: int, **changed: Any) -> list[Fault]:
-    settings = {
-        "seconds": 600.0,
-        "per_minute": 3.0,
-        "nodes": 7,
-        "fanout": 2,
-        "kinds": list(KINDS),
-        **changed,
-    }
-    return schedule.make(seed, **settings)
+def make(seed: int, seconds: float = 600.0, kinds: Sequence[str] = tuple(KINDS)) -> list[Fault]:
+    return schedule.make(seed, seconds, 3.0, TREE, kinds)
 
 
 def test_a_seed_repeats_its_faults_and_another_seed_does_not() -> None:
@@ -58,15 +57,13 @@ def test_faults_hit_what_their_kind_says(seed: int) -> None:
                 assert fault.target in ("n4", "n5", "n6", "n7")
             case [_, "inner"]:
                 assert fault.target in ("n1", "n2", "n3")
-            case [_, "node"]:
-                assert fault.target in FAR
             case ["attach"]:
-                assert fault.target not in TREE.line(fault.parent)
+                assert fault.target not in TREE.path_to_root(fault.parent)
                 assert fault.parent != TREE.parents[fault.target]
 
 
 def test_only_the_kinds_asked_for() -> None:
-    assert {fault.kind for fault in make(1, kinds=["drain", "alarm"])} == {"drain", "alarm"}
+    assert {fault.kind for fault in make(1, kinds=["drain", "attach"])} == {"drain", "attach"}
 
 
 def test_a_short_run_has_a_fault() -> None:
@@ -77,7 +74,7 @@ def test_a_short_run_has_a_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("got", "whole", "ending"),
+    ("text", "complete", "ending"),
     [
         (EXPECTED, True, None),
         ("", False, None),
@@ -91,14 +88,14 @@ def test_a_short_run_has_a_fault() -> None:
     ],
 )
 def test_a_text_is_right_or_says_what_is_wrong(
-    got: str, whole: bool, ending: Ending | None
+    text: str, complete: bool, ending: Ending | None
 ) -> None:
-    assert judge(EXPECTED, got, whole=whole) is ending
+    assert compare(EXPECTED, text, complete=complete) is ending
 
 
 def test_a_right_text_with_a_wrong_count_is_wrong() -> None:
-    assert judge(EXPECTED, EXPECTED, 12) is None
-    assert judge(EXPECTED, EXPECTED, 13) is Ending.MISCOUNTED
+    assert compare(EXPECTED, EXPECTED, 12) is None
+    assert compare(EXPECTED, EXPECTED, 13) is Ending.MISCOUNTED
 
 
 # ---- the ledger
@@ -107,7 +104,7 @@ def test_a_right_text_with_a_wrong_count_is_wrong() -> None:
 def test_a_silence_is_noted_and_belongs_to_the_time_in_which_it_began() -> None:
     request = Request("stream", EXPECTED, 0.0)
     for at in (1.0, 1.1, 4.1, 4.2, 4.7):
-        request.heard(at)
+        request.receive(at, "")
     assert request.silences == [(1.1, 4.1), (4.2, 4.7)]
     assert request.longest_silence(1.2, 2.0) == pytest.approx(3.0)
     assert request.longest_silence(2.0, 4.0) == 0.0
@@ -116,7 +113,7 @@ def test_a_silence_is_noted_and_belongs_to_the_time_in_which_it_began() -> None:
 
 def test_a_lost_stream_was_silent_until_it_was_given_up() -> None:
     request = Request("stream", EXPECTED, 0.0)
-    request.heard(1.0)
+    request.receive(1.0, "")
     request.end(9.0, Ending.LOST)
     assert request.longest_silence(0.0, 9.0) == 8.0
 
@@ -126,20 +123,20 @@ def test_a_lost_stream_was_silent_until_it_was_given_up() -> None:
     [
         (None, [], 10.5, Ending.REFUSED),  # a kept-open connection was being closed
         (None, [], 15.0, Ending.LOST),
-        (None, [Death(12.0)], 15.0, Ending.REFUSED),
+        (None, [ApiDeath(12.0)], 15.0, Ending.REFUSED),
         (11.0, [], 15.0, Ending.LOST),
-        (11.0, [Death(12.0, 13.0)], 15.0, Ending.BROKEN),
-        (11.0, [Death(9.0)], 15.0, Ending.BROKEN),  # it was leaving when it took the request
+        (11.0, [ApiDeath(12.0, 13.0)], 15.0, Ending.BROKEN),
+        (11.0, [ApiDeath(9.0)], 15.0, Ending.BROKEN),  # it was leaving when it took the request
         (
             11.0,
-            [Death(8.0, 9.0), Death(16.0)],
+            [ApiDeath(8.0, 9.0), ApiDeath(16.0)],
             15.0,
             Ending.LOST,
         ),  # other requests' deaths are no excuse
     ],
 )
 def test_a_broken_connection_is_excused_by_the_death_of_the_api_alone(
-    accepted: float | None, deaths: list[Death], broke_at: float, ending: Ending
+    accepted: float | None, deaths: list[ApiDeath], broke_at: float, ending: Ending
 ) -> None:
     ledger = Ledger(api_deaths=deaths)
     request = ledger.open("stream", EXPECTED, 10.0)
@@ -156,8 +153,8 @@ def test_what_never_ended_is_a_failure() -> None:
 def test_reasons_are_counted_without_what_makes_them_differ() -> None:
     ledger = Ledger()
     for reason in ("503: job 0123456789abcdef01 of 1.25 s", "503: job fedcba98765432100f of 3.5 s"):
-        ledger.turn_away(reason)
-    assert table.refusals(ledger).rows == [("503: job … of … s", 2)]
+        ledger.refuse(reason)
+    assert dict(ledger.refusals) == {"503: job … of … s": 2}
 
 
 # ---- the tables
@@ -170,8 +167,8 @@ def ended(ledger: Ledger, accepted: float, at: float, ending: Ending) -> Request
     return request
 
 
-def column(rows: Any, name: str) -> list[Any]:
-    return [record[name] for record in rows.as_records()]
+def column(table: Table, name: str) -> list[Any]:
+    return [row[name] for row in table.rows]
 
 
 def test_a_request_counts_with_each_fault_it_lived_through_and_once_in_all() -> None:
@@ -179,11 +176,11 @@ def test_a_request_counts_with_each_fault_it_lived_through_and_once_in_all() -> 
     ended(ledger, 0.0, 10.0, Ending.ANSWERED).silences.append((2.0, 5.0))
     ended(ledger, 0.0, 4.0, Ending.LOST)
     ended(ledger, 20.0, 21.0, Ending.ANSWERED)
-    happened = [
-        Happened(Fault(2, "kill leaf", "n4"), 2.0, 3.0),
-        Happened(Fault(6, "drain", "n5"), 6.0, 8.0),
+    incidents = [
+        Incident(Fault(2, "kill leaf", "n4"), 2.0, 3.0),
+        Incident(Fault(6, "drain", "n5"), 6.0, 8.0),
     ]
-    rows = table.by_fault(ledger, happened)
+    rows = tables.by_fault(ledger, incidents)
     assert column(rows, "fault") == ["kill leaf", "drain", "the whole run"]
     assert column(rows, "accepted") == [2, 1, 3]
     assert column(rows, "answered") == [1, 1, 2]
@@ -194,8 +191,8 @@ def test_a_request_counts_with_each_fault_it_lived_through_and_once_in_all() -> 
 def test_a_fault_that_could_not_be_made_touched_nobody() -> None:
     ledger = Ledger()
     ended(ledger, 0.0, 10.0, Ending.ANSWERED)
-    rows = table.by_fault(
-        ledger, [Happened(Fault(2, "attach", "n4"), 2.0, 3.0, "no such node", made=False)]
+    rows = tables.by_fault(
+        ledger, [Incident(Fault(2, "attach", "n4"), 2.0, 3.0, "no such node", injected=False)]
     )
     assert column(rows, "times") == [0, 0]
     assert column(rows, "accepted") == [0, 1]
@@ -204,14 +201,13 @@ def test_a_fault_that_could_not_be_made_touched_nobody() -> None:
 def test_a_refused_request_was_not_accepted() -> None:
     ledger = Ledger()
     ledger.open("stream", EXPECTED, 0.0).end(0.1, Ending.REFUSED, "503")
-    assert column(table.by_fault(ledger, []), "accepted") == [0]
-    assert column(table.by_user(ledger), "refused") == [1]
+    assert column(tables.by_fault(ledger, []), "accepted") == [0]
 
 
 def test_a_failure_says_when_what_and_what_went_on() -> None:
     ledger = Ledger()
     ended(ledger, 1.0, 4.0, Ending.LOST).ids.append("abc")
-    (line,) = table.failures(ledger, [Happened(Fault(2, "kill leaf", "n4"), 2.0, 3.0)], start=0.0)
+    (line,) = tables.failures(ledger, [Incident(Fault(2, "kill leaf", "n4"), 2.0, 3.0)], start=0.0)
     assert line == "lost: stream abc, 1.0-4.0 s, 0 of 12 words, because [kill leaf n4]"
 
 
@@ -223,26 +219,67 @@ def seen(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "queues", "found"),
+    ("nodes", "queues", "problems"),
     [
-        (
-            [seen()],
-            [{"name": "canopy.node.n1", "messages": 0}, {"name": "canopy.watch.x", "messages": 3}],
-            [],
-        ),
-        ([], [], ["n1 is not in the tree"]),
-        ([seen(state="down", detail="gone")], [], ["n1 is down: gone"]),
-        ([seen(running=1)], [], ["n1 has 1 running and 0 queued"]),
-        ([seen()], [{"name": "canopy.dead", "messages": 1}], ["canopy.dead holds 1 messages"]),
-        (
-            [seen()],
-            [{"name": "canopy.node.n1", "messages": 2}],
-            ["canopy.node.n1 holds 2 messages"],
-        ),
+        ([seen()], {"canopy.node.n1": 0, "canopy.watch.x": 3}, []),
+        ([], {}, ["n1 is not in the tree"]),
+        ([seen(state="down", detail="gone")], {}, ["n1 is down: gone"]),
+        ([seen(running=1)], {}, ["n1 has 1 running and 0 queued"]),
+        ([seen()], {"canopy.dead": 1}, ["canopy.dead holds 1 messages"]),
+        ([seen()], {"canopy.node.n1": 2}, ["canopy.node.n1 holds 2 messages"]),
     ],
 )
-def test_what_is_not_at_rest_is_said(nodes: list[Any], queues: list[Any], found: list[str]) -> None:
-    assert rest.unrest({"nodes": nodes}, queues, ["n1"]) == found
+def test_what_is_not_at_rest_is_said(
+    nodes: list[Any], queues: dict[str, int], problems: list[str]
+) -> None:
+    listed = [{"name": name, "messages": count} for name, count in queues.items()]
+    assert unrest([seen(name="root"), *nodes], listed, Tree({"n1": "root"})) == problems
+
+
+# ---- growth
+
+
+def line(level: float, per_hour: float, seconds: int = 600, begin: float = 0.0) -> list[Point]:
+    return [(begin + at, level + per_hour * at / 3600) for at in range(0, seconds, 5)]
+
+
+@given(st.floats(-100, 100), st.floats(-1000, 1000))
+def test_a_straight_line_has_its_slope(level: float, per_hour: float) -> None:
+    assert growth.slope([line(level, per_hour)]) == pytest.approx(per_hour, rel=1e-6, abs=1e-6)
+
+
+def test_lives_at_different_levels_share_a_slope_and_a_restart_is_no_growth() -> None:
+    flat = [line(100, 0), line(50, 0, begin=600), line(20, 0, begin=1200)]
+    assert growth.slope(flat) == pytest.approx(0)
+    assert growth.slope([line(100, 6), line(10, 6, begin=600)]) == pytest.approx(6)
+    assert growth.slope([[], [(1.0, 5.0)]]) is None
+
+
+def life(name: str, points: list[Point]) -> Life:
+    return Life(name, 1, dict.fromkeys(MEASURES, points))
+
+
+def test_short_lives_are_left_out_and_nodes_are_one_kind() -> None:
+    lives = [life("n1", line(10, 6)), life("n2", line(30, 6)), life("root", line(5, 0))]
+    rows = growth.table([*lives, life("n2", line(0, 900, seconds=100))], 3600).rows
+    slopes = {(row["process"], row["measure"]): row["slope per hour"] for row in rows}
+    assert slopes["node", MEASURES[0]] == pytest.approx(6)
+    assert slopes["root", MEASURES[0]] == pytest.approx(0)
+
+
+def test_the_beginning_and_the_last_sample_of_a_life_are_left_out() -> None:
+    growing_up = [(float(at), min(at, 60) * 10.0) for at in range(0, 600, 5)]
+    row = growth.table([life("api", [*growing_up, (600.0, 3.0)])], 3600).rows[0]
+    assert row["slope per hour"] == pytest.approx(0)
+    assert row["mean"] == 600
+
+
+def test_a_process_is_measured_and_one_that_is_gone_is_not() -> None:
+    me = ProcessRecord.of("me", os.getpid())
+    values = growth.read_process(me)
+    assert values.keys() == set(MEASURES)
+    assert all(value > 0 for value in values.values())
+    assert growth.read_process(ProcessRecord("stranger", os.getpid(), me.started - 60)) == {}
 
 
 # ---- users, on scripted answers
@@ -295,11 +332,11 @@ async def asked_by(
     async with httpx.AsyncClient(
         transport=httpx.MockTransport(answer), base_url="http://canopy"
     ) as client:
-        user = User(number, Service("echo", client, client), ledger, random.Random(0))
+        user = User(number, Service("echo", client), ledger, random.Random(0))
         request = ledger.open(user.kind, EXPECTED, asyncio.get_running_loop().time())
         if api_died:
-            ledger.api_deaths.append(Death(request.began))
-        await user.see_to_its_end(request)
+            ledger.api_deaths.append(ApiDeath(request.began))
+        await user.ask(request)
     assert next(script, None) is None
     return request
 
@@ -318,7 +355,7 @@ def stream(*pieces: bytes | Exception) -> httpx.Response:
         ),
         ([delta(EXPECTED[:HALF]), USAGE, DONE], Ending.MISSING),
         ([delta(EXPECTED), delta(" t.11"), USAGE, DONE], Ending.REPEATED),
-        ([delta(EXPECTED), event({"error": {"message": "given up"}})], Ending.TOLD),
+        ([delta(EXPECTED), event({"error": {"message": "given up"}})], Ending.ERROR),
         ([delta("t.0 t.0"), event({"error": {"message": "given up"}})], Ending.REPEATED),
         ([delta(EXPECTED)], Ending.LOST),
         ([delta(EXPECTED[:HALF]), GONE], Ending.LOST),
@@ -348,16 +385,16 @@ async def test_wrong_text_is_not_excused_by_the_death_of_the_api() -> None:
     [
         (503, {"Retry-After": "0"}, Ending.REFUSED),
         (429, {"Retry-After": "0"}, Ending.REFUSED),
-        (503, {"X-Request-Id": "r1"}, Ending.TOLD),  # a job that had been accepted
-        (500, {}, Ending.TOLD),
+        (503, {"X-Request-Id": "r1"}, Ending.ERROR),  # a job that had been accepted
+        (500, {}, Ending.ERROR),
     ],
 )
 async def test_how_a_refusal_ends(status: int, headers: dict[str, str], ending: Ending) -> None:
-    assert (await asked_by(7, httpx.Response(status, headers=headers))).ending is ending
+    assert (await asked_by(5, httpx.Response(status, headers=headers))).ending is ending
 
 
 async def test_who_cancels_leaves_in_the_middle() -> None:
-    request = await asked_by(6, stream(delta(EXPECTED[:HALF]), delta(EXPECTED[HALF:]), GONE))
+    request = await asked_by(4, stream(delta(EXPECTED[:HALF]), delta(EXPECTED[HALF:]), GONE))
     assert request.kind == "cancel"
     assert request.ending is Ending.CANCELLED
 
@@ -372,44 +409,3 @@ async def test_a_key_is_tried_again_until_there_is_an_answer() -> None:
     assert request.kind == "keyed"
     assert request.ending is Ending.ANSWERED
     assert request.retries == 3
-
-
-def stored(answer: str, status: str = "done", extra: int = 0) -> httpx.Response:
-    asked = {"id": 1, "content": EXPECTED, "status": "done", "error": None}
-    messages = [asked, {"id": 2, "content": answer, "status": status, "error": "why"}]
-    return httpx.Response(200, json={"messages": messages + messages[:extra]})
-
-
-MADE = httpx.Response(201, json={"id": 7})
-NOTHING = httpx.Response(200, json={"messages": []})
-WRITTEN = httpx.Response(201, json={"assistant_message": {"id": 2}})
-
-
-def told(*texts: str) -> httpx.Response:
-    return httpx.Response(200, stream=Script([event({"text": text}) for text in texts]))
-
-
-@pytest.mark.parametrize(
-    ("answers", "ending"),
-    [
-        ([MADE, WRITTEN, told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
-        (
-            [MADE, WRITTEN, GONE, stored("t.0", "streaming"), told(EXPECTED), stored(EXPECTED)],
-            Ending.ANSWERED,
-        ),
-        ([MADE, GONE, stored(EXPECTED), told(EXPECTED), stored(EXPECTED)], Ending.ANSWERED),
-        ([MADE, GONE, NOTHING], Ending.REFUSED),
-        ([MADE, WRITTEN, told(EXPECTED), NOTHING], Ending.LOST),
-        ([MADE, WRITTEN, told(EXPECTED), stored(EXPECTED, extra=1)], Ending.REPEATED),
-        ([MADE, WRITTEN, told(EXPECTED), stored(EXPECTED[:HALF])], Ending.MISSING),
-        ([MADE, WRITTEN, told("t.0", " t.0"), stored(EXPECTED)], Ending.REPEATED),
-        ([MADE, WRITTEN, told("t.0"), stored("t.0", "failed")], Ending.TOLD),
-        ([httpx.Response(503, headers={"Retry-After": "0"})], Ending.REFUSED),
-    ],
-)
-async def test_how_a_turn_of_the_chat_ends(
-    answers: list[httpx.Response | Exception], ending: Ending
-) -> None:
-    request = await asked_by(4, *answers)
-    assert request.kind == "chat"
-    assert request.ending is ending

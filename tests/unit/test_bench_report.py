@@ -6,17 +6,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.report import Report, Rows
+from bench.report import Report, Table
+from bench.stats import Spread
 
 
-def made() -> Report:
-    table = Rows("times", ("stage", "ms", "n"), [("bare", 1.256, 5), ("client", None, 6)])
-    return Report("latency", {"requests": 5}, [table], ["a note"], {"right": True})
+def report() -> Report:
+    rows = [{"stage": "bare", "ms": 1.256, "n": 5}, {"stage": "client", "ms": None, "n": 6}]
+    return Report("latency", {"requests": 5}, [Table("times", rows)], ["a note"], {"right": True})
 
 
 def test_numbers_are_rounded_and_missing_ones_are_a_dash() -> None:
     out = io.StringIO()
-    made().show(Console(file=out, width=100))
+    report().show(Console(file=out, width=100))
     text = out.getvalue()
     assert "1.26" in text
     assert "- a note" in text
@@ -24,10 +25,15 @@ def test_numbers_are_rounded_and_missing_ones_are_a_dash() -> None:
 
 
 def test_json_has_all_that_makes_a_number_comparable(tmp_path: Path) -> None:
-    made().write(tmp_path / "result.json")
+    report().write(tmp_path / "result.json")
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["tables"]["times"][0] == {"stage": "bare", "ms": 1.256, "n": 5}
     assert result["settings"] == {"requests": 5}
     assert {"cpu", "cores", "memory_gb", "load"} <= set(result["machine"])
     assert {"canopy", "python", "pika"} <= set(result["versions"])
     assert result["date"].endswith("+00:00")
+
+
+def test_a_spread_without_samples_is_a_row_of_dashes() -> None:
+    assert Spread.of([]).cells("TTFT", "p50", "max") == {"TTFT p50": None, "TTFT max": None}
+    assert Spread.of([0.002, 0.004], 1000).cells("TTFT", "p50") == {"TTFT p50": 3.0}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.stats import Summary, percentile, ratio_by_round
+from bench.stats import Spread, percentile, ratio_by_round
 
 samples = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=50)
 
@@ -33,11 +33,11 @@ def test_percentiles_grow_and_stay_within_the_samples(values: list[float]) -> No
     assert all(below <= above * (1 + 1e-9) for below, above in pairwise(found))
 
 
-def test_the_quietest_round_is_the_one_with_the_lowest_median() -> None:
-    summary = Summary.of([[1.0, 9.0, 9.0], [2.0, 3.0, 4.0]])
-    assert summary.count == 6
-    assert summary.quietest == 3.0
-    assert summary.p50 == 3.5
+@given(samples)
+def test_a_spread_is_ordered(values: list[float]) -> None:
+    spread = Spread.of(values)
+    assert spread.count == len(values)
+    assert min(values) <= spread.p50 <= spread.p95 <= spread.p99 <= spread.max == max(values)
 
 
 def test_the_ratio_ignores_what_disturbed_both() -> None:

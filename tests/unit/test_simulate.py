@@ -8,22 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.policy.simulation import lengths, theory
-from bench.policy.simulation.simulate import (
-    ARRIVALS,
-    CENTRAL,
-    DISCIPLINES,
-    SERVICES,
-    Delays,
-    Figures,
-    Outcome,
-    Plan,
-    Spread,
-    Workload,
-    confidence,
-    draw,
-    repeated,
-    simulate,
-)
+from bench.policy.simulation.laws import ARRIVALS, SERVICES, Workload, draw, normalized
+from bench.policy.simulation.outcome import Figures, Outcome, Spread, confidence
+from bench.policy.simulation.plan import Delays, Plan
+from bench.policy.simulation.simulate import CENTRAL, DISCIPLINES, simulate
 
 SEVEN = Plan.of(7, fanout=2)
 
@@ -248,11 +236,8 @@ def test_lengths_of_answers_are_those_of_the_table() -> None:
     assert lengths.mean() == pytest.approx(226, rel=0.01)
 
 
-def test_a_trace_is_repeated_and_scaled() -> None:
-    assert repeated([1, 2, 3], 5) == [0.5, 1, 1.5, 0.5, 1]
-    for nothing in ([], [0.0], [1.0, -1.0, 5.0]):
-        with pytest.raises(ValueError, match="trace"):
-            repeated(nothing, 3)
+def test_a_sample_is_scaled_to_a_mean_of_one() -> None:
+    assert normalized([1, 2, 3]) == [0.5, 1, 1.5]
 
 
 def test_shapes_are_those_of_canopy_up() -> None:

@@ -1,1 +1,1 @@
-"""The parts of `bench.policy.simulation.simulate`. Pure: simulated time only, and random numbers from a seed."""
+"""The simulator: see `simulate.py`. Pure: simulated time only, random numbers from a seed."""

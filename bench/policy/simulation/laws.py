@@ -1,9 +1,9 @@
-"""How jobs come and how long they take. Mean gap and mean service are 1; a load scales the gaps."""
+"""How jobs arrive and how long they take. Mean gap and mean service are 1; a load scales gaps."""
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice
+from itertools import accumulate
 from math import sqrt
 
 from bench.policy.simulation import lengths
@@ -12,30 +12,31 @@ Law = Callable[[random.Random], float]
 CV2 = 4.0  # squared coefficient of variation of the hyperexponential law
 
 
-def exponential(dice: random.Random) -> float:
-    """CV^2 1: gaps of a Poisson process, and service without memory."""
-    return dice.expovariate(1.0)
+def exponential(rng: random.Random) -> float:
+    """CV² 1: gaps of a Poisson process, and service without memory."""
+    return rng.expovariate(1.0)
 
 
-def deterministic(_dice: random.Random) -> float:
+def deterministic(_rng: random.Random) -> float:
     """Always the same."""
     return 1.0
 
 
-def hyperexponential(dice: random.Random) -> float:
-    """One of two exponential laws, with balanced means (each brings half of the work), so that CV^2 is 4.
+def hyperexponential(rng: random.Random) -> float:
+    """One of two exponential laws with balanced means: CV² is 4.
 
-    The probability of the short one is (1 + sqrt((c - 1) / (c + 1))) / 2 with c = CV^2, and a law that is taken with
-    probability p has the mean 1 / (2p): Whitt, "Approximating a point process by a renewal process", 1982.
+    With c = CV², the short one is taken with probability (1 + sqrt((c - 1) / (c + 1))) / 2, and a
+    law taken with probability p has the mean 1 / (2p): Whitt, "Approximating a point process by a
+    renewal process", 1982.
     """
     often = (1 + sqrt((CV2 - 1) / (CV2 + 1))) / 2
-    share = often if dice.random() < often else 1 - often
-    return dice.expovariate(2 * share)
+    share = often if rng.random() < often else 1 - often
+    return rng.expovariate(2 * share)
 
 
-def answers(dice: random.Random) -> float:
+def answers(rng: random.Random) -> float:
     """Lengths of a language model's answers, at a constant pace of tokens; see `lengths`."""
-    return lengths.quantile(dice.random()) / lengths.mean()
+    return lengths.quantile(rng.random()) / lengths.mean()
 
 
 ARRIVALS: dict[str, Law] = {"poisson": exponential, "deterministic": deterministic}
@@ -47,24 +48,23 @@ SERVICES: dict[str, Law] = {
 }
 
 
-def draw(law: Law, count: int, dice: random.Random) -> list[float]:
+def draw(law: Law, count: int, rng: random.Random) -> list[float]:
     """`count` independent values of the law."""
-    return [law(dice) for _ in range(count)]
+    return [law(rng) for _ in range(count)]
 
 
-def repeated(values: Sequence[float], count: int) -> list[float]:
-    """A trace's values, from the beginning again when they end, scaled to a mean of 1. Raises ValueError without any
-    that is positive.
+def normalized(values: Sequence[float]) -> list[float]:
+    """The values scaled to a mean of exactly 1.
+
+    At a load of 0.95, a sample that happens to bring 1 % more work waits a quarter longer.
     """
-    total = sum(values)
-    if total <= 0 or min(values) < 0:
-        raise ValueError("a trace needs values of at least 0, and one above it")
-    return [value * len(values) / total for value in islice(cycle(values), count)]
+    mean = sum(values) / len(values)
+    return [value / mean for value in values]
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Jobs in order of arrival: when each comes, and how long it takes wherever it runs."""
+    """Jobs in order of arrival: when each arrives, and how long it takes wherever it runs."""
 
     arrivals: Sequence[float]
     services: Sequence[float]

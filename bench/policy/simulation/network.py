@@ -1,7 +1,7 @@
-"""The tree as discrete events: every node decides with the very `Dispatcher` that real nodes run.
+"""The tree as discrete events: every node decides with the very `Dispatcher` of real nodes.
 
-A job goes from node to node, and a parent learns its children's counters, by messages that take `delays.hop`. Nodes
-hold jobs first come, first served. Not simulated: faults, and that a node gives jobs back which it holds for seconds.
+Jobs and counters travel as messages that take `delays.hop`. Nodes queue jobs first come, first
+served. Not simulated: faults, and that a node gives back jobs which it has queued for seconds.
 """
 
 import heapq
@@ -18,136 +18,134 @@ from topology.dispatch import Child, Dispatcher, Forward, Hold, Policy
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A simulated node: its dispatcher, and the jobs that it holds, oldest first."""
+    """A simulated node. `queue_*`: the length of its queue since a moment, and its integral."""
 
     name: str
     place: Place
     dispatcher: Dispatcher
     parent: "_Node | None" = None
-    slots: int = 0  # in the whole subtree
-    held: deque[int] = field(default_factory=deque)
-    counted: int = 0  # how many were held since `since`
-    since: float = 0.0
-    waited: float = 0.0  # the time that jobs were held until then, all jobs together
-    told: tuple[int, int] = (-1, -1)  # what the parent was last told: free, received
-    told_at: float = float("-inf")
-    telling: bool = False  # it will be told what is true then
+    subtree_slots: int = 0
+    queue: deque[int] = field(default_factory=deque)  # jobs, oldest first
+    queue_length: int = 0
+    queue_since: float = 0.0
+    waited: float = 0.0
+    reported: tuple[int, int] = (-1, -1)  # last: free slots, jobs received
+    reported_at: float = float("-inf")
+    report_due: bool = False
 
 
 class TreeRun:
-    """One run; use `run` once."""
+    """One run; call `run` once."""
 
     def __init__(self, plan: Plan, policy: Policy, workload: Workload, delays: Delays) -> None:
         self._workload = workload
         self._delays = delays
-        self._events: list[
-            tuple[float, int, Any, _Node, Any]
-        ] = []  # when, number, what happens, where, with what
+        self._events: list[tuple[float, int, Any, _Node, Any]] = []  # at, number, handler, …
         self._numbers = itertools.count()
         self._nodes = _grow(plan, policy)
         self._starts = [0.0] * len(workload.arrivals)
         self._ran_on = [ROOT] * len(workload.arrivals)
-        self._backlog = self._largest = 0
+        self._backlog = self._largest_backlog = 0
 
     def run(self) -> Outcome:
         """Until the last job has ended."""
         root = self._nodes[ROOT]
-        events, arrivals = self._events, self._workload.arrivals
-        for job, arrival in enumerate(arrivals):
+        events = self._events
+        for job, arrival in enumerate(self._workload.arrivals):
             while events and events[0][0] <= arrival:
                 self._step()
-            self._arrive(arrival, root, job)
+            self._on_job(arrival, root, job)
         while events:
             self._step()
         nodes = self._nodes
-        slots = {name: node.dispatcher.slots for name, node in nodes.items() if name != ROOT}
-        places = {name: node.place for name, node in nodes.items()}
-        waited = {name: node.waited for name, node in nodes.items()}
         return Outcome(
-            self._workload, self._starts, self._ran_on, slots, places, waited, self._largest
+            workload=self._workload,
+            starts=self._starts,
+            ran_on=self._ran_on,
+            slots={name: node.dispatcher.slots for name, node in nodes.items() if name != ROOT},
+            places={name: node.place for name, node in nodes.items()},
+            waited={name: node.waited for name, node in nodes.items()},
+            largest_backlog=self._largest_backlog,
         )
 
     def _step(self) -> None:
-        now, _, happens, node, what = heapq.heappop(self._events)
-        happens(now, node, what)
+        now, _, handler, node, subject = heapq.heappop(self._events)
+        handler(now, node, subject)
 
-    def _later(self, at: float, happens: Any, node: _Node, what: Any) -> None:
-        heapq.heappush(self._events, (at, next(self._numbers), happens, node, what))
+    def _schedule(self, at: float, handler: Any, node: _Node, subject: Any) -> None:
+        heapq.heappush(self._events, (at, next(self._numbers), handler, node, subject))
 
-    # ---- what happens
-
-    def _arrive(self, now: float, node: _Node, job: int) -> None:
+    def _on_job(self, now: float, node: _Node, job: int) -> None:
         node.dispatcher.job_received()
-        node.held.append(job)
-        self._pump(now, node)
+        node.queue.append(job)
+        self._dispatch(now, node)
 
-    def _end(self, now: float, node: _Node, _job: int) -> None:
+    def _on_end(self, now: float, node: _Node, _job: int) -> None:
         node.dispatcher.run_ended()
-        self._pump(now, node)
+        self._dispatch(now, node)
 
-    def _hear(self, now: float, node: _Node, child: Child) -> None:
+    def _on_report(self, now: float, node: _Node, child: Child) -> None:
         node.dispatcher.put_child(child)
-        self._pump(now, node)
+        self._dispatch(now, node)
 
-    def _tell(self, now: float, node: _Node, _nothing: None) -> None:
-        """Tells the parent the counters, unless it knows them."""
-        node.telling = False
-        free, received = node.dispatcher.subtree_free(), node.dispatcher.received
-        if node.parent is not None and (free, received) != node.told:
-            node.told, node.told_at = (free, received), now
-            news = Child(node.name, node.slots, free, received, node.dispatcher.finished)
-            self._later(now + self._delays.hop, self._hear, node.parent, news)
+    def _report(self, now: float, node: _Node, _nothing: None) -> None:
+        """Sends the counters to the parent, unless it knows them."""
+        node.report_due = False
+        counters = node.dispatcher.subtree_free(), node.dispatcher.received
+        if node.parent is not None and counters != node.reported:
+            node.reported, node.reported_at = counters, now
+            free, received = counters
+            finished = node.dispatcher.finished
+            report = Child(node.name, node.subtree_slots, free, received, finished)
+            self._schedule(now + self._delays.hop, self._on_report, node.parent, report)
 
-    # ---- what a node does then
-
-    def _pump(self, now: float, node: _Node) -> None:
-        """Places held jobs, oldest first, until one has to stay; then the counters may have changed."""
-        held, dispatcher = node.held, node.dispatcher
-        while held:
+    def _dispatch(self, now: float, node: _Node) -> None:
+        """Places queued jobs, oldest first, until one has to stay; then reports."""
+        queue, dispatcher = node.queue, node.dispatcher
+        while queue:
             decision = dispatcher.decide()
             if isinstance(decision, Hold):
                 break
-            job = held.popleft()
+            job = queue.popleft()
             if isinstance(decision, Forward):
                 dispatcher.forwarded(decision.child)
-                self._later(now + self._delays.hop, self._arrive, self._nodes[decision.child], job)
+                child = self._nodes[decision.child]
+                self._schedule(now + self._delays.hop, self._on_job, child, job)
             else:
                 dispatcher.run_started()
                 self._starts[job], self._ran_on[job] = now, node.name
-                self._later(now + self._workload.services[job], self._end, node, job)
-        if len(held) != node.counted:
-            self._count(now, node)
-        if node.parent is not None and not node.telling:
-            self._touch(now, node)
+                self._schedule(now + self._workload.services[job], self._on_end, node, job)
+        if len(queue) != node.queue_length:
+            self._account(now, node)
+        if node.parent is not None and not node.report_due:
+            due = node.reported_at + self._delays.report
+            if due <= now:
+                self._report(now, node, None)
+            else:
+                node.report_due = True
+                self._schedule(due, self._report, node, None)
 
-    def _touch(self, now: float, node: _Node) -> None:
-        at = node.told_at + self._delays.report
-        if at <= now:
-            self._tell(now, node, None)
-        else:
-            node.telling = True
-            self._later(at, self._tell, node, None)
-
-    def _count(self, now: float, node: _Node) -> None:
-        node.waited += node.counted * (now - node.since)
-        self._backlog += len(node.held) - node.counted
-        node.counted, node.since = len(node.held), now
-        self._largest = max(self._largest, self._backlog)
+    def _account(self, now: float, node: _Node) -> None:
+        node.waited += node.queue_length * (now - node.queue_since)
+        self._backlog += len(node.queue) - node.queue_length
+        node.queue_length, node.queue_since = len(node.queue), now
+        self._largest_backlog = max(self._largest_backlog, self._backlog)
 
 
 def _grow(plan: Plan, policy: Policy) -> dict[str, _Node]:
     """The nodes by name; every parent knows its children, all of them idle."""
-    nodes = {
-        name: _Node(name, plan.place(name), Dispatcher(plan.slots, policy)) for name in plan.parents
-    }
-    nodes[ROOT] = _Node(ROOT, "root", Dispatcher(0, policy))
+    nodes = {ROOT: _Node(ROOT, "root", Dispatcher(0, policy))}
+    for name in plan.parents:
+        nodes[name] = _Node(name, plan.place(name), Dispatcher(plan.slots, policy))
 
     def introduce(parent: _Node) -> None:
-        for node in [nodes[name] for name, above in plan.parents.items() if above == parent.name]:
-            node.parent = parent
-            introduce(node)
-            node.slots = node.dispatcher.subtree_slots()
-            parent.dispatcher.put_child(Child(node.name, node.slots, free=node.slots))
+        for name, above in plan.parents.items():
+            if above == parent.name:
+                node = nodes[name]
+                node.parent = parent
+                introduce(node)
+                node.subtree_slots = slots = node.dispatcher.subtree_slots()
+                parent.dispatcher.put_child(Child(name, slots, free=slots))
 
     introduce(nodes[ROOT])
     return nodes

@@ -13,7 +13,7 @@ ROOT = "root"
 
 @dataclass(frozen=True)
 class Plan:
-    """Nodes by name with their parents, `slots` each; the root itself has none. Raises ValueError if it is no tree."""
+    """Nodes with their parents, `slots` each; the root has none. Raises ValueError if no tree."""
 
     parents: Mapping[str, str]
     slots: int = 1
@@ -28,10 +28,8 @@ class Plan:
     @classmethod
     def of(cls, nodes: int, *, fanout: int | None = None, slots: int = 1) -> "Plan":
         """The shape of `canopy up --nodes NODES --fanout FANOUT --slots SLOTS`."""
-        named = zip(shape.node_names(nodes), range(1, nodes + 1), strict=True)
-        return cls(
-            {name: shape.parent_of(position, fanout=fanout) for name, position in named}, slots
-        )
+        names = enumerate(shape.node_names(nodes), 1)
+        return cls({name: shape.parent_of(i, fanout=fanout) for i, name in names}, slots)
 
     @property
     def capacity(self) -> int:
@@ -47,8 +45,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """In mean service times. `hop`: a message from node to node, job or counters. `report`: a node tells its parent
-    its counters at most once in so long, the first after a pause at once, as worker.announcer does.
+    """In mean service times. `hop`: a message from node to node, a job or counters.
+
+    `report`: a node reports its counters at most once in so long, the first time after a pause at
+    once, as nodes do.
     """
 
     hop: float = 0.0

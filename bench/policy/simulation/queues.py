@@ -1,7 +1,7 @@
-"""What the tree is measured against: queues without a tree, whose news is never late.
+"""What the tree is measured against: queues without a tree, which know everything at once.
 
-Where jobs are served in order of arrival and cannot overtake, a job's start is known as soon as it comes: when the
-first slot of its queue is free (Kiefer and Wolfowitz 1955). So there is no event but the arrival.
+Where jobs are served in order of arrival and cannot overtake, a job's start is known as soon as it
+arrives: when the first slot of its queue is free (Kiefer and Wolfowitz 1955).
 """
 
 import heapq
@@ -13,16 +13,16 @@ from bench.policy.simulation.laws import Workload
 from bench.policy.simulation.outcome import Outcome
 from bench.policy.simulation.plan import ROOT, Place, Plan
 
-ALL = "all"  # stands for the nodes where it makes no difference which one runs a job
-Choose = Callable[
-    [list[int]], int
-]  # from the jobs at each node, running or waiting, to the node that gets the next
-Chooser = Callable[[int, random.Random], Choose]  # of so many nodes
+ALL = "all"  # the one node of a central queue
+# from the number of jobs at each node, running or waiting, to the node that gets the next one
+Choose = Callable[[list[int]], int]
+Chooser = Callable[[int, random.Random], Choose]  # for so many nodes
 
 
 def central(plan: Plan, workload: Workload) -> Outcome:
-    """One queue in front of all slots, first come, first served: no discipline that does not know service times has a
-    smaller mean.
+    """One queue in front of all slots, first come, first served.
+
+    No discipline that does not know service times has a smaller mean.
     """
     free = [0.0] * plan.capacity  # when each slot is
     starts = []
@@ -30,19 +30,22 @@ def central(plan: Plan, workload: Workload) -> Outcome:
         start = max(arrival, free[0])
         heapq.heapreplace(free, start + service)
         starts.append(start)
-    return _outcome(workload, starts, [ALL] * len(starts), {ALL: plan.capacity}, central=True)
+    ran_on = [ALL] * len(starts)
+    return _outcome(workload, starts, ran_on, {ALL: plan.capacity}, wait_at=[ROOT] * len(starts))
 
 
-def flat(plan: Plan, workload: Workload, chooser: Chooser, dice: random.Random) -> Outcome:
-    """Every node hangs below the root and has a queue of its own; `chooser` says which one a job joins as it comes."""
-    choose = chooser(len(plan.parents), dice)
-    jobs = [0 for _ in plan.parents]
-    free = [[0.0] * plan.slots for _ in plan.parents]
+def flat(plan: Plan, workload: Workload, chooser: Chooser, rng: random.Random) -> Outcome:
+    """Every node hangs below the root and has a queue; `chooser` says which one a job joins."""
+    choose = chooser(len(plan.parents), rng)
+    names = list(plan.parents)
+    jobs = [0] * len(names)
+    free = [[0.0] * plan.slots for _ in names]
     ends: list[tuple[float, int]] = []
-    names, starts, ran_on = list(plan.parents), [], []
+    starts, ran_on = [], []
     for arrival, service in zip(workload.arrivals, workload.services, strict=True):
         while ends and ends[0][0] <= arrival:
-            jobs[heapq.heappop(ends)[1]] -= 1
+            _, node = heapq.heappop(ends)
+            jobs[node] -= 1
         node = choose(jobs)
         jobs[node] += 1
         start = max(arrival, free[node][0])
@@ -50,35 +53,29 @@ def flat(plan: Plan, workload: Workload, chooser: Chooser, dice: random.Random) 
         heapq.heappush(ends, (start + service, node))
         starts.append(start)
         ran_on.append(names[node])
-    return _outcome(workload, starts, ran_on, dict.fromkeys(names, plan.slots), central=False)
+    return _outcome(workload, starts, ran_on, dict.fromkeys(names, plan.slots), wait_at=ran_on)
 
 
-def shortest(_count: int, _dice: random.Random) -> Choose:
+def shortest(_count: int, _rng: random.Random) -> Choose:
     """Join the shortest queue; of equal ones the first."""
     return lambda jobs: jobs.index(min(jobs))
 
 
-def two_choices(count: int, dice: random.Random) -> Choose:
+def two_choices(count: int, rng: random.Random) -> Choose:
     """The shorter one of two queues picked at random (Mitzenmacher 2001)."""
 
     def choose(jobs: list[int]) -> int:
-        one = int(dice.random() * count)
-        other = (one + 1 + int(dice.random() * (count - 1))) % count
-        return one if jobs[one] <= jobs[other] else other
+        first = int(rng.random() * count)
+        second = (first + 1 + int(rng.random() * (count - 1))) % count
+        return first if jobs[first] <= jobs[second] else second
 
     return choose
 
 
-def round_robin(count: int, _dice: random.Random) -> Choose:
+def round_robin(count: int, _rng: random.Random) -> Choose:
     """In turn, whatever the queues look like."""
-    last = -1
-
-    def choose(_jobs: list[int]) -> int:
-        nonlocal last
-        last = (last + 1) % count
-        return last
-
-    return choose
+    turns = itertools.cycle(range(count))
+    return lambda _jobs: next(turns)
 
 
 def _outcome(
@@ -87,16 +84,15 @@ def _outcome(
     ran_on: list[str],
     slots: dict[str, int],
     *,
-    central: bool,
+    wait_at: list[str],
 ) -> Outcome:
-    """Jobs wait at the root, or at the node that runs them."""
     places: dict[str, Place] = {ROOT: "root", **dict.fromkeys(slots, "leaf")}
-    waited, largest = dict.fromkeys(places, 0.0), 0
-    steps = []
-    for arrival, start, node in zip(workload.arrivals, starts, ran_on, strict=True):
+    waited = dict.fromkeys(places, 0.0)
+    changes = []
+    for arrival, start, node in zip(workload.arrivals, starts, wait_at, strict=True):
         if start > arrival:
-            waited[ROOT if central else node] += start - arrival
-            steps += [(arrival, 1), (start, -1)]
-    for backlog in itertools.accumulate(step for _, step in sorted(steps)):
-        largest = max(largest, backlog)
+            waited[node] += start - arrival
+            changes += [(arrival, 1), (start, -1)]
+    backlogs = itertools.accumulate(change for _, change in sorted(changes))
+    largest = max(backlogs, default=0)
     return Outcome(workload, starts, ran_on, slots, places, waited, largest)

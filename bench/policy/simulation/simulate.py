@@ -1,13 +1,13 @@
-"""The simulator: how long jobs wait in a tree, and elsewhere. Pure: discrete events, simulated time, a seed.
+"""How long jobs wait in a tree, and elsewhere: discrete events, simulated time, a seed.
 
     plan = Plan.of(7, fanout=2)
-    dice = random.Random(1)
-    jobs = Workload.at_rate(0.9 * plan.capacity, draw(exponential, 20_000, dice), draw(exponential, 20_000, dice))
+    gaps, services = (draw(exponential, 20_000, random.Random(seed)) for seed in (1, 2))
+    jobs = Workload.at_rate(0.9 * plan.capacity, gaps, services)
     Figures.of(simulate("hold-high", plan, jobs)).in_system.mean
 
-The unit of time is the mean service time. The policies of `topology.dispatch` run as they do in real nodes, over the
-same code; the other disciplines are what they are measured against. Give all of them the same `Workload`: then they
-differ by nothing but the discipline.
+The unit of time is the mean service time. The policies of `topology.dispatch` run as in real nodes;
+the other disciplines are what they are measured against. Give all of them the same `Workload`:
+then they differ by nothing but the discipline.
 """
 
 import random
@@ -16,16 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.policy.simulation import queues
-from bench.policy.simulation.laws import ARRIVALS, SERVICES, Workload, draw, repeated
+from bench.policy.simulation.laws import Workload
 from bench.policy.simulation.network import TreeRun
-from bench.policy.simulation.outcome import WARM_UP, Figures, Outcome, Spread, confidence
+from bench.policy.simulation.outcome import Outcome
 from bench.policy.simulation.plan import Delays, Plan
 from topology.dispatch import POLICIES
-
-__all__ = [
-    "ARRIVALS", "CENTRAL", "DISCIPLINES", "SERVICES", "WARM_UP", "Delays", "Figures", "Outcome", "Plan", "Spread",
-    "Workload", "confidence", "draw", "repeated", "simulate",
-]  # fmt: skip
 
 CENTRAL = "central queue"
 NO_DELAYS = Delays()
@@ -38,7 +33,11 @@ class Case:
     plan: Plan
     workload: Workload
     delays: Delays
-    dice: random.Random
+    rng: random.Random
+
+
+def _central(case: Case) -> Outcome:
+    return queues.central(case.plan, case.workload)
 
 
 def _tree(policy: str, case: Case) -> Outcome:
@@ -46,11 +45,11 @@ def _tree(policy: str, case: Case) -> Outcome:
 
 
 def _flat(chooser: queues.Chooser, case: Case) -> Outcome:
-    return queues.flat(case.plan, case.workload, chooser, case.dice)
+    return queues.flat(case.plan, case.workload, chooser, case.rng)
 
 
 DISCIPLINES: dict[str, Callable[[Case], Outcome]] = {
-    CENTRAL: lambda case: queues.central(case.plan, case.workload),
+    CENTRAL: _central,
     **{policy: partial(_tree, policy) for policy in reversed(POLICIES)},
     "shortest queue": partial(_flat, queues.shortest),
     "two choices": partial(_flat, queues.two_choices),
@@ -61,9 +60,8 @@ DISCIPLINES: dict[str, Callable[[Case], Outcome]] = {
 def simulate(
     discipline: str, plan: Plan, workload: Workload, *, delays: Delays = NO_DELAYS, seed: int = 0
 ) -> Outcome:
-    """Runs the workload to its end under one of DISCIPLINES (KeyError for another).
+    """Runs the workload to its end under one of DISCIPLINES; KeyError for another.
 
-    Only the tree's policies have messages and so `delays`; the others know everything at once. `seed` is for
-    disciplines that throw dice.
+    Only the tree's policies have messages and so `delays`. `seed` is for those that draw.
     """
     return DISCIPLINES[discipline](Case(plan, workload, delays, random.Random(seed)))

@@ -1,1 +1,0 @@
-"""`bench soak`: moderate load for a long time, and whether anything grows."""
