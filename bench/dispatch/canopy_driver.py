@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import structlog
 
 from bench.dispatch import loop
-from broker.client import Client, NoTree, Unavailable
+from broker.client import Client
+from broker.errors import NoTree, Unavailable
 from broker.wire import ChatMessage, Failed, Job, Sampling
 
 _READY_SECONDS = 30.0

@@ -21,7 +21,8 @@ from bench.policy.simulation.plan import Plan
 from bench.policy.simulation.simulate import CENTRAL, simulate
 from bench.report import Report, Row, Table, say
 from bench.stats import percentile
-from broker.client import Client, NoTree, Unavailable
+from broker.client import Client
+from broker.errors import NoTree, Unavailable
 from broker.wire import Failed, Start
 
 GOAL_MEAN, GOAL_P99 = 1.20, 1.5
