@@ -3,9 +3,9 @@
 import asyncio
 
 from api.health.probe import Probe
-from tests.proxy import Proxy
 from broker.client import Client
 from cli.rabbitmq import Broker
+from tests.proxy import Proxy
 
 SECONDS = 20.0
 

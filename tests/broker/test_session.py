@@ -8,13 +8,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.proxy import Proxy
 from broker import amqp
 from broker.amqp import AmqpSession
 from broker.errors import AccessRefused, BrokerError, ConnectionLost
 from broker.session import Session
 from cli.ports import pick
 from cli.rabbitmq import Broker
+from tests.proxy import Proxy
 from tests.session_contract import Open, SessionContract, fresh
 
 

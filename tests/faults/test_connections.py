@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from tests.proxy import Proxy
 from broker.client import Client
 from cli.rabbitmq import Broker
 from tests.faults.conftest import Grow, Join, Open
 from tests.faults.ledger import Ledger
 from tests.faults.nodes import Tree
+from tests.proxy import Proxy
 
 HALF_OPEN_SECONDS = 20.0  # longer than both ends wait for heartbeats
 LATENCY_SECONDS = 0.5
