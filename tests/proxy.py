@@ -1,4 +1,4 @@
-"""A TCP proxy between a process and the broker, to break the connection between them, or to slow it down."""
+"""A TCP proxy between a process and the broker, to break or slow down their connection."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ _Chunks = asyncio.Queue[
 
 
 class Proxy:
-    """Forwards bytes to (host, port) until told otherwise. `async with Proxy(...) as proxy: proxy.port`.
+    """Forwards bytes to (host, port). `async with Proxy(...) as proxy: proxy.port`.
 
     `delay`: seconds that every byte takes in either direction, from now on.
     """
@@ -54,7 +54,7 @@ class Proxy:
             writer.transport.abort()
 
     def freeze(self) -> None:
-        """Nothing flows any more, not even the end of a connection, and nobody is told: half-open connections."""
+        """Nothing flows any more, not even the end of a connection: it is half-open."""
         self._flowing.clear()
 
     def thaw(self) -> None:
@@ -85,7 +85,7 @@ class Proxy:
             await chunks.put((asyncio.get_running_loop().time() + self.delay, chunk))
 
     async def _give(self, chunks: _Chunks, writer: asyncio.StreamWriter) -> None:
-        """Passes the chunks on in time; a writer that is closed swallows the rest, so that its reader can end."""
+        """Passes the chunks on in time; a closed writer swallows the rest, so that reading ends."""
         loop = asyncio.get_running_loop()
         chunk = b"begin"
         while chunk:

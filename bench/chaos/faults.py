@@ -87,7 +87,7 @@ class Saboteur:
         return Incident(fault, began, time.monotonic(), problem, injected)
 
     async def unrest(self) -> list[str]:
-        """Waits until nothing runs, nothing waits and every node is back; else says what is wrong."""
+        """Waits until nothing runs or waits and every node is back; else says what is wrong."""
         deadline = time.monotonic() + REST_SECONDS
         while True:
             try:

@@ -1,1 +1,1 @@
-"""`bench dispatch`: jobs a second and latency through the tree, beside bare AMQP and other queues."""
+"""`bench dispatch`: jobs a second and latency through the tree, beside other job queues."""

@@ -18,7 +18,7 @@ class NoPrompt(BenchError):
 
 
 class Prompts:
-    """Makes texts and jobs. Ids are those that the engine reads, with a <bos> where there is one."""
+    """Makes texts and jobs. Ids are those that the engine reads, a <bos> included."""
 
     def __init__(self, tokenizer: Any, vocabulary: int, model: str, seed: int = 1) -> None:
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""The whole system under the uniform load: an instance with a node, or with several on GPUs each."""
+"""The whole system under the uniform load: an instance with one node, or with one a GPU."""
 
 import asyncio
 import json

@@ -125,11 +125,11 @@ def fill(
         Table("what two users get who both flood", _share_rows(shared), digits=1),
     ]
     result.notes += [
-        f"TTFT: seconds to the first token, {settings.token_delay:g} s of it the engine's. services "
-        "later: p95 beyond that of the light user alone, in units of one answer "
+        f"TTFT: seconds to the first token, {settings.token_delay:g} s of it the engine's. "
+        "services later: p95 beyond that of the light user alone, in units of one answer "
         f"({settings.service_seconds:g} s). onset: until all of the flood's first requests, sent "
         "at once, are admitted.",
-        "flood waiting: the fewest of its requests without a first token when the light user asked.",
+        "flood waiting: the fewest of its requests without a token when the light user asked.",
         "estimates: the first that each of the flood's readers got, as rounded text, against the "
         "wait from then on.",
         "entitled: by share, whatever the length of the answers. Both floods always have work.",

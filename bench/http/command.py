@@ -64,7 +64,7 @@ def command(
 
 
 _NOTES = (
-    f"holds: no stream's 99th percentile of lateness is above {1000 * LIMIT:.0f} ms and none broke. "
+    f"holds: no stream's 99th percentile of lateness is above {1000 * LIMIT:.0f} ms; none broke. "
     "A token is due at its request's start + its number / rate: the TTFT counts as lateness.",
     "after the first: the worst stream on the schedule that begins with its first token.",
     "tokens a write: more than one where a process was behind and merged them.",

@@ -184,7 +184,7 @@ def _add_notes(settings: Settings, results: Results, result: Report) -> None:
         "disciplines know everything at once.",
         "↑: some nodes are busy nearly all the time: the figure depends on the run's length.",
         "busiest: utilisation of the busiest node where jobs wait, or of all slots.",
-        f"paper, 7 nodes of a slot, exponential: exact mean at 0.9 {theory.paper_mean(0.9):.1f}; its "
+        f"paper, 7 nodes, exponential: exact mean at 0.9 {theory.paper_mean(0.9):.1f}; its "
         f"leaves saturate at a load of {theory.paper_saturation():.3f}.",
     ]
     if ("exponential", GOAL_LOAD, GOAL) in results:

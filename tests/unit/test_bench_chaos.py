@@ -1,4 +1,4 @@
-"""The chaos run's pure parts: schedule, ledger, tables, growth; and its users on scripted answers."""
+"""`bench chaos`: schedule, ledger, tables, growth, and its users on scripted answers."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The benchmarks' own environments: made once, made again when the pins change, and a failure told in one line."""
+"""The benchmarks' own environments: made once, again when the pins change; failures are one line."""
 
 import subprocess
 from pathlib import Path

@@ -89,7 +89,7 @@ def test_under_paper_the_leaves_saturate_while_inner_nodes_still_sleep() -> None
 
 
 def test_the_figures_of_the_design() -> None:
-    """Load 0.9: 2.1 service times for one central queue, and 17.5 for `paper` in a run of finite length."""
+    """Load 0.9: one central queue, and `paper`."""
     assert theory.central_queue_mean(7, 0.9) == pytest.approx(2.03, abs=0.005)
     assert theory.paper_mean(0.9) == pytest.approx(19.2, abs=0.05)
 
