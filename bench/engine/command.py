@@ -150,7 +150,7 @@ _NOTES = (
     "tok/s: answers' tokens over the whole time, prefill included; a ragged closed loop counts "
     "until its last request begins. ms a step: while all rows decode.",
     "generate: one request at a time; static: `generate` for all, padded; continuous: "
-    "transformers' continuous batching with its defaults. All use the same weights, for at most --cap a row.",
+    "transformers' continuous batching with its defaults. All use the same weights.",
     "ragged: answers' lengths of a published trace; prompts are drawn from the same quantiles.",
     "pause: of every stream the longest gap between a newcomer's request and its first token.",
     "limit: all weights and all rows' keys and values, read once a step, at the speed of a copy.",
