@@ -9,7 +9,7 @@ from api.storage.record_admin import RecordAdmin
 
 
 class Messages(admin.TabularInline):
-    """A conversation's messages, to read."""
+    """A conversation's messages, read-only."""
 
     model = Message
     extra = 0

@@ -1,5 +1,6 @@
 """The chat's endpoints: conversations, messages, live answers."""
 
+from functools import partial
 from typing import Any
 
 from django.http.response import HttpResponseBase
@@ -19,20 +20,9 @@ router = Router(tags=["chat"], auth=Member())
 @router.get("/models", response=schemas.Models)
 async def models(request: AuthRequest) -> schemas.Models:
     """Every model, and whether a node serves it now."""
-    offers = [app().catalog.supply(name) for name in await app().catalog.models()]
-    return schemas.Models(
-        models=[
-            schemas.Model(
-                id=each.model,
-                ready=each.nodes > 0,
-                nodes=each.nodes,
-                slots=each.slots,
-                free=each.free,
-            )
-            for each in offers
-        ],
-        default=await app().catalog.default(),
-    )
+    catalog = app().catalog
+    models = [_model(name) for name in await catalog.models()]
+    return schemas.Models(models=models, default=await catalog.default())
 
 
 @router.get("/conversations", response=schemas.Summaries)
@@ -42,33 +32,32 @@ async def conversations(request: AuthRequest) -> dict[str, list[Conversation]]:
 
 
 @router.post("/conversations", response={201: schemas.Conversation})
-async def create(request: AuthRequest, asked: schemas.NewConversation) -> Status[Any]:
+async def create(request: AuthRequest, body: schemas.NewConversation) -> Status[Any]:
     """Begins a conversation."""
-    model = asked.model or await app().catalog.default_or_503()
-    made = await store.create(request.auth, model)
-    return Status(201, await _with_messages(made))
+    model = body.model or await app().catalog.default_or_503()
+    conversation = await store.create(request.auth, model)
+    return Status(201, await _with_messages(conversation))
 
 
 @router.get("/conversations/{row:number}", response=schemas.Conversation)
 async def read(request: AuthRequest, number: int) -> schemas.Conversation:
     """A conversation with its messages."""
-    found = await store.conversation(request.auth, number)
-    return await _with_messages(found)
+    return await _with_messages(await store.conversation(request.auth, number))
 
 
 @router.patch("/conversations/{row:number}", response=schemas.Summary)
 async def change(
-    request: AuthRequest, number: int, asked: schemas.ConversationChange
+    request: AuthRequest, number: int, body: schemas.ConversationChange
 ) -> Conversation:
     """Renames a conversation, or gives it another model."""
-    return await store.change(request.auth, number, asked.title, asked.model)
+    return await store.change(request.auth, number, body.title, body.model)
 
 
 @router.delete("/conversations/{row:number}", response={204: None})
 async def delete(request: AuthRequest, number: int) -> Status[Any]:
     """Removes a conversation; an answer that is being written is stopped."""
-    for each in await store.delete(request.auth, number):
-        await following.stop(each)
+    for answer in await store.delete(request.auth, number):
+        await following.stop(answer)
     return Status(204, None)
 
 
@@ -77,14 +66,14 @@ async def delete(request: AuthRequest, number: int) -> Status[Any]:
     response={201: schemas.Turn},
     openapi_extra=error_statuses(409),
 )
-async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) -> Status[Any]:
-    """Adds a message and begins the answer to it, which goes on whether anybody reads it or not."""
-    turn = await store.begin_turn(request.auth, number, asked.content, asked.model)
-    await following.begin(turn.answer, turn.job, undo=lambda: store.undo_turn(turn))
+async def write(request: AuthRequest, number: int, body: schemas.NewMessage) -> Status[Any]:
+    """Adds a message and begins its answer, which is written whether anybody reads it or not."""
+    turn = await store.begin_turn(request.auth, number, body.content, body.model)
+    await following.begin(turn.answer, turn.job, undo=partial(store.undo_turn, turn))
     return Status(
         201,
         schemas.Turn(
-            user_message=schemas.Message.from_orm(turn.asked),
+            user_message=schemas.Message.from_orm(turn.question),
             assistant_message=schemas.Message.from_orm(turn.answer),
         ),
     )
@@ -92,9 +81,9 @@ async def write(request: AuthRequest, number: int, asked: schemas.NewMessage) ->
 
 @router.get("/conversations/{row:number}/messages/{row:message}/stream")
 async def stream(request: AuthRequest, number: int, message: int) -> HttpResponseBase:
-    """An answer as server-sent events: all there is, then what comes. Can be attached to any number of times."""
-    found = await store.message(request.auth, number, message)
-    return sse.EventStream(events.of(found, following.follow(found)), endless=True)
+    """An answer as server-sent events: the text so far, then the rest. Any number may read it."""
+    answer = await store.message(request.auth, number, message)
+    return sse.EventStream(events.of(answer, following.follow(answer)), endless=True)
 
 
 @router.post("/conversations/{row:number}/messages/{row:message}/stop", response={204: None})
@@ -104,6 +93,17 @@ async def stop(request: AuthRequest, number: int, message: int) -> Status[Any]:
     return Status(204, None)
 
 
+def _model(name: str) -> schemas.Model:
+    supply = app().catalog.supply(name)
+    return schemas.Model(
+        id=supply.model,
+        ready=supply.nodes > 0,
+        nodes=supply.nodes,
+        slots=supply.slots,
+        free=supply.free,
+    )
+
+
 async def _with_messages(conversation: Conversation) -> schemas.Conversation:
     messages = await store.messages(conversation)
     return schemas.Conversation(
@@ -111,6 +111,6 @@ async def _with_messages(conversation: Conversation) -> schemas.Conversation:
         title=conversation.title,
         model=conversation.model,
         updated=conversation.updated,
-        messages=[schemas.Message.from_orm(each) for each in messages],
+        messages=[schemas.Message.from_orm(message) for message in messages],
         seen_from=store.seen_from_latest(messages),
     )

@@ -15,16 +15,17 @@ async def of(answer: Message, frames: AsyncGenerator[AnyFrame | None]) -> AsyncG
         async for frame in frames:
             if isinstance(frame, Finished):
                 yield await _done(answer, frame)
-            elif event := _event(frame):
+                continue
+            event = _event(frame)
+            if event is not None:
                 yield event
 
 
 async def _done(answer: Message, end: Finished) -> bytes:
-    seen_from = await store.seen_from(answer, end.omitted_messages)
     fields = {
         "finish_reason": end.reason,
         "completion_tokens": end.completion_tokens,
-        "seen_from": seen_from,
+        "seen_from": await store.seen_from(answer, end.omitted_messages),
     }
     return sse.event("done", fields)
 
@@ -36,10 +37,13 @@ def _event(frame: AnyFrame | None) -> bytes | None:
         case Delta():
             return sse.event("delta", {"text": frame.text})
         case Waiting():
-            place = {"position": frame.position, "seconds": frame.seconds}
-            return sse.event(
-                "waiting", {"reason": frame.reason, **place, "job_class": "interactive"}
-            )
+            fields = {
+                "reason": frame.reason,
+                "position": frame.position,
+                "seconds": frame.seconds,
+                "job_class": "interactive",
+            }
+            return sse.event("waiting", fields)
         case Failed():
             return sse.event("failed", {"message": frame.message})
     return None

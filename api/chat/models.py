@@ -14,7 +14,7 @@ UNTITLED = "New conversation"
 
 
 class Conversation(Record):
-    """A dialogue of one user with one model (which may be changed on the way)."""
+    """A dialogue of one user with one model, which may be changed."""
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations"
@@ -40,13 +40,13 @@ class Role(models.TextChoices):
 
 
 class Message(StoredAnswer):
-    """One turn. Only an answer is ever anything else than done."""
+    """One turn. The status of a user's message is always done."""
 
     conversation = models.ForeignKey(
         Conversation, on_delete=models.CASCADE, related_name="messages"
     )
     role = models.CharField(max_length=16, choices=Role)
-    # Of an answer: the first message that its job holds; null if that is the conversation's first one.
+    # Of an answer: the first message in its job; null if that is the conversation's first one.
     first_sent = models.BigIntegerField(null=True, editable=False)
 
     class Meta:

@@ -1,4 +1,4 @@
-"""What the chat's endpoints take and give."""
+"""Requests and responses of the chat's endpoints."""
 
 from datetime import datetime
 from typing import Annotated
@@ -23,20 +23,20 @@ ModelName = Annotated[StorableText, Field(min_length=1, max_length=200)]
 
 
 class NewConversation(Body):
-    """A conversation to begin."""
+    """A new conversation."""
 
     model: ModelName | None = None
 
 
 class ConversationChange(Body):
-    """What of a conversation can be changed."""
+    """The fields of a conversation that can be changed."""
 
     title: Title | None = None
     model: ModelName | None = None
 
 
 class NewMessage(Body):
-    """What the user writes."""
+    """A message of the user."""
 
     content: Content
     model: ModelName | None = None
@@ -70,8 +70,9 @@ class Message(Schema):
 
 
 class Conversation(Summary):
-    """A conversation with all its messages. `seen_from`: the id of the first one that the model saw when it gave its
-    latest answer; null if it saw all.
+    """A conversation with all its messages.
+
+    `seen_from`: the id of the first message that the model saw for its latest answer; null: all.
     """
 
     messages: list[Message]
@@ -79,14 +80,14 @@ class Conversation(Summary):
 
 
 class Turn(Schema):
-    """What the user wrote, and the answer that has begun."""
+    """The user's message, and the answer that has begun."""
 
     user_message: Message
     assistant_message: Message
 
 
 class Model(Schema):
-    """A model and what serves it now."""
+    """A model, and the nodes that serve it now."""
 
     id: str
     ready: bool

@@ -11,7 +11,7 @@ import pytest
 from api.answers import following, store
 from api.answers.writer import AnswerWriter
 from api.chat import events
-from api.chat.context import title_from
+from api.chat.history import title_from
 from api.chat.models import Conversation, Message, Status
 from api.context import app
 from api.requests import position as queue_position

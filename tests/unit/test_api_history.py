@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.chat import context
-from api.chat.context import (
+from api.chat import history
+from api.chat.history import (
     TURN_BYTES,
     StoredMessage,
     byte_limit,
@@ -73,9 +73,9 @@ def test_a_dialogue_is_sane(stored: list[str], sent: list[str]) -> None:
 def test_the_newest_turns_are_kept() -> None:
     said = conversation(*(f"{'ua'[n % 2]}: {n}xxxxxxxxx" for n in range(9)))
     each = 10 + TURN_BYTES
-    assert newest(reversed(said), 9 * each) == context.Excerpt(said, first=None)
+    assert newest(reversed(said), 9 * each) == history.Excerpt(said, first=None)
     four = newest(reversed(said), 4 * each)
-    assert four == context.Excerpt(
+    assert four == history.Excerpt(
         said[-3:], first=7
     )  # four fit, but the oldest of them would be an answer
     assert newest(reversed(said), 1).messages == said[-1:]  # whatever its size
@@ -94,7 +94,7 @@ def test_the_limit_is_one_in_bytes() -> None:
         == 48
     )
     assert byte_limit(10_000_000) == 1_000_000
-    assert byte_limit(0) == context.UNKNOWN_CONTEXT_BYTES
+    assert byte_limit(0) == history.UNKNOWN_CONTEXT_BYTES
 
 
 texts = st.sampled_from(["", " ", "one", "two", "模" * 20])
