@@ -12,7 +12,7 @@ from api.storage.record_admin import RecordAdmin
 
 @admin.register(User)
 class Users(RecordAdmin, UserAdmin):
-    """Users, and what each is entitled to while others wait too."""
+    """Users, with their share."""
 
     list_display = (*UserAdmin.list_display, "share")
     fieldsets: ClassVar = [*UserAdmin.fieldsets, ("Fairness", {"fields": ["share"]})]
@@ -20,7 +20,7 @@ class Users(RecordAdmin, UserAdmin):
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(RecordAdmin):
-    """Keys can be revoked and deleted here; they are made with `./canopy key create`, which alone can show them."""
+    """Keys can be revoked and deleted here; `./canopy key create` makes and shows them."""
 
     list_display = ("name", "user", "created", "last_used", "revoked")
     list_filter = ("revoked",)

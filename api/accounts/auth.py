@@ -1,7 +1,7 @@
 """Who may call an endpoint: the one place where keys, sessions and CSRF tokens are checked.
 
-A request with an Authorization header is judged by that header alone, never by its cookies, and needs no CSRF
-token. Every other request that changes something must carry one, logged in or not.
+A request with an Authorization header is judged by that header alone, never by its cookies, and
+needs no CSRF token. Every other request that changes something needs one, logged in or not.
 """
 
 from typing import cast
@@ -41,7 +41,7 @@ async def _key_owner(key: str) -> User:
 
 
 def _require_csrf_token(request: HttpRequest) -> None:
-    # The token comes in a header and the body is JSON: without this, it would be parsed as a form first.
+    # The token is in a header. Without this, Django would look for it in the body, as a form.
     request.POST = QueryDict()
     if check_csrf(request) is not None:
         raise ApiError(
@@ -98,7 +98,7 @@ class Member(HttpAuthBase):
 
 
 class Staff(Member):
-    """Members who run the service."""
+    """Members with `is_staff`."""
 
     async def __call__(self, request: HttpRequest) -> User:
         """Raises ApiError 401 or 403."""
@@ -109,7 +109,7 @@ class Staff(Member):
 
 
 class Anyone(HttpAuthBase):
-    """Also people who are not logged in; a session must still prove that the page is ours."""
+    """Also people who are not logged in; their CSRF token must prove that the page is ours."""
 
     openapi_scheme = "bearer"
 

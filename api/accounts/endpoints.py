@@ -1,4 +1,4 @@
-"""Login and logout, and who I am."""
+"""Login, logout, and the current user."""
 
 from typing import Any
 
@@ -58,10 +58,10 @@ async def me(request: HttpRequest) -> Me:
     """Who is logged in; also sets the CSRF cookie."""
     get_token(request)
     user = await request.auser()
-    return Me(
-        user=person(user) if user.is_authenticated else None,
-        default_model=await app().catalog.default(),
-    )
+    default_model = await app().catalog.default()
+    if not user.is_authenticated:
+        return Me(user=None, default_model=default_model)
+    return Me(user=person(user), default_model=default_model)
 
 
 @router.post("/login", response=LoggedIn)
@@ -110,7 +110,7 @@ _BAD_TOKEN = format_html(
 
 
 def _check_password(credentials: Credentials) -> User | None:
-    """Hashing takes a third of a second, so it runs in a thread of its own, with a connection of its own."""
+    """Blocks for a third of a second, to hash: needs its own thread, and closes its connection."""
     try:
         return authenticate(username=credentials.username, password=credentials.password)
     finally:

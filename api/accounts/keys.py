@@ -1,4 +1,4 @@
-"""API keys: `canopy_<name>_<secret>`, checked against their digest, remembered for a few seconds."""
+"""API keys: `canopy_<name>_<secret>`, checked against their digest, cached for a few seconds."""
 
 import asyncio
 import secrets
@@ -16,7 +16,7 @@ from api.accounts.models import ApiKey, User
 log = structlog.get_logger("canopy.api")
 
 PREFIX = "canopy"
-REMEMBER = 20.0  # seconds a verified key is believed without asking the database; a revocation takes as long
+CACHE_SECONDS = 20.0  # a revocation takes as long to be noticed
 _CAPACITY = 10_000
 _LAST_USED_EVERY = timezone.timedelta(minutes=1)
 
@@ -28,7 +28,7 @@ class _Verified:
 
 
 def create(user: User) -> str:
-    """Makes a key and returns it; only its digest is stored, so it cannot be shown again."""
+    """A new key. Only its digest is stored, so it cannot be shown again."""
     name = secrets.token_hex(4)
     key = f"{PREFIX}_{name}_{secret.make()}"
     ApiKey.objects.create(user=user, name=name, digest=secret.digest(key))
@@ -36,7 +36,7 @@ def create(user: User) -> str:
 
 
 class KeyCache:
-    """Verified keys by their digest, each believed for REMEMBER seconds."""
+    """Verified keys by their digest, each believed for CACHE_SECONDS."""
 
     def __init__(self) -> None:
         self._verified: dict[str, _Verified] = {}
@@ -61,7 +61,7 @@ class KeyCache:
             return None
         if len(self._verified) >= _CAPACITY:
             self._verified.clear()
-        self._verified[digest] = _Verified(stored.user, time.monotonic() + REMEMBER)
+        self._verified[digest] = _Verified(stored.user, time.monotonic() + CACHE_SECONDS)
         await _note_use(stored)
         return stored.user
 
@@ -78,13 +78,12 @@ async def _stored_key(key: str) -> ApiKey | None:
     name, _, _ = rest.partition("_")
     if prefix != PREFIX or not name.isalnum():
         return None
-    return (
-        await ApiKey.objects.select_related("user").filter(name=name[:16], revoked=False).afirst()
-    )
+    rows = ApiKey.objects.select_related("user").filter(name=name[:16], revoked=False)
+    return await rows.afirst()
 
 
 async def _note_use(stored: ApiKey) -> None:
-    """Stores when the key was used, about once a minute. With a full disk, it is valid all the same."""
+    """Stores when the key was used, about once a minute. A full disk does not make it invalid."""
     now = timezone.now()
     stale = Q(last_used=None) | Q(last_used__lt=now - _LAST_USED_EVERY)
     try:

@@ -1,4 +1,4 @@
-"""Users and what they may present instead of a password. Secrets are stored as SHA-256 digests only."""
+"""Users, API keys and login tokens. Secrets are stored as SHA-256 digests only."""
 
 from typing import ClassVar
 
@@ -29,7 +29,7 @@ class User(Record, AbstractUser):
 
 
 class ApiKey(Record):
-    """A Bearer token of a user. `name` is the public part, by which the key is looked up and shown."""
+    """A Bearer token of a user. `name`: its public part, by which it is looked up and shown."""
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_keys")
     name = models.CharField(max_length=16, unique=True)

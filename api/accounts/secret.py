@@ -1,4 +1,4 @@
-"""Random secrets and their digests. They have 256 bits, so that a plain fast digest is enough."""
+"""Random secrets and their digests. With 256 random bits, a plain fast digest is enough."""
 
 import hashlib
 import hmac
@@ -6,12 +6,12 @@ import secrets
 
 
 def make() -> str:
-    """A fresh secret, safe in URLs and headers."""
+    """A new secret, safe in URLs and headers."""
     return secrets.token_urlsafe(32)
 
 
 def digest(secret: str) -> str:
-    """What is stored in its place."""
+    """What is stored in place of the secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 

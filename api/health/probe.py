@@ -1,13 +1,13 @@
-"""Checks for /readyz: single-flight, cached for a second, each with a deadline."""
+"""Checks for /readyz: one at a time, cached for a second, each with a deadline."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
 
 class Probe:
-    """`check` returns what is missing, or None. A result is good for `seconds`.
+    """`check` returns what is missing, or None; its result is cached for `seconds`.
 
-    A check that takes longer than `deadline` seconds counts as `silence` until it ends.
+    While a check takes longer than `deadline` seconds, the result is `silence`.
     """
 
     def __init__(

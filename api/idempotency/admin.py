@@ -1,4 +1,4 @@
-"""Kept requests in Django's admin."""
+"""Idempotent requests in Django's admin."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from api.storage.record_admin import RecordAdmin
 
 @admin.register(KeptRequest)
 class KeptRequestAdmin(RecordAdmin):
-    """Kept requests by their state."""
+    """Idempotent requests by their state."""
 
     list_display = ("key", "user", "status", "created")
     list_filter = ("status",)

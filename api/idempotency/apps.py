@@ -1,4 +1,4 @@
-"""The app of kept requests."""
+"""The app of idempotent requests."""
 
 from django.apps import AppConfig
 

@@ -1,4 +1,4 @@
-"""Kept requests and their answers."""
+"""Idempotent requests and their answers."""
 
 from typing import ClassVar
 
@@ -9,7 +9,10 @@ from api.answers.record import StoredAnswer
 
 
 class KeptRequest(StoredAnswer):
-    """A request that its client named. `fingerprint`: of what was asked, as a name must not be used twice."""
+    """A request with an Idempotency-Key.
+
+    `fingerprint`: of its path and body, because a key must not be used for another request.
+    """
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="kept_requests"

@@ -1,4 +1,4 @@
-"""GET and DELETE /api/jobs/ID: where a job is, and its end wherever it is."""
+"""GET and DELETE /api/jobs/ID: a job's state, and its cancellation wherever it is."""
 
 import time
 from datetime import UTC, datetime
@@ -14,15 +14,16 @@ from broker.wire import Failed, JobClass
 
 router = Router(tags=["jobs"], auth=Member())
 
-State = Literal[
-    "waiting", "running", "done", "failed"
-]  # at its end: while its reader has not read all of it
+# The last two only until the reader has read the answer's end.
+State = Literal["waiting", "running", "done", "failed"]
 _LONGEST_ID = 64
 
 
 class Job(Schema):
-    """A job as its owner sees it. `node` and `attempt`: of its newest run; `waiting`: why it does not run; `position`
-    and `estimated_start`: in the line, while it stands there.
+    """A job as its owner sees it.
+
+    `node` and `attempt`: of its newest run; `waiting`: why it does not run; `position` and
+    `estimated_start`: while it is queued.
     """
 
     request_id: str
@@ -54,23 +55,25 @@ async def cancel(request: AuthRequest, request_id: str) -> Status[Any]:
 
     202 if another process reads it: then the nodes are told, and end it if it is mine.
     """
-    stream = app().active.get(request_id)
-    if len(request_id) > _LONGEST_ID or (stream is not None and not _is_mine(stream, request)):
+    if len(request_id) > _LONGEST_ID:
         raise _no_such_job()
-    if not app().client.connected:
-        raise ApiError(
-            503,
-            "the job cannot be cancelled now: the broker does not take messages",
-            code="unavailable",
-        )
-    app().client.cancel(request_id, request.auth.get_username())
+    stream = app().active.get(request_id)
+    if stream is not None and not _is_mine(stream, request):
+        raise _no_such_job()
+    client = app().client
+    if not client.connected:
+        message = "the job cannot be cancelled now: the broker does not take messages"
+        raise ApiError(503, message, code="unavailable")
+    client.cancel(request_id, request.auth.get_username())
     return Status(202 if stream is None else 204, None)
 
 
 def describe(stream: Stream) -> Job:
     """The job at this moment."""
     job, state = stream.job, _state(stream)
-    in_line = state == "waiting"
+    position, starts = None, None
+    if state == "waiting":
+        position, starts = stream.position, stream.starts
     return Job(
         request_id=job.request_id,
         model=job.model,
@@ -81,24 +84,30 @@ def describe(stream: Stream) -> Job:
         node=stream.node or None,
         attempt=stream.attempt,
         waiting=stream.waiting or None,
-        position=stream.position if in_line else None,
-        estimated_start=_moment(stream.starts) if in_line else None,
+        position=position,
+        estimated_start=_from_epoch(starts),
         tokens=stream.tokens,
     )
 
 
 def _from_monotonic(moment: float | None) -> datetime | None:
-    """A moment of the monotonic clock for people."""
-    return None if moment is None else _moment(time.time() + moment - time.monotonic())
+    """A moment of time.monotonic() as a date."""
+    if moment is None:
+        return None
+    return _from_epoch(time.time() + moment - time.monotonic())
 
 
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def _from_epoch(seconds: float | None) -> datetime | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _state(stream: Stream) -> State:
+    if isinstance(stream.end, Failed):
+        return "failed"
     if stream.end is not None:
-        return "failed" if isinstance(stream.end, Failed) else "done"
+        return "done"
     return "running" if stream.started and not stream.waiting else "waiting"
 
 
