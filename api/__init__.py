@@ -1,1 +1,1 @@
-"""The Django project: accounts, chat, the OpenAI-compatible API, the tree dashboard's API, health."""
+"""The Django project: see README.md."""

@@ -1,4 +1,18 @@
-"""Refusals: one exception, and its two shapes (OpenAI's below /v1/, Canopy's elsewhere)."""
+"""The API's errors: one tree, and its two JSON shapes (OpenAI's below /v1/, Canopy's elsewhere).
+
+The status says whose fault it is and whether a retry helps: 4xx is the client's and permanent,
+except 408 and 429; 5xx is the service's; 429, 503 and 504 may succeed later.
+
+    ApiError                    a refused or failed request
+    |- BodyTooLarge             413
+    |- UnknownSender            401
+    `- ServiceUnavailable       503, retryable
+       |- NotRunning            the application starts or stops
+       `- TreeUnreadable        the broker's management API does not answer (tree/watch.py)
+
+Others: BadEnvironment (environment.py) is the operator's, and ends the process; Disconnected
+(server/body.py) and Rejected (server/protocol.py) never leave their rooms.
+"""
 
 import re
 import sys
@@ -27,16 +41,16 @@ _TYPES = {
     504: "timeout_error",
 }
 
-
 MAX_ECHOED_PATH = 200  # characters
+_VALIDATOR = re.compile(r"function-\w+\(.*\)")  # pydantic's name of one, inside a location
 UNSUPPORTED = "unsupported_parameter"  # pydantic's type of such an error, and OpenAI's code for it
 
 
 class ApiError(Exception):
-    """A request that is refused.
+    """A refused or failed request.
 
-    `field`: what in the request is wrong; `code`: OpenAI's machine-readable name; `request_id`: the job that failed;
-    `headers`: further ones of the response.
+    `field`: the wrong field of the request; `code`: OpenAI's machine-readable name;
+    `request_id`: the job that failed; `headers`: further headers of the response.
     """
 
     def __init__(
@@ -92,52 +106,58 @@ class UnknownSender(ApiError):
 
 
 def body(path: str, error: ApiError) -> dict[str, Any]:
-    """The refusal as the JSON that clients of `path` expect."""
+    """The error as the JSON that clients of `path` expect."""
     if not addresses.expects_openai_errors(path):
         return {"error": {"message": error.message, "field": error.field}}
-    kind = _TYPES.get(
-        error.status, "server_error" if error.status >= 500 else "invalid_request_error"
-    )
-    return {
-        "error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}
+    default_type = "server_error" if error.status >= 500 else "invalid_request_error"
+    fields = {
+        "message": error.message,
+        "type": _TYPES.get(error.status, default_type),
+        "param": error.field,
+        "code": error.code,
     }
+    return {"error": fields}
 
 
 def response(path: str, error: ApiError) -> HttpResponse:
-    """The refusal as an HTTP response."""
-    answer = HttpResponse(
-        msgspec.json.encode(body(path, error)), status=error.status, content_type="application/json"
-    )
+    """The error as an HTTP response."""
+    content = msgspec.json.encode(body(path, error))
+    response = HttpResponse(content, status=error.status, content_type="application/json")
     if error.request_id:
-        answer.headers["X-Request-Id"] = error.request_id
+        response.headers["X-Request-Id"] = error.request_id
     if error.status == 401:
-        answer.headers["WWW-Authenticate"] = "Bearer"
+        response.headers["WWW-Authenticate"] = "Bearer"
     if error.status == 503:
-        answer.headers["Retry-After"] = "2"
+        response.headers["Retry-After"] = "2"
     for name, value in error.headers.items():
-        answer.headers[name] = value
-    return answer
+        response.headers[name] = value
+    return response
 
 
 def last_response(path: str, error: ApiError) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Headers and body of a refusal after which the connection closes, for code outside Django."""
-    answer = response(path, error)
-    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
-    headers.append((b"Content-Length", str(len(answer.content)).encode()))
+    """Headers and body of an error that closes the connection, for code outside Django."""
+    last = response(path, error)
+    headers = [(name.encode(), value.encode()) for name, value in last.headers.items()]
+    headers.append((b"Content-Length", str(len(last.content)).encode()))
     headers.append((b"Connection", b"close"))
-    return headers, answer.content
+    return headers, last.content
 
 
 def field_name(location: Iterable[str | int]) -> str:
-    """A place inside a JSON document as people write it: `messages[0].content`."""
+    """A location inside a JSON document as people write it: `messages[0].content`."""
     name = ""
     for part in location:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif name:
+            name += f".{part}"
+        else:
+            name = part
     return name
 
 
 def register(api: NinjaAPI) -> None:
-    """Gives every refusal of the typed endpoints its shape."""
+    """Gives every error of the typed endpoints its shape."""
 
     @api.exception_handler(ApiError)
     def refused(request: HttpRequest, error: ApiError) -> HttpResponse:
@@ -148,17 +168,15 @@ def register(api: NinjaAPI) -> None:
         return response(request.path, _from_validation(error))
 
     @api.exception_handler(AuthenticationError)
-    def nobody(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
+    def unauthenticated(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
         return response(request.path, ApiError(401, "log in, or send an API key as a Bearer token"))
 
     @api.exception_handler(HttpError)
     def wrapped(request: HttpRequest, error: HttpError) -> HttpResponse:
-        # ninja wraps whatever the body's parser raised
-        cause = error.__cause__
-        return response(
-            request.path,
-            cause if isinstance(cause, ApiError) else ApiError(error.status_code, str(error)),
-        )
+        cause = error.__cause__  # ninja wraps what the body's parser raised
+        if isinstance(cause, ApiError):
+            return response(request.path, cause)
+        return response(request.path, ApiError(error.status_code, str(error)))
 
     @api.exception_handler(Http404)
     def missing(request: HttpRequest, error: Http404) -> HttpResponse:
@@ -166,9 +184,8 @@ def register(api: NinjaAPI) -> None:
 
     @api.exception_handler(RequestDataTooBig)
     def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
-        return response(
-            request.path, ApiError(413, "the request's body is too large", code="request_too_large")
-        )
+        too_large = ApiError(413, "the request's body is too large", code="request_too_large")
+        return response(request.path, too_large)
 
     @api.exception_handler(Exception)
     def broken(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -176,10 +193,12 @@ def register(api: NinjaAPI) -> None:
 
 
 def unexpected(path: str, error: BaseException | None) -> ApiError:
-    """Logs what no view has foreseen; returns what its client hears: 503 for an outage of the storage, else 500."""
+    """Logs an unhandled exception; returns 503 for an outage of the storage, else 500."""
     if isinstance(error, ApiError):
         return error
-    outage = outages.describe(error) if error is not None else None
+    outage = None
+    if error is not None:
+        outage = outages.describe(error)
     if outage is not None:
         log.error("the storage does not work", path=path, reason=outage, error=str(error))
         return ApiError(503, outage, code="unavailable")
@@ -203,23 +222,17 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler400."""
+    message = f"{type(exception).__name__}: this request cannot be served"
     if isinstance(exception, DisallowedHost):
-        return response(
-            request.path, ApiError(400, "this host name is not served here; CANOPY_HOSTS adds one")
-        )
-    return response(
-        request.path, ApiError(400, f"{type(exception).__name__}: this request cannot be served")
-    )
+        message = "this host name is not served here; CANOPY_HOSTS adds one"
+    return response(request.path, ApiError(400, message))
 
 
 def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
-    """405 in the right shape."""
+    """Django's 405 in the API's shape."""
     allowed = former.headers.get("Allow", "")
-    answer = response(
-        request.path, ApiError(405, f"{request.method} is not possible here; use {allowed}")
-    )
-    answer.headers["Allow"] = allowed
-    return answer
+    message = f"{request.method} is not possible here; use {allowed}"
+    return response(request.path, ApiError(405, message, headers={"Allow": allowed}))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -229,19 +242,17 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's CSRF_FAILURE_VIEW."""
-    return response(
-        request.path,
-        ApiError(403, f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken."),
-    )
+    message = f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken."
+    return response(request.path, ApiError(403, message))
 
 
 def _from_validation(error: ValidationError) -> ApiError:
-    """The first thing that is wrong, with the place where it is."""
+    """The first error, with its location."""
     first = error.errors[0]
-    location = [part for part in first["loc"] if not re.fullmatch(r"function-\w+\(.*\)", str(part))]
+    location = [part for part in first["loc"] if not _VALIDATOR.fullmatch(str(part))]
     # ("body", "<the view's parameter>", ...) or ("path" | "query", name)
     location = location[2:] if location[0] == "body" else location[1:]
-    location += first.get("ctx", {}).get("at", ())  # said by a check of a whole object
+    location += first.get("ctx", {}).get("at", ())  # added by validators of a whole object
     code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
     field = field_name(location) or "body"
     return ApiError(400, f"{field}: {first['msg']}", field=field, code=code)

@@ -65,7 +65,7 @@ TEMPLATES: list[dict[str, Any]] = [
 
 
 def _database() -> dict[str, Any]:
-    """The database, kept open. SQLite has a write-ahead log: readers never wait for the writer."""
+    """The database, kept open. With its write-ahead log, SQLite's readers never wait."""
     config: dict[str, Any] = dict(
         dj_database_url.parse(ENV.database_url, conn_max_age=None, conn_health_checks=True)
     )
@@ -73,7 +73,7 @@ def _database() -> dict[str, Any]:
         Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
         config["OPTIONS"] = {
             "timeout": 10,  # seconds a writer waits for another process
-            # A transaction takes the write lock at its start: upgrading a read lock may fail at once.
+            # Takes the write lock at a transaction's start: upgrading a read lock may fail at once.
             "transaction_mode": "IMMEDIATE",
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
         }

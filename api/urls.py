@@ -28,7 +28,7 @@ endpoints = DocumentedAPI(
     openapi_url="/api/openapi.json",
     docs_decorator=login_required,
 )
-# Programs' endpoints first: addresses are tried in order, and these are the ones asked thousands of times a second.
+# Programs' endpoints first: paths are tried in order, and these get thousands of requests a second.
 endpoints.add_router("/v1", openai)
 endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)

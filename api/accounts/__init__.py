@@ -1,1 +1,1 @@
-"""Who asks: users, sessions, API keys, one-time login tokens."""
+"""Users, sessions, API keys, one-time login tokens."""

@@ -1,1 +1,1 @@
-"""Answers that are stored: written, followed, stopped, and taken over from an API process that is gone."""
+"""Stored answers: written, followed, stopped, and taken over from a process that is gone."""

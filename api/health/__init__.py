@@ -1,1 +1,1 @@
-"""Whether this process lives, and whether it can serve."""
+"""Whether this process is alive, and whether it can serve."""

@@ -1,1 +1,1 @@
-"""What HTTP carries for every endpoint: bodies, events, middleware, the OpenAPI document, the page."""
+"""HTTP for every endpoint: bodies, events, middleware, the OpenAPI document, the page."""

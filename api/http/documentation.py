@@ -1,8 +1,7 @@
 """The OpenAPI document: ninja's, with every error status of each operation.
 
-Most follow from what the document says anyway: who may call the operation, and whether it has a
-body or path parameters. What only the view knows, it declares with `openapi_extra`: JOB_OPERATION
-or `error_statuses(...)`.
+Most follow from the document itself: who may call the operation, and whether it has a body or path
+parameters. A view declares others with `openapi_extra`: JOB_OPERATION or `error_statuses(...)`.
 """
 
 from http.client import responses
@@ -13,20 +12,12 @@ from ninja import NinjaAPI
 from api.openai.addresses import expects_openai_errors
 
 _EXTENSION = "x-error-statuses"
-_ALWAYS = (
-    400,
-    408,
-    413,
-    414,
-    429,
-    431,
-    500,
-    503,
-)  # most of them by the server (api/server/refusals.py)
+_ALWAYS = (400, 408, 413, 414, 429, 431, 500, 503)  # most of them: api/server/refusals.py
 _WITH_SECURITY = {"Key": (401,), "Member": (401, 403), "Staff": (401, 403), "Anyone": (401, 403)}
 _WITH_BODY = (415,)
 _WITH_PATH_PARAMETER = (404,)
 
+# `openapi_extra` of an operation that submits a job and returns its answer.
 JOB_OPERATION: dict[str, Any] = {
     _EXTENSION: [404, 422, 504],
     "parameters": [
@@ -41,7 +32,7 @@ JOB_OPERATION: dict[str, Any] = {
             "schema": {"type": "number", "exclusiveMinimum": 0},
         },
     ],
-}  # `openapi_extra` of an operation that submits a job and returns its answer
+}
 
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
@@ -52,12 +43,12 @@ _ERROR_FIELDS = {
 
 
 def error_statuses(*statuses: int) -> dict[str, Any]:
-    """`openapi_extra` of an operation whose view raises ApiError with these statuses, too."""
+    """`openapi_extra` of an operation whose view also raises ApiError with these statuses."""
     return {_EXTENSION: list(statuses)}
 
 
 class DocumentedAPI(NinjaAPI):
-    """An API whose document has all error statuses."""
+    """An API whose document lists all error statuses."""
 
     def get_openapi_schema(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The whole document."""
@@ -66,7 +57,8 @@ class DocumentedAPI(NinjaAPI):
             for operation in operations.values():
                 add_error_responses(path, operation)
         schemas = document["components"]["schemas"]
-        schemas.update({name: _error_schema(fields) for name, fields in _ERROR_FIELDS.items()})
+        for name, fields in _ERROR_FIELDS.items():
+            schemas[name] = _error_schema(fields)
         return document
 
 

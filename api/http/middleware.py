@@ -1,7 +1,8 @@
 """Django's own middleware, run on the event loop.
 
-Django hands each hook of a MiddlewareMixin to a thread, two hops a middleware and request. The hooks below do no
-I/O (the session and the user are lazy), so they are called directly; only saving a session goes to the database.
+Django runs each hook of a MiddlewareMixin in a thread: two hops a middleware and request. The hooks
+below do no I/O (session and user are lazy), so they are called directly; only saving a session goes
+to the database.
 """
 
 from collections.abc import Awaitable, Callable
@@ -25,15 +26,20 @@ class _Inline:
     get_response: Callable[[HttpRequest], Awaitable[HttpResponse]]
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
+        response: HttpResponse | None = None
         before = getattr(self, "process_request", None)
-        response = before(request) if before else None
-        response = response or await self.get_response(request)
+        if before:
+            response = before(request)
+        if response is None:
+            response = await self.get_response(request)
         after = getattr(self, "process_response", None)
-        return after(request, response) if after else response
+        if after:
+            response = after(request, response)
+        return response
 
 
 class Common(_Inline, CommonMiddleware):
-    """Checks the Host header and appends slashes, except where a redirect would turn a POST into a GET."""
+    """Checks the Host header and appends slashes, but not where a redirect turns POST into GET."""
 
     def should_redirect_with_slash(self, request: HttpRequest) -> bool:
         """True if the browser is sent to the same address with a slash."""
@@ -45,7 +51,7 @@ class Authentication(_Inline, AuthenticationMiddleware):
 
 
 class Messages(_Inline, MessageMiddleware):
-    """Flash messages, which only the admin has."""
+    """Flash messages, which only the admin uses."""
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
         if not request.path.startswith("/admin/"):
@@ -54,17 +60,17 @@ class Messages(_Inline, MessageMiddleware):
 
 
 class Csrf(_Inline, CsrfViewMiddleware):
-    """CSRF for Django's own views. The typed endpoints check it in `accounts.auth`, with the same code."""
+    """CSRF for Django's own views; accounts/auth.py checks the typed endpoints by the same code."""
 
     async def process_view(self, request: HttpRequest, *view: Any) -> HttpResponse | None:
         return super().process_view(request, *view)
 
 
 class Sessions(SessionMiddleware):
-    """Sessions: lazily loaded, and a thread is used only for one that must be saved."""
+    """Sessions, loaded lazily; only one that must be saved uses a thread."""
 
     def process_request(self, request: HttpRequest) -> None:
-        """Ignores a key that Django never makes: a quoted cookie may hold U+0000, which PostgreSQL refuses."""
+        """Ignores malformed keys: a quoted cookie may contain U+0000, which PostgreSQL refuses."""
         key = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
         if not (key.isascii() and key.isalnum()):
             request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
@@ -79,7 +85,7 @@ class Sessions(SessionMiddleware):
 
 
 class Outermost:
-    """405 in the shape of all refusals."""
+    """Gives 405 the shape of all other errors."""
 
     sync_capable = False
     async_capable = True

@@ -1,4 +1,4 @@
-"""The one page of the frontend; which part of it is shown, its own routing decides."""
+"""The frontend's single page; its own router decides what it shows."""
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -9,7 +9,7 @@ _MISSING = "The pages are not built yet: run ./canopy up, which builds them.\n"
 async def app(request: HttpRequest, conversation: str = "") -> HttpResponse:
     """The frontend's index.html, never cached: it names the assets, which are cached for ever.
 
-    Whose `conversation` it is, the API decides when the page asks for it.
+    `conversation` is for the page's router; the API checks its owner when the page requests it.
     """
     index = settings.FRONTEND_DIST / "index.html"
     try:

@@ -1,4 +1,4 @@
-"""Request bodies: JSON as clients send it, within bounds, checked by strict models."""
+"""Request bodies: JSON within bounds, for strict pydantic models."""
 
 import codecs
 import re
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from api.errors import ApiError
 
-MAX_LEVELS = 64  # of values inside each other; what walks a document later may rely on it
+MAX_LEVELS = 64  # of nesting; code that walks a document may rely on it
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # what other JSON libraries can carry
 MAX_ROW_ID = 2**63 - 1  # a database's largest key
 MAX_ECHOED = 100  # characters of a client's text that an error message repeats
@@ -24,7 +24,7 @@ _ESCAPE_BYTES = 6  # of one \uXXXX
 
 
 class StrictParser(Parser):
-    """Reads JSON bodies; anything else is refused with the reason."""
+    """ninja's parser of request bodies."""
 
     def parse_body(self, request: HttpRequest) -> Any:
         """Raises ApiError as `document` does."""
@@ -32,20 +32,20 @@ class StrictParser(Parser):
 
 
 def document(request: HttpRequest) -> Any:
-    """The request's body as plain values, at most MAX_LEVELS deep, with texts that UTF-8 can carry.
+    """The request's body as plain values, at most MAX_LEVELS deep, with valid Unicode texts.
 
-    Raises ApiError 400 for what is not such JSON, 413 for what inflates to too much, and 415 for
-    an encoding other than gzip.
+    Raises ApiError 400 for anything else, 413 if it is too large when inflated, and 415 for a
+    content encoding other than gzip.
     """
     body = _inflated(request).removeprefix(codecs.BOM_UTF8)
     try:
-        found = _decode(body)
+        value = _decode(body)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"body: not UTF-8 (byte {error.start})", field="body") from error
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"body: not JSON ({error})", field="body") from error
-    _check_bounds(found)
-    return found
+    _check_bounds(value)
+    return value
 
 
 def _decode(body: bytes) -> Any:
@@ -59,8 +59,7 @@ def _decode(body: bytes) -> Any:
 def _without_lone_surrogates(body: bytes) -> bytes:
     """The same document with U+FFFD for each half of a surrogate pair without its other half.
 
-    JavaScript and Python make such halves when a text is cut inside an emoji, and send them as
-    bytes or as escapes.
+    JavaScript and Python produce them when a text is cut inside an emoji, as bytes or as escapes.
     """
     text = body.decode("utf-8", "surrogatepass")
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -68,32 +67,35 @@ def _without_lone_surrogates(body: bytes) -> bytes:
 
 
 def _without_lone_escape(match: re.Match[bytes]) -> bytes:
-    """A pair as it is, U+FFFD for a half.
+    """A pair unchanged, U+FFFD for a half.
 
-    After an odd number of backslashes the first six bytes are plain text.
+    After an odd number of backslashes, the first six bytes are plain text.
     """
-    found, before = match[0], match.start()
+    escape = match[0]
+    is_pair = len(escape) > _ESCAPE_BYTES
+    before = match.start()
     while before > 0 and match.string[before - 1] == ord("\\"):
         before -= 1
-    is_pair = len(found) > _ESCAPE_BYTES
-    if (match.start() - before) % 2 == 1:
-        return found[:_ESCAPE_BYTES] + (rb"\ufffd" if is_pair else b"")
-    return found if is_pair else rb"\ufffd"
+    first_is_text = (match.start() - before) % 2 == 1
+    if first_is_text:
+        return escape[:_ESCAPE_BYTES] + (rb"\ufffd" if is_pair else b"")
+    return escape if is_pair else rb"\ufffd"
 
 
-def _check_bounds(found: Any) -> None:
+def _check_bounds(document: Any) -> None:
     """Raises ApiError 400, naming the field, for too many levels or too large an integer."""
-    fields = found if isinstance(found, dict) else {"body": found}
+    fields = document if isinstance(document, dict) else {"body": document}
     for name, value in fields.items():
-        if reason := _out_of_bounds(value):
+        reason = _out_of_bounds(value)
+        if reason is not None:
             field = name[:MAX_ECHOED]
             raise ApiError(400, f"{field}: {reason}", field=field)
 
 
 def _out_of_bounds(field: Any) -> str | None:
-    """What of a field's value is out of bounds.
+    """What exceeds the bounds, if anything does.
 
-    Level by level: with a call for each value, a megabyte of empty lists took seconds.
+    Iterates by level: with a call for each value, a megabyte of empty lists took seconds.
     """
     level = [field]
     for _ in range(MAX_LEVELS - 1):
@@ -119,10 +121,12 @@ def _inflated(request: HttpRequest) -> bytes:
     if encoding in {"", "identity"}:
         return request.body
     if encoding not in {"gzip", "x-gzip"}:
-        message = f"Content-Encoding: {encoding[:50]!r} is not understood; send the body as it is, or as gzip"
-        raise ApiError(
-            415, message, field="Content-Encoding", headers={"Accept-Encoding": "gzip, identity"}
+        message = (
+            f"Content-Encoding: {encoding[:50]!r} is not understood; send the body as it is, "
+            "or as gzip"
         )
+        headers = {"Accept-Encoding": "gzip, identity"}
+        raise ApiError(415, message, field="Content-Encoding", headers=headers)
     inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         body = inflate.decompress(request.body, settings.MAX_BODY + 1)
@@ -148,12 +152,12 @@ def _whole(value: Any) -> Any:
     return value
 
 
-# JavaScript and Lua have one kind of number: 8.0 is 8
+# 8.0 is 8: JavaScript and Lua have one type of number.
 Integer = Annotated[int, BeforeValidator(_whole)]
 
 
 def storable(text: str) -> str:
-    """The text with U+FFFD for U+0000, which PostgreSQL refuses; as long as before."""
+    """The text with U+FFFD for U+0000, which PostgreSQL refuses; of the same length."""
     return text.replace("\x00", "\ufffd")
 
 
@@ -161,10 +165,10 @@ StorableText = Annotated[str, AfterValidator(storable)]
 
 
 class RowIdConverter(IntConverter):
-    """Keys of rows in addresses (`{row:…}`): a larger number is no row's, so it is a 404."""
+    """Keys of rows in paths (`{row:…}`). A number beyond MAX_ROW_ID is a 404."""
 
     def to_python(self, value: str) -> int:
-        """Raises ValueError, which makes Django look for another address."""
+        """Raises ValueError, which makes Django try the next pattern."""
         number = int(value)
         if number > MAX_ROW_ID:
             raise ValueError(f"{value} is no row's key")

@@ -14,7 +14,7 @@ _encode = msgspec.json.encode
 
 
 class Closable(Protocol):
-    """What can be closed, any number of times."""
+    """Has `aclose`, which may be called any number of times."""
 
     async def aclose(self) -> None:
         """Closes it."""
@@ -36,12 +36,12 @@ def comment(text: str) -> bytes:
 
 
 class Template:
-    """The event of a payload of which only one text differs from one time to the next."""
+    """An event whose payload is the same each time, except for one text."""
 
     _HOLE = "\0"
 
     def __init__(self, payload_of: Callable[[str], Any]) -> None:
-        """`payload_of`: the payload with a text in it; nothing behind that text may contain a NUL."""
+        """`payload_of`: the payload with a text; nothing behind the text may contain a NUL."""
         self._before, self._after = data(payload_of(self._HOLE)).rsplit(_encode(self._HOLE), 1)
 
     def event(self, text: str) -> bytes:
@@ -52,14 +52,16 @@ class Template:
 def ticking(source: AsyncIterator[T], seconds: float | None = None) -> AsyncIterator[T | None]:
     """The source's items, and None after every `seconds` (default: KEEPALIVE) without one.
 
-    The source's `__anext__` must bear being cancelled (broker streams do; generators do not).
+    The source's `__anext__` is cancelled then and called again: a generator does not survive that.
     """
     return _Ticking(source, seconds or KEEPALIVE)
 
 
 class _Ticking(AsyncIterator[T | None]):
-    """Like `asyncio.timeout` around each item, but with one timer for all of them, which looks at the clock when it
-    rings: most items are a token, and making and ending a timer took longer than all else that is done for one here.
+    """Like `asyncio.timeout` around each item, but with one timer for all items.
+
+    When the timer fires, it compares the clock. Most items are a token, and creating and cancelling
+    a timer took longer than everything else that is done here for one.
     """
 
     def __init__(self, source: AsyncIterator[T], seconds: float) -> None:
@@ -67,9 +69,9 @@ class _Ticking(AsyncIterator[T | None]):
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: asyncio.Task[Any] | None = None  # who waits for an item, if anybody does
-        self._since = 0.0  # it began to wait
-        self._rang = False
+        self._waiting: asyncio.Task[Any] | None = None  # the task that waits for an item
+        self._since = 0.0  # when it began to wait
+        self._fired = False
 
     async def __anext__(self) -> T | None:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -77,13 +79,12 @@ class _Ticking(AsyncIterator[T | None]):
         self._since = self._loop.time()
         self._waiting = task
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._ring)
+            self._timer = self._loop.call_later(self._seconds, self._fire)
         try:
             return await anext(self._source)
         except asyncio.CancelledError:
-            if (
-                not self._take_ring() or task.uncancel() > cancelling
-            ):  # somebody else cancelled it, too
+            fired, self._fired = self._fired, False
+            if not fired or task.uncancel() > cancelling:  # cancelled by somebody else, too
                 self._stop()
                 raise
             return None
@@ -93,20 +94,16 @@ class _Ticking(AsyncIterator[T | None]):
         finally:
             self._waiting = None
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._timer = None
         if self._waiting is None:
-            return  # whoever waits next sets it again
+            return  # the next `__anext__` starts it again
         left = self._since + self._seconds - self._loop.time()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._ring)
+            self._timer = self._loop.call_later(left, self._fire)
         else:
-            self._rang = True
+            self._fired = True
             self._waiting.cancel()
-
-    def _take_ring(self) -> bool:
-        rang, self._rang = self._rang, False
-        return rang
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -116,8 +113,8 @@ class _Ticking(AsyncIterator[T | None]):
 class EventStream(StreamingHttpResponse):
     """Events as an HTTP response that no proxy buffers.
 
-    `source`: what the events are made of. The handler closes it whatever happens, even if the client left before the
-    first event was asked for. `endless`: the server's stop ends them instead of waiting for them.
+    `source`: where the events come from. The handler always closes it, even if the client left
+    before the first event was read. `endless`: a stopping server ends the stream at once.
     """
 
     def __init__(
@@ -138,7 +135,7 @@ class EventStream(StreamingHttpResponse):
         self._source = source
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        # Without Django's two wrapping generators, closing reaches ours at once.
+        # Not Django's two wrapping generators: closing this one takes effect at once.
         return self._events
 
     async def aclose(self) -> None:

@@ -1,1 +1,1 @@
-"""Requests with an Idempotency-Key: kept for a day, so that a retry gets the answer that was begun."""
+"""Requests with an Idempotency-Key, stored for a day: a retry gets the same answer."""

@@ -1,1 +1,1 @@
-"""The jobs whose answers this process reads: looked at, cancelled, ended at their deadline."""
+"""/api/jobs: the jobs whose answers this process reads."""

@@ -1,19 +1,41 @@
-"""Addresses below /v1/, and those that clients with another base URL ask for."""
+"""Paths below /v1/, and those that clients with a wrong base URL request."""
 
 BASE = "/v1"
 SERVED = ("chat/completions", "completions", "models")
 OPENAI_SEGMENTS = frozenset(
-    {
-        *("assistants", "audio", "batches", "chat", "completions", "containers", "conversations"),
-        *("edits", "embeddings", "engines", "evals", "files", "fine_tuning", "images", "models"),
-        *("moderations", "realtime", "responses", "threads", "uploads", "vector_stores", "videos"),
-        *("messages", "rerank", "score", "v1"),
-    }
+    [
+        "assistants",
+        "audio",
+        "batches",
+        "chat",
+        "completions",
+        "containers",
+        "conversations",
+        "edits",
+        "embeddings",
+        "engines",
+        "evals",
+        "files",
+        "fine_tuning",
+        "images",
+        "messages",
+        "models",
+        "moderations",
+        "realtime",
+        "rerank",
+        "responses",
+        "score",
+        "threads",
+        "uploads",
+        "v1",
+        "vector_stores",
+        "videos",
+    ]
 )
 
 
 def expects_openai_errors(path: str) -> bool:
-    """True if whoever asks for `path` expects errors in OpenAI's shape."""
+    """True if clients of `path` expect errors in OpenAI's shape."""
     segments = _segments(path)
     if "v1" in segments or segments[-2:] == ["chat", "completions"]:
         return True
@@ -21,14 +43,19 @@ def expects_openai_errors(path: str) -> bool:
 
 
 def suggestion(path: str) -> str:
-    """What to ask for in place of `path`, which nothing is at but `expects_openai_errors`."""
+    """What to request instead of `path`, which does not exist but `expects_openai_errors`."""
     name = "/".join(_below_base(_segments(path)))
-    served = next((each for each in SERVED if name == each or name.endswith(f"/{each}")), None)
-    if served is None and name.startswith("models/"):
-        served = name
-    if served is not None:
-        return f"use {BASE}/{served}: this API's base URL ends in {BASE}, without a slash behind it"
-    return "this API has " + ", ".join(f"{BASE}/{each}" for each in SERVED)
+    endpoint = _endpoint(name)
+    if endpoint is not None:
+        return f"use {BASE}/{endpoint}: this API's base URL ends in {BASE}, without a final slash"
+    return "this API has " + ", ".join(f"{BASE}/{endpoint}" for endpoint in SERVED)
+
+
+def _endpoint(name: str) -> str | None:
+    for endpoint in SERVED:
+        if name == endpoint or name.endswith(f"/{endpoint}"):
+            return endpoint
+    return name if name.startswith("models/") else None
 
 
 def _segments(path: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""What /v1/ accepts.
+"""The request bodies of /v1/.
 
-Unknown fields are ignored, as OpenAI's clients send new ones all the time; those that are known to
+Unknown fields are ignored, because OpenAI's clients keep sending new ones; fields that are known to
 change the answer elsewhere are refused (unsupported.py).
 """
 
@@ -32,23 +32,24 @@ MAX_STOP_LENGTH = 500
 MAX_CHOICES = 128
 MAX_BIAS = 100
 MAX_ID_DIGITS = 9
+# The parts of a message that have text, and the field it is in.
 TEXT_PARTS = {
     "text": "text",
     "input_text": "text",
     "output_text": "text",
     "refusal": "refusal",
-}  # where its text is
+}
 
 
 def _flatten(content: Any) -> Any:
-    """A message's content as one text: the texts of its parts, each on a line of its own."""
+    """A message's content as one text: the texts of its parts, one a line."""
     if not isinstance(content, list):
         return content
     return "\n".join(_text_of(part, index) for index, part in enumerate(content))
 
 
 def _text_of(part: Any, index: int) -> str:
-    """Raises PydanticCustomError for a part that is no text."""
+    """Raises PydanticCustomError for a part without text."""
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
@@ -72,11 +73,13 @@ def _as_stops(stop: Any) -> Any:
     """Stop strings as a list, without empty ones, which many clients send for none."""
     if isinstance(stop, str):
         stop = [stop]
-    return [each for each in stop if each != ""] if isinstance(stop, list) else stop
+    if not isinstance(stop, list):
+        return stop
+    return [string for string in stop if string != ""]
 
 
 def _only_prompt(prompt: Any) -> Any:
-    """The one text of a prompt. Raises PydanticCustomError for several, and for token ids."""
+    """A prompt as one text. Raises PydanticCustomError for several prompts and for token ids."""
     if not isinstance(prompt, list):
         return prompt
     if prompt and isinstance(prompt[0], int | list):
@@ -114,36 +117,39 @@ def _check_messages(messages: Any) -> Any:
 
 
 def _by_token(biases: Any) -> Any:
-    """Biases by token id; in JSON the ids are texts."""
+    """Biases by token id; in JSON, the ids are strings."""
     if not isinstance(biases, dict):
         return biases
     if len(biases) > MAX_BIASES:
         raise PydanticCustomError(
             "biases", "at most {most} tokens can be biased", {"most": MAX_BIASES}
         )
-    found: dict[int, float] = {}
+    by_token: dict[int, float] = {}
     for token, bias in biases.items():
-        if not (
-            isinstance(token, str)
-            and token.isascii()
-            and token.isdecimal()
-            and len(token) <= MAX_ID_DIGITS
-        ):
+        if not _is_token_id(token):
             raise PydanticCustomError(
                 "token", "{token} is not a token id", {"token": repr(token)[:50]}
             )
-        if (
-            isinstance(bias, bool)
-            or not isinstance(bias, int | float)
-            or not -MAX_BIAS <= bias <= MAX_BIAS
-        ):
+        if not _is_bias(bias):
             raise PydanticCustomError("bias", "{token}: must be from -100 to 100", {"token": token})
-        found[int(token)] = float(bias)
-    return found
+        by_token[int(token)] = float(bias)
+    return by_token
+
+
+def _is_token_id(text: Any) -> bool:
+    if not isinstance(text, str) or len(text) > MAX_ID_DIGITS:
+        return False
+    return text.isascii() and text.isdecimal()
+
+
+def _is_bias(bias: Any) -> bool:
+    if isinstance(bias, bool) or not isinstance(bias, int | float):
+        return False
+    return -MAX_BIAS <= bias <= MAX_BIAS
 
 
 def _off_is_zero(top_k: int) -> int:
-    """vLLM's clients turn `top_k` off with -1, transformers' with 0."""
+    """-1 turns `top_k` off for vLLM's clients, 0 for transformers' and here."""
     return max(0, top_k)
 
 
@@ -160,7 +166,7 @@ Choices = Annotated[Integer, Field(ge=1, le=MAX_CHOICES)]
 TopK = Annotated[Integer, Field(ge=-1, le=1_000_000), AfterValidator(_off_is_zero)]
 
 
-# Those that are the same here and there. What is not asked for is left to Sampling's defaults, which take no bytes.
+# Fields of the same name in Sampling. Those that are null keep its defaults, which take no bytes.
 _SETTINGS = (
     "temperature",
     "top_p",
@@ -178,7 +184,7 @@ class Message(Body):
     """One turn of the dialogue."""
 
     role: Annotated[str, BeforeValidator(_check_role)]
-    content: Text | None = None  # null for an assistant alone, see _check_messages
+    content: Text | None = None  # null only for an assistant, see _check_messages
 
     def to_wire(self) -> ChatMessage:
         """The turn as nodes read it."""
@@ -192,7 +198,7 @@ class StreamOptions(Body):
 
 
 class Generation(Body):
-    """What the two endpoints have in common."""
+    """The fields of both endpoints."""
 
     model: str = Field(min_length=1)  # any length: a name that no model has is a 404
     max_tokens: Tokens | None = None
@@ -231,31 +237,35 @@ class Generation(Body):
 
     @property
     def token_limit(self) -> int | None:
-        """The most tokens the answer may have; None: up to the model's context."""
+        """The most tokens of the answer; None: up to the model's context."""
         return self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """How many of the likeliest tokens are to be told for each of the answer; None: no logprobs at all."""
+        """How many of the likeliest tokens to return for each token; None: no logprobs at all."""
         return None
 
     @property
     def job_class(self) -> JobClass:
-        """`flex` can wait. Nothing is paid for here, so there is nothing that comes first."""
+        """`flex` can wait. No other tier is faster than the default: nobody pays here."""
         return "batch" if self.service_tier == "flex" else "interactive"
 
     @property
     def tier(self) -> str | None:
-        """The tier that the answer says: the one that served it, if one was asked for."""
+        """`service_tier` of the response: the one that served it, if the request named one."""
         if self.service_tier is None:
             return None
         return "flex" if self.job_class == "batch" else "default"
 
     def sampling(self) -> Sampling:
-        """How to choose tokens, as nodes read it."""
-        asked = {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
+        """The sampling parameters, as nodes read them."""
+        settings: dict[str, Any] = {}
+        for name in _SETTINGS:
+            value = getattr(self, name)
+            if value is not None:
+                settings[name] = value
         return Sampling(
-            **asked,
+            **settings,
             reproducible=self.seed is not None,
             max_tokens=self.token_limit,
             stop=tuple(self.stop or ()),
@@ -281,15 +291,17 @@ class ChatCompletion(Generation):
 
     @field_validator("top_logprobs")
     @classmethod
-    def _asked_for(cls, wanted: int | None, others: ValidationInfo) -> int | None:
-        if wanted and not others.data.get("logprobs"):
+    def _needs_logprobs(cls, top_logprobs: int | None, others: ValidationInfo) -> int | None:
+        if top_logprobs and not others.data.get("logprobs"):
             raise PydanticCustomError("logprobs", "only with logprobs: true")
-        return wanted
+        return top_logprobs
 
     @property
     def alternatives(self) -> int | None:
         """See Generation."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+        if not self.logprobs:
+            return None
+        return self.top_logprobs or 0
 
     @property
     def token_limit(self) -> int | None:

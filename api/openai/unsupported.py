@@ -1,8 +1,8 @@
-"""Request fields that are refused by name: honouring them would change the answer, and we do not.
+"""Request fields that are refused by name: they would change the answer, and are not implemented.
 
-A client that asks for tools, a JSON schema or another prompt and gets an ordinary answer takes it
-for what it asked for. Fields that change nothing here, such as `metadata`, `store` or
-`parallel_tool_calls`, are not in the tables. A field that gets built moves from here to schemas.py.
+A client that requests tools or a JSON schema and gets an ordinary answer would take it for the
+requested one. Fields that change nothing here, such as `metadata`, `store` or
+`parallel_tool_calls`, are not in the tables. A field that is implemented moves to schemas.py.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from api.errors import UNSUPPORTED
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A field that is not honoured.
+    """A field that is not implemented.
 
-    `neutral`: values beside null that ask for what happens anyway; `instead`: what the client can do.
+    `neutral`: values besides null that change nothing; `instead`: what the client can do.
     """
 
     neutral: tuple[Any, ...] = ()
@@ -209,23 +209,24 @@ _GUIDED = _only({}, [], "", False)  # vLLM's guided_json, guided_regex and other
 
 
 def _is_neutral(value: Any, field: Unsupported) -> bool:
-    """False is no 0: `prompt_logprobs` 0 asks for something."""
+    """Compares by type, too: `prompt_logprobs` false is neutral, but 0 is not."""
     if value is None:
         return True
-    is_flag = isinstance(value, bool)
-    comparable = [each for each in field.neutral if isinstance(each, bool) == is_flag]
-    return value in comparable
+    for neutral in field.neutral:
+        if value == neutral and isinstance(value, bool) == isinstance(neutral, bool):
+            return True
+    return False
 
 
-def refuse(body: Any, table: Mapping[str, Unsupported], *place: str | int) -> None:
-    """Raises PydanticCustomError for the first field of `body` that would be ignored.
+def refuse(body: Any, table: Mapping[str, Unsupported], *location: str | int) -> None:
+    """Raises PydanticCustomError for the first unsupported field of `body`.
 
-    `place`: where `body` is in the request.
+    `location`: where `body` is in the request.
     """
     if not isinstance(body, dict):
         return
     for name, value in body.items():
-        found = _GUIDED if name.startswith("guided_") else table.get(name)
-        if found is not None and not _is_neutral(value, found):
-            context = {"at": (*place, name), "instead": found.instead}
+        field = _GUIDED if name.startswith("guided_") else table.get(name)
+        if field is not None and not _is_neutral(value, field):
+            context = {"at": (*location, name), "instead": field.instead}
             raise PydanticCustomError(UNSUPPORTED, "not supported here; {instead}", context)

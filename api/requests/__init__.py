@@ -1,1 +1,1 @@
-"""One request on its way to the broker and back: built, admitted, charged, submitted, completed."""
+"""One request's way to the broker and back: built, admitted, charged, submitted, completed."""

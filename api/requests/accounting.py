@@ -2,7 +2,7 @@
 
 An answer's length is known only at its end. So a job is charged its expected cost, and the error of
 the expectation is added to the user's next job: in the long run, the costs equal the tokens used.
-(As in "Fairness in Serving Large Language Models", Sheng et al., OSDI 2024, with predicted lengths.)
+(As in Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024, with predicted lengths)
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""The active requests of this process: streams by request id, and the end of those that are late."""
+"""The active requests of this process: streams by request id, failed at their deadline."""
 
 import asyncio
 import time

@@ -28,7 +28,7 @@ def chat_job(
     job_class: JobClass = "interactive",
     truncate: bool = False,
 ) -> Job:
-    """A job that continues a dialogue. With `truncate`, the node may drop the oldest turns to fit."""
+    """A job that continues a dialogue. `truncate`: the node may drop the oldest turns to fit."""
     return Job(
         request_id=new_request_id(),
         model=model,

@@ -1,4 +1,4 @@
-"""Limits how many requests are being admitted at once: from their arrival to their job's submission.
+"""Limits how many requests are being admitted at once: from arrival to their job's submission.
 
 Without it, the requests of a burst move in step: each waits at every turn of the event loop for all
 the others, so the first job leaves when nearly all are parsed, and until then the engines are idle.

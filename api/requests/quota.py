@@ -1,13 +1,13 @@
-"""Who may have one more job waiting. Pure: no clock, no I/O.
+"""Whether a user may have one more job waiting. Pure: no clock, no I/O.
 
-Up to a limit, jobs wait whoever sent them. Beyond it, a user may still have a fair share waiting:
-the limit divided by the users who have jobs waiting, themselves and one more to come included. So
-whoever fills the backlog gets no further, and everybody else is let in. However many users do the
-same, CEILING times the limit is never exceeded.
+Up to a limit, everybody's jobs may wait. Beyond it, a user may still have a fair share waiting: the
+limit divided by the users with waiting jobs, including this user and one more to come. So a user
+who fills the backlog is stopped, and all others are admitted. However many users do so, CEILING
+times the limit is never exceeded.
 
-One API process knows its own users only, and of other processes' jobs the number. So it divides the
-part of the limit that corresponds to its part of the jobs. The same rule bounds the bytes of the
-prompts that wait.
+An API process knows only its own users, and only the number of other processes' jobs. So it divides
+the part of the limit that corresponds to its part of the jobs. The same rule bounds the bytes of
+the waiting prompts.
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ CEILING = 4  # times the limit
 
 
 class Verdict(Enum):
-    """What becomes of one more job."""
+    """The decision about one more job."""
 
     ADMITTED = "admitted"
     USER_FULL = "user_full"  # its user has a fair share waiting already
-    FULL = "full"  # nobody's job is taken
+    FULL = "full"  # nobody's job is admitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Usage:
         return max(least, int(limit * part / (self.others + 2)))
 
 
-def decide(usage: Usage, wanted: int, limit: int, least: int) -> Verdict:
-    """Whether `wanted` more may wait."""
-    after = usage.total + wanted
+def decide(usage: Usage, amount: int, limit: int, least: int) -> Verdict:
+    """Whether `amount` more may wait."""
+    after = usage.total + amount
     if after <= limit:
         return Verdict.ADMITTED
     if after > CEILING * limit:
         return Verdict.FULL
-    if usage.mine + wanted <= usage.fair_share(limit, least):
+    if usage.mine + amount <= usage.fair_share(limit, least):
         return Verdict.ADMITTED
     return Verdict.USER_FULL
 

@@ -67,7 +67,7 @@ class Submitter:
             raise errors.broker_unavailable(error) from error
 
     async def publish(self, job: Job) -> Stream:
-        """Publishes the job however many wait, and charges its user. Raises NoTree or Unavailable."""
+        """Publishes the job, charged to its user, without a limit. Raises NoTree or Unavailable."""
         if job.seconds_left is None:
             job = msgspec.structs.replace(job, seconds_left=self._job_seconds, deadline=None)
         charge = self._accounting.charge(job)

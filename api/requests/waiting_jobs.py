@@ -12,7 +12,7 @@ CLASSES: tuple[JobClass, ...] = ("interactive", "batch")
 
 @dataclass(frozen=True, slots=True)
 class WaitingJob:
-    """What is counted of one job. `size`: see prompt_bytes."""
+    """One job. `size`: see prompt_bytes."""
 
     request_id: str
     model: str
@@ -22,7 +22,7 @@ class WaitingJob:
 
 
 class WaitingJobs:
-    """See the module. Models for which nothing waits are forgotten: clients invent names."""
+    """Counts them. Models without waiting jobs are forgotten: clients may invent names."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, WaitingJob] = {}
@@ -38,7 +38,7 @@ class WaitingJobs:
         self._bytes[entry.job_class].add(entry.user, entry.size)
 
     def remove(self, request_id: str) -> None:
-        """The job runs, has ended, or was not taken; it may have been removed before."""
+        """The job runs, has ended, or was refused. May be called again."""
         entry = self._jobs.pop(request_id, None)
         if entry is None:
             return

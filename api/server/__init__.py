@@ -1,1 +1,1 @@
-"""The HTTP server: connections and their limits, the socket hand-over, the ASGI application's outermost layers."""
+"""The HTTP server and the ASGI application: connections, limits, responses, reload."""

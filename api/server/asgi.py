@@ -67,7 +67,7 @@ class Application:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Client]:
-        """Runs the context and its background tasks; at the end, unfinished answers are handed over."""
+        """Runs the context and its background tasks; hands unfinished answers over at the end."""
         client = self._make_client()
         await client.start()
         app = context.build(client, settings.ENV)

@@ -51,7 +51,7 @@ async def read_body(
 
 
 async def discard_body(scope: Scope, receive: Receive) -> None:
-    """Discards the rest of a refused body, within bounds: many clients send all before they read."""
+    """Discards a refused body within bounds: many clients send all of it before they read."""
     # A client that waits for `100 Continue` sends no body after an error response.
     if dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue":
         return

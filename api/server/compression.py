@@ -1,9 +1,9 @@
 """gzip for clients that accept it, except for streams and where a length could leak a secret.
 
-BREACH: an attacker who makes a browser send requests whose text is reflected beside a secret
-learns the secret from the lengths of the compressed responses. So responses that set a cookie, and
-the pages of /admin/ (personal data beside words from the query), are not compressed. No other
-response holds both, and cookies are SameSite=Lax, so requests from other sites carry none.
+BREACH: an attacker who makes a browser send requests whose text is reflected beside a secret learns
+the secret from the lengths of the compressed responses. So responses that set a cookie, and the
+pages of /admin/ (personal data beside words from the query), are not compressed. No other response
+contains both, and cookies are SameSite=Lax, so requests from other sites carry none.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from api.server.response_headers import Fields, Headers
 
 LEAST_BYTES = 1024  # below this the headers weigh more than what is saved
 _LEVEL = 4
-_APART_BYTES = 65_536  # more than this is compressed in a thread, off the event loop
+_THREAD_BYTES = 65_536  # more than this is compressed in a thread, off the event loop
 _GZIP = 16 + zlib.MAX_WBITS
 _TYPES = re.compile(
     rb"(text/(?!event-stream)|application/(json|javascript|manifest\+json|xml|wasm|yaml)|image/svg\+xml)"
@@ -28,13 +28,16 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 def accepts_gzip(accept_encoding: bytes) -> bool:
-    """Reads an Accept-Encoding header."""
-    found: dict[bytes, bool] = {}
+    """Whether an Accept-Encoding header allows gzip."""
+    accepted: dict[bytes, bool] = {}
     for part in accept_encoding.lower().split(b","):
         name, _, parameters = part.partition(b";")
-        quality = re.fullmatch(rb"\s*q\s*=\s*0(\.0*)?\s*", parameters)
-        found[name.strip()] = quality is None
-    return found.get(b"gzip", found.get(b"x-gzip", found.get(b"*", False)))
+        rejected = re.fullmatch(rb"\s*q\s*=\s*0(\.0*)?\s*", parameters)
+        accepted[name.strip()] = rejected is None
+    for coding in (b"gzip", b"x-gzip", b"*"):
+        if coding in accepted:
+            return accepted[coding]
+    return False
 
 
 def is_compressible(path: str, status: int, headers: Fields) -> bool:
@@ -49,10 +52,10 @@ def is_compressible(path: str, status: int, headers: Fields) -> bool:
 
 
 class Compressor:
-    """Passes one compressible response on, compressed. `start` is the message that begins it."""
+    """Compresses one response. `start`: the message that begins it."""
 
     def __init__(self, start: Message, send: Send) -> None:
-        self._start: Message | None = start  # held back until the first part of the body is there
+        self._start: Message | None = start  # sent with the first part of the body
         self._send = send
         self._deflate: Any = None
 
@@ -73,7 +76,7 @@ class Compressor:
         await self._send({"type": "http.response.body", "body": compressed, "more_body": more})
 
     async def _compress(self, content: bytes, last: bool) -> bytes:
-        if len(content) > _APART_BYTES:
+        if len(content) > _THREAD_BYTES:
             return await asyncio.to_thread(self._deflated, content, last)
         return self._deflated(content, last)
 

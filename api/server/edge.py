@@ -1,7 +1,7 @@
 """The outermost layer of the ASGI application: what applies to every response.
 
-Headers for browsers, CORS, compression, and an error in the API's shape where the application
-fails or is cancelled.
+Headers for browsers, CORS, compression, and an error in the API's shape if the application fails or
+is cancelled.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Edge:
-    """Wraps `application`. `env`: which origins, proxies and public address there are."""
+    """Wraps `application`. `env`: the origins, proxies and public address."""
 
     def __init__(self, application: Application, env: Environment) -> None:
         self._application = application
@@ -44,22 +44,22 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
-        asked: Fields = dict(scope["headers"])  # a server's names are in lower case
-        secure = self._transport.is_secure(scope, asked)
+        fields: Fields = dict(scope["headers"])  # the server lowers the names
+        secure = self._transport.is_secure(scope, fields)
         if secure:
             scope["scheme"] = "https"
-        if b"if-none-match" in asked:
+        if b"if-none-match" in fields:
             scope["headers"] = without_weak_etags(scope["headers"])
-        cors = self._cors.headers(scope["path"], asked)
-        response = _Response(scope, asked, send, secure, cors)
-        allowed = self._cors.preflight(scope, asked)
+        cors = self._cors.headers(scope["path"], fields)
+        response = _Response(scope, fields, send, secure, cors)
+        allowed = self._cors.preflight(scope, fields)
         if allowed is not None:
             await response.send({"type": "http.response.start", "status": 204, "headers": allowed})
             await response.send({"type": "http.response.body"})
             return
         try:
             await self._application(scope, receive, response.send)
-        except asyncio.CancelledError:  # by the server, when its grace period is over
+        except asyncio.CancelledError:  # by the server, at the end of its grace period
             await response.fail(NotRunning())
         except Exception as error:  # fate: logged, and answered if nothing was sent yet
             await response.fail(errors.unexpected(scope["path"], error))
@@ -69,11 +69,11 @@ class _Response:
     """One response on its way out."""
 
     def __init__(
-        self, scope: Scope, asked: Fields, send: Send, secure: bool, cors: Headers
+        self, scope: Scope, fields: Fields, send: Send, secure: bool, cors: Headers
     ) -> None:
         self._path: str = scope["path"]
         self._is_head = scope["method"] == "HEAD"
-        self._accepted = asked.get(b"accept-encoding", b"")
+        self._accepted = fields.get(b"accept-encoding", b"")
         self._send = send
         self._secure = secure
         self._cors = cors
@@ -81,7 +81,7 @@ class _Response:
         self._started = False
 
     async def send(self, message: Message) -> None:
-        """What the application calls `send`."""
+        """The application's `send`."""
         if message["type"] == "http.response.start":
             await self._start(message)
         elif self._compressor is not None:

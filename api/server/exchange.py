@@ -1,4 +1,4 @@
-"""One request and its response on a connection."""
+"""One request and its response on an HTTP connection."""
 
 import asyncio
 from collections.abc import Callable
@@ -45,12 +45,12 @@ class LingeringTransport:
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's request and response cycle, which can be disconnected from its client."""
+    """uvicorn's request and response cycle, with a way to disconnect it from its client."""
 
     transport: LingeringTransport  # type: ignore[assignment]  # uvicorn's own uses no more of it
 
     def abandon(self) -> None:
-        """The application receives http.disconnect; what it still sends is dropped."""
+        """The application receives http.disconnect, and what it sends is dropped."""
         self.disconnected = True
         self.message_event.set()
 

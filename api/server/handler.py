@@ -1,9 +1,9 @@
 """Django's ASGI handler without its thread per request.
 
 The stock handler opens a thread-sensitive context for every request, and its signals alone start a
-thread in it that lives as long as the response: a thousand streams would be a thousand threads, each
-with its own database connection. Here all synchronous work of the process shares one thread and one
-connection, the body is limited while it is read, and a client that leaves cancels its view.
+thread in it that lives as long as the response: a thousand streams would be a thousand threads,
+each with its own database connection. Here all synchronous work of the process shares one thread
+and one connection, the body is limited while it is read, and a client that leaves cancels its view.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ class Handler(ASGIHandler):
 
     @classmethod
     def chunk_bytes(cls, data: bytes) -> Iterable[tuple[bytes, bool]]:
-        """Splits a large body as Django does; an event, of which there are thousands, needs no split."""
+        """Django's split of a large body, without its cost for events, which are short."""
         if 0 < len(data) <= cls.chunk_size:
             return ((data, True),)
         return super().chunk_bytes(data)

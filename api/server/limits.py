@@ -1,4 +1,4 @@
-"""Limits for unauthenticated clients: bytes, seconds, connections."""
+"""Limits of what a client may use before it is authenticated: bytes, seconds, connections."""
 
 import ipaddress
 from collections import Counter
@@ -14,16 +14,16 @@ LINGER_SECONDS = 2.0  # how long input is discarded, so that the client can read
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Per connection, except for the last two, which count the connections of this process."""
+    """Per connection; the last two are numbers of connections of this process."""
 
     url_bytes: int = 16_384
     head_bytes: int = 32_768  # request line and headers together
     headers: int = 128
     head_seconds: float = 15.0  # from the first byte of a request to the end of its headers
     body_seconds: float = 60.0  # from there to the end of its body
-    stalled_seconds: float = 120.0  # that a client may read nothing of its answer
-    unread_bytes: int = 512 * 1024  # of a body that the application has not taken yet
-    pipelined: int = 32  # requests that wait for the answer of an earlier one
+    stalled_seconds: float = 120.0  # for which a client may not read its response
+    unread_bytes: int = 512 * 1024  # of a body, buffered until the application receives it
+    pipelined: int = 32  # requests behind an earlier one of the connection
     connections: int = 10_000
     peer_connections: int = 256
 
@@ -42,9 +42,9 @@ def peer_of(host: str) -> str:
 
 
 class Connections:
-    """Counts the open connections of this process, in all and by peer.
+    """Counts the open connections of this process, in total and by peer.
 
-    `proxies`: networks whose connections carry many clients; only the total limits those.
+    `proxies`: networks whose connections carry many clients; only the total limits them.
     """
 
     def __init__(self, limits: Limits, proxies: Sequence[Network]) -> None:
@@ -55,7 +55,7 @@ class Connections:
 
     @property
     def total(self) -> int:
-        """Connections that are counted now."""
+        """The number of open connections."""
         return self._total
 
     def open(self, host: str | None) -> bool:

@@ -1,6 +1,6 @@
-"""Logging of the API process: one line a fact, on standard error, at a bounded rate.
+"""Logging of the API process: one line an event, on standard error, at a bounded rate.
 
-Whoever starts the process keeps its lines, and rotates them.
+The supervisor stores the lines and rotates the files.
 """
 
 import logging
@@ -12,9 +12,9 @@ from typing import Any
 
 import structlog
 
-LINES = 20  # of one kind
+LINES = 20  # of one kind in SECONDS
 SECONDS = 60.0
-_LONGEST = 300  # characters of a message that repeats what a client sent
+_LONGEST = 300  # characters of a message that may repeat a client's text
 
 Kind = tuple[str, str]
 
@@ -26,11 +26,11 @@ class _Window:
 
 
 class RateLimit(logging.Filter):
-    """Passes `lines` lines of a kind in `seconds`; the next one says how many were left out.
+    """Passes `lines` lines of a kind in `seconds`; the first of the next says how many it dropped.
 
-    Some lines can be caused by anybody on the network, others are repeated for every request by one
-    fault. A kind is an event of ours, or the line of code in a library that logs: the rest of a
-    message may be chosen by a client.
+    Anybody on the network can cause some lines, and one fault can repeat others for every request.
+    A kind is an event of ours, or the line of code in a library that logs; not the message, which a
+    client may choose.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class RateLimit(logging.Filter):
         kind, now = kind_of(record), self._clock()
         window = self._windows.get(kind)
         if window is None or now - window.began >= self._seconds:
-            left_out = max(0, window.lines - self._most) if window else 0
-            if left_out:
+            left_out = 0 if window is None else window.lines - self._most
+            if left_out > 0:
                 _note(record, f"{left_out} more of these were left out")
             window = self._windows[kind] = _Window(now)
         window.lines += 1
@@ -61,7 +61,7 @@ class RateLimit(logging.Filter):
 
 
 def kind_of(record: logging.LogRecord) -> Kind:
-    """What is counted together: as many kinds as places that log, whatever requests contain."""
+    """What is counted together: as many kinds as there are places that log."""
     if isinstance(record.msg, dict):
         return record.name, str(record.msg.get("event", ""))[:_LONGEST]
     return record.name, f"{record.pathname}:{record.lineno}"
@@ -75,7 +75,7 @@ def _note(record: logging.LogRecord, text: str) -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """A filter that passes all, and cuts what Django logs of a refused request to a short line."""
+    """A filter that passes all records, and shortens Django's about refused requests."""
     if record.name.startswith("django.security"):
         record.exc_info = record.exc_text = None
         record.msg, record.args = record.getMessage()[:_LONGEST], ()
@@ -110,7 +110,7 @@ def configure(level: int = logging.INFO) -> None:
     logging.root.setLevel(level)
     # A write that fails (a full disk, a closed standard error) must not log a traceback.
     logging.raiseExceptions = False
-    # Refused requests are answered with their reason, and errors.py logs the ones that failed.
+    # The answer to a refused request has the reason, and errors.py logs those that failed.
     for silent in ("django.request", "django.security.csrf"):
         logging.getLogger(silent).setLevel(logging.CRITICAL + 1)
     for noisy in ("pika",):

@@ -28,7 +28,7 @@ log = structlog.get_logger("canopy.api")
 
 
 class Phase(Enum):
-    """What of a request is being received."""
+    """The part of a request that is being received."""
 
     NOTHING = auto()
     HEAD = auto()
@@ -36,7 +36,7 @@ class Phase(Enum):
 
 
 class Rejected(Exception):
-    """Ends the parser's work from within one of its callbacks."""
+    """Stops the parser from within one of its callbacks."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -59,9 +59,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stopping = False  # the server ends: no connection outlives its response
         self._receiving: Exchange | None = None  # whose request is not complete
         self._answering: Exchange | None = None  # the newest one that the application works on
-        self._timer: TimerHandle | None = (
-            None  # of what is being received, or of a refused connection
-        )
+        self._timer: TimerHandle | None = None  # for what is received, or for lingering
         self._stalled: TimerHandle | None = None
 
     # ---- the transport's side
@@ -105,15 +103,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._unreported += len(data)
         refusal = self._parse(data)
-        if (
-            refusal is None
-            and self._unreported > self._limits.head_bytes
-            and self._phase is not Phase.NOTHING
-        ):
+        is_receiving = self._phase is not Phase.NOTHING
+        if refusal is None and is_receiving and self._unreported > self._limits.head_bytes:
             refusal = refusals.HEAD_TOO_LARGE  # one endless header, trailer or chunk extension
         if refusal is not None:
             self._refuse(refusal)
-        elif self._phase is not Phase.NOTHING and self._timer is None:
+        elif is_receiving and self._timer is None:
             self._start_timer()
 
     def pause_writing(self) -> None:
@@ -155,7 +150,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._reject(refusals.URL_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer after a chunked body; a trailer could override a header: dropped."""
+        """A header; or a trailer, which is dropped because it could override a header."""
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self._limits.head_bytes or len(self.headers) >= self._limits.headers:
             self._reject(refusals.HEAD_TOO_LARGE)
@@ -166,12 +161,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Starts the request, or queues it behind earlier ones of this connection."""
+        """Starts the request, or queues it behind earlier ones of the connection."""
         self._received_head()
         if self.parser.get_method() == b"CONNECT":
             self._reject(refusals.NO_TUNNEL)
         if self.parser.should_upgrade():
-            return  # parsed again without that
+            return  # `_parse` parses it again without that header
         version = self.parser.get_http_version()
         problem = refusals.framing_problem(version, self.headers)
         if problem is not None:
@@ -201,11 +196,11 @@ class HttpProtocol(HttpToolsProtocol):
     # ---- requests
 
     def _parse(self, data: bytes) -> Refusal | None:
-        """Feeds the parser; returns why it stopped.
+        """Feeds the parser; returns why the request is refused.
 
         RFC 9110, 7.8: a server may ignore Upgrade. The parser does not: it stops after the head of
-        such a request and leaves its body to the other protocol. So the head is parsed again
-        without that header, then what follows it.
+        such a request and leaves the body to the other protocol. So the head is parsed again
+        without that header, and then what follows it.
         """
         while True:
             try:
@@ -275,7 +270,7 @@ class HttpProtocol(HttpToolsProtocol):
         raise Rejected
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Stops receiving. The connection closes after pending responses, else after this error."""
+        """Stops receiving. The connection closes after pending responses, or else this error."""
         log.warning(
             "request refused", status=int(refusal.status), reason=refusal.message, peer=self._host
         )
@@ -286,16 +281,16 @@ class HttpProtocol(HttpToolsProtocol):
         if self.pipeline and self.pipeline[0][0] is unfinished:
             self.pipeline.popleft()
             unfinished = None
-        owed = self.pipeline[0][0] if self.pipeline else self._answering
-        if owed is not None and owed is not unfinished and not owed.response_complete:
-            owed.keep_alive = False
+        pending = self.pipeline[0][0] if self.pipeline else self._answering
+        if pending is not None and pending is not unfinished and not pending.response_complete:
+            pending.keep_alive = False
         elif unfinished is not None and unfinished.response_started:
             unfinished.transport.close()
         else:
             self._answer_refusal(refusal, unfinished)
 
     def _answer_refusal(self, refusal: Refusal, unfinished: Exchange | None) -> None:
-        from api.errors import ApiError, last_response  # Django's settings are there by now
+        from api.errors import ApiError, last_response  # needs Django's settings
 
         if unfinished is not None:
             unfinished.abandon()
@@ -306,7 +301,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._close_lingering()
 
     def _close_lingering(self) -> None:
-        """Ends the connection after what was written, and discards input until the client closes."""
+        """Ends the output, and discards input until the client closes the connection."""
         if self._lingering or self.transport.is_closing():
             return
         self._lingering = self._discarding = True
@@ -332,9 +327,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_timer()
 
     def _start_timer(self) -> None:
-        seconds = (
-            self._limits.head_seconds if self._phase is Phase.HEAD else self._limits.body_seconds
-        )
+        seconds = self._limits.body_seconds
+        if self._phase is Phase.HEAD:
+            seconds = self._limits.head_seconds
         self._timer = self.loop.call_later(seconds, self._too_slow)
 
     def _stop_timer(self) -> None:
@@ -344,6 +339,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        self._refuse(
-            refusals.HEAD_TOO_SLOW if self._phase is Phase.HEAD else refusals.BODY_TOO_SLOW
-        )
+        if self._phase is Phase.HEAD:
+            self._refuse(refusals.HEAD_TOO_SLOW)
+        else:
+            self._refuse(refusals.BODY_TOO_SLOW)

@@ -1,4 +1,4 @@
-"""Error responses of the HTTP server itself: malformed, oversized and slow requests."""
+"""The HTTP server's own error responses: to malformed, oversized and slow requests."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 @dataclass(frozen=True)
 class Refusal:
-    """A status and the reason in one sentence."""
+    """A status, and the reason as one sentence."""
 
     status: HTTPStatus
     message: str
@@ -40,7 +40,10 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def framing_problem(version: str, headers: Headers) -> Refusal | None:
-    """Ambiguous framing that the parser accepts. `headers`: names in lower case."""
+    """What makes the framing ambiguous, although the parser accepts it.
+
+    `headers`: with names in lower case.
+    """
     if version not in ("1.0", "1.1"):
         return BAD_VERSION
     names = [name for name, _ in headers]
@@ -55,20 +58,23 @@ def framing_problem(version: str, headers: Headers) -> Refusal | None:
 
 
 def without_upgrade(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
-    """The same head without its request for another protocol."""
+    """The same request head without its Upgrade."""
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
     for name, value in headers:
         if name in (b"upgrade", b"http2-settings"):
             continue
-        kept = _without_token(value, b"upgrade") if name == b"connection" else value
-        if kept or name != b"connection":
-            lines.append(b"%b: %b" % (name, kept))
+        if name != b"connection":
+            lines.append(b"%b: %b" % (name, value))
+            continue
+        options = _without_token(value, b"upgrade")
+        if options:
+            lines.append(b"%b: %b" % (name, options))
     return b"\r\n".join([*lines, b"", b""])
 
 
 def _without_token(value: bytes, token: bytes) -> bytes:
-    kept = [each.strip() for each in value.split(b",") if each.strip().lower() != token]
-    return b", ".join(kept)
+    tokens = [part.strip() for part in value.split(b",")]
+    return b", ".join(part for part in tokens if part.lower() != token)
 
 
 def as_bytes(refusal: Refusal, headers: Headers, content: bytes) -> bytes:

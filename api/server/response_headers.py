@@ -37,16 +37,16 @@ _MOST_HEADERS = 2048  # bytes of a preflight's list
 
 
 def by_name(headers: Sequence[tuple[bytes, bytes]]) -> Fields:
-    """A response's headers by their lower-case names; of several of one name, the last."""
+    """Headers by lower-case name; of several of one name, the last."""
     return {name.lower(): value for name, value in headers}
 
 
 def with_defaults(headers: Headers, present: Fields, secure: bool) -> Headers:
-    """A response's headers with those of SECURITY that it does not set itself.
+    """A response's headers, and those of SECURITY that it does not set itself.
 
-    `present`: the same by name; `secure`: it leaves through TLS.
+    `present`: its headers by name; `secure`: it is sent through TLS.
     """
-    complete = headers + [each for each in SECURITY if each[0] not in present]
+    complete = headers + [field for field in SECURITY if field[0] not in present]
     if secure:
         complete = [_secure_cookie(name, value) for name, value in complete]
         complete.append(HSTS)
@@ -54,14 +54,16 @@ def with_defaults(headers: Headers, present: Fields, secure: bool) -> Headers:
 
 
 def _secure_cookie(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    attributes = [each.strip().lower() for each in value.split(b";")[1:]]
-    if name.lower() == b"set-cookie" and b"secure" not in attributes:
-        return name, value + b"; Secure"
-    return name, value
+    if name.lower() != b"set-cookie":
+        return name, value
+    attributes = [attribute.strip().lower() for attribute in value.split(b";")[1:]]
+    if b"secure" in attributes:
+        return name, value
+    return name, value + b"; Secure"
 
 
 class Transport:
-    """Tells whether a request came through TLS, which ends at a proxy in front of this server.
+    """Whether a request came through TLS, which ends at a proxy in front of this server.
 
     `public_url`: the address under which users reach the service; `proxies`: networks whose
     X-Forwarded-Proto is believed.
@@ -75,41 +77,41 @@ class Transport:
         if public_url and public_url.startswith("https://"):
             self._tls_host = urlsplit(public_url).netloc.encode()
 
-    def is_secure(self, scope: Scope, asked: Fields) -> bool:
-        """Whether the response leaves through TLS. `asked`: the request's headers."""
-        if self._tls_host is not None and asked.get(b"host", b"").lower() == self._tls_host:
+    def is_secure(self, scope: Scope, request: Fields) -> bool:
+        """Whether the client uses TLS. `request`: the request's headers."""
+        if self._tls_host is not None and request.get(b"host", b"").lower() == self._tls_host:
             return True
-        if asked.get(b"x-forwarded-proto", b"").partition(b",")[0].strip().lower() != b"https":
+        if request.get(b"x-forwarded-proto", b"").partition(b",")[0].strip().lower() != b"https":
             return False
         client = scope.get("client")
         return client is not None and is_within(client[0], self._proxies)
 
 
 class Cors:
-    """Which pages of other servers may use /v1/. Never with cookies: a key is needed."""
+    """Which pages of other servers may use /v1/. Cookies are never allowed: a key is needed."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._any = ANY_ORIGIN in origins
         self._origins = frozenset(origin.encode() for origin in origins)
 
-    def headers(self, path: str, asked: Fields) -> Headers:
-        """What a response to a request with the headers `asked` gets."""
+    def headers(self, path: str, request: Fields) -> Headers:
+        """The headers of a response to a request with these headers."""
         if not self._origins or not _is_open(path):
             return []
         if self._any:
             return _ANY_PAGE
-        origin = asked.get(b"origin")
+        origin = request.get(b"origin")
         if origin is None or origin not in self._origins:
             return [_VARY_ORIGIN]
         return [(b"access-control-allow-origin", origin), _EXPOSED, _VARY_ORIGIN]
 
-    def preflight(self, scope: Scope, asked: Fields) -> Headers | None:
+    def preflight(self, scope: Scope, request: Fields) -> Headers | None:
         """The headers of the response to a CORS preflight; None for any other request."""
-        if scope["method"] != "OPTIONS" or b"access-control-request-method" not in asked:
+        if scope["method"] != "OPTIONS" or b"access-control-request-method" not in request:
             return None
         if not self._origins or not _is_open(scope["path"]):
             return None
-        names = asked.get(b"access-control-request-headers", b"")[:_MOST_HEADERS]
+        names = request.get(b"access-control-request-headers", b"")[:_MOST_HEADERS]
         allowed = names if _HEADER_LIST.issuperset(names.lower()) else b""
         return [
             (b"access-control-allow-methods", _METHODS),

@@ -1,8 +1,8 @@
-"""Database errors that are outages, such as a full disk, in one sentence each."""
+"""Database outages, such as a full disk, in one sentence each."""
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 
-# Of SQLite's and PostgreSQL's messages, in lower case: a part of each, and what it means here.
+# A part of each of SQLite's and PostgreSQL's messages, in lower case, and what it means here.
 _MEANINGS = (
     ("disk is full", "the disk of the service is full"),
     ("no space left", "the disk of the service is full"),
@@ -17,17 +17,17 @@ _MEANINGS = (
     ("database table is locked", "the service's database is busy for too long"),
     ("no such table", "the service's database is not migrated"),
 )
-_OTHERWISE = "the service's database does not answer"
-_AGAIN = "; nothing was stored, try again later"
+_UNKNOWN_CAUSE = "the service's database does not answer"
+_TRY_AGAIN = "; nothing was stored, try again later"
 
 
 def describe(error: BaseException) -> str | None:
     """The reason for the client if the error, or one of its causes, is an outage; else None."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OperationalError | InterfaceError):
-            return meaning(seen) + _AGAIN
-        seen = seen.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OperationalError | InterfaceError):
+            return meaning(cause) + _TRY_AGAIN
+        cause = cause.__cause__
     return None
 
 
@@ -37,4 +37,4 @@ def meaning(error: DatabaseError | InterfaceError) -> str:
     for part, sentence in _MEANINGS:
         if part in text:
             return sentence
-    return _OTHERWISE
+    return _UNKNOWN_CAUSE

@@ -1,4 +1,4 @@
-"""Django's admin over rows that programs and other people change at the same time."""
+"""Django's admin for rows that programs and other people change at the same time."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from django.http import Http404, HttpRequest
 
 
 class RecordAdmin(admin.ModelAdmin):
-    """Base of all admin pages: a form writes the edited fields of a row that still exists."""
+    """Base of all admin pages: a form writes only edited fields, and only to an existing row."""
 
     def save_model(self, request: HttpRequest, obj: models.Model, form: Any, change: bool) -> None:
         """Raises Http404 if the row was deleted since the page was opened."""
@@ -17,14 +17,13 @@ class RecordAdmin(admin.ModelAdmin):
             return
         if not lock(type(obj)._base_manager.filter(pk=obj.pk)):
             raise Http404(f"this {obj._meta.verbose_name} was deleted meanwhile")
-        edited = [
-            field.name for field in obj._meta.concrete_fields if field.name in form.changed_data
-        ]
+        names = {field.name for field in obj._meta.concrete_fields}
+        edited = names.intersection(form.changed_data)
         if edited:
             obj.save(update_fields=edited)
 
     def delete_model(self, request: HttpRequest, obj: models.Model) -> None:
-        """Nothing may be added to what is being deleted, such as a message to a conversation."""
+        """Locks the row first: nothing may be added to it, such as a message to a conversation."""
         with transaction.atomic():
             lock(type(obj)._base_manager.filter(pk=obj.pk))
             super().delete_model(request, obj)

@@ -1,8 +1,8 @@
-"""Stored rows that a save never brings back.
+"""Rows that a save never brings back.
 
-Django's plain `save()` updates the row and, if there is none any more, inserts it: whoever saves an
-instance that was loaded before somebody else deleted its row brings the row back. Here a loaded
-instance can only be updated.
+Django's plain `save()` updates the row and, if it is gone, inserts it: saving an instance that was
+loaded before somebody else deleted its row would bring the row back. Here a loaded instance can
+only be updated.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ class Record(models.Model):
         abstract = True
 
     def save(self, **options: Any) -> None:
-        """Inserts an instance that was made here, updates one that was loaded or saved before."""
+        """Inserts a new instance, updates one that was loaded or saved before."""
         forced = options.get("force_insert") or options.get("update_fields") is not None
         if not self._state.adding and not forced:
             options["force_update"] = True

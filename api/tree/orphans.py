@@ -1,7 +1,7 @@
 """Has the queues of dead nodes emptied where no parent does it.
 
-A node's parent notices its death and empties its queue. If the parent was dead too, or away from the
-broker, nobody noticed; but the broker still lists the queue and its edge, which this reads.
+A node's parent notices its death and empties its queue. If the parent was dead too, or away from
+the broker, nobody noticed; but the broker still lists the queue and its edge, which this reads.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ LOOK_SECONDS = 5.0
 
 
 async def adopt_orphans(client: Client) -> None:
-    """Tells the nearest living ancestor of every node found dead at two looks in a row. Never ends."""
+    """Tells the nearest living ancestor of each node found dead at two looks. Never ends."""
     if not ENV.management_url:
         return
     before: dict[str, str] = {}
