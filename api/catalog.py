@@ -71,7 +71,7 @@ class Catalog:
         return None if self.supply(model).nodes else f"no node is serving {model} yet"
 
     def context_lengths(self) -> dict[str, int]:
-        """Each model's context in tokens: the smallest of its live nodes. Unknown ones are omitted."""
+        """Each model's context in tokens: its live nodes' smallest. Unknown ones are omitted."""
         lengths: dict[str, int] = {}
         for state in self._client.nodes().values():
             if is_serving(state) and state.context_length > 0:
