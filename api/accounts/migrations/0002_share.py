@@ -16,8 +16,8 @@ class Migration(migrations.Migration):
             field=models.FloatField(
                 db_default=1.0,
                 default=1.0,
-                help_text="What the user's jobs get while others wait too: with 2, twice as much as "
-                "a user with 1. Above 0, at most 100. Programs' keys notice a change after "
+                help_text="What the user's jobs get while others wait too: with 2, twice as much "
+                "as a user with 1. Above 0, at most 100. Programs' keys notice a change after "
                 "some seconds.",
             ),
         ),
