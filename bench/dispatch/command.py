@@ -12,10 +12,9 @@ import typer
 
 from bench import cpu, harness, report
 from bench.dispatch import contenders, table
-from bench.dispatch.contenders import BARE, CANOPY, Contender, RunningContender
+from bench.dispatch.contenders import Contender, RunningContender
 from bench.dispatch.loop import Block
 from bench.dispatch.table import Measurement, Measurements
-from bench.errors import NotStarted
 from bench.harness import Instance
 from bench.report import Report
 
@@ -44,12 +43,10 @@ def command(
     settings = {"seconds": seconds, "rounds": rounds, "in_flight": loads, "slots": slots}
     result = Report("dispatch", {**settings, "peers": contenders.PEERS})
     harness.allow_many_connections()
-    measured: Measurements = {}
     with harness.running("--engine", "echo", "--nodes", "1", "--slots", str(slots)) as canopy:
         chosen = contenders.all_contenders(canopy, slots, only or [])
         blocks = [Block(load, seconds) for load in loads]
-        failed = _measure(canopy, chosen, blocks, rounds, measured)
-    chosen = [contender for contender in chosen if contender.name not in failed]
+        measured = _measure(canopy, chosen, blocks, rounds)
     result.tables = [table.load_table(chosen, measured, load) for load in loads]
     result.tables.append(table.goal_table(chosen, measured))
     result.facts = {
@@ -59,7 +56,6 @@ def command(
             for (name, load), measurements in measured.items()
         },
     }
-    result.notes += [f"{reason}: left out" for reason in failed.values()]
     result.notes += _NOTES
     result.finish(json_file)
 
@@ -75,20 +71,12 @@ _NOTES = (
 
 
 def _measure(
-    canopy: Instance,
-    chosen: Sequence[Contender],
-    blocks: Sequence[Block],
-    rounds: int,
-    measured: Measurements,
-) -> dict[str, str]:
-    """Every contender under every load, in turn. Returns who stopped answering, with the reason.
-
-    Raises NotStarted if that is Canopy or the yardstick.
-    """
-    failed: dict[str, str] = {}
+    canopy: Instance, chosen: Sequence[Contender], blocks: Sequence[Block], rounds: int
+) -> Measurements:
+    """Every contender under every load, in turn. Raises NotStarted if one stops answering."""
+    measured: Measurements = {}
     with contextlib.ExitStack() as stack, report.progress() as bar:
-        steps = len(chosen) * (1 + rounds * len(blocks))
-        task = bar.add_task("starting", total=steps)
+        task = bar.add_task("starting", total=len(chosen) * (1 + rounds * len(blocks)))
         started = []
         for contender in chosen:
             bar.update(task, description=f"starting {contender.name}")
@@ -101,19 +89,10 @@ def _measure(
                 for running in _rotated(started, number):
                     name = running.contender.name
                     bar.update(task, description=f"{name}, {block.in_flight} in flight")
-                    if name not in failed:
-                        try:
-                            one = _measure_block(canopy, running, block)
-                            measured.setdefault((name, block.in_flight), []).append(one)
-                        except NotStarted as error:
-                            if running.contender.family in (CANOPY, BARE):
-                                raise
-                            failed[name] = str(error)
+                    one = _measure_block(canopy, running, block)
+                    measured.setdefault((name, block.in_flight), []).append(one)
                     bar.advance(task)
-    for name, in_flight in list(measured):
-        if name in failed:
-            del measured[name, in_flight]
-    return failed
+    return measured
 
 
 def _rotated(started: Sequence[RunningContender], by: int) -> list[RunningContender]:

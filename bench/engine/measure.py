@@ -5,9 +5,11 @@ short leaves what it had.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from bench.engine import limit, load, reading, tables
@@ -70,10 +72,11 @@ class Run:
         """
         parts = self.settings.parts
         if LIMIT_PART in parts:  # first: the largest copy needs memory that others would keep
-            self._attempt("the bandwidth's limit", lambda: apart(self._measure_limit))
+            with self._row("the bandwidth's limit"):
+                apart(self._measure_limit)
         if ENGINE_PART in parts:
-            measure = lambda: asyncio.run(self._measure_engine(engine_name))  # noqa: E731
-            self._attempt("the engine", lambda: apart(measure))
+            with self._row("the engine"):
+                apart(partial(asyncio.run, self._measure_engine(engine_name)))
         self.subject.clean_up()
         if BASELINES_PART in parts:
             apart(self._measure_baselines)
@@ -118,32 +121,29 @@ class Run:
             self._note(f"the engine computes in {subject.precision}; others in the dtype above")
         try:
             for kind, concurrency in self._loads():
-                await self._attempt_load(engine, prompts, kind, concurrency)
+                await self._measure_load(engine, prompts, kind, concurrency)
             if ARRIVALS in it.rows:
                 for concurrency in it.concurrency:
                     for newcomer in (it.prompt, 8 * it.prompt):
-                        await self._attempt_arrivals(engine, prompts, concurrency, newcomer)
+                        await self._measure_arrivals(engine, prompts, concurrency, newcomer)
         finally:
             await engine.stop()
         if engine.stuck:
             self._note("the engine could not be stopped, and shared the device with what followed")
 
-    async def _attempt_load(
+    async def _measure_load(
         self, engine: Engine, prompts: Prompts, kind: str, concurrency: int
     ) -> None:
         it = self.settings
         asks = self._asks(kind, concurrency)
         warm_up = [Ask(ask.prompt, min(ask.answer, _WARM_ANSWER)) for ask in asks[:concurrency]]
-        try:
+        with self._row(f"{ENGINE}, {kind}, concurrency {concurrency}"):
             async with asyncio.timeout(_ROW_SECONDS):
                 await load.run_load(engine, prompts, warm_up, concurrency)
                 timelines = await load.run_load(engine, prompts, asks, concurrency)
-        except Exception as error:  # an engine may fail in any way; the other rows are measured
-            self._fail(f"{ENGINE}, {kind}, concurrency {concurrency}", error)
-            return
-        self._add(kind, ENGINE, concurrency, timelines, steady=kind == RAGGED and not it.rate)
+            self._add(kind, ENGINE, concurrency, timelines, steady=kind == RAGGED and not it.rate)
 
-    async def _attempt_arrivals(
+    async def _measure_arrivals(
         self, engine: Engine, prompts: Prompts, concurrency: int, prompt: int
     ) -> None:
         it = self.settings
@@ -154,25 +154,22 @@ class Run:
             return
         long_answer = Ask(it.prompt, self.subject.context - it.prompt - 1)
         newcomer = Ask(prompt, load.NEWCOMER_ANSWER)
-        try:
+        with self._row(name):
             async with asyncio.timeout(_ROW_SECONDS):
                 arrivals = await load.run_arrivals(
                     engine, prompts, long_answer, streams, newcomer, it.newcomers, it.seed
                 )
-        except Exception as error:  # as above
-            self._fail(name, error)
-            return
-        result = ArrivalsResult(
-            streams=streams,
-            prompt=prompt,
-            newcomers=sum(not timeline.error for timeline in arrivals.newcomers),
-            ttft=Spread.of(ttfts(arrivals.newcomers), 1000),
-            quiet_gap=Spread.of(reading.quiet_gaps(arrivals), 1000),
-            pause=Spread.of(reading.pauses(arrivals), 1000),
-        )
-        self.arrivals.append(result)
-        say(f"{name}: TTFT p50 {result.ttft.p50:.0f} ms, pause p99 {result.pause.p99:.0f} ms")
-        self._save()
+            result = ArrivalsResult(
+                streams=streams,
+                prompt=prompt,
+                newcomers=sum(not timeline.error for timeline in arrivals.newcomers),
+                ttft=Spread.of(ttfts(arrivals.newcomers), 1000),
+                quiet_gap=Spread.of(reading.quiet_gaps(arrivals), 1000),
+                pause=Spread.of(reading.pauses(arrivals), 1000),
+            )
+            self.arrivals.append(result)
+            say(f"{name}: TTFT p50 {result.ttft.p50:.0f} ms, pause p99 {result.pause.p99:.0f} ms")
+            self._save()
 
     def _measure_baselines(self) -> None:
         import transformers
@@ -185,28 +182,25 @@ class Run:
                     continue
                 if name == STATIC and concurrency == 1 and GENERATE in self.settings.baselines:
                     continue  # the same as `generate`
-                self._attempt_baseline(prompts, kind, name, concurrency)
+                self._measure_baseline(prompts, kind, name, concurrency)
                 self.subject.clean_up()
 
-    def _attempt_baseline(self, prompts: Prompts, kind: str, name: str, concurrency: int) -> None:
+    def _measure_baseline(self, prompts: Prompts, kind: str, name: str, concurrency: int) -> None:
         subject, cap = self.subject, self.settings.cap
         assert isinstance(subject, SharedModel)  # noqa: S101 - the command checks that
         asks = self._asks(kind, concurrency)
         row = f"{name}, {kind}, concurrency {concurrency}"
-        try:
+        with self._row(row):
             ids = [prompts.ids(prompts.text(ask.prompt)) for ask in asks]
             timelines = BASELINES[name](subject.model, asks, ids, concurrency, cap)
-        except Exception as error:  # a baseline that fails costs only itself
-            self._fail(row, error)
-            return
-        tokens = sum(timeline.tokens for timeline in timelines)
-        asked = sum(ask.answer for ask in asks)
-        if tokens < asked:
-            self._note(f"{row}: cut short by --cap: {tokens} of {asked} tokens")
-        # `generate` refills no slots, and a load that was cut short may not have begun them all.
-        steady = kind == RAGGED and name not in (GENERATE, STATIC) and tokens >= asked
-        if timelines:
-            self._add(kind, name, concurrency, timelines, steady=steady)
+            tokens = sum(timeline.tokens for timeline in timelines)
+            asked = sum(ask.answer for ask in asks)
+            if tokens < asked:
+                self._note(f"{row}: cut short by --cap: {tokens} of {asked} tokens")
+            # `generate` refills no slots; a load that was cut short may not have begun them all.
+            steady = kind == RAGGED and name not in (GENERATE, STATIC) and tokens >= asked
+            if timelines:
+                self._add(kind, name, concurrency, timelines, steady=steady)
 
     def _add(
         self,
@@ -225,17 +219,17 @@ class Run:
         say(f"{name}: {it.rate:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
         self._save()
 
-    def _attempt(self, name: str, work: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def _row(self, name: str) -> Iterator[None]:
+        """What fails in the block, in whatever way, costs only this row."""
         try:
-            work()
-        except Exception as error:  # each part stands for itself
-            self._fail(name, error)
-
-    def _fail(self, name: str, error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        self._note(f"{name}: failed: {type(error).__name__}: {line}")
+            yield
+        except Exception as error:
+            cause: BaseException = error
+            while isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            self._note(f"{name}: failed: {type(cause).__name__}: {line}")
 
     def _note(self, line: str) -> None:
         say(line)

@@ -104,12 +104,12 @@ def fill(
     shared: Sequence[SharesResult],
 ) -> None:
     """Adds tables, verdicts and notes. The first of `light` is the light user alone."""
-    alone = Spread.of(light[0].ttfts(light[0].light)).p95
+    alone = Spread.of(light[0].ttfts).p95
     users: list[Row] = []
     estimates: list[Row] = []
     for scenario in light:
         name = scenario.scenario.name
-        ttft = Spread.of(scenario.ttfts(scenario.light))
+        ttft = Spread.of(scenario.ttfts)
         services_later = (ttft.p95 - alone) / settings.service_seconds
         users.append(_light_row(scenario, ttft, alone, services_later))
         if scenario.scenario.flood:
@@ -117,7 +117,7 @@ def fill(
         quality = estimate_row(scenario.flood)
         if quality is not None:
             estimates.append({"the flood": name, **quality})
-        result.facts[name] = {"ttft_seconds": scenario.ttfts(scenario.light)}
+        result.facts[name] = {"ttft_seconds": scenario.ttfts}
     title = f"a light user beside {settings.flood} requests of another"
     result.tables += [
         Table(title, users, digits=3),
@@ -127,8 +127,7 @@ def fill(
     result.notes += [
         f"TTFT: seconds to the first token, {settings.token_delay:g} s of it the engine's. "
         "services later: p95 beyond that of the light user alone, in units of one answer "
-        f"({settings.service_seconds:g} s). onset: until all of the flood's first requests, sent "
-        "at once, are admitted.",
+        f"({settings.service_seconds:g} s), once the flood's first requests are admitted.",
         "flood waiting: the fewest of its requests without a token when the light user asked.",
         "estimates: the first that each of the flood's readers got, as rounded text, against the "
         "wait from then on.",
@@ -137,14 +136,12 @@ def fill(
 
 
 def _light_row(scenario: LightResult, ttft: Spread, alone: float, services_later: float) -> Row:
-    onset = Spread.of(scenario.ttfts(scenario.onset))
     return (
         {"the light user": scenario.scenario.name, "asked": len(scenario.light)}
         | {"not begun": sum(client.timeline.first is None for client in scenario.light)}
         | ttft.cells("TTFT", "p50", "p95", "max")
         | {"x alone": ttft.p95 / alone, "services later": services_later}
-        | {"flood waiting": scenario.least_waiting, "onset s": scenario.onset_seconds}
-        | onset.cells("TTFT at onset", "p50", "max")
+        | {"flood waiting": scenario.least_waiting}
     )
 
 

@@ -22,7 +22,7 @@ CAP = 6  # jobs of a user that run at once, in the scenario with a cap
 _WINDOW = 20.0  # seconds for which two floods are compared
 _SETTLE = 2.0  # seconds of two floods before their tokens are counted
 _WARM_UP = 5  # unmeasured questions
-_ONSET_SECONDS = 120.0  # by then a flood is admitted, unless something is broken
+_ADMISSION_SECONDS = 120.0  # by then a flood is admitted, unless something is broken
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,22 @@ class BesideFlood:
 class LightResult:
     """What came of it, until `ended`.
 
-    `onset`: the light user's requests while the first wave of the flood was being admitted, which
-    took `onset_seconds`; `light`: those after that. `least_waiting`: the fewest requests of the
-    flood that were waiting when the light user asked.
+    `least_waiting`: the fewest requests of the flood that were waiting when the light user asked.
     """
 
     scenario: BesideFlood
     light: list[StreamClient]
     ended: float
     flood: list[StreamClient] = field(default_factory=list)
-    onset: list[StreamClient] = field(default_factory=list)
-    onset_seconds: float = 0.0
     least_waiting: int = 0
 
-    def ttfts(self, clients: list[StreamClient]) -> list[float]:
-        """Seconds to the first tokens; a request without one has waited until the end at least."""
-        return [(client.timeline.first or self.ended) - client.timeline.sent for client in clients]
+    @property
+    def ttfts(self) -> list[float]:
+        """Seconds to the light user's first tokens; without one, at least until the end."""
+        waits = []
+        for client in self.light:
+            waits.append((client.timeline.first or self.ended) - client.timeline.sent)
+        return waits
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,16 @@ async def beside_flood(scenario: BesideFlood, settings: Settings) -> LightResult
         flood = _flood(canopy, keys[HEAVY], settings, flex=scenario.flex)
         waiting: list[int] = []
 
-        def at_onset(_sent: int) -> bool:
-            return not flood.admitted.is_set() and time.perf_counter() < began + _ONSET_SECONDS
-
         def beside(sent: int) -> bool:
             waiting.append(flood.waiting)
             return sent < settings.questions
 
-        began = time.perf_counter()
         async with flood.flowing():
-            onset = await ask(at_onset)
+            async with asyncio.timeout(_ADMISSION_SECONDS):
+                await flood.admitted.wait()
             light = await ask(beside)
             ended = time.perf_counter()
-        first_wave = flood.clients[: settings.flood]
-        admitted = max(client.timeline.accepted or ended for client in first_wave)
-    return LightResult(scenario, light, ended, flood.clients, onset, admitted - began, min(waiting))
+    return LightResult(scenario, light, ended, flood.clients, min(waiting))
 
 
 async def two_floods(scenario: TwoFloods, settings: Settings) -> SharesResult:
@@ -137,7 +132,7 @@ async def two_floods(scenario: TwoFloods, settings: Settings) -> SharesResult:
             floods.append(Flood(canopy.port, size, lambda request=request: request))  # type: ignore[misc]
         least = size
         async with floods[0].flowing(), floods[1].flowing():
-            async with asyncio.timeout(_ONSET_SECONDS):
+            async with asyncio.timeout(_ADMISSION_SECONDS):
                 await asyncio.gather(*(flood.admitted.wait() for flood in floods))
             await asyncio.sleep(_SETTLE)
             begin = now = time.perf_counter()

@@ -113,8 +113,7 @@ def test_the_goal_is_met_or_missed_in_both_readings() -> None:
 
 
 def test_a_request_that_never_began_has_waited_until_the_end() -> None:
-    late = result("a flood", None, 0.5)
-    assert late.ttfts(late.light) == [100.0, 0.5]
+    assert result("a flood", None, 0.5).ttfts == [100.0, 0.5]
 
 
 def test_shares_are_set_beside_what_each_is_entitled_to() -> None:
