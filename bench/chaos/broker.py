@@ -8,7 +8,6 @@ import httpx
 from topology import names
 
 _SECONDS = 5.0
-_TOTALS = ("connections", "channels", "queues")
 
 
 class Broker:
@@ -42,13 +41,6 @@ class Broker:
             if f"{name} ".startswith(f"{process} "):
                 path = f"/api/connections/{quote(str(connection['name']), safe='')}"
                 await self._http.delete(path)
-
-    async def totals(self) -> dict[str, float]:
-        """Connections, channels, queues and messages in the whole broker; up to 5 s old."""
-        overview = await self._read("/api/overview")
-        totals = {name: float(overview["object_totals"].get(name, 0)) for name in _TOTALS}
-        totals["messages"] = float(overview["queue_totals"].get("messages", 0))
-        return totals
 
     async def _read(self, path: str) -> Any:
         response = await self._http.get(path)

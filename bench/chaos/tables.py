@@ -12,16 +12,16 @@ _ACCEPTED = [ending for ending in Ending if ending is not Ending.REFUSED]
 def by_fault(ledger: Ledger, incidents: Sequence[Incident]) -> Table:
     """A row per kind of fault: what became of the requests that the service had meanwhile.
 
-    A request that lived through several faults counts with each, and once in the last row.
+    A request that lived through several faults counts with every one, and once in the last row.
     """
     rows: list[Row] = []
     for kind in dict.fromkeys(incident.fault.kind for incident in incidents):
-        injected = [each for each in incidents if each.fault.kind == kind and each.injected]
+        injected = [it for it in incidents if it.fault.kind == kind and it.injected]
         touched = []
         for request in ledger.requests:
-            if any(request.open_within(each.began, each.ended) for each in injected):
+            if any(request.open_within(it.began, it.ended) for it in injected):
                 touched.append(request)
-        slowest = max((recovery(ledger, each) for each in injected), default=0.0)
+        slowest = max((recovery(ledger, it) for it in injected), default=0.0)
         rows.append(_row(kind, len(injected), touched, slowest))
     accepted = []
     longest = 0.0
@@ -37,16 +37,16 @@ def by_fault(ledger: Ledger, incidents: Sequence[Incident]) -> Table:
 def in_order(ledger: Ledger, incidents: Sequence[Incident], start: float) -> Table:
     """A row per fault, by time. `start`: when the load began."""
     rows: list[Row] = []
-    for each in sorted(incidents, key=_began):
-        requests = sum(r.open_within(each.began, each.ended) for r in ledger.requests)
+    for incident in sorted(incidents, key=_began):
+        requests = sum(r.open_within(incident.began, incident.ended) for r in ledger.requests)
         rows.append(
             {
-                "at s": each.began - start,
-                "fault": f"{each.fault.kind} {each.fault.target}",
-                "over after s": each.ended - each.began,
+                "at s": incident.began - start,
+                "fault": f"{incident.fault.kind} {incident.fault.target}",
+                "over after s": incident.ended - incident.began,
                 "requests": requests,
-                "recovery s": recovery(ledger, each),
-                "problem": each.problem or "-",
+                "recovery s": recovery(ledger, incident),
+                "problem": incident.problem or "-",
             }
         )
     return Table("the faults in order", rows, digits=1)
@@ -66,9 +66,9 @@ def failures(ledger: Ledger, incidents: Sequence[Incident], start: float) -> lis
     for request in ledger.failures():
         ended = request.ended or float("inf")
         near = []
-        for each in incidents:
-            if each.began <= ended and each.ended >= request.began:
-                near.append(f"{each.fault.kind} {each.fault.target}")
+        for incident in incidents:
+            if incident.began <= ended and incident.ended >= request.began:
+                near.append(f"{incident.fault.kind} {incident.fault.target}")
         words = f"{len(request.text.split())} of {len(request.expected.split())} words"
         lines.append(
             f"{request.ending or 'never ended'}: {request.kind} {_identity(request)}, "

@@ -38,12 +38,12 @@ def load_table(contenders: Sequence[Contender], measured: Measurements, in_fligh
     for contender in contenders:
         rounds = measured[contender.name, in_flight]
         bare = measured.get((f"{BARE}, {contender.hops} hops", in_flight))
-        latencies = [latency for each in rounds for latency in each.latencies_ms]
-        cpu_ms = {group: median(each.cpu_ms(group) for each in rounds) for group in GROUPS}
+        latencies = [latency for it in rounds for latency in it.latencies_ms]
+        cpu_ms = {group: median(it.cpu_ms(group) for it in rounds) for group in GROUPS}
         rows.append(
             {
                 "contender": contender.name,
-                "jobs/s": round(median(each.rate for each in rounds)),
+                "jobs/s": round(median(it.rate for it in rounds)),
                 "of bare": _ratio(_rate, rounds, bare),
                 **Spread.of(latencies).cells("ms", "p50", "p95", "p99"),
                 "x bare p50": _ratio(_latencies, rounds, bare),
@@ -64,7 +64,7 @@ def goal_table(contenders: Sequence[Contender], measured: Measurements) -> Table
     ours = best_rates(measured, [GOAL_NAME], loads)
     goals = {f"the best {CELERY}": 5.0, f"the best {DRAMATIQ}": 2.0, BARE: 0.5}
     for rival, goal in goals.items():
-        names = [each.name for each in contenders if rival.endswith(each.family)]
+        names = [it.name for it in contenders if rival.endswith(it.family)]
         if rival == BARE:
             names = [name for name in names if name == bare]
         if names:
@@ -73,8 +73,8 @@ def goal_table(contenders: Sequence[Contender], measured: Measurements) -> Table
             rows.append(_goal(f"throughput / {rival}", f">= {goal:g}", ratio, ratio >= goal))
     if (bare, 1) in measured:
         ratio = ratio_by_round(
-            [each.latencies_ms for each in measured[GOAL_NAME, 1]],
-            [each.latencies_ms for each in measured[bare, 1]],
+            [it.latencies_ms for it in measured[GOAL_NAME, 1]],
+            [it.latencies_ms for it in measured[bare, 1]],
         )
         rows.append(_goal(f"p50, 1 in flight / {BARE}", "<= 1.5", ratio, ratio <= 1.5))
     return Table(f"goals of {GOAL_NAME} (throughput: each one's best load)", rows)
@@ -82,7 +82,7 @@ def goal_table(contenders: Sequence[Contender], measured: Measurements) -> Table
 
 def best_rates(measured: Measurements, names: Sequence[str], loads: Sequence[int]) -> list[float]:
     """By round, the highest throughput of any of `names` under any load."""
-    series = [[each.rate for each in measured[name, load]] for name in names for load in loads]
+    series = [[it.rate for it in measured[name, load]] for name in names for load in loads]
     return [max(one_round) for one_round in zip(*series, strict=True)]
 
 
@@ -97,7 +97,7 @@ def _ratio(
 ) -> float | None:
     if bare is None:
         return None
-    return ratio_by_round([value(each) for each in rounds], [value(each) for each in bare])
+    return ratio_by_round([value(it) for it in rounds], [value(it) for it in bare])
 
 
 def _rate(measurement: Measurement) -> Sequence[float]:

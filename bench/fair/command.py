@@ -29,12 +29,6 @@ def command(
     flood: Annotated[
         int, typer.Option(min=1, help="Requests of the heavy user at any time.")
     ] = 1000,
-    nodes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
-    slots: Annotated[int, typer.Option(min=1, help="Slots of a worker.")] = 4,
-    tokens: Annotated[
-        int, typer.Option(min=2, help="Of an answer; the flood's are half to one and a half.")
-    ] = 20,
-    token_delay: Annotated[float, typer.Option(min=0.001, help="Seconds a token.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Decides pauses and lengths.")] = 1,
     only: Annotated[
         list[str] | None, typer.Option(help="Only scenarios with this in their name; repeatable.")
@@ -47,7 +41,7 @@ def command(
     """Time to first token beside a flood, shares of two floods, and the quality of estimates."""
     if quick:
         questions = min(questions, _QUICK_QUESTIONS)
-    settings = Settings(nodes, slots, tokens, token_delay, questions, flood, seed)
+    settings = Settings(questions, flood, seed)
     light, shared = _scenarios(settings, quick, only or [])
     result = Report("fair", asdict(settings))
     harness.allow_many_connections()
@@ -66,7 +60,7 @@ def _scenarios(
         BesideFlood("beside a flood, policy paper", policy="paper"),
         BesideFlood("beside a flood in class batch", flex=True),
     ]
-    tokens = settings.tokens
+    tokens = scenarios.TOKENS
     floods = [
         TwoFloods("long and short answers", (2 * tokens, tokens // 2)),
         TwoFloods("a share of 2 and of 1", (tokens, tokens), (2.0, 1.0)),
@@ -110,7 +104,7 @@ def fill(
     for scenario in light:
         name = scenario.scenario.name
         ttft = Spread.of(scenario.ttfts)
-        services_later = (ttft.p95 - alone) / settings.service_seconds
+        services_later = (ttft.p95 - alone) / scenarios.SERVICE_SECONDS
         users.append(_light_row(scenario, ttft, alone, services_later))
         if scenario.scenario.flood:
             result.notes.append(_verdict(name, ttft.p95 / alone, services_later))
@@ -125,9 +119,9 @@ def fill(
         Table("what two users get who both flood", _share_rows(shared), digits=1),
     ]
     result.notes += [
-        f"TTFT: seconds to the first token, {settings.token_delay:g} s of it the engine's. "
+        f"TTFT: seconds to the first token, {scenarios.TOKEN_DELAY:g} s of it the engine's. "
         "services later: p95 beyond that of the light user alone, in units of one answer "
-        f"({settings.service_seconds:g} s), once the flood's first requests are admitted.",
+        f"({scenarios.SERVICE_SECONDS:g} s), once the flood's first requests are admitted.",
         "flood waiting: the fewest of its requests without a token when the light user asked.",
         "estimates: the first that each of the flood's readers got, as rounded text, against the "
         "wait from then on.",

@@ -18,6 +18,9 @@ from bench.streaming import StreamClient
 
 LIGHT, HEAVY = "light", "heavy"
 _PAUSE = (0.5, 1.0)  # seconds between two questions of the light user
+NODES, SLOTS = 2, 4  # workers, and slots of each
+TOKENS, TOKEN_DELAY = 20, 0.05  # of an answer; seconds each
+SERVICE_SECONDS = TOKENS * TOKEN_DELAY
 CAP = 6  # jobs of a user that run at once, in the scenario with a cap
 _WINDOW = 20.0  # seconds for which two floods are compared
 _SETTLE = 2.0  # seconds of two floods before their tokens are counted
@@ -29,18 +32,9 @@ _ADMISSION_SECONDS = 120.0  # by then a flood is admitted, unless something is b
 class Settings:
     """The options of the command; see there."""
 
-    nodes: int
-    slots: int
-    tokens: int
-    token_delay: float
     questions: int
     flood: int
     seed: int
-
-    @property
-    def service_seconds(self) -> float:
-        """How long an answer of the light user takes when nothing delays it."""
-        return self.tokens * self.token_delay
 
 
 @dataclass(frozen=True)
@@ -99,8 +93,8 @@ async def beside_flood(scenario: BesideFlood, settings: Settings) -> LightResult
     """Raises NotStarted, RequestFailed, OSError."""
     cap = {"CANOPY_USER_JOBS": str(CAP)} if scenario.capped else {}
     users = {LIGHT: 1.0, HEAVY: 1.0}
-    with _service(settings, scenario.policy, settings.flood, cap, users) as (canopy, keys):
-        question = streaming.chat(canopy.port, keys[LIGHT], canopy.model, settings.tokens)
+    with _service(scenario.policy, settings.flood, cap, users) as (canopy, keys):
+        question = streaming.chat(canopy.port, keys[LIGHT], canopy.model, TOKENS)
         rng = random.Random(f"{settings.seed}/{LIGHT}")
         ask = partial(ask_at_intervals, canopy.port, question, _PAUSE, rng)
         await ask(lambda sent: sent < _WARM_UP)
@@ -123,9 +117,9 @@ async def beside_flood(scenario: BesideFlood, settings: Settings) -> LightResult
 
 
 async def two_floods(scenario: TwoFloods, settings: Settings) -> SharesResult:
-    size = max(settings.flood // 5, 4 * settings.nodes * settings.slots)
+    size = max(settings.flood // 5, 4 * NODES * SLOTS)
     users = dict(zip(("one", "two"), scenario.shares, strict=True))
-    with _service(settings, "hold-high", 2 * size, {}, users) as (canopy, keys):
+    with _service("hold-high", 2 * size, {}, users) as (canopy, keys):
         floods = []
         for key, tokens in zip(keys.values(), scenario.tokens, strict=True):
             request = streaming.chat(canopy.port, key, canopy.model, tokens)
@@ -147,15 +141,14 @@ async def two_floods(scenario: TwoFloods, settings: Settings) -> SharesResult:
 
 @contextlib.contextmanager
 def _service(
-    settings: Settings,
     policy: str,
     jobs: int,
     environment: Mapping[str, str],
     users: Mapping[str, float],
 ) -> Iterator[tuple[Instance, dict[str, str]]]:
     """An instance whose backlog holds so many jobs, and the API keys of its users by name."""
-    options = ["--engine", "echo", "--nodes", str(settings.nodes), "--slots", str(settings.slots)]
-    options += ["--token-delay", str(settings.token_delay), "--policy", policy]
+    options = ["--engine", "echo", "--nodes", str(NODES), "--slots", str(SLOTS)]
+    options += ["--token-delay", str(TOKEN_DELAY), "--policy", policy]
     backlog = {"CANOPY_BACKLOG": str(2 * jobs + 1000)}
     with harness.running(*options, environment={**environment, **backlog}) as canopy:
         words = [f"{name}={share}" for name, share in users.items()]
@@ -169,7 +162,7 @@ def _flood(canopy: Instance, key: str, settings: Settings, *, flex: bool) -> Flo
     fields = {"service_tier": "flex"} if flex else {}
 
     def make_request() -> bytes:
-        tokens = rng.randint(max(1, settings.tokens // 2), max(1, settings.tokens * 3 // 2))
+        tokens = rng.randint(max(1, TOKENS // 2), max(1, TOKENS * 3 // 2))
         return streaming.chat(canopy.port, key, canopy.model, tokens, **fields)
 
     return Flood(canopy.port, settings.flood, make_request)

@@ -62,14 +62,6 @@ def test_faults_hit_what_their_kind_says(seed: int) -> None:
                 assert fault.parent != TREE.parents[fault.target]
 
 
-def test_only_the_kinds_asked_for() -> None:
-    assert {fault.kind for fault in make(1, kinds=["drain", "attach"])} == {"drain", "attach"}
-
-
-def test_a_short_run_has_a_fault() -> None:
-    assert len(make(1, seconds=10.0)) == 1
-
-
 # ---- what a text is worth
 
 
@@ -93,11 +85,6 @@ def test_a_text_is_right_or_says_what_is_wrong(
     assert compare(EXPECTED, text, complete=complete) is ending
 
 
-def test_a_right_text_with_a_wrong_count_is_wrong() -> None:
-    assert compare(EXPECTED, EXPECTED, 12) is None
-    assert compare(EXPECTED, EXPECTED, 13) is Ending.MISCOUNTED
-
-
 # ---- the ledger
 
 
@@ -109,13 +96,6 @@ def test_a_silence_is_noted_and_belongs_to_the_time_in_which_it_began() -> None:
     assert request.longest_silence(1.2, 2.0) == pytest.approx(3.0)
     assert request.longest_silence(2.0, 4.0) == 0.0
     assert request.longest_silence(4.0, 9.0) == pytest.approx(0.5)
-
-
-def test_a_lost_stream_was_silent_until_it_was_given_up() -> None:
-    request = Request("stream", EXPECTED, 0.0)
-    request.receive(1.0, "")
-    request.end(9.0, Ending.LOST)
-    assert request.longest_silence(0.0, 9.0) == 8.0
 
 
 @pytest.mark.parametrize(
@@ -142,12 +122,6 @@ def test_a_broken_connection_is_excused_by_the_death_of_the_api_alone(
     request = ledger.open("stream", EXPECTED, 10.0)
     request.accepted = accepted
     assert ledger.judge_broken(request, broke_at) is ending
-
-
-def test_what_never_ended_is_a_failure() -> None:
-    ledger = Ledger()
-    ledger.open("stream", EXPECTED, 0.0)
-    assert len(ledger.failures()) == 1
 
 
 def test_reasons_are_counted_without_what_makes_them_differ() -> None:
@@ -196,12 +170,6 @@ def test_a_fault_that_could_not_be_made_touched_nobody() -> None:
     )
     assert column(rows, "times") == [0, 0]
     assert column(rows, "accepted") == [0, 1]
-
-
-def test_a_refused_request_was_not_accepted() -> None:
-    ledger = Ledger()
-    ledger.open("stream", EXPECTED, 0.0).end(0.1, Ending.REFUSED, "503")
-    assert column(tables.by_fault(ledger, []), "accepted") == [0]
 
 
 def test_a_failure_says_when_what_and_what_went_on() -> None:

@@ -15,7 +15,7 @@ from bench.fair.users import Flood, ask_at_intervals, estimate_row
 from bench.report import Report
 from bench.streaming import StreamClient, WaitNotice
 
-SETTINGS = Settings(2, 4, 20, 0.05, 10, 100, 1)
+SETTINGS = Settings(10, 100, 1)
 ANSWER = b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": "word~"}\n\ndata: [DONE]\n\n'
 
 

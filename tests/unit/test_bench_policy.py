@@ -81,20 +81,6 @@ def test_the_command_repeats_its_results_whatever_the_number_of_processes(tmp_pa
     assert set(facts[0]["goal"]) == {"mean_ratio", "p99_ratio", "met"}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--loads", "1.2"],
-        ["--loads", "much"],
-        ["--services", "slow"],
-        ["--arrivals", "late"],
-        ["--real", "--policies", "none"],
-    ],
-)
-def test_what_makes_no_sense_is_refused(options: list[str]) -> None:
-    assert CliRunner().invoke(app, ["policy", "--jobs", "100", *options]).exit_code == 2
-
-
 # ---- the load of a real tree
 
 

@@ -11,9 +11,6 @@ then they differ by nothing but the discipline.
 """
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 from bench.policy.simulation import queues
 from bench.policy.simulation.laws import Workload
@@ -26,35 +23,12 @@ CENTRAL = "central queue"
 NO_DELAYS = Delays()
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Everything that a discipline may need."""
-
-    plan: Plan
-    workload: Workload
-    delays: Delays
-    rng: random.Random
-
-
-def _central(case: Case) -> Outcome:
-    return queues.central(case.plan, case.workload)
-
-
-def _tree(policy: str, case: Case) -> Outcome:
-    return TreeRun(case.plan, POLICIES[policy](), case.workload, case.delays).run()
-
-
-def _flat(chooser: queues.Chooser, case: Case) -> Outcome:
-    return queues.flat(case.plan, case.workload, chooser, case.rng)
-
-
-DISCIPLINES: dict[str, Callable[[Case], Outcome]] = {
-    CENTRAL: _central,
-    **{policy: partial(_tree, policy) for policy in reversed(POLICIES)},
-    "shortest queue": partial(_flat, queues.shortest),
-    "two choices": partial(_flat, queues.two_choices),
-    "round robin": partial(_flat, queues.round_robin),
+CHOOSERS: dict[str, queues.Chooser] = {
+    "shortest queue": queues.shortest,
+    "two choices": queues.two_choices,
+    "round robin": queues.round_robin,
 }
+DISCIPLINES = (CENTRAL, *reversed(POLICIES), *CHOOSERS)
 
 
 def simulate(
@@ -64,4 +38,8 @@ def simulate(
 
     Only the tree's policies have messages and so `delays`. `seed` is for those that draw.
     """
-    return DISCIPLINES[discipline](Case(plan, workload, delays, random.Random(seed)))
+    if discipline == CENTRAL:
+        return queues.central(plan, workload)
+    if discipline in POLICIES:
+        return TreeRun(plan, POLICIES[discipline](), workload, delays).run()
+    return queues.flat(plan, workload, CHOOSERS[discipline], random.Random(seed))
