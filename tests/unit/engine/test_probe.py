@@ -19,7 +19,11 @@ from tests.unit.engine.architectures import (
 from worker.engines.transformers.model import attention, compilation
 from worker.engines.transformers.model import loader as loading
 from worker.engines.transformers.model.errors import UnsupportedModel
-from worker.engines.transformers.model.kv_cache import KVCacheLayout, attention_function
+from worker.engines.transformers.model.kv_cache import (
+    KVCacheLayout,
+    KVCacheShape,
+    attention_function,
+)
 from worker.engines.transformers.model.loader import prepare_model
 from worker.engines.transformers.model.miniature import Miniature
 from worker.engines.transformers.model.probe import create_runner, probe_padded_batch, probe_runner
@@ -174,3 +178,13 @@ def test_a_model_whose_steps_cannot_be_recorded_is_computed_without(
         compilation.capture_graphs(runner)
     assert [line["event"] for line in lines] == ["decoding steps are not recorded"]
     assert not runner._decode_graphs
+
+
+def test_an_allocation_that_fails_frees_what_it_allocated() -> None:
+    model = tiny("llama")
+    layout = KVCacheLayout(model)
+    second = list(layout.shapes)[1]
+    layout.shapes[second] = KVCacheShape(kv_heads=2**40, head_size=2**20)
+    with pytest.raises(RuntimeError):
+        create_runner(model, layout, 2, 64)
+    assert not any(hasattr(module, "key_cache") for module in model.modules())

@@ -73,7 +73,7 @@ class PaddedBatch:
             self._pads = [pad - common for pad in self._pads]
 
     def _forward(self, tokens: Many[list[int]]) -> torch.Tensor:
-        """Appends equally many tokens to every row; logits [rows, vocabulary] after the last one."""
+        """Appends equally many tokens to every row; logits [rows, vocabulary] after the last."""
         count = len(tokens[0])
         ids = torch.tensor(tokens, device=self._model.device)
         pads = torch.tensor(self._pads, device=ids.device)[:, None]

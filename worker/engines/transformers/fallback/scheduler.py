@@ -92,8 +92,8 @@ class FallbackScheduler:
         return self._output.take()
 
     def _start_prefill(self) -> None:
-        """Takes as many waiting sequences as have slots and fit into one forward pass; a long prompt
-        goes alone.
+        """Takes as many waiting sequences as have slots and fit into one pass; a long prompt goes
+        alone.
         """
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.finished)
         room = self._slots - len(self._running.rows)

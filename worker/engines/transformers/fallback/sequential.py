@@ -1,11 +1,11 @@
 """One sequence at a time, by the steps of the library's own `generate`: for models whose caches
-cannot be batched, cut or prefilled in chunks (state spaces, convolutions, compressed keys). Slow, and
-right by construction.
+cannot be batched, cut or prefilled in chunks (state spaces, convolutions, compressed keys). Slow,
+and right by construction.
 
 `generate` prepares a sequence (its kind of cache, mask and positions) and hands it to a decoding
-method; ours keeps what was prepared, so that each further token is computed when the scheduler wants
-it. Some models compute a sequence again in the middle (Phi 3, where it outgrows its short rotary
-factors): that, too, is in the library's own steps.
+method. Ours keeps what was prepared, so that the scheduler decides when a token is computed. Some
+models compute a sequence again in the middle (Phi 3, where it outgrows its short rotary factors):
+that, too, is in the library's own steps.
 """
 
 import inspect
@@ -62,7 +62,7 @@ class SequentialBatch:
         self.prefilled = False
 
     def prefill(self, budget: int) -> torch.Tensor | None:
-        """Computes the prompts, however long: not all of these models can be prefilled in chunks."""
+        """Computes the prompts, however long: some of these models cannot stop in the middle."""
         logits = torch.stack([steps.prefill() for steps in self._steps])
         self.prefilled = True
         return logits

@@ -1,1 +1,1 @@
-"""The model on its device: loading, placement, number formats, the compatibility probe, the runner and attention."""
+"""Loads a model and computes it: the KV cache, its attention, and the runner over both."""

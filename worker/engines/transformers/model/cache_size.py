@@ -3,7 +3,8 @@ the KV cache. Pure: numbers in, numbers out.
 
 A decoding step costs little more for many sequences than for few, so there are as many slots as fit
 with a context that people can work with. All slots have the same, fixed context, and there is one
-row more than slots: padding computes there. More memory never gives fewer slots or a shorter context.
+row more than slots, where padding computes. More memory never gives fewer slots or a shorter
+context.
 """
 
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ def size_for_slots(tokens: int, longest: int, slots: int) -> CacheSize:
 
 
 def choose_size(tokens: int, longest: int, batch_sizes: Iterable[int]) -> CacheSize | None:
-    """With as many slots as is sensible, out of `batch_sizes`; None if there is no room for a single
+    """As many slots as is sensible, out of `batch_sizes`; None if there is no room for a single
     useful sequence.
     """
     batch_sizes = tuple(batch_sizes)

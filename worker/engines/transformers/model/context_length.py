@@ -1,10 +1,10 @@
-"""How many tokens a model can see at once, prompt and answer together."""
+"""How many tokens a model can attend to, prompt and answer together."""
 
 from typing import Any, TypeGuard
 
 from torch import nn
 
-_DEFAULT = 8192  # tokens, where nothing says it: state spaces, ALiBi
+_DEFAULT = 8192  # tokens, where neither config nor tokenizer has a limit: state spaces, ALiBi
 _NAMES = (  # architectures call it differently
     "max_position_embeddings",
     "n_positions",
@@ -16,53 +16,54 @@ _NAMES = (  # architectures call it differently
     "model_max_length",
     "context_length",
 )
-_UNSAID = 100_000_000  # a tokenizer without a limit names a number beyond this
+_UNLIMITED = 100_000_000  # a tokenizer without a limit has a larger number
 
 
 def context_length(model: Any, tokenizer: Any = None) -> int:
-    """By the model's config; where that names none, by its tokenizer."""
+    """The smallest length that the model's config names; if it names none, the tokenizer's."""
     config = model.config.get_text_config(decoder=True)
-    said = [
-        value for value in (getattr(config, name, None) for name in _NAMES) if _is_length(value)
-    ]
-    if not said:
+    values = [getattr(config, name, None) for name in _NAMES]
+    lengths = [value for value in values if _is_length(value)]
+    if not lengths:
         limit = getattr(tokenizer, "model_max_length", None)
         return limit if _is_length(limit) else _DEFAULT
-    longest = min(said)
+    longest = min(lengths)
     for rope in _ropes(config):
         longest = max(longest, _scaled(rope, longest))
     return min([longest, *_positions(model)])
 
 
 def _is_length(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 < value < _UNSAID
+    return isinstance(value, int) and not isinstance(value, bool) and 1 < value < _UNLIMITED
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
-    """One, or one for each type of layers."""
+    """The rotary settings: one, or one per layer type."""
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
         return []
-    return [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    return [rope] + [value for value in rope.values() if isinstance(value, dict)]
 
 
 def _scaled(rope: dict[str, Any], longest: int) -> int:
-    """Where a config names the length before the scaling, and by how much it is stretched."""
+    """The length after scaling, where a config names the one before and the factor."""
     kind, factor = rope.get("rope_type"), rope.get("factor")
     if not isinstance(factor, int | float) or factor <= 1:
         return longest
     if kind == "dynamic":
         return int(longest * factor)
-    if kind == "yarn" and _is_length(original := rope.get("original_max_position_embeddings")):
+    original = rope.get("original_max_position_embeddings")
+    if kind == "yarn" and _is_length(original):
         return int(original * factor)
     return longest
 
 
 def _positions(model: Any) -> list[int]:
-    """A table of positions whose first rows are for padding (RoBERTa's) has as many fewer for tokens."""
-    rows = []
+    """The sizes of learned position tables. RoBERTa's first rows are for padding."""
+    lengths = []
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             padding = module.padding_idx
-            rows.append(module.num_embeddings - (0 if padding is None else padding + 1))
-    return rows
+            first = 0 if padding is None else padding + 1
+            lengths.append(module.num_embeddings - first)
+    return lengths

@@ -50,9 +50,8 @@ class KVCacheLayout:
                 raise UnsupportedModel(one_line(error)) from error
         layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
         if len(self.shapes) != layers:
-            raise UnsupportedModel(
-                f"{len(self.shapes)} of its {layers} layers call a replaceable attention function"
-            )
+            replaceable = f"{len(self.shapes)} of its {layers} layers"
+            raise UnsupportedModel(f"a replaceable attention function in only {replaceable}")
 
     def _record(
         self,

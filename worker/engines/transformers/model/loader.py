@@ -1,4 +1,4 @@
-"""From a folder on disk to a model in memory that is known to work, or one clear line saying why not."""
+"""From a folder on disk to a model in memory that is known to work, or one line why not."""
 
 import json
 from pathlib import Path
@@ -85,9 +85,9 @@ def load(folder: Path, device_names: str, slots: int | None) -> LoadedModel:
 def prepare_model(
     model: Any, tokenizer: Any, slots: int | None, context: int | None = None
 ) -> LoadedModel:
-    """Makes a model in memory ready for `slots` sequences at once (None: see `cache_size_for`) of at
-    most `context` tokens (None: what the memory allows). It gets a runner where that gives its own
-    answers, else `fallback` computes it. Raises EngineUnavailable.
+    """Prepares a model in memory for `slots` sequences at once (None: see `cache_size_for`) of at
+    most `context` tokens (None: what the memory allows). It gets a runner if that gives its own
+    answers; otherwise `fallback` computes it. Raises EngineUnavailable.
     """
     device: torch.device = model.device
     library_attention = str(model.config._attn_implementation)
@@ -234,8 +234,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
-    """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16 on
-    a GPU. `options`: from_pretrained's, which say where to. Raises what it raises, and
+    """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16
+    on a GPU. `options`: from_pretrained's, which say where to. Raises what it raises, and
     EngineUnavailable where weights are missing.
     """
     result: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -255,7 +255,7 @@ def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end an answer: of the generation settings, the tokenizer, and the template's turns."""
+    """Ids that end an answer: of the generation settings, the tokenizer, the template."""
     configured = model.generation_config.eos_token_id
     ids = set(configured) if isinstance(configured, list) else {configured}
     ids.add(tokenizer.eos_token_id)

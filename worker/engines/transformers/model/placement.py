@@ -1,9 +1,9 @@
-"""Where a model is computed: on one device, or its layers spread over several GPUs, one after the
-other (`--device cuda:0,cuda:1`), for a model larger than one GPU. accelerate decides which layer goes
-where, and moves what passes from one to the next.
+"""Where a model is computed: on one device, or, if it is larger than one GPU, with its layers
+spread over several (`--device cuda:0,cuda:1`). accelerate decides which layer goes where, and moves
+what passes from one to the next.
 
-While one GPU computes the others wait, so spreading adds memory and no speed; tensor parallelism adds
-both.
+While one GPU computes the others wait, so spreading adds memory and no speed; tensor parallelism
+adds both.
 """
 
 import torch
@@ -49,15 +49,15 @@ def find_device(name: str) -> torch.device:
 
 
 def max_weight_memory(free: dict[torch.device, int]) -> dict[int, int]:
-    """For accelerate: how many bytes of weights each GPU, by its number, may hold. `free`: bytes."""
+    """For accelerate: how many bytes of weights a GPU may hold, by its number. `free`: bytes."""
     return {device.index: int(memory * _WEIGHTS_SHARE) for device, memory in free.items()}
 
 
 def check_device_map(
     device_map: dict[str, int | str | torch.device], devices: list[torch.device]
 ) -> None:
-    """`device_map`: accelerate's, the device of each part of the model. Raises EngineUnavailable if a
-    part is on none of the GPUs: from the host's memory, or from disk, each step would take seconds.
+    """`device_map`: accelerate's, the device of each part of the model. Raises EngineUnavailable if
+    a part is on none of the GPUs: a step would take seconds with the host's memory, or the disk.
     """
     indices = {device.index for device in devices}
     for part in sorted(device_map):

@@ -207,8 +207,8 @@ def _tokens_of(chunks: list[PrefillChunk], sequences: list[list[int]]) -> list[l
 def _runner_logits(
     miniature: Miniature, layout: KVCacheLayout, prefill_again_at: int | None
 ) -> Logits:
-    """Prompts are prefilled in chunks of several at a time, answers are decoded together. A sequence
-    whose newest token is at position `prefill_again_at` is prefilled again as a whole.
+    """Prompts are prefilled side by side in chunks, answers are decoded together. A sequence whose
+    newest token is at position `prefill_again_at` is prefilled again as a whole.
     """
     attention.register()
     rows = range(len(PROMPT_LENGTHS))
@@ -296,7 +296,7 @@ class _ScriptedSequence:
 
 @torch.inference_mode()
 def _padded_batch_logits(model: Any, sequences: list[list[int]]) -> Logits:
-    """As rows come and go: some are prefilled, others join them later, then the first ones leave."""
+    """As rows come and go: some are prefilled, others join them later, and the first ones leave."""
     rows: list[Any] = [_ScriptedSequence(tokens) for tokens in sequences]
     batch = PaddedBatch(model, [])
     for newcomers in (rows[1::2], rows[0::2]):

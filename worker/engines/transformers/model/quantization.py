@@ -1,8 +1,8 @@
 """Chooses the CPU number format: the fastest that keeps the model's perplexity.
 
-At the start each quantization scheme is timed on the model's own layers. The fastest is then checked
-on a paragraph of plain English: its next-token distributions may differ from float32's by no more
-than corresponds to a perplexity 2 % worse.
+At the start each quantization scheme is timed on the model's own layers. The fastest is then
+checked on a paragraph of plain English: its next-token distributions may differ from float32's by
+no more than corresponds to a perplexity 2 % worse.
 """
 
 import math
@@ -37,10 +37,10 @@ _MIN_ROUNDS, _MAX_ROUNDS = 3, 8  # of the measurement,
 _ROUND_SECONDS = 1.0  # which ends after this time in between
 _LAYER_SECONDS = 0.005  # for one layer in one round
 _PARAGRAPH = (
-    "The old harbour had been quiet for years before the ferries came back. On the first morning a "
-    "small crowd stood on the pier, some with coffee, some with cameras, and watched the white ship "
-    "turn slowly towards the town. Nobody knew whether enough people would pay for the crossing, but "
-    "the baker had already hired two more hands."
+    "The old harbour had been quiet for years before the ferries came back. On the first morning "
+    "a small crowd stood on the pier, some with coffee, some with cameras, and watched the white "
+    "ship turn slowly towards the town. Nobody knew whether enough people would pay for the "
+    "crossing, but the baker had already hired two more hands."
 )
 
 Layers = dict[str, Any]  # by their names in the model
@@ -62,8 +62,8 @@ class StepSeconds(NamedTuple):
 def quantize(
     model: Any, tokenizer: Any, slots: int, library_attention: str, timer: Timer | None = None
 ) -> str:
-    """Chooses a scheme, applies it to the float32 `model` and returns its name. `library_attention`:
-    for the check. Modules are only replaced, never changed. Raises EngineUnavailable.
+    """Chooses a scheme, applies it to the float32 `model` and returns its name. Modules are only
+    replaced, never changed. `library_attention`: for the check. Raises EngineUnavailable.
     """
     chosen = settings.precision(CHOICES, default=AUTO)
     linears = _linears(model)
@@ -183,10 +183,9 @@ class _Quantizer:
 def measure(
     samples: dict[str, Layers], linears: Layers, slots: int, timer: Timer
 ) -> dict[str, StepSeconds]:
-    """Times the linear layers of a step in each scheme. A sample stands for its share of the weights.
-
-    The schemes take turns and the best of their rounds counts, so that whatever else the machine is
-    doing meets them all.
+    """Times the linear layers of a step in each scheme. A sample stands for its share of the
+    weights. The schemes take turns and the best of their rounds counts, so that whatever else the
+    machine is doing meets them all.
     """
     names = list(next(iter(samples.values())))
     best: dict[tuple[str, str, int], float] = {}
@@ -221,8 +220,8 @@ def _counts(names: list[str], linears: Layers) -> dict[str, float]:
 
 
 def time_layer(layer: nn.Module, rows: int) -> float:
-    """Seconds that `layer` takes for that many rows: the best of many runs, as one run may lose whole
-    time slices to another process.
+    """Seconds that `layer` takes for that many rows: the best of many runs, as a single one may
+    lose whole time slices to another process.
     """
     inputs = torch.ones(rows, layer.in_features)
     best, until = math.inf, time.perf_counter() + _LAYER_SECONDS

@@ -22,9 +22,7 @@ class RopeLimit(NamedTuple):
 
     tokens: int
     switched: bool  # beyond it there is one other set of frequencies; False: one for each length
-    prefill_again: bool = (
-        False  # a sequence that outgrows it is prefilled again, as `generate` does
-    )
+    prefill_again: bool = False  # what `generate` does with a sequence that outgrows it
 
     def group(self, length: int) -> int:
         """Sequences of one group have the same keys for the same tokens; -1 shares with none."""
@@ -34,8 +32,8 @@ class RopeLimit(NamedTuple):
 
 
 class PerSequenceRope(nn.Module):
-    """Stands where a rotary module of the library stood. For a sequence by itself it is that module,
-    as if no other sequence had been computed before.
+    """Replaces a rotary module of the library. For a sequence by itself it is that module, as if no
+    other sequence had been computed before.
     """
 
     def __init__(self, library: Any) -> None:
@@ -75,7 +73,7 @@ class PerSequenceRope(nn.Module):
     def _with_position(
         self, position: int, hidden: torch.Tensor, position_ids: torch.Tensor, kwargs: Any
     ) -> Any:
-        """As if the sequence also had a token at `position`: appended, and dropped from the result."""
+        """As if the sequence also had a token at `position`; it is dropped from the result."""
         extra = torch.full_like(position_ids[..., :1], position)
         embeddings = self._stateless()(hidden, torch.cat([position_ids, extra], dim=-1), **kwargs)
         if isinstance(embeddings, tuple):

@@ -1,9 +1,9 @@
 """Runs a transformers model over a KV cache of a fixed number of slots: prompts are computed in
 chunks, all running sequences advance by one token per step.
 
-On a GPU a decoding step is a CUDA graph, captured once for each of a few batch sizes, so that a step
-is one launch whatever the host's speed. A graph reads static tensors, filled by one small copy. On a
-CPU exactly the rows at hand are computed.
+On a GPU a decoding step is a CUDA graph, captured once for each of a few batch sizes, so that a
+step is one launch whatever the host's speed. A graph reads static tensors, filled by one small
+copy. On a CPU exactly the rows at hand are computed.
 """
 
 import time
@@ -206,8 +206,8 @@ class LocalModelRunner:
     def decode(
         self, slots: list[int], positions: list[int], *, batch_invariant: bool = False
     ) -> torch.Tensor:
-        """Computes the newest token of each slot, at `positions`. Returns logits [rows, vocabulary],
-        which the next call may overwrite.
+        """Computes the newest token of each slot, at `positions`. Returns logits [rows,
+        vocabulary], which the next call may overwrite.
 
         `batch_invariant`: constant batch shape, so results are bit-identical whatever the batch
         size: a GPU's libraries choose another order of summation for another number of rows.

@@ -2,8 +2,8 @@
 limit in it a few tokens wide, so that a short sequence reaches beyond all of them.
 
 Names differ between architectures, and a window may have any name. So it works the other way round:
-what is known to be a size keeps its proportions, and **every other large number is taken for a
-limit** and made small.
+a known size keeps its proportions, and **every other large number counts as a limit** and is made
+small.
 """
 
 import copy
@@ -15,7 +15,7 @@ ORIGINAL = 16  # tokens: the length beyond which a scaled rotary embedding chang
 POSITIONS = 128  # the model's own context
 _HEADS, _LAYERS, _WIDTH = 4, 2, 64
 _HEAD_SIZE = 16
-_LARGE = 32  # a number up to here is a count or a period, and stays
+_LARGE = 32  # a number up to it is a count or a period, and stays
 
 _LAYER_COUNTS = re.compile(
     r"^(num_hidden_layers|n_layers?|num_layers|num_blocks|(num_)?(en|de)coder_layers)$"
@@ -47,139 +47,153 @@ _LARGEST = (  # of numbers with such names; the first that matches counts
 )
 
 
-class _Measure(NamedTuple):
-    """What numbers of one level of a config are measured by."""
+class _Scale(NamedTuple):
+    """How the numbers of one level of a config are scaled."""
 
-    layers: tuple[int, ...]  # those that are kept, of `of`
-    of: int
+    kept_layers: tuple[int, ...]  # indices, of `layers`
+    layers: int
     heads: int  # before
     divisor: int  # of what belongs to a head
-    hidden: int  # size, before
-    width: int  # and after
+    hidden_size: int  # before
+    new_hidden_size: int
 
 
 def shrunk(config: Any) -> Any:
-    """Raises whatever the config's class does about it."""
-    return type(config).from_dict(_shrunk(copy.deepcopy(config.to_dict())))
+    """A small config of `config`'s class. Raises what that class raises about it."""
+    return type(config).from_dict(_shrink(copy.deepcopy(config.to_dict())))
 
 
-def _shrunk(values: dict[Any, Any], above: _Measure | None = None) -> dict[Any, Any]:
-    """`above`: of the level that this one is a part of, which counts where it has no heads itself."""
-    own = any(_MAIN_HEADS.match(str(name)) for name in values)
-    measure = _measured(values) if own or above is None else above
-    small = {name: _part(str(name), value, measure) for name, value in values.items()}
-    if "dynamic" in str(
-        small.get("rope_parameters")
-    ):  # frequencies change from the model's own length on
+def _shrink(values: dict[Any, Any], parent: _Scale | None = None) -> dict[Any, Any]:
+    """`parent`: the scale of the enclosing level, for a level without heads of its own."""
+    has_heads = any(_MAIN_HEADS.match(str(name)) for name in values)
+    scale = _scale(values) if has_heads or parent is None else parent
+    small = {name: _shrink_value(str(name), value, scale) for name, value in values.items()}
+    if "dynamic" in str(small.get("rope_parameters")):  # changes from the model's own length on
         for name in small:
             if _POSITIONS.match(str(name)):
                 small[name] = ORIGINAL
     return small
 
 
-def _part(name: str, value: Any, measure: _Measure) -> Any:
-    if name == "per_layer_config" and isinstance(value, dict):
-        return _per_layer({int(layer): settings for layer, settings in value.items()}, measure)
-    if name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
-        return _rope(value, measure)
-    if isinstance(value, dict):
-        return _shrunk(value, measure)
+def _shrink_value(name: str, value: Any, scale: _Scale) -> Any:
     if isinstance(value, list):
-        if _lists_layers(name, value):
-            return [new for new, old in enumerate(measure.layers) if old in value]
-        if measure.of > 1 and len(value) == measure.of:
-            value = [value[layer] for layer in measure.layers]
-        return [_number(name, each, measure) for each in value]
-    return _number(name, value, measure)
+        return _shrink_list(name, value, scale)
+    if not isinstance(value, dict):
+        return _shrink_number(name, value, scale)
+    if name == "per_layer_config":
+        return _shrink_layer_settings(value, scale)
+    if name in ("rope_parameters", "rope_scaling"):
+        return _shrink_rope(value, scale)
+    return _shrink(value, scale)
 
 
-def _per_layer(values: dict[int, dict[str, Any]], measure: _Measure) -> dict[str, Any]:
-    """Settings of single layers."""
+def _shrink_list(name: str, values: list[Any], scale: _Scale) -> list[Any]:
+    if _lists_layers(name, values):
+        return [new for new, old in enumerate(scale.kept_layers) if old in values]
+    if scale.layers > 1 and len(values) == scale.layers:
+        values = [values[layer] for layer in scale.kept_layers]
+    return [_shrink_number(name, value, scale) for value in values]
+
+
+def _shrink_layer_settings(values: dict[Any, dict[str, Any]], scale: _Scale) -> dict[str, Any]:
+    by_layer = {int(layer): settings for layer, settings in values.items()}
     small = {}
-    for new, old in enumerate(measure.layers):
-        if old in values:
-            settings = values[old]
-            small[str(new)] = {name: _part(name, settings[name], measure) for name in settings}
+    for new, old in enumerate(scale.kept_layers):
+        settings = by_layer.get(old)
+        if settings is not None:
+            small[str(new)] = {
+                name: _shrink_value(name, value, scale) for name, value in settings.items()
+            }
     return small
 
 
-def _lists_layers(name: str, value: list[Any]) -> bool:
-    """Numbers of layers, and not something of each layer."""
-    rising = all(_is_count(each) for each in value) and sorted(set(value)) == value
-    return rising and _LAYER_LISTS.search(name) is not None
+def _lists_layers(name: str, values: list[Any]) -> bool:
+    """Whether it lists indices of layers, and not something of every layer."""
+    are_counts = all(_is_count(value) for value in values)
+    return are_counts and sorted(set(values)) == values and _LAYER_LISTS.search(name) is not None
 
 
-def _rope(values: dict[str, Any], measure: _Measure) -> dict[str, Any]:
-    """Lists have an item, or a share, for each frequency: as many fewer as heads are smaller."""
+def _shrink_rope(values: dict[str, Any], scale: _Scale) -> dict[str, Any]:
+    """Lists have an item, or a share, per frequency: as many fewer as heads are smaller."""
     small: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            small[name] = _rope(value, measure)
-        elif isinstance(value, list) and all(_is_count(each) for each in value):
-            small[name] = [max(1, each // measure.divisor) for each in value]
+            small[name] = _shrink_rope(value, scale)
+        elif isinstance(value, list) and all(_is_count(item) for item in value):
+            small[name] = [max(1, item // scale.divisor) for item in value]
         elif isinstance(value, list):
-            small[name] = value[:: measure.divisor]
+            small[name] = value[:: scale.divisor]
         else:
-            small[name] = _number(name, value, measure)
+            small[name] = _shrink_number(name, value, scale)
     return small
 
 
-def _number(name: str, value: Any, measure: _Measure) -> Any:
-    """Anything else than a positive whole number stays."""
+def _shrink_number(name: str, value: Any, scale: _Scale) -> Any:
+    """Anything but a positive integer stays."""
     if not _is_count(value) or value <= 0:
         return value
     if _LAYER_COUNTS.match(name):
-        return min(value, len(measure.layers))
+        return min(value, len(scale.kept_layers))
     if _HEAD_COUNTS.search(name):
-        return _power_of_two(max(1, value * _HEADS // measure.heads))
+        return _power_of_two(max(1, value * _HEADS // scale.heads))
     if _HEAD_SIZES.search(name):
-        return max(1, value // measure.divisor)
+        return max(1, value // scale.divisor)
     if _WIDTHS.match(name):
-        return measure.width * value // measure.hidden
-    return _bounded(name, value)
+        return scale.new_hidden_size * value // scale.hidden_size
+    return _capped(name, value)
 
 
-def _bounded(name: str, value: int) -> int:
+def _capped(name: str, value: int) -> int:
     for pattern, largest in _LARGEST:
         if pattern.search(name):
             return min(value, largest)
     return LIMIT if value > _LARGE else value
 
 
-def _measured(values: dict[Any, Any]) -> _Measure:
+def _scale(values: dict[Any, Any]) -> _Scale:
     counts = {str(name): value for name, value in values.items() if _is_count(value)}
-    layers = max((value for name, value in counts.items() if _LAYER_COUNTS.match(name)), default=0)
-    heads = max((value for name, value in counts.items() if _MAIN_HEADS.match(name)), default=1)
-    hidden = next((value for name, value in counts.items() if _WIDTHS.match(name)), 0)
-    size = counts.get("head_dim") or hidden // heads
-    divisor = size // _HEAD_SIZE if size and size % _HEAD_SIZE == 0 else 1
-    divided = size * heads == hidden  # the heads together are as wide as the layer
-    return _Measure(
-        layers=_kept_layers(values, layers),
-        of=layers,
+    layers = max(_matching(counts, _LAYER_COUNTS), default=0)
+    heads = max(_matching(counts, _MAIN_HEADS), default=1)
+    hidden_size = next(iter(_matching(counts, _WIDTHS)), 0)
+    head_size = counts.get("head_dim") or hidden_size // heads
+    divisor = 1
+    if head_size and head_size % _HEAD_SIZE == 0:
+        divisor = head_size // _HEAD_SIZE
+    heads_fill_layer = head_size * heads == hidden_size
+    return _Scale(
+        kept_layers=_kept_layers(values, layers),
+        layers=layers,
         heads=heads,
         divisor=divisor,
-        hidden=max(1, hidden),
-        width=_HEADS * (size // divisor) if divided else _WIDTH,
+        hidden_size=max(1, hidden_size),
+        new_hidden_size=_HEADS * (head_size // divisor) if heads_fill_layer else _WIDTH,
     )
+
+
+def _matching(counts: dict[str, int], pattern: re.Pattern[str]) -> list[int]:
+    return [value for name, value in counts.items() if pattern.match(name)]
 
 
 def _kept_layers(values: dict[Any, Any], layers: int) -> tuple[int, ...]:
     """One layer of each kind, as the lists that describe every layer tell them apart; at least
     `_LAYERS`.
     """
-    listed = [
-        value
-        for name, value in values.items()
-        if isinstance(value, list) and _lists_layers(str(name), value)
-    ]
-    lists = [value for value in values.values() if isinstance(value, list) and value not in listed]
-    lists = [value for value in lists if layers > 1 and len(value) == layers]
-    kinds: dict[str, int] = {}
+    index_lists: list[list[Any]] = []  # of layers that have some trait
+    trait_lists: list[list[Any]] = []  # with a trait of every layer
+    for name, value in values.items():
+        if not isinstance(value, list):
+            continue
+        if _lists_layers(str(name), value):
+            index_lists.append(value)
+        elif layers > 1 and len(value) == layers:
+            trait_lists.append(value)
+    trait_lists = [traits for traits in trait_lists if traits not in index_lists]
+    first_of_kind: dict[str, int] = {}
     for layer in range(layers):
-        traits = [each[layer] for each in lists] + [layer in each for each in listed]
-        kinds.setdefault(str(traits), layer)
-    kept = set(kinds.values())
+        traits = [traits[layer] for traits in trait_lists]
+        traits += [layer in indices for indices in index_lists]
+        first_of_kind.setdefault(str(traits), layer)
+    kept = set(first_of_kind.values())
     for layer in range(layers):
         if len(kept) < _LAYERS:
             kept.add(layer)

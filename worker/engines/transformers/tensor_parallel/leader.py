@@ -7,9 +7,10 @@ and holds the first shard, followers hold the others.
     Sampler samples
     TensorParallelRunner.feed(tokens) ------- Feed ---> broadcast, LocalModelRunner.feed(tokens)
 
-All ranks make the same calls in the same order, so each holds its part of the keys and values of the
-same slots. Only rank 0 samples. A rank that fails, or is gone, leaves the others waiting in the middle
-of a step: then all processes are ended, the jobs go elsewhere, and the engine is started again.
+All ranks make the same calls in the same order, so each holds its part of the keys and values of
+the same slots. Only rank 0 samples. A rank that fails, or is gone, leaves the others waiting in the
+middle of a step: then all processes are ended, the jobs go elsewhere, and the engine is started
+again.
 """
 
 import atexit
@@ -77,7 +78,7 @@ class TensorParallelRunner:
             self._runner.copy_prefix(source, slot, tokens)
 
     def feed(self, tokens: torch.Tensor) -> None:
-        """See ModelRunner. The tokens go from device to device, perhaps before the host has them."""
+        """See ModelRunner. The tokens go from device to device, without waiting for the host."""
         with self._on_all_ranks(Feed(len(tokens))):
             torch.distributed.broadcast(tokens, src=0)
             self._runner.feed(tokens)
@@ -125,8 +126,8 @@ class TensorParallelRunner:
 
 
 def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> LoadedModel:
-    """The model in `folder` over `ranks` processes, on the CPU or on so many GPUs from the named one
-    on. `slots`: see `memory.cache_size_for`. Blocks; raises EngineUnavailable.
+    """The model in `folder` over `ranks` processes, on the CPU or on that many GPUs from the named
+    one on. `slots`: see `memory.cache_size_for`. Blocks; raises EngineUnavailable.
     """
     base = find_device(device_name)
     check_folder(folder)

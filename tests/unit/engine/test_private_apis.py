@@ -1,0 +1,53 @@
+"""Private functions of torch that only a GPU calls: their names and arguments are checked without one."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import transformers
+
+from tests.unit.engine.tiny import CONFIGS
+from worker.engines.transformers.model.compilation import compile_layers, uncompile_layers
+from worker.engines.transformers.model.kv_cache import KVCacheLayout
+
+
+def test_flash_attention_takes_the_lengths_of_a_padded_cache() -> None:
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    names = [argument.name for argument in schema.arguments]
+    assert names[:10] == [
+        "query",
+        "key",
+        "value",
+        "cum_seq_q",
+        "cum_seq_k",
+        "max_q",
+        "max_k",
+        "dropout_p",
+        "is_causal",
+        "return_debug_mask",
+    ]
+    assert {"scale", "window_size_left", "window_size_right", "seqused_k"} <= set(names)
+
+
+def test_a_process_group_can_be_aborted() -> None:
+    abort = torch.distributed.distributed_c10d._abort_process_group
+    required = [
+        parameter
+        for parameter in inspect.signature(abort).parameters.values()
+        if parameter.default is parameter.empty
+    ]
+    assert not required
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, as it imports its compiler
+def test_layers_are_compiled_and_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    model: Any = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
+    layout = KVCacheLayout(model)
+    assert compile_layers(model, layout) == len(model.model.layers) == len(layout.shapes)
+    assert torch._dynamo.config.recompile_limit == 64
+    assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
+    uncompile_layers(model, layout)
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
