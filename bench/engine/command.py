@@ -24,7 +24,7 @@ from bench.engine.tables import ARRIVALS, ENGINE, RAGGED, UNIFORM
 from bench.errors import NotStarted
 from bench.report import Report, Table
 from worker.engines.base import EngineUnavailable
-from worker.engines.transformers.compute_thread import apart
+from worker.engines.transformers.compute_thread import run_in_thread
 from worker.models import installed
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def command(
     result.settings = {**result.settings, "model": model or shape, "processes": tensor_parallel}
     try:
         systems = _measure_systems(model, shape, settings, gpus) if with_system else {}
-        subject = apart(lambda: _subject(model, shape, settings, context, tensor_parallel))
+        subject = run_in_thread(lambda: _subject(model, shape, settings, context, tensor_parallel))
     except EngineUnavailable as error:
         raise NotStarted(str(error)) from error
     if prompt + settings.answer > subject.context:

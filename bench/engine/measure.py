@@ -22,7 +22,7 @@ from bench.report import Report, say
 from bench.stats import Spread
 from bench.timeline import Timeline, first_errors, ttfts
 from worker.engines.base import Engine
-from worker.engines.transformers.compute_thread import apart
+from worker.engines.transformers.compute_thread import run_in_thread
 
 ENGINE_PART, BASELINES_PART, LIMIT_PART = "engine", "baselines", "limit"
 _WARM_ANSWER = 16  # tokens
@@ -73,13 +73,13 @@ class Run:
         parts = self.settings.parts
         if LIMIT_PART in parts:  # first: the largest copy needs memory that others would keep
             with self._row("the bandwidth's limit"):
-                apart(self._measure_limit)
+                run_in_thread(self._measure_limit)
         if ENGINE_PART in parts:
             with self._row("the engine"):
-                apart(partial(asyncio.run, self._measure_engine(engine_name)))
+                run_in_thread(partial(asyncio.run, self._measure_engine(engine_name)))
         self.subject.clean_up()
         if BASELINES_PART in parts:
-            apart(self._measure_baselines)
+            run_in_thread(self._measure_baselines)
         self._save()
 
     def _asks(self, kind: str, concurrency: int) -> list[Ask]:

@@ -29,10 +29,11 @@ from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.prefix_cache import Slots
+from worker.engines.transformers.prefix_cache import PrefixCache
 from worker.engines.transformers.sampling.penalties import LogitBias, TokenCounts
 from worker.engines.transformers.sampling.sampler import RequestRNG, Sampler
 from worker.engines.transformers.sampling.sampler_output import SamplerOutput
+from worker.engines.transformers.scheduler import SlotScheduler
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.text import detokenizer as detokenize
@@ -52,11 +53,11 @@ ROW = [  # work for one sequence: at most one of them fails
     (RequestRNG, "advance"), (StreamThrottle, "_due_now"), (throttle, "merge_chunks"), (sequence, "AnswerText"),
 ]  # fmt: skip
 SLOT_ROW = [
-    (Slots, "take"),
-    (Slots, "read"),
-    (Slots, "void"),
-    (Slots, "leave"),
-    (Slots, "shared"),
+    (PrefixCache, "allocate"),
+    (PrefixCache, "extend"),
+    (PrefixCache, "invalidate"),
+    (PrefixCache, "release"),
+    (PrefixCache, "longest_match"),
     (LocalModelRunner, "copy_prefix"),
 ]
 SLOT_STEP = [
@@ -246,9 +247,9 @@ def _check_usable(runs: Runs, world: World, what: str) -> None:
     assert runs.answers(world.jobs[:1]) == world.alone[:1], what
     assert runs.decoder.stop(10), what
     scheduler: Any = runs.decoder._scheduler
-    if hasattr(scheduler, "_slots") and isinstance(scheduler._slots, Slots):
-        scheduler._leave()
-        assert scheduler._slots.free == _SLOTS, what
+    if isinstance(scheduler, SlotScheduler):
+        scheduler._release_finished()
+        assert scheduler._prefix_cache.free == _SLOTS, what
     assert not scheduler.unfinished(), what
 
 

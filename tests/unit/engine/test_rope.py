@@ -11,7 +11,7 @@ from tests.unit.engine.architectures import answers, generated, loaded, made, pr
 from worker.engines.transformers.model.rope import RopeLimit, choose_by_sequence
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.shrunk_config import ORIGINAL, shrunk
-from worker.engines.transformers.prefix_cache import Slots
+from worker.engines.transformers.prefix_cache import PrefixCache
 
 _LONG = {
     "rope_type": "longrope",
@@ -78,7 +78,7 @@ def test_one_by_one_in_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["phi3", "llama, dynamic"])
 def test_a_conversation_that_outgrows_the_limit(name: str) -> None:
-    """What a slot holds of a shorter prompt is of no use for a longer one."""
+    """What a slot contents of a shorter prompt is of no use for a longer one."""
     there = loaded(model_of(name), slots=2, read=64, context=64)
     [prompt] = prompts((10,))
     for _ in range(4):
@@ -95,12 +95,12 @@ def test_a_frequency_is_looked_up_by_sequence() -> None:
 
 
 def test_prompts_of_another_group_are_not_shared() -> None:
-    slots = Slots(2)
-    first = slots.take([1, 2, 3, 4], group=0)
-    slots.read(first.slot, [1, 2, 3, 4])
-    slots.leave(first.slot)
-    assert slots.take([1, 2, 3, 4, 5], group=1).held == 0
-    assert slots.take([1, 2, 3, 4, 5], group=-1).held == 0
+    cache = PrefixCache(2)
+    first = cache.allocate([1, 2, 3, 4], group=0)
+    cache.extend(first.slot, [1, 2, 3, 4])
+    cache.release(first.slot)
+    assert cache.allocate([1, 2, 3, 4, 5], group=1).cached == 0
+    assert cache.allocate([1, 2, 3, 4, 5], group=-1).cached == 0
 
 
 @pytest.mark.parametrize(

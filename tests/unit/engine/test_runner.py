@@ -231,7 +231,7 @@ def test_what_was_withdrawn_leaves_a_slot_that_is_right(
         ]
         runs.until(lambda long=long: all(len(runs.told[sequence.mailbox]) > 3 for sequence in long))
         for sequence in long:
-            sequence.finished = True
+            sequence.cancel()
         assert runs.texts([job(prompt) for prompt in PROMPTS]) == [
             by_library(prompt, 24) for prompt in PROMPTS
         ]

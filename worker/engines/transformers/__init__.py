@@ -1,1 +1,1 @@
-"""The transformers engine: scheduler, model runner, sampler, text, tensor parallelism, and a fallback for the rest."""
+"""The transformers engine: scheduler, model runner, sampler, text, tensor parallelism, fallback."""

@@ -1,9 +1,9 @@
-"""Computing in a thread of its own, which ends with the work.
+"""Computing in a thread that ends with the work.
 
-OpenMP keeps workers for each thread that has ever computed. Where they are more than the cores altogether, each goes
-to sleep as soon as it has to wait (libgomp's "throttled" spinning), and waking it up takes as long as a small layer: on
-two cores the thread that only loaded the model cost the one that decodes a third of its speed. A thread that ends takes
-its workers along.
+OpenMP keeps worker threads for each thread that has ever computed. With more of them than cores,
+each goes to sleep as soon as it waits (libgomp's "throttled" spinning), and waking it takes as long
+as a small layer: on two cores, a thread that had only loaded the model slowed decoding by a third.
+A thread that ends takes its workers along.
 """
 
 import asyncio
@@ -15,32 +15,30 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def apart(work: Callable[[], Result]) -> Result:
+def run_in_thread(work: Callable[[], Result]) -> Result:
     """What `work` returns or raises; blocks."""
-    thread, future = _begun(work)
+    thread, future = _start(work)
     thread.join()
     return future.result()
 
 
-async def compute_apart(work: Callable[[], Result]) -> Result:
-    """The same without blocking the event loop. Cancelled, it leaves the work to its end, and nobody waits for it."""
-    _, future = _begun(work)
+async def run_in_thread_async(work: Callable[[], Result]) -> Result:
+    """The same without blocking the event loop. If cancelled, the work runs on unobserved."""
+    _, future = _start(work)
     return await asyncio.wrap_future(future)
 
 
-def _begun(work: Callable[[], Result]) -> tuple[threading.Thread, "Future[Result]"]:
+def _start(work: Callable[[], Result]) -> tuple[threading.Thread, "Future[Result]"]:
     future: Future[Result] = Future()
 
     def run() -> None:
-        if (
-            not future.set_running_or_notify_cancel()
-        ):  # from here on a waiter that is cancelled changes nothing
+        if not future.set_running_or_notify_cancel():  # from here on a cancel has no effect
             return
         try:
             future.set_result(work())
-        except BaseException as error:  # raised again where the result is wanted
+        except BaseException as error:  # raised again where the result is awaited
             future.set_exception(error)
 
-    thread = threading.Thread(target=run, name="apart", daemon=True)
+    thread = threading.Thread(target=run, name="compute", daemon=True)
     thread.start()
     return thread, future

@@ -1,7 +1,6 @@
-"""The thread that computes: takes prepared sequences in, lets the scheduler compute step by step,
-tells what came of it.
+"""The threads that compute: prepared sequences in, the scheduler step by step, its output out.
 
-It never touches a socket or the event loop; `tell` hands over everything a step made at once.
+They never touch a socket or the event loop; `deliver` hands over all that a step made at once.
 """
 
 import math
@@ -16,7 +15,7 @@ import torch
 from worker.engines.base import Chunk, EngineError, EngineStopped
 from worker.engines.transformers.errors import ThreadDied
 from worker.engines.transformers.fallback.scheduler import FallbackScheduler
-from worker.engines.transformers.intake import Intake, drained
+from worker.engines.transformers.intake import Intake, drain
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.scheduler import SlotScheduler
 from worker.engines.transformers.scheduler_protocol import Scheduler, StepOutput
@@ -25,40 +24,38 @@ from worker.engines.transformers.stopwatch import Stopwatch
 from worker.engines.transformers.text.chat_template import Prompts
 from worker.engines.transformers.throttle import StreamThrottle
 
-# Newcomers taken in between two steps: giving one a slot takes about a millisecond of the host, and
-# a GPU that has nothing to do meanwhile waits for them all.
-_ADMITTED = 16
+# Sequences admitted between two steps: giving one a slot takes about a millisecond of the host, and
+# an idle GPU would wait for all of them.
+_MAX_ADMITTED = 16
 
-# Newcomers of one burst are gathered for so long in all, and so long after the last one.
-_GATHERING_SECONDS = 0.002  # a fifth of a decoding step with 256 sequences on a large GPU
+# The requests of a burst are gathered for so long in all, and so long after the latest one.
+_GATHER_SECONDS = 0.002  # a fifth of a decoding step with 256 sequences on a large GPU
 _GAP_SECONDS = 0.0005
 
 log = structlog.get_logger(__name__)
 
 
 class Decoder:
-    """Owns the model and every sequence from `submit` until it has ended, in two threads: `intake`
-    makes tokens of jobs, and the decoding thread computes. `tell` is called from both.
+    """Owns the model, and every sequence from `submit` until it has finished.
+
+    Two threads: the intake tokenizes prompts, the decoding thread computes. Both call `deliver`.
     """
 
-    def __init__(self, loaded: LoadedModel, slots: int, tell: Callable[[StepOutput], None]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, slots: int, deliver: Callable[[StepOutput], None]
+    ) -> None:
         self._loaded = loaded
-        self._tell = tell
-        self._throttle = StreamThrottle(tell, time.monotonic)
-        self._scheduler: Scheduler = (
-            SlotScheduler(loaded, loaded.runner)
-            if loaded.runner is not None
-            else FallbackScheduler(loaded, slots)
-        )
+        self._deliver = deliver
+        self._throttle = StreamThrottle(deliver, time.monotonic)
+        self._scheduler = _make_scheduler(loaded, slots)
         self._prompts: Prompts | None = None
         self._intake = Intake(self._prepare, self._ready, self._refused, self._intake_died)
-        # bounded by the engine's open runs
+        # bounded by the engine's open runs; None: stop
         self._prepared: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._stopwatch = Stopwatch()
-        self._untold: StepOutput = []  # of the present step
+        self._undelivered: StepOutput = []  # of the present step
         self.warm = False  # a step has ended
-        # nobody looks at what is submitted any more, and why
-        self._closed: EngineError | None = None
+        self._closed: EngineError | None = None  # why submitted sequences are no longer computed
         self._dead = False  # the decoding thread has ended by an error
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
 
@@ -69,7 +66,7 @@ class Decoder:
 
     @property
     def reuse(self) -> tuple[int, int]:
-        """Prompt tokens since the start, and how many of them were not read again; from any thread."""
+        """See `Scheduler.reuse`; from any thread."""
         return self._scheduler.reuse
 
     @property
@@ -84,53 +81,50 @@ class Decoder:
         )
 
     def submit(self, sequence: Sequence) -> None:
-        """Takes a job in; from any thread. Setting `sequence.finished` withdraws it at the next
-        step.
-
-        Raises EngineError if a thread has ended.
-        """
+        """Takes a job in; from any thread. Raises EngineStopped if a thread has ended."""
         self._intake.submit(sequence)
         if self._closed is not None:
-            # looked at after the put, and set before the last look: no job is forgotten
+            # Read after the put, and set before the queue is drained: no job is forgotten.
             raise EngineStopped(f"the engine is not running: {self._closed}")
 
     def stop(self, seconds: float) -> bool:
-        """Ends every run; True if the threads ended within `seconds` (a step cannot be
-        interrupted).
-        """
-        until = time.monotonic() + seconds
+        """Ends every run. False if a step, which cannot be interrupted, takes longer."""
+        deadline = time.monotonic() + seconds
         self._prepared.put(None)
         self._intake.stop()
         self._thread.join(seconds)
-        return self._intake.join(max(0.0, until - time.monotonic())) and not self._thread.is_alive()
+        intake_ended = self._intake.join(max(0.0, deadline - time.monotonic()))
+        return intake_ended and not self._thread.is_alive()
 
     def stalled(self) -> float:
-        """Seconds since the step in progress began, 0.0 between steps, infinite when a thread has
-        died; from any thread.
+        """Seconds since the step in progress began, 0.0 between steps, infinite once a thread has
+        died. From any thread.
         """
-        return math.inf if self._dead else max(self._stopwatch.seconds(), self._intake.stalled())
+        if self._dead:
+            return math.inf
+        return max(self._stopwatch.seconds(), self._intake.stalled())
 
     # ---- in the intake thread
 
     def _prepare(self, sequence: Sequence) -> list[Chunk]:
-        if self._prompts is None:  # made here: of a large vocabulary it takes a moment
+        if self._prompts is None:  # made here, as a large vocabulary takes a moment
             self._prompts = Prompts(self._loaded.tokenizer, self._loaded.context)
         return sequence.prepare(self._loaded, self._prompts)
 
     def _ready(self, sequence: Sequence, chunks: list[Chunk]) -> None:
-        self._told([(sequence.mailbox, chunk) for chunk in chunks])
+        self._deliver([(sequence.mailbox, chunk) for chunk in chunks])
         if not sequence.finished:
             self._prepared.put(sequence)
         if self._closed is not None:
-            self._end(drained(self._prepared), self._closed)
+            self._fail(drain(self._prepared), self._closed)
 
     def _refused(self, sequence: Sequence, error: EngineError) -> None:
-        self._end([sequence], error)
+        self._fail([sequence], error)
 
     def _intake_died(self, error: BaseException, left: list[Sequence]) -> None:
-        """Those who run go on until the engine is started again."""
+        """Running sequences go on until the engine is restarted."""
         self._closed = ThreadDied("intake", error)
-        self._end([*left, *self._intake.close()], self._closed)
+        self._fail(left + self._intake.close(), self._closed)
 
     # ---- in the decoding thread
 
@@ -138,66 +132,76 @@ class Decoder:
         cause: EngineError = EngineStopped()
         try:
             if torch.device(self._loaded.model.device).type == "cuda":
-                torch.cuda.set_device(self._loaded.model.device)  # each thread has its own
+                torch.cuda.set_device(self._loaded.model.device)  # per thread
             with torch.inference_mode():
                 while self._receive():
                     self._step()
         except BaseException as error:
-            # nothing raises here by intent; the engine is started again, and says why
+            # nothing raises here by intent; the engine is restarted, with this reason
             log.exception("the decoding thread died")
             self._dead = True
             cause = ThreadDied("decoding", error)
-        finally:  # nobody is left waiting, whatever ended the loop
-            self._closed = cause
-            self._end(
-                [*self._scheduler.unfinished(), *drained(self._prepared), *self._intake.close()],
-                cause,
-            )
-            # also an end that its reader has not heard of
-            untold = [*self._untold, *self._scheduler.take_output()]
-            self._told([(mailbox, cause) for mailbox, _ in untold])
+        finally:
+            self._close(cause)
+
+    def _close(self, cause: EngineError) -> None:
+        """Leaves no reader waiting, whatever ended the loop."""
+        self._closed = cause
+        waiting = drain(self._prepared) + self._intake.close()
+        self._fail(self._scheduler.unfinished() + waiting, cause)
+        # The present step may hold chunks, and ends of answers, that no reader has got.
+        undelivered = self._undelivered + self._scheduler.take_output()
+        if undelivered:
+            self._deliver([(mailbox, cause) for mailbox, _ in undelivered])
 
     def _step(self) -> None:
         with self._stopwatch.running():
-            self._untold = self._scheduler.step()
+            self._undelivered = self._scheduler.step()
         self.warm = True
-        self._throttle.push(self._untold)
-        self._untold = []
+        self._throttle.push(self._undelivered)
+        self._undelivered = []
         self._throttle.retain([sequence.mailbox for sequence in self._scheduler.unfinished()])
 
     def _receive(self) -> bool:
-        """Takes in what is prepared, waiting for it when there is nothing else to do. False: stop.
+        """Takes prepared sequences in, blocking while there is nothing else to do. False: stop.
 
-        Requests that arrive together leave the intake one after the other. Once the first is here,
-        the others are waited for a moment: their prompts are then read in one step, not in several.
+        The requests of a burst leave the intake one after the other. Once the first is here, the
+        others are waited for a moment: one step then computes all their prompts.
         """
         deadline = 0.0
-        for number in range(_ADMITTED):
-            if not self._scheduler.has_work:
-                sequence = self._prepared.get()
-            else:
-                try:
-                    sequence = self._prepared.get(timeout=self._patience(deadline))
-                except queue.Empty:
-                    break
+        for number in range(_MAX_ADMITTED):
+            try:
+                sequence = self._next_prepared(deadline)
+            except queue.Empty:
+                break
             if sequence is None:
                 return False
             self._scheduler.add(sequence)
             if number == 0:
-                deadline = time.monotonic() + _GATHERING_SECONDS
+                deadline = time.monotonic() + _GATHER_SECONDS
         return True
 
-    def _patience(self, deadline: float) -> float:
-        """Seconds to wait for the next newcomer, beside those who run."""
-        left = max(0.0, deadline - time.monotonic())
-        return left if self._intake.busy else min(left, _GAP_SECONDS)
+    def _next_prepared(self, deadline: float) -> Sequence | None:
+        """Raises queue.Empty if there is none, or none before `deadline` while a burst arrives."""
+        if not self._scheduler.has_work:
+            return self._prepared.get()
+        timeout = max(0.0, deadline - time.monotonic())
+        if not self._intake.busy:
+            timeout = min(timeout, _GAP_SECONDS)
+        return self._prepared.get(timeout=timeout)
 
-    def _end(self, sequences: list[Sequence], error: EngineError) -> None:
-        running = [sequence for sequence in sequences if not sequence.finished]
-        for sequence in running:
-            sequence.finished = True
-        self._told([(sequence.mailbox, error) for sequence in running])
+    def _fail(self, sequences: list[Sequence], error: EngineError) -> None:
+        """Ends those that have not finished."""
+        output: StepOutput = []
+        for sequence in sequences:
+            if not sequence.finished:
+                sequence.fail()
+                output.append((sequence.mailbox, error))
+        if output:
+            self._deliver(output)
 
-    def _told(self, news: StepOutput) -> None:
-        if news:
-            self._tell(news)
+
+def _make_scheduler(loaded: LoadedModel, slots: int) -> Scheduler:
+    if loaded.runner is not None:
+        return SlotScheduler(loaded, loaded.runner)
+    return FallbackScheduler(loaded, slots)

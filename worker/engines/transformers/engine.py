@@ -1,11 +1,12 @@
-"""The transformers engine: a real model, tokens streamed as they are made.
+"""The transformers engine: a real model, its tokens streamed as they are made.
 
     event loop                          threads of the Decoder
     run(job) --- Sequence ------------> Intake: the prompt's tokens
-                                        decoding: batch, next tokens
-    Mailbox <--- call_soon_threadsafe - once a step, with everything the step made
+                                        decoding: scheduler, model, sampler, text
+    Mailbox <--- call_soon_threadsafe - after each step, with all that it made
 
-The threads own the model, the tokenizer and every sequence; the event loop owns the mailboxes.
+The threads own the model, the tokenizer and every sequence; the event loop owns the mailboxes, and
+may cancel a sequence.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import torch
 
 from broker.wire import Job
 from worker.engines.base import Chunk, EngineStopped, EngineUnavailable, NoFreeSlot
-from worker.engines.transformers.compute_thread import compute_apart
+from worker.engines.transformers.compute_thread import run_in_thread_async
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.errors import sequence_error
 from worker.engines.transformers.mailbox import Mailbox
@@ -32,9 +33,8 @@ from worker.models import installed
 log = structlog.get_logger(__name__)
 
 _STOP_SECONDS = 5.0
-_STOP_TOGETHER_SECONDS = (
-    2.5  # and as long again once a step cannot wait for other processes any more
-)
+# With several processes, and as long again once a step no longer waits for the others.
+_STOP_RANKS_SECONDS = 2.5
 
 
 class TransformersEngine:
@@ -53,8 +53,9 @@ class TransformersEngine:
         ranks: int = 1,
         loader: Callable[[str, int], LoadedModel] | None = None,
     ) -> None:
-        """`choose_slots`: each start finds out how many there is memory for. `ranks` processes compute the model
-        together. `loader` makes the model for a device and a number of slots, instead of reading `model_path`.
+        """`choose_slots`: each start chooses how many there is memory for. `ranks`: processes that
+        compute the model together. `loader`: makes the model for a device and a number of slots,
+        instead of reading `model_path`.
         """
         self.model = model
         self.device = device
@@ -67,7 +68,7 @@ class TransformersEngine:
         self._decoder: Decoder | None = None
         self._ending: Decoder | None = None
         self._close: Callable[[], bool] | None = None
-        self._open: set[Sequence] = set()
+        self._sequences: set[Sequence] = set()  # of open runs
         self.stuck = False
 
     @property
@@ -77,7 +78,7 @@ class TransformersEngine:
 
     @property
     def warm(self) -> bool:
-        """A step has ended since `start`."""
+        """See the protocol."""
         return self._decoder is not None and self._decoder.warm
 
     async def start(self) -> None:
@@ -88,45 +89,44 @@ class TransformersEngine:
             )
         loop = asyncio.get_running_loop()
         self.device = ",".join(map(str, await asyncio.to_thread(find_devices, self.device)))
-        loaded = await compute_apart(lambda: self._load(self.device, self.slots))
+        loaded = await run_in_thread_async(lambda: self._load(self.device, self.slots))
 
-        def tell(news: StepOutput) -> None:
+        def deliver(output: StepOutput) -> None:
             try:
-                loop.call_soon_threadsafe(_deliver, news)
+                loop.call_soon_threadsafe(_put_all, output)
             except RuntimeError:  # the loop is closed: the process is ending and nobody reads
-                log.debug("news without a reader", items=len(news))
+                log.debug("output without a reader", items=len(output))
 
         self._close = loaded.close
         self.slots, self.context_length = loaded.slots, loaded.context
-        self._decoder = Decoder(loaded, loaded.slots, tell)
+        self._decoder = Decoder(loaded, loaded.slots, deliver)
         gc.collect()
-        gc.freeze()  # looking through the libraries' 400,000 objects again stops every stream for 0.3 s
+        gc.freeze()  # scanning the libraries' 400,000 objects would stop every stream for 0.3 s
         self._decoder.start()
 
     def _from_folder(self, device: str, slots: int) -> LoadedModel:
         folder = self._folder or installed(self.model)
-        wanted = None if self._choose_slots else slots
+        requested = None if self._choose_slots else slots
         if self._ranks > 1:
             if "," in device:
                 raise EngineUnavailable(
                     "--tensor-parallel takes one --device: it counts on from there"
                 )
-            from worker.engines.transformers.tensor_parallel import (
-                leader,
-            )  # torch.distributed takes a second to come
+            # here, as importing torch.distributed takes a second
+            from worker.engines.transformers.tensor_parallel import leader
 
-            return leader.load(folder, device, wanted, self._ranks)
-        return load(folder, device, wanted)
+            return leader.load(folder, device, requested, self._ranks)
+        return load(folder, device, requested)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
         if self._decoder is None:
             raise EngineStopped("the engine is not running")
-        if len(self._open) >= self.slots:
+        if len(self._sequences) >= self.slots:
             # Jobs that waited for their readers during a restart that left fewer slots.
             raise NoFreeSlot(self.slots)
         sequence = Sequence(job, Mailbox())
-        self._open.add(sequence)
+        self._sequences.add(sequence)
         try:
             self._decoder.submit(sequence)
             finish = None
@@ -135,8 +135,8 @@ class TransformersEngine:
                 finish = chunk.finish
                 yield chunk
         finally:
-            sequence.finished = True  # closed early: the thread drops the row at its next step
-            self._open.discard(sequence)
+            sequence.cancel()  # if closed early, its slot is freed at the next step
+            self._sequences.discard(sequence)
 
     @property
     def reuse(self) -> tuple[int, int]:
@@ -144,28 +144,28 @@ class TransformersEngine:
         return self._decoder.reuse if self._decoder is not None else (0, 0)
 
     def stalled(self) -> float:
-        """Seconds since the step in progress began; 0.0 when idle, infinite when a thread has died."""
+        """See the protocol."""
         return self._decoder.stalled() if self._decoder is not None else 0.0
 
     async def stop(self) -> None:
-        """Ends every run and gives the memory back; a thread that hangs in a step keeps it, and is left behind."""
+        """Ends every run and frees the memory, which a thread that hangs in a step keeps."""
         if self._decoder is None:
             return
         self._ending, self._decoder = self._decoder, None
-        for sequence in self._open:  # at once: the thread may never come to it
-            sequence.finished = True
+        for sequence in self._sequences:  # here, as the thread may never come to it
+            sequence.cancel()
             sequence.mailbox.put(EngineStopped())
         if not await asyncio.to_thread(self._end):
             self.stuck = True
-            log.error(
-                "what computes cannot be ended; it ends with the process", seconds=_STOP_SECONDS
-            )
+            log.error("a step does not end; only the process can end it", seconds=_STOP_SECONDS)
             return
         self.stuck = not await asyncio.to_thread(_free_memory)
 
     def _end(self) -> bool:
-        """Ends the threads, and the processes that compute with them; False if one hangs in a step, or the GPU. Takes
-        the last reference to the model: an argument would live in the thread pool for a while.
+        """Ends the threads and the other ranks; False if a step or the GPU hangs.
+
+        Takes the last reference to the model from `self`: as an argument it would live on in the
+        thread pool for a while.
         """
         decoder, self._ending = self._ending, None
         if decoder is None:
@@ -173,13 +173,13 @@ class TransformersEngine:
         close, self._close = self._close, None
         if close is None:
             return decoder.stop(_STOP_SECONDS)
-        ended = decoder.stop(_STOP_TOGETHER_SECONDS)
+        ended = decoder.stop(_STOP_RANKS_SECONDS)
         closed = close()
-        return (ended or decoder.stop(_STOP_TOGETHER_SECONDS)) and closed
+        return (ended or decoder.stop(_STOP_RANKS_SECONDS)) and closed
 
 
 def _free_memory() -> bool:
-    """Gives the memory back before another model is loaded; False if the GPU is in error, which only the end of the
+    """Frees the memory for another model; False if the GPU is in an error that only the end of the
     process clears.
     """
     gc.unfreeze()
@@ -194,13 +194,12 @@ def _free_memory() -> bool:
     return True
 
 
-def _deliver(news: StepOutput) -> None:
-    for mailbox, item in news:
+def _put_all(output: StepOutput) -> None:
+    for mailbox, item in output:
         try:
             mailbox.put(item)
-        except (
-            Exception
-        ) as error:  # its reader would miss a part of the answer, so that answer ends here
+        except Exception as error:
+            # the reader would miss a part of the answer, so the answer ends here
             log.exception("a chunk could not be delivered")
             mailbox.put(sequence_error(error))
 
@@ -215,9 +214,7 @@ def create(
     choose_slots: bool = False,
     tensor_parallel: int = 1,
 ) -> TransformersEngine:
-    """For the table in `worker.engines`; a real model needs no token delay. `tensor_parallel`: how many processes
-    compute it together.
-    """
+    """For the table in `worker.engines`. `tensor_parallel`: processes that share the model."""
     return TransformersEngine(
         model=model,
         model_path=model_path,

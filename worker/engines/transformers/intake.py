@@ -1,8 +1,7 @@
-"""The thread that turns jobs into tokens, so that a long prompt costs its own time and not that of
-those who run.
+"""The thread that tokenizes prompts, so that a long one costs its own time and no stream's.
 
-One thread: jobs begin in the order in which they came. Rendering a template holds the interpreter's
-lock, tokenising does not; both are bounded by the context, see `worker.engines.transformers.text.chat_template`.
+One thread: jobs begin in the order in which they arrive. Rendering a template holds the
+interpreter's lock, tokenizing does not; the context bounds both, see `text.chat_template`.
 """
 
 import math
@@ -21,9 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class Intake:
-    """Owns each sequence from `submit` until it is `ready` or has ended (`refused`). Both are
-    called in its thread.
-    """
+    """Owns a sequence from `submit` until `ready` or `refused`, which it calls in its thread."""
 
     def __init__(
         self,
@@ -32,13 +29,13 @@ class Intake:
         refused: Callable[[Sequence, EngineError], None],
         died: Callable[[BaseException, list[Sequence]], None],
     ) -> None:
-        """`died`: with what ended the thread, and whom it has left."""
+        """`died`: with what ended the thread, and the sequences it leaves."""
         self._prepare = prepare
         self._ready = ready
         self._refused = refused
         self._died = died
-        # bounded by the engine's open runs
-        self._jobs: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        # bounded by the engine's open runs; None: stop
+        self._queue: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._stopwatch = Stopwatch()
         self._dead = False
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
@@ -49,45 +46,45 @@ class Intake:
 
     def submit(self, sequence: Sequence) -> None:
         """From any thread."""
-        self._jobs.put(sequence)
+        self._queue.put(sequence)
 
     def stop(self) -> None:
-        """No more jobs; those that are there are prepared first."""
-        self._jobs.put(None)
+        """Ends the thread once the sequences before this call are prepared."""
+        self._queue.put(None)
 
     def join(self, seconds: float) -> bool:
-        """True if the thread has ended within that time."""
+        """Whether the thread has ended within that time."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
     @property
     def busy(self) -> bool:
-        """A job is being prepared, or waits for that; from any thread."""
-        return self._stopwatch.seconds() > 0 or not self._jobs.empty()
+        """Whether a sequence is being prepared or waits for that; from any thread."""
+        return self._stopwatch.seconds() > 0 or not self._queue.empty()
 
     def stalled(self) -> float:
-        """Seconds since it began with the present job; infinite if the thread has died."""
+        """Seconds since it began the present prompt; infinite if the thread has died."""
         return math.inf if self._dead else self._stopwatch.seconds()
 
     def close(self) -> list[Sequence]:
-        """Takes out those whose turn has not come, and lets the thread end. From any thread."""
-        waiting = drained(self._jobs)
-        self.stop()  # again: the first order to stop may have been among them
+        """Ends the thread; returns the sequences that it has not begun. From any thread."""
+        waiting = drain(self._queue)
+        self.stop()  # again: an earlier stop may have been drained, too
         return waiting
 
     def _run(self) -> None:
         sequence = None
         try:
-            while (sequence := self._jobs.get()) is not None:
-                if not sequence.finished:  # withdrawn before its turn: nothing is spent on it
+            while (sequence := self._queue.get()) is not None:
+                if not sequence.finished:  # cancelled before its turn: nothing is spent on it
                     self._admit(sequence)
         except BaseException as error:
-            # nothing raises here by intent; the engine is started again, and says why
+            # nothing raises here by intent; the engine is restarted, with this reason
             log.exception("the intake thread died")
             self._dead = True
             left = [sequence] if sequence is not None else []
-            self._died(error, [*left, *self.close()])
+            self._died(error, left + self.close())
         finally:  # no cycle of references keeps the model in memory
             del self._prepare, self._ready, self._refused, self._died
 
@@ -102,13 +99,13 @@ class Intake:
             self._ready(sequence, chunks)
 
 
-def drained(jobs: "queue.SimpleQueue[Sequence | None]") -> list[Sequence]:
-    """What is in the queue; another thread may take from it at the same time."""
-    found: list[Sequence] = []
+def drain(sequences: "queue.SimpleQueue[Sequence | None]") -> list[Sequence]:
+    """Empties the queue; another thread may take from it at the same time."""
+    drained: list[Sequence] = []
     while True:
         try:
-            sequence = jobs.get_nowait()
+            sequence = sequences.get_nowait()
         except queue.Empty:
-            return found
+            return drained
         if sequence is not None:
-            found.append(sequence)
+            drained.append(sequence)

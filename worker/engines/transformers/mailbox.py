@@ -29,7 +29,7 @@ class Mailbox:
         self._filled = asyncio.Event()
 
     def put(self, item: Chunk | EngineError) -> None:
-        """Adds a chunk, or the error that ends the stream. Leaves the mailbox as it is if it raises."""
+        """Adds a chunk, or the error that ends the stream. If it raises, nothing was added."""
         if self._error is not None:
             return
         if isinstance(item, EngineError):

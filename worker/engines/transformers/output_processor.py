@@ -61,7 +61,7 @@ class OutputProcessor:
         """Ends those that have not finished yet."""
         for sequence in sequences:
             if not sequence.finished:
-                sequence.failed = sequence.finished = True
+                sequence.fail()
                 self._output.append((sequence.mailbox, error))
 
     @contextmanager

@@ -1,4 +1,6 @@
-"""One job while it is computed: its prompt, its text so far, and when it ends."""
+"""One job while it is computed: its prompt, its tokens so far, and its state."""
+
+import enum
 
 import msgspec
 
@@ -11,151 +13,234 @@ from worker.engines.transformers.text.answer_text import AnswerText
 from worker.engines.transformers.text.chat_template import Prompt, Prompts
 from worker.engines.transformers.text.token_bytes import TokenBytes
 
-DEFAULT_TOKENS = (
-    1024  # of an answer whose request names no limit: a base model seldom ends by itself
-)
+DEFAULT_MAX_TOKENS = 1024  # without a limit in the request: a base model seldom stops by itself
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is on its way."""
+
+    WAITING = "waiting"  # for its prompt's tokens, then for a slot
+    PREFILL = "prefill"  # in a slot; its prompt is being computed
+    RUNNING = "running"  # gets a token every step
+    FINISHED = "finished"  # its answer is complete
+    FAILED = "failed"  # ended by an error: its keys and values may be wrong
+
+
+_FINISHED, _FAILED = SequenceStatus.FINISHED, SequenceStatus.FAILED
+
+
+class _Output:
+    """What an answer has become so far. Complete once the prompt is known."""
+
+    def __init__(
+        self,
+        text: AnswerText,
+        eos_token_ids: frozenset[int],
+        max_tokens: int,
+        token_bytes: TokenBytes | None,
+        *,
+        sends_ids: bool,
+    ) -> None:
+        """`token_bytes`: for logprobs, None if they were not requested."""
+        self.text = text
+        self.eos_token_ids = eos_token_ids
+        self.tokens_left = max_tokens
+        self.token_bytes = token_bytes
+        self.sends_ids = sends_ids
+        self.pending_ids: list[int] = []  # tokens whose text is undecided
+        self.pending_logprobs: list[TokenLogprob] = []  # of these tokens, if requested
+
+    def chunk(self, text: str, finish: FinishReason | None = None) -> Chunk:
+        """The text, with everything pending."""
+        ids, self.pending_ids = tuple(self.pending_ids), []
+        logprobs, self.pending_logprobs = tuple(self.pending_logprobs), []
+        return Chunk(
+            text=text,
+            tokens=len(ids),
+            finish=finish,
+            ids=ids if self.sends_ids else (),
+            logprobs=logprobs,
+        )
 
 
 class Sequence:
-    """Owned by the computing thread. `append_token` is the only way it moves, also through what was delivered already."""
+    """A job, owned by the thread that has it: the intake, then the decoding thread.
+
+    The scheduler moves `status` from WAITING to RUNNING; `append_token` and `fail` end it. The
+    event loop may only `cancel`.
+    """
 
     def __init__(self, job: Job, mailbox: Mailbox) -> None:
         self.job = job
         self.mailbox = mailbox
         self.sampling = job.sampling
-        self.ids: list[
-            int
-        ] = []  # what the model reads before it goes on: the prompt, and what was delivered
-        self.slot: int | None = None  # where its settings and dice are, once its prompt is read
-        self.most = 0  # how many tokens may follow `ids`
-        self.last = 0  # the newest token, which the next step begins with
-        self.finished = False  # set from outside, too: nobody reads any more
-        self.failed = False  # ended by an error: what was computed for it is not to be trusted
+        self.status = SequenceStatus.WAITING
+        self.cancelled = False
+        self.ids: list[int] = []  # to prefill: the prompt, and what was delivered before
+        self.max_tokens = 0  # that may follow `ids`
+        self.slot: int | None = None  # the sampler's, in the fallback
+        self.last = 0  # the newest token, which the next step computes
+        self._prompt_length = 0  # of `ids`
+        self._output: _Output | None = None
 
     @property
     def prompt(self) -> list[int]:
-        """The part of `ids` that it was given."""
-        return self.ids[: self._given]
-
-    @property
-    def left(self) -> int:
-        """How many tokens it may still have."""
-        return self._left
+        """The part of `ids` that the job gave."""
+        return self.ids[: self._prompt_length]
 
     @property
     def answer(self) -> list[int]:
-        """The part of `ids` that it said before."""
-        return self.ids[self._given :]
+        """The part of `ids` that was answered before, when the job is continued."""
+        return self.ids[self._prompt_length :]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it needs no more computing, for whatever reason."""
+        status = self.status
+        return self.cancelled or status is _FINISHED or status is _FAILED
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error ended it."""
+        return self.status is SequenceStatus.FAILED
+
+    def cancel(self) -> None:
+        """Nobody reads the answer any more. From any thread; takes effect at the next step."""
+        self.cancelled = True
+
+    def fail(self) -> None:
+        """An error has ended it."""
+        self.status = SequenceStatus.FAILED
 
     def prepare(self, loaded: LoadedModel, prompts: Prompts) -> list[Chunk]:
-        """Reads the prompt; returns the first chunk, and the last one if nothing may follow.
+        """Tokenizes the prompt; returns the first chunk, and the last if nothing may follow.
 
-        A continued job goes on from its delivered tokens, or from its delivered text where there are none, or ones
-        that do not make that text here. Raises EngineError("too_long") for a prompt that leaves no room in the
-        context, or "invalid".
+        A continued job goes on from its delivered ids, or from its delivered text where there are
+        no ids, or ids that do not make that text here. Raises PromptTooLong for a prompt that
+        leaves no room in the context, InvalidRequest, and whatever a tokenizer raises.
         """
-        stops = prompts.stop_tokens(self.sampling.stop)
+        stop_ids = prompts.stop_tokens(self.sampling.stop)
         ids = self.job.delivered_ids
         if ids and all(0 <= token < loaded.vocabulary for token in ids):
-            fresh = msgspec.structs.replace(self.job, delivered="", delivered_ids=())
-            first = self._begin(loaded, prompts.prepare(fresh), stops, tells_ids=True)
-            if (more := self._replay(ids)) is not None:
-                return [msgspec.structs.replace(first, tokens=len(ids)), *more]
+            undelivered = msgspec.structs.replace(self.job, delivered="", delivered_ids=())
+            prompt = prompts.prepare(undelivered)
+            first, output = self._begin(loaded, prompt, stop_ids, sends_ids=True)
+            chunks = self._replay(output, ids)
+            if chunks is not None:
+                return [msgspec.structs.replace(first, tokens=len(ids)), *chunks]
+            self.status = SequenceStatus.WAITING
         prompt = prompts.prepare(self.job)
-        first = self._begin(loaded, prompt, stops, tells_ids=not prompt.delivered)
-        return [first, Chunk(finish="length")] if self.finished else [first]
+        first, _ = self._begin(loaded, prompt, stop_ids, sends_ids=not prompt.delivered)
+        if self.max_tokens > 0:
+            return [first]
+        self.status = SequenceStatus.FINISHED
+        return [first, Chunk(finish="length")]
 
     def append_token(self, sampled: SampledToken) -> Chunk | None:
-        """Adds one token; returns what there is to tell, or None while a character or stop string is undecided."""
-        token = sampled.token
-        if token in self._eos_token_ids:
-            return self._finish("stop", self._text.end())
+        """Adds a token; returns the text it completes, or None while that is undecided."""
+        token, output = sampled.token, self._output
+        if output is None:
+            raise RuntimeError("the prompt has not been prepared")
+        if token in output.eos_token_ids:
+            return self._finish(output, "stop", output.text.end())
         self.last = token
-        self._left -= 1
-        self._untold.append(token)
-        if self._spelling is not None and sampled.logprob is not None:
-            top = tuple((self._spelling.of(other), logprob) for other, logprob in sampled.top)
-            self._likely.append(TokenLogprob(self._spelling.of(token), sampled.logprob, top))
-        text = self._text.push(token)
-        if self._text.stopped:
-            return self._finish("stop", text)
-        if self._left <= 0:
-            return self._finish("length", text + self._text.end())
-        return self._tell(text) if text else None
+        output.tokens_left -= 1
+        output.pending_ids.append(token)
+        if output.token_bytes is not None and sampled.logprob is not None:
+            output.pending_logprobs.append(
+                _token_logprob(sampled, sampled.logprob, output.token_bytes)
+            )
+        text = output.text.push(token)
+        if output.text.stopped:
+            return self._finish(output, "stop", text)
+        if output.tokens_left <= 0:
+            return self._finish(output, "length", text + output.text.end())
+        return output.chunk(text) if text else None
 
     def _begin(
-        self, loaded: LoadedModel, prompt: Prompt, stop_tokens: frozenset[int], *, tells_ids: bool
-    ) -> Chunk:
-        """Everything as it is before the first token. Without ids, a reader's list of them would have a hole."""
-        given = len(prompt.ids) - prompt.delivered
-        most = loaded.context - 1
-        if given > most:
-            raise PromptTooLong(f"the prompt has {given} tokens; this node reads at most {most}")
-        if (
-            max(prompt.ids) >= loaded.vocabulary
-        ):  # its batch would fail, and on a GPU the whole process
-            raise InvalidRequest("the prompt has a token that the model does not know")
-        if (biased := max(self.sampling.logit_bias, default=0)) >= loaded.vocabulary:
-            raise InvalidRequest(f"logit_bias: the model has no token {biased}")
-        wanted = DEFAULT_TOKENS if self.sampling.max_tokens is None else self.sampling.max_tokens
-        self.ids, self._given, self._eos_token_ids = (
-            prompt.ids,
-            given,
-            loaded.eos_token_ids | stop_tokens,
-        )
-        self.most = self._left = min(loaded.context - given, wanted) - prompt.delivered
-        stops = (*self.sampling.stop, *prompt.stops)
-        self._text = AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip)
-        self._untold: list[int] = []  # tokens whose text is held back
-        self._likely: list[TokenLogprob] = []  # theirs, if asked for
-        self._spelling = (
-            TokenBytes(loaded.tokenizer) if self.sampling.logprobs is not None else None
-        )
-        self._tells_ids = tells_ids
-        self.finished = self._left <= 0
-        return Chunk(prompt_tokens=given, tokens=prompt.delivered, omitted_messages=prompt.omitted)
+        self, loaded: LoadedModel, prompt: Prompt, stop_ids: frozenset[int], *, sends_ids: bool
+    ) -> tuple[Chunk, _Output]:
+        """The first chunk, and the state before the first token.
 
-    def _replay(self, ids: tuple[int, ...]) -> list[Chunk] | None:
-        """Takes the delivered tokens again. Returns what was not told of them, with the end if they reach it; None if
-        they are not the delivered text's.
+        `sends_ids`: False where the reader's list of ids would have a gap.
         """
-        had, text, chunk = self.job.delivered, "", None
+        self._check(loaded, prompt)
+        self.ids, self._prompt_length = prompt.ids, len(prompt.ids) - prompt.delivered
+        requested = self.sampling.max_tokens
+        limit = DEFAULT_MAX_TOKENS if requested is None else requested
+        self.max_tokens = min(loaded.context - self._prompt_length, limit) - prompt.delivered
+        stops = (*self.sampling.stop, *prompt.stops)
+        wants_logprobs = self.sampling.logprobs is not None
+        self._output = output = _Output(
+            AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip),
+            loaded.eos_token_ids | stop_ids,
+            self.max_tokens,
+            TokenBytes(loaded.tokenizer) if wants_logprobs else None,
+            sends_ids=sends_ids,
+        )
+        first = Chunk(
+            prompt_tokens=self._prompt_length,
+            tokens=prompt.delivered,
+            omitted_messages=prompt.omitted,
+        )
+        return first, output
+
+    def _check(self, loaded: LoadedModel, prompt: Prompt) -> None:
+        """Raises InvalidRequest for what would fail in a batch, and on a GPU end the process."""
+        length, limit = len(prompt.ids) - prompt.delivered, loaded.context - 1
+        if length > limit:
+            raise PromptTooLong(f"the prompt has {length} tokens; this node reads at most {limit}")
+        if max(prompt.ids) >= loaded.vocabulary:
+            raise InvalidRequest("the prompt has a token that the model does not know")
+        biased = max(self.sampling.logit_bias, default=0)
+        if biased >= loaded.vocabulary:
+            raise InvalidRequest(f"logit_bias: the model has no token {biased}")
+
+    def _replay(self, output: _Output, ids: tuple[int, ...]) -> list[Chunk] | None:
+        """Appends delivered tokens again.
+
+        Returns the text that was not delivered of them, with the end if they reach it; None if
+        their text is not the delivered one.
+        """
+        delivered = self.job.delivered
+        text, finish = "", None
         for token in ids:
-            if not self.finished and (chunk := self.append_token(SampledToken(token))):
+            if output.tokens_left <= 0 or finish is not None:
+                break
+            chunk = self.append_token(SampledToken(token))
+            if chunk is not None:
                 text += chunk.text
-        if not (text.startswith(had) or had.startswith(text)):
+                finish = chunk.finish
+        if not (text.startswith(delivered) or delivered.startswith(text)):
             return None
-        self.ids, self.most = [*self.ids, *ids], self._left
-        self._untold = []
-        self._text.skip = max(0, len(had) - len(text))
-        rest = Chunk(text=text[len(had) :], finish=chunk.finish if chunk else None)
+        self.ids, self.max_tokens = [*self.ids, *ids], output.tokens_left
+        output.pending_ids = []
+        output.text.skip = max(0, len(delivered) - len(text))
+        rest = Chunk(text=text[len(delivered) :], finish=finish)
         return [rest] if rest.text or rest.finish else []
 
-    def _finish(self, reason: FinishReason, text: str) -> Chunk:
-        self.finished = True
-        if not self._text.stopped:
-            return self._tell(text, reason)
-        self._likely = _seen(self._likely, text)
-        return self._tell(text, "stop")
-
-    def _tell(self, text: str, finish: FinishReason | None = None) -> Chunk:
-        told, self._untold = tuple(self._untold), []
-        likely, self._likely = tuple(self._likely), []
-        return Chunk(
-            text=text,
-            tokens=len(told),
-            finish=finish,
-            ids=told if self._tells_ids else (),
-            logprobs=likely,
-        )
+    def _finish(self, output: _Output, reason: FinishReason, text: str) -> Chunk:
+        self.status = SequenceStatus.FINISHED
+        if output.text.stopped:
+            reason = "stop"
+            output.pending_logprobs = _visible(output.pending_logprobs, text)
+        return output.chunk(text, reason)
 
 
-def _seen(likely: list[TokenLogprob], text: str) -> list[TokenLogprob]:
-    """Those of the tokens that `text` begins to show; the others are of a stop string or behind it."""
-    size, seen = len(text.encode()), []
-    for each in likely:
+def _token_logprob(sampled: SampledToken, logprob: float, token_bytes: TokenBytes) -> TokenLogprob:
+    top: list[tuple[bytes, float]] = []
+    for token, top_logprob in sampled.top:
+        top.append((token_bytes.of(token), top_logprob))
+    return TokenLogprob(token_bytes.of(sampled.token), logprob, tuple(top))
+
+
+def _visible(logprobs: list[TokenLogprob], text: str) -> list[TokenLogprob]:
+    """Those whose tokens `text` shows, at least in part; a stop string's own are left out."""
+    size = len(text.encode())
+    visible: list[TokenLogprob] = []
+    for logprob in logprobs:
         if size <= 0:
             break
-        seen.append(each)
-        size -= len(each.token)
-    return seen
+        visible.append(logprob)
+        size -= len(logprob.token)
+    return visible

@@ -9,18 +9,18 @@ class Stopwatch:
     """Started and stopped by one thread, read from any."""
 
     def __init__(self) -> None:
-        self._since: float | None = None  # monotonic
+        self._began: float | None = None  # monotonic
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Around a piece of work that may hang."""
-        self._since = time.monotonic()
+        self._began = time.monotonic()
         try:
             yield
         finally:
-            self._since = None
+            self._began = None
 
     def seconds(self) -> float:
-        """Since the piece of work in progress began; 0.0 between two."""
-        since = self._since  # read once: the other thread may be done meanwhile
-        return 0.0 if since is None else time.monotonic() - since
+        """Since the present piece of work began; 0.0 between two."""
+        began = self._began  # read once: the other thread may finish meanwhile
+        return 0.0 if began is None else time.monotonic() - began

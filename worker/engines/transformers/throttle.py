@@ -1,4 +1,4 @@
-"""How often a stream is flushed: every token while few streams run, several at a time while many do.
+"""How often a stream is flushed: every token while few streams run, several at once while many do.
 
 Passing one chunk through node, broker and API costs some 50 us whatever its length, so an engine
 that makes 20,000 tokens a second would spend two cores on it. A node therefore delivers at most
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class StreamThrottle:
-    """Sits between the decoding thread, which alone uses it, and `deliver`. `clock` gives seconds."""
+    """Stands between the decoding thread, its only user, and `deliver`. `clock`: in seconds."""
 
     def __init__(self, deliver: Callable[[StepOutput], None], clock: Callable[[], float]) -> None:
         self._deliver = deliver

@@ -1,8 +1,7 @@
-"""From a job to token ids: the model's own chat template, or a plain dialogue for models without
-one.
+"""From a job to token ids: by the model's own chat template, or as a plain dialogue without one.
 
-What it costs is bounded by the context, not by what was sent: a text is measured piece by piece
-before all of it is turned into tokens, and measuring ends where it is too long in any case.
+The context bounds the cost, not the request: a text is measured part by part before it is tokenized
+as a whole, and measuring ends once it is certainly too long.
 """
 
 import re
@@ -16,22 +15,25 @@ from worker.engines.base import EngineError, InvalidRequest, PromptTooLong
 from worker.engines.transformers.text.control_tokens import ControlTokens, Marks
 from worker.engines.transformers.text.dialogue import forms, leading_systems
 
-# a base model would go on and play the user, too
+# A base model would go on and play the user, too.
 DIALOGUE_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
-# A base model has never seen a dialogue end well; one example turns its small talk into answers.
-PREAMBLE = """\
-Below is a dialogue between a user and a knowledgeable AI assistant, who answers every question in full sentences.
-
-User: What is the largest ocean?
-Assistant: The Pacific Ocean is the largest ocean on Earth. It covers about a third of the planet's surface."""
+# One example turns the small talk of a base model into answers.
+PREAMBLE = (
+    "Below is a dialogue between a user and a knowledgeable AI assistant, "
+    "who answers every question in full sentences.\n"
+    "\n"
+    "User: What is the largest ocean?\n"
+    "Assistant: The Pacific Ocean is the largest ocean on Earth. "
+    "It covers about a third of the planet's surface."
+)
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
-_PIECE = 16_384  # characters that are measured at a time
-_BATCH = 256  # contents that are measured at a time
-_PROBED = 64  # newest turns that tell how much the template adds to a turn
-_TURN = 16  # tokens; few templates add more to a turn
-_ESTIMATES = 6  # then halving: a template may add to some turns much more than to others
-_SEAM = 8  # tokens that cutting a text there may add
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_PART = 16_384  # characters measured at a time
+_BATCH = 256  # contents measured at a time
+_PROBED_TURNS = 64  # the newest ones, to see how much the template adds to a turn
+_TURN_TOKENS = 16  # few templates add more to a turn
+_ESTIMATES = 6  # then bisection: a template may add to some turns much more than to others
+_SEAM_TOKENS = 8  # that cutting a text may add
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNBOUNDED = 1 << 40
 
 Messages = tuple[ChatMessage, ...]
@@ -40,10 +42,10 @@ Messages = tuple[ChatMessage, ...]
 class Prompt(msgspec.Struct, frozen=True):
     """What a model is given to continue."""
 
-    ids: list[int]  # prompt and delivered text together
-    delivered: int  # how many of them stand for text the reader already has
-    stops: tuple[str, ...] = ()  # the template's own, besides the job's
-    strip: bool = False  # the answer starts with a space that belongs to the template
+    ids: list[int]  # prompt and delivered text
+    delivered: int  # how many of them stand for text that the reader has
+    stops: tuple[str, ...] = ()  # the template's own, beside the job's
+    strip: bool = False  # the answer begins with a space that belongs to the template
     omitted: int = 0  # messages of the job that were left out
 
 
@@ -58,8 +60,10 @@ class Prompts:
         self._added: dict[str, int] = tokenizer.added_tokens_encoder
 
     def prepare(self, job: Job) -> Prompt:
-        """The ids to continue for `job`. Raises EngineError("invalid") for what cannot be put into
-        the chat template, "too_long" for what has more tokens than the context.
+        """The ids to continue for `job`.
+
+        Raises InvalidRequest for what the chat template refuses, PromptTooLong for what does not
+        fit the context.
         """
         if job.messages is None:
             text = _encodable(job.prompt or "")
@@ -71,35 +75,39 @@ class Prompts:
         return self._truncated(job.messages, job.delivered, job.sampling.max_tokens)
 
     def stop_tokens(self, stops: tuple[str, ...]) -> frozenset[int]:
-        """The tokens among the stop strings: they end an answer though a special one is not seen in
-        its text.
-        """
+        """The stop strings that are tokens: a special one never shows in the answer's text."""
         return frozenset(self._added[stop] for stop in stops if stop in self._added)
 
     # ---- leaving out the oldest turns
 
     def _truncated(self, messages: Messages, delivered: str, max_tokens: int | None) -> Prompt:
-        """With room for an answer, if that can be had by leaving turns out; never the system's or
-        the newest. What is left of a cut dialogue begins with the user, unless nothing but the
-        newest turn is left.
+        """The longest prompt that leaves room for an answer; never without the newest turn.
+
+        The leading system turns stay, too. What is left of a cut dialogue begins with the user,
+        unless nothing but the newest turn is left.
         """
-        quarter = self._context // 4
-        limit = self._context - max(1, quarter if max_tokens is None else min(max_tokens, quarter))
+        reserve = self._context // 4
+        if max_tokens is not None:
+            reserve = min(max_tokens, reserve)
+        limit = self._context - max(1, reserve)
         first, last = leading_systems(messages), len(messages) - 1
         sizes = self._content_sizes(messages, first, limit)
-        starts = [
-            start for start in sorted(sizes) if start == first or messages[start].role == "user"
-        ]
+        starts: list[int] = []  # where the dialogue may begin
+        for start in sorted(sizes):
+            if start == first or messages[start].role == "user":
+                starts.append(start)
         low, high = 0, len(starts)
         guess = self._first_guess(messages, first, limit, sizes, starts)
         prompt: Prompt | None = None
         tries = 0
         while low < high:
             start = starts[guess]
-            found = self._unless_too_long((*messages[:first], *messages[start:]), delivered)
-            tokens = _UNBOUNDED if found is None else len(found.ids) - found.delivered
-            if found is not None and tokens <= limit:
-                prompt = msgspec.structs.replace(found, omitted=start - first)
+            candidate = self._unless_too_long((*messages[:first], *messages[start:]), delivered)
+            tokens = _UNBOUNDED
+            if candidate is not None:
+                tokens = len(candidate.ids) - candidate.delivered
+            if candidate is not None and tokens <= limit:
+                prompt = msgspec.structs.replace(candidate, omitted=start - first)
                 high = guess
             else:
                 low = guess + 1
@@ -107,7 +115,7 @@ class Prompts:
             guess = (low + high) // 2
             if tokens < _UNBOUNDED and tries <= _ESTIMATES and low < high:
                 added = (tokens - sizes[start]) / (len(messages) - start)
-                estimate = _oldest(starts, sizes, added, len(messages), limit)
+                estimate = _oldest_that_fits(starts, sizes, added, len(messages), limit)
                 guess = min(max(estimate, low), high - 1)
         if prompt is None:
             newest = (*messages[:first], *messages[max(first, last) :])
@@ -118,58 +126,63 @@ class Prompts:
     def _first_guess(
         self, messages: Messages, first: int, limit: int, sizes: dict[int, int], starts: list[int]
     ) -> int:
-        """Which of `starts` is probably the oldest that fits, by what the template adds to a few of the
-        newest turns.
+        """Which of `starts` is probably the oldest that fits, by what the template adds to a few of
+        the newest turns.
         """
-        if not starts or sizes[starts[0]] + _TURN * (len(messages) - starts[0]) <= limit:
+        if not starts:
             return 0
-        probe = max(starts[0], len(messages) - _PROBED)
-        found = self._unless_too_long((*messages[:first], *messages[probe:]), "")
-        if found is None:
+        if sizes[starts[0]] + _TURN_TOKENS * (len(messages) - starts[0]) <= limit:
+            return 0
+        probe = max(starts[0], len(messages) - _PROBED_TURNS)
+        candidate = self._unless_too_long((*messages[:first], *messages[probe:]), "")
+        if candidate is None:
             return len(starts) - 1
-        added = (len(found.ids) - sizes[probe]) / (len(messages) - probe)
-        return _oldest(starts, sizes, added, len(messages), limit)
+        added = (len(candidate.ids) - sizes[probe]) / (len(messages) - probe)
+        return _oldest_that_fits(starts, sizes, added, len(messages), limit)
 
     def _unless_too_long(self, messages: Messages, delivered: str) -> Prompt | None:
         try:
             return self._of_dialogue(messages, delivered)
-        except EngineError as error:
-            if error.code != "too_long":
-                raise
+        except PromptTooLong:
             return None
 
     def _content_sizes(self, messages: Messages, first: int, limit: int) -> dict[int, int]:
-        """Where the dialogue may begin, as far as its contents decide that: by turn, the tokens of the
-        contents from there on, with those of the leading system turns.
+        """For each turn at which the dialogue may begin: the tokens of the contents from there on.
+
+        Leading system turns count, too. Ends where the contents alone exceed the limit.
         """
-        total = sum(self._sizes([message.content for message in messages[:first]], limit))
-        found: dict[int, int] = {}
+        total = sum(self._sizes(messages[:first], limit))
+        sizes: dict[int, int] = {}
         start = len(messages)
         while start > first:
             batch = messages[max(first, start - _BATCH) : start]
-            for size in reversed(self._sizes([message.content for message in batch], limit)):
+            for size in reversed(self._sizes(batch, limit)):
                 total += size
                 if total > limit:
-                    return found
+                    return sizes
                 start -= 1
-                found[start] = total
-        return found
+                sizes[start] = total
+        return sizes
 
-    def _sizes(self, contents: list[str], limit: int) -> list[int]:
-        """Tokens of each, as `_size` counts them."""
-        short = [content if len(content) <= _PIECE else "" for content in contents]
-        if not short:
+    def _sizes(self, messages: Messages, limit: int) -> list[int]:
+        """Tokens of each content, as `_size` counts them; short ones in one batch."""
+        if not messages:
             return []
+        contents = [message.content for message in messages]
+        short = [content if len(content) <= _PART else "" for content in contents]
         ids = self._tokenizer(short, add_special_tokens=False, verbose=False)["input_ids"]
-        sizes = []
-        for content, found in zip(contents, ids, strict=True):
-            sizes.append(len(found) if len(content) <= _PIECE else self._size(content, limit))
+        sizes: list[int] = []
+        for content, content_ids in zip(contents, ids, strict=True):
+            if len(content) <= _PART:
+                sizes.append(len(content_ids))
+            else:
+                sizes.append(self._size(content, limit))
         return sizes
 
     # ---- from messages to ids
 
     def _of_dialogue(self, messages: Messages, delivered: str) -> Prompt:
-        if len(messages) > self._context:  # each takes a token at least
+        if len(messages) > self._context:  # each takes at least a token
             raise self._too_long()
         if self._tokenizer.chat_template:
             text, marks = self._templated(messages)
@@ -192,31 +205,29 @@ class Prompts:
             return text, marks
         careful = self._rendered(marked)
         if marks.restored(careful) != text:
-            # The template looks for some of them: where an assistant's reasoning ends, say, to leave that out. In the
-            # assistant's turns those that are not called special stay what they are.
+            # The template looks for some of them, as for the end of an assistant's reasoning, which
+            # it leaves out. So in the assistant's turns those not called special stay.
             careful = self._rendered(self._marked(messages, marks, reasoning_stays=True))
         return careful, marks
 
     def _marked(
         self, messages: Messages, marks: Marks, *, reasoning_stays: bool = False
     ) -> Messages:
-        """With marks in place of control tokens. `reasoning_stays`: in the assistant's turns only
-        of special ones.
+        """With marks in place of control tokens, in the assistant's turns with `reasoning_stays`
+        only of special ones.
         """
         contents = [message.content for message in messages]
-        if not self._control.found(contents):
+        if not self._control.occur_in(contents):
             return messages
-        made = []
+        marked: list[ChatMessage] = []
         for message in messages:
             special_only = reasoning_stays and message.role == "assistant"
             content = self._control.marked(message.content, marks, special_only=special_only)
-            made.append(msgspec.structs.replace(message, content=content))
-        return tuple(made)
+            marked.append(msgspec.structs.replace(message, content=content))
+        return tuple(marked)
 
     def _rendered(self, messages: Messages) -> str:
-        """The first form of the dialogue that the template takes and of whose system text it says
-        all.
-        """
+        """The first form of the dialogue that the template accepts, with all of its system text."""
         refusal: jinja2.TemplateError | None = None
         partial: str | None = None
         for form in forms(messages):
@@ -227,7 +238,8 @@ class Prompts:
                 continue
             if _says_system(text, form):
                 return text
-            partial = text if partial is None else partial
+            if partial is None:
+                partial = text
         if partial is None:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {refusal}"
@@ -236,9 +248,10 @@ class Prompts:
 
     def _apply(self, messages: Messages) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        return str(
-            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
         )
+        return str(text)
 
     # ---- from text to ids
 
@@ -247,27 +260,22 @@ class Prompts:
         before = self._encode(text, marks, special=special)
         if not delivered:
             return Prompt(ids=before, delivered=0)
-        # an answer's text has none of its own
-        said = self._control.marked(_encodable(delivered), marks)
-        ids = self._encode(text + said, marks, special=special)
+        # control tokens in an answer's text are text
+        answer = self._control.marked(_encodable(delivered), marks)
+        ids = self._encode(text + answer, marks, special=special)
         return Prompt(ids=ids, delivered=max(0, len(ids) - len(before)))
 
     def _encode(self, text: str, marks: Marks, *, special: bool) -> list[int]:
-        """Ids with exactly one <bos> where the tokenizer uses one, and without the <eos> some
-        tokenizers append.
-        """
+        """Ids with exactly one <bos> where the tokenizer uses one, and no <eos> appended."""
         tokenizer = self._tokenizer
-        if _HALF_PAIR.search(text):  # marks
+        if _SURROGATE.search(text):  # marks
             ids = self._control.encode(text, marks)
-            ids = [*self._before(), *ids] if special else ids
+            if special:
+                ids = self._prefix_ids() + ids
         else:
             ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-            if (
-                ids
-                and special
-                and ids[-1] == tokenizer.eos_token_id
-                and not text.endswith(tokenizer.eos_token)
-            ):
+            appended = special and ids and ids[-1] == tokenizer.eos_token_id
+            if appended and not text.endswith(tokenizer.eos_token):
                 ids = ids[:-1]
         if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
             ids = ids[1:]
@@ -277,29 +285,27 @@ class Prompts:
             raise InvalidRequest("the prompt is empty")
         return ids
 
-    def _before(self) -> list[int]:
+    def _prefix_ids(self) -> list[int]:
         """What the tokenizer puts before a text."""
-        around: list[int] = self._tokenizer("", add_special_tokens=True, verbose=False)["input_ids"]
-        return [token for token in around if token != self._tokenizer.eos_token_id]
+        ids: list[int] = self._tokenizer("", add_special_tokens=True, verbose=False)["input_ids"]
+        return [token for token in ids if token != self._tokenizer.eos_token_id]
 
     # ---- how long a text is
 
     def _check_size(self, text: str) -> None:
-        """Raises EngineError("too_long") for what is certainly longer than the context."""
-        if (
-            len(text) > max(self._context, _PIECE)
-            and self._size(text, self._context) > self._context
-        ):
+        """Raises PromptTooLong for what is certainly longer than the context."""
+        if len(text) <= max(self._context, _PART):
+            return
+        if self._size(text, self._context) > self._context:
             raise self._too_long()
 
     def _size(self, text: str, limit: int) -> int:
         """Its tokens, give or take a few; counting ends above `limit`."""
         count = 0
-        for at in range(0, len(text), _PIECE):
-            ids = self._tokenizer(text[at : at + _PIECE], add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
-            count += len(ids) if at == 0 else max(0, len(ids) - _SEAM)
+        for start in range(0, len(text), _PART):
+            part = text[start : start + _PART]
+            ids = self._tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            count += len(ids) if start == 0 else max(0, len(ids) - _SEAM_TOKENS)
             if count > limit:
                 break
         return count
@@ -317,19 +323,24 @@ def prepare(tokenizer: Any, job: Job) -> Prompt:
 
 
 def dialogue(messages: Messages) -> str:
-    """The plain template: system text (or PREAMBLE) first, then a line a turn, then the line the
-    model completes.
-    """
-    system = [message.content for message in messages if message.role == "system"]
-    turns = [
-        f"{_SPEAKERS[turn.role]}: {turn.content}" for turn in messages if turn.role != "system"
-    ]
-    lines = "\n".join([*turns, "Assistant:"])
-    return "\n\n".join([*system, lines]) if system else f"{PREAMBLE}\n{lines}"
+    """The plain template: system text or PREAMBLE, a line a turn, the line the model completes."""
+    system: list[str] = []
+    lines: list[str] = []
+    for message in messages:
+        if message.role == "system":
+            system.append(message.content)
+        else:
+            lines.append(f"{_SPEAKERS[message.role]}: {message.content}")
+    turns = "\n".join([*lines, "Assistant:"])
+    if not system:
+        return f"{PREAMBLE}\n{turns}"
+    return "\n\n".join([*system, turns])
 
 
-def _oldest(starts: list[int], sizes: dict[int, int], added: float, count: int, limit: int) -> int:
-    """Which of `starts` is the oldest that fits, if the template adds so much to a turn."""
+def _oldest_that_fits(
+    starts: list[int], sizes: dict[int, int], added: float, count: int, limit: int
+) -> int:
+    """Which of `starts` is the oldest that fits if the template adds `added` tokens to a turn."""
     for number, start in enumerate(starts):
         if sizes[start] + added * (count - start) <= limit:
             return number
@@ -337,16 +348,14 @@ def _oldest(starts: list[int], sizes: dict[int, int], added: float, count: int, 
 
 
 def _encodable(text: str) -> str:
-    """Raises EngineError("invalid") for what is no text."""
-    if _HALF_PAIR.search(text):
+    """The text. Raises InvalidRequest for a lone surrogate, which cannot be encoded."""
+    if _SURROGATE.search(text):
         raise InvalidRequest("the prompt cannot be read: it has half of a surrogate pair")
     return text
 
 
 def _says_system(text: str, messages: Messages) -> bool:
-    """Whether a rendered text has what the system says: some templates leave out what they do not
-    know.
-    """
+    """Whether a rendered text has all system turns: some templates drop what they do not know."""
     at = 0
     for message in messages:
         if message.role == "system":

@@ -1,4 +1,4 @@
-"""From token ids to text, one token at a time, without ever showing half a character."""
+"""From token ids to text, token by token, without ever showing half a character."""
 
 from typing import Any, Protocol
 
@@ -7,13 +7,13 @@ from tokenizers.decoders import DecodeStream
 
 from worker.engines.transformers.text.token_bytes import TokenBytes
 
-_HALF = "\ufffd"  # what decoders put for bytes that are not (yet) UTF-8
+_REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not (yet) UTF-8
 _CONTEXT = 6  # tokens of the prompt decoded along, so that the first word keeps its leading space
-_PATIENCE = 64  # tokens: a model that emits invalid bytes for ever is shown as it is
+_MAX_PENDING = 64  # tokens: a model that emits invalid bytes for ever is shown as it is
 
 
 class Decodes(Protocol):
-    """The part of a Hugging Face tokenizer that is needed here."""
+    """The part of a Hugging Face tokenizer that this module needs."""
 
     def decode(
         self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
@@ -24,9 +24,9 @@ class Decodes(Protocol):
 class Detokenizer:
     """Text of one growing sequence.
 
-    Tokens are decoded together with the few before them and the difference is the new text, because
-    what a token reads as depends on its neighbours (leading spaces, characters of several tokens).
-    The tokenizers library does the same, four times faster, where the tokenizer is one of its own.
+    A token's text depends on its neighbours (leading spaces, characters of several tokens), so
+    tokens are decoded together with the few before them, and the difference is the new text. The
+    tokenizers library does the same four times faster, for tokenizers of its own.
     """
 
     def __init__(self, tokenizer: Decodes, before: list[int]) -> None:
@@ -34,16 +34,16 @@ class Detokenizer:
         self._shown = self._context(before)
         self._pending: list[int] = []
         self._core: Any = getattr(tokenizer, "backend_tokenizer", None)
-        self._stream = self._streamed()
+        self._stream = self._new_stream()
 
     def push(self, token: int) -> str:
         """The new text; empty while a character is incomplete."""
         self._pending.append(token)
-        if self._stream is not None and len(self._pending) < _PATIENCE:
+        if self._stream is not None and len(self._pending) < _MAX_PENDING:
             try:
                 text = self._stream.step(self._core, token)
             except Exception:
-                # bytes that never make a character; the stream is made anew behind this text
+                # bytes that never make a character; `_advance` begins a new stream behind them
                 self._stream = None
             else:
                 if text is None:
@@ -51,67 +51,74 @@ class Detokenizer:
                 self._shown, self._pending = self._pending, []
                 return str(text)
         text = self._pending_text()
-        if text.endswith(_HALF) and len(self._pending) < _PATIENCE:
+        if text.endswith(_REPLACEMENT) and len(self._pending) < _MAX_PENDING:
             return ""
         return self._advance(text)
 
     def flush(self) -> str:
-        """What is left when no more tokens will come, less an unfinished character."""
+        """The pending text when no more tokens will come, without an incomplete character."""
         if not self._pending:
             return ""
         text = self._pending_text()
-        if text.endswith(_HALF):
-            spelling = TokenBytes(self._tokenizer)
-            shown = [token for token in self._pending if self._decode([token])]  # no special ones
-            own = trailing_replacements(b"".join(map(spelling.of, shown)))
-            text = text.rstrip(_HALF) + _HALF * own
+        if text.endswith(_REPLACEMENT):
+            text = text.rstrip(_REPLACEMENT) + _REPLACEMENT * self._own_replacements()
         return self._advance(text)
 
-    def _streamed(self) -> DecodeStream | None:
-        """The library's own way, from what was shown on."""
+    def _own_replacements(self) -> int:
+        """How many U+FFFD the model itself has written at the end of the pending tokens."""
+        token_bytes = TokenBytes(self._tokenizer)
+        written = b""
+        for token in self._pending:
+            if self._decode([token]):  # special tokens have no text
+                written += token_bytes.of(token)
+        return trailing_replacements(written)
+
+    def _new_stream(self) -> DecodeStream | None:
+        """The library's own decoding, from what was shown on."""
         if not isinstance(self._core, Tokenizer):
             return None
         return DecodeStream(ids=self._shown, skip_special_tokens=True)
 
     def _context(self, before: list[int]) -> list[int]:
-        """The prompt's last tokens, from the beginning of a character on: half a one would spoil
-        what follows.
+        """The prompt's last tokens, from the start of a character: half of one would spoil what
+        follows.
         """
         for more in range(4):  # a character has at most four bytes
             ids = before[-_CONTEXT - more :]
-            if _HALF not in self._decode(ids):
+            if _REPLACEMENT not in self._decode(ids):
                 return ids
         return []
 
     def _pending_text(self) -> str:
-        """The text of the tokens that were not shown: what they add to those before them, or where
-        they change how those read (single bytes that make no character), what they read as by
-        themselves.
+        """What the pending tokens add to those before them.
+
+        Where they change the text before them (single bytes that make no character), what they read
+        as by themselves.
         """
         before = self._decode(self._shown)
         text = self._decode(self._shown + self._pending)
-        return text[len(before) :] if text.startswith(before) else self._decode(self._pending)
+        if text.startswith(before):
+            return text[len(before) :]
+        return self._decode(self._pending)
 
     def _advance(self, text: str) -> str:
         self._shown, self._pending = self._pending, []
-        self._stream = self._streamed()
+        self._stream = self._new_stream()
         return text
 
     def _decode(self, ids: list[int]) -> str:
-        # Without clean-up: it would join " ," to "," and so change text that was shown already.
+        # Clean-up would join " ," to "," and so change text that was shown already.
         return self._tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
 
-def trailing_replacements(spelled: bytes) -> int:
-    """How many U+FFFD of its own a text ends with; bytes of an unfinished character behind them do
-    not count.
-    """
-    own = _HALF.encode()
-    whole = spelled.decode(errors="ignore").encode()
+def trailing_replacements(written: bytes) -> int:
+    """How many U+FFFD a text ends with, not counting an incomplete character behind them."""
+    replacement = _REPLACEMENT.encode()
+    whole = written.decode(errors="ignore").encode()
     count = 0
-    while whole.endswith(own):
-        whole = whole.removesuffix(own)
+    while whole.endswith(replacement):
+        whole = whole.removesuffix(replacement)
         count += 1
     return count

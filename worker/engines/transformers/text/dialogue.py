@@ -1,28 +1,28 @@
-"""The same dialogue in the forms that chat templates want. Pure.
+"""The same dialogue in the forms that chat templates accept. Pure.
 
-Some templates take any list of turns. Others want one system turn and no more, or none; or that
-user and assistant take turns, the user first. Instead of refusing a dialogue, it is put the way the
-model was trained on.
+Some templates take any list of turns. Others want at most one system turn, or none, or user and
+assistant in turn with the user first. A dialogue is put into the form that the model was trained on
+instead of being refused.
 """
 
+import itertools
 from collections.abc import Iterator
+from operator import attrgetter
 
 import msgspec
 
 from broker.wire import ChatMessage, Role
 
-BETWEEN = "\n\n"  # contents that become one turn
+SEPARATOR = "\n\n"  # between contents that become one turn
 
 
 def forms(messages: tuple[ChatMessage, ...]) -> Iterator[tuple[ChatMessage, ...]]:
-    """The dialogue as it is, and then in ever stricter forms; at most four, each other than the one
-    before.
-    """
-    said = _without_silence(messages)
-    merged = _merged(said)
+    """The dialogue as it is, then in ever stricter forms; at most four, no two in a row equal."""
+    spoken = _without_empty_answers(messages)
+    merged = _merged(spoken)
     alternating = _alternating(merged)
     latest: tuple[ChatMessage, ...] | None = None
-    for form in (said, merged, alternating, _system_in_first_turn(alternating)):
+    for form in (spoken, merged, alternating, _system_in_first_turn(alternating)):
         if form != latest:
             yield form
         latest = form
@@ -36,33 +36,31 @@ def leading_systems(messages: tuple[ChatMessage, ...]) -> int:
     return len(messages)
 
 
-def _without_silence(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
-    """Without empty turns of the assistant: an answer that was stopped before its first word."""
-    said = [
-        message for message in messages if message.role != "assistant" or message.content.strip()
-    ]
-    return tuple(said) or (ChatMessage(role="user", content=""),)
+def _without_empty_answers(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    """Without the assistant's empty turns: answers that were stopped before their first word."""
+    kept: list[ChatMessage] = []
+    for message in messages:
+        if message.role != "assistant" or message.content.strip():
+            kept.append(message)
+    return tuple(kept) or (ChatMessage(role="user", content=""),)
 
 
 def _merged(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
     """Neighbouring turns of one role become one."""
-    grouped: list[tuple[Role, list[str]]] = []
-    for message in messages:
-        if not grouped or grouped[-1][0] != message.role:
-            grouped.append((message.role, []))
-        grouped[-1][1].append(message.content)
-    return tuple(
-        ChatMessage(role=role, content=BETWEEN.join(contents)) for role, contents in grouped
-    )
+    merged: list[ChatMessage] = []
+    for role, turns in itertools.groupby(messages, key=attrgetter("role")):
+        content = SEPARATOR.join(turn.content for turn in turns)
+        merged.append(ChatMessage(role=role, content=content))
+    return tuple(merged)
 
 
 def _alternating(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
-    """At most one system turn, at the beginning; then user and assistant in turn, the user first."""
+    """Of a merged dialogue: one leading system turn at most, then user and assistant in turn."""
     first = leading_systems(messages)
-    turns = [
-        msgspec.structs.replace(message, role="user") if message.role == "system" else message
-        for message in messages[first:]
-    ]
+    turns: list[ChatMessage] = []
+    for message in messages[first:]:
+        role: Role = "user" if message.role == "system" else message.role
+        turns.append(msgspec.structs.replace(message, role=role))
     if not turns or turns[0].role == "assistant":
         turns.insert(0, ChatMessage(role="user", content=""))
     return (*messages[:first], *_merged(tuple(turns)))
@@ -74,4 +72,4 @@ def _system_in_first_turn(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessag
         return messages
     system, user, *rest = messages
     contents = [content for content in (system.content, user.content) if content]
-    return (ChatMessage(role="user", content=BETWEEN.join(contents)), *rest)
+    return (ChatMessage(role="user", content=SEPARATOR.join(contents)), *rest)

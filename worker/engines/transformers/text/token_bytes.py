@@ -1,46 +1,57 @@
-"""What single tokens stand for, in bytes: a token may be a part of a character, or begin with a space."""
+"""The bytes of single tokens: a token may be part of a character, or begin with a space."""
 
 import functools
 import re
 from typing import Any
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how sentencepiece's vocabularies write a single byte
-_SPACE = "\u2581"  # and a space
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a single byte in sentencepiece's vocabularies
+_SPACE = "\u2581"  # a space in them
 
 
 class TokenBytes:
-    """The bytes of a tokenizer's tokens; those of an answer's tokens in a row are its text in UTF-8."""
+    """The bytes of a tokenizer's tokens; concatenated, an answer's are its text in UTF-8."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._added = {
-            number: str(token) for number, token in tokenizer.added_tokens_decoder.items()
-        }
+        self._added: dict[int, str] = {}
+        for number, token in tokenizer.added_tokens_decoder.items():
+            self._added[number] = str(token)
         decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-        told = decoder.__getstate__().decode() if decoder is not None else ""
-        self._by_letters = "ByteLevel" in told
-        self._by_pieces = _SPACE in told
+        description = decoder.__getstate__().decode() if decoder is not None else ""
+        self._byte_level = "ByteLevel" in description
+        self._sentencepiece = _SPACE in description
 
     def of(self, token: int) -> bytes:
-        """Its bytes; none for an id that the tokenizer does not know."""
+        """The token's bytes; none for an id that the tokenizer does not know."""
         if token in self._added:
             return self._added[token].encode()
-        piece = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None:
+        name = self._tokenizer.convert_ids_to_tokens(token)
+        if name is None:
             return b""
-        if self._by_letters:
-            letters = _letters()
-            return b"".join(letters.get(letter) or letter.encode() for letter in piece)
-        if not self._by_pieces:
+        if self._byte_level:
+            letters = _byte_level_letters()
+            return b"".join(letters.get(letter) or letter.encode() for letter in name)
+        if not self._sentencepiece:
             return str(self._tokenizer.decode([token])).encode()
-        byte = _BYTE.fullmatch(piece)
-        return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ").encode()
+        byte = _BYTE.fullmatch(name)
+        if byte:
+            return bytes.fromhex(byte[1])
+        return str(name.replace(_SPACE, " ")).encode()
 
 
 @functools.cache
-def _letters() -> dict[str, bytes]:
-    """The byte that each letter of a byte-level vocabulary stands for: its own if that can be seen."""
-    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    unseen = (byte for byte in range(0x100) if byte not in seen)
-    others = {chr(0x100 + number): bytes([byte]) for number, byte in enumerate(unseen)}
-    return {chr(byte): bytes([byte]) for byte in seen} | others
+def _byte_level_letters() -> dict[str, bytes]:
+    """The byte that each letter of a byte-level vocabulary stands for, as GPT-2 defines it.
+
+    Printable bytes stand for themselves, the others for the letters from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters: dict[str, bytes] = {}
+    next_letter = 0x100
+    for byte in range(0x100):
+        if byte in printable:
+            letters[chr(byte)] = bytes([byte])
+        else:
+            letters[chr(next_letter)] = bytes([byte])
+            next_letter += 1
+    return letters

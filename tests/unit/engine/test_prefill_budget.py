@@ -3,25 +3,29 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.transformers.prefill_budget import PREFILL_SECONDS, PrefillBudget, shares
+from worker.engines.transformers.prefill_budget import (
+    PREFILL_SECONDS,
+    PrefillBudget,
+    divide_budget,
+)
 
 
 def test_a_short_prompt_is_read_beside_a_long_one() -> None:
-    assert shares([9000, 20], 256) == [236, 20]
-    assert shares([9000, 500, 20], 256) == [128, 108, 20]
+    assert divide_budget([9000, 20], 256) == [236, 20]
+    assert divide_budget([9000, 500, 20], 256) == [128, 108, 20]
 
 
 def test_the_oldest_gets_what_nobody_else_needs() -> None:
-    assert shares([9000], 256) == [256]
-    assert shares([10, 9000], 256) == [10, 246]
-    assert shares([], 256) == []
+    assert divide_budget([9000], 256) == [256]
+    assert divide_budget([10, 9000], 256) == [10, 246]
+    assert divide_budget([], 256) == []
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=32), st.integers(1, 4096))
 def test_a_step_reads_all_it_may_and_the_oldest_always_moves(
     remaining: list[int], budget: int
 ) -> None:
-    given_ = shares(remaining, budget)
+    given_ = divide_budget(remaining, budget)
     assert sum(given_) == min(budget, sum(remaining))
     assert all(0 <= count <= rest for count, rest in zip(given_, remaining, strict=True))
     assert given_[0] >= min(remaining[0], (budget + 1) // 2)
