@@ -1,6 +1,6 @@
 """What the decoding thread asks of a scheduler, which decides what each step computes.
 
-`SlotScheduler` (scheduler.py) computes on the model runner, `RowScheduler` (fallback/) with the
+`SlotScheduler` (scheduler.py) computes on the model runner, `FallbackScheduler` (fallback/) with the
 library's own attention and cache.
 """
 

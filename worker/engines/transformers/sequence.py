@@ -79,7 +79,7 @@ class Sequence:
         self.ids: list[int] = []  # to prefill: the prompt, and what was delivered before
         self.max_tokens = 0  # that may follow `ids`
         self.slot: int | None = None  # the sampler's, in the fallback
-        self.last = 0  # the newest token, which the next step computes
+        self.last_token = 0  # the newest token, which the next step computes
         self._prompt_length = 0  # of `ids`
         self._output: _Output | None = None
 
@@ -143,7 +143,7 @@ class Sequence:
             raise RuntimeError("the prompt has not been prepared")
         if token in output.eos_token_ids:
             return self._finish(output, "stop", output.text.end())
-        self.last = token
+        self.last_token = token
         output.tokens_left -= 1
         output.pending_ids.append(token)
         if output.token_bytes is not None and sampled.logprob is not None:

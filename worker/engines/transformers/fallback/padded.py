@@ -40,7 +40,7 @@ class PaddedBatch:
 
     def step(self) -> torch.Tensor:
         """Computes the newest token of every row. Returns logits [rows, vocabulary]."""
-        return self._forward([[row.last] for row in self.rows])
+        return self._forward([[row.last_token] for row in self.rows])
 
     def adopt(self, other: Self) -> None:
         """Takes over all rows of `other`, which is not used again."""

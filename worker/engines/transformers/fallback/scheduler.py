@@ -13,7 +13,7 @@ from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.sampling.sampler import Sampler
 from worker.engines.transformers.scheduler_protocol import StepOutput
-from worker.engines.transformers.sequence import Sequence
+from worker.engines.transformers.sequence import Sequence, SequenceStatus
 
 
 class RowBatch(Protocol):
@@ -106,6 +106,8 @@ class FallbackScheduler:
             if longest * (len(rows) + 1) > self._loaded.prefill_tokens:
                 break
             rows.append(self._waiting.popleft())
+        for row in rows:
+            row.status = SequenceStatus.PREFILL
         with self._output.together(rows):
             self._prefilling = self._batch(rows)
 
@@ -128,6 +130,9 @@ class FallbackScheduler:
         if self._prefilling and self._prefilling.prefilled:
             arriving, self._prefilling = self._prefilling, None
             rows += arriving.rows
+            for row in arriving.rows:
+                if row.status is SequenceStatus.PREFILL:  # it may have failed
+                    row.status = SequenceStatus.RUNNING
         with self._output.together(rows):
             if arriving:
                 self._running.adopt(arriving)
@@ -151,10 +156,10 @@ class FallbackScheduler:
                 indices.append(index)
         if rows:
             row_logits = logits if len(rows) == len(logits) else logits[indices]
-            choices = self._output.sample(self._sampler, row_logits, slots, rows)
-            choices.wait()
+            tokens = self._output.sample(self._sampler, row_logits, slots, rows)
+            tokens.wait()
             for number, row in enumerate(rows):
-                self._output.advance(row, choices, number)
+                self._output.advance(row, tokens, number)
         batch.remove_finished()
 
     def _assign(self, row: Sequence) -> None:

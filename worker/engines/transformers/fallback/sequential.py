@@ -70,7 +70,7 @@ class SequentialBatch:
     def step(self) -> torch.Tensor:
         """Computes the newest token of every row. Returns logits [rows, vocabulary]."""
         pairs = zip(self._steps, self.rows, strict=True)
-        return torch.stack([steps.step(row.last) for steps, row in pairs])
+        return torch.stack([steps.step(row.last_token) for steps, row in pairs])
 
     def adopt(self, other: Self) -> None:
         """Takes over all rows of `other`, which is not used again."""
