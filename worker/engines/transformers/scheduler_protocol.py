@@ -1,6 +1,6 @@
 """What the decoding thread asks of a scheduler, which decides what each step computes.
 
-`SlotScheduler` (scheduler.py) computes on the model runner, `FallbackScheduler` (fallback/) with the
+`SlotScheduler` (scheduler.py) uses the model runner, `FallbackScheduler` (fallback/) the
 library's own attention and cache.
 """
 

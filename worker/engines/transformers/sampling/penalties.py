@@ -1,4 +1,4 @@
-"""Logits processors: biases for single tokens, and penalties for tokens that were already said."""
+"""Logits processors: biases for single tokens, and penalties for tokens that occurred before."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def upload(values: object, dtype: torch.dtype, device: torch.device) -> torch.Te
 
 
 def has_penalties(sampling: Sampling) -> bool:
-    """Whether the tokens said so far change what comes next."""
+    """Whether earlier tokens change what comes next."""
     return (
         sampling.repetition_penalty != 1.0
         or sampling.frequency_penalty != 0.0
@@ -25,7 +25,7 @@ def has_penalties(sampling: Sampling) -> bool:
 
 
 class TokenCounts:
-    """How often each slot's answer has said each token, and which tokens its prompt has.
+    """How often each token occurs in each slot's answer, and which tokens its prompt has.
 
     Allocated with the first sequence that has a penalty: 4 bytes a slot and token, 131 MB for 256
     slots and a vocabulary of 128,000.
@@ -61,13 +61,13 @@ class TokenCounts:
             penalties = self._column(repetition)
             repeated = torch.where(logits > 0, logits / penalties, logits * penalties)
             logits.copy_(torch.where(counts > 0, repeated, logits))
-        said = counts.bitwise_and_(_IN_PROMPT - 1)
+        occurrences = counts.bitwise_and_(_IN_PROMPT - 1)
         frequency = [sampling.frequency_penalty for sampling in settings]
         if any(frequency):
-            logits.sub_(said * self._column(frequency))
+            logits.sub_(occurrences * self._column(frequency))
         presence = [sampling.presence_penalty for sampling in settings]
         if any(presence):
-            logits.sub_((said > 0) * self._column(presence))
+            logits.sub_((occurrences > 0) * self._column(presence))
 
     def add(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Counts the sampled tokens on the device; the host need not know them yet."""
