@@ -12,6 +12,7 @@ from topology import names
 READ_SECONDS = 5.0
 Listed = dict[str, object]  # an object of one of the API's listings
 
+_NO_CONTENT = 204
 _NAMES_ONLY = "?columns=name&disable_stats=true"
 
 
@@ -132,7 +133,7 @@ class _Api:
 
     async def _request(self, method: str, path: str) -> tuple[int, bytes]:
         """The answer's status and body."""
-        # HTTP/1.0: the answer ends with the connection, and is never in chunks.
+        # HTTP/1.0, so that the body is never in chunks.
         request = (
             f"{method} /api/{path} HTTP/1.0\r\n"
             f"Host: {self._base.partition('://')[2]}\r\n"
@@ -145,18 +146,26 @@ class _Api:
                 )
                 try:
                     writer.write(request.encode())
-                    answer = await reader.read()
+                    return await _read_answer(reader)
                 finally:
                     writer.close()
-            head, separator, body = answer.partition(b"\r\n\r\n")
-            _, status, *_ = head.split(maxsplit=2)
-            if not separator:
-                raise ValueError("it ends within its headers")
-            return int(status), body
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, ValueError, asyncio.IncompleteReadError) as error:
             raise self._failure(repr(error)) from error
 
     def _failure(self, reason: str) -> ManagementError:
         return ManagementError(
             f"the broker's management API at {self._base} does not answer: {reason}"
         )
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Raises ValueError, IncompleteReadError. The server may close the connection much later."""
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    _, status, *_ = first.split(maxsplit=2)
+    if int(status) == _NO_CONTENT:
+        return _NO_CONTENT, b""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.lower() == "content-length":
+            return int(status), await reader.readexactly(int(value))
+    return int(status), await reader.read()

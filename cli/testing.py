@@ -22,24 +22,22 @@ _LINTERS = (
 )
 _NO_TESTS_COLLECTED = 5  # pytest's exit status
 
-# Per tier, what runs at the same time as the rest of it, cut so that all parts take about as long:
-# tests that import torch, and of the fault tests, which mostly wait, those with whole instances.
+# Per tier, what runs at the same time as the rest of it, cut so that both take about as long: tests
+# that import torch, and half of the fault tests, which mostly wait.
 _SIDE_BY_SIDE = {
-    "unit": [["unit/engine"]],
-    "broker": [["broker/test_parallel.py"]],
+    "unit": ["unit/engine"],
+    "broker": ["broker/test_parallel.py"],
     "faults": [
-        ["faults/test_hostile.py", "faults/test_launcher_cli.py"],
-        [
-            "faults/test_api_dies.py",
-            "faults/test_broker_restart_cli.py",
-            "faults/test_cancel.py",
-            "faults/test_chaos.py",
-            "faults/test_cluster.py",
-            "faults/test_cluster_session.py",
-            "faults/test_overload.py",
-            "faults/test_rolling_restart.py",
-            "faults/test_standby_cli.py",
-        ],
+        "faults/test_api_dies.py",
+        "faults/test_broker_restart_cli.py",
+        "faults/test_cancel.py",
+        "faults/test_chaos.py",
+        "faults/test_cluster.py",
+        "faults/test_cluster_session.py",
+        "faults/test_hostile.py",
+        "faults/test_overload.py",
+        "faults/test_rolling_restart.py",
+        "faults/test_standby_cli.py",
     ],
 }
 
@@ -94,13 +92,9 @@ def _run_tier(tier: str) -> Result:
 
 def _parts(tier: str) -> list[list[str]]:
     """pytest's arguments for each process that runs a part of the tier, at the same time."""
-    rest = [f"tests/{tier}"]
-    parts = [rest]
-    for paths in _SIDE_BY_SIDE.get(tier, []):
-        files = [f"tests/{path}" for path in paths]
-        rest += [f"--ignore={file}" for file in files]
-        parts.append(files)
-    return parts
+    beside = [f"tests/{path}" for path in _SIDE_BY_SIDE.get(tier, [])]
+    rest = [f"tests/{tier}", *(f"--ignore={path}" for path in beside)]
+    return [rest, beside] if beside else [rest]
 
 
 def _run_side_by_side(runs: Sequence[list[str]]) -> list[int]:

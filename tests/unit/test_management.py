@@ -41,6 +41,24 @@ def ok(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + body
 
 
+async def test_an_answer_is_whole_before_its_connection_is_closed() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+        await reader.read()  # until the client closes
+        writer.close()
+        await writer.wait_closed()
+        closed.release()
+
+    closed = asyncio.Semaphore(0)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with asyncio.timeout(2):
+            assert (await edges(f"http://a:b@127.0.0.1:{port}")).roots == {}
+            for _ in range(2):  # a connection per listing
+                await closed.acquire()
+
+
 async def test_the_edges_come_from_two_listings_with_the_users_login() -> None:
     async with management({"bindings": ok(BINDINGS), "queues": ok(QUEUES)}) as (url, requests):
         assert await edges(url) == Edges(
@@ -76,6 +94,7 @@ async def test_pruning_removes_edges_and_queues_that_are_not_wanted() -> None:
         b"HTTP/1.1 401 Unauthorized\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\n\r\nno JSON",
         b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[]",
         b"nonsense\r\n\r\n",
         b"",
     ],
