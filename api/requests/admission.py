@@ -134,16 +134,15 @@ class Backlog:
         if usage.total < limit <= usage.here and self._measuring is not None:
             # Admitted only because slots were free at the last measurement: is that still so?
             await asyncio.wait({self._measuring}, timeout=PATIENCE)
+            usage = self._usage(job)
         self._admit_bytes(job)
-        self._admit_one(job)
+        self._admit_one(job, usage, limit)
         figures = self._figures.get(job.model)
         if figures is not None:
             figures.admitted += 1
 
-    def _admit_one(self, job: Job) -> None:
-        limit = limit_of(self._env.backlog, job.job_class)
+    def _admit_one(self, job: Job, usage: Usage, limit: int) -> None:
         least = max(1, limit // LEAST_DIVISOR)
-        usage = self._usage(job)
         verdict = decide(usage, 1, limit, least)
         if verdict is Verdict.ADMITTED:
             return

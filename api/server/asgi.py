@@ -18,6 +18,7 @@ import structlog  # noqa: E402
 from asgiref.sync import sync_to_async  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.contrib.staticfiles.finders import get_finders  # noqa: E402
+from django.core.signals import request_finished  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
@@ -36,6 +37,10 @@ from broker.client import Client  # noqa: E402
 log = structlog.get_logger("canopy.api")
 
 CHECK_CONNECTIONS_EVERY = 10.0  # seconds
+
+# Each response would look for broken connections in the event loop's thread, which has none;
+# check_connections looks in the thread that has them.
+request_finished.disconnect(close_old_connections)
 
 
 class Application:
@@ -110,7 +115,7 @@ async def release_answers() -> None:
 
 
 async def check_connections() -> None:
-    """Drops broken database connections: with `conn_max_age=None`, no request looks. Never ends."""
+    """Drops broken database connections, since no request looks for them. Never ends."""
     while True:
         await asyncio.sleep(CHECK_CONNECTIONS_EVERY)
         await sync_to_async(close_old_connections)()
