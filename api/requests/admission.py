@@ -2,7 +2,7 @@
 
 Two figures are known, and the larger one counts:
 - what this process has submitted and has not seen begin: exact at any moment, also in a burst;
-- what waits in the nodes' queues and in the nodes, whoever submitted it: measured every
+- what waits in the nodes' queues and in the nodes, submitted by any process: measured every
   MEASURE_EVERY seconds while requests come in.
 Jobs that are on their way to a free slot do not wait.
 

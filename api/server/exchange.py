@@ -8,10 +8,10 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class LingeringTransport:
-    """What an exchange uses of its connection's transport, with another way to close it.
+    """The part of a transport that an exchange uses, with a `close` that lingers.
 
-    The first write, a response's head, is held until the next write or the next turn of the event
-    loop: head and body then leave with one system call and arrive in one packet.
+    The first write, a response's head, waits for the next write or the next turn of the event loop:
+    head and body then leave with one system call and arrive in one packet.
     """
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
@@ -22,7 +22,7 @@ class LingeringTransport:
         self._head = b""
 
     def flush(self) -> None:
-        """Sends the head if it is still held."""
+        """Sends the head if it still waits."""
         if self._head:
             head, self._head = self._head, b""
             self.write = self._transport.write
