@@ -1,4 +1,4 @@
-"""Short operations that nobody waits for, and who owns them."""
+"""Short broker operations that no caller waits for, and their owner."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,15 +9,15 @@ log = structlog.get_logger()
 
 
 class Background:
-    """Runs broker operations beside what a node does; `end` cancels and awaits those still under way."""
+    """Runs operations beside what a node does; `end` cancels and awaits those under way."""
 
     def __init__(self, node: str) -> None:
         self._node = node
         self._tasks: set[asyncio.Task[object]] = set()
 
-    def run(self, work: Coroutine[None, None, object]) -> None:
-        """Starts `work`. Its failure is logged: the next beat, or the next session, heals what it left undone."""
-        task: asyncio.Task[object] = asyncio.create_task(work)
+    def run(self, operation: Coroutine[None, None, object]) -> None:
+        """Starts `operation`. A failure is logged; the next heartbeat or session repairs it."""
+        task: asyncio.Task[object] = asyncio.create_task(operation)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -30,5 +30,8 @@ class Background:
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
             log.warning("broker operation failed", node=self._node, reason=str(error))

@@ -1,4 +1,4 @@
-"""A node's life: connect, register, start the engine, serve until told to leave; reconnect when the broker is back."""
+"""A node's life: connect, register, start the engine, serve until it must leave; reconnect."""
 
 import asyncio
 import contextlib
@@ -8,48 +8,42 @@ from typing import Any
 
 import structlog
 
-from broker.errors import BrokerError, ConnectionLost, NameTaken, NoParent
+from broker.errors import BrokerError, ConnectionLost, NoParent
 from broker.node import NodePort
 from broker.presence import until_gone
 from broker.session import Session
 from broker.wire import Leave
 from topology import names
-from worker.care import EngineStuck
+from worker.errors import EngineStuck, WrongModel
 from worker.node import Node
 
-HEARTBEAT_SECONDS = (
-    2.0  # counters and state are repeated this often, so that whatever was lost heals
-)
-GRACE_SECONDS = 3.0  # running jobs get this long when the node is told to leave
-MOVE_SECONDS = 2.0  # and its queue this long to flow back to the parent
-RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
-ADMISSION_SECONDS = 2.0  # a parent of a former version does not answer before the node serves
-PARENT_SECONDS = 1.0  # longest pause where only the parent is missing
+HEARTBEAT_SECONDS = 2.0  # between repeats of counters and state, which repair what was lost
+GRACE_SECONDS = 3.0  # for running jobs to end when the node leaves
+MOVE_SECONDS = 2.0  # for its queue to flow back to the parent then
+RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause, jittered
+ADMISSION_SECONDS = 2.0  # a parent of a former release does not answer before the node serves
+PARENT_SECONDS = 1.0  # longest pause while only the parent is missing
 
 Connect = Callable[[], Awaitable[Session]]
 log = structlog.get_logger()
 
 
-class Unwanted(Exception):
-    """The parent refuses this node; the text says why and what to do."""
-
-
 async def live(
     node: Node, connect: Connect, leave: asyncio.Event, *, wait: float = 0.0, standby: bool = False
 ) -> None:
-    """Runs `node` until `leave` is set. `wait`: seconds to try for the broker and the parent at the start. `standby`:
-    a name that is taken is waited for.
+    """Runs `node` until `leave` is set.
 
-    Raises NameTaken, NoParent, Unwanted, ConnectionLost or AccessRefused if the node cannot register, the engine's
-    EngineUnavailable if it cannot start, EngineStuck if it hangs so that only a new process helps. Once it has served,
-    only `leave` and EngineStuck end it: it reconnects for ever.
+    `wait`: seconds to try to reach the broker and the parent at the start. `standby`: waits while
+    the name is taken. Raises NameTaken, NoParent, WrongModel, ConnectionLost or AccessRefused if
+    the node cannot register, EngineUnavailable if the engine cannot start, EngineStuck if it hangs
+    and only a new process helps. A node that has served reconnects for ever: only `leave` and
+    EngineStuck end it.
     """
     give_up = asyncio.get_running_loop().time() + wait
     pause, longest = RECONNECT_SECONDS
     served = False
-    loading = asyncio.create_task(
-        _load(node, wait), name="engine"
-    )  # takes seconds: meanwhile the node registers
+    # loading takes seconds: meanwhile the node registers
+    loading = asyncio.create_task(_load(node, wait), name="engine")
     try:
         while not leave.is_set():
             try:
@@ -61,14 +55,12 @@ async def live(
                 finally:
                     await node.abandon()
                     await session.close()
-            except (BrokerError, NameTaken, NoParent) as error:
-                if node.status == "idle":  # it had served: what comes now is a new trouble
+            except BrokerError as error:
+                if node.status == "idle":  # it had served, so the back-off starts anew
                     served, pause, node.status = True, RECONNECT_SECONDS[0], "starting"
                 if not served and asyncio.get_running_loop().time() >= give_up:
                     raise
-                if isinstance(
-                    error, NoParent
-                ):  # the broker is there, and the parent is likely to be on its way too
+                if isinstance(error, NoParent):  # it is likely to register soon
                     pause = min(pause, PARENT_SECONDS)
                 log.warning("not registered, trying again", node=node.name, reason=str(error))
             with contextlib.suppress(TimeoutError):
@@ -78,30 +70,32 @@ async def live(
     finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        await node.care.stop()
+        await node.supervisor.stop()
 
 
 async def _load(node: Node, wait: float) -> None:
-    """Starts the engine. One that joins a tree which is there learns first whether it is wanted: a model takes long to
-    load. (`up` starts everything together, waits, and gives all of it the same model.)
+    """Starts the engine.
+
+    A node that joins an existing tree is admitted first, as a model takes long to load. (`up`
+    starts all nodes together, with `wait`, and gives them the same model.)
     """
     if not wait:
         await _admission(node)
     if not node.refused.done():
-        await node.care.start()
+        await node.supervisor.start()
 
 
 async def _admission(node: Node) -> None:
-    """Returns when the parent has answered whether it takes the node, or soon all the same."""
+    """Returns when the parent has admitted or refused the node, or has not answered in time."""
     if node.parent is None or node.served:
         return
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ADMISSION_SECONDS):
-            await node.admitted.wait()
+            await node.answered.wait()
 
 
 async def _wait_for_name(node: Node, session: Session, leave: asyncio.Event) -> bool:
-    """A standby's life: returns True once the name is free, False when it is told to leave. Raises ConnectionLost."""
+    """True once the name is free, False when the standby must leave. Raises ConnectionLost."""
     free = asyncio.create_task(until_gone(session, node.name), name="standby")
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
@@ -118,9 +112,10 @@ async def _wait_for_name(node: Node, session: Session, leave: asyncio.Event) -> 
 async def _serve(
     node: Node, session: Session, leave: asyncio.Event, loading: asyncio.Task[None]
 ) -> None:
-    """One session: register, serve, and leave in order or raise the reason why the session was lost."""
-    node.port = NodePort(session, node.name, node)
-    await node.port.register(node.parent, node.model)
+    """One session: register, serve and leave. Raises why the session was lost."""
+    port = NodePort(session, node.name, node)
+    node.link.open(port)
+    await port.register(node.parent, node.model)
     node.announcer.begin()
     heartbeat = asyncio.create_task(_heartbeat(node), name="heartbeat")
     leaving = asyncio.create_task(leave.wait(), name="leave")
@@ -128,30 +123,30 @@ async def _serve(
         await _first(session, heartbeat, loading, leaving, node.refused)
         await _admission(node)
         if node.refused.done():
-            await node.port.remove(node.name)
-            raise Unwanted(node.refused.result())
+            await port.remove(node.name)
+            raise WrongModel(node.refused.result())
         if not leave.is_set():
             await _begin(node, loading)
-            await _first(session, heartbeat, leaving, node.care.stuck)
+            await _first(session, heartbeat, leaving, node.supervisor.stuck)
     finally:
         for task in (heartbeat, leaving):
             task.cancel()
         await asyncio.gather(heartbeat, leaving, return_exceptions=True)
     await _leave(node)
-    if node.care.stuck.done():
-        raise EngineStuck(node.care.detail)
+    if node.supervisor.stuck.done():
+        raise EngineStuck(node.supervisor.detail)
 
 
 async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
-    """Takes jobs, now that the engine is there. Raises what kept it from starting; the registration is gone then."""
+    """Takes jobs, once the engine has started. If it has not, unregisters and raises why."""
     try:
         loading.result()
     except BaseException:
-        await node.port.remove(node.name)
+        await node.link.port.remove(node.name)
         raise
     node.status, node.served = "idle", True
-    await node.port.consume(node.name, prefetch=node.dispatcher.prefetch())
-    node.announcer.tell_all()
+    await node.link.port.consume(node.name, prefetch=node.dispatcher.prefetch())
+    node.announcer.send_all()
     log.info(
         "ready", node=node.name, parent=node.parent, model=node.model, slots=node.dispatcher.slots
     )
@@ -160,8 +155,9 @@ async def _begin(node: Node, loading: asyncio.Task[None]) -> None:
 async def _first(
     session: Session, lasting: asyncio.Task[None], *others: asyncio.Future[Any]
 ) -> None:
-    """Returns when one of the futures is done. Raises ConnectionLost if the session ends first, or what failed in
-    `lasting`.
+    """Returns when one of the futures is done.
+
+    Raises ConnectionLost if the session ends first, or what `lasting` raised.
     """
     awaited: list[asyncio.Future[Any]] = [session.closed, lasting, *others]
     await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
@@ -175,15 +171,16 @@ async def _heartbeat(node: Node) -> None:
     while True:
         await asyncio.sleep(HEARTBEAT_SECONDS)
         node.jobs.sweep()
-        node.announcer.tell_all()
+        node.announcer.send_all()
         await node.membership.heartbeat()
 
 
 async def _leave(node: Node) -> None:
-    """Gives up the registration: no new jobs, the children to the parent, the running jobs to their end, the queue
-    upward; then exchange, queue and presence go. A root keeps its queue: jobs wait there for the next root.
+    """Gives up the registration: takes no new jobs, hands the children to the parent, lets running
+    jobs end, empties the queue upward; then exchange, queue and presence go.
 
-    The edge stays as long as the queue does: it tells whose the queue is, should the node die while it leaves.
+    A root keeps its queue, in which jobs wait for the next root. The edge stays as long as the
+    queue does: should the node die while it leaves, the edge says who is to empty the queue.
     """
     log.info("leaving", node=node.name, running=node.dispatcher.running)
     node.membership.hand_children_to_parent()
@@ -191,32 +188,32 @@ async def _leave(node: Node) -> None:
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     node.jobs.interrupt_all("the node is leaving", fault=False)
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
-    if (
-        node.parent is None
-    ):  # what is on its way down and not confirmed would be delivered to the next root, too
-        await node.port.stop_consuming(node.name)
-        await _until(lambda: not node.jobs.handing_over, node, GRACE_SECONDS)
+    if node.parent is None:
+        # jobs whose way down is not confirmed would be delivered to the next root, too
+        await node.link.port.stop_consuming(node.name)
+        await _until(lambda: not node.jobs.handing_on, node, GRACE_SECONDS)
     else:
-        await node.membership.transfer()
+        await node.membership.transfer_adopted()
         await _flow_up(node)
-        await node.port.send_control(node.parent, Leave(node=node.name))
+        await node.link.port.send_control(node.parent, Leave(node=node.name))
     node.status = "stopped"
-    node.announcer.tell_all()
+    node.announcer.send_all()
 
 
 async def _flow_up(node: Node) -> None:
-    """Waits until the queue has flowed to the parent and removes it. What cannot flow stays, for whoever looks after
-    dead nodes' queues, or the next start.
+    """Waits until the queue has been emptied into the parent's, and removes it.
+
+    Jobs that cannot flow in time stay, for the node that adopts the queue or for the next start.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(MOVE_SECONDS):
-            while node.jobs.busy or not await node.port.remove(node.name):
+            while node.jobs.busy or not await node.link.port.remove(node.name):
                 node.jobs.settled.clear()
                 await node.jobs.settled.wait()
 
 
 async def _until(condition: Callable[[], bool], node: Node, seconds: float) -> None:
-    """Waits for `condition`, looked at whenever a job leaves the node, for `seconds` at most."""
+    """Waits at most `seconds` for `condition`, checked whenever a job leaves the node."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not condition():

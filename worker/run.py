@@ -30,8 +30,8 @@ Ending = Finished | Failed | Interrupted
 log = structlog.get_logger()
 
 
-class Reader(Protocol):
-    """The way to whoever reads the answer."""
+class ReplyChannel(Protocol):
+    """The way to the reader of one answer."""
 
     def send(self, frame: AnyFrame) -> None:
         """Sends it soon."""
@@ -39,18 +39,18 @@ class Reader(Protocol):
     async def confirm(self, frame: AnyFrame) -> None:
         """Sends it and returns when the broker has it."""
 
-    async def ask(self, number: int) -> ResumeGrant:
-        """Where the reader stands. Cancelled if nobody reads any more."""
+    async def request_resume(self, number: int) -> ResumeGrant:
+        """Asks where to continue. Cancelled if nobody reads any more."""
 
     async def flowing(self) -> None:
         """Returns when the broker takes messages: at once, except during an alarm."""
 
 
 class JobRun:
-    """Runs `job` once. `reader` gets every frame but the last, which `run` returns.
+    """Runs `job` once. `channel` gets every frame but the last, which `run` returns.
 
-    `number` names the run within its node, `incarnation` the life of that node. `expires`: time.monotonic() until which the
-    answer is wanted.
+    `number` identifies the run within the node's `incarnation`. `expires`: time.monotonic() until
+    which the answer is wanted.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class JobRun:
         node: str,
         incarnation: str,
         number: int,
-        reader: Reader,
+        channel: ReplyChannel,
         lock: ReadersWriterLock,
         expires: float | None = None,
     ) -> None:
@@ -68,12 +68,12 @@ class JobRun:
         self.number = number
         self.tokens = 0
         self.faults: tuple[str, ...] = ()  # of earlier runs
-        self.asking = job.restarted  # the job's attempt is not known yet
-        self.alone = False  # it was interrupted by the engine for a fault that no other run shares
+        self.resuming = job.restarted  # the ResumeGrant, with the attempt, has not come yet
+        self.isolated = False  # the engine interrupted this run alone and works on
         self._engine = engine
         self._node = node
         self._incarnation = incarnation
-        self._reader = reader
+        self._channel = channel
         self._lock = lock
         self._expires = expires
         self._seq = 0
@@ -84,7 +84,7 @@ class JobRun:
 
     @property
     def begun(self) -> bool:
-        """True once the reader was told that it starts."""
+        """True once Start was sent to the reader."""
         return self._seq > 0
 
     @property
@@ -93,34 +93,36 @@ class JobRun:
         return self._stopped is not None
 
     async def run(self) -> Ending:
-        """How it ended. Cancelling the task that awaits this abandons the run: CancelledError, no ending."""
+        """Runs the job and returns how it ended.
+
+        Cancelling the task that awaits this abandons the run: CancelledError and no ending.
+        """
         self._task = asyncio.current_task()
         try:
             async with asyncio.timeout(self._seconds_left()):
-                return await self._work()
+                return await self._run()
         except TimeoutError:
             return self._failed("expired", "the deadline of the request passed while it ran")
         except EngineError as error:
             if error.retryable:
-                self.alone = error.isolated
+                self.isolated = error.isolated
                 return Interrupted(**self._number(), reason=str(error), fault=error.suspect)
             return self._failed(error.code, str(error))
         except asyncio.CancelledError:
             if self._stopped is None or self._task is None or self._task.uncancel():
                 raise
             return msgspec.structs.replace(self._stopped, **self._number())
-        except (
-            Exception
-        ) as error:  # fate: this job fails and says so; a fault in it must not end the others
+        except Exception as error:
+            # fate: this job fails and says so; a fault in it must not end the others
             log.exception("job failed", request_id=self.job.request_id)
             return self._failed("internal", f"{type(error).__name__}: {error}")
 
     def cancel(self) -> None:
-        """Nobody wants the answer: the slot is freed within one decoding step, `run` returns Finished("cancelled")."""
+        """Nobody wants the answer: `run` returns Finished("cancelled") within a decoding step."""
         self._stop(self._finished("cancelled"))
 
     def interrupt(self, reason: str, *, fault: bool) -> None:
-        """The job must go on elsewhere; `run` returns Interrupted."""
+        """The job must continue elsewhere: `run` returns Interrupted."""
         self._stop(
             Interrupted(request_id=self.job.request_id, reason=reason, fault=fault and self.begun)
         )
@@ -131,60 +133,63 @@ class JobRun:
             if self._task is not None:
                 self._task.cancel()
 
-    async def _work(self) -> Ending:
+    async def _run(self) -> Ending:
         if self._stopped is not None:
             return self._stopped
-        if not self.asking:
+        if not self.resuming:
             async with self._lock.shared():
-                self._reader.send(self._start())
+                self._channel.send(self._start())
                 return await self._stream()
-        told = await self._reader.ask(self.number)
-        self.faults, self.asking = told.faults, False
+        await self._resume()
+        if len(self.faults) >= MAX_ATTEMPTS:
+            faults = "; ".join(self.faults)
+            return self._failed(
+                "given_up", f"given up after {len(self.faults)} lost runs: {faults}"
+            )
+        is_last = len(self.faults) == MAX_ATTEMPTS - 1
+        async with self._lock.exclusive() if is_last else self._lock.shared():
+            # the reader must know of this run before it can kill the node
+            await self._channel.confirm(self._start())
+            return await self._stream()
+
+    async def _resume(self) -> None:
+        """Gets from the reader the attempt, the text to continue, and the faults of lost runs."""
+        grant = await self._channel.request_resume(self.number)
+        self.faults = grant.faults
+        self.resuming = False
         self.job = msgspec.structs.replace(
             self.job,
-            attempt=told.attempt,
+            attempt=grant.attempt,
             restarted=False,
-            delivered=told.delivered,
-            delivered_ids=told.delivered_ids,
+            delivered=grant.delivered,
+            delivered_ids=grant.delivered_ids,
         )
-        if len(told.faults) >= MAX_ATTEMPTS:
-            return self._failed(
-                "given_up", f"given up after {len(told.faults)} lost runs: {'; '.join(told.faults)}"
-            )
-        last = len(told.faults) == MAX_ATTEMPTS - 1
-        async with self._lock.exclusive() if last else self._lock.shared():
-            await self._reader.confirm(
-                self._start()
-            )  # so that the loss of this run is known, whatever it does
-            return await self._stream()
 
     async def _stream(self) -> Ending:
         async with aclosing(self._engine.run(self.job)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                await self._reader.flowing()
+                await self._channel.flowing()
                 self._prompt_tokens = chunk.prompt_tokens or self._prompt_tokens
                 self._omitted_messages = chunk.omitted_messages or self._omitted_messages
-                self._pass_on(chunk)
+                self._send_delta(chunk)
                 if chunk.finish is not None:
                     return self._finished(chunk.finish)
         return self._failed("internal", "the engine ended the answer without a reason")
 
-    def _pass_on(self, chunk: Chunk) -> None:
+    def _send_delta(self, chunk: Chunk) -> None:
         self.tokens += chunk.tokens
         if chunk.text or chunk.logprobs:
-            number = self._count()
-            self._reader.send(
-                Delta(
-                    **number,
-                    text=chunk.text,
-                    tokens=chunk.tokens,
-                    ids=chunk.ids,
-                    logprobs=chunk.logprobs,
-                )
+            delta = Delta(
+                **self._next_number(),
+                text=chunk.text,
+                tokens=chunk.tokens,
+                ids=chunk.ids,
+                logprobs=chunk.logprobs,
             )
+            self._channel.send(delta)
 
     def _start(self) -> Start:
-        return Start(**self._count(), node=self._node, incarnation=self._incarnation)
+        return Start(**self._next_number(), node=self._node, incarnation=self._incarnation)
 
     def _finished(self, reason: FinishReason) -> Finished:
         return Finished(
@@ -198,7 +203,7 @@ class JobRun:
     def _failed(self, code: FailureCode, message: str) -> Failed:
         return Failed(**self._number(), code=code, message=message)
 
-    def _count(self) -> FrameNumber:
+    def _next_number(self) -> FrameNumber:
         """Identity of the next frame, which is sent now."""
         number = self._number()
         self._seq += 1
@@ -206,10 +211,11 @@ class JobRun:
 
     def _number(self) -> FrameNumber:
         """Identity of the next frame, should it be the last."""
-        seq = (
-            NO_RUN if self.asking else self._seq
-        )  # a new attempt may be granted, and the answer not here yet
+        # while resuming, a new attempt may be granted without this node knowing its number
+        seq = NO_RUN if self.resuming else self._seq
         return {"request_id": self.job.request_id, "attempt": self.job.attempt, "seq": seq}
 
     def _seconds_left(self) -> float | None:
-        return None if self._expires is None else max(0.0, self._expires - time.monotonic())
+        if self._expires is None:
+            return None
+        return max(0.0, self._expires - time.monotonic())

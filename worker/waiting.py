@@ -1,91 +1,75 @@
-"""The jobs that wait at one node: their order, and what their readers hear about it.
+"""The jobs that wait at one node: their order, and what their readers are told about it.
 
-Whoever waits is told the place in the line and the estimated time until the start: soon after coming, and again when
-that has changed, the less often the longer it takes.
+The reader of a waiting job gets its position in the queue and the estimated time to its start: soon
+after it arrives, and again when that has changed, less often the longer the wait.
 """
 
 import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from broker.bounds import LONGEST_SECONDS
-from broker.session import Delivery
-from broker.wire import NO_RUN, Job, Waiting
+from broker.wire import NO_RUN, Waiting
 from topology.cap import Cap
 from topology.dispatch import Dispatcher
-from topology.fair_queue import Entry, FairQueue, Position
-from topology.wait_estimator import Accuracy, WaitEstimator
+from topology.fair_queue import FairQueue, Position
+from topology.wait_estimator import Accuracy, Forecast, WaitEstimator
+from worker.pending_job import PendingJob
 
-SOON = 0.05  # seconds until a job that came and could not go is told why
-AGAIN = 1.0  # seconds, the least between two tellings of one job
-AGAIN_SHARE = 0.1  # of the estimated wait, if that is longer
-SLACK = 0.2  # of the wait, by which an estimate may be off without being told anew
-JOBS_A_SECOND = 5_000  # looked at when telling: a long line is told less often
-
-
-@dataclass(slots=True, eq=False)
-class HeldJob:
-    """A job in this node's hands, with the delivery that must be settled in the end."""
-
-    job: Job
-    delivery: Delivery
-    expires: float | None = None  # time.monotonic() until which the answer is wanted
-    entry: Entry["HeldJob"] | None = None  # the newest
-    since: float = 0.0  # when it came into the line
-    told: tuple[str, int] | None = (
-        None  # the reason for waiting and the place that its reader knows
-    )
-    tell_at: float = 0.0  # not before is it told another place or time
-    promised: float | None = None  # when it was told to start
-    estimate: tuple[float, float] | None = None  # the first one: when, and how many seconds
+FIRST_SECONDS = 0.05  # until the reader of a job that cannot go is told why
+REPEAT_SECONDS = 1.0  # between two updates of one job, at least
+REPEAT_SHARE = 0.1  # of the estimated wait, if that is longer
+TOLERANCE = 0.2  # of the wait, by which an estimate may change without an update
+JOBS_A_SECOND = 5_000  # whose positions are computed: a long queue is updated less often
 
 
 class WaitingJobs:
-    """See the module. `cap`: how many jobs of a user are let through to the nodes below. `send(reply queue, frame)`
-    tells a reader.
+    """See the module.
+
+    `cap`: how many jobs of a user are let through to the nodes below. `send(reply_to, frame)` sends
+    a frame to a reader.
     """
 
     def __init__(
         self, name: str, dispatcher: Dispatcher, cap: Cap, send: Callable[[str, Waiting], None]
     ) -> None:
         self.accuracy = Accuracy()
-        self.users: Counter[str] = Counter()  # whose jobs wait here
+        self.users: Counter[str] = Counter()  # waiting jobs by user
         self._name = name
         self._dispatcher = dispatcher
         self._cap = cap
         self._send = send
-        self._line: FairQueue[HeldJob] = FairQueue()
+        self._queue: FairQueue[PendingJob] = FairQueue()
         self._estimator = WaitEstimator()
-        self._reason = ""
-        self._by_request: defaultdict[str, list[HeldJob]] = defaultdict(list)
-        self._teller: asyncio.TimerHandle | None = None
+        self._hold_reason = ""
+        self._by_request: defaultdict[str, list[PendingJob]] = defaultdict(list)
+        self._next_update: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
-    def __iter__(self) -> Iterator[HeldJob]:
-        """In order."""
-        return (entry.item for entry in self._line)
+    def __iter__(self) -> Iterator[PendingJob]:
+        """In the order in which they would go."""
+        return (entry.item for entry in self._queue)
 
-    def of(self, request_id: str) -> list[HeldJob]:
-        """The copies of that job that wait here."""
+    def copies_of(self, request_id: str) -> list[PendingJob]:
+        """The copies of that job, which may have been delivered twice."""
         return list(self._by_request.get(request_id, ()))
 
-    def older_than(self, seconds: float) -> list[HeldJob]:
-        """Those that have waited longer, in order."""
+    def older_than(self, seconds: float) -> list[PendingJob]:
+        """Jobs that have waited longer, in order."""
         latest = time.monotonic() - seconds
-        return [held for held in self if held.since < latest]
+        return [pending for pending in self if pending.queued_at < latest]
 
-    # ---- coming and going
+    # ---- the queue
 
-    def add(self, held: HeldJob, *, first: bool) -> None:
-        """A job comes; `first`: it has been on its way already."""
-        job = held.job
+    def add(self, pending: PendingJob, *, first: bool) -> None:
+        """Adds a job; `first`: it goes before those that have not begun."""
+        job = pending.job
         self._cap.job_arrived(job.user, time.monotonic())
-        held.entry = self._line.add(
-            held,
+        pending.entry = self._queue.add(
+            pending,
             user=job.user,
             job_class=job.job_class,
             work=job.work,
@@ -93,115 +77,139 @@ class WaitingJobs:
             expected=job.expected,
             first=first,
         )
-        self._note(held)
+        self._index(pending)
 
-    def put_back(self, held: HeldJob) -> None:
-        """One that was taken could not go after all; it comes first."""
-        if held.entry is None:
-            raise ValueError("this job was never in the line")
-        held.entry = self._line.put_back(held.entry)
-        self._note(held)
+    def put_back(self, pending: PendingJob) -> None:
+        """Returns a job that was taken but could not go; it comes first."""
+        if pending.entry is None:
+            raise ValueError("this job was never in the queue")
+        pending.entry = self._queue.put_back(pending.entry)
+        self._index(pending)
 
-    def take(self) -> HeldJob | None:
-        """The next one, which leaves the line; None if none may go, because their users have enough running."""
-        most = self._most()
-        entry = self._line.take(
-            lambda user: most is None or self._dispatcher.jobs_below(user) < most
+    def take(self) -> PendingJob | None:
+        """Removes and returns the next job; None if the users of all have reached their cap."""
+        limit = self._user_limit()
+        entry = self._queue.take(
+            lambda user: limit is None or self._dispatcher.jobs_below(user) < limit
         )
         if entry is None:
             return None
-        self._forget(entry.item)
+        self._unindex(entry.item)
         return entry.item
 
-    def remove(self, held: HeldJob) -> None:
-        """One leaves the line, unserved."""
-        if held.entry is not None and self._line.remove(held.entry):
-            self._forget(held)
+    def remove(self, pending: PendingJob) -> None:
+        """Removes a job that does not go."""
+        if pending.entry is not None and self._queue.remove(pending.entry):
+            self._unindex(pending)
 
     def clear(self) -> None:
-        """Everything is gone; nobody is told."""
-        self._line = FairQueue()
+        """Forgets all jobs and tells nobody."""
+        self._queue = FairQueue()
         self._by_request.clear()
         self.users.clear()
-        if self._teller is not None:
-            self._teller.cancel()
-            self._teller = None
+        if self._next_update is not None:
+            self._next_update.cancel()
+            self._next_update = None
 
-    def went(self, held: HeldJob) -> None:
-        """One that was taken runs, or was handed on: it waited until now."""
-        self._estimator.started(time.monotonic(), held.job.expected or held.job.work)
-        if held.estimate is not None:
-            at, seconds = held.estimate
+    def departed(self, pending: PendingJob) -> None:
+        """A job that was taken is about to run or to be forwarded: its wait is over."""
+        self._estimator.started(time.monotonic(), pending.job.expected or pending.job.work)
+        if pending.first_estimate is not None:
+            at, seconds = pending.first_estimate
             self.accuracy.add(seconds, time.monotonic() - at)
-            held.estimate = None
+            pending.first_estimate = None
 
-    def _note(self, held: HeldJob) -> None:
-        held.since = time.monotonic()
-        self.users[held.job.user] += 1
-        self._by_request[held.job.request_id].append(held)
+    def _index(self, pending: PendingJob) -> None:
+        pending.queued_at = time.monotonic()
+        self.users[pending.job.user] += 1
+        self._by_request[pending.job.request_id].append(pending)
 
-    def _forget(self, held: HeldJob) -> None:
-        self.users[held.job.user] -= 1
-        if not self.users[held.job.user]:
-            del self.users[held.job.user]
-        copies = self._by_request[held.job.request_id]
-        copies.remove(held)
+    def _unindex(self, pending: PendingJob) -> None:
+        self.users[pending.job.user] -= 1
+        if not self.users[pending.job.user]:
+            del self.users[pending.job.user]
+        copies = self._by_request[pending.job.request_id]
+        copies.remove(pending)
         if not copies:
-            del self._by_request[held.job.request_id]
+            del self._by_request[pending.job.request_id]
 
-    def _most(self) -> int | None:
+    def _user_limit(self) -> int | None:
         return self._cap.limit(self._dispatcher.subtree_slots(), time.monotonic())
 
-    # ---- telling
+    # ---- what readers are told
 
     def observe(self) -> None:
-        """The figures have changed: what estimates are made of."""
+        """The counters have changed, from which waits are estimated."""
         dispatcher = self._dispatcher
         busy = dispatcher.subtree_slots() - dispatcher.subtree_free()
         self._estimator.observe(time.monotonic(), busy, dispatcher.subtree_finished())
 
-    def stay(self, reason: str) -> None:
-        """Nobody can go now, for this reason: those who wait are told."""
-        self._reason = reason
-        self._tell_within(SOON)
+    def hold(self, reason: str) -> None:
+        """No job can go now, for this reason: their readers are told soon."""
+        self._hold_reason = reason
+        self._schedule_update(FIRST_SECONDS)
 
-    def _tell_within(self, seconds: float) -> None:
+    def _schedule_update(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         at = loop.time() + max(seconds, len(self) / JOBS_A_SECOND)
-        if self._teller is None or self._teller.when() > at:
-            if self._teller is not None:
-                self._teller.cancel()
-            self._teller = loop.call_at(at, self._tell)
+        if self._next_update is not None:
+            if self._next_update.when() <= at:
+                return
+            self._next_update.cancel()
+        self._next_update = loop.call_at(at, self._update_readers)
 
-    def _tell(self) -> None:
-        self._teller = None
+    def _update_readers(self) -> None:
+        self._next_update = None
         now = time.monotonic()
-        below, most = self._dispatcher.users_below(), self._most()
+        below = self._dispatcher.users_below()
+        limit = self._user_limit()
         self.observe()
         forecast = self._estimator.forecast(now, self._dispatcher.subtree_slots())
-        for place in self._line.positions():
-            held = place.entry.item
-            running = below[held.job.user]
-            cap = most if most is not None and running >= most else None
-            reason, position = self._why(cap), place.before + 1
-            seconds = None if forecast is None else forecast.next_start(place.entry.expected)
-            if seconds is not None and most is not None and running + place.own_before >= most:
-                seconds = max(seconds, self._own_seconds(place, most))
-            told = held.told or ("", 0)
-            news = position != told[1] or _is_off(held.promised, seconds, now)
-            if reason != told[0] or (news and now >= held.tell_at):
-                held.told = reason, position
-                self._tell_one(held, seconds, now)
+        for position in self._queue.positions():
+            running = below[position.entry.user]
+            reason = self._hold_reason
+            if limit is not None and running >= limit:
+                reason = f"{limit} of your jobs are running, and no more may at once"
+            seconds = self._estimate(position, forecast, running, limit)
+            pending = position.entry.item
+            if _is_news(pending, reason, position.before + 1, seconds, now):
+                pending.notified = reason, position.before + 1
+                self._notify(pending, seconds, now)
         if len(self):
-            self._tell_within(AGAIN)
+            self._schedule_update(REPEAT_SECONDS)
 
-    def _tell_one(self, held: HeldJob, seconds: float | None, now: float) -> None:
-        held.tell_at = now + max(AGAIN, AGAIN_SHARE * (seconds or 0.0))
-        held.promised = None if seconds is None else now + seconds
-        if held.estimate is None and seconds is not None:
-            held.estimate = now, seconds
-        job = held.job
-        reason, position = held.told or ("", None)
+    def _estimate(
+        self,
+        position: Position[PendingJob],
+        forecast: Forecast | None,
+        running: int,
+        limit: int | None,
+    ) -> float | None:
+        """Seconds until the job starts; None while nothing is known.
+
+        Under a per-user cap, the user's own earlier jobs may delay it more than the queue does.
+        """
+        if forecast is None:
+            return None
+        seconds = forecast.next_start(position.entry.expected)
+        if limit is None or running + position.own_before < limit:
+            return seconds
+        own_seconds = self._estimator.job_seconds or 0.0
+        if position.own_before:
+            own_seconds += self._estimator.duration(position.own_expected_before)
+        return max(seconds, own_seconds / limit)
+
+    def _notify(self, pending: PendingJob, seconds: float | None, now: float) -> None:
+        pending.notify_after = now + max(REPEAT_SECONDS, REPEAT_SHARE * (seconds or 0.0))
+        pending.promised_start = None
+        shown_seconds = None
+        if seconds is not None:
+            pending.promised_start = now + seconds
+            shown_seconds = round(min(seconds, LONGEST_SECONDS), 1)
+            if pending.first_estimate is None:
+                pending.first_estimate = now, seconds
+        job = pending.job
+        reason, position = pending.notified or ("", None)
         frame = Waiting(
             request_id=job.request_id,
             attempt=job.attempt,
@@ -209,25 +217,24 @@ class WaitingJobs:
             node=self._name,
             reason=reason,
             position=position,
-            seconds=None if seconds is None else round(min(seconds, LONGEST_SECONDS), 1),
+            seconds=shown_seconds,
         )
         self._send(job.reply_to, frame)
 
-    def _why(self, cap: int | None) -> str:
-        return (
-            self._reason
-            if cap is None
-            else f"{cap} of your jobs are running, and no more may at once"
-        )
 
-    def _own_seconds(self, place: Position[HeldJob], cap: int) -> float:
-        """A user's own jobs, of which only so many may run, can be what takes longer than the line."""
-        ahead = self._estimator.duration(place.own_expected_before) if place.own_before else 0.0
-        return (ahead + (self._estimator.job_seconds or 0.0)) / cap
+def _is_news(
+    pending: PendingJob, reason: str, position: int, seconds: float | None, now: float
+) -> bool:
+    """True if the reader is to be told: of a new reason at once, of other changes now and then."""
+    known_reason, known_position = pending.notified or ("", 0)
+    if reason != known_reason:
+        return True
+    changed = position != known_position or _is_off(pending.promised_start, seconds, now)
+    return changed and now >= pending.notify_after
 
 
 def _is_off(promised: float | None, seconds: float | None, now: float) -> bool:
-    """Whether what was promised is not what is expected now, by a second and a fifth of the wait at least."""
+    """True if the promised start differs from the estimate by more than the tolerance."""
     if promised is None or seconds is None:
         return promised is not seconds
-    return abs(now + seconds - promised) > max(AGAIN, SLACK * seconds)
+    return abs(now + seconds - promised) > max(REPEAT_SECONDS, TOLERANCE * seconds)

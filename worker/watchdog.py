@@ -1,4 +1,4 @@
-"""Notices that a step of the engine hangs, or that its thread is dead: nothing else would, as that makes no error."""
+"""Notices that a step of the engine hangs, or that its thread is dead, which raises no error."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,20 +7,16 @@ import structlog
 
 from worker.engines.base import Engine
 
-STEP_SECONDS = (
-    120.0  # a step is a piece of a prompt and a token for every row: seconds on a slow CPU
-)
-FIRST_STEPS = (
-    5  # the first step may take this many times as long: a GPU's kernels are compiled in it
-)
+STEP_SECONDS = 120.0  # a prefill chunk and a token for every row take seconds on a slow CPU
+FIRST_STEP_FACTOR = 5  # the first step may take so many times as long: it compiles GPU kernels
 
-_LOOKS = 3  # in a row: a process that was stopped for a while (SIGSTOP) finds its step old, and ends it at once
+_CHECKS = 3  # in a row: after a SIGSTOP the step looks old, but ends at once
 
 log = structlog.get_logger()
 
 
 class Watchdog:
-    """Looks at `engine` from `start` on; calls `on_hang(seconds)` once if a step takes longer than `limit_seconds`."""
+    """Calls `on_hang(seconds)` once if a step of `engine` takes longer than `limit_seconds`."""
 
     def __init__(
         self, engine: Engine, limit_seconds: float, on_hang: Callable[[float], None]
@@ -31,24 +27,29 @@ class Watchdog:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to look; again after a hang or `stop`, for an engine that was started again."""
+        """Watches from now on. Call it again after a hang or `stop`, for the restarted engine."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch(), name="watchdog")
 
     async def stop(self) -> None:
-        """Looks no more. Not to be awaited from `on_hang`."""
+        """Ends the watch. Not to be awaited from `on_hang`."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        looks, seconds = 0, 0.0
-        while looks < _LOOKS:
+        checks, seconds = 0, 0.0
+        while checks < _CHECKS:
             await asyncio.sleep(min(1.0, self._limit / 10))
             seconds = self._engine.stalled()
-            looks = looks + 1 if seconds > self._allowed() else 0
-        log.error("the engine does not go on", engine=self._engine.name, seconds=round(seconds, 1))
+            if seconds > self._allowed():
+                checks += 1
+            else:
+                checks = 0
+        log.error("the engine hangs", engine=self._engine.name, seconds=round(seconds, 1))
         self._on_hang(seconds)
 
     def _allowed(self) -> float:
-        return self._limit if self._engine.warm else self._limit * FIRST_STEPS
+        if self._engine.warm:
+            return self._limit
+        return self._limit * FIRST_STEP_FACTOR

@@ -18,8 +18,8 @@ from cli.prepare.model import Model
 from cli.process import Spec
 from cli.rabbitmq import Broker
 from topology.names import root_name
-from worker.__main__ import parse
 from worker.engines.transformers.model import quantization
+from worker.settings import parse
 
 BROKER = Broker.elsewhere("amqp://somewhere/", "http://somewhere")
 

@@ -61,7 +61,7 @@ async def serve_through(cluster: Cluster, jump: Any) -> None:
     later = await cluster.ask("later", seconds_left=60.0)
     for node in cluster.nodes.values():
         node.jobs.sweep()
-        node.announcer.tell_all()
+        node.announcer.send_all()
     for stream in (runs, waits, later):
         await until(lambda request=stream.request_id: request in cluster.engine("n1").steps)
         cluster.engine("n1").finish(stream.request_id)

@@ -286,7 +286,7 @@ async def test_a_frame_of_an_attempt_that_nobody_granted_is_no_answer() -> None:
         node = await cluster.add("n1", "root")
         stream = await cluster.ask("a")
         await until(lambda: stream._running)
-        node.port.outbox.put(
+        node.link.port.outbox.put(
             reply_queue(cluster), Finished(request_id="a", attempt=10**9, seq=1, reason="stop")
         )
         cluster.engine("n1").say("a", "text")

@@ -208,9 +208,9 @@ async def test_a_drained_node_hands_its_jobs_up_once_its_parent_is_back() -> Non
         await until(lambda: cluster.where("running"))
         await cluster.ask("held")
         await until(lambda: cluster.nodes["n1"].state().held == 1)
-        cluster.nodes["n1"].membership.parent_there = False  # as after a failed attempt to reach it
+        cluster.nodes["n1"].membership.parent_is_gone()
         cluster.nodes["n1"].on_control(Drain())
-        cluster.nodes["n1"].announcer.tell_all()
+        cluster.nodes["n1"].announcer.send_all()
         await until(lambda: cluster.nodes["root"].state().held == 1)
         assert cluster.nodes["n1"].state().held == 0
 

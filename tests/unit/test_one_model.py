@@ -9,7 +9,7 @@ from broker.wire import Attach, Capacity, Failed, Finished, Job, decode, encode
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from topology.dispatch import HoldHigh
-from worker.life import Unwanted
+from worker.errors import WrongModel
 
 
 async def test_a_node_of_another_model_is_refused_before_it_loads_anything() -> None:
@@ -18,7 +18,7 @@ async def test_a_node_of_another_model_is_refused_before_it_loads_anything() -> 
         await cluster.add("n1", "root")
         engine = HandEngine("other", 1)
         with pytest.raises(
-            Unwanted, match="root serves m; this node serves other: start it with --model m"
+            WrongModel, match="root serves m; this node serves other: start it with --model m"
         ):
             await cluster.add("x", "root", engine=engine, model="other")
         assert engine.starts == 0

@@ -133,12 +133,12 @@ async def test_jobs_that_vanish_from_a_queue_do_not_take_slots_for_ever(
     monkeypatch.setattr("worker.life.HEARTBEAT_SECONDS", 0.02)
     await cluster.add("root")
     node = await cluster.add("n1", "root")
-    await node.port.stop_consuming("n1")
+    await node.link.port.stop_consuming("n1")
     await cluster.ask("purged")
     queue = cluster.broker.queues[names.node("n1")]
     await until(lambda: queue.ready)
     queue.ready.clear()
-    await node.port.consume("n1", prefetch=10)
+    await node.link.port.consume("n1", prefetch=10)
     await cluster.ask("next")
     await until(lambda: cluster.where("next") == "n1")
 
@@ -193,5 +193,5 @@ async def test_a_job_that_could_not_go_can_still_be_cancelled(cluster: Cluster) 
     waiting.put_back(held)
     cluster.client.cancel("a", "ada")
     await full(cluster, 0)
-    assert not waiting.of("a") and not waiting.users
+    assert not waiting.copies_of("a") and not waiting.users
     await until(lambda: not cluster.nodes["root"].jobs.busy)

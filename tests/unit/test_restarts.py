@@ -28,7 +28,7 @@ from broker.wire import (
 )
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
-from worker import care
+from worker import engine_supervisor
 
 
 def job(request_id: str = "a") -> Job:
@@ -192,7 +192,7 @@ class Sick(HandEngine):
 async def test_a_node_without_a_working_engine_says_so_and_gets_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(care, "RESTART_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(engine_supervisor, "RESTART_SECONDS", (0.01, 0.01))
     async with Cluster() as cluster:
         await cluster.add("root")
         engine = Sick()
@@ -348,7 +348,7 @@ async def test_frames_that_nobody_reads_end_the_run_though_the_cancel_was_lost()
 async def test_a_job_whose_cancel_was_said_while_the_root_was_away_ends_when_it_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.reader.ASK_SECONDS", 0.01)
+    monkeypatch.setattr("worker.reply_channel.ASK_SECONDS", 0.01)
     monkeypatch.setattr(broker_client, "REPEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
@@ -628,7 +628,7 @@ async def test_a_node_whose_frames_are_missing_loses_the_job_after_three_runs() 
                 lambda runs=runs: len(cluster.engine("n0").started) == runs and stream._running
             )  # type: ignore[misc]
             lost = Delta(request_id="a", attempt=stream.attempt, seq=99, text="x")
-            node.port.outbox.put(stream_queue(cluster), lost)
+            node.link.port.outbox.put(stream_queue(cluster), lost)
             await until(lambda runs=runs: len(stream.faults) == runs)  # type: ignore[misc]
         _, frames = await read(stream)
         assert isinstance(frames[-1], Failed)
@@ -651,7 +651,7 @@ async def test_a_node_that_runs_a_job_it_should_give_up_ends_nothing_but_the_job
         await until(lambda: stream._running)
         stream.faults = ("n0: x",) * MAX_ATTEMPTS
         lost = Delta(request_id="a", attempt=stream.attempt, seq=99, text="x")
-        node.port.outbox.put(stream_queue(cluster), lost)
+        node.link.port.outbox.put(stream_queue(cluster), lost)
         _, frames = await read(stream)
         assert isinstance(frames[-1], Failed)
         assert frames[-1].code == "given_up"
@@ -689,4 +689,4 @@ async def test_a_dead_letter_fits_whatever_its_faults_say() -> None:
         node = await cluster.add("n0", "root")
         long = msgspec.structs.replace(job(), user="模" * 500, trail=("n0",) * 5000)
         for _ in range(2):
-            assert await node.port.dead_letter(long, "x" * 10**6, ("\ud800" * 10**5,) * 100)
+            assert await node.link.port.dead_letter(long, "x" * 10**6, ("\ud800" * 10**5,) * 100)

@@ -4,7 +4,7 @@ import asyncio
 from typing import cast
 
 from worker.engines.base import Engine
-from worker.watchdog import FIRST_STEPS, Watchdog
+from worker.watchdog import FIRST_STEP_FACTOR, Watchdog
 
 LIMIT = 0.01
 
@@ -46,7 +46,7 @@ async def test_an_old_step_is_told_once() -> None:
 
 
 async def test_the_first_step_may_take_longer() -> None:
-    long = LIMIT * FIRST_STEPS
+    long = LIMIT * FIRST_STEP_FACTOR
     assert await hang_after(ScriptedEngine(long, long, long, long, 2 * long, warm=False)) == (
         7,
         2 * long,

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 import msgspec
 
 from broker.wire import FailureCode, FinishReason, Job, TokenLogprob
+from worker.errors import WorkerError
 
 DEFAULT_SLOTS = 8  # where neither the operator nor a GPU's memory says how many
 
@@ -77,7 +78,7 @@ class NoFreeSlot(EngineError):
         super().__init__(f"all {slots} slots are taken", isolated=True)
 
 
-class EngineUnavailable(Exception):
+class EngineUnavailable(WorkerError):
     """The engine cannot start (no model folder, no such device). Tells the operator what to do."""
 
 

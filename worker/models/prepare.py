@@ -1,7 +1,7 @@
 """From a public model name to a folder that can be loaded.
 
-A folder appears under its name only when it is complete: it is made beside and then renamed, so that whoever is
-killed half-way leaves nothing that looks like a model.
+A folder appears under its name only when it is complete: it is built beside that and then renamed,
+so a process that is killed half-way leaves nothing that looks like a model.
 """
 
 import fcntl
@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from worker.models import PACKAGED, ModelError, installed, is_local
+from worker.errors import ModelError
+from worker.models import PACKAGED, installed, is_local
 from worker.models.progress import Say
 
-STAMP = ".canopy-model.json"  # in a folder that was made here: what it was made from
+STAMP = ".canopy-model.json"  # in a folder that was built here: its source
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class Source(Protocol):
@@ -24,14 +27,14 @@ class Source(Protocol):
     needs: int  # bytes of disk, temporary files included
 
     def stamp(self) -> dict[str, str]:
-        """What identifies this very version; a folder with the same stamp is up to date."""
+        """Identifies the version: a folder with the same stamp is up to date."""
 
     def fill(self, folder: Path, say: Say) -> None:
         """Writes the model's files into the empty or half-filled `folder`. Raises ModelError."""
 
 
 def prepare(name_or_path: str, at: Path, say: Say) -> Path:
-    """The folder to load for `name_or_path`, made under `at`/models if need be. Raises ModelError."""
+    """The folder to load, built under `at`/models if needed. Raises ModelError."""
     if is_local(name_or_path):
         folder = installed(name_or_path)
         validate(folder)
@@ -40,8 +43,8 @@ def prepare(name_or_path: str, at: Path, say: Say) -> Path:
     source = _source(name_or_path)
     if read_stamp(folder) != source.stamp():
         _make_room(folder.parent, source.needs, say)
-        with _alone(folder, say):
-            if read_stamp(folder) != source.stamp():  # unless somebody made it while we waited
+        with _lock(folder, say):
+            if read_stamp(folder) != source.stamp():  # another process may have built it
                 _build(source, folder, say)
     return folder
 
@@ -58,15 +61,12 @@ def validate(folder: Path) -> None:
         raise ModelError(
             f"{folder} has no *.safetensors (other weight formats can run code and are not loaded)"
         )
-    if not any(
-        (folder / name).is_file()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    ):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model)")
 
 
 def read_stamp(folder: Path) -> dict[str, str] | None:
-    """What the folder was made from, or None."""
+    """The stamp of the folder's source, or None."""
     try:
         stamp: dict[str, str] = json.loads((folder / STAMP).read_text())
     except (OSError, ValueError):
@@ -100,8 +100,8 @@ def _gb(size: int) -> str:
 
 
 @contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """One process at a time; the lock ends with its holder, however that ends."""
+def _lock(folder: Path, say: Say) -> Iterator[None]:
+    """Lets one process at a time build the folder; the kernel frees a dead process's lock."""
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,15 +115,13 @@ def _fill(source: Source, partial: Path, say: Say) -> None:
     try:
         source.fill(partial, say)
     except ModelError:
-        if not any(
-            partial.iterdir()
-        ):  # a mistyped name leaves nothing; a broken download is kept to go on from
+        if not any(partial.iterdir()):  # keep a broken download, to resume it
             partial.rmdir()
         raise
 
 
 def _build(source: Source, folder: Path, say: Say) -> None:
-    """Fills a hidden sibling and renames it. What an earlier run left there is the source's to reuse or replace."""
+    """Fills a hidden sibling folder and renames it. The source may reuse what a broken run left."""
     partial = folder.parent / f".{folder.name}.partial"
     old = folder.parent / f".{folder.name}.old"
     try:

@@ -1,5 +1,5 @@
-"""How preparation tells what it does."""
+"""How the preparation of a model reports its progress."""
 
 from collections.abc import Callable
 
-Say = Callable[[str], None]  # one line, for a person who waits
+Say = Callable[[str], None]  # a line for the waiting user

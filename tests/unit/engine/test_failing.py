@@ -11,7 +11,7 @@ import torch
 from broker.wire import Interrupted, Job, Sampling
 from tests.unit.engine.test_text import sentencepiece
 from tests.unit.engine.tiny import save_model, tokenizer
-from worker.care import EngineCare
+from worker.engine_supervisor import EngineSupervisor
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, InvalidRequest
 from worker.engines.transformers import intake
@@ -211,7 +211,7 @@ class Silent:
     def send(self, frame: Any) -> None: ...
     async def confirm(self, frame: Any) -> None: ...
     async def flowing(self) -> None: ...
-    async def ask(self, number: int) -> Any: ...
+    async def request_resume(self, number: int) -> Any: ...
 
 
 async def test_a_decoding_thread_that_dies_hands_its_cause_to_every_run(
@@ -237,15 +237,17 @@ async def test_a_decoding_thread_that_dies_hands_its_cause_to_every_run(
         await read(engine, job("x"))
     hung: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     working = asyncio.Event()
-    care = EngineCare(engine, 0.1, lambda: working.set() if care.ready else None, hung.set_result)
-    care.ready = True
-    assert care._watchdog is not None
-    care._watchdog.start()
+    supervisor = EngineSupervisor(
+        engine, 0.1, lambda: working.set() if supervisor.ready else None, hung.set_result
+    )
+    supervisor.ready = True
+    assert supervisor._watchdog is not None
+    supervisor._watchdog.start()
     async with asyncio.timeout(20):
         assert await hung == "the engine's thread has died"
         await working.wait()
     assert await text_of(engine, job("Hello"))
-    await care.stop()
+    await supervisor.stop()
 
 
 def _dies(*_: Any) -> Any:

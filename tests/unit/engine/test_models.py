@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.models import PACKAGED, ModelError, installed, public_name
+from worker.errors import ModelError
+from worker.models import PACKAGED, installed, public_name
 from worker.models import prepare as preparing
 from worker.models.__main__ import main
 from worker.models.packaged import PackagedGemma

@@ -16,8 +16,8 @@ from broker.wire import Adopt, AnyFrame, Delta, Failed, Finished, Job, decode, e
 from tests.unit.cluster import Cluster
 from topology import names
 from topology.tree import orphans
-from worker.care import EngineStuck
 from worker.engines.base import Chunk, EngineFailed
+from worker.errors import EngineStuck
 from worker.life import live
 from worker.node import Node
 

@@ -35,7 +35,7 @@ class Told:
     async def confirm(self, frame: AnyFrame) -> None:
         self.frames.append(frame)
 
-    async def ask(self, number: int) -> ResumeGrant:
+    async def request_resume(self, number: int) -> ResumeGrant:
         raise NotImplementedError
 
     async def flowing(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The engine's health: it is started once, restarted after a failure, and watched while it computes."""
+"""Starts the engine once, restarts it after a failure, and watches it while it computes."""
 
 import asyncio
 import math
@@ -9,50 +9,50 @@ import structlog
 from worker.engines.base import Engine
 from worker.watchdog import Watchdog
 
-RESTART_SECONDS = (0.5, 30.0)  # pause after the first and the longest after later failures in a row
+# The pause after the first failed restart, and the longest after later ones in a row.
+RESTART_SECONDS = (0.5, 30.0)
 
 log = structlog.get_logger()
 
 
-class EngineStuck(Exception):
-    """The engine's thread hangs in a step and cannot be ended: only a new process helps."""
+class EngineSupervisor:
+    """Owns the engine's life.
 
-
-class EngineCare:
-    """Owns the engine's life. `changed()` is called when `ready` or `detail` has changed; `hung(reason)` when a step
-    does not end.
+    `on_change()` is called when `ready` or `detail` has changed, `on_hang(reason)` when a step
+    hangs.
     """
 
     def __init__(
         self,
         engine: Engine | None,
         step_seconds: float,
-        changed: Callable[[], None],
-        hung: Callable[[str], None],
+        on_change: Callable[[], None],
+        on_hang: Callable[[str], None],
     ) -> None:
         self.ready = False
         self.failed = False
         self.detail = ""  # what is wrong, for people
-        self.stuck: asyncio.Future[None] = (
-            asyncio.get_running_loop().create_future()
-        )  # a new process is needed
+        # resolved when only a new process can help
+        self.stuck: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._engine = engine
-        self._changed = changed
-        self._hung = hung
+        self._on_change = on_change
+        self._on_hang = on_hang
         self._restarting: asyncio.Task[None] | None = None
-        self._watchdog = Watchdog(engine, step_seconds, self._on_hang) if engine else None
+        self._watchdog: Watchdog | None = None
+        if engine is not None:
+            self._watchdog = Watchdog(engine, step_seconds, self._step_hangs)
 
     async def start(self) -> None:
-        """Raises EngineUnavailable. A root has nothing to start."""
+        """Starts the engine, if the node has one. Raises EngineUnavailable."""
         if self._engine is not None:
             await self._engine.start()
         if self._watchdog is not None:
             self._watchdog.start()
         self.ready = True
-        self._changed()
+        self._on_change()
 
-    def failure(self, reason: str) -> None:
-        """A run ended by the engine's fault: no job starts until the engine was started again."""
+    def restart(self, reason: str) -> None:
+        """A run ended by the engine's fault: no job starts until the engine is restarted."""
         if self._restarting is None or self._restarting.done():
             self._restarting = asyncio.create_task(self._restart(reason), name="engine restart")
 
@@ -66,24 +66,22 @@ class EngineCare:
         if self._engine is not None:
             await self._engine.stop()
 
-    def _on_hang(self, seconds: float) -> None:
-        died = seconds == math.inf
-        reason = (
-            "the engine's thread has died"
-            if died
-            else f"a step of the engine hangs for {seconds:.0f} s"
-        )
-        self._hung(reason)
-        self.failure(reason)
+    def _step_hangs(self, seconds: float) -> None:
+        if seconds == math.inf:
+            reason = "the engine's thread has died"
+        else:
+            reason = f"a step of the engine hangs for {seconds:.0f} s"
+        self._on_hang(reason)
+        self.restart(reason)
 
     async def _restart(self, reason: str) -> None:
-        """Tries until it works: a device may need a while."""
+        """Tries until the engine starts: a device may need a while."""
         engine = self._engine
         if engine is None:
             return
         pause, longest = RESTART_SECONDS
-        self._tell(reason)
-        log.error("engine failed, starting it again", reason=reason)
+        self._fail(reason)
+        log.error("engine failed, restarting it", reason=reason)
         while not self.ready:
             await engine.stop()
             if engine.stuck:
@@ -91,10 +89,9 @@ class EngineCare:
                 return
             try:
                 await engine.start()
-            except (
-                Exception
-            ) as error:  # whatever a model or a device raises: the node says so and tries again
-                self._tell(f"{reason}; it does not start again: {error}")
+            except Exception as error:
+                # fate: whatever a model or a device raises, the node reports it and tries again
+                self._fail(f"{reason}; it does not start again: {error}")
                 await asyncio.sleep(pause)
                 pause = min(longest, pause * 2)
             else:
@@ -102,8 +99,8 @@ class EngineCare:
                 log.info("engine works again")
                 if self._watchdog is not None:
                     self._watchdog.start()
-        self._changed()
+        self._on_change()
 
-    def _tell(self, detail: str) -> None:
+    def _fail(self, detail: str) -> None:
         self.ready, self.failed, self.detail = False, True, detail
-        self._changed()
+        self._on_change()

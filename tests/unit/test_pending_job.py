@@ -10,7 +10,7 @@ from broker.session import Delivery
 from broker.wire import ChatMessage, Job, encode
 from tests.unit.cluster import Cluster, until
 from topology.dispatch import HoldHigh
-from worker.held_body import LARGE_BYTES, with_content, without_content
+from worker.pending_job import LARGE_BYTES, with_content, without_content
 
 
 def delivery(job: Job) -> Delivery:
