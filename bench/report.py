@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +103,16 @@ class Report:
         self.show()
         if file is not None:
             self.write(file)
+
+
+def choose(text: str, known: Collection[str], option: str) -> tuple[str, ...]:
+    """The names in a comma-separated option. Raises typer.BadParameter for an unknown one."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known:
+            message = f"{name!r} is none of {', '.join(known)}"
+            raise typer.BadParameter(message, param_hint=option)
+    return names
 
 
 def progress() -> Progress:

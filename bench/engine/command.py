@@ -1,6 +1,5 @@
 """`bench engine`: see the package."""
 
-from collections.abc import Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,7 +95,7 @@ def command(
     if is_divided and (model is None or context or engine or with_system):
         raise typer.BadParameter("what is divided is a --model, alone", param_hint="--model")
     if shape is not None:
-        _choose(shape, shapes.SHAPES, "--random-weights")
+        report.choose(shape, shapes.SHAPES, "--random-weights")
     sizes = tuple(concurrency or (CPU_CONCURRENCY if is_cpu else GPU_CONCURRENCY))
     settings = Settings(
         device=place,
@@ -104,9 +103,9 @@ def command(
         concurrency=sizes,
         prompt=prompt,
         answer=answer or (64 if is_cpu else 256),
-        rows=(UNIFORM,) if with_system else _choose(rows, ROWS, "--rows"),
-        parts=(ENGINE_PART,) if is_divided or with_system else _choose(only, PARTS, "--only"),
-        baselines=() if baselines == "none" else _choose(baselines, BASELINES, "--baselines"),
+        rows=(UNIFORM,) if with_system else report.choose(rows, ROWS, "--rows"),
+        parts=(ENGINE_PART,) if is_divided or with_system else report.choose(only, PARTS, "--only"),
+        baselines=() if baselines == "none" else report.choose(baselines, BASELINES, "--baselines"),
         rate=rate,
         newcomers=newcomers or (5 if is_cpu else 20),
         seed=seed,
@@ -217,12 +216,3 @@ def _facts(subject: Subject, settings: Settings, engine: str | None) -> Table:
         "requests": f"{settings.prompt} tokens in, {settings.answer} out, seed {settings.seed}",
     }
     return Table("settings", [{"what": what, "value": value} for what, value in facts.items()])
-
-
-def _choose(text: str, known: Collection[str], option: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in known:
-            message = f"{name!r} is none of {', '.join(known)}"
-            raise typer.BadParameter(message, param_hint=option)
-    return names

@@ -1,7 +1,6 @@
 """`bench policy`: see the package."""
 
 import os
-from collections.abc import Collection
 from dataclasses import asdict
 from typing import Annotated
 
@@ -58,7 +57,7 @@ def command(
             seed,
             hop_ms / 1000,
         )
-        names = _choose(policies, POLICIES, "--policies")
+        names = report.choose(policies, POLICIES, "--policies")
         result = Report("policy-real", asdict(tree) | {"policies": names})
         all_good = measured.run(tree, names, result)
         result.finish(json_file)
@@ -66,8 +65,8 @@ def command(
     settings = simulated.Settings(
         plan=Plan.of(nodes, fanout=fanout or None, slots=slots),
         loads=_parse_loads(loads),
-        laws=_choose(services, SERVICES, "--services"),
-        arrivals=_choose(arrivals, ARRIVALS, "--arrivals")[0],
+        laws=report.choose(services, SERVICES, "--services"),
+        arrivals=report.choose(arrivals, ARRIVALS, "--arrivals")[0],
         jobs=jobs or 15_000,
         seed=seed,
         hop=hop_ms / 1000,
@@ -86,12 +85,3 @@ def _parse_loads(text: str) -> list[float]:
     if not all(0 < load < 1 for load in loads):
         raise typer.BadParameter("a load is above 0 and below 1", param_hint="--loads")
     return loads
-
-
-def _choose(text: str, known: Collection[str], option: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            message = f"{name!r} is none of {', '.join(known)}"
-            raise typer.BadParameter(message, param_hint=option)
-    return names
