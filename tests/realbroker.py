@@ -141,10 +141,15 @@ def _wait_accepting(port: int, server: subprocess.Popen[bytes], log: Path) -> No
 
 
 class NodeProcess:
-    """`python -m worker` as a child; entering waits until it serves."""
+    """`python -m worker` of the code in `folder`, as a child; entering waits until it serves."""
 
     def __init__(
-        self, broker: Broker, name: str, *options: str, env: Mapping[str, str] | None = None
+        self,
+        broker: Broker,
+        name: str,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        folder: Path = REPOSITORY,
     ) -> None:
         self.name = name
         self.lines: list[str] = []
@@ -158,7 +163,7 @@ class NodeProcess:
                 "PYTHONUNBUFFERED": "1",
                 **(env or {}),
             },
-            cwd=REPOSITORY,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
