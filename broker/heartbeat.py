@@ -17,7 +17,7 @@ HEARTBEAT_SECONDS = 1.0
 STACK_DUMP_SIGNAL = signal.SIGUSR2
 
 
-async def beat() -> None:
+async def send_heartbeats() -> None:
     """Sends heartbeats until it is cancelled; returns at once if nobody watches."""
     number = os.environ.get(HEARTBEAT_FD, "")
     if not number.isdecimal():

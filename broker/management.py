@@ -59,11 +59,11 @@ async def edges(management_url: str) -> Edges:
     return read_edges(await api.listing("bindings"), await api.listing("queues"))
 
 
-async def prune_tree(management_url: str, wanted: Edges) -> None:
+async def prune_tree(management_url: str, expected: Edges) -> None:
     """Removes what a former tree, of another shape or with other models, left in the broker.
 
-    These are edges that are not `wanted`, and the queues and exchanges of nodes that are neither
-    wanted nor present. Safe while nodes register. Jobs in such queues are deleted with them: the
+    These are edges that are not `expected`, and the queues and exchanges of nodes that are neither
+    expected nor present. Safe while nodes register. Jobs in such queues are deleted with them: the
     API processes that waited for their answers are gone. Raises ManagementError.
     """
     api = _Api(management_url)
@@ -71,11 +71,11 @@ async def prune_tree(management_url: str, wanted: Edges) -> None:
     queues = await api.listing("queues")
     present = read_edges(bindings, queues).present
     for binding in bindings:
-        if _is_edge(binding) and not _is_wanted(binding, wanted):
+        if _is_edge(binding) and not _is_expected(binding, expected):
             source, queue = binding["source"], binding["destination"]
             key = binding["properties_key"]  # which the API itself has quoted
             await api.delete(f"bindings/%2F/e/{_quoted(source)}/q/{_quoted(queue)}/{key}")
-    known = {*wanted.roots, *wanted.parents, *present}
+    known = {*expected.roots, *expected.parents, *present}
     for kind in ("queues", "exchanges"):
         for listed in await api.listing(kind):
             node = names.node_of(str(listed["name"]))
@@ -90,11 +90,11 @@ def _is_edge(binding: Listed) -> bool:
     return source == names.JOBS_EXCHANGE or names.node_of(source) is not None
 
 
-def _is_wanted(binding: Listed, wanted: Edges) -> bool:
+def _is_expected(binding: Listed, expected: Edges) -> bool:
     child = names.node_of(str(binding["destination"])) or ""
     if binding["source"] == names.JOBS_EXCHANGE:
-        return wanted.roots.get(child) == binding["routing_key"]
-    return child in wanted.parents and binding["source"] == names.node(wanted.parents[child])
+        return expected.roots.get(child) == binding["routing_key"]
+    return child in expected.parents and binding["source"] == names.node(expected.parents[child])
 
 
 def _quoted(name: object) -> str:

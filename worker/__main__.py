@@ -65,7 +65,7 @@ async def run(node_settings: Settings) -> None:
             broker.amqp_url, f"node {options.name}", queue_type=broker.queue_type
         )
 
-    heartbeats = asyncio.create_task(heartbeat.beat(), name="heartbeat")
+    heartbeats = asyncio.create_task(heartbeat.send_heartbeats(), name="heartbeat")
     try:
         await live(node, connect, leave, wait=options.wait, standby=options.standby)
     finally:

@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts the application, and listens when it is ready."""
         loop = asyncio.get_running_loop()
-        self._heartbeat = loop.create_task(heartbeat.beat(), name="heartbeat")
+        self._heartbeat = loop.create_task(heartbeat.send_heartbeats(), name="heartbeat")
         await super().startup(sockets=[])
         self._readiness = loop.create_task(self._until_ready(), name="readiness")
         deadline = loop.time() + READY_SECONDS

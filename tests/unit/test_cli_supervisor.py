@@ -31,9 +31,9 @@ while not done:
 """
 BEATS = """
 import asyncio
-from broker.heartbeat import beat
+from broker.heartbeat import send_heartbeats
 async def live():
-    beats = asyncio.create_task(beat())
+    beats = asyncio.create_task(send_heartbeats())
     await asyncio.sleep(0)
     print("ready", flush=True)
     await beats
