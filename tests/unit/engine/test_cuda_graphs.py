@@ -1,0 +1,120 @@
+"""The runner's way through CUDA graphs, on a CPU: a graph is a function that fills its output again."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.unit.engine.tiny import CONFIGS
+from worker.engines.transformers.model import attention, cuda_graphs, runner
+from worker.engines.transformers.model.cuda_graphs import DecodeInputs, GraphRecorder
+from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.probe import create_runner
+from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.engines.transformers.model.step import PrefillChunk, Step
+
+PROMPTS = {2: [5, 6, 7] * 4, 0: [9] * 3, 1: [11, 12] * 5}
+SLOTS, CONTEXT = 3, 64
+
+
+class FakeGraph:
+    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+        self._run = run
+        self.output = run().clone()
+
+    def replay(self) -> None:
+        self.output.copy_(self._run())
+
+
+class FakeEvent:
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+def record(self: GraphRecorder, run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
+    graph = FakeGraph(run)
+    return graph, graph.output
+
+
+def with_chunks(step: Step) -> Step:
+    """As the kernels read it: from the tensors alone."""
+    if step.chunk_starts is None:
+        counts = [1] * len(step.slots)
+    else:
+        counts = step.chunk_starts.diff().tolist()
+    rows = zip(step.slots.tolist(), step.lengths.tolist(), counts, strict=True)
+    chunks = [PrefillChunk(slot, end - count, count) for slot, end, count in rows if count]
+    return replace(step, chunks=tuple(chunks), _blocks=[])
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpinned(create: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def create_unpinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+            return create(*args, **kwargs)
+
+        return create_unpinned
+
+    monkeypatch.setattr(cuda_graphs.torch, "empty", unpinned(torch.empty))
+    monkeypatch.setattr(cuda_graphs.torch, "tensor", unpinned(torch.tensor))
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(GraphRecorder, "record", record)
+    monkeypatch.setattr(runner, "GRAPH_PREFILL_TOKENS", (8, 32))
+    attend = attention._attend_with_sdpa
+
+    def attend_without_chunks(
+        query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, *rest: Any
+    ) -> torch.Tensor:
+        return attend(query, keys, values, with_chunks(step), *rest)
+
+    monkeypatch.setattr(attention, "_attend_with_sdpa", attend_without_chunks)
+
+
+@torch.inference_mode()
+def answer(model_runner: LocalModelRunner, batch_invariant: bool) -> list[torch.Tensor]:
+    """Logits of prompts in two parts, then of three decoding steps with fewer and fewer rows."""
+    fixed = {"batch_invariant": batch_invariant}
+    first = [PrefillChunk(slot, 0, 2, len(ids)) for slot, ids in PROMPTS.items()]
+    rest = [PrefillChunk(slot, 2, len(ids) - 2) for slot, ids in PROMPTS.items()]
+    parts = [[ids[:2] for ids in PROMPTS.values()], [ids[2:] for ids in PROMPTS.values()]]
+    model_runner.prefill(first, parts[0], [False] * 3, **fixed)
+    logits = [model_runner.prefill(rest, parts[1], [True] * 3, **fixed).clone()]
+    slots = list(PROMPTS)
+    for step in range(3):
+        model_runner.feed(torch.tensor([20 + step, 30 + step, 40 + step][: len(slots)]))
+        positions = [len(PROMPTS[slot]) + step for slot in slots]
+        logits.append(model_runner.decode(slots, positions, **fixed).clone())
+        if len(slots) > 1:
+            slots = slots[:-1]
+            model_runner._logits_slots = model_runner._logits_slots[:-1]
+    return logits
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_graphs_compute_what_eager_steps_do(kind: str, batch_invariant: bool) -> None:
+    torch.manual_seed(5)
+    config = CONFIGS[kind]()
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    layout = KVCacheLayout(model)
+    eager = create_runner(model, layout, SLOTS, CONTEXT)
+    expected = answer(eager, batch_invariant)
+    eager.release()
+    model.set_attn_implementation("sdpa")
+    recorded = create_runner(model, layout, SLOTS, CONTEXT)
+    recorded._inputs = DecodeInputs(SLOTS, CONTEXT, recorded.device)
+    steps: list[str] = []
+    with torch.inference_mode():
+        recorded.capture_graphs(steps.append)
+    assert list(recorded._decode_graphs) == [1, 2, 3]
+    assert list(recorded._prefill_graphs) == [8, 32]
+    assert len(steps) == 5
+    for graph, plain in zip(answer(recorded, batch_invariant), expected, strict=True):
+        torch.testing.assert_close(graph, plain)
