@@ -51,8 +51,8 @@ class PaddedBatch:
             return
         own_length, other_length = self._cache.length, other._cache.length
         longest = max(own_length, other_length)
-        self._pads = [pad + longest - own_length for pad in self._pads]
-        self._pads += [pad + longest - other_length for pad in other._pads]
+        self._pads = _shifted(self._pads, longest - own_length)
+        self._pads += _shifted(other._pads, longest - other_length)
         self.rows += other.rows  # before the copy: if memory runs out, all of them fail together
         self._cache.adopt(other._cache)
 
@@ -70,7 +70,7 @@ class PaddedBatch:
         common = min(self._pads)
         if leaving and common:
             self._cache.trim(common)
-            self._pads = [pad - common for pad in self._pads]
+            self._pads = _shifted(self._pads, -common)
 
     def _forward(self, tokens: Many[list[int]]) -> torch.Tensor:
         """Appends equally many tokens to every row; logits [rows, vocabulary] after the last."""
@@ -78,9 +78,12 @@ class PaddedBatch:
         ids = torch.tensor(tokens, device=self._model.device)
         pads = torch.tensor(self._pads, device=ids.device)[:, None]
         columns = torch.arange(self._cache.length + count, device=ids.device)
+        mask = None
+        if any(self._pads):
+            mask = (columns >= pads).long()
         output = self._model(
             input_ids=ids,
-            attention_mask=(columns >= pads).long() if any(self._pads) else None,
+            attention_mask=mask,
             position_ids=(columns[-count:] - pads).clamp(min=0),
             past_key_values=self._cache,
             use_cache=True,
@@ -88,6 +91,10 @@ class PaddedBatch:
         )
         logits: torch.Tensor = output.logits
         return logits[:, -1]
+
+
+def _shifted(pads: list[int], columns: int) -> list[int]:
+    return [pad + columns for pad in pads]
 
 
 def bytes_per_token(model: Any) -> int:

@@ -78,7 +78,7 @@ class FallbackScheduler:
 
     def unfinished(self) -> list[Sequence]:
         """All that have not ended."""
-        return [*self._waiting, *self._prefilling_rows(), *self._running.rows]
+        return list(self._waiting) + self._prefilling_rows() + self._running.rows
 
     def step(self) -> StepOutput:
         """A bounded part of the newcomers' prompts, then a token for every running row."""
@@ -155,8 +155,9 @@ class FallbackScheduler:
                 slots.append(row.slot)
                 indices.append(index)
         if rows:
-            row_logits = logits if len(rows) == len(logits) else logits[indices]
-            tokens = self._output.sample(self._sampler, row_logits, slots, rows)
+            if len(rows) < len(logits):
+                logits = logits[indices]
+            tokens = self._output.sample(self._sampler, logits, slots, rows)
             tokens.wait()
             for number, row in enumerate(rows):
                 self._output.advance(row, tokens, number)
@@ -167,8 +168,10 @@ class FallbackScheduler:
         self._sampler.assign(row.slot, row.sampling, row.prompt, row.answer)
 
     def _free_slot(self) -> int:
-        taken = {row.slot for row in [*self._prefilling_rows(), *self._running.rows]}
-        return next(slot for slot in range(self._slots) if slot not in taken)
+        taken = {row.slot for row in self._prefilling_rows() + self._running.rows}
+        return min(set(range(self._slots)) - taken)
 
     def _prefilling_rows(self) -> list[Sequence]:
-        return self._prefilling.rows if self._prefilling else []
+        if self._prefilling is None:
+            return []
+        return self._prefilling.rows

@@ -58,10 +58,15 @@ class PerSequenceRope(nn.Module):
 
     def limits(self) -> list[RopeLimit]:
         """Of every layer type that has one."""
-        rope_types = self.library.rope_type
-        layer_types = list(rope_types) if isinstance(rope_types, dict) else [None]
-        limits = [_limit(self.library, layer_type) for layer_type in layer_types]
-        return [limit for limit in limits if limit is not None]
+        layer_types: list[str | None] = [None]
+        if isinstance(self.library.rope_type, dict):
+            layer_types = list(self.library.rope_type)
+        limits = []
+        for layer_type in layer_types:
+            limit = _limit(self.library, layer_type)
+            if limit is not None:
+                limits.append(limit)
+        return limits
 
     def _for_length(
         self, length: int, hidden: torch.Tensor, position_ids: torch.Tensor, kwargs: Any
@@ -109,19 +114,25 @@ def choose_by_sequence(model: Any) -> RopeLimit | None:
 def _depends_on_length(module: Any) -> bool:
     """Whether it is a rotary module of the library whose frequencies depend on the length."""
     rope_type = getattr(module, "rope_type", None)
-    rope_types = list(rope_type.values()) if isinstance(rope_type, dict) else [rope_type]
-    return any(_DYNAMIC in str(name) or name == _LONGROPE for name in rope_types)
+    if isinstance(rope_type, dict):
+        return any(_is_length_dependent(name) for name in rope_type.values())
+    return _is_length_dependent(rope_type)
+
+
+def _is_length_dependent(rope_type: Any) -> bool:
+    return rope_type == _LONGROPE or _DYNAMIC in str(rope_type)
 
 
 def _limit(library: Any, layer_type: str | None) -> RopeLimit | None:
     rope_type = library.rope_type
-    name = str(rope_type[layer_type] if isinstance(rope_type, dict) else rope_type)
-    if name == _LONGROPE:
+    if isinstance(rope_type, dict):
+        rope_type = rope_type[layer_type]
+    if rope_type == _LONGROPE:
         parameters = library.config.rope_parameters
         if layer_type is not None:
             parameters = parameters[layer_type]
         return RopeLimit(int(parameters["original_max_position_embeddings"]), switched=True)
-    if _DYNAMIC in name:
+    if _DYNAMIC in str(rope_type):
         return RopeLimit(int(library.original_max_seq_len), switched=False)
     return None
 
