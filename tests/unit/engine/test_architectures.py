@@ -117,14 +117,14 @@ def find(kind: str) -> Found:
     """Raises AssertionError for tokens that are not the library's."""
     model = tiny(kind, SMALL.get(kind), **SETTINGS.get(kind, {}))
     asked = prompts(LENGTHS)
-    wanted = [generated(model, prompt, MORE) for prompt in asked]
+    expected = [generated(model, prompt, MORE) for prompt in asked]
     name = type(model).__name__
     with capture_logs() as lines:
         try:
             there = loaded(model, slots=2)
         except EngineUnavailable as error:
             return Found(kind, name, "refused", str(error))
-    assert answers(there, asked, MORE) == wanted, kind
+    assert answers(there, asked, MORE) == expected, kind
     if there.runner is not None:
         return Found(kind, name, "fast path", "")
     way = "library's way" if there.batched else "library's way, one by one"
@@ -143,11 +143,11 @@ def test_the_page_says_what_was_found() -> None:
     text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    wanted = before + BEGIN + table() + END + after
+    expected = before + BEGIN + table() + END + after
     if os.environ.get("CANOPY_WRITE_TABLE"):
-        PAGE.write_text(wanted)
+        PAGE.write_text(expected)
         return
-    assert text == wanted, "run this file with CANOPY_WRITE_TABLE=1"
+    assert text == expected, "run this file with CANOPY_WRITE_TABLE=1"
 
 
 def table() -> str:

@@ -78,8 +78,8 @@ CHUNKS = [PrefillChunk(slot, length - 1, 1) for slot, length in enumerate(LENGTH
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_rows_of_all_lengths_see_what_is_theirs(groups: int) -> None:
     cache = Cache(groups)
-    wanted = torch.stack([cache.exact(chunk) for chunk in CHUNKS])
-    torch.testing.assert_close(cache.attend(CHUNKS), wanted, rtol=1e-4, atol=1e-5)
+    expected = torch.stack([cache.exact(chunk) for chunk in CHUNKS])
+    torch.testing.assert_close(cache.attend(CHUNKS), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

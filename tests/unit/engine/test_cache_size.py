@@ -36,7 +36,7 @@ LONGEST = st.integers(1, 300_000)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "longest", "wanted"),
+    ("tokens", "longest", "expected"),
     [
         (257 * 131_072, 131_072, CacheSize(256, 131_072)),  # plenty: the model's own context
         (
@@ -63,9 +63,9 @@ LONGEST = st.integers(1, 300_000)
     ],
 )
 def test_slots_and_context_of_some_memories(
-    tokens: int, longest: int, wanted: CacheSize | None
+    tokens: int, longest: int, expected: CacheSize | None
 ) -> None:
-    assert choose_size(tokens, longest, GRAPH_BATCH_SIZES) == wanted
+    assert choose_size(tokens, longest, GRAPH_BATCH_SIZES) == expected
 
 
 @given(TOKENS, LONGEST)
@@ -230,10 +230,10 @@ async def test_an_engine_knows_its_slots_when_it_has_started_and_finds_out_again
 
 async def test_on_a_cpu_there_are_eight_and_a_number_is_kept(tmp_path: Path) -> None:
     folder = save_model("llama", tmp_path / "llama")
-    for slots, wanted in ((None, 8), (3, 3)):
+    for slots, expected in ((None, 8), (3, 3)):
         made = engine(folder, slots)
         await made.start()
-        assert made.slots == wanted
+        assert made.slots == expected
         await made.stop()
 
 
@@ -304,5 +304,5 @@ def test_processes_that_share_a_model_agree_on_the_tightest(
     monkeypatch.setattr(sharding, "token_capacity", lambda _place, _bytes, shared: 1000)
     monkeypatch.setattr(torch.distributed, "all_reduce", least)
     runner = sharding.create_shard_runner(tiny(), slots, 2)
-    wanted = slots or 8
-    assert (runner.slots, runner.context) == (wanted, 400 // (wanted + 1))
+    expected = slots or 8
+    assert (runner.slots, runner.context) == (expected, 400 // (expected + 1))

@@ -21,7 +21,7 @@ def yarn(**settings: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
+    ("settings", "expected"),
     [
         ({"max_position_embeddings": 2048}, 2048),
         ({"max_seq_len": 65536}, 65536),
@@ -71,14 +71,14 @@ def yarn(**settings: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_names_of_a_context(settings: dict[str, Any], wanted: int) -> None:
-    assert context_length(model(**settings)) == wanted
+def test_names_of_a_context(settings: dict[str, Any], expected: int) -> None:
+    assert context_length(model(**settings)) == expected
 
 
-@pytest.mark.parametrize(("limit", "wanted"), [(1024, 1024), (int(1e30), 8192), (None, 8192)])
-def test_a_tokenizer_says_it_where_no_config_does(limit: int | None, wanted: int) -> None:
+@pytest.mark.parametrize(("limit", "expected"), [(1024, 1024), (int(1e30), 8192), (None, 8192)])
+def test_a_tokenizer_says_it_where_no_config_does(limit: int | None, expected: int) -> None:
     tokenizer = SimpleNamespace(model_max_length=limit)
-    assert context_length(model(), tokenizer) == wanted
+    assert context_length(model(), tokenizer) == expected
     assert context_length(model(max_position_embeddings=77), tokenizer) == 77
 
 

@@ -45,7 +45,7 @@ def test_a_projection_of_another_kind_is_left_alone() -> None:
 def test_keys_before_queries_are_refused() -> None:
     module = nn.Module()
     module.q_proj, module.k_proj, module.v_proj = (nn.Linear(4, size) for size in (6, 2, 2))
-    wanted = [
+    expected = [
         module.q_proj(torch.ones(4)),
         module.k_proj(torch.ones(4)),
         module.v_proj(torch.ones(4)),
@@ -53,5 +53,5 @@ def test_keys_before_queries_are_refused() -> None:
     assert fuse_qkv(module)
     with pytest.raises(RuntimeError, match="before the query projection"):
         module.k_proj(torch.ones(4))
-    for name, value in zip(("q_proj", "k_proj", "v_proj"), wanted, strict=True):
+    for name, value in zip(("q_proj", "k_proj", "v_proj"), expected, strict=True):
         torch.testing.assert_close(getattr(module, name)(torch.ones(4)), value)

@@ -57,8 +57,8 @@ def _one_thread() -> None:
 def test_tokens_beyond_a_window_are_the_librarys(kind: str) -> None:
     model = tiny(kind, **WINDOWED[kind])
     asked = prompts((3, LIMIT - 2, 4 * LIMIT, 70))
-    wanted = [generated(model, prompt, 20) for prompt in asked]
-    assert answers(loaded(model), asked, 20) == wanted
+    expected = [generated(model, prompt, 20) for prompt in asked]
+    assert answers(loaded(model), asked, 20) == expected
 
 
 @pytest.mark.parametrize("kind", ["llama4_text", "qwen2_moe", "doge"])
@@ -125,14 +125,14 @@ def test_what_cannot_be_made_small_is_computed_one_by_one(monkeypatch: pytest.Mo
     monkeypatch.setattr("worker.engines.transformers.model.miniature.shrunk", impossible)
     model = tiny("llama")
     asked = prompts()
-    wanted = [generated(model, prompt, 6) for prompt in asked]
+    expected = [generated(model, prompt, 6) for prompt in asked]
     with capture_logs() as lines:
         there = loaded(model)
     assert (there.runner, there.batched) == (None, False)
     assert [line["reason"] for line in lines if line["event"] == "computed the library's way"] == [
         "its behaviour beyond its windows cannot be tested: a condition of its own"
     ]
-    assert answers(there, asked, 6) == wanted
+    assert answers(there, asked, 6) == expected
 
 
 def test_rows_that_give_other_tokens_together_are_noticed() -> None:
@@ -144,10 +144,10 @@ def test_rows_that_give_other_tokens_together_are_noticed() -> None:
 def test_a_miniature_leaves_the_random_state_alone() -> None:
     model = tiny("llama")
     torch.manual_seed(3)
-    wanted = torch.rand(4)
+    expected = torch.rand(4)
     torch.manual_seed(3)
     probe_runner(Miniature(model), KVCacheLayout(model).kinds)
-    assert torch.equal(torch.rand(4), wanted)
+    assert torch.equal(torch.rand(4), expected)
 
 
 def test_a_probe_that_fails_frees_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,19 +49,19 @@ def model(kind: str = "llama") -> Any:
     return transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
 
 
-def fastest(wanted: str) -> quantization.Timer:
+def fastest(expected: str) -> quantization.Timer:
     """A clock by which that way takes a tenth of the others' time."""
-    of = {"float32": nn.Linear, "bfloat16": linears.BFloat16, "int8": Int8}[wanted]
+    of = {"float32": nn.Linear, "bfloat16": linears.BFloat16, "int8": Int8}[expected]
     return lambda made, rows: 0.001 * rows if isinstance(made, of) else 0.01 * rows
 
 
 @torch.inference_mode()
 def off(way: str, exact: nn.Linear, inputs: torch.Tensor) -> float:
-    wanted = exact(inputs)
+    expected = exact(inputs)
     made = SCHEMES[way](exact)(inputs)
-    assert made.shape == wanted.shape
-    assert made.dtype == wanted.dtype
-    return float((made - wanted).std() / wanted.std())
+    assert made.shape == expected.shape
+    assert made.dtype == expected.dtype
+    return float((made - expected).std() / expected.std())
 
 
 @pytest.mark.parametrize("way", SCHEMES)
@@ -136,20 +136,20 @@ def test_a_small_model_stays_as_it_is() -> None:
     assert dict(made.named_modules()) == before
 
 
-@pytest.mark.parametrize("wanted", ["float32", "bfloat16", "int8"])
-def test_the_fastest_is_chosen(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("expected", ["float32", "bfloat16", "int8"])
+def test_the_fastest_is_chosen(expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "_MIN_WEIGHTS", 0)
     monkeypatch.setattr(quantization, "MAX_LOSS", 0.5)  # random weights answer anything
     made = model()
     names = list(quantization._linears(made))
-    assert quantization.quantize(made, tokenizer(), 4, "sdpa", fastest(wanted)) == wanted
+    assert quantization.quantize(made, tokenizer(), 4, "sdpa", fastest(expected)) == expected
     kinds = {type(made.get_submodule(name)) for name in names}
     head = Int8Fast if linears.max_input_level() == linears.MAX_LEVEL else Int8
     assert kinds == {
         "float32": {nn.Linear}, "bfloat16": {linears.BFloat16}, "int8": {Int8, head},
-    }[wanted]  # fmt: skip
+    }[expected]  # fmt: skip
     assert type(made.get_output_embeddings()) is {"int8": head}.get(
-        wanted, type(made.get_submodule(names[0]))
+        expected, type(made.get_submodule(names[0]))
     )
 
 
@@ -221,5 +221,7 @@ def test_layers_that_share_an_input_differ_from_none_that_do_not() -> None:
     with torch.inference_mode():
         apart = [made(inputs.clone()) for inputs in (one, other) for made in (first, second)]
         shared = [made(inputs) for inputs in (one, other) for made in (first, second)]
-        assert all(torch.equal(mine, wanted) for mine, wanted in zip(shared, apart, strict=True))
+        assert all(
+            torch.equal(mine, expected) for mine, expected in zip(shared, apart, strict=True)
+        )
         assert not torch.equal(Int8Fast(layer())(other), first(other))

@@ -62,8 +62,8 @@ class Runs:
         self.decoder.start()
         self.told: dict[Mailbox, list[Chunk | EngineError]] = {}
 
-    def submit(self, wanted: Job) -> Sequence:
-        sequence = Sequence(wanted, Mailbox())
+    def submit(self, expected: Job) -> Sequence:
+        sequence = Sequence(expected, Mailbox())
         self.told[sequence.mailbox] = []
         self.decoder.submit(sequence)
         return sequence
@@ -74,7 +74,7 @@ class Runs:
                 self.told[mailbox].append(item)
 
     def texts(self, jobs: list[Job]) -> list[str]:
-        sequences = [self.submit(wanted) for wanted in jobs]
+        sequences = [self.submit(expected) for expected in jobs]
         self.until(lambda: all(self.ended(sequence) for sequence in sequences))
         return [self.text(sequence) for sequence in sequences]
 
@@ -120,8 +120,8 @@ def by_library(folder: Path) -> Callable[[str, int], str]:
 def test_ragged_prompts_answer_as_the_library_does(
     runs: Runs, by_library: Callable[[str, int], str]
 ) -> None:
-    wanted = [by_library(prompt, 24) for prompt in PROMPTS]
-    assert runs.texts([job(prompt) for prompt in PROMPTS]) == wanted
+    expected = [by_library(prompt, 24) for prompt in PROMPTS]
+    assert runs.texts([job(prompt) for prompt in PROMPTS]) == expected
 
 
 def test_a_conversation_is_not_read_twice(
@@ -246,11 +246,11 @@ def test_the_context_is_used_to_its_last_token(runs: Runs) -> None:
 
 
 def test_the_same_seed_gives_the_same_text_in_any_company(runs: Runs) -> None:
-    wanted = job("Tell me", temperature=1.2, top_p=0.9, seed=11, max_tokens=40)
-    [alone] = runs.texts([wanted])
+    expected = job("Tell me", temperature=1.2, top_p=0.9, seed=11, max_tokens=40)
+    [alone] = runs.texts([expected])
     others = [job(prompt, temperature=1.0, max_tokens=30) for prompt in PROMPTS]
-    assert runs.texts([others[0], wanted, *others[1:]])[1] == alone
-    assert runs.texts([*others, wanted])[-1] == alone
+    assert runs.texts([others[0], expected, *others[1:]])[1] == alone
+    assert runs.texts([*others, expected])[-1] == alone
 
 
 @pytest.mark.parametrize("at", [1, 2, 4, 7])

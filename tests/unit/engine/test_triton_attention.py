@@ -232,7 +232,7 @@ def test_a_model_decodes_through_them_as_it_does_without(
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config()).eval()
     runner = create_runner(model, KVCacheLayout(model), 3, 160)
-    wanted = decoded(runner, 0.0)
+    expected = decoded(runner, 0.0)
     plainly, calls = attention.attend, 0
 
     def through_kernels(*given: Any) -> torch.Tensor:
@@ -244,7 +244,7 @@ def test_a_model_decodes_through_them_as_it_does_without(
         return kernels.decode(*given[:5], step.slots, step.lengths, *given[5:])
 
     monkeypatch.setattr(attention, "attend", through_kernels)
-    torch.testing.assert_close(decoded(runner, _NAN), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded(runner, _NAN), expected, rtol=1e-4, atol=1e-4)
     assert calls == 3 * 2  # steps, layers
 
 
