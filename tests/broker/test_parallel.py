@@ -93,7 +93,7 @@ async def answer(engine: TransformersEngine, wanted: Job) -> tuple[str, list[int
 
 
 async def answers(engine: TransformersEngine, jobs: list[Job]) -> list[tuple[str, list[int]]]:
-    """As many at a time as there are slots; later ones find what earlier ones left."""
+    """As many at a time as there are slots; later ones find earlier prefixes."""
     free = asyncio.Semaphore(engine.slots)
 
     async def one(wanted: Job) -> tuple[str, list[int]]:
@@ -104,7 +104,7 @@ async def answers(engine: TransformersEngine, jobs: list[Job]) -> list[tuple[str
 
 
 async def streaming(engine: TransformersEngine, wanted: Job) -> "asyncio.Task[None]":
-    """A run that is read; returns when its first tokens have come."""
+    """A run in progress; returns when its first tokens have come."""
     begun = asyncio.Event()
 
     async def run() -> None:
@@ -171,14 +171,14 @@ async def test_a_follower_that_is_killed_fails_the_jobs_and_the_engine_starts_ag
         with pytest.raises(EngineError, match=r"rank 1 of the model has ended.*signal 9") as caught:
             await run
         assert caught.value.retryable
-        with pytest.raises(EngineError, match="rank 1"):  # until it is started again
+        with pytest.raises(EngineError, match="rank 1"):  # until it is restarted
             await answer(two, job("Hi"))
     await two.stop()
     assert not two.stuck
     assert not followers()
     await two.start()
     assert await answer(two, job("The quick brown fox")) == calm
-    [follower] = followers()  # and now while nobody asks
+    [follower] = followers()  # and again, while idle
     follower.send_signal(signal.SIGKILL)
     follower.wait(5)
     async with asyncio.timeout(20):
@@ -187,7 +187,7 @@ async def test_a_follower_that_is_killed_fails_the_jobs_and_the_engine_starts_ag
 
 
 async def test_a_follower_that_stops_is_ended_with_the_engine(two: TransformersEngine) -> None:
-    """Nothing ends the step but the limit of the group, so `stop` does."""
+    """Only the group's timeout would end the step, so `stop` does."""
     run = await streaming(two, job("Hello", max_tokens=400, logit_bias={1: -100.0}))
     [follower] = followers()
     follower.send_signal(signal.SIGSTOP)
@@ -202,7 +202,7 @@ async def test_a_follower_that_stops_is_ended_with_the_engine(two: TransformersE
 async def test_a_follower_that_stops_fails_the_jobs_when_the_groups_limit_is_over(
     two: TransformersEngine,
 ) -> None:
-    limit = timedelta(seconds=4)  # of what begins from now on
+    limit = timedelta(seconds=4)  # for collectives from now on
     torch.distributed.distributed_c10d._set_pg_timeout(limit, torch.distributed.group.WORLD)
     run = await streaming(two, job("Hello", max_tokens=400, logit_bias={1: -100.0}))
     [follower] = followers()
@@ -211,13 +211,13 @@ async def test_a_follower_that_stops_fails_the_jobs_when_the_groups_limit_is_ove
         with pytest.raises(EngineError) as caught:
             await run
     assert caught.value.retryable
-    assert not followers()  # what is out of step is ended at once
+    assert not followers()  # ranks out of step are ended at once
 
 
 async def test_a_step_that_fails_here_is_the_end_for_all(
     two: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others would wait for this rank's part for ever."""
+    """The other ranks would wait for this one for ever."""
     assert two._decoder is not None
     model = two._decoder._loaded.model
 
@@ -290,7 +290,7 @@ asyncio.run(main())
 
 
 def test_followers_end_with_a_node_that_is_killed(models: Path) -> None:
-    """In the middle of a step, however that falls."""
+    """In the middle of a step."""
     with subprocess.Popen(
         [sys.executable, "-c", _NODE, str(models / "llama")],
         stdout=subprocess.PIPE,

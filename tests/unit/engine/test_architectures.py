@@ -1,7 +1,7 @@
-"""Every causal language model of the library, tiny and random: how it is computed here, and that its
-tokens are those of `generate`. The table in docs/engines.md is what was found.
+"""Every causal language model of the library, tiny and random: how it is computed here, and that
+its tokens are those of `generate`. The results are the table in docs/engines.md.
 
-`CANOPY_WRITE_TABLE=1 .venv/bin/pytest tests/unit/engine/test_architectures.py` writes it anew.
+`CANOPY_WRITE_TABLE=1 .venv/bin/pytest tests/unit/engine/test_architectures.py` updates it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Decoding without kernels of ours: rows that are computed together, and nobody notices."""
+"""Decoding with SDPA: rows that are computed together give what each gives alone."""
 
 import itertools
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class Cache:
             )
 
     def exact(self, chunk: PrefillChunk) -> torch.Tensor:
-        """[heads, size] written out."""
+        """[heads, head size] in float64, without blocks."""
         end = chunk.start + 1
         repeat = HEADS // self.keys.shape[2]
         keys, values = (
@@ -100,7 +100,7 @@ def test_windows_hide_what_is_older() -> None:
     cache = Cache(2)
     hidden = cache.attend(CHUNKS, window=100)
     for slot, length in enumerate(LENGTHS):
-        cache.keys[slot, : max(0, length - 100)] = 1000.0  # would be all that counts
+        cache.keys[slot, : max(0, length - 100)] = 1000.0  # would dominate if visible
     assert torch.equal(cache.attend(CHUNKS, window=100), hidden)
 
 

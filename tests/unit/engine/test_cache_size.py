@@ -1,4 +1,4 @@
-"""How many slots a GPU's memory gives, and what the engine makes of it. There is no GPU here: its memory is told."""
+"""How many slots a GPU's memory gives, and what the engine makes of it. The memory is simulated."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ LONGEST = st.integers(1, 300_000)
             257 * 10_000,
             131_072,
             CacheSize(256, 9_984),
-        ),  # longer rows with what is left by 256 slots
+        ),  # the rest makes rows longer
         (257 * 8_192, 131_072, CacheSize(256, 8_192)),
         (257 * 8_192 - 1, 131_072, CacheSize(224, 8_192)),
         (830_000, 131_072, CacheSize(96, 8_192)),  # 8B in bfloat16 on a GPU of 141 GB
@@ -110,12 +110,12 @@ def test_the_parts_of_a_shared_gpu_are_no_more_than_all_of_it(total: int, held: 
     assert node_share(free, total, sum(held), 1) == max(0, free)
 
 
-# ---- asking the device
+# ---- the device's memory
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 GB, of which this process holds 1 and others 1."""
+    """10 GB, of which this process and others have 1 each."""
     monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8_000_000_000, 10_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1_000_000_000)
@@ -131,7 +131,7 @@ def model(longest: int | None, place: torch.device = GPU) -> Any:
 def test_most_of_a_gpus_free_memory_is_for_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert token_capacity(GPU, 1000) == token_capacity(GPU, 1000, shared=True) == 6_800_000
     monkeypatch.setenv("CANOPY_GPU_NODES", "2")
-    assert token_capacity(GPU, 1000) == 6_800_000  # for slots that were asked for
+    assert token_capacity(GPU, 1000) == 6_800_000  # where the operator chose the slots
     assert token_capacity(GPU, 1000, shared=True) == 3_400_000
     monkeypatch.setenv("CANOPY_GPU_NODES", "two")
     with pytest.raises(EngineUnavailable, match="CANOPY_GPU_NODES must be a number"):
@@ -176,7 +176,7 @@ def tiny() -> Any:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *sizes: CacheSize) -> list[int | None]:
-    """The memory here gives `sizes`, one after the other, to whoever asks for no number of slots."""
+    """Without a number of slots, the cache sizes are `sizes`, in turn."""
     told, asked = iter(sizes), []
 
     def size(
@@ -249,7 +249,7 @@ def test_other_engines_get_eight() -> None:
         create("echo", model="m", model_path=None, device="auto", slots=0, token_delay=0)
 
 
-def test_what_is_computed_the_librarys_way_has_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fallback_has_eight_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = pretend(monkeypatch)
     monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
     assert prepare_model(tiny(), tokenizer(), None).slots == 8
@@ -259,7 +259,7 @@ def test_what_is_computed_the_librarys_way_has_eight(monkeypatch: pytest.MonkeyP
 def test_layers_on_several_devices_have_the_slots_of_the_tightest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both layers are here, and the second is said to be elsewhere, where less is free."""
+    """The second layer's device is simulated: less is free there."""
     seen = []
 
     def size(_model: Any, tokens: int, slots: int | None, _context: int | None = None) -> CacheSize:

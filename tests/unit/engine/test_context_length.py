@@ -1,4 +1,4 @@
-"""Configs call the context by many names; what is beyond it is refused as too long."""
+"""Configs have many names for the context length; longer prompts are refused."""
 
 from types import SimpleNamespace
 from typing import Any

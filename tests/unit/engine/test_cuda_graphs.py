@@ -1,4 +1,4 @@
-"""The runner's way through CUDA graphs, on a CPU: a graph is a function that fills its output again."""
+"""The runner's CUDA graphs, on a CPU: a fake graph calls the function that it recorded."""
 
 from collections.abc import Callable
 from dataclasses import replace

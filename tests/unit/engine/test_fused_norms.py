@@ -13,7 +13,7 @@ NORMS = {
     "qwen3": 9,
     "gemma3": 13,
     "gpt2": 0,
-}  # of two layers and the end; LayerNorm is another thing
+}  # of two layers and the end; LayerNorm is not an RMS norm
 
 
 @pytest.mark.parametrize("kind", NORMS)
@@ -32,7 +32,7 @@ def test_a_model_says_the_same_with_them(kind: str) -> None:
 
 
 class Unlike(nn.Module):
-    """Has what an RMS norm has, and computes something else."""
+    """Has the attributes of an RMS norm, and computes something else."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""A model's layers spread over several GPUs, as far as a machine without them can tell. "meta" stands for another GPU
-where nothing is computed.
+"""A model's layers spread over several GPUs, as far as a machine without them can tell. "meta" stands
+for a GPU where nothing is computed.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ async def test_what_is_spread_is_not_divided_too(
 
 
 def test_accelerate_spreads_the_layers_and_what_has_no_room_is_refused() -> None:
-    """The library's own arithmetic, on a model without weights."""
+    """accelerate's own arithmetic, on a model without weights."""
     places = [torch.device("cuda", 2), torch.device("cuda", 3)]
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]())
@@ -108,8 +108,8 @@ def test_a_step_is_copied_once_to_each_device() -> None:
     assert dataclasses.replace(step, chunk_starts=None, copies={}).on(META).chunk_starts is None
 
 
-def test_layers_that_accelerate_moves_things_for_fit(tmp_path: Path) -> None:
-    """Its hooks around each layer, on the only device here: the second layer's weights come from disk at each step."""
+def test_layers_with_accelerates_hooks_have_a_runner(tmp_path: Path) -> None:
+    """accelerate's hooks, on the only device here: the second layer's weights come from disk."""
     model = tiny()
     parts = dict.fromkeys(
         ["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"], "cpu"

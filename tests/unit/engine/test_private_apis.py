@@ -1,4 +1,4 @@
-"""Private functions of torch that only a GPU calls: their names and arguments are checked without one."""
+"""Private functions of torch that only a GPU needs: names and arguments, checked without one."""
 
 import inspect
 from typing import Any

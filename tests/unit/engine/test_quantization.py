@@ -1,4 +1,4 @@
-"""The numbers that a CPU computes in: chosen by measurement, proved by the model's own answers."""
+"""Quantization schemes, and their choice: measured, then checked by the model's own answers."""
 
 import gc
 import weakref
@@ -30,7 +30,7 @@ ROUGH = {
     "bfloat16": 0.01,
     "int8": 0.02,
     "int8-fast": 0.04,
-}  # error of a layer, as a part of its spread
+}  # error of a layer's output, in standard deviations
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def model(kind: str = "llama") -> Any:
 
 
 def fastest(expected: str) -> quantization.Timer:
-    """A clock by which that way takes a tenth of the others' time."""
+    """A timer by which that scheme takes a tenth of the others' time."""
     of = {"float32": nn.Linear, "bfloat16": linears.BFloat16, "int8": Int8}[expected]
     return lambda made, rows: 0.001 * rows if isinstance(made, of) else 0.01 * rows
 
@@ -67,7 +67,7 @@ def off(way: str, exact: nn.Linear, inputs: torch.Tensor) -> float:
 @pytest.mark.parametrize("way", SCHEMES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 96), (1, 5, 96), (2, 3, 96)])
-def test_each_way_computes_the_same_layer(way: str, bias: bool, shape: tuple[int, ...]) -> None:
+def test_each_scheme_computes_the_same_layer(way: str, bias: bool, shape: tuple[int, ...]) -> None:
     assert off(way, layer(bias), torch.randn(shape)) <= ROUGH[way]
 
 
@@ -80,7 +80,7 @@ def test_an_outlier_costs_the_other_inputs_nothing() -> None:
     inputs = torch.randn(4, 96)
     inputs[:, 7] = 60.0
     exact = layer()
-    exact.weight.data[:, 7] = 0  # what the outlier itself adds would hide the rest
+    exact.weight.data[:, 7] = 0  # the outlier's own product would hide the rest
     assert off("int8", exact, inputs) <= ROUGH["int8"] < off("int8-fast", exact, inputs)
 
 
@@ -95,7 +95,7 @@ def test_a_row_is_the_same_in_any_company_to_the_last_bit(way: type[Int8]) -> No
         )
 
 
-def test_a_cpu_that_cuts_its_sums_gets_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_whose_sums_saturate_gets_fewer_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     multiply = linears._multiply
 
     def cutting(inputs: torch.Tensor, zero: int, *rest: Any) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_a_cpu_that_cuts_its_sums_gets_fewer_steps(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_a_table_looks_up_what_the_embedding_did(kind: str) -> None:
+def test_a_bfloat16_embedding_looks_up_what_the_embedding_did(kind: str) -> None:
     made = model(kind).to(torch.bfloat16).float()
     embedding, ids = made.get_input_embeddings(), torch.tensor([[5, 258, 5], [0, 7, 99]])
     assert is_exact_in_bfloat16(embedding)
@@ -178,13 +178,13 @@ def test_a_torch_without_such_products_computes_otherwise(monkeypatch: pytest.Mo
         quantization.quantize(model(), tokenizer(), 4, "sdpa")
 
 
-def test_a_word_that_is_no_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_PRECISION", "int3")
     with pytest.raises(EngineUnavailable, match="auto, float32, bfloat16, int8"):
         quantization.quantize(model(), tokenizer(), 4, "sdpa")
 
 
-def test_the_float_weights_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_float_weights_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_PRECISION", "int8")
     made = model().to(torch.bfloat16).float()
     floats = [weakref.ref(part.weight) for part in quantization._linears(made).values()]
@@ -195,7 +195,7 @@ def test_the_float_weights_are_given_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("way", ["bfloat16", "int8", "int8-fast"])
-def test_a_model_over_slots_answers_almost_as_before(
+def test_a_quantized_runner_answers_almost_as_before(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_model("llama", tmp_path / "llama")
@@ -215,7 +215,7 @@ def test_a_model_over_slots_answers_almost_as_before(
 
 
 def test_layers_that_share_an_input_differ_from_none_that_do_not() -> None:
-    """What a layer made of its input serves the next one only if that reads the very same tensor."""
+    """A layer's quantized input serves the next one only if that reads the very same tensor."""
     first, second = Int8(layer()), Int8(layer(bias=True))
     one, other = torch.randn(3, 96), torch.randn(3, 96)
     with torch.inference_mode():

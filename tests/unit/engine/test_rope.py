@@ -1,4 +1,4 @@
-"""Rotary frequencies that depend on the length: each sequence has its own, whoever is computed beside it."""
+"""Rotary frequencies that depend on the length: each sequence has its own."""
 
 import copy
 from typing import Any
@@ -47,7 +47,7 @@ def model_of(name: str) -> Any:
 
 
 def by_library(name: str, asked: list[list[int]], length: int) -> list[list[int]]:
-    """Each with a model that has computed nothing before."""
+    """Each by a fresh model."""
     return [generated(model_of(name), prompt, length) for prompt in asked]
 
 
@@ -78,7 +78,7 @@ def test_one_by_one_in_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["phi3", "llama, dynamic"])
 def test_a_conversation_that_outgrows_the_limit(name: str) -> None:
-    """What a slot contents of a shorter prompt is of no use for a longer one."""
+    """What a slot holds of a shorter prompt is of no use for a longer one."""
     there = loaded(model_of(name), slots=2, read=64, context=64)
     [prompt] = prompts((10,))
     for _ in range(4):
@@ -90,7 +90,7 @@ def test_a_conversation_that_outgrows_the_limit(name: str) -> None:
 def test_a_frequency_is_looked_up_by_sequence() -> None:
     model = model_of("phi3")
     assert choose_by_sequence(model) == RopeLimit(ORIGINAL, switched=True)
-    assert choose_by_sequence(model) == RopeLimit(ORIGINAL, switched=True)  # and again
+    assert choose_by_sequence(model) == RopeLimit(ORIGINAL, switched=True)  # idempotent
     assert choose_by_sequence(made(shrunk(CONFIG_MAPPING["llama"]()))) is None
 
 

@@ -1,4 +1,4 @@
-"""The model over slots: the library's own answers, whoever else is computed, held, copied or withdrawn."""
+"""The runner gives the library's answers, whatever else is running, cached, copied or cancelled."""
 
 import queue
 from collections.abc import Callable, Iterator
@@ -151,7 +151,7 @@ def test_a_prompt_that_is_being_read_is_shared(
 def test_a_seed_that_was_named_keeps_company_out(
     folder: Path, by_library: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such prompts are read anew, in steps of a fixed shape, and those beside them are computed so, too."""
+    """Its prompt is not taken from the cache; its steps, and rows beside it, have one batch shape."""
     loaded = load(folder, "cpu", 3)
     shapes: list[tuple[int, bool]] = []
     decode = LocalModelRunner.decode
@@ -201,7 +201,7 @@ def test_more_prompts_than_a_step_reads_at_once_are_all_answered(
 
 
 def test_a_wave_of_newcomers_is_taken_in_a_few_at_a_time(folder: Path) -> None:
-    """Those who came first are computed while the others get their slots."""
+    """The first are computed while the others get their slots."""
     decoder = Decoder(load(folder, "cpu", 2), 2, lambda _: None)
     for _ in range(40):
         decoder._prepared.put(Sequence(job("Hi"), Mailbox()))
@@ -298,23 +298,24 @@ def _no_memory(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_every_architecture_fits(kind: str) -> None:
+def test_every_architecture_has_a_runner(kind: str) -> None:
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
     runner = create_runner(model, KVCacheLayout(model), 2, 64)
     assert (runner.slots, runner.context) == (2, 64)
 
 
-def test_a_capped_attention_fits() -> None:
+def test_a_softcapped_attention_has_a_runner() -> None:
     config = transformers.Gemma2Config(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, sliding_window=6, attn_logit_softcapping=2.0, initializer_range=0.3,
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=6,
+        attn_logit_softcapping=2.0, initializer_range=0.3,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     create_runner(model, KVCacheLayout(model), 2, 64)
 
 
-def test_a_wrong_answer_over_slots_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_answer_of_the_runner_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
     decode = LocalModelRunner.decode
     monkeypatch.setattr(
@@ -327,7 +328,7 @@ def test_a_wrong_answer_over_slots_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert not any(hasattr(module, "key_cache") for module in model.modules())
 
 
-def test_what_does_not_fit_is_computed_the_librarys_way_and_says_so() -> None:
+def test_an_unsupported_model_is_computed_the_librarys_way_and_says_so() -> None:
     config = transformers.BloomConfig(
         vocab_size=259, hidden_size=32, n_layer=2, n_head=4, eos_token_id=1
     )
@@ -350,7 +351,7 @@ def test_the_operator_may_ask_for_the_librarys_way(
 
 
 def test_slots_of_every_length_stay_apart() -> None:
-    """Pieces of several prompts in one pass give what each gives alone."""
+    """Chunks of several prompts in one pass give what each gives alone."""
     torch.manual_seed(5)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["gemma3"]()).eval()
     runner = create_runner(model, KVCacheLayout(model), 3, 64)
@@ -371,7 +372,7 @@ def test_slots_of_every_length_stay_apart() -> None:
 
 
 def test_what_a_broken_run_left_in_a_slot_harms_nobody() -> None:
-    """A CPU reads some more of a slot than the sequence there has: masked, but 0 times no number is no number."""
+    """A CPU reads a slot beyond its sequence. That is masked, but 0 times NaN is NaN."""
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
     runner = create_runner(model, KVCacheLayout(model), 2, 64)
     long, short = list(range(3, 40)), [7, 8, 9]

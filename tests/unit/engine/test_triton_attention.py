@@ -1,4 +1,4 @@
-"""Flash decoding without a GPU: Triton's interpreter runs the kernels on the CPU, against attention written out."""
+"""Flash decoding without a GPU: Triton's interpreter runs the kernels, against plain attention."""
 
 import importlib.util
 import sys
@@ -17,7 +17,7 @@ from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.step import PrefillChunk
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-_BOUNDS = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # the interpreter cuts bfloat16 off where a GPU rounds
+_BOUNDS = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # the interpreter truncates bfloat16
 _NAN = float("nan")
 
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
     splits: int = 0  # 0: as many as `decode` itself chooses
 
 
-# Each pair of what could disturb each other is here at least once; keys are read 64 at a time, 32 of size 256.
+# Each pair of interacting features occurs once; keys are read 64 at a time, 32 of size 256.
 CASES = {
     "nothing is held": Case(F32, 64, 1, 2, [1]),
     "less than a block": Case(F32, 80, 3, 1, [2, 40]),
@@ -70,9 +70,9 @@ CASES = {
 def kernels() -> Iterator[Any]:
     """The kernels as Python runs them.
 
-    Triton reads TRITON_INTERPRET when it is imported, and torch has imported it by now. So it is imported once more for
-    these tests, and the first one is put back after them. In another process torch would have to be imported again,
-    which takes as long as all of these tests.
+    Triton reads TRITON_INTERPRET when it is imported, and torch has imported it by now. So it is
+    imported again for these tests, and the first one is put back after them. In another process
+    torch would have to be imported, too, which takes as long as all of these tests.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
@@ -87,7 +87,7 @@ def kernels() -> Iterator[Any]:
 
 
 def _loaded_of_triton() -> list[str]:
-    """Without what is native, which a process can load only once."""
+    """Without native modules, which a process can load only once."""
     names = [name for name in sys.modules if name.partition(".")[0] == "triton"]
     return [name for name in names if not name.startswith("triton._C")]
 
@@ -101,7 +101,7 @@ def _own_copy(name: str) -> Any:
 
 
 def _dot(plainly: Any, tl: Any) -> Any:
-    """numpy knows no bfloat16: the interpreter would multiply its bits as whole numbers."""
+    """numpy has no bfloat16: the interpreter would multiply the bits as integers."""
 
     def dot(self: Any, left: Any, right: Any, *more: Any) -> Any:
         factors = [
@@ -127,12 +127,12 @@ class Given(NamedTuple):
 
 
 def given(case: Case) -> Given:
-    """Random numbers in the slots as far as they are held, NaN everywhere else and in the keys that a window hides."""
+    """Random where the slots are in use; NaN elsewhere, and in the keys that a window hides."""
     torch.manual_seed(1)
     rows, heads, context = len(case.lengths), case.groups * case.group, max(case.lengths) + 3
     slots = (torch.randperm(rows + 1) + 1).tolist()[
         :rows
-    ]  # one is left out, and the first and last have neighbours
+    ]  # one is unused, and the first and last have neighbours
     caches = [
         torch.full((rows + 3, context, case.groups, case.size), _NAN, dtype=case.dtype)
         for _ in range(2)
@@ -143,7 +143,7 @@ def given(case: Case) -> Given:
             held.copy_(torch.randn(held.shape))
             hidden = max(0, length - case.window) if case.window else 0
             held[:hidden] = _NAN if cache is caches[0] else 1000.0
-    # Each is laid out differently: by heads first, as a part of longer rows, by heads with a gap.
+    # Each has another layout: heads first, a part of longer rows, heads with a gap.
     joined = torch.randn(rows, case.groups + 2, case.size).to(case.dtype)
     return Given(
         query=torch.randn(heads, rows, case.size).to(case.dtype).transpose(0, 1),
@@ -193,7 +193,7 @@ def test_a_decoded_token_sees_its_own_slot_and_is_kept_there(
 
 
 class Launches(dict[tuple[int, ...], Any]):
-    """Stands for a kernel: the grids that it was launched with."""
+    """Stands for a kernel, and keeps the grids of its launches."""
 
     def __missing__(self, grid: tuple[int, ...]) -> Any:
         return lambda *_, **__: self.update({grid: None})
@@ -217,8 +217,9 @@ def test_rows_are_split_until_there_is_work_for_the_whole_gpu(
 
 def gemma2() -> Any:
     return transformers.Gemma2Config(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, sliding_window=70, attn_logit_softcapping=2.0, initializer_range=0.3,
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=70,
+        attn_logit_softcapping=2.0, initializer_range=0.3,
     )  # fmt: skip
 
 
@@ -249,7 +250,7 @@ def test_a_model_decodes_through_them_as_it_does_without(
 
 
 def decoded(runner: LocalModelRunner, before: float) -> torch.Tensor:
-    """Logits [steps, rows, vocabulary] of three tokens after each of two prompts, in slots full of `before`."""
+    """Logits [steps, rows, vocabulary]: three tokens after two prompts, in caches full of `before`."""
     for module in runner._attention_modules:
         module.key_cache.fill_(before)
         module.value_cache.fill_(before)
