@@ -113,6 +113,5 @@ def configure(level: int = logging.INFO) -> None:
     # The answer to a refused request has the reason, and errors.py logs those that failed.
     for silent in ("django.request", "django.security.csrf"):
         logging.getLogger(silent).setLevel(logging.CRITICAL + 1)
-    for noisy in ("pika",):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("pika").setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

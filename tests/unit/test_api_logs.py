@@ -25,6 +25,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """The log as it is configured in production, kept in memory."""
     kept = io.StringIO()
     monkeypatch.setattr("sys.stderr", kept)
+    # The tests' own client: the API has none.
+    monkeypatch.setattr(logging.getLogger("httpx"), "disabled", True)
     root, handlers, level, raising = (
         logging.root,
         logging.root.handlers[:],
