@@ -1,4 +1,4 @@
-"""Samplers for tests: each algorithm that finds a threshold, and rows that have the slot of their number."""
+"""Samplers for tests, with either algorithm for thresholds; row i has slot i."""
 
 import torch
 

@@ -46,12 +46,29 @@ _SLOTS = 3
 _SHARED = "a beginning that several of the prompts have, long enough to be copied: "
 
 ROW = [  # work for one sequence: at most one of them fails
-    (Sequence, "prepare"), (Sequence, "append_token"), (AnswerText, "push"), (AnswerText, "end"),
-    (detokenize.Detokenizer, "push"), (detokenize.Detokenizer, "flush"), (StopFilter, "push"), (StopFilter, "flush"),
-    (spelling.TokenBytes, "of"), (SamplerOutput, "sampled"), (Sampler, "assign"), (TokenCounts, "assign"), (LogitBias, "assign"),
-    (Sampler, "_sample_all"), (Sampler, "_sample_by_method"), (Sampler, "_logprobs"), (TokenCounts, "penalise"), (LogitBias, "apply"),
-    (RequestRNG, "advance"), (StreamThrottle, "_due_now"), (throttle, "merge_chunks"), (sequence, "AnswerText"),
-]  # fmt: skip
+    (Sequence, "prepare"),
+    (Sequence, "append_token"),
+    (AnswerText, "push"),
+    (AnswerText, "end"),
+    (detokenize.Detokenizer, "push"),
+    (detokenize.Detokenizer, "flush"),
+    (StopFilter, "push"),
+    (StopFilter, "flush"),
+    (spelling.TokenBytes, "of"),
+    (SamplerOutput, "sampled"),
+    (Sampler, "assign"),
+    (TokenCounts, "assign"),
+    (LogitBias, "assign"),
+    (Sampler, "_sample_all"),
+    (Sampler, "_sample_by_method"),
+    (Sampler, "_logprobs"),
+    (TokenCounts, "penalise"),
+    (LogitBias, "apply"),
+    (RequestRNG, "advance"),
+    (StreamThrottle, "_due_now"),
+    (throttle, "merge_chunks"),
+    (sequence, "AnswerText"),
+]
 SLOT_ROW = [
     (PrefixCache, "allocate"),
     (PrefixCache, "extend"),
@@ -61,13 +78,24 @@ SLOT_ROW = [
     (LocalModelRunner, "copy_prefix"),
 ]
 SLOT_STEP = [
-    (LocalModelRunner, "prefill"), (LocalModelRunner, "decode"), (LocalModelRunner, "feed"), (LocalModelRunner, "check"), (SamplerOutput, "wait"),
-    (Sampler, "count"), (TokenCounts, "add"),
-]  # fmt: skip
+    (LocalModelRunner, "prefill"),
+    (LocalModelRunner, "decode"),
+    (LocalModelRunner, "feed"),
+    (LocalModelRunner, "check"),
+    (SamplerOutput, "wait"),
+    (Sampler, "count"),
+    (TokenCounts, "add"),
+]
 ROWS_STEP = [
-    (PaddedBatch, "step"), (PaddedBatch, "adopt"), (PaddedBatch, "remove_finished"),
-    (PaddedBatch, "__init__"), (PaddedBatch, "prefill"), (SamplerOutput, "wait"), (Sampler, "count"), (TokenCounts, "add"),
-]  # fmt: skip
+    (PaddedBatch, "step"),
+    (PaddedBatch, "adopt"),
+    (PaddedBatch, "remove_finished"),
+    (PaddedBatch, "__init__"),
+    (PaddedBatch, "prefill"),
+    (SamplerOutput, "wait"),
+    (Sampler, "count"),
+    (TokenCounts, "add"),
+]
 
 
 class Injected(Exception):

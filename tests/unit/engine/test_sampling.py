@@ -25,15 +25,19 @@ from worker.engines.transformers.sampling.sampler import RequestRNG, Sampler
 from worker.engines.transformers.sampling.sampler_output import NO_CHOICE, NOT_FINITE
 
 _SETTINGS = [
-    Sampling(temperature=0), Sampling(seed=1), Sampling(top_p=0.5, seed=1), Sampling(top_k=3, seed=1),
-    Sampling(min_p=0.1, logprobs=2, seed=1), Sampling(repetition_penalty=1.2, logit_bias={3: 2.0}, seed=1),
-]  # fmt: skip
+    Sampling(temperature=0),
+    Sampling(seed=1),
+    Sampling(top_p=0.5, seed=1),
+    Sampling(top_k=3, seed=1),
+    Sampling(min_p=0.1, logprobs=2, seed=1),
+    Sampling(repetition_penalty=1.2, logit_bias={3: 2.0}, seed=1),
+]
 
 
 @pytest.mark.parametrize("settings", _SETTINGS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "one NaN", "one inf"])
 def test_logits_that_are_not_numbers_are_no_token(settings: Sampling, bad: float | str) -> None:
-    """And the rows beside them get what they get alone; on the device there is always a token of the vocabulary."""
+    """And their neighbours keep their tokens; on the device every token is in the vocabulary."""
     good = torch.linspace(-3, 3, 50).repeat(3, 1)
     logits = good.clone()
     if isinstance(bad, str):

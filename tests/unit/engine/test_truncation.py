@@ -89,8 +89,9 @@ bounds = some.fixed_dictionaries(
 def kept_by_definition(
     logits: list[float], top_k: int, top_p: float, min_p: float
 ) -> set[int] | None:
-    """Sorts, adds up and cuts off, with Python's floats; tokens as likely as the last one kept are kept. None where
-    rounding may decide either algorithm.
+    """Sorts, sums and cuts with Python's floats; ties with the last token kept are kept, too.
+
+    None where rounding may decide either way.
     """
     best = max(logits)
     odds = {token: math.exp(logit - best) for token, logit in enumerate(logits)}
