@@ -63,7 +63,7 @@ async def test_a_run_says_whether_the_engine_works_on(script: Script, alone: boo
         ending = await run.run()
         assert isinstance(ending, Interrupted)
         assert ending.fault
-        assert run.alone is alone
+        assert run.isolated is alone
 
 
 async def test_a_run_that_fails_alone_goes_on_elsewhere_and_its_engine_is_left_alone() -> None:
