@@ -1,4 +1,4 @@
-"""The benchmarks' own environments: made once, again when the pins change; failures are one line."""
+"""The benchmarks' own environments: made once, and again when the pins change."""
 
 import subprocess
 from pathlib import Path
