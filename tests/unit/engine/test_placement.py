@@ -1,5 +1,5 @@
-"""A model's layers spread over several GPUs, as far as a machine without them can tell. "meta" stands
-for a GPU where nothing is computed.
+"""A model's layers spread over several GPUs, as far as a machine without them can tell. "meta" is
+another GPU, where nothing is computed.
 """
 
 import dataclasses

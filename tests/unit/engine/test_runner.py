@@ -151,7 +151,7 @@ def test_a_prompt_that_is_being_read_is_shared(
 def test_a_seed_that_was_named_keeps_company_out(
     folder: Path, by_library: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its prompt is not taken from the cache; its steps, and rows beside it, have one batch shape."""
+    """Its prompt is not taken from the cache; steps with it have one batch shape."""
     loaded = load(folder, "cpu", 3)
     shapes: list[tuple[int, bool]] = []
     decode = LocalModelRunner.decode

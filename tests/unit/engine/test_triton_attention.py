@@ -250,7 +250,7 @@ def test_a_model_decodes_through_them_as_it_does_without(
 
 
 def decoded(runner: LocalModelRunner, before: float) -> torch.Tensor:
-    """Logits [steps, rows, vocabulary]: three tokens after two prompts, in caches full of `before`."""
+    """Logits [steps, rows, vocabulary] after two prompts, in caches full of `before`."""
     for module in runner._attention_modules:
         module.key_cache.fill_(before)
         module.value_cache.fill_(before)

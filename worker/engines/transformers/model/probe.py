@@ -39,8 +39,8 @@ _SHORT_PROMPT, _SHORT_ANSWER = 11, 3  # tokens: prefilled as 7 + 4, then decoded
 _FIRST_CHUNK = 7
 _CHUNK = 7  # tokens of each prompt that are prefilled at a time
 _BATCH_PROMPTS = (4, 9)  # lengths, for the padded batch on the model itself
-_MAX_DIFFERENCE = {torch.float32: 1e-3}  # of logits, in standard deviations; rounding is below it
-_MAX_DIFFERENCE_HALF = 0.25
+# The largest difference of logits, in standard deviations, that rounding explains.
+_FLOAT32_TOLERANCE, _TOLERANCE = 1e-3, 0.25
 
 Logits = list[torch.Tensor]  # per sequence: [1 + answer tokens, vocabulary]
 
@@ -112,11 +112,11 @@ def probe_padded_batch(miniature: Miniature, model: Any) -> None:
 
 def check_equal(dtype: torch.dtype, logits: Logits, expected: Logits) -> None:
     """Raises UnsupportedModel if logits of the same tokens differ by more than rounding."""
-    bound = _MAX_DIFFERENCE.get(dtype, _MAX_DIFFERENCE_HALF)
+    tolerance = _FLOAT32_TOLERANCE if dtype == torch.float32 else _TOLERANCE
     for actual, reference in zip(logits, expected, strict=True):
         deviation = float(reference.std()) or 1.0
         difference = float((actual - reference).abs().max()) / deviation
-        if not difference < bound:  # also where it is NaN
+        if not difference < tolerance:  # also where it is NaN
             raise UnsupportedModel(f"its answers differ by {difference:.2g} standard deviations")
 
 
