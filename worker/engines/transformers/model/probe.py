@@ -290,7 +290,7 @@ class _ScriptedSequence:
         return len(self.steps) > ANSWER_TOKENS
 
     @property
-    def last(self) -> int:
+    def last_token(self) -> int:
         return self.answer[len(self.steps) - 1]
 
 
