@@ -1,4 +1,4 @@
-"""The API under test: a real ASGI application and database, and a broker client that answers by script."""
+"""The API under test: real ASGI application, real database, scripted broker client."""
 
 import asyncio
 import itertools
@@ -50,7 +50,7 @@ _numbers = itertools.count(1)
 
 
 def echo(job: Job) -> list[AnyFrame]:
-    """What the echo engine says: the last user message's words, a token a word, from where the reader is."""
+    """What the echo engine says: the last user message's words, from where the reader is."""
     text = job.prompt if job.messages is None else job.messages[-1].content
     words = (text or "").split()
     left = " ".join(words)[len(job.delivered) :]

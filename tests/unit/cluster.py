@@ -1,4 +1,4 @@
-"""A whole tree in one process on the in-memory broker: real nodes, real client, an engine in the test's hand."""
+"""A whole tree in one process on the in-memory broker, with an engine that tests drive."""
 
 import asyncio
 import itertools
@@ -78,7 +78,7 @@ class HandEngine:
 async def until(condition: Callable[[], object]) -> None:
     """Lets the loop run until `condition` holds; fails after DEADLINE_SECONDS."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():  # noqa: ASYNC110  (no single event stands for "the loop has settled")
+        while not condition():  # noqa: ASYNC110 - no event says that the loop has settled
             await asyncio.sleep(0)
 
 

@@ -1,4 +1,4 @@
-"""A server with Canopy's HTTP protocol around an application that echoes, spoken to over bare sockets."""
+"""A server with Canopy's HTTP protocol around an echoing application, and bare sockets."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ class Response:
 
 @dataclass
 class Echo:
-    """Answers with method, path and body; `requests` is what the application was asked, in order."""
+    """Answers with method, path and body; `requests` are those received, in order."""
 
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     hold: asyncio.Event = field(default_factory=asyncio.Event)  # set: answers to /hold end
@@ -64,7 +64,7 @@ async def read_all(receive: Any) -> bytes:
 async def serving(
     application: Any, limits: Limits | None = None, proxies: tuple[Network, ...] = ()
 ) -> AsyncIterator["Site"]:
-    """The protocol on a loopback port, without uvicorn's server around it, whose ticks would take a while."""
+    """The protocol on a loopback port, without uvicorn's server and its slow ticks."""
     config = configuration(application, limits or Limits(), proxies)
     config.load()
     state = ServerState()
@@ -108,7 +108,7 @@ class Site:
 
 
 async def exchange(site: Site, *packets: bytes) -> list[Response]:
-    """Sends the packets, each after the server has had time for the one before, and reads to the end."""
+    """Sends the packets one by one, with time for the server between, and reads to the end."""
     reader, writer = await asyncio.open_connection(*site.address)
     try:
         async with asyncio.timeout(SECONDS):

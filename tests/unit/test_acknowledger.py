@@ -1,4 +1,4 @@
-"""Settled deliveries become few acknowledgements, and never one for a delivery that is still open."""
+"""Few acknowledgements for many deliveries, and none for a delivery still open."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Addresses that nothing is at: the refusal's shape is the one that its client reads, and says what to change."""
+"""Unknown addresses: a refusal in the client's shape that says what to change."""
 
 import httpx
 import pytest

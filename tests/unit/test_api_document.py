@@ -1,6 +1,6 @@
-"""The OpenAPI document holds: whatever an operation is sent, the answer is documented and no fault of the service.
+"""Whatever an operation is sent, the response is documented and not a server error.
 
-`HUNT=5000 pytest tests/unit/test_api_document.py --timeout 0` looks for longer, each time at other requests.
+`HUNT=5000 pytest tests/unit/test_api_document.py --timeout 0` tries more, new requests.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What holds for every response: headers, CORS, compression, cookies behind TLS, the shape of errors."""
+"""What holds for every response: headers, CORS, compression, cookies, errors' shape."""
 
 import asyncio
 import gzip
@@ -80,7 +80,8 @@ async def test_static_files_and_refusals_have_the_headers_of_pages(
 PREFLIGHT = {
     "Origin": PAGE,
     "Access-Control-Request-Method": "POST",
-    "Access-Control-Request-Headers": "authorization, content-type, x-stainless-lang, x-stainless-os",
+    "Access-Control-Request-Headers": "authorization, content-type, "
+    "x-stainless-lang, x-stainless-os",
 }
 
 

@@ -1,4 +1,4 @@
-"""A server that hands its socket over: it listens when it is ready, and finishes what is open before it ends."""
+"""Socket hand-over: listen once ready, finish open requests before the end."""
 
 import asyncio
 import socket

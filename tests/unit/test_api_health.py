@@ -1,4 +1,4 @@
-"""/readyz: a broker that is cut off, a disk that is full, a database that does not answer; and what requests hear."""
+"""/readyz and requests without a broker, a disk with room or a database."""
 
 import asyncio
 import errno

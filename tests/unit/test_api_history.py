@@ -1,4 +1,4 @@
-"""What a model gets of a conversation: sane dialogues, the newest turns, and the place where they begin."""
+"""What a model gets of a conversation: its newest turns, as a well-formed dialogue."""
 
 import itertools
 from typing import Any
@@ -26,7 +26,7 @@ from tests.unit.test_api_chat import begin, told
 
 
 def conversation(*said: str) -> list[StoredMessage]:
-    """Messages of which each begins with its role's first letter: "u: hello"; "a!" is an answer refused as too long."""
+    """Messages by their role's first letter: "u: hello"; "a!": an answer refused as too long."""
     roles: dict[str, Role] = {"u": "user", "a": "assistant"}
     return [
         StoredMessage(

@@ -79,10 +79,16 @@ def test_our_events_are_kinds_whatever_their_fields() -> None:
         lambda web, n: web.get("/", headers={"Host": f"evil{n}.example" + "x" * 3000}),
         lambda web, n: web.get("/v1/models", headers={"Host": f"evil{n}.example"}),
         lambda web, n: web.get("/", headers={"Host": f"evil {n}"}),
-        lambda web, n: web.get("/api/conversations", headers={"Cookie": f"sessionid={n}; canopy_session=\x01{n}"}),
-        lambda web, n: web.get("/admin/", headers={"Cookie": f"canopy_session={n}:bad:bad; messages={n}"}),
+        lambda web, n: web.get(
+            "/api/conversations", headers={"Cookie": f"sessionid={n}; canopy_session=\x01{n}"}
+        ),
+        lambda web, n: web.get(
+            "/admin/", headers={"Cookie": f"canopy_session={n}:bad:bad; messages={n}"}
+        ),
         lambda web, n: web.post(
-            "/admin/login/", content=b"nonsense", headers={"Content-Type": f"multipart/form-data; boundary={n}"}
+            "/admin/login/",
+            content=b"nonsense",
+            headers={"Content-Type": f"multipart/form-data; boundary={n}"},
         ),
         lambda web, n: web.post("/admin/login/", data={f"field{k}": "x" for k in range(1100)}),
         lambda web, n: web.post("/login", data={"token": f"\x00{n}"}),
@@ -92,10 +98,20 @@ def test_our_events_are_kinds_whatever_their_fields() -> None:
         lambda web, n: web.get("/login", params={"token": f"x{n}"}),
     ],
     ids=[
-        "long host", "foreign host", "bad host", "cookie", "signed cookie", "multipart", "many fields", "NUL",
-        "not UTF-8", "path", "404", "token",
+        "long host",
+        "foreign host",
+        "bad host",
+        "cookie",
+        "signed cookie",
+        "multipart",
+        "many fields",
+        "NUL",
+        "not UTF-8",
+        "path",
+        "404",
+        "token",
     ],
-)  # fmt: skip
+)
 async def test_an_outsider_causes_few_short_lines(
     fake: FakeClient, web: httpx.AsyncClient, written: io.StringIO, request_of: object
 ) -> None:

@@ -34,7 +34,7 @@ CASES: list[tuple[str, dict[str, Any], bool]] = [
 
 @pytest.fixture
 def traced() -> Iterator[None]:
-    """Memory is counted by Python itself: what the process has of it differs from machine to machine."""
+    """Counts Python's own allocations: resident memory differs between machines."""
     tracemalloc.start()
     yield
     tracemalloc.stop()

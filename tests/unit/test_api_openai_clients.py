@@ -1,4 +1,4 @@
-"""/v1/: what well-known clients send for plain chat without being configured further, field by field, is taken."""
+"""/v1/ accepts every field that well-known clients send for plain chat."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ TREE = "🌳".encode()
 
 
 def likely(job: Job) -> list[Any]:
-    """An answer of four tokens, with the logprobs that the job asks for; two of them are one character."""
+    """An answer of four tokens with logprobs; two of them make one character."""
     told = [
         TokenLogprob(b"a", -0.25, ((b"a", -0.25), (b"b", -1.5))),
         TokenLogprob(TREE[:2], -1.0, ((b" b", -0.5), (TREE[:2], -1.0))),

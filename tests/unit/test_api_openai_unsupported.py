@@ -1,4 +1,4 @@
-"""/v1/: what would change the answer and is not honoured is refused by name; what asks for nothing passes."""
+"""/v1/ refuses unsupported fields by name, unless their value asks for nothing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The backlog is shared: who fills it keeps nobody else out, and batch jobs never take what interactive ones need."""
+"""The backlog is shared: a flood keeps nobody else out, batches leave interactive room."""
 
 import asyncio
 from collections import Counter
@@ -29,7 +29,7 @@ LEAST = 10
 
 
 class Processes:
-    """Several API processes in front of one model. Each knows its own users, and how many jobs wait in all."""
+    """Several API processes of one model: each knows its own users and the total."""
 
     def __init__(self, number: int) -> None:
         self.tallies = [Tally() for _ in range(number)]

@@ -39,7 +39,7 @@ def bare_saves(source: str) -> Iterator[int]:
 
 
 def test_no_bare_saves_in_the_api() -> None:
-    """A bare save writes all fields, also those that others have changed since the instance was loaded."""
+    """A bare save writes all fields, also those changed since the instance was loaded."""
     assert list(bare_saves("found.title = 'x'\nawait found.asave()")) == [2]
     found = [
         f"{path}:{line}"
@@ -102,7 +102,7 @@ async def conversation_with_an_answer(member: httpx.AsyncClient) -> str:
 async def test_delete_beside_everything_else(
     member: httpx.AsyncClient, fake: FakeClient, queries: int
 ) -> None:
-    """The others start after so many queries of the deletion, so that it comes between different two of theirs."""
+    """The others start after so many queries of the deletion, to vary where they meet."""
     home = await conversation_with_an_answer(member)
 
     async def later(request: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:

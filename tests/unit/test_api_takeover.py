@@ -48,7 +48,7 @@ async def begin(member: httpx.AsyncClient, content: str = WORDS) -> Message:
 
 
 async def lose(message: Message, **changes: Any) -> None:
-    """This process forgets the answer, as if it had been another one that died after it stored the text."""
+    """Forgets the answer, as if another process had died after storing the text."""
     writer = app().writers.get(message.handle)
     assert writer is not None
     await writer.hand_over()

@@ -1,4 +1,4 @@
-"""What the API's broker client keeps of requests that are over: nothing that grows with their number."""
+"""The API's broker client keeps nothing that grows with the number of past requests."""
 
 import gc
 from functools import partial

@@ -1,4 +1,4 @@
-"""Wall clocks decide nothing: a node's may be hours off, and any may jump while jobs wait and run."""
+"""Wall clocks decide nothing: they may be hours off, and jump while jobs wait and run."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ def change(monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...]) -> WallClo
 
 
 async def serve_through(cluster: Cluster, jump: Any) -> None:
-    """A job that runs, one that waits and one that comes later are answered, with the clock jumping in between."""
+    """The clock jumps while one job runs, one waits and one is to come; all are answered."""
     await cluster.add("root")
     await cluster.add("n1", "root")
     runs = await cluster.ask("runs", seconds_left=60.0)
@@ -111,8 +111,9 @@ def test_a_deadline_of_a_former_version_is_read_and_not_sent_on(
 
 
 async def test_a_job_that_waited_unread_beyond_its_time_is_not_run_for_long() -> None:
-    """Nobody counts the time in a queue without a consumer; the API has ended the answer, and says so when it hears
-    of the job again.
+    """Nobody counts the time in a queue without a consumer.
+
+    The API has ended the answer, and says so when it hears of the job again.
     """
     async with Cluster() as cluster:
         await cluster.add("root")

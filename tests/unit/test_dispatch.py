@@ -277,7 +277,7 @@ def test_a_dead_nodes_queue_goes_to_its_nearest_living_ancestor() -> None:
     )
 )
 def test_counters_heal_whatever_is_lost_doubled_or_late(events: list[tuple[str, int]]) -> None:
-    """However reports are dropped, repeated or reordered: after the newest one the parent knows what is true."""
+    """After the newest report the parent is right, whatever was lost, doubled or reordered."""
     slots, sent, received, finished, number = 4, 0, 0, 0, 0
     root = Dispatcher(0, HoldHigh())
 

@@ -190,7 +190,7 @@ def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(
 def test_two_who_always_wait_differ_by_no_more_than_a_job_each(
     jobs: list[tuple[str, int]], count: int
 ) -> None:
-    """The fairness bound of start-time fair queueing: |W_a/r_a - W_b/r_b| <= l_a/r_a + l_b/r_b while both wait."""
+    """Start-time fair queueing: |W_a/r_a - W_b/r_b| <= l_a/r_a + l_b/r_b while both wait."""
     queue: FairQueue[int] = FairQueue()
     left = Counter(user for user, _ in jobs)
     for user, work in jobs:

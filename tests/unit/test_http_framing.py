@@ -1,4 +1,4 @@
-"""Random requests in random packets: each is received once, whole and in order, whatever its body looks like."""
+"""Random requests in random packets: each is received once, whole and in order."""
 
 import asyncio
 import itertools
@@ -107,7 +107,7 @@ def test_every_request_is_received_once_and_whole(data: st.DataObject) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_damaged_request_is_the_last_one(data: st.DataObject) -> None:
-    """One byte is changed: a request may be refused or read differently, but after a refusal nothing is executed."""
+    """One byte is changed: after a refusal nothing more is executed."""
     asked = data.draw(st.lists(requests(), min_size=1, max_size=4))
     last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     wire = bytearray(b"".join(request.wire for request in asked) + last)

@@ -196,7 +196,7 @@ async def test_pipelined_requests_are_bounded() -> None:
 
 
 async def test_bodies_behind_an_unfinished_answer_are_bounded() -> None:
-    """An application that waits for its client to leave keeps reading going: what is behind must be bounded apart."""
+    """While the application waits for a disconnect, input is still read: it needs a bound."""
     echo = Echo()
 
     async def watching(scope: object, receive: object, send: object) -> None:

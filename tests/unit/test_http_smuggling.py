@@ -1,4 +1,4 @@
-"""Where a request ends: no byte of a body is ever taken for a request, and no request is answered twice."""
+"""No byte of a body is taken for a request, and no request is answered twice."""
 
 from collections.abc import AsyncIterator
 
@@ -9,7 +9,10 @@ from tests.unit.raw_http import Echo, Response, Site, exchange, serving
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"  # what must never be executed
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\nUpgrade: h2c\r\n"
+H2C = (
+    b"Connection: Upgrade, HTTP2-Settings\r\n"
+    b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\nUpgrade: h2c\r\n"
+)
 WEBSOCKET = (
     b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

@@ -1,4 +1,4 @@
-"""Logprobs on their way from an engine's chunks to a reader's frames: none lost, none that nobody asked for."""
+"""Logprobs from an engine's chunks to a reader's frames: none lost, none unrequested."""
 
 from collections.abc import AsyncIterator
 from typing import Any

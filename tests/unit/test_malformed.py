@@ -100,7 +100,7 @@ def nothing_raised() -> Iterator[None]:
 
 
 async def receive(controls: list[bytes], jobs: list[bytes]) -> None:
-    """A root and a node below it get all these messages; then both still serve, or were moved or drained by them."""
+    """A root and a node get all these messages; both still serve, or were moved or drained."""
     async with Cluster(HoldHigh) as cluster:
         with nothing_raised():
             await cluster.add("root")

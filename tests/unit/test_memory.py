@@ -20,8 +20,15 @@ class TestMemorySession(SessionContract):
 
 @pytest.mark.parametrize(
     ("pattern", "key", "matches"),
-    [("node.*", "node.n1", True), ("node.*", "node", False), ("node.*", "node.a.b", False), ("#", "", True),
-     ("a.#.z", "a.z", True), ("a.#.z", "a.b.c.z", True), ("a.#.z", "a.b", False)],
-)  # fmt: skip
+    [
+        ("node.*", "node.n1", True),
+        ("node.*", "node", False),
+        ("node.*", "node.a.b", False),
+        ("#", "", True),
+        ("a.#.z", "a.z", True),
+        ("a.#.z", "a.b.c.z", True),
+        ("a.#.z", "a.b", False),
+    ],
+)
 def test_topics(pattern: str, key: str, matches: bool) -> None:
     assert _matches(pattern, key) is matches

@@ -123,7 +123,7 @@ async def test_a_node_has_the_slots_that_its_engine_has_found_out() -> None:
 async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two jobs whose node died wait for their readers, in slots of another one, while its engine is started again."""
+    """Two restarted jobs wait for their readers in slots while the engine restarts."""
     async with Cluster(HoldHigh) as cluster:
         root = await cluster.add("root")
         await cluster.add("n0", "root", slots=2)

@@ -20,7 +20,7 @@ async def cluster() -> AsyncIterator[Cluster]:
 
 
 async def serve(cluster: Cluster, node: str, jobs: int) -> list[str]:
-    """Ends so many jobs on a node with one slot, one after the other; returns them in the order of their starts."""
+    """Ends so many jobs on a node with one slot; returns them in the order of their starts."""
     engine = cluster.engine(node)
     for _ in range(jobs):
         await until(lambda: engine.steps)

@@ -21,9 +21,15 @@ def delivery(job: Job) -> Delivery:
 def test_a_job_is_kept_once_and_whole(letters: int) -> None:
     text = "模型🌳"[:2] * letters
     job = Job(
-        request_id="a", model="m", reply_to="q", created=1.0, messages=(ChatMessage(role="user", content=text),),
-        delivered="so far", delivered_ids=(1, 2), user="ada",
-    )  # fmt: skip
+        request_id="a",
+        model="m",
+        reply_to="q",
+        created=1.0,
+        messages=(ChatMessage(role="user", content=text),),
+        delivered="so far",
+        delivered_ids=(1, 2),
+        user="ada",
+    )
     taken = delivery(job)
     kept = without_content(job, taken)
     assert (kept.messages is None) == bool(taken.body)
@@ -52,7 +58,7 @@ async def test_a_large_job_that_waits_and_is_moved_arrives_whole() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "ä", "模", "🌳"])
 async def test_waiting_prompts_cost_their_size_twice_and_nothing_afterwards(letter: str) -> None:
-    """The reader keeps the text, the root the message that it came in (which is also the broker's, here)."""
+    """The reader keeps the text, the root its message (here also the broker's)."""
     async with Cluster(HoldHigh) as cluster:
         root = await cluster.add("root")
         jobs, letters = 30, 100_000

@@ -1,4 +1,4 @@
-"""The reader's side of a job: cancels, deadlines, lost connections and alarms, on the in-memory broker."""
+"""The reader's side: cancels, deadlines, lost connections, alarms; in-memory broker."""
 
 import asyncio
 from functools import partial

@@ -44,7 +44,7 @@ def run(attempt: int, *texts: str, incarnation: str = "b1") -> list[AnyFrame]:
 
 
 async def lose_run(cluster: Cluster, request_id: str) -> str:
-    """Kills the node on which the request runs, once its reader knows that it does; returns the node's name."""
+    """Kills the node that runs the request, once its reader knows; returns the node's name."""
     await until(lambda: cluster.where(request_id))
     name = str(cluster.where(request_id))
     stream = cluster.client.stream(request_id)

@@ -1,4 +1,4 @@
-"""Server-sent events: silence is noticed, cancelling stays what it is, and a template makes what `data` makes."""
+"""Server-sent events: silence, cancellation, and templates equal to `data`."""
 
 import asyncio
 import json

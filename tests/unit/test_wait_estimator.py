@@ -8,7 +8,7 @@ from topology.wait_estimator import Accuracy, WaitEstimator
 def run(
     estimator: WaitEstimator, slots: int, seconds: float, rounds: int, work: float = 1.0
 ) -> float:
-    """`slots` busy all the time, each job `seconds` long; returns the time at which the last ones have started."""
+    """`slots` always busy with jobs of `seconds`; returns when the last ones started."""
     now, finished = 0.0, 0
     for _ in range(rounds):
         for _ in range(slots):

@@ -27,9 +27,19 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
                 wire.ChatMessage(role="user", content="Hé 🌳"),
             ),
             sampling=wire.Sampling(
-                max_tokens=32, temperature=0.7, top_p=0.9, top_k=40, seed=7, reproducible=True, stop=("\n\n",),
-                min_p=0.05, repetition_penalty=1.1, frequency_penalty=0.5, presence_penalty=-0.5,
-                logit_bias={17: -100, 4: 1.5}, logprobs=2,
+                max_tokens=32,
+                temperature=0.7,
+                top_p=0.9,
+                top_k=40,
+                seed=7,
+                reproducible=True,
+                stop=("\n\n",),
+                min_p=0.05,
+                repetition_penalty=1.1,
+                frequency_penalty=0.5,
+                presence_penalty=-0.5,
+                logit_bias={17: -100, 4: 1.5},
+                logprobs=2,
             ),
             user="ada",
             job_class="batch",
@@ -48,20 +58,33 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
         wire.Frames,
         wire.Frames(
             frames=(
-                wire.Waiting(**WHO, node="root", reason="every slot is busy", position=12, seconds=30.5),
+                wire.Waiting(
+                    **WHO, node="root", reason="every slot is busy", position=12, seconds=30.5
+                ),
                 wire.ResumeRequest(**WHO, node="n1", incarnation="b7", number=3),
                 wire.Start(**WHO, seq=0, node="n1", incarnation="b7"),
                 wire.Delta(**WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9)),
                 wire.Delta(
-                    **WHO, seq=2, text="🌳", tokens=2,
+                    **WHO,
+                    seq=2,
+                    text="🌳",
+                    tokens=2,
                     logprobs=(
-                        wire.TokenLogprob("🌳".encode()[:2], -0.5, ((b" a", -0.25), (b"\xf0\x9f", -0.5))),
+                        wire.TokenLogprob(
+                            "🌳".encode()[:2], -0.5, ((b" a", -0.25), (b"\xf0\x9f", -0.5))
+                        ),
                         wire.TokenLogprob("🌳".encode()[2:], 0.0),
                     ),
                 ),
                 wire.Interrupted(**WHO, seq=2, reason="out of memory", fault=True),
                 wire.Finished(**WHO, seq=2, reason="stop", prompt_tokens=12, completion_tokens=3),
-                wire.Failed(**WHO, seq=2, code="too_long", message="5000 tokens, at most 4096", retryable=False),
+                wire.Failed(
+                    **WHO,
+                    seq=2,
+                    code="too_long",
+                    message="5000 tokens, at most 4096",
+                    retryable=False,
+                ),
             )
         ),
     ),
@@ -69,7 +92,12 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     "continue": (
         wire.AnyControl,
         wire.ResumeGrant(
-            request_id="7d1f0c", number=3, attempt=3, delivered="Hel", delivered_ids=(17, 4), faults=("n1 died",)
+            request_id="7d1f0c",
+            number=3,
+            attempt=3,
+            delivered="Hel",
+            delivered_ids=(17, 4),
+            faults=("n1 died",),
         ),
     ),
     "supersede": (wire.AnyControl, wire.Supersede(request_id="7d1f0c", attempt=3)),
@@ -80,25 +108,55 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     "ancestors": (wire.AnyControl, wire.Ancestors(names=("n1", "root"))),
     "ping": (wire.AnyControl, wire.Ping()),
     "leave": (wire.AnyControl, wire.Leave(node="n4")),
-    "refused": (wire.AnyControl, wire.Refused(parent="root", reason="root serves gemma-3-270m, n9 serves echo")),
+    "refused": (
+        wire.AnyControl,
+        wire.Refused(parent="root", reason="root serves gemma-3-270m, n9 serves echo"),
+    ),
     "capacity": (
         wire.AnyControl,
         wire.Capacity(
-            node="n4", incarnation="b7", number=41, slots=8, free=3, received=120, finished=117, accepting=False,
+            node="n4",
+            incarnation="b7",
+            number=41,
+            slots=8,
+            free=3,
+            received=120,
+            finished=117,
+            accepting=False,
             users={"ada": 2, "": 1},
         ),
     ),
     "state": (
         wire.NodeState,
         wire.NodeState(
-            name="n1", parent="root", children=("n2",), model="gemma-3-270m", engine="transformers", device="cpu",
-            policy="paper", status="busy", slots=8, running=8, held=2, received=40, finished=30, tokens=900,
-            host="room-1", pid=4242, started=1750000000.0, sent=1750000100.0, detail="",
-            waited=4.5, wait_error=0.5, prompt_tokens=1000, reused_tokens=430,
-            context_length=8192, warning="a child reports 9 free slots of 4",
+            name="n1",
+            parent="root",
+            children=("n2",),
+            model="gemma-3-270m",
+            engine="transformers",
+            device="cpu",
+            policy="paper",
+            status="busy",
+            slots=8,
+            running=8,
+            held=2,
+            received=40,
+            finished=30,
+            tokens=900,
+            host="room-1",
+            pid=4242,
+            started=1750000000.0,
+            sent=1750000100.0,
+            detail="",
+            waited=4.5,
+            wait_error=0.5,
+            prompt_tokens=1000,
+            reused_tokens=430,
+            context_length=8192,
+            warning="a child reports 9 free slots of 4",
         ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -161,9 +219,13 @@ def test_garbage_never_raises_anything_else(body: bytes) -> None:
 )
 def test_any_text_survives(text: str, seed: int | None, stop: list[str]) -> None:
     job = wire.Job(
-        request_id="r", model="m", reply_to="q", created=0.0, prompt=text,
+        request_id="r",
+        model="m",
+        reply_to="q",
+        created=0.0,
+        prompt=text,
         sampling=wire.Sampling(seed=seed, stop=tuple(stop)),
-    )  # fmt: skip
+    )
     assert wire.decode(wire.encode(job), wire.Job) == job
 
 

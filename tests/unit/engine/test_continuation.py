@@ -29,7 +29,7 @@ ROWS = 16  # runs at once
 
 
 class Scripted:
-    """A model that says the same tokens after whatever prompt, and checks that it is given them back in order."""
+    """A model that emits fixed tokens after any prompt, and checks that they come back in order."""
 
     device = "cpu"
 
@@ -55,9 +55,14 @@ class Scripted:
 def scripted(job: Job, script: list[int], context: int = 512) -> LoadedModel:
     read = dialogue(job.messages) if job.messages else job.prompt
     return LoadedModel(
-        model=Scripted(len(BYTES(read)["input_ids"]), script), tokenizer=BYTES, eos_token_ids=frozenset([EOS]),
-        slots=ROWS, context=context, vocabulary=len(BYTES), prefill_tokens=256,
-    )  # fmt: skip
+        model=Scripted(len(BYTES(read)["input_ids"]), script),
+        tokenizer=BYTES,
+        eos_token_ids=frozenset([EOS]),
+        slots=ROWS,
+        context=context,
+        vocabulary=len(BYTES),
+        prefill_tokens=256,
+    )
 
 
 @contextmanager
@@ -70,7 +75,7 @@ def computing(loaded: LoadedModel) -> Iterator["Runs"]:
 
 
 class Runs:
-    """A decoder without an event loop, so that every chunk is seen as it is told, joined with no other."""
+    """A decoder without an event loop: every chunk is seen by itself."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
@@ -135,9 +140,15 @@ def prompt(
     text: str = "Say: ", delivered: str = "", ids: tuple[int, ...] = (), **sampling: Any
 ) -> Job:
     return Job(
-        request_id="r", model="m", reply_to="q", created=0, prompt=text, delivered=delivered, delivered_ids=ids,
+        request_id="r",
+        model="m",
+        reply_to="q",
+        created=0,
+        prompt=text,
+        delivered=delivered,
+        delivered_ids=ids,
         sampling=Sampling(**{"temperature": 0.0, **sampling}),
-    )  # fmt: skip
+    )
 
 
 def ids_of(text: str) -> list[int]:
@@ -301,7 +312,7 @@ def test_text_and_tokens_that_are_not_equally_far() -> None:
 
 @pytest.mark.parametrize("ids", [(), tuple(ids_of("two")), (10**6,), (-1,)])
 def test_without_the_texts_own_tokens_the_text_is_read(ids: tuple[int, ...]) -> None:
-    """And no tokens are told: put behind those that are missing, they would stand for another text."""
+    """And no token ids are sent: behind missing ones they would mean another text."""
     chunks = continued(prompt(delivered="one", ids=ids), "one two")
     assert told(chunks) == (" two", 7, "stop")
     assert chunks[0] == Chunk(prompt_tokens=6, tokens=3)

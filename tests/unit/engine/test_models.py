@@ -127,7 +127,8 @@ def test_killed_half_way(tmp_path: Path) -> None:
         "from tests.unit.engine.test_models import Handmade\n"
         "class Slow(Handmade):\n"
         "    def fill(self, folder, say):\n"
-        "        (folder / 'config.json').write_text('{}'); print('half', flush=True); time.sleep(60)\n"
+        "        (folder / 'config.json').write_text('{}')\n"
+        "        print('half', flush=True); time.sleep(60)\n"
         "p._source = lambda name: Slow()\n"
         "p.prepare('thing', Path(sys.argv[1]), lambda line: None)"
     )

@@ -23,19 +23,23 @@ CHATML = (
     "{{ '<|im_start|>assistant\n' }}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
-    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n"
     "{% endfor %}<start_of_turn>model\n"
 )
 INST = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content.strip() }} [/INST]"
     "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 REASONS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and '</think>' in m.content %}{{ m.content.split('</think>')[-1] }}"
+    "{% if m.role == 'assistant' and '</think>' in m.content %}"
+    "{{ m.content.split('</think>')[-1] }}"
     "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
 MARKERS = [
@@ -116,9 +120,15 @@ def chat(
 ) -> Job:
     messages = tuple(ChatMessage(role=role, content=text) for role, text in turns)  # type: ignore[arg-type]
     return Job(
-        request_id="r", model="m", reply_to="q", created=0, messages=messages, truncate=truncate, delivered=delivered,
+        request_id="r",
+        model="m",
+        reply_to="q",
+        created=0,
+        messages=messages,
+        truncate=truncate,
+        delivered=delivered,
         sampling=Sampling(max_tokens=max_tokens),
-    )  # fmt: skip
+    )
 
 
 def markers_in(made: Any, ids: list[int]) -> list[str]:
@@ -397,9 +407,13 @@ def long_chat(count: int, *, system: int = 0, size: int = 20) -> list[tuple[str,
 
 @settings(max_examples=60, deadline=None)
 @given(
-    some.integers(1, 60), some.integers(0, 2), some.integers(3, 60), some.integers(100, 900),
-    some.none() | some.integers(1, 300), some.sampled_from([CHATML, GEMMA, None]),
-)  # fmt: skip
+    some.integers(1, 60),
+    some.integers(0, 2),
+    some.integers(3, 60),
+    some.integers(100, 900),
+    some.none() | some.integers(1, 300),
+    some.sampled_from([CHATML, GEMMA, None]),
+)
 def test_a_dialogue_is_cut_to_what_fits(
     count: int, system: int, size: int, context: int, max_tokens: int | None, template: str | None
 ) -> None:

@@ -29,8 +29,8 @@ CHATML = (
     "{{ '<|im_start|>assistant\n' }}"
 )
 NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    + CHATML
+    "{% if messages[0].role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 )
 
 
@@ -111,7 +111,7 @@ def test_words_after_the_prompt_keep_their_space() -> None:
 
 
 class Fallback:
-    """Decodes like byte fallback: a run of bytes that is not UTF-8 as a whole is not shown in parts."""
+    """Decodes like byte fallback: bytes that are not UTF-8 as a whole are not shown in parts."""
 
     def decode(self, token_ids: list[int], **_: Any) -> str:
         try:

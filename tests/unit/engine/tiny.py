@@ -1,4 +1,4 @@
-"""Tiny models with random weights and a byte-level tokenizer, made in a moment: real classes, no download."""
+"""Tiny models with random weights and a byte-level tokenizer: real classes, no download."""
 
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,16 @@ CONFIGS = {
         layer_types=["sliding_attention", "full_attention"],
     ),
     "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=259, n_positions=512, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1,
+        vocab_size=259,
+        n_positions=512,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=1,
         initializer_range=0.3,
     ),
-}  # fmt: skip
+}
 
 
 def save_model(kind: str, folder: Path) -> Path:

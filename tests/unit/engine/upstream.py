@@ -1,4 +1,4 @@
-"""A server with an OpenAI-compatible face, over real HTTP on loopback, that answers as the test has scripted."""
+"""A scripted OpenAI-compatible server, over real HTTP on loopback."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: minutes of a cluster's life pass in milliseconds, in the same order every time."""
+"""An event loop whose clock jumps: minutes pass in milliseconds, always in the same order."""
 
 import asyncio
 import selectors

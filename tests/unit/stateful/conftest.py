@@ -1,4 +1,4 @@
-"""Thousands of histories, each with its deaths: what the processes log of them is of no use here."""
+"""Silences the logs: thousands of histories with deaths would fill them."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,6 @@
-"""How long these tests look for trouble: a few seconds in a normal run, always the same histories; as long as wanted
-in a hunt, each time other ones: `HUNT=5000 pytest tests/unit/stateful --timeout 0`.
+"""How many histories these tests try: in a normal run the same few, for some seconds.
+
+`HUNT=5000 pytest tests/unit/stateful --timeout 0` tries so many new ones.
 """
 
 import os

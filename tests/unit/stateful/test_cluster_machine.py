@@ -1,5 +1,6 @@
-"""A whole cluster through random histories: whatever dies, comes back or is said twice, every reader gets the one true
-answer, once, or is told why not; and nothing is left anywhere.
+"""A whole cluster through random histories of deaths, returns and repeated messages.
+
+Every reader gets the one true answer once, or the reason why not, and nothing is left anywhere.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ pauses = st.sampled_from(
 
 
 class ClusterMachine(RuleBasedStateMachine):
-    """Rules are what happens to a cluster, and each ends after a pause in which the cluster goes on by itself."""
+    """Rules are events in a cluster; after each, the cluster runs by itself for a while."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +326,7 @@ class ClusterMachine(RuleBasedStateMachine):
         await self._until_quiet()
 
     async def _until_quiet(self) -> None:
-        """Everybody is well and awake, also who has just come back, until each stream has ended and nothing is left."""
+        """Revives everything and waits until each stream has ended and nothing is left."""
         for _ in range(int(HEALING_SECONDS / 0.5)):
             for key in self.world.living():
                 self.world.broker.put("", names.inbox(self.world.nodes[key].name), encode(Resume()))

@@ -1,4 +1,4 @@
-"""The in-memory broker's queue through random deliveries: nothing lost, nothing twice at a time, the old order kept."""
+"""The in-memory queue under random deliveries: nothing lost or doubled, order kept."""
 
 import asyncio
 

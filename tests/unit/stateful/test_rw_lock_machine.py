@@ -1,4 +1,4 @@
-"""The lock through random orders: never alone beside others, nobody forgotten, whoever is cancelled."""
+"""The lock under random orders: exclusive means alone, and nobody waits for ever."""
 
 import asyncio
 
@@ -33,7 +33,7 @@ class Visitor:
 
 
 class RwLockMachine(RuleBasedStateMachine):
-    """Visitors come, end and are cancelled; several of these may happen before any of them gets its turn."""
+    """Holders come, end and are cancelled, several of them before anybody gets the lock."""
 
     def __init__(self) -> None:
         super().__init__()

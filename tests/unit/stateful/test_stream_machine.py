@@ -1,4 +1,4 @@
-"""A stream through random frames: its reader gets the one true text, each token once, and one end."""
+"""A stream under random frames: its reader gets each token once, and one end."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ pick = st.integers(0, 100)
 
 
 class StreamMachine(RuleBasedStateMachine):
-    """Rules play the nodes: a run says what a node would, in order; what arrives of it is another matter."""
+    """Rules play the nodes, which send frames in order; which of them arrive is random."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A cluster whose processes come and go at any moment, with engines that know what they must say."""
+"""A cluster whose processes come and go at any moment, with engines that check themselves."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ class Run:
 
 
 class Puppet:
-    """An engine that goes on when it is told, checks where it was told to go on from, and fails when told."""
+    """An engine that advances and fails on demand, and checks from where it continues."""
 
     name = "puppet"
     model = "m"
@@ -156,7 +156,7 @@ class Request:
 
 
 class World(Cluster):
-    """Processes are known by their key: a node's name, or that of one of the processes that want to be the root."""
+    """Processes by key: a node's name, or the name of a candidate for the root."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class World(Cluster):
     # ---- processes
 
     def launch(self, key: str, parent: str | None, slots: int = 1) -> None:
-        """Starts a process and does not wait for it. A root is a standby while another one lives."""
+        """Starts a process without waiting for it. A root is a standby while another lives."""
         engine = None if parent is None else Puppet(slots, self.wrong)
         name = "root" if parent is None else key
         node = self.nodes[key] = Node(name, parent, "m", self.policy(), engine, step_seconds=10.0)
@@ -246,7 +246,7 @@ class World(Cluster):
         self.requests[request_id] = Request(await self.ask(request_id, seconds_left=seconds))
 
     def blame(self, key: str) -> None:
-        """What runs there is about to be lost; and what it hands on now may be handed on, and run, twice."""
+        """Its runs are about to be lost; what it forwards now may be forwarded and run twice."""
         node = self.nodes[key]
         lost = {run.job.request_id for run in self.runs(key)}
         taken = {self._request_id(message.body) for _, message in self.taken(key)}
@@ -262,7 +262,7 @@ class World(Cluster):
             return ""
 
     def repeat(self, request: Request, node: str) -> None:
-        """As after a parent that died between the confirm of its forwarding and its acknowledgement."""
+        """As if a parent had died between a forward's confirm and its acknowledgement."""
         reply_to = self.client._reply_queue
         job = msgspec.structs.replace(request.stream.job, reply_to=reply_to, restarted=True)
         if self.broker.put("", names.node(node), encode(job)):

@@ -198,7 +198,8 @@ async def test_events_as_servers_write_them() -> None:
         await reply.write(said[30:] + b"\r")
         await reply.write(b"\n\r\n: keep-alive\r\n\r\n")
         await reply.write(
-            b'data: {"choices":null,"usage":null}\n\ndata: {"choices":[{"finish_reason":"stop"}]}\n\n'
+            b'data: {"choices":null,"usage":null}\n\n'
+            b'data: {"choices":[{"finish_reason":"stop"}]}\n\n'
         )
         await reply.write(b"data: [DONE]")
         await reply.end()

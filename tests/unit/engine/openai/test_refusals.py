@@ -40,7 +40,8 @@ from worker.engines.openai.errors import MAX_PAUSE_SECONDS, Refusal
         (
             400,
             {
-                "message": "The input (9 tokens) is longer than the model's context length (8 tokens)."
+                "message": "The input (9 tokens) is longer than "
+                "the model's context length (8 tokens)."
             },
             "too_long",
         ),
