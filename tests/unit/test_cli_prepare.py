@@ -191,6 +191,15 @@ def test_public_names_of_models(argument: str, name: str) -> None:
     assert Model(argument).name == name
 
 
+def test_a_folder_is_named_by_its_last_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert Model("here").name == "here"
+    assert Model(".").name == tmp_path.name
+
+
 def test_a_full_disk_outside_of_a_step() -> None:
     assert "disk is full" in str(
         explain_os_error(OSError(28, "No space left on device", "/data/x"))

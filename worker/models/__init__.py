@@ -1,4 +1,4 @@
-"""Where models are on this machine, and their public names."""
+"""Where models are on this machine."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,6 @@ def is_local(name_or_path: str) -> bool:
     if name_or_path == PACKAGED:
         return False
     return name_or_path.startswith(("/", "./", "../", "~")) or Path(name_or_path).is_dir()
-
-
-def public_name(name_or_path: str) -> str:
-    """What users call the model: a folder's last path component, else the name itself."""
-    if not is_local(name_or_path):
-        return name_or_path
-    return Path(name_or_path).expanduser().resolve().name
 
 
 def installed(name_or_path: str, at: Path | None = None) -> Path:

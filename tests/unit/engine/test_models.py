@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import ModelError
-from worker.models import PACKAGED, installed, public_name
+from worker.models import PACKAGED, installed
 from worker.models import prepare as preparing
 from worker.models.__main__ import main
 from worker.models.packaged import PackagedGemma
@@ -49,16 +49,6 @@ class Handmade:
 def use(monkeypatch: pytest.MonkeyPatch, source: Handmade) -> Handmade:
     monkeypatch.setattr(preparing, "_source", lambda name: source)
     return source
-
-
-def test_public_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    assert public_name(PACKAGED) == PACKAGED
-    assert public_name("acme/small-1b") == "acme/small-1b"
-    assert public_name("/srv/models/mine/") == "mine"
-    assert public_name("here") == "here"
-    assert public_name(".") == tmp_path.name
 
 
 def test_where_models_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
