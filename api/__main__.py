@@ -1,4 +1,4 @@
-"""The API process's command line: `python -m api serve | migrate | login-token | create-key`."""
+"""The API's programs: serve, migrate, login-token, create-key, user, and operators' commands."""
 
 import argparse
 import os
@@ -6,6 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from api import environment
+from api.accounts import commands as user_commands
+from api.operate import commands as operator_commands
+from api.operate import tree_commands
+from api.operate.audit import commands as audit_commands
+from api.operate.history import commands as history_commands
+from api.operate.logs import commands as log_commands
 
 if TYPE_CHECKING:
     from api.accounts.models import User
@@ -27,6 +33,12 @@ def main() -> int:
     token_parser.add_argument("--address", help="print a link to this address instead: http://…")
     key_parser = commands.add_parser("create-key", help="print a new API key")
     key_parser.add_argument("--user", help="whose key; default: the first administrator")
+    user_commands.add_arguments(commands.add_parser("user", help="make and change accounts"))
+    history_commands.add_arguments(commands.add_parser("history", help="figures over time"))
+    log_commands.add_arguments(commands.add_parser("logs", help="the last lines of logs"))
+    audit_commands.add_arguments(commands.add_parser("record", help="an entry of the audit log"))
+    operator_commands.add_arguments(commands)
+    tree_commands.add_arguments(commands)
     return run(parser.parse_args())
 
 
@@ -36,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
     environment.use_settings()
     if options.command == "serve":
         return serve(options)
+    if options.command == "logs":
+        return log_commands.run(options)
     from django.db import DatabaseError
 
     try:
@@ -52,8 +66,26 @@ def use_database(options: argparse.Namespace) -> int:
             return migrate()
         case "login-token":
             return login_token(options.user, options.address)
-        case _:
+        case "create-key":
             return create_key(options.user)
+        case "record":
+            return audit_commands.run(options)
+        case _:
+            migrate()  # it may be the first command of all
+            return operate(options)
+
+
+def operate(options: argparse.Namespace) -> int:
+    """Runs a command for operators; returns the exit status."""
+    match options.command:
+        case "user":
+            return user_commands.run(options)
+        case "history":
+            return history_commands.run(options)
+        case command if command in tree_commands.COMMANDS:
+            return tree_commands.run(options)
+        case _:
+            return operator_commands.run(options)
 
 
 def serve(options: argparse.Namespace) -> int:

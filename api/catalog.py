@@ -1,23 +1,15 @@
 """Which models there are, and which nodes serve them."""
 
-import asyncio
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import structlog
 
 from api.environment import Environment
 from api.errors import ApiError
 from broker.client import Client
-from broker.errors import ManagementError
-from broker.management import Edges, edges
+from broker.management import Edges
 from broker.wire import NodeState
 
-log = structlog.get_logger("canopy.api")
-
-FRESH_SECONDS = 3.0  # after which the bindings are read again
-FIRST_READ_SECONDS = 2.0  # that the first request waits for them
+READ_WAIT_SECONDS = 2.0  # for the recorder's first report, in a process that has just started
 _LIVE = ("idle", "busy")
 
 
@@ -32,24 +24,23 @@ class Supply:
 
 
 class Catalog:
-    """The models: those with a tree or a live node, and those that `up` names.
+    """The models: those with a live root or a live node, and those that `up` names.
 
-    Trees are read from the broker's bindings and cached for FRESH_SECONDS.
+    The queue of a root that has left stays, and jobs may wait in it; its model is not offered.
+    Roots are known from the broker's bindings, as the recorder and the broker's events tell them.
     """
 
     def __init__(self, client: Client, env: Environment) -> None:
         self._client = client
         self._env = env
-        self._edges: Edges | None = None
-        self._read_at = 0.0
-        self._reading: asyncio.Task[None] | None = None
 
     async def models(self) -> list[str]:
         """Every model, the default first."""
-        await self._refresh()
-        bound = set(self._edges.roots.values()) if self._edges else set()
+        if self._env.management_url:
+            await self._client.reports.first(READ_WAIT_SECONDS)
+        rooted = live_roots(self._client.edges.now())
         serving = {state.model for state in self._client.nodes().values() if is_serving(state)}
-        return list(dict.fromkeys([*self._env.models, *sorted(bound | serving)]))
+        return list(dict.fromkeys([*self._env.models, *sorted(rooted | serving)]))
 
     async def default(self) -> str | None:
         """The model for requests that name none."""
@@ -66,6 +57,11 @@ class Catalog:
         """What the live nodes offer for `model` at this moment."""
         return offered(model, self._client.nodes().values())
 
+    def waiting(self, model: str) -> int:
+        """How many jobs for `model` its nodes hold, the root among them."""
+        states = self._client.nodes().values()
+        return sum(state.held for state in states if state.model == model)
+
     def nobody_serves(self, model: str) -> str | None:
         """Why a job for `model` must wait now; None if a node serves it."""
         return None if self.supply(model).nodes else f"no node is serving {model} yet"
@@ -79,21 +75,10 @@ class Catalog:
                 lengths[state.model] = min(smallest, state.context_length)
         return lengths
 
-    async def _refresh(self) -> None:
-        """Reads the bindings again when they are old: in the background, except the first time."""
-        if not self._env.management_url or time.monotonic() - self._read_at < FRESH_SECONDS:
-            return
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read(), name="catalog")
-        if self._edges is None:
-            await asyncio.wait({self._reading}, timeout=FIRST_READ_SECONDS)
 
-    async def _read(self) -> None:
-        try:
-            self._edges = await edges(self._env.management_url)
-        except ManagementError as error:
-            log.warning("bindings not readable", reason=str(error))
-        self._read_at = time.monotonic()
+def live_roots(edges: Edges) -> set[str]:
+    """The models whose root is connected to the broker."""
+    return {model for root, model in edges.roots.items() if root in edges.present}
 
 
 def is_serving(state: NodeState) -> bool:

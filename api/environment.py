@@ -13,6 +13,9 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from api.server.limits import Limits, Network
+from broker import logs
+from broker.logs import LogSettings
+from broker.tracing import Tracer, make_tracer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST_JOB = 86_400.0  # seconds
@@ -20,7 +23,9 @@ LONGEST_JOB = 86_400.0  # seconds
 LEAST_BACKLOG_BYTES = 10_000_000
 LOOPBACK = "127.0.0.0/8 ::1/128"
 ANY_ORIGIN = "*"
+_LONGEST_CONTACT = 200  # characters
 _LEAST_SECRET = 32  # characters
+_LEAST_TOKEN = 16  # characters
 
 
 class BadEnvironment(ValueError):
@@ -46,6 +51,11 @@ class Environment:
     public_url: str | None = None  # scheme, host and port under which users reach the service
     proxies: tuple[Network, ...] = ()  # whose X-Forwarded-Proto is believed
     cors_origins: tuple[str, ...] = ()  # pages that may use /v1/; ANY_ORIGIN: all
+    push_contact: str | None = None  # mailto: or https:, for push services; None: no notifications
+    push_services: tuple[str, ...] = ()  # origins that may be sent to beside the browser vendors'
+    process: str = "api"  # this process's name among those of its instance
+    metrics_token: str | None = None  # who sends it may read /metrics
+    operators_see_prompts: bool | None = None  # None: administrators decide on the page
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -80,6 +90,23 @@ def use_settings(port: int | None = None) -> None:
         os.environ.setdefault("CANOPY_PORT", str(port))
 
 
+def log_settings() -> tuple[LogSettings, str]:
+    """How this process writes its log, and its name there. Raises BadEnvironment."""
+    try:
+        return logs.read(os.environ), _process(os.environ)
+    except ValueError as error:
+        raise BadEnvironment(str(error)) from error
+
+
+def _process(environ: Mapping[str, str]) -> str:
+    return environ.get("CANOPY_PROCESS", "")[:_LONGEST_CONTACT] or "api"
+
+
+def tracer(process: str) -> Tracer:
+    """The tracer that OpenTelemetry's own variables ask for. `process`: this one's name."""
+    return make_tracer("canopy-api", process, os.environ)
+
+
 def current() -> Environment:
     """This process's environment. Raises BadEnvironment."""
     return read(os.environ)
@@ -106,6 +133,11 @@ def read(environ: Mapping[str, str]) -> Environment:
         public_url=_public_url(environ.get("CANOPY_PUBLIC_URL", "")),
         proxies=_networks(environ.get("CANOPY_TRUSTED_PROXIES") or LOOPBACK),
         cors_origins=_origins(environ.get("CANOPY_CORS_ORIGINS") or ANY_ORIGIN),
+        push_contact=_push_contact(environ.get("CANOPY_PUSH_CONTACT", "")),
+        push_services=_push_services(environ.get("CANOPY_PUSH_SERVICES", "")),
+        process=_process(environ),
+        metrics_token=_metrics_token(environ.get("CANOPY_METRICS_TOKEN", "")),
+        operators_see_prompts=_yes_or_no(environ, "CANOPY_OPERATORS_SEE_PROMPTS"),
         limits=Limits(
             connections=_count(environ, "CANOPY_CONNECTIONS", Limits.connections),
             peer_connections=_count(environ, "CANOPY_PEER_CONNECTIONS", Limits.peer_connections),
@@ -172,6 +204,15 @@ def _count(environ: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def _yes_or_no(environ: Mapping[str, str], name: str) -> bool | None:
+    text = environ.get(name, "").strip().lower()
+    if not text:
+        return None
+    if text not in ("yes", "no"):
+        raise BadEnvironment(f"{name} must be yes or no, not {text[:50]!r}")
+    return text == "yes"
+
+
 def _public_url(text: str) -> str | None:
     if not text:
         return None
@@ -181,6 +222,36 @@ def _public_url(text: str) -> str | None:
             f"CANOPY_PUBLIC_URL must be like https://chat.example.org, without a path, not {text!r}"
         )
     return origin
+
+
+def _push_contact(text: str) -> str | None:
+    if not text:
+        return None
+    if not text.startswith(("mailto:", "https://")) or len(text) > _LONGEST_CONTACT:
+        raise BadEnvironment(
+            f"CANOPY_PUSH_CONTACT must be like mailto:admin@example.org, not {text[:50]!r}"
+        )
+    return text
+
+
+def _metrics_token(text: str) -> str | None:
+    if not text:
+        return None
+    if len(text) < _LEAST_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
+        raise BadEnvironment(
+            f"CANOPY_METRICS_TOKEN must have at least {_LEAST_TOKEN} ASCII characters and no space"
+        )
+    return text
+
+
+def _push_services(text: str) -> tuple[str, ...]:
+    names = text.replace(",", " ").split()
+    origins = [_origin(name) for name in names]
+    if None in origins:
+        raise BadEnvironment(
+            f"CANOPY_PUSH_SERVICES must be a list like https://push.example, not {text[:50]!r}"
+        )
+    return tuple(origin for origin in origins if origin is not None)
 
 
 def _origins(text: str) -> tuple[str, ...]:

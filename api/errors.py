@@ -5,6 +5,7 @@ except 408 and 429; 5xx is the service's; 429, 503 and 504 may succeed later.
 
     ApiError                    a refused or failed request
     |- BodyTooLarge             413
+    |- NotLoggedIn              401
     |- UnknownSender            401
     `- ServiceUnavailable       503, retryable
        |- NotRunning            the application starts or stops
@@ -24,9 +25,11 @@ import structlog
 from django.core.exceptions import DisallowedHost, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import is_valid_path
+from django.utils.html import format_html
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
+from api.http import pages
 from api.openai import addresses
 from api.storage import outages
 
@@ -42,15 +45,29 @@ _TYPES = {
 }
 
 MAX_ECHOED_PATH = 200  # characters
+_PROGRAMS = ("/api/", "/v1/", "/static/")  # whose addresses always answer programs
+_NOT_FOUND = "<!doctype html><meta charset=utf-8><title>Canopy</title><h1>Nothing is at {}</h1>"
 _VALIDATOR = re.compile(r"function-\w+\(.*\)")  # pydantic's name of one, inside a location
 UNSUPPORTED = "unsupported_parameter"  # pydantic's type of such an error, and OpenAI's code for it
+
+# pydantic's types of errors: our codes, and which of its values is the bound that was not kept
+VALIDATION_CODES = {
+    UNSUPPORTED: (UNSUPPORTED, ""),
+    "blank": ("blank", ""),
+    "missing": ("missing", ""),
+    "string_too_long": ("too_many_characters", "max_length"),
+    "string_too_short": ("too_few_characters", "min_length"),
+    "less_than_equal": ("too_large", "le"),
+    "greater_than_equal": ("too_small", "ge"),
+}
 
 
 class ApiError(Exception):
     """A refused or failed request.
 
-    `field`: the wrong field of the request; `code`: OpenAI's machine-readable name;
-    `request_id`: the job that failed; `headers`: further headers of the response.
+    `code`: the kind of error, by which pages translate it; below /v1/ OpenAI's where there is one.
+    `params`: what a translated sentence says besides. `field`: the wrong field of the request.
+    `request_id`: the job that failed. `headers`: further headers of the response.
     """
 
     def __init__(
@@ -58,16 +75,18 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
+        code: str,
+        params: Mapping[str, str | int] | None = None,
         field: str | None = None,
-        code: str | None = None,
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
-        self.field = field
         self.code = code
+        self.params = params or {}
+        self.field = field
         self.request_id = request_id
         self.headers = headers or {}
 
@@ -86,12 +105,20 @@ class NotRunning(ServiceUnavailable):
         super().__init__("the service is stopping; send the request again")
 
 
+class NotLoggedIn(ApiError):
+    """401: neither a session nor a key."""
+
+    def __init__(self) -> None:
+        message = "log in, or send an API key as a Bearer token"
+        super().__init__(401, message, code="not_logged_in")
+
+
 class BodyTooLarge(ApiError):
     """413: the body has more than `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         message = f"the request's body is larger than {limit} bytes"
-        super().__init__(413, message, code="request_too_large")
+        super().__init__(413, message, code="request_too_large", params={"limit": limit})
 
 
 class UnknownSender(ApiError):
@@ -108,7 +135,13 @@ class UnknownSender(ApiError):
 def body(path: str, error: ApiError) -> dict[str, Any]:
     """The error as the JSON that clients of `path` expect."""
     if not addresses.expects_openai_errors(path):
-        return {"error": {"message": error.message, "field": error.field}}
+        shown = {
+            "message": error.message,
+            "field": error.field,
+            "code": error.code,
+            "params": error.params,
+        }
+        return {"error": shown}
     default_type = "server_error" if error.status >= 500 else "invalid_request_error"
     fields = {
         "message": error.message,
@@ -169,18 +202,18 @@ def register(api: NinjaAPI) -> None:
 
     @api.exception_handler(AuthenticationError)
     def unauthenticated(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
-        return response(request.path, ApiError(401, "log in, or send an API key as a Bearer token"))
+        return response(request.path, NotLoggedIn())
 
     @api.exception_handler(HttpError)
     def wrapped(request: HttpRequest, error: HttpError) -> HttpResponse:
         cause = error.__cause__  # ninja wraps what the body's parser raised
         if isinstance(cause, ApiError):
             return response(request.path, cause)
-        return response(request.path, ApiError(error.status_code, str(error)))
+        return response(request.path, ApiError(error.status_code, str(error), code="bad_request"))
 
     @api.exception_handler(Http404)
     def missing(request: HttpRequest, error: Http404) -> HttpResponse:
-        return response(request.path, ApiError(404, "no such thing here"))
+        return response(request.path, ApiError(404, "no such thing here", code="not_found"))
 
     @api.exception_handler(RequestDataTooBig)
     def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
@@ -203,12 +236,14 @@ def unexpected(path: str, error: BaseException | None) -> ApiError:
         log.error("the storage does not work", path=path, reason=outage, error=str(error))
         return ApiError(503, outage, code="unavailable")
     log.error("a view failed", path=path, exc_info=error)
-    return ApiError(500, "something went wrong here; the log has the details")
+    return ApiError(500, "something went wrong here; the log has the details", code="internal")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's handler404."""
+    """Django's handler404: a page for people, JSON for programs."""
     path = request.path[:MAX_ECHOED_PATH]
+    if pages.is_visit(request) and not path.startswith(_PROGRAMS):
+        return pages.notice(404, {"Vary": "Accept"}, format_html(_NOT_FOUND, path))
     if addresses.expects_openai_errors(path):
         hint = f"; {addresses.suggestion(path)}"
     elif is_valid_path(f"{path}/"):
@@ -217,7 +252,8 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
         hint = f"; use {path.rstrip('/')}, without the slash at the end"
     else:
         hint = ""
-    return response(request.path, ApiError(404, f"nothing is at {path}{hint}"))
+    missing = ApiError(404, f"nothing is at {path}{hint}", code="not_found")
+    return response(request.path, missing)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -225,14 +261,15 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     message = f"{type(exception).__name__}: this request cannot be served"
     if isinstance(exception, DisallowedHost):
         message = "this host name is not served here; CANOPY_HOSTS adds one"
-    return response(request.path, ApiError(400, message))
+    return response(request.path, ApiError(400, message, code="bad_request"))
 
 
 def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
     """Django's 405 in the API's shape."""
     allowed = former.headers.get("Allow", "")
     message = f"{request.method} is not possible here; use {allowed}"
-    return response(request.path, ApiError(405, message, headers={"Allow": allowed}))
+    refused = ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
+    return response(request.path, refused)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -243,7 +280,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's CSRF_FAILURE_VIEW."""
     message = f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken."
-    return response(request.path, ApiError(403, message))
+    return response(request.path, ApiError(403, message, code="csrf_failed"))
 
 
 def _from_validation(error: ValidationError) -> ApiError:
@@ -253,6 +290,9 @@ def _from_validation(error: ValidationError) -> ApiError:
     # ("body", "<the view's parameter>", ...) or ("path" | "query", name)
     location = location[2:] if location[0] == "body" else location[1:]
     location += first.get("ctx", {}).get("at", ())  # added by validators of a whole object
-    code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
     field = field_name(location) or "body"
-    return ApiError(400, f"{field}: {first['msg']}", field=field, code=code)
+    code, bound = VALIDATION_CODES.get(first["type"], ("invalid_value", ""))
+    params = {"field": field}
+    if bound:
+        params["bound"] = first["ctx"][bound]
+    return ApiError(400, f"{field}: {first['msg']}", field=field, code=code, params=params)

@@ -26,11 +26,19 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
-    "django.contrib.staticfiles",  # finds the admin's and the API docs' files; asgi.py serves them
-    "ninja",
+    "django.contrib.staticfiles",  # finds the admin's files; asgi.py serves them
     "api.accounts",
     "api.chat",
+    "api.feedback",
     "api.idempotency",
+    "api.operate.audit",
+    "api.operate.dead",
+    "api.operate.drills",
+    "api.operate.history",
+    "api.operate.line",
+    "api.operate.models",
+    "api.preferences",
+    "api.push",
 ]
 AUTH_USER_MODEL = "accounts.User"
 AUTH_PASSWORD_VALIDATORS = [

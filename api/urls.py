@@ -9,12 +9,32 @@ from api.accounts.endpoints import login_by_token
 from api.accounts.endpoints import router as accounts
 from api.arranca.endpoints import router as arranca
 from api.chat.endpoints import router as chat
+from api.chat.list_endpoints import router as chat_list
+from api.events.endpoints import router as events
+from api.feedback.endpoints import router as feedback
 from api.health.endpoints import healthz, readyz
 from api.http import pages
 from api.http.documentation import DocumentedAPI
 from api.http.parsing import RowIdConverter, StrictParser
 from api.jobs.endpoints import router as jobs
+from api.metrics.endpoints import metrics
 from api.openai.endpoints import router as openai
+from api.operate.audit.endpoints import router as audit
+from api.operate.dead.endpoints import router as dead
+from api.operate.drills.endpoints import router as drills
+from api.operate.history.endpoints import router as history
+from api.operate.hosts.endpoints import router as hosts
+from api.operate.line.endpoints import router as line
+from api.operate.logs.endpoints import router as logs
+from api.operate.models.endpoints import router as operated_models
+from api.operate.nodes.endpoints import router as nodes
+from api.operate.queues.endpoints import router as queues
+from api.preferences.endpoints import router as preferences
+from api.profile.endpoints import router as profile
+from api.push.endpoints import router as push
+from api.search.endpoints import router as search
+from api.sharing.endpoints import router as sharing
+from api.transfer.endpoints import router as transfer
 from api.tree.endpoints import router as tree
 
 register_converter(RowIdConverter, "row")
@@ -24,7 +44,7 @@ endpoints = DocumentedAPI(
     version="1",
     urls_namespace="endpoints",
     parser=StrictParser(),
-    docs_url="/api/docs",
+    docs_url=None,  # a page of ours: below
     openapi_url="/api/openapi.json",
     docs_decorator=login_required,
 )
@@ -33,19 +53,44 @@ endpoints.add_router("/v1", openai)
 endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)
+for router in (chat_list, search, transfer, sharing, events):
+    endpoints.add_router("/api", router)
 endpoints.add_router("/api/tree", tree)
+endpoints.add_router("/api/operate/audit", audit)
+endpoints.add_router("/api/operate/dead", dead)
+endpoints.add_router("/api/operate/drills", drills)
+endpoints.add_router("/api/operate/history", history)
+endpoints.add_router("/api/operate/logs", logs)
+endpoints.add_router("/api/operate/line", line)
+endpoints.add_router("/api/operate/nodes", nodes)
+endpoints.add_router("/api/operate/hosts", hosts)
+endpoints.add_router("/api/operate/models", operated_models)
+endpoints.add_router("/api/operate/queues", queues)
 endpoints.add_router("/api/jobs", jobs)
+endpoints.add_router("/api/push", push)
+endpoints.add_router("/api/account", profile)
+endpoints.add_router("/api", preferences)
+endpoints.add_router("/api", feedback)
 errors.register(endpoints)
 
 urlpatterns = [
     path("", pages.app),
+    path("api/docs", pages.app),
     path("", endpoints.urls),
     path("c/<str:conversation>", pages.app),
+    path("s/<str:token>", pages.shared),
     path("tree/", pages.app),
+    path("tree/<slug:section>", pages.app),
+    path("share", pages.app),
+    path("settings", pages.app),
+    path("welcome", pages.app),
+    path("connect", pages.connect),
+    path("sw.js", pages.service_worker),
     path("login", login_by_token),
     path("healthz", healthz),
     path("health", healthz),  # the name that most servers of this interface have
     path("readyz", readyz),
+    path("metrics", metrics),
     path("admin/", admin.site.urls),
 ]
 

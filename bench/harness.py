@@ -10,23 +10,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections import deque
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bench.errors import NotStarted
 from bench.report import say
 from cli import home as homes
 from cli import ports, processes
-from cli.home import REPOSITORY, Home, module_command, module_environment
+from cli.home import REPOSITORY, Home, module_environment
 from cli.processes import ProcessRecord
 
 END_SECONDS = 15.0  # longer than `canopy up` takes to end everything
-_CANOPY = [sys.executable, str(REPOSITORY / "canopy")]
+CANOPY = [sys.executable, str(REPOSITORY / "canopy")]
+START_SECONDS = 900.0  # longer than `canopy up` takes to give up on a large model
+_OUTPUT_SECONDS = 600.0  # of an installation
 _READY = "Canopy is ready: "
+_LOG_SECONDS = 0.05  # between two looks at the launcher's output
 _OURS = ("CANOPY_", "DATABASE_")  # variables that would lead to another instance
 
 
@@ -38,7 +40,6 @@ class Instance:
     port: int
     key: str  # of an administrator
     record: Mapping[str, Any]  # its instance.json, as written when it became ready
-    login: str  # the administrator's one-time link
 
     @property
     def model(self) -> str:
@@ -48,55 +49,57 @@ class Instance:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def amqp(self, user: str) -> str:
-        """The broker's address for `api`, `node` or `admin`."""
-        return str(self.record["amqp"][user])
-
     def processes(self) -> dict[str, ProcessRecord]:
         """Its processes by name, as they run now: a restart changes the pid."""
         return {record.name: record for record in processes.read(Home(self.home))}
 
-    def pids(self, *, grouped: bool = False) -> dict[str, list[int]]:
-        """Its processes by name; `grouped`: api, api-2, … are `api`, and n1, n2, … are `nodes`."""
+    def pids(self) -> dict[str, list[int]]:
+        """The processes that a request passes: `api` and `nodes` are all of their kind."""
         groups: dict[str, list[int]] = {}
         for name, record in self.processes().items():
-            group = name
-            if grouped:
-                group = re.sub(r"^n\d+$", "nodes", re.sub(r"^api-\d+$", "api", name))
-            groups.setdefault(group, []).append(record.pid)
+            group = re.sub(r"^n\d+$", "nodes", re.sub(r"^api-\d+$", "api", name))
+            if group in ("api", "nodes", "root", "broker"):
+                groups.setdefault(group, []).append(record.pid)
         return groups
 
-    def command(self, *words: str) -> tuple[list[str], dict[str, str]]:
-        """A launcher command for this instance, and its environment."""
-        return [*_CANOPY, *words], clean_environment(CANOPY_HOME=str(self.home))
-
-    def run_module(self, name: str, *words: str) -> str:
-        """What a short program of ours prints beside this instance. Raises NotStarted."""
-        environment = clean_environment(CANOPY_HOME=str(self.home))
-        return _output(module_command(name, *words), environment)
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of programs that work on this instance."""
+        return clean_environment(CANOPY_HOME=str(self.home))
 
 
 @contextlib.contextmanager
-def running(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[Instance]:
+def running(
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    within: float = START_SECONDS,
+    keep_logs: Path | None = None,
+) -> Iterator[Instance]:
     """`canopy up` with these options, in a folder of its own and on a free port.
 
-    Prepared models are shared with the usual CANOPY_HOME: making one takes long. Raises NotStarted.
+    Prepared models are shared with the usual CANOPY_HOME: making one takes long. `keep_logs`: gets
+    a copy of its logs, also of a failed start. Raises NotStarted, after `within` seconds at last.
     """
     folder = Path(tempfile.mkdtemp(prefix="canopy-bench-"))
     (port,) = ports.pick(1)
     _share_models(folder)
     settings = clean_environment(CANOPY_HOME=str(folder), **(environment or {}))
-    command = [*_CANOPY, "up", "--port", str(port), *options]
+    command = [*CANOPY, "up", "--port", str(port), *options]
     say("starting an instance: canopy " + " ".join(command[2:]))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    log = folder / "logs" / "launcher.log"
+    log.parent.mkdir()
     try:
-        with child(command, settings, within=END_SECONDS, **pipes) as launcher:
-            login = _until_ready(launcher)
-            _log_output(launcher, folder / "logs" / "launcher.log")
-            key = _output([*_CANOPY, "key", "create"], settings)
+        with (
+            log.open("w") as file,
+            child(command, settings, stdout=file, stderr=file, within=END_SECONDS) as launcher,
+        ):
+            _until_ready(launcher, log, within)
+            key = output([*CANOPY, "key", "create"], settings)
             record = json.loads((folder / "run" / "instance.json").read_text())
-            yield Instance(folder, port, key.strip(), record, login)
+            yield Instance(folder, port, key.strip(), record)
     finally:
+        if keep_logs:
+            shutil.copytree(log.parent, keep_logs, dirs_exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -105,24 +108,21 @@ def child(
     command: Sequence[str],
     environment: Mapping[str, str],
     *,
-    stdin: int = subprocess.DEVNULL,
-    stdout: int | IO[str] = subprocess.DEVNULL,
-    stderr: int | IO[str] = subprocess.DEVNULL,
     within: float = 5.0,
+    **pipes: Any,
 ) -> Iterator["subprocess.Popen[str]"]:
     """A process that ends with the block, within so many seconds, or with us if we are killed.
 
+    `pipes`: its `stdin`, `stdout` and `stderr`; nothing by default.
     It leads a session of its own: Ctrl-C reaches us alone, and the last kill its descendants too.
     """
     shim = str(REPOSITORY / "cli" / "child.py")
     ends_with_us = [sys.executable, "-S", "-E", shim, str(int(signal.SIGTERM)), str(os.getpid())]
     process = subprocess.Popen(
-        [*ends_with_us, *command],
+        ends_with_us + list(command),
         env=environment,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
         text=True,
+        **(dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL) | pipes),
         start_new_session=True,
     )
     try:
@@ -155,34 +155,44 @@ def allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
-def _until_ready(launcher: "subprocess.Popen[str]") -> str:
-    """Returns the login link. Raises NotStarted with the launcher's last line."""
-    last_lines: deque[str] = deque(["canopy up ended without a word"], maxlen=1)
-    for line in launcher.stdout or ():
-        if line.startswith(_READY):
-            return line.removeprefix(_READY).strip()
-        last_lines.append(line.strip())
-        say(line.strip())
-    raise NotStarted(last_lines[-1].removeprefix("canopy: "))
+def _until_ready(launcher: "subprocess.Popen[str]", log: Path, within: float) -> None:
+    """Raises NotStarted with the launcher's last line, if it ends or takes too long."""
+    last_line = "canopy up ended without a word"
+    deadline = time.monotonic() + within
+    with log.open() as lines:
+        while True:
+            line = lines.readline().strip()
+            if line.startswith(_READY):
+                return
+            if line:
+                last_line = line
+                say(line)
+            elif launcher.poll() is not None:
+                raise NotStarted(last_line.removeprefix("canopy: "))
+            elif time.monotonic() > deadline:
+                raise NotStarted(f"not ready after {within:.0f} s; the last line: {last_line}")
+            else:
+                time.sleep(_LOG_SECONDS)
 
 
-def _log_output(launcher: "subprocess.Popen[str]", log: Path) -> None:
-    """Keeps reading in a thread: a full pipe would block the launcher."""
-
-    def copy() -> None:
-        with contextlib.suppress(OSError, ValueError), log.open("w") as file:
-            for line in launcher.stdout or ():
-                file.write(line)
-                file.flush()
-
-    threading.Thread(target=copy, name="launcher output", daemon=True).start()
-
-
-def _output(command: Sequence[str], environment: Mapping[str, str]) -> str:
+def output(
+    command: Sequence[str], environment: Mapping[str, str], *, within: float = _OUTPUT_SECONDS
+) -> str:
+    """What a command prints. Raises NotStarted if it fails or takes longer."""
     try:
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            command,
+            env=environment,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=within,
+        )
     except subprocess.CalledProcessError as error:
         raise NotStarted(error.stderr.strip().rpartition("\n")[2]) from error
+    except subprocess.TimeoutExpired as error:
+        raise NotStarted(str(error)) from error
     return done.stdout
 
 

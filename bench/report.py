@@ -6,26 +6,17 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
 
 import psutil
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table as RichTable
 
 from cli.home import REPOSITORY
 
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the result to this file.")
-]
 Row = Mapping[str, object]  # column -> cell: a text, a number, or None for a dash
 _PACKAGES = ("pika", "django", "uvicorn", "httptools", "msgspec", "transformers", "torch")
-_FILE_WIDTH = 140  # columns of a table that is printed into a file
 
 
 @dataclass(frozen=True)
@@ -35,6 +26,23 @@ class Table:
     title: str
     rows: Sequence[Row]
     digits: int = 2
+
+    def text(self) -> str:
+        """Markdown with aligned columns: to be read as it is, or pasted into a document."""
+        columns = [self._column(name) for name in self.rows[0]]
+        lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
+        return "\n".join((self.title, "", "\n".join(lines), ""))
+
+    def _column(self, name: str) -> list[str]:
+        """Its header, its rule and its cells, all of one width; numbers are on the right."""
+        values = [row.get(name) for row in self.rows]
+        cells = [name, *(_cell(value, self.digits) for value in values)]
+        width = max(3, *map(len, cells))
+        justify, rule = str.rjust, "-" * (width - 1) + ":"
+        if any(isinstance(value, str) for value in values):
+            justify, rule = str.ljust, "-" * width
+        lines = [justify(cell, width) for cell in cells]
+        return [lines[0], rule, *lines[1:]]
 
 
 def machine() -> dict[str, object]:
@@ -70,60 +78,38 @@ class Report:
     machine: dict[str, object] = field(default_factory=machine)
     versions: dict[str, str] = field(default_factory=versions)
 
-    def show(self, console: Console | None = None) -> None:
-        width = None if sys.stdout.isatty() else _FILE_WIDTH
-        out = console or Console(width=width)
-        for table in self.tables:
-            if table.rows:
-                out.print(_drawn(table))
-        for note in self.notes:
-            out.print(f"- {note}", highlight=False, markup=False)
+    def text(self) -> str:
+        parts = [table.text() for table in self.tables if table.rows]
+        parts += [f"- {note}" for note in self.notes]
         where = f"{self.machine['cpu']}, {self.machine['cores']} cores"
         load = f"load at the start {self.machine['load']}"
         software = f"Canopy {self.versions['canopy']}, Python {self.versions['python']}"
-        footer = f"{self.date}  {where}, {load}, {software}"
-        out.print(footer, style="dim", highlight=False, markup=False)
+        parts.append(f"{self.date}  {where}, {load}, {software}")
+        return "\n".join(parts)
 
     def write(self, file: Path) -> None:
         """Writes the JSON. Raises OSError."""
-        record = {
-            "benchmark": self.name,
-            "date": self.date,
-            "machine": self.machine,
-            "versions": self.versions,
-            "settings": dict(self.settings),
-            "tables": {table.title: [dict(row) for row in table.rows] for table in self.tables},
-            "facts": self.facts,
-            "notes": self.notes,
-        }
+        tables = {table.title: table.rows for table in self.tables}
+        record = {"benchmark": self.name, **vars(self), "tables": tables}
         file.write_text(json.dumps(record, indent=1) + "\n")
 
     def finish(self, file: Path | None) -> None:
         """Prints, and writes to `file` if there is one."""
-        self.show()
+        print(self.text())
         if file is not None:
             self.write(file)
 
 
-def choose(text: str, known: Collection[str], option: str) -> tuple[str, ...]:
-    """The names in a comma-separated option. Raises typer.BadParameter for an unknown one."""
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in known:
-            message = f"{name!r} is none of {', '.join(known)}"
-            raise typer.BadParameter(message, param_hint=option)
-    return names
+class Progress:
+    """Counts the steps of a run, each a line on standard error when it begins."""
 
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._begun = 0
 
-def progress() -> Progress:
-    """A progress bar on standard error that leaves nothing behind."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    def step(self, name: str) -> None:
+        self._begun += 1
+        say(f"{self._begun} of {self._total}: {name}")
 
 
 def say(line: str) -> None:
@@ -131,22 +117,12 @@ def say(line: str) -> None:
     print(f"  {line}", file=sys.stderr, flush=True)
 
 
-def _drawn(table: Table) -> RichTable:
-    drawn = RichTable(title=table.title, title_justify="left", title_style="bold")
-    for column in table.rows[0]:
-        is_text = any(isinstance(row.get(column), str) for row in table.rows)
-        drawn.add_column(column, justify="left" if is_text else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(_text(row.get(column), table.digits) for column in table.rows[0]))
-    return drawn
-
-
-def _text(cell: object, digits: int) -> str:
-    if cell is None:
+def _cell(value: object, digits: int) -> str:
+    if value is None:
         return "-"
-    if isinstance(cell, float):
-        return f"{cell:.{digits}f}"
-    return str(cell)
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    return str(value)
 
 
 def _cpu_model() -> str:
@@ -162,14 +138,8 @@ def _cpu_model() -> str:
 
 def _commit() -> str:
     """The commit, with a `+` if the working tree differs from it; "unknown" outside a clone."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        commit = _git("rev-parse", "--short", "HEAD")
-        changes = _git("status", "--porcelain", "--untracked-files=no")
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{commit}+" if changes else commit
-
-
-def _git(*words: str) -> str:
-    command = ["git", "-C", str(REPOSITORY), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

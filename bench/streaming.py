@@ -1,137 +1,114 @@
-"""Streamed chat completions over plain sockets: thousands must cost less than what they measure.
-
-The question is made of a word with MARK in it, which `echo` repeats: to count tokens is to count
-MARK, and no event needs to be parsed.
-"""
+"""Streamed answers over plain sockets: thousands must cost less than what they measure."""
 
 import asyncio
-import re
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
-from bench import web
 from bench.timeline import Timeline
 
-MARK = b"~"  # once in every token, and nowhere else in a response
+MARK = b"~"  # once in every token that `echo` repeats, and nowhere else: nothing is parsed
 WORD = "word~"
-_WAITING = b": waiting: "
-_POSITION = re.compile(rb"number (\d+) in line")
-_WAIT = re.compile(rb"starts in about ([\d.]+) (s|min|h)\b")
-_UNITS = {b"s": 1.0, b"min": 60.0, b"h": 3600.0}
 _REFUSAL_BYTES = 160  # of a refusal that are kept
 
-Callback = Callable[["StreamClient"], None]
 
-
-def _ignore(_client: "StreamClient") -> None:
-    """The callback of those who need none."""
-
-
-def chat(port: int, key: str, model: str, tokens: int, **fields: Any) -> bytes:
-    """A streamed request for `tokens` words with MARK; `fields` are added to its body."""
+def chat(port: int, key: str, model: str, tokens: int) -> bytes:
+    """A request for `tokens` words with MARK."""
     messages = [{"role": "user", "content": " ".join([WORD] * 8)}]
-    body = {"model": model, "messages": messages, "max_tokens": tokens, "stream": True, **fields}
-    return web.post("/v1/chat/completions", port, key, body)
+    body = {"model": model, "messages": messages, "max_tokens": tokens}
+    return post("/v1/chat/completions", port, key, body)
 
 
-@dataclass(frozen=True, slots=True)
-class WaitNotice:
-    """What a waiting reader learned at one moment: position, and estimated seconds to the start."""
-
-    at: float
-    position: int | None
-    seconds: float | None
-
-
-def wait_notice(line: bytes, at: float) -> WaitNotice | None:
-    """The notice in a line of the stream; None if the line is another one."""
-    if not line.startswith(_WAITING):
-        return None
-    position, wait = _POSITION.search(line), _WAIT.search(line)
-    return WaitNotice(
-        at,
-        int(position[1]) if position else None,
-        float(wait[1]) * _UNITS[wait[2]] if wait else None,
+def post(path: str, port: int, key: str, body: dict[str, Any]) -> bytes:
+    """A request for a streamed answer."""
+    content = json.dumps({**body, "stream": True}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
+    return head.encode() + content
 
 
 class StreamClient(asyncio.Protocol):
-    """One request on a connection of its own.
+    """A connection that stays open, and the answer that it reads: one at a time."""
 
-    `on_accept` is called when the response begins, `on_end` once: at the end of the answer, or
-    when the request has failed, with `timeline.error` set.
-    """
-
-    def __init__(self, request: bytes, on_end: Callback, on_accept: Callback) -> None:
-        self.timeline = Timeline()
-        self.notices: list[WaitNotice] = []
-        self._request = request
-        self._on_end = on_end
-        self._on_accept = on_accept
+    def __init__(self) -> None:
+        self.timeline = Timeline()  # `error` says what was wrong
+        self.accepted = asyncio.Event()  # the response has begun, or failed
+        self.ended = asyncio.Event()
         self._partial_line = b""
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def start(
-        cls, port: int, request: bytes, on_end: Callback = _ignore, on_accept: Callback = _ignore
-    ) -> "StreamClient":
-        """Connects and sends. Raises OSError."""
-        make = partial(cls, request, on_end, on_accept)
+    async def open(cls, port: int) -> Self:
+        """Raises OSError."""
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_connection(make, "127.0.0.1", port)
+        _, client = await loop.create_connection(cls, "127.0.0.1", port)
         return client
+
+    @classmethod
+    async def ask(cls, port: int, request: bytes) -> Self:
+        """On a connection of its own. Raises OSError."""
+        client = await cls.open(port)
+        client.send(request)
+        return client
+
+    def send(self, request: bytes) -> None:
+        """Begins another answer; the one before has ended."""
+        self.timeline = Timeline(time.perf_counter())
+        self.accepted.clear()
+        self.ended.clear()
+        if self._transport is None:
+            self._fail("closed by the server")
+        else:
+            self._transport.write(request)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self.timeline.sent = time.perf_counter()
-        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
-        *lines, self._partial_line = (self._partial_line + data).split(b"\n")
+        lines = (self._partial_line + data).split(b"\n")
+        self._partial_line = lines.pop()
+        self.read(lines, now)
+
+    def read(self, lines: list[bytes], now: float) -> None:
+        """The lines that arrived together."""
         tokens = 0
         for line in lines:
             if MARK in line:
                 tokens += line.count(MARK)
             else:
-                self._read(line, now)
+                self.read_event(line, now)
         if tokens:
             self.timeline.add(now, tokens)
 
-    def _read(self, line: bytes, now: float) -> None:
+    def read_event(self, line: bytes, now: float) -> None:
         """A line without tokens."""
-        if self.timeline.accepted is None:
-            self.timeline.accepted = now
-            if line.startswith(b"HTTP/1.1 200 "):
-                self._on_accept(self)
-            else:
-                self._end(line[:_REFUSAL_BYTES].decode(errors="replace").strip())
-        elif (notice := wait_notice(line, now)) is not None:
-            self.notices.append(notice)
+        if line.startswith(b"HTTP/1.1 "):
+            self.accepted.set()
+            if not line.startswith(b"HTTP/1.1 200 "):
+                self._fail(line[:_REFUSAL_BYTES].decode(errors="replace").strip())
         elif line.startswith(b'data: {"error"'):
-            self._end(line.decode(errors="replace"))
+            self._fail(line.decode(errors="replace"))
         elif line == b"data: [DONE]":
             self.timeline.ended = now
-            self._end("")
+        elif line == b"0\r" and self.timeline.ended is not None:  # the last chunk
+            self.ended.set()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._end(f"closed by the server: {error or 'without a reason'}")
-
-    def abort(self) -> None:
-        """Closes the connection, which cancels the job. `on_end` is not called."""
-        self._on_end = _ignore
-        self._close()
-
-    def _end(self, error: str) -> None:
         if self._transport is not None:
-            self.timeline.error = error
-            self._close()
-            self._on_end(self)
+            self._fail(f"closed by the server: {error or 'without a reason'}")
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """An answer that runs is cancelled."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+
+    def _fail(self, error: str) -> None:
+        self.close()
+        if not self.ended.is_set():
+            self.timeline.error = error
+        self.accepted.set()
+        self.ended.set()

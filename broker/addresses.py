@@ -12,8 +12,11 @@ def addresses(urls: str) -> list[str]:
 
     Raises BadAddress that says which one is malformed and why, without the password.
     """
-    stripped = [url.strip() for url in urls.split(",")]
-    unique = list(dict.fromkeys(url for url in stripped if url))
+    unique: list[str] = []
+    for part in urls.split(","):
+        url = part.strip()
+        if url and url not in unique:
+            unique.append(url)
     if not unique:
         raise BadAddress(
             f"the broker's address is empty; it is {_SHAPE}, or several, separated by commas"
@@ -35,4 +38,6 @@ def _fault(url: str) -> str | None:
         return "does not begin with amqp:// or amqps://"
     if not parts.hostname:
         return "names no host"
-    return "has port 0" if port == 0 else None
+    if port == 0:
+        return "has port 0"
+    return None

@@ -16,30 +16,33 @@ import msgspec
 import structlog
 
 from broker.amqp import AmqpSession
-from broker.errors import BrokerError, DecodeError, NoTree, Unavailable, Unsendable
-from broker.malformed import decode_frames
-from broker.node_states import NodeStates
-from broker.registration import Registration
-from broker.session import Delivery, Session
+from broker.announcements import Announcements
+from broker.broadcasts import Broadcasts
+from broker.broker_reports import BrokerReports
+from broker.conversation_events import ConversationEvents
+from broker.drill_watch import DrillWatch
+from broker.edge_watch import EdgeWatch
+from broker.encoding import encode, encode_copy
+from broker.errors import BrokerError, NoTree, Unavailable, Unsendable
+from broker.frame_router import FrameRouter
+from broker.gone import check_deletes
+from broker.host_watch import HostWatch
+from broker.job_watch import JobWatch
+from broker.metrics_exchange import MetricsExchange
+from broker.node_watch import NodeWatch
+from broker.session import Session
 from broker.shared_objects import declare_shared
 from broker.stream import Stream
 from broker.wire import (
-    MAX_ATTEMPTS,
     NO_RUN,
     AnyControl,
-    AnyFrame,
     Cancel,
-    Failed,
     Finished,
     Job,
     NodeState,
-    Ping,
-    ResumeRequest,
-    Supersede,
+    RemoveGone,
+    ResumeGrant,
     Waiting,
-    decode,
-    encode,
-    encode_copy,
 )
 from topology import names
 
@@ -47,7 +50,6 @@ REPLY_PREFETCH = 1000
 CONFIRM_SECONDS = 5.0
 SUBMIT_SECONDS = 1.5  # a new job waits so long for the broker to come back
 PATIENCE_SECONDS = 120.0  # an accepted job waits so long
-REPEAT_SECONDS = 1.0  # the same broadcast is not repeated sooner
 ALARM = "the broker is short of memory or disk and takes no jobs now"
 RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause; a random part of it is slept
 
@@ -70,14 +72,30 @@ class Client:
         self._connect = connect or functools.partial(
             AmqpSession.open, amqp_url, f"api {self.process}", queue_type=queue_type
         )
+        self._queue_type = queue_type
         self._sessions = 0
         self._session: Session | None = None
         self._connection_task: asyncio.Task[None] | None = None
         self._streams: dict[str, Stream] = {}  # in the order of submission
-        self._broadcasts: dict[Cancel | Supersede, float] = {}  # recent ones, oldest first
+        self._broadcasts = Broadcasts()
         self._lost = 0.0  # when the last session ended (loop time)
-        self._states = NodeStates()
-        self._registration = Registration(self._on_registered_state)
+        self.conversations = ConversationEvents(self.process)
+        self.metrics = MetricsExchange(self.process)
+        self._nodes = NodeWatch(self.process, self._notify_changed)
+        self.hosts = HostWatch(self.process)
+        self.edges = EdgeWatch(self.process, self._notify_changed)
+        self.reports = BrokerReports(self.process)
+        self.reports.listen(self.edges.on_overview)
+        self.announcements = Announcements(self.process)
+        self.job_watch = JobWatch(self.process, self._nodes.states)
+        self.drills = DrillWatch(self.process, self._streams)
+        self._router = FrameRouter(
+            self._streams,
+            self._broadcasts,
+            send_grant=self._send_grant,
+            start_over=self._start_over,
+            drills=self.drills,
+        )
         self._changes = asyncio.Event()
 
     async def start(self) -> None:
@@ -112,6 +130,10 @@ class Client:
         except BrokerError:
             return False
         return exists
+
+    async def open_session(self) -> Session:
+        """A further session to the same broker; the caller closes it. Raises BrokerError."""
+        return await self._connect()
 
     async def submit(self, job: Job) -> Stream:
         """Publishes the job and returns once the broker has it.
@@ -151,7 +173,9 @@ class Client:
             self._close(stream)
             raise NoTree(job.model)
         self._forget(stream)
-        raise Unavailable(ALARM if session.blocked else "the broker did not take the job in time")
+        if session.blocked:
+            raise Unavailable(ALARM)
+        raise Unavailable("the broker did not take the job in time")
 
     def stream(self, request_id: str) -> Stream | None:
         """The open stream of that request, if it is read here."""
@@ -181,11 +205,11 @@ class Client:
 
     def nodes(self) -> dict[str, NodeState]:
         """The recent states of nodes, by name; their times are on this machine's clock."""
-        return self._states.recent()
+        return self._nodes.states.recent()
 
     def clock_differences(self) -> dict[str, float]:
         """Seconds by which the clock of each node in `nodes()` is ahead of this machine's."""
-        return self._states.clock_differences()
+        return self._nodes.states.clock_differences()
 
     async def changed(self) -> None:
         """Returns when nodes() or `connected` changes after this call."""
@@ -202,6 +226,19 @@ class Client:
                 return await self._session.publish("", names.inbox(node), encode(message))
         except (TimeoutError, BrokerError) as error:
             raise Unavailable("the broker did not take the message in time") from error
+
+    def check_removes_gone(self) -> None:
+        """Raises Refusal where what the broker keeps of nodes that are gone has to stay."""
+        check_deletes(self._queue_type)
+
+    async def remove_gone(self, helper: str, nodes: Iterable[str]) -> bool:
+        """Has the node `helper` delete what the broker keeps of nodes that are gone, in this order.
+
+        A process of the API has no right to. It deletes nothing of a node that has jobs or lives.
+        False if there is no such helper. Raises Unavailable, Refusal.
+        """
+        self.check_removes_gone()
+        return await self.control(helper, RemoveGone(nodes=tuple(nodes)))
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
         """Messages ready in each of the queues that exist. Raises Unavailable."""
@@ -244,21 +281,25 @@ class Client:
     async def _serve(self, session: Session) -> BrokerError:
         """Uses the session until it is lost; returns why. Raises BrokerError if the setup fails."""
         alarm = asyncio.create_task(self._refuse_when_blocked(session), name="alarm")
-        checking = asyncio.create_task(self._registration.check(session), name="registered nodes")
+        checking = asyncio.create_task(self._nodes.check(session), name="registered nodes")
         try:
             await declare_shared(session)
             # A new queue for each session: frames for the last one come back as undeliverable.
             self._sessions += 1
             await session.declare_queue(self._reply_queue, exclusive=True)
-            await session.consume(self._reply_queue, self._on_frames, prefetch=REPLY_PREFETCH)
-            await session.declare_queue(names.watch(self.process), exclusive=True)
-            await session.bind(
-                names.watch(self.process), names.EVENTS_EXCHANGE, names.state_key("*")
-            )
             await session.consume(
-                names.watch(self.process), self._on_state, prefetch=REPLY_PREFETCH
+                self._reply_queue, self._router.on_frames, prefetch=REPLY_PREFETCH
             )
-            session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
+            await self.conversations.open(session)
+            await self.metrics.open(session)
+            await self._nodes.open(session)
+            await self.edges.open(session)
+            await self.hosts.open(session)
+            await self.reports.open(session)
+            await self.announcements.open(session)
+            await self.job_watch.open(session)
+            await self.drills.open(session)
+            self._broadcasts.open(session)
             self._session = session
             for stream in list(self._streams.values()):
                 self._submit_again(session, stream)
@@ -267,8 +308,15 @@ class Client:
             return await asyncio.shield(session.closed)
         finally:
             self._session = None
+            self.conversations.close()
+            self.metrics.close()
+            self.reports.close()
+            self.hosts.close()
+            self.announcements.close()
+            self.job_watch.close()
+            self.drills.close()
             self._lost = asyncio.get_running_loop().time()
-            self._broadcasts.clear()
+            self._broadcasts.close()
             self._notify_changed()
             for task in (alarm, checking):
                 task.cancel()
@@ -322,6 +370,14 @@ class Client:
         job = msgspec.structs.replace(stream.start_over(), restarted=restarted)
         self._publish(session, job).add_done_callback(confirmed)
 
+    def _start_over(self, stream: Stream) -> None:
+        if self._session is not None:
+            self._submit_again(self._session, stream, restarted=True)
+
+    def _send_grant(self, node: str, grant: ResumeGrant) -> None:
+        if self._session is not None:
+            self._session.publish("", names.inbox(node), encode(grant))
+
     def _report_waiting(self, reason: str) -> None:
         for stream in self._streams.values():
             stream.push(Waiting(request_id=stream.request_id, node="", reason=reason))
@@ -337,102 +393,13 @@ class Client:
 
         Another process may have taken the request over: its copies have higher attempts.
         """
-        if self._close(stream) and not stream.ended:
-            self._broadcast(Cancel(request_id=stream.request_id, before=stream.attempt + 1))
-
-    def _broadcast(self, message: Cancel | Supersede) -> None:
-        """Sends to every node, which remembers it if the job has not arrived there yet.
-
-        A node that was away has missed it, so the caller repeats it; repeats within REPEAT_SECONDS
-        are not sent.
-        """
-        now = asyncio.get_running_loop().time()
-        self._forget_broadcasts(now - REPEAT_SECONDS)
-        if self._session is None or message in self._broadcasts:
+        if not self._close(stream):
             return
-        self._broadcasts[message] = now
-        self._session.publish(names.CONTROL_EXCHANGE, "", encode(message))
-
-    def _forget_broadcasts(self, until: float) -> None:
-        while self._broadcasts:
-            oldest = next(iter(self._broadcasts))
-            if self._broadcasts[oldest] > until:
-                return
-            del self._broadcasts[oldest]
-
-    # ---- what arrives
-
-    def _on_frames(self, delivery: Delivery) -> None:
-        delivery.ack()
-        frames, reasons = decode_frames(delivery.body)
-        for frame in frames:
-            self._on_frame(frame)
-        if reasons:
-            log.warning("undecodable frames dropped", count=len(reasons), reason=reasons[0])
-
-    def _on_frame(self, frame: AnyFrame) -> None:
-        stream = self._streams.get(frame.request_id)
-        if stream is None:
-            if not isinstance(frame, Finished | Failed):  # a node still runs it
-                self._broadcast(Cancel(request_id=frame.request_id, before=frame.attempt + 1))
-        elif isinstance(frame, ResumeRequest):
-            self._grant(stream, frame)
-        elif _is_of_run(frame) and frame.attempt < stream.attempt:
-            self._broadcast(Supersede(request_id=frame.request_id, attempt=stream.attempt))
-        elif _is_of_run(frame) and frame.attempt > stream.attempt:
-            log.warning(
-                "frame of an attempt that was never granted ignored", request_id=frame.request_id
-            )
-        elif not stream.push(frame):
-            self._start_over(stream)
-
-    def _start_over(self, stream: Stream) -> None:
-        """A frame of the newest run is missing, which counts against the job: publish it again."""
-        log.error(
-            "a frame is missing; starting over", request_id=stream.request_id, node=stream.node
-        )
-        stream.lose_run("a frame of its answer was missing")
-        if len(stream.faults) > MAX_ATTEMPTS:  # a node runs it although it should give it up
-            faults = "; ".join(stream.faults)
-            stream.fail("given_up", f"given up after {len(stream.faults)} lost runs: {faults}")
-            self._broadcast(Cancel(request_id=stream.request_id))
-        elif self._session is not None:
-            self._submit_again(self._session, stream, restarted=True)
-            self._broadcast(Supersede(request_id=stream.request_id, attempt=stream.attempt))
-
-    def _grant(self, stream: Stream, request: ResumeRequest) -> None:
-        """The newest request goes on; older runs, of a job that was delivered twice, end."""
-        message = stream.grant(request)
-        if self._session is not None:
-            self._session.publish("", names.inbox(request.node), encode(message))
-        self._broadcast(Supersede(request_id=stream.request_id, attempt=stream.attempt))
-
-    def _on_state(self, delivery: Delivery) -> None:
-        delivery.ack()
-        try:
-            state = decode(delivery.body, NodeState)
-        except DecodeError as error:
-            log.warning("undecodable node state dropped", reason=str(error))
-            return
-        self._registration.offer(state)
-
-    def _on_registered_state(self, state: NodeState) -> None:
-        if state.status == "stopped":
-            self._states.remove(state.name)
-        else:
-            difference = self._states.add(state)
-            if difference is not None:
-                log.warning(
-                    "a node's clock differs; set it (NTP)",
-                    node=state.name,
-                    seconds_ahead=round(difference, 1),
-                )
-        self._notify_changed()
+        if self.drills.tally is not None:
+            self.drills.on_closed(stream)
+        if not stream.ended:
+            self._broadcasts.send(Cancel(request_id=stream.request_id, before=stream.attempt + 1))
 
     def _notify_changed(self) -> None:
         changes, self._changes = self._changes, asyncio.Event()
         changes.set()
-
-
-def _is_of_run(frame: AnyFrame) -> bool:
-    return frame.seq != NO_RUN and not isinstance(frame, Waiting)

@@ -21,12 +21,16 @@ def expiry(job: Job) -> float | None:
     return None
 
 
+def time_left(expires: float | None) -> float | None:
+    """Seconds until then; None: for ever."""
+    if expires is None:
+        return None
+    return max(0.0, expires - time.monotonic())
+
+
 def with_time_left(job: Job, expires: float | None) -> Job:
     """The job as it is sent on: with what is left of its time."""
-    left = None
-    if expires is not None:
-        left = max(0.0, expires - time.monotonic())
-    return msgspec.structs.replace(job, seconds_left=left, deadline=None)
+    return msgspec.structs.replace(job, seconds_left=time_left(expires), deadline=None)
 
 
 def has_passed(expires: float | None) -> bool:

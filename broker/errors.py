@@ -53,6 +53,18 @@ class DecodeError(BrokerError, ValueError):
     """The sender's fault: a body that is not what its consumer expects; the text says why."""
 
 
+class NoSuchLetter(BrokerError):
+    """The caller's fault: the queue of dead letters has none of that id now."""
+
+    def __init__(self, letter_id: str) -> None:
+        super().__init__(f"there is no dead letter {letter_id!r} now")
+        self.letter_id = letter_id
+
+
+class BadChange(BrokerError, ValueError):
+    """The caller's fault: a change that does not make a job of it; the text names the field."""
+
+
 # ---- nodes
 
 
@@ -70,6 +82,21 @@ class NoParent(BrokerError):
 
 class NoSuchNode(BrokerError):
     """The caller's fault: no node of that name is registered."""
+
+
+class BadAction(BrokerError, ValueError):
+    """The caller's fault: this cannot be done with this node; the text says why."""
+
+
+class NoSuchHost(BrokerError):
+    """The caller's fault: no agent of that name is connected."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"there is no host {host!r} with an agent (./canopy host list)")
+
+
+class Refusal(BrokerError):
+    """A host's agent, or the broker, refuses what it is asked; the text says why."""
 
 
 # ---- requests

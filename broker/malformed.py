@@ -1,12 +1,13 @@
-"""What can be saved of messages that do not decode, and messages that contradict themselves."""
+"""What can be saved of messages that do not decode; messages that contradict themselves."""
 
 from typing import TypeVar
 
 import msgspec
 
 from broker.bounds import Name
+from broker.encoding import decode
 from broker.errors import DecodeError
-from broker.wire import AnyFrame, Capacity, Frames, decode
+from broker.wire import AnyFrame, Capacity, Frames
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class _RawFrames(msgspec.Struct, frozen=True, kw_only=True):
 def decode_frames(body: bytes) -> tuple[list[AnyFrame], list[str]]:
     """The frames of a Frames message, and why the others of it were dropped.
 
-    A frame that does not decode must not take along those of other requests.
+    A frame that does not decode must not take frames of other requests with it.
     """
     try:
         return list(decode(body, Frames).frames), []

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from broker.errors import ManagementError
@@ -55,7 +56,7 @@ def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
 
 async def edges(management_url: str) -> Edges:
     """Reads the tree. `management_url`: http://user:password@host:port. Raises ManagementError."""
-    api = _Api(management_url)
+    api = ManagementApi(management_url)
     return read_edges(await api.listing("bindings"), await api.listing("queues"))
 
 
@@ -66,7 +67,7 @@ async def prune_tree(management_url: str, expected: Edges) -> None:
     expected nor present. Safe while nodes register. Jobs in such queues are deleted with them: the
     API processes that waited for their answers are gone. Raises ManagementError.
     """
-    api = _Api(management_url)
+    api = ManagementApi(management_url)
     bindings = await api.listing("bindings")
     queues = await api.listing("queues")
     present = read_edges(bindings, queues).present
@@ -75,7 +76,7 @@ async def prune_tree(management_url: str, expected: Edges) -> None:
             source, queue = binding["source"], binding["destination"]
             key = binding["properties_key"]  # which the API itself has quoted
             await api.delete(f"bindings/%2F/e/{_quoted(source)}/q/{_quoted(queue)}/{key}")
-    known = {*expected.roots, *expected.parents, *present}
+    known = present.union(expected.roots, expected.parents)
     for kind in ("queues", "exchanges"):
         for listed in await api.listing(kind):
             node = names.node_of(str(listed["name"]))
@@ -101,8 +102,8 @@ def _quoted(name: object) -> str:
     return quote(str(name), safe="")
 
 
-class _Api:
-    """The management API, over plain asyncio: an HTTP library takes longer to import than `tree`
+class ManagementApi:
+    """The management API over plain asyncio: an HTTP library takes longer to import than `tree`
     may take in all.
     """
 
@@ -117,15 +118,21 @@ class _Api:
 
     async def listing(self, kind: str) -> list[Listed]:
         """All `kind` (bindings, queues, exchanges) of the virtual host. Raises ManagementError."""
-        columns = "" if kind == "bindings" else _NAMES_ONLY
-        status, body = await self._request("GET", f"{kind}/%2F{columns}")
+        columns = _NAMES_ONLY
+        if kind == "bindings":
+            columns = ""
+        listed: list[Listed] = await self.read(f"{kind}/%2F{columns}")
+        return listed
+
+    async def read(self, path: str) -> Any:
+        """The JSON at `path`. Raises ManagementError."""
+        status, body = await self._request("GET", path)
         if status != 200:
             raise self._failure(f"status {status}")
         try:
-            listed: list[Listed] = json.loads(body)
+            return json.loads(body)
         except ValueError as error:
             raise self._failure(repr(error)) from error
-        return listed
 
     async def delete(self, path: str) -> None:
         """Deletes an object, which may have vanished already. Raises ManagementError."""
@@ -160,12 +167,13 @@ class _Api:
 
 async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """Raises ValueError, IncompleteReadError. The server may close the connection much later."""
-    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    _, status, *_ = first.split(maxsplit=2)
-    if int(status) == _NO_CONTENT:
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    _, _, after_version = lines[0].partition(" ")
+    status = int(after_version[:3])
+    if status == _NO_CONTENT:
         return _NO_CONTENT, b""
-    for line in lines:
+    for line in lines[1:]:
         name, _, value = line.partition(":")
         if name.lower() == "content-length":
-            return int(status), await reader.readexactly(int(value))
-    return int(status), await reader.read()
+            return status, await reader.readexactly(int(value))
+    return status, await reader.read()

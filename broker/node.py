@@ -5,19 +5,22 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
+from broker.encoding import decode, encode
 from broker.errors import DecodeError, NameTaken, NoParent, NotFound, QueueLocked, Unsendable
 from broker.faults import fault_point
+from broker.gone import remove_gone
+from broker.job_messages import Answer, AnyInboxMessage, JobReport
 from broker.malformed import address_of, sender_of
 from broker.outbox import Outbox
 from broker.session import Delivery, Session
 from broker.shared_objects import declare_shared
-from broker.wire import NO_RUN, Adopt, AnyControl, Failed, Job, NodeState, decode, encode
+from broker.wire import NO_RUN, Adopt, AnyControl, Failed, Job, NodeState
 from topology import names
 
 # Exchange of the event exchange plugin, which reports at once that a node's inbox is gone.
@@ -34,7 +37,7 @@ class NodeHandler(Protocol):
 
     def on_job(self, job: Job, delivery: Delivery) -> None: ...
 
-    def on_control(self, message: AnyControl) -> None: ...
+    def on_control(self, message: AnyInboxMessage) -> None: ...
 
     def on_ignored(self, sender: str, reason: str) -> None:
         """A control message did not decode. `sender`: the node that it names, or empty."""
@@ -58,6 +61,7 @@ class NodePort:
     def __init__(self, session: Session, name: str, handler: NodeHandler) -> None:
         self.session = session
         self.name = name
+        self._own = names.node(name)  # its queue, and the exchange of its edges
         self.outbox = Outbox(session, handler.on_reader_gone)
         self._handler = handler
         self._consumers: dict[str, _Consumer] = {}  # by queue
@@ -90,9 +94,8 @@ class NodePort:
 
     async def declare(self) -> None:
         """Declares the node's own exchange and queue, unless they exist."""
-        own = names.node(self.name)
-        await self.session.declare_exchange(own, "direct")
-        await self.session.declare_queue(own)
+        await self.session.declare_exchange(self._own, "direct")
+        await self.session.declare_queue(self._own)
 
     async def attach_to(self, parent: str) -> None:
         """Adds the edge from `parent`. Raises NoParent."""
@@ -157,6 +160,10 @@ class NodePort:
         await self.session.delete_exchange(queue)
         return True
 
+    async def remove_gone(self, nodes: Iterable[str]) -> None:
+        """Deletes what a tree that has ended left. Raises Refusal, Unavailable."""
+        await remove_gone(self.session, nodes)
+
     async def remove_dead(self, child: str) -> bool:
         """Deletes what a dead child left.
 
@@ -172,7 +179,7 @@ class NodePort:
 
     def forward(self, child: str, job: Job) -> asyncio.Future[bool]:
         """Sends the job to a child; False if the edge to it is gone."""
-        return self.session.publish(names.node(self.name), child, encode(job), persistent=True)
+        return self.session.publish(self._own, child, encode(job), persistent=True)
 
     def return_to_parent(self, parent: str, job: Job) -> asyncio.Future[bool]:
         """Puts the job into the parent's queue; False if that is gone."""
@@ -185,6 +192,15 @@ class NodePort:
     def publish_state(self, state: NodeState) -> None:
         """Publishes the state for dashboards."""
         self.session.publish(names.EVENTS_EXCHANGE, names.state_key(self.name), encode(state))
+
+    def publish_jobs(self, report: JobReport) -> None:
+        """Publishes the jobs for operators who watch."""
+        self.session.publish(names.EVENTS_EXCHANGE, names.jobs_key(self.name), encode(report))
+
+    def answer(self, queue: str, answer: Answer) -> None:
+        """Answers an operator's question, if that is a queue for answers."""
+        if names.is_watch_queue(queue):
+            self.session.publish("", queue, encode(answer))
 
     async def _follow_broker_events(self, inbox: str) -> None:
         try:
@@ -206,7 +222,7 @@ class NodePort:
             self._reject(delivery, f"{job.reply_to!r} is no reply queue")
             return
         self._handler.on_job(job, delivery)
-        if queue != names.node(self.name):
+        if queue != self._own:
             self._after_adoption.reached()
 
     def _track(self, queue: str, delivery: Delivery) -> None:
@@ -226,7 +242,7 @@ class NodePort:
             self._on_queue_deleted(str(delivery.headers.get("name", "")))
             return
         try:
-            message = decode(delivery.body, AnyControl)
+            message = decode(delivery.body, AnyInboxMessage)
         except DecodeError as error:
             self._handler.on_ignored(sender_of(delivery.body), str(error))
             return
@@ -245,8 +261,11 @@ class NodePort:
 
     def _reject(self, delivery: Delivery, reason: str) -> None:
         """Dead-letters a message that is no job, tells its reader if it names one, and acks it."""
-        log.warning("undecodable job dead-lettered", node=self.name, reason=reason)
         address = address_of(delivery.body)
+        request_id = address.request_id if address else None
+        log.warning(
+            "undecodable job dead-lettered", node=self.name, request_id=request_id, reason=reason
+        )
         headers = dead_letter_headers(f"undecodable: {reason}", self.name)
 
         def confirmed(outcome: asyncio.Future[bool]) -> None:

@@ -76,6 +76,16 @@ class NodeStates:
         self._forget_silent(time.monotonic())
         return {name: record.state for name, record in self._records.items()}
 
+    def names(self) -> set[str]:
+        """The nodes of `recent`."""
+        self._forget_silent(time.monotonic())
+        return set(self._records)
+
+    def knows(self, name: str) -> bool:
+        """True if a state of that node came lately."""
+        record = self._records.get(name)
+        return record is not None and time.monotonic() - record.arrived <= SILENT_SECONDS
+
     def clock_differences(self) -> dict[str, float]:
         """Seconds by which each node's clock is ahead of this machine's, to a tenth."""
         self._forget_silent(time.monotonic())
@@ -107,7 +117,9 @@ def warnings_of_clocks(differences: Mapping[str, float]) -> list[str]:
     warnings = []
     for name, seconds in differences.items():
         if abs(seconds) > CLOCK_WARNING:
-            direction = "ahead of" if seconds > 0 else "behind"
+            direction = "behind"
+            if seconds > 0:
+                direction = "ahead of"
             warnings.append(
                 f"{name}: its clock is {abs(seconds):.0f} s {direction} this machine's; "
                 "set it (NTP)"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from broker.encoding import encode
 from broker.errors import Unsendable
 from broker.session import Session
-from broker.wire import AnyFrame, Failed, Finished, Frames, encode
+from broker.wire import AnyFrame, Failed, Finished, Frames
 
 # Between two messages with text; the first after a pause goes at once.
 MIN_PACE_SECONDS, MAX_PACE_SECONDS = 0.002, 0.010

@@ -5,14 +5,17 @@ Used by the command line. The dashboard follows the states continuously through 
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from broker.amqp import AmqpSession
+from broker.encoding import decode, encode
 from broker.errors import DecodeError, NoSuchNode
+from broker.gone import remove_gone
 from broker.management import Edges, edges
 from broker.node_states import on_local_clock
 from broker.session import Delivery, Session
-from broker.wire import AnyControl, NodeState, Ping, decode, encode
+from broker.wire import AnyControl, NodeState, Ping
 from topology import names
 
 ANSWER_SECONDS = 2.0
@@ -36,8 +39,13 @@ async def take_snapshot(amqp_url: str, management_url: str) -> Snapshot:
 
     Raises BrokerError or ManagementError if the broker cannot be reached.
     """
-    tree_edges = await edges(management_url)
-    session = await AmqpSession.open(amqp_url, "canopy tree")
+    opening = asyncio.create_task(AmqpSession.open(amqp_url, "canopy tree"))
+    try:
+        tree_edges = await edges(management_url)  # while the session is opened
+        session = await opening
+    except BaseException:
+        await _abandon(opening)
+        raise
     try:
         states, differences = await _states(session, set(tree_edges.present))
         depths: dict[str, int] = {}
@@ -50,12 +58,28 @@ async def take_snapshot(amqp_url: str, management_url: str) -> Snapshot:
     return Snapshot(tree_edges, states, depths, differences)
 
 
+async def _abandon(opening: "asyncio.Task[AmqpSession]") -> None:
+    opening.cancel()
+    await asyncio.wait([opening])
+    if not opening.cancelled() and opening.exception() is None:
+        await opening.result().close()
+
+
 async def send_control(amqp_url: str, node: str, message: AnyControl) -> None:
     """Puts a control message into the node's inbox. Raises NoSuchNode, BrokerError."""
     session = await AmqpSession.open(amqp_url, "canopy control")
     try:
         if not await session.publish("", names.inbox(node), encode(message)):
             raise NoSuchNode(f"no node named {node!r} is registered (./canopy tree lists them)")
+    finally:
+        await session.close()
+
+
+async def remove_gone_nodes(amqp_url: str, nodes: Iterable[str], queue_type: str) -> None:
+    """Deletes what the broker keeps of nodes that are gone. Raises Refusal, BrokerError."""
+    session = await AmqpSession.open(amqp_url, "canopy control", queue_type=queue_type)
+    try:
+        await remove_gone(session, nodes)
     finally:
         await session.close()
 

@@ -42,6 +42,9 @@ class Stream(AsyncIterator[AnyFrame]):
         self.job = job
         self.request_id = job.request_id
         self.expires = expiry(job)  # time.monotonic(); None: never
+        self.opened = time.monotonic()
+        self.began: float | None = None  # the first run did, time.monotonic()
+        self.first_text: float | None = None  # it arrived, time.monotonic()
         self.attempt = job.attempt  # the newest: frames of older ones are stale
         self.started = False  # a run of any attempt has begun
         self.ended = False  # the last frame has arrived (it may still be unread)
@@ -66,6 +69,16 @@ class Stream(AsyncIterator[AnyFrame]):
         self._frames: deque[AnyFrame] = deque()
         self._unread: list[Delta] = []  # text after the last of `_frames`
         self._arrived = asyncio.Event()
+
+    @property
+    def running(self) -> bool:
+        """True while a run of the newest attempt goes on, as far as its frames say."""
+        return self._running and not self.ended
+
+    @property
+    def incarnation(self) -> str:
+        """Of the node of the newest run."""
+        return self._incarnation
 
     @property
     def text(self) -> str:
@@ -219,6 +232,8 @@ class Stream(AsyncIterator[AnyFrame]):
             case Start():
                 self.node, self._incarnation = frame.node, frame.incarnation
                 self.started = self._running = True
+                if self.began is None:
+                    self.began = time.monotonic()
                 self._begin()
                 self._clear_waiting()
                 self._show(frame)
@@ -237,6 +252,8 @@ class Stream(AsyncIterator[AnyFrame]):
 
     def _keep(self, delta: Delta) -> None:
         """Joins pieces now and then: many small strings take many times their text's memory."""
+        if self.first_text is None and delta.text:
+            self.first_text = time.monotonic()
         self.tokens += delta.tokens
         self._ids.extend(delta.ids)
         self._pieces.append(delta.text)

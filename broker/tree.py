@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.management import Edges
+from broker.truth import annotate, summarise
 from broker.wire import NodeState
 from topology import names
 from topology.dispatch import natural_key
@@ -28,40 +29,43 @@ def tree(
     own state decides the rest, as long as its inbox exists.
     """
     children = _children(edges)
-    roots = sorted(edges.roots, key=lambda name: (name != "root", natural_key(name)))
-    all_nodes = {
-        *edges.roots,
-        *edges.parents,
-        *edges.parents.values(),
-        *edges.registered,
-        *edges.present,
-        *states,
-    }
+    roots = sorted(edges.roots, key=_root_key)
+    all_nodes = edges.registered.union(
+        edges.present, edges.roots, edges.parents, edges.parents.values(), states
+    )
     hanging = list(_walk(roots, children))
-    detached = sorted(all_nodes - set(hanging), key=natural_key)
+    detached = sorted(all_nodes.difference(hanging), key=natural_key)
     models = _inherited_models(edges, children)
     nodes = []
-    for name in [*hanging, *detached]:
+    for name in hanging + detached:
         model = models.get(name, "")
         node = _node(name, edges, children[name], states.get(name), depths, model, now)
         node["clock_difference"] = clock_differences.get(name)
         nodes.append(node)
+    annotate(nodes, roots)
     return {
         "roots": roots,
         "nodes": nodes,
+        "summary": summarise(nodes, roots),
         "at": datetime.fromtimestamp(now, UTC).isoformat(),
     }
 
 
-def settled(tree: Tree) -> Tree:
-    """The tree without what changes with time alone, to see whether anything happened."""
-    nodes = []
-    for node in tree["nodes"]:
-        timeless = dict(node)
-        for key in ("uptime", "seen", "clock_difference"):
-            timeless.pop(key, None)
-        nodes.append(timeless)
-    return {"roots": tree["roots"], "nodes": nodes}
+def edges_as_told(states: Mapping[str, NodeState]) -> Edges:
+    """The edges as the nodes themselves tell them, for who does not read the broker's bindings."""
+    roots: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    for name, state in states.items():
+        if state.parent is None:
+            roots[name] = state.model
+        else:
+            parents[name] = state.parent
+    return Edges(roots, parents, frozenset(states), frozenset(states))
+
+
+def _root_key(name: str) -> tuple[bool, object]:
+    """The default model's root comes first."""
+    return name != "root", natural_key(name)
 
 
 def _children(edges: Edges) -> defaultdict[str, list[str]]:
@@ -93,7 +97,9 @@ def _inherited_models(edges: Edges, children: Mapping[str, list[str]]) -> dict[s
 def _state(name: str, edges: Edges, state: NodeState | None) -> str:
     if name not in edges.present or (state is not None and state.status == "stopped"):
         return "down"
-    return "starting" if state is None else state.status
+    if state is None:
+        return "starting"
+    return state.status
 
 
 def _node(
@@ -123,6 +129,12 @@ def _node(
         "model": state.model or model,
         "engine": state.engine,
         "device": state.device,
+        "memory": state.memory,
+        "memory_total": state.memory_total,
+        "memory_free": state.memory_free,
+        "precision": state.precision,
+        "weights": state.weights,
+        "cache": state.cache,
         "policy": state.policy,
         "slots": state.slots,
         "running": state.running,
@@ -130,12 +142,14 @@ def _node(
         "queued": state.held + depth,
         "received": state.received,
         "finished": state.finished,
+        "failed": state.failed,
         "tokens": state.tokens,
         "host": state.host,
         "pid": state.pid,
         "detail": state.detail,
         "warning": state.warning,
         "waited": round(state.waited, 2),
+        "oldest_wait": round(state.oldest_wait, 2),
         "wait_error": round(state.wait_error, 2),
         "prompt_tokens": state.prompt_tokens,
         "reused_tokens": state.reused_tokens,
@@ -147,17 +161,25 @@ def _node(
 _UNKNOWN: dict[str, Any] = {
     "engine": "",
     "device": "",
+    "memory": 0,
+    "memory_total": 0,
+    "memory_free": 0,
+    "precision": "",
+    "weights": 0,
+    "cache": 0,
     "policy": "",
     "slots": 0,
     "running": 0,
     "held": 0,
     "received": 0,
     "finished": 0,
+    "failed": 0,
     "tokens": 0,
     "host": "",
     "pid": 0,
     "warning": "",
     "waited": 0.0,
+    "oldest_wait": 0.0,
     "wait_error": 0.0,
     "prompt_tokens": 0,
     "reused_tokens": 0,

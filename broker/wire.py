@@ -1,12 +1,9 @@
-"""The messages that cross the broker: frozen structs, JSON, one `encode` and one `decode`.
+"""The messages that cross the broker, as frozen structs; encoding.py has `encode` and `decode`.
 
-Unknown fields are ignored, so that an older process understands a newer one. Missing or mistyped
-ones raise DecodeError; the consumer makes the message a dead letter, with the reason. Times are
-Unix seconds. `tests/golden/` has one JSON file for each message.
+Times are Unix seconds. `tests/golden/` has one JSON file for each message.
 """
 
-from types import UnionType
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, overload
+from typing import Annotated, Literal, TypedDict
 
 import msgspec
 
@@ -23,11 +20,12 @@ from broker.bounds import (
     Seconds,
     Slots,
     TokenId,
+    Traceparent,
     Trail,
     Unit,
     UserCounts,
+    Waits,
 )
-from broker.errors import DecodeError
 
 Role = Literal["system", "user", "assistant"]
 JobClass = Literal["interactive", "batch"]
@@ -36,7 +34,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
 MAX_BIASES = 1024  # tokens
 MAX_ATTEMPTS = 3  # a job whose runs were lost so often is given up
-FailureCode = Literal["invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal"]
+FailureCode = Literal[
+    "invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal", "cancelled"
+]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,6 +53,15 @@ class ChatMessage(Wire, kw_only=True, omit_defaults=False):
 RepetitionPenalty = Annotated[float, msgspec.Meta(gt=0, le=1000)]
 LogitBias = Annotated[dict[Count, Penalty], msgspec.Meta(max_length=MAX_BIASES)]
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=1000)]
+SamplingDefault = Literal[
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+]  # fields of Sampling that a model may have its own defaults for
 
 
 class Sampling(Wire, kw_only=True):
@@ -72,6 +81,9 @@ class Sampling(Wire, kw_only=True):
     logit_bias: LogitBias = {}  # by token id
     # with each token, its logprob and those of so many of the likeliest tokens in its place
     logprobs: TopLogprobs | None = None
+    # Fields that the request left out, so that the model's defaults replace them. Inside the API
+    # and its stored jobs; none in a job that is on its way.
+    defaulted: Annotated[tuple[SamplingDefault, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class Job(Wire, kw_only=True):
@@ -95,8 +107,10 @@ class Job(Wire, kw_only=True):
     deadline: Moment | None = None  # the same, from former API processes; clocks must agree
     truncate: bool = False  # if `messages` are too long, leave out the oldest, else refuse the job
     trail: Trail = ()  # nodes that have handled it, root first
+    waits: Waits = ()  # seconds that it waited at each of them; shorter if some did not tell
     delivered: str = ""  # text that the reader of a restarted job already has
     delivered_ids: tuple[TokenId, ...] = ()  # its tokens, if the engine sent them
+    traceparent: Traceparent = ""  # the span that this copy follows from; see broker.tracing
 
 
 NO_RUN = -1
@@ -126,11 +140,15 @@ class FrameNumber(TypedDict):
 class Waiting(Frame, kw_only=True, tag="waiting"):
     """The job is not running yet. `position`: in the queue, from 1; `seconds`: estimate to start.
 
-    None where nothing orders the jobs, or nothing is known.
+    None where nothing orders the jobs, or nothing is known. `code`: the kind of reason, such as
+    "busy", "no_node", "paused" or "user_limit"; empty from nodes of the former release. `slots`:
+    how many are taken, of the tree or of those that one user may have.
     """
 
     node: Name
     reason: str
+    code: Name = ""
+    slots: Count | None = None
     position: Count | None = None
     seconds: Seconds | None = None
 
@@ -147,10 +165,12 @@ class ResumeRequest(Frame, kw_only=True, tag="asking"):
 
 
 class Start(Frame, kw_only=True, tag="start"):
-    """A run begins."""
+    """A run begins. `trail`: the job's way, root first, this node last; `waits`: see Job."""
 
     node: Name
     incarnation: Name = msgspec.field(default="", name="boot")
+    trail: Trail = ()
+    waits: Waits = ()
 
 
 class Interrupted(Frame, kw_only=True, tag="interrupted"):
@@ -255,6 +275,17 @@ class Resume(Control, kw_only=True, tag="resume"):
     """Accept jobs again."""
 
 
+class Restart(Control, kw_only=True, tag="restart"):
+    """Leave as on SIGTERM, then begin anew in the same process, under the same name."""
+
+
+class Stop(Control, kw_only=True, tag="stop"):
+    """Leave as on SIGTERM and end for good: whoever started the process is not to start it again.
+
+    Its children stay below its parent.
+    """
+
+
 class Attach(Control, kw_only=True, tag="attach"):
     """Hang below another parent: for good, or until the home parent is back."""
 
@@ -290,6 +321,15 @@ class Adopt(Control, kw_only=True, tag="adopt"):
     node: NodeName
 
 
+class RemoveGone(Control, kw_only=True, tag="remove_gone"):
+    """A tree has ended: delete what the broker keeps of these nodes, in this order.
+
+    Sent to any node of another tree: the API's user may not delete nodes' queues.
+    """
+
+    nodes: NodeNames
+
+
 class Leave(Control, kw_only=True, tag="leave"):
     """A child no longer hangs below this parent; its queue is empty."""
 
@@ -315,8 +355,11 @@ AnyControl = (
     | ResumeGrant
     | Drain
     | Resume
+    | Restart
+    | Stop
     | Attach
     | Adopt
+    | RemoveGone
     | Ping
     | Capacity
     | Leave
@@ -353,74 +396,11 @@ class NodeState(Wire, kw_only=True, omit_defaults=False):
     wait_error: Seconds = 0.0  # mean absolute error of the first estimates of those waits
     context_length: Count = 0  # tokens of prompt and answer together; 0: unknown
     warning: Note = ""  # for the operator, while the node serves
-
-
-T = TypeVar("T")
-_encoder = msgspec.json.Encoder()
-_decoders: dict[Any, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Job, Frames, AnyControl, NodeState)
-}
-
-
-def encode(message: Wire) -> bytes:
-    """The message as JSON bytes.
-
-    Half of a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD: text may come from anywhere,
-    and a frame that cannot be encoded would hold up the others of its message.
-    """
-    try:
-        return _encoder.encode(message)
-    except UnicodeEncodeError:
-        return _encoder.encode(_without_surrogates(msgspec.to_builtins(message)))
-
-
-def encode_copy(job: Job) -> bytes:
-    """The same for a job that is kept.
-
-    CPython caches the UTF-8 of a string inside it, which would double the memory of the kept job.
-    So copies of the job's texts are encoded, and dropped with their caches.
-    """
-    messages = job.messages
-    if messages is not None:
-        messages = tuple(
-            ChatMessage(role=message.role, content=_copy(message.content)) for message in messages
-        )
-    prompt = job.prompt
-    if prompt is not None:
-        prompt = _copy(prompt)
-    return encode(msgspec.structs.replace(job, messages=messages, prompt=prompt))
-
-
-def _copy(text: str) -> str:
-    """ASCII text is its own UTF-8, so it has no cache."""
-    if text.isascii():
-        return text
-    return text[:1] + text[1:]
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list | tuple):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    return value
-
-
-@overload
-def decode(body: bytes, kind: type[T]) -> T: ...
-@overload
-def decode(body: bytes, kind: UnionType) -> AnyControl: ...
-def decode(body: bytes, kind: Any) -> Any:
-    """Parses `body` as `kind` (Job, Frames, AnyControl or NodeState).
-
-    Raises DecodeError if they are not JSON or UTF-8, or if a field is missing, mistyped or out of
-    bounds.
-    """
-    try:
-        return _decoders[kind].decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DecodeError(str(error)) from error
-    except RecursionError as error:  # in unknown fields, too
-        raise DecodeError("nested too deeply") from error
+    failed: Count = 0  # runs that ended by a fault of the node, or were given up, since the start
+    oldest_wait: Seconds = 0.0  # of the jobs that wait here: how long the first of them has
+    memory: Count = 0  # bytes of its device that its process takes; 0: unknown
+    memory_total: Count = 0  # bytes that the device has
+    memory_free: Count = 0  # bytes that nobody takes; 0: unknown
+    precision: Name = ""  # the number format of the weights; empty: unknown
+    weights: Count = 0  # bytes in its process's memory; 0: unknown
+    cache: Count = 0  # bytes of keys and values; 0: unknown, or they grow with the jobs

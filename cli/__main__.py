@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from cli.console import open_standard_streams
-from cli.detached import report_failure
 from cli.errors import CliError, explain_os_error
 from cli.lazy import Group, LazyCommand
 
@@ -22,28 +21,77 @@ _COMMANDS = {
     "doctor": ("doctor:doctor", "List what this machine lacks, each with its remedy."),
     "restart": (
         "restart:restart",
-        "Replace every running process in turn, without a failed request.",
+        "Replace one node, or every process in turn, without a failed request.",
     ),
     "node": ("node:node", "Run one more worker, on any machine that reaches the broker."),
+    "agent": ("agent:agent", "Let operators start and stop nodes on this machine."),
     "login": (
         "access:login",
         "Print a fresh one-time login link, alone on standard output.",
     ),
     "tree": ("tree:tree", "Draw the tree of nodes."),
+    "top": ("top:top", "Watch the tree: states, slots, queues, tokens a second."),
     "log": ("tree:log", "Print one node's state."),
-    "attach": ("tree:attach", "Move a running node, with all below it, under another parent."),
-    "drain": ("tree:drain", "Let a node finish its jobs; hand it and all below it nothing new."),
-    "resume": ("tree:resume", "Let a drained node take jobs again."),
+    "history": ("history:history", "Show what was asked and how it went, over time."),
+    "logs": (
+        "logs:logs",
+        "Print the last lines of a process's log, or of all processes in the order of time.",
+    ),
+    "audit": ("jobs:audit", "Print what operators did, newest first."),
+    "attach": ("act:attach", "Move a running node, with all below it, under another parent."),
+    "drain": ("act:drain", "Let a node finish its jobs; hand it and all below it nothing new."),
+    "resume": ("act:resume", "Let a drained node take jobs again."),
+    "remove": ("act:remove", "End a node for good; its children move to its parent."),
+    "drill": ("drill:drill", "Kill a node on purpose, and count what becomes of its jobs."),
     "bench": ("development:bench", "Run a benchmark: bench NAME [--json FILE]."),
     "test": ("development:test", "Run all tests, some tiers, or pytest with your arguments."),
 }
 _KEY = {
     "create": ("access:create_key", "Print a new API key, alone on standard output."),
 }
+_JOBS = {
+    "list": ("jobs:list_jobs", "List what runs and what waits."),
+    "show": ("jobs:show", "Show one job: where it is, whose, since when."),
+    "cancel": ("jobs:cancel", "End a job wherever it is; its reader hears why."),
+    "move": ("jobs:move", "Have a waiting job served before others."),
+    "class": ("jobs:change_class", "Have a waiting job served as interactive or batch."),
+    "prompts": ("jobs:prompts", "Say, or decide, whether operators may see prompts."),
+}
+_MODEL = {
+    "paused": ("jobs:paused", "List the models that take no new requests."),
+    "pause": ("jobs:pause", "Take no new requests for a model; what waits goes on."),
+    "resume": ("jobs:resume", "Take requests for a model again."),
+    "load": ("served:load", "Load a model on a host: the root of its tree, and a node."),
+    "stop": ("served:stop", "End all nodes of a model."),
+    "list": (
+        "served:list_models",
+        "List the models: nodes, memory, settings, and where they may be loaded.",
+    ),
+    "set": ("served:set_model", "Set a model's description, limits and defaults."),
+}
+_AUTOSCALE = {
+    "show": ("served:show", "Show which models are autoscaled."),
+    "set": ("served:set_rule", "Keep a model between two numbers of nodes."),
+    "off": ("served:off", "Leave a model's nodes to people again."),
+}
+_USER = {
+    "create": ("user:create", "Make an account; print its one-time login link."),
+    "list": ("user:list_users", "List all accounts."),
+    "password": ("user:password", "Give somebody a new password; all their sessions end."),
+    "disable": ("user:disable", "End somebody's sessions and requests; refuse their keys."),
+    "enable": ("user:enable", "Let somebody log in again, and use their keys."),
+    "role": ("user:role", "Change what somebody may do."),
+}
+_HOST = {
+    "list": ("host:list_hosts", "List the hosts with an agent, and the nodes there."),
+    "start": ("host:start", "Start one more node on a host."),
+    "stop": ("host:stop", "End a node on a host for good."),
+}
 _DEAD = {
     "list": ("dead:list_letters", "List them, oldest first."),
     "show": ("dead:show", "Show a letter's headers and content."),
-    "replay": ("dead:replay", "Run a job again; print its answer."),
+    "replay": ("dead:replay", "Run jobs again; print the answer."),
+    "edit": ("dead:edit", "Change a job, then run it again."),
     "drop": ("dead:drop", "Remove letters for good."),
 }
 
@@ -51,11 +99,17 @@ _DEAD = {
 def command_line() -> Group:
     """All commands."""
     key = Group("key", "API keys.", _lazy(_KEY))
+    jobs = Group("jobs", "What waits and runs, and what to do with it.", _lazy(_JOBS))
+    model = Group("model", "Models: load, stop, describe, pause, resume.", _lazy(_MODEL))
+    autoscale = Group("autoscale", "How many nodes a model has.", _lazy(_AUTOSCALE))
+    user = Group("user", "People: accounts and their roles.", _lazy(_USER))
+    host = Group("host", "Machines with an agent, where nodes can be started.", _lazy(_HOST))
     dead = Group("dead", "Dead letters: jobs that were given up on.", _lazy(_DEAD))
     help_text = (
         "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`."
     )
-    return Group("canopy", help_text, [*_lazy(_COMMANDS), key, dead])
+    groups = [key, user, jobs, model, autoscale, host, dead]
+    return Group("canopy", help_text, [*_lazy(_COMMANDS), *groups])
 
 
 def _lazy(table: Mapping[str, tuple[str, str]]) -> list[LazyCommand]:
@@ -90,6 +144,8 @@ def fail(error: CliError) -> int:
         if error.detail:
             print(error.detail, file=sys.stderr)
         print(f"canopy: {error}", file=sys.stderr, flush=True)
+    from cli.detached import report_failure
+
     report_failure(str(error))
     return error.code
 

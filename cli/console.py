@@ -7,7 +7,6 @@ Standard library only.
 import contextlib
 import os
 import queue
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -27,11 +26,13 @@ def say(line: str) -> None:
 class Console:
     """Writes to standard output and standard error in order, without blocking until `close`.
 
-    `log`: the file to which a detached launcher redirects both; it is kept below a size.
+    `log`: the file to which a detached launcher redirects both; it is kept below a size. `as_json`:
+    progress is written as JSON, in the shape of the other processes' logs.
     """
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None, *, as_json: bool = False) -> None:
         self._log = log
+        self._as_json = as_json
         self._lines: queue.Queue[tuple[int, str] | None] = queue.Queue(_LINES)
         # A daemon, since it may hang in a write when the process ends.
         self._writer = threading.Thread(target=self._write_all, name="console", daemon=True)
@@ -39,7 +40,10 @@ class Console:
 
     def say(self, line: str) -> None:
         """One line of progress, on standard error."""
-        self._put(_ERRORS, f"  {line}\n")
+        if self._as_json:
+            self._put(_ERRORS, f"{_json_line(line)}\n")
+        else:
+            self._put(_ERRORS, f"  {line}\n")
 
     def result(self, line: str) -> None:
         """One line on standard output."""
@@ -56,16 +60,20 @@ class Console:
             self._lines.put_nowait((fd, text))
 
     def _write_all(self) -> None:
-        while (item := self._lines.get()) is not None:
+        item = self._lines.get()
+        while item is not None:
             fd, text = item
             with contextlib.suppress(OSError):  # a closed pipe or a full disk
                 self._keep_bounded(fd)
                 _write(fd, text.encode(errors="replace"))
+            item = self._lines.get()
 
     def _keep_bounded(self, fd: int) -> None:
         """Copies a full log aside and truncates it, as its descriptors cannot be reopened."""
         if self._log is None or os.fstat(fd).st_size < LOG_BYTES:
             return
+        import shutil  # here, as `status` needs none of its compression libraries
+
         with contextlib.suppress(OSError):
             shutil.copyfile(self._log, self._log.with_name(f"{self._log.name}.1"))
         os.ftruncate(fd, 0)
@@ -89,6 +97,14 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
     sys.stdout = sys.stdout or os.fdopen(_OUTPUT, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(_ERRORS, "w", closefd=False)
+
+
+def _json_line(line: str) -> str:
+    import json  # here, as most commands write none
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({"timestamp": now, "level": "info", "event": line, "process": "launcher"})
 
 
 def _write(fd: int, data: bytes) -> None:

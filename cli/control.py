@@ -1,90 +1,62 @@
 """How a command talks to a running launcher: JSON lines over a Unix socket in CANOPY_HOME/run.
 
-The command sends one request and reads messages until the launcher has carried it out. Interrupting
-the command closes the connection; the launcher then stops after its present step.
+The command sends one request and reads messages until the launcher (`control_server.py`) has
+carried it out. Interrupting the command closes the connection; the launcher then stops after its
+present step. Standard library only, without asyncio, whose import `status` does not need.
 """
 
-import asyncio
 import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from cli.errors import UnreachableError
 from cli.home import Home
 
 Message = dict[str, Any]
-Answer = Callable[[Message], AsyncGenerator[Message]]
 
-_SOCKET = "launcher.sock"
-_REQUEST_SECONDS = 5.0
+SOCKET = "launcher.sock"
 
 
-@contextlib.asynccontextmanager
-async def serving(home: Home, answer: Answer) -> AsyncIterator[None]:
-    """Answers requests while the block runs, and cancels the open ones at its end."""
-    conversations: set[asyncio.Task[None]] = set()
+def request(
+    home: Home, message: Message, within: float | None = None
+) -> Generator[Message, None, None]:
+    """Sends a request to the launcher at once; returns its answers, to be read as they come.
 
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(_converse(reader, writer, answer))
-        conversations.add(task)
-        task.add_done_callback(conversations.discard)
-
-    with _address(home) as address:
-        server = await asyncio.start_unix_server(converse, address)
-        try:
-            yield
-        finally:
-            server.close()
-            for task in conversations:
-                task.cancel()
-            await asyncio.gather(*conversations, return_exceptions=True)
-            with contextlib.suppress(OSError):  # the next start replaces it
-                (home.run / _SOCKET).unlink(missing_ok=True)
-
-
-async def _converse(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answer
-) -> None:
-    """Serves one request; a command that leaves or sends nonsense is dropped."""
-    with contextlib.suppress(OSError, TimeoutError, ValueError):
-        try:
-            request = json.loads(await asyncio.wait_for(reader.readline(), _REQUEST_SECONDS))
-            async with aclosing(answer(request)) as messages:
-                async for message in messages:
-                    writer.write(json.dumps(message).encode() + b"\n")
-                    await writer.drain()
-                    if reader.at_eof():
-                        return
-        finally:
-            writer.close()
-
-
-def request(home: Home, message: Message) -> Iterator[Message]:
-    """Sends a request to the launcher; yields its answers. Raises UnreachableError without one."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            with _address(home) as address:
-                connection.connect(address)
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise UnreachableError(
-                "The running instance takes no requests yet: it is starting, or older than this."
-            ) from error
+    `within`: seconds that an answer may take; None: any time. Raises UnreachableError, also later.
+    """
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(within)
+        with address(home) as path:
+            connection.connect(path)
         connection.sendall(json.dumps(message).encode() + b"\n")
-        with connection.makefile() as lines:
+    except OSError as error:
+        connection.close()
+        reason = f"The launcher does not answer: {error}."
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            reason = "The running instance takes no requests: it is starting, or older than this."
+        raise UnreachableError(reason) from error
+    return _answers(connection)
+
+
+def _answers(connection: socket.socket) -> Generator[Message, None, None]:
+    with connection, connection.makefile() as lines:
+        try:
             yield from map(json.loads, lines)
+        except TimeoutError as error:
+            raise UnreachableError("The launcher does not answer.") from error
 
 
 @contextlib.contextmanager
-def _address(home: Home) -> Iterator[str]:
+def address(home: Home) -> Iterator[str]:
     """The socket's address while the block runs. It leads through an open folder, since the path
     of a Unix socket has at most 107 bytes.
     """
     folder = os.open(home.run, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield f"/proc/self/fd/{folder}/{_SOCKET}"
+        yield f"/proc/self/fd/{folder}/{SOCKET}"
     finally:
         os.close(folder)

@@ -7,24 +7,26 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from cli.private_files import read_object, write_private
 
 USERS = ("api", "node", "admin")
 
 _TAGS = {"api": ["monitoring"], "node": [], "admin": ["administrator"]}
 
-# configure, write, read. `api` reaches its reply and watch queues and the jobs exchange; `node` the
-# tree and its inbox.
+# configure, write, read. `api` reaches its reply and watch queues, the jobs exchange and the dead
+# letters; `node` the tree, its inbox and the queue of a host's agent. Both hear the broker's own
+# events.
 _RIGHTS = {
     "api": (
         r"^canopy\.(reply|watch)\..*|^canopy\.(jobs|control|events|dead)$",
         r"^(canopy\.(reply|watch)\..*|canopy\.(jobs|control|events)|amq\.default)$",
-        r"^canopy\.((reply|watch)\..*|events|control)$",
+        r"^(canopy\.((reply|watch)\..*|events|control|dead)|amq\.rabbitmq\.event)$",
     ),
     "node": (
-        r"^canopy\.((node|inbox|standby)\..*|jobs|control|events|dead)$",
-        r"^(canopy\.((node|inbox|standby)\..*|jobs|control|events|dead)|amq\.default)$",
-        r"^(canopy\.((node|inbox|standby)\..*|jobs|control|events)|amq\.rabbitmq\.event)$",
+        r"^canopy\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)$",
+        r"^(canopy\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)|amq\.default)$",
+        r"^(canopy\.((node|inbox|standby|agent)\..*|jobs|control|events)|amq\.rabbitmq\.event)$",
     ),
     "admin": (".*", ".*", ".*"),
 }
@@ -39,15 +41,6 @@ def load_or_create(file: Path) -> dict[str, str]:
     if passwords != stored:
         write_private(file, json.dumps(passwords, indent=1))
     return passwords
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing or broken."""
-    try:
-        document = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def password_hash(password: str, salt: bytes | None = None) -> str:
@@ -75,13 +68,3 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, object]:
             {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
         )
     return {"users": users, "vhosts": [{"name": "/"}], "permissions": permissions}
-
-
-def write_private(file: Path, text: str) -> None:
-    """Writes a file that only its owner can read, atomically. Raises OSError."""
-    fresh = file.with_name(file.name + ".new")
-    handle = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
-    fresh.chmod(0o600)
-    os.replace(fresh, file)

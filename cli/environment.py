@@ -1,15 +1,15 @@
 """The environment variables that the command line reads. Standard library only.
 
-CANOPY_HOME is read in `cli/home.py`; click reads those of options (`cli/options.py`).
+CANOPY_HOME is read in `cli/home.py`; click reads those of options (`cli/options.py`). What the
+launcher of every command imports has no dataclasses: they take 5 ms to import.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Environment:
+class Environment(NamedTuple):
     """The variables as they are, "" where one is not set."""
 
     amqp_url: str
@@ -30,6 +30,10 @@ class Environment:
     """CPU threads of one node."""
     spin_count: str
     """How long OpenMP threads spin before they sleep."""
+    log_format: str
+    """text or json: how every process writes its log."""
+    drills: str
+    """1: administrators may kill nodes of this machine, to see what happens."""
 
 
 def read(environ: Mapping[str, str] = os.environ) -> Environment:
@@ -44,4 +48,6 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
         gpu_nodes=environ.get("CANOPY_GPU_NODES", ""),
         threads=environ.get("CANOPY_THREADS", ""),
         spin_count=environ.get("GOMP_SPINCOUNT", ""),
+        log_format=environ.get("CANOPY_LOG_FORMAT") or "text",
+        drills=environ.get("CANOPY_DRILLS", ""),
     )

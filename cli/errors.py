@@ -41,7 +41,9 @@ class UnreachableError(CliError):
 
 def explain_os_error(error: OSError) -> MachineError:
     """An operating system's refusal as a sentence, with what to do about it where that is known."""
-    place = f" ({error.filename})" if error.filename else ""
+    place = ""
+    if error.filename:
+        place = f" ({error.filename})"
     if error.errno == errno.ENOSPC:
         return MachineError(
             f"The disk is full{place}: free some space, then run the command again."
@@ -50,3 +52,10 @@ def explain_os_error(error: OSError) -> MachineError:
         advice = "Set CANOPY_HOME to a folder that you may write."
         return MachineError(f"No permission{place}: {error.strerror}. {advice}")
     return MachineError(f"{error.strerror or error}{place}")
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first of a group of errors, at any depth, as task groups raise them; or the error."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

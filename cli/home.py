@@ -4,9 +4,8 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
@@ -25,8 +24,10 @@ def module_command(name: str, *arguments: str) -> list[str]:
 
 def module_environment() -> dict[str, str]:
     """The environment in which `module_command` finds our programs."""
-    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = dict.fromkeys(folder for folder in (str(REPOSITORY), *folders) if folder)
+    path = [str(REPOSITORY)]
+    for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        if folder and folder not in path:
+            path.append(folder)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
@@ -40,8 +41,7 @@ def become_module(name: str, *arguments: str, **env: str) -> NoReturn:
     os.execve(sys.executable, command, {**module_environment(), **env})  # noqa: S606 - no shell
 
 
-@dataclass(frozen=True)
-class Home:
+class Home(NamedTuple):
     """The state folder. Two instances with different folders share nothing but the program."""
 
     path: Path
@@ -90,6 +90,10 @@ class Home:
     def models(self) -> Path:
         """Prepared models."""
         return self.path / "models"
+
+    def of_agent(self, host: str) -> "Home":
+        """The state folder of an agent that runs beside an instance, or without one."""
+        return Home(self.path / "agents" / host)
 
     def make(self) -> None:
         """Creates the folders for their owner alone. Raises OSError.

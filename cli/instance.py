@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from cli import lock
-from cli.credentials import write_private
 from cli.errors import StateError
 from cli.home import Home
+from cli.private_files import write_private
 
 Record = dict[str, Any]
 
@@ -20,14 +20,18 @@ def read(home: Home) -> Record | None:
         record = json.loads(home.instance_file.read_text())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and lock.is_held(home) else None
+    if not isinstance(record, dict) or not lock.is_held(home):
+        return None
+    return record
 
 
 def running(home: Home) -> Record:
     """The record of the running instance. Raises StateError when there is none."""
     record = read(home)
     if record is None:
-        advice = "It is still starting." if lock.is_held(home) else "Start it with ./canopy up"
+        advice = "Start it with ./canopy up"
+        if lock.is_held(home):
+            advice = "It is still starting."
         raise StateError(f"Canopy is not running here ({home.path}). {advice}")
     return record
 

@@ -9,21 +9,39 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from broker import management
+from broker.amqp import AmqpSession
 from broker.errors import ManagementError
-from cli import control, detached, environment, instance, plan, ports, processes, rolling
+from broker.session import Session
+from cli import (
+    control_server,
+    detached,
+    environment,
+    instance,
+    plan,
+    ports,
+    processes,
+    registry,
+    rolling,
+)
 from cli.console import Console, is_journal, say
-from cli.errors import MachineError, UnreachableError
+from cli.control import Message
+from cli.errors import MachineError, SettingError, UnreachableError, first_error
 from cli.home import PREPARE_LOCK, PRIVATE_UMASK, Home
+from cli.host import agent
+from cli.host.allowed import Allowed
+from cli.host.nodes import HostNodes
 from cli.plan import Plan, Request
 from cli.prepare import frontend, steps
 from cli.prepare.model import Model
 from cli.rabbitmq import Broker, PrivateBroker
-from cli.supervisor import Supervisor, first_error
+from cli.supervisor import Supervisor
 
 NEEDED_BYTES = 500_000_000  # with less, the broker soon blocks publishers and logs are lost
+PROGRESS_SECONDS = 10.0  # between two lines about a start that takes long
 _LAST_LINES_SECONDS = 1.0  # for a slow terminal to take the last lines
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -37,6 +55,9 @@ def check(request: Request, home: Home) -> None:
         say(f"ended {name}, left over from a launcher that was killed")
     ports.check_free(request.host, request.port)
     ports.check_address(request.listen)
+    log_format = environment.read().log_format
+    if log_format not in ("text", "json"):
+        raise SettingError(f"CANOPY_LOG_FORMAT must be text or json, not {log_format[:50]!r}.")
     free = shutil.disk_usage(home.path).free
     if free < NEEDED_BYTES:
         raise MachineError(
@@ -62,7 +83,8 @@ def run(request: Request, home: Home) -> None:
     Raises CliError.
     """
     os.umask(PRIVATE_UMASK)  # for every process started from here on
-    console = Console(home.launcher_log if detached.is_detached() else None)
+    log = home.launcher_log if detached.is_detached() else None
+    console = Console(log, as_json=environment.read().log_format == "json")
     try:
         # The port stays bound as long as the instance runs: API processes come and go on it.
         with ports.bind(request.host, request.port) as listener:
@@ -73,6 +95,12 @@ def run(request: Request, home: Home) -> None:
             home.instance_file.unlink(missing_ok=True)
             home.processes_file.unlink(missing_ok=True)
         console.close(_LAST_LINES_SECONDS)
+
+
+async def _problems(broker: Broker) -> AsyncGenerator[Message]:
+    """Answers `status`, which has no time to import what reads the tree."""
+    amqp_url, management_url = broker.amqp["admin"], broker.management.get("admin")
+    yield {"problems": await registry.problems(amqp_url, management_url)}
 
 
 async def _live(request: Request, home: Home, listener: socket.socket, console: Console) -> None:
@@ -140,7 +168,7 @@ class Launcher:
         layout = plan.make(self._request, self._home, broker, self._listener.fileno())
         names = ", ".join(spec.name for spec in (*layout.roots, *layout.nodes))
         self._console.say(f"starting the broker, the database, {names}")
-        async with asyncio.TaskGroup() as together:
+        async with self._progress(), asyncio.TaskGroup() as together:
             together.create_task(self._start_broker(broker))
             together.create_task(self._supervisor.start_nodes(layout))
             token = together.create_task(self._start_api(layout))
@@ -148,17 +176,67 @@ class Launcher:
         def publish() -> None:
             instance.write(self._home, self._record(broker, started))
 
-        def answer(request: control.Message) -> AsyncGenerator[control.Message]:
+        def answer(request: Message) -> AsyncGenerator[Message]:
+            if request.get("command") == "problems":
+                return _problems(broker)
             return rolling.answer(request, self._supervisor, layout, self._request.url)
 
         self._supervisor.roster.publish_with(publish)
-        async with control.serving(self._home, answer):
+        async with control_server.serving(self._home, answer):
             seconds = time.time() - started
             self._console.say(
                 f"started in {seconds:.0f} s; Ctrl-C or ./canopy down stops everything"
             )
             self._announce(token.result())
-            await asyncio.Event().wait()
+            await self._run_agent(broker)
+
+    @contextlib.asynccontextmanager
+    async def _progress(self) -> AsyncGenerator[None]:
+        """Says now and then what the block waits for."""
+
+        async def report() -> None:
+            started = time.monotonic()
+            while True:
+                await asyncio.sleep(PROGRESS_SECONDS)
+                names = ", ".join(self._supervisor.roster.awaited) or "the broker's management API"
+                seconds = time.monotonic() - started
+                self._console.say(f"after {seconds:.0f} s still waiting for {names}")
+
+        reporting = asyncio.create_task(report(), name="progress of the start")
+        try:
+            yield
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+    async def _run_agent(self, broker: Broker) -> None:
+        """Lets operators start and stop nodes on this machine. Never ends."""
+        request = self._request
+        name = agent.default_name()
+
+        async def connect() -> Session:
+            url, queue_type = broker.amqp["node"], environment.read().queue_type
+            return await AmqpSession.open(url, f"agent {name}", queue_type=queue_type)
+
+        host = agent.HostAgent(name, request.engine, connect, self._console.say)
+        nodes = HostNodes(
+            self._supervisor,
+            self._home,
+            partial(plan.added_node, request, self._home, broker),
+            Allowed(
+                models={**request.model_arguments, **request.allowed_models},
+                devices=(),
+                max_nodes=request.max_nodes,
+            ),
+            needs_files=request.engine == "transformers",
+            folders=request.models,
+            drills=environment.read().drills == "1",
+            on_change=host.touch,
+        )
+        try:
+            await host.run(nodes, patient=True)
+        finally:
+            await nodes.close()
 
     def _broker(self) -> Broker:
         if self._private is None:
@@ -168,7 +246,7 @@ class Launcher:
         return self._private.address()
 
     async def _start_broker(self, broker: Broker) -> None:
-        """Our own broker then loses what a former tree, of another shape or model, left in it."""
+        """Our own broker is also cleared of what a former tree, of another shape or model, left."""
         await self._supervisor.start_broker()
         if self._private is None:
             return
@@ -202,6 +280,7 @@ class Launcher:
         request = self._request
         return {
             "pid": os.getpid(),
+            "commands": ["restart", "problems"],  # that it takes through `control`
             "started": started,
             "port": request.port,
             "url": request.url,

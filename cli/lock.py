@@ -11,9 +11,9 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import NamedTuple
 
+from cli import procfs
 from cli.errors import StateError
 from cli.home import Home
 
@@ -22,8 +22,7 @@ _TRIES = 10  # `is_held` itself holds the lock for some microseconds
 _TRY_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """The process that holds the lock, by pid and start time, as the kernel reuses pids."""
 
     pid: int
@@ -32,11 +31,11 @@ class Holder:
     @classmethod
     def current(cls) -> "Holder":
         """This process."""
-        return cls(os.getpid(), _start_ticks(os.getpid()) or 0)
+        return cls(os.getpid(), procfs.start_ticks(os.getpid()) or 0)
 
     def lives(self) -> bool:
         """Whether this very process still runs."""
-        return _start_ticks(self.pid) == self.start_ticks
+        return procfs.start_ticks(self.pid) == self.start_ticks
 
 
 class Lock:
@@ -94,7 +93,9 @@ def holder(home: Home) -> Holder | None:
         recorded = Holder(int(record["pid"]), int(record["start_ticks"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return recorded if recorded.pid > 0 and recorded.lives() else None
+    if recorded.pid <= 0 or not recorded.lives():
+        return None
+    return recorded
 
 
 @contextlib.contextmanager
@@ -143,19 +144,6 @@ def _refusal(home: Home) -> str:
 
 
 def _write_holder(fd: int) -> None:
-    text = json.dumps(asdict(Holder.current())).encode()
+    text = json.dumps(Holder.current()._asdict()).encode()
     os.ftruncate(fd, 0)
     os.pwrite(fd, text, 0)
-
-
-def _start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the program's name before it may hold spaces
-    state, start_ticks = fields[0], int(fields[19])
-    if state in ("Z", "X"):  # zombie, dead
-        return None
-    return start_ticks

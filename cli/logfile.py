@@ -51,7 +51,9 @@ class LogFile:
     def _rotate(self) -> None:
         self.close()
         for number in range(OLDER_FILES, 0, -1):
-            older = self.path if number == 1 else _numbered(self.path, number - 1)
+            older = self.path
+            if number > 1:
+                older = _numbered(self.path, number - 1)
             if older.exists():
                 older.replace(_numbered(self.path, number))
         self._open()

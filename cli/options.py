@@ -4,9 +4,8 @@ import click
 
 from cli import devices
 from cli.errors import UsageError
-from topology.dispatch import POLICIES
 
-DEFAULT_MODEL = "gemma-3-270m"
+DEFAULT_MODEL = "smollm2-135m-instruct"
 ENGINES = ("transformers", "openai", "echo")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast")
 UPSTREAM_USAGE = (
@@ -21,6 +20,18 @@ nodes = click.option(
     "--nodes",
     type=click.IntRange(1, 500),
     help=f"Workers per model. Default: one per GPU, or {devices.NODES_WITHOUT_GPU} without any.",
+)
+allow_model = click.option(
+    "--allow-model",
+    multiple=True,
+    help="Model that operators may load here: a name, a folder, a Hugging Face id. Repeatable.",
+)
+max_nodes = click.option(
+    "--max-nodes",
+    type=click.IntRange(1, 1000),
+    default=64,
+    show_default=True,
+    help="Nodes that may run on this machine.",
 )
 precision = click.option(
     "--precision",
@@ -80,6 +91,8 @@ def check_engine(engine: str) -> None:
 
 def check_policy(policy: str | None) -> None:
     """Raises UsageError for an unknown dispatch policy."""
+    from topology.dispatch import POLICIES  # here, as `status` has no policy
+
     if policy is not None and policy not in POLICIES:
         raise _unknown("policy", policy, tuple(POLICIES))
 
@@ -94,7 +107,9 @@ def check_engine_options(engine: str, upstream: str | None, tensor_parallel: int
 
 def default_model(engine: str) -> str:
     """The model's name where the user gives none; engines without model files go by their own."""
-    return DEFAULT_MODEL if engine == "transformers" else engine
+    if engine == "transformers":
+        return DEFAULT_MODEL
+    return engine
 
 
 def _unknown(kind: str, name: str, choices: tuple[str, ...]) -> UsageError:

@@ -57,6 +57,8 @@ class Request:
     standby: int = 0  # roots per model that wait for the root's name
     api_processes: int = 1
     public_url: str = ""  # of a proxy in front of the API
+    allowed_models: Mapping[str, str] = field(default_factory=dict)  # also, for operators
+    max_nodes: int = 64  # on this machine, with those that operators start
 
     def with_folders(self, folders: Mapping[str, Path | None]) -> "Request":
         """This request with the folders of its prepared models."""
@@ -79,6 +81,18 @@ class Request:
         return {model: root_name(model, first) for model in self.models}
 
 
+@dataclass(frozen=True, slots=True)
+class NewNode:
+    """A node to be started later. `folder`: of its model, where the engine needs one."""
+
+    name: str
+    model: str
+    parent: str | None
+    slots: int | None
+    device: str
+    folder: Path | None
+
+
 @dataclass(frozen=True)
 class Plan:
     """The programs. Nodes wait for their parents, so their order does not matter."""
@@ -96,8 +110,8 @@ def make(request: Request, home: Home, broker: Broker, listener: int) -> Plan:
     api_env = _api_environment(request, home, broker, env)
     node_env = _node_environment(request, home, broker, env)
     return Plan(
-        migrate=Spec("migrate", [*_python("api"), "migrate"], api_env),
-        login_token=Spec("login-token", [*_python("api"), "login-token"], api_env, secret=True),
+        migrate=Spec("migrate", _python("api") + ["migrate"], api_env),
+        login_token=Spec("login-token", _python("api") + ["login-token"], api_env, secret=True),
         apis=_apis(request, listener, api_env),
         roots=_roots(request, node_env),
         nodes=_nodes(request, node_env),
@@ -139,6 +153,18 @@ def _node_environment(
     return variables
 
 
+def added_node(request: Request, home: Home, broker: Broker, new: NewNode) -> Spec:
+    """A node that is started while the instance runs, or a root if it has no parent."""
+    env = _node_environment(request, home, broker, environment.read())
+    if new.parent is None:
+        options = ["--engine", "none", "--model", new.model]
+        return _node(request, {**env, **_LARGE_BUFFERS_BY_MMAP}, new.name, options)
+    request = replace(request, slots=new.slots or request.slots)
+    options = ["--parent", new.parent, "--model", new.model]
+    options += _engine_options(request, new.folder, new.device or request.device)
+    return _node(request, env, new.name, options)
+
+
 def edges(request: Request) -> Edges:
     """The edges of the tree that `request` describes."""
     roots = {root: model for model, root in request.roots.items()}
@@ -157,7 +183,7 @@ def _apis(request: Request, listener: int, env: Mapping[str, str]) -> list[Spec]
     """All of them accept on one socket, so no connection waits for a process that is down."""
     api = Spec(
         "api",
-        [*_python("api"), "serve", "--fd", str(listener)],
+        _python("api") + ["serve", "--fd", str(listener)],
         {**env, **_LARGE_BUFFERS_BY_MMAP},
         is_ready=is_ready_line,
         at_death_of_launcher=signal.SIGTERM,  # it answers open requests first
@@ -166,7 +192,8 @@ def _apis(request: Request, listener: int, env: Mapping[str, str]) -> list[Spec]
     )
     specs = [api]
     for number in range(2, request.api_processes + 1):
-        specs.append(replace(api, name=f"api-{number}"))
+        name = f"api-{number}"
+        specs.append(replace(api, name=name, env={**api.env, "CANOPY_PROCESS": name}))
     return specs
 
 
@@ -174,7 +201,9 @@ def _hosts(host: str) -> list[str]:
     """The Host headers under which other machines may reach the API."""
     if host in EVERY_ADDRESS:
         return list(dict.fromkeys((socket.gethostname(), socket.getfqdn(), *_addresses())))
-    return [f"[{host}]" if ":" in host else host]
+    if ":" in host:
+        return [f"[{host}]"]
+    return [host]
 
 
 def _addresses() -> list[str]:
@@ -253,11 +282,13 @@ def _engine_options(request: Request, folder: Path | None, device: str | None) -
 
 
 def _shift(name: str, offset: int, root: str) -> str:
-    return name if name == root else f"n{int(name.removeprefix('n')) + offset}"
+    if name == root:
+        return root
+    return f"n{int(name.removeprefix('n')) + offset}"
 
 
 def _node(request: Request, env: Mapping[str, str], name: str, options: list[str]) -> Spec:
-    command = [*_python("worker"), "--name", name, *options, "--wait", str(WAIT_SECONDS)]
+    command = _python("worker") + ["--name", name] + options + ["--wait", str(WAIT_SECONDS)]
     if request.policy:
         command += ["--policy", request.policy]
     return Spec(name, command, env, is_ready=is_ready_line, beats=True)

@@ -37,7 +37,9 @@ def dependencies(plugins: Path) -> dict[str, tuple[Path, list[str]]]:
     for file in sorted(plugins.glob("*/ebin/*.app")):
         text = re.sub(r"%.*", "", file.read_text(errors="replace"))
         match = re.search(r"\{\s*applications\s*,\s*\[(.*?)\]", text, re.DOTALL)
-        names = re.findall(r"[a-z][A-Za-z0-9_@]*", match[1]) if match else []
+        names: list[str] = []
+        if match:
+            names = re.findall(r"[a-z][A-Za-z0-9_@]*", match[1])
         applications[file.stem] = (file.parent.parent, names)
     return applications
 

@@ -5,8 +5,8 @@ import json
 import socket
 from pathlib import Path
 
-from cli.credentials import read_object, write_private
 from cli.errors import MachineError, UsageError
+from cli.private_files import read_object, write_private
 
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with
 
@@ -47,7 +47,9 @@ def reachable(host: str) -> str:
 
 def host_and_port(host: str, port: int) -> str:
     """Both as in a URL, where an IPv6 address has brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if ":" in host:
+        return f"[{host}]:{port}"
+    return f"{host}:{port}"
 
 
 def without_brackets(host: str) -> str:
@@ -63,8 +65,8 @@ def resolved(host: str) -> str:
         entries = socket.getaddrinfo(without_brackets(host), None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise UsageError(f"Cannot listen on {host!r}: {error.strerror}.") from error
-    _, _, _, _, (address, *_) = entries[0]
-    return str(address)
+    _, _, _, _, address = entries[0]
+    return str(address[0])
 
 
 def pick(count: int, host: str = "127.0.0.1") -> list[int]:
@@ -93,7 +95,9 @@ def remembered(file: Path, names: list[str], listen: str = "127.0.0.1") -> dict[
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET
+    if ":" in host:
+        family = socket.AF_INET6
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         # As servers do: connections in TIME_WAIT do not block the port.

@@ -58,7 +58,9 @@ class Child:
     @classmethod
     async def start(cls, spec: Spec, logs: Path) -> "Child":
         """Starts the process. Raises OSError."""
-        log = None if spec.secret else LogFile(logs / f"{spec.name}.log")
+        log: LogFile | None = None
+        if not spec.secret:
+            log = LogFile(logs / f"{spec.name}.log")
         if not spec.beats:
             return cls(spec, await _spawn(spec, {}, spec.inherits), log)
         read_end, write_end = os.pipe()
@@ -141,13 +143,15 @@ class Child:
         assert stream is not None  # noqa: S101 - it is a PIPE
         rest = b""
         try:
-            while chunk := await stream.read(_LINE_BYTES):
+            chunk = await stream.read(_LINE_BYTES)
+            while chunk:
                 if self._log:
                     self._log.write(chunk)
-                *lines, rest = (rest + chunk).split(b"\n")
+                lines = (rest + chunk).split(b"\n")
+                rest = lines.pop()[-_LINE_BYTES:]
                 for line in lines:
                     self._take_line(line.decode(errors="replace"))
-                rest = rest[-_LINE_BYTES:]
+                chunk = await stream.read(_LINE_BYTES)
         finally:
             if self._log:
                 self._log.close()

@@ -9,13 +9,17 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-import psutil
-
-from cli.credentials import write_private
+from cli import procfs
 from cli.home import Home
+from cli.private_files import write_private
+
+if TYPE_CHECKING:
+    import psutil
 
 _LEFTOVER_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 _CLOCK_TICK = 0.1  # start times closer than this are the same
 
 
@@ -25,47 +29,38 @@ class ProcessRecord:
 
     name: str
     pid: int
-    started: float  # seconds since the machine's boot; 0 for a process that has ended
-    state: str = "running"  # or `restarting`, `leaving`: as the launcher sees it
+    # Seconds since the machine's boot; 0 for a process that has ended. Seconds since the epoch
+    # would change when the clock is set, and `down` would not recognise its own processes.
+    started: float
+    state: str = "running"  # or `restarting`, `leaving`, `removed`: as the launcher sees it
 
     @classmethod
     def of(cls, name: str, pid: int, state: str = "running") -> "ProcessRecord":
         """The record of a process, even of one that has ended."""
-        try:
-            return cls(name, pid, _seconds_after_boot(psutil.Process(pid)), state)
-        except psutil.NoSuchProcess:
-            return cls(name, pid, 0.0, state)
+        return cls(name, pid, procfs.started(pid) or 0.0, state)
 
-    def process(self) -> psutil.Process | None:
+    def runs(self) -> bool:
+        """Whether this very process still runs."""
+        started = procfs.started(self.pid)
+        return started is not None and abs(started - self.started) < _CLOCK_TICK
+
+    def process(self) -> "psutil.Process | None":
         """The running process, or None if it has ended."""
+        import psutil  # here, as `status` needs none of it
+
         try:
             process = psutil.Process(self.pid)
-            if not self._is(process) or process.status() == psutil.STATUS_ZOMBIE:
-                return None
         except psutil.NoSuchProcess:
+            return None
+        if not self.runs():
             return None
         return process
 
     def memory(self) -> int | None:
         """Resident bytes, or None if the process has ended."""
-        try:
-            process = self.process()
-            return int(process.memory_info().rss) if process else None
-        except psutil.Error:
+        if not self.runs():
             return None
-
-    def _is(self, process: psutil.Process) -> bool:
-        """Compares start times: after boot, or after the epoch as older launchers recorded them."""
-        after_boot = abs(_seconds_after_boot(process) - self.started)
-        after_epoch = abs(process.create_time() - self.started)
-        return min(after_boot, after_epoch) < _CLOCK_TICK
-
-
-def _seconds_after_boot(process: psutil.Process) -> float:
-    """When the process started. Seconds since the epoch would change when the clock is set, and
-    `down` would not recognise its own processes.
-    """
-    return process.create_time() - psutil.boot_time()
+        return procfs.resident_bytes(self.pid)
 
 
 def write(home: Home, records: Iterable[ProcessRecord]) -> None:
@@ -83,7 +78,10 @@ def read(home: Home) -> list[ProcessRecord]:
 
 def end_leftovers(home: Home) -> list[str]:
     """Ends what a killed launcher left, and returns its names; call with the lock held."""
-    leftovers = [record for record in read(home) if record.pid != os.getpid() and record.process()]
+    leftovers: list[ProcessRecord] = []
+    for record in read(home):
+        if record.pid != os.getpid() and record.runs():
+            leftovers.append(record)
     end(leftovers, within=_LEFTOVER_SECONDS)
     home.instance_file.unlink(missing_ok=True)
     home.processes_file.unlink(missing_ok=True)
@@ -96,16 +94,14 @@ def end(records: list[ProcessRecord], *, within: float) -> None:
         _send(record, signal.SIGTERM, group=False)
     deadline = time.monotonic() + within
     for record in records:
-        process = record.process()
-        if process:
-            with contextlib.suppress(psutil.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
+        while record.runs() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
     for record in records:
         _send(record, signal.SIGKILL, group=True)
 
 
 def _send(record: ProcessRecord, number: signal.Signals, *, group: bool) -> None:
-    if record.process() is None:
+    if not record.runs():
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if group and os.getpgid(record.pid) == record.pid:

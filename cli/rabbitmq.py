@@ -20,10 +20,11 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli import credentials, plugins, ports
+from cli import credentials, environment, plugins, ports
 from cli.errors import MachineError
 from cli.home import REPOSITORY, Home
 from cli.prepare import system
+from cli.private_files import write_private
 from cli.process import Spec
 
 NODE = "canopy@localhost"
@@ -45,7 +46,9 @@ class Broker:
     def elsewhere(cls, amqp_url: str, management_url: str) -> "Broker":
         """A broker that is not ours (CANOPY_AMQP_URL), with one login for all users."""
         users = credentials.USERS
-        management = dict.fromkeys(users, management_url) if management_url else {}
+        management: dict[str, str] = {}
+        if management_url:
+            management = dict.fromkeys(users, management_url)
         return cls(dict.fromkeys(users, amqp_url), management)
 
 
@@ -67,7 +70,7 @@ class PrivateBroker:
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self.passwords = credentials.load_or_create(self._folder / "credentials.json")
         self.ports = ports.remembered(self._folder / "ports.json", _PORTS, self.listen)
-        credentials.write_private(
+        write_private(
             self._definitions, json.dumps(credentials.definitions(self.passwords), indent=1)
         )
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
@@ -171,11 +174,15 @@ class PrivateBroker:
 
     def _instance_settings(self) -> str:
         address = f"{self.listen}:{self.ports['amqp']}"  # without brackets, even for IPv6
+        log_format = ""
+        if environment.read().log_format == "json":
+            log_format = "log.file.formatter = json\n"
         return (
             "# Written by `canopy up` at every start; change the repository's rabbitmq.conf.\n"
             f"listeners.tcp.canopy = {address}\n"
             f"management.tcp.port = {self.ports['management']}\n"
             f"load_definitions = {self._definitions}\n"
+            f"{log_format}"
         )
 
     def _environment(self) -> dict[str, str]:
@@ -205,7 +212,7 @@ class PrivateBroker:
     def _write_cookie(self) -> None:
         cookie = self._folder / "home" / ".erlang.cookie"
         cookie.unlink(missing_ok=True)
-        credentials.write_private(cookie, self.passwords["cookie"])
+        write_private(cookie, self.passwords["cookie"])
         cookie.chmod(0o400)  # Erlang refuses a cookie that others could read
 
     def _login(self, user: str) -> str:

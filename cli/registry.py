@@ -2,18 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from broker import snapshot
-from broker.errors import BrokerError, NoSuchNode
+from broker.errors import BadChange, BrokerError, NoSuchLetter, NoSuchNode, Refusal
+from broker.gone import check_deletes
 from broker.node_states import warnings_of_clocks
 from broker.tree import tree as describe
 from broker.wire import AnyControl
 from cli import environment, home, instance
-from cli.errors import CliError, SettingError, StateError, UnreachableError
+from cli.errors import SettingError, StateError, UnreachableError, UsageError
+
+_PROBLEMS_SECONDS = 4.0  # less than `status` waits
 
 Node = Mapping[str, Any]
+Tree = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -36,7 +40,11 @@ def read_tree() -> dict[str, Any]:
         raise SettingError(
             "The tree is read from RabbitMQ's management API: set CANOPY_MANAGEMENT_URL"
         )
-    look = run(snapshot.take_snapshot(amqp_url, management_url))
+    return run(_read_tree(amqp_url, management_url))
+
+
+async def _read_tree(amqp_url: str, management_url: str) -> dict[str, Any]:
+    look = await snapshot.take_snapshot(amqp_url, management_url)
     return describe(look.edges, look.states, look.depths, time.time(), look.clock_differences)
 
 
@@ -55,12 +63,30 @@ def send(node: str, message: AnyControl) -> None:
     run(snapshot.send_control(amqp_url, node, message))
 
 
-def problems() -> list[str]:
-    """The nodes' warnings, a line each; none where the tree cannot be read."""
+def check_removes_gone() -> None:
+    """Raises StateError where what the broker keeps of nodes that are gone has to stay."""
     try:
-        tree = read_tree()
-    except CliError:
+        check_deletes(environment.read().queue_type)
+    except Refusal as error:
+        raise StateError(str(error)) from error
+
+
+def remove_gone(nodes: Iterable[str]) -> None:
+    """Deletes what the broker keeps of nodes that are gone. Raises CliError."""
+    amqp_url, _ = broker_addresses()
+    queue_type = environment.read().queue_type
+    run(snapshot.remove_gone_nodes(amqp_url, nodes, queue_type))
+
+
+async def problems(amqp_url: str, management_url: str | None) -> list[str]:
+    """The nodes' warnings, a line each; none without a management API."""
+    if not management_url:
         return []
+    try:
+        async with asyncio.timeout(_PROBLEMS_SECONDS):
+            tree = await _read_tree(amqp_url, management_url)
+    except (BrokerError, TimeoutError) as error:
+        return [f"the tree cannot be read: {error or 'the broker does not answer'}"]
     lines = []
     for node in tree["nodes"]:
         text = warning(node)
@@ -83,10 +109,16 @@ def printable(text: object) -> str:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs work on the broker to its end. Raises UnreachableError, StateError."""
+    """Runs work on the broker to its end. Raises UnreachableError, StateError, UsageError."""
     try:
         return asyncio.run(work)
-    except NoSuchNode as error:
+    except BadChange as error:
+        raise UsageError(str(error)) from error
+    except NoSuchLetter as error:
+        raise StateError(
+            f"There is no dead letter {error.letter_id!r} (./canopy dead list shows them)"
+        ) from error
+    except (NoSuchNode, Refusal) as error:
         raise StateError(str(error)) from error
     except BrokerError as error:
         raise UnreachableError(str(error)) from error

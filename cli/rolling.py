@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import httpx
 
@@ -16,14 +16,17 @@ CONNECTED_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
 
-def order(plan: Plan, with_broker: bool) -> list[str]:
+def order(plan: Plan, added: Sequence[str], with_broker: bool) -> list[str]:
     """The names of the processes in the order of their restarts.
+
+    `added`: nodes that were started beside the plan's.
 
     The API comes first, since a newer API understands older nodes. Nodes go from the leaves up, so
     that a node hands its jobs to a parent that is not about to leave; standby roots before roots.
     """
-    specs = [*plan.apis, *reversed(plan.nodes), *reversed(plan.roots)]
-    names = [spec.name for spec in specs]
+    names = [spec.name for spec in plan.apis]
+    names += reversed(added)
+    names += [spec.name for spec in plan.nodes[::-1] + plan.roots[::-1]]
     if with_broker:
         names.append(BROKER)
     return names
@@ -37,11 +40,11 @@ async def answer(
     `url`: the API's.
     """
     started = time.monotonic()
-    names = order(plan, bool(request.get("with_broker")))
+    names = _present(plan, supervisor, bool(request.get("with_broker")))
     grace = float(request.get("grace", 0))
     try:
         with supervisor.replacing():
-            if not all(map(supervisor.has, names)):
+            if BROKER in names and not supervisor.has(BROKER):
                 raise StateError(
                     "The broker is not ours (CANOPY_AMQP_URL): restart it where it runs."
                 )
@@ -62,6 +65,17 @@ async def answer(
         yield {"event": "failed", "error": str(error)}
     else:
         yield {"event": "done", "processes": len(names), "seconds": _seconds_since(started)}
+
+
+def _present(plan: Plan, supervisor: Supervisor, with_broker: bool) -> list[str]:
+    """The order, without nodes that an operator removed."""
+    planned = {spec.name for spec in plan.nodes + plan.roots}
+    added = []
+    for name in supervisor.names("nodes") + supervisor.names("roots"):
+        if name not in planned:
+            added.append(name)
+    names = order(plan, added, with_broker)
+    return [name for name in names if name == BROKER or supervisor.has(name)]
 
 
 async def _replace(name: str, supervisor: Supervisor, plan: Plan, grace: float, url: str) -> None:

@@ -1,8 +1,10 @@
 """The running processes of an instance by name, with group and state, recorded at every change."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from cli import processes
 from cli.errors import ProcessError, explain_os_error
@@ -27,11 +29,15 @@ class Roster:
         self._retry: asyncio.TimerHandle | None = None  # after a failed write
         self._children: dict[str, Child] = {}
         self._states: dict[str, str] = {}
+        self._awaited: Counter[str] = Counter()
         self._groups: dict[str, list[str]] = {group: [] for group in GROUPS}
         self._publish: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Child:
         return self._children[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._children
 
     def records(self) -> list[ProcessRecord]:
         """Every process, the launcher first."""
@@ -57,7 +63,7 @@ class Roster:
         self.mark(name, state)
 
     def mark(self, name: str, state: str) -> None:
-        """Sets the state: `running`, `restarting` or `leaving`."""
+        """Sets the state: `running`, `restarting`, `leaving` or `removed`."""
         self._states[name] = state
         self._changed()
 
@@ -65,7 +71,24 @@ class Roster:
         """Removes a process that has ended for good."""
         self._children.pop(name, None)
         self._states.pop(name, None)
+        for members in self._groups.values():
+            if name in members:
+                members.remove(name)
         self._changed()
+
+    @contextlib.contextmanager
+    def starting(self, name: str) -> Iterator[None]:
+        """Counts the process as awaited while the block runs; two of a name may start at once."""
+        self._awaited[name] += 1
+        try:
+            yield
+        finally:
+            self._awaited[name] -= 1
+
+    @property
+    def awaited(self) -> list[str]:
+        """The names of the processes that are starting."""
+        return sorted(+self._awaited)
 
     def log(self, name: str) -> str:
         """The file with its output."""

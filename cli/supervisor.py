@@ -11,53 +11,32 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
-from broker.heartbeat import STACK_DUMP_SIGNAL
+from broker.exit_status import REMOVED
 from cli import environment, liveness
 from cli.errors import ProcessError, StateError
+from cli.freeze_watch import FreezeWatch
 from cli.home import Home
-from cli.liveness import SilenceTimer
 from cli.plan import Plan
 from cli.process import Child, Spec
 from cli.rabbitmq import PrivateBroker
 from cli.roster import Roster
+from cli.service import Service
 
 BROKER_SECONDS = 60.0
 EPMD_SECONDS = 5.0
 API_SECONDS = 120.0  # includes the broker's start
-READY_SECONDS = 600.0  # a large model on a slow disk
+ROOT_SECONDS = 120.0  # it loads no model, and waits for the broker
+ONCE_SECONDS = 600.0  # the migration of a large database
 LEAVE_SECONDS = 30.0  # an orderly end of a process that is replaced
 FINISH = signal.SIGUSR1  # asks the API to finish its open requests, then to end
-PROBE_SECONDS = 3.0  # between two probes of a process that gives no signs of life itself
-_STACK_DUMP_SECONDS = 1.0  # for a frozen process to log its stacks
 _BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _STABLE_SECONDS = 60.0  # a crash after this long counts as the first one
 
 Say = Callable[[str], None]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Service:
-    """A process that runs as long as the instance.
-
-    `serves` waits until it serves; False if it ends first. `seconds`: how long that may take.
-    `answers`: a probe, for a process that gives no signs of life itself.
-    """
-
-    group: str
-    spec: Spec
-    serves: Callable[[Child], Awaitable[bool]] = Child.until_ready
-    seconds: float = READY_SECONDS
-    answers: Callable[[], Awaitable[bool]] | None = None
-
-    @property
-    def name(self) -> str:
-        """The process's name."""
-        return self.spec.name
 
 
 class Supervisor:
@@ -67,9 +46,10 @@ class Supervisor:
         self.roster = Roster(home, say)
         # Completed by an error in one of our own tasks, after which nothing restarts processes.
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        self._frozen_seconds = liveness.parse_frozen_seconds(environment.read().frozen_seconds)
         self._private = private
         self._say = say
+        frozen_seconds = liveness.parse_frozen_seconds(environment.read().frozen_seconds)
+        self._freeze_watch = FreezeWatch(frozen_seconds, say, self._note_failure)
         self._services: dict[str, Service] = {}
         self._restart_tasks: dict[str, asyncio.Task[None]] = {}
         self._replacing = False
@@ -101,16 +81,25 @@ class Supervisor:
         self._private.drop_old_dumps()
         return await child.until(self._private.wait_listening(BROKER_SECONDS))
 
-    async def run_once(self, spec: Spec) -> list[str]:
-        """Runs a short program and returns its last lines. Raises ProcessError when it fails."""
+    async def run_once(self, spec: Spec, within: float | None = ONCE_SECONDS) -> list[str]:
+        """Runs a short program and returns its last lines.
+
+        Raises ProcessError when it fails, or has not ended `within` seconds.
+        """
         child = await self.roster.spawn("api", spec)
         try:
-            status = await child.ended()
+            with self.roster.starting(spec.name):
+                async with asyncio.timeout(within):
+                    status = await child.ended()
+        except TimeoutError as error:
+            raise ProcessError(f"{spec.name} has not ended after {within:.0f} s") from error
         finally:
             await child.stop(1.0)
             self.roster.forget(spec.name)
         if status != 0:
-            where = "" if spec.secret else f" (log: {self.roster.log(spec.name)})"
+            where = ""
+            if not spec.secret:
+                where = f" (log: {self.roster.log(spec.name)})"
             raise ProcessError(f"{spec.name} failed: {child.last_line()}{where}")
         return [line for line in child.tail if line.strip()]
 
@@ -121,7 +110,7 @@ class Supervisor:
         """
         async with asyncio.TaskGroup() as together:
             for spec in plan.roots:
-                together.create_task(self._start(Service("roots", spec)))
+                together.create_task(self._start(Service("roots", spec, seconds=ROOT_SECONDS)))
             for spec in plan.nodes:
                 together.create_task(self._start(Service("nodes", spec)))
 
@@ -204,6 +193,53 @@ class Supervisor:
             raise
         return child
 
+    # ---- nodes that come and go while the instance runs
+
+    def names(self, group: str) -> list[str]:
+        """The processes of that group which are supervised, in the order of their starts."""
+        return [name for name, service in self._services.items() if service.group == group]
+
+    def last_line(self, name: str) -> str:
+        """The latest output of a process; "" if there is none of that name."""
+        if name not in self.roster:
+            return ""
+        return self.roster[name].last_line()
+
+    async def add(self, group: str, spec: Spec) -> None:
+        """Starts one more process; returns when it serves. Raises ProcessError; it is then gone."""
+        child = await self.roster.spawn(group, spec)
+        service = Service(group, spec)
+        try:
+            await self._until_serves(service, child)
+        except ProcessError as error:
+            await child.stop(1.0)
+            self.roster.forget(spec.name)
+            raise ProcessError(str(error), detail="\n".join(child.tail)) from error
+        except asyncio.CancelledError:
+            await child.stop(1.0)
+            self.roster.forget(spec.name)
+            raise
+        self._supervise(service, child)
+
+    async def remove(self, name: str) -> None:
+        """Ends a process in order, for good. Raises StateError if there is none of that name."""
+        if name not in self._restart_tasks:
+            raise StateError(f"There is no process {name} here.")
+        child = await self._release(name)
+        self._services.pop(name, None)
+        self.roster.mark(name, "leaving")
+        await child.stop(LEAVE_SECONDS)
+        self.roster.forget(name)
+
+    def kill(self, name: str) -> None:
+        """Kills a process at once; it is started again like one that crashed.
+
+        Raises StateError if there is none of that name.
+        """
+        if name not in self._services:
+            raise StateError(f"There is no process {name} here.")
+        self.roster[name].kill()
+
     # ---- end
 
     async def stop(self) -> None:
@@ -223,8 +259,9 @@ class Supervisor:
     # ---- one process
 
     async def _until_serves(self, service: Service, child: Child) -> None:
-        async with self._watched(service, child):
-            serves = await _in_time(service.serves(child), service.seconds)
+        with self.roster.starting(service.name):
+            async with self._freeze_watch.watched(service, child):
+                serves = await _in_time(service.serves(child), service.seconds)
         if not serves:
             raise self._failed_start(service, child)
         self.roster.mark(service.name, "running")
@@ -267,12 +304,15 @@ class Supervisor:
         crashes = 0
         while True:
             started = time.monotonic()
-            async with self._watched(service, child):
+            async with self._freeze_watch.watched(service, child):
                 if crashes:
                     await self._until_back(service, child)
                 status = await child.ended()
             if time.monotonic() - started > _STABLE_SECONDS:
                 crashes = 0
+            if service.group in ("nodes", "roots") and status == REMOVED:
+                await self._note_removed(service.name, child)
+                return
             pause = _BACKOFF[min(crashes, len(_BACKOFF) - 1)]
             crashes += 1
             self.roster.mark(service.name, "restarting")
@@ -285,6 +325,13 @@ class Supervisor:
             except ProcessError as error:
                 self._say(str(error))  # the old child has ended: the loop tries again, later
 
+    async def _note_removed(self, name: str, child: Child) -> None:
+        """An operator has removed the node from the tree: it is not started again."""
+        await child.stop(0)
+        self.roster.mark(name, "removed")
+        del self._services[name]
+        self._say(f"{name} was removed from the tree")
+
     async def _until_back(self, service: Service, child: Child) -> None:
         """Waits until a restarted process serves or has ended; kills it after its time."""
         serves = await _in_time(service.serves(child), service.seconds)
@@ -294,54 +341,6 @@ class Supervisor:
         elif child.status is None:
             self._say(f"{service.name} is not ready after {service.seconds:.0f} s: killing it")
             child.kill()
-
-    # ---- signs of life
-
-    @contextlib.asynccontextmanager
-    async def _watched(self, service: Service, child: Child) -> AsyncIterator[None]:
-        """Kills the process if it freezes while the block runs, which should wait for its end."""
-        if self._frozen_seconds is None or not (service.spec.beats or service.answers):
-            yield
-            return
-        silence = SilenceTimer(self._frozen_seconds, time.monotonic())
-        tasks = [asyncio.create_task(self._kill_if_frozen(service.name, child, silence))]
-        if service.answers:
-            tasks.append(asyncio.create_task(_probe(service.answers, silence)))
-        for task in tasks:
-            task.add_done_callback(self._note_failure)
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _kill_if_frozen(self, name: str, child: Child, silence: SilenceTimer) -> None:
-        while not silence.is_frozen(time.monotonic()):
-            await asyncio.sleep(liveness.CHECK_SECONDS)
-            if child.last_sign is not None:
-                silence.sign(child.last_sign)
-        self._say(f"{name} gives no sign of life: killing it")
-        if child.spec.beats:
-            child.send(STACK_DUMP_SIGNAL)
-            await asyncio.sleep(_STACK_DUMP_SECONDS)
-        child.kill()
-
-
-async def _probe(answers: Callable[[], Awaitable[bool]], silence: SilenceTimer) -> None:
-    """Probes a process for ever; each answer is a sign of life."""
-    while True:
-        if await answers():
-            silence.sign(time.monotonic())
-        await asyncio.sleep(PROBE_SECONDS)
-
-
-def first_error(group: BaseExceptionGroup) -> BaseException:
-    """The first failure in a task group, at any depth."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _in_time(waiting: Awaitable[T], seconds: float) -> T | None:

@@ -1,6 +1,7 @@
 """`canopy test`: the tiers, in the order of what fails fastest, with their results."""
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,39 +21,31 @@ _LINTERS = (
     ["mypy"],
     ["lint-imports", "--no-cache"],
 )
+_BYTECODE = REPOSITORY / "var" / "bytecode"
 _NO_TESTS_COLLECTED = 5  # pytest's exit status
 
-# Per tier, what runs at the same time as the rest of it, cut so that both take about as long: tests
-# that import torch, and half of the fault tests, which mostly wait.
-_SIDE_BY_SIDE = {
-    "unit": ["unit/engine"],
-    "broker": ["broker/test_parallel.py"],
-    "faults": [
-        "faults/test_api_dies.py",
-        "faults/test_broker_restart_cli.py",
-        "faults/test_cancel.py",
-        "faults/test_chaos.py",
-        "faults/test_cluster.py",
-        "faults/test_cluster_session.py",
-        "faults/test_hostile.py",
-        "faults/test_overload.py",
-        "faults/test_rolling_restart.py",
-        "faults/test_standby_cli.py",
-    ],
-}
+# pytest's processes per core: enough to keep the cores busy while some wait. Fault tests mostly
+# wait: for heartbeats to be missed, for a broker to come back; each needs a third of a core.
+_PROCESSES_PER_CORE = {"unit": 1.5, "broker": 1.5, "faults": 3.0, "e2e": 1.5, "clients": 1.5}
+_MOST_PROCESSES = 12
 
 
 @dataclass(frozen=True)
 class Result:
-    """A tier's exit status and how long it took."""
+    """A tier's exit status, how long it took, and the CPU seconds of its processes.
+
+    A tier that keeps fewer cores busy than there are waits for something.
+    """
 
     tier: str
     status: int
     seconds: float
+    cpu_seconds: float
 
     def __str__(self) -> str:
         mark = "FAIL" if self.status else "ok  "
-        return f"{mark} {self.tier:<9} {self.seconds:5.0f} s"
+        cores = self.cpu_seconds / max(self.seconds, 0.001)
+        return f"{mark} {self.tier:<9} {self.seconds:5.0f} s  {cores:4.1f} cores busy"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -76,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run_tier(tier: str) -> Result:
     print(f"\n== {tier}", flush=True)
-    started = time.monotonic()
+    started, cpu_before = time.monotonic(), _cpu_seconds()
     if tier == "lint":
         status = max(_run([_tool(name), *options]) for name, *options in _LINTERS)
     elif tier == "frontend":
@@ -84,39 +77,23 @@ def _run_tier(tier: str) -> Result:
     else:
         if tier == "e2e":
             _build_pages()
-        status = max(_run_side_by_side(_parts(tier)))
+        status = _run(_pytest([f"tests/{tier}", *_processes(tier)]))
         if status == _NO_TESTS_COLLECTED and not _exists(tier):
             status = 0
-    return Result(tier, status, time.monotonic() - started)
+    return Result(tier, status, time.monotonic() - started, _cpu_seconds() - cpu_before)
 
 
-def _parts(tier: str) -> list[list[str]]:
-    """pytest's arguments for each process that runs a part of the tier, at the same time."""
-    beside = [f"tests/{path}" for path in _SIDE_BY_SIDE.get(tier, [])]
-    rest = [f"tests/{tier}", *(f"--ignore={path}" for path in beside)]
-    return [rest, beside] if beside else [rest]
+def _cpu_seconds() -> float:
+    """CPU seconds of all descendants that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
-def _run_side_by_side(runs: Sequence[list[str]]) -> list[int]:
-    """Runs pytest for each list of arguments at once; shows the first output live."""
-    first, *rest = runs
-    background = []
-    for arguments in rest:
-        process = subprocess.Popen(
-            _pytest(arguments),
-            cwd=REPOSITORY,
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        background.append(process)
-    statuses = [_run(_pytest(first))]
-    for process in background:
-        output, _ = process.communicate()
-        print(output, flush=True)
-        statuses.append(process.returncode)
-    return statuses
+def _processes(tier: str) -> list[str]:
+    """pytest-xdist's options: a file runs in one process, so its tests share what it starts."""
+    count = round(_PROCESSES_PER_CORE[tier] * len(os.sched_getaffinity(0)))
+    options = ["--numprocesses", str(min(max(count, 2), _MOST_PROCESSES)), "--dist", "loadfile"]
+    return [*options, "--no-loadscope-reorder"]  # tests/conftest.py orders the files
 
 
 def _run_frontend() -> int:
@@ -176,6 +153,12 @@ def _environment() -> dict[str, str]:
     """Ours without the variables of an instance, which tests must not touch."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("CANOPY_")}
     env["PYTHONPATH"] = str(REPOSITORY)
+    if env.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # The tests start some hundred Python processes. If each compiled all modules again, that
+        # would be half of their work; so what must not lie beside the sources is kept here.
+        env["PYTHONPYCACHEPREFIX"] = str(_BYTECODE)
+    # Several processes share the cores: a second thread in each would wait for the first, busily.
+    env.setdefault("OMP_NUM_THREADS", "1")
     browser = system.browser()
     if browser:
         env["CANOPY_CHROMIUM"] = str(browser)

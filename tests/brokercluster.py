@@ -5,7 +5,6 @@ cookie and one port mapper. A broker is cut off as by a broken network: its link
 and fail again, because it expects another cookie, while its clients still reach it.
 """
 
-import os
 import shutil
 import signal
 import socket
@@ -20,11 +19,10 @@ from pathlib import Path
 from cli.home import Home
 from cli.process import Spec
 from cli.rabbitmq import Broker, PrivateBroker
-from tests.realbroker import launch, stop
+from tests.realbroker import evaluate, launch, stop
 
 NAMES = ("canopy1@localhost", "canopy2@localhost", "canopy3@localhost")
 START_SECONDS = 120.0
-CALL_SECONDS = 30.0
 # a broker that says nothing is given up after this many seconds (60 by default)
 _ERL_ARGS = "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"
 _KERNEL = "-kernel net_ticktime 8"
@@ -80,8 +78,9 @@ class ClusterBroker:
         self._process = launch(spec, self._home.logs / "broker.log")
 
     def wait_up(self) -> None:
-        """Returns once clients can connect."""
+        """Returns once clients can connect, and the management API, which comes up apart, too."""
         self._wait(lambda: _accepts(self.port), "take clients")
+        self._wait(lambda: _accepts(self._private.ports["management"]), "take management requests")
 
     def wait_paused(self) -> None:
         """Returns once it has closed its listeners, as a minority does."""
@@ -108,21 +107,7 @@ class ClusterBroker:
 
     def evaluate(self, expression: str) -> str:
         """The value of an Erlang expression in the broker, as text."""
-        command = [shutil.which("erl_call") or "erl_call", "-sname", self.name, "-e"]
-        called = subprocess.run(
-            command,
-            input=f"{expression}\n",
-            env={**os.environ, **self._env},
-            capture_output=True,
-            text=True,
-            timeout=CALL_SECONDS,
-            check=False,
-        )
-        if called.returncode or not called.stdout.startswith("{ok,"):
-            raise RuntimeError(
-                f"{self.name} could not evaluate {expression}: {called.stdout}{called.stderr}"
-            )
-        return called.stdout
+        return evaluate(self.name, self._env, expression)
 
     @property
     def _peer_list(self) -> str:

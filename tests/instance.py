@@ -1,11 +1,13 @@
 """A running instance for tests: `./canopy up` as a child, its people, its keys, its tree."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +23,8 @@ from cli.rabbitmq import Broker
 
 LAUNCHER = REPOSITORY / "canopy"
 SHIM = REPOSITORY / "cli" / "child.py"
+START_SECONDS = 160.0  # less than a test may take, so that the logs are shown
+MODEL_SECONDS = 270.0  # the first time, the model is converted on the way
 STOP_SECONDS = 15.0
 PASSWORD = "an open secret of the tests"
 
@@ -34,6 +38,9 @@ for name, staff in json.loads(sys.argv[1]).items():
 """
 
 Tree = dict[str, Any]
+RUNNING: list[Path] = []  # homes of the instances that run now
+LOG_LINES = 25  # of each log, shown with a failed test
+MAX_LINE = 300
 
 
 class Instance:
@@ -105,9 +112,14 @@ class Instance:
         finally:
             finish(process)
 
-    def _output(self, command: list[str]) -> str:
+    def python(self, program: str, *arguments: str, text: str = "") -> str:
+        """Runs a program with the instance's database; `text` is its standard input."""
+        return self._output([sys.executable, "-c", program, *arguments], text)
+
+    def _output(self, command: list[str], text: str = "") -> str:
         done = subprocess.run(
             command,
+            input=text,
             cwd=REPOSITORY,
             env=self._environment(),
             capture_output=True,
@@ -138,20 +150,38 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running(home: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[Instance]:
+def running(
+    home: Path,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+    within: float = START_SECONDS,
+) -> Iterator[Instance]:
     """`./canopy up` in `home` with these options, ended at the end, even if the tests are killed.
 
-    `env`: what it gets besides `environment`.
+    `env`: what it gets besides `environment`. Fails if it is not ready `within` seconds.
     """
     home.mkdir(parents=True, exist_ok=True)
     log = home / "up.log"
     with log.open("w") as said:
         command = [sys.executable, str(LAUNCHER), "up", "--port", str(free_port()), *options]
         launcher = start(command, {**environment(home), **(env or {})}, said)
+    RUNNING.append(home)
     try:
-        yield Instance(home, _ready(launcher, log))
+        yield Instance(home, _ready(launcher, within))
     finally:
         finish(launcher)
+        RUNNING.remove(home)
+
+
+def last_lines() -> str:
+    """The ends of all logs of the instances that run now: the evidence of a failed test."""
+    parts: list[str] = []
+    for home in RUNNING:
+        for log in (home / "up.log", *sorted((home / "logs").glob("*.log"))):
+            with contextlib.suppress(OSError):
+                lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+                parts += [f"---- {log}", *(line[:MAX_LINE] for line in lines)]
+    return "\n".join(parts)
 
 
 def start(command: list[str], env: dict[str, str], errors: Any) -> subprocess.Popen[str]:
@@ -187,17 +217,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _ready(launcher: subprocess.Popen[str], log: Path) -> str:
-    for line in launcher.stdout or ():
-        if line.startswith("Canopy is ready: "):
-            return line.removeprefix("Canopy is ready: ").strip()
-    pytest.fail(f"canopy up never became ready:\n{log.read_text()[-3000:]}")
+def _ready(launcher: subprocess.Popen[str], within: float) -> str:
+    """The address in the last line of a start; a start that takes too long is ended."""
+    limit = threading.Timer(within, launcher.terminate)
+    limit.start()
+    try:
+        for line in launcher.stdout or ():
+            if line.startswith("Canopy is ready: "):
+                return line.removeprefix("Canopy is ready: ").strip()
+    finally:
+        limit.cancel()
+    pytest.fail(f"canopy up did not become ready:\n{last_lines()}")
 
 
 # ---- the tree
 
 
-def tree_when(staff: httpx.Client, wanted: Callable[[Tree], bool], within: float = 15.0) -> Tree:
+def tree_when(staff: httpx.Client, matches: Callable[[Tree], bool], within: float = 15.0) -> Tree:
     """The first matching tree in the dashboard's stream; fails after `within` seconds."""
     deadline = time.monotonic() + within
     last: Tree = {}
@@ -205,7 +241,7 @@ def tree_when(staff: httpx.Client, wanted: Callable[[Tree], bool], within: float
         for line in events.iter_lines():
             if line.startswith("data: "):
                 last = json.loads(line.removeprefix("data: "))
-                if wanted(last):
+                if matches(last):
                     return last
             if time.monotonic() > deadline:
                 break
@@ -213,8 +249,10 @@ def tree_when(staff: httpx.Client, wanted: Callable[[Tree], bool], within: float
 
 
 def total(tree: Tree, figure: str) -> int:
-    """A figure summed over the nodes, such as `running`."""
-    return sum(node[figure] for node in tree["nodes"])
+    """A figure summed over the nodes that live, such as `running`: jobs may be left below the root
+    of a test that is over.
+    """
+    return sum(node[figure] for node in tree["nodes"] if node["state"] != "down")
 
 
 def at_rest(tree: Tree) -> bool:
@@ -227,7 +265,7 @@ def jobs(
     program: httpx.Client, count: int, words: int, model: str = "echo"
 ) -> Iterator[list[httpx.Response]]:
     """`count` streamed answers of `words` tokens each, cancelled by closing them at the end."""
-    asked = {
+    body = {
         "model": model,
         "stream": True,
         "max_tokens": words,
@@ -235,6 +273,6 @@ def jobs(
     }
     with ExitStack() as streams:
         yield [
-            streams.enter_context(program.stream("POST", "/v1/chat/completions", json=asked))
+            streams.enter_context(program.stream("POST", "/v1/chat/completions", json=body))
             for _ in range(count)
         ]

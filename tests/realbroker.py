@@ -1,6 +1,7 @@
 """A real RabbitMQ of the tests' own, and real node processes on it."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,14 +12,52 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from cli.home import REPOSITORY, Home
 from cli.process import Spec
-from cli.rabbitmq import Broker, PrivateBroker
+from cli.rabbitmq import NODE, Broker, PrivateBroker
 
 START_SECONDS = 60.0
+CALL_SECONDS = 30.0
 SHIM = REPOSITORY / "cli" / "child.py"
+
+
+class Limit(NamedTuple):
+    """Erlang expressions that set a limit of the broker, as `rabbitmqctl` does in some seconds."""
+
+    raised: str
+    lifted: str
+
+
+ALARMS = {
+    "memory": Limit(
+        "vm_memory_monitor:set_vm_memory_high_watermark(0.0001).",
+        "vm_memory_monitor:set_vm_memory_high_watermark(0.4).",
+    ),
+    "disk": Limit(
+        'rabbit_disk_monitor:set_disk_free_limit("1000000GB").',
+        'rabbit_disk_monitor:set_disk_free_limit("200MB").',
+    ),
+}
+
+
+def evaluate(node: str, env: Mapping[str, str], expression: str) -> str:
+    """The value of an Erlang expression in a broker, as text. `env`: what the broker runs with."""
+    called = subprocess.run(
+        [shutil.which("erl_call") or "erl_call", "-sname", node, "-e"],
+        input=f"{expression}\n",
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=CALL_SECONDS,
+        check=False,
+    )
+    if called.returncode or not called.stdout.startswith("{ok,"):
+        raise RuntimeError(
+            f"{node} could not evaluate {expression}: {called.stdout}{called.stderr}"
+        )
+    return called.stdout
 
 
 def launch(spec: Spec, log: Path) -> subprocess.Popen[bytes]:
@@ -92,21 +131,20 @@ class Server:
         self._process.wait()
 
     def close(self) -> None:
-        """Ends it and what was started beside it."""
-        stop(self._process)
+        """Ends it and what was started beside it, at once: its data go with its folder."""
+        self.kill()
         stop(self._epmd)
 
-    def ctl(self, *words: str) -> str:
-        """What `rabbitmqctl` prints for these words. It takes a second or two."""
-        program = Path(self._server.command[0]).with_name("rabbitmqctl")
-        command = [str(program), *words]
-        env = {**os.environ, **self._server.env}
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=60, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(words)}:\n{done.stdout}{done.stderr}")
-        return done.stdout
+    def raise_alarm(self, kind: str) -> None:
+        """Has the broker think that it lacks memory or disk (`kind`, a key of ALARMS)."""
+        self._evaluate(ALARMS[kind].raised)
+
+    def lift_alarm(self, kind: str) -> None:
+        """Gives the broker its usual limit back."""
+        self._evaluate(ALARMS[kind].lifted)
+
+    def _evaluate(self, expression: str) -> None:
+        evaluate(NODE, self._server.env, expression)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ class SessionContract:
     async def test_unsettled_messages_are_delivered_again(self, connect: Open) -> None:
         first, second, queue = await connect(), await connect(), fresh()
         await first.declare_queue(queue)
-        lost, found = Inbox(), Inbox()
+        lost, redelivered = Inbox(), Inbox()
         await first.consume(queue, lost, prefetch=10)
         await asyncio.gather(
             *(second.publish("", queue, b"%d" % number, persistent=True) for number in range(3))
@@ -169,8 +169,8 @@ class SessionContract:
         (await lost.next()).ack()
         assert not (await lost.next()).redelivered
         await first.close()
-        await second.consume(queue, found, prefetch=10)
-        again = [await found.next(), await found.next()]
+        await second.consume(queue, redelivered, prefetch=10)
+        again = [await redelivered.next(), await redelivered.next()]
         assert [each.body for each in again] == [b"1", b"2"]
         assert again[0].redelivered
 

@@ -14,9 +14,10 @@ REMEMBERED = 1000  # users
 
 
 class Cap:
-    """`fixed`: so many jobs a user, 0: any number; AUTOMATIC: see the module."""
+    """`fixed`: so many jobs a user, 0: any number (`unlimited`); AUTOMATIC: see the module."""
 
     def __init__(self, fixed: int | None = AUTOMATIC) -> None:
+        self.unlimited = fixed == 0
         self._fixed = fixed
         self._last_job: OrderedDict[str, float] = OrderedDict()  # by user, the latest last
 

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 QUIET_SECONDS = 0.1  # delay of a report that changes no decision of the parent yet
 
@@ -61,11 +61,15 @@ class Forward:
     child: str
 
 
+HoldCode = Literal["busy", "no_node", "paused"]
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep the job until something changes."""
+    """Keep the job until something changes. `code`: the kind of reason."""
 
     reason: str
+    code: HoldCode
 
 
 Decision = Run | Forward | Hold
@@ -135,6 +139,7 @@ class Dispatcher:
     def __init__(self, slots: int, policy: Policy) -> None:
         self.policy = policy
         self._slots = slots
+        self._most_slots = slots
         self._accepting = True
         self._starts_paused = False
         self._running = 0
@@ -185,8 +190,9 @@ class Dispatcher:
     # ---- events of this node
 
     def set_slots(self, slots: int) -> None:
-        """The engine has started and knows how many jobs it can run at once."""
+        """The engine has started, or has room for more jobs or fewer than before."""
         self._slots = slots
+        self._most_slots = max(self._most_slots, slots)
 
     def set_accepting(self, accepting: bool) -> bool:
         """Places jobs from now on, or none. True if that is a change."""
@@ -220,13 +226,13 @@ class Dispatcher:
     def decide(self) -> Decision:
         """What to do with the next job. Changes nothing: the caller reports what it then did."""
         if not self._accepting:
-            return Hold("the node is draining")
+            return Hold("the node is draining", "paused")
         if self._running < self._slots and not self._starts_paused:
             return Run()
         for child in self._in_turn():
             if self.policy.has_room(child):
                 return Forward(child.name)
-        return Hold(self._hold_reason())
+        return self._hold()
 
     # ---- children
 
@@ -287,11 +293,18 @@ class Dispatcher:
         """
         if self._slots == 0:
             return ROOT_PREFETCH
-        return self._slots + FORWARD_PREFETCH
+        return self._most_slots + FORWARD_PREFETCH
 
     def subtree_slots(self) -> int:
         """Slots here and below, as reported by the children."""
         return self._slots + sum(child.slots for child in self._children.values())
+
+    def open_slots(self) -> int:
+        """Slots here and below that take jobs as soon as they are free."""
+        if not self._accepting:
+            return 0
+        slots = 0 if self._starts_paused else self._slots
+        return slots + sum(child.slots for child in self._children.values() if child.accepting)
 
     def subtree_free(self) -> int:
         """Free slots here and below that no job in transit will take."""
@@ -346,9 +359,11 @@ class Dispatcher:
         for offset in range(len(self._order)):
             yield self._children[self._order[(first + offset) % len(self._order)]]
 
-    def _hold_reason(self) -> str:
-        if not self._children:
-            return "every slot is busy" if self._slots else "no node is connected"
-        if not any(child.accepting for child in self._children.values()):
-            return "every node below is draining"
-        return "every slot is busy"
+    def _hold(self) -> Hold:
+        if not self._children and not self._slots:
+            return Hold("no node is connected", "no_node")
+        if not self._starts_paused and self._slots:
+            return Hold("every slot is busy", "busy")
+        if any(child.accepting for child in self._children.values()):
+            return Hold("every slot is busy", "busy")
+        return Hold("no node takes jobs now: they are paused or have failed", "paused")

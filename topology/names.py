@@ -9,15 +9,25 @@ import re
 
 JOBS_EXCHANGE = "canopy.jobs"  # direct: where jobs enter, routing key = model
 CONTROL_EXCHANGE = "canopy.control"  # fanout: reaches every node's inbox (cancel)
-EVENTS_EXCHANGE = "canopy.events"  # topic: node states for dashboards, key = node.<name>
+# topic: node states for dashboards, key = node.<name>; job reports, key = jobs.<name>;
+# changes of conversations, key = chat.<user>, and of settings, key = setting.<name>
+EVENTS_EXCHANGE = "canopy.events"
+METRICS_KEY = "metrics"  # on the events exchange: metrics of API processes
+DRILL_KEY = "drill"  # on the events exchange: what API processes count while a node is killed
 DEAD_QUEUE = "canopy.dead"  # jobs given up on
 
+OURS = "canopy."  # begins every name in the broker
 NODE_PREFIX = "canopy.node."
 INBOX_PREFIX = "canopy.inbox."
 REPLY_PREFIX = "canopy.reply."
 WATCH_PREFIX = "canopy.watch."
 STANDBY_PREFIX = "canopy.standby."
+AGENT_PREFIX = "canopy.agent."
+DEAD_READER = WATCH_PREFIX + "dead-letters"  # exclusive: its owner alone reads DEAD_QUEUE
+RECORDER_QUEUE = "canopy.watch.recorder"  # exclusive: whoever has it is the recorder
+OVERVIEW_KEY = "broker.overview"  # on the events exchange: what the recorder read
 
+_DRILLS = ".drills"
 SLUG_LETTERS = 40
 DIGEST_LETTERS = 10
 MAX_NAME_BYTES = 255  # AMQP's limit for routing keys and for names of queues and exchanges
@@ -102,9 +112,86 @@ def standby(name: str, process: str) -> str:
     return f"{STANDBY_PREFIX}{name}.{process}"
 
 
+def agent(host: str) -> str:
+    """The exclusive queue of a host's agent: its presence, and where requests reach it."""
+    return AGENT_PREFIX + host
+
+
+def agent_key(host: str) -> str:
+    """Routing key of a host's state on the events exchange."""
+    return f"agent.{host}"
+
+
+def hosts_watch(process: str) -> str:
+    """An exclusive queue through which one API process follows the hosts' states."""
+    return f"{WATCH_PREFIX}{process}.hosts"
+
+
 def state_key(name: str) -> str:
     """Routing key of a node's state on the events exchange."""
     return f"node.{name}"
+
+
+def overview_watch(process: str) -> str:
+    """An exclusive queue through which one process hears the recorder's overview of the broker."""
+    return f"{WATCH_PREFIX}{process}.overview"
+
+
+def edges_watch(process: str) -> str:
+    """An exclusive queue through which one process hears the broker's events of the tree."""
+    return f"{WATCH_PREFIX}{process}.edges"
+
+
+def conversations_watch(process: str) -> str:
+    """An exclusive queue through which one API process hears of changes in conversations."""
+    return f"{WATCH_PREFIX}{process}.chat"
+
+
+def conversation_key(user: str) -> str:
+    """Routing key on the events exchange of changes in one user's conversations."""
+    return f"chat.{user}"
+
+
+def metrics_watch(process: str) -> str:
+    """An exclusive queue through which one API process hears of scrapes, and of others' metrics."""
+    return f"{WATCH_PREFIX}{process}.metrics"
+
+
+def jobs_key(name: str) -> str:
+    """Routing key on the events exchange of a node's job report."""
+    return f"jobs.{name}"
+
+
+def answers(process: str) -> str:
+    """An exclusive queue for what nodes tell one process about their jobs."""
+    return f"{WATCH_PREFIX}{process}.jobs"
+
+
+def settings_watch(process: str) -> str:
+    """An exclusive queue through which one API process hears of changed settings."""
+    return f"{WATCH_PREFIX}{process}.settings"
+
+
+def drills_watch(process: str) -> str:
+    """An exclusive queue through which one API process takes part in drills."""
+    return f"{WATCH_PREFIX}{process}{_DRILLS}"
+
+
+def drills_watcher(queue: str) -> str | None:
+    """The API process that takes part in drills through that queue, else None."""
+    if queue.startswith(WATCH_PREFIX) and queue.endswith(_DRILLS):
+        return queue.removeprefix(WATCH_PREFIX).removesuffix(_DRILLS)
+    return None
+
+
+def setting_key(setting: str) -> str:
+    """Routing key on the events exchange of a changed setting."""
+    return f"setting.{setting}"
+
+
+def is_watch_queue(queue: str) -> bool:
+    """True if `queue` can be one through which a process follows nodes."""
+    return queue.startswith(WATCH_PREFIX) and is_amqp_name(queue)
 
 
 def node_of(queue: str) -> str | None:

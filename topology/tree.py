@@ -10,10 +10,11 @@ class BadEdge(ValueError):
 def ancestors(parents: Mapping[str, str], node: str) -> Iterator[str]:
     """The node's parent, its parent, and so on; stops where a name repeats."""
     seen = {node}
-    while (parent := parents.get(node)) is not None and parent not in seen:
+    parent = parents.get(node)
+    while parent is not None and parent not in seen:
         yield parent
         seen.add(parent)
-        node = parent
+        parent = parents.get(parent)
 
 
 def check_attach(parents: Mapping[str, str], node: str, parent: str) -> None:

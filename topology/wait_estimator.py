@@ -2,6 +2,7 @@
 
 import heapq
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -49,7 +50,9 @@ class WaitEstimator:
     @property
     def job_seconds(self) -> float | None:
         """Mean duration of a job; None while nothing is known."""
-        return self._mean_seconds if self._sampled else None
+        if not self._sampled:
+            return None
+        return self._mean_seconds
 
     def duration(self, work: float) -> float:
         """Seconds that so much work occupies a slot."""
@@ -85,22 +88,34 @@ class Forecast:
         return start
 
 
+def _bounded_deque() -> deque[float]:
+    return deque(maxlen=REMEMBERED)
+
+
 @dataclass(slots=True)
 class Accuracy:
     """First estimates of jobs that waited, beside what they actually waited."""
 
-    _waits: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _waits: deque[float] = field(default_factory=_bounded_deque)  # actual
+    _errors: deque[float] = field(default_factory=_bounded_deque)  # of their estimates
 
     def add(self, estimated: float, waited: float) -> None:
         """A job that was estimated to wait `estimated` seconds waited `waited`."""
-        self._waits.append((waited, abs(waited - estimated)))
+        self._waits.append(waited)
+        self._errors.append(abs(waited - estimated))
 
     @property
     def mean_wait(self) -> float:
         """Mean seconds of waiting; 0 if nothing waited."""
-        return fmean(waited for waited, _ in self._waits) if self._waits else 0.0
+        return _mean(self._waits)
 
     @property
     def mean_error(self) -> float:
         """Mean absolute error in seconds; 0 if nothing waited."""
-        return fmean(error for _, error in self._waits) if self._waits else 0.0
+        return _mean(self._errors)
+
+
+def _mean(values: Collection[float]) -> float:
+    if not values:
+        return 0.0
+    return fmean(values)

@@ -2,26 +2,29 @@
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
+from typing import NoReturn
 
-import structlog
-
-from broker import heartbeat
+from broker import heartbeat, logs
 from broker.amqp import AmqpSession
 from broker.errors import BrokerError
+from broker.exit_status import REMOVED
 from broker.session import Session
+from broker.tracing import make_tracer
 from topology.dispatch import POLICIES
 from topology.names import BadName
 from worker import settings
 from worker.engines.base import Engine
 from worker.errors import EngineStuck, WorkerError
 from worker.life import live
-from worker.node import Node
+from worker.node import Departure, Node
 from worker.settings import Settings
 
 CANNOT_START = 3
+TRACES_SECONDS = 2.0  # for the last spans to be sent
 RETURN_SECONDS = 60.0  # a node that restarted itself waits so long for its parent
 
 
@@ -44,9 +47,10 @@ def make_engine(options: argparse.Namespace) -> Engine | None:
     )
 
 
-async def run(node_settings: Settings) -> None:
-    """Lives as that node until SIGTERM or SIGINT."""
+async def run(node_settings: Settings) -> Departure | None:
+    """Lives as that node until SIGTERM, SIGINT, or the departure that an operator asks for."""
     options, broker = node_settings.options, node_settings.broker
+    tracer = make_tracer("canopy-node", options.name, os.environ)
     node = Node(
         options.name,
         options.parent,
@@ -55,6 +59,7 @@ async def run(node_settings: Settings) -> None:
         make_engine(options),
         step_seconds=node_settings.step_seconds,
         user_jobs=node_settings.user_jobs,
+        tracer=tracer,
     )
     leave = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,44 +70,50 @@ async def run(node_settings: Settings) -> None:
             broker.amqp_url, f"node {options.name}", queue_type=broker.queue_type
         )
 
+    # Code and settings never become garbage: scanning them would cost every job a little.
+    gc.collect()
+    gc.freeze()
     heartbeats = asyncio.create_task(heartbeat.send_heartbeats(), name="heartbeat")
     try:
         await live(node, connect, leave, wait=options.wait, standby=options.standby)
     finally:
         heartbeats.cancel()
         await asyncio.gather(heartbeats, return_exceptions=True)
-
-
-def configure_logs() -> None:
-    """To standard error; tracebacks without the values of variables, which are users' texts."""
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
-    processors = [*structlog.get_config()["processors"][:-1], renderer]
-    structlog.configure(
-        processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-    )
+        await asyncio.to_thread(tracer.close, TRACES_SECONDS)
+    if node.departure.done():
+        return node.departure.result()
+    return None
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0 after leaving in order, 3 with one line on standard error if it cannot start.
+    """Exit code: 0 after leaving in order, 3 with one line on standard error if it cannot start,
+    REMOVED after an operator removed it from the tree.
 
-    A node whose engine hangs replaces its process by a new one, under the same pid.
+    A node that an operator restarts, or whose engine hangs, replaces its process by a new one,
+    under the same pid.
     """
     options = settings.parse(arguments)
-    configure_logs()
     try:
-        asyncio.run(run(settings.read(options, os.environ)))
+        node_settings = settings.read(options, os.environ)
+        logs.configure_node(node_settings.logs, options.name)
+        departure = asyncio.run(run(node_settings))
     except EngineStuck as error:
-        print(
-            f"node {options.name}: {error}; a new process takes over", file=sys.stderr, flush=True
-        )
-        again = [*arguments, "--wait", str(max(options.wait, RETURN_SECONDS))]
-        os.execv(sys.executable, [sys.executable, "-m", "worker", *again])  # noqa: S606 - ourselves, no shell
+        _begin_anew(arguments, options, str(error))
     except (WorkerError, BrokerError, BadName) as error:
         print(f"node {options.name}: {error}", file=sys.stderr)
         return CANNOT_START
+    if departure == "restart":
+        _begin_anew(arguments, options, "an operator restarts it")
+    if departure == "stop":
+        print(f"node {options.name}: an operator removed it", file=sys.stderr)
+        return REMOVED
     return 0
+
+
+def _begin_anew(arguments: list[str], options: argparse.Namespace, reason: str) -> NoReturn:
+    print(f"node {options.name}: {reason}; a new process takes over", file=sys.stderr, flush=True)
+    again = [*arguments, "--wait", str(max(options.wait, RETURN_SECONDS))]
+    os.execv(sys.executable, [sys.executable, "-m", "worker", *again])  # noqa: S606 - no shell
 
 
 if __name__ == "__main__":

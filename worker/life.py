@@ -13,7 +13,6 @@ from broker.node import NodePort
 from broker.presence import until_gone
 from broker.session import Session
 from broker.wire import Leave
-from topology import names
 from worker.errors import EngineStuck, WrongModel
 from worker.node import Node
 
@@ -36,9 +35,10 @@ async def live(
     `wait`: seconds to try to reach the broker and the parent at the start. `standby`: waits while
     the name is taken. Raises NameTaken, NoParent, WrongModel, ConnectionLost or AccessRefused if
     the node cannot register, EngineUnavailable if the engine cannot start, EngineStuck if it hangs
-    and only a new process helps. A node that has served reconnects for ever: only `leave` and
-    EngineStuck end it.
+    and only a new process helps. A node that has served reconnects for ever: only `leave`, which
+    an operator may also have set (`node.departure`), and EngineStuck end it.
     """
+    node.departure.add_done_callback(lambda _: leave.set())
     give_up = asyncio.get_running_loop().time() + wait
     pause, longest = RECONNECT_SECONDS
     served = False
@@ -96,11 +96,13 @@ async def _admission(node: Node) -> None:
 
 async def _wait_for_name(node: Node, session: Session, leave: asyncio.Event) -> bool:
     """True once the name is free, False when the standby must leave. Raises ConnectionLost."""
-    free = asyncio.create_task(until_gone(session, node.name), name="standby")
+
+    def stand_by() -> None:
+        log.info("standby", node=node.name)
+
+    free = asyncio.create_task(until_gone(session, node.name, stand_by), name="standby")
     leaving = asyncio.create_task(leave.wait(), name="leave")
     try:
-        if await session.exists(names.inbox(node.name)):
-            log.info("standby", node=node.name)
         await _first(session, free, leaving)
         return not leave.is_set()
     finally:
@@ -183,7 +185,7 @@ async def _leave(node: Node) -> None:
     queue does: should the node die while it leaves, the edge says who is to empty the queue.
     """
     log.info("leaving", node=node.name, running=node.dispatcher.running)
-    node.membership.hand_children_to_parent()
+    node.membership.hand_children_to_parent(for_good=node.leaves_for_good)
     node.leave()
     await _until(lambda: node.dispatcher.running == 0, node, GRACE_SECONDS)
     node.jobs.interrupt_all("the node is leaving", fault=False)
@@ -208,8 +210,8 @@ async def _flow_up(node: Node) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(MOVE_SECONDS):
             while node.jobs.busy or not await node.link.port.remove(node.name):
-                node.jobs.settled.clear()
-                await node.jobs.settled.wait()
+                node.jobs.settlement.settled.clear()
+                await node.jobs.settlement.settled.wait()
 
 
 async def _until(condition: Callable[[], bool], node: Node, seconds: float) -> None:
@@ -217,5 +219,5 @@ async def _until(condition: Callable[[], bool], node: Node, seconds: float) -> N
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not condition():
-                node.jobs.settled.clear()
-                await node.jobs.settled.wait()
+                node.jobs.settlement.settled.clear()
+                await node.jobs.settlement.settled.wait()

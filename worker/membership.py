@@ -170,12 +170,12 @@ class Membership:
 
         self._link.port.send_control(parent, capacity).add_done_callback(confirmed)
 
-    def hand_children_to_parent(self) -> None:
-        """Before leaving: the children hang below the parent until this node is back."""
+    def hand_children_to_parent(self, *, for_good: bool = False) -> None:
+        """Before leaving: the children hang below the parent, at least until this node is back."""
         if self._parent is not None:
             for child in self._dispatcher.children:
                 self._link.port.send_control(
-                    child.name, Attach(parent=self._parent, for_good=False)
+                    child.name, Attach(parent=self._parent, for_good=for_good)
                 )
 
     async def transfer_adopted(self) -> None:

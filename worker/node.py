@@ -10,12 +10,19 @@ import os
 import socket
 import time
 import uuid
-from collections import Counter
+from typing import Literal
 
 import msgspec
 
+from broker.job_messages import (
+    AnyInboxMessage,
+    JobReport,
+    Question,
+    ReportJobs,
+)
 from broker.malformed import inconsistency
 from broker.session import Delivery
+from broker.tracing import NO_TRACER, Tracer
 from broker.wire import (
     Adopt,
     Ancestors,
@@ -30,8 +37,11 @@ from broker.wire import (
     NodeStatus,
     Ping,
     Refused,
+    RemoveGone,
+    Restart,
     Resume,
     ResumeGrant,
+    Stop,
     Supersede,
 )
 from topology.cap import AUTOMATIC, Cap
@@ -39,15 +49,33 @@ from topology.dispatch import Dispatcher, Policy
 from worker.announcer import Announcer
 from worker.background import Background
 from worker.broker_link import BrokerLink
+from worker.counters import CounterReports
+from worker.device_memory import DeviceMemory
 from worker.engine_supervisor import EngineSupervisor
-from worker.engines.base import Engine
+from worker.engines.base import Engine, Footprint
+from worker.job_list import JobList
 from worker.jobs import Jobs
 from worker.membership import Membership
+from worker.operator_requests import OperatorRequests
 from worker.warnings import Warnings
 from worker.watchdog import STEP_SECONDS
 
+# How a node leaves that an operator asked to: to come back at once, or for good.
+Departure = Literal["restart", "stop"]
+
 NOTE_LETTERS = 2000  # of a text for people in a node's state
-MAX_USERS = 10_000  # reported to the parent: those with most jobs
+
+
+class NoEngine:
+    """What a root shows in an engine's place."""
+
+    name = "none"
+    device = ""
+    slots = 0
+    context_length = 0
+    warning = ""
+    reuse = (0, 0)
+    footprint = Footprint()
 
 
 class Node:
@@ -67,12 +95,13 @@ class Node:
         *,
         step_seconds: float = STEP_SECONDS,
         user_jobs: int | None = AUTOMATIC,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.name = name
         self.model = model
         self.engine = engine
         # the engine's slots are a guess until it has started
-        self.dispatcher = Dispatcher(engine.slots if engine else 0, policy)
+        self.dispatcher = Dispatcher(self._shown_engine.slots, policy)
         self.link = BrokerLink()
         self.background = Background(name)
         self.membership = Membership(
@@ -83,6 +112,8 @@ class Node:
             engine, step_seconds, self._health_changed, self._interrupt_all
         )
         self._incarnation = uuid.uuid4().hex[:8]
+        if parent is not None:  # only a root enforces the cap
+            user_jobs = 0
         self.jobs = Jobs(
             name,
             model,
@@ -91,28 +122,39 @@ class Node:
             self.link,
             self.dispatcher,
             self.membership,
-            # the root enforces the cap: the nodes below run what it lets through
-            Cap(user_jobs if parent is None else 0),
+            Cap(user_jobs),
             on_change=self.announcer.touch,
             on_engine_failure=self.supervisor.restart,
+            tracer=tracer,
         )
+        self._counters = CounterReports(
+            name, model, self._incarnation, self.jobs, self.dispatcher, self.membership
+        )
+        self._job_list = JobList(name, model, self.jobs, self._publish_jobs)
+        self._operator_requests = OperatorRequests(name, self.jobs, self._job_list, self.link)
         self.warnings = Warnings(name)
+        self._memory = DeviceMemory()
         # resolved with the reason when the parent refuses this node
         self.refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        # resolved when an operator has this node leave
+        self.departure: asyncio.Future[Departure] = asyncio.get_running_loop().create_future()
         self.answered = asyncio.Event()  # the parent has admitted or refused this node
         self.served = False  # it has taken jobs once
         self.status: NodeStatus = "starting"
         self._drained = False
         self._leaving = False
         self._started = time.monotonic()
-        self._reports = 0  # sent to parents
-        self._sent_capacity: tuple[str, Capacity] | None = None  # to which parent, and what
         self._sent_state: NodeState | None = None
 
     @property
     def parent(self) -> str | None:
         """The node above; None for a root."""
         return self.membership.parent
+
+    @property
+    def leaves_for_good(self) -> bool:
+        """True if an operator removes this node from the tree."""
+        return self.departure.done() and self.departure.result() == "stop"
 
     def leave(self) -> None:
         """Takes no more jobs, for good."""
@@ -137,7 +179,14 @@ class Node:
         self.warnings.add(sender or "unknown sender", f"a message from it was ignored: {reason}")
         self.announcer.touch()
 
-    def on_control(self, message: AnyControl) -> None:
+    def on_control(self, message: AnyInboxMessage) -> None:
+        if isinstance(message, ReportJobs | Question):
+            self._operator_requests.on_message(message)
+        else:
+            self._on_tree_message(message)
+        self.announcer.touch()
+
+    def _on_tree_message(self, message: AnyControl) -> None:
         match message:
             case ResumeGrant():
                 self.jobs.resume_requests.on_grant(message)
@@ -154,17 +203,16 @@ class Node:
                 self.membership.on_attach(message)
             case Adopt():
                 self.membership.on_adopt(message)
+            case RemoveGone():
+                self.background.run(self.link.port.remove_gone(message.nodes))
             case Cancel():
                 self.jobs.cancel(message)
             case Supersede():
                 self.jobs.supersede(message)
-            case Drain():
-                self._drain(True)
-            case Resume():
-                self._drain(False)
+            case Drain() | Resume() | Restart() | Stop():
+                self._obey(message)
             case Ping():
                 self.announcer.send_all()
-        self.announcer.touch()
 
     def _on_capacity(self, message: Capacity) -> None:
         """A child's counters replace the known ones if they are consistent."""
@@ -189,6 +237,22 @@ class Node:
         elif not self.refused.done():
             self.refused.set_result(message.reason)
         self.answered.set()
+
+    def _obey(self, message: Drain | Resume | Restart | Stop) -> None:
+        """What operators have the whole node do."""
+        match message:
+            case Drain():
+                self._drain(True)
+            case Resume():
+                self._drain(False)
+            case Restart():
+                self._depart("restart")
+            case Stop():
+                self._depart("stop")
+
+    def _depart(self, departure: Departure) -> None:
+        if not self.departure.done():
+            self.departure.set_result(departure)
 
     # ---- whether it takes jobs
 
@@ -225,63 +289,45 @@ class Node:
 
     def _send_counters(self, always: bool) -> None:
         self.jobs.waiting.observe()
-        if self.status not in ("starting", "idle") or self.parent is None:
+        self._count_slots()
+        if self.status in ("starting", "idle") and self.parent is not None:
+            self._counters.send(self.parent, always, serving=self.status == "idle")
+
+    def _count_slots(self) -> None:
+        """Large jobs may leave an engine room for fewer than it has slots."""
+        if self.engine is None or not self.supervisor.ready:
             return
-        capacity = self._capacity()
-        if always or (self.parent, capacity) != self._sent_capacity:
-            self._sent_capacity = self.parent, capacity
-            self._reports += 1
-            self.membership.report(msgspec.structs.replace(capacity, number=self._reports))
+        before = self.dispatcher.slots
+        self.dispatcher.set_slots(self.engine.usable_slots)
+        if self.dispatcher.slots > before:
+            self.jobs.pump()
 
     def _report_seconds(self) -> float:
-        if self._sent_capacity is None:
-            return self.dispatcher.policy.report_seconds
-        _, sent = self._sent_capacity
-        return self.dispatcher.report_seconds(sent.free, sent.received)
-
-    def _capacity(self) -> Capacity:
-        """The counters. Before this node serves, all it reports is its model."""
-        if self.status == "starting":
-            return Capacity(
-                node=self.name,
-                incarnation=self._incarnation,
-                slots=0,
-                free=0,
-                received=0,
-                finished=0,
-                accepting=False,
-                model=self.model,
-            )
-        return Capacity(
-            node=self.name,
-            incarnation=self._incarnation,
-            slots=self.dispatcher.subtree_slots(),
-            free=self.dispatcher.subtree_free(),
-            received=self.dispatcher.received,
-            finished=self.dispatcher.subtree_finished(),
-            accepting=self.dispatcher.accepting,
-            model=self.model,
-            users=_most_jobs(self.jobs.users()),
-        )
+        return self._counters.pause()
 
     def _send_state(self, always: bool) -> None:
         state = self.state()
-        timeless = msgspec.structs.replace(state, started=0.0, sent=0.0)
+        timeless = msgspec.structs.replace(
+            state, started=0.0, sent=0.0, oldest_wait=0.0, memory=0, memory_free=0
+        )
         if always or timeless != self._sent_state:
             self._sent_state = timeless
             self.link.port.publish_state(state)
 
     def state(self) -> NodeState:
         """This node as dashboards see it."""
-        prompt_tokens, reused_tokens = self.engine.reuse if self.engine else (0, 0)
+        engine = self._shown_engine
+        prompt_tokens, reused_tokens = engine.reuse
+        memory = self._memory.of(engine.device)
+        footprint = engine.footprint
         now = time.time()  # for people; readers convert it to their own clocks
         return NodeState(
             name=self.name,
             parent=self.parent,
             children=tuple(child.name for child in self.dispatcher.children),
             model=self.model,
-            engine=self.engine.name if self.engine else "none",
-            device=self.engine.device if self.engine else "",
+            engine=engine.name,
+            device=engine.device,
             policy=self.dispatcher.policy.name,
             status=self._shown_status(),
             slots=self.dispatcher.slots,
@@ -289,7 +335,7 @@ class Node:
             held=len(self.jobs.waiting),
             received=self.dispatcher.received,
             finished=self.dispatcher.finished,
-            tokens=self.jobs.tokens + self.jobs.tokens_running(),
+            tokens=self.jobs.tokens + self.jobs.running.tokens(),
             host=socket.gethostname(),
             pid=os.getpid(),
             started=now - (time.monotonic() - self._started),
@@ -299,13 +345,28 @@ class Node:
             prompt_tokens=prompt_tokens,
             reused_tokens=reused_tokens,
             wait_error=self.jobs.waiting.accuracy.mean_error,
-            context_length=self.engine.context_length if self.engine else 0,
+            context_length=engine.context_length,
             warning=self._warning(),
+            failed=self.jobs.failed,
+            oldest_wait=round(self.jobs.waiting.oldest_wait(), 2),
+            memory=memory.taken,
+            memory_total=memory.total,
+            memory_free=memory.free,
+            precision=footprint.precision,
+            weights=footprint.weights,
+            cache=footprint.cache,
         )
 
+    def _publish_jobs(self, report: JobReport) -> None:
+        self.link.port.publish_jobs(report)
+
     def _warning(self) -> str:
-        own = self.engine.warning if self.engine else ""
-        return "; ".join(filter(None, (own, self.warnings.text())))[:NOTE_LETTERS]
+        warnings = [self._shown_engine.warning, self.warnings.text()]
+        return "; ".join(filter(None, warnings))[:NOTE_LETTERS]
+
+    @property
+    def _shown_engine(self) -> "Engine | NoEngine":
+        return self.engine or NoEngine()
 
     def _shown_status(self) -> NodeStatus:
         if self.status != "idle":
@@ -313,9 +374,12 @@ class Node:
         if self.supervisor.failed:
             return "failed"
         if not self.dispatcher.accepting:
-            return "draining" if self.jobs.busy else "drained"
-        full = self.dispatcher.slots > 0 and self.dispatcher.running >= self.dispatcher.slots
-        return "busy" if full else "idle"
+            if self.jobs.busy:
+                return "draining"
+            return "drained"
+        if 0 < self.dispatcher.slots <= self.dispatcher.running:
+            return "busy"
+        return "idle"
 
     # ---- the end of a session
 
@@ -327,11 +391,5 @@ class Node:
         await self.jobs.forget()
         await self.background.end()
         self.announcer.stop()
+        self._job_list.stop()
         self.membership.forget()
-
-
-def _most_jobs(users: dict[str, int]) -> dict[str, int]:
-    """The users with most jobs, at most MAX_USERS."""
-    if len(users) <= MAX_USERS:
-        return users
-    return dict(Counter(users).most_common(MAX_USERS))

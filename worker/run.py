@@ -27,6 +27,7 @@ from worker.engines.base import Chunk, Engine, EngineError
 from worker.rw_lock import ReadersWriterLock
 
 Ending = Finished | Failed | Interrupted
+NO_FAULT_OF_NODES: tuple[FailureCode, ...] = ("invalid", "too_long", "expired", "cancelled")
 log = structlog.get_logger()
 
 
@@ -50,7 +51,7 @@ class JobRun:
     """Runs `job` once. `channel` gets every frame but the last, which `run` returns.
 
     `number` identifies the run within the node's `incarnation`. `expires`: time.monotonic() until
-    which the answer is wanted.
+    which the answer is wanted. `way`: see PendingJob.way_to.
     """
 
     def __init__(
@@ -63,10 +64,14 @@ class JobRun:
         channel: ReplyChannel,
         lock: ReadersWriterLock,
         expires: float | None = None,
+        way: tuple[tuple[str, ...], tuple[float, ...]] = ((), ()),
     ) -> None:
         self.job = job
         self.number = number
         self.tokens = 0
+        self.prompt_tokens = 0
+        self.began = time.monotonic()
+        self.first_text: float | None = None  # when it came, time.monotonic()
         self.faults: tuple[str, ...] = ()  # of earlier runs
         self.resuming = job.restarted  # the ResumeGrant, with the attempt, has not come yet
         self.isolated = False  # the engine interrupted this run alone and works on
@@ -76,8 +81,8 @@ class JobRun:
         self._channel = channel
         self._lock = lock
         self._expires = expires
+        self._way = way
         self._seq = 0
-        self._prompt_tokens = 0
         self._omitted_messages = 0
         self._task: asyncio.Task[Any] | None = None  # the one that runs it
         self._stopped: Ending | None = None
@@ -121,11 +126,29 @@ class JobRun:
         """Nobody wants the answer: `run` returns Finished("cancelled") within a decoding step."""
         self._stop(self._finished("cancelled"))
 
+    def fail(self, code: FailureCode, message: str) -> None:
+        """Its answer is not to be: `run` returns Failed within a decoding step."""
+        self._stop(self._failed(code, message))
+
+    @property
+    def trail(self) -> tuple[str, ...]:
+        """The nodes on the job's way, this one last."""
+        trail, _ = self._way
+        return trail
+
     def interrupt(self, reason: str, *, fault: bool) -> None:
         """The job must continue elsewhere: `run` returns Interrupted."""
         self._stop(
             Interrupted(request_id=self.job.request_id, reason=reason, fault=fault and self.begun)
         )
+
+    def fault_of_node(self, ending: Ending) -> str | None:
+        """Why it failed, if that was a fault of the node: an operator is to hear of it."""
+        if isinstance(ending, Interrupted) and not self.stopped:
+            return ending.reason
+        if isinstance(ending, Failed) and ending.code not in NO_FAULT_OF_NODES:
+            return ending.message
+        return None
 
     def _stop(self, ending: Ending) -> None:
         if self._stopped is None:
@@ -169,7 +192,7 @@ class JobRun:
         async with aclosing(self._engine.run(self.job)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 await self._channel.flowing()
-                self._prompt_tokens = chunk.prompt_tokens or self._prompt_tokens
+                self.prompt_tokens = chunk.prompt_tokens or self.prompt_tokens
                 self._omitted_messages = chunk.omitted_messages or self._omitted_messages
                 self._send_delta(chunk)
                 if chunk.finish is not None:
@@ -179,6 +202,8 @@ class JobRun:
     def _send_delta(self, chunk: Chunk) -> None:
         self.tokens += chunk.tokens
         if chunk.text or chunk.logprobs:
+            if self.first_text is None:
+                self.first_text = time.monotonic()
             delta = Delta(
                 **self._next_number(),
                 text=chunk.text,
@@ -189,13 +214,20 @@ class JobRun:
             self._channel.send(delta)
 
     def _start(self) -> Start:
-        return Start(**self._next_number(), node=self._node, incarnation=self._incarnation)
+        trail, waits = self._way
+        return Start(
+            **self._next_number(),
+            node=self._node,
+            incarnation=self._incarnation,
+            trail=trail,
+            waits=waits,
+        )
 
     def _finished(self, reason: FinishReason) -> Finished:
         return Finished(
             **self._number(),
             reason=reason,
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=self.prompt_tokens,
             completion_tokens=self.tokens,
             omitted_messages=self._omitted_messages,
         )

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from broker import logs
+from broker.logs import LogSettings
 from topology.cap import AUTOMATIC
 from topology.dispatch import DEFAULT_POLICY, POLICIES
 from topology.names import BadName, check_node_name
@@ -32,6 +34,7 @@ class Settings:
     broker: BrokerSettings
     step_seconds: float
     user_jobs: int | None
+    logs: LogSettings
 
 
 def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
@@ -48,7 +51,15 @@ def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         broker=BrokerSettings(amqp_url, environ.get("CANOPY_QUEUE_TYPE", "classic")),
         step_seconds=_seconds("CANOPY_STEP_SECONDS", environ.get("CANOPY_STEP_SECONDS", "")),
         user_jobs=_user_jobs(environ.get("CANOPY_USER_JOBS", "")),
+        logs=_logs(environ),
     )
+
+
+def _logs(environ: Mapping[str, str]) -> LogSettings:
+    try:
+        return logs.read(environ)
+    except ValueError as error:
+        raise BadSettings(str(error)) from error
 
 
 def _seconds(name: str, text: str) -> float:

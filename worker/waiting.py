@@ -8,11 +8,15 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
 
 from broker.bounds import LONGEST_SECONDS
-from broker.wire import NO_RUN, Waiting
+from broker.wire import NO_RUN, JobClass, Waiting
 from topology.cap import Cap
-from topology.dispatch import Dispatcher
+from topology.dispatch import Dispatcher, HoldCode
 from topology.fair_queue import FairQueue, Position
 from topology.wait_estimator import Accuracy, Forecast, WaitEstimator
 from worker.pending_job import PendingJob
@@ -22,6 +26,24 @@ REPEAT_SECONDS = 1.0  # between two updates of one job, at least
 REPEAT_SHARE = 0.1  # of the estimated wait, if that is longer
 TOLERANCE = 0.2  # of the wait, by which an estimate may change without an update
 JOBS_A_SECOND = 5_000  # whose positions are computed: a long queue is updated less often
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a job waits. `slots`: those that are taken."""
+
+    reason: str
+    code: HoldCode | Literal["user_limit"]
+    slots: int
+
+
+@dataclass(slots=True)
+class Outlook:
+    """Where a job stands, why it waits, and the seconds until it starts (None: nobody knows)."""
+
+    position: Position[PendingJob]
+    why: Why
+    seconds: float | None
 
 
 class WaitingJobs:
@@ -43,11 +65,12 @@ class WaitingJobs:
         self._queue: FairQueue[PendingJob] = FairQueue()
         self._estimator = WaitEstimator()
         self._hold_reason = ""
+        self._hold_code: HoldCode = "busy"
         self._by_request: defaultdict[str, list[PendingJob]] = defaultdict(list)
         self._next_update: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return self._queue.length
 
     def __iter__(self) -> Iterator[PendingJob]:
         """In the order in which they would go."""
@@ -62,12 +85,20 @@ class WaitingJobs:
         latest = time.monotonic() - seconds
         return [pending for pending in self if pending.queued_at < latest]
 
+    def oldest_wait(self) -> float:
+        """Seconds since the first of the waiting jobs arrived here; 0 if none waits."""
+        if not self._by_request:
+            return 0.0
+        arrivals = [copies[0].arrived_at for copies in self._by_request.values()]
+        return max(0.0, time.monotonic() - min(arrivals))
+
     # ---- the queue
 
     def add(self, pending: PendingJob, *, first: bool) -> None:
         """Adds a job; `first`: it goes before those that have not begun."""
         job = pending.job
-        self._cap.job_arrived(job.user, time.monotonic())
+        if not self._cap.unlimited:
+            self._cap.job_arrived(job.user, pending.arrived_at)
         pending.entry = self._queue.add(
             pending,
             user=job.user,
@@ -77,21 +108,22 @@ class WaitingJobs:
             expected=job.expected,
             first=first,
         )
-        self._index(pending)
+        self._index(pending, pending.arrived_at)
 
     def put_back(self, pending: PendingJob) -> None:
         """Returns a job that was taken but could not go; it comes first."""
         if pending.entry is None:
             raise ValueError("this job was never in the queue")
         pending.entry = self._queue.put_back(pending.entry)
-        self._index(pending)
+        self._index(pending, time.monotonic())
 
     def take(self) -> PendingJob | None:
         """Removes and returns the next job; None if the users of all have reached their cap."""
         limit = self._user_limit()
-        entry = self._queue.take(
-            lambda user: limit is None or self._dispatcher.jobs_below(user) < limit
-        )
+        if limit is None:
+            entry = self._queue.take()
+        else:
+            entry = self._queue.take(lambda user: self._dispatcher.jobs_below(user) < limit)
         if entry is None:
             return None
         self._unindex(entry.item)
@@ -101,6 +133,34 @@ class WaitingJobs:
         """Removes a job that does not go."""
         if pending.entry is not None and self._queue.remove(pending.entry):
             self._unindex(pending)
+
+    def move_up(self, pending: PendingJob) -> bool:
+        """Puts a job before the others of its class; False if it does not wait here."""
+        if pending.entry is None or not self._queue.to_front(pending.entry):
+            return False
+        self._order_changed(pending)
+        return True
+
+    def change_class(self, pending: PendingJob, job_class: JobClass) -> bool:
+        """Has a job served as one of that class; False if it does not wait here."""
+        if pending.entry is None:
+            return False
+        entry = self._queue.change_class(pending.entry, job_class)
+        if entry is None:
+            return False
+        pending.entry = entry
+        pending.job = msgspec.structs.replace(pending.job, job_class=job_class)
+        self._order_changed(pending)
+        return True
+
+    def batch_count(self) -> int:
+        """How many of the jobs are of class batch."""
+        return self._queue.lengths()["batch"]
+
+    def _order_changed(self, pending: PendingJob) -> None:
+        """An operator moved this job: its reader is told soon, the others in their turn."""
+        pending.notify_after = 0.0
+        self._schedule_update(FIRST_SECONDS)
 
     def clear(self) -> None:
         """Forgets all jobs and tells nobody."""
@@ -119,8 +179,8 @@ class WaitingJobs:
             self.accuracy.add(seconds, time.monotonic() - at)
             pending.first_estimate = None
 
-    def _index(self, pending: PendingJob) -> None:
-        pending.queued_at = time.monotonic()
+    def _index(self, pending: PendingJob, now: float) -> None:
+        pending.queued_at = now
         self.users[pending.job.user] += 1
         self._by_request[pending.job.request_id].append(pending)
 
@@ -134,6 +194,8 @@ class WaitingJobs:
             del self._by_request[pending.job.request_id]
 
     def _user_limit(self) -> int | None:
+        if self._cap.unlimited:
+            return None
         return self._cap.limit(self._dispatcher.subtree_slots(), time.monotonic())
 
     # ---- what readers are told
@@ -144,9 +206,9 @@ class WaitingJobs:
         busy = dispatcher.subtree_slots() - dispatcher.subtree_free()
         self._estimator.observe(time.monotonic(), busy, dispatcher.subtree_finished())
 
-    def hold(self, reason: str) -> None:
+    def hold(self, reason: str, code: HoldCode) -> None:
         """No job can go now, for this reason: their readers are told soon."""
-        self._hold_reason = reason
+        self._hold_reason, self._hold_code = reason, code
         self._schedule_update(FIRST_SECONDS)
 
     def _schedule_update(self, seconds: float) -> None:
@@ -161,22 +223,29 @@ class WaitingJobs:
     def _update_readers(self) -> None:
         self._next_update = None
         now = time.monotonic()
+        for outlook in self.outlooks():
+            pending, place = outlook.position.entry.item, outlook.position.before + 1
+            if _is_news(pending, outlook.why.reason, place, outlook.seconds, now):
+                pending.notified = outlook.why.reason, place
+                self._notify(pending, outlook.why, outlook.seconds, now)
+        if len(self):
+            self._schedule_update(REPEAT_SECONDS)
+
+    def outlooks(self) -> Iterator[Outlook]:
+        """Every job's outlook, in order. Each costs some microseconds."""
+        now = time.monotonic()
         below = self._dispatcher.users_below()
         limit = self._user_limit()
         self.observe()
-        forecast = self._estimator.forecast(now, self._dispatcher.subtree_slots())
+        open_slots = self._dispatcher.open_slots()
+        forecast = self._estimator.forecast(now, open_slots)
         for position in self._queue.positions():
             running = below[position.entry.user]
-            reason = self._hold_reason
+            why = Why(self._hold_reason, self._hold_code, open_slots)
             if limit is not None and running >= limit:
                 reason = f"{limit} of your jobs are running, and no more may at once"
-            seconds = self._estimate(position, forecast, running, limit)
-            pending = position.entry.item
-            if _is_news(pending, reason, position.before + 1, seconds, now):
-                pending.notified = reason, position.before + 1
-                self._notify(pending, seconds, now)
-        if len(self):
-            self._schedule_update(REPEAT_SECONDS)
+                why = Why(reason, "user_limit", limit)
+            yield Outlook(position, why, self._estimate(position, forecast, running, limit))
 
     def _estimate(
         self,
@@ -199,7 +268,7 @@ class WaitingJobs:
             own_seconds += self._estimator.duration(position.own_expected_before)
         return max(seconds, own_seconds / limit)
 
-    def _notify(self, pending: PendingJob, seconds: float | None, now: float) -> None:
+    def _notify(self, pending: PendingJob, why: Why, seconds: float | None, now: float) -> None:
         pending.notify_after = now + max(REPEAT_SECONDS, REPEAT_SHARE * (seconds or 0.0))
         pending.promised_start = None
         shown_seconds = None
@@ -209,13 +278,15 @@ class WaitingJobs:
             if pending.first_estimate is None:
                 pending.first_estimate = now, seconds
         job = pending.job
-        reason, position = pending.notified or ("", None)
+        _, position = pending.notified or ("", None)
         frame = Waiting(
             request_id=job.request_id,
             attempt=job.attempt,
             seq=NO_RUN,
             node=self._name,
-            reason=reason,
+            reason=why.reason,
+            code=why.code,
+            slots=why.slots,
             position=position,
             seconds=shown_seconds,
         )

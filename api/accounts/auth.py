@@ -15,7 +15,7 @@ from ninja.utils import check_csrf
 
 from api.accounts.models import User
 from api.context import app
-from api.errors import ApiError
+from api.errors import ApiError, NotLoggedIn
 
 
 class AuthRequest(HttpRequest):
@@ -45,7 +45,9 @@ def _require_csrf_token(request: HttpRequest) -> None:
     request.POST = QueryDict()
     if check_csrf(request) is not None:
         raise ApiError(
-            403, "CSRF check failed: send the csrftoken cookie's value in the header X-CSRFToken"
+            403,
+            "CSRF check failed: send the csrftoken cookie's value in the header X-CSRFToken",
+            code="csrf_failed",
         )
 
 
@@ -92,9 +94,23 @@ class Member(HttpAuthBase):
             return await _key_owner(key)
         user = await request.auser()
         if not user.is_authenticated:
-            raise ApiError(401, "log in, or send an API key as a Bearer token")
+            raise NotLoggedIn
         _require_csrf_token(request)
         return cast(User, user)
+
+
+class Session(Member):
+    """People in a browser. An API key must not make other keys, or take the account over."""
+
+    async def __call__(self, request: HttpRequest) -> User:
+        """Raises ApiError 401 (nobody) or 403 (an API key, or no CSRF token)."""
+        key = _bearer(request)
+        if key is not None:
+            await _key_owner(key)
+            raise ApiError(
+                403, "an API key cannot do this: log in on the page", code="login_needed"
+            )
+        return await super().__call__(request)
 
 
 class Staff(Member):
@@ -104,7 +120,18 @@ class Staff(Member):
         """Raises ApiError 401 or 403."""
         user = await super().__call__(request)
         if not user.is_staff:
-            raise ApiError(403, "only staff may see or change the tree")
+            raise ApiError(403, "only staff may see or change the tree", code="staff_only")
+        return user
+
+
+class Administrator(Staff):
+    """Staff who may do everything: `is_superuser`."""
+
+    async def __call__(self, request: HttpRequest) -> User:
+        """Raises ApiError 401 or 403."""
+        user = await super().__call__(request)
+        if not user.is_superuser:
+            raise ApiError(403, "only administrators may do this", code="administrators_only")
         return user
 
 

@@ -11,11 +11,12 @@ from django.utils.html import format_html
 from ninja import Router, Schema, Status
 from pydantic import Field
 
-from api.accounts import tokens
+from api.accounts import logins, tokens
 from api.accounts.auth import Anyone
 from api.accounts.models import User
 from api.context import app
 from api.errors import ApiError
+from api.http import pages
 from api.http.parsing import Body, StorableText
 
 router = Router(tags=["accounts"], auth=Anyone())
@@ -26,6 +27,7 @@ class Person(Schema):
 
     name: str
     staff: bool
+    has_password: bool
 
 
 class Me(Schema):
@@ -50,7 +52,9 @@ class LoggedIn(Schema):
 
 def person(user: User) -> Person:
     """The user as the API shows them."""
-    return Person(name=user.get_username(), staff=user.is_staff)
+    return Person(
+        name=user.get_username(), staff=user.is_staff, has_password=user.has_usable_password()
+    )
 
 
 @router.get("/me", response=Me)
@@ -61,6 +65,7 @@ async def me(request: HttpRequest) -> Me:
     default_model = await app().catalog.default()
     if not user.is_authenticated:
         return Me(user=None, default_model=default_model)
+    await logins.note(request, user)
     return Me(user=person(user), default_model=default_model)
 
 
@@ -69,8 +74,9 @@ async def login(request: HttpRequest, credentials: Credentials) -> LoggedIn:
     """Starts a session."""
     user = await sync_to_async(_check_password, thread_sensitive=False)(credentials)
     if user is None:
-        raise ApiError(400, "wrong username or password", field="password")
+        raise ApiError(400, "wrong username or password", field="password", code="wrong_login")
     await alogin(request, user)
+    await logins.note(request, user)
     return LoggedIn(user=person(user))
 
 
@@ -91,9 +97,12 @@ async def login_by_token(request: HttpRequest) -> HttpResponse:
         return HttpResponseNotAllowed(["GET"])
     user = await sync_to_async(tokens.redeem)(request.GET.get("token", ""))
     if user is None:
-        return HttpResponse(_BAD_TOKEN, status=403, headers=_LINK_HEADERS)
+        return pages.notice(403, _LINK_HEADERS, _BAD_TOKEN)
     await alogin(request, user, backend="django.contrib.auth.backends.ModelBackend")
-    return HttpResponseRedirect("/", headers=_LINK_HEADERS)
+    await logins.note(request, user)
+    # An account that nobody can log in to yet gets a name and a password first.
+    start = "/" if user.has_usable_password() else "/welcome"
+    return HttpResponseRedirect(start, headers=_LINK_HEADERS)
 
 
 # The address holds a secret: nothing keeps it, and no request that follows names it.

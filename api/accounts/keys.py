@@ -1,4 +1,4 @@
-"""API keys: `canopy_<name>_<secret>`, checked against their digest, cached for a few seconds."""
+"""API keys: `canopy_<name>_<secret>`, checked against their digest, cached for a second."""
 
 import asyncio
 import secrets
@@ -16,7 +16,7 @@ from api.accounts.models import ApiKey, User
 log = structlog.get_logger("canopy.api")
 
 PREFIX = "canopy"
-CACHE_SECONDS = 20.0  # a revocation takes as long to be noticed
+CACHE_SECONDS = 1.0  # a revocation, and a disabled user, take as long to be noticed
 _CAPACITY = 10_000
 _LAST_USED_EVERY = timezone.timedelta(minutes=1)
 
@@ -27,11 +27,11 @@ class _Verified:
     until: float  # time.monotonic()
 
 
-def create(user: User) -> str:
+def create(user: User, label: str = "") -> str:
     """A new key. Only its digest is stored, so it cannot be shown again."""
     name = secrets.token_hex(4)
     key = f"{PREFIX}_{name}_{secret.make()}"
-    ApiKey.objects.create(user=user, name=name, digest=secret.digest(key))
+    ApiKey.objects.create(user=user, name=name, label=label, digest=secret.digest(key))
     return key
 
 
@@ -85,6 +85,8 @@ async def _stored_key(key: str) -> ApiKey | None:
 async def _note_use(stored: ApiKey) -> None:
     """Stores when the key was used, about once a minute. A full disk does not make it invalid."""
     now = timezone.now()
+    if stored.last_used is not None and stored.last_used >= now - _LAST_USED_EVERY:
+        return
     stale = Q(last_used=None) | Q(last_used__lt=now - _LAST_USED_EVERY)
     try:
         await ApiKey.objects.filter(stale, pk=stored.pk).aupdate(last_used=now)

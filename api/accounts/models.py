@@ -33,6 +33,9 @@ class ApiKey(Record):
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_keys")
     name = models.CharField(max_length=16, unique=True)
+    label = models.CharField(
+        max_length=80, blank=True, default="", db_default="", help_text="The user's own name for it"
+    )
     digest = models.CharField(max_length=64, help_text="SHA-256 of the whole key")
     created = models.DateTimeField(auto_now_add=True)
     last_used = models.DateTimeField(null=True, blank=True)
@@ -55,3 +58,19 @@ class LoginToken(Record):
 
     def __str__(self) -> str:
         return f"login token of {self.user}"
+
+
+class Login(Record):
+    """A browser in which a user is logged in; `session_key` is that of Django's session."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="logins")
+    session_key = models.CharField(max_length=40, unique=True)
+    browser = models.CharField(max_length=300, blank=True, help_text="The User-Agent header")
+    created = models.DateTimeField(auto_now_add=True)
+    last_used = models.DateTimeField(db_index=True)
+
+    class Meta:
+        ordering: ClassVar = ["-last_used"]
+
+    def __str__(self) -> str:
+        return f"{self.browser[:40]} of {self.user}"

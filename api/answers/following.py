@@ -9,7 +9,7 @@ from api.answers import store
 from api.answers.record import Status, StoredAnswer
 from api.context import app
 from api.http import sse
-from broker.wire import AnyFrame, Delta, Failed, Finished, Job
+from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Start
 
 POLL = 0.5  # seconds between looks at an answer that another process writes
 
@@ -56,12 +56,24 @@ async def follow(record: StoredAnswer) -> AsyncGenerator[AnyFrame | None]:
                     return
 
 
+def _start(stored: StoredAnswer) -> Start:
+    """The beginning of the answer's newest run, as far as it is stored."""
+    trail = stored.trail or []
+    return Start(
+        request_id=stored.request_id,
+        node=stored.node,
+        trail=tuple(hop["node"] for hop in trail),
+        waits=tuple(hop["wait_ms"] / 1000 for hop in trail),
+    )
+
+
 async def _from_database(record: StoredAnswer, position: int) -> AsyncGenerator[AnyFrame | None]:
     """An answer that has ended, or that another process writes.
 
     Ends without Finished or Failed when this process begins to write it.
     """
     last_frame_at = time.monotonic()
+    node = ""
     while app().writers.get(record.handle) is None:
         stored = await store.current(record)
         if stored is None:
@@ -72,6 +84,9 @@ async def _from_database(record: StoredAnswer, position: int) -> AsyncGenerator[
                 retryable=True,
             )
             return
+        if stored.node != node:
+            node = stored.node
+            yield _start(stored)
         text = stored.content[position:]
         if text:
             position += len(text)

@@ -6,10 +6,11 @@ import msgspec
 from django.db import models
 
 from api.answers import process
-from api.http.parsing import storable
 from api.storage.records import Record
+from api.storage.text import storable
+from broker.encoding import decode, encode
 from broker.errors import DecodeError
-from broker.wire import Failed, FailureCode, Finished, Job, decode, encode
+from broker.wire import Failed, FailureCode, Finished, Job
 
 ATTEMPTS_A_TAKEOVER = 1000  # more than one owner will ever make
 
@@ -43,6 +44,12 @@ class StoredAnswer(Record):
     # Of the job's oldest, dropped by the node. `db_default`: during an upgrade, a process of the
     # former version inserts rows, too.
     omitted_messages = models.PositiveIntegerField(default=0, db_default=0)
+    node = models.CharField(max_length=255, blank=True, default="", db_default="")  # the latest
+    moved = models.PositiveIntegerField(default=0, db_default=0)  # to another node, in mid-answer
+    # The nodes on the way to the latest run: [{"node", "wait_ms": how long the job waited there}].
+    trail = models.JSONField(null=True, blank=True)
+    ttft_ms = models.PositiveIntegerField(null=True, blank=True)  # submission to first text
+    seconds = models.FloatField(default=0.0, db_default=0.0)  # first text to the end
     request_id = models.CharField(max_length=64, blank=True)
     job = models.BinaryField(null=True)
     owner = models.CharField(max_length=128, blank=True)

@@ -13,6 +13,8 @@ from django.utils import timezone
 
 from api.answers import process
 from api.answers.record import Status, StoredAnswer
+from api.storage.text import storable
+from broker.wire import Finished
 
 SILENT = timedelta(seconds=30)  # without a heartbeat, an answer has no owner any more
 
@@ -28,6 +30,11 @@ _SAVED_FIELDS = (
     "prompt_tokens",
     "completion_tokens",
     "omitted_messages",
+    "node",
+    "moved",
+    "trail",
+    "ttft_ms",
+    "seconds",
     "touched",
 )
 
@@ -41,6 +48,11 @@ def _own(rows: Any) -> Any:
     return rows.filter(status=Status.STREAMING, owner=process.identity())
 
 
+def _same_job(record: StoredAnswer) -> Any:
+    """The row, unless the answer was stopped and goes on with another job since."""
+    return _rows(record).filter(request_id=record.request_id)
+
+
 async def save(record: StoredAnswer) -> bool:
     """Stores an answer as far as it is written; False if this process does not own it any more."""
     record.touched = timezone.now()
@@ -49,7 +61,7 @@ async def save(record: StoredAnswer) -> bool:
         fields["ids"] = record.ids
     else:
         fields.update(ids=[], job=None)  # only needed to continue it
-    return bool(await _own(_rows(record)).aupdate(**fields))
+    return bool(await _own(_same_job(record)).aupdate(**fields))
 
 
 async def current(record: Stored) -> Stored | None:
@@ -59,8 +71,44 @@ async def current(record: Stored) -> Stored | None:
 
 async def save_text_of_stopped(record: StoredAnswer) -> None:
     """Stores the text of an answer that another process has stopped meanwhile."""
-    stopped = _rows(record).filter(status=Status.STOPPED, owner=process.identity())
+    stopped = _same_job(record).filter(status=Status.STOPPED, owner=process.identity())
     await stopped.aupdate(content=record.content)
+
+
+async def answer_failed(
+    kinds: Iterable[type[StoredAnswer]], request_id: str, text: str, node: str, end: Finished
+) -> StoredAnswer | None:
+    """Makes this the answer to a request that failed; None if none is stored as failed any more."""
+    for kind in kinds:
+        rows = kind._default_manager.filter(status=Status.FAILED, request_id=request_id)
+        record = await rows.afirst()
+        if record is None:
+            continue
+        answered = (
+            await _same_job(record)
+            .filter(status=Status.FAILED)
+            .aupdate(
+                content=storable(text),
+                status=Status.DONE,
+                error=None,
+                error_code="",
+                retryable=False,
+                finish_reason=end.reason,
+                prompt_tokens=end.prompt_tokens,
+                completion_tokens=end.completion_tokens,
+                omitted_messages=end.omitted_messages,
+                node=storable(node),
+                trail=None,
+                # of the run that failed; nobody measured the replay for its user
+                moved=0,
+                ttft_ms=None,
+                seconds=0.0,
+                touched=timezone.now(),
+            )
+        )
+        if answered:
+            return await current(record)
+    return None
 
 
 async def stop(record: StoredAnswer) -> None:

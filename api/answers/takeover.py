@@ -82,7 +82,11 @@ class Takeover:
         except (Unavailable, DatabaseError):
             raise
         except Exception:  # fate: tried again when the claim is silent; the others go first
-            log.exception("an answer could not be taken over", answer=record.handle)
+            log.exception(
+                "an answer could not be taken over",
+                answer=record.handle,
+                request_id=record.request_id,
+            )
 
     async def _take(self, record: StoredAnswer) -> None:
         """Continues one answer, unless another process is faster.
@@ -98,7 +102,7 @@ class Takeover:
             await store.save(record)
             return
         try:
-            stream = await self._submitter.publish(job)  # not `submit`: it was admitted once
+            stream = await self._submitter.resubmit(job)
         except Unavailable:
             await store.release(record, touched)
             raise

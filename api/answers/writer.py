@@ -9,7 +9,10 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
+from itertools import zip_longest
+from typing import Any
 
 import structlog
 from django.db import DatabaseError
@@ -18,10 +21,10 @@ from api.answers import store
 from api.answers.process import identity
 from api.answers.record import Status, StoredAnswer
 from api.http import sse
-from api.http.parsing import storable
 from api.requests import position
+from api.storage.text import storable
 from broker.stream import Stream
-from broker.wire import AnyFrame, Delta, Failed, Finished, Waiting
+from broker.wire import AnyFrame, Delta, Failed, Finished, Start, Waiting
 
 log = structlog.get_logger("canopy.api")
 
@@ -29,21 +32,53 @@ SAVE_EVERY = 1.0  # seconds
 HEARTBEAT = 5.0  # seconds after which even an unchanged answer is stored again
 
 
+MAX_HOPS = 64
+
+
+def hops(start: Start) -> list[dict[str, Any]]:
+    """The way of a run through the tree, as it is stored: each node and the wait there."""
+    trail = start.trail[-MAX_HOPS:] or (start.node,)
+    waits = start.waits[-MAX_HOPS:][: len(trail)]
+    return [
+        {"node": node, "wait_ms": round(1000 * seconds)}
+        for node, seconds in zip_longest(trail, waits, fillvalue=0.0)
+    ]
+
+
+WhenEnded = Callable[[StoredAnswer], Awaitable[None]]
+
+
+async def notify_nobody(record: StoredAnswer) -> None:
+    """For answers whose end interests nobody but their readers."""
+
+
 class AnswerWriter:
     """One answer while this process writes it. `record` has all that is known.
 
-    `waiting`: why the job must wait, if that is known already.
+    `waiting`: why the job must wait, if that is known already. `when_ended` is called with the
+    record once the end is stored.
     """
 
-    def __init__(self, record: StoredAnswer, stream: Stream, waiting: str | None) -> None:
+    def __init__(
+        self,
+        record: StoredAnswer,
+        stream: Stream,
+        waiting: str | None,
+        when_ended: WhenEnded = notify_nobody,
+    ) -> None:
         self.record = record
         record.job = None  # it is stored, and the stream has it: a prompt can be large
         self.ended = False  # if the record is streaming all the same, another process continues
         self._stream = stream
+        self._when_ended = when_ended
         self._waiting: Waiting | None = None
         if waiting:
-            self._waiting = Waiting(request_id=record.request_id, node="", reason=waiting)
+            self._waiting = Waiting(
+                request_id=record.request_id, node="", reason=waiting, code="no_node"
+            )
         self._waiting_since = time.monotonic()  # when `_waiting` arrived
+        self._start: Start | None = None  # of the newest run
+        self._clock = AnswerClock(record)
         self._parts = [record.content]
         self._length = len(record.content)
         self._changed = asyncio.Event()
@@ -72,22 +107,26 @@ class AnswerWriter:
     async def follow(self, start: int = 0) -> AsyncGenerator[AnyFrame | None]:
         """The text from character `start` on, then what comes; None in silence.
 
-        Ends with Finished or Failed, or without them if another process continues the answer.
+        Start comes whenever another run writes. Ends with Finished or Failed once that is stored,
+        or without them if another process continues the answer.
         """
-        last_waiting = None
+        last_waiting: Waiting | None = None
+        last_start: Start | None = None
         while True:
             changed = self._changed
             text = self._text_from(start)
-            if text:
+            if self._start is not None and self._start != last_start:
+                last_start = self._start
+                yield last_start
+            elif text:
                 start += len(text)
                 yield Delta(request_id=self.record.request_id, text=text)
             elif self._waiting is not None and self._waiting != last_waiting:
                 last_waiting = self._waiting
                 yield position.with_age(last_waiting, time.monotonic() - self._waiting_since)
-            elif self.record.status != Status.STREAMING:
-                yield self.record.ending()
-                return
             elif self.ended:
+                if self.record.status != Status.STREAMING:
+                    yield self.record.ending()
                 return
             else:
                 with contextlib.suppress(TimeoutError):
@@ -108,6 +147,8 @@ class AnswerWriter:
         finally:
             self.ended = True
             self._wake_readers()
+        if self.record.status != Status.STREAMING:
+            await self._when_ended(self.record)
 
     async def _cancel(self) -> None:
         if self._task is None:
@@ -126,7 +167,13 @@ class AnswerWriter:
     def _apply(self, frame: AnyFrame) -> None:
         record = self.record
         match frame:
+            case Start():
+                if self._length and record.node not in ("", frame.node):
+                    record.moved += 1
+                record.node, record.trail = frame.node, hops(frame)
+                self._start, self._waiting = frame, None
             case Delta():
+                self._clock.text_arrived()
                 self._parts.append(frame.text)
                 self._length += len(frame.text)
                 record.ids += frame.ids
@@ -172,12 +219,17 @@ class AnswerWriter:
         """False if the answer is not ours to write any more; retried if the database is away."""
         self._parts = ["".join(self._parts)]
         self.record.content = storable(self._parts[0])
+        self._clock.update_seconds()
         self._saved_at, self._unsaved = time.monotonic(), False
         try:
             return await store.save(self.record)
         except DatabaseError as error:
-            handle = self.record.handle
-            log.warning("an answer could not be stored", answer=handle, reason=str(error))
+            log.warning(
+                "an answer could not be stored",
+                answer=self.record.handle,
+                request_id=self.record.request_id,
+                reason=str(error),
+            )
             self._unsaved = True
             return True
 
@@ -190,27 +242,62 @@ class AnswerWriter:
     async def _give_way(self) -> None:
         """The answer was changed elsewhere: stopped, removed, or taken over."""
         stored = await store.current(self.record)
-        if stored is not None and stored.owner != identity():
-            log.warning("another process took this answer over", answer=self.record.handle)
+        if stored is not None and not self._is_ours(stored):
+            log.warning(
+                "another process took this answer over",
+                answer=self.record.handle,
+                request_id=self.record.request_id,
+            )
             return
         self._mark_stopped()
         await store.save_text_of_stopped(self.record)
+
+    def _is_ours(self, stored: StoredAnswer) -> bool:
+        return stored.owner == identity() and stored.request_id == self.record.request_id
 
     def _mark_stopped(self) -> None:
         self.record.status, self.record.finish_reason = Status.STOPPED, "cancelled"
 
 
-class AnswerWriters:
-    """The answers that this process writes."""
+class AnswerClock:
+    """How long an answer takes, on this process's clock: its `ttft_ms` and `seconds`.
 
-    def __init__(self) -> None:
+    The time of former owners is in `seconds` already.
+    """
+
+    def __init__(self, record: StoredAnswer) -> None:
+        self._record = record
+        self._submitted = time.monotonic()
+        self._first_text: float | None = None
+        self._seconds_before = record.seconds
+
+    def text_arrived(self) -> None:
+        """New text has arrived."""
+        if self._first_text is not None:
+            return
+        self._first_text = time.monotonic()
+        if self._record.ttft_ms is None:
+            self._record.ttft_ms = round(1000 * (self._first_text - self._submitted))
+
+    def update_seconds(self) -> None:
+        """Counts the time since the first text."""
+        if self._first_text is not None:
+            elapsed = time.monotonic() - self._first_text
+            self._record.seconds = self._seconds_before + elapsed
+
+
+class AnswerWriters:
+    """The answers that this process writes. `when_ended`: see AnswerWriter."""
+
+    def __init__(self, when_ended: WhenEnded = notify_nobody) -> None:
+        self._when_ended = when_ended
         self._writers: dict[tuple[str, int], AnswerWriter] = {}
 
     def begin(self, record: StoredAnswer, stream: Stream, waiting: str | None) -> AnswerWriter:
         """Starts to write the answer. See AnswerWriter."""
-        writer = AnswerWriter(record, stream, waiting)
+        writer = AnswerWriter(record, stream, waiting, self._when_ended)
         self._writers[record.handle] = writer
-        writer.start(when_done=lambda task: self._done(record.handle, task))
+        writer.start(when_done=partial(self._done, writer))
         return writer
 
     def get(self, handle: tuple[str, int]) -> AnswerWriter | None:
@@ -227,10 +314,13 @@ class AnswerWriters:
         writers = list(self._writers.values())
         await asyncio.gather(*(writer.hand_over() for writer in writers))
 
-    def _done(self, handle: tuple[str, int], task: "asyncio.Task[None]") -> None:
-        self._writers.pop(handle, None)
+    def _done(self, writer: AnswerWriter, task: "asyncio.Task[None]") -> None:
+        handle = writer.record.handle
+        if self._writers.get(handle) is writer:  # else it goes on with another job
+            del self._writers[handle]
         if task.cancelled():
             return
         error = task.exception()
         if error is not None:  # fate: taken over when its heartbeat has been silent for long enough
-            log.error("an answer was lost", answer=handle, exc_info=error)
+            request_id = writer.record.request_id
+            log.error("an answer was lost", answer=handle, request_id=request_id, exc_info=error)

@@ -4,6 +4,7 @@ The serving node truncates by tokens (`Job.truncate`): only it has the tokenizer
 what cannot fit with any tokenizer, so that a job stays small.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ BYTES_PER_TOKEN = 16  # UTF-8: more than the mean of natural text in any script
 TURN_BYTES = 16  # at least, for a turn's markers in the chat template
 UNKNOWN_CONTEXT_BYTES = 24_000  # about 6,000 tokens, where no node tells its context length
 TITLE_CHARACTERS = 60
+_WORD = re.compile(r"\w\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,10 @@ def first_seen(
 
 
 def title_from(text: str) -> str:
-    """A conversation's title: the first message's beginning, on one line, cut at a word."""
-    line = " ".join(text.split())
+    """A conversation's title: the first message's first line with words, cut at a word."""
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    titles = [line.lstrip("#> ") for line in lines if _WORD.search(line)]
+    line = titles[0] if titles else " ".join(text.split())
     if len(line) <= TITLE_CHARACTERS:
         return line
     cut = line[:TITLE_CHARACTERS]

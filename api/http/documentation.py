@@ -13,13 +13,20 @@ from api.openai.addresses import expects_openai_errors
 
 _EXTENSION = "x-error-statuses"
 _ALWAYS = (400, 408, 413, 414, 429, 431, 500, 503)  # most of them: api/server/refusals.py
-_WITH_SECURITY = {"Key": (401,), "Member": (401, 403), "Staff": (401, 403), "Anyone": (401, 403)}
+_WITH_SECURITY = {
+    "Key": (401,),
+    "Member": (401, 403),
+    "Session": (401, 403),
+    "Staff": (401, 403),
+    "Administrator": (401, 403),
+    "Anyone": (401, 403),
+}
 _WITH_BODY = (415,)
 _WITH_PATH_PARAMETER = (404,)
 
 # `openapi_extra` of an operation that submits a job and returns its answer.
 JOB_OPERATION: dict[str, Any] = {
-    _EXTENSION: [404, 422, 504],
+    _EXTENSION: [403, 404, 422, 504],
     "parameters": [
         {
             "in": "header",
@@ -37,7 +44,12 @@ JOB_OPERATION: dict[str, Any] = {
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _ERROR_FIELDS = {
-    "Error": {"message": _TEXT, "field": _TEXT_OR_NULL},
+    "Error": {
+        "message": _TEXT,
+        "field": _TEXT_OR_NULL,
+        "code": _TEXT,
+        "params": {"type": "object"},
+    },
     "OpenAIError": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
 }
 

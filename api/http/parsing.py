@@ -13,6 +13,7 @@ from ninja.parser import Parser
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from api.errors import ApiError
+from api.storage.text import storable
 
 MAX_LEVELS = 64  # of nesting; code that walks a document may rely on it
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # what other JSON libraries can carry
@@ -41,9 +42,13 @@ def document(request: HttpRequest) -> Any:
     try:
         value = _decode(body)
     except UnicodeDecodeError as error:
-        raise ApiError(400, f"body: not UTF-8 (byte {error.start})", field="body") from error
+        raise ApiError(
+            400, f"body: not UTF-8 (byte {error.start})", field="body", code="invalid_body"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"body: not JSON ({error})", field="body") from error
+        raise ApiError(
+            400, f"body: not JSON ({error})", field="body", code="invalid_body"
+        ) from error
     _check_bounds(value)
     return value
 
@@ -89,7 +94,7 @@ def _check_bounds(document: Any) -> None:
         reason = _out_of_bounds(value)
         if reason is not None:
             field = name[:MAX_ECHOED]
-            raise ApiError(400, f"{field}: {reason}", field=field)
+            raise ApiError(400, f"{field}: {reason}", field=field, code="invalid_value")
 
 
 def _out_of_bounds(field: Any) -> str | None:
@@ -126,17 +131,21 @@ def _inflated(request: HttpRequest) -> bytes:
             "or as gzip"
         )
         headers = {"Accept-Encoding": "gzip, identity"}
-        raise ApiError(415, message, field="Content-Encoding", headers=headers)
+        raise ApiError(
+            415, message, field="Content-Encoding", code="unsupported_encoding", headers=headers
+        )
     inflate = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         body = inflate.decompress(request.body, settings.MAX_BODY + 1)
     except zlib.error as error:
-        raise ApiError(400, f"body: not gzip ({error})", field="body") from error
+        raise ApiError(
+            400, f"body: not gzip ({error})", field="body", code="invalid_body"
+        ) from error
     if len(body) > settings.MAX_BODY:
         message = f"the request's body is larger than {settings.MAX_BODY} bytes when inflated"
         raise ApiError(413, message, code="request_too_large")
     if not inflate.eof or inflate.unused_data:
-        raise ApiError(400, "body: not one whole gzip member", field="body")
+        raise ApiError(400, "body: not one whole gzip member", field="body", code="invalid_body")
     return body
 
 
@@ -154,11 +163,6 @@ def _whole(value: Any) -> Any:
 
 # 8.0 is 8: JavaScript and Lua have one type of number.
 Integer = Annotated[int, BeforeValidator(_whole)]
-
-
-def storable(text: str) -> str:
-    """The text with U+FFFD for U+0000, which PostgreSQL refuses; of the same length."""
-    return text.replace("\x00", "\ufffd")
 
 
 StorableText = Annotated[str, AfterValidator(storable)]

@@ -37,7 +37,7 @@ async def create(
         await request.asave(force_insert=True)
     except IntegrityError as error:
         if not await User.objects.filter(pk=user.pk).aexists():
-            raise ApiError(401, "this account was removed") from error
+            raise ApiError(401, "this account was removed", code="account_removed") from error
         return None
     return request, job
 

@@ -116,4 +116,4 @@ def _is_mine(stream: Stream, request: AuthRequest) -> bool:
 
 
 def _no_such_job() -> ApiError:
-    return ApiError(404, "there is no such job of yours here")
+    return ApiError(404, "there is no such job of yours here", code="not_found")

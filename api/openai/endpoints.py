@@ -20,7 +20,8 @@ from api.requests.complete import complete_choices, start_choices
 from api.requests.deadline import seconds_left
 from api.requests.errors import no_such_model
 from api.settings import MAX_BODY
-from broker.wire import Job, encode
+from broker.encoding import encode
+from broker.wire import Job
 
 MAX_COPIES_BYTES = 8 * MAX_BODY  # of all jobs that one request starts
 
@@ -32,7 +33,9 @@ async def models(request: AuthRequest) -> dict[str, Any]:
     """Every model there is."""
     names = await app().catalog.models()
     lengths = app().catalog.context_lengths()
-    return {"object": "list", "data": [shapes.model(name, lengths.get(name)) for name in names]}
+    paused = app().intake.paused()
+    data = [shapes.model(name, lengths.get(name), paused=name in paused) for name in names]
+    return {"object": "list", "data": data}
 
 
 @router.get("/models/{path:name}")
@@ -41,7 +44,8 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     names = await app().catalog.models()
     if name not in names:
         raise no_such_model(name, names)
-    return shapes.model(name, app().catalog.context_lengths().get(name))
+    length = app().catalog.context_lengths().get(name)
+    return shapes.model(name, length, paused=name in app().intake.paused())
 
 
 @router.post("/chat/completions", openapi_extra=JOB_OPERATION)
@@ -101,4 +105,5 @@ def _check_copies(job: Job, count: int) -> None:
     size = len(encode(job))
     if size * count > MAX_COPIES_BYTES:
         most = MAX_COPIES_BYTES // size
-        raise ApiError(400, f"n: at most {most} choices with a prompt of this length", field="n")
+        message = f"n: at most {most} choices with a prompt of this length"
+        raise ApiError(400, message, field="n", code="invalid_value")

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from api.errors import UNSUPPORTED
 from api.http.parsing import MAX_ECHOED, Body, Integer
 from api.openai import unsupported
+from api.requests.build import SAMPLING_DEFAULTS
 from broker.wire import MAX_BIASES, ChatMessage, JobClass, Role, Sampling
 
 ROLES: dict[str, Role] = {
@@ -167,20 +168,10 @@ TopK = Annotated[Integer, Field(ge=-1, le=1_000_000), AfterValidator(_off_is_zer
 
 
 # Fields of the same name in Sampling. Those that are null keep its defaults, which take no bytes.
-_SETTINGS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "seed",
-)
+_SETTINGS = (*SAMPLING_DEFAULTS, "logit_bias", "seed")
 
 
-class Message(Body):
+class RequestMessage(Body):
     """One turn of the dialogue."""
 
     role: Annotated[str, BeforeValidator(_check_role)]
@@ -266,6 +257,7 @@ class Generation(Body):
                 settings[name] = value
         return Sampling(
             **settings,
+            defaulted=tuple(name for name in SAMPLING_DEFAULTS if name not in settings),
             reproducible=self.seed is not None,
             max_tokens=self.token_limit,
             stop=tuple(self.stop or ()),
@@ -277,7 +269,9 @@ class ChatCompletion(Generation):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[
-        list[Message], Field(min_length=1, max_length=10_000), BeforeValidator(_check_messages)
+        list[RequestMessage],
+        Field(min_length=1, max_length=10_000),
+        BeforeValidator(_check_messages),
     ]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None

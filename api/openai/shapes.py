@@ -166,13 +166,16 @@ class TextShape(Shape):
         return logprobs.for_text(entries, offset)
 
 
-def model(name: str, context_length: int | None) -> dict[str, Any]:
+def model(name: str, context_length: int | None, *, paused: bool = False) -> dict[str, Any]:
     """A model in OpenAI's list; when it was created is unknown.
 
     `context_length`, in tokens, stands under the names that clients of vLLM and OpenRouter read.
+    `paused`: it takes no new requests now.
     """
     entry: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "canopy"}
     if context_length is not None:
         entry["context_length"] = context_length
         entry["max_model_len"] = context_length
+    if paused:
+        entry["paused"] = True
     return entry

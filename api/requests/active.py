@@ -30,6 +30,18 @@ class ActiveRequests:
         """The job's stream, if this process reads it."""
         return self._streams.get(request_id)
 
+    def users(self) -> set[str]:
+        """Whose requests are open, by name."""
+        return {stream.job.user for stream in list(self._streams.values()) if not stream.ended}
+
+    def of_user(self, user: str) -> list[str]:
+        """The ids of that user's open requests."""
+        ids = []
+        for request_id, stream in list(self._streams.items()):
+            if stream.job.user == user and not stream.ended:
+                ids.append(request_id)
+        return ids
+
     async def enforce_deadlines(self) -> None:
         """Fails every stream that is past its deadline. Never ends.
 

@@ -276,6 +276,7 @@ def _try_again(reason: str, seconds: int, headers: dict[str, str]) -> ApiError:
         429,
         f"{reason}: try again in {seconds} s",
         code="backlog_full",
+        params={"seconds": seconds},
         headers={"Retry-After": str(seconds), **headers},
     )
 

@@ -2,15 +2,17 @@
 
 import time
 import uuid
+from typing import get_args
 
 import msgspec
 
 from api.accounts.models import User
-from broker.wire import ChatMessage, Job, JobClass, Sampling
+from broker.wire import ChatMessage, Job, JobClass, Sampling, SamplingDefault
 
-# Defaults of the chat page and /arranca/; the OpenAI-compatible endpoints use the model's own
-# distribution.
-CONVERSATION = Sampling(temperature=0.7, top_p=0.95)
+SAMPLING_DEFAULTS: tuple[SamplingDefault, ...] = get_args(SamplingDefault)
+# Defaults of the chat page and /arranca/, where the model's card says nothing; the
+# OpenAI-compatible endpoints use the model's own distribution then.
+CONVERSATION = Sampling(temperature=0.7, top_p=0.95, defaulted=SAMPLING_DEFAULTS)
 
 
 def new_request_id() -> str:

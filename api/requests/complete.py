@@ -142,4 +142,4 @@ def _release_body(request: HttpRequest) -> None:
 
 def _not_with_a_key(field: str) -> ApiError:
     message = f"{field}: not with an {HEADER}; only the text of one answer is stored"
-    return ApiError(400, message, field=field)
+    return ApiError(400, message, field=field, code="invalid_value")

@@ -20,5 +20,5 @@ def seconds_left(request: HttpRequest) -> float:
         seconds = 0.0
     if not 0 < seconds <= LONGEST_JOB:  # also false for "nan"
         message = f"{HEADER}: must be a number of seconds above 0, at most {LONGEST_JOB:.0f}"
-        raise ApiError(400, message, field=HEADER)
+        raise ApiError(400, message, field=HEADER, code="invalid_value")
     return seconds

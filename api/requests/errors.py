@@ -14,6 +14,7 @@ _STATUS = {
     "engine": 500,
     "given_up": 500,
     "internal": 500,
+    "cancelled": 403,  # by an operator; no status that clients try again by themselves
 }  # by the wire's failure code
 _CODES = {
     "too_long": "context_length_exceeded",
@@ -49,13 +50,14 @@ def no_such_model(model: str, models: Iterable[str]) -> ApiError:
         f"model: there is no model {model[:MAX_ECHOED]!r} here; there are: {names}",
         field="model",
         code="model_not_found",
+        params={"model": model[:MAX_ECHOED]},
     )
 
 
 def tree_down(model: str) -> ApiError:
     """503: the model is known, but no root takes its jobs."""
     message = f"the tree of model {model!r} is not up"
-    return ApiError(503, message, field="model", code="no_tree")
+    return ApiError(503, message, field="model", code="no_tree", params={"model": model})
 
 
 def broker_unavailable(reason: Exception) -> ApiError:

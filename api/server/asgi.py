@@ -20,22 +20,29 @@ from django.conf import settings  # noqa: E402
 from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.core.signals import request_finished  # noqa: E402
 from django.db import DatabaseError, close_old_connections, connections  # noqa: E402
+from django.urls import get_resolver  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
 from api import context  # noqa: E402
+from api.accounts.revocation import enforce_repeatedly  # noqa: E402
 from api.answers import store  # noqa: E402
+from api.chat.purge import purge_repeatedly  # noqa: E402
 from api.context import AppContext  # noqa: E402
 from api.idempotency.store import delete_expired_repeatedly  # noqa: E402
+from api.metrics.instruments import Instruments  # noqa: E402
+from api.operate.audit import store as audit  # noqa: E402
+from api.operate.history import log as history  # noqa: E402
 from api.server import background, logs  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
 from api.server.memory import trim_repeatedly  # noqa: E402
+from api.server.observation import Observer  # noqa: E402
 from api.server.socket_handover import END_STREAMS  # noqa: E402
-from api.tree.orphans import adopt_orphans  # noqa: E402
 from broker.client import Client  # noqa: E402
 
 log = structlog.get_logger("canopy.api")
 
+TRACES_SECONDS = 2.0  # for the last spans to be sent
 CHECK_CONNECTIONS_EVERY = 10.0  # seconds
 
 # Each response would look for broken connections in the event loop's thread, which has none;
@@ -47,7 +54,9 @@ class Application:
     """Dispatches by scope: lifespan here, static files to servestatic, the rest to Django."""
 
     def __init__(self, make_client: Callable[[], Client]) -> None:
-        self.handler = Handler()
+        self.instruments = Instruments(settings.ENV.process)
+        self.tracer = environment.tracer(settings.ENV.process)
+        self.handler = Handler(Observer(self.instruments.http, self.tracer))
         self._make_client = make_client
         self._http = Edge(with_static_files(self.handler), settings.ENV)
 
@@ -60,30 +69,41 @@ class Application:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
-        logs.configure()  # again: uvicorn may have spawned this process
+        # again: uvicorn may have spawned this process
+        logs.configure(*environment.log_settings())
         scope["state"][END_STREAMS] = self.handler.end_streams
         async with self.running():
+            read_urls()
             # Code and settings never become garbage: scanning them would delay the streams.
             gc.collect()
             gc.freeze()
             await send({"type": "lifespan.startup.complete"})
             await receive()  # lifespan.shutdown
+        await asyncio.to_thread(self.tracer.close, TRACES_SECONDS)
         await send({"type": "lifespan.shutdown.complete"})
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Client]:
         """Runs the context and its background tasks; hands unfinished answers over at the end."""
         client = self._make_client()
+        client.metrics.answer_with(partial(self.instruments.of_process, client.process))
         await client.start()
-        app = context.build(client, settings.ENV)
+        app = context.build(client, settings.ENV, self.instruments, self.tracer)
         context.set_current(app)
-        tasks = start_background_tasks(app)
+        tasks = start_background_tasks(app, self.handler)
         try:
             yield client
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await app.history.stop()
+            await app.titles.stop()
+            await app.replays.stop()
+            await app.node_actions.stop()
+            await app.autoscaler.stop()
+            await app.drills.stop()
+            await app.model_trees.close()
             await app.backlog.stop()
             await app.writers.hand_over()
             await client.stop()
@@ -94,16 +114,30 @@ class Application:
             await sync_to_async(connections.close_all)()
 
 
-def start_background_tasks(app: AppContext) -> list[asyncio.Task[None]]:
+def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Task[None]]:
     """All work beside the requests."""
-    return [
+    revocation = partial(enforce_repeatedly, app.client, app.active, handler)
+    tasks = [
         background.start("database connections", check_connections),
         background.start("freed memory", trim_repeatedly),
+        background.start("event loop's lag", app.instruments.measure_lag),
         background.start("deadlines", app.active.enforce_deadlines),
+        background.start("disabled users", revocation),
         background.start("takeover", app.takeover.run),
         background.start("idempotent requests", delete_expired_repeatedly),
-        background.start("orphans", partial(adopt_orphans, app.client)),
+        background.start("deleted conversations", purge_repeatedly),
+        background.start("paused models", app.intake.keep_fresh),
+        background.start("models' settings", app.cards.keep_fresh),
+        background.start("audit log", audit.purge_repeatedly),
+        background.start("recorder", app.recorder.run),
+        background.start("tree", app.tree.sample_repeatedly),
+        background.start("history", app.history.write_repeatedly),
+        background.start("use of slots", partial(history.watch_slots, app.client, app.history)),
+        background.start("kept history", partial(history.keep_repeatedly, app.client)),
     ]
+    if app.notifier is not None:
+        tasks.append(background.start("notifications", app.notifier.run))
+    return tasks
 
 
 async def release_answers() -> None:
@@ -112,6 +146,11 @@ async def release_answers() -> None:
         await store.release_all(context.STORED)
     except DatabaseError as error:  # they are taken over when this process is seen to be gone
         log.warning("unfinished answers could not be released", reason=str(error))
+
+
+def read_urls() -> None:
+    """Imports what urls.py names: otherwise the first request does, and others wait for it."""
+    _ = get_resolver().url_patterns
 
 
 async def check_connections() -> None:

@@ -7,7 +7,7 @@ and one connection, the body is limited while it is read, and a client that leav
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from io import BytesIO
 from typing import Any, cast
@@ -19,10 +19,12 @@ from django.urls import set_script_prefix
 
 from api import errors
 from api.accounts import auth
+from api.accounts.models import User
 from api.errors import ApiError
 from api.http.sse import EventStream
 from api.requests.concurrency_limit import ConcurrencyLimiter, sender_of
 from api.server.body import Disconnected, discard_body, read_body
+from api.server.observation import Observer
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -32,9 +34,10 @@ Scope = dict[str, Any]
 class Handler(ASGIHandler):
     """Serves HTTP requests; cancels a request when its client leaves."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer) -> None:
         super().__init__()
-        self._endless: set[_Exchange] = set()
+        self._observer = observer
+        self._endless: dict[_Exchange, User | None] = {}  # with their readers, if known
         self._limiter = ConcurrencyLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,12 +50,15 @@ class Handler(ASGIHandler):
         except Disconnected:
             return
         except ApiError as error:
+            self._observer.refused(scope["method"], error.status)
             await self._refuse(scope, receive, send, error)
             return
         request, refusal = self.create_request(scope, file)
         del file
         if request is None:
-            unreadable = ApiError(refusal.status_code, "this request cannot be read")
+            unreadable = ApiError(
+                refusal.status_code, "this request cannot be read", code="bad_request"
+            )
             await self.send_response(errors.response(scope["path"], unreadable), send)
             return
         await self._answer(request, _Exchange(receive, send))
@@ -77,27 +83,44 @@ class Handler(ASGIHandler):
         for exchange in list(self._endless):
             exchange.end_stream()
 
+    def readers(self) -> dict[int, User]:
+        """Who reads an endless stream, by key, with the rights that they had at its beginning."""
+        return {user.pk: user for user in self._endless.values() if user is not None}
+
+    def end_streams_of(self, readers: Collection[int]) -> None:
+        """Ends the endless streams of these users."""
+        for exchange, user in list(self._endless.items()):
+            if user is not None and user.pk in readers:
+                exchange.end_stream()
+
     async def _answer(self, request: Any, exchange: "_Exchange") -> None:
         response: HttpResponseBase | None = None
-        with exchange:
+        with exchange, self._observer.observe(request) as observation:
             try:
                 async with self._limiter.permit(_sender(request)):
                     response = await self.run_get_response(request)
+                observation.answered(response)
                 if isinstance(response, EventStream) and response.endless:
-                    self._endless.add(exchange)
+                    self._endless[exchange] = _reader(request)
                 await self.send_response(response, exchange.send)
             except asyncio.CancelledError:
                 if not exchange.cut_short:
                     raise
                 await exchange.complete()
             finally:
-                self._endless.discard(exchange)
+                self._endless.pop(exchange, None)
                 await _close(response)
 
 
 def _sender(request: ASGIRequest) -> bytes:
     host, _ = request.scope.get("client") or ("", 0)
     return sender_of(request.scope["headers"], host)
+
+
+def _reader(request: ASGIRequest) -> User | None:
+    """Who passed the endpoint's authentication."""
+    user = getattr(request, "auth", None)
+    return user if isinstance(user, User) else None
 
 
 async def _is_known(scope: Scope) -> bool:

@@ -12,6 +12,9 @@ from typing import Any
 
 import structlog
 
+from broker.logs import LogSettings, add_trace, json_processors
+
+AS_TEXT = LogSettings(as_json=False, level=logging.INFO)
 LINES = 20  # of one kind in SECONDS
 SECONDS = 60.0
 _LONGEST = 300  # characters of a message that may repeat a client's text
@@ -47,6 +50,8 @@ class RateLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Called by the handler, for every record."""
+        if record.levelno <= logging.DEBUG:
+            return True  # somebody asked for all of them
         kind, now = kind_of(record), self._clock()
         window = self._windows.get(kind)
         if window is None or now - window.began >= self._seconds:
@@ -82,14 +87,28 @@ def shorten(record: logging.LogRecord) -> bool:
     return True
 
 
-def configure(level: int = logging.INFO) -> None:
+def _renderers(settings: LogSettings, process: str) -> list[structlog.typing.Processor]:
+    if settings.as_json:
+        return json_processors(process)
+    return [
+        structlog.processors.format_exc_info,
+        structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+    ]
+
+
+def configure(settings: LogSettings = AS_TEXT, process: str = "api") -> None:
     """Sends structlog's and the standard library's records through one formatter."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
+        add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
@@ -98,8 +117,7 @@ def configure(level: int = logging.INFO) -> None:
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+            *_renderers(settings, process),
         ],
     )
     handler: logging.StreamHandler[Any] = logging.StreamHandler(sys.stderr)
@@ -107,7 +125,7 @@ def configure(level: int = logging.INFO) -> None:
     handler.addFilter(shorten)
     handler.addFilter(RateLimit())
     logging.root.handlers[:] = [handler]
-    logging.root.setLevel(level)
+    logging.root.setLevel(settings.level)
     # A write that fails (a full disk, a closed standard error) must not log a traceback.
     logging.raiseExceptions = False
     # The answer to a refused request has the reason, and errors.py logs those that failed.

@@ -294,7 +294,7 @@ class HttpProtocol(HttpToolsProtocol):
 
         if unfinished is not None:
             unfinished.abandon()
-        error = ApiError(int(refusal.status), refusal.message)
+        error = ApiError(int(refusal.status), refusal.message, code="bad_request")
         headers, content = last_response(self.url.decode("latin-1"), error)
         headers += [*self.server_state.default_headers, *SECURITY]
         self.transport.write(refusals.as_bytes(refusal, headers, content))

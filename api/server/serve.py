@@ -73,7 +73,7 @@ def serve(host: str, port: int, fd: int | None = None) -> None:
     `port`; other processes may accept from it, too. Raises OSError if the address cannot be used.
     """
     environment.use_settings(port)
-    logs.configure()
+    logs.configure(*environment.log_settings())
     files = allow_many_files()
     from api.settings import ENV  # reads CANOPY_PORT
 

@@ -1,39 +1,40 @@
 """Has the queues of dead nodes emptied where no parent does it.
 
 A node's parent notices its death and empties its queue. If the parent was dead too, or away from
-the broker, nobody noticed; but the broker still lists the queue and its edge, which this reads.
+the broker, nobody noticed; but the broker still lists the queue and its edge, which the recorder
+reads.
 """
-
-import asyncio
 
 import structlog
 
-from api.settings import ENV
-from api.tree.watch import TreeUnreadable, read_edges
 from broker.client import Client
 from broker.errors import Unavailable
+from broker.operator_messages import BrokerOverview
+from broker.overview import edges_of
 from broker.wire import Adopt
 from topology.tree import orphans
 
 log = structlog.get_logger("canopy.api")
 
-LOOK_SECONDS = 5.0
 
+class OrphanFinder:
+    """Tells the nearest living ancestor of each node found dead in two readings."""
 
-async def adopt_orphans(client: Client) -> None:
-    """Tells the nearest living ancestor of each node found dead at two looks. Never ends."""
-    if not ENV.management_url:
-        return
-    before: dict[str, str] = {}
-    while True:
-        await asyncio.sleep(LOOK_SECONDS)
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._before: dict[str, str] = {}
+
+    async def look(self, overview: BrokerOverview) -> None:
+        """One of the recorder's writers."""
+        if overview.problem:
+            return
+        edges = edges_of(overview)
+        now = orphans(edges.parents, edges.roots, edges.registered, edges.present)
         try:
-            edges = await read_edges()
-            now = orphans(edges.parents, edges.roots, edges.registered, edges.present)
             for node, ancestor in now.items():
-                if node in before:
-                    await client.control(ancestor, Adopt(node=node))
-        except (TreeUnreadable, Unavailable) as error:
+                if node in self._before:
+                    await self._client.control(ancestor, Adopt(node=node))
+        except Unavailable as error:
             log.info("dead nodes are looked for later", reason=str(error))
         else:
-            before = now
+            self._before = now

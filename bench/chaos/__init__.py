@@ -1,1 +1,0 @@
-"""`bench chaos`: random faults under load, and the proof that no request was forgotten."""

@@ -1,181 +1,175 @@
-"""`bench chaos`: users ask all the time while things break, by a schedule that a seed decides.
-
-Every request is followed to its end (ledger.py). The run fails if one was lost, had text twice or
-missing, or got an error after it had been accepted, and if the tree is not at rest afterwards.
-"""
+"""`bench chaos`: users ask while things break; ledger.py follows every request."""
 
 import asyncio
 import random
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
+import httpx
 
-from bench import harness, report
-from bench.chaos import growth, schedule, tables, users
-from bench.chaos.broker import Broker
+from bench import harness, options
+from bench.chaos import growth, schedule
 from bench.chaos.faults import Incident, Saboteur
-from bench.chaos.growth import Life
-from bench.chaos.ledger import Ending, Ledger
-from bench.chaos.schedule import KINDS, Fault, Tree
-from bench.chaos.service import Service
+from bench.chaos.ledger import FAILURES, Ending, Ledger
+from bench.chaos.schedule import FANOUT, KILLS, KINDS, NODES, Fault
+from bench.chaos.users import PATIENCE, User
 from bench.harness import Instance
-from bench.report import Report, say
+from bench.report import Report, Row, Table, say
 
+START_SECONDS = 120.0  # of the instance
+# After the last fault, by when everything must have ended: longer than a user's patience.
+LAST_SECONDS = PATIENCE + 30.0
 _SHOWN = 30  # failures that are printed; the rest is in the JSON
+_KIND = click.Choice(list(KINDS))
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @dataclass
 class Run:
-    """A run: its plan, and what came of it."""
+    """What is done, and what came of it. `start`: of the load, by time.monotonic."""
 
-    seconds: float
-    seed: int
-    users: int
-    tree: Tree
-    faults: Sequence[Fault]
+    seconds: float = 0.0
+    seed: int = 0
+    users: int = 0
+    faults: list[Fault] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     incidents: list[Incident] = field(default_factory=list)
     unrest: list[str] = field(default_factory=list)
-    lives: dict[int, Life] = field(default_factory=dict)
-    start: float = 0.0  # when the load began, by time.monotonic
-
-    @property
-    def survived(self) -> bool:
-        """No promise broken, nothing left over, everything back."""
-        return not self.ledger.failures() and not self.unrest and not self.not_healed
-
-    @property
-    def not_healed(self) -> list[str]:
-        """Faults whose victims did not come back."""
-        failed = [each for each in self.incidents if each.injected and each.problem]
-        return [f"{incident.fault}: {incident.problem}" for incident in failed]
+    lives: growth.Lives = field(default_factory=dict)
+    start: float = 0.0
 
 
+@click.command
+@click.option("--seconds", type=click.FloatRange(min=5), help="600; with --soak 3600.")
+@click.option("--seed", type=int, help="Repeats a run's faults and questions.")
+@click.option("--users", type=options.COUNT, default=50, help="Users who ask all the time.")
+@click.option("--fault", "kinds", type=_KIND, multiple=True, help="Only such ones; repeatable.")
+@click.option("--soak", is_flag=True, help="A long run with a kill a minute: what grows?")
+@click.option("--keep-logs", type=_FOLDER, help="Copy the instance's logs there.")
+@options.json_file
 def command(
-    seconds: Annotated[
-        float | None, typer.Option(min=5, help="How long faults go on; default 600, --soak 3600.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Repeats a run's faults and questions; default: a new one.")
-    ] = None,
-    people: Annotated[int, typer.Option("--users", min=1, help="Users who ask all the time.")] = 50,
-    nodes: Annotated[int, typer.Option(min=3, help="Worker processes.")] = 7,
-    fanout: Annotated[int, typer.Option(min=1, help="Children of a node at most.")] = 2,
-    slots: Annotated[int, typer.Option(min=1, help="Slots of a worker.")] = 2,
-    standby: Annotated[int, typer.Option(min=0, help="Roots that wait for the root's place.")] = 1,
-    token_delay: Annotated[float, typer.Option(min=0, help="Seconds between words.")] = 0.02,
-    faults_per_minute: Annotated[float, typer.Option(min=0.1, help="Faults, on average.")] = 3.0,
-    kinds: Annotated[
-        list[str] | None,
-        typer.Option("--fault", help=f"Only such faults, repeatable: {', '.join(KINDS)}."),
-    ] = None,
-    soak: Annotated[
-        bool, typer.Option("--soak", help="A long run with a kill a minute: what grows?")
-    ] = False,
-    keep_logs: Annotated[
-        Path | None, typer.Option(help="Copy the instance's logs to this new folder.")
-    ] = None,
-    json_file: report.JsonOption = None,
+    seconds: float | None,
+    seed: int | None,
+    users: int,
+    kinds: tuple[str, ...],
+    soak: bool,
+    keep_logs: Path | None,
+    json_file: Path | None,
 ) -> None:
     """Random faults under load: no answer is lost, repeated or left hanging."""
-    chosen = kinds or list(KINDS)
-    seconds = seconds or (3600.0 if soak else 600.0)
+    usual_seconds, faults_per_minute, usual_kinds = 600.0, 3.0, tuple(KINDS)
     if soak:
-        faults_per_minute = 1.0
-        chosen = kinds or [kind for kind in KINDS if kind.startswith("kill")]
-    for kind in chosen:
-        if kind not in KINDS:
-            message = f"there is no fault {kind!r}; there are: {', '.join(KINDS)}"
-            raise typer.BadParameter(message, param_hint="--fault")
-    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    tree = Tree.of(nodes, fanout)
-    faults = schedule.make(seed, seconds, faults_per_minute, tree, chosen)
-    run = Run(seconds, seed, people, tree, faults)
-    settings = {"seconds": seconds, "seed": seed, "users": people, "token_delay": token_delay}
-    result = Report("chaos", settings | {"nodes": nodes, "fanout": fanout, "slots": slots})
-    say(f"seed {seed}; {len(faults)} faults:")
-    for fault in faults:
+        usual_seconds, faults_per_minute, usual_kinds = 3600.0, 1.0, KILLS
+    if seed is None:
+        seed = random.SystemRandom().randrange(10**6)
+    run = Run(seconds or usual_seconds, seed, users)
+    run.faults = schedule.make(seed, run.seconds, faults_per_minute, kinds or usual_kinds)
+    result = Report("chaos", {"seconds": run.seconds, "seed": seed, "users": users})
+    say(f"seed {seed}; {len(run.faults)} faults:")
+    for fault in run.faults:
         say(f"  {fault}")
-    options = {"nodes": nodes, "fanout": fanout, "slots": slots, "standby": standby}
-    words = ["--engine", "echo", "--token-delay", str(token_delay)]
-    for name, value in options.items():
-        words += [f"--{name}", str(value)]
-    with harness.running(*words) as canopy:
-        try:
-            asyncio.run(_run(canopy, run))
-        finally:
-            if keep_logs:
-                shutil.copytree(canopy.home / "logs", keep_logs)
-    _fill(result, run)
+    words = ["--engine", "echo", "--token-delay", "0.02", "--slots", "2"]
+    words += ["--nodes", str(NODES), "--fanout", str(FANOUT), "--standby", "1"]
+    with harness.running(*words, within=START_SECONDS, keep_logs=keep_logs) as canopy:
+        asyncio.run(_run(canopy, run))
+    survived = fill(result, run)
     if soak:
-        result.tables.append(growth.table(list(run.lives.values()), seconds))
-        result.facts["processes"] = [asdict(life) for life in run.lives.values()]
+        result.tables.append(growth.table(run.lives, run.seconds))
     result.finish(json_file)
-    raise typer.Exit(0 if run.survived else 1)
+    raise SystemExit(int(not survived))
 
 
 async def _run(canopy: Instance, run: Run) -> None:
     """Users and faults at the same time, then a look at what is left."""
-    async with (
-        Broker(canopy.record["management"]) as broker,
-        Service.of(canopy) as service,
-        Saboteur(canopy, run.tree, broker, run.ledger) as saboteur,
-    ):
+    key = {"Authorization": f"Bearer {canopy.key}"}
+    many = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(
+        base_url=canopy.url, headers=key, limits=many, trust_env=False
+    ) as http:
+        saboteur = Saboteur(canopy, run.ledger, http)
         stop = asyncio.Event()
         run.start = time.monotonic()
-        async with asyncio.TaskGroup() as tasks:
-            sampling = tasks.create_task(growth.sample(canopy, run.lives))
-            for user in users.make(run.users, service, run.ledger, run.seed):
-                tasks.create_task(user.ask_until(stop))
-            injections = [_inject(saboteur, run, fault) for fault in run.faults]
-            run.incidents = await asyncio.gather(*injections)
-            await _sleep_until(run.start + run.seconds)
-            say("no more faults; waiting for the last answers")
-            stop.set()
-            sampling.cancel()
-        run.unrest = await saboteur.unrest()
+        pending = set(run.faults)
+
+        async def inject(fault: Fault) -> None:
+            await asyncio.sleep(run.start + fault.at - time.monotonic())
+            run.incidents.append(await saboteur.inject(fault))
+            pending.remove(fault)
+
+        try:
+            async with asyncio.timeout(run.seconds + LAST_SECONDS), asyncio.TaskGroup() as tasks:
+                sampling = tasks.create_task(growth.sample(canopy, run.lives))
+                for number in range(run.users):
+                    rng = random.Random(f"{run.seed}/{number}")
+                    user = User(number, http, canopy.model, run.ledger, rng)
+                    tasks.create_task(user.ask_until(stop))
+                await asyncio.gather(*map(inject, run.faults))
+                await asyncio.sleep(run.start + run.seconds - time.monotonic())
+                say("no more faults; waiting for the last answers")
+                stop.set()
+                sampling.cancel()
+        except TimeoutError:
+            run.unrest = unfinished(run, pending)
+        run.incidents.sort(key=lambda incident: incident.began)
+        run.unrest += await saboteur.unrest()
 
 
-async def _inject(saboteur: Saboteur, run: Run, fault: Fault) -> Incident:
-    await _sleep_until(run.start + fault.at)
-    return await saboteur.inject(fault)
+def unfinished(run: Run, pending: Iterable[Fault]) -> list[str]:
+    """What had not ended when time was up, one line each; open requests count as lost."""
+    now = time.monotonic()
+    lines = [f"{fault} has not healed after {now - run.start:.0f} s" for fault in pending]
+    for request in run.ledger.requests:
+        if request.ending is None:
+            request.end(now, Ending.LOST, "still open when time was up")
+    return lines
 
 
-async def _sleep_until(moment: float) -> None:
-    await asyncio.sleep(max(0.0, moment - time.monotonic()))
-
-
-def _fill(result: Report, run: Run) -> None:
+def fill(result: Report, run: Run) -> bool:
+    """Adds tables, notes and facts; False if anything went wrong."""
     ledger = run.ledger
-    broken = tables.failures(ledger, run.incidents, run.start)
-    recoveries = [tables.recovery(ledger, incident) for incident in run.incidents]
+    rows: list[Row] = []
+    for incident in run.incidents:
+        row: dict[str, object] = {"at s": incident.began - run.start}
+        row["fault"] = f"{incident.fault.kind} {incident.fault.target}"
+        row["over after s"] = incident.ended - incident.began
+        row["recovery s"] = ledger.longest_silence(incident.began, incident.ended)
+        rows.append(row | {"problem": incident.problem or "-"})
+    endings = ledger.endings()
     result.tables += [
-        tables.in_order(ledger, run.incidents, run.start),
-        tables.by_fault(ledger, run.incidents),
+        Table("the faults in order", rows, digits=1),
+        Table("how requests ended", [endings]),
     ]
-    result.facts |= {
-        "survived": run.survived,
-        "failures": broken,
-        "unrest": run.unrest,
-        "refusals": dict(ledger.refusals.most_common()),
-        "endings": {str(ending): ledger.count(ending) for ending in Ending},
-        "slowest_recovery_seconds": max(recoveries, default=0.0),
-        "schedule": [asdict(fault) for fault in run.faults],
-    }
-    verdict = "nothing lost, nothing repeated, at rest" if run.survived else "FAILED"
+    problems = broken(run)
+    recoveries = [row["recovery s"] for row in rows]
+    result.facts |= {"endings": endings, "problems": problems, "recoveries": recoveries}
+    result.facts["schedule"] = [asdict(fault) for fault in run.faults]
+    result.notes += problems[:_SHOWN]
+    verdict = "FAILED" if problems else "nothing lost, nothing repeated, at rest"
     result.notes += [
-        *(f"BROKEN PROMISE: {line}" for line in broken[:_SHOWN]),
-        *(f"NOT AT REST: {line}" for line in run.unrest),
-        *(f"NOT HEALED: {line}" for line in run.not_healed),
-        "accepted: an answer had begun. Refused (503, 429, no connection) is not accepted.",
-        "broken off: without Idempotency-Key, its API process killed; its text so far was right.",
-        "error: after it had been accepted. missing: text. usage: tokens counted wrong.",
-        "recovery: the longest silence of a running stream that began while the fault went on.",
-        "a request counts with each fault that it lived through, and once in the last row.",
         f"verdict: {verdict}; repeat these faults with --seed {run.seed} and the same settings",
+        "refused: before an answer began. broken off: no Idempotency-Key, its API process killed; "
+        "its text so far was right. wrong: text twice or missing, or tokens counted wrong.",
+        "recovery: the longest silence of a running stream that began while the fault went on.",
     ]
+    return not problems
+
+
+def broken(run: Run) -> list[str]:
+    """Promises broken, and what is not as before."""
+    lines = []
+    for request in run.ledger.requests:
+        if request.ending not in FAILURES:
+            continue
+        ended = request.ended or request.began
+        lines.append(
+            f"BROKEN PROMISE: {request.ending}: {request.kind} {request.request_id}, "
+            f"{request.began - run.start:.1f}-{ended - run.start:.1f} s, {request.note}"
+        )
+    for incident in run.incidents:
+        if incident.injected and incident.problem:
+            lines.append(f"NOT HEALED: {incident.fault}: {incident.problem}")
+    lines += [f"NOT AT REST: {line}" for line in run.unrest]
+    return lines

@@ -7,24 +7,22 @@ from dataclasses import dataclass
 from topology import shape
 
 ROOT = "root"
+NODES, FANOUT = 7, 2
+NAMES = shape.node_names(NODES)  # n1 to n3 have children
 CALM = 3.0  # seconds without faults at the beginning
 
 # kind of fault -> how many seconds it lasts, at least and at most
 KINDS: Mapping[str, tuple[float, float]] = {
-    "kill leaf": (0, 0),
-    "kill inner": (0, 0),
+    "kill node": (0, 0),
     "kill root": (0, 0),
     "kill API": (0, 0),
     "kill broker": (0, 0),
-    "stop leaf": (5, 30),
-    "stop inner": (5, 30),
+    "stop node": (5, 30),
     "stop root": (5, 30),
-    "cut node": (0, 0),
-    "cut API": (0, 0),
     "drain": (3, 10),
-    "attach": (3, 10),
     "rolling restart": (0, 0),
 }
+KILLS = ("kill node", "kill root", "kill API", "kill broker")  # of a soak
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,57 +33,16 @@ class Fault:
     kind: str
     target: str
     seconds: float = 0.0
-    parent: str = ""  # of an attach
 
     def __str__(self) -> str:
-        parent = f" below {self.parent}" if self.parent else ""
-        duration = f" for {self.seconds:.1f} s" if self.seconds else ""
-        return f"{self.at:6.1f} s  {self.kind} {self.target}{parent}{duration}"
+        text = f"{self.at:6.1f} s  {self.kind} {self.target}"
+        if self.seconds:
+            text += f" for {self.seconds:.1f} s"
+        return text
 
 
-@dataclass(frozen=True)
-class Tree:
-    """The tree that is disturbed: child -> parent."""
-
-    parents: Mapping[str, str]
-
-    @classmethod
-    def of(cls, nodes: int, fanout: int) -> "Tree":
-        """The tree of `canopy up --nodes N --fanout F`."""
-        numbers = range(1, nodes + 1)
-        return cls({f"n{i}": shape.parent_of(i, fanout=fanout, root=ROOT) for i in numbers})
-
-    @property
-    def leaves(self) -> list[str]:
-        return [name for name in self.parents if name not in self.parents.values()]
-
-    @property
-    def inner(self) -> list[str]:
-        return [name for name in self.parents if name in self.parents.values()]
-
-    def new_parents(self, name: str) -> list[str]:
-        """Where `name` could hang instead: anywhere but below itself."""
-        candidates = (ROOT, *self.parents)
-        return [
-            candidate
-            for candidate in candidates
-            if candidate != self.parents[name] and name not in self.path_to_root(candidate)
-        ]
-
-    def path_to_root(self, name: str) -> list[str]:
-        path = [name]
-        while path[-1] in self.parents:
-            path.append(self.parents[path[-1]])
-        return path
-
-
-def make(
-    seed: int, seconds: float, per_minute: float, tree: Tree, kinds: Sequence[str]
-) -> list[Fault]:
-    """The faults of a run, by time: evenly spread with a random part, every kind in its turn.
-
-    The tree needs an inner node and a leaf.
-    """
+def make(seed: int, seconds: float, per_minute: float, kinds: Sequence[str]) -> list[Fault]:
+    """The faults of a run, by time: evenly spread with a random part, every kind in its turn."""
     rng = random.Random(seed)
     count = max(1, round(seconds * per_minute / 60))
     interval = (seconds - CALM) / count
@@ -95,23 +52,11 @@ def make(
         if not deck:
             deck = rng.sample(list(kinds), len(kinds))
         at = CALM + interval * (index + rng.uniform(0, 0.8))
-        faults.append(_fault(rng, round(at, 1), deck.pop(), tree))
+        faults.append(_fault(rng, round(at, 1), deck.pop()))
     return faults
 
 
-def _fault(rng: random.Random, at: float, kind: str, tree: Tree) -> Fault:
-    targets = {
-        "leaf": tree.leaves,
-        "inner": tree.inner,
-        "root": [ROOT],
-        "API": ["api"],
-        "broker": ["broker"],
-        "node": list(tree.parents),
-        "drain": list(tree.parents),
-        "attach": list(tree.parents)[1:],
-        "restart": ["all"],
-    }
-    target = rng.choice(targets[kind.rsplit(maxsplit=1)[-1]])
-    seconds = round(rng.uniform(*KINDS[kind]), 1)
-    parent = rng.choice(tree.new_parents(target)) if kind == "attach" else ""
-    return Fault(at, kind, target, seconds, parent)
+def _fault(rng: random.Random, at: float, kind: str) -> Fault:
+    targets = {"root": [ROOT], "API": ["api"], "broker": ["broker"], "restart": ["all"]}
+    target = rng.choice(targets.get(kind.rsplit(maxsplit=1)[-1], NAMES))
+    return Fault(at, kind, target, round(rng.uniform(*KINDS[kind]), 1))

@@ -1,28 +1,27 @@
-"""The users: each asks one question after the other, and records in the ledger what came of it.
-
-| kind | what they do |
-| --- | --- |
-| stream | read a streamed answer |
-| plain | wait for an answer in one piece |
-| keyed | send an Idempotency-Key, and try again with it until there is an answer |
-| cancel | close the connection in the middle |
-"""
+"""The users: each asks one question after the other over HTTP, and records what came of it."""
 
 import asyncio
+import json
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
 from bench.chaos.ledger import Ending, Ledger, Request, numbered_words
-from bench.chaos.service import PATIENCE, CutShort, ErrorAnswer, Refused, Service
 
-KINDS = ("stream", "stream", "keyed", "stream", "cancel", "plain", "keyed")
-WORDS = (10, 120)  # of a question, which is its answer
-PAUSE = (0.1, 1.0)  # seconds between an answer and the next question
+# plain: not streamed; cancel: leaves in the middle; keyed: sends an Idempotency-Key and tries again
+# with it until there is an answer
+KINDS = ("stream", "stream", "keyed", "stream", "cancel", "plain", "keyed plain")
+PATIENCE = 120.0  # seconds without new text after which a user gives up: longer than any fault
+_WORDS = (10, 120)  # of a question, which is its answer
+PAUSE = 0.3  # seconds between two tries or questions, at least; at most the double
+# The kernel tries to connect again after 1, 3, 7 and 15 s, where a listener's queue was full.
+_TIMEOUT = httpx.Timeout(PATIENCE, connect=20.0)
+_LONGEST_PAUSE = 2.0
+_NOT_NOW = (429, 503)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class User:
     """One of them; `rng` decides questions and pauses."""
 
     number: int
-    service: Service
+    http: httpx.AsyncClient
+    model: str
     ledger: Ledger
     rng: random.Random
 
@@ -42,85 +42,108 @@ class User:
         """Asks until `stop` is set; the last question is still seen to its end."""
         count = 0
         while not stop.is_set():
-            text = numbered_words(f"u{self.number}q{count}", self.rng.randint(*WORDS))
+            text = numbered_words(f"u{self.number}q{count}", self.rng.randint(*_WORDS))
             await self.ask(self.ledger.open(self.kind, text, time.monotonic()))
             count += 1
-            await asyncio.sleep(self.rng.uniform(*PAUSE))
 
     async def ask(self, request: Request) -> None:
-        try:
-            ending, note = await _WAYS[self.kind](self, request)
-        except Refused as error:
-            request.end(time.monotonic(), Ending.REFUSED, str(error))
-            self.ledger.refuse(str(error))
-            await asyncio.sleep(error.retry_after * self.rng.uniform(1, 2))
-        except ErrorAnswer as error:
-            ending = request.wrong_text(complete=False) or Ending.ERROR
-            request.end(time.monotonic(), ending, str(error))
-        except TimeoutError:
-            request.end(time.monotonic(), Ending.LOST, f"nothing new for {PATIENCE:.0f} s")
-        except (CutShort, httpx.TransportError) as error:
-            at = time.monotonic()
-            ending = request.wrong_text(complete=False) or self.ledger.judge_broken(request, at)
-            request.end(at, ending, repr(error))
-            self.ledger.refuse(repr(error))
-            await asyncio.sleep(self.rng.uniform(0.2, 1.0))
-        else:
-            request.end(time.monotonic(), ending, note)
-
-    async def _stream(self, request: Request) -> tuple[Ending, str]:
-        await self.service.stream(request, {})
-        return _judge(request)
-
-    async def _plain(self, request: Request) -> tuple[Ending, str]:
-        await self.service.complete(request, {})
-        return _judge(request)
-
-    async def _cancel(self, request: Request) -> tuple[Ending, str]:
-        leave_after = self.rng.randint(1, len(request.expected))
-        if await self.service.stream(request, {}, leave_after):
-            return _judge(request)
-        return request.wrong_text(complete=False) or Ending.CANCELLED, ""
-
-    async def _keyed(self, request: Request) -> tuple[Ending, str]:
-        """Tries again with the same key, whatever goes wrong with the connection."""
-        headers = {"Idempotency-Key": uuid.UUID(int=self.rng.getrandbits(128)).hex}
-        ask = self.service.stream if self.number % 4 else self.service.complete
-        while True:
-            pause = 0.3
+        """Until the request has ended: with a key again and again, else once."""
+        headers = {}
+        if "keyed" in self.kind:
+            headers["Idempotency-Key"] = uuid.UUID(int=self.rng.getrandbits(128)).hex
+        while request.ending is None:
+            pause = PAUSE
             try:
-                await ask(request, headers)
-                return _judge(request)
-            except Refused as error:
-                pause = error.retry_after
-                self.ledger.refuse(str(error))
-            except (CutShort, httpx.TransportError) as error:
-                self.ledger.refuse(repr(error))
-            wrong = request.wrong_text(complete=False)
-            if wrong:
-                return wrong, "before a retry"
-            if time.monotonic() - (request.last_text or request.began) > PATIENCE:
-                raise TimeoutError
-            request.retries += 1
+                async with asyncio.timeout(PATIENCE) as limit:
+                    pause = await self._try(request, headers, limit)
+            except httpx.ConnectTimeout as error:  # nothing was sent: the service had no time
+                self._fail(request, Ending.REFUSED, repr(error))
+            except httpx.TransportError as error:
+                ending = self.ledger.judge_broken(request, time.monotonic())
+                self._fail(request, ending, repr(error))
+            except TimeoutError:
+                request.end(time.monotonic(), Ending.LOST, f"nothing new for {PATIENCE:.0f} s")
+            flaw = request.flaw(complete=request.ending is Ending.ANSWERED)
+            if flaw:  # wrong text is wrong, whatever else happened
+                request.end(time.monotonic(), Ending.WRONG, flaw)
             await asyncio.sleep(pause * self.rng.uniform(1, 2))
 
+    def _fail(self, request: Request, ending: Ending, note: str) -> None:
+        """A try failed. That ends the request, unless its key can be tried again."""
+        now = time.monotonic()
+        if "keyed" not in self.kind:
+            request.end(now, ending, note)
+        elif now - (request.last_text or request.began) > PATIENCE:
+            request.end(now, Ending.LOST, f"tried again and again: {note}")
 
-_WAYS: dict[str, Callable[[User, Request], Awaitable[tuple[Ending, str]]]] = {
-    "stream": User._stream,
-    "plain": User._plain,
-    "keyed": User._keyed,
-    "cancel": User._cancel,
-}
+    async def _try(
+        self, request: Request, headers: dict[str, str], limit: asyncio.Timeout
+    ) -> float:
+        """Returns the pause until the next one. Raises httpx.TransportError, TimeoutError."""
+        request.text = ""
+        messages = [{"role": "user", "content": request.expected}]
+        body: dict[str, Any] = {"model": self.model, "messages": messages}
+        if "plain" not in self.kind:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        async with self.http.stream(
+            "POST", "/v1/chat/completions", json=body, headers=headers, timeout=_TIMEOUT
+        ) as response:
+            if response.status_code != 200:
+                await response.aread()
+                return self._refused(request, response)
+            request.accepted = request.accepted or time.monotonic()
+            request.request_id = response.headers.get("X-Request-Id", "")
+            if "plain" in self.kind:
+                answer = json.loads(await response.aread())
+                request.text = answer["choices"][0]["message"]["content"]
+                _finish(request, answer["usage"])
+            else:
+                await self._read(request, response, limit)
+        return PAUSE
+
+    def _refused(self, request: Request, response: httpx.Response) -> float:
+        """A status other than 200. A job that was accepted and failed names its id."""
+        note = f"{response.status_code}: {response.text[:200]}"
+        if response.status_code in _NOT_NOW and "X-Request-Id" not in response.headers:
+            self._fail(request, Ending.REFUSED, note)
+            return min(float(response.headers.get("Retry-After", PAUSE)), _LONGEST_PAUSE)
+        request.end(time.monotonic(), Ending.ERROR, note)
+        return PAUSE
+
+    async def _read(
+        self, request: Request, response: httpx.Response, limit: asyncio.Timeout
+    ) -> None:
+        """The events of a stream."""
+        leave_after = len(request.expected) + 1
+        if self.kind == "cancel":
+            leave_after = self.rng.randint(1, len(request.expected))
+        usage = None
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                _finish(request, usage)
+                return
+            if not line.startswith("data: "):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                request.end(time.monotonic(), Ending.ERROR, event["error"]["message"])
+                return
+            usage = event.get("usage") or usage
+            for choice in event["choices"]:
+                text = choice["delta"].get("content")
+                if text:
+                    request.receive(time.monotonic(), text)
+                    limit.reschedule(asyncio.get_running_loop().time() + PATIENCE)
+            if len(request.text) >= leave_after:
+                request.end(time.monotonic(), Ending.CANCELLED)
+                return
+        raise httpx.RemoteProtocolError("the stream ended without [DONE]")
 
 
-def make(count: int, service: Service, ledger: Ledger, seed: int) -> list[User]:
-    """`count` users of all kinds."""
-    numbers = range(count)
-    return [User(i, service, ledger, random.Random(f"{seed}/{i}")) for i in numbers]
-
-
-def _judge(request: Request) -> tuple[Ending, str]:
-    wrong = request.wrong_text(complete=True)
-    if wrong:
-        return wrong, f"got {request.text[-200:]!r}, {request.tokens} tokens"
-    return Ending.ANSWERED, ""
+def _finish(request: Request, usage: dict[str, int] | None) -> None:
+    """The answer is complete; `usage` counts its tokens."""
+    request.end(time.monotonic(), Ending.ANSWERED)
+    words = len(request.text.split())
+    if usage and usage["completion_tokens"] != words:
+        note = f"{usage['completion_tokens']} tokens counted, not {words}"
+        request.end(time.monotonic(), Ending.WRONG, note)

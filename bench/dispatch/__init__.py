@@ -1,1 +1,0 @@
-"""`bench dispatch`: jobs a second and latency through the tree, beside other job queues."""

@@ -1,4 +1,4 @@
-"""Canopy's driver: the API's broker client without HTTP. `python -m … MODEL`."""
+"""Canopy's drivers: the API's broker client, or HTTP. `python -m … MODEL [PORT]`."""
 
 import asyncio
 import os
@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 import structlog
 
 from bench.dispatch import loop
+from bench.errors import RequestFailed
+from bench.streaming import StreamClient, chat
 from broker.client import Client
-from broker.errors import NoTree, Unavailable
 from broker.wire import ChatMessage, Failed, Job, Sampling
 
 _READY_SECONDS = 30.0
@@ -46,26 +47,36 @@ async def connected(amqp_url: str) -> AsyncIterator[Client]:
         await client.stop()
 
 
-async def request(client: Client, model: str) -> None:
-    """One job, to its last frame. Raises RuntimeError if it failed."""
-    async for frame in await client.submit(make_job(model)):
-        if isinstance(frame, Failed):
-            raise RuntimeError(frame.message)
-
-
-async def main(model: str) -> None:
+async def drive(model: str) -> None:
     async with connected(os.environ["BENCH_AMQP_URL"]) as client:
-        async with asyncio.timeout(_READY_SECONDS):
-            served = False
-            while not served:
-                try:
-                    await request(client, model)
-                    served = True
-                except (NoTree, Unavailable):  # the tree is being made
-                    await asyncio.sleep(0.1)
-        await loop.serve(lambda: request(client, model))
+
+        async def request() -> None:
+            async for frame in await client.submit(make_job(model)):
+                if isinstance(frame, Failed):
+                    raise RequestFailed(frame.message)
+
+        await loop.serve(request)
+
+
+async def drive_http(model: str, port: int) -> None:
+    """Streamed answers of one token. A request takes an idle connection, or opens one."""
+    idle: list[StreamClient] = []
+    content = chat(port, os.environ["BENCH_KEY"], model, 1)
+
+    async def request() -> None:
+        client = idle.pop() if idle else await StreamClient.open(port)
+        client.send(content)
+        await client.ended.wait()
+        if client.timeline.error:
+            raise RequestFailed(client.timeline.error)
+        idle.append(client)
+
+    await loop.serve(request)
 
 
 if __name__ == "__main__":
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    asyncio.run(main(sys.argv[1]))
+    if len(sys.argv) == 2:
+        asyncio.run(drive(sys.argv[1]))
+    else:
+        asyncio.run(drive_http(sys.argv[1], int(sys.argv[2])))

@@ -1,107 +1,114 @@
-"""`bench dispatch`: what the tree adds to the broker's work, and what other job queues cost on it.
-
-A closed loop keeps so many requests in flight. Contenders take turns with a block of each load,
-round after round, so that a busy machine disturbs all alike; those not in turn are idle.
-"""
+"""`bench dispatch`: a closed loop; contenders take turns, a block of each load a round."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 
-import typer
+import click
 
-from bench import cpu, harness, report
-from bench.dispatch import contenders, table
-from bench.dispatch.contenders import Contender, RunningContender
+from bench import cpu, harness, options
+from bench.dispatch import contenders
+from bench.dispatch.contenders import CANOPY, Contender
 from bench.dispatch.loop import Block
-from bench.dispatch.table import Measurement, Measurements
 from bench.harness import Instance
-from bench.report import Report
+from bench.report import Progress, Report, Row, Table
+from bench.stats import Spread
 
-_WARM_UP = Block(in_flight=100, seconds=0.5)
+_LOADS = (1, 10, 100, 1000)
 
 
+@dataclass(frozen=True)
+class Cell:
+    """All blocks of a contender with so many requests in flight."""
+
+    contender: str
+    in_flight: int
+    rates: list[float] = field(default_factory=list)  # jobs a second in each block
+    latencies_ms: list[float] = field(default_factory=list)
+    cpu: Counter[str] = field(default_factory=Counter)  # processor seconds by group
+
+
+@click.command
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=1.0, help="Of a block.")
+@click.option("--rounds", type=options.COUNT, default=3, help="Blocks of each contender and load.")
+@click.option("--in-flight", type=options.COUNT, multiple=True, default=_LOADS, help="Repeatable.")
+@click.option("--only", default="", help="Only contenders with this in their name.")
+@options.json_file
 def command(
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a block.")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Blocks of each contender and load.")] = 3,
-    in_flight: Annotated[
-        list[int] | None, typer.Option(min=1, help="Requests in flight, repeatable.")
-    ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Jobs that Canopy's node runs at once.")] = 1024,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only contenders with this in their name; repeatable.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One round of short blocks: a look, not a result.")
-    ] = False,
-    json_file: report.JsonOption = None,
+    seconds: float,
+    rounds: int,
+    in_flight: tuple[int, ...],
+    only: str,
+    json_file: Path | None,
 ) -> None:
-    """Jobs a second and latency: the tree, HTTP, bare AMQP, Celery, dramatiq."""
-    loads = in_flight or [1, 10, 100, 1000]
-    if quick:
-        seconds, rounds, loads = min(seconds, 0.5), 1, in_flight or [1, 100]
-    settings = {"seconds": seconds, "rounds": rounds, "in_flight": loads, "slots": slots}
-    result = Report("dispatch", {**settings, "peers": contenders.PEERS})
+    """Jobs a second and latency: the tree, HTTP, bare AMQP, Celery."""
+    settings = {"seconds": seconds, "rounds": rounds, "in_flight": in_flight}
+    result = Report("dispatch", settings | {"peer": contenders.CELERY})
     harness.allow_many_connections()
-    with harness.running("--engine", "echo", "--nodes", "1", "--slots", str(slots)) as canopy:
-        chosen = contenders.all_contenders(canopy, slots, only or [])
-        blocks = [Block(load, seconds) for load in loads]
-        measured = _measure(canopy, chosen, blocks, rounds)
-    result.tables = [table.load_table(chosen, measured, load) for load in loads]
-    result.tables.append(table.goal_table(chosen, measured))
-    result.facts = {
-        "contenders": {contender.name: contender.settings for contender in chosen},
-        "rates": {
-            f"{name}, {load} in flight": [round(each.rate, 1) for each in measurements]
-            for (name, load), measurements in measured.items()
-        },
-    }
+    with harness.running("--engine", "echo", "--nodes", "1", "--slots", "1024") as canopy:
+        chosen = contenders.all_contenders(canopy, only)
+        blocks = [Block(load, seconds) for load in in_flight]
+        cells = _measure(canopy, chosen, blocks, rounds)
+    result.tables = [load_table(cells, load) for load in in_flight]
     result.notes += _NOTES
     result.finish(json_file)
 
 
 _NOTES = (
-    "hops: queues that a job passes on its way down. Canopy's usual least is 2 (root, node); of 1 "
-    "it is a root with the engine. The peers have 1 and are compared with Canopy's 2.",
-    "of bare, x bare: ratio to bare AMQP of as many hops, by round. jobs/s: median of the rounds.",
-    "Canopy and bare AMQP confirm every hop; Celery and dramatiq confirm nothing unless told to.",
-    "dramatiq's sending blocks: at high loads read its throughput, not its latency.",
-    "bare AMQP is pika as it comes; Canopy joins frames and acknowledgements.",
+    "Canopy and bare AMQP pass two queues and confirm both, as the least tree (root, node) does; "
+    "Celery passes one, confirms nothing, and runs with its defaults.",
+    "x: Canopy beside the row. Goals: at least 5 x Celery's jobs/s and 0.5 x bare AMQP's, each "
+    "with its best load; with 1 in flight, at most 1.5 x bare AMQP's p50.",
+    "Celery's sending blocks: at high loads read the throughput, not the latency.",
 )
 
 
 def _measure(
     canopy: Instance, chosen: Sequence[Contender], blocks: Sequence[Block], rounds: int
-) -> Measurements:
+) -> list[Cell]:
     """Every contender under every load, in turn. Raises NotStarted if one stops answering."""
-    measured: Measurements = {}
-    with contextlib.ExitStack() as stack, report.progress() as bar:
-        task = bar.add_task("starting", total=len(chosen) * (1 + rounds * len(blocks)))
+    progress = Progress(len(chosen) + rounds * len(blocks))
+    cells: dict[tuple[str, int], Cell] = {}
+    with contextlib.ExitStack() as stack:
         started = []
         for contender in chosen:
-            bar.update(task, description=f"starting {contender.name}")
+            progress.step(f"starting {contender.name}")
             context = contenders.running(contender, canopy.home / "logs")
             started.append(stack.enter_context(context))
-            started[-1].measure(_WARM_UP)
-            bar.advance(task)
-        for number in range(rounds):
+        for number in range(1, rounds + 1):
             for block in blocks:
-                for running in _rotated(started, number):
-                    name = running.contender.name
-                    bar.update(task, description=f"{name}, {block.in_flight} in flight")
-                    one = _measure_block(canopy, running, block)
-                    measured.setdefault((name, block.in_flight), []).append(one)
-                    bar.advance(task)
-    return measured
+                progress.step(f"round {number}, {block.in_flight} in flight")
+                for running in started:
+                    key = running.contender.name, block.in_flight
+                    cell = cells.setdefault(key, Cell(*key))
+                    pids = {**running.pids, "broker": canopy.pids()["broker"]}
+                    with cpu.measured(pids) as usage:
+                        result = running.measure(block)
+                    cell.rates.append(len(result.latencies_ms) / result.seconds)
+                    cell.latencies_ms.extend(result.latencies_ms)
+                    del usage[cpu.SECONDS]
+                    cell.cpu.update(usage)
+            started.append(started.pop(0))  # so that nobody always follows the same one
+    return list(cells.values())
 
 
-def _rotated(started: Sequence[RunningContender], by: int) -> list[RunningContender]:
-    """Another order each round, so that nobody always follows the same one."""
-    by %= len(started)
-    return [*started[by:], *started[:by]]
-
-
-def _measure_block(canopy: Instance, running: RunningContender, block: Block) -> Measurement:
-    with cpu.measured({**running.pids, "broker": canopy.pids()["broker"]}) as usage:
-        result = running.measure(block)
-    return Measurement(result.seconds, result.latencies_ms, usage)
+def load_table(cells: Sequence[Cell], in_flight: int) -> Table:
+    """A row per contender, each beside Canopy if that was measured."""
+    chosen = [cell for cell in cells if cell.in_flight == in_flight]
+    references = [cell for cell in chosen if cell.contender == CANOPY]
+    rows: list[Row] = []
+    for cell in chosen:
+        latency = Spread.of(cell.latencies_ms)
+        rate = median(cell.rates)
+        row: dict[str, object] = {"contender": cell.contender, "jobs/s": round(rate)}
+        row |= latency.cells("ms", "p50", "p95", "p99")
+        row["cpu ms"] = 1000 * cell.cpu.total() / latency.count
+        row["broker's"] = 1000 * cell.cpu["broker"] / latency.count
+        for reference in references:
+            row["Canopy: x jobs/s"] = median(reference.rates) / rate
+            row["x p50"] = median(reference.latencies_ms) / latency.p50
+        rows.append(row)
+    return Table(f"{in_flight} in flight; processor time is a job's", rows)

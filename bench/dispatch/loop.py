@@ -1,7 +1,4 @@
-"""A driver's side: a closed loop, and the blocks it is asked for on standard input.
-
-The standard library alone: drivers of other job queues run without Canopy's packages.
-"""
+"""A driver's closed loop. The standard library alone: peers have no Canopy packages."""
 
 import asyncio
 import json
@@ -48,23 +45,7 @@ async def run(request: Callable[[], Awaitable[object]], block: Block) -> Result:
 
 
 async def serve(request: Callable[[], Awaitable[object]]) -> None:
-    """Warms up, reports that it is ready, then measures blocks until standard input ends."""
-    await request()
-    _print({"ready": True})
-    while True:
-        line = await asyncio.to_thread(sys.stdin.readline)  # the loop has heartbeats to send
-        if not line:
-            return
-        _print(asdict(await run(request, Block(**json.loads(line)))))
-
-
-def serve_blocking(measure: Callable[[Block], Result]) -> None:
-    """The same for a library with a loop or threads of its own."""
-    measure(Block(1, 0))
-    _print({"ready": True})
-    for line in sys.stdin:
-        _print(asdict(measure(Block(**json.loads(line)))))
-
-
-def _print(answer: object) -> None:
-    print(json.dumps(answer), flush=True)
+    """Measures the blocks that lines of standard input ask for."""
+    while line := await asyncio.to_thread(sys.stdin.readline):  # the loop has heartbeats to send
+        result = await run(request, Block(**json.loads(line)))
+        print(json.dumps(asdict(result)), flush=True)

@@ -1,218 +1,151 @@
-"""`bench engine`: see the package."""
+"""`bench engine`: in this process, through its protocol; `--system`: behind the service, too."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Any
 
-import typer
+import click
 
-from bench import report
-from bench.engine import shapes
-from bench.engine.baselines import BASELINES
-from bench.engine.load import Ask
-from bench.engine.measure import BASELINES_PART, ENGINE_PART, LIMIT_PART, Run, Settings
-from bench.engine.prompts import Prompts
-from bench.engine.subject import (
-    DividedModel,
-    Subject,
-    find_device,
-    from_folder,
-    random_weights,
-    read_tokenizer,
-)
-from bench.engine.tables import ARRIVALS, ENGINE, RAGGED, UNIFORM
+from bench import options
+from bench.engine import shapes, subject
+from bench.engine.load import LOADS, UNIFORM
+from bench.engine.measure import Run, Settings
+from bench.engine.prompts import Prompts, Request
+from bench.engine.reading import Result
+from bench.engine.subject import Subject
 from bench.errors import NotStarted
-from bench.report import Report, Table
+from bench.report import Report
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.compute_thread import run_in_thread
 from worker.models import installed
 
-if TYPE_CHECKING:
-    from bench.engine.system import Cell
+_GPU_SIZES: tuple[int, ...] = (1, 8, 32, 128, 256)
+_CPU_SIZES: tuple[int, ...] = (1, 4, 16)
+_GPU_ANSWER, _CPU_ANSWER = 256, 64
 
-ROWS = (UNIFORM, RAGGED, ARRIVALS)
-PARTS = (ENGINE_PART, BASELINES_PART, LIMIT_PART)
-GPU_CONCURRENCY, CPU_CONCURRENCY = (1, 8, 32, 128, 256), (1, 4, 16)
+_NOTES = (
+    "engine: through its protocol, in this process. generate: transformers' own, one padded batch. "
+    "limit: weights, keys and values read once a step, at the speed of a copy.",
+    "tok/s: of answers, prompts' time included; engine / it: by tok/s, of the limit by steps. ms a "
+    "step: while all decode. prompt tok/s: until the last first token.",
+    "ragged: a closed loop with lengths of a published trace, until its last request begins. "
+    "prefix: prompts that share all but their end. prompts: long ones, few tokens out. arrivals: "
+    "TTFT of newcomers with long prompts; gaps of the streams that decode meanwhile.",
+)
+_SYSTEM_NOTE = (
+    "system: streams of /v1/completions through API, broker, root and nodes on this machine; "
+    "engine / it: as many engines as nodes. cores: of each process. The load generator (load), "
+    "API and root compute on one each: near 1.0 they bound the rest. Nodes on one CPU share its "
+    "cores: there the ratio says nothing."
+)
 
 
-def command(
-    device: Annotated[
-        str,
-        typer.Option(help="cuda, cuda:N, cpu, or auto; cuda:0,cuda:1: layers over both (--model)."),
-    ] = "auto",
-    tensor_parallel: Annotated[
-        int, typer.Option(min=1, help="Processes that divide the model (--model).")
-    ] = 1,
-    model: Annotated[str | None, typer.Option(help="A prepared model's name, or a folder.")] = None,
-    shape: Annotated[
-        str | None, typer.Option("--random-weights", help=f"Instead: {', '.join(shapes.SHAPES)}.")
-    ] = None,
-    concurrency: Annotated[
-        list[int] | None, typer.Option(min=1, help="Requests at once, repeatable.")
-    ] = None,
-    slots: Annotated[
-        int | None, typer.Option(min=1, help="Of the engine; default: the largest concurrency.")
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(min=16, help="Tokens a slot; default: what the memory allows.")
-    ] = None,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
-    answer: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of each answer; default 256, on a CPU 64.")
-    ] = None,
-    rows: Annotated[str, typer.Option(help=f"Loads: {', '.join(ROWS)}.")] = ",".join(ROWS),
-    rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Ragged: requests a second (Poisson), no closed loop."),
-    ] = None,
-    baselines: Annotated[str, typer.Option(help=f"Of {', '.join(BASELINES)}; or none.")] = ",".join(
-        BASELINES
-    ),
-    only: Annotated[str, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = ",".join(PARTS),
-    newcomers: Annotated[
-        int | None, typer.Option(min=1, help="Arrivals: how many; default 20, on a CPU 5.")
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="Another engine: a name, or a module's dotted path.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of lengths, words and arrivals.")] = 1,
-    cap: Annotated[
-        float, typer.Option(min=1, help="Seconds that a row of a baseline may take.")
-    ] = 30.0,
-    with_system: Annotated[
-        bool, typer.Option("--system", help="Uniform load, on API, broker and tree, too.")
-    ] = False,
-    gpus: Annotated[
-        int, typer.Option(min=1, help="--system: also with so many nodes, each on a GPU.")
-    ] = 1,
-    json_file: report.JsonOption = None,
-) -> None:
+@click.command
+@click.option("--model", help="A prepared model's name, or a folder.")
+@click.option(
+    "--random-weights",
+    "shape",
+    type=click.Choice(shapes.SHAPES),
+    help="Instead: a model of this shape.",
+)
+@click.option("--device", default="auto", help="cpu, cuda, cuda:N, auto.")
+@click.option(
+    "--concurrency", type=options.COUNT, multiple=True, help="Requests at once; repeatable."
+)
+@click.option("--context", type=options.COUNT, default=2048, help="Tokens a slot, at most.")
+@click.option(
+    "--prompt", type=options.COUNT, default=128, help="Tokens of a prompt; a long one: x 8."
+)
+@click.option("--answer", type=click.IntRange(min=2), help="Tokens: 256, or 64 on a CPU.")
+@click.option("--load", "loads", type=click.Choice(LOADS), multiple=True, help="Only; repeatable.")
+@click.option("--alone", is_flag=True, help="Without transformers' generate.")
+@click.option("--system", "with_system", is_flag=True, help="API, broker and tree around it, too.")
+@click.option(
+    "--gpus", type=options.COUNT, default=1, help="--system: also so many nodes, a GPU each."
+)
+@options.json_file
+def command(json_file: Path | None, **options: Any) -> None:
     """Tokens a second of an engine and their delays, beside transformers and the memory's limit."""
-    place = find_device(device)
-    is_cpu = place == "cpu"
-    is_divided = tensor_parallel > 1 or "," in place
-    if (model is None) == (shape is None):
-        raise typer.BadParameter("name one: --model or --random-weights")
-    if is_divided and (model is None or context or engine or with_system):
-        raise typer.BadParameter("what is divided is a --model, alone", param_hint="--model")
-    if shape is not None:
-        report.choose(shape, shapes.SHAPES, "--random-weights")
-    sizes = tuple(concurrency or (CPU_CONCURRENCY if is_cpu else GPU_CONCURRENCY))
-    settings = Settings(
-        device=place,
-        slots=slots or max(sizes),
-        concurrency=sizes,
-        prompt=prompt,
-        answer=answer or (64 if is_cpu else 256),
-        rows=(UNIFORM,) if with_system else report.choose(rows, ROWS, "--rows"),
-        parts=(ENGINE_PART,) if is_divided or with_system else report.choose(only, PARTS, "--only"),
-        baselines=() if baselines == "none" else report.choose(baselines, BASELINES, "--baselines"),
-        rate=rate,
-        newcomers=newcomers or (5 if is_cpu else 20),
-        seed=seed,
-        cap=cap,
-    )
-    if max(sizes) > settings.slots:
-        message = f"{max(sizes)} requests at once need as many slots"
-        raise typer.BadParameter(message, param_hint="--slots")
-    result = Report("engine", asdict(settings), notes=list(_NOTES))
-    result.settings = {**result.settings, "model": model or shape, "processes": tensor_parallel}
     try:
-        systems = _measure_systems(model, shape, settings, gpus) if with_system else {}
-        subject = run_in_thread(lambda: _subject(model, shape, settings, context, tensor_parallel))
+        settings = _settings(**options)
+        result = Report("engine", asdict(settings))
+        results = _measure_systems(settings)
+        measured = run_in_thread(lambda: _subject(settings))
     except EngineUnavailable as error:
         raise NotStarted(str(error)) from error
-    if prompt + settings.answer > subject.context:
-        message = f"prompt and answer do not fit into {subject.context} tokens"
-        raise typer.BadParameter(message, param_hint="--answer")
-    result.tables = [_facts(subject, settings, engine)]
-    if is_divided:
-        result.notes.append(_DIVIDED)
-    run = Run(settings, subject, result, json_file)
-    run.run(engine)
-    if systems:
-        from bench.engine import system
-
-        alone = {it.concurrency: it.reading for it in run.results if it.contender == ENGINE}
-        result.tables += system.tables(systems, alone)
-        result.facts["systems"] = {
-            f"{nodes} x {size}": asdict(cell)
-            for nodes, cells in systems.items()
-            for size, cell in cells.items()
-        }
-        result.notes.append(_SYSTEM)
+    Run(settings, measured, result, json_file, results).run()
+    result.notes = _facts(measured, settings) + result.notes + list(_NOTES)
+    if settings.with_system:
+        result.notes.append(_SYSTEM_NOTE)
     result.finish(json_file)
 
 
-_NOTES = (
-    "engine: through its protocol, in this process. TTFT: until its first chunk with a token. gap: "
-    "between two chunks of one answer.",
-    "tok/s: answers' tokens over the whole time, prefill included; a ragged closed loop counts "
-    "until its last request begins. ms a step: while all rows decode.",
-    "generate: one request at a time; static: `generate` for all, padded; continuous: "
-    "transformers' continuous batching with its defaults. All use the same weights.",
-    "ragged: answers' lengths of a published trace; prompts are drawn from the same quantiles.",
-    "pause: of every stream the longest gap between a newcomer's request and its first token.",
-    "limit: all weights and all rows' keys and values, read once a step, at the speed of a copy.",
-)
-_DIVIDED = "no baselines and no limit: they need the whole model on one device."
-_SYSTEM = (
-    "system: streams of /v1/completions through API, broker, root and nodes on this machine. load "
-    "is the load generator; it, the API and the root compute on one core each: near 1.0 they bound "
-    "the rest. Nodes on one CPU share its cores: there the ratio to one node says nothing."
-)
+def _settings(**options: Any) -> Settings:
+    """With what is usual on the device. Raises EngineUnavailable, click.BadParameter."""
+    from worker.engines.transformers.model.placement import find_device
+
+    sizes, answer = _GPU_SIZES, _GPU_ANSWER
+    options["device"] = str(find_device(options["device"]))
+    if options["device"] == "cpu":
+        sizes, answer = _CPU_SIZES, _CPU_ANSWER
+    options["concurrency"] = options["concurrency"] or sizes
+    options["answer"] = options["answer"] or answer
+    options["loads"] = options["loads"] or LOADS
+    if options["with_system"]:
+        options["loads"] = (UNIFORM,)
+    settings = Settings(**options)
+    if (settings.model is None) == (settings.shape is None):
+        raise click.BadParameter("name one: --model or --random-weights")
+    if settings.prompt + settings.answer > settings.context:
+        raise click.BadParameter("prompt and answer do not fit into it", param_hint="--context")
+    return settings
 
 
-def _subject(
-    model: str | None, shape: str | None, settings: Settings, context: int | None, ranks: int
-) -> Subject:
-    if shape is not None:
-        return random_weights(shape, settings.device, settings.slots, context)
-    folder = installed(str(model))
-    if ranks > 1 or "," in settings.device:
-        return DividedModel(folder, ranks)
-    return from_folder(folder, settings.device, settings.slots, context)
+def _subject(settings: Settings) -> Subject:
+    if settings.model is None:
+        return subject.random_weights(str(settings.shape), settings.device, settings.context)
+    return subject.from_folder(installed(settings.model), settings.device, settings.context)
 
 
-def _measure_systems(
-    model: str | None, shape: str | None, settings: Settings, gpus: int
-) -> dict[int, "dict[int, Cell]"]:
-    """By number of nodes. Several nodes take the GPUs in turn."""
+def _measure_systems(settings: Settings) -> list[Result]:
+    """Several nodes take the GPUs in turn."""
+    if not settings.with_system:
+        return []
     from bench.engine import system  # with Canopy's other rooms, which `bench.engine` may lack
     from cli.prepare import gpus as machine
+    from worker.engines.transformers.model import loader
 
-    if gpus > 1 and settings.device != "cpu" and gpus > machine.count():
-        raise typer.BadParameter(f"this machine has {machine.count()}", param_hint="--gpus")
-    if shape is not None:
-        vocabulary = shapes.config(shape).vocab_size
-        prompts = Prompts(shapes.tokenizer(vocabulary), vocabulary, shape, settings.seed)
-        options = ["--engine", "bench.engine.node_engine", "--model", shape]
+    device, gpus = settings.device, settings.gpus
+    if gpus > 1 and device != "cpu" and gpus > machine.count():
+        raise click.BadParameter(f"this machine has {machine.count()}", param_hint="--gpus")
+    if settings.model is None:
+        shape = str(settings.shape)
+        tokenizer = shapes.tokenizer(shapes.config(shape).vocab_size)
+        engine = ["--engine", "bench.engine.subject", "--model", shape]
     else:
-        folder = installed(str(model)).absolute()
-        tokenizer = read_tokenizer(folder)
-        prompts = Prompts(tokenizer, len(tokenizer), folder.name, settings.seed)
-        options = ["--engine", "transformers", "--model", str(folder)]
-    ask = Ask(settings.prompt, settings.answer)
-    systems = {}
-    for nodes in dict.fromkeys((1, gpus)):
-        place = settings.device if nodes == 1 or settings.device == "cpu" else "auto"
-        words = [*options, "--device", place]
-        systems[nodes] = system.measure(words, nodes, settings.concurrency, prompts, ask)
-    return systems
+        folder = installed(settings.model)
+        tokenizer = loader.load_tokenizer(folder)
+        engine = ["--engine", "transformers", "--model", str(folder)]
+    prompts = Prompts(tokenizer, "")
+    request = Request(settings.prompt, settings.answer)
+    results = []
+    for nodes in sorted({1, gpus}):
+        if nodes > 1 and device != "cpu":
+            device = "auto"
+        words = [*engine, "--device", device]
+        results += system.measure(words, nodes, settings.concurrency, prompts, request)
+    return results
 
 
-def _facts(subject: Subject, settings: Settings, engine: str | None) -> Table:
+def _facts(measured: Subject, settings: Settings) -> list[str]:
     import torch
-    import transformers
 
-    hardware = "CPU"
+    hardware = f"CPU, {torch.get_num_threads()} threads"
     if settings.device != "cpu":
-        hardware = torch.cuda.get_device_name(settings.device.split(",")[0])
-    name = engine or "transformers"
-    facts = {
-        "device": f"{settings.device}: {hardware}, {torch.get_num_threads()} threads",
-        "torch, transformers": f"{torch.__version__}, {transformers.__version__}",
-        **subject.facts,
-        "engine": f"{name}, {settings.slots} slots, context {subject.context} tokens",
-        "requests": f"{settings.prompt} tokens in, {settings.answer} out, seed {settings.seed}",
-    }
-    return Table("settings", [{"what": what, "value": value} for what, value in facts.items()])
+        hardware = torch.cuda.get_device_name(settings.device)
+    millions = sum(weight.numel() for weight in measured.model.parameters()) / 1e6
+    return [
+        f"{measured.name}: {millions:,.1f} M parameters, {measured.model.dtype}; "
+        f"{settings.prompt} tokens in, {settings.answer} out",
+        f"{settings.device}: {hardware}; torch {torch.__version__}",
+    ]

@@ -1,55 +1,45 @@
-"""The order of work: the limit, the engine under every load, then the others with the same model.
-
-What fails costs only its own row. The report is written after each row, so that a run that is cut
-short leaves what it had.
-"""
+"""The order of work. What fails costs its own row, and a run cut short leaves what it had."""
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from bench.engine import limit, load, reading, tables
-from bench.engine.baselines import BASELINES, GENERATE, STATIC
-from bench.engine.load import Ask
-from bench.engine.prompts import Prompts
-from bench.engine.subject import SharedModel, Subject
-from bench.engine.tables import ARRIVALS, ENGINE, RAGGED, UNIFORM, ArrivalsResult, Limit, LoadResult
+from bench.engine import load, reading, subject, yardsticks
+from bench.engine.load import ARRIVALS, RAGGED, UNIFORM
+from bench.engine.prompts import Prompts, Request
+from bench.engine.reading import ENGINE, GENERATE, LIMIT, Reading, Result, result_table
+from bench.engine.subject import Subject
 from bench.report import Report, say
-from bench.stats import Spread
-from bench.timeline import Timeline, first_errors, ttfts
+from bench.timeline import Timeline, first_errors
+from cli.errors import first_error
 from worker.engines.base import Engine
 from worker.engines.transformers.compute_thread import run_in_thread
 
-ENGINE_PART, BASELINES_PART, LIMIT_PART = "engine", "baselines", "limit"
-_WARM_ANSWER = 16  # tokens
+_WARM_TOKENS = 16
 _START_SECONDS = 600.0
 _ROW_SECONDS = 300.0  # after which a row of the engine is lost
+_GENERATE_SECONDS = 30.0  # after which what it has made counts
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The options of the command; see there."""
 
+    model: str | None
+    shape: str | None
     device: str
-    slots: int
     concurrency: tuple[int, ...]
+    context: int
     prompt: int
     answer: int
-    rows: tuple[str, ...]
-    parts: tuple[str, ...]
-    baselines: tuple[str, ...]
-    rate: float | None
-    newcomers: int
-    seed: int
-    cap: float
-
-    @property
-    def is_cpu(self) -> bool:
-        return self.device == "cpu"
+    loads: tuple[str, ...]
+    alone: bool
+    with_system: bool
+    gpus: int
 
 
 @dataclass
@@ -59,164 +49,103 @@ class Run:
     settings: Settings
     subject: Subject
     report: Report
-    file: Path | None
-    results: list[LoadResult] = field(default_factory=list)
-    arrivals: list[ArrivalsResult] = field(default_factory=list)
-    limits: list[Limit] = field(default_factory=list)
+    file: Path | None = None
+    results: list[Result] = field(default_factory=list)
 
-    def run(self, engine_name: str | None) -> None:
-        """Everything that was asked for.
-
-        Each part has a thread of its own: what one leaves behind of OpenMP's threads must not slow
-        the next one down.
-        """
-        parts = self.settings.parts
-        if LIMIT_PART in parts:  # first: the largest copy needs memory that others would keep
-            with self._row("the bandwidth's limit"):
+    def run(self) -> None:
+        """The engine comes last, because it changes the model."""
+        # a thread each: what one part leaves of OpenMP's threads must not slow the next one down
+        if UNIFORM in self.settings.loads:
+            with self._row(LIMIT):
                 run_in_thread(self._measure_limit)
-        if ENGINE_PART in parts:
-            with self._row("the engine"):
-                run_in_thread(partial(asyncio.run, self._measure_engine(engine_name)))
-        self.subject.clean_up()
-        if BASELINES_PART in parts:
-            run_in_thread(self._measure_baselines)
+            if not (self.settings.alone or self.settings.with_system):
+                run_in_thread(self._measure_generate)
+        with self._row(ENGINE):
+            run_in_thread(self._measure_engine)
         self._save()
-
-    def _asks(self, kind: str, concurrency: int) -> list[Ask]:
-        """The requests of a load, the same for everybody."""
-        it = self.settings
-        if kind == UNIFORM:
-            return load.uniform(concurrency, it.prompt, it.answer)
-        requests = concurrency * (2 if it.is_cpu else 4)
-        return load.ragged(requests, self.subject.context, it.seed, it.rate)
-
-    def _loads(self) -> list[tuple[str, int]]:
-        kinds = [kind for kind in (UNIFORM, RAGGED) if kind in self.settings.rows]
-        return [(kind, concurrency) for kind in kinds for concurrency in self.settings.concurrency]
 
     def _measure_limit(self) -> None:
-        subject = self.subject
-        assert isinstance(subject, SharedModel)  # noqa: S101 - the command checks that
-        speed = limit.bandwidth(self.settings.device)
-        for kind, concurrency in self._loads():
-            context = reading.mean_context(self._asks(kind, concurrency))
-            weights, kv = subject.reads.weights, subject.reads.kv(concurrency, context)
-            self.limits.append(Limit(kind, concurrency, context, weights, kv, speed))
-        subject.clean_up()
-        say(f"bandwidth: {speed / 1e9:.0f} GB/s, read and written")
-        self._save()
+        it, model = self.settings, self.subject.model
+        speed = yardsticks.bandwidth(it.device)
+        weights = yardsticks.weight_bytes(model)
+        self._note(f"limit: {weights / 1e9:.3f} GB of weights, copies {speed / 1e9:.0f} GB/s")
+        config, context = model.config.get_text_config(), it.prompt + it.answer / 2
+        row = yardsticks.kv_bytes(config, model.dtype.itemsize, context)
+        for size in it.concurrency:
+            self._add(UNIFORM, size, LIMIT, Reading(step_ms=1000 * (weights + size * row) / speed))
 
-    async def _measure_engine(self, name: str | None) -> None:
-        it, subject = self.settings, self.subject
-        engine = subject.engine(name, it.device, it.slots)
-        prompts = subject.prompts(it.seed)
+    def _measure_generate(self) -> None:
+        import torch
+
+        it, model = self.settings, self.subject.model
+        prompts = Prompts(self.subject.tokenizer, self.subject.name)
+        for size in it.concurrency:
+            requests = [Request(it.prompt, it.answer)] * size
+            name = f"{GENERATE}, {size} at once"
+            with self._row(name):
+                ids = [prompts.ids(text) for text in prompts.texts(requests)]
+                yardsticks.generate(model, ids, _WARM_TOKENS, _GENERATE_SECONDS)
+                timelines = yardsticks.generate(model, ids, it.answer, _GENERATE_SECONDS)
+                if timelines[0].tokens < it.answer:
+                    self._note(f"{name}: cut short after {timelines[0].tokens} tokens each")
+                self._add(UNIFORM, size, GENERATE, reading.read(timelines, size * it.prompt))
+            gc.collect()
+            torch.cuda.empty_cache()  # for what follows; nothing without a GPU
+
+    def _measure_engine(self) -> None:
+        it, slots = self.subject, max(self.settings.concurrency)
+        engine = subject.engine(it.name, self.settings.device, slots, it.load)
+        asyncio.run(self.measure_engine(engine))
+
+    async def measure_engine(self, engine: Engine) -> None:
+        """All loads on an engine that has not been started. Raises EngineUnavailable."""
         began = time.perf_counter()
         async with asyncio.timeout(_START_SECONDS):
             await engine.start()
-        seconds = time.perf_counter() - began
-        say(f"engine: started in {seconds:.1f} s")
-        start = {"seconds": seconds, "precision": subject.precision, "context": subject.context}
-        self.report.facts["start"] = start
-        if subject.precision:
-            self._note(f"the engine computes in {subject.precision}; others in the dtype above")
+        note = f"engine: ready after {time.perf_counter() - began:.1f} s, "
+        note += f"{engine.slots} slots of {engine.context_length} tokens"
+        if self.subject.precision:
+            note += f", computes in {self.subject.precision}"
+        self._note(note)
+        prompts = Prompts(self.subject.tokenizer, self.subject.name)
         try:
-            for kind, concurrency in self._loads():
-                await self._measure_load(engine, prompts, kind, concurrency)
-            if ARRIVALS in it.rows:
-                for concurrency in it.concurrency:
-                    for newcomer in (it.prompt, 8 * it.prompt):
-                        await self._measure_arrivals(engine, prompts, concurrency, newcomer)
+            for kind in self.settings.loads:
+                for size in self.settings.concurrency:
+                    with self._row(f"{ENGINE}, {kind}, {size} at once"):
+                        async with asyncio.timeout(_ROW_SECONDS):
+                            await self._measure_load(engine, prompts, kind, size)
         finally:
             await engine.stop()
-        if engine.stuck:
-            self._note("the engine could not be stopped, and shared the device with what followed")
 
-    async def _measure_load(
-        self, engine: Engine, prompts: Prompts, kind: str, concurrency: int
-    ) -> None:
-        it = self.settings
-        asks = self._asks(kind, concurrency)
-        warm_up = [Ask(ask.prompt, min(ask.answer, _WARM_ANSWER)) for ask in asks[:concurrency]]
-        with self._row(f"{ENGINE}, {kind}, concurrency {concurrency}"):
-            async with asyncio.timeout(_ROW_SECONDS):
-                await load.run_load(engine, prompts, warm_up, concurrency)
-                timelines = await load.run_load(engine, prompts, asks, concurrency)
-            self._add(kind, ENGINE, concurrency, timelines, steady=kind == RAGGED and not it.rate)
-
-    async def _measure_arrivals(
-        self, engine: Engine, prompts: Prompts, concurrency: int, prompt: int
-    ) -> None:
-        it = self.settings
-        streams = min(concurrency, it.slots - 1)
-        name = f"{prompt} tokens arrive beside {streams} streams"
-        if streams < 1 or self.subject.context < max(prompt, it.prompt) + it.answer:
-            self._note(f"{name}: left out, it needs one more slot or a longer context")
+    async def _measure_load(self, engine: Engine, prompts: Prompts, kind: str, size: int) -> None:
+        it, context = self.settings, engine.context_length
+        requests = load.requests_of(kind, size, it.prompt, it.answer, context)
+        needed = max(request.prompt + request.answer for request in requests)
+        if needed > context:
+            self._note(f"{kind}: left out, it needs {needed} tokens a slot")
             return
-        long_answer = Ask(it.prompt, self.subject.context - it.prompt - 1)
-        newcomer = Ask(prompt, load.NEWCOMER_ANSWER)
-        with self._row(name):
-            async with asyncio.timeout(_ROW_SECONDS):
-                arrivals = await load.run_arrivals(
-                    engine, prompts, long_answer, streams, newcomer, it.newcomers, it.seed
-                )
-            result = ArrivalsResult(
-                streams=streams,
-                prompt=prompt,
-                newcomers=sum(not timeline.error for timeline in arrivals.newcomers),
-                ttft=Spread.of(ttfts(arrivals.newcomers), 1000),
-                quiet_gap=Spread.of(reading.quiet_gaps(arrivals), 1000),
-                pause=Spread.of(reading.pauses(arrivals), 1000),
-            )
-            self.arrivals.append(result)
-            say(f"{name}: TTFT p50 {result.ttft.p50:.0f} ms, pause p99 {result.pause.p99:.0f} ms")
-            self._save()
-
-    def _measure_baselines(self) -> None:
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()  # no end token, it warns: as intended
-        prompts = self.subject.prompts(self.settings.seed)
-        for name in self.settings.baselines:
-            for kind, concurrency in self._loads():
-                if name == GENERATE and (kind != UNIFORM or concurrency > 1):
-                    continue
-                if name == STATIC and concurrency == 1 and GENERATE in self.settings.baselines:
-                    continue  # the same as `generate`
-                self._measure_baseline(prompts, kind, name, concurrency)
-                self.subject.clean_up()
-
-    def _measure_baseline(self, prompts: Prompts, kind: str, name: str, concurrency: int) -> None:
-        subject, cap = self.subject, self.settings.cap
-        assert isinstance(subject, SharedModel)  # noqa: S101 - the command checks that
-        asks = self._asks(kind, concurrency)
-        row = f"{name}, {kind}, concurrency {concurrency}"
-        with self._row(row):
-            ids = [prompts.ids(prompts.text(ask.prompt)) for ask in asks]
-            timelines = BASELINES[name](subject.model, asks, ids, concurrency, cap)
-            tokens = sum(timeline.tokens for timeline in timelines)
-            asked = sum(ask.answer for ask in asks)
-            if tokens < asked:
-                self._note(f"{row}: cut short by --cap: {tokens} of {asked} tokens")
-            # `generate` refills no slots; a load that was cut short may not have begun them all.
-            steady = kind == RAGGED and name not in (GENERATE, STATIC) and tokens >= asked
-            if timelines:
-                self._add(kind, name, concurrency, timelines, steady=steady)
+        if kind == ARRIVALS and size == 1:  # nothing is left for a newcomer
+            return
+        first = requests[:size]
+        warm_up = [replace(it, answer=min(it.answer, _WARM_TOKENS)) for it in first]
+        await load.run_load(engine, prompts.jobs(warm_up), size)
+        timelines = await load.run_load(engine, prompts.jobs(requests), size)
+        if kind == ARRIVALS:
+            result = reading.read_arrivals(timelines[: size - 1], timelines[size - 1 :])
+        else:
+            tokens = sum(request.prompt for request in requests)
+            result = reading.read(timelines, tokens, closed_loop=kind == RAGGED)
+        self._add(kind, size, ENGINE, result, timelines)
 
     def _add(
-        self,
-        kind: str,
-        contender: str,
-        concurrency: int,
-        timelines: list[Timeline],
-        *,
-        steady: bool,
+        self, kind: str, size: int, contender: str, it: Reading, timelines: Sequence[Timeline] = ()
     ) -> None:
-        it = reading.read(timelines, steady=steady)
-        self.results.append(LoadResult(kind, contender, concurrency, it))
-        name = f"{contender}, {kind}, concurrency {concurrency}"
+        name = f"{contender}, {kind}, {size} at once"
+        self.results.append(Result(kind, size, contender, it))
         for error in first_errors(timelines):
             self._note(f"{name}: {error}")
-        say(f"{name}: {it.rate:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
+        if it.rate or it.ttft.count:
+            say(f"{name}: {it.rate or 0:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
         self._save()
 
     @contextlib.contextmanager
@@ -225,11 +154,10 @@ class Run:
         try:
             yield
         except Exception as error:
-            cause: BaseException = error
-            while isinstance(cause, BaseExceptionGroup):
-                cause = cause.exceptions[0]
-            line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            self._note(f"{name}: failed: {type(cause).__name__}: {line}")
+            first = first_error(error)
+            kind = type(first).__name__
+            line = (str(first).strip() or kind).splitlines()[0]
+            self._note(f"{name}: failed: {kind}: {line}")
 
     def _note(self, line: str) -> None:
         say(line)
@@ -237,16 +165,7 @@ class Run:
         self._save()
 
     def _save(self) -> None:
-        pace = f"{self.settings.rate:g} requests/s" if self.settings.rate else "closed loop"
-        self.report.tables[1:] = [
-            tables.load_table(UNIFORM, "all at once, equal lengths; times in ms", self.results),
-            tables.load_table(RAGGED, f"ragged lengths, {pace}; times in ms", self.results),
-            tables.arrivals_table(self.arrivals),
-            tables.limit_table(self.limits),
-            tables.ratio_table(self.results, self.limits),
-        ]
+        self.report.tables = [result_table(self.results)]
         self.report.facts["results"] = [asdict(result) for result in self.results]
-        self.report.facts["arrivals"] = [asdict(result) for result in self.arrivals]
-        self.report.facts["limits"] = [asdict(bound) for bound in self.limits]
         if self.file is not None:
             self.report.write(self.file)

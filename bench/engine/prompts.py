@@ -2,6 +2,8 @@
 
 import random
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import BenchError
@@ -10,42 +12,47 @@ from worker.engines.transformers.text.chat_template import prepare
 
 _WORDS = 400  # different words: enough that no two prompts begin alike
 _CANDIDATES = 20_000
-_TRIES = 50
 
 
-class NoPrompt(BenchError):
-    """This tokenizer gives no text of so many tokens."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Tokens in and out. The first `shared` words of the prompt are those of its whole load."""
+
+    prompt: int
+    answer: int
+    shared: int = 0
 
 
 class Prompts:
-    """Makes texts and jobs. Ids are those that the engine reads, a <bos> included."""
+    """Makes texts and jobs. Tokens are those that the engine reads, a <bos> included."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int, model: str, seed: int = 1) -> None:
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        """Raises BenchError."""
         self._tokenizer = tokenizer
         self._model = model
-        self._rng = random.Random(seed)
+        self._rng = random.Random(1)
         self._count = 0
-        self._words = self._single_tokens(vocabulary)
+        self._words = self._single_tokens()
+        self._special = len(self.ids(self._words[0])) - 1
 
     def ids(self, text: str) -> list[int]:
-        return prepare(self._tokenizer, self._job(text, 1)).ids
+        return prepare(self._tokenizer, self.job(text, 1)).ids
 
-    def text(self, tokens: int) -> str:
-        """Random words of so many tokens together. Raises NoPrompt."""
-        words = tokens
-        for _ in range(_TRIES):
-            text = " ".join(self._rng.choice(self._words) for _ in range(max(1, words)))
-            missing = tokens - len(self.ids(text))
-            if not missing:
-                return text
-            words = max(1, words + missing)
-        raise NoPrompt(f"no text of {tokens} tokens was found for this tokenizer")
+    def texts(self, requests: Sequence[Request]) -> list[str]:
+        """Random words for each. Every call has a shared prefix of its own. Raises BenchError."""
+        shared = max(request.shared for request in requests)
+        prefix = self._rng.choices(self._words, k=shared)
+        texts = []
+        for request in requests:
+            own = request.prompt - self._special - request.shared
+            if own < 1:
+                raise BenchError(f"a prompt of {request.prompt} tokens has no room for a word")
+            words = self._rng.choices(self._words, k=own)
+            texts.append(" ".join(prefix[: request.shared] + words))
+        return texts
 
-    def job(self, prompt: int, answer: int) -> Job:
-        """A request with a prompt and an answer of so many tokens."""
-        return self._job(self.text(prompt), answer)
-
-    def _job(self, text: str, answer: int) -> Job:
+    def job(self, text: str, answer: int) -> Job:
+        """A greedy request for an answer of so many tokens."""
         self._count += 1
         return Job(
             request_id=f"bench-{self._count}",
@@ -56,20 +63,28 @@ class Prompts:
             sampling=Sampling(max_tokens=answer, temperature=0.0),
         )
 
-    def _single_tokens(self, vocabulary: int) -> list[str]:
-        """Words that cost exactly one token inside a text."""
+    def jobs(self, requests: Sequence[Request]) -> list[Job]:
+        jobs = []
+        for request, text in zip(requests, self.texts(requests), strict=True):
+            jobs.append(self.job(text, request.answer))
+        return jobs
+
+    def _single_tokens(self) -> list[str]:
+        """Words that cost exactly one token, at the beginning and inside of a text."""
         words: list[str] = []
+        vocabulary = len(self._tokenizer)
         around = len(self._plain_ids("the the"))
         for token in self._rng.sample(range(vocabulary), min(vocabulary, _CANDIDATES)):
             word = self._tokenizer.decode([token], skip_special_tokens=True).strip()
             if not (word.isalnum() and word.isascii()):
                 continue
-            if len(self._plain_ids(f"the {word} the")) == around + 1:
+            inside = len(self._plain_ids(f"the {word} the")) - around
+            if inside == len(self._plain_ids(word)) == 1:
                 words.append(word)
             if len(words) == _WORDS:
                 break
         if not words:
-            raise NoPrompt("this tokenizer has no word of one token")
+            raise BenchError("this tokenizer has no word of one token")
         return words
 
     def _plain_ids(self, text: str) -> list[int]:

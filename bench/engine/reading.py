@@ -1,96 +1,148 @@
-"""Rates and delays from the timelines of a load. Pure."""
+"""Rates and delays from the timelines of a load, and their table. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from bench.engine.load import Arrivals, Ask
+from bench.engine.load import LOADS
+from bench.report import Row, Table
 from bench.stats import Spread
 from bench.timeline import Timeline, ttfts
+
+ENGINE, GENERATE, LIMIT = "engine", "generate", "limit"
+_NO_SAMPLES = Spread()
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What came of one load. Spreads are in milliseconds."""
 
-    requests: int
-    failed: int
-    tokens: int
-    seconds: float
-    rate: float  # tokens a second over the whole of it, prefill included
-    step_ms: float | None  # a decoding step while all rows run
-    ttft: Spread
-    gap: Spread
-    tokens_a_chunk: float
+    rate: float | None = None  # tokens of answers a second over the whole of it, prefill included
+    step_ms: float | None = None  # a decoding step while all requests run
+    prompt_rate: float | None = None  # tokens of prompts a second, until the last first token
+    failed: int | None = None
+    ttft: Spread = _NO_SAMPLES
+    gap: Spread = _NO_SAMPLES
+
+    def cells(self) -> dict[str, float | None]:
+        """Its part of a table's row."""
+        return {
+            "tok/s": self.rate,
+            "ms a step": self.step_ms,
+            "prompt tok/s": self.prompt_rate,
+            **self.ttft.cells("TTFT", "p50", "p99"),
+            **self.gap.cells("gap", "p50", "p99", "max"),
+            "failed": self.failed,
+        }
 
 
-def read(timelines: Sequence[Timeline], *, steady: bool = False) -> Reading:
-    """From the first request to the last token; `steady`: to the beginning of the last request.
+def read(
+    timelines: Sequence[Timeline], prompt_tokens: int = 0, *, closed_loop: bool = False
+) -> Reading:
+    """From the first request to the last token; `closed_loop`: until the last request begins.
 
-    After that, slots of a closed loop stay empty.
+    After that, slots of a closed loop stay empty. `prompt_tokens`: of all requests.
     """
     begin = min(timeline.sent for timeline in timelines)
-    last_token = max((timeline.times[-1] for timeline in timelines if timeline.times), default=0.0)
     last_sent = max(timeline.sent for timeline in timelines)
-    end = last_sent if steady and last_sent > begin else last_token
-    seconds = max(0.0, end - begin)
-    tokens = sum(timeline.tokens_within(begin, end) for timeline in timelines)
-    chunks = sum(len(timeline.times) for timeline in timelines)
+    last_first = end = begin
+    gaps: list[float] = []
+    for timeline in timelines:
+        gaps += timeline.gaps()
+        if timeline.times:
+            last_first = max(last_first, timeline.times[0])
+            end = max(end, timeline.times[-1])
+    steps = prompts = None
+    if closed_loop and last_sent > begin:
+        end = last_sent
+    else:
+        steps = step_ms(timelines)
+        prompts = _rate(prompt_tokens, last_first - begin)
     return Reading(
-        requests=len(timelines),
-        failed=sum(bool(timeline.error) for timeline in timelines),
-        tokens=tokens,
-        seconds=seconds,
-        rate=tokens / seconds if seconds else 0.0,
-        step_ms=None if steady else step_ms(timelines),
-        ttft=Spread.of(ttfts(list(timelines)), 1000),
-        gap=Spread.of([gap for timeline in timelines for gap in timeline.gaps()], 1000),
-        tokens_a_chunk=sum(timeline.tokens for timeline in timelines) / max(1, chunks),
+        rate=_rate(_tokens(timelines, begin, end), end - begin),
+        step_ms=steps,
+        prompt_rate=prompts,
+        failed=_failures(timelines),
+        ttft=Spread.of(ttfts(timelines), 1000),
+        gap=Spread.of(gaps, 1000),
+    )
+
+
+def read_arrivals(streams: Sequence[Timeline], newcomers: Sequence[Timeline]) -> Reading:
+    """TTFT of newcomers that came once all streams decoded, and the streams' gaps meanwhile."""
+    begin = max((stream.times[0] for stream in streams if stream.times), default=0.0)
+    late = [newcomer for newcomer in newcomers if newcomer.sent >= begin]
+    end = max((newcomer.times[0] for newcomer in late if newcomer.times), default=begin)
+    gaps: list[float] = []
+    for stream in streams:
+        gaps += stream.gaps(begin, end)
+    return Reading(
+        failed=_failures(streams) + _failures(newcomers),
+        ttft=Spread.of(ttfts(late), 1000),
+        gap=Spread.of(gaps, 1000),
     )
 
 
 def step_ms(timelines: Sequence[Timeline]) -> float | None:
     """Milliseconds a step while all requests decode; None if they never all do."""
-    if not timelines or any(timeline.error or not timeline.times for timeline in timelines):
+    if any(timeline.error or not timeline.times for timeline in timelines):
         return None
     begin = max(timeline.times[0] for timeline in timelines)
     end = min(timeline.times[-1] for timeline in timelines)
-    tokens = sum(timeline.tokens_within(begin, end) for timeline in timelines)
-    steps = tokens / len(timelines)
-    return 1000 * (end - begin) / steps if end > begin and steps >= 2 else None
+    steps = _tokens(timelines, begin, end) / len(timelines)
+    if end <= begin or steps < 2:
+        return None
+    return 1000 * (end - begin) / steps
 
 
-def pauses(arrivals: Arrivals) -> list[float]:
-    """For each newcomer and stream: the longest gap until the newcomer's first token, in seconds.
-
-    That is what the stream's reader saw of the newcomer's prefill.
-    """
-    longest = []
-    for newcomer in arrivals.newcomers:
-        if newcomer.first is None:
-            continue
-        for stream in arrivals.streams:
-            gaps = []
-            for before, after in pairwise(stream.times):
-                if after > newcomer.sent and before < newcomer.first:
-                    gaps.append(after - before)
-            if gaps:
-                longest.append(max(gaps))
-    return longest
+def _tokens(timelines: Sequence[Timeline], begin: float, end: float) -> int:
+    return sum(timeline.tokens_within(begin, end) for timeline in timelines)
 
 
-def quiet_gaps(arrivals: Arrivals) -> list[float]:
-    """Gaps of the streams, in seconds, that no newcomer touched."""
-    spans = [(newcomer.sent, newcomer.first or float("inf")) for newcomer in arrivals.newcomers]
-    gaps = []
-    for stream in arrivals.streams:
-        for before, after in pairwise(stream.times):
-            if not any(after > sent and before < first for sent, first in spans):
-                gaps.append(after - before)
-    return gaps
+def _failures(timelines: Sequence[Timeline]) -> int:
+    return sum(bool(timeline.error) for timeline in timelines)
 
 
-def mean_context(asks: Sequence[Ask]) -> float:
-    """Tokens that a row holds on average while it decodes: long answers decode longer."""
-    steps = sum(ask.answer for ask in asks)
-    return sum(ask.answer * (ask.prompt + ask.answer / 2) for ask in asks) / steps
+def _rate(tokens: int, seconds: float) -> float | None:
+    """None without tokens or time."""
+    if not tokens or seconds <= 0:
+        return None
+    return tokens / seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One load on one contender."""
+
+    load: str
+    size: int  # requests at once; of the system, for each node
+    contender: str
+    reading: Reading
+    nodes: int = 1
+    cores: str = ""  # processor seconds a second of the system's processes
+
+
+def result_table(results: Sequence[Result]) -> Table:
+    """By load and size, contenders in the order in which they were measured."""
+    engine = {(it.load, it.size): it.reading for it in results if it.contender == ENGINE}
+    rows: list[Row] = []
+    for result in sorted(results, key=lambda it: (LOADS.index(it.load), it.size)):
+        row: dict[str, object] = {"load": result.load, "at once": result.size}
+        row["contender"] = result.contender
+        row["engine / it"] = _ratio(engine.get((result.load, result.size)), result)
+        row |= result.reading.cells()
+        if result.cores:
+            row["cores"] = result.cores
+        rows.append(row)
+    return Table("speed; times in ms", rows)
+
+
+def _ratio(engine: Reading | None, result: Result) -> float | None:
+    """How many times as fast an engine a node is; by steps if nothing else is known of `result`."""
+    it = result.reading
+    if engine is None or engine is it:
+        return None
+    if engine.rate and it.rate:
+        return result.nodes * engine.rate / it.rate
+    if engine.step_ms and it.step_ms:
+        return it.step_ms / engine.step_ms
+    return None

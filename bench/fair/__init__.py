@@ -1,1 +1,0 @@
-"""`bench fair`: what a user notices of another one who floods the service."""

@@ -1,7 +1,4 @@
-"""`python -m bench.fair.accounts NAME=SHARE …`: creates users, and prints an API key of each.
-
-`./canopy key create` creates keys of users that exist already, and none with a share.
-"""
+"""`python -m bench.fair.accounts NAME=SHARE …`: creates users, prints a key of each."""
 
 import os
 import sys

@@ -1,93 +1,100 @@
-"""The load: opens many streams, and records when their tokens arrive in the measured window."""
+"""The load: many streams. Token k (from 1) of one is due at `sent + k / rate`, TTFT included."""
 
 import asyncio
 import gc
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import psutil
-
-from bench import cpu, streaming
-from bench.http.lateness import Delivery, summarize
+from bench import cpu
 from bench.stats import Spread
 from bench.streaming import StreamClient
+from bench.timeline import Timeline, ttfts
 
+LIMIT_MS = 250.0  # a stream that is later than this stutters
 _SETTLE = 1.0  # seconds from the last start to the window
-_TICK = 0.01  # seconds between two looks at the load's own lateness
 _SPARE_SECONDS = 60.0  # by which the load may exceed its plan
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What to do: begin `starts` streams a second, then measure for `seconds`."""
-
-    port: int
-    key: str
-    model: str
-    streams: int
-    rate: float  # tokens a second, as the engine makes them
-    starts: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
-    """What came of the load."""
+    """All streams; `begin` to `end` is the measured window."""
 
-    delivery: Delivery
-    own_lag: Spread  # lateness of this process's own timers, in milliseconds
-    cpu: dict[str, float]  # processor seconds by process in the window
-    busy: float  # share of all processors of the machine, whoever used them
+    timelines: list[Timeline] = field(default_factory=list)
+    begin: float = 0.0
+    end: float = 0.0
+    cpu: dict[str, float] = field(default_factory=dict)  # processor seconds in the window
+
+    def cells(self, rate: float) -> dict[str, object]:
+        """A row's: times in ms, processor time in us a token; `holds`: within LIMIT_MS."""
+        late: list[float] = []
+        worst_ms = 0.0
+        tokens = 0
+        for timeline in self.timelines:
+            own = lateness(timeline, rate, self.begin, self.end)
+            late += own
+            worst_ms = max(worst_ms, Spread.of(own, 1000).p99)
+            tokens += timeline.tokens_within(self.begin, self.end)
+        due = rate * len(self.timelines) * (self.end - self.begin)
+        row: dict[str, object] = {"delivered %": 100 * tokens / due}
+        row |= Spread.of(ttfts(self.timelines), 1000).cells("TTFT", "p50", "p95", "p99")
+        row |= Spread.of(late, 1000).cells("late", "p50", "p99")
+        errors = Counter(timeline.error for timeline in self.timelines if timeline.error)
+        verdict = "; ".join(f"{count} x {error}" for error, count in errors.items())
+        if not verdict:
+            verdict = "yes" if worst_ms <= LIMIT_MS else "NO"
+        row |= {"worst stream p99": worst_ms, "holds": verdict}
+        for process, seconds in self.cpu.items():
+            if process != cpu.SECONDS:
+                row[f"{process} us"] = 1e6 * seconds / max(1, tokens)
+        return row
 
 
-async def run(load: Load, pids: Mapping[str, Sequence[int]]) -> Outcome:
-    """Starts the streams one after the other, measures while all of them run, and leaves.
+def lateness(timeline: Timeline, rate: float, begin: float, end: float) -> list[float]:
+    """Seconds behind schedule of each token, and of the one due at `end` if a stream stopped."""
+    late = []
+    number = 0
+    for at, count in zip(timeline.times, timeline.counts, strict=True):
+        if at > end:
+            break
+        for _ in range(count):
+            number += 1
+            if at >= begin:
+                late.append(at - timeline.sent - number / rate)
+    late.append(max(0.0, end - timeline.sent - (number + 1) / rate))
+    return late
 
-    Raises TimeoutError if the service is too far behind for that.
-    """
+
+async def run(
+    port: int,
+    request: bytes,
+    streams: int,
+    starts: float,
+    seconds: float,
+    pids: Mapping[str, Sequence[int]],
+) -> Outcome:
+    """Begins `starts` streams a second and measures while all run. Raises TimeoutError."""
+    outcome = Outcome()
+    clients: list[StreamClient] = []
     gc.disable()  # a collection would make the load late
-    plan_seconds = load.streams / load.starts + load.seconds
     try:
-        async with asyncio.timeout(plan_seconds + _SPARE_SECONDS):
-            clients = await _start(load)
+        async with asyncio.timeout(streams / starts + seconds + _SPARE_SECONDS):
+            began = time.perf_counter()
+            for number in range(streams):
+                await asyncio.sleep(began + number / starts - time.perf_counter())
+                clients.append(await StreamClient.ask(port, request))
             await asyncio.sleep(_SETTLE)
-            psutil.cpu_percent()
-            with cpu.measured(pids) as usage:
-                begin = time.perf_counter()
-                lags = await _watch_own_timers(begin + load.seconds)
-                end = time.perf_counter()
-            busy = psutil.cpu_percent() / 100
+            with cpu.measured(pids) as outcome.cpu:
+                outcome.begin = time.perf_counter()
+                await asyncio.sleep(seconds)
+                outcome.end = time.perf_counter()
     finally:
         gc.enable()
-    timelines = [client.timeline for client in clients]
+        for client in clients:
+            client.close()
     for client in clients:
         if client.timeline.ended is not None:
             client.timeline.error = "ended early"
-        client.abort()
-    delivery = summarize(timelines, load.rate, begin, end)
-    return Outcome(delivery, Spread.of(lags, 1000), usage, busy)
-
-
-async def _start(load: Load) -> list[StreamClient]:
-    lifetime = load.streams / load.starts + _SETTLE + load.seconds
-    tokens = int(2 * lifetime * load.rate) + 1000  # no stream ends before the window does
-    request = streaming.chat(load.port, load.key, load.model, tokens)
-    clients: list[StreamClient] = []
-    began = time.perf_counter()
-    for number in range(load.streams):
-        await asyncio.sleep(began + number / load.starts - time.perf_counter())
-        clients.append(await StreamClient.start(load.port, request))
-    return clients
-
-
-async def _watch_own_timers(until: float) -> list[float]:
-    """By how many seconds each of many short sleeps was too long."""
-    lags = []
-    now = time.perf_counter()
-    while now < until:
-        await asyncio.sleep(_TICK)
-        woke = time.perf_counter()
-        lags.append(woke - now - _TICK)
-        now = woke
-    return lags
+        outcome.timelines.append(client.timeline)
+    return outcome

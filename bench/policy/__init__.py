@@ -1,1 +1,0 @@
-"""`bench policy`: how long jobs wait under each dispatch rule, simulated, or on a real tree."""

@@ -1,87 +1,58 @@
-"""`bench policy`: see the package."""
+"""`bench policy`: how long jobs wait under each dispatch rule, simulated, or on a real tree."""
 
-import os
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
 
-import typer
+import click
 
-from bench import report
+from bench import options
 from bench.policy import measured, simulated
-from bench.policy.simulation.laws import ARRIVALS, SERVICES
-from bench.policy.simulation.plan import Plan
+from bench.policy.simulation.jobs import Workload
+from bench.policy.simulation.tree import Plan
 from bench.report import Report
-from topology.dispatch import POLICIES
+from topology.dispatch import DEFAULT_POLICY, POLICIES
+
+_LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+_REAL_LOADS = (0.9,)
+_LOAD = click.FloatRange(0.05, 0.98)
+_POLICY = click.Choice(list(POLICIES))
 
 
+@click.command
+@click.option("--nodes", type=options.COUNT, default=7, help="Nodes below the root.")
+@click.option("--fanout", type=click.IntRange(min=0), default=2, help="0: all below the root.")
+@click.option("--slots", type=options.COUNT, default=1, help="Slots of a node.")
+@click.option("--load", type=_LOAD, multiple=True, help="Share of all slots in use; repeatable.")
+@click.option("-n", "--jobs", type=click.IntRange(min=100), help="15000; with --real 2000.")
+@click.option("--seed", type=int, default=1, help="Of everything random.")
+@click.option("--real", is_flag=True, help="Measure a real tree instead, with the echo engine.")
+@click.option("--policy", type=_POLICY, multiple=True, help="--real: rule; repeatable.")
+@options.json_file
 def command(
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes below the root.")] = 7,
-    fanout: Annotated[
-        int, typer.Option(min=0, help="Children of a node at most; 0: all below the root.")
-    ] = 2,
-    slots: Annotated[int, typer.Option(min=1, help="Slots of a node.")] = 1,
-    loads: Annotated[
-        str, typer.Option(help="Shares of all slots that the jobs keep busy.")
-    ] = "0.5,0.6,0.7,0.8,0.9,0.95",
-    services: Annotated[str, typer.Option(help="Laws of service.")] = ",".join(SERVICES),
-    arrivals: Annotated[str, typer.Option(help=f"{', '.join(ARRIVALS)}.")] = "poisson",
-    jobs: Annotated[int | None, typer.Option("-n", "--jobs", min=100, help="Jobs a run.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 1,
-    hop_ms: Annotated[
-        float, typer.Option(min=0, help="A message from node to node; a service takes 1 s.")
-    ] = 2.0,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Simulations at the same time.")
-    ] = os.cpu_count() or 1,
-    real: Annotated[
-        bool, typer.Option("--real", help="Measure a real tree instead, with the echo engine.")
-    ] = False,
-    policies: Annotated[str, typer.Option(help="--real: dispatch rules to measure.")] = "hold-high",
-    tokens: Annotated[int, typer.Option(min=1, help="--real: mean length of the answers.")] = 40,
-    token_delay: Annotated[float, typer.Option(min=0.001, help="--real: seconds a token.")] = 0.01,
-    load: Annotated[
-        float, typer.Option(min=0.05, max=0.98, help="--real: share of all slots.")
-    ] = 0.9,
-    json_file: report.JsonOption = None,
+    nodes: int,
+    fanout: int,
+    slots: int,
+    load: tuple[float, ...],
+    jobs: int | None,
+    seed: int,
+    real: bool,
+    policy: tuple[str, ...],
+    json_file: Path | None,
 ) -> None:
     """How long jobs wait under each dispatch rule, beside one central queue."""
+    plan = Plan(nodes, fanout or None, slots)
     if real:
-        tree = measured.Settings(
-            nodes,
-            fanout or None,
-            slots,
-            load,
-            jobs or 2000,
-            tokens,
-            token_delay,
-            seed,
-            hop_ms / 1000,
-        )
-        names = report.choose(policies, POLICIES, "--policies")
-        result = Report("policy-real", asdict(tree) | {"policies": names})
-        all_good = measured.run(tree, names, result)
+        count, loads = jobs or 2000, load or _REAL_LOADS
+        result = Report("policy-real", asdict(plan) | {"jobs": count, "seed": seed})
+        good = []
+        for name in policy or (DEFAULT_POLICY,):
+            for share in loads:
+                workload = Workload.poisson(share * plan.capacity, count, seed)
+                good.append(measured.run(result, plan, name, workload))
+        result.notes.append(measured.GOALS)
         result.finish(json_file)
-        raise typer.Exit(0 if all_good else 1)
-    settings = simulated.Settings(
-        plan=Plan.of(nodes, fanout=fanout or None, slots=slots),
-        loads=_parse_loads(loads),
-        laws=report.choose(services, SERVICES, "--services"),
-        arrivals=report.choose(arrivals, ARRIVALS, "--arrivals")[0],
-        jobs=jobs or 15_000,
-        seed=seed,
-        hop=hop_ms / 1000,
-        processes=processes,
-    )
-    result = Report("policy", asdict(settings))
-    simulated.run(settings, result)
+        raise SystemExit(int(not all(good)))
+    count = jobs or 15_000
+    result = Report("policy", asdict(plan) | {"jobs": count, "seed": seed})
+    simulated.run(result, plan, load or _LOADS, count, seed)
     result.finish(json_file)
-
-
-def _parse_loads(text: str) -> list[float]:
-    try:
-        loads = [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--loads") from error
-    if not all(0 < load < 1 for load in loads):
-        raise typer.BadParameter("a load is above 0 and below 1", param_hint="--loads")
-    return loads

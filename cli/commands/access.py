@@ -28,4 +28,6 @@ def login(user: str | None) -> None:
 
 
 def _user_option(user: str | None) -> list[str]:
-    return ["--user", user] if user else []
+    if not user:
+        return []
+    return ["--user", user]

@@ -53,7 +53,9 @@ def node(
     home = homes.read()
     amqp_url, record = tree_to_join(home)
     if engine is None:
-        engine = record["engine"] if record else "transformers"
+        engine = "transformers"
+        if record is not None:
+            engine = record["engine"]
     if model is None:
         model = _model_argument(record, parent or name, engine)
     arguments = ["--name", name]

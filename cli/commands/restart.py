@@ -1,4 +1,4 @@
-"""`restart --rolling`: asks the launcher to replace its processes, and shows the progress."""
+"""`restart NODE`, and `restart --rolling`: asks the launcher to replace all its processes."""
 
 import json
 
@@ -6,11 +6,15 @@ import click
 
 from cli import control, instance, options
 from cli import home as homes
+from cli.commands import act
 from cli.errors import ProcessError, UnreachableError, UsageError
 
 
 @click.command()
-@click.option("--rolling", is_flag=True, help="One after the other, while the others serve.")
+@click.argument("node", required=False)
+@click.option("--subtree", is_flag=True, help="NODE with all below it, from the leaves up.")
+@click.option("--preview", is_flag=True, help="Say what the restart of NODE would do.")
+@click.option("--rolling", is_flag=True, help="All processes, while the others serve.")
 @click.option(
     "--with-broker", is_flag=True, help="The broker too, at the end; new requests wait for it."
 )
@@ -22,14 +26,29 @@ from cli.errors import ProcessError, UnreachableError, UsageError
     help="Seconds an API process gets to finish its open requests.",
 )
 @options.as_json
-def restart(rolling: bool, with_broker: bool, grace: float, as_json: bool) -> None:
-    """Replace every running process in turn, without a failed request."""
-    if not rolling:
-        raise UsageError("Say --rolling; or use ./canopy down, then ./canopy up")
+def restart(
+    node: str | None,
+    subtree: bool,
+    preview: bool,
+    rolling: bool,
+    with_broker: bool,
+    grace: float,
+    as_json: bool,
+) -> None:
+    """Replace one node, or every process in turn, without a failed request.
+
+    NODE gives running jobs 3 seconds, hands them to its parent, and begins again under its name.
+    """
+    if (node is None) != rolling:
+        raise UsageError("Name a node, or say --rolling; or use ./canopy down, then ./canopy up")
+    if node is not None:
+        act.restart_node(node, subtree, preview, as_json)
+        return
     home = homes.read()
     instance.running(home)
     last: control.Message = {}
-    for last in control.request(home, {"with_broker": with_broker, "grace": grace}):
+    request = {"command": "restart", "with_broker": with_broker, "grace": grace}
+    for last in control.request(home, request):
         if as_json:
             print(json.dumps(last), flush=True)
         else:

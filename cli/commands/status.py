@@ -2,18 +2,19 @@
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import click
 
+from cli import control, instance, joining, lock, options, processes
 from cli import home as homes
-from cli import instance, joining, lock, options
+from cli.errors import UnreachableError
 from cli.home import Home
-
-if TYPE_CHECKING:
-    from cli.processes import ProcessRecord
+from cli.processes import ProcessRecord
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_ANSWER_SECONDS = 6.0
 
 
 @click.command()
@@ -63,14 +64,13 @@ def _transition(home: Home) -> str:
 
 
 def _print(home: Home, record: instance.Record) -> None:
-    from cli import registry
-
+    answers = _request_problems(home, record)
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"]))
     print(f"Canopy runs: {record['url']}  (since {since})")
     print(f"models: {', '.join(record['models'])}   state: {home.path}")
     for process in _processes(home):
         print(_process_line(process))
-    for problem in registry.problems():
+    for problem in _problems(answers):
         print(f"problem: {problem}")
     print("one more worker on a machine that reaches the broker:")
     for line in joining.lines(record):
@@ -80,6 +80,29 @@ def _print(home: Home, record: instance.Record) -> None:
             "  (the broker listens on this machine only; "
             "start with --listen 0.0.0.0 to add other machines)"
         )
+
+
+def _request_problems(home: Home, record: instance.Record) -> Iterable[control.Message]:
+    """Has the launcher read the tree: importing what reads it takes longer than `status` may take
+    in all.
+    """
+    if "problems" not in record.get("commands", []):
+        older = "it was started by an older version: restart it to see what is wrong in the tree"
+        return [{"problems": [older]}]
+    try:
+        return control.request(home, {"command": "problems"}, _ANSWER_SECONDS)
+    except UnreachableError as error:
+        return [{"problems": [str(error)]}]
+
+
+def _problems(answers: Iterable[control.Message]) -> list[str]:
+    problems: list[str] = []
+    try:
+        for answer in answers:
+            problems += answer["problems"]
+    except UnreachableError as error:
+        problems.append(str(error))
+    return problems
 
 
 def _process_line(process: dict[str, Any]) -> str:
@@ -92,12 +115,10 @@ def _process_line(process: dict[str, Any]) -> str:
 
 
 def _processes(home: Home) -> list[dict[str, Any]]:
-    from cli import processes
-
     return [_describe(record) for record in processes.read(home)]
 
 
-def _describe(record: "ProcessRecord") -> dict[str, Any]:
+def _describe(record: ProcessRecord) -> dict[str, Any]:
     memory = record.memory()
     state = record.state
     if memory is None and state == "running":

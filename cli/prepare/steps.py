@@ -130,7 +130,9 @@ class Step:
 
     @property
     def _log_path(self) -> str:
-        return str(self.log.path) if self.log else "none"
+        if self.log is None:
+            return "none"
+        return str(self.log.path)
 
 
 class Display:
@@ -144,7 +146,9 @@ class Display:
     @property
     def interval(self) -> float:
         """Seconds between two calls of `draw`."""
-        return _REFRESH_SECONDS if self._live else 1.0
+        if self._live:
+            return _REFRESH_SECONDS
+        return 1.0
 
     def begin(self, step: Step) -> None:
         """Announces a step."""
@@ -183,14 +187,18 @@ def run_together(steps: Sequence[Step], logs: Path) -> None:
     if not needed:
         return
     display = Display()
-    running = {step.name: (step, _start(step, logs, display)) for step in needed}
+    threads: dict[str, threading.Thread] = {}
+    for step in needed:
+        threads[step.name] = _start(step, logs, display)
+    running = list(needed)
     while running:
-        for name, (step, thread) in list(running.items()):
+        for step in list(running):
+            thread = threads[step.name]
             thread.join(display.interval / len(running))
             if not thread.is_alive():
-                del running[name]
+                running.remove(step)
                 display.end(step)
-        display.draw([step for step, _ in running.values()])
+        display.draw(running)
     for step in needed:
         if step.error:
             raise step.error
@@ -222,5 +230,7 @@ def _start(step: Step, logs: Path, display: Display) -> threading.Thread:
 
 
 def _progress(step: Step) -> str:
-    last = step.log.last if step.log else ""
-    return f"... {step.title}: {time.monotonic() - step.started:.0f} s  {last}"
+    text = f"... {step.title}: {time.monotonic() - step.started:.0f} s  "
+    if step.log is not None:
+        text += step.log.last
+    return text

@@ -75,12 +75,14 @@ def step(packages: Sequence[str]) -> Step:
     """Installs the missing packages, with the rights of this user. Raises MachineError."""
     lacking = missing(packages)
     check_rights(lacking)
-    return Step(
-        "system",
-        f"Installing {', '.join(lacking)} (apt)",
-        lambda: bool(missing(packages)),
-        lambda log: _install(log, missing(packages)),
-    )
+
+    def needed() -> bool:
+        return bool(missing(packages))
+
+    def work(log: Log) -> None:
+        _install(log, missing(packages))
+
+    return Step("system", f"Installing {', '.join(lacking)} (apt)", needed, work)
 
 
 def check_rights(lacking: Sequence[str]) -> None:
@@ -103,7 +105,9 @@ def _privilege() -> list[str] | None:
     if not shutil.which("sudo"):
         return None
     probe = subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False)
-    return ["sudo", "-n"] if probe.returncode == 0 else None
+    if probe.returncode != 0:
+        return None
+    return ["sudo", "-n"]
 
 
 def _install(log: Log, packages: list[str]) -> None:
@@ -121,7 +125,7 @@ def _install(log: Log, packages: list[str]) -> None:
             _apt(log, privilege, "install", *packages)
     if "rabbitmq-server" in packages and shutil.which("systemctl"):
         # Only its program is needed; its service would start a second broker at every boot.
-        command = [*privilege, "systemctl", "disable", "rabbitmq-server"]
+        command = privilege + ["systemctl", "disable", "rabbitmq-server"]
         subprocess.run(command, capture_output=True, check=False)
     lacking = missing(packages)
     if lacking:
@@ -130,7 +134,7 @@ def _install(log: Log, packages: list[str]) -> None:
 
 def _apt(log: Log, privilege: list[str], *words: str) -> None:
     """Runs apt-get to its end, even if we are killed."""
-    command = [*privilege, "env"]
+    command = privilege + ["env"]
     for name, value in _APT_ENV.items():
         command.append(f"{name}={value}")
     command.extend(_APT + _APT_SETTINGS + words)
@@ -147,8 +151,8 @@ def _no_service_starts(log: Log, privilege: list[str]) -> Iterator[None]:
         yield
         return
     script = f"printf '#!/bin/sh\\n{_POLICY_MARK}\\nexit 101\\n' > {_POLICY} && chmod 755 {_POLICY}"
-    log.run([*privilege, "sh", "-c", script])
+    log.run(privilege + ["sh", "-c", script])
     try:
         yield
     finally:
-        log.run([*privilege, "rm", "-f", str(_POLICY)])
+        log.run(privilege + ["rm", "-f", str(_POLICY)])

@@ -1,7 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { cookieValue, failure, parse } from "../src/lib/api";
-import { count, duration, groupByAge, plural, roughly, sentence, tenths } from "../src/lib/format";
-import { renderBlocks } from "../src/lib/markdown";
+import { count, duration, groupByAge, milliseconds, plural, roughly, sentence, tenths } from "../src/lib/format";
 import { paced } from "../src/lib/paced";
 import { parseRoute } from "../src/lib/route";
 import { isAtBottom } from "../src/lib/scroll";
@@ -22,6 +21,10 @@ describe("format", () => {
       "–",
       "–",
     ]);
+  });
+
+  it("says measured milliseconds as precisely as they matter", () => {
+    expect([0, 12.4, 99.6, 130, 4200, 61_000].map(milliseconds)).toEqual(["0 ms", "12 ms", "100 ms", "0.1 s", "4.2 s", "1 min 1 s"]);
   });
 
   it("says estimates roughly", () => {
@@ -59,8 +62,10 @@ describe("routes", () => {
   it("are chat, conversation and tree", () => {
     expect(parseRoute("/")).toEqual({ page: "chat", conversation: null });
     expect(parseRoute("/c/a1-b2")).toEqual({ page: "chat", conversation: "a1-b2" });
-    expect(parseRoute("/tree/")).toEqual({ page: "tree" });
-    expect(parseRoute("/elsewhere")).toEqual({ page: "chat", conversation: null });
+    expect(parseRoute("/tree/")).toEqual({ page: "tree", section: "" });
+    expect(parseRoute("/tree/line")).toEqual({ page: "tree", section: "line" });
+    expect(parseRoute("/login")).toEqual({ page: "usedLink" });
+    for (const path of ["/elsewhere", "/c/", "/c/1/2", "/trees"]) expect(parseRoute(path)).toEqual({ page: "unknown" });
   });
 });
 
@@ -85,31 +90,6 @@ describe("isAtBottom", () => {
   it("allows a line of distance", () => {
     expect(isAtBottom({ scrollTop: 860, scrollHeight: 1000, clientHeight: 100 })).toBe(true);
     expect(isAtBottom({ scrollTop: 500, scrollHeight: 1000, clientHeight: 100 })).toBe(false);
-  });
-});
-
-describe("markdown", () => {
-  const html = (text: string) => renderBlocks(text).join("");
-
-  it("gives one string a top-level block", () => {
-    expect(renderBlocks("# A\n\ntext\n\n- one\n- two\n\n```python\nx = 1\n```")).toHaveLength(4);
-  });
-
-  it("shows raw HTML as text, and neither images nor script links", () => {
-    expect(html('<img src=x onerror="alert(1)"> <script>alert(1)</script>')).not.toMatch(/<(img|script)/);
-    expect(html('![a <b>](https://example.org/x.png?a="b)')).toMatch(/^<p><a href="https:[^"<]*" target="_blank" rel="[a-z ]*">a &lt;b&gt;<\/a><\/p>/);
-    expect(html("![x](javascript:alert(1))")).not.toContain("href");
-    expect(html("[x](javascript:alert(1))")).not.toContain("href");
-  });
-
-  it("escapes code and its language's name", () => {
-    expect(html("```<b>\n<i>\n```")).not.toMatch(/<[bi]>/);
-    expect(html("```html\n<i>\n```")).not.toContain("<i>");
-    expect(html("    <i>")).not.toContain("<i>");
-  });
-
-  it("opens links elsewhere, without telling from where", () => {
-    expect(html("https://example.org")).toContain('target="_blank" rel="noopener noreferrer nofollow"');
   });
 });
 

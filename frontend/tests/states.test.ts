@@ -1,49 +1,19 @@
 import { describe, expect, it } from "vitest";
-import type { NodeState, TreeNode } from "../src/lib/types";
-import { clock, possibleAction, reuse, totals, trouble, waits } from "../src/tree/states";
+import type { NodeState, ShownState, TreeNode } from "../src/lib/types";
+import { BLANK } from "./nodes";
+import { clock, possibleAction, reuse, trouble, waits } from "../src/dashboard/tree/states";
 
 function node(state: NodeState, detail = ""): TreeNode {
-  return {
-    name: state,
-    parent: "root",
-    children: [],
-    model: "m",
-    engine: "echo",
-    device: "",
-    state,
-    slots: 4,
-    running: 1,
-    queued: 2,
-    held: 0,
-    depth: 2,
-    received: 0,
-    finished: 0,
-    tokens: 0,
-    host: "h",
-    pid: 1,
-    waited: 0,
-    wait_error: 0,
-    prompt_tokens: 0,
-    reused_tokens: 0,
-    uptime: 1,
-    detail,
-    policy: "",
-    seen: 0,
-    warning: "",
-    clock_difference: 0,
-  };
+  return { ...BLANK, name: state, parent: "root", state, shown: SHOWN[state] ?? "idle", slots: 4, running: 1, queued: 2, depth: 2, detail };
 }
+
+const SHOWN: Partial<Record<NodeState, ShownState>> = { failed: "unhealthy", down: "gone" };
 
 describe("a node that has failed", () => {
   it("says why", () => {
     expect(trouble(node("failed", "out of memory"))).toBe("out of memory");
     expect(trouble(node("failed"))).toBe("its engine has failed");
     expect(trouble(node("starting", "loading"))).toBeNull();
-  });
-
-  it("offers no slots", () => {
-    const tree = { roots: [], nodes: [node("idle"), node("failed"), node("down")], at: "" };
-    expect(totals(tree)).toEqual({ nodes: 2, down: 1, failed: 1, slots: 4, running: 2, queued: 6, waited: 0 });
   });
 
   it("is left alone", () => {
@@ -78,13 +48,5 @@ describe("waits", () => {
     expect(waits(node("busy"))).toBeNull();
     expect(waits({ ...node("busy"), waited: 4.53, wait_error: 0.49 })).toBe("4.5 s on average, estimates off by 0.5 s");
     expect(waits({ ...node("busy"), waited: 75, wait_error: 0 })).toBe("1 min 15 s on average, estimates off by 0 s");
-  });
-
-  it("count in the totals where jobs wait now", () => {
-    const waited = (name: string, seconds: number, queued: number): TreeNode => ({ ...node("busy"), name, waited: seconds, queued });
-    const of = (...nodes: TreeNode[]): number => totals({ roots: [], nodes, at: "" }).waited;
-    expect(of(waited("a", 4.5, 2), waited("b", 9, 0), waited("c", 3, 1))).toBe(4.5);
-    expect(of(waited("b", 9, 0))).toBe(0);
-    expect(of({ ...waited("a", 4.5, 2), state: "down" })).toBe(0);
   });
 });

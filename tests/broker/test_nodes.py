@@ -9,12 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from broker import snapshot
+from broker.amqp import AmqpSession
 from broker.client import Client
 from broker.stream import Stream
 from broker.tree import tree as describe
 from broker.wire import AnyFrame, ChatMessage, Delta, Drain, Finished, Job, Resume, Sampling
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess, echo_node, root
+from topology import names
 
 SECONDS = 30.0
 
@@ -184,3 +186,18 @@ async def test_a_slow_reader_costs_one_frame(tree: dict[str, NodeProcess], clien
     assert len(stream._frames) <= 3
     text, _ = await read(stream)
     assert text == " ".join(["word"] * 5000)
+
+
+async def test_a_root_removes_what_another_tree_left(broker: Broker, client: Client) -> None:
+    """With the rights of a node's user; the API's has none on these queues."""
+    session = await AmqpSession.open(broker.amqp["node"], "test")
+    try:
+        await session.declare_queue(names.node("ended"))
+        await session.declare_exchange(names.node("ended"), "direct")
+        with root(broker, "keeper", "kept"):
+            assert await client.remove_gone("keeper", ["ended"])
+            async with asyncio.timeout(SECONDS):
+                while await session.exists(names.node("ended")):  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.05)
+    finally:
+        await session.close()

@@ -32,6 +32,7 @@ PROMPTS = [
 ]
 
 pytestmark = [
+    pytest.mark.timeout(240),
     pytest.mark.skipif(torch.accelerator.is_available(), reason="transformers would take the GPUs"),
     pytest.mark.filterwarnings("ignore"),  # torch's own
 ]
@@ -103,12 +104,12 @@ async def answers(engine: TransformersEngine, jobs: list[Job]) -> list[tuple[str
     return await asyncio.gather(*map(one, jobs))
 
 
-async def streaming(engine: TransformersEngine, wanted: Job) -> "asyncio.Task[None]":
+async def streaming(engine: TransformersEngine, streamed_job: Job) -> "asyncio.Task[None]":
     """A run in progress; returns when its first tokens have come."""
     begun = asyncio.Event()
 
     async def run() -> None:
-        async for chunk in engine.run(wanted):
+        async for chunk in engine.run(streamed_job):
             if chunk.text:
                 begun.set()
 
@@ -134,14 +135,14 @@ async def test_two_processes_say_what_one_says(kind: str, models: Path) -> None:
     jobs = [job(prompt) for prompt in PROMPTS]
     jobs += [job("a" * 70 + " and more of it")]  # a copy of another slot, or the rest of its own
     jobs += [job(prompt, temperature=1.0, seed=5, top_p=0.9) for prompt in PROMPTS[:2]]
-    told = []
+    outcomes = []
     for ranks in (1, 2):
         engine = made(models / kind, ranks)
         await engine.start()
-        told.append(await answers(engine, jobs))
+        outcomes.append(await answers(engine, jobs))
         await engine.stop()
-    assert told[1] == told[0]
-    assert all(ids for _, ids in told[0])
+    assert outcomes[1] == outcomes[0]
+    assert all(ids for _, ids in outcomes[0])
     assert not followers()
 
 
@@ -152,10 +153,10 @@ async def test_all_processes_decide_how_many_slots_there_are_where_nobody_says(
     await engine.start()
     try:
         assert engine.slots == 8
-        told = await answers(
+        decisions = await answers(
             engine, [job("The quick brown fox", max_tokens=4)] * 9
         )  # the eighth slot is there, too
-        assert told == [told[0]] * 9
+        assert decisions == [decisions[0]] * 9
     finally:
         await engine.stop()
 
@@ -276,7 +277,7 @@ _NODE = """
 import asyncio, sys
 from tests.broker.test_parallel import job, made
 from pathlib import Path
-from worker.__main__ import configure_logs
+from broker import logs
 
 async def main():
     engine = made(Path(sys.argv[1]), 2)
@@ -284,7 +285,7 @@ async def main():
     async for chunk in engine.run(job("Hello", max_tokens=400, logit_bias={1: -100.0})):
         print("token", flush=True)
 
-configure_logs()  # to standard error
+logs.configure_node(logs.read({}), "n1")  # to standard error
 asyncio.run(main())
 """
 

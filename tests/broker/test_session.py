@@ -51,6 +51,7 @@ async def test_guest_does_not_exist(broker: Broker) -> None:
 @pytest.mark.parametrize(
     ("user", "queue"),
     [("api", fresh("node")), ("api", fresh("inbox")), ("node", fresh("reply")), ("node", "other")],
+    ids=["api-node", "api-inbox", "node-reply", "node-other"],
 )
 async def test_users_have_only_the_rights_they_need(broker: Broker, user: str, queue: str) -> None:
     session = await AmqpSession.open(broker.amqp[user], "test")

@@ -105,7 +105,7 @@ def test_the_answer_is_the_far_ones(
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     with far.program(far_key) as there:
         expected = there.post(CHAT, json=asking("echo", question, **settings)).json()
-        told = there.post(
+        direct = there.post(
             "/v1/completions", json={"model": "echo", "prompt": question, **settings}
         ).json()
     with program.stream(
@@ -120,8 +120,8 @@ def test_the_answer_is_the_far_ones(
     prompted = program.post(
         "/v1/completions", json={"model": "relay", "prompt": question, **settings}
     ).json()
-    assert prompted["choices"][0]["text"] == told["choices"][0]["text"]
-    assert prompted["usage"] == told["usage"]
+    assert prompted["choices"][0]["text"] == direct["choices"][0]["text"]
+    assert prompted["usage"] == direct["usage"]
 
 
 def test_a_cancel_reaches_the_far_node(

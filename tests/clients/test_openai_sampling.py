@@ -56,26 +56,34 @@ def test_logprobs_of_a_text(sdk: OpenAI) -> None:
         model=MODEL, prompt="Once", max_tokens=12, temperature=0, logprobs=5
     )
     [choice] = answer.choices
-    told = choice.logprobs
-    assert told is not None
-    assert (told.tokens, told.token_logprobs, told.top_logprobs, told.text_offset) != (None,) * 4
-    assert "".join(told.tokens or []) == choice.text
-    assert told.text_offset == list(range(12))
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert (
+        logprobs.tokens,
+        logprobs.token_logprobs,
+        logprobs.top_logprobs,
+        logprobs.text_offset,
+    ) != (None,) * 4
+    assert "".join(logprobs.tokens or []) == choice.text
+    assert logprobs.text_offset == list(range(12))
     for token, logprob, top in zip(
-        told.tokens or [], told.token_logprobs or [], told.top_logprobs or [], strict=True
+        logprobs.tokens or [],
+        logprobs.token_logprobs or [],
+        logprobs.top_logprobs or [],
+        strict=True,
     ):
         assert len(top) == 5
         assert top[token] == logprob == max(top.values()) < 0
 
 
 def test_logprobs_of_a_chat_are_the_same_in_a_stream(sdk: OpenAI) -> None:
-    asked = {
+    options = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "Hi"}],
         "temperature": 0,
         "max_tokens": 16,
     }
-    whole = sdk.chat.completions.create(**asked, logprobs=True, top_logprobs=20)  # type: ignore[call-overload]
+    whole = sdk.chat.completions.create(**options, logprobs=True, top_logprobs=20)  # type: ignore[call-overload]
     [choice] = whole.choices
     content = choice.logprobs.content
     assert (
@@ -83,31 +91,31 @@ def test_logprobs_of_a_chat_are_the_same_in_a_stream(sdk: OpenAI) -> None:
         == choice.message.content
     )
     assert all(len(each.top_logprobs) == 20 for each in content)
-    stream = sdk.chat.completions.create(**asked, logprobs=True, top_logprobs=20, stream=True)  # type: ignore[call-overload]
-    told = [
+    stream = sdk.chat.completions.create(**options, logprobs=True, top_logprobs=20, stream=True)  # type: ignore[call-overload]
+    streamed = [
         each
         for chunk in stream
         for choice in chunk.choices
         if choice.logprobs
         for each in choice.logprobs.content
     ]
-    assert [each.token for each in told] == [each.token for each in content]
-    assert [each.logprob for each in told] == pytest.approx(
+    assert [each.token for each in streamed] == [each.token for each in content]
+    assert [each.logprob for each in streamed] == pytest.approx(
         [each.logprob for each in content], abs=1e-3
     )
 
 
 def test_the_same_seed_is_the_same_text_in_any_company(sdk: OpenAI) -> None:
-    wanted = {"seed": 11, "temperature": 1.0, "top_p": 0.95, "presence_penalty": 0.5}
-    alone = text(sdk, **wanted)
+    settings = {"seed": 11, "temperature": 1.0, "top_p": 0.95, "presence_penalty": 0.5}
+    alone = text(sdk, **settings)
     with ThreadPoolExecutor(4) as pool:
         others = [
             pool.submit(text, sdk, f"Other {n}", temperature=1.5, max_tokens=12 + 9 * n)
             for n in range(3)
         ]
-        assert pool.submit(text, sdk, **wanted).result() == alone
+        assert pool.submit(text, sdk, **settings).result() == alone
         assert len({other.result() for other in others}) == 3
-    assert text(sdk, **{**wanted, "seed": 12}) != alone
+    assert text(sdk, **{**settings, "seed": 12}) != alone
 
 
 def test_choices_have_the_seeds_that_follow(sdk: OpenAI) -> None:

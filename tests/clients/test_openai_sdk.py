@@ -141,16 +141,16 @@ def test_a_completion_in_one_piece_and_as_a_stream(sdk: OpenAI) -> None:
     assert "".join(pieces) == QUESTION
 
 
-@pytest.mark.parametrize(("asked", "served"), [("flex", "flex"), ("priority", "default")])
+@pytest.mark.parametrize(("requested", "served"), [("flex", "flex"), ("priority", "default")])
 def test_the_tier_that_served_is_told(
-    sdk: OpenAI, asked: Literal["flex", "priority"], served: str
+    sdk: OpenAI, requested: Literal["flex", "priority"], served: str
 ) -> None:
     answer = sdk.chat.completions.create(
-        model="echo", messages=asking(QUESTION), service_tier=asked
+        model="echo", messages=asking(QUESTION), service_tier=requested
     )
     assert (answer.service_tier, answer.choices[0].message.content) == (served, QUESTION)
     stream = sdk.chat.completions.create(
-        model="echo", messages=asking(QUESTION), service_tier=asked, stream=True
+        model="echo", messages=asking(QUESTION), service_tier=requested, stream=True
     )
     assert {chunk.service_tier for chunk in stream} == {served}
 
@@ -207,13 +207,13 @@ def test_closing_a_stream_early_frees_the_slot(sdk: OpenAI, staff: httpx.Client)
 async def test_giving_up_on_an_answer_frees_the_slot(
     async_sdk: AsyncOpenAI, staff: httpx.Client
 ) -> None:
-    asked = asyncio.create_task(
+    request = asyncio.create_task(
         async_sdk.chat.completions.create(model="echo", messages=asking(QUESTION), max_tokens=LONG)
     )
     await asyncio.to_thread(tree_when, staff, lambda tree: total(tree, "running") == 1)
-    asked.cancel()
+    request.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asked
+        await request
     await asyncio.to_thread(tree_when, staff, at_rest, within=1.0)
 
 
@@ -295,13 +295,13 @@ def test_a_base_url_without_v1_is_told_the_right_one(service: Instance, key: str
 
 
 def test_tools_and_schemas_are_refused_by_name(sdk: OpenAI) -> None:
-    asked: list[tuple[str, dict[str, object]]] = [
+    requests: list[tuple[str, dict[str, object]]] = [
         ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}),
         ("response_format", {"response_format": {"type": "json_object"}}),
         ("guided_json", {"extra_body": {"guided_json": {"type": "object"}}}),
         ("reasoning_effort", {"reasoning_effort": "high"}),
     ]
-    for name, options in asked:
+    for name, options in requests:
         with pytest.raises(openai.BadRequestError) as refused:
             sdk.chat.completions.create(model="echo", messages=asking(QUESTION), **options)  # type: ignore[call-overload]
         assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")

@@ -49,6 +49,12 @@ def watched(page: Page, complain: Callable[[str], object]) -> None:
     )
 
 
+def close_dialog(page: Page) -> None:
+    """Escape, and the end of the dialog: until then the page takes no keys and no clicks."""
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog[open]")).to_have_count(0)
+
+
 def log_in(page: Page, user: str) -> None:
     """With the name and the password, as people do."""
     page.goto("/")
@@ -56,6 +62,12 @@ def log_in(page: Page, user: str) -> None:
     page.get_by_test_id("login-password").fill(PASSWORD)
     page.get_by_test_id("login-submit").click()
     expect(page.get_by_test_id("composer")).to_be_visible()
+
+
+def csrf(page: Page) -> dict[str, str]:
+    """The header for changes that a test sends beside the page, with the page's session."""
+    cookies = {each["name"]: each["value"] for each in page.context.cookies()}
+    return {"X-CSRFToken": cookies["csrftoken"]}
 
 
 class Chat:
@@ -94,6 +106,13 @@ class Chat:
         """The open conversation's id, as its address has it."""
         self.page.wait_for_url("**/c/*")
         return self.page.url.rpartition("/c/")[2]
+
+    def menu(self, conversation: str, action: str) -> None:
+        """Chooses from the menu of the conversation in the list."""
+        entry = self.entry(conversation)
+        entry.hover()
+        entry.get_by_test_id("conversation-menu").click()
+        self.page.get_by_test_id(f"menu-{action}").click()
 
     def entry(self, conversation: str) -> Locator:
         """The conversation in the list."""

@@ -36,9 +36,8 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
         "0.05",
     ]
     # without slots left to others, tests can fill every slot and know how many wait
-    with running(
-        tmp_path_factory.mktemp("echo"), *options, env={"CANOPY_USER_JOBS": "0"}
-    ) as instance:
+    env = {"CANOPY_USER_JOBS": "0", "CANOPY_DRILLS": "1"}
+    with running(tmp_path_factory.mktemp("echo"), *options, env=env) as instance:
         instance.add_people(operator=True, reader=False)
         yield instance
 

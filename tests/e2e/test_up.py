@@ -80,11 +80,11 @@ class Instance:
 
     def paths_for_others(self) -> list[str]:
         """What in the state folder anybody but its owner may do something with."""
-        found = []
+        paths = []
         for path in (self.home, *self.home.rglob("*")):
             if not path.is_symlink() and path.stat().st_mode & 0o077:
-                found.append(str(path))
-        return found
+                paths.append(str(path))
+        return paths
 
     def files_with(self, secret: str) -> list[str]:
         """The files of the state folder that hold a text."""
@@ -246,15 +246,15 @@ def test_down_ends_what_is_still_starting(instance: Instance, seconds: float) ->
 
 def processes_of(home: Path) -> list[str]:
     """Every process that was started for that state folder."""
-    found = []
+    commands = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if (
                 process.environ().get("CANOPY_HOME") == str(home)
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
-                found.append(" ".join(process.cmdline()))
-    return found
+                commands.append(" ".join(process.cmdline()))
+    return commands
 
 
 def test_several_api_processes_serve_one_port_and_die_with_the_launcher(instance: Instance) -> None:

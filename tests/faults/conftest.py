@@ -5,8 +5,9 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -20,9 +21,10 @@ from tests.faults.table import Row, render, write
 from tests.realbroker import Server, private_server
 
 CONNECT_SECONDS = 30.0
-ROWS = pytest.StashKey[list[Row]]()
-HOSTILE = pytest.StashKey[list[HostileRow]]()
+ROW = "fault"  # names of the reports' properties, which also come from other processes
+HOSTILE_ROW = "hostile request"
 
+Kind = TypeVar("Kind")
 Grow = Callable[..., Awaitable[Tree]]
 Join = Callable[[str], Awaitable[Client]]
 
@@ -35,23 +37,30 @@ class Open(Protocol):
     ) -> Ledger: ...
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-    config.stash[HOSTILE] = []
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints the tables; writes the first as JSON too if CANOPY_FAULT_TABLE names a file."""
-    if beside := config.stash[HOSTILE]:
+    beside = recorded(terminalreporter, HOSTILE_ROW, HostileRow)
+    if beside:
         terminalreporter.section("innocent requests beside a fault")
         terminalreporter.write_line(hostile.render(beside))
-    rows = config.stash[ROWS]
+    rows = recorded(terminalreporter, ROW, Row)
     if not rows:
         return
     terminalreporter.section("fault matrix")
     terminalreporter.write_line(render(rows))
     if file := os.environ.get("CANOPY_FAULT_TABLE"):
         write(rows, Path(file))
+
+
+def recorded(terminalreporter: Any, name: str, kind: type[Kind]) -> list[Kind]:
+    """The rows of that name, in the order in which their tests ended."""
+    rows: list[Kind] = []
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "teardown":  # it has those of set-up and test, too
+                values = [value for key, value in report.user_properties if key == name]
+                rows += [msgspec.convert(value, kind) for value in values]
+    return rows
 
 
 @pytest.fixture(scope="session")
@@ -68,15 +77,17 @@ def broker(server: Server) -> Broker:
 
 
 @pytest.fixture
-def record(pytestconfig: pytest.Config) -> Callable[[Row], None]:
+def record(request: pytest.FixtureRequest) -> Callable[[Row], None]:
     """Adds a row to the table."""
-    return pytestconfig.stash[ROWS].append
+    properties = request.node.user_properties
+    return lambda row: properties.append((ROW, msgspec.to_builtins(row)))
 
 
 @pytest.fixture
-def record_hostile(pytestconfig: pytest.Config) -> Callable[[HostileRow], None]:
+def record_hostile(request: pytest.FixtureRequest) -> Callable[[HostileRow], None]:
     """Adds a row to the table of innocent requests."""
-    return pytestconfig.stash[HOSTILE].append
+    properties = request.node.user_properties
+    return lambda row: properties.append((HOSTILE_ROW, msgspec.to_builtins(row)))
 
 
 @pytest_asyncio.fixture

@@ -11,18 +11,18 @@ SECONDS = 10.0
 
 
 async def letters(
-    broker: Broker, wanted: Callable[[dead_letters.Letter], bool], count: int
+    broker: Broker, matches: Callable[[dead_letters.Letter], bool], count: int
 ) -> list[dead_letters.Letter]:
     """The matching dead letters; waits until there are `count`. All stay in the queue."""
-    found: list[dead_letters.Letter] = []
+    matching: list[dead_letters.Letter] = []
     try:
         async with asyncio.timeout(SECONDS):
             while True:
-                found = [letter for letter in await _all(broker) if wanted(letter)]
-                if len(found) >= count:
-                    return found
+                matching = [letter for letter in await _all(broker) if matches(letter)]
+                if len(matching) >= count:
+                    return matching
     except TimeoutError:
-        raise AssertionError(f"{len(found)} of {count} dead letters: {found}") from None
+        raise AssertionError(f"{len(matching)} of {count} dead letters: {matching}") from None
 
 
 async def _all(broker: Broker) -> list[dead_letters.Letter]:

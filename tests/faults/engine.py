@@ -8,6 +8,7 @@
 | `hang` | the step of the first token never ends, for all open runs, until `stop` |
 | `stuck` | the same, and not even `stop` ends it: only a new process can serve again |
 | `throw` | RuntimeError at the first token, from this run alone: a bug of the engine |
+| `throw-once:PATH` | the same, but only if there is no file PATH, which is made first |
 """
 
 import asyncio
@@ -22,7 +23,8 @@ from broker.wire import Job
 from worker.engines.base import Chunk, EngineFailed, EngineUnavailable
 from worker.engines.echo import EchoEngine, last_message
 
-_ONCE = "die-once:"
+_DIE_ONCE = "die-once:"
+_THROW_ONCE = "throw-once:"
 
 
 class FaultyEngine(EchoEngine):
@@ -97,19 +99,20 @@ def _strike(words: list[str], number: int, batch: _Batch) -> None:
         batch.fail("out of memory")
     if number != 1:
         return
-    if "poison" in words or _first_time(words):
+    if "poison" in words or _first_time(words, _DIE_ONCE):
         os.kill(os.getpid(), signal.SIGKILL)
-    if "throw" in words:
+    if "throw" in words or _first_time(words, _THROW_ONCE):
         raise RuntimeError("a bug of the engine")
     if "stuck" in words or "hang" in words:
         batch.stuck = "stuck" in words
         batch.hang()
 
 
-def _first_time(words: list[str]) -> bool:
-    """Whether a file named by `die-once:` is not there yet; it is now."""
-    for path in [Path(word.removeprefix(_ONCE)) for word in words if word.startswith(_ONCE)]:
-        if not path.exists():
+def _first_time(words: list[str], prefix: str) -> bool:
+    """Whether a file named by a word with this prefix is not there yet; it is now."""
+    for word in words:
+        path = Path(word.removeprefix(prefix))
+        if word.startswith(prefix) and not path.exists():
             path.touch()
             return True
     return False

@@ -40,7 +40,8 @@ class Noticed:
 class Innocents:
     """READERS programs that ask the same question again and again and read the streamed answers.
 
-    Greedy answers to one question are equal, so a text that differs from the first one is wrong.
+    A seed makes answers to one question equal in any company, so a text that differs from the first
+    one is wrong.
     """
 
     def __init__(self, url: str, key: str, model: str, tokens: int) -> None:
@@ -51,6 +52,7 @@ class Innocents:
             "messages": [{"role": "user", "content": "Tell me of the seven seas and their ships"}],
             "max_tokens": tokens,
             "temperature": 0,
+            "seed": 7,
             "stream": True,
         }
         self._expected = ""

@@ -17,6 +17,7 @@ from topology.shape import node_names, parent_of
 from topology.tree import orphans
 
 SECONDS = 30.0
+HEARTBEATS_SECONDS = 60.0  # the broker gives up a frozen connection after twice 6 s, or a bit more
 NOBODY = Edges({}, {}, frozenset(), frozenset())
 TAIL_LINES = 25
 
@@ -221,18 +222,34 @@ async def _left_alone(address: str) -> dict[str, str]:
     return orphans(seen.parents, seen.roots, seen.registered, seen.present)
 
 
+async def disconnected(broker: Broker, *nodes: str) -> None:
+    """Returns when the broker has given up the connections of these nodes.
+
+    It does so after missed heartbeats, and removes their inboxes with them.
+    """
+    address = broker.management["admin"]
+    async with asyncio.timeout(HEARTBEATS_SECONDS):
+        while not (await edges(address)).present.isdisjoint(nodes):  # noqa: ASYNC110 - as below
+            await asyncio.sleep(0.2)
+
+
 async def clear(broker: Broker) -> None:
     """Removes what dead nodes left in the broker, once their connections are gone too."""
     address = broker.management["admin"]
-    async with asyncio.timeout(SECONDS):
-        while await _anybody(address):  # noqa: ASYNC110 - the management API tells no events
-            await asyncio.sleep(0.05)
-        await prune_tree(address, NOBODY)
-
-
-async def _anybody(address: str) -> bool:
-    """Whether a node is present, or the management API does not answer yet after a start."""
+    left: object = "not asked yet"
     try:
-        return bool((await edges(address)).present)
-    except ManagementError:
-        return True
+        async with asyncio.timeout(SECONDS):
+            while left:
+                left = await _left(address)
+                await asyncio.sleep(0.05)  # the management API tells no events
+            await prune_tree(address, NOBODY)
+    except TimeoutError as error:
+        raise TimeoutError(f"the broker still has, after {SECONDS:.0f} s: {left}") from error
+
+
+async def _left(address: str) -> frozenset[str] | str:
+    """The nodes that are present, or why the management API does not answer yet after a start."""
+    try:
+        return (await edges(address)).present
+    except ManagementError as error:
+        return str(error)

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from broker.wire import AnyFrame, Delta, Failed, Finished, Start, Waiting
 from tests.faults.account import Answer, Verdict
 from tests.faults.table import Row, render, write
+
+pytestmark = pytest.mark.timeout(30)  # nothing here waits
 
 ID = "r"
 DONE = Finished(request_id=ID, reason="length", prompt_tokens=3, completion_tokens=3)

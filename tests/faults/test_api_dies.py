@@ -95,24 +95,24 @@ def events(response: httpx.Response) -> Events:
 def read_some(of: Events, into: list[str], characters: int = 40) -> None:
     """Reads until there is a little text, which is not the whole."""
     for name, fields in of:
-        assert name in ("waiting", "delta")
+        assert name in ("waiting", "start", "delta")
         into.append(fields.get("text", ""))
         if len("".join(into)) >= characters:
             return
 
 
-def read_again(program: httpx.Client, asked: Asked) -> tuple[str, dict[str, Any]]:
+def read_again(program: httpx.Client, chat: Asked) -> tuple[str, dict[str, Any]]:
     """All of the answer, as a reconnecting page reads it; its text and its last event."""
     deadline = time.monotonic() + SOON
     while True:
         text = ""
         try:
-            with program.stream("GET", asked.stream) as response:
+            with program.stream("GET", chat.stream) as response:
                 assert response.status_code == 200
                 for name, fields in events(response):
                     if name == "delta":
                         text += fields["text"]
-                    elif name != "waiting":
+                    elif name not in ("waiting", "start"):
                         assert name == "done", fields
                         return text, fields
         except httpx.TransportError:
@@ -134,13 +134,13 @@ def persistent(request: Callable[[], httpx.Response]) -> httpx.Response:
         time.sleep(0.1)
 
 
-def assert_stored(program: httpx.Client, asked: Asked) -> None:
+def assert_stored(program: httpx.Client, chat: Asked) -> None:
     """The conversation has the answer, once."""
-    messages = persistent(lambda: program.get(asked.home)).json()["messages"]
+    messages = persistent(lambda: program.get(chat.home)).json()["messages"]
     assert [each["role"] for each in messages] == ["user", "assistant"]
     answer = messages[1]
     assert (answer["content"], answer["status"], answer["finish_reason"]) == (
-        asked.text,
+        chat.text,
         "done",
         "stop",
     )
@@ -161,20 +161,20 @@ def pieces(response: httpx.Response) -> Iterator[str]:
     assert line == "data: [DONE]"
 
 
-def completion(program: httpx.Client, asked: dict[str, Any], *, key: str) -> httpx.Request:
+def completion(program: httpx.Client, fields: dict[str, Any], *, key: str) -> httpx.Request:
     """A request with an Idempotency-Key."""
     return program.build_request(
-        "POST", "/v1/chat/completions", json=asked, headers={"Idempotency-Key": key}
+        "POST", "/v1/chat/completions", json=fields, headers={"Idempotency-Key": key}
     )
 
 
-def retried(program: httpx.Client, asked: httpx.Request, known: int) -> tuple[str, float]:
+def retried(program: httpx.Client, request: httpx.Request, known: int) -> tuple[str, float]:
     """A streamed completion, asked for until it is whole; and when it first exceeded `known`."""
     deadline = time.monotonic() + SOON
     while True:
         text, went_on = "", 0.0
         try:
-            answer = persistent(lambda: program.send(asked, stream=True))
+            answer = persistent(lambda: program.send(request, stream=True))
             assert (answer.status_code, answer.headers.get("Idempotent-Replay")) == (200, "true")
             for piece in pieces(answer):
                 text += piece
@@ -187,11 +187,11 @@ def retried(program: httpx.Client, asked: httpx.Request, known: int) -> tuple[st
 
 @contextmanager
 def begun(
-    program: httpx.Client, asked: dict[str, Any], **headers: str
+    program: httpx.Client, fields: dict[str, Any], **headers: str
 ) -> Iterator[tuple[httpx.Response, str]]:
     """A streamed completion, and the text that came until there was a little."""
     with program.stream(
-        "POST", "/v1/chat/completions", json={**asked, "stream": True}, headers=headers
+        "POST", "/v1/chat/completions", json={**fields, "stream": True}, headers=headers
     ) as response:
         assert response.status_code == 200
         text, coming = "", pieces(response)  # it is kept: dropping it would close the connection
@@ -246,6 +246,7 @@ def test_what_is_stored_is_finished_by_the_next_process(
     text, end = read_again(program, chat)
     assert text == chat.text
     assert text.startswith("".join(chat.read))
+    assert end.pop("answer")["content"] == chat.text
     assert end == {"finish_reason": "stop", "completion_tokens": WORDS, "seen_from": None}
     assert_stored(program, chat)
     record(Row(number.name, "API, mid-stream", 3, 3, 0, 0, 0, (went_on - struck,)))
@@ -288,25 +289,23 @@ def test_two_processes_share_their_answers(
     address, process = second
     with httpx.Client(base_url=address, timeout=60, headers=program.headers) as beside:
         persistent(lambda: beside.get("/readyz"))
-        stopped, asked = ask(beside, "stopped-"), ask(beside, "two-")
+        stopped, chat = ask(beside, "stopped-"), ask(beside, "two-")
         with program.stream("GET", stopped.stream) as here:
             followed = events(here)
             read_some(followed, stopped.read)
             assert program.post(f"{stopped.home}/messages/{stopped.answer}/stop").status_code == 204
             *_, (name, fields) = followed
         assert (name, fields["finish_reason"]) == ("done", "cancelled")
-        with program.stream("GET", asked.stream) as here:
+        with program.stream("GET", chat.stream) as here:
             followed = events(here)
-            read_some(followed, asked.read)
+            read_some(followed, chat.read)
             process.kill()
             process.wait()
             struck = time.monotonic()
-            read_some(followed, asked.read, len("".join(asked.read)) + 1)
+            read_some(followed, chat.read, len("".join(chat.read)) + 1)
             went_on = time.monotonic()
-            asked.read += [fields.get("text", "") for name, fields in followed if name == "delta"]
-    assert (
-        "".join(asked.read) == asked.text
-    )  # on the same connection: nothing twice, nothing missing
-    assert_stored(program, asked)
+            chat.read += [fields.get("text", "") for name, fields in followed if name == "delta"]
+    assert "".join(chat.read) == chat.text  # on the same connection: nothing twice, nothing missing
+    assert_stored(program, chat)
     record(Row("SIGKILL", "one of two APIs", 1, 1, 0, 0, 0, (went_on - struck,)))
     tree_when(program, idle)

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import psutil
@@ -17,9 +16,9 @@ SECONDS = 90.0
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[Instance]:
-    with running(tmp_path / "home", "--engine", "echo", "--nodes", "2") as instance:
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    with running(tmp_path_factory.mktemp("home"), "--engine", "echo", "--nodes", "2") as instance:
         yield instance
 
 

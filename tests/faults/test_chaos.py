@@ -15,8 +15,10 @@ from cli.home import module_command, module_environment
 from tests.faults.table import Row
 
 MINUTES = 2
-SEED = 2386  # kills the API and the broker, stops the root, drains, attaches, rolls
-SECONDS = 480  # for all of it: the start, the faults, the last answers, the end
+SEED = 14  # kills a node, the API and the broker, rolls, drains, stops the root
+# For all of it, which has deadlines of its own: the start (120 s), the faults, the last answers
+# (150 s), until the tree is at rest (60 s), the end.
+SECONDS = 480
 
 
 @pytest.mark.timeout(SECONDS + 30)
@@ -25,20 +27,24 @@ def test_two_minutes_of_chaos(tmp_path: Path, record: Callable[[Row], None]) -> 
     command = module_command(
         "bench", "chaos", "--seconds", str(60 * MINUTES), "--seed", str(SEED), "--json", str(result)
     )
-    done = subprocess.run(
-        [*command, "--keep-logs", str(tmp_path / "logs")],
-        env=module_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert result.exists(), done.stdout
+    output = tmp_path / "output.txt"
+    try:
+        with output.open("w") as file:
+            done = subprocess.run(
+                [*command, "--keep-logs", str(tmp_path / "logs")],
+                env=module_environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=SECONDS,
+                check=False,
+            )
+    finally:
+        print(output.read_text())  # which pytest shows if the test fails
+    assert result.exists()
     facts = json.loads(result.read_text())["facts"]
     record(row(facts))
-    assert done.returncode == 0, done.stdout
-    assert facts["endings"]["answered"] > 100, done.stdout  # users did ask all the time
+    assert done.returncode == 0
+    assert facts["endings"]["answered"] > 100  # users did ask all the time
 
 
 def row(facts: dict[str, Any]) -> Row:
@@ -51,6 +57,6 @@ def row(facts: dict[str, Any]) -> Row:
         answered=ended["answered"] + ended["cancelled"],
         told=ended["broken off"] + ended["error"],
         lost=ended["lost"],
-        wrong=ended["repeated"] + ended["missing"] + ended["usage"],
-        recoveries=(facts["slowest_recovery_seconds"],),
+        wrong=ended["wrong"],
+        recoveries=tuple(facts["recoveries"]),
     )

@@ -7,8 +7,9 @@ import pytest_asyncio
 
 from broker.amqp import AmqpSession
 from broker.client import Client
+from broker.encoding import encode
 from broker.session import Session
-from broker.wire import Frames, Ping, encode
+from broker.wire import Frames, Ping
 from cli.rabbitmq import Broker
 from tests.faults.conftest import Grow, Open
 from tests.faults.dead import letters

@@ -167,13 +167,13 @@ def test_a_frozen_process_is_replaced_and_no_job_is_lost(
 ) -> None:
     before = pids(watched)
     text = " ".join(f"word{number}" for number in range(60))
-    told: list[str] = []
+    texts: list[str] = []
     with watched.program(watched.key()) as program:
         until(lambda: ready(program), "not ready")
         askers = []
         if not victim.startswith("api"):  # what a frozen API process has accepted is lost with it
             askers = [
-                threading.Thread(target=lambda: told.append(ask(program, text))) for _ in range(3)
+                threading.Thread(target=lambda: texts.append(ask(program, text))) for _ in range(3)
             ]
         for asker in askers:
             asker.start()
@@ -183,9 +183,9 @@ def test_a_frozen_process_is_replaced_and_no_job_is_lost(
         until_replaced(watched, before, victim)
         for asker in askers:
             asker.join(SECONDS)
-        assert told == [text] * len(askers)
+        assert texts == [text] * len(askers)
         seconds = time.monotonic() - frozen
-        record(Row("frozen", victim, len(askers), len(told), 0, 0, 0, (seconds,)))
+        record(Row("frozen", victim, len(askers), len(texts), 0, 0, 0, (seconds,)))
         until(lambda: ready(program), "not ready again")
         assert ask(program) == "are you there"
     now = pids(watched)

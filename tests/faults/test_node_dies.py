@@ -2,16 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 
 import pytest
 
 from tests.faults.conftest import Grow, Open
-from tests.faults.nodes import Tree
+from tests.faults.nodes import Tree, disconnected
 
 JOBS = 40  # on 28 slots: some wait
 HEARTBEAT_SECONDS = 2.0  # how often a node repairs its place in the tree
-FREEZE_SECONDS = 30.0  # longer than the broker waits for heartbeats
+
+pytestmark = pytest.mark.timeout(240)
 
 VICTIMS = {"leaf": "n4", "inner": "n2", "root": "root"}
 
@@ -72,19 +72,23 @@ async def test_standby_roots_take_over_with_the_jobs_in_their_order(
 
 
 async def test_frozen_for_longer_than_the_heartbeat(grow: Grow, account: Open) -> None:
-    """A leaf of one tree and the root of another, at the same time, as it takes half a minute."""
+    """A leaf of one tree and the root of another, at the same time, as heartbeats take a while."""
     await asyncio.gather(_frozen_leaf(grow, account), _frozen_root(grow, account))
 
 
 async def _frozen_leaf(grow: Grow, account: Open) -> None:
     tree: Tree = await grow(count=3, delay=0.05)
-    ledger = account("SIGSTOP 30 s", "leaf")
+    ledger = account("SIGSTOP", "leaf, longer than the heartbeat")
     await ledger.submit(12, tokens=60)
     await ledger.until(lambda: len(ledger.running()) == 12)
-    await _freeze(tree, "n3", lambda: ledger.strike(ledger.on("n3")))
+    tree.freeze("n3")
+    ledger.strike(ledger.on("n3"))
+    await disconnected(tree.broker, "n3")
+    await ledger.until(lambda: not ledger.on("n3"))  # they go on elsewhere before it comes back
+    tree.thaw("n3")
     assert await ledger.settled() == []
     await tree.whole()
-    ledger = account("SIGSTOP 30 s", "leaf, once it is back")
+    ledger = account("SIGSTOP", "leaf, once it is back")
     await ledger.submit(12, tokens=10)
     assert await ledger.settled() == []
     assert any("n3" in each.nodes for each in ledger.answers)
@@ -92,27 +96,19 @@ async def _frozen_leaf(grow: Grow, account: Open) -> None:
 
 async def _frozen_root(grow: Grow, account: Open) -> None:
     tree: Tree = await grow(count=3, root="root-b", prefix="b", delay=0.05)
-    ledger = account("SIGSTOP 30 s", "root", model="b")
+    ledger = account("SIGSTOP", "root, longer than the heartbeat", model="b")
     await ledger.submit(8, tokens=60)
     await ledger.until(lambda: len(ledger.running()) == 8)
-
-    def strike() -> None:
-        ledger.strike(ledger.running())
-
     waiting = asyncio.create_task(
         ledger.submit(8, tokens=10)
     )  # wait in the broker until the root is back
-    await _freeze(tree, "root-b", strike)
+    tree.freeze("root-b")
+    ledger.strike(ledger.running())
+    await disconnected(tree.broker, "root-b")
+    tree.thaw("root-b")
     await waiting
     assert await ledger.settled() == []
     await tree.whole()
-
-
-async def _freeze(tree: Tree, name: str, struck: Callable[[], None]) -> None:
-    tree.freeze(name)
-    struck()
-    await asyncio.sleep(FREEZE_SECONDS)  # the fault itself
-    tree.thaw(name)
 
 
 @pytest.mark.parametrize("healed_by", ["restart", "adoption", "legacy"])
@@ -129,7 +125,8 @@ async def test_the_drain_is_killed_in_the_middle(healed_by: str, grow: Grow, acc
     )
     tree.freeze("n4")  # so that jobs stay in its queue
     await ledger.submit(50, tokens=25)
-    await ledger.until(lambda: len(ledger.running()) >= 12)
+    # jobs are everywhere then; on a slow machine the first have ended before the last begin
+    await ledger.until(lambda: len(ledger.running()) + ledger.ended() >= 12)
     ledger.strike(ledger.on("n2"))
     heard = tree.processes["n2"].said("child is gone")
     await tree.kill("n4")

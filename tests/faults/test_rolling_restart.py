@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,11 +18,11 @@ STAY = {"launcher", "epmd", "broker"}
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[Instance]:
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     """root -> n1 -> (n2, n3)"""
     options = ["--engine", "echo", "--nodes", "3", "--fanout", "2", "--token-delay", "0.02"]
-    with running(tmp_path / "home", *options) as instance:
+    with running(tmp_path_factory.mktemp("rolling"), *options) as instance:
         yield instance
 
 
@@ -57,9 +56,9 @@ class Crowd:
                 await asyncio.sleep(0.05)
 
     async def _ask(self, reader: int) -> None:
-        asked = 0
+        count = 0
         while self._going:
-            words = [f"{reader}-{asked}-{word}" for word in range(WORDS)]
+            words = [f"{reader}-{count}-{word}" for word in range(WORDS)]
             began = time.strftime("%H:%M:%S")
             try:
                 text = await (self._streamed if reader % 2 else self._plain)(" ".join(words))
@@ -68,7 +67,7 @@ class Crowd:
             else:
                 if text != " ".join(words):
                     self.complaints.append(f"{began} {words[0]}: {text!r}")
-            asked += 1
+            count += 1
             self.answered += 1
 
     async def _plain(self, question: str) -> str:

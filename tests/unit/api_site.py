@@ -18,7 +18,20 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
+from broker.announcements import Announcements
+from broker.broker_reports import BrokerReports
+from broker.conversation_events import ConversationEvents
+from broker.drill_watch import DrillWatch
+from broker.edge_watch import EdgeWatch
 from broker.errors import NoTree, Unavailable
+from broker.gone import check_deletes
+from broker.host_watch import HostWatch
+from broker.job_messages import Answer, AnyQuestion
+from broker.job_watch import JobWatch
+from broker.memory import MemoryBroker, MemorySession
+from broker.metrics_exchange import MetricsExchange
+from broker.node_states import NodeStates
+from broker.operator_messages import BrokerOverview
 from broker.stream import Stream
 from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start, Waiting
 from topology import names
@@ -45,6 +58,7 @@ from api.accounts import keys  # noqa: E402
 from api.accounts.models import User  # noqa: E402
 from api.context import app  # noqa: E402
 from api.errors import NotRunning  # noqa: E402
+from api.operate.recorder.recorder import NO_ADDRESS  # noqa: E402
 
 _numbers = itertools.count(1)
 
@@ -98,11 +112,28 @@ def node_state(name: str, **changes: Any) -> NodeState:
     return NodeState(**{**fields, **changes})
 
 
+class FakeJobWatch(JobWatch):
+    """Questions are answered by `script`; reports come from the test."""
+
+    def __init__(self) -> None:
+        self.node_states = NodeStates()
+        super().__init__("api-test", self.node_states)
+        self.asked: list[AnyQuestion] = []
+        self.script: Callable[[Any], list[Answer]] = lambda question: [
+            Answer(number="", node="n1", known=True, done=True)
+        ]
+
+    async def ask(self, question: Any, *, any_known: bool = False) -> list[Answer]:
+        self.asked.append(question)
+        return self.script(question)
+
+
 class FakeClient:
     """broker.client.Client without a broker: `script` makes the frames of a job."""
 
     def __init__(self) -> None:
         self.connected = True
+        self.queue_type = "classic"
         self.trees = {"tiny", "big"}
         self.states = {"n1": node_state("n1")}
         self.script: Callable[[Job], Iterable[AnyFrame]] = echo
@@ -117,7 +148,20 @@ class FakeClient:
         self.cancels: list[tuple[str, str]] = []  # by request
         self.controls: list[tuple[str, AnyControl]] = []
         self.queue_depths: dict[str, int] = {}
+        self.removed: list[tuple[str, ...]] = []  # who was to remove what is left of which nodes
         self.ghosts: set[str] = set()  # nodes that tell a state and have no queue
+        self.conversations = ConversationEvents("api-test")
+        self.hosts = HostWatch("api-test")
+        self.reports = BrokerReports("api-test")
+        self.edges = EdgeWatch("api-test", self._notify)
+        self.reports.listen(self.edges.on_overview)
+        self.reports.publish(BrokerOverview(process="api-0", problem=NO_ADDRESS))
+        self.memory = MemoryBroker()  # for sessions of its own
+        self.metrics = MetricsExchange("api-test")
+        self.process = "api-test"
+        self.announcements = Announcements("api-test")
+        self.job_watch = FakeJobWatch()
+        self.drills = DrillWatch("api-test", self.streams)
         self.submitted = asyncio.Event()
         self._changes = asyncio.Event()
 
@@ -128,6 +172,9 @@ class FakeClient:
         """Open streams end."""
         for stream in list(self.streams.values()):
             await stream.aclose()
+
+    async def open_session(self) -> MemorySession:
+        return self.memory.session()
 
     async def responds(self) -> bool:
         """The scripted broker answers while it is connected."""
@@ -170,12 +217,32 @@ class FakeClient:
     def change(self, state: NodeState) -> None:
         """A node tells its state."""
         self.states[state.name] = state
+        self._notify()
+
+    def _notify(self) -> None:
         changes, self._changes = self._changes, asyncio.Event()
         changes.set()
 
     async def control(self, node: str, message: AnyControl) -> bool:
         self.controls.append((node, message))
         return node in self.states
+
+    def check_removes_gone(self) -> None:
+        check_deletes(self.queue_type)
+
+    async def remove_gone(self, helper: str, nodes: Iterable[str]) -> bool:
+        self.removed.append((helper, *nodes))
+        reports = self.reports.latest
+        assert reports is not None
+        gone = [names.node(name) for name in nodes]
+        self.reports.publish(
+            msgspec.structs.replace(
+                reports,
+                queues=tuple(queue for queue in reports.queues if queue.name not in gone),
+                bindings=tuple(each for each in reports.bindings if each.destination not in gone),
+            )
+        )
+        return True
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
         missing = {names.node(name) for name in self.ghosts}
@@ -210,6 +277,15 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     with pytest.raises(NotRunning):
         app()
     await forget_answers()
+    await forget_models()
+
+
+async def forget_models() -> None:
+    """What one test sets of models is not for the next one."""
+    from api.operate.models.models import AutoscaledNode, AutoscaleRule, ModelSettings
+
+    for kind in (ModelSettings, AutoscaleRule, AutoscaledNode):
+        await kind.objects.all().adelete()
 
 
 async def forget_answers() -> None:

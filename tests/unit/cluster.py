@@ -11,9 +11,10 @@ from broker.client import Client
 from broker.errors import ConnectionLost
 from broker.memory import MemoryBroker, MemorySession
 from broker.stream import Stream
+from broker.tracing import NO_TRACER, Tracer
 from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass
 from topology.dispatch import Paper, Policy
-from worker.engines.base import Chunk, EngineFailed
+from worker.engines.base import Chunk, EngineFailed, Footprint
 from worker.life import live
 from worker.node import Node
 
@@ -45,6 +46,11 @@ class HandEngine:
     async def stop(self) -> None: ...
 
     reuse = (0, 0)
+    footprint = Footprint()
+
+    @property
+    def usable_slots(self) -> int:
+        return self.slots
 
     def stalled(self) -> float:
         return self.hanging
@@ -117,6 +123,7 @@ class Cluster(AsyncExitStack):
         step_seconds: float = 60.0,
         user_jobs: int | None = 0,
         model: str = "m",
+        tracer: Tracer = NO_TRACER,
     ) -> Node:
         """A serving node; without a parent, a root."""
         if parent is not None and engine is None:
@@ -129,6 +136,7 @@ class Cluster(AsyncExitStack):
             engine,
             step_seconds=step_seconds,
             user_jobs=user_jobs,
+            tracer=tracer,
         )
 
         async def connect() -> MemorySession:
@@ -172,6 +180,11 @@ class Cluster(AsyncExitStack):
         self._leave[name].set()
         await asyncio.gather(self._lives[name], return_exceptions=True)
 
+    async def ended(self, name: str) -> None:
+        """Returns when the node has left by itself."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await self._lives[name]
+
     async def kill(self, name: str) -> None:
         """The node's process dies: its connection ends and nothing of it runs on."""
         self._lives[name].cancel()
@@ -192,6 +205,7 @@ class Cluster(AsyncExitStack):
         job_class: JobClass = "interactive",
         work: float = 1.0,
         share: float = 1.0,
+        traceparent: str = "",
     ) -> Stream:
         """Submits a job."""
         job = Job(
@@ -205,6 +219,7 @@ class Cluster(AsyncExitStack):
             job_class=job_class,
             work=work,
             share=share,
+            traceparent=traceparent,
         )
         return await self.client.submit(job)
 

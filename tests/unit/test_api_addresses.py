@@ -1,7 +1,10 @@
 """Unknown addresses: a refusal in the client's shape that says what to change."""
 
+from pathlib import Path
+
 import httpx
 import pytest
+from django.conf import settings
 
 from tests.unit.api_site import FakeClient
 from tests.unit.openai_site import CHAT
@@ -65,14 +68,44 @@ async def test_what_openai_has_and_this_has_not(web: httpx.AsyncClient, path: st
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/nothing", "/nothing", "/tree/nothing", "/api/conversations/x", "/v2/chat"]
+    "path", ["/api/nothing", "/nothing", "/tree/not/this", "/api/conversations/x", "/v2/chat"]
 )
 async def test_other_addresses_have_the_other_shape(web: httpx.AsyncClient, path: str) -> None:
     answer = await web.get(path)
     assert (answer.status_code, answer.json()) == (
         404,
-        {"error": {"message": f"nothing is at {path}", "field": None}},
+        {
+            "error": {
+                "message": f"nothing is at {path}",
+                "field": None,
+                "code": "not_found",
+                "params": {},
+            }
+        },
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/nothing", "text/html"),
+        ("/<b>", "text/html"),
+        ("/api/nothing", "application/json"),
+        ("/v1/nothing", "application/json"),
+    ],
+)
+async def test_people_get_a_page_and_programs_json(
+    web: httpx.AsyncClient,
+    path: str,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(settings, "FRONTEND_DIST", tmp_path)  # not built
+    answer = await web.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"].startswith(kind)
+    assert "<b>" not in answer.text
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/arranca/"])

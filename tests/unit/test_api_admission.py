@@ -220,7 +220,7 @@ async def test_refusals_have_the_shapes_that_clients_know(
     ):
         answer = await client.post(path, json=body)
         assert answer.status_code == 429
-        assert set(answer.json()["error"]) == {"message", "field"}
+        assert set(answer.json()["error"]) == {"message", "field", "code", "params"}
         assert (answer.headers["Retry-After"], answer.headers["X-Canopy-Position"]) == ("5", "2")
     assert (await member.get(f"/api/conversations/{conversation}")).json()["messages"] == []
     assert len(fake.jobs) == 1

@@ -91,17 +91,21 @@ async def test_half_a_character_as_the_name_of_a_field(program: httpx.AsyncClien
 async def test_a_cut_character_does_not_spoil_a_conversation(
     member: httpx.AsyncClient, bad: str
 ) -> None:
-    made = (await member.post("/api/conversations", content=json.dumps({"model": "tiny"}))).json()
-    here = f"/api/conversations/{made['id']}"
+    conversation = (
+        await member.post("/api/conversations", content=json.dumps({"model": "tiny"}))
+    ).json()
+    here = f"/api/conversations/{conversation['id']}"
     renamed = await member.patch(here, content=json.dumps({"title": f"cut {bad}"}))
     assert (renamed.status_code, renamed.json()["title"]) == (200, "cut \ufffd")
     for content in (f"first {bad}", "second"):
         turn = await member.post(f"{here}/messages", content=json.dumps({"content": content}))
         assert turn.status_code == 201, turn.text
         await member.get(f"{here}/messages/{turn.json()['assistant_message']['id']}/stream")
-    stored = [each.content async for each in Message.objects.filter(conversation=made["id"])]
+    stored = [
+        each.content async for each in Message.objects.filter(conversation=conversation["id"])
+    ]
     assert stored == ["first \ufffd", "first \ufffd", "second", "second"]
-    assert (await Conversation.objects.aget(pk=made["id"])).title == "cut \ufffd"
+    assert (await Conversation.objects.aget(pk=conversation["id"])).title == "cut \ufffd"
 
 
 async def test_a_cut_character_elsewhere(member: httpx.AsyncClient, web: httpx.AsyncClient) -> None:
@@ -231,6 +235,15 @@ async def test_gzip_bodies_are_inflated(
         (zlib.compress(json.dumps(CHAT).encode()), 400),
         (b"not gzip", 400),
     ],
+    ids=[
+        "large",
+        "huge",
+        "cut",
+        "more behind",
+        "two members",
+        "zlib",
+        "no gzip",
+    ],  # no times in them
 )
 async def test_gzip_bodies_that_are_none_or_too_large(
     program: httpx.AsyncClient, fake: FakeClient, packed: bytes, status: int

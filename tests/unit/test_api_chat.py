@@ -1,49 +1,19 @@
 """Conversations, live answers, stop, ownership."""
 
 import asyncio
-import json
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-from api.answers import following, store
-from api.answers.writer import AnswerWriter
 from api.chat import events
 from api.chat.history import title_from
-from api.chat.models import Conversation, Message, Status
-from api.context import app
+from api.chat.models import Message
 from api.requests import position as queue_position
 from broker.wire import Delta, Failed, Finished, Waiting
 from tests.unit.api_site import FakeClient, beginning, browser, log_in, make_user, node_state, until
-
-
-async def begin(
-    client: httpx.AsyncClient, content: str = "hello world"
-) -> tuple[str, dict[str, Any]]:
-    """A new conversation with one message; its address and the answer."""
-    made = await client.post("/api/conversations", json={})
-    assert made.status_code == 201, made.text
-    home = f"/api/conversations/{made.json()['id']}"
-    turn = await client.post(f"{home}/messages", json={"content": content})
-    assert turn.status_code == 201, turn.text
-    return home, turn.json()["assistant_message"]
-
-
-def writer_of(answer: dict[str, Any]) -> AnswerWriter | None:
-    """The answer, if it is being written."""
-    return app().writers.get(("chat.Message", answer["id"]))
-
-
-def told(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """A stream's events."""
-    found = []
-    for block in text.split("\n\n"):
-        if block.startswith("event: "):
-            name, data = block.removeprefix("event: ").split("\ndata: ")
-            found.append((name, json.loads(data)))
-    return found
+from tests.unit.dialogues import begin, ending_of, told, writer_of
 
 
 async def test_a_whole_turn(member: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -51,15 +21,21 @@ async def test_a_whole_turn(member: httpx.AsyncClient, fake: FakeClient) -> None
     assert (answer["role"], answer["status"]) == ("assistant", "streaming")
     stream = await member.get(f"{home}/messages/{answer['id']}/stream")
     assert stream.headers["content-type"].startswith("text/event-stream")
-    *deltas, end = told(stream.text)
-    assert (
-        "".join(fields["text"] for name, fields in deltas if name == "delta") == "hello there world"
-    )
-    assert end == ("done", {"finish_reason": "stop", "completion_tokens": 3, "seen_from": None})
-    found = (await member.get(home)).json()
-    assert found["title"] == "hello there world"
-    assert found["model"] == "tiny"
-    question, answer = found["messages"]
+    *deltas, (name, end) = told(stream.text)
+    assert deltas[0] == ("start", {"node": "n1", "trail": [{"node": "n1", "wait_ms": 0}]})
+    assert "".join(fields["text"] for _, fields in deltas[1:]) == "hello there world"
+    assert name == "done"
+    assert (end["finish_reason"], end["completion_tokens"], end["seen_from"]) == ("stop", 3, None)
+    conversation = (await member.get(home)).json()
+    assert conversation["title"] == "hello there"
+    assert conversation["model"] == "tiny"
+    question, answer = conversation["messages"]
+    assert {**end["answer"], "created": answer["created"]} == answer
+    assert (question["parent"], answer["parent"]) == (None, question["id"])
+    assert conversation["head"] == answer["id"]
+    assert (answer["model"], answer["node"], answer["prompt_tokens"]) == ("tiny", "n1", 3)
+    assert answer["ttft_ms"] is not None
+    assert answer["seconds"] >= 0
     assert (question["role"], question["content"], question["status"]) == (
         "user",
         "hello there\nworld",
@@ -71,8 +47,19 @@ async def test_a_whole_turn(member: httpx.AsyncClient, fake: FakeClient) -> None
         "stop",
     )
     listed = (await member.get("/api/conversations")).json()["conversations"]
-    assert [each["id"] for each in listed] == [found["id"]]
-    assert set(listed[0]) == {"id", "title", "model", "updated"}
+    assert [each["id"] for each in listed] == [conversation["id"]]
+    assert set(listed[0]) == {
+        "id",
+        "title",
+        "model",
+        "updated",
+        "head",
+        "pinned",
+        "archived",
+        "folder",
+        "temporary",
+        "running",
+    }
 
 
 async def test_the_next_turn_sees_the_former_ones(
@@ -112,8 +99,10 @@ async def test_readers_come_late_and_again(member: httpx.AsyncClient, fake: Fake
     end = Finished(request_id=request_id, reason="length", completion_tokens=2)
     assert [each async for each in early] == [each async for each in late] == [end]
     after = await member.get(f"{home}/messages/{answer['id']}/stream")
-    done = ("done", {"finish_reason": "length", "completion_tokens": 2, "seen_from": None})
-    assert told(after.text) == [("delta", {"text": "so far"}), done]
+    assert ending_of(after.text) == [
+        ("delta", {"text": "so far"}),
+        ("done", {"finish_reason": "length", "completion_tokens": 2, "seen_from": None}),
+    ]
 
 
 async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -124,7 +113,7 @@ async def test_no_node_is_told_as_waiting(member: httpx.AsyncClient, fake: FakeC
     assert writer is not None
     said = await anext(writer.follow())
     assert isinstance(said, Waiting)
-    assert said.reason == "no node is serving tiny yet"
+    assert (said.code, said.reason) == ("no_node", "no node is serving tiny yet")
 
 
 async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -138,6 +127,8 @@ async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: Fa
         request_id=job.request_id,
         node="root",
         reason="every slot is busy",
+        code="busy",
+        slots=16,
         position=12,
         seconds=30.0,
     )
@@ -146,7 +137,13 @@ async def test_the_place_in_the_line_is_told(member: httpx.AsyncClient, fake: Fa
     [(name, fields)] = told((await anext(page)).decode())
     assert 0 < fields.pop("seconds") <= 30.0  # what is left when it is told
     assert name == "waiting"
-    assert fields == {"reason": "every slot is busy", "position": 12, "job_class": "interactive"}
+    assert fields == {
+        "reason": "every slot is busy",
+        "code": "busy",
+        "slots": 16,
+        "position": 12,
+        "job_class": "interactive",
+    }
     fake.push(msgspec.structs.replace(place, position=None, seconds=None))
     [(_, fields)] = told((await anext(page)).decode())
     assert (fields["position"], fields["seconds"]) == (None, None)
@@ -169,7 +166,7 @@ async def test_stop_keeps_the_text_and_cancels_the_job(
     reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
     assert (await member.post(f"{home}/messages/{answer['id']}/stop")).status_code == 204
     assert fake.cancelled == [(fake.jobs[0].request_id, 2)]
-    assert told((await reader).text)[-1] == (
+    assert ending_of((await reader).text)[-1] == (
         "done",
         {"finish_reason": "cancelled", "completion_tokens": 1, "seen_from": None},
     )
@@ -190,7 +187,7 @@ async def test_failure_is_stored_and_told(member: httpx.AsyncClient, fake: FakeC
     ]
     home, answer = await begin(member)
     stream = await member.get(f"{home}/messages/{answer['id']}/stream")
-    assert told(stream.text) == [("failed", {"message": "out of memory"})]
+    assert ending_of(stream.text) == [("failed", {"message": "out of memory"})]
     stored = (await member.get(home)).json()["messages"][1]
     assert (stored["status"], stored["error"]) == ("failed", "out of memory")
 
@@ -217,107 +214,6 @@ async def test_a_refused_job_leaves_no_trace(member: httpx.AsyncClient, fake: Fa
     assert "tiny, big" in unknown.json()["error"]["message"]
     assert (await member.get(home)).json()["messages"] == []
     assert (await member.post(f"{home}/messages", json={"content": "x"})).status_code == 201
-
-
-async def test_closing_the_page_does_not_stop_the_answer(
-    live: str, member: httpx.AsyncClient, fake: FakeClient
-) -> None:
-    fake.script = beginning("a")
-    home, answer = await begin(member)
-    path = f"{live}{home}/messages/{answer['id']}/stream"
-    async with (
-        httpx.AsyncClient(cookies=dict(member.cookies.items())) as page,
-        page.stream("GET", path) as stream,
-    ):
-        assert await anext(stream.aiter_lines()) == "event: delta"
-    await asyncio.sleep(0.05)
-    assert fake.cancelled == []
-    fake.push(Delta(request_id=fake.jobs[0].request_id, seq=1, text="b"))
-    fake.push(
-        Finished(request_id=fake.jobs[0].request_id, seq=2, reason="stop", completion_tokens=2)
-    )
-    await until(lambda: not writer_of(answer))
-    assert (await member.get(home)).json()["messages"][1]["content"] == "ab"
-
-
-async def test_the_servers_stop_ends_streams_at_once_and_stores_the_text(
-    member: httpx.AsyncClient, fake: FakeClient
-) -> None:
-    from api.server.asgi import application
-
-    fake.script = beginning("so far")
-    home, answer = await begin(member)
-    reader = asyncio.create_task(member.get(f"{home}/messages/{answer['id']}/stream"))
-    await until(lambda: application.handler._endless)
-    application.handler.end_streams()
-    assert told((await reader).text) == [("delta", {"text": "so far"})]
-    await app().writers.hand_over()
-    stored = (await member.get(home)).json()["messages"][1]
-    assert (stored["status"], stored["content"]) == ("streaming", "so far")
-    assert fake.cancelled == [
-        (job.request_id, 2) for job in fake.jobs
-    ]  # not what a next owner will submit
-
-
-async def test_text_is_stored_on_the_way(
-    member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from api.answers import writer as module
-
-    monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
-    fake.script = beginning("so far")
-    home, _ = await begin(member)
-    async with asyncio.timeout(3):
-        while (await member.get(home)).json()["messages"][1]["content"] != "so far":  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-async def test_an_answer_of_another_process_can_be_read_and_stopped(
-    member: httpx.AsyncClient, user: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(following, "POLL", 0.01)
-    conversation = await Conversation.objects.acreate(user=user, model="tiny")
-    message = await Message.objects.acreate(
-        conversation=conversation,
-        role="assistant",
-        status=Status.STREAMING,
-        owner="elsewhere:1:1",
-        content="so",
-    )
-    path = f"/api/conversations/{conversation.pk}/messages/{message.pk}"
-    reader = asyncio.create_task(member.get(f"{path}/stream"))
-    await asyncio.sleep(0.05)
-    await Message.objects.filter(pk=message.pk).aupdate(content="so far")
-    await asyncio.sleep(0.05)
-    assert (await member.post(f"{path}/stop")).status_code == 204
-    *deltas, end = told((await reader).text)
-    assert "".join(fields["text"] for _, fields in deltas) == "so far"
-    assert end[0] == "done"
-
-
-async def test_the_writer_notices_that_another_process_stopped_its_answer(
-    member: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from api.answers import writer as module
-
-    monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
-    monkeypatch.setattr(module, "HEARTBEAT", 0.02)
-    fake.script = beginning("so far")
-    home, answer = await begin(member)
-    await store.stop(await Message.objects.aget(pk=answer["id"]))
-    await until(lambda: fake.cancelled)
-    await until(lambda: not writer_of(answer))
-    stored = (await member.get(home)).json()["messages"][1]
-    assert (stored["status"], stored["content"]) == ("stopped", "so far")
-
-
-async def test_what_a_database_refuses_is_replaced(
-    member: httpx.AsyncClient, fake: FakeClient
-) -> None:
-    fake.script = beginning("a\x00b")
-    home, answer = await begin(member)
-    await member.post(f"{home}/messages/{answer['id']}/stop")
-    assert (await member.get(home)).json()["messages"][1]["content"] == "a\ufffdb"
 
 
 async def test_rename_and_delete(member: httpx.AsyncClient, fake: FakeClient) -> None:
@@ -356,7 +252,7 @@ async def test_others_conversations_do_not_exist(
     home, answer = await begin(member)
     async with browser() as stranger:
         await log_in(stranger, await make_user(is_staff=True, is_superuser=True))
-        assert (await stranger.get("/api/conversations")).json() == {"conversations": []}
+        assert (await stranger.get("/api/conversations")).json()["conversations"] == []
         message = f"{home}/messages/{answer['id']}"
         mine = (await stranger.post("/api/conversations", json={})).json()["id"]
         for method, path, body in [
@@ -371,28 +267,33 @@ async def test_others_conversations_do_not_exist(
         ]:
             found = await stranger.request(method, path, json=body)
             assert found.status_code == 404, (method, path)
-            assert set(found.json()["error"]) == {"message", "field"}
+            assert set(found.json()["error"]) == {"message", "field", "code", "params"}
     assert fake.cancelled == []
     assert (await member.get(home)).json()["messages"][1]["status"] == "streaming"
 
 
 async def test_models(member: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.states = {
-        "root": node_state("root", engine="none", slots=0),
-        "n1": node_state("n1", slots=2, running=1, status="busy"),
+        "root": node_state("root", engine="none", slots=0, held=3),
+        "n1": node_state("n1", slots=2, running=1, status="busy", context_length=512),
         "n2": node_state("n2", slots=2, status="draining"),
     }
+    open_to_all = {"paused": False, "pause_reason": "", "description": "", "longest_answer": None}
+    known = {"waiting": 3, "context": 512} | open_to_all
+    unknown = {"waiting": 0, "context": None} | open_to_all
     assert (await member.get("/api/models")).json() == {
         "models": [
-            {"id": "tiny", "ready": True, "nodes": 1, "slots": 2, "free": 1},
-            {"id": "big", "ready": False, "nodes": 0, "slots": 0, "free": 0},
+            {"id": "tiny", "ready": True, "nodes": 1, "slots": 2, "free": 1} | known,
+            {"id": "big", "ready": False, "nodes": 0, "slots": 0, "free": 0} | unknown,
         ],
         "default": "tiny",
     }
 
 
 def test_titles() -> None:
-    assert title_from("  one\n two ") == "one two"
+    assert title_from("  one   two \n three") == "one two"
+    assert title_from("```\n# A plan:\n| a | b |") == "A plan:"
+    assert title_from(" ?\n! ") == "? !"
     long = title_from("word " * 40)
     assert long.endswith("word…")
     assert len(long) <= 61

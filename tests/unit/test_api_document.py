@@ -4,6 +4,8 @@
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import schemathesis
 from asgiref.sync import sync_to_async
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -23,24 +26,48 @@ from schemathesis.specs.openapi.checks import (
 from api.accounts import keys
 from api.chat.models import Conversation
 from api.urls import endpoints
+from broker.operator_messages import BrokerOverview
 from tests.unit.api_site import FakeClient, log_in, make_user
 from tests.unit.stateful.hunt import histories
 
 HOLDS = [status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = 185  # of each operation that takes a body or a number: more than 2,000 requests in all
-ENDLESS = "GET /api/tree/stream"
+pytestmark = pytest.mark.timeout(240)  # of all files the longest: it starts first
+EXAMPLES = 100  # of each operation that takes a body or a number: more than 2,000 requests in all
+ENDLESS = {
+    "GET /api/tree/stream",
+    "GET /api/events",
+    "GET /api/operate/dead/stream",
+    "GET /api/operate/logs/stream",
+    "GET /api/operate/line/stream",
+    "GET /api/operate/drills/stream",
+    "GET /api/operate/hosts/stream",
+    "GET /api/operate/queues/stream",
+}
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(endpoints.get_openapi_schema()))
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 SCHEMA.config.generation.update(with_security_parameters=False)
 OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
-FINITE = [each for each in OPERATIONS if each.label != ENDLESS]
+FINITE = [each for each in OPERATIONS if each.label not in ENDLESS]
+
+
+def schemas_below(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for schema in base.__subclasses__():
+        yield schema
+        yield from schemas_below(schema)
+
+
+def test_names_of_schemas_are_unique() -> None:
+    """The document has one schema of each name: of two, it would describe one by the other."""
+    ours = {each for each in schemas_below(BaseModel) if each.__module__.startswith("api.")}
+    names = Counter(schema.__name__ for schema in ours)
+    assert {name: count for name, count in names.items() if count > 1} == {}
 
 
 def can_be_violated(operation: Any) -> bool:
     """True if a request can be other than the document says; any text is a name."""
     parameters = operation.definition.raw["parameters"]
-    typed = any(each["schema"]["type"] != "string" for each in parameters)
+    typed = any(each["schema"].get("type") != "string" for each in parameters)
     return typed or "requestBody" in operation.definition.raw
 
 
@@ -81,6 +108,7 @@ class Caller:
 @pytest.fixture
 async def caller(fake: FakeClient, web: httpx.AsyncClient) -> Caller:
     """Who may call everything, with a conversation of their own."""
+    fake.reports.publish(BrokerOverview(process="api-2"))  # or each look at the tree waits for one
     user = await make_user(is_staff=True)
     await log_in(web, user)
     web.headers["Authorization"] = f"Bearer {await sync_to_async(keys.create)(user)}"
@@ -129,7 +157,6 @@ async def test_without_a_key(web: httpx.AsyncClient, operation: Any, data: st.Da
 
 async def test_the_document_is_served(staff: httpx.AsyncClient) -> None:
     assert (await staff.get("/api/openapi.json")).json() == DOCUMENT
-    assert (await staff.get("/api/docs")).status_code == 200
 
 
 def test_nothing_in_the_document_is_left_out() -> None:

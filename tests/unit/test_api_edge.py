@@ -88,14 +88,15 @@ PREFLIGHT = {
 async def test_any_page_may_use_v1_with_a_key_but_without_cookies(
     web: httpx.AsyncClient, program: httpx.AsyncClient, fake: FakeClient
 ) -> None:
-    asked = await web.options("/v1/chat/completions", headers=PREFLIGHT)
-    assert (asked.status_code, asked.content) == (204, b"")
-    assert asked.headers["access-control-allow-origin"] == "*"
+    preflight = await web.options("/v1/chat/completions", headers=PREFLIGHT)
+    assert (preflight.status_code, preflight.content) == (204, b"")
+    assert preflight.headers["access-control-allow-origin"] == "*"
     assert (
-        asked.headers["access-control-allow-headers"] == PREFLIGHT["Access-Control-Request-Headers"]
+        preflight.headers["access-control-allow-headers"]
+        == PREFLIGHT["Access-Control-Request-Headers"]
     )
-    assert "POST" in asked.headers["access-control-allow-methods"]
-    assert "access-control-allow-credentials" not in asked.headers
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert "access-control-allow-credentials" not in preflight.headers
     origin = {"Origin": PAGE}
     answers = [
         await program.post("/v1/chat/completions", json=ASKING, headers=origin),
@@ -112,11 +113,17 @@ async def test_any_page_may_use_v1_with_a_key_but_without_cookies(
 
 
 async def test_no_other_address_is_open_to_pages_elsewhere(web: httpx.AsyncClient) -> None:
-    for path in ("/api/conversations", "/", "/arranca/", "/healthz", "/v1x"):
+    for path in ("/api/conversations", "/", "/arranca/", "/readyz", "/v1x"):
         answer = await web.get(path, headers={"Origin": PAGE})
         assert "access-control-allow-origin" not in answer.headers
         answer = await web.options(path, headers=PREFLIGHT)
         assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_page_elsewhere_may_ask_whether_this_is_a_server(web: httpx.AsyncClient) -> None:
+    answer = await web.get("/healthz", headers={"Origin": PAGE})
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.json() == {"status": "ok", "service": "canopy"}
 
 
 async def test_cors_for_some_pages_or_none() -> None:

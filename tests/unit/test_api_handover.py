@@ -49,12 +49,12 @@ class Site:
 async def site() -> AsyncIterator[Site]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        made = Site(listener)
-        yield made
-        made.allowed.set()
-        made.server.should_exit = True
+        running = Site(listener)
+        yield running
+        running.allowed.set()
+        running.server.should_exit = True
         async with asyncio.timeout(SECONDS):
-            await made.life
+            await running.life
 
 
 async def get(site: Site, path: str = "/") -> str:
@@ -77,10 +77,13 @@ async def test_connections_are_accepted_once_it_is_ready(site: Site) -> None:
     assert await get(site) == "begun ended"
 
 
-async def test_something_missing_delays_it_and_no_more(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a site that is made after it."""
     monkeypatch.setattr(socket_handover, "READY_SECONDS", 0.0)
+
+
+async def test_something_missing_delays_it_and_no_more(impatient: None, site: Site) -> None:
     await listening(site)
     assert await get(site) == "begun ended"
 
@@ -152,10 +155,10 @@ async def test_what_waits_at_a_stop_is_answered_in_the_api_s_shape() -> None:
             while not getattr(server, "servers", None):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
-            asked = asyncio.create_task(client.post(url))
+            request = asyncio.create_task(client.post(url))
             await begun.wait()
             server.should_exit = True
-            answer = await asked
+            answer = await request
             await life
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
     assert answer.json()["error"]["type"] == "service_unavailable_error"

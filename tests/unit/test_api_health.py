@@ -109,10 +109,10 @@ OUTAGES = {
 
 @pytest.mark.parametrize(("text", "meaning"), OUTAGES.items())
 def test_outages_are_told_in_a_sentence(text: str, meaning: str) -> None:
-    told = outages.describe(OperationalError(text))
-    assert told is not None
-    assert meaning in told
-    assert "\n" not in told
+    sentence = outages.describe(OperationalError(text))
+    assert sentence is not None
+    assert meaning in sentence
+    assert "\n" not in sentence
 
 
 def test_what_is_no_outage() -> None:

@@ -20,7 +20,7 @@ from api.chat.history import (
 )
 from broker.wire import AnyFrame, ChatMessage, Failed, Finished, Job, Role, Start
 from tests.unit.api_site import FakeClient, echo, node_state
-from tests.unit.test_api_chat import begin, told
+from tests.unit.dialogues import begin, told
 
 # ---- the rules
 
@@ -204,12 +204,12 @@ async def test_where_the_cut_is_as_the_node_made_it(
     assert (await ask(member, home, "two"))["seen_from"] is None
     fake.script = answered(omitted=2)
     end = await ask(member, home, "three")
-    found = (await member.get(home)).json()
-    assert end["seen_from"] == found["seen_from"] == found["messages"][2]["id"]
+    conversation = (await member.get(home)).json()
+    assert end["seen_from"] == conversation["seen_from"] == conversation["messages"][2]["id"]
     fake.script = answered(omitted=10**9)  # more than there are
     end = await ask(member, home, "four")
-    found = (await member.get(home)).json()
-    assert end["seen_from"] == found["seen_from"] == found["messages"][6]["id"]
+    conversation = (await member.get(home)).json()
+    assert end["seen_from"] == conversation["seen_from"] == conversation["messages"][6]["id"]
     fake.script = answered()  # another node has room for all
     assert (await ask(member, home, "five"))["seen_from"] is None
     assert (await member.get(home)).json()["seen_from"] is None

@@ -138,11 +138,11 @@ async def test_a_client_that_leaves_finds_its_answer_later(
 ) -> None:
     fake.script = beginning("one")
     async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
-        asked = asyncio.create_task(client.post(PATH, json=body, headers=key))
+        request = asyncio.create_task(client.post(PATH, json=body, headers=key))
         await fake.submitted.wait()
         await asyncio.sleep(0.05)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
     fake.push(Delta(request_id=fake.jobs[0].request_id, text=" two"))
     fake.push(Finished(request_id=fake.jobs[0].request_id, reason="stop"))
     assert text_of(await program.post(PATH, json=body, headers=key)) == "one two"
@@ -276,8 +276,8 @@ async def test_a_request_deleted_under_its_reader_fails(
     program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
 ) -> None:
     fake.script = beginning("one")
-    asked = asyncio.create_task(program.post(PATH, json=CHAT, headers=key))
+    request = asyncio.create_task(program.post(PATH, json=CHAT, headers=key))
     await fake.submitted.wait()
     await store.remove(await kept_of(key))
-    assert text_of(await asked) == "one"  # it ends like one that was stopped
+    assert text_of(await request) == "one"  # it ends like one that was stopped
     assert fake.cancelled == [(fake.jobs[0].request_id, 2)]

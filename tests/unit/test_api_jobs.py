@@ -19,7 +19,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three
 
 
 @pytest_asyncio.fixture
-async def asked(
+async def pending(
     program: httpx.AsyncClient, fake: FakeClient
 ) -> AsyncIterator[asyncio.Task[httpx.Response]]:
     """A request of `program` whose job nobody has taken yet."""
@@ -39,18 +39,18 @@ async def stranger(fake: FakeClient) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.mark.usefixtures("asked")
+@pytest.mark.usefixtures("pending")
 async def test_a_job_is_seen_from_its_beginning_to_its_end(
     program: httpx.AsyncClient, fake: FakeClient
 ) -> None:
     job = fake.jobs[0]
     address = f"/api/jobs/{job.request_id}"
-    found = (await program.get(address)).json()
-    assert datetime.fromisoformat(found.pop("created")).timestamp() == pytest.approx(
+    description = (await program.get(address)).json()
+    assert datetime.fromisoformat(description.pop("created")).timestamp() == pytest.approx(
         job.created, abs=0.001
     )
     deadline = job.created + (job.seconds_left or 0)
-    assert datetime.fromisoformat(found.pop("deadline")).timestamp() == pytest.approx(
+    assert datetime.fromisoformat(description.pop("deadline")).timestamp() == pytest.approx(
         deadline, abs=0.5
     )
     fresh = {
@@ -61,14 +61,19 @@ async def test_a_job_is_seen_from_its_beginning_to_its_end(
         "waiting": None,
     }
     nowhere = {"job_class": "interactive", "position": None, "estimated_start": None}
-    assert found == {**fresh, **nowhere, "state": "waiting", "tokens": 0}
+    assert description == {**fresh, **nowhere, "state": "waiting", "tokens": 0}
     fake.push(Waiting(request_id=job.request_id, node="root", reason="every slot is busy"))
-    found = (await program.get(address)).json()
-    assert (found["state"], found["waiting"]) == ("waiting", "every slot is busy")
+    description = (await program.get(address)).json()
+    assert (description["state"], description["waiting"]) == ("waiting", "every slot is busy")
     fake.push(Start(request_id=job.request_id, node="n2"))
     fake.push(Delta(request_id=job.request_id, text="one two", tokens=2))
-    found = (await program.get(address)).json()
-    assert (found["state"], found["waiting"], found["node"], found["tokens"]) == (
+    description = (await program.get(address)).json()
+    assert (
+        description["state"],
+        description["waiting"],
+        description["node"],
+        description["tokens"],
+    ) == (
         "running",
         None,
         "n2",
@@ -77,14 +82,14 @@ async def test_a_job_is_seen_from_its_beginning_to_its_end(
     fake.push(
         Waiting(request_id=job.request_id, node="", reason="the connection to the broker was lost")
     )
-    found = (await program.get(address)).json()
-    assert (found["state"], found["waiting"]) == (
+    description = (await program.get(address)).json()
+    assert (description["state"], description["waiting"]) == (
         "waiting",
         "the connection to the broker was lost",
     )
 
 
-@pytest.mark.usefixtures("asked")
+@pytest.mark.usefixtures("pending")
 async def test_a_jobs_place_in_the_line_is_told_while_it_stands_there(
     program: httpx.AsyncClient, fake: FakeClient
 ) -> None:
@@ -160,10 +165,10 @@ async def test_a_reader_that_comes_late_gets_the_present_place_alone(
     fake.push(Start(request_id=stream.request_id, node="n1"))
     fake.push(Waiting(request_id=stream.request_id, node="root", reason="n1 died"))
     fake.push(Finished(request_id=stream.request_id, reason="stop"))
-    told = [frame async for frame in stream]
-    assert [type(frame) for frame in told] == [Waiting, Start, Waiting, Finished]
-    assert isinstance(told[0], Waiting)
-    assert told[0].position == 1
+    frames = [frame async for frame in stream]
+    assert [type(frame) for frame in frames] == [Waiting, Start, Waiting, Finished]
+    assert isinstance(frames[0], Waiting)
+    assert frames[0].position == 1
 
 
 async def test_an_answer_that_nobody_has_read_yet(
@@ -185,17 +190,17 @@ async def test_a_job_that_was_read_is_forgotten(
 
 
 async def test_somebody_elses_job_is_not_there(
-    stranger: httpx.AsyncClient, asked: asyncio.Task[httpx.Response], fake: FakeClient
+    stranger: httpx.AsyncClient, pending: asyncio.Task[httpx.Response], fake: FakeClient
 ) -> None:
     address = f"/api/jobs/{fake.jobs[0].request_id}"
     assert (await stranger.get(address)).status_code == 404
     assert (await stranger.delete(address)).status_code == 404
     assert fake.cancels == []
-    assert not asked.done()
+    assert not pending.done()
 
 
 async def test_the_owner_cancels_a_job(
-    program: httpx.AsyncClient, asked: asyncio.Task[httpx.Response], fake: FakeClient
+    program: httpx.AsyncClient, pending: asyncio.Task[httpx.Response], fake: FakeClient
 ) -> None:
     job = fake.jobs[0]
     for frame in echo(job)[:3]:
@@ -205,7 +210,7 @@ async def test_the_owner_cancels_a_job(
     fake.push(
         Finished(request_id=job.request_id, reason="cancelled", completion_tokens=2)
     )  # as its node says then
-    choice = (await asked).json()["choices"][0]
+    choice = (await pending).json()["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("one two", "stop")
 
 

@@ -1,6 +1,7 @@
 """What the API process writes to its log, and how much of it an outsider can cause."""
 
 import io
+import json
 import logging
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 import structlog
 
 from api.server import logs
+from broker.logs import LogSettings
 from tests.unit.api_site import FakeClient
 
 
@@ -129,3 +131,15 @@ def test_a_closed_standard_error_raises_nothing(
 ) -> None:
     written.close()
     structlog.get_logger("canopy.api").warning("nobody reads this")
+
+
+def test_as_json_each_record_is_an_object(
+    written: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(LogSettings(as_json=True, level=logging.INFO), "api-2")
+    structlog.get_logger("canopy.api").warning("ended", request_id="r1")
+    structlog.get_logger("canopy.api").debug("not written")
+    logging.getLogger("a.library").warning("it says %s", "this")
+    ours, theirs = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (ours["event"], ours["request_id"], ours["process"]) == ("ended", "r1", "api-2")
+    assert (theirs["event"], theirs["level"]) == ("it says this", "warning")

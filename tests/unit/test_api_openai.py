@@ -18,10 +18,10 @@ async def test_chat_completion_has_openais_shape(
 ) -> None:
     answer = await program.post("/v1/chat/completions", json=CHAT)
     assert answer.status_code == 200
-    found = answer.json()
+    completion = answer.json()
     request_id = answer.headers["X-Request-Id"]
-    assert found.pop("created") > 1_700_000_000
-    assert found == {
+    assert completion.pop("created") > 1_700_000_000
+    assert completion == {
         "id": f"chatcmpl-{request_id}",
         "object": "chat.completion",
         "model": "tiny",
@@ -40,12 +40,12 @@ async def test_chat_completion_has_openais_shape(
 
 
 async def test_completion_has_openais_shape(program: httpx.AsyncClient, fake: FakeClient) -> None:
-    found = (
+    completion = (
         await program.post("/v1/completions", json={"model": "tiny", "prompt": ["a b"]})
     ).json()
-    assert found["object"] == "text_completion"
-    assert found["id"].startswith("cmpl-")
-    assert found["choices"] == [
+    assert completion["object"] == "text_completion"
+    assert completion["id"].startswith("cmpl-")
+    assert completion["choices"] == [
         {"index": 0, "logprobs": None, "text": "a b", "finish_reason": "stop"}
     ]
     assert fake.jobs[0].prompt == "a b"
@@ -112,10 +112,10 @@ async def test_no_broker_is_503(program: httpx.AsyncClient, fake: FakeClient) ->
 
 async def test_models(program: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.states["n2"] = node_state("n2", model="third")
-    found = (await program.get("/v1/models")).json()
-    assert found["object"] == "list"
-    assert [each["id"] for each in found["data"]] == ["tiny", "big", "third"]
-    assert found["data"][0]["object"] == "model"
+    listing = (await program.get("/v1/models")).json()
+    assert listing["object"] == "list"
+    assert [each["id"] for each in listing["data"]] == ["tiny", "big", "third"]
+    assert listing["data"][0]["object"] == "model"
     assert (await program.get("/v1/models/tiny")).json()["id"] == "tiny"
     missing = await program.get("/v1/models/no/such")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
@@ -233,7 +233,7 @@ def test_estimates_are_told_roughly(seconds: float, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "job_class", "told"),
+    ("requested", "job_class", "served"),
     [
         ("auto", "interactive", "default"),
         ("default", "interactive", "default"),
@@ -252,15 +252,15 @@ async def test_the_service_tier_is_the_jobs_class(
     fake: FakeClient,
     path: str,
     body: dict[str, Any],
-    asked: str,
+    requested: str,
     job_class: str,
-    told: str,
+    served: str,
 ) -> None:
-    whole = await program.post(path, json={**body, "service_tier": asked})
-    assert whole.json()["service_tier"] == told
-    options = {"stream": True, "stream_options": {"include_usage": True}, "service_tier": asked}
+    whole = await program.post(path, json={**body, "service_tier": requested})
+    assert whole.json()["service_tier"] == served
+    options = {"stream": True, "stream_options": {"include_usage": True}, "service_tier": requested}
     streamed = await program.post(path, json={**body, **options})
-    assert {chunk["service_tier"] for chunk in payloads(streamed.text)} == {told}
+    assert {chunk["service_tier"] for chunk in payloads(streamed.text)} == {served}
     assert [job.job_class for job in fake.jobs] == [job_class] * 2
 
 
@@ -282,11 +282,13 @@ async def test_keep_alive_comments(
 
     monkeypatch.setattr(sse, "KEEPALIVE", 0.02)
     fake.script = lambda job: []
-    asked = asyncio.create_task(program.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+    request = asyncio.create_task(
+        program.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    )
     await fake.submitted.wait()
     await asyncio.sleep(0.2)
     fake.push(Finished(request_id=fake.jobs[0].request_id, reason="stop"))
-    assert ": keep-alive" in events((await asked).text)
+    assert ": keep-alive" in events((await request).text)
 
 
 async def test_bodies_that_are_too_large(program: httpx.AsyncClient) -> None:
@@ -295,7 +297,7 @@ async def test_bodies_that_are_too_large(program: httpx.AsyncClient) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
     elsewhere = await program.post("/arranca/", content=b"x" * (1 << 20))
     assert elsewhere.status_code == 413
-    assert set(elsewhere.json()["error"]) == {"message", "field"}
+    assert set(elsewhere.json()["error"]) == {"message", "field", "code", "params"}
     just_fits = await program.post("/v1/chat/completions", content=b"x" * 1_000_000)
     assert just_fits.status_code == 400
 
@@ -310,13 +312,13 @@ async def test_a_thousand_requests_at_once_get_each_their_own_answer(
         answer = await program.post("/v1/chat/completions", json=body)
         return number, answer.json()["choices"][0]["message"]["content"]
 
-    asked = [asyncio.create_task(ask(number)) for number in range(1000)]
+    requests = [asyncio.create_task(ask(number)) for number in range(1000)]
     await until(lambda: len(fake.jobs) == 1000, seconds=30)
     frames = [echo(job) for job in fake.jobs]
     for step in range(4):  # start, two words, end: interleaved between all requests, last one first
         for each in reversed(frames):
             fake.push(each[step])
-    answers = await asyncio.gather(*asked)
+    answers = await asyncio.gather(*requests)
     assert answers == [(number, f"question {number}") for number in range(1000)]
     assert fake.cancelled == []
 
@@ -327,14 +329,14 @@ async def test_a_closed_connection_cancels_the_job(
 ) -> None:
     fake.script = lambda job: []
     async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
-        asked = asyncio.create_task(
+        request = asyncio.create_task(
             client.post("/v1/chat/completions", json={**CHAT, "stream": streamed})
         )
         await fake.submitted.wait()
         await asyncio.sleep(0.05)
         assert fake.cancelled == []
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
     await until(lambda: fake.cancelled == [(fake.jobs[0].request_id, 2)])
 
 

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from api.context import app
+from broker.encoding import decode, encode
 from broker.errors import Unavailable
 from broker.stream import Stream
-from broker.wire import Delta, Failed, Finished, Job, decode, encode
+from broker.wire import Delta, Failed, Finished, Job
 from tests.unit.api_site import FakeClient, echo, until
 from tests.unit.openai_site import CHAT, payloads
 
@@ -25,15 +26,15 @@ def numbered(fake: FakeClient) -> None:
 async def test_choices_are_jobs_of_their_own(program: httpx.AsyncClient, fake: FakeClient) -> None:
     numbered(fake)
     answer = await program.post("/v1/chat/completions", json={**CHAT, "n": 3, "seed": 2**63 - 2})
-    found = answer.json()
-    told = [
+    completion = answer.json()
+    choices = [
         (each["index"], each["message"]["content"], each["finish_reason"])
-        for each in found["choices"]
+        for each in completion["choices"]
     ]
-    assert told == [(0, "choice 1", "stop"), (1, "choice 2", "stop"), (2, "choice 3", "stop")]
-    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert choices == [(0, "choice 1", "stop"), (1, "choice 2", "stop"), (2, "choice 3", "stop")]
+    assert completion["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
     assert answer.headers["X-Request-Id"] == fake.jobs[0].request_id
-    assert found["id"] == f"chatcmpl-{fake.jobs[0].request_id}"
+    assert completion["id"] == f"chatcmpl-{fake.jobs[0].request_id}"
     assert len({job.request_id for job in fake.jobs}) == 3
     assert [job.sampling.seed for job in fake.jobs] == [2**63 - 2, 2**63 - 1, -(2**63)]
     assert all(job.sampling.reproducible for job in fake.jobs)
@@ -59,7 +60,7 @@ async def test_streamed_choices_interleave(program: httpx.AsyncClient, fake: Fak
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    asked = asyncio.create_task(program.post("/v1/completions", json=body))
+    request = asyncio.create_task(program.post("/v1/completions", json=body))
     await until(lambda: len(fake.jobs) == 2)
     one, two = (job.request_id for job in fake.jobs)
     for index, (request_id, text) in enumerate([(one, "a"), (two, "b"), (one, "c"), (two, "d")]):
@@ -70,25 +71,25 @@ async def test_streamed_choices_interleave(program: httpx.AsyncClient, fake: Fak
     fake.push(Finished(request_id=two, reason="length", prompt_tokens=5, completion_tokens=2))
     fake.push(Delta(request_id=one, text="e"))
     fake.push(Finished(request_id=one, reason="stop", prompt_tokens=5, completion_tokens=3))
-    text = (await asked).text
+    text = (await request).text
     *chunks, usage = payloads(text)
-    told = [
+    pieces = [
         (each["index"], each["text"], each["finish_reason"])
         for chunk in chunks
         for each in chunk["choices"]
     ]
-    assert [each for each in told if each[0] == 0] == [
+    assert [each for each in pieces if each[0] == 0] == [
         (0, "a", None),
         (0, "c", None),
         (0, "e", None),
         (0, "", "stop"),
     ]
-    assert [each for each in told if each[0] == 1] == [
+    assert [each for each in pieces if each[0] == 1] == [
         (1, "b", None),
         (1, "d", None),
         (1, "", "length"),
     ]
-    assert [index for index, *_ in told[:4]] == [0, 1, 0, 1]
+    assert [index for index, *_ in pieces[:4]] == [0, 1, 0, 1]
     assert usage["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
     assert len({chunk["id"] for chunk in (*chunks, usage)}) == 1
     assert text.count("[DONE]") == 1
@@ -132,13 +133,13 @@ async def test_a_closed_connection_cancels_all_choices(
 ) -> None:
     fake.script = lambda job: []
     async with httpx.AsyncClient(base_url=live, headers=program.headers) as client:
-        asked = asyncio.create_task(
+        asking = asyncio.create_task(
             client.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True})
         )
         await until(lambda: len(fake.jobs) == 2)
         await asyncio.sleep(0.05)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
     await until(
         lambda: {request for request, _ in fake.cancelled} == {job.request_id for job in fake.jobs}
     )
@@ -162,12 +163,12 @@ async def test_all_choices_or_none_are_taken(
     assert [request for request, _ in fake.cancelled] == [job.request_id for job in published[:2]]
 
 
-@pytest.mark.parametrize(("asked", "field"), [({"n": 2}, "n"), ({"logprobs": True}, "logprobs")])
+@pytest.mark.parametrize(("options", "field"), [({"n": 2}, "n"), ({"logprobs": True}, "logprobs")])
 async def test_what_is_not_kept_cannot_be_asked_for_again(
-    program: httpx.AsyncClient, fake: FakeClient, asked: dict[str, Any], field: str
+    program: httpx.AsyncClient, fake: FakeClient, options: dict[str, Any], field: str
 ) -> None:
     answer = await program.post(
-        "/v1/chat/completions", json={**CHAT, **asked}, headers={"Idempotency-Key": "k"}
+        "/v1/chat/completions", json={**CHAT, **options}, headers={"Idempotency-Key": "k"}
     )
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
     assert "Idempotency-Key" in answer.json()["error"]["message"]

@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from api.idempotency.models import KeptRequest
-from broker.wire import Sampling, encode
+from broker.encoding import encode
+from broker.wire import Sampling
 from tests.unit.api_site import FakeClient
 from tests.unit.openai_site import CHAT
 
@@ -235,15 +236,15 @@ async def test_what_everybody_sends_is_taken(
     assert getattr(fake.jobs[0].sampling, field) == value
 
 
-@pytest.mark.parametrize(("logprobs", "told"), [(False, None), (0, 0), (2.0, 2), (None, None)])
+@pytest.mark.parametrize(("logprobs", "expected"), [(False, None), (0, 0), (2.0, 2), (None, None)])
 async def test_logprobs_of_a_text_are_a_number(
-    program: httpx.AsyncClient, fake: FakeClient, logprobs: Any, told: int | None
+    program: httpx.AsyncClient, fake: FakeClient, logprobs: Any, expected: int | None
 ) -> None:
     answer = await program.post(
         "/v1/completions", json={"model": "tiny", "prompt": "a", "logprobs": logprobs}
     )
     assert answer.status_code == 200, answer.text
-    assert fake.jobs[0].sampling.logprobs == told
+    assert fake.jobs[0].sampling.logprobs == expected
 
 
 @pytest.mark.parametrize(

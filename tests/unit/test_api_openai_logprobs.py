@@ -17,7 +17,7 @@ TREE = "🌳".encode()
 
 def likely(job: Job) -> list[Any]:
     """An answer of four tokens with logprobs; two of them make one character."""
-    told = [
+    tokens = [
         TokenLogprob(b"a", -0.25, ((b"a", -0.25), (b"b", -1.5))),
         TokenLogprob(TREE[:2], -1.0, ((b" b", -0.5), (TREE[:2], -1.0))),
         TokenLogprob(TREE[2:], 0.0, ((TREE[2:], 0.0), (b"b", -9999.0))),
@@ -25,8 +25,8 @@ def likely(job: Job) -> list[Any]:
     ]
     most = job.sampling.logprobs
     if most is not None:
-        told = [msgspec.structs.replace(each, top=each.top[:most]) for each in told]
-    pieces = [("a", told[:1]), ("🌳!", told[1:])]
+        tokens = [msgspec.structs.replace(each, top=each.top[:most]) for each in tokens]
+    pieces = [("a", tokens[:1]), ("🌳!", tokens[1:])]
     deltas = [
         Delta(
             request_id=job.request_id,
@@ -44,8 +44,8 @@ def likely(job: Job) -> list[Any]:
 
 async def test_logprobs_of_a_chat_answer(program: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = likely
-    asked = {**CHAT, "logprobs": True, "top_logprobs": 2}
-    choice = (await program.post("/v1/chat/completions", json=asked)).json()["choices"][0]
+    body = {**CHAT, "logprobs": True, "top_logprobs": 2}
+    choice = (await program.post("/v1/chat/completions", json=body)).json()["choices"][0]
     assert choice["message"]["content"] == "a🌳!"
     content = choice["logprobs"]["content"]
     assert choice["logprobs"]["refusal"] is None
@@ -59,7 +59,7 @@ async def test_logprobs_of_a_chat_answer(program: httpx.AsyncClient, fake: FakeC
         ],
     }
     assert bytes(byte for each in content for byte in each["bytes"]).decode() == "a🌳!"
-    streamed = await program.post("/v1/chat/completions", json={**asked, "stream": True})
+    streamed = await program.post("/v1/chat/completions", json={**body, "stream": True})
     first, *pieces, last = payloads(streamed.text)
     assert [
         each for piece in pieces for each in piece["choices"][0]["logprobs"]["content"]
@@ -70,9 +70,9 @@ async def test_logprobs_of_a_chat_answer(program: httpx.AsyncClient, fake: FakeC
 
 async def test_logprobs_of_a_text(program: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = likely
-    asked = {"model": "tiny", "prompt": "x", "logprobs": 1}
-    found = (await program.post("/v1/completions", json=asked)).json()["choices"][0]["logprobs"]
-    assert found == {
+    body = {"model": "tiny", "prompt": "x", "logprobs": 1}
+    logprobs = (await program.post("/v1/completions", json=body)).json()["choices"][0]["logprobs"]
+    assert logprobs == {
         "tokens": ["a", "bytes:\\xf0\\x9f", "bytes:\\x8c\\xb3", "!"],
         "token_logprobs": [-0.25, -1.0, 0.0, -3.0],
         "top_logprobs": [
@@ -83,18 +83,20 @@ async def test_logprobs_of_a_text(program: httpx.AsyncClient, fake: FakeClient) 
         ],
         "text_offset": [0, 1, 1, 2],
     }
-    streamed = await program.post("/v1/completions", json={**asked, "stream": True})
+    streamed = await program.post("/v1/completions", json={**body, "stream": True})
     *pieces, _ = payloads(streamed.text)
-    told = [piece["choices"][0]["logprobs"] for piece in pieces]
-    assert {name: [each for one in told for each in one[name]] for name in found} == found
+    streamed_logprobs = [piece["choices"][0]["logprobs"] for piece in pieces]
+    assert {
+        name: [each for one in streamed_logprobs for each in one[name]] for name in logprobs
+    } == logprobs
 
 
-@pytest.mark.parametrize("asked", [{"logprobs": False}, {"logprobs": None, "top_logprobs": None}])
+@pytest.mark.parametrize("options", [{"logprobs": False}, {"logprobs": None, "top_logprobs": None}])
 async def test_who_asks_for_no_logprobs_gets_none(
-    program: httpx.AsyncClient, fake: FakeClient, asked: dict[str, Any]
+    program: httpx.AsyncClient, fake: FakeClient, options: dict[str, Any]
 ) -> None:
     fake.script = likely
-    answer = await program.post("/v1/chat/completions", json={**CHAT, **asked})
+    answer = await program.post("/v1/chat/completions", json={**CHAT, **options})
     assert answer.json()["choices"][0]["logprobs"] is None
     assert fake.jobs[0].sampling.logprobs is None
 

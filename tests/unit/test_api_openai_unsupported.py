@@ -80,17 +80,17 @@ NEUTRAL = [
 
 
 @pytest.mark.parametrize(("path", "body"), PATHS)
-@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: next(iter(asked)))
+@pytest.mark.parametrize("options", ASKED, ids=lambda options: next(iter(options)))
 async def test_what_would_be_ignored_is_refused_by_name(
     program: httpx.AsyncClient,
     fake: FakeClient,
     path: str,
     body: dict[str, Any],
-    asked: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
-    [name] = asked
+    [name] = options
     answer = await program.post(
-        path, json={**body, **asked}, headers={"Idempotency-Key": "refused"}
+        path, json={**body, **options}, headers={"Idempotency-Key": "refused"}
     )
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (
@@ -128,7 +128,7 @@ async def test_what_asks_for_nothing_passes(program: httpx.AsyncClient, fake: Fa
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "fields",
     [
         {
             "tool_calls": [
@@ -141,12 +141,12 @@ async def test_what_asks_for_nothing_passes(program: httpx.AsyncClient, fake: Fa
     ],
 )
 async def test_messages_that_would_be_read_in_part(
-    program: httpx.AsyncClient, asked: dict[str, Any]
+    program: httpx.AsyncClient, fields: dict[str, Any]
 ) -> None:
-    message = {"role": "assistant", "content": None, **asked}
+    message = {"role": "assistant", "content": None, **fields}
     answer = await program.post(
         "/v1/chat/completions", json={**CHAT, "messages": [*CHAT["messages"], message]}
     )
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, f"messages[1].{next(iter(asked))}")
+    assert (answer.status_code, error["param"]) == (400, f"messages[1].{next(iter(fields))}")
     assert error["code"] == "unsupported_parameter"

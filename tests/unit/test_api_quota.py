@@ -83,21 +83,21 @@ requests = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3), st.booleans
 
 @given(requests, st.integers(1, 4), st.integers(1, 40), st.integers(1, 5), st.integers(1, 20))
 def test_the_backlog_is_bounded_whatever_comes(
-    asked: list[tuple[int, int, bool]], processes: int, limit: int, least: int, wanted: int
+    arrivals: list[tuple[int, int, bool]], processes: int, limit: int, least: int, size: int
 ) -> None:
     tallies = [Tally() for _ in range(processes)]
-    for number, process, leaves in asked:
+    for number, process, leaves in arrivals:
         tally, user = tallies[process % processes], f"user {number}"
         if leaves and user in tally.users:
             tally.remove(user, tally.users[user])
             continue
         total = sum(each.total for each in tallies)
-        verdict = decide(tally.usage(user, elsewhere=total - tally.total), wanted, limit, least)
+        verdict = decide(tally.usage(user, elsewhere=total - tally.total), size, limit, least)
         if verdict is Verdict.ADMITTED:
-            tally.add(user, wanted)
-        elif wanted <= least and user not in tally.users:
+            tally.add(user, size)
+        elif size <= least and user not in tally.users:
             assert verdict is Verdict.FULL
-            assert total + wanted > CEILING * limit
+            assert total + size > CEILING * limit
     assert sum(each.total for each in tallies) <= CEILING * limit
     assert all(amount > 0 for tally in tallies for amount in tally.users.values())
 
@@ -113,23 +113,23 @@ def test_no_figure_makes_the_rule_fail(total: int, here: int, mine: int, others:
 
 
 def test_jobs_are_counted_by_model_class_and_user() -> None:
-    found = WaitingJobs()
+    waiting = WaitingJobs()
     first, second, batch = (
         job("ada"),
         job("ben"),
         job("ada", job_class="batch", content="模" * 1000),
     )
     for each in (first, second, second, batch):
-        found.add(each)
-    assert found.of_model("tiny") == len(found) == 3
-    assert found.counts("tiny", "interactive").users == {"ada": 1, "ben": 1}
-    assert found.counts("big", "interactive").total == 0
-    assert found.bytes("batch").users == {"ada": prompt_bytes(batch)}
+        waiting.add(each)
+    assert waiting.of_model("tiny") == len(waiting) == 3
+    assert waiting.counts("tiny", "interactive").users == {"ada": 1, "ben": 1}
+    assert waiting.counts("big", "interactive").total == 0
+    assert waiting.bytes("batch").users == {"ada": prompt_bytes(batch)}
     assert prompt_bytes(batch) > 2000
     for each in (first, first, second, batch):
-        found.remove(each.request_id)
-    assert len(found) == found.bytes("batch").total == found.bytes("interactive").total == 0
-    assert found._counts == {}
+        waiting.remove(each.request_id)
+    assert len(waiting) == waiting.bytes("batch").total == waiting.bytes("interactive").total == 0
+    assert waiting._counts == {}
 
 
 async def test_jobs_are_counted_until_they_begin_or_end(fake: FakeClient) -> None:

@@ -15,8 +15,9 @@ from django.apps import apps
 from django.db import DatabaseError, connections, models
 
 from api.accounts.models import ApiKey, LoginToken, User
-from api.chat import store
-from api.chat.models import Conversation, Message
+from api.chat import conversation_list, turns
+from api.chat.conversation_list import Deleted
+from api.chat.models import Conversation, Message, Status
 from api.errors import ApiError
 from api.idempotency.models import KeptRequest
 from api.storage.records import Record
@@ -41,12 +42,12 @@ def bare_saves(source: str) -> Iterator[int]:
 def test_no_bare_saves_in_the_api() -> None:
     """A bare save writes all fields, also those changed since the instance was loaded."""
     assert list(bare_saves("found.title = 'x'\nawait found.asave()")) == [2]
-    found = [
+    bare = [
         f"{path}:{line}"
         for path in ROOT.glob("api/**/*.py")
         for line in bare_saves(path.read_text())
     ]
-    assert found == [], "use update(), save(update_fields=...) or save(force_insert=True)"
+    assert bare == [], "use update(), save(update_fields=...) or save(force_insert=True)"
 
 
 def test_all_models_are_records() -> None:
@@ -120,8 +121,18 @@ async def test_delete_beside_everything_else(
     assert deleted.status_code == 204
     assert {each.status_code for each in others} <= {200, 201, 404, 409}
     assert (await member.get(home)).status_code == 404
-    assert (await member.get("/api/conversations")).json() == {"conversations": []}
-    assert not await Message.objects.filter(conversation=home.rpartition("/")[2]).aexists()
+    assert (await member.get("/api/conversations")).json()["conversations"] == []
+    left = Message.objects.filter(conversation=home.rpartition("/")[2], status=Status.STREAMING)
+    assert not await left.aexists()
+
+
+def _unfinished_of(outcomes: list[object]) -> set[int]:
+    """The answers that a deletion says are to be stopped."""
+    found: set[int] = set()
+    for outcome in outcomes:
+        if isinstance(outcome, Deleted):
+            found.update(answer.pk for answer in outcome.unfinished)
+    return found
 
 
 @pytest.mark.usefixtures("fake")
@@ -142,8 +153,12 @@ async def test_delete_beside_new_turns_of_other_processes(user: User) -> None:
 
     def race() -> None:
         conversation = Conversation.objects.create(user=user, model="tiny")
-        begin_turn = partial(store._begin_turn.func, user, conversation.pk, "hello", None, {})
-        calls = [partial(store.delete.func, user, conversation.pk), begin_turn, begin_turn]
+        begin_turn = partial(turns._ask.func, user, conversation.pk, turns.Draft("hello"), {})
+        calls = [
+            partial(conversation_list.delete.func, user, [conversation.pk]),
+            begin_turn,
+            begin_turn,
+        ]
         together = threading.Barrier(len(calls))
         threads = [threading.Thread(target=attempt, args=(call, together)) for call in calls]
         for thread in threads:
@@ -151,11 +166,12 @@ async def test_delete_beside_new_turns_of_other_processes(user: User) -> None:
         for thread in threads:
             thread.join()
         assert not Conversation.objects.filter(pk=conversation.pk).exists()
-        assert not Message.objects.filter(conversation=conversation.pk).exists()
+        streaming = Message.objects.filter(conversation=conversation.pk, status=Status.STREAMING)
+        assert {each.pk for each in streaming} == _unfinished_of(outcomes[-len(calls) :])
 
     for _ in range(20):
         await sync_to_async(race)()
-    refusals = {each for each in outcomes if not isinstance(each, store.Turn | list)}
+    refusals = {each for each in outcomes if not isinstance(each, turns.Turn | Deleted)}
     assert refusals <= {404, 409}
 
 

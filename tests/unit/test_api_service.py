@@ -17,6 +17,9 @@ from api import environment
 from api.accounts import keys
 from api.accounts.models import User
 from api.answers import process
+from api.metrics.instruments import Instruments
+from api.server.observation import Observer
+from broker.tracing import NO_TRACER
 from broker.wire import Failed
 from tests.unit.api_site import FakeClient, node_state
 
@@ -116,7 +119,7 @@ async def test_pages(
     assert (missing.status_code, missing.text.count("\n")) == (503, 1)
     assert "./canopy up" in missing.text
     (tmp_path / "index.html").write_text("<!doctype html>hello")
-    for path in ("/", "/tree/"):
+    for path in ("/", "/tree/", "/tree/line"):
         page = await web.get(path)
         assert page.headers["content-type"].startswith("text/html")
         assert page.headers["Cache-Control"] == "no-cache"
@@ -131,7 +134,8 @@ async def test_the_frontends_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "assets" / "index-DiwrgTda.js").write_text("1")
     (tmp_path / "icon.svg").write_text("<svg/>")
     monkeypatch.setattr(settings, "FRONTEND_DIST", tmp_path)
-    transport = httpx.ASGITransport(app=with_static_files(Handler()))
+    handler = Handler(Observer(Instruments("api").http, NO_TRACER))
+    transport = httpx.ASGITransport(app=with_static_files(handler))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as web:
         assert (
             "immutable"
@@ -144,15 +148,19 @@ async def test_the_frontends_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_environment(tmp_path: Path) -> None:
-    found = environment.read(
+    settings = environment.read(
         {"CANOPY_HOME": str(tmp_path), "CANOPY_MODELS": '["a", "b"]', "CANOPY_HOSTS": "x.org,y"}
     )
-    assert (found.default_model, found.hosts, found.port) == ("a", ("x.org", "y"), None)
-    assert found.database_url.endswith("/db.sqlite3")
-    assert (found.backlog, found.backlog_bytes, found.job_seconds) == (1000, 200_000_000, 3600.0)
+    assert (settings.default_model, settings.hosts, settings.port) == ("a", ("x.org", "y"), None)
+    assert settings.database_url.endswith("/db.sqlite3")
+    assert (settings.backlog, settings.backlog_bytes, settings.job_seconds) == (
+        1000,
+        200_000_000,
+        3600.0,
+    )
     chosen = environment.read({"CANOPY_BACKLOG": "5", "CANOPY_JOB_SECONDS": "0.5"})
     assert (chosen.backlog, chosen.job_seconds) == (5, 0.5)
-    assert (found.public_url, found.public_hosts, found.cors_origins) == (None, (), ("*",))
+    assert (settings.public_url, settings.public_hosts, settings.cors_origins) == (None, (), ("*",))
     behind = environment.read(
         {"CANOPY_PUBLIC_URL": "https://Chat.example:443/", "CANOPY_CORS_ORIGINS": "none"}
     )
@@ -161,12 +169,12 @@ def test_environment(tmp_path: Path) -> None:
     assert environment.read({"CANOPY_TRUSTED_PROXIES": "none"}).proxies == ()
     pages = environment.read({"CANOPY_CORS_ORIGINS": "https://a.example, http://b.example:8080"})
     assert pages.cors_origins == ("https://a.example", "http://b.example:8080")
-    key = found.secret_key()
-    assert found.secret_key() == key
-    assert found.secret_file.stat().st_mode & 0o777 == 0o600
-    found.secret_file.write_text("short")
+    key = settings.secret_key()
+    assert settings.secret_key() == key
+    assert settings.secret_file.stat().st_mode & 0o777 == 0o600
+    settings.secret_file.write_text("short")
     with pytest.raises(environment.BadEnvironment, match=r"secret\.key"):
-        found.secret_key()
+        settings.secret_key()
 
 
 @pytest.mark.parametrize(

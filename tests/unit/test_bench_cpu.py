@@ -5,6 +5,8 @@ import time
 
 from bench import cpu
 
+ROUNDING = 0.02  # seconds: user and system time are each read in ticks of 10 ms
+
 
 def test_a_block_tells_what_it_cost() -> None:
     with cpu.measured({"me": [os.getpid()], "gone": [2**22 + 1]}) as usage:
@@ -12,4 +14,4 @@ def test_a_block_tells_what_it_cost() -> None:
         while time.process_time() < until:
             pass
     assert usage["gone"] == 0
-    assert usage[cpu.SECONDS] >= usage["me"] * 0.9 >= 0.03
+    assert 0.05 - ROUNDING <= usage["me"] <= usage[cpu.SECONDS] + ROUNDING

@@ -1,11 +1,12 @@
 """What a result says in print and as JSON."""
 
-import io
 import json
 from pathlib import Path
 
-from rich.console import Console
+import click
+import pytest
 
+from bench import options
 from bench.report import Report, Table
 from bench.stats import Spread
 
@@ -16,12 +17,22 @@ def report() -> Report:
 
 
 def test_numbers_are_rounded_and_missing_ones_are_a_dash() -> None:
-    out = io.StringIO()
-    report().show(Console(file=out, width=100))
-    text = out.getvalue()
-    assert "1.26" in text
-    assert "- a note" in text
-    assert any(line.split("│")[1:3] == [" client ", "    - "] for line in text.splitlines())
+    assert report().text().splitlines()[:7] == [
+        "times",
+        "",
+        "| stage  |   ms |   n |",
+        "| ------ | ---: | --: |",
+        "| bare   | 1.26 |   5 |",
+        "| client |    - |   6 |",
+        "",
+    ]
+    assert "- a note" in report().text()
+
+
+def test_a_result_that_could_not_be_kept_is_not_begun() -> None:
+    command = options.json_file(click.Command("probe"))
+    with pytest.raises(click.BadParameter, match="no folder /no"):
+        command.main(["--json", "/no/file.json"], standalone_mode=False)
 
 
 def test_json_has_all_that_makes_a_number_comparable(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import control
+from cli import control, control_server
 from cli.control import Message
 from cli.errors import CliError
 from cli.home import Home
@@ -25,17 +25,17 @@ async def test_a_command_reads_what_happens_until_it_is_done(home: Home) -> None
         for number in range(request["count"]):
             yield {"number": number}
 
-    async with control.serving(home, answer):
+    async with control_server.serving(home, answer):
         messages = await asyncio.to_thread(lambda: list(control.request(home, {"count": 3})))
     assert messages == [{"number": 0}, {"number": 1}, {"number": 2}]
 
 
 async def test_without_a_launcher_the_command_says_so(home: Home) -> None:
-    with pytest.raises(CliError, match="takes no requests yet"):
+    with pytest.raises(CliError, match="takes no requests"):
         list(control.request(home, {}))
-    async with control.serving(home, _nothing):
+    async with control_server.serving(home, _nothing):
         pass
-    with pytest.raises(CliError, match="takes no requests yet"):
+    with pytest.raises(CliError, match="takes no requests"):
         list(control.request(home, {}))
 
 
@@ -58,7 +58,7 @@ async def test_an_interrupted_command_stops_after_the_step_it_is_at(home: Home) 
         next(messages)
         messages.close()  # type: ignore[attr-defined]  # a generator
 
-    async with control.serving(home, answer):
+    async with control_server.serving(home, answer):
         await asyncio.to_thread(interrupted)
         go_on.set()
         async with asyncio.timeout(5):
@@ -67,9 +67,9 @@ async def test_an_interrupted_command_stops_after_the_step_it_is_at(home: Home) 
 
 
 async def test_what_is_not_a_request_disturbs_nobody(home: Home) -> None:
-    async with control.serving(home, _nothing):
-        with control._address(home) as address:
-            reader, writer = await asyncio.open_unix_connection(address)
+    async with control_server.serving(home, _nothing):
+        with control.address(home) as path:
+            reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b"nonsense\n")
         async with asyncio.timeout(5):
             assert await reader.read() == b""
@@ -85,7 +85,7 @@ async def test_the_end_of_the_launcher_ends_the_conversation(home: Home) -> None
         begun.set()
         await asyncio.Event().wait()
 
-    async with control.serving(home, answer):
+    async with control_server.serving(home, answer):
         asking = asyncio.create_task(asyncio.to_thread(lambda: list(control.request(home, {}))))
         await begun.wait()
     assert await asking == [{"step": 1}]

@@ -9,16 +9,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from cli import devices, joining, plan, rolling
+from cli import joining, plan, rolling
 from cli.errors import CliError
 from cli.home import Home
-from cli.options import PRECISIONS, check_precision, parse_slots
+from cli.options import parse_slots
 from cli.plan import Request
 from cli.prepare.model import Model
 from cli.process import Spec
 from cli.rabbitmq import Broker
 from topology.names import root_name
-from worker.engines.transformers.model import quantization
 from worker.settings import parse
 
 BROKER = Broker.elsewhere("amqp://somewhere/", "http://somewhere")
@@ -76,14 +75,6 @@ def test_the_server_behind_the_openai_engine_is_told_to_its_nodes_alone() -> Non
     assert not any("--upstream" in spec.command for spec in others)
 
 
-def test_the_precision_is_told_to_the_nodes() -> None:
-    assert [spec.env["CANOPY_PRECISION"] for spec in layout(precision="int8").nodes] == [
-        "int8",
-        "int8",
-    ]
-    assert "CANOPY_PRECISION" not in layout().nodes[0].env
-
-
 def understood(spec: Spec) -> argparse.Namespace:
     """The options as the node reads them."""
     words = list(spec.command)
@@ -111,109 +102,6 @@ def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         parse([*node, f"--slots={nonsense}"])
     assert f"argument --slots: {nonsense!r} is neither" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_nodes_of_one_start_share_a_gpu_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
-    assert layout(models={"a": None, "b": None}, nodes=3).nodes[0].env["CANOPY_GPU_NODES"] == "6"
-    assert layout(nodes=1).nodes[0].env["CANOPY_GPU_NODES"] == "1"
-    monkeypatch.setenv("CANOPY_GPU_NODES", "1")
-    assert layout(nodes=2).nodes[0].env["CANOPY_GPU_NODES"] == "1"
-
-
-def on_gpus(spec: Spec) -> tuple[str, str]:
-    return understood(spec).device, str(spec.env["CANOPY_GPU_NODES"])
-
-
-def test_nodes_take_the_gpus_in_turn_on_through_all_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
-    many = {"engine": "transformers", "gpus": 4}
-    four, three = (
-        layout(nodes=4, **many),
-        layout(nodes=3, models={"a": None, "b": None}, device="auto", **many),
-    )
-    assert [on_gpus(spec) for spec in four.nodes] == [
-        (f"cuda:{number}", "1") for number in range(4)
-    ]
-    assert [on_gpus(spec) for spec in three.nodes] == [
-        (f"cuda:{number}", "2") for number in (0, 1, 2, 3, 0, 1)
-    ]
-    divided = layout(nodes=3, tensor_parallel=2, **many)
-    assert [on_gpus(spec) for spec in divided.nodes] == [
-        ("cuda:0", "2"),
-        ("cuda:2", "2"),
-        ("cuda:0", "2"),
-    ]
-    own = layout(engine="its.own.engine", gpus=2)
-    assert [on_gpus(spec) for spec in own.nodes] == [("cuda:0", "1"), ("cuda:1", "1")]
-    assert "--device" not in four.roots[0].command
-
-
-def test_a_device_that_is_named_is_every_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
-    for device in ("cpu", "cuda:1", "cuda:0,cuda:1"):
-        laid_out = layout(engine="transformers", gpus=4, device=device)
-        assert [on_gpus(spec) for spec in laid_out.nodes] == [(device, "2")] * 2
-    for engine, gpus in (("transformers", 0), ("transformers", 1), ("echo", 4), ("openai", 4)):
-        laid_out = layout(engine=engine, gpus=gpus, nodes=3)
-        assert [on_gpus(spec) for spec in laid_out.nodes] == [("auto", "3")] * 3
-
-
-@pytest.mark.parametrize(
-    ("nodes", "gpus", "tensor_parallel", "assigned"),
-    [
-        (3, 2, 1, ["cuda:0", "cuda:1", "cuda:0"]),
-        (3, 8, 4, ["cuda:0", "cuda:4", "cuda:0"]),
-        (2, 5, 2, ["cuda:0", "cuda:2"]),  # the fifth is left over
-        (2, 2, 4, ["cuda:0", "cuda:0"]),  # too few: the nodes say so
-        (2, 1, 1, [None, None]),
-        (2, 0, 2, [None, None]),
-    ],
-)
-def test_gpus_are_dealt_out(
-    nodes: int, gpus: int, tensor_parallel: int, assigned: list[str | None]
-) -> None:
-    assert devices.assign(nodes, gpus, tensor_parallel) == assigned
-
-
-@pytest.mark.parametrize(
-    ("engine", "device", "gpus", "tensor_parallel", "nodes"),
-    [
-        ("transformers", None, 4, 1, 4),
-        ("transformers", "auto", 4, 1, 4),
-        ("transformers", "auto", 4, 2, 2),
-        ("transformers", "auto", 2, 4, 1),
-        ("transformers", "auto", 0, 1, 2),
-        ("transformers", "cpu", 4, 1, 2),
-        ("transformers", "cuda:3", 4, 1, 1),
-        ("transformers", "cuda:0,cuda:1", 4, 1, 1),
-        ("its.own.engine", None, 4, 1, 4),
-        ("echo", None, 4, 1, 2),
-        ("openai", "cuda:0", 4, 1, 2),
-    ],
-)
-def test_a_model_gets_a_node_for_each_gpu(
-    engine: str, device: str | None, gpus: int, tensor_parallel: int, nodes: int
-) -> None:
-    assert devices.default_nodes(engine, device, gpus, tensor_parallel) == nodes
-
-
-def test_threads_of_a_node_sleep_soon_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert int(layout().nodes[0].env["GOMP_SPINCOUNT"]) < 10_000
-    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
-    assert layout().nodes[0].env["GOMP_SPINCOUNT"] == "77"
-
-
-def test_every_precision_is_known_to_the_engine() -> None:
-    """The commands load no torch, so they keep a list of their own."""
-    assert PRECISIONS == quantization.CHOICES
-    with pytest.raises(CliError, match="no precision 'int3'"):
-        check_precision("int3")
 
 
 def test_processes_that_share_a_model_are_told_to_its_nodes_alone() -> None:
@@ -259,7 +147,7 @@ def test_standby_roots_are_equal_to_the_root_and_logged_apart() -> None:
 
 def test_a_rolling_restart_goes_from_the_api_to_the_leaves_and_up() -> None:
     laid_out = layout(nodes=4, fanout=2, standby=1)
-    assert rolling.order(laid_out, with_broker=False) == [
+    assert rolling.order(laid_out, [], with_broker=False) == [
         "api",
         "n4",
         "n3",
@@ -268,14 +156,8 @@ def test_a_rolling_restart_goes_from_the_api_to_the_leaves_and_up() -> None:
         "root-standby-1",
         "root",
     ]
-    assert rolling.order(laid_out, with_broker=True)[-2:] == ["root", "broker"]
-
-
-def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CANOPY_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert layout(nodes=2).nodes[0].env["CANOPY_THREADS"] == "4"
-    assert layout(nodes=20).nodes[0].env["CANOPY_THREADS"] == "1"
+    assert rolling.order(laid_out, [], with_broker=True)[-2:] == ["root", "broker"]
+    assert rolling.order(laid_out, ["x1", "x2"], with_broker=False)[1:3] == ["x2", "x1"]
 
 
 @pytest.mark.parametrize(
@@ -376,7 +258,7 @@ def test_api_processes_share_the_socket_and_are_replaced_first() -> None:
     laid_out = layout(api_processes=3)
     assert [spec.name for spec in laid_out.apis] == ["api", "api-2", "api-3"]
     assert {option(spec, "--fd") for spec in laid_out.apis} == {"7"}
-    assert rolling.order(laid_out, with_broker=False)[:3] == ["api", "api-2", "api-3"]
+    assert rolling.order(laid_out, [], with_broker=False)[:3] == ["api", "api-2", "api-3"]
 
 
 def test_models_that_differ_in_punctuation_are_prepared_side_by_side(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cli import home
 from cli.errors import CliError, explain_os_error
-from cli.prepare import doctor, frontend, gpus, launch, steps, system, venv
+from cli.prepare import doctor, frontend, gpus, launch, stamps, steps, system, venv
 from cli.prepare.model import Model
 from cli.prepare.steps import Log, Step
 
@@ -89,10 +89,10 @@ def make_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "venv" / "bin").mkdir(parents=True)
     (folder / "venv" / "bin" / "python").touch()
     (folder / "venv" / "pyvenv.cfg").write_text("version = 3.11.2\n")
-    monkeypatch.setattr(venv, "REPOSITORY", folder)
-    monkeypatch.setattr(venv, "VENV", folder / "venv")
-    monkeypatch.setattr(venv, "VENV_PYTHON", folder / "venv" / "bin" / "python")
-    monkeypatch.setattr(venv, "STAMP", folder / "venv" / ".stamp")
+    monkeypatch.setattr(stamps, "REPOSITORY", folder)
+    monkeypatch.setattr(stamps, "VENV", folder / "venv")
+    monkeypatch.setattr(stamps, "VENV_PYTHON", folder / "venv" / "bin" / "python")
+    monkeypatch.setattr(stamps, "STAMP", folder / "venv" / ".stamp")
     monkeypatch.setattr(venv, "_works", lambda: True)
 
 
@@ -106,7 +106,7 @@ def test_requirements_are_installed_once(tmp_path: Path, monkeypatch: pytest.Mon
         steps.run_together([venv.step(["requirements.txt"])], tmp_path)
     assert len(installed) == 1
     (tmp_path / "requirements.txt").write_text("pika==2\n")
-    assert venv.outdated(["requirements.txt"]) == ["requirements.txt"]
+    assert stamps.outdated(["requirements.txt"]) == ["requirements.txt"]
 
 
 def test_an_interrupted_installation_is_not_believed(
@@ -126,7 +126,7 @@ def test_an_interrupted_installation_is_not_believed(
     (tmp_path / "requirements.txt").write_text(
         "pika==1\n"
     )  # back to what was installed to the end before
-    assert venv.outdated(["requirements.txt"]) == ["requirements.txt"]
+    assert stamps.outdated(["requirements.txt"]) == ["requirements.txt"]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from broker.exit_status import REMOVED
 from cli import process, processes, roster, supervisor
-from cli.errors import CliError, SettingError
+from cli.errors import CliError, ProcessError, StateError
 from cli.home import Home
-from cli.liveness import FROZEN_SECONDS, SilenceTimer, parse_frozen_seconds
 from cli.logfile import LogFile
 from cli.process import Spec
-from cli.supervisor import Service, Supervisor
+from cli.service import Service
+from cli.supervisor import Supervisor
 
 SERVES = """
 import signal
@@ -107,6 +108,38 @@ async def test_a_replaced_process_is_not_a_crashed_one(
     assert children.pid("n1") != first
     assert states(home)["n1"] == "running"
     assert said.empty()
+
+
+async def test_a_node_that_an_operator_removed_is_not_started_again(
+    children: Supervisor, home: Home, said: "asyncio.Queue[str]"
+) -> None:
+    leaves = f'print("ready", flush=True)\nraise SystemExit({REMOVED})'
+    await children.add("nodes", program("n8", leaves))
+    assert await heard(said, "n8") == "n8 was removed from the tree"
+    assert states(home)["n8"] == "removed"
+    assert children.names("nodes") == []
+    await children.add("nodes", program("n8", SERVES))
+    assert states(home)["n8"] == "running"
+
+
+async def test_nodes_are_added_killed_and_taken_away(
+    children: Supervisor, home: Home, said: "asyncio.Queue[str]"
+) -> None:
+    await children.add("nodes", program("n8", SERVES))
+    children.kill("n8")
+    await heard(said, "n8 is back")
+    await children.remove("n8")
+    assert "n8" not in states(home)
+    with pytest.raises(StateError, match="no process n8"):
+        await children.remove("n8")
+
+
+async def test_an_added_process_that_does_not_start_leaves_nothing(
+    children: Supervisor, home: Home
+) -> None:
+    with pytest.raises(ProcessError, match="no such model"):
+        await children.add("nodes", program("n9", 'print("no such model")'))
+    assert "n9" not in states(home)
 
 
 async def test_a_handed_over_process_finishes_and_leaves(children: Supervisor, home: Home) -> None:
@@ -261,7 +294,7 @@ async def test_an_error_of_our_own_in_a_keeper_is_seen(children: Supervisor) -> 
 async def test_a_frozen_process_is_replaced(
     children: Supervisor, said: "asyncio.Queue[str]"
 ) -> None:
-    children._frozen_seconds = 2.5
+    children._freeze_watch._frozen_seconds = 2.5
     await children._start(Service("nodes", beating("n1")))
     first = children.pid("n1")
     children.roster["n1"].send(signal.SIGSTOP)
@@ -274,7 +307,7 @@ async def test_a_frozen_process_is_replaced(
 async def test_a_process_that_freezes_while_it_starts_is_not_waited_for(
     children: Supervisor, said: "asyncio.Queue[str]"
 ) -> None:
-    children._frozen_seconds = 1.0
+    children._freeze_watch._frozen_seconds = 1.0
     starts = BEATS.replace('print("ready", flush=True)', 'print("loading", flush=True)')
     spec = dataclasses.replace(beating("n1"), command=[sys.executable, "-c", starts])
     starting = asyncio.create_task(children._start(Service("nodes", spec)))
@@ -312,7 +345,7 @@ async def test_whatever_fails_in_a_replacement_the_process_is_kept(
 async def test_a_dead_event_loop_says_where_it_is_and_is_replaced(
     children: Supervisor, home: Home, said: "asyncio.Queue[str]"
 ) -> None:
-    children._frozen_seconds = 2.5
+    children._freeze_watch._frozen_seconds = 2.5
     stuck = BEATS.replace(
         "    await beats\n", "    await asyncio.sleep(1)\n    computes_for_ever()\n"
     )
@@ -328,7 +361,7 @@ async def test_a_dead_event_loop_says_where_it_is_and_is_replaced(
 async def test_what_does_not_answer_is_replaced(
     children: Supervisor, said: "asyncio.Queue[str]"
 ) -> None:
-    children._frozen_seconds = 2.0
+    children._freeze_watch._frozen_seconds = 2.0
     alive = asyncio.Event()
     alive.set()
 
@@ -343,30 +376,14 @@ async def test_what_does_not_answer_is_replaced(
     await heard(said, "broker is back")
 
 
-def silent_for(seconds: float, *, step: float = 1.0) -> bool:
-    """Whether a process silent for `seconds`, checked each `step`, counts as frozen."""
-    silence = SilenceTimer(30.0, 0.0)
-    silence.sign(0.0)
-    moments = [step * number for number in range(1, int(seconds / step) + 1)]
-    return any(silence.is_frozen(moment) for moment in moments)
-
-
-def test_silence_is_measured_in_time_that_we_saw_pass() -> None:
-    assert not silent_for(30)
-    assert silent_for(31)
-    assert not silent_for(3600, step=3600), "the machine slept"
-    assert not silent_for(600, step=6), "we hardly run ourselves"
-
-
-def test_a_process_that_starts_has_longer() -> None:
-    silence = SilenceTimer(30.0, 0.0)
-    assert not any(silence.is_frozen(float(second)) for second in range(1, 121))
-    assert silence.is_frozen(121.0)
-
-
-@pytest.mark.parametrize("nonsense", ["1", "-5", "x", "nan", "inf", "1e9"])
-def test_the_limit_of_silence_is_a_sensible_number(nonsense: str) -> None:
-    with pytest.raises(SettingError, match="CANOPY_FROZEN_SECONDS must be from 5"):
-        parse_frozen_seconds(nonsense)
-    assert parse_frozen_seconds("0") is None
-    assert parse_frozen_seconds("") == FROZEN_SECONDS
+async def test_a_short_program_that_does_not_end_is_named_and_ended(children: Supervisor) -> None:
+    """A start must not wait for ever, and says meanwhile what it waits for."""
+    endless = Spec("migrate", [sys.executable, "-S", "-E", "-c", "import signal; signal.pause()"])
+    running = asyncio.create_task(children.run_once(endless, within=0.5))
+    async with asyncio.timeout(SECONDS):
+        while not children.roster.awaited:  # noqa: ASYNC110 - a start tells no event
+            await asyncio.sleep(0.01)
+    assert children.roster.awaited == ["migrate"]
+    with pytest.raises(ProcessError, match="migrate has not ended after"):
+        await running
+    assert children.roster.awaited == []

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from broker import client as broker_client
+from broker import broadcasts
 from broker.errors import NoTree
 from broker.stream import Stream
 from broker.wire import Job
@@ -36,12 +36,12 @@ async def test_a_request_that_ended_leaves_nothing() -> None:
 async def test_cancels_are_remembered_until_they_may_be_said_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(broker_client, "REPEAT_SECONDS", 0.0)
+    monkeypatch.setattr(broadcasts, "REPEAT_SECONDS", 0.0)
     async with Cluster() as cluster:
         await cluster.add("root")
         for name in ("a", "b", "c"):
             await (await cluster.ask(name)).aclose()
-        assert [message.request_id for message in cluster.client._broadcasts] == ["c"]
+        assert [message.request_id for message in cluster.client._broadcasts._sent] == ["c"]
 
 
 async def test_models_that_do_not_exist_are_forgotten() -> None:

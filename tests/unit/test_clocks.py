@@ -24,6 +24,7 @@ from cli.processes import ProcessRecord
 from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until
 from topology.dispatch import HoldHigh
+from worker import life
 
 TWO_HOURS = 7200.0
 NODE_MODULES = ("worker.node", "worker.waiting", "worker.run", "broker.node", "broker.deadline")
@@ -127,7 +128,10 @@ async def test_a_job_that_waited_unread_beyond_its_time_is_not_run_for_long() ->
         assert isinstance(stream.end, Failed)
 
 
-async def test_a_job_moved_to_another_node_keeps_its_time_left() -> None:
+async def test_a_job_moved_to_another_node_keeps_its_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(life, "GRACE_SECONDS", 0.1)  # the run does not end by itself
     async with Cluster() as cluster:
         await cluster.add("root")
         await cluster.add("n1", "root")

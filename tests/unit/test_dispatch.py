@@ -19,6 +19,7 @@ from topology.dispatch import (
 )
 from topology.tree import BadEdge, check_attach, orphans
 
+PAUSED = "no node takes jobs now: they are paused or have failed"
 ARTICLE_TREE = {"root": ["n1"], "n1": ["n2", "n3"], "n2": ["n4", "n5"], "n3": ["n6", "n7"]}
 
 
@@ -70,9 +71,20 @@ def test_an_idle_inner_node_runs_before_its_children() -> None:
 
 def test_root_never_computes_and_holds_without_children() -> None:
     root = Dispatcher(0, Paper())
-    assert root.decide() == Hold("no node is connected")
+    assert root.decide() == Hold("no node is connected", "no_node")
     root.put_child(Child("n1", accepting=False))
-    assert root.decide() == Hold("every node below is draining")
+    assert root.decide() == Hold(PAUSED, "paused")
+
+
+def test_slots_of_nodes_that_take_no_jobs_are_not_open() -> None:
+    node = Dispatcher(2, Paper())
+    node.put_child(Child("n1", slots=4))
+    node.put_child(Child("n2", slots=8, accepting=False))
+    assert (node.open_slots(), node.subtree_slots()) == (6, 14)
+    node.pause_starts(True)
+    assert node.open_slots() == 4
+    node.set_accepting(False)
+    assert node.open_slots() == 0
 
 
 def test_a_draining_child_is_passed_over_and_a_draining_node_keeps_everything() -> None:
@@ -83,7 +95,7 @@ def test_a_draining_child_is_passed_over_and_a_draining_node_keeps_everything() 
         assert node.decide() == Forward("n1")
         node.forwarded("n1")
     node.set_accepting(False)
-    assert node.decide() == Hold("the node is draining")
+    assert node.decide() == Hold("the node is draining", "paused")
 
 
 def test_turn_order_survives_a_child_that_leaves() -> None:
@@ -136,7 +148,7 @@ def test_hold_high_forwards_only_what_a_free_slot_below_waits_for() -> None:
         root.forwarded(decision.child)
         order.append(decision.child)
     assert order == ["n1", "n2", "n1"]
-    assert root.decide() == Hold("every slot is busy")
+    assert root.decide() == Hold("every slot is busy", "busy")
 
 
 def test_hold_high_counts_what_is_on_its_way_once() -> None:
@@ -226,7 +238,7 @@ def test_hold_high_passes_over_a_draining_subtree() -> None:
     root = Dispatcher(0, HoldHigh())
     root.put_child(Child("n1", slots=4, free=4, accepting=False))
     assert root.subtree_free() == 0
-    assert root.decide() == Hold("every node below is draining")
+    assert root.decide() == Hold(PAUSED, "paused")
 
 
 @given(

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.fair_queue import REMEMBERED_USERS, Entry, FairQueue
+from topology.class_queue import REMEMBERED_USERS, Entry
+from topology.fair_queue import FairQueue
 
 
 def drain(queue: FairQueue[str]) -> list[str]:
@@ -151,6 +152,8 @@ operation = st.one_of(
     st.tuples(st.just("take"), st.sets(st.sampled_from("abc"))),
     st.tuples(st.just("remove"), st.integers(0, 30)),
     st.tuples(st.just("put back")),
+    st.tuples(st.just("front"), st.integers(0, 30)),
+    st.tuples(st.just("class"), st.integers(0, 30), st.sampled_from(("interactive", "batch"))),
 )
 
 
@@ -176,7 +179,14 @@ def test_nobody_is_lost_or_served_twice_and_the_order_told_is_the_order_taken(
             assert queue.remove(entry)
         elif what == "put back" and last is not None:
             waiting[last.item], last = queue.put_back(last), None
-        assert len(queue) == len(waiting)
+        elif what == "front" and waiting:
+            assert queue.to_front(waiting[sorted(waiting)[words[0] % len(waiting)]])
+        elif what == "class" and waiting:
+            item = sorted(waiting)[words[0] % len(waiting)]
+            changed = queue.change_class(waiting[item], words[1])
+            assert changed is not None
+            waiting[item] = changed
+        assert len(queue) == len(waiting) == sum(queue.lengths().values())
         assert {entry.item for entry in queue} == set(waiting)
     told = [entry.item for entry in queue]
     taken = [queue.take().item for _ in told]  # type: ignore[union-attr]
@@ -203,3 +213,72 @@ def test_two_who_always_wait_differ_by_no_more_than_a_job_each(
         left[entry.user] -= 1
         count -= 1
         assert abs(got["a"] - got["b"]) <= 2 * max(work for _, work in jobs)
+
+
+def test_an_operator_moves_a_job_to_the_front_of_its_class() -> None:
+    queue: FairQueue[str] = FairQueue()
+    entries = {item: queue.add(item, user="ada") for item in "abc"}
+    other = queue.add("x", user="bob")
+    batch = queue.add("late", user="bob", job_class="batch")
+    queue.add("goes on", user="cem", first=True)
+    assert queue.to_front(entries["c"]) and queue.to_front(other) and queue.to_front(batch)
+    assert [entry.item for entry in queue] == ["goes on", "x", "c", "a", "b", "late"]
+    assert drain(queue) == ["goes on", "x", "c", "a", "b", "late"]
+    assert not queue.to_front(other)
+
+
+def test_a_job_at_the_front_waits_while_its_user_is_at_the_cap() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.add("b", user="bob")
+    assert queue.to_front(queue.add("a", user="ada"))
+    assert queue.take(lambda user: user != "ada").item == "b"  # type: ignore[union-attr]
+    assert drain(queue) == ["a"]
+
+
+def test_a_job_changes_its_class_behind_its_users_others() -> None:
+    queue: FairQueue[str] = FairQueue()
+    first = queue.add("a", user="ada", job_class="batch")
+    queue.add("b", user="ada", job_class="batch")
+    queue.add("c", user="ada")
+    changed = queue.change_class(first, "interactive")
+    assert changed is not None
+    assert [entry.item for entry in queue] == ["c", "a", "b"]
+    assert queue.lengths() == {"interactive": 2, "batch": 1}
+    assert queue.change_class(first, "batch") is None
+    with pytest.raises(KeyError):
+        queue.change_class(changed, "vip")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 20)), min_size=2, max_size=60),
+    st.lists(st.integers(0, 60), min_size=1, max_size=10),
+)
+def test_what_an_operator_moves_up_is_charged_all_the_same(
+    jobs: list[tuple[str, int]], moved: list[int]
+) -> None:
+    """Once the moved jobs have gone, the users' accounts are as if they had come in turn.
+
+    So after the front is served, both users differ by no more than what the front gave one of
+    them, and that is paid back before the other one waits again.
+    """
+    queue: FairQueue[int] = FairQueue()
+    entries = [queue.add(work, user=user, work=work) for user, work in jobs]
+    front = {entries[number % len(entries)].number for number in moved}
+    for entry in entries:
+        if entry.number in front:
+            assert queue.to_front(entry)
+    got = {"a": 0, "b": 0}
+    for _ in front:
+        served = queue.take()
+        assert served is not None and served.number in front
+        got[served.user] += served.item
+    left = Counter(entry.user for entry in entries if entry.number not in front)
+    longest = max(work for _, work in jobs)
+    while left["a"] and left["b"]:
+        behind = min(got, key=lambda user: got[user])
+        apart = abs(got["a"] - got["b"])
+        served = queue.take()
+        assert served is not None
+        assert apart <= 2 * longest or served.user == behind
+        got[served.user] += served.item
+        left[served.user] -= 1

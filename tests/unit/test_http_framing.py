@@ -93,24 +93,24 @@ async def talk(sent: list[bytes]) -> tuple[Echo, list[Response]]:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_request_is_received_once_and_whole(data: st.DataObject) -> None:
-    asked = data.draw(st.lists(requests(), min_size=1, max_size=6))
+    sent = data.draw(st.lists(requests(), min_size=1, max_size=6))
     last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    wire = b"".join(request.wire for request in asked) + last
+    wire = b"".join(request.wire for request in sent) + last
     echo, responses = asyncio.run(talk(data.draw(packets(wire))))
     assert echo.requests == [
-        *(("POST", "/seen", request.body) for request in asked),
+        *(("POST", "/seen", request.body) for request in sent),
         ("GET", "/last", b""),
     ]
-    assert [response.status for response in responses] == [200] * (len(asked) + 1)
+    assert [response.status for response in responses] == [200] * (len(sent) + 1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_damaged_request_is_the_last_one(data: st.DataObject) -> None:
     """One byte is changed: after a refusal nothing more is executed."""
-    asked = data.draw(st.lists(requests(), min_size=1, max_size=4))
+    sent = data.draw(st.lists(requests(), min_size=1, max_size=4))
     last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    wire = bytearray(b"".join(request.wire for request in asked) + last)
+    wire = bytearray(b"".join(request.wire for request in sent) + last)
     place = data.draw(st.integers(0, len(wire) - 1))
     wire[place] = data.draw(st.integers(0, 255))
     # An end that closes whatever the damage left open, without being a request itself.
@@ -120,7 +120,7 @@ def test_a_damaged_request_is_the_last_one(data: st.DataObject) -> None:
     refused = [response.status for response in responses if response.status != 200]
     assert len(refused) <= 1
     assert [response.status for response in responses][-len(refused) :] == refused or not refused
-    assert len(responses) <= len(asked) + 2
+    assert len(responses) <= len(sent) + 2
     assert len(echo.requests) >= len(responses) - len(refused)
 
 

@@ -51,18 +51,18 @@ async def frames(*chunks: Chunk) -> list[AnyFrame]:
 
 
 async def test_frames_carry_them_also_without_text() -> None:
-    told = await frames(
+    received = await frames(
         Chunk(prompt_tokens=1),
         Chunk(text="a", tokens=1, ids=(5,), logprobs=(ONE,)),
         Chunk(tokens=1),  # half a character, without logprobs: nothing to tell
         Chunk(tokens=1, ids=(6,), logprobs=(TWO,), finish="length"),
     )
-    start, first, second, end = told
+    start, first, second, end = received
     assert isinstance(start, Start)
     assert isinstance(first, Delta)
     assert isinstance(second, Delta)
     assert (first.logprobs, second.text, second.logprobs) == ((ONE,), "", (TWO,))
-    assert [frame.seq for frame in told] == [0, 1, 2, 3]
+    assert [frame.seq for frame in received] == [0, 1, 2, 3]
     assert isinstance(end, Finished)
     assert end.completion_tokens == 3
 

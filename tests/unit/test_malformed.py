@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.encoding import decode, encode
 from broker.errors import DecodeError
 from broker.malformed import decode_frames, inconsistency
 from broker.management import read_edges
 from broker.tree import tree
-from broker.wire import Capacity, Failed, Finished, Frames, Job, NodeState, Start, decode, encode
+from broker.wire import Capacity, Failed, Finished, Frames, Job, NodeState, Start
 from cli.commands.tree import draw
 from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until
@@ -181,11 +182,11 @@ def test_no_state_and_no_name_ends_the_drawing_of_the_tree(
         {"source": prefix + odd[0], "destination": prefix + odd[2], "routing_key": odd[2]},
     ]
     queues: list[dict[str, object]] = [{"name": prefix + name} for name in odd]
-    found = tree(
+    drawn = tree(
         read_edges(bindings, queues), states, {}, now=1e9, clock_differences={"n1": 7200.0}
     )
-    nodes = {node["name"]: node for node in found["nodes"]}
-    tops = [node for node in found["nodes"] if node["parent"] not in nodes]
+    nodes = {node["name"]: node for node in drawn["nodes"]}
+    tops = [node for node in drawn["nodes"] if node["parent"] not in nodes]
     lines = [line for top in tops for line in draw(top, nodes, coloured=False)]
     assert all(line.isprintable() for line in lines)
 

@@ -4,18 +4,16 @@ import asyncio
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from broker.encoding import encode
 from broker.errors import ConnectionLost
-from broker.wire import (
-    Adopt,
-    Attach,
-    Cancel,
-    Finished,
-    encode,
-)
+from broker.memory import MemorySession
+from broker.wire import Adopt, Attach, Cancel, Finished
 from tests.unit.cluster import Cluster, read, until
 from topology import names
 from worker import life
+from worker.node import Node
 
 
 async def test_a_parent_that_is_missing_is_looked_for_often(
@@ -250,6 +248,25 @@ async def test_a_node_adopts_a_dead_one_that_it_is_told_of() -> None:
         await until(lambda: stream.waiting == "no node is connected")
 
 
+async def test_a_node_removes_what_an_ended_tree_left_and_nothing_that_lives() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        session = cluster.broker.session()
+        for name in ("n9", "ended"):
+            await session.declare_queue(names.node(name))
+            await session.declare_exchange(names.node(name), "direct")
+        assert await cluster.client.remove_gone("n1", ["n9", "ended"])
+        await until(lambda: names.node("ended") not in cluster.broker.exchanges)
+        assert not {names.node("n9"), names.node("ended")} & cluster.broker.queues.keys()
+        await session.declare_queue(names.node("starts"))
+        await session.declare_queue(names.inbox("starts"), exclusive=True)
+        with capture_logs() as lines:
+            assert await cluster.client.remove_gone("root", ["starts", "n1"])
+            await until(lambda: lines)
+        assert {names.node("starts"), names.node("n1")} <= cluster.broker.queues.keys()
+
+
 @pytest.mark.parametrize("parent", ["n1", "n2", "n9"])
 async def test_a_node_does_not_hang_below_itself_its_child_or_nobody(parent: str) -> None:
     async with Cluster() as cluster:
@@ -258,7 +275,7 @@ async def test_a_node_does_not_hang_below_itself_its_child_or_nobody(parent: str
         await cluster.add("n2", "n1")
         assert await cluster.client.control("n1", Attach(parent=parent))
         await cluster.client.control("n1", Cancel(request_id="mark"))
-        await until(lambda: cluster.nodes["n1"].jobs._cancelled)
+        await until(lambda: cluster.nodes["n1"].jobs.unwanted.cancellations)
         assert cluster.nodes["n1"].parent == "root"
 
 
@@ -293,3 +310,37 @@ async def test_a_standby_takes_over_the_name_and_the_line() -> None:
             _, frames = await read(stream)
             assert isinstance(frames[-1], Finished)
         assert cluster.engine("n1").started == ["r0", "r1", "r2", "late"]
+
+
+class OvertakenSession(MemorySession):
+    """Another process takes the name right after the first answer that it is free."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster.broker)
+        self._cluster = cluster
+        self._one_question = asyncio.Lock()
+
+    async def exists(self, queue: str) -> bool:
+        async with self._one_question:
+            taken = await super().exists(queue)
+            if "root" not in self._cluster.nodes:
+                await self._cluster.add("root")
+            return taken
+
+
+async def test_a_standby_that_is_overtaken_says_that_it_stands_by() -> None:
+    """The launcher waits for that line: without it, `up` did not become ready for ten minutes."""
+    async with Cluster() as cluster:
+
+        async def connect() -> MemorySession:
+            return OvertakenSession(cluster)
+
+        standby = Node("root", None, "m", cluster.policy(), None)
+        leave = asyncio.Event()
+        with capture_logs() as lines:
+            life_of_standby = asyncio.create_task(
+                life.live(standby, connect, leave, wait=5.0, standby=True)
+            )
+            await until(lambda: any(line["event"] == "standby" for line in lines))
+        leave.set()
+        await life_of_standby

@@ -55,15 +55,15 @@ def test_every_stream_is_read_to_its_end_in_its_order(data: Any) -> None:
                     await asyncio.gather(reader, return_exceptions=True)
                     reader = asyncio.create_task(reading())
         await asyncio.wait_for(reader, 5)
-        told: defaultdict[str, str] = defaultdict(str)
+        texts: defaultdict[str, str] = defaultdict(str)
         for frame in read:
-            assert not told[frame.request_id].endswith("end")
-            told[frame.request_id] += {Start: "start ", Finished: "end"}.get(
+            assert not texts[frame.request_id].endswith("end")
+            texts[frame.request_id] += {Start: "start ", Finished: "end"}.get(
                 type(frame), getattr(frame, "text", "")
             )
         for number, pieces in enumerate(left):
             assert (
-                told[str(number)]
+                texts[str(number)]
                 == "start " + "".join(f"{n} " for n in range(1, pieces + 1)) + "end"
             )
         assert sorted(forgotten) == [str(n) for n in range(count)]

@@ -1,19 +1,13 @@
 """Nodes and the API's client together, on the in-memory broker."""
 
 import asyncio
+import time
 
 import pytest
 
+from broker.encoding import encode
 from broker.errors import ConnectionLost, NameTaken, NoParent, NoTree
-from broker.wire import (
-    Drain,
-    Finished,
-    Job,
-    Resume,
-    Start,
-    Waiting,
-    encode,
-)
+from broker.wire import Drain, Finished, Job, Restart, Resume, Start, Stop, Waiting
 from tests.unit.cluster import Cluster, read, until
 from topology import names
 from topology.dispatch import HoldHigh
@@ -72,6 +66,9 @@ async def test_a_busy_leaf_holds_and_takes_what_is_queued_when_it_is_free() -> N
         waiting = await anext(streams[2])
         assert isinstance(waiting, Waiting)
         assert waiting.reason == "every slot is busy"
+        arrivals = [pending.arrived_at for pending in cluster.nodes["n1"].jobs.waiting]
+        expected = time.monotonic() - min(arrivals)
+        assert cluster.nodes["n1"].state().oldest_wait == pytest.approx(expected, abs=0.1)
         for request_id in ("j0", "j1"):
             cluster.engine("n1").finish(request_id)
         await until(lambda: cluster.engine("n1").started == ["j0", "j1", "j2", "j3"])
@@ -235,3 +232,36 @@ async def test_hold_high_keeps_the_backlog_at_the_root_and_any_free_slot_takes_t
             "j8",
             "j9",
         ]
+
+
+async def test_a_removed_node_leaves_its_children_and_jobs_to_its_parent() -> None:
+    async with Cluster(HoldHigh) as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.add("n2", "n1")
+        stream = await cluster.ask("a")
+        await until(lambda: cluster.where("a") == "n1")
+        await cluster.client.control("n1", Stop())
+        await until(lambda: cluster.nodes["n2"].parent == "root")
+        cluster.engine("n1").finish("a")
+        await read(stream)
+        await cluster.ended("n1")
+        assert cluster.nodes["n1"].departure.result() == "stop"
+        assert "canopy.node.n1" not in cluster.broker.queues
+        await cluster.add("n1", "root")  # another node of that name is not the children's home
+        await cluster.nodes["n2"].membership.heartbeat()
+        assert cluster.nodes["n2"].parent == "root"
+
+
+async def test_a_restarted_node_gets_its_children_back() -> None:
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        await cluster.add("n2", "n1")
+        await cluster.client.control("n1", Restart())
+        await cluster.ended("n1")
+        assert cluster.nodes["n1"].departure.result() == "restart"
+        assert cluster.nodes["n2"].parent == "root"
+        await cluster.add("n1", "root")
+        await cluster.nodes["n2"].membership.heartbeat()
+        await until(lambda: cluster.nodes["n2"].parent == "n1")

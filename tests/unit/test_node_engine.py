@@ -12,7 +12,7 @@ from broker.wire import (
 )
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
-from topology.dispatch import HoldHigh
+from topology.dispatch import HoldHigh, Paper, Policy
 from worker import engine_supervisor
 from worker.engines.base import EngineUnavailable, PromptTooLong
 
@@ -96,10 +96,10 @@ async def test_a_node_that_loads_is_seen_but_gets_nothing_and_can_be_told_to_lea
 async def test_a_node_has_the_slots_that_its_engine_has_found_out() -> None:
     async with Cluster(HoldHigh) as cluster:
         root = await cluster.add("root")
-        told: list[int] = []
+        announced: list[int] = []
         hear = root.membership.on_capacity
         root.membership.on_capacity = lambda capacity: (
-            told.append(capacity.slots),
+            announced.append(capacity.slots),
             hear(capacity),
         )[1]  # type: ignore[method-assign]
         engine = MeasuringEngine(3)
@@ -110,7 +110,7 @@ async def test_a_node_has_the_slots_that_its_engine_has_found_out() -> None:
         node = await adding
         await until(lambda: len(engine.steps) == 3)
         await until(lambda: root.state().held == 2)
-        assert set(told) - {0} == {3}  # nothing while it starts, and never the guess
+        assert set(announced) - {0} == {3}  # nothing while it starts, and never the guess
         assert node.state().slots == 3
         assert node.state().status == "busy"
         await until(lambda: cluster.client.nodes()["n1"].slots == 3)
@@ -133,7 +133,8 @@ async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(
         engine.loaded.set()
         node = await cluster.add("n1", "root", engine=engine)
         questions: list[tuple[Stream, ResumeRequest]] = []
-        monkeypatch.setattr(cluster.client, "_grant", lambda *question: questions.append(question))
+        router = cluster.client._router
+        monkeypatch.setattr(router, "grant", lambda *question: questions.append(question))
         await cluster.kill("n0")
         await until(lambda: len(questions) == 2)
         streams.append(await cluster.ask("c"))
@@ -146,7 +147,7 @@ async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(
         await until(lambda: [held.job.request_id for held in root.jobs.waiting] == ["c"])
         monkeypatch.undo()
         for question in questions:
-            cluster.client._grant(*question)
+            router.grant(*question)
         await until(lambda: set(engine.steps) == {"a", "b"})
         engine.finish("a")
         await until(lambda: "a" not in engine.steps)
@@ -159,6 +160,38 @@ async def test_fewer_slots_after_a_restart_take_none_from_those_that_have_one(
         for stream in streams:
             _, frames = await read(stream)
             assert isinstance(frames[-1], Finished)
+
+
+class CrowdedEngine(HandEngine):
+    """It has fewer slots while large jobs take its memory."""
+
+    room = 3
+
+    @property
+    def usable_slots(self) -> int:
+        return self.room
+
+
+@pytest.mark.parametrize("policy", [HoldHigh, Paper])
+async def test_jobs_wait_above_a_node_whose_memory_is_full(policy: type[Policy]) -> None:
+    async with Cluster(policy) as cluster:
+        root = await cluster.add("root")
+        engine = CrowdedEngine("m", 3)
+        node = await cluster.add("n1", "root", engine=engine)
+        streams = [await cluster.ask("a")]
+        await until(lambda: cluster.where("a") == "n1")
+        engine.room = 1
+        node.announcer.send_all()
+        await until(lambda: root.dispatcher.subtree_free() == 0)
+        streams.append(await cluster.ask("b"))
+        waiting = root if policy is HoldHigh else node
+        await until(lambda: len(waiting.jobs.waiting) == 1)
+        engine.room = 3
+        node.announcer.send_all()
+        await until(lambda: cluster.where("b") == "n1")
+        for stream in streams:
+            engine.finish(stream.request_id)
+            await read(stream)
 
 
 class Sick(HandEngine):
@@ -191,6 +224,7 @@ async def test_an_engine_that_fails_is_restarted_and_its_jobs_go_on_elsewhere() 
         text, frames = await read(stream)
         assert text == "half and half"
         assert frames[-1].completion_tokens == 2  # type: ignore[union-attr]
+        assert [cluster.nodes[name].state().failed for name in ("n1", "n2")] == [1, 0]
         await until(lambda: cluster.engine("n1").starts == 2)
         await until(lambda: cluster.nodes["n1"].state().status == "idle")
         again = [await cluster.ask(f"r{number}") for number in range(2)]

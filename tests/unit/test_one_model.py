@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.wire import Attach, Capacity, Failed, Finished, Job, decode, encode
+from broker.encoding import decode, encode
+from broker.wire import Attach, Capacity, Failed, Finished, Job
 from tests.unit.cluster import Cluster, HandEngine, read, until
 from topology import names
 from topology.dispatch import HoldHigh

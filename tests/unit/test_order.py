@@ -1,11 +1,12 @@
 """The line at the root: whole trees on the in-memory broker under hold-high."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from broker.wire import Waiting
+from broker.wire import AnyFrame, Drain, Start, Waiting
 from tests.unit.cluster import Cluster, until
 from topology import names
 from topology.dispatch import HoldHigh
@@ -98,6 +99,55 @@ async def test_readers_hear_their_place_and_that_it_changes(cluster: Cluster) ->
     await serve(cluster, "n1", 2)
     await listening
     assert cluster.nodes["root"].state().waited > 0
+
+
+async def test_nothing_is_promised_while_no_node_takes_jobs(cluster: Cluster) -> None:
+    """An estimate that was right becomes none at once, and the reason says why."""
+    await cluster.add("root")
+    await cluster.add("n1", "root")
+    streams = [await cluster.ask(f"r{number}") for number in range(4)]
+    frames: list[Waiting] = []
+
+    async def listen() -> None:
+        async for frame in streams[3]:
+            if isinstance(frame, Waiting):
+                frames.append(frame)
+
+    listening = asyncio.create_task(listen())
+    await until(lambda: frames)
+    assert (frames[0].code, frames[0].slots) == ("busy", 1)
+    await serve(cluster, "n1", 2)
+    await until(lambda: frames[-1].seconds is not None)
+    assert await cluster.client.control("n1", Drain())
+    await until(lambda: frames[-1].code == "paused")
+    assert (frames[-1].position, frames[-1].seconds, frames[-1].slots) == (1, None, 0)
+    listening.cancel()
+
+
+async def test_a_run_tells_its_way_and_the_wait_at_each_node(cluster: Cluster) -> None:
+    await cluster.add("root")
+    await cluster.add("n1", "root")
+    await cluster.add("n2", "n1")
+    streams = [await cluster.ask(f"r{number}") for number in range(3)]
+    await full(cluster, 1)
+    waited_from = time.monotonic()
+    await asyncio.sleep(0.05)
+    cluster.engine("n2").finish("r1")
+    starts = [frame async for frame in streams[2] if cluster_start(cluster, frame)]
+    waited = time.monotonic() - waited_from
+    assert isinstance(starts[0], Start)
+    assert starts[0].trail == ("root", "n1", "n2")
+    at_root, at_n1, at_n2 = starts[0].waits
+    assert 0.05 <= at_root <= waited + 0.1
+    assert max(at_n1, at_n2) < at_root
+
+
+def cluster_start(cluster: Cluster, frame: AnyFrame) -> bool:
+    """True for Start; the run ends then."""
+    if isinstance(frame, Start):
+        cluster.engine(frame.node).finish(frame.request_id)
+        return True
+    return False
 
 
 async def test_a_cancelled_job_leaves_the_line_at_once(cluster: Cluster) -> None:

@@ -6,11 +6,19 @@ import tracemalloc
 import msgspec
 import pytest
 
+from broker.encoding import encode
 from broker.session import Delivery
-from broker.wire import ChatMessage, Job, encode
+from broker.wire import ChatMessage, Job
 from tests.unit.cluster import Cluster, until
 from topology.dispatch import HoldHigh
-from worker.pending_job import LARGE_BYTES, with_content, without_content
+from worker import life
+from worker.pending_job import (
+    LARGE_BYTES,
+    MAX_TRAIL,
+    PendingJob,
+    with_content,
+    without_content,
+)
 
 
 def delivery(job: Job) -> Delivery:
@@ -37,7 +45,29 @@ def test_a_job_is_kept_once_and_whole(letters: int) -> None:
     assert with_content(kept, taken) == msgspec.structs.replace(job, restarted=True)
 
 
-async def test_a_large_job_that_waits_and_is_moved_arrives_whole() -> None:
+def test_the_way_through_nodes_of_the_former_release_has_no_waits() -> None:
+    job = Job(
+        request_id="a",
+        model="m",
+        reply_to="q",
+        created=1.0,
+        prompt="x",
+        trail=("root", "n1"),
+        waits=(1.5,),
+    )
+    trail, waits = PendingJob.of(job, delivery(job)).way_to("n2")
+    assert trail == ("root", "n1", "n2")
+    assert waits[:2] == (1.5, 0.0)
+    assert 0 <= waits[2] < 1
+    long = msgspec.structs.replace(job, trail=("n1",) * 100, waits=(0.0,) * 100)
+    trail, waits = PendingJob.of(long, delivery(long)).way_to("n2")
+    assert len(trail) == len(waits) == MAX_TRAIL
+
+
+async def test_a_large_job_that_waits_and_is_moved_arrives_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(life, "GRACE_SECONDS", 0.1)  # the run does not end by itself
     async with Cluster(HoldHigh) as cluster:
         root = await cluster.add("root")
         text = "word " * LARGE_BYTES

@@ -6,6 +6,7 @@ from functools import partial
 import msgspec
 import pytest
 
+from broker import broadcasts
 from broker import client as broker_client
 from broker.errors import ConnectionLost, NoTree, Unavailable
 from broker.wire import (
@@ -18,8 +19,8 @@ from broker.wire import (
 from tests.unit.cluster import Cluster, read, until
 
 
-@pytest.mark.parametrize("held", [False, True])
-async def test_cancel_frees_the_slot(held: bool) -> None:
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_cancel_frees_the_slot(waiting: bool) -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
         await cluster.add("n1", "root")
@@ -27,8 +28,8 @@ async def test_cancel_frees_the_slot(held: bool) -> None:
         await until(lambda: cluster.where("first"))
         second = await cluster.ask("second")
         await until(lambda: cluster.nodes["n1"].state().held == 1)
-        await (second if held else first).aclose()
-        if held:
+        await (second if waiting else first).aclose()
+        if waiting:
             await until(lambda: cluster.nodes["n1"].state().held == 0)
             assert cluster.where("first") == "n1"
         else:
@@ -94,7 +95,7 @@ async def test_only_its_user_cancels_a_job(user: str, ends: bool) -> None:
             assert frames[-1].reason == "cancelled"
             await until(lambda: cluster.where("a") is None)
         else:
-            await until(lambda: len(cluster.nodes["n1"].jobs._cancelled) == 2)
+            await until(lambda: cluster.nodes["n1"].jobs.unwanted.cancellations == 2)
             assert cluster.where("a") == "n1"
 
 
@@ -113,7 +114,7 @@ async def test_a_job_whose_cancel_was_said_while_the_root_was_away_ends_when_it_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.reply_channel.ASK_SECONDS", 0.01)
-    monkeypatch.setattr(broker_client, "REPEAT_SECONDS", 0.02)
+    monkeypatch.setattr(broadcasts, "REPEAT_SECONDS", 0.02)
     async with Cluster() as cluster:
         await cluster.add("root")
         stream = await cluster.ask("a")
@@ -211,15 +212,15 @@ async def test_the_beginning_of_the_first_run_is_told_once() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
         streams = [await cluster.ask() for _ in range(3)]
-        told: list[str] = []
+        begun: list[str] = []
         for stream in streams:
-            stream.when_begun(partial(told.append, stream.request_id))
-        assert told == []
+            stream.when_begun(partial(begun.append, stream.request_id))
+        assert begun == []
         await cluster.add("n1", "root")
-        await until(lambda: len(told) == 1)
+        await until(lambda: len(begun) == 1)
         for stream in streams:
             await stream.aclose()  # the others will never begin
-        assert sorted(told) == sorted(each.request_id for each in streams)
+        assert sorted(begun) == sorted(each.request_id for each in streams)
 
 
 async def test_a_model_that_no_routing_key_can_name_has_no_tree() -> None:

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from broker.encoding import decode, encode
 from broker.stream import Stream
 from broker.wire import (
     MAX_ATTEMPTS,
@@ -15,8 +16,6 @@ from broker.wire import (
     ResumeRequest,
     Start,
     Waiting,
-    decode,
-    encode,
 )
 from tests.unit.cluster import Cluster, read, until
 from topology import names
@@ -207,7 +206,7 @@ async def test_a_job_that_ends_while_it_asks_is_heard_though_its_attempt_was_gra
         stream = await cluster.ask("a", seconds_left=0.3)
         await until(lambda: cluster.nodes["root"].state().held == 1)
         await cluster.kill("root")
-        cluster.client._grant = lambda stream, asking: stream.grant(asking)  # type: ignore[method-assign]
+        cluster.client._router.grant = lambda stream, request: stream.grant(request)  # type: ignore[method-assign]
         await cluster.add("root")
         await cluster.add("n1", "root")
         _, frames = await read(stream)

@@ -87,8 +87,8 @@ def test_a_template_makes_the_same_event(
     shape = form("id", model, 1, usage)
     made = sse.Template(partial(shape.delta, 3)).event(text)
     assert made == sse.data(shape.delta(3, text))
-    found: dict[str, Any] = json.loads(made.removeprefix(b"data: "))
+    event: dict[str, Any] = json.loads(made.removeprefix(b"data: "))
     assert text in (
-        found["choices"][0].get("text"),
-        found["choices"][0].get("delta", {}).get("content"),
+        event["choices"][0].get("text"),
+        event["choices"][0].get("delta", {}).get("content"),
     )

@@ -30,13 +30,13 @@ class ScriptedEngine:
 
 async def hang_after(engine: ScriptedEngine) -> tuple[int, float]:
     """How often the engine was asked when the hang was told, and its age."""
-    told: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
+    hang: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
     dog = Watchdog(
-        cast(Engine, engine), LIMIT, lambda seconds: told.set_result((engine.asked, seconds))
+        cast(Engine, engine), LIMIT, lambda seconds: hang.set_result((engine.asked, seconds))
     )
     dog.start()
     async with asyncio.timeout(10):
-        result = await told
+        result = await hang
     await dog.stop()
     return result
 
@@ -54,25 +54,25 @@ async def test_the_first_step_may_take_longer() -> None:
 
 
 async def test_short_steps_and_idling_are_no_hang() -> None:
-    told: list[float] = []
+    hangs: list[float] = []
     engine = ScriptedEngine(0.0, LIMIT, 0.0, LIMIT / 2, 5 * LIMIT, 0.0, 5 * LIMIT, 5 * LIMIT, 0.0)
-    dog = Watchdog(cast(Engine, engine), LIMIT, told.append)
+    dog = Watchdog(cast(Engine, engine), LIMIT, hangs.append)
     dog.start()
     async with asyncio.timeout(10):
         await engine.all_said.wait()
     await dog.stop()
-    assert not told
+    assert not hangs
 
 
 async def test_it_looks_again_after_a_restart() -> None:
-    told: asyncio.Queue[float] = asyncio.Queue()
+    hangs: asyncio.Queue[float] = asyncio.Queue()
     engine = ScriptedEngine(1.0, 1.0, 1.0, 2.0)
-    dog = Watchdog(cast(Engine, engine), LIMIT, told.put_nowait)
+    dog = Watchdog(cast(Engine, engine), LIMIT, hangs.put_nowait)
     async with asyncio.timeout(10):
         dog.start()
-        assert await told.get() == 1.0
+        assert await hangs.get() == 1.0
         dog.start()
         dog.start()  # one look at a time
-        assert await told.get() == 2.0
+        assert await hangs.get() == 2.0
         await dog.stop()
     assert engine.asked == 6

@@ -43,7 +43,10 @@ def create(
     options["choose_slots"] = slots is None
     factory = _factory(name)
     parameters = inspect.signature(factory).parameters
-    accepted = {option: value for option, value in options.items() if option in parameters}
+    accepted: dict[str, str | int] = {}
+    for option, value in options.items():
+        if option in parameters:
+            accepted[option] = value
     return factory(
         model=model,
         model_path=model_path,
@@ -56,7 +59,9 @@ def create(
 
 def _factory(name: str) -> Callable[..., Engine]:
     """The `create` function of that engine."""
-    path = name if "." in name else ENGINES.get(name)
+    path = ENGINES.get(name)
+    if "." in name:
+        path = name
     if path is None:
         raise EngineUnavailable(f"no engine {name!r}; there are: {', '.join(sorted(ENGINES))}")
     try:

@@ -1,7 +1,7 @@
 """The protocol that every engine keeps, and the errors that end a run."""
 
 from collections.abc import AsyncIterator
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -102,6 +102,17 @@ class Chunk(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()  # of this chunk's tokens, if requested and available
 
 
+class Footprint(NamedTuple):
+    """What a model takes in the memory of its process, in bytes; 0: unknown, or it varies.
+
+    `precision`: the number format of the weights; empty: unknown. `cache`: keys and values.
+    """
+
+    precision: str = ""
+    weights: int = 0
+    cache: int = 0
+
+
 class Engine(Protocol):
     """Runs up to `slots` jobs at once. Called from the node's event loop, which it never blocks.
 
@@ -128,8 +139,16 @@ class Engine(Protocol):
         """`stop` could not end the computation: only a new process can serve again."""
 
     @property
+    def footprint(self) -> Footprint:
+        """Of the model, once `start` has returned."""
+
+    @property
     def reuse(self) -> tuple[int, int]:
         """Prompt tokens since `start`, and how many the prefix cache had. (0, 0): unknown."""
+
+    @property
+    def usable_slots(self) -> int:
+        """How many jobs it can run at once now: fewer than `slots` where they take more memory."""
 
     async def start(self) -> None:
         """Loads the model, also again after `stop`. Raises EngineUnavailable."""

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 from broker.wire import FinishReason, Job
-from worker.engines.base import Chunk
+from worker.engines.base import Chunk, Footprint
 from worker.engines.stop_filter import StopFilter
 
 _BURST = 256  # words per chunk without delay; between chunks the event loop may run a cancel
@@ -22,13 +22,21 @@ class EchoEngine:
     warm = True  # nothing to compile
     stuck = False
     reuse = (0, 0)  # there is no prefill
+    footprint = Footprint()  # there is no model
 
     def __init__(self, *, model: str, slots: int, token_delay: float) -> None:
         self.name = "echo"
         self.model = model
         self.slots = slots
         self._delay = token_delay
-        self._burst = 1 if token_delay else _BURST
+        self._burst = _BURST
+        if token_delay:
+            self._burst = 1
+
+    @property
+    def usable_slots(self) -> int:
+        """All of them."""
+        return self.slots
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -98,7 +106,10 @@ class _EchoedAnswer:
     def _tokens(self, start: int, end: int) -> Iterator[str]:
         for index in range(start, end):
             word = self._words[index % len(self._words)]
-            yield word if index == 0 else f" {word}"
+            if index == 0:
+                yield word
+            else:
+                yield f" {word}"
 
     def _delivered(self, characters: int) -> tuple[int, int]:
         """Whole tokens that the reader has already, and its characters of the next one."""
@@ -118,13 +129,17 @@ def last_message(job: Job) -> str:
     for message in reversed(job.messages):
         if message.role == "user":
             return message.content
-    return job.messages[-1].content if job.messages else ""
+    if not job.messages:
+        return ""
+    return job.messages[-1].content
 
 
 def _count_words(job: Job) -> int:
     """Words of the whole job, standing in for prompt tokens."""
-    count = len((job.prompt or "").split()) if job.messages is None else 0
-    for message in job.messages or ():
+    if job.messages is None:
+        return len((job.prompt or "").split())
+    count = 0
+    for message in job.messages:
         count += len(message.content.split())
     return count
 

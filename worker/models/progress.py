@@ -1,5 +1,17 @@
-"""How the preparation of a model reports its progress."""
+"""How the preparation of a model reports its progress, and how far it is."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 Say = Callable[[str], None]  # a line for the waiting user
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files in the folder and below it; 0 without one. Files may come and go meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:  # moved to its place meanwhile
+            continue
+    return total

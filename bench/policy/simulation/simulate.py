@@ -1,45 +1,45 @@
-"""How long jobs wait in a tree, and elsewhere: discrete events, simulated time, a seed.
+"""How long jobs wait in a tree and in one central queue. Pure: simulated time, a seed."""
 
-    plan = Plan.of(7, fanout=2)
-    gaps, services = (draw(exponential, 20_000, random.Random(seed)) for seed in (1, 2))
-    jobs = Workload.at_rate(0.9 * plan.capacity, gaps, services)
-    Figures.of(simulate("hold-high", plan, jobs)).in_system.mean
+import heapq
+import math
 
-The unit of time is the mean service time. The policies of `topology.dispatch` run as in real nodes;
-the other disciplines are what they are measured against. Give all of them the same `Workload`:
-then they differ by nothing but the discipline.
-"""
-
-import random
-
-from bench.policy.simulation import queues
-from bench.policy.simulation.laws import Workload
-from bench.policy.simulation.network import TreeRun
-from bench.policy.simulation.outcome import Outcome
-from bench.policy.simulation.plan import Delays, Plan
+from bench.policy.simulation.jobs import Workload
+from bench.policy.simulation.tree import Plan, TreeRun
 from topology.dispatch import POLICIES
 
 CENTRAL = "central queue"
-NO_DELAYS = Delays()
-
-
-CHOOSERS: dict[str, queues.Chooser] = {
-    "shortest queue": queues.shortest,
-    "two choices": queues.two_choices,
-    "round robin": queues.round_robin,
-}
-DISCIPLINES = (CENTRAL, *reversed(POLICIES), *CHOOSERS)
+HOP_SECONDS = 0.002  # a message from node to node
+DISCIPLINES = (CENTRAL, *reversed(POLICIES))
 
 
 def simulate(
-    discipline: str, plan: Plan, workload: Workload, *, delays: Delays = NO_DELAYS, seed: int = 0
-) -> Outcome:
-    """Runs the workload to its end under one of DISCIPLINES; KeyError for another.
-
-    Only the tree's policies have messages and so `delays`. `seed` is for those that draw.
-    """
+    discipline: str, plan: Plan, workload: Workload, service_seconds: float = math.inf
+) -> list[float]:
+    """When each job starts under one of DISCIPLINES. By default messages take no time."""
     if discipline == CENTRAL:
-        return queues.central(plan, workload)
-    if discipline in POLICIES:
-        return TreeRun(plan, POLICIES[discipline](), workload, delays).run()
-    return queues.flat(plan, workload, CHOOSERS[discipline], random.Random(seed))
+        return central_queue(plan.capacity, workload)
+    policy = POLICIES[discipline]()
+    hop = HOP_SECONDS / service_seconds
+    report_interval = policy.report_seconds / service_seconds
+    return TreeRun(plan, policy, workload, hop, report_interval).run()
+
+
+def central_queue(slots: int, workload: Workload) -> list[float]:
+    """One queue in front of all slots, first come, first served (Kiefer and Wolfowitz 1955)."""
+    free = [0.0] * slots  # when each slot is
+    starts = []
+    for arrival, service in zip(workload.arrivals, workload.services, strict=True):
+        start = max(arrival, free[0])
+        heapq.heapreplace(free, start + service)
+        starts.append(start)
+    return starts
+
+
+def erlang_c_mean(slots: int, load: float) -> float:
+    """Exact mean time in system of M/M/c, `load` below 1: Erlang C by way of B (Kleinrock)."""
+    offered = slots * load
+    blocking = 1.0
+    for busy in range(1, slots + 1):
+        blocking = offered * blocking / (busy + offered * blocking)
+    waits = blocking / (1 - load * (1 - blocking))
+    return 1 + waits / (slots * (1 - load))

@@ -1,90 +1,78 @@
-import { parse } from "../lib/api";
-import { roughly, sentence } from "../lib/format";
-import type { ServerEvent } from "../lib/sse";
+import { sentence } from "../lib/format";
+import { t, tn } from "../lib/i18n.svelte";
 import type { Message } from "../lib/types";
 
 /** Why no text comes yet, and where in the line the answer is; null where nobody knows. */
 export interface Wait {
   reason: string;
+  /** The kind of reason, for a sentence in the reader's language; empty if it is another one. */
+  code: string;
+  /** All slots of the model's tree, or those that one user may have. */
+  slots: number | null;
   position: number | null;
-  /** Until it starts, as estimated. */
-  seconds: number | null;
+  /** When it starts, as estimated, in milliseconds on `performance.now()`. */
+  startsAt: number | null;
 }
 
 export interface ShownMessage extends Message {
   waiting?: Wait | null;
-  /** Of an answer that ended while this page was open: the first message that the model saw; null if it saw all. */
-  seen_from?: string | null;
+  /** What it said when its reader let it go on. */
+  resumedAt?: string;
+  /** It was to go on and could not: it fills the model's context. */
+  full?: boolean;
 }
 
-/** Where the model's view of a conversation begins; null at its first message. */
-export function seenFrom(conversation: { messages: ShownMessage[]; seen_from: string | null }): string | null {
-  const latest = conversation.messages.findLast((message) => message.seen_from !== undefined);
-  const id = latest?.seen_from !== undefined ? latest.seen_from : conversation.seen_from;
-  return id === conversation.messages[0]?.id ? null : id;
+/** Takes over what the server says. A running answer never shows less than it did: the rest is on its way. */
+export function update(shown: ShownMessage, message: Message): void {
+  const { content, ...rest } = message;
+  Object.assign(shown, rest);
+  const behind = message.status === "streaming" && shown.content.startsWith(content);
+  if (!behind && shown.content !== content) shown.content = content;
+  if (message.status === "streaming") return;
+  shown.waiting = null;
+  shown.full = message.finish_reason === "length" && message.content === shown.resumedAt;
 }
 
-/** A wait in words: what matters to the reader, and the reason if that is something else. */
-export function waitWords({ reason, position, seconds }: Wait): { text: string; detail: string | null } {
-  const place = position === null ? "" : `number ${position} in line`;
-  const start = seconds === null ? "" : `starts in about ${roughly(seconds)}`;
-  const known = [place, start].filter(Boolean).join(", ");
-  return known ? { text: sentence(known), detail: sentence(reason) } : { text: sentence(reason), detail: null };
+/** A place in a line: "1st", "2nd", "11th". */
+export function ordinal(position: number, language: string): string {
+  const category = new Intl.PluralRules(language, { type: "ordinal" }).select(position);
+  const keys = { one: "wait.ordinal.one", two: "wait.ordinal.two", few: "wait.ordinal.few" } as const;
+  const key = keys[category as keyof typeof keys] ?? "wait.ordinal.other";
+  return t(key, { count: position.toLocaleString(language) });
 }
 
-/** Finish reasons that mean: somebody stopped it. ("stop" is the model's own, natural end.) */
-const STOPPED = new Set(["cancelled", "canceled", "stopped", "aborted"]);
-
-function field(data: unknown, name: string): string | null {
-  const value = (data as Record<string, unknown> | null)?.[name];
-  return typeof value === "string" ? value : null;
+/** Where in the line, and when it starts: what matters to the reader. Empty if nothing is known. */
+export function placeWords(wait: Wait, model: string, secondsLeft: string | null, language: string): string {
+  if (wait.position === null) return secondsLeft === null ? "" : t("wait.start", { time: secondsLeft });
+  const place = ordinal(wait.position, language);
+  if (secondsLeft === null) return t("wait.place", { place, model });
+  return t("wait.placeAndStart", { place, model, time: secondsLeft });
 }
 
-function amount(data: unknown, name: string): number | null {
-  const value = (data as Record<string, unknown> | null)?.[name];
-  return typeof value === "number" ? value : null;
+/** Why it waits. */
+export function reasonWords(wait: Wait, model: string): string {
+  if (wait.code === "busy" && wait.slots) return tn("wait.busy", wait.slots);
+  if (wait.code === "user_limit" && wait.slots) return tn("wait.userLimit", wait.slots);
+  if (wait.code === "no_node") return t("wait.noNode", { model });
+  if (wait.code === "paused") return t("wait.draining", { model });
+  return sentence(wait.reason);
 }
 
-/**
- * Takes the events of one connection to an answer's stream and changes the message accordingly.
- * A connection tells the text from its beginning. After a restart the server may have less of it than is shown, and
- * writes the same again: what is shown stays until it is caught up with.
- * The returned function says false when the answer has ended.
- */
-export function answerEvents(message: ShownMessage): (event: ServerEvent) => boolean {
-  let text: string | null = null;
-  const end = (): void => {
-    message.waiting = null;
-    message.content = text ?? message.content;
-  };
-  return ({ event, data }) => {
-    const value = parse(data);
-    switch (event) {
-      case "waiting":
-        message.waiting = {
-          reason: field(value, "reason") ?? "waiting for a free place",
-          position: amount(value, "position"),
-          seconds: amount(value, "seconds"),
-        };
-        return true;
-      case "delta":
-        message.waiting = null;
-        text = (text ?? "") + (field(value, "text") ?? "");
-        if (!message.content.startsWith(text)) message.content = text;
-        return true;
-      case "done":
-        end();
-        message.finish_reason = field(value, "finish_reason");
-        message.status = STOPPED.has(message.finish_reason ?? "") ? "stopped" : "done";
-        if (message.status === "done") message.seen_from = field(value, "seen_from");
-        return false;
-      case "failed":
-        end();
-        message.error = field(value, "message");
-        message.status = "failed";
-        return false;
-      default:
-        return true;
-    }
-  };
+/** Tokens a second while it was written; null where that says nothing. */
+export function tokensPerSecond(message: Message): number | null {
+  if (message.completion_tokens < 2 || message.seconds <= 0) return null;
+  return (message.completion_tokens - 1) / message.seconds;
+}
+
+/** Whether a message can go on where it ended. */
+export function isUnfinished(message: Message): boolean {
+  if (message.role !== "assistant") return false;
+  return message.status === "stopped" || message.status === "failed" || (message.status === "done" && message.finish_reason === "length");
+}
+
+/** The message as it is shown already, with what is new in it; a message that is not shown yet, as it is. */
+export function merged(known: ShownMessage | undefined, message: Message): ShownMessage {
+  if (!known) return message;
+  update(known, message);
+  return known;
 }

@@ -7,6 +7,18 @@ export function count(value: number): string {
   return `${scaled >= 100 ? Math.round(scaled) : Math.round(scaled * 10) / 10}${unit}`;
 }
 
+const BYTE_UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+/** 950 → "950 B", 12400 → "12.4 kB". */
+export function bytes(value: number): string {
+  let unit = 0;
+  while (value >= 1000 && unit < BYTE_UNITS.length - 1) {
+    value /= 1000;
+    unit++;
+  }
+  return `${value >= 100 || unit === 0 ? Math.round(value) : Math.round(value * 10) / 10} ${BYTE_UNITS[unit]}`;
+}
+
 /** Seconds as their two largest units: "42 s", "5 min 3 s", "2 h 14 min", "3 d 4 h". */
 export function duration(seconds: number | null): string {
   if (seconds === null || !Number.isFinite(seconds) || seconds < 0) return "–";
@@ -29,6 +41,11 @@ export function duration(seconds: number | null): string {
 /** Measured seconds: "0.5 s", "4.5 s", "42 s", then like `duration`. */
 export function tenths(seconds: number): string {
   return seconds < 10 ? `${Math.round(seconds * 10) / 10} s` : duration(Math.round(seconds));
+}
+
+/** Measured milliseconds: "12 ms", "0.4 s", then like `tenths`. */
+export function milliseconds(value: number): string {
+  return value < 100 ? `${Math.round(value)} ms` : tenths(value / 1000);
 }
 
 /** Estimated seconds, with as many digits as an estimate deserves: "4 s", "30 s", "3 min", "1.5 h". Like api/line.py. */

@@ -13,20 +13,28 @@ export function isAtBottom(element: { scrollTop: number; scrollHeight: number; c
 export function stickToBottom(scroller: HTMLElement, content: HTMLElement, report: (atBottom: boolean) => void) {
   let stuck = true;
   let last = scroller.scrollTop;
-  const toBottom = (): void => {
-    stuck = true;
+  const stick = (value: boolean): void => {
+    stuck = value;
+    // Away from the end, the browser keeps what is seen in its place when something above it changes its height.
+    scroller.style.overflowAnchor = value ? "none" : "auto";
+    report(value);
+  };
+  const scrollToEnd = (): void => {
     scroller.scrollTop = scroller.scrollHeight;
-    report(true);
+    last = scroller.scrollTop; // less than before where the content has become shorter: not the reader's move
+  };
+  const toBottom = (): void => {
+    scrollToEnd();
+    stick(true);
   };
   const onScroll = (): void => {
     // Only a move upward is the reader's: our own scrolling is reported late, when the text has grown already.
-    if (isAtBottom(scroller)) stuck = true;
-    else if (scroller.scrollTop < last) stuck = false;
+    if (isAtBottom(scroller)) stick(true);
+    else if (scroller.scrollTop < last) stick(false);
     last = scroller.scrollTop;
-    report(stuck);
   };
   const observer = new ResizeObserver(() => {
-    if (stuck) scroller.scrollTop = scroller.scrollHeight;
+    if (stuck) scrollToEnd();
   });
   observer.observe(content);
   observer.observe(scroller);

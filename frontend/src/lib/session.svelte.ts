@@ -1,6 +1,18 @@
 import { ApiError, api, whenUnauthorized } from "./api";
 import type { User } from "./types";
 
+/** Whether somebody was logged in here lately: then it is worth asking for things before the server says who. */
+const MEMBER = "canopy.member";
+
+export function wasLoggedIn(): boolean {
+  return localStorage.getItem(MEMBER) !== null;
+}
+
+function remember(user: User | null): void {
+  if (user) localStorage.setItem(MEMBER, "1");
+  else localStorage.removeItem(MEMBER);
+}
+
 /** Who is logged in. `user` is undefined until the server said so, and null when nobody is. */
 class Session {
   user = $state<User | null | undefined>(undefined);
@@ -14,6 +26,7 @@ class Session {
     try {
       const me = await api.me();
       this.user = me.user;
+      remember(me.user);
       this.defaultModel = me.default_model;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
@@ -32,12 +45,14 @@ class Session {
   async logout(): Promise<void> {
     await api.logout();
     this.user = null;
+    remember(null);
   }
 
   /** The server no longer knows us. */
   expire(): void {
     if (this.user) this.expired = true;
     this.user = null;
+    remember(null);
   }
 }
 

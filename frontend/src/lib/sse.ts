@@ -39,6 +39,8 @@ export class EventParser {
 
 export interface FollowOptions {
   signal: AbortSignal;
+  /** A connection that is silent for so long is dead. */
+  silenceMs?: number;
   /** A connection stands: what follows starts from the beginning again. */
   onOpen?: () => void;
   /** The connection broke; another attempt follows. */
@@ -78,7 +80,7 @@ export async function follow(path: string, options: FollowOptions): Promise<void
 
 async function readOnce(path: string, options: FollowOptions): Promise<"finished" | "some" | "nothing"> {
   const attempt = new AbortController();
-  const silence = watchdog(() => attempt.abort(), SILENCE_MS);
+  const silence = watchdog(() => attempt.abort(), options.silenceMs ?? SILENCE_MS);
   try {
     const response = await request("GET", path, { signal: AbortSignal.any([options.signal, attempt.signal]) });
     if (!response.body) return "nothing";

@@ -89,12 +89,12 @@ def loaded(model: Any, slots: int = 3, read: int = 16, context: int | None = Non
     return msgspec.structs.replace(there, prefill_tokens=read, context=context or there.context)
 
 
-def answers(there: LoadedModel, asked: Many[list[int]], length: int) -> list[list[int]]:
+def answers(there: LoadedModel, prompt_ids: Many[list[int]], length: int) -> list[list[int]]:
     """Of all prompts, computed at once in as many slots as there are."""
     news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
     decoder = Decoder(there, there.slots, news.put)
     decoder.start()
-    sequences = [Sequence(_job(prompt, length), Mailbox()) for prompt in asked]
+    sequences = [Sequence(_job(prompt, length), Mailbox()) for prompt in prompt_ids]
     texts = {sequence.mailbox: "" for sequence in sequences}
     for sequence in sequences:
         decoder.submit(sequence)

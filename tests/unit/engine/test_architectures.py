@@ -116,15 +116,15 @@ def _one_thread() -> None:
 def find(kind: str) -> Found:
     """Raises AssertionError for tokens that are not the library's."""
     model = tiny(kind, SMALL.get(kind), **SETTINGS.get(kind, {}))
-    asked = prompts(LENGTHS)
-    expected = [generated(model, prompt, MORE) for prompt in asked]
+    prompt_ids = prompts(LENGTHS)
+    expected = [generated(model, prompt, MORE) for prompt in prompt_ids]
     name = type(model).__name__
     with capture_logs() as lines:
         try:
             there = loaded(model, slots=2)
         except EngineUnavailable as error:
             return Found(kind, name, "refused", str(error))
-    assert answers(there, asked, MORE) == expected, kind
+    assert answers(there, prompt_ids, MORE) == expected, kind
     if there.runner is not None:
         return Found(kind, name, "fast path", "")
     way = "library's way" if there.batched else "library's way, one by one"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from worker.engines.transformers.model import attention
-from worker.engines.transformers.model.step import PrefillChunk, Step, decode_blocks
+from worker.engines.transformers.model.step import PrefillChunk, Step, group_rows
 
 HEADS, SIZE, CONTEXT, SLOTS = 6, 16, 700, 12
 
@@ -107,7 +107,7 @@ def test_windows_hide_what_is_older() -> None:
 @given(some.dictionaries(some.integers(0, 63), some.integers(0, CONTEXT - 1), min_size=1))
 def test_every_row_is_in_one_block_and_blocks_are_half_full(held: dict[int, int]) -> None:
     chunks = [PrefillChunk(slot, start, 1) for slot, start in held.items()]
-    blocks = decode_blocks(chunks, CONTEXT, torch.float32, torch.device("cpu"))
+    blocks = group_rows(chunks, CONTEXT, torch.float32, torch.device("cpu"))
     rows = list(itertools.chain.from_iterable(block.rows.tolist() for block in blocks))
     assert sorted(rows) == list(range(len(chunks)))
     for block in blocks:

@@ -19,9 +19,9 @@ from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.model import loader as loading
 from worker.engines.transformers.model.cache_size import (
     CacheSize,
-    choose_size,
     min_tokens,
     node_share,
+    size_for_pages,
     size_for_slots,
 )
 from worker.engines.transformers.model.cuda_graphs import GRAPH_BATCH_SIZES
@@ -36,60 +36,48 @@ LONGEST = st.integers(1, 300_000)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "longest", "expected"),
+    ("tokens", "longest", "slots", "expected"),
     [
-        (257 * 131_072, 131_072, CacheSize(256, 131_072)),  # plenty: the model's own context
-        (
-            257 * 10_000,
-            131_072,
-            CacheSize(256, 9_984),
-        ),  # the rest makes rows longer
-        (257 * 8_192, 131_072, CacheSize(256, 8_192)),
-        (257 * 8_192 - 1, 131_072, CacheSize(224, 8_192)),
-        (830_000, 131_072, CacheSize(96, 8_192)),  # 8B in bfloat16 on a GPU of 141 GB
-        (48_000, 131_072, CacheSize(8, 5_120)),  # the same on one of 24 GB
-        (257 * 2_048, 2_048, CacheSize(256, 2_048)),
-        (257 * 2_048 * 2, 2_048, CacheSize(256, 2_048)),  # more memory than the model can use
-        (9 * 8_192, 131_072, CacheSize(8, 8_192)),
-        (9 * 2_048, 131_072, CacheSize(8, 2_048)),
-        (9 * 2_048 - 1, 131_072, CacheSize(4, 2_048)),
-        (3 * 2_048, 131_072, CacheSize(2, 2_048)),
-        (2 * 2_048, 131_072, CacheSize(1, 2_048)),
-        (2 * 512, 131_072, CacheSize(1, 512)),
-        (2 * 512 - 1, 131_072, None),
-        (2 * 300, 300, CacheSize(1, 300)),
-        (2 * 300 - 1, 300, None),
-        (0, 131_072, None),
+        (830_000, 131_072, None, CacheSize(1024, 131_072, 51_874)),  # 8B on a GPU of 141 GB
+        (48_000, 131_072, None, CacheSize(64, 47_984, 2_999)),  # the same on one of 24 GB
+        (830_000, 131_072, 7, CacheSize(7, 131_072, 51_874)),
+        (830_000, 1_000, 7, CacheSize(7, 1_000, 7 * 63)),  # more memory than is of use
+        (16 * 33, 131_072, None, CacheSize(1, 512, 32)),
+        (16 * 33 - 1, 131_072, None, None),
+        (16 * 20, 300, None, CacheSize(1, 300, 19)),
+        (0, 131_072, 1, None),
     ],
 )
-def test_slots_and_context_of_some_memories(
-    tokens: int, longest: int, expected: CacheSize | None
+def test_pages_of_some_memories(
+    tokens: int, longest: int, slots: int | None, expected: CacheSize | None
 ) -> None:
-    assert choose_size(tokens, longest, GRAPH_BATCH_SIZES) == expected
+    assert size_for_pages(tokens, longest, slots, GRAPH_BATCH_SIZES) == expected
 
 
-@given(TOKENS, LONGEST)
-def test_it_fits_and_what_is_refused_does_not(tokens: int, longest: int) -> None:
-    size = choose_size(tokens, longest, GRAPH_BATCH_SIZES)
+@given(TOKENS, LONGEST, st.none() | st.integers(1, 2000))
+def test_pages_fit_and_one_sequence_fits_into_them(
+    tokens: int, longest: int, slots: int | None
+) -> None:
+    size = size_for_pages(tokens, longest, slots, GRAPH_BATCH_SIZES)
     if size is None:
-        assert tokens < min_tokens(longest)
         return
-    assert (size.slots + 1) * size.context <= tokens
-    assert size.slots in GRAPH_BATCH_SIZES
-    assert 1 <= size.slots <= 256
-    assert min(longest, 512) <= size.context <= longest
-    assert size.context <= 8192 or size.slots == 256
-    assert size.slots >= 8 or size.context <= 2048
+    assert (size.blocks + 1) * 16 <= tokens
+    assert size.context <= size.blocks * 16
+    assert 1 <= size.slots <= max(1024, slots or 0)
 
 
-@given(TOKENS, st.integers(0, 1_000_000), LONGEST)
+@given(TOKENS, st.integers(0, 100_000), LONGEST)
 def test_more_memory_gives_no_less_of_either(tokens: int, more: int, longest: int) -> None:
-    before, after = (
-        choose_size(each, longest, GRAPH_BATCH_SIZES) or CacheSize(0, 0)
-        for each in (tokens, tokens + more)
-    )
-    assert after.slots >= before.slots
-    assert after.context >= before.context
+    sizes: list[CacheSize] = []
+    for memory in (tokens, tokens + more):
+        size = size_for_pages(memory, longest, None, GRAPH_BATCH_SIZES)
+        sizes.append(size or CacheSize(0, 0))
+    less, greater = sizes
+    assert less.slots <= greater.slots
+    assert less.context <= greater.context
+    assert less.blocks <= greater.blocks
+    if not less.slots:
+        assert tokens < min_tokens(longest)
 
 
 @given(TOKENS, LONGEST, st.integers(1, 1000))
@@ -101,13 +89,15 @@ def test_slots_that_were_asked_for_are_given(tokens: int, longest: int, slots: i
 
 
 @given(st.integers(1, 200), st.lists(st.integers(0, 50), min_size=1, max_size=8))
-def test_the_parts_of_a_shared_gpu_are_no_more_than_all_of_it(total: int, held: list[int]) -> None:
-    free = total - sum(held)
-    parts = [node_share(free, total, each, len(held)) for each in held]
+def test_the_parts_of_a_shared_gpu_are_no_more_than_all_of_it(
+    total: int, reserved: list[int]
+) -> None:
+    free = total - sum(reserved)
+    parts = [node_share(free, total, each, len(reserved)) for each in reserved]
     assert all(0 <= each <= max(0, free) for each in parts)
-    if all(each <= total // len(held) for each in held):
+    if all(each <= total // len(reserved) for each in reserved):
         assert sum(parts) <= free
-    assert node_share(free, total, sum(held), 1) == max(0, free)
+    assert node_share(free, total, sum(reserved), 1) == max(0, free)
 
 
 # ---- the device's memory
@@ -140,12 +130,13 @@ def test_most_of_a_gpus_free_memory_is_for_keys_and_values(monkeypatch: pytest.M
 
 def test_a_gpu_chooses_and_says_so() -> None:
     with capture_logs() as logs:
-        assert cache_size_for(model(131_072), 830_000, None) == CacheSize(96, 8192)
-    assert logs == [{"event": "slots", "chosen": 96, "context": 8192, "log_level": "info"}]
-    assert cache_size_for(model(None), 830_000, None) == CacheSize(96, 8192)
+        size = cache_size_for(model(131_072), 830_000, None, pages=True)
+    assert size == CacheSize(1024, 131_072, 51_874)
+    assert logs == [{"event": "slots", "chosen": 1024, "context": 131_072, "log_level": "info"}]
+    assert cache_size_for(model(None), 830_000, None, pages=True).context == 8192
 
 
-def test_asked_slots_and_a_cpu_are_as_ever() -> None:
+def test_rows_of_slots_that_were_asked_for_and_of_a_cpu() -> None:
     with capture_logs() as logs:
         assert cache_size_for(model(131_072), 830_000, 64) == CacheSize(64, 830_000 // 65)
         assert cache_size_for(model(131_072), 830_000, 4, context=2000) == CacheSize(4, 2000)
@@ -156,10 +147,11 @@ def test_asked_slots_and_a_cpu_are_as_ever() -> None:
 
 def test_no_room_for_one_answer_is_one_line() -> None:
     with pytest.raises(
-        EngineUnavailable, match="room for keys and values of 900 tokens, and one answer needs 1024"
+        EngineUnavailable, match="room for keys and values of 500 tokens, and one answer needs 528"
     ) as no:
-        cache_size_for(model(131_072), 900, None)
+        cache_size_for(model(131_072), 500, None, pages=True)
     assert "\n" not in str(no.value)
+    assert cache_size_for(model(131_072), 528, None, pages=True).slots == 1
 
 
 # ---- the engine
@@ -177,16 +169,16 @@ def tiny() -> Any:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *sizes: CacheSize) -> list[int | None]:
     """Without a number of slots, the cache sizes are `sizes`, in turn."""
-    told, asked = iter(sizes), []
+    pending, requested = iter(sizes), []
 
     def size(
-        _model: Any, _tokens: int, slots: int | None, _context: int | None = None
+        _model: Any, _tokens: int, slots: int | None, _context: int | None = None, **_: Any
     ) -> CacheSize:
-        asked.append(slots)
-        return CacheSize(slots, 64) if slots is not None else next(told)
+        requested.append(slots)
+        return CacheSize(slots, 64) if slots is not None else next(pending)
 
     monkeypatch.setattr(loading, "cache_size_for", size)
-    return asked
+    return requested
 
 
 def job() -> Job:
@@ -194,7 +186,7 @@ def job() -> Job:
 
 
 def engine(folder: Path, slots: int | None) -> TransformersEngine:
-    made = create(
+    created = create(
         "transformers",
         model="tiny",
         model_path=str(folder),
@@ -202,39 +194,39 @@ def engine(folder: Path, slots: int | None) -> TransformersEngine:
         slots=slots,
         token_delay=0,
     )
-    assert isinstance(made, TransformersEngine)
-    return made
+    assert isinstance(created, TransformersEngine)
+    return created
 
 
 async def test_an_engine_knows_its_slots_when_it_has_started_and_finds_out_again_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = pretend(monkeypatch, CacheSize(3, 96), CacheSize(1, 64))
-    made = engine(save_model("llama", tmp_path / "llama"), None)
-    assert made.slots == 8  # a guess
-    await made.start()
-    assert made.slots == 3
-    await made.stop()
-    await made.start()
-    assert made.slots == 1
-    assert asked == [None, None]
-    first = made.run(job())
+    requested = pretend(monkeypatch, CacheSize(3, 96), CacheSize(1, 64))
+    measured_engine = engine(save_model("llama", tmp_path / "llama"), None)
+    assert measured_engine.slots == 8  # a guess
+    await measured_engine.start()
+    assert measured_engine.slots == 3
+    await measured_engine.stop()
+    await measured_engine.start()
+    assert measured_engine.slots == 1
+    assert requested == [None, None]
+    first = measured_engine.run(job())
     await anext(first)
     with pytest.raises(EngineError, match="all 1 slots are taken") as full:
-        await anext(made.run(job()))
+        await anext(measured_engine.run(job()))
     assert full.value.retryable
     assert full.value.isolated  # the engine is well
     await first.aclose()  # type: ignore[attr-defined]
-    await made.stop()
+    await measured_engine.stop()
 
 
 async def test_on_a_cpu_there_are_eight_and_a_number_is_kept(tmp_path: Path) -> None:
     folder = save_model("llama", tmp_path / "llama")
     for slots, expected in ((None, 8), (3, 3)):
-        made = engine(folder, slots)
-        await made.start()
-        assert made.slots == expected
-        await made.stop()
+        cpu_engine = engine(folder, slots)
+        await cpu_engine.start()
+        assert cpu_engine.slots == expected
+        await cpu_engine.stop()
 
 
 def test_other_engines_get_eight() -> None:
@@ -250,10 +242,10 @@ def test_other_engines_get_eight() -> None:
 
 
 def test_the_fallback_has_eight_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = pretend(monkeypatch)
+    requested = pretend(monkeypatch)
     monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
     assert prepare_model(tiny(), tokenizer(), None).slots == 8
-    assert asked == [8]
+    assert requested == [8]
 
 
 def test_layers_on_several_devices_have_the_slots_of_the_tightest(
@@ -262,7 +254,9 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(
     """The second layer's device is simulated: less is free there."""
     seen = []
 
-    def size(_model: Any, tokens: int, slots: int | None, _context: int | None = None) -> CacheSize:
+    def size(
+        _model: Any, tokens: int, slots: int | None, _context: int | None = None, **_: Any
+    ) -> CacheSize:
         seen.append((tokens, slots))
         return CacheSize(2, 64)
 
@@ -281,8 +275,8 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(
     monkeypatch.setattr(
         loading,
         "create_runner",
-        lambda _model, _layout, slots, context, rope_limit: SimpleNamespace(
-            slots=slots, context=context
+        lambda _model, _layout, size, rope_limit: SimpleNamespace(
+            slots=size.slots, context=size.context
         ),
     )
     model = tiny()

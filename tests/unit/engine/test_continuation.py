@@ -84,17 +84,17 @@ class Runs:
 
     def all(self, jobs: list[Job]) -> list[list[Chunk]]:
         """The chunks of each job, computed together."""
-        told: dict[Mailbox, list[Chunk]] = {Mailbox(): [] for _ in jobs}
-        for item, mailbox in zip(jobs, told, strict=True):
+        chunks: dict[Mailbox, list[Chunk]] = {Mailbox(): [] for _ in jobs}
+        for item, mailbox in zip(jobs, chunks, strict=True):
             self.decoder.submit(Sequence(item, mailbox))
         running = len(jobs)
         while running:
             for mailbox, chunk in self._news.get(timeout=30):
                 if isinstance(chunk, EngineError):
                     raise chunk
-                told[mailbox].append(chunk)
+                chunks[mailbox].append(chunk)
                 running -= chunk.finish is not None
-        return list(told.values())
+        return list(chunks.values())
 
 
 def cuts(job: Job, chunks: list[Chunk]) -> list[Job]:
@@ -197,11 +197,11 @@ def test_logprobs_are_told_of_the_tokens_that_are_seen(
     job = prompt(**sampling, logprobs=3)
     with computing(scripted(job, ids_of(said))) as runs:
         [chunks] = runs.all([job])
-    found = likely(chunks)
-    assert b"".join(each.token for each in found).decode(errors="replace") == seen
+    logprobs = likely(chunks)
+    assert b"".join(each.token for each in logprobs).decode(errors="replace") == seen
     assert all(
         each.logprob == 0.0 and each.top[0] == (each.token, 0.0) and len(each.top) == 3
-        for each in found
+        for each in logprobs
     )
 
 

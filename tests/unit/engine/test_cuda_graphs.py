@@ -1,7 +1,6 @@
 """The runner's CUDA graphs, on a CPU: a fake graph calls the function that it recorded."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,15 +8,17 @@ import torch
 import transformers
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines.transformers.model import attention, cuda_graphs, runner
+from worker.engines.transformers.model import cuda_graphs, runner
+from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.cuda_graphs import DecodeInputs, GraphRecorder
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
-from worker.engines.transformers.model.probe import create_runner
+from worker.engines.transformers.model.probe import create_runner, give_blocks
 from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.model.step import PrefillChunk, Step
+from worker.engines.transformers.model.step import DecodeRows, PrefillChunk
 
 PROMPTS = {2: [5, 6, 7] * 4, 0: [9] * 3, 1: [11, 12] * 5}
 SLOTS, CONTEXT = 3, 64
+PAGES = CacheSize(SLOTS, CONTEXT, 12)
 
 
 class FakeGraph:
@@ -42,17 +43,6 @@ def record(self: GraphRecorder, run: Callable[[], torch.Tensor]) -> tuple[Any, t
     return graph, graph.output
 
 
-def with_chunks(step: Step) -> Step:
-    """As the kernels read it: from the tensors alone."""
-    if step.chunk_starts is None:
-        counts = [1] * len(step.slots)
-    else:
-        counts = step.chunk_starts.diff().tolist()
-    rows = zip(step.slots.tolist(), step.lengths.tolist(), counts, strict=True)
-    chunks = [PrefillChunk(slot, end - count, count) for slot, end, count in rows if count]
-    return replace(step, chunks=tuple(chunks), _blocks=[])
-
-
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     def unpinned(create: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -66,14 +56,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(GraphRecorder, "record", record)
     monkeypatch.setattr(runner, "GRAPH_PREFILL_TOKENS", (8, 32))
-    attend = attention._attend_with_sdpa
-
-    def attend_without_chunks(
-        query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, *rest: Any
-    ) -> torch.Tensor:
-        return attend(query, keys, values, with_chunks(step), *rest)
-
-    monkeypatch.setattr(attention, "_attend_with_sdpa", attend_without_chunks)
+    monkeypatch.setattr(runner, "GRAPH_MIXED_ROWS", (2, 256))
 
 
 @torch.inference_mode()
@@ -96,6 +79,27 @@ def answer(model_runner: LocalModelRunner, batch_invariant: bool) -> list[torch.
     return logits
 
 
+@torch.inference_mode()
+def answer_beside_a_prompt(model_runner: LocalModelRunner) -> list[torch.Tensor]:
+    """Two sequences decode while the third one's prompt is computed in three parts."""
+    slots = [2, 0]
+    chunks = [PrefillChunk(slot, 0, len(PROMPTS[slot])) for slot in slots]
+    model_runner.prefill(chunks, [PROMPTS[slot] for slot in slots], [True] * 2)
+    model_runner.feed(torch.tensor([20, 21]))
+    logits = []
+    for step, start in enumerate((0, 3, 7)):
+        length = min(4, len(PROMPTS[1]) - start)
+        rows = DecodeRows(slots, [len(PROMPTS[slot]) + step for slot in slots])
+        chunk = PrefillChunk(1, start, length, len(PROMPTS[1]))
+        ends = chunk.end == len(PROMPTS[1])
+        part = PROMPTS[1][start : chunk.end]
+        logits.append(model_runner.prefill([chunk], [part], [ends], rows).clone())
+        model_runner.feed(torch.tensor([30 + step, 40 + step, 50][: 2 + ends]))
+    positions = [len(PROMPTS[slot]) + 3 for slot in slots] + [len(PROMPTS[1])]
+    logits.append(model_runner.decode([*slots, 1], positions).clone())
+    return logits
+
+
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
@@ -104,17 +108,25 @@ def test_graphs_compute_what_eager_steps_do(kind: str, batch_invariant: bool) ->
     config = CONFIGS[kind]()
     model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
     layout = KVCacheLayout(model)
-    eager = create_runner(model, layout, SLOTS, CONTEXT)
+    eager = create_runner(model, layout, CacheSize(SLOTS, CONTEXT))
     expected = answer(eager, batch_invariant)
     eager.release()
     model.set_attn_implementation("sdpa")
-    recorded = create_runner(model, layout, SLOTS, CONTEXT)
-    recorded._inputs = DecodeInputs(SLOTS, CONTEXT, recorded.device)
+    eager = create_runner(model, layout, PAGES)
+    give_blocks(eager, SLOTS, CONTEXT)
+    expected += answer_beside_a_prompt(eager)
+    eager.release()
+    model.set_attn_implementation("sdpa")
+    recorded = create_runner(model, layout, PAGES)
+    give_blocks(recorded, SLOTS, CONTEXT)
+    recorded._inputs = DecodeInputs(SLOTS, recorded.device)
     steps: list[str] = []
     with torch.inference_mode():
         recorded.capture_graphs(steps.append)
     assert list(recorded._decode_graphs) == [1, 2, 3]
-    assert list(recorded._prefill_graphs) == [8, 32]
-    assert len(steps) == 5
-    for graph, plain in zip(answer(recorded, batch_invariant), expected, strict=True):
+    # the largest first, whose memory the smaller ones use again
+    assert list(recorded._prefill_graphs) == [(32, 3), (32, 2), (8, 3), (8, 2)]
+    assert len(steps) == 7
+    answers = answer(recorded, batch_invariant) + answer_beside_a_prompt(recorded)
+    for graph, plain in zip(answers, expected, strict=True):
         torch.testing.assert_close(graph, plain)

@@ -17,6 +17,7 @@ from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, Inval
 from worker.engines.transformers import intake
 from worker.engines.transformers.errors import sequence_error
 from worker.engines.transformers.text import detokenizer as detokenize_module
+from worker.engines.transformers.text.chat_template import Prompts
 from worker.engines.transformers.text.detokenizer import Detokenizer, trailing_replacements
 from worker.run import JobRun
 from worker.rw_lock import ReadersWriterLock
@@ -40,12 +41,12 @@ async def engine(
 ) -> Any:
     if request.param == "rows":
         monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
-    made = create(
+    running_engine = create(
         "transformers", model="tiny", model_path=str(folder), device="cpu", slots=3, token_delay=0
     )
-    await made.start()
-    yield made
-    await made.stop()
+    await running_engine.start()
+    yield running_engine
+    await running_engine.stop()
 
 
 def job(prompt: str, **settings: Any) -> Job:
@@ -91,15 +92,15 @@ def test_bytes_that_make_no_character_are_shown_as_such(
 
 def test_any_order_of_bytes_and_pieces_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answer ends as a whole text: after any garbage a word is read as ever."""
-    made = sentencepiece()
+    tokenizer = sentencepiece()
     dice = torch.Generator().manual_seed(3)
     for _ in range(200):
         ids = torch.randint(0, 260, (12,), generator=dice).tolist()
-        stream = Detokenizer(made, ids[:4])
+        stream = Detokenizer(tokenizer, ids[:4])
         told = "".join(stream.push(token) for token in [*ids[4:], 1, 3])
         assert told.endswith(" thetree")
     monkeypatch.setattr(detokenize_module, "DecodeStream", _raises_always)
-    stream = Detokenizer(made, [])
+    stream = Detokenizer(tokenizer, [])
     assert "".join(stream.push(token) for token in pieces(["▁the", 0xE2, 0xAC, 0x82])) == " the⬂"
 
 
@@ -279,21 +280,19 @@ async def test_an_intake_thread_that_dies_hangs_nobody(
 async def test_a_prompt_that_takes_long_stops_nobody(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = engine._decoder  # type: ignore[attr-defined]
-    assert await text_of(engine, job("Hi"))  # so that the prompts' maker is there
     loop = asyncio.get_running_loop()
     reading, done = asyncio.Event(), asyncio.Event()
-    prepare = decoder._prompts.prepare
+    original = Prompts.prepare
 
-    def slow(item: Job) -> Any:
+    def slow(prompts: Prompts, item: Job) -> Any:
         if item.prompt == "long":
             loop.call_soon_threadsafe(reading.set)
             asyncio.run_coroutine_threadsafe(done.wait(), loop).result(20)
-        return prepare(item)
+        return original(prompts, item)
 
     stream = engine.run(job("Hello", max_tokens=300, logit_bias={1: -100.0}))
     await anext(stream)
-    monkeypatch.setattr(decoder._prompts, "prepare", slow)
+    monkeypatch.setattr(Prompts, "prepare", slow)
     late = asyncio.create_task(text_of(engine, job("long")))
     await reading.wait()
     tokens = [chunk.tokens async for chunk in stream]

@@ -61,10 +61,10 @@ async def begun(engine: Engine, item: Job) -> asyncio.Task[list[Chunk]]:
 
 async def hung(engine: Engine) -> None:
     """Returns when a watchdog says that a step hangs."""
-    told = asyncio.Event()
-    dog = Watchdog(engine, 0.01, lambda _seconds: told.set())
+    noticed = asyncio.Event()
+    dog = Watchdog(engine, 0.01, lambda _seconds: noticed.set())
     dog.start()
-    await told.wait()
+    await noticed.wait()
     await dog.stop()
 
 

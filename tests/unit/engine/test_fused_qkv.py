@@ -6,6 +6,7 @@ import transformers
 from torch import nn
 
 from tests.unit.engine.tiny import CONFIGS
+from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.probe import create_runner
@@ -20,7 +21,7 @@ def test_a_fused_model_says_the_same(kind: str) -> None:
         before = model(input_ids=ids).logits
         layout = KVCacheLayout(model)
         assert sum(fuse_qkv(module) for module in layout.shapes) == len(layout.shapes)
-        create_runner(model, layout, 2, 64)  # over the KV cache, too
+        create_runner(model, layout, CacheSize(2, 64))  # over the KV cache, too
         model.set_attn_implementation("sdpa")
         torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-4)
 

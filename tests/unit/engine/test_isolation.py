@@ -19,17 +19,20 @@ import structlog
 import torch
 
 from broker.wire import Job, Sampling
+from tests.unit.engine.pages import use_pages
 from tests.unit.engine.tiny import save_model
 from worker.engines.base import Chunk, EngineError
 from worker.engines.stop_filter import StopFilter
 from worker.engines.transformers import sequence, throttle
+from worker.engines.transformers.cache.paged_cache import PagedCache
+from worker.engines.transformers.cache.slot_cache import SlotCache
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.fallback.padded import PaddedBatch
 from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.model.cache_size import BLOCK_SIZE
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.prefix_cache import PrefixCache
 from worker.engines.transformers.sampling.penalties import LogitBias, TokenCounts
 from worker.engines.transformers.sampling.sampler import RequestRNG, Sampler
 from worker.engines.transformers.sampling.sampler_output import SamplerOutput
@@ -70,13 +73,23 @@ ROW = [  # work for one sequence: at most one of them fails
     (sequence, "AnswerText"),
 ]
 SLOT_ROW = [
-    (PrefixCache, "allocate"),
-    (PrefixCache, "extend"),
-    (PrefixCache, "invalidate"),
-    (PrefixCache, "release"),
-    (PrefixCache, "longest_match"),
+    (SlotCache, "allocate"),
+    (SlotCache, "extend"),
+    (SlotCache, "invalidate"),
+    (SlotCache, "release"),
     (LocalModelRunner, "copy_prefix"),
 ]
+PAGE_ROW = [
+    (PagedCache, "allocate"),
+    (PagedCache, "extend"),
+    (PagedCache, "invalidate"),
+    (PagedCache, "release"),
+    (PagedCache, "grow"),
+]
+PAGE_STEP = [
+    (LocalModelRunner, "set_blocks"),
+]
+MEMORY: dict[str, list[tuple[Any, str]]] = {"slots": SLOT_ROW, "pages": PAGE_ROW, "rows": []}
 SLOT_STEP = [
     (LocalModelRunner, "prefill"),
     (LocalModelRunner, "decode"),
@@ -214,10 +227,13 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     folder = save_model("llama", tmp_path_factory.mktemp("models") / "llama")
     slots = load(folder, "cpu", _SLOTS)
     with pytest.MonkeyPatch.context() as patch:
+        use_pages(patch, 600)  # so few that sequences are preempted
+        pages = load(folder, "cpu", _SLOTS)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
         rows = msgspec.structs.replace(load(folder, "cpu", _SLOTS), prefill_tokens=64)
     assert rows.runner is None
-    return {"slots": _world(slots), "rows": _world(rows)}
+    return {"slots": _world(slots), "pages": _world(pages), "rows": _world(rows)}
 
 
 def _world(loaded: LoadedModel) -> World:
@@ -245,8 +261,8 @@ def _schedule(seed: int, kind: str) -> tuple[list[int], Fault, bool]:
     """Which jobs come in which order; what raises; and whether it concerns one sequence alone."""
     dice = random.Random(seed)
     order = dice.sample(range(len(_jobs())), dice.randint(2, 5))
-    rows = ROW + (SLOT_ROW if kind == "slots" else [])
-    steps = SLOT_STEP if kind == "slots" else ROWS_STEP
+    rows = ROW + MEMORY[kind]
+    steps = {"rows": ROWS_STEP, "slots": SLOT_STEP, "pages": SLOT_STEP + PAGE_STEP}[kind]
     owner, name = dice.choice(rows if dice.random() < 0.75 else steps)
     at = min(dice.randint(1, 4) * dice.choice([1, 1, 3]), 12)
     return order, Fault(owner, name, at, after=dice.random() < 0.2), (owner, name) in rows
@@ -277,17 +293,23 @@ def _check_usable(runs: Runs, world: World, what: str) -> None:
     scheduler: Any = runs.decoder._scheduler
     if isinstance(scheduler, SlotScheduler):
         scheduler._release_finished()
-        assert scheduler._prefix_cache.free == _SLOTS, what
+        cache = scheduler._cache
+        if isinstance(cache, PagedCache):
+            assert len(cache._free_slots) == _SLOTS, what
+            assert cache.free_tokens == scheduler._runner.blocks * BLOCK_SIZE, what
+            assert not cache._pending, what
+        else:
+            assert cache.free == _SLOTS, what
     assert not scheduler.unfinished(), what
 
 
-@pytest.mark.parametrize("kind", ["slots", "rows"])
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("kind", MEMORY)
+@pytest.mark.parametrize("part", range(4))
 def test_whatever_raises_harms_its_own_sequences_alone(
     kind: str, part: int, worlds: dict[str, World]
 ) -> None:
     first = int(os.environ.get("HUNT_FIRST", "0"))
-    count = _SCHEDULES // 10
-    offset = first + (part if kind == "slots" else part + 5) * count
+    count = _SCHEDULES // 12
+    offset = first + (4 * list(MEMORY).index(kind) + part) * count
     for seed in range(offset, offset + count):
         _check(seed, kind, worlds[kind])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from worker.errors import ModelError
-from worker.models import PACKAGED, installed
+from worker.models import DEFAULT, PACKAGED, installed
 from worker.models import prepare as preparing
 from worker.models.__main__ import main
-from worker.models.packaged import PackagedGemma
+from worker.models.packaged import MODELS
 from worker.models.prepare import STAMP, Say, prepare, read_stamp, validate
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +54,7 @@ def use(monkeypatch: pytest.MonkeyPatch, source: Handmade) -> Handmade:
 
 def test_where_models_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_HOME", str(tmp_path))
-    assert installed(PACKAGED) == tmp_path / "models" / PACKAGED
+    assert installed(DEFAULT) == tmp_path / "models" / DEFAULT
     assert installed("acme/small-1b") == tmp_path / "models" / "acme--small-1b"
     assert installed(str(tmp_path)) == tmp_path
 
@@ -111,6 +112,21 @@ def test_full_disk_is_said_before_anything_is_written(
         prepare("thing", tmp_path, print)
 
 
+def test_what_a_broken_download_left_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = use(monkeypatch, Handmade())
+    source.needs = 1000
+    usage = shutil.disk_usage(tmp_path)._replace(free=600)
+    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match="free and the model needs"):
+        prepare("thing", tmp_path, print)
+    partial = tmp_path / "models" / ".thing.partial" / ".cache"
+    partial.mkdir(parents=True)
+    (partial / "weights.incomplete").write_bytes(bytes(500))
+    assert validate(prepare("thing", tmp_path, print)) is None
+
+
 def test_killed_half_way(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from worker.models import prepare as p;"
@@ -135,12 +151,13 @@ def test_killed_half_way(tmp_path: Path) -> None:
         assert (prepare("thing", tmp_path, print) / STAMP).exists()
 
 
-def test_the_packaged_model_is_instant_when_its_stamp_fits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_packaged_model_is_instant_when_its_stamp_fits(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = put_model(installed(PACKAGED, tmp_path))
-    (folder / STAMP).write_text(json.dumps(PackagedGemma().stamp()))
-    assert main(["prepare", PACKAGED, "--home", str(tmp_path)]) == 0
+    folder = put_model(installed(name, tmp_path))
+    (folder / STAMP).write_text(json.dumps(MODELS[name].stamp()))
+    assert main(["prepare", name, "--home", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
 
 

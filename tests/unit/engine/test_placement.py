@@ -16,6 +16,7 @@ from tests.unit.engine.tiny import CONFIGS
 from worker.engines import create
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import placement
+from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.probe import create_runner
 from worker.engines.transformers.model.runner import LocalModelRunner
@@ -80,7 +81,7 @@ def test_keys_and_values_are_where_their_layer_computes() -> None:
     first, second = layout.shapes
     assert layout.devices == {first: torch.device("cpu"), second: torch.device("cpu")}
     layout.devices[second] = META
-    runner = LocalModelRunner(model, layout, 2, 64)
+    runner = LocalModelRunner(model, layout, CacheSize(2, 64))
     assert (first.key_cache.device.type, first.value_cache.device.type) == ("cpu", "cpu")
     assert (second.key_cache.device, second.value_cache.device) == (META, META)
     whole = layout.bytes_per_token(torch.float32)
@@ -94,15 +95,13 @@ def test_keys_and_values_are_where_their_layer_computes() -> None:
 
 def test_a_step_is_copied_once_to_each_device() -> None:
     numbers = torch.arange(3)
-    step = Step(
-        numbers, numbers.int(), numbers.int(), chunk_starts=numbers.int(), max_chunk_length=2
-    )
+    step = Step(numbers, numbers.int(), numbers.int(), chunk_starts=numbers.int())
     assert step.on(torch.device("cpu")) is step
     there = step.on(META)
     assert {
         getattr(there, name).device for name in ("slot_mapping", "slots", "lengths", "chunk_starts")
     } == {META}
-    assert (there.max_chunk_length, there.chunks) == (step.max_chunk_length, step.chunks)
+    assert there.chunks == step.chunks
     assert step.on(META) is there
     assert there.on(META) is there
     assert dataclasses.replace(step, chunk_starts=None, copies={}).on(META).chunk_starts is None
@@ -123,4 +122,4 @@ def test_layers_with_accelerates_hooks_have_a_runner(tmp_path: Path) -> None:
     )
     layout = KVCacheLayout(model)
     assert {place.type for place in layout.devices.values()} == {"cpu"}
-    assert create_runner(model, layout, 2, 64).slots == 2
+    assert create_runner(model, layout, CacheSize(2, 64)).slots == 2

@@ -32,7 +32,7 @@ def test_a_step_reads_all_it_may_and_the_oldest_always_moves(
 
 
 def test_those_who_decode_are_held_up_for_a_bounded_time() -> None:
-    budget = PrefillBudget(256, timed=True)
+    budget = PrefillBudget(256)
     assert budget.tokens(decoding=True) == 256
     budget.observe(256, 1.6)  # far into a long prompt
     assert budget.tokens(decoding=True) == 16
@@ -41,7 +41,21 @@ def test_those_who_decode_are_held_up_for_a_bounded_time() -> None:
     assert budget.tokens(decoding=True) == 64
 
 
-def test_what_is_not_waited_for_is_not_timed() -> None:
-    budget = PrefillBudget(2048, timed=False)
-    budget.observe(2048, 60.0)
-    assert budget.tokens(decoding=True) == 2048
+def test_a_step_of_a_gpu_takes_the_time_that_streams_may_pause() -> None:
+    budget = PrefillBudget(2048, sizes=(128, 512, 1024, 2048), tokens_per_second=40_000)
+    assert budget.tokens(decoding=False) == 2048
+    assert budget.tokens(decoding=True) == 1024  # 1,800 in 45 ms, but 1,024 is a graph's size
+    for _ in range(40):
+        budget.observe_step(0, 0.030)  # decoding alone takes so long
+    assert budget.tokens(decoding=True) == 512
+    for _ in range(40):
+        budget.observe_step(0, 0.080)
+    assert budget.tokens(decoding=True) == 1024  # a full batch that is never filled again is slower
+    for _ in range(40):
+        budget.observe_step(0, 0.030)
+    for _ in range(40):
+        budget.observe_step(512, 0.080)  # slower than at the start, far into long prompts
+    assert budget.tokens(decoding=True) == 128
+    for _ in range(40):
+        budget.observe_step(128, 0.500)
+    assert budget.tokens(decoding=True) == 128  # prompts always move

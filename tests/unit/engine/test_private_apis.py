@@ -13,24 +13,6 @@ from worker.engines.transformers.model.compilation import compile_layers, uncomp
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 
 
-def test_flash_attention_takes_the_lengths_of_a_padded_cache() -> None:
-    schema = torch.ops.aten._flash_attention_forward.default._schema
-    names = [argument.name for argument in schema.arguments]
-    assert names[:10] == [
-        "query",
-        "key",
-        "value",
-        "cum_seq_q",
-        "cum_seq_k",
-        "max_q",
-        "max_k",
-        "dropout_p",
-        "is_causal",
-        "return_debug_mask",
-    ]
-    assert {"scale", "window_size_left", "window_size_right", "seqused_k"} <= set(names)
-
-
 def test_a_process_group_can_be_aborted() -> None:
     abort = torch.distributed.distributed_c10d._abort_process_group
     required = [

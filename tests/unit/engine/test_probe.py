@@ -18,6 +18,7 @@ from tests.unit.engine.architectures import (
 )
 from worker.engines.transformers.model import attention, compilation
 from worker.engines.transformers.model import loader as loading
+from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import (
     KVCacheLayout,
@@ -71,7 +72,7 @@ def test_a_window_that_is_far_away_is_noticed(kind: str) -> None:
     model = made(config)
     with attention_function(model, "sdpa"):
         create_runner(
-            model, KVCacheLayout(model), 2, 64
+            model, KVCacheLayout(model), CacheSize(2, 64)
         ).release()  # short prompts show no difference
     assert prepare_model(model, tokenizer(), 2, 64).runner is None
 
@@ -126,15 +127,15 @@ def test_what_cannot_be_made_small_is_computed_one_by_one(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("worker.engines.transformers.model.miniature.shrunk", impossible)
     model = tiny("llama")
-    asked = prompts()
-    expected = [generated(model, prompt, 6) for prompt in asked]
+    prompt_ids = prompts()
+    expected = [generated(model, prompt, 6) for prompt in prompt_ids]
     with capture_logs() as lines:
         there = loaded(model)
     assert (there.runner, there.batched) == (None, False)
     assert [line["reason"] for line in lines if line["event"] == "computed the library's way"] == [
         "its behaviour beyond its windows cannot be tested: a condition of its own"
     ]
-    assert answers(there, asked, 6) == expected
+    assert answers(there, prompt_ids, 6) == expected
 
 
 def test_rows_that_give_other_tokens_together_are_noticed() -> None:
@@ -169,7 +170,7 @@ def test_a_model_whose_steps_cannot_be_recorded_is_computed_without(
 ) -> None:
     """As on a GPU, where a model asks the device for a number in the middle of a step."""
     model = tiny("llama")
-    runner = create_runner(model, KVCacheLayout(model), 2, 64)
+    runner = create_runner(model, KVCacheLayout(model), CacheSize(2, 64))
 
     def impossible(_: Any) -> None:
         monkeypatch.setitem(runner._decode_graphs, 1, None)
@@ -188,5 +189,5 @@ def test_an_allocation_that_fails_frees_what_it_allocated() -> None:
     second = list(layout.shapes)[1]
     layout.shapes[second] = KVCacheShape(kv_heads=2**40, head_size=2**20)
     with pytest.raises(RuntimeError):
-        create_runner(model, layout, 2, 64)
+        create_runner(model, layout, CacheSize(2, 64))
     assert not any(hasattr(module, "key_cache") for module in model.modules())

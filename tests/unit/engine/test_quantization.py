@@ -58,10 +58,10 @@ def fastest(expected: str) -> quantization.Timer:
 @torch.inference_mode()
 def off(way: str, exact: nn.Linear, inputs: torch.Tensor) -> float:
     expected = exact(inputs)
-    made = SCHEMES[way](exact)(inputs)
-    assert made.shape == expected.shape
-    assert made.dtype == expected.dtype
-    return float((made - expected).std() / expected.std())
+    outputs = SCHEMES[way](exact)(inputs)
+    assert outputs.shape == expected.shape
+    assert outputs.dtype == expected.dtype
+    return float((outputs - expected).std() / expected.std())
 
 
 @pytest.mark.parametrize("way", SCHEMES)
@@ -86,12 +86,13 @@ def test_an_outlier_costs_the_other_inputs_nothing() -> None:
 
 @pytest.mark.parametrize("way", [Int8, Int8Fast])
 def test_a_row_is_the_same_in_any_company_to_the_last_bit(way: type[Int8]) -> None:
-    made, rows = way(layer(bias=True)), torch.randn(7, 96)
+    quantized, rows = way(layer(bias=True)), torch.randn(7, 96)
     rows[3] *= 1000
     with torch.inference_mode():
-        together = made(rows)
+        together = quantized(rows)
         assert all(
-            torch.equal(made(row[None])[0], out) for row, out in zip(rows, together, strict=True)
+            torch.equal(quantized(row[None])[0], out)
+            for row, out in zip(rows, together, strict=True)
         )
 
 
@@ -130,37 +131,37 @@ def test_the_distance_is_that_of_perplexities() -> None:
 
 
 def test_a_small_model_stays_as_it_is() -> None:
-    made = model()
-    before = dict(made.named_modules())
-    assert quantization.quantize(made, tokenizer(), 2, "sdpa") == "float32"
-    assert dict(made.named_modules()) == before
+    network = model()
+    before = dict(network.named_modules())
+    assert quantization.quantize(network, tokenizer(), 2, "sdpa") == "float32"
+    assert dict(network.named_modules()) == before
 
 
 @pytest.mark.parametrize("expected", ["float32", "bfloat16", "int8"])
 def test_the_fastest_is_chosen(expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "_MIN_WEIGHTS", 0)
     monkeypatch.setattr(quantization, "MAX_LOSS", 0.5)  # random weights answer anything
-    made = model()
-    names = list(quantization._linears(made))
-    assert quantization.quantize(made, tokenizer(), 4, "sdpa", fastest(expected)) == expected
-    kinds = {type(made.get_submodule(name)) for name in names}
+    network = model()
+    names = list(quantization._linears(network))
+    assert quantization.quantize(network, tokenizer(), 4, "sdpa", fastest(expected)) == expected
+    kinds = {type(network.get_submodule(name)) for name in names}
     head = Int8Fast if linears.max_input_level() == linears.MAX_LEVEL else Int8
     assert kinds == {
         "float32": {nn.Linear}, "bfloat16": {linears.BFloat16}, "int8": {Int8, head},
     }[expected]  # fmt: skip
-    assert type(made.get_output_embeddings()) is {"int8": head}.get(
-        expected, type(made.get_submodule(names[0]))
+    assert type(network.get_output_embeddings()) is {"int8": head}.get(
+        expected, type(network.get_submodule(names[0]))
     )
 
 
 def test_what_is_not_precise_enough_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "_MIN_WEIGHTS", 0)
     monkeypatch.setattr(quantization, "MAX_LOSS", -1.0)
-    made = model()
-    before = dict(made.named_modules())
-    assert quantization.quantize(made, tokenizer(), 4, "sdpa", fastest("int8")) == "float32"
-    assert dict(made.named_modules()) == before
-    assert made.config._attn_implementation == "sdpa"
+    network = model()
+    before = dict(network.named_modules())
+    assert quantization.quantize(network, tokenizer(), 4, "sdpa", fastest("int8")) == "float32"
+    assert dict(network.named_modules()) == before
+    assert network.config._attn_implementation == "sdpa"
 
 
 def test_a_torch_without_such_products_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +187,10 @@ def test_an_unknown_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_float_weights_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_PRECISION", "int8")
-    made = model().to(torch.bfloat16).float()
-    floats = [weakref.ref(part.weight) for part in quantization._linears(made).values()]
-    floats.append(weakref.ref(made.get_input_embeddings().weight))
-    assert quantization.quantize(made, tokenizer(), 4, "sdpa") == "int8"
+    network = model().to(torch.bfloat16).float()
+    floats = [weakref.ref(part.weight) for part in quantization._linears(network).values()]
+    floats.append(weakref.ref(network.get_input_embeddings().weight))
+    assert quantization.quantize(network, tokenizer(), 4, "sdpa") == "int8"
     gc.collect()
     assert not [one for one in floats if one() is not None]
 

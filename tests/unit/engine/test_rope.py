@@ -8,10 +8,11 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.unit.engine.architectures import answers, generated, loaded, made, prompts
+from tests.unit.engine.pages import look_a_step_later, use_pages
+from worker.engines.transformers.cache.manager import Allocation, CacheRequest
+from worker.engines.transformers.cache.slot_cache import SlotCache
 from worker.engines.transformers.model.rope import RopeLimit, choose_by_sequence
-from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.shrunk_config import ORIGINAL, shrunk
-from worker.engines.transformers.prefix_cache import PrefixCache
 
 _LONG = {
     "rope_type": "longrope",
@@ -56,24 +57,25 @@ def by_library(name: str, asked: list[list[int]], length: int) -> list[list[int]
 def test_short_and_long_sequences_side_by_side(
     name: str, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts below and beyond the limit, and answers that grow across it; with the host a step
-    ahead, too, as it is on a GPU.
+    """Prompts below and beyond the limit, and answers that grow across it; as on a CPU, and with
+    blocks and the host a step ahead, as on a GPU.
     """
-    monkeypatch.setattr(LocalModelRunner, "asynchronous", ahead)
-    monkeypatch.setattr(LocalModelRunner, "_upload", lambda _, numbers: torch.tensor(numbers))
-    asked = prompts(LENGTHS)
+    if ahead:
+        use_pages(monkeypatch)
+        look_a_step_later(monkeypatch)
+    prompt_ids = prompts(LENGTHS)
     there = loaded(model_of(name), slots=4, read=7, context=64)
     assert there.runner is not None
-    assert answers(there, asked, 16) == by_library(name, asked, 16)
+    assert answers(there, prompt_ids, 16) == by_library(name, prompt_ids, 16)
 
 
 @pytest.mark.parametrize("name", ROPES)
 def test_one_by_one_in_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
-    asked = prompts(LENGTHS)
+    prompt_ids = prompts(LENGTHS)
     there = loaded(model_of(name), slots=4, context=64)
     assert not there.batched
-    assert answers(there, asked, 16) == by_library(name, asked, 16)
+    assert answers(there, prompt_ids, 16) == by_library(name, prompt_ids, 16)
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama, dynamic"])
@@ -95,12 +97,15 @@ def test_a_frequency_is_looked_up_by_sequence() -> None:
 
 
 def test_prompts_of_another_group_are_not_shared() -> None:
-    cache = PrefixCache(2)
-    first = cache.allocate([1, 2, 3, 4], group=0)
+    cache = SlotCache(3)
+    first = cache.allocate(CacheRequest([1, 2, 3, 4], [], group=0))
+    assert isinstance(first, Allocation)
     cache.extend(first.slot, [1, 2, 3, 4])
     cache.release(first.slot)
-    assert cache.allocate([1, 2, 3, 4, 5], group=1).cached == 0
-    assert cache.allocate([1, 2, 3, 4, 5], group=-1).cached == 0
+    for group in (1, -1):
+        allocation = cache.allocate(CacheRequest([1, 2, 3, 4, 5], [], group=group))
+        assert isinstance(allocation, Allocation)
+        assert allocation.cached == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The runner gives the library's answers, whatever else is running, cached, copied or cancelled."""
 
-import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,20 @@ import torch
 import transformers
 from structlog.testing import capture_logs
 
-from broker.wire import Job, Sampling
+from tests.unit.engine.decoder_runs import Runs, job
+from tests.unit.engine.pages import look_a_step_later, use_pages
 from tests.unit.engine.tiny import CONFIGS, save_model, tokenizer
 from worker.engines.base import Chunk, EngineError
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.mailbox import Mailbox
+from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.cuda_graphs import graph_size
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
-from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import load, prepare_model
 from worker.engines.transformers.model.probe import create_runner
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.step import PrefillChunk
-from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
 
 PROMPTS = [
@@ -46,59 +45,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model("llama", tmp_path_factory.mktemp("models") / "llama")
 
 
-def job(prompt: str, **settings: Any) -> Job:
-    sampling = Sampling(**{"temperature": 0.0, "max_tokens": 24, **settings})
-    return Job(
-        request_id="r", model="tiny", reply_to="q", created=0.0, prompt=prompt, sampling=sampling
-    )
-
-
-class Runs:
-    """A decoder whose news are read here, in order."""
-
-    def __init__(self, loaded: LoadedModel, slots: int) -> None:
-        self._news: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
-        self.decoder = Decoder(loaded, slots, self._news.put)
-        self.decoder.start()
-        self.told: dict[Mailbox, list[Chunk | EngineError]] = {}
-
-    def submit(self, expected: Job) -> Sequence:
-        sequence = Sequence(expected, Mailbox())
-        self.told[sequence.mailbox] = []
-        self.decoder.submit(sequence)
-        return sequence
-
-    def until(self, done: Callable[[], bool]) -> None:
-        while not done():
-            for mailbox, item in self._news.get(timeout=30):
-                self.told[mailbox].append(item)
-
-    def texts(self, jobs: list[Job]) -> list[str]:
-        sequences = [self.submit(expected) for expected in jobs]
-        self.until(lambda: all(self.ended(sequence) for sequence in sequences))
-        return [self.text(sequence) for sequence in sequences]
-
-    def ended(self, sequence: Sequence) -> bool:
-        told = self.told[sequence.mailbox]
-        return bool(told) and (isinstance(told[-1], EngineError) or told[-1].finish is not None)
-
-    def text(self, sequence: Sequence) -> str:
-        told = self.told[sequence.mailbox]
-        if isinstance(told[-1], EngineError):
-            raise told[-1]
-        return "".join(chunk.text for chunk in told if isinstance(chunk, Chunk))
-
-
-@pytest.fixture(params=["looked at at once", "looked at a step later"])
+@pytest.fixture(params=["rows", "pages", "few pages"])
 def runs(
     request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Runs]:
-    """As on a CPU, and with the host a step ahead, as it is on a GPU."""
-    monkeypatch.setattr(LocalModelRunner, "asynchronous", request.param == "looked at a step later")
-    monkeypatch.setattr(LocalModelRunner, "_upload", lambda self, numbers: torch.tensor(numbers))
-    made = Runs(load(folder, "cpu", 3), 3)
-    yield made
-    assert made.decoder.stop(10)
+    """As on a CPU; as on a GPU, with blocks and the host a step ahead; and with so few blocks that
+    sequences are preempted.
+    """
+    if request.param != "rows":
+        use_pages(monkeypatch, 560 if request.param == "few pages" else None)
+        look_a_step_later(monkeypatch)
+    created = Runs(load(folder, "cpu", 3), 3)
+    yield created
+    assert created.decoder.stop(10)
 
 
 @pytest.fixture(scope="session")
@@ -109,10 +68,12 @@ def by_library(folder: Path) -> Callable[[str, int], str]:
 
     def generate(prompt: str, length: int) -> str:
         ids = words(prompt, return_tensors="pt")["input_ids"]
-        made = model.generate(
+        generated = model.generate(
             ids, max_new_tokens=length, do_sample=False, attention_mask=torch.ones_like(ids)
         )
-        return str(words.decode(made[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\ufffd"))
+        return str(
+            words.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\ufffd")
+        )
 
     return generate
 
@@ -129,12 +90,12 @@ def test_a_conversation_is_not_read_twice(
 ) -> None:
     prompt = "Now then: " * 6
     for _ in range(3):
-        asked, reused = runs.decoder.reuse
+        lookups, reused = runs.decoder.reuse
         answer = by_library(prompt, 24)
         assert runs.texts([job(prompt)]) == [answer]
         more, again = runs.decoder.reuse
-        first = asked == 0
-        assert (again - reused == 0) if first else (again - reused >= (more - asked) - 12)
+        first = lookups == 0
+        assert (again - reused == 0) if first else (again - reused >= (more - lookups) - 12)
         prompt += answer + " Go on."
 
 
@@ -167,18 +128,18 @@ def test_a_seed_that_was_named_keeps_company_out(
         return decode(self, slots, positions, batch_invariant=batch_invariant)
 
     monkeypatch.setattr(LocalModelRunner, "decode", noted)
-    made = Runs(loaded, 3)
+    runs = Runs(loaded, 3)
     prompt = "a system prompt that is the same for all " * 4
     jobs = [job(prompt + word, seed=5, reproducible=True) for word in ("one", "two")]
-    assert made.texts(jobs) == [by_library(prompt + word, 24) for word in ("one", "two")]
-    assert made.decoder.reuse[1] == 0
+    assert runs.texts(jobs) == [by_library(prompt + word, 24) for word in ("one", "two")]
+    assert runs.decoder.reuse[1] == 0
     assert all(batch_invariant for _, batch_invariant in shapes)
     shapes.clear()
-    made.texts([job("Hi", max_tokens=40), job("Ho", seed=5, reproducible=True, max_tokens=10)])
+    runs.texts([job("Hi", max_tokens=40), job("Ho", seed=5, reproducible=True, max_tokens=10)])
     assert (2, True) in shapes
     assert (2, False) not in shapes
     assert shapes[-1] == (1, False)
-    assert made.decoder.stop(10)
+    assert runs.decoder.stop(10)
 
 
 @pytest.mark.parametrize(
@@ -192,33 +153,33 @@ def test_a_fixed_shape_is_the_largest(count: int, usual: int | None, fixed: int 
 def test_more_prompts_than_a_step_reads_at_once_are_all_answered(
     folder: Path, by_library: Callable[[str, int], str]
 ) -> None:
-    made = Runs(load(folder, "cpu", 40), 40)
+    runs = Runs(load(folder, "cpu", 40), 40)
     prompts = [f"{number} little ones" for number in range(40)]
-    assert made.texts([job(each, max_tokens=3) for each in prompts]) == [
+    assert runs.texts([job(each, max_tokens=3) for each in prompts]) == [
         by_library(each, 3) for each in prompts
     ]
-    assert made.decoder.stop(10)
+    assert runs.decoder.stop(10)
 
 
 def test_a_wave_of_newcomers_is_taken_in_a_few_at_a_time(folder: Path) -> None:
     """The first are computed while the others get their slots."""
     decoder = Decoder(load(folder, "cpu", 2), 2, lambda _: None)
-    for _ in range(40):
+    for _ in range(140):
         decoder._prepared.put(Sequence(job("Hi"), Mailbox()))
     taken = []
     for _ in range(3):
         assert decoder._receive()
         taken.append(len(decoder._scheduler.unfinished()))
-    assert taken == [16, 32, 40]
+    assert taken == [64, 128, 140]
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(folder: Path) -> None:
-    made = Runs(msgspec.structs.replace(load(folder, "cpu", 2), prefill_tokens=4), 2)
-    long, short = made.submit(job("a" * 450, max_tokens=1)), made.submit(job("Hi", max_tokens=1))
-    made.until(lambda: made.ended(short))
-    assert not made.ended(long)
-    made.until(lambda: made.ended(long))
-    assert made.decoder.stop(10)
+    runs = Runs(msgspec.structs.replace(load(folder, "cpu", 2), prefill_tokens=4), 2)
+    long, short = runs.submit(job("a" * 450, max_tokens=1)), runs.submit(job("Hi", max_tokens=1))
+    runs.until(lambda: runs.ended(short))
+    assert not runs.ended(long)
+    runs.until(lambda: runs.ended(long))
+    assert runs.decoder.stop(10)
 
 
 def test_what_was_withdrawn_leaves_a_slot_that_is_right(
@@ -229,7 +190,9 @@ def test_what_was_withdrawn_leaves_a_slot_that_is_right(
             runs.submit(job(prompt, max_tokens=400, temperature=1.0, seed=1))
             for prompt in PROMPTS[:3]
         ]
-        runs.until(lambda long=long: all(len(runs.told[sequence.mailbox]) > 3 for sequence in long))
+        runs.until(
+            lambda long=long: all(len(runs.outputs[sequence.mailbox]) > 3 for sequence in long)
+        )
         for sequence in long:
             sequence.cancel()
         assert runs.texts([job(prompt) for prompt in PROMPTS]) == [
@@ -237,10 +200,62 @@ def test_what_was_withdrawn_leaves_a_slot_that_is_right(
         ]
 
 
+def test_what_does_not_fit_is_preempted_and_computed_again(
+    folder: Path, by_library: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_pages(monkeypatch, 560)
+    look_a_step_later(monkeypatch)
+    runs = Runs(load(folder, "cpu", 8), 8)
+    prompts = [letter * 40 for letter in "abcdefgh"]  # 8 x 140 tokens in the end
+    with capture_logs() as lines:
+        texts = runs.texts([job(prompt, max_tokens=100) for prompt in prompts])
+    assert texts == [by_library(prompt, 100) for prompt in prompts]
+    preempted = [line for line in lines if line["event"] == "preempted"]
+    assert 1 <= len(preempted) <= 16  # nobody goes in circles
+    expected = job("once more", temperature=1.2, seed=11, max_tokens=60)
+    [alone] = runs.texts([expected])
+    others = [job(prompt, max_tokens=100) for prompt in prompts]
+    assert runs.texts([*others[:4], expected, *others[4:]])[4] == alone
+    assert runs.decoder.stop(10)
+
+
+def test_no_more_slots_are_reported_than_there_is_memory_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_pages(monkeypatch, 1600)
+    runs = Runs(load(folder, "cpu", 8), 8)
+    for _ in range(30):  # so that it knows how long sequences are: 40 + 100 tokens
+        runs.texts([job("a" * 39, max_tokens=100)])
+    free = runs.decoder.usable_slots
+    running = [runs.submit(job(letter * 39, max_tokens=100)) for letter in "abcd"]
+    runs.until(lambda: all(len(runs.outputs[each.mailbox]) > 3 for each in running))
+    busy = runs.decoder.usable_slots
+    waiting = [runs.submit(job(letter * 300, max_tokens=100)) for letter in "efg"]
+    runs.until(lambda: len(runs.outputs[waiting[0].mailbox]) > 1)
+    crowded = runs.decoder.usable_slots
+    runs.until(lambda: all(runs.ended(each) for each in [*running, *waiting]))
+    assert min(free, busy) >= 7
+    assert crowded == 7  # and one of them waits, so none is free
+    assert runs.decoder.stop(10)
+
+
+def test_a_prompt_that_waited_for_another_takes_no_slots(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_pages(monkeypatch)
+    runs = Runs(load(folder, "cpu", 8), 8)
+    prompt = "a system prompt that is the same for all " * 4
+    running = [runs.submit(job(prompt + word, max_tokens=200)) for word in ("one", "two")]
+    runs.until(lambda: all(len(runs.outputs[each.mailbox]) > 3 for each in running))
+    assert runs.decoder.usable_slots == 8
+    runs.until(lambda: all(runs.ended(each) for each in running))
+    assert runs.decoder.stop(10)
+
+
 def test_the_context_is_used_to_its_last_token(runs: Runs) -> None:
     sequence = runs.submit(job("a" * 480, max_tokens=None, logit_bias={1: -100.0}))
     runs.until(lambda: runs.ended(sequence))
-    chunks = [chunk for chunk in runs.told[sequence.mailbox] if isinstance(chunk, Chunk)]
+    chunks = [chunk for chunk in runs.outputs[sequence.mailbox] if isinstance(chunk, Chunk)]
     assert chunks[-1].finish == "length"
     assert chunks[0].prompt_tokens + sum(chunk.tokens for chunk in chunks) == 512
 
@@ -284,7 +299,7 @@ def test_a_failure_while_reading_leaves_those_who_run(
     runner = runs.decoder._loaded.runner
     assert runner is not None
     running = runs.submit(job("The quick brown fox", max_tokens=60))
-    runs.until(lambda: len(runs.told[running.mailbox]) > 3)
+    runs.until(lambda: len(runs.outputs[running.mailbox]) > 3)
     monkeypatch.setattr(runner, "prefill", _no_memory)
     late = runs.submit(job("Too late"))
     runs.until(lambda: runs.ended(late) and runs.ended(running))
@@ -301,7 +316,7 @@ def _no_memory(*_: Any, **__: Any) -> Any:
 def test_every_architecture_has_a_runner(kind: str) -> None:
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
-    runner = create_runner(model, KVCacheLayout(model), 2, 64)
+    runner = create_runner(model, KVCacheLayout(model), CacheSize(2, 64))
     assert (runner.slots, runner.context) == (2, 64)
 
 
@@ -312,7 +327,7 @@ def test_a_softcapped_attention_has_a_runner() -> None:
         attn_logit_softcapping=2.0, initializer_range=0.3,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    create_runner(model, KVCacheLayout(model), 2, 64)
+    create_runner(model, KVCacheLayout(model), CacheSize(2, 64))
 
 
 def test_a_wrong_answer_of_the_runner_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +339,7 @@ def test_a_wrong_answer_of_the_runner_is_noticed(monkeypatch: pytest.MonkeyPatch
         lambda self, slots, at: decode(self, slots, [it - 1 for it in at]),
     )
     with pytest.raises(UnsupportedModel, match="differ"):
-        create_runner(model, KVCacheLayout(model), 2, 64)
+        create_runner(model, KVCacheLayout(model), CacheSize(2, 64))
     assert not any(hasattr(module, "key_cache") for module in model.modules())
 
 
@@ -354,7 +369,7 @@ def test_slots_of_every_length_stay_apart() -> None:
     """Chunks of several prompts in one pass give what each gives alone."""
     torch.manual_seed(5)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["gemma3"]()).eval()
-    runner = create_runner(model, KVCacheLayout(model), 3, 64)
+    runner = create_runner(model, KVCacheLayout(model), CacheSize(3, 64))
     prompts = [[5, 6, 7] * 10, [9] * 3, [11, 12] * 8]
     with torch.inference_mode():
         together = runner.prefill(
@@ -374,7 +389,7 @@ def test_slots_of_every_length_stay_apart() -> None:
 def test_what_a_broken_run_left_in_a_slot_harms_nobody() -> None:
     """A CPU reads a slot beyond its sequence. That is masked, but 0 times NaN is NaN."""
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
-    runner = create_runner(model, KVCacheLayout(model), 2, 64)
+    runner = create_runner(model, KVCacheLayout(model), CacheSize(2, 64))
     long, short = list(range(3, 40)), [7, 8, 9]
     answers = []
     with torch.inference_mode():

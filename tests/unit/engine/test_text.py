@@ -146,11 +146,11 @@ def test_model_without_template_gets_the_dialogue_and_its_stops() -> None:
 def test_own_template_is_used_as_it_is() -> None:
     model = tokenizer()
     model.chat_template = CHATML
-    made = prepare(model, chat(("system", "S"), ("user", "Hi"), delivered="Yo"))
-    assert model.decode(made.ids) == (
+    prompt = prepare(model, chat(("system", "S"), ("user", "Hi"), delivered="Yo"))
+    assert model.decode(prompt.ids) == (
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo"
     )
-    assert (made.stops, made.delivered) == ((), 2)
+    assert (prompt.stops, prompt.delivered) == ((), 2)
 
 
 def test_template_without_system_role_gets_it_in_the_first_message() -> None:
@@ -185,10 +185,10 @@ def test_empty_prompt_without_bos() -> None:
 
 def test_cache_rows_come_and_go_right_aligned() -> None:
     def layer(*rows: list[float]) -> PaddedLayer:
-        made = PaddedLayer()
+        filled = PaddedLayer()
         values = torch.tensor(rows)[:, None, :, None]
-        made.update(values, -values)
-        return made
+        filled.update(values, -values)
+        return filled
 
     cache = layer([1, 2, 3], [4, 5, 6])
     cache.adopt(layer([7, 8, 9, 10]))

@@ -1,69 +1,20 @@
-"""Flash decoding without a GPU: Triton's interpreter runs the kernels, against plain attention."""
+"""The attention kernels without a GPU: Triton's interpreter runs them, against plain attention."""
 
 import importlib.util
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-import transformers
 
-from tests.unit.engine.tiny import CONFIGS
-from worker.engines.transformers.model import attention
-from worker.engines.transformers.model.kv_cache import KVCacheLayout
-from worker.engines.transformers.model.probe import create_runner
-from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.model.step import PrefillChunk
+from worker.engines.transformers.model import paged_attention
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-_BOUNDS = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # the interpreter truncates bfloat16
+_BOUNDS = {F32: 1e-5, F16: 4e-3, BF16: 3e-2}  # the interpreter truncates bfloat16
 _NAN = float("nan")
-
-
-class Case(NamedTuple):
-    dtype: torch.dtype
-    size: int
-    group: int  # query heads that share a key head
-    groups: int  # key heads
-    lengths: Sequence[int]
-    window: int = 0
-    softcap: float = 0.0
-    splits: int = 0  # 0: as many as `decode` itself chooses
-
-
-# Each pair of interacting features occurs once; keys are read 64 at a time, 32 of size 256.
-CASES = {
-    "nothing is held": Case(F32, 64, 1, 2, [1]),
-    "less than a block": Case(F32, 80, 3, 1, [2, 40]),
-    "around a block's end": Case(F32, 128, 4, 1, [64, 65, 66], splits=2),
-    "around a smaller block's end": Case(F32, 256, 8, 1, [34, 32, 33], splits=1),
-    "around the second block's end": Case(F32, 64, 8, 1, [128, 130, 129]),
-    "blocks for some of the splits": Case(F32, 80, 1, 1, [1100, 1]),
-    "two blocks for each split": Case(F32, 64, 3, 1, [2049]),
-    "one split of several heads": Case(F32, 80, 3, 3, [66, 1, 200, 64], splits=1),
-    "more query heads than sixteen": Case(F32, 64, 20, 1, [70, 3], splits=2),
-    "more rows than can be split": Case(F32, 64, 4, 1, [1, 70, *[1] * 126, 2]),
-    "a window below, at and above the length": Case(
-        F32, 64, 4, 1, [300, 41, 40, 39, 7], 40, splits=4
-    ),
-    "a window of a block": Case(F32, 80, 8, 1, [64, 65, 128, 200], 64, splits=2),
-    "a window that hides whole blocks": Case(F32, 256, 1, 2, [400], 70),
-    "a window that many splits share": Case(F32, 128, 1, 1, [1500], 1000),
-    "a window of the newest token alone": Case(F32, 128, 3, 1, [1, 65, 100], 1),
-    "a window of two tokens across blocks": Case(F32, 64, 1, 1, [65, 66], 2, splits=1),
-    "capped": Case(F32, 64, 3, 2, [1, 150], 0, 3.0),
-    "capped within a window": Case(F32, 256, 4, 1, [90, 20], 25, 1.0, splits=1),
-    "float16": Case(F16, 80, 4, 1, [1, 64, 200]),
-    "float16, capped within a window": Case(F16, 256, 3, 1, [100], 33, 5.0),
-    "bfloat16": Case(BF16, 128, 8, 1, [1, 65, 300]),
-    "bfloat16 within a window": Case(BF16, 80, 1, 2, [150, 30], 64, splits=4),
-    "bfloat16, capped": Case(BF16, 64, 4, 1, [500], 0, 4.0),
-    "bfloat16 of the largest heads": Case(BF16, 256, 3, 1, [70, 2], splits=1),
-    "bfloat16, capped within a window, one split": Case(
-        BF16, 128, 1, 3, [130, 66], 65, 2.0, splits=1
-    ),
-}
+_KERNELS = "worker.engines.transformers.model.triton_kernels"
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +29,18 @@ def kernels() -> Iterator[Any]:
         patch.setenv("TRITON_INTERPRET", "1")
         for name in _loaded_of_triton():
             patch.delitem(sys.modules, name)
-        made = _own_copy("worker.engines.transformers.model.triton_attention")
+        module = _own_copy("worker.engines.transformers.model.triton_attention")
         builder = sys.modules["triton.runtime.interpreter"].InterpreterBuilder
-        patch.setattr(builder, "create_dot", _dot(builder.create_dot, made.tl))
-        yield made
+        language = sys.modules["triton.language"]
+        patch.setattr(builder, "create_dot", _dot(builder.create_dot, language))
+        yield module
         for name in _loaded_of_triton():
             del sys.modules[name]
 
 
 def _loaded_of_triton() -> list[str]:
-    """Without native modules, which a process can load only once."""
-    names = [name for name in sys.modules if name.partition(".")[0] == "triton"]
+    """And the kernels. Without native modules, which a process can load only once."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "triton" or name == _KERNELS]
     return [name for name in names if not name.startswith("triton._C")]
 
 
@@ -113,157 +65,306 @@ def _dot(plainly: Any, tl: Any) -> Any:
     return dot
 
 
-class Given(NamedTuple):
-    """What `decode` is called with."""
+class Heads(NamedTuple):
+    """The shape of an attention layer, and what it does besides attending."""
 
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    slots: torch.Tensor
-    lengths: torch.Tensor
-    scale: float
+    size: int = 64
+    group: int = 1  # query heads that share a key head
+    groups: int = 1  # key heads
+    dtype: torch.dtype = F32
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    page: int = 16  # the cache's block size
 
+    @property
+    def scale(self) -> float:
+        return 1.5 * self.size**-0.5
 
-def given(case: Case) -> Given:
-    """Random where the slots are in use; NaN elsewhere, and in the keys that a window hides."""
-    torch.manual_seed(1)
-    rows, heads, context = len(case.lengths), case.groups * case.group, max(case.lengths) + 3
-    slots = (torch.randperm(rows + 1) + 1).tolist()[
-        :rows
-    ]  # one is unused, and the first and last have neighbours
-    caches = [
-        torch.full((rows + 3, context, case.groups, case.size), _NAN, dtype=case.dtype)
-        for _ in range(2)
-    ]
-    for cache in caches:
-        for slot, length in zip(slots, case.lengths, strict=True):
-            held = cache[slot, : length - 1]
-            held.copy_(torch.randn(held.shape))
-            hidden = max(0, length - case.window) if case.window else 0
-            held[:hidden] = _NAN if cache is caches[0] else 1000.0
-    # Each has another layout: heads first, a part of longer rows, heads with a gap.
-    joined = torch.randn(rows, case.groups + 2, case.size).to(case.dtype)
-    return Given(
-        query=torch.randn(heads, rows, case.size).to(case.dtype).transpose(0, 1),
-        key=joined[:, 1:-1],
-        value=torch.randn(case.groups, rows + 1, case.size).to(case.dtype)[:, 1:].transpose(0, 1),
-        keys=caches[0],
-        values=caches[1],
-        slots=torch.tensor(slots, dtype=torch.int32),
-        lengths=torch.tensor(case.lengths, dtype=torch.int32),
-        scale=1.5 * case.size**-0.5,
-    )
+    def sink_logits(self) -> torch.Tensor | None:
+        if not self.sinks:
+            return None
+        return torch.randn(self.groups * self.group).to(self.dtype) * 2
 
 
-def written_out(case: Case, it: Given) -> torch.Tensor:
-    """Attention in float64 over caches that hold the newest tokens."""
-    answers = []
-    for row, (slot, length) in enumerate(zip(it.slots.tolist(), case.lengths, strict=True)):
-        begin = max(0, length - case.window) if case.window else 0
-        keys, values = (
-            cache[slot, begin:length].double().repeat_interleave(case.group, 1)
-            for cache in (it.keys, it.values)
-        )
-        scores = torch.einsum("hd,thd->ht", it.query[row].double(), keys) * it.scale
-        if case.softcap:
-            scores = case.softcap * torch.tanh(scores / case.softcap)
-        answers.append(torch.einsum("ht,thd->hd", scores.softmax(-1), values))
-    return torch.stack(answers)
+class Cache:
+    """Blocks of some sequences in a random order, with NaN in all other places: in unused blocks,
+    beyond a sequence's end, and before what a window still shows.
+    """
+
+    def __init__(self, layer: Heads, stored: Sequence[range]) -> None:
+        """`stored`: the positions that are there, of each sequence."""
+        page, most = layer.page, max(tokens.stop for tokens in stored)
+        self.width = most // page + 1
+        counts = [-(-tokens.stop // page) + 1 for tokens in stored]  # one more for the next token
+        order = torch.randperm(sum(counts) + 1).int()
+        self.tables = torch.full((len(stored) + 1, self.width), len(order) - 1, dtype=torch.int32)
+        shape = (len(order), page, layer.groups, layer.size)
+        self.keys = torch.full(shape, _NAN).to(layer.dtype)
+        self.values = torch.full(shape, _NAN).to(layer.dtype)
+        taken = 0
+        for row, (tokens, count) in enumerate(zip(stored, counts, strict=True)):
+            blocks = order[taken : taken + count][: self.width]
+            taken += count
+            self.tables[row, : len(blocks)] = blocks
+            for position in tokens:
+                place = blocks[position // page], position % page
+                self.keys[place] = torch.randn(shape[2:]).to(layer.dtype)
+                self.values[place] = torch.randn(shape[2:]).to(layer.dtype)
+
+    def place(self, row: int, position: int) -> tuple[int, int]:
+        page = self.keys.shape[1]
+        return int(self.tables[row, position // page]), position % page
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_decoded_token_sees_its_own_slot_and_is_kept_there(
-    case: Case, kernels: Any, monkeypatch: pytest.MonkeyPatch
+def in_another_layout(count: int, heads: int, layer: Heads) -> torch.Tensor:
+    """[count, heads, size], with heads first in memory and a gap between them."""
+    memory = torch.randn(heads, count + 1, layer.size).to(layer.dtype)
+    return memory[:, 1:].transpose(0, 1)
+
+
+def check(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert (actual.shape, actual.dtype) == (expected.shape, dtype)
+    assert actual.is_contiguous()
+    bound = _BOUNDS[dtype]
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=bound, atol=bound)
+
+
+# ---- decoding
+
+
+class Step(NamedTuple):
+    layer: Heads
+    lengths: Sequence[int]
+    max_part: int = 2048
+    min_programs: int = 1  # as if the GPU were small, so that rows are not split
+
+
+# Each pair of interacting features occurs once; keys are read 64 at a time, 32 of size 256.
+STEPS = {
+    "nothing is held": Step(Heads(groups=2), [1]),
+    "less than a block": Step(Heads(80, 3), [2, 17, 16, 15]),
+    "around a tile's end": Step(Heads(128, 4), [64, 65, 66], min_programs=6),
+    "around a smaller tile's end": Step(Heads(256, 8, page=32), [34, 32, 33]),
+    "parts for some of the rows": Step(Heads(80, 2, page=64), [700, 1, 130], min_programs=24),
+    "a long row among short ones": Step(Heads(16, 4, 2), [1, 600, 30, 2, 400, 64], 128),
+    "more parts than programs for them": Step(Heads(16), [900, 900], 64),
+    "unused rows": Step(Heads(16, 4), [0, 30, 0, 200, 0], 64),
+    "only unused rows": Step(Heads(16), [0, 0]),
+    "more query heads than sixteen": Step(Heads(64, 20), [70, 3], min_programs=4),
+    "more rows than are searched at once": Step(Heads(16, page=64), [1, *[0] * 270, 130, 2], 64),
+    "a window below, at and above the length": Step(
+        Heads(64, 4, window=40), [300, 41, 40, 39, 7, 0], min_programs=20
+    ),
+    "a window that many parts share": Step(Heads(96, window=300), [500, 20], 64),
+    "a window of the newest token alone": Step(Heads(128, 3, window=1), [1, 65, 100]),
+    "a window of two tokens across tiles": Step(Heads(window=2), [65, 66, 64]),
+    "capped": Step(Heads(64, 3, 2, softcap=3.0), [1, 150]),
+    "capped within a window": Step(Heads(256, 4, window=25, softcap=1.0), [90, 20]),
+    "sinks": Step(Heads(64, 8, 2, sinks=True), [1, 70, 0, 300], 64),
+    "sinks, capped within a window": Step(
+        Heads(64, 2, 2, sinks=True, window=100, softcap=2.0), [30, 250], min_programs=16
+    ),
+    "float16": Step(Heads(80, 4, dtype=F16), [1, 64, 200], 64),
+    "float16, sinks within a window": Step(Heads(256, 3, dtype=F16, window=33, sinks=True), [100]),
+    "bfloat16": Step(Heads(128, 8, dtype=BF16), [1, 65, 300], 128),
+    "bfloat16, capped": Step(Heads(64, 4, dtype=BF16, softcap=4.0, sinks=True), [500], 128),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_decoded_token_sees_its_own_sequence_and_is_kept_there(
+    step: Step, kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    it = given(case)
-    wanted_keys, wanted_values = it.keys.clone(), it.values.clone()
-    places = it.slots.long(), it.lengths.long() - 1
-    wanted_keys[places], wanted_values[places] = it.key, it.value
-    if case.splits:
-        monkeypatch.setattr(kernels, "_MIN_PROGRAMS", case.splits * len(case.lengths) * case.groups)
-    got = kernels.decode(*it, case.window, case.softcap)
-    assert (got.shape, got.dtype, got.is_contiguous()) == (it.query.shape, case.dtype, True)
-    exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
-    torch.testing.assert_close(it.keys, wanted_keys, **exactly)
-    torch.testing.assert_close(it.values, wanted_values, **exactly)
-    bound = _BOUNDS[case.dtype]
-    torch.testing.assert_close(got.double(), written_out(case, it), rtol=bound, atol=bound)
+    layer, lengths = step.layer, step.lengths
+    monkeypatch.setattr(kernels, "_MIN_PROGRAMS", step.min_programs)
+    monkeypatch.setattr(kernels, "_MAX_PART", step.max_part)
+    monkeypatch.setattr(kernels, "_EXTRA_PROGRAMS", 3)
+    torch.manual_seed(1)
+    count, heads = len(lengths), layer.groups * layer.group
+    cache = Cache(layer, [_seen(length - 1, layer.window - 1) for length in lengths])
+    rows = torch.randperm(count).int()
+    lengths = [lengths[row] for row in rows.tolist()]
+    key = in_another_layout(count, layer.groups, layer)
+    value = torch.randn(count, layer.groups + 2, layer.size).to(layer.dtype)[:, 1:-1]
+    query, sinks = in_another_layout(count, heads, layer), layer.sink_logits()
+    keys, values = cache.keys.clone(), cache.values.clone()
+    for index, (row, length) in enumerate(zip(rows.tolist(), lengths, strict=True)):
+        if length:
+            place = cache.place(row, length - 1)
+            keys[place], values[place] = key[index], value[index]
+        else:
+            query[index] = key[index] = _NAN
+    counts = torch.tensor(lengths, dtype=torch.int32)
+    more = (layer.scale, layer.window, layer.softcap, sinks)
+    actual = kernels.decode(
+        query, key, value, cache.keys, cache.values, cache.tables, rows, counts, *more
+    )
+    torch.testing.assert_close(cache.keys, keys, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(cache.values, values, rtol=0, atol=0, equal_nan=True)
+    starts = torch.arange(count + 1)
+    expected = paged_attention.attend(
+        query, keys, values, cache.tables, rows, counts, starts, *more
+    )
+    check(actual, expected, layer.dtype)
 
 
-class Launches(dict[tuple[int, ...], Any]):
-    """Stands for a kernel, and keeps the grids of its launches."""
+def _seen(length: int, window: int) -> range:
+    """Positions that a sequence of that length still has."""
+    return range(max(0, length - window) if window >= 0 else 0, max(0, length))
 
-    def __missing__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *_, **__: self.update({grid: None})
+
+def test_rows_may_share_blocks(kernels: Any) -> None:
+    torch.manual_seed(2)
+    layer = Heads(16, 2)
+    cache = Cache(layer, [range(70), range(64), range(0)])
+    cache.tables[2, :4] = cache.tables[0, :4]  # the third continues the first one's prefix
+    rows, lengths = torch.tensor([2, 0, 1]).int(), torch.tensor([65, 71, 65]).int()
+    cache.tables[2, 4] = cache.tables[-1, 0]  # a block of its own
+    query, key = torch.randn(3, 2, 16), torch.randn(3, 1, 16)
+    actual = kernels.decode(
+        query, key, key, cache.keys, cache.values, cache.tables, rows, lengths, 0.3, 0, 0.0
+    )
+    expected = paged_attention.attend(
+        query, cache.keys, cache.values, cache.tables, rows, lengths, torch.arange(4), 0.3, 0, 0.0
+    )
+    check(actual, expected, F32)
+
+
+def test_a_row_is_the_same_to_the_last_bit_whatever_the_lengths_beside_it(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_MAX_PART", 64)
+    monkeypatch.setattr(kernels, "_EXTRA_PROGRAMS", 2)
+    layer = Heads(16, 2)
+    answers = []
+    for others in ([3, 2], [900, 0]):
+        torch.manual_seed(3)
+        cache = Cache(layer, [range(299)])
+        cache.tables = cache.tables[:1].expand(3, -1).contiguous()
+        own = torch.randn(1, 2, 16)
+        query, key = own.expand(3, -1, -1), own[:, :1].expand(3, -1, -1)
+        widened = torch.nn.functional.pad(cache.tables, (0, 60), value=int(cache.tables[0, 0]))
+        lengths = torch.tensor([300, *others]).int()
+        rows = torch.zeros(3).int()
+        key_cache, value_cache = cache.keys.clone(), cache.values.clone()
+        answers.append(
+            kernels.decode(
+                query, key, key, key_cache, value_cache, widened, rows, lengths, 0.3, 0, 0.0
+            )[0]
+        )
+    assert torch.equal(answers[0], answers[1])
 
 
 @pytest.mark.parametrize(
-    ("rows", "groups", "splits"),
-    [(1, 1, 16), (16, 1, 16), (4, 8, 8), (33, 2, 4), (64, 2, 2), (129, 1, 1), (300, 8, 1)],
+    ("rows", "kv_heads", "max_length", "expected"),
+    [
+        (1, 8, 131_072, (32, 64, 63)),  # parts of 2,048 keys
+        (1, 8, 300, (32, 5, 4)),  # parts of 64 keys
+        (8, 8, 8_192, (4, 4, 24)),
+        (32, 8, 8_192, (1, 4, 64)),
+        (256, 8, 2_048, (1, 1, 0)),
+        (256, 8, 131_072, (1, 32, 64)),
+        (1_024, 8, 131_072, (1, 8, 64)),  # parts of 16,384 keys, or their results take too much
+        (1_024, 64, 131_072, (1, 8, 8)),
+    ],
 )
 def test_rows_are_split_until_there_is_work_for_the_whole_gpu(
-    rows: int, groups: int, splits: int, kernels: Any, monkeypatch: pytest.MonkeyPatch
+    rows: int, kv_heads: int, max_length: int, expected: tuple[int, int, int], kernels: Any
 ) -> None:
-    decoding, combining = Launches(), Launches()
-    monkeypatch.setattr(kernels, "_decode", decoding)
-    monkeypatch.setattr(kernels, "_combine", combining)
-    new = torch.empty(rows, groups, 8)
-    kernels.decode(new.repeat(1, 2, 1), new, new, new[None], new[None], None, None, 1.0, 0, 0.0)
-    assert list(decoding) == [(rows, groups, splits)]
-    assert list(combining) == ([(2 * rows * groups,)] if splits > 1 else [])
+    assert kernels.split(rows, kv_heads, max_length) == expected
 
 
-def gemma2() -> Any:
-    return transformers.Gemma2Config(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=70,
-        attn_logit_softcapping=2.0, initializer_range=0.3,
+# ---- prefill
+
+
+class Prompts(NamedTuple):
+    layer: Heads
+    chunks: Sequence[tuple[int, int]]  # position of the first token, tokens; 0 tokens: unused
+    tile: tuple[int, int] = (32, 16)  # queries, keys
+    after: int = 0  # tokens that belong to no chunk
+
+
+PROMPTS = {
+    "one token": Prompts(Heads(), [(0, 1)]),
+    "several tiles": Prompts(Heads(64, 4), [(0, 50)]),
+    "a tile and its edge": Prompts(Heads(128, 2), [(0, 16), (16, 15), (15, 17)]),
+    "at block ends": Prompts(Heads(80, 8, page=32), [(32, 32), (0, 32), (31, 1), (31, 2)]),
+    "far into a prompt": Prompts(Heads(96, page=64), [(200, 7), (129, 30)]),
+    "fewer keys than a tile has": Prompts(Heads(256, 4), [(0, 5), (3, 9)], (16, 64)),
+    "a group that fits into no tile": Prompts(Heads(16, 3, 2), [(0, 23), (40, 11)]),
+    "a group larger than a tile": Prompts(Heads(16, 40), [(0, 3), (20, 2)], (16, 16)),
+    "unused chunks": Prompts(Heads(16, 2), [(0, 0), (5, 20), (0, 0), (0, 0), (9, 3), (0, 0)]),
+    "nothing but unused chunks": Prompts(Heads(16), [(0, 0), (0, 0)], after=40),
+    "tokens after the last chunk": Prompts(Heads(16, 4), [(8, 21), (0, 10), (0, 0)], after=29),
+    "after a used last chunk": Prompts(Heads(16, 4, 2), [(8, 21), (0, 10)], after=1),
+    "many chunks": Prompts(Heads(16), [(n % 7, n % 4) for n in range(70)], after=2),
+    "a short window": Prompts(Heads(64, 2, window=5), [(0, 40), (100, 20), (3, 1)]),
+    "a window of the newest token alone": Prompts(Heads(64, 2, window=1), [(0, 9), (33, 18)]),
+    "a window longer than a prompt": Prompts(Heads(16, 4, window=500), [(0, 30), (30, 9)]),
+    "capped": Prompts(Heads(64, 2, 2, softcap=3.0), [(0, 30), (90, 5)]),
+    "capped within a window": Prompts(Heads(16, 4, window=33, softcap=1.0), [(0, 60), (90, 5)]),
+    "sinks": Prompts(Heads(64, 4, 2, sinks=True), [(0, 20), (0, 0), (50, 9)], after=3),
+    "sinks, capped within a window": Prompts(
+        Heads(16, 4, sinks=True, window=20, softcap=2.0), [(0, 41), (70, 9)]
+    ),
+    "float16": Prompts(Heads(128, 8, dtype=F16), [(0, 20), (60, 9)]),
+    "bfloat16": Prompts(Heads(64, 4, dtype=BF16, sinks=True), [(0, 40), (60, 9)]),
+    "bfloat16 within a window": Prompts(Heads(80, 1, 2, dtype=BF16, window=25), [(60, 30)]),
+}
+
+
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_each_token_of_a_prompt_sees_those_before_it(
+    prompts: Prompts, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, count = prompts.layer, len(prompts.chunks)
+    tile = kernels.Tile(*prompts.tile, 4, 2)
+    monkeypatch.setattr(kernels, "_FLOAT32_TILE", tile)
+    monkeypatch.setattr(kernels, "_TILES", dict.fromkeys(kernels._TILES, tile))
+    torch.manual_seed(4)
+    stored = []
+    for start, length in prompts.chunks:
+        first = max(0, start - layer.window + 1) if layer.window else 0
+        stored.append(range(first, start + length) if length else range(0))
+    cache = Cache(layer, stored)
+    rows = torch.arange(count).int()
+    lengths = torch.tensor([tokens.stop for tokens in stored]).int()
+    chunk_lengths = torch.tensor([0, *(length for _, length in prompts.chunks)])
+    starts = chunk_lengths.cumsum(0).int()
+    tokens = int(starts[-1]) + prompts.after
+    query = in_another_layout(tokens, layer.groups * layer.group, layer)
+    query[starts[-1] :] = _NAN
+    given = (
+        query, cache.keys, cache.values, cache.tables, rows, lengths, starts,
+        layer.scale, layer.window, layer.softcap, layer.sink_logits(),
     )  # fmt: skip
+    check(kernels.prefill(*given), paged_attention.attend(*given), layer.dtype)
 
 
-@pytest.mark.parametrize(
-    "config", [CONFIGS["gemma3"], CONFIGS["gpt2"], gemma2], ids=["gemma3", "gpt2", "gemma2"]
-)
-def test_a_model_decodes_through_them_as_it_does_without(
-    config: Callable[[], Any], kernels: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "_MAX_SPLITS", 2)
-    torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_config(config()).eval()
-    runner = create_runner(model, KVCacheLayout(model), 3, 160)
-    expected = decoded(runner, 0.0)
-    plainly, calls = attention.attend, 0
-
-    def through_kernels(*given: Any) -> torch.Tensor:
-        nonlocal calls
-        step = attention._local.step
-        if step.chunk_starts is not None:
-            return plainly(*given)
-        calls += 1
-        return kernels.decode(*given[:5], step.slots, step.lengths, *given[5:])
-
-    monkeypatch.setattr(attention, "attend", through_kernels)
-    torch.testing.assert_close(decoded(runner, _NAN), expected, rtol=1e-4, atol=1e-4)
-    assert calls == 3 * 2  # steps, layers
+# ---- the reference
 
 
-def decoded(runner: LocalModelRunner, before: float) -> torch.Tensor:
-    """Logits [steps, rows, vocabulary] after two prompts, in caches full of `before`."""
-    for module in runner._attention_modules:
-        module.key_cache.fill_(before)
-        module.value_cache.fill_(before)
-    slots, lengths = [2, 0], [126, 3]
-    logits = []
-    with torch.inference_mode():
-        chunks = [
-            PrefillChunk(slot, 0, length) for slot, length in zip(slots, lengths, strict=True)
-        ]
-        runner.prefill(
-            chunks, [[n * 7 % 259 for n in range(length)] for length in lengths], [True] * 2
-        )
-        for step in range(3):
-            runner.feed(torch.tensor([40 + step, 90 - step]))
-            logits.append(runner.decode(slots, [length + step for length in lengths]).clone())
-    return torch.stack(logits)
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (7, 0.0), (0, 2.0), (7, 2.0)])
+def test_the_reference_is_attention_written_out(window: int, softcap: float, sinks: bool) -> None:
+    torch.manual_seed(5)
+    layer = Heads(8, 2, 2, window=window, softcap=softcap, sinks=sinks)
+    cache = Cache(layer, [range(40)])
+    query, logits = torch.randn(30, 4, 8), layer.sink_logits()
+    actual = paged_attention.attend(
+        query, cache.keys, cache.values, cache.tables, torch.tensor([0]), torch.tensor([40]),
+        torch.tensor([0, 30]), 0.5, window, softcap, logits,
+    )  # fmt: skip
+    for token, head in itertools.product(range(30), range(4)):
+        position = token + 10
+        first = max(0, position - window + 1) if window else 0
+        places = [cache.place(0, seen) for seen in range(first, position + 1)]
+        keys = torch.stack([cache.keys[place][head // 2] for place in places])
+        values = torch.stack([cache.values[place][head // 2] for place in places])
+        scores = keys @ query[token, head] * 0.5
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = scores.exp()
+        total = weights.sum() + (logits[head].exp() if logits is not None else 0.0)
+        torch.testing.assert_close(actual[token, head], weights @ values / total)

@@ -143,17 +143,17 @@ class Upstream:
         self._tasks.add(task)
         reply = None
         try:
-            asked = await _read(reader)
+            request = await _read(reader)
             reply = Reply(reader, writer)
-            if asked.path == "/v1/models":
-                await self.models(asked, reply)
+            if request.path == "/v1/models":
+                await self.models(request, reply)
                 return
-            self.asked.append(asked)
+            self.asked.append(request)
             self.running += 1
             self.most = max(self.most, self.running)
             try:
                 await (self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0])(
-                    asked, reply
+                    request, reply
                 )
             finally:
                 self.running -= 1

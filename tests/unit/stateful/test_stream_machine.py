@@ -57,7 +57,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.runner.run(self._push(frame))
 
     async def _push(self, frame: AnyFrame) -> None:
-        self.client._on_frame(frame)
+        self.client._router.on_frame(frame)
 
     # ---- what a node does
 

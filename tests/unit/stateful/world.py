@@ -8,15 +8,16 @@ from unittest import mock
 
 import msgspec
 
+from broker.encoding import decode, encode
 from broker.errors import ConnectionLost, DecodeError
 from broker.management import Edges, read_edges
 from broker.memory import MemorySession
 from broker.stream import Stream
-from broker.wire import Adopt, AnyFrame, Delta, Failed, Finished, Job, decode, encode
+from broker.wire import Adopt, AnyFrame, Delta, Failed, Finished, Job
 from tests.unit.cluster import Cluster
 from topology import names
 from topology.tree import orphans
-from worker.engines.base import Chunk, EngineFailed
+from worker.engines.base import Chunk, EngineFailed, Footprint
 from worker.errors import EngineStuck
 from worker.life import live
 from worker.node import Node
@@ -86,6 +87,11 @@ class Puppet:
     async def stop(self) -> None: ...
 
     reuse = (0, 0)
+    footprint = Footprint()
+
+    @property
+    def usable_slots(self) -> int:
+        return self.slots
 
     def stalled(self) -> float:
         return self.hanging
@@ -297,14 +303,14 @@ class World(Cluster):
             for name, queue in self.broker.queues.items()
             if names.node_of(name) is not None and queue.ready
         ]
-        held = [f"{key} is busy" for key in self.living() if self.nodes[key].jobs.busy]
+        busy = [f"{key} is busy" for key in self.living() if self.nodes[key].jobs.busy]
         taken = [
             f"{key} has not settled {message.body!r} of {queue}"
             for key in self.living()
             for queue, message in self.taken(key)
             if names.node_of(queue) is not None
         ]
-        return queued + held + taken
+        return queued + busy + taken
 
     def taken(self, key: str) -> list[tuple[str, Any]]:
         """What that process has not settled: queue and message."""

@@ -84,7 +84,9 @@ def plans(job: Job, *, continues: bool) -> list[Plan]:
         return [repeat]
     white_space = job.delivered[len(text) :]
     continued = Plan(prefill=text, repeated=white_space, spent=tokens_delivered(job))
-    return [continued, repeat] if continues else [repeat, continued]
+    if continues:
+        return [continued, repeat]
+    return [repeat, continued]
 
 
 def body(
@@ -132,8 +134,11 @@ def unknown_fields(message: str, sent: dict[str, Any]) -> frozenset[str]:
     """Which of the optional fields in `sent` a server's complaint calls unknown."""
     if not _UNKNOWN.search(message):
         return frozenset()
-    words = set(re.findall(r"\w+", message))
-    return frozenset(key for key in words & sent.keys() if _is_optional(key, sent[key]))
+    unknown: set[str] = set()
+    for word in re.findall(r"\w+", message):
+        if word in sent and _is_optional(word, sent[word]):
+            unknown.add(word)
+    return frozenset(unknown)
 
 
 def tokens_delivered(job: Job) -> int:

@@ -16,7 +16,7 @@ import httpx
 import structlog
 
 from broker.wire import Job, TokenLogprob
-from worker.engines.base import Chunk, EngineStopped, EngineUnavailable, NoFreeSlot
+from worker.engines.base import Chunk, EngineStopped, EngineUnavailable, Footprint, NoFreeSlot
 from worker.engines.openai import body as request_body
 from worker.engines.openai.answer import Answer
 from worker.engines.openai.body import Plan
@@ -46,6 +46,7 @@ class OpenAIEngine:
     stuck = False  # nothing is computed here
     warning = ""
     reuse = (0, 0)  # the server's business
+    footprint = Footprint()  # elsewhere
 
     def __init__(
         self, *, model: str, slots: int, upstream: str, upstream_model: str, key: str
@@ -66,6 +67,11 @@ class OpenAIEngine:
         self._continues = False
         self._refused_fields: frozenset[str] = frozenset()  # unknown to the server
         self._calls: set[Call] = set()
+
+    @property
+    def usable_slots(self) -> int:
+        """All of them."""
+        return self.slots
 
     async def start(self) -> None:
         """Finds the server and its model. Raises EngineUnavailable."""
@@ -164,7 +170,10 @@ class OpenAIEngine:
             body = response.aiter_bytes()
             while not answer.ended:
                 received = await self._receive(server, body, answer, call)
-                events = parser.end() if received is None else parser.feed(received)
+                if received is None:
+                    events = parser.end()
+                else:
+                    events = parser.feed(received)
                 chunk = _merge_chunks([answer.push(data) for data in events])
                 if answer.begun:
                     call.answering = self.warm = True
@@ -195,15 +204,16 @@ class OpenAIEngine:
             if answer.finish:
                 return None
             # while the server talks to others, only this run's connection is dead
-            others = any(
-                other.last_received > call.begun for other in self._calls if other is not call
-            )
+            others = self._others_received_since(call.begun, call)
             message = f"{server.name} was silent for {seconds:.0f} s"
             raise ServerFailed(message, isolated=others) from error
         except httpx.HTTPError as error:
             if answer.finish:
                 return None
             raise await server.lost(error, call) from error
+
+    def _others_received_since(self, moment: float, call: Call) -> bool:
+        return any(other is not call and other.last_received > moment for other in self._calls)
 
     async def _accepted(self, server: Server, job: Job, plan: Plan, call: Call) -> httpx.Response:
         """The response, once the server streams. Tries again while it is busy or fails."""
@@ -221,7 +231,9 @@ class OpenAIEngine:
                 raise CannotContinue(str(error)) from error
             may_pass = response.status >= 400 and error.retryable and error.isolated
             wait = response.pause(pause)
-            patience = BUSY_SECONDS if response.busy else FAULT_SECONDS
+            patience = FAULT_SECONDS
+            if response.busy:
+                patience = BUSY_SECONDS
             if not may_pass or time.monotonic() + wait > begun + patience:
                 raise error
             await call.within(wait + 1, partial(asyncio.sleep, wait))

@@ -80,10 +80,14 @@ class Refusal(msgspec.Struct, frozen=True):
 
 def error_of_event(error: object, address: str) -> EngineError:
     """The same for an error event, once the answer has begun: with a status if it names one."""
-    fields = error if isinstance(error, dict) else {}
+    fields: dict[str, Any] = {}
+    if isinstance(error, dict):
+        fields = error
     status = fields.get("code")
     if not isinstance(status, int) or not 400 <= status < 600:
-        status = 400 if fields.get("type") == "invalid_request_error" else 500
+        status = 500
+        if fields.get("type") == "invalid_request_error":
+            status = 400
     text = msgspec.json.encode({"error": error}).decode()
     return Refusal(status, text).error(address)
 
@@ -97,7 +101,9 @@ def complaint(text: str) -> str:
     while isinstance(message, dict):
         message = _inner_message(message)
     line = " ".join(str(message).split()) or "nothing"
-    return line if len(line) <= _MAX_COMPLAINT else f"{line[:_MAX_COMPLAINT]}…"
+    if len(line) > _MAX_COMPLAINT:
+        line = f"{line[:_MAX_COMPLAINT]}…"
+    return line
 
 
 def _inner_message(fields: dict[str, Any]) -> Any:

@@ -62,7 +62,9 @@ def _of_text(text: _Text, alternatives: int) -> tuple[TokenLogprob, ...]:
     tops = text.top_logprobs or [None] * len(text.tokens)
     tokens: list[TokenLogprob] = []
     for name, logprob, top in zip(text.tokens, text.token_logprobs, tops, strict=False):
-        candidates = [_Candidate(*item) for item in (top or {}).items()]
+        candidates: list[_Candidate] = []
+        for candidate, candidate_logprob in (top or {}).items():
+            candidates.append(_Candidate(candidate, candidate_logprob))
         tokens.append(_token_logprob(_Candidate(name, logprob), candidates, alternatives))
     return tuple(tokens)
 
@@ -90,4 +92,6 @@ def _bytes_of(name: str, numbers: list[int] | None) -> bytes:
 
 
 def _bounded(logprob: float | None) -> float:
-    return LEAST_LOGPROB if logprob is None else min(0.0, max(LEAST_LOGPROB, logprob))
+    if logprob is None:
+        return LEAST_LOGPROB
+    return min(0.0, max(LEAST_LOGPROB, logprob))

@@ -55,9 +55,10 @@ async def find_model(
         raise EngineUnavailable(f"{address} refuses the key ({status}); set CANOPY_UPSTREAM_KEY")
     if status in BUSY_STATUSES:
         raise EngineUnavailable(f"{address} is not ready, it answers {status}: {complaint(text)}")
-    models = _parse(text) if status == 200 else None
-    if models is not None:
-        return _choose(models, address, configured, public)
+    if status == 200:
+        models = _parse(text)
+        if models is not None:
+            return _choose(models, address, configured, public)
     if configured:
         return ServedModel(configured, "")
     raise EngineUnavailable(
@@ -89,8 +90,10 @@ def _choose(listed: list[ListedModel], address: str, configured: str, public: st
         if configured in models:
             return models[configured]
         log.warning("the server does not list this model", model=configured, there_are=names)
-        # an alias, perhaps: the server knows
-        return ServedModel(configured, first.owner if first is not None else "")
+        owner = ""
+        if first is not None:
+            owner = first.owner
+        return ServedModel(configured, owner)  # an alias, perhaps: the server knows
     if public in models:
         return models[public]
     if first is not None and len(models) == 1:

@@ -26,9 +26,10 @@ class EventParser:
         events: list[bytes] = []
         if b"\n" in received or b"\r" in received:
             lines = bytes(self._line).splitlines(keepends=True)
+            self._line = bytearray()
             # A final carriage return may be half of a line's end: the next bytes decide.
-            rest = lines.pop() if not lines[-1].endswith(b"\n") else b""
-            self._line = bytearray(rest)
+            if not lines[-1].endswith(b"\n"):
+                self._line += lines.pop()
             for line in lines:
                 self._parse_line(line.rstrip(b"\r\n"), events)
         self._check_limit(len(self._line))

@@ -4,6 +4,7 @@ They never touch a socket or the event loop; `deliver` hands over all that a ste
 """
 
 import math
+import os
 import queue
 import threading
 import time
@@ -13,24 +14,31 @@ import structlog
 import torch
 
 from worker.engines.base import Chunk, EngineError, EngineStopped
+from worker.engines.transformers.cache.block_hashes import first_parent, hash_blocks
 from worker.engines.transformers.errors import ThreadDied
 from worker.engines.transformers.fallback.scheduler import FallbackScheduler
 from worker.engines.transformers.intake import Intake, drain
+from worker.engines.transformers.model.cache_size import BLOCK_SIZE
 from worker.engines.transformers.model.loaded import LoadedModel
+from worker.engines.transformers.row import length_group
 from worker.engines.transformers.scheduler import SlotScheduler
 from worker.engines.transformers.scheduler_protocol import Scheduler, StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.stopwatch import Stopwatch
 from worker.engines.transformers.text.chat_template import Prompts
+from worker.engines.transformers.text.control_tokens import ControlTokens
 from worker.engines.transformers.throttle import StreamThrottle
 
-# Sequences admitted between two steps: giving one a slot takes about a millisecond of the host, and
-# an idle GPU would wait for all of them.
-_MAX_ADMITTED = 16
+# Sequences taken in between two steps: each takes time of the host, and a GPU would wait for all.
+_MAX_ADMITTED = 64
 
 # The requests of a burst are gathered for so long in all, and so long after the latest one.
 _GATHER_SECONDS = 0.002  # a fifth of a decoding step with 256 sequences on a large GPU
 _GAP_SECONDS = 0.0005
+
+# A GPU reads the prompts of a burst faster than one thread tokenizes them.
+_MAX_INTAKE_THREADS = 4
+_CORES_PER_INTAKE = 4
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +46,7 @@ log = structlog.get_logger(__name__)
 class Decoder:
     """Owns the model, and every sequence from `submit` until it has finished.
 
-    Two threads: the intake tokenizes prompts, the decoding thread computes. Both call `deliver`.
+    The intake's threads tokenize prompts, the decoding thread computes. All call `deliver`.
     """
 
     def __init__(
@@ -48,14 +56,21 @@ class Decoder:
         self._deliver = deliver
         self._throttle = StreamThrottle(deliver, time.monotonic)
         self._scheduler = _make_scheduler(loaded, slots)
-        self._prompts: Prompts | None = None
-        self._intake = Intake(self._prepare, self._ready, self._refused, self._intake_died)
+        self._of_thread = threading.local()  # `prompts`: those of an intake thread
+        self._intake = Intake(
+            self._prepare,
+            self._ready,
+            self._refused,
+            self._intake_died,
+            _intake_threads(loaded),
+        )
         # bounded by the engine's open runs; None: stop
         self._prepared: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._stopwatch = Stopwatch()
         self._undelivered: StepOutput = []  # of the present step
         self.warm = False  # a step has ended
         self._closed: EngineError | None = None  # why submitted sequences are no longer computed
+        self._stopping = False
         self._dead = False  # the decoding thread has ended by an error
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
 
@@ -70,12 +85,19 @@ class Decoder:
         return self._scheduler.reuse
 
     @property
+    def usable_slots(self) -> int:
+        """See `Scheduler.usable_slots`; from any thread."""
+        return self._scheduler.usable_slots
+
+    @property
     def warning(self) -> str:
         """For the operator; empty if there is nothing to say. From any thread."""
         count = self._scheduler.not_finite
         if not count:
             return ""
-        answers = "an answer" if count == 1 else f"{count} answers"
+        answers = f"{count} answers"
+        if count == 1:
+            answers = "an answer"
         return (
             f"{answers} ended because the model computed NaN or infinite logits: check its weights"
         )
@@ -90,6 +112,7 @@ class Decoder:
     def stop(self, seconds: float) -> bool:
         """Ends every run. False if a step, which cannot be interrupted, takes longer."""
         deadline = time.monotonic() + seconds
+        self._stopping = True
         self._prepared.put(None)
         self._intake.stop()
         self._thread.join(seconds)
@@ -104,12 +127,19 @@ class Decoder:
             return math.inf
         return max(self._stopwatch.seconds(), self._intake.stalled())
 
-    # ---- in the intake thread
+    # ---- in an intake thread
 
     def _prepare(self, sequence: Sequence) -> list[Chunk]:
-        if self._prompts is None:  # made here, as a large vocabulary takes a moment
-            self._prompts = Prompts(self._loaded.tokenizer, self._loaded.context)
-        return sequence.prepare(self._loaded, self._prompts)
+        prompts: Prompts | None = getattr(self._of_thread, "prompts", None)
+        if prompts is None:  # made here, as a large vocabulary takes a moment
+            prompts = Prompts(self._loaded.tokenizer, self._loaded.context)
+            self._of_thread.prompts = prompts
+        chunks = sequence.prepare(self._loaded, prompts)
+        runner = self._loaded.runner
+        if runner is not None and runner.blocks:  # here, as the decoding thread has no time for it
+            parent = first_parent(length_group(runner.rope_limit, len(sequence.ids)))
+            sequence.block_hashes = hash_blocks(sequence.ids, BLOCK_SIZE, parent)
+        return chunks
 
     def _ready(self, sequence: Sequence, chunks: list[Chunk]) -> None:
         self._deliver([(sequence.mailbox, chunk) for chunk in chunks])
@@ -117,6 +147,8 @@ class Decoder:
             self._prepared.put(sequence)
         if self._closed is not None:
             self._fail(drain(self._prepared), self._closed)
+            if self._stopping:
+                self._prepared.put(None)  # it may have been among them
 
     def _refused(self, sequence: Sequence, error: EngineError) -> None:
         self._fail([sequence], error)
@@ -199,6 +231,14 @@ class Decoder:
                 output.append((sequence.mailbox, error))
         if output:
             self._deliver(output)
+
+
+def _intake_threads(loaded: LoadedModel) -> int:
+    """On a CPU the model needs the cores. Some tokenizers are changed while they are used."""
+    on_cpu = torch.device(loaded.model.device).type == "cpu"
+    if on_cpu or not ControlTokens(loaded.tokenizer).shareable:
+        return 1
+    return max(1, min(_MAX_INTAKE_THREADS, (os.cpu_count() or 1) // _CORES_PER_INTAKE))
 
 
 def _make_scheduler(loaded: LoadedModel, slots: int) -> Scheduler:

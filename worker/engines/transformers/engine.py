@@ -18,13 +18,20 @@ import structlog
 import torch
 
 from broker.wire import Job
-from worker.engines.base import Chunk, EngineStopped, EngineUnavailable, NoFreeSlot
+from worker.engines.base import (
+    Chunk,
+    EngineStopped,
+    EngineUnavailable,
+    Footprint,
+    NoFreeSlot,
+)
 from worker.engines.transformers.compute_thread import run_in_thread_async
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.errors import sequence_error
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import load
+from worker.engines.transformers.model.memory import footprint
 from worker.engines.transformers.model.placement import find_devices
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence
@@ -61,7 +68,9 @@ class TransformersEngine:
         self.device = device
         self.slots = slots
         self.context_length = 0
-        self._folder = Path(model_path) if model_path else None
+        self._folder: Path | None = None
+        if model_path:
+            self._folder = Path(model_path)
         self._choose_slots = choose_slots
         self._ranks = ranks
         self._load = loader or self._from_folder
@@ -69,12 +78,15 @@ class TransformersEngine:
         self._ending: Decoder | None = None
         self._close: Callable[[], bool] | None = None
         self._sequences: set[Sequence] = set()  # of open runs
+        self.footprint = Footprint()
         self.stuck = False
 
     @property
     def warning(self) -> str:
         """See the protocol."""
-        return self._decoder.warning if self._decoder is not None else ""
+        if self._decoder is None:
+            return ""
+        return self._decoder.warning
 
     @property
     def warm(self) -> bool:
@@ -99,6 +111,7 @@ class TransformersEngine:
 
         self._close = loaded.close
         self.slots, self.context_length = loaded.slots, loaded.context
+        self.footprint = footprint(loaded)
         self._decoder = Decoder(loaded, loaded.slots, deliver)
         gc.collect()
         gc.freeze()  # scanning the libraries' 400,000 objects would stop every stream for 0.3 s
@@ -106,7 +119,9 @@ class TransformersEngine:
 
     def _from_folder(self, device: str, slots: int) -> LoadedModel:
         folder = self._folder or installed(self.model)
-        requested = None if self._choose_slots else slots
+        requested: int | None = slots
+        if self._choose_slots:
+            requested = None
         if self._ranks > 1:
             if "," in device:
                 raise EngineUnavailable(
@@ -141,11 +156,22 @@ class TransformersEngine:
     @property
     def reuse(self) -> tuple[int, int]:
         """See the protocol."""
-        return self._decoder.reuse if self._decoder is not None else (0, 0)
+        if self._decoder is None:
+            return 0, 0
+        return self._decoder.reuse
+
+    @property
+    def usable_slots(self) -> int:
+        """See the protocol."""
+        if self._decoder is None:
+            return self.slots
+        return self._decoder.usable_slots
 
     def stalled(self) -> float:
         """See the protocol."""
-        return self._decoder.stalled() if self._decoder is not None else 0.0
+        if self._decoder is None:
+            return 0.0
+        return self._decoder.stalled()
 
     async def stop(self) -> None:
         """Ends every run and frees the memory, which a thread that hangs in a step keeps."""

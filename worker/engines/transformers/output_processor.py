@@ -78,7 +78,7 @@ class OutputProcessor:
         try:
             yield
         except Exception as error:  # whatever a model or a device raises
-            log.exception("a step failed", jobs=len(sequences))
+            log.exception("a step failed", request_ids=_ids(sequences))
             self.fail(sequences, step_error(error))
 
     def sample(
@@ -92,7 +92,8 @@ class OutputProcessor:
         try:
             output = sampler.sample(logits, slots)
         except Exception:
-            log.exception("sampling failed, trying again row by row", jobs=len(slots))
+            ids = _ids(sequences)
+            log.exception("sampling failed, trying again row by row", request_ids=ids)
             output = self._sample_row_by_row(sampler, logits, slots, sequences)
         for slot, sequence in zip(slots, sequences, strict=True):
             try:  # as in `advance`
@@ -131,3 +132,7 @@ class OutputProcessor:
             return NotFiniteLogits()
         assert sampled.token == NO_CHOICE  # noqa: S101 - there are two marks
         return InvalidRequest("logit_bias and penalties leave no token to choose")
+
+
+def _ids(sequences: Iterable[Sequence]) -> list[str]:
+    return [sequence.job.request_id for sequence in sequences]

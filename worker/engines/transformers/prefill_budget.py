@@ -3,35 +3,62 @@
 A long prompt must neither hold up the sequences that decode nor the short prompts behind it.
 """
 
-PREFILL_SECONDS = 0.1  # of a step in which others decode
+from collections.abc import Sequence
+
+PREFILL_SECONDS = 0.1  # of a pass in which others wait, where the host waits for each pass
+STEP_SECONDS = 0.045  # of a GPU's step that computes prompts and decodes
 _MIN_TOKENS = 8  # fewer would hardly be faster
+_WEIGHT = 0.2  # of the latest step in the averages
 
 
 class PrefillBudget:
     """Prompt tokens for the next step.
 
-    Prefill costs more the longer the prompt already is, so a fixed number of tokens bounds no time.
-    Where the host waits for each step (`timed`), the budget follows the speed of the last one. A
-    GPU's budget was measured at the start.
+    Prefill costs more the longer the prompt already is, so a fixed number of tokens bounds no time:
+    the budget follows the speed of the last ones.
     """
 
-    def __init__(self, max_tokens: int, *, timed: bool) -> None:
+    def __init__(
+        self,
+        max_tokens: int,
+        *,
+        sizes: Sequence[int] = (),
+        tokens_per_second: float | None = None,
+    ) -> None:
+        """`sizes`: of a GPU's graphs, in one of which the tokens are computed, so that a budget
+        between two of them would be padded. `tokens_per_second`: as measured at the start.
+        """
         self._max_tokens = max_tokens
-        self._timed = timed
-        self._tokens_per_second: float | None = None
+        self._sizes = sizes
+        self._seconds = STEP_SECONDS if sizes else PREFILL_SECONDS
+        self._tokens_per_second = tokens_per_second
+        self._decode_seconds = 0.0  # of a step without prompts
 
     def tokens(self, *, decoding: bool) -> int:
         """The most tokens. `decoding`: other sequences wait for their next token meanwhile."""
-        if not decoding or not self._timed or self._tokens_per_second is None:
+        if not decoding or self._tokens_per_second is None:
             return self._max_tokens
-        affordable = int(self._tokens_per_second * PREFILL_SECONDS)
-        rounded = affordable // _MIN_TOKENS * _MIN_TOKENS
-        return min(self._max_tokens, max(_MIN_TOKENS, rounded))
+        # Full batches must be filled again: prompts get a third of a long step at least.
+        seconds = max(self._seconds - self._decode_seconds, self._decode_seconds / 2)
+        affordable = int(self._tokens_per_second * seconds)
+        smallest, rounded = _MIN_TOKENS, affordable // _MIN_TOKENS * _MIN_TOKENS
+        if self._sizes:
+            smallest = self._sizes[0]
+            rounded = max((size for size in self._sizes if size <= affordable), default=0)
+        return min(self._max_tokens, max(smallest, rounded))
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """The latest step computed so many prompt tokens in that time."""
+        """The latest pass computed nothing but so many prompt tokens, in that time."""
         if tokens >= _MIN_TOKENS and seconds > 0:
             self._tokens_per_second = tokens / seconds
+
+    def observe_step(self, tokens: int, seconds: float) -> None:
+        """The latest step took that time; it decoded, and computed so many prompt tokens, too."""
+        if tokens < _MIN_TOKENS:
+            self._decode_seconds += _WEIGHT * (seconds - self._decode_seconds)
+        elif self._tokens_per_second is not None and seconds > self._decode_seconds:
+            speed = tokens / (seconds - self._decode_seconds)
+            self._tokens_per_second += _WEIGHT * (speed - self._tokens_per_second)
 
 
 def divide_budget(remaining: list[int], budget: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""What each step computes on the model runner: who gets a slot, which prompts advance, who decodes.
+"""What each step computes on the model runner: who gets memory, which prompts advance, who decodes.
+
+Where the KV cache has blocks, a sequence takes them as it grows. When none is left, the youngest
+sequence is preempted: it gives its blocks back and waits, and its tokens are computed again later.
 
 On a GPU the host is a step ahead: it queues a step before it looks at the tokens of the one before,
 so turning tokens into text costs the device no time. A sequence that turns out to have finished was
@@ -12,13 +15,22 @@ from typing import NamedTuple
 import structlog
 import torch
 
+from worker.engines.transformers.admission import SequenceSizes
+from worker.engines.transformers.cache.manager import KVCacheManager, Refusal
+from worker.engines.transformers.cache.paged_cache import PagedCache
+from worker.engines.transformers.cache.slot_cache import SlotCache
 from worker.engines.transformers.errors import step_error
-from worker.engines.transformers.model.cuda_graphs import MAX_CHUNKS
+from worker.engines.transformers.model.cache_size import BLOCK_SIZE
+from worker.engines.transformers.model.cuda_graphs import (
+    GRAPH_PREFILL_TOKENS,
+    INVARIANT_ROWS,
+    MAX_CHUNKS,
+)
 from worker.engines.transformers.model.loaded import LoadedModel, ModelRunner
-from worker.engines.transformers.model.step import PrefillChunk
+from worker.engines.transformers.model.step import BlockRange, DecodeRows, PrefillChunk
 from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.prefill_budget import PrefillBudget, divide_budget
-from worker.engines.transformers.prefix_cache import PrefixCache, common_prefix
+from worker.engines.transformers.row import Row
 from worker.engines.transformers.sampling.sampler import Sampler
 from worker.engines.transformers.sampling.sampler_output import SamplerOutput
 from worker.engines.transformers.scheduler_protocol import StepOutput
@@ -26,44 +38,23 @@ from worker.engines.transformers.sequence import Sequence, SequenceStatus
 
 log = structlog.get_logger(__name__)
 
-# A prompt waits for another one that is in prefill if it gains so many cached tokens by that.
-_WORTH_WAITING = 64
 
+class _PrefillPlan(NamedTuple):
+    """The next chunks of prompts."""
 
-class _Row:
-    """A sequence in its slot."""
-
-    def __init__(self, sequence: Sequence, slot: int, prefilled: int) -> None:
-        self.sequence = sequence
-        self.slot = slot
-        self.prefill_ids = sequence.ids
-        self.prefilled = prefilled  # tokens of `prefill_ids` whose keys and values are in the slot
-        self.max_tokens = sequence.max_tokens  # that may follow `prefill_ids`
-        self.sampled = 0  # tokens sampled since, known to the host or not
-        self.known_ids: list[int] = []  # those of them that the host knows
-
-    @property
-    def position(self) -> int:
-        """Where its newest token is computed."""
-        return len(self.prefill_ids) + self.sampled - 1
-
-    @property
-    def needs_token(self) -> bool:
-        """Whether another token may be sampled for it."""
-        return self.sampled < self.max_tokens and not self.sequence.finished
-
-    def restart_prefill(self) -> None:
-        """All its tokens are a prompt from now on."""
-        self.prefill_ids = [*self.prefill_ids, *self.known_ids]
-        self.max_tokens -= self.sampled
-        self.prefilled, self.sampled, self.known_ids = 0, 0, []
+    rows: list[Row]
+    chunks: list[PrefillChunk]
+    tokens: list[list[int]]
+    ends_prompt: list[bool]
 
 
 class _PendingStep(NamedTuple):
     """Tokens that were sampled but not looked at yet."""
 
-    rows: list[_Row]
+    rows: list[Row]
     tokens: SamplerOutput
+    prefilled: int  # prompt tokens that were computed, too
+    passes: int  # since the pending step before: one that computes prompts alone samples nothing
 
 
 class SlotScheduler:
@@ -71,24 +62,38 @@ class SlotScheduler:
 
     def __init__(self, loaded: LoadedModel, runner: ModelRunner) -> None:
         self._runner = runner
-        self._budget = PrefillBudget(loaded.prefill_tokens, timed=not runner.asynchronous)
-        self._prefix_cache = PrefixCache(runner.slots)
+        self._budget = PrefillBudget(
+            loaded.prefill_tokens,
+            sizes=GRAPH_PREFILL_TOKENS if runner.asynchronous else (),
+            tokens_per_second=loaded.prefill_speed,
+        )
+        self._passes = 0  # queued since the latest pending step
+        self._completed: float | None = None  # when the last step was, if the device is busy since
+        self._cache = _make_cache(runner)
+        self._sizes = SequenceSizes()
         self._sampler = Sampler(runner.slots, loaded.vocabulary, runner.device)
-        self._waiting: deque[Sequence] = deque()
-        self._prefilling: list[_Row] = []
-        self._running: list[_Row] = []
+        self._waiting: deque[Row] = deque()
+        self._prefilling: list[Row] = []
+        self._running: list[Row] = []
+        self._preempted: list[Row] = []  # until the host knows all their tokens
+        self._new_blocks: list[BlockRange] = []  # that the runner does not know yet
         self._pending: deque[_PendingStep] = deque()
         self._output = OutputProcessor()
+        self.usable_slots = runner.slots
+        self._crowded = False  # the last sequence that was to be admitted had no room
+        self._counted: tuple[int, ...] = ()  # sequences when `usable_slots` was counted
 
     @property
     def has_work(self) -> bool:
         """Whether there is something to compute or to look at."""
-        return bool(self._waiting or self._prefilling or self._running or self._pending)
+        return bool(
+            self._waiting or self._prefilling or self._running or self._preempted or self._pending
+        )
 
     @property
     def reuse(self) -> tuple[int, int]:
         """Prompt tokens since the start, and how many of them came from the prefix cache."""
-        return self._prefix_cache.prompt_tokens, self._prefix_cache.cached_tokens
+        return self._cache.prompt_tokens, self._cache.cached_tokens
 
     @property
     def not_finite(self) -> int:
@@ -97,30 +102,32 @@ class SlotScheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Takes a prepared sequence in."""
-        self._waiting.append(sequence)
+        self._waiting.append(Row(sequence))
 
     def unfinished(self) -> list[Sequence]:
         """Every sequence that still waits or runs."""
-        return [*self._waiting, *_sequences(self._prefilling), *_sequences(self._running)]
+        rows = [*self._preempted, *self._waiting, *self._prefilling, *self._running]
+        return [row.sequence for row in rows]
 
     def step(self) -> StepOutput:
         """A bounded part of the waiting prompts, then a token for every running sequence."""
         self._release_finished()
+        self._requeue_preempted()
         self._admit_waiting()
         before = len(self._pending)
-        self._prefill()
-        self._decode()
+        self._compute()
         queued = len(self._pending) - before
         unread = queued if self._runner.asynchronous else 0
         while len(self._pending) > unread:
             self._process_oldest()
+        self._count_usable_slots()
         return self._output.take()
 
     def take_output(self) -> StepOutput:
         """What a step made before an error broke it off."""
         return self._output.take()
 
-    # ---- slots
+    # ---- memory
 
     def _release_finished(self) -> None:
         for rows in (self._prefilling, self._running):
@@ -129,105 +136,220 @@ class SlotScheduler:
                 try:
                     self._release(row)
                 except Exception:  # the row stays, so the next step tries again
-                    log.exception("a slot could not be given back", slot=row.slot)
+                    request_id = row.sequence.job.request_id
+                    log.exception(
+                        "a slot could not be given back", slot=row.slot, request_id=request_id
+                    )
                     row.sequence.fail()
                 else:
                     rows.remove(row)
+                    if row.sequence.status is SequenceStatus.FINISHED:
+                        self._sizes.observe(row)
 
-    def _release(self, row: _Row) -> None:
+    def _release(self, row: Row) -> None:
+        self._new_blocks = [added for added in self._new_blocks if added.slot != row.slot]
         if row.sequence.failed:
-            self._prefix_cache.invalidate(row.slot)
+            self._cache.invalidate(row.slot)
         elif row.prefilled >= len(row.prefill_ids):
             # the newest token's keys may not have been computed
-            self._prefix_cache.extend(row.slot, row.known_ids[:-1])
-        self._prefix_cache.release(row.slot)
+            self._cache.extend(row.slot, row.known_ids[:-1])
+        self._cache.release(row.slot)
 
     def _admit_waiting(self) -> None:
-        """Gives free slots to waiting sequences in order, but for those that gain by waiting."""
-        for sequence in list(self._waiting):
-            if not sequence.finished:
-                with self._output.alone(sequence):
-                    self._admit(sequence)
-                if sequence.failed:
-                    rows = [*self._prefilling, *self._running]
-                    self._prefix_cache.release_all_but({row.slot for row in rows})
-            if sequence.finished and sequence in self._waiting:
-                self._waiting.remove(sequence)
-
-    def _admit(self, sequence: Sequence) -> None:
-        if not self._prefix_cache.free or self._gains_by_waiting(sequence):
+        """Gives memory to waiting sequences in order, but for those that gain by waiting."""
+        self._crowded = False
+        if not self._waiting:
             return
-        slot, cached, source = self._prefix_cache.allocate(
-            sequence.ids,
-            reuse=not sequence.sampling.reproducible,
-            group=self._length_group(sequence.ids),
-        )
-        # In the list, its slot is released when it ends, also by what fails below.
-        self._waiting.remove(sequence)
-        self._prefilling.append(_Row(sequence, slot, cached))
-        sequence.status = SequenceStatus.PREFILL
-        if source is not None:
-            self._runner.copy_prefix(source, slot, cached)
-        self._sampler.assign(slot, sequence.sampling, sequence.prompt, sequence.answer)
+        reserved = self._sizes.reserved_tokens([*self._prefilling, *self._running])
+        for row in list(self._waiting):
+            if not self._crowded and not row.sequence.finished:
+                with self._output.alone(row.sequence):
+                    self._crowded = not self._admit(row, reserved)
+                if row.slot >= 0:
+                    reserved += self._sizes.reserved_tokens([row])
+                if row.sequence.failed:
+                    self._release_orphans()
+            if row.sequence.finished and row in self._waiting:
+                self._waiting.remove(row)
 
-    def _gains_by_waiting(self, sequence: Sequence) -> bool:
-        """Whether a prompt in prefill begins like this one: soon its keys can be copied."""
-        if not self._prefilling or sequence.sampling.reproducible:
-            return False
-        soon = max(common_prefix(row.sequence.ids, sequence.ids) for row in self._prefilling)
-        if soon < _WORTH_WAITING:
-            return False
-        return soon >= self._prefix_cache.longest_match(sequence.ids) + _WORTH_WAITING
+    def _release_orphans(self) -> None:
+        """Frees what an admission broken off by an error has left without a sequence."""
+        slots = {row.slot for row in (*self._prefilling, *self._running)}
+        self._cache.release_all_but(slots)
+        self._new_blocks = [added for added in self._new_blocks if added.slot in slots]
 
-    def _length_group(self, tokens: list[int]) -> int:
-        """See `PrefixCache.allocate`."""
-        limit = self._runner.rope_limit
-        return 0 if limit is None else limit.group(len(tokens))
+    def _admit(self, row: Row, reserved: int) -> bool:
+        """False if there is no room, for any other sequence neither."""
+        if row.keeps_place:  # it had memory, so the reserve is not for others
+            reserved = 0
+        allocation = self._cache.allocate(row.cache_request(self._runner.rope_limit, reserved))
+        if isinstance(allocation, Refusal):
+            return allocation is not Refusal.NO_ROOM
+        row.slot = allocation.slot
+        row.prefilled, row.shared, row.keeps_place = allocation.cached, allocation.shared, False
+        # In the list, its memory is released when it ends, also by what fails below.
+        self._waiting.remove(row)
+        self._prefilling.append(row)
+        row.sequence.status = SequenceStatus.PREFILL
+        if allocation.source is not None:
+            self._runner.copy_prefix(allocation.source, row.slot, row.prefilled)
+        self._add_blocks(row, allocation.blocks)
+        self._sampler.assign(row.slot, row.sequence.sampling, row.sequence.prompt, row.answer)
+        return True
+
+    def _add_blocks(self, row: Row, blocks: tuple[int, ...]) -> None:
+        if not self._runner.blocks:
+            row.capacity = self._runner.context
+        elif blocks:
+            self._new_blocks.append(BlockRange(row.slot, row.capacity // BLOCK_SIZE, blocks))
+            row.capacity += len(blocks) * BLOCK_SIZE
+
+    def _send_blocks(self) -> None:
+        """Tells the runner of new blocks before it computes with them."""
+        if self._new_blocks:
+            self._runner.set_blocks(self._new_blocks)
+            self._new_blocks = []  # not before: a call that failed is made again
+
+    def _count_usable_slots(self) -> None:
+        """As many sequences of the usual size as the cache has room for, running ones included."""
+        rows = [*self._prefilling, *self._running]
+        counted = len(rows), len(self._waiting), len(self._preempted), self._crowded
+        if not isinstance(self._cache, PagedCache) or counted == self._counted:
+            return
+        self._counted = counted  # answers are reserved beforehand, so nothing else changes it much
+        used, room = sum(counted[:3]), 0
+        if not self._crowded and not self._preempted:
+            reserved = self._sizes.reserved_tokens(rows)
+            room = self._sizes.room(self._cache.free_tokens - reserved)
+        self.usable_slots = max(1, min(self._runner.slots, used + room))
+
+    # ---- preemption
+
+    def _grow(self, row: Row) -> None:
+        """Makes room for the row's newest token, or preempts the row itself."""
+        while row.slot >= 0 and row.capacity <= row.position:
+            blocks = self._cache.grow(row.slot, row.position + 1)
+            if blocks is None:
+                victim = self._youngest()
+                if victim is None:
+                    return  # what has finished gives its memory back before the next step
+                self._preempt(victim)
+            else:
+                self._add_blocks(row, blocks)
+
+    def _youngest(self) -> Row | None:
+        """Who gives way: of the sequences that have memory the latest to get it, but rather not
+        one whose text must not depend on how it is computed.
+        """
+        youngest: Row | None = None
+        for row in (*self._running, *self._prefilling):
+            if not row.sequence.finished and (youngest is None or not row.reproducible):
+                youngest = row
+        return youngest
+
+    def _preempt(self, row: Row) -> None:
+        """Takes the row's memory; what it has computed stays cached while nobody needs the room."""
+        log.info("preempted", request_id=row.sequence.job.request_id, tokens=row.position + 1)
+        with self._output.alone(row.sequence):
+            self._release(row)
+        if row.sequence.finished:
+            return  # `_release_finished` releases it, perhaps again
+        if row in self._running:
+            self._running.remove(row)
+        else:
+            self._prefilling.remove(row)
+        self._preempted.append(row)
+        row.sequence.status = SequenceStatus.WAITING
+        row.slot = -1
+
+    def _requeue_preempted(self) -> None:
+        """Before those that wait; preempted in one step, the youngest came first."""
+        for row in list(self._preempted):
+            if row.sequence.finished:
+                self._preempted.remove(row)
+            elif row.all_known:
+                self._preempted.remove(row)
+                row.prefill_again()
+                self._waiting.appendleft(row)
+
+    # ---- one step
+
+    def _compute(self) -> None:
+        """Prompts and decoding rows in one pass where the runner can, else in one pass each."""
+        self._preempt_outgrown()
+        decoding: list[Row] = []
+        if self._may_mix():
+            decoding = self._rows_with_room()
+        plan = self._plan_prefill()
+        if plan.rows and decoding and self._compute_together(plan, decoding):
+            return
+        if plan.rows:
+            with self._output.together(_sequences(plan.rows)):
+                self._prefill(plan, [])
+        self._decode(self._rows_with_room())
+
+    def _may_mix(self) -> bool:
+        """A constant batch shape keeps rows from being computed beside prompts."""
+        if not self._runner.blocks or not self._prefilling:
+            return False
+        return not _batch_invariant([*self._prefilling, *self._running])
+
+    def _compute_together(self, plan: _PrefillPlan, decoding: list[Row]) -> bool:
+        """False if it failed: computed apart, a failure stays with those who are its cause."""
+        try:
+            self._prefill(plan, decoding)
+        except Exception:  # whatever a model or a device raises
+            log.exception("a step failed, trying again with prompts and answers apart")
+            return False
+        return True
 
     # ---- prefill
 
-    def _prefill(self) -> None:
-        """Computes the next chunks of prompts, as many tokens as the budget allows."""
+    def _plan_prefill(self) -> _PrefillPlan:
+        """The next chunks of prompts, as many tokens as the budget allows."""
         candidates = [row for row in self._prefilling if not row.sequence.finished][:MAX_CHUNKS]
-        if not candidates:
-            return
         decoding = any(row.needs_token for row in self._running)
         remaining = [len(row.prefill_ids) - row.prefilled for row in candidates]
-        counts = divide_budget(remaining, self._budget.tokens(decoding=decoding))
-        rows: list[_Row] = []
-        chunks: list[PrefillChunk] = []
+        budget = self._budget.tokens(decoding=decoding and not _batch_invariant(candidates))
+        counts = divide_budget(remaining, budget)
+        plan = _PrefillPlan([], [], [], [])
         for row, count in zip(candidates, counts, strict=True):
             if count > 0:
-                rows.append(row)
-                chunks.append(PrefillChunk(row.slot, row.prefilled, count, len(row.prefill_ids)))
-        if rows:
-            began = time.monotonic()
-            with self._output.together(_sequences(rows)):
-                self._prefill_chunks(rows, chunks)
-            self._budget.observe(sum(counts), time.monotonic() - began)
+                chunk = PrefillChunk(row.slot, row.prefilled, count, len(row.prefill_ids))
+                plan.rows.append(row)
+                plan.chunks.append(chunk)
+                plan.tokens.append(row.prefill_ids[chunk.start : chunk.end])
+                plan.ends_prompt.append(chunk.end == len(row.prefill_ids))
+        return plan
 
-    def _prefill_chunks(self, rows: list[_Row], chunks: list[PrefillChunk]) -> None:
-        parts: list[list[int]] = []
-        ends_prompt: list[bool] = []
-        complete: list[_Row] = []
-        for row, chunk in zip(rows, chunks, strict=True):
-            parts.append(row.prefill_ids[chunk.start : chunk.end])
-            ends_prompt.append(chunk.end == len(row.prefill_ids))
-            if ends_prompt[-1]:
-                complete.append(row)
+    def _prefill(self, plan: _PrefillPlan, decoding: list[Row]) -> None:
+        """Computes the plan, and the newest tokens of the rows `decoding` in the same pass."""
+        began = time.monotonic()
+        self._passes += 1
+        self._send_blocks()
         logits = self._runner.prefill(
-            chunks, parts, ends_prompt, batch_invariant=_batch_invariant(rows)
+            plan.chunks,
+            plan.tokens,
+            plan.ends_prompt,
+            _decode_rows(decoding),
+            batch_invariant=_batch_invariant(plan.rows),
         )
-        for row, part in zip(rows, parts, strict=True):
+        for row, part in zip(plan.rows, plan.tokens, strict=True):
             row.prefilled += len(part)
             with self._output.alone(row.sequence):
-                self._prefix_cache.extend(row.slot, part)
-        if complete:
-            with self._output.together(_sequences(complete)):
-                self._sample(complete, logits)
+                self._cache.extend(row.slot, part)
+        tokens = sum(chunk.length for chunk in plan.chunks)
+        ended = zip(plan.rows, plan.ends_prompt, strict=True)
+        complete = [row for row, ends_prompt in ended if ends_prompt]
+        sampled = [*decoding, *complete]
+        if sampled:
+            with self._output.together(_sequences(sampled)):
+                self._sample(sampled, logits, tokens)
             self._start_decoding(complete)
+        if not self._runner.asynchronous:
+            self._budget.observe(tokens, time.monotonic() - began)
 
-    def _start_decoding(self, rows: list[_Row]) -> None:
+    def _start_decoding(self, rows: list[Row]) -> None:
         for row in rows:
             self._prefilling.remove(row)
             if row.sequence.status is SequenceStatus.PREFILL:  # it may have failed
@@ -236,69 +358,106 @@ class SlotScheduler:
 
     # ---- decoding
 
-    def _decode(self) -> None:
-        """Computes a token for every row that may have one."""
-        if self._runner.rope_limit is not None:
-            self._restart_outgrown()
-        rows = [row for row in self._running if row.needs_token]
-        if self._runner.rope_limit is not None:
-            rows = [row for row in rows if not self._outgrows(row)]
-        if rows:
-            slots = [row.slot for row in rows]
-            positions = [row.position for row in rows]
-            with self._output.together(_sequences(rows)):
+    def _decode(self, rows: list[Row]) -> None:
+        """Computes a token for every row."""
+        for batch in _batches(rows):
+            with self._output.together(_sequences(batch)):
+                self._passes += 1
+                self._send_blocks()
+                slots, positions = _decode_rows(batch)
                 logits = self._runner.decode(
-                    slots, positions, batch_invariant=_batch_invariant(rows)
+                    slots, positions, batch_invariant=_batch_invariant(batch)
                 )
-                self._sample(rows, logits)
+                self._sample(batch, logits)
 
-    def _outgrows(self, row: _Row) -> bool:
+    def _rows_with_room(self) -> list[Row]:
+        """The rows that get a token, each with room for it."""
+        rows = [row for row in self._running if row.needs_token and not self._outgrows(row)]
+        crowded = [row for row in rows if row.capacity <= row.position]
+        for row in crowded:
+            if row.slot >= 0:  # it was not preempted for one before it
+                with self._output.alone(row.sequence):
+                    self._grow(row)
+        if not crowded:
+            return rows
+        return [row for row in rows if row.slot >= 0 and row.capacity > row.position]
+
+    def _outgrows(self, row: Row) -> bool:
         """Whether the rotary frequencies change at this length, and with them all former keys."""
         limit = self._runner.rope_limit
         return limit is not None and limit.prefill_again and row.position == limit.tokens
 
-    def _restart_outgrown(self) -> None:
+    def _preempt_outgrown(self) -> None:
         """Such rows go through prefill again, once the host knows all their tokens."""
+        if self._runner.rope_limit is None:
+            return
         for row in list(self._running):
-            all_known = len(row.known_ids) == row.sampled
-            if all_known and row.needs_token and self._outgrows(row):
-                row.restart_prefill()
-                self._prefix_cache.restart(row.slot, self._length_group(row.prefill_ids))
-                self._running.remove(row)
-                self._prefilling.append(row)
-                row.sequence.status = SequenceStatus.PREFILL
+            if row.all_known and row.needs_token and self._outgrows(row):
+                row.keeps_place = True
+                self._preempt(row)
 
     # ---- tokens
 
-    def _sample(self, rows: list[_Row], logits: torch.Tensor) -> None:
+    def _sample(self, rows: list[Row], logits: torch.Tensor, prefilled: int = 0) -> None:
         slots = [row.slot for row in rows]
         tokens = self._output.sample(self._sampler, logits, slots, _sequences(rows))
         self._runner.feed(tokens.tokens)
         for row in rows:
             row.sampled += 1
-        self._pending.append(_PendingStep(rows, tokens))
+        self._pending.append(_PendingStep(rows, tokens, prefilled, self._passes))
+        self._passes = 0
 
     def _process_oldest(self) -> None:
         """Appends the tokens of the oldest pending step; waits for the device."""
-        rows, tokens = self._pending.popleft()
+        rows, tokens, prefilled, passes = self._pending.popleft()
         try:
             tokens.wait()
+            self._observe_step(prefilled, passes)
             self._runner.check()
         except Exception as error:  # whatever the device reports now, perhaps of an earlier step
-            log.exception("a step failed", jobs=len(rows))
+            ids = [sequence.job.request_id for sequence in _sequences(rows)]
+            log.exception("a step failed", request_ids=ids)
             self._output.fail(_sequences(rows), step_error(error))
-            self._prefix_cache.clear()
+            self._cache.clear()
             return
         for number, row in enumerate(rows):
             token = self._output.advance(row.sequence, tokens, number)
             if token is not None:
                 row.known_ids.append(token)
 
+    def _observe_step(self, prefilled: int, passes: int) -> None:
+        """A step of a GPU has ended; it began when the one before ended, if it was queued then."""
+        now = time.monotonic()
+        if self._completed is not None and passes == 1:
+            self._budget.observe_step(prefilled, now - self._completed)
+        self._completed = now if self._pending else None
 
-def _sequences(rows: list[_Row]) -> list[Sequence]:
+
+def _make_cache(runner: ModelRunner) -> KVCacheManager:
+    if runner.blocks:
+        return PagedCache(runner.slots, runner.blocks, BLOCK_SIZE)
+    return SlotCache(runner.slots)
+
+
+def _sequences(rows: list[Row]) -> list[Sequence]:
     return [row.sequence for row in rows]
 
 
-def _batch_invariant(rows: list[_Row]) -> bool:
-    """Whether a request among them named a seed, and so wants the same text in any batch."""
-    return any(row.sequence.sampling.reproducible for row in rows)
+def _decode_rows(rows: list[Row]) -> DecodeRows:
+    return DecodeRows([row.slot for row in rows], [row.position for row in rows])
+
+
+def _batch_invariant(rows: list[Row]) -> bool:
+    """Whether one of them wants the same text in any batch."""
+    return any(row.reproducible for row in rows)
+
+
+def _batches(rows: list[Row]) -> list[list[Row]]:
+    """All rows at once, unless some need a constant batch shape, which is smaller."""
+    if len(rows) <= INVARIANT_ROWS or not _batch_invariant(rows):
+        return [rows] if rows else []
+    invariant = [row for row in rows if row.reproducible]
+    batches = [[row for row in rows if not row.reproducible]]
+    for first in range(0, len(invariant), INVARIANT_ROWS):
+        batches.append(invariant[first : first + INVARIANT_ROWS])
+    return [batch for batch in batches if batch]

@@ -25,6 +25,10 @@ class Scheduler(Protocol):
         """Prompt tokens since the start, and how many of them came from the prefix cache."""
 
     @property
+    def usable_slots(self) -> int:
+        """How many sequences it could compute at once now, those that it has included."""
+
+    @property
     def not_finite(self) -> int:
         """Answers that ended because of NaN or infinite logits."""
 

@@ -52,15 +52,13 @@ class _Output:
 
     def chunk(self, text: str, finish: FinishReason | None = None) -> Chunk:
         """The text, with everything pending."""
-        ids, self.pending_ids = tuple(self.pending_ids), []
-        logprobs, self.pending_logprobs = tuple(self.pending_logprobs), []
-        return Chunk(
-            text=text,
-            tokens=len(ids),
-            finish=finish,
-            ids=ids if self.sends_ids else (),
-            logprobs=logprobs,
-        )
+        tokens = len(self.pending_ids)
+        ids: tuple[int, ...] = ()
+        if self.sends_ids:
+            ids = tuple(self.pending_ids)
+        logprobs = tuple(self.pending_logprobs)
+        self.pending_ids, self.pending_logprobs = [], []
+        return Chunk(text=text, tokens=tokens, finish=finish, ids=ids, logprobs=logprobs)
 
 
 class Sequence:
@@ -77,6 +75,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.cancelled = False
         self.ids: list[int] = []  # to prefill: the prompt, and what was delivered before
+        self.block_hashes: list[bytes] = []  # of whole blocks of `ids`, where the cache has blocks
         self.max_tokens = 0  # that may follow `ids`
         self.slot: int | None = None  # the sampler's, in the fallback
         self.last_token = 0  # the newest token, which the next step computes
@@ -127,7 +126,8 @@ class Sequence:
             first, output = self._begin(loaded, prompt, stop_ids, sends_ids=True)
             chunks = self._replay(output, ids)
             if chunks is not None:
-                return [msgspec.structs.replace(first, tokens=len(ids)), *chunks]
+                first = msgspec.structs.replace(first, tokens=len(ids))
+                return [first, *chunks]
             self.status = SequenceStatus.WAITING
         prompt = prompts.prepare(self.job)
         first, _ = self._begin(loaded, prompt, stop_ids, sends_ids=not prompt.delivered)
@@ -155,7 +155,9 @@ class Sequence:
             return self._finish(output, "stop", text)
         if output.tokens_left <= 0:
             return self._finish(output, "length", text + output.text.end())
-        return output.chunk(text) if text else None
+        if text:
+            return output.chunk(text)
+        return None
 
     def _begin(
         self, loaded: LoadedModel, prompt: Prompt, stop_ids: frozenset[int], *, sends_ids: bool
@@ -166,18 +168,22 @@ class Sequence:
         """
         self._check(loaded, prompt)
         self.ids, self._prompt_length = prompt.ids, len(prompt.ids) - prompt.delivered
-        requested = self.sampling.max_tokens
-        limit = DEFAULT_MAX_TOKENS if requested is None else requested
+        limit = self.sampling.max_tokens
+        if limit is None:
+            limit = DEFAULT_MAX_TOKENS
         self.max_tokens = min(loaded.context - self._prompt_length, limit) - prompt.delivered
-        stops = (*self.sampling.stop, *prompt.stops)
-        wants_logprobs = self.sampling.logprobs is not None
-        self._output = output = _Output(
+        token_bytes: TokenBytes | None = None
+        if self.sampling.logprobs is not None:
+            token_bytes = TokenBytes(loaded.tokenizer)
+        stops = self.sampling.stop + prompt.stops
+        output = _Output(
             AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip),
             loaded.eos_token_ids | stop_ids,
             self.max_tokens,
-            TokenBytes(loaded.tokenizer) if wants_logprobs else None,
+            token_bytes,
             sends_ids=sends_ids,
         )
+        self._output = output
         first = Chunk(
             prompt_tokens=self._prompt_length,
             tokens=prompt.delivered,
@@ -213,11 +219,14 @@ class Sequence:
                 finish = chunk.finish
         if not (text.startswith(delivered) or delivered.startswith(text)):
             return None
-        self.ids, self.max_tokens = [*self.ids, *ids], output.tokens_left
+        self.ids = self.ids + list(ids)
+        self.max_tokens = output.tokens_left
         output.pending_ids = []
         output.text.skip = max(0, len(delivered) - len(text))
         rest = Chunk(text=text[len(delivered) :], finish=finish)
-        return [rest] if rest.text or rest.finish else []
+        if rest.text or rest.finish:
+            return [rest]
+        return []
 
     def _finish(self, output: _Output, reason: FinishReason, text: str) -> Chunk:
         self.status = SequenceStatus.FINISHED

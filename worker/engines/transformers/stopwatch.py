@@ -23,4 +23,6 @@ class Stopwatch:
     def seconds(self) -> float:
         """Since the present piece of work began; 0.0 between two."""
         began = self._began  # read once: the other thread may finish meanwhile
-        return 0.0 if began is None else time.monotonic() - began
+        if began is None:
+            return 0.0
+        return time.monotonic() - began

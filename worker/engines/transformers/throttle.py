@@ -56,8 +56,12 @@ class StreamThrottle:
         pending = self._pending.pop(mailbox, None)
         if isinstance(item, EngineError):
             self._forget(mailbox)
-            return [(mailbox, item)] if pending is None else [(mailbox, pending), (mailbox, item)]
-        chunk = item if pending is None else merge_chunks(pending, item)
+            if pending is None:
+                return [(mailbox, item)]
+            return [(mailbox, pending), (mailbox, item)]
+        chunk = item
+        if pending is not None:
+            chunk = merge_chunks(pending, item)
         if chunk.finish is not None:
             self._forget(mailbox)
             return [(mailbox, chunk)]

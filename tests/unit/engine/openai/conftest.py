@@ -13,9 +13,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is waited for long."""
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried soon; how long that goes on is as in the service."""
     monkeypatch.setattr(openai, "PAUSES", (0.01, 0.02))
+
+
+@pytest.fixture
+def hasty(short_pauses: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is given up soon. For tests that expect that: a busy machine may take longer."""
     monkeypatch.setattr(openai, "FAULT_SECONDS", 0.1)
     monkeypatch.setattr(openai, "BUSY_SECONDS", 0.1)
     monkeypatch.setattr(openai, "LAST_SECONDS", 0.05)

@@ -17,6 +17,7 @@ from tests.unit.engine.upstream import (
     answering,
     event,
 )
+from worker.engines.openai import engine as openai
 
 
 async def test_a_dialogue() -> None:
@@ -92,7 +93,7 @@ def said_likely(token: str, *top: tuple[str, float]) -> dict[str, Any]:
 
 
 async def test_logprobs_of_a_dialogue() -> None:
-    async def script(asked: Asked, reply: Reply) -> None:
+    async def script(request: Asked, reply: Reply) -> None:
         await reply.begin()
         told = {"content": [said_likely("é", ("b", -2.0), ("é", -0.5), ("c", -9e9))]}
         await reply.write(event(choices=[{"delta": {"content": "é"}, "logprobs": told}]))
@@ -110,12 +111,12 @@ async def test_logprobs_of_a_dialogue() -> None:
             "é".encode(), -0.5, (("é".encode(), -0.5), (b"b", -2.0), (b"c", LEAST_LOGPROB))
         )
     ]
-    assert [asked.body.get("logprobs") for asked in upstream.asked] == [True, None]
+    assert [request.body.get("logprobs") for request in upstream.asked] == [True, None]
     assert upstream.asked[0].body["top_logprobs"] == 3
 
 
 async def test_logprobs_of_a_text() -> None:
-    told = {
+    logprobs = {
         "tokens": ["a", "bytes:\\xe2\\x80"],
         "token_logprobs": [-0.1, None],
         "top_logprobs": [{"b": -3.0, "a": -0.1}, None],
@@ -123,7 +124,7 @@ async def test_logprobs_of_a_text() -> None:
 
     async def script(asked: Asked, reply: Reply) -> None:
         await reply.begin()
-        await reply.write(event(choices=[{"text": "a", "logprobs": told}]))
+        await reply.write(event(choices=[{"text": "a", "logprobs": logprobs}]))
         await reply.finish()
 
     async with before(script) as (engine, upstream):
@@ -208,14 +209,18 @@ async def test_events_as_servers_write_them() -> None:
         assert whole(await read(engine, chat())) == ("a\u2028b", 1, "stop")
 
 
-async def test_an_answer_with_a_reason_is_whole_though_nothing_follows(hasty: None) -> None:
-    async def cut(asked: Asked, reply: Reply) -> None:
+async def test_an_answer_with_a_reason_is_whole_though_nothing_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openai, "LAST_SECONDS", 0.05)
+
+    async def cut(request: Asked, reply: Reply) -> None:
         await reply.begin()
         await reply.say("all")
         await reply.write(event(choices=[{"delta": {}, "finish_reason": "stop"}]))
 
-    async def hang(asked: Asked, reply: Reply) -> None:
-        await cut(asked, reply)
+    async def hang(request: Asked, reply: Reply) -> None:
+        await cut(request, reply)
         await reply.gone.wait()
 
     async with before(cut, hang) as (engine, _):

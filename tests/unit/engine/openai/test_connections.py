@@ -99,14 +99,14 @@ async def test_a_server_that_is_gone_fails_the_engine_and_blames_nobody() -> Non
 
 
 async def test_silence_before_and_in_an_answer_ends_it(hasty: None) -> None:
-    async def nothing(asked: Asked, reply: Reply) -> None:
+    async def nothing(request: Asked, reply: Reply) -> None:
         await reply.gone.wait()
 
-    async def head(asked: Asked, reply: Reply) -> None:
+    async def head(request: Asked, reply: Reply) -> None:
         await reply.begin()
         await reply.gone.wait()
 
-    async def half(asked: Asked, reply: Reply) -> None:
+    async def half(request: Asked, reply: Reply) -> None:
         await reply.begin()
         await reply.say("half")
         await reply.gone.wait()

@@ -1,6 +1,7 @@
 """Refusals and errors of a server, and whose fault they are."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.unit.engine.upstream import (
     answering,
     refusing,
 )
+from worker.engines.openai import engine as openai
 from worker.engines.openai.errors import MAX_PAUSE_SECONDS, Refusal
 
 
@@ -79,8 +81,13 @@ async def test_the_jobs_own_fault_is_final(status: int, body: Any, code: str) ->
     [(500, True, True), (408, True, True), (401, False, True), (404, False, True)],
 )
 async def test_the_servers_fault_is_tried_again_elsewhere(
-    status: int, alone: bool, blamed: bool, hasty: None
+    status: int,
+    alone: bool,
+    blamed: bool,
+    short_pauses: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(openai, "FAULT_SECONDS", 0.1)
     async with before(refusing(status, {"error": {"message": "no luck"}})) as (engine, _):
         error = await error_of(engine, chat())
         assert (error.retryable, error.isolated, error.suspect) == (
@@ -120,7 +127,7 @@ async def test_an_error_inside_the_stream(
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
-async def test_a_busy_server_is_asked_again(status: int, hasty: None) -> None:
+async def test_a_busy_server_is_asked_again(status: int, short_pauses: None) -> None:
     busy = refusing(status, {"error": {"message": "slow down"}})
     async with before(busy, busy, answering("at last")) as (engine, upstream):
         assert whole(await read(engine, chat()))[0] == "at last"
@@ -128,13 +135,24 @@ async def test_a_busy_server_is_asked_again(status: int, hasty: None) -> None:
 
 
 async def test_a_server_that_stays_busy_gets_its_job_taken_back_and_nobody_is_blamed(
-    hasty: None,
+    short_pauses: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with before(refusing(503, {"error": "full"}, "Retry-After: 0.05")) as (engine, upstream):
+    """On a clock of its own: each refusal takes 40 of the 100 ms for which it is asked."""
+    now = 0.0
+    monkeypatch.setattr(openai, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(openai, "time", SimpleNamespace(monotonic=lambda: now))
+    refuse = refusing(503, {"error": "full"}, "Retry-After: 0.05")
+
+    async def slowly_refuse(request: Asked, reply: Reply) -> None:
+        nonlocal now
+        now += 0.04
+        await refuse(request, reply)
+
+    async with before(slowly_refuse) as (engine, upstream):
         error = await error_of(engine, chat())
         assert not error.suspect
         assert error.isolated
-        assert 1 < len(upstream.asked) <= 3
+        assert len(upstream.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -170,17 +188,17 @@ def test_retry_after_is_honoured_within_bounds(asked: str, pause: float) -> None
     ],
 )
 async def test_fields_that_a_server_does_not_know_are_left_out_for_good(complaint: Any) -> None:
-    async def strict(asked: Asked, reply: Reply) -> None:
-        if "top_k" in asked.body:
+    async def strict(request: Asked, reply: Reply) -> None:
+        if "top_k" in request.body:
             await reply.whole(422 if "detail" in complaint else 400, complaint)
         else:
-            await answering("fine")(asked, reply)
+            await answering("fine")(request, reply)
 
     async with before(strict) as (engine, upstream):
         with structlog.testing.capture_logs() as logs:
             for _ in range(2):
                 assert whole(await read(engine, chat(top_k=3)))[0] == "fine"
-    assert ["top_k" in asked.body for asked in upstream.asked] == [True, False, False]
+    assert ["top_k" in request.body for request in upstream.asked] == [True, False, False]
     assert [line["fields"] for line in logs if "fields" in line] == [["top_k"]]
 
 

@@ -30,12 +30,12 @@ def test_events_are_the_same_however_the_bytes_are_cut(
 ) -> None:
     stream = b"".join(line + end for line, end in lines) + b"\n\n"
     expected = EventParser().feed(stream)
-    events, found, rest = EventParser(), [], stream
+    events, parsed, rest = EventParser(), [], stream
     while rest:
         size = data.draw(some.integers(1, len(rest)))
-        found += events.feed(rest[:size])
+        parsed += events.feed(rest[:size])
         rest = rest[size:]
-    assert found == expected
+    assert parsed == expected
     assert events.end() == []
 
 

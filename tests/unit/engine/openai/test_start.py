@@ -62,7 +62,7 @@ async def test_the_context_is_as_the_server_tells(told: dict[str, Any], length: 
 
 
 @pytest.mark.parametrize(
-    ("models", "wanted", "said"),
+    ("models", "model_name", "said"),
     [
         (listing("far", "other"), "", "no model 'near'.*far, other"),
         (listing(), "", "There are: none"),
@@ -73,11 +73,11 @@ async def test_the_context_is_as_the_server_tells(told: dict[str, Any], length: 
     ],
 )
 async def test_a_server_that_will_not_do_is_said_in_one_line(
-    models: Script, wanted: str, said: str
+    models: Script, model_name: str, said: str
 ) -> None:
     async with Upstream(answering(), models=models) as upstream:
         with pytest.raises(EngineUnavailable, match=said) as caught:
-            await engine_for(upstream.url, upstream_model=wanted).start()
+            await engine_for(upstream.url, upstream_model=model_name).start()
         assert "\n" not in str(caught.value)
 
 

@@ -23,8 +23,12 @@ class PaddedBatch:
         self._cache = PaddedCache()
         self.rows = rows
         longest = max((len(row.ids) for row in rows), default=0)
-        self._pads = [longest - len(row.ids) for row in rows]
-        self._unread = [[0] * pad + row.ids for pad, row in zip(self._pads, rows, strict=True)]
+        self._pads: list[int] = []
+        self._unread: list[list[int]] = []  # tokens that are not prefilled yet, padding included
+        for row in rows:
+            pad = longest - len(row.ids)
+            self._pads.append(pad)
+            self._unread.append([0] * pad + row.ids)
 
     @property
     def prefilled(self) -> bool:
@@ -36,7 +40,9 @@ class PaddedBatch:
         count = max(1, budget // len(self.rows))
         logits = self._forward([tokens[:count] for tokens in self._unread])
         self._unread = [tokens[count:] for tokens in self._unread]
-        return logits if self.prefilled else None
+        if not self.prefilled:
+            return None
+        return logits
 
     def step(self) -> torch.Tensor:
         """Computes the newest token of every row. Returns logits [rows, vocabulary]."""
@@ -58,17 +64,18 @@ class PaddedBatch:
 
     def remove_finished(self) -> None:
         """Drops rows that have ended; memory is freed when the last one leaves."""
-        leaving = [index for index, row in enumerate(self.rows) if row.finished]
-        if len(leaving) == len(self.rows):
+        count = len(self.rows)
+        if all(row.finished for row in self.rows):
             self._cache, self._pads, self.rows = PaddedCache(), [], []
             return
-        for index in reversed(leaving):
-            self._cache.remove(index)
-            self._pads[index], self.rows[index] = self._pads[-1], self.rows[-1]
-            self._pads.pop()
-            self.rows.pop()
+        for index in reversed(range(count)):  # the last row, which moves here, was looked at before
+            if self.rows[index].finished:
+                self._cache.remove(index)
+                self._pads[index], self.rows[index] = self._pads[-1], self.rows[-1]
+                self._pads.pop()
+                self.rows.pop()
         common = min(self._pads)
-        if leaving and common:
+        if len(self.rows) < count and common:
             self._cache.trim(common)
             self._pads = _shifted(self._pads, -common)
 

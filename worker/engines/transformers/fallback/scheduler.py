@@ -68,6 +68,11 @@ class FallbackScheduler:
         return 0, 0
 
     @property
+    def usable_slots(self) -> int:
+        """All: rows grow as they need to."""
+        return self._slots
+
+    @property
     def not_finite(self) -> int:
         """Answers that ended because the model's logits were not finite."""
         return self._output.not_finite

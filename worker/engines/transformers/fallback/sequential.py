@@ -37,7 +37,10 @@ class GenerateSteps:
             raise RuntimeError("the prompt is not computed yet")
         newest = torch.tensor([[token]], device=self._tokens.device)
         self._tokens = torch.cat([self._tokens, newest], dim=1)
-        return self._forward(next_sequence_length=1 if self._prepared["use_cache"] else None)
+        tokens_to_compute = None  # all of them
+        if self._prepared["use_cache"]:
+            tokens_to_compute = 1
+        return self._forward(next_sequence_length=tokens_to_compute)
 
     def state_bytes(self) -> int:
         """Memory of all tensors that are kept between steps."""
@@ -69,8 +72,10 @@ class SequentialBatch:
 
     def step(self) -> torch.Tensor:
         """Computes the newest token of every row. Returns logits [rows, vocabulary]."""
-        pairs = zip(self._steps, self.rows, strict=True)
-        return torch.stack([steps.step(row.last_token) for steps, row in pairs])
+        logits: list[torch.Tensor] = []
+        for steps, row in zip(self._steps, self.rows, strict=True):
+            logits.append(steps.step(row.last_token))
+        return torch.stack(logits)
 
     def adopt(self, other: Self) -> None:
         """Takes over all rows of `other`, which is not used again."""
@@ -79,15 +84,19 @@ class SequentialBatch:
 
     def remove_finished(self) -> None:
         """Drops rows that have ended, with their memory."""
-        running = [index for index, row in enumerate(self.rows) if not row.finished]
-        self.rows = [self.rows[index] for index in running]
-        self._steps = [self._steps[index] for index in running]
+        rows: list[Sequence] = []
+        row_steps: list[GenerateSteps] = []
+        for row, steps in zip(self.rows, self._steps, strict=True):
+            if not row.finished:
+                rows.append(row)
+                row_steps.append(steps)
+        self.rows, self._steps = rows, row_steps
 
 
 def bytes_per_token(model: Any) -> int:
     """By how much a sequence's memory grows with a token. Raises whatever the model raises."""
-    shorter, longer = (_bytes_after(model, length) for length in (8, 16))
-    return max(0, longer - shorter) // 8
+    grown = _bytes_after(model, 16) - _bytes_after(model, 8)
+    return max(0, grown) // 8
 
 
 def _bytes_after(model: Any, length: int) -> int:

@@ -1,5 +1,5 @@
-"""Attention over the KV cache: each token of a step writes its key and value into its slot and
-attends to what the slot holds.
+"""Attention over the KV cache: each token of a step writes its key and value into its sequence's
+blocks, or its row, and attends to what they hold.
 
 transformers calls `attention_forward` where it would call SDPA (AttentionInterface), so any
 architecture that accepts an attention function works; its projections, norms, rotary embeddings and
@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from worker.engines.transformers.model import paged_attention
 from worker.engines.transformers.model.step import PrefillChunk, Step
 
 NAME = "canopy_slots"  # of the attention function, in transformers' registry
@@ -88,25 +89,36 @@ def attend(
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """Stores `key` and `value` [tokens, kv heads, head size] in the caches [slots, context,
-    kv heads, head size], then attends with `query` [tokens, heads, head size]. Returns its shape.
+    """Stores `key` and `value` [tokens, kv heads, head size] in the caches, see LocalModelRunner,
+    then attends with `query` [tokens, heads, head size]. Returns its shape.
 
     `window`: how many of the newest tokens a token sees; 0: all. `softcap`: 0: none.
     """
     running: Step = _local.step
     step = running.on(query.device)
-    has_kernels = query.is_cuda and query.dtype != torch.float32
-    if has_kernels and step.chunk_starts is None:
-        with torch.cuda.device(query.device):  # Triton launches on the current device
-            return _kernels().decode(
-                query, key, value, key_cache, value_cache, step.slots, step.lengths,
-                scale, window, softcap,
-            )  # fmt: skip
-    _flat(key_cache).index_copy_(0, step.slot_mapping, key)
-    _flat(value_cache).index_copy_(0, step.slot_mapping, value)
-    if has_kernels:
-        return _kernels().prefill(query, key_cache, value_cache, step, scale, window, softcap)
-    return _attend_with_sdpa(query, key_cache, value_cache, step, scale, window, softcap)
+    if step.block_tables is None:
+        _store(key_cache, value_cache, key, value, step.slot_mapping)
+        return _attend_with_sdpa(query, key_cache, value_cache, step, scale, window, softcap)
+    caches = key_cache, value_cache, step.block_tables[query.device]
+    rows, bounds = len(step.slots), (scale, window, softcap)
+    if not query.is_cuda or query.dtype == torch.float32:
+        _store(key_cache, value_cache, key, value, step.slot_mapping)
+        return _attend_plainly(query, caches, step, bounds)
+    with torch.cuda.device(query.device):  # Triton launches on the current device
+        decoded = query[:0]
+        if rows:  # it stores by itself
+            decoded = _kernels().decode(
+                query[:rows], key[:rows], value[:rows], *caches, step.slots, step.lengths, *bounds
+            )
+        if step.chunk_starts is None:
+            return decoded
+        _store(key_cache, value_cache, key[rows:], value[rows:], step.slot_mapping[rows:])
+        attended = _kernels().prefill(
+            query[rows:], *caches, step.chunk_slots, step.chunk_lengths, step.chunk_starts, *bounds
+        )
+    if not rows:
+        return attended
+    return torch.cat((decoded, attended))
 
 
 @attend.register_fake
@@ -130,9 +142,35 @@ def _kernels() -> ModuleType:
     return triton_attention
 
 
-def _flat(cache: torch.Tensor) -> torch.Tensor:
-    """[slots * context, kv heads, head size]"""
-    return cache.view(-1, *cache.shape[2:])
+def _store(
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    key_cache.view(-1, *key_cache.shape[2:]).index_copy_(0, slot_mapping, key)
+    value_cache.view(-1, *value_cache.shape[2:]).index_copy_(0, slot_mapping, value)
+
+
+def _attend_plainly(
+    query: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    step: Step,
+    bounds: tuple[float, int, float],
+) -> torch.Tensor:
+    """Over pages without kernels. `caches`: of keys, of values, and the block tables."""
+    rows = len(step.slots)
+    row_starts = torch.arange(rows + 1)
+    attended = paged_attention.attend(
+        query[:rows], *caches, step.slots, step.lengths, row_starts, *bounds
+    )
+    if step.chunk_slots is None or step.chunk_lengths is None or step.chunk_starts is None:
+        return attended
+    chunks = paged_attention.attend(
+        query[rows:], *caches, step.chunk_slots, step.chunk_lengths, step.chunk_starts, *bounds
+    )
+    return torch.cat((attended, chunks))
 
 
 def _attend_with_sdpa(
@@ -148,7 +186,7 @@ def _attend_with_sdpa(
     blocks.
     """
     if step.chunk_starts is None and not softcap and not _window_hides(step, window):
-        return _decode_blocks(query, key_cache, value_cache, step, scale)
+        return _group_rows(query, key_cache, value_cache, step, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     first = 0
     for chunk in step.chunks:
@@ -174,7 +212,7 @@ def _window_hides(step: Step, window: int) -> bool:
     return window > 0 and any(chunk.end > window for chunk in step.chunks)
 
 
-def _decode_blocks(
+def _group_rows(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
@@ -187,16 +225,16 @@ def _decode_blocks(
     tokens, heads, size = query.shape
     grouped = query.reshape(tokens, key_cache.shape[2], -1, size)
     out = torch.empty_like(grouped)
-    for block in step.blocks(key_cache.shape[1], query.dtype):
-        slots = slice(block.first_slot, block.end_slot)
-        q = grouped.new_zeros(block.end_slot - block.first_slot, *grouped.shape[1:])
-        q[block.offsets] = grouped[block.rows]
-        k = key_cache[slots, : block.length].transpose(1, 2)
-        v = value_cache[slots, : block.length].transpose(1, 2)
+    for group in step.row_groups(key_cache.shape[1], query.dtype):
+        slots = slice(group.first_slot, group.end_slot)
+        q = grouped.new_zeros(group.end_slot - group.first_slot, *grouped.shape[1:])
+        q[group.offsets] = grouped[group.rows]
+        k = key_cache[slots, : group.length].transpose(1, 2)
+        v = value_cache[slots, : group.length].transpose(1, 2)
         attended = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=block.mask, scale=scale
+            q, k, v, attn_mask=group.mask, scale=scale
         )
-        out[block.rows] = attended[block.offsets]
+        out[group.rows] = attended[group.offsets]
     return out.view(tokens, heads, size)
 
 

@@ -1,21 +1,21 @@
 """How many sequences are computed at once, and how long each may be: what fits into the memory for
 the KV cache. Pure: numbers in, numbers out.
 
-A decoding step costs little more for many sequences than for few, so there are as many slots as fit
-with a context that people can work with. All slots have the same, fixed context, and there is one
-row more than slots, where padding computes. More memory never gives fewer slots or a shorter
-context.
+A decoding step costs little more for many sequences than for few, so there are as many as fit.
+
+With pages (`size_for_pages`), a sequence takes blocks as it grows, and may become as long as the
+model's own context. Where each has a row of its own (`size_for_slots`), all have the same, fixed
+context. Both keep one block or row more, where padding computes. More memory never gives fewer
+slots or a shorter context.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-MAX_SLOTS = 256  # beyond it arithmetic is the limit
-MIN_SLOTS = 8  # to have so many, contexts are shortened
-USUAL_CONTEXT = 8192  # tokens
-SHORT_CONTEXT = 2048  # where the usual one leaves fewer than MIN_SLOTS
-MIN_CONTEXT = 512
-_MULTIPLE = 256  # of contexts: the same after a restart, though a few bytes more are taken by then
+BLOCK_SIZE = 16  # tokens: prompts share their beginnings to within so many
+MAX_SLOTS = 1024  # beyond it arithmetic is the limit
+_USUAL_LENGTH = 512  # tokens of a sequence, prompt and answer: so much room a slot should have
+MIN_CONTEXT = 512  # tokens: less is of no use, unless it is the model's own
 
 
 class CacheSize(NamedTuple):
@@ -23,6 +23,27 @@ class CacheSize(NamedTuple):
 
     slots: int
     context: int
+    blocks: int = 0  # of BLOCK_SIZE tokens, for all sequences; 0: each slot has its own row
+
+
+def size_for_pages(
+    tokens: int, longest: int, slots: int | None, batch_sizes: Iterable[int]
+) -> CacheSize | None:
+    """Blocks for `tokens` tokens in all. `slots`: None: as many as will usually have room, out of
+    `batch_sizes`. None if there is no room for a single useful sequence.
+    """
+    blocks = tokens // BLOCK_SIZE - 1
+    context = min(longest, blocks * BLOCK_SIZE)
+    if context < min(longest, MIN_CONTEXT):
+        return None
+    if slots is None:
+        slots = max(1, _largest(tuple(batch_sizes), min(MAX_SLOTS, tokens // _USUAL_LENGTH)))
+    return CacheSize(slots, context, min(blocks, slots * blocks_for(context)))
+
+
+def blocks_for(tokens: int) -> int:
+    """How many blocks hold so many tokens."""
+    return -(-tokens // BLOCK_SIZE)
 
 
 def node_share(free: int, total: int, reserved: int, nodes: int) -> int:
@@ -39,27 +60,9 @@ def size_for_slots(tokens: int, longest: int, slots: int) -> CacheSize:
     return CacheSize(slots, max(1, min(longest, tokens // (slots + 1))))
 
 
-def choose_size(tokens: int, longest: int, batch_sizes: Iterable[int]) -> CacheSize | None:
-    """As many slots as is sensible, out of `batch_sizes`; None if there is no room for a single
-    useful sequence.
-    """
-    batch_sizes = tuple(batch_sizes)
-    usual = min(longest, USUAL_CONTEXT)
-    short = min(longest, SHORT_CONTEXT)
-    slots = _largest(batch_sizes, min(MAX_SLOTS, tokens // usual - 1))
-    context = longest if slots == MAX_SLOTS else usual
-    if slots < MIN_SLOTS:
-        slots = max(1, _largest(batch_sizes, min(MIN_SLOTS, tokens // short - 1)))
-        context = usual if slots >= MIN_SLOTS else short
-    room = tokens // (slots + 1)
-    if room < context:
-        context = room // _MULTIPLE * _MULTIPLE
-    return CacheSize(slots, context) if context >= min(longest, MIN_CONTEXT) else None
-
-
 def min_tokens(longest: int) -> int:
-    """What `choose_size` needs at least, for one slot."""
-    return 2 * min(longest, MIN_CONTEXT)
+    """What `size_for_pages` needs at least."""
+    return (blocks_for(min(longest, MIN_CONTEXT)) + 1) * BLOCK_SIZE
 
 
 def _largest(batch_sizes: tuple[int, ...], most: int) -> int:

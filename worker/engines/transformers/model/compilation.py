@@ -34,6 +34,7 @@ def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> Non
         except Exception as error:  # a compiler fails in many ways; the model runs without it
             log.warning("not compiled", reason=one_line(error))
             uncompile_layers(model, layout)
+            runner.drop_graphs()  # those that were recorded: their memory is needed
             capture_graphs(runner)
 
 

@@ -22,15 +22,22 @@ _UNLIMITED = 100_000_000  # a tokenizer without a limit has a larger number
 def context_length(model: Any, tokenizer: Any = None) -> int:
     """The smallest length that the model's config names; if it names none, the tokenizer's."""
     config = model.config.get_text_config(decoder=True)
-    values = [getattr(config, name, None) for name in _NAMES]
-    lengths = [value for value in values if _is_length(value)]
+    lengths: list[int] = []
+    for name in _NAMES:
+        value = getattr(config, name, None)
+        if _is_length(value):
+            lengths.append(value)
     if not lengths:
         limit = getattr(tokenizer, "model_max_length", None)
-        return limit if _is_length(limit) else _DEFAULT
+        if _is_length(limit):
+            return limit
+        return _DEFAULT
     longest = min(lengths)
     for rope in _ropes(config):
         longest = max(longest, _scaled(rope, longest))
-    return min([longest, *_positions(model)])
+    for positions in _positions(model):
+        longest = min(longest, positions)
+    return longest
 
 
 def _is_length(value: Any) -> TypeGuard[int]:
@@ -63,7 +70,8 @@ def _positions(model: Any) -> list[int]:
     lengths = []
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            padding = module.padding_idx
-            first = 0 if padding is None else padding + 1
-            lengths.append(module.num_embeddings - first)
+            length = module.num_embeddings
+            if module.padding_idx is not None:
+                length -= module.padding_idx + 1
+            lengths.append(length)
     return lengths

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import torch
 
 GRAPH_BATCH_SIZES = (
-    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512,
+    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384, 512, 640, 768, 896, 1024,
 )  # fmt: skip
-GRAPH_PREFILL_TOKENS = (512, 1024, 2048)
-MAX_CHUNKS = 32  # prefill chunks in a step that is a graph
+INVARIANT_ROWS = 256  # of the graph whose batch shape is constant; see `batch_invariant`
+GRAPH_PREFILL_TOKENS = (128, 256, 512, 1024, 1280, 1536, 2048)
+GRAPH_MIXED_ROWS = (64, 128, 256, 512)  # that decode beside a prefill, besides all slots
+MAX_CHUNKS = 64  # prefill chunks in a step that is a graph
 _UPLOAD_BUFFERS = 4  # pinned, in turn: the host may be that many steps ahead of the copies
 
 
@@ -20,12 +22,19 @@ class DecodeGraph(NamedTuple):
     logits: torch.Tensor  # [rows, vocabulary], overwritten by each replay
 
 
+class MixedSize(NamedTuple):
+    """The shape of a step that computes prompts and decodes, too."""
+
+    tokens: int  # of prompts
+    rows: int  # that decode
+
+
 class PrefillGraph(NamedTuple):
-    """A prefill step of a fixed number of tokens in MAX_CHUNKS chunks."""
+    """A step of a fixed number of rows that decode, and of tokens in MAX_CHUNKS chunks."""
 
     graph: torch.cuda.CUDAGraph
-    logits: torch.Tensor  # [MAX_CHUNKS, vocabulary], overwritten by each replay
-    packed: torch.Tensor  # int64 inputs; see LocalModelRunner._pack
+    logits: torch.Tensor  # [rows + MAX_CHUNKS, vocabulary], overwritten by each replay
+    packed: torch.Tensor  # int64 inputs of the chunks; see `packing`
     table: torch.Tensor  # int32 inputs; see `chunk_table`
     logits_slots: torch.Tensor  # [MAX_CHUNKS] the part of `packed` that names the logits' slots
 
@@ -38,27 +47,25 @@ class PrefillGraph(NamedTuple):
 
 
 class DecodeInputs:
-    """What all decode graphs read. Filled from pinned buffers in turn, so that no step waits for
-    the copy of the one before.
+    """What all graphs read of the rows that decode. Filled from pinned buffers in turn, so that no
+    step waits for the copy of the one before.
     """
 
-    def __init__(self, slots: int, context: int, device: torch.device) -> None:
-        self._context = context
-        self._hosts = [
-            torch.empty((2, slots), dtype=torch.long, pin_memory=True)
-            for _ in range(_UPLOAD_BUFFERS)
-        ]
-        self._copied = [torch.cuda.Event() for _ in range(_UPLOAD_BUFFERS)]
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self._hosts: list[torch.Tensor] = []
+        self._copied: list[torch.cuda.Event] = []
+        for _ in range(_UPLOAD_BUFFERS):
+            self._hosts.append(torch.empty((2, slots), dtype=torch.long, pin_memory=True))
+            self._copied.append(torch.cuda.Event())
         self._next_buffer = 0
         self._uploaded = torch.zeros((2, slots), dtype=torch.long, device=device)
         self.slot_indices = self._uploaded[0]
         self.slots = torch.zeros(slots, dtype=torch.int32, device=device)
         self.lengths = torch.zeros(slots, dtype=torch.int32, device=device)
-        self.slot_mapping = torch.zeros(slots, dtype=torch.long, device=device)
         self.positions = torch.zeros(slots, dtype=torch.long, device=device)
 
     def fill(self, slots: list[int], positions: list[int]) -> None:
-        """Uploads the next step's rows."""
+        """Uploads the next step's rows. A position of -1 marks an unused row."""
         count = len(slots)
         host, copied = self._hosts[self._next_buffer], self._copied[self._next_buffer]
         self._next_buffer = (self._next_buffer + 1) % _UPLOAD_BUFFERS
@@ -69,8 +76,7 @@ class DecodeInputs:
         copied.record()
         self.slots[:count] = uploaded[0]
         self.lengths[:count] = uploaded[1] + 1
-        self.positions[:count] = uploaded[1]
-        torch.add(uploaded[1], uploaded[0], alpha=self._context, out=self.slot_mapping[:count])
+        self.positions[:count] = uploaded[1].clamp(min=0)
 
 
 class GraphRecorder:
@@ -105,4 +111,6 @@ def graph_size(sizes: Iterable[int], count: int, *, batch_invariant: bool) -> in
     large_enough = [size for size in sizes if size >= count]
     if not large_enough:
         return None
-    return max(large_enough) if batch_invariant else min(large_enough)
+    if batch_invariant:
+        return max(large_enough)
+    return min(large_enough)

@@ -62,10 +62,12 @@ def fuse_qkv(module: Any) -> bool:
     layers: list[Any] = [getattr(module, name, None) for name in _NAMES]
     if any(type(layer) is not nn.Linear for layer in layers):
         return False
-    if len({layer.bias is None for layer in layers}) > 1:
+    without_bias = [layer.bias is None for layer in layers]
+    if any(without_bias) and not all(without_bias):
         return False
     pending = _Pending()
     with torch.no_grad():
         module.q_proj = _FusedProjection(layers, pending)
-    module.k_proj, module.v_proj = _PendingOutput(pending), _PendingOutput(pending)
+    module.k_proj = _PendingOutput(pending)
+    module.v_proj = _PendingOutput(pending)
     return True

@@ -1,18 +1,18 @@
 """A loaded model, as the scheduler sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 import torch
 
 from worker.engines.transformers.model.rope import RopeLimit
-from worker.engines.transformers.model.step import PrefillChunk
+from worker.engines.transformers.model.step import NO_ROWS, BlockRange, DecodeRows, PrefillChunk
 
 
 class ModelRunner(Protocol):
-    """Computes the tokens that a scheduler names, over a KV cache of fixed slots; see
-    LocalModelRunner. Whatever the model or the device raises comes through.
+    """Computes the tokens that a scheduler names, over a KV cache of blocks, or of a row for each
+    slot; see LocalModelRunner. Whatever the model or the device raises comes through.
 
     `batch_invariant`: constant batch shape, so results are bit-identical whatever the batch size.
     """
@@ -20,14 +20,22 @@ class ModelRunner(Protocol):
     device: torch.device
     slots: int
     context: int
+    blocks: int  # of cache_size.BLOCK_SIZE tokens; 0: each slot has its own row
     rope_limit: RopeLimit | None  # beyond it a sequence's keys differ
 
     @property
     def asynchronous(self) -> bool:
         """Steps are only queued on the device: their results are read later."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values in this process."""
+
     def copy_prefix(self, source: int, slot: int, tokens: int) -> None:
         """Copies the keys and values of the first `tokens` of slot `source` to `slot`."""
+
+    def set_blocks(self, ranges: list[BlockRange]) -> None:
+        """The sequences have these blocks from the next step on."""
 
     def feed(self, tokens: torch.Tensor) -> None:
         """Takes the tokens sampled from the latest logits [rows]."""
@@ -37,13 +45,16 @@ class ModelRunner(Protocol):
         chunks: list[PrefillChunk],
         tokens: list[list[int]],
         ends_prompt: list[bool],
+        rows: DecodeRows = NO_ROWS,
         *,
         batch_invariant: bool = False,
     ) -> torch.Tensor:
-        """Computes chunks of prompts. Returns logits [chunks that end a prompt, vocabulary]."""
+        """Computes chunks of prompts and, where the cache has blocks, the newest token of each of
+        `rows`. Returns logits [rows + chunks that end a prompt, vocabulary].
+        """
 
     def decode(
-        self, slots: list[int], positions: list[int], *, batch_invariant: bool = False
+        self, slots: Sequence[int], positions: Sequence[int], *, batch_invariant: bool = False
     ) -> torch.Tensor:
         """Computes the newest token of each slot. Returns logits [rows, vocabulary]."""
 
@@ -60,7 +71,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
     slots: int  # sequences at once
     context: int  # tokens, prompt and answer together
     vocabulary: int  # token ids are below it
-    prefill_tokens: int  # of prompts between two decoding steps
+    prefill_tokens: int  # of prompts that a step computes at most
+    prefill_speed: float | None = None  # of a GPU, tokens a second
     runner: ModelRunner | None = None  # None: see `fallback`
     batched: bool = True  # without a runner: rows are computed together, else one by one
     precision: str = ""  # of a CPU; see quantization.py

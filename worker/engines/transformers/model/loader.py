@@ -17,7 +17,11 @@ from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.loaded import LoadedModel
-from worker.engines.transformers.model.memory import cache_size_for, token_capacity
+from worker.engines.transformers.model.memory import (
+    cache_size_for,
+    token_capacity,
+    uses_pages,
+)
 from worker.engines.transformers.model.miniature import Miniature
 from worker.engines.transformers.model.placement import (
     check_device_map,
@@ -37,8 +41,6 @@ log = structlog.get_logger(__name__)
 
 _CPU_PREFILL_TOKENS = 256
 _GPU_PREFILL_TOKENS = 2048
-_PREFILL_SECONDS = 0.05  # on a GPU: how long a prefill may delay the sequences that run
-_PREFILL_MULTIPLE = 256  # tokens
 
 # How chat templates end a turn. A converted model may list only <eos> in its generation settings.
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
@@ -98,7 +100,7 @@ def prepare_model(
     runner, batched, precision = None, True, ""
     try:
         runner = runner_of(model, miniature, slots, context)
-        size = CacheSize(runner.slots, runner.context)
+        size = CacheSize(runner.slots, runner.context, runner.blocks)
     except UnsupportedModel as error:
         batched = _batches(model, miniature)
         log.warning(
@@ -120,6 +122,7 @@ def prepare_model(
         context=size.context,
         vocabulary=model.config.get_text_config(decoder=True).vocab_size,
         prefill_tokens=_prefill_tokens(runner, device),
+        prefill_speed=_prefill_speed(runner, device),
         runner=runner,
         batched=batched,
         precision=precision,
@@ -139,14 +142,13 @@ def runner_of(
         if rope_limit is not None:
             rope_limit = rope_limit._replace(prefill_again=prefill_again)
         devices = set(layout.devices.values())
-        capacities = [
-            token_capacity(
-                device, layout.bytes_per_token(model.dtype, device), shared=slots is None
-            )
-            for device in devices
-        ]
-        size = cache_size_for(model, min(capacities), slots, context)
-        runner = create_runner(model, layout, size.slots, size.context, rope_limit=rope_limit)
+        capacities: list[int] = []
+        for device in devices:
+            bytes_per_token = layout.bytes_per_token(model.dtype, device)
+            capacities.append(token_capacity(device, bytes_per_token, shared=slots is None))
+        pages = uses_pages(model.device)
+        size = cache_size_for(model, min(capacities), slots, context, pages=pages)
+        runner = create_runner(model, layout, size, rope_limit=rope_limit)
     except UnsupportedModel as error:
         raise UnsupportedModel(one_line(error)) from error
     except RuntimeError as error:  # torch's: no memory, no such kernel for this GPU
@@ -159,21 +161,23 @@ def runner_of(
 
 
 def _prefill_tokens(runner: LocalModelRunner | None, device: torch.device) -> int:
-    """How many tokens of prompts are computed between two decoding steps: as many as the sequences
-    that run will hardly notice.
-    """
+    """How many tokens of prompts a step computes."""
     if device.type == "cpu":
         return _CPU_PREFILL_TOKENS
     if runner is None:
         return _GPU_PREFILL_TOKENS
+    return min(_GPU_PREFILL_TOKENS, runner.context)
+
+
+def _prefill_speed(runner: LocalModelRunner | None, device: torch.device) -> float | None:
+    """Tokens a second, on a GPU."""
+    if device.type == "cpu" or runner is None:
+        return None
     most = min(_GPU_PREFILL_TOKENS, runner.context)
     with torch.inference_mode():
         seconds = min(runner.time_prefill(most) for _ in range(3))
-    in_time = int(_PREFILL_SECONDS / seconds * most) // _PREFILL_MULTIPLE * _PREFILL_MULTIPLE
-    tokens = min(most, max(_PREFILL_MULTIPLE, in_time))
-    milliseconds = round(1000 * seconds * tokens / most, 1)
-    log.info("prefill", tokens=tokens, milliseconds=milliseconds)
-    return tokens
+    log.info("prefill", tokens=most, milliseconds=round(1000 * seconds, 1))
+    return most / seconds
 
 
 def _batches(model: Any, miniature: Miniature) -> bool:
@@ -238,10 +242,13 @@ def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
     on a GPU. `options`: from_pretrained's, which say where to. Raises what it raises, and
     EngineUnavailable where weights are missing.
     """
+    dtype = torch.bfloat16
+    if device.type == "cpu":
+        dtype = torch.float32
     result: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         output_loading_info=True,
-        dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+        dtype=dtype,
         **options,
         local_files_only=True,
         trust_remote_code=False,
@@ -256,9 +263,12 @@ def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids that end an answer: of the generation settings, the tokenizer, the template."""
+    ids = {tokenizer.eos_token_id}
     configured = model.generation_config.eos_token_id
-    ids = set(configured) if isinstance(configured, list) else {configured}
-    ids.add(tokenizer.eos_token_id)
+    if isinstance(configured, list):
+        ids.update(configured)
+    else:
+        ids.add(configured)
     template = str(tokenizer.chat_template or "")
     vocabulary = tokenizer.get_added_vocab()
     for mark in _TURN_ENDS:

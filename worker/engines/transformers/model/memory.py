@@ -6,22 +6,49 @@ import psutil
 import structlog
 import torch
 
-from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable
+from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable, Footprint
 from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.cache_size import (
     CacheSize,
-    choose_size,
     min_tokens,
     node_share,
+    size_for_pages,
     size_for_slots,
 )
 from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.cuda_graphs import GRAPH_BATCH_SIZES
+from worker.engines.transformers.model.loaded import LoadedModel
+from worker.engines.transformers.model.runner import CACHES
 
 log = structlog.get_logger(__name__)
 
 _GPU_SHARE = 0.85  # of the free memory, once the weights are there; the rest is for a step, graphs
 _CPU_SHARE = 0.5
+
+
+def footprint(loaded: LoadedModel) -> Footprint:
+    """What the model takes in this process. Without a runner, keys and values come and go."""
+    cache = 0
+    if loaded.runner is not None:
+        cache = loaded.runner.cache_bytes
+    precision = loaded.precision or str(loaded.model.dtype).removeprefix("torch.")
+    return Footprint(precision, weight_bytes(loaded.model), cache)
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Of all parameters, buffers and quantized weights, which are attributes; shared ones once."""
+    sizes: dict[int, int] = {}
+    for module in model.modules():
+        for values in (vars(module), module._parameters, module._buffers):
+            for name, tensor in values.items():
+                if isinstance(tensor, torch.Tensor) and name not in CACHES:
+                    sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(sizes.values())
+
+
+def uses_pages(device: torch.device) -> bool:
+    """Whether the KV cache has blocks. A CPU reads contiguous rows fastest."""
+    return device.type == "cuda"
 
 
 def token_capacity(device: torch.device, bytes_per_token: int, *, shared: bool = False) -> int:
@@ -30,7 +57,9 @@ def token_capacity(device: torch.device, bytes_per_token: int, *, shared: bool =
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        nodes = settings.gpu_nodes() if shared else 1
+        nodes = 1
+        if shared:
+            nodes = settings.gpu_nodes()
         reserved = torch.cuda.memory_reserved(device)
         cache_bytes = int(node_share(free, total, reserved, nodes) * _GPU_SHARE)
     else:
@@ -39,16 +68,17 @@ def token_capacity(device: torch.device, bytes_per_token: int, *, shared: bool =
 
 
 def cache_size_for(
-    model: Any, tokens: int, slots: int | None, context: int | None = None
+    model: Any, tokens: int, slots: int | None, context: int | None = None, *, pages: bool = False
 ) -> CacheSize:
-    """The cache size where `tokens` fit on the tightest device. `slots`: None: as many as fit on a
-    GPU, else DEFAULT_SLOTS. `context`: None: the model's own; in both cases no more than there is
-    memory for. Raises EngineUnavailable.
+    """The cache size where `tokens` fit on the tightest device. `slots`: None: as many as usually
+    have room with `pages`, which are blocks instead of a row for each slot; else DEFAULT_SLOTS.
+    `context`: None: the model's own; in both cases no more than there is memory for. Raises
+    EngineUnavailable.
     """
     longest = context or context_length(model)
-    if slots is not None or model.device.type != "cuda":
+    if not pages:
         return size_for_slots(tokens, longest, slots or DEFAULT_SLOTS)
-    size = choose_size(tokens, longest, GRAPH_BATCH_SIZES)
+    size = size_for_pages(tokens, longest, slots, GRAPH_BATCH_SIZES)
     if size is None:
         raise EngineUnavailable(
             f"beside the model the GPU has room for keys and values of {tokens} tokens, and one "

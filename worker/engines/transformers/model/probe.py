@@ -15,6 +15,7 @@ import torch
 
 from worker.engines.transformers.fallback.padded import PaddedBatch
 from worker.engines.transformers.model import attention
+from worker.engines.transformers.model.cache_size import CacheSize, blocks_for
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import (
     AttentionKind,
@@ -22,6 +23,7 @@ from worker.engines.transformers.model.kv_cache import (
     attention_function,
     set_attention_function,
 )
+from worker.engines.transformers.model.memory import uses_pages
 from worker.engines.transformers.model.miniature import (
     ANSWER_TOKENS,
     PROMPT_LENGTHS,
@@ -32,7 +34,7 @@ from worker.engines.transformers.model.miniature import (
 )
 from worker.engines.transformers.model.rope import RopeLimit
 from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.model.step import PrefillChunk
+from worker.engines.transformers.model.step import BlockRange, PrefillChunk
 from worker.errors import one_line
 
 _SHORT_PROMPT, _SHORT_ANSWER = 11, 3  # tokens: prefilled as 7 + 4, then decoded one at a time
@@ -48,8 +50,7 @@ Logits = list[torch.Tensor]  # per sequence: [1 + answer tokens, vocabulary]
 def create_runner(
     model: Any,
     layout: KVCacheLayout,
-    slots: int,
-    context: int,
+    size: CacheSize,
     *,
     rope_limit: RopeLimit | None = None,
     capture_mode: str = "global",
@@ -59,11 +60,9 @@ def create_runner(
     there is no memory.
     """
     attention.register()
-    runner = LocalModelRunner(
-        model, layout, slots, context, rope_limit=rope_limit, capture_mode=capture_mode
-    )
+    runner = LocalModelRunner(model, layout, size, rope_limit=rope_limit, capture_mode=capture_mode)
     try:
-        if context >= _SHORT_PROMPT + _SHORT_ANSWER:
+        if size.context >= _SHORT_PROMPT + _SHORT_ANSWER:
             _check_short_prompts(model, runner)
         set_attention_function(model, attention.NAME)
     except Exception:
@@ -112,7 +111,9 @@ def probe_padded_batch(miniature: Miniature, model: Any) -> None:
 
 def check_equal(dtype: torch.dtype, logits: Logits, expected: Logits) -> None:
     """Raises UnsupportedModel if logits of the same tokens differ by more than rounding."""
-    tolerance = _FLOAT32_TOLERANCE if dtype == torch.float32 else _TOLERANCE
+    tolerance = _TOLERANCE
+    if dtype == torch.float32:
+        tolerance = _FLOAT32_TOLERANCE
     for actual, reference in zip(logits, expected, strict=True):
         deviation = float(reference.std()) or 1.0
         difference = float((actual - reference).abs().max()) / deviation
@@ -153,7 +154,9 @@ def _short_sequences(model: Any, slots: int) -> list[list[int]]:
     """One or two sequences of different lengths: prompt and answer."""
     length = _SHORT_PROMPT + _SHORT_ANSWER
     first, second = _random_tokens(model, 2, length)
-    return [first] if slots == 1 else [first, second[: length - 2]]
+    if slots == 1:
+        return [first]
+    return [first, second[: length - 2]]
 
 
 def _random_tokens(model: Any, rows: int, length: int) -> list[list[int]]:
@@ -177,9 +180,12 @@ def _one_pass_logits(model: Any, sequence: list[int]) -> torch.Tensor:
 def _short_runner_logits(runner: LocalModelRunner, sequences: list[list[int]]) -> Logits:
     """Each prompt is prefilled in two chunks, the answers are decoded together."""
     slots = list(range(len(sequences)))
-    prompt_lengths = [len(sequence) - _SHORT_ANSWER for sequence in sequences]
+    give_blocks(runner, len(slots), _SHORT_PROMPT + _SHORT_ANSWER)
+    prompt_lengths: list[int] = []
     first_chunks, second_chunks = [], []
-    for slot, length in zip(slots, prompt_lengths, strict=True):
+    for slot, sequence in enumerate(sequences):
+        length = len(sequence) - _SHORT_ANSWER
+        prompt_lengths.append(length)
         first_chunks.append(PrefillChunk(slot, 0, _FIRST_CHUNK))
         second_chunks.append(PrefillChunk(slot, _FIRST_CHUNK, length - _FIRST_CHUNK))
     runner.prefill(first_chunks, _tokens_of(first_chunks, sequences), [False] * len(slots))
@@ -189,12 +195,22 @@ def _short_runner_logits(runner: LocalModelRunner, sequences: list[list[int]]) -
     steps = [logits.float()]
     for step in range(_SHORT_ANSWER):
         positions = [length + step for length in prompt_lengths]
-        newest = [
-            sequence[position] for sequence, position in zip(sequences, positions, strict=True)
-        ]
+        newest = [sequences[slot][position] for slot, position in enumerate(positions)]
         runner.feed(torch.tensor(newest, device=runner.device))
         steps.append(runner.decode(slots, positions).float().clone())
     return list(torch.stack(steps, dim=1))
+
+
+def give_blocks(runner: LocalModelRunner, slots: int, length: int) -> None:
+    """The first `slots` sequences get blocks for `length` tokens each, where there are blocks."""
+    if not runner.blocks:
+        return
+    count = blocks_for(length)
+    ranges: list[BlockRange] = []
+    for slot in range(slots):
+        blocks = tuple(range(slot * count, (slot + 1) * count))
+        ranges.append(BlockRange(slot, 0, blocks))
+    runner.set_blocks(ranges)
 
 
 def _tokens_of(chunks: list[PrefillChunk], sequences: list[list[int]]) -> list[list[int]]:
@@ -211,9 +227,13 @@ def _runner_logits(
     newest token is at position `prefill_again_at` is prefilled again as a whole.
     """
     attention.register()
-    rows = range(len(PROMPT_LENGTHS))
     context = max(PROMPT_LENGTHS) + ANSWER_TOKENS
-    runner = LocalModelRunner(miniature.model, layout, len(rows), context)
+    slots = len(PROMPT_LENGTHS)
+    size = CacheSize(slots, context)
+    if uses_pages(miniature.model.device):
+        size = CacheSize(slots, context, slots * blocks_for(context))
+    runner = LocalModelRunner(miniature.model, layout, size)
+    give_blocks(runner, slots, context)
     trial = _RunnerTrial(runner, miniature.sequences)
     try:
         with (
@@ -223,12 +243,14 @@ def _runner_logits(
         ):
             trial.prefill(dict(enumerate(PROMPT_LENGTHS)))
             for step in range(1, ANSWER_TOKENS + 1):
-                lengths = {row: PROMPT_LENGTHS[row] + step for row in rows}
-                outgrown = {
-                    row: length for row, length in lengths.items() if length - 1 == prefill_again_at
-                }
-                for row in outgrown:
-                    del lengths[row]
+                lengths: dict[int, int] = {}
+                outgrown: dict[int, int] = {}
+                for row, prompt_length in enumerate(PROMPT_LENGTHS):
+                    length = prompt_length + step
+                    if length - 1 == prefill_again_at:
+                        outgrown[row] = length
+                    else:
+                        lengths[row] = length
                 trial.decode(lengths)
                 trial.prefill(outgrown)
     finally:
@@ -269,8 +291,10 @@ class _RunnerTrial:
         following = []
         for (row, length), row_logits in zip(lengths.items(), logits, strict=True):
             self.steps[row].append(row_logits.clone())
-            sequence = self._sequences[row]
-            following.append(sequence[length] if length < len(sequence) else 0)
+            next_token = 0  # past the end: nothing reads it
+            if length < len(self._sequences[row]):
+                next_token = self._sequences[row][length]
+            following.append(next_token)
         self._runner.feed(torch.tensor(following, dtype=torch.long))
 
 

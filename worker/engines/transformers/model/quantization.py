@@ -106,9 +106,11 @@ class _Quantizer:
         samples = self._samples()
         seconds = measure(samples, self._linears, slots, timer)
         milliseconds = {}
+        ranks = {}
         for scheme, step in seconds.items():
-            milliseconds[scheme] = [round(1000 * value, 1) for value in step]
-        for scheme in sorted(seconds, key=lambda scheme: seconds[scheme].rank):
+            milliseconds[scheme] = [round(1000 * step.single, 1), round(1000 * step.full, 1)]
+            ranks[scheme] = step.rank
+        for scheme in sorted(ranks, key=ranks.__getitem__):
             if scheme == EXACT:
                 break
             loss = self._apply(scheme, samples[scheme])
@@ -138,21 +140,34 @@ class _Quantizer:
 
     def _samples(self) -> dict[str, Layers]:
         """Per scheme that works here: the output layer and the largest other layer."""
-        head = self._model.get_output_embeddings()
-        others = [name for name, layer in self._linears.items() if layer is not head]
-        largest = max(others, key=lambda name: self._linears[name].weight.numel(), default=None)
-        names = [name for name, layer in self._linears.items() if layer is head or name == largest]
+        names = self._sample_names()
         samples = {}
         for scheme in _CANDIDATES:
+            layers: Layers = {}
             try:
-                layers = {name: self._quantized(scheme, self._linears[name]) for name in names}
-                for layer in layers.values():
-                    time_layer(layer, 1)
+                for name in names:
+                    layers[name] = self._quantized(scheme, self._linears[name])
+                    time_layer(layers[name], 1)
             except UnsupportedScheme as error:
                 log.info("precision not possible", precision=scheme, reason=str(error))
             else:
                 samples[scheme] = layers
         return samples
+
+    def _sample_names(self) -> list[str]:
+        """The output layer and the largest other layer, as far as they are there."""
+        head = self._model.get_output_embeddings()
+        names: list[str] = []
+        largest: str | None = None
+        most_weights = 0
+        for name, layer in self._linears.items():
+            if layer is head:
+                names.append(name)
+            elif layer.weight.numel() > most_weights:
+                largest, most_weights = name, layer.weight.numel()
+        if largest is not None:
+            names.insert(0, largest)
+        return names
 
     def _apply(self, scheme: str, quantized: Layers) -> float:
         """Replaces all layers, with those of `quantized` where it has them. Returns how much worse
@@ -241,7 +256,9 @@ def perplexity_loss(exact: torch.Tensor, rounded: torch.Tensor) -> float:
     """
     p, q = exact.float().log_softmax(-1), rounded.float().log_softmax(-1)
     nats = float((p.exp() * (p - q)).sum(-1).mean())
-    return math.inf if math.isnan(nats) else math.expm1(min(50.0, nats))
+    if math.isnan(nats):
+        return math.inf
+    return math.expm1(min(50.0, nats))
 
 
 def _linears(model: Any) -> Layers:

@@ -44,7 +44,9 @@ class BFloat16(nn.Module):
         super().__init__()
         self.in_features = linear.in_features
         self._weight = linear.weight.detach().to(torch.bfloat16)
-        self._bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16)
+        self._bias: torch.Tensor | None = None
+        if linear.bias is not None:
+            self._bias = linear.bias.detach().to(torch.bfloat16)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         out = functional.linear(hidden.to(torch.bfloat16), self._weight, self._bias)
@@ -86,7 +88,9 @@ class Int8(nn.Module):
             quantized[part] = (weight[part] / self._scales[part, None]).round_()
         self._weight = _prepack(quantized)
         self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
-        self._bias = None if linear.bias is None else linear.bias.detach().clone()
+        self._bias: torch.Tensor | None = None
+        if linear.bias is not None:
+            self._bias = linear.bias.detach().clone()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         quantized = self._quantized(hidden)
@@ -134,7 +138,9 @@ def _int8_head(linear: nn.Linear) -> nn.Module:
     products are half of the head's time. Without VNNI a digit has 7 bits, and a single one would
     cost the model 2 % of its perplexity.
     """
-    return Int8Fast(linear) if max_input_level() == MAX_LEVEL else Int8(linear)
+    if max_input_level() == MAX_LEVEL:
+        return Int8Fast(linear)
+    return Int8(linear)
 
 
 Scheme = Callable[[nn.Linear], nn.Module]

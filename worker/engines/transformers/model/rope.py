@@ -28,7 +28,9 @@ class RopeLimit(NamedTuple):
         """Sequences of one group have the same keys for the same tokens; -1 shares with none."""
         if length <= self.tokens:
             return 0
-        return 1 if self.switched else -1
+        if self.switched:
+            return 1
+        return -1
 
 
 class PerSequenceRope(nn.Module):

@@ -1,5 +1,6 @@
-"""Runs a transformers model over a KV cache of a fixed number of slots: prompts are computed in
-chunks, all running sequences advance by one token per step.
+"""Runs a transformers model over a KV cache: prompts are computed in chunks, all running sequences
+advance by one token per step. A sequence has a slot, which names it, and blocks of the cache or, on
+a CPU, a row of it.
 
 On a GPU a decoding step is a CUDA graph, captured once for each of a few batch sizes, so that a
 step is one launch whatever the host's speed. A graph reads static tensors, filled by one small
@@ -7,41 +8,53 @@ copy. On a CPU exactly the rows at hand are computed.
 """
 
 import time
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from worker.engines.transformers.model.attention import use_step
+from worker.engines.transformers.model.cache_size import BLOCK_SIZE, CacheSize, blocks_for
 from worker.engines.transformers.model.cuda_graphs import (
     GRAPH_BATCH_SIZES,
+    GRAPH_MIXED_ROWS,
     GRAPH_PREFILL_TOKENS,
+    INVARIANT_ROWS,
     MAX_CHUNKS,
     DecodeGraph,
     DecodeInputs,
     GraphRecorder,
+    MixedSize,
     PrefillGraph,
     graph_size,
 )
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.packing import chunk_table, pack_chunks
 from worker.engines.transformers.model.rope import RopeLimit
-from worker.engines.transformers.model.step import PrefillChunk, Step, padded_length
+from worker.engines.transformers.model.step import (
+    NO_ROWS,
+    BlockRange,
+    DecodeRows,
+    PrefillChunk,
+    Step,
+    padded_length,
+)
 
 Progress = Callable[[str], None]
+CACHES = ("key_cache", "value_cache")  # attributes of attention modules
 
 
 class LocalModelRunner:
-    """The ModelRunner that computes in this process. Owns the keys and values of `slots` sequences
-    of up to `context` tokens, which the attention modules see as `key_cache` and `value_cache`.
+    """The ModelRunner that computes in this process. Owns the keys and values, which the attention
+    modules see as `key_cache` and `value_cache`: [blocks + 1, BLOCK_SIZE, kv heads, head size], or
+    [slots + 1, context, kv heads, head size]. The last block or row is for padding.
     """
 
     def __init__(
         self,
         model: Any,
         layout: KVCacheLayout,
-        slots: int,
-        context: int,
+        size: CacheSize,
         *,
         rope_limit: RopeLimit | None = None,
         capture_mode: str = "global",
@@ -49,7 +62,8 @@ class LocalModelRunner:
         """`capture_mode`: see GraphRecorder."""
         self._model = model
         self.device: torch.device = model.device
-        self.slots, self.context = slots, context
+        self.slots, self.context, self.blocks = size
+        slots = size.slots
         self.rope_limit = rope_limit
         self._attention_modules: list[Any] = []  # those that have their part of the cache
         self._on_several_devices = len(set(layout.devices.values())) > 1
@@ -61,10 +75,12 @@ class LocalModelRunner:
         self._logits_slots = self._newest_tokens[:0]  # slots of the rows of the latest logits
         self._capture_mode = capture_mode
         self._decode_graphs: dict[int, DecodeGraph] = {}
-        self._prefill_graphs: dict[int, PrefillGraph] = {}
+        self._prefill_graphs: dict[MixedSize, PrefillGraph] = {}
         self._inputs: DecodeInputs | None = None
+        self._graph_logits: torch.Tensor | None = None  # of whichever graph was replayed last
         if self.device.type == "cuda" and not self._on_several_devices:
-            self._inputs = DecodeInputs(slots, context, self.device)
+            self._inputs = DecodeInputs(slots, self.device)
+        self._block_tables: dict[torch.device, torch.Tensor] | None = None
         self._allocate(layout)
 
     @property
@@ -72,11 +88,24 @@ class LocalModelRunner:
         """True on a GPU: steps are only queued, so the host may run ahead."""
         return self.device.type == "cuda"
 
+    @property
+    def cache_bytes(self) -> int:
+        """See ModelRunner."""
+        total = 0
+        for module in self._attention_modules:
+            for name in CACHES:
+                total += getattr(module, name).nbytes
+        return total
+
     def _allocate(self, layout: KVCacheLayout) -> None:
         dtype = self._model.dtype
+        rows = (self.slots + 1, self.context)
+        if self.blocks:
+            rows = (self.blocks + 1, BLOCK_SIZE)
+            self._block_tables = self._make_block_tables(set(layout.devices.values()))
         try:
             for module, (kv_heads, head_size) in layout.shapes.items():
-                shape = (self.slots + 1, self.context, kv_heads, head_size)
+                shape = (*rows, kv_heads, head_size)
                 device = layout.devices[module]
                 keys = torch.empty(shape, dtype=dtype, device=device)
                 values = torch.empty(shape, dtype=dtype, device=device)
@@ -85,6 +114,14 @@ class LocalModelRunner:
         except RuntimeError:  # out of memory
             self.release()
             raise
+
+    def _make_block_tables(self, devices: set[torch.device]) -> dict[torch.device, torch.Tensor]:
+        """Every sequence has the spare block everywhere, until `set_blocks`."""
+        shape = (self.slots + 1, blocks_for(self.context))
+        tables: dict[torch.device, torch.Tensor] = {}
+        for device in devices | {self.device}:
+            tables[device] = torch.full(shape, self.blocks, dtype=torch.int32, device=device)
+        return tables
 
     def release(self) -> None:
         """Frees the graphs and the KV cache."""
@@ -97,6 +134,7 @@ class LocalModelRunner:
         """Computes steps without graphs from now on."""
         self._decode_graphs.clear()
         self._prefill_graphs.clear()
+        self._graph_logits = None
 
     def check(self) -> None:
         """A single process has nothing to check: its errors raise by themselves."""
@@ -106,6 +144,27 @@ class LocalModelRunner:
         for module in self._attention_modules:
             module.key_cache[slot, :tokens].copy_(module.key_cache[source, :tokens])
             module.value_cache[slot, :tokens].copy_(module.value_cache[source, :tokens])
+
+    def set_blocks(self, ranges: list[BlockRange]) -> None:
+        """The sequences have these blocks from the next step on. One upload for all of them."""
+        slots: list[int] = []
+        numbers: list[int] = []
+        blocks: list[int] = []
+        for slot, start, added in ranges:
+            slots += [slot] * len(added)
+            numbers += range(start, start + len(added))
+            blocks += added
+        entries = self._upload(slots + numbers + blocks).view(3, -1)
+        for device, table in (self._block_tables or {}).items():
+            moved = entries.to(device, non_blocking=True)
+            table[moved[0], moved[1]] = moved[2].int()
+
+    def _slot_mapping(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """[tokens] where the keys and values of tokens go in the flattened cache."""
+        if self._block_tables is None:
+            return slots * self.context + positions
+        blocks = self._block_tables[self.device][slots, positions // BLOCK_SIZE]
+        return blocks.long() * BLOCK_SIZE + positions % BLOCK_SIZE
 
     def feed(self, tokens: torch.Tensor) -> None:
         """Takes the tokens sampled from the latest logits [rows], perhaps still being computed:
@@ -120,91 +179,107 @@ class LocalModelRunner:
         chunks: list[PrefillChunk],
         tokens: list[list[int]],
         ends_prompt: list[bool],
+        rows: DecodeRows = NO_ROWS,
         *,
         batch_invariant: bool = False,
     ) -> torch.Tensor:
-        """Computes chunks of prompts. Returns logits [chunks that end a prompt, vocabulary].
+        """Computes chunks of prompts and, where the cache has blocks, the newest token of each of
+        `rows` in the same pass. Returns logits [rows + chunks that end a prompt, vocabulary].
 
         `batch_invariant`: by the largest graph, whatever there is to compute; see `decode`.
         """
-        count = sum(chunk.length for chunk in chunks)
-        size = graph_size(self._prefill_graphs, count, batch_invariant=batch_invariant)
-        if size is None or len(chunks) > MAX_CHUNKS:
-            return self._prefill_eagerly(chunks, tokens, ends_prompt)
+        size = self._mixed_size(chunks, len(rows.slots), batch_invariant=batch_invariant)
+        if size is None or self._inputs is None:
+            return self._prefill_eagerly(chunks, tokens, ends_prompt, rows)
         graph, ending = self._prefill_graphs[size], sum(ends_prompt)
         unused = [PrefillChunk(self._spare_slot, 0, 0)] * (MAX_CHUNKS - len(chunks))
-        packed = self._pack(
-            chunks, tokens, ends_prompt, padding=size - count, logits_padding=MAX_CHUNKS - ending
+        packed = pack_chunks(
+            chunks,
+            tokens,
+            ends_prompt,
+            self._spare_slot,
+            padding=size.tokens - sum(chunk.length for chunk in chunks),
+            logits_padding=MAX_CHUNKS - ending,
         )
         graph.fill(packed, chunk_table([*chunks, *unused]))
-        self._logits_slots = graph.logits_slots[:ending]
+        self._fill_rows(self._inputs, rows, size.rows)
         graph.graph.replay()
-        return graph.logits[:ending]
+        slots, logits = graph.logits_slots[:ending], graph.logits[size.rows : size.rows + ending]
+        if rows.slots:
+            count = len(rows.slots)
+            slots = torch.cat((self._inputs.slot_indices[:count], slots))
+            logits = torch.cat((graph.logits[:count], logits))
+        self._logits_slots = slots
+        return logits
+
+    def _mixed_size(
+        self, chunks: list[PrefillChunk], rows: int, *, batch_invariant: bool
+    ) -> MixedSize | None:
+        """Of the graph to take."""
+        if not self._prefill_graphs or len(chunks) > MAX_CHUNKS:
+            return None
+        tokens = graph_size(
+            sorted({size.tokens for size in self._prefill_graphs}),
+            sum(chunk.length for chunk in chunks),
+            batch_invariant=batch_invariant,
+        )
+        row_sizes = sorted({size.rows for size in self._prefill_graphs})
+        row_size = graph_size(row_sizes, rows, batch_invariant=False)
+        if tokens is None or row_size is None:
+            return None
+        return MixedSize(tokens, row_size)
+
+    def _fill_rows(self, inputs: DecodeInputs, rows: DecodeRows, size: int) -> None:
+        """The rows that are left over compute in the spare slot."""
+        padding = size - len(rows.slots)
+        inputs.fill(
+            [*rows.slots, *[self._spare_slot] * padding], [*rows.positions, *[-1] * padding]
+        )
 
     def _prefill_eagerly(
-        self, chunks: list[PrefillChunk], tokens: list[list[int]], ends_prompt: list[bool]
-    ) -> torch.Tensor:
-        for chunk in chunks:
-            self._initialized[chunk.slot] = chunk.end  # beyond are former sequences' leftovers
-        count, ending = sum(chunk.length for chunk in chunks), sum(ends_prompt)
-        packed = self._upload(self._pack(chunks, tokens, ends_prompt))
-        ids, slot_mapping, positions, known_lengths, last_tokens, self._logits_slots = packed.split(
-            [count, count, count, count, ending, ending]
-        )
-        table = self._upload(chunk_table(chunks)).int()
-        slots, lengths, starts = table.split([len(chunks), len(chunks), len(chunks) + 1])
-        step = Step(
-            slot_mapping,
-            slots,
-            lengths,
-            chunks=tuple(chunks),
-            chunk_starts=starts,
-            max_chunk_length=max(chunk.length for chunk in chunks),
-            prefill_lengths=known_lengths,
-        )
-        return self._forward(step, ids, positions, last_tokens)
-
-    def _pack(
         self,
         chunks: list[PrefillChunk],
         tokens: list[list[int]],
         ends_prompt: list[bool],
-        *,
-        padding: int = 0,
-        logits_padding: int = 0,
-    ) -> list[int]:
-        """The int64 inputs of a prefill, concatenated for one upload. Per token: its id, slot
-        mapping, position and `known_length`. Per chunk that ends a prompt: the index of its last
-        token, then its slot. Padding computes in the spare slot.
-        """
-        ids: list[int] = []
-        slot_mapping: list[int] = []
-        positions: list[int] = []
-        known_lengths: list[int] = []
-        last_tokens: list[int] = []
-        logits_slots: list[int] = []
-        for chunk, chunk_tokens, ends in zip(chunks, tokens, ends_prompt, strict=True):
-            slot_start = chunk.slot * self.context
-            ids += chunk_tokens
-            slot_mapping += range(slot_start + chunk.start, slot_start + chunk.end)
-            positions += range(chunk.start, chunk.end)
-            known_lengths += [chunk.known_length] * chunk.length
-            if ends:
-                last_tokens.append(len(ids) - 1)
-                logits_slots.append(chunk.slot)
-        zeros = [0] * padding
-        ids += zeros
-        slot_mapping += [self._spare_slot * self.context] * padding
-        positions += zeros
-        known_lengths += zeros
-        last_tokens += [0] * logits_padding
-        logits_slots += [self._spare_slot] * logits_padding
-        return ids + slot_mapping + positions + known_lengths + last_tokens + logits_slots
+        rows: DecodeRows,
+    ) -> torch.Tensor:
+        for chunk in chunks:
+            self._initialized[chunk.slot] = chunk.end  # beyond are former sequences' leftovers
+        count, ending = sum(chunk.length for chunk in chunks), sum(ends_prompt)
+        packed = self._upload(pack_chunks(chunks, tokens, ends_prompt, self._spare_slot))
+        ids, token_slots, positions, known_lengths, last_tokens, logits_slots = packed.split(
+            [count, count, count, count, ending, ending]
+        )
+        table = self._upload(chunk_table(chunks)).int()
+        slots, lengths, starts = table.split([len(chunks), len(chunks), len(chunks) + 1])
+        row_slots, row_positions = self._upload([*rows.slots, *rows.positions]).view(2, -1)
+        step = Step(
+            self._slot_mapping(
+                torch.cat((row_slots, token_slots)), torch.cat((row_positions, positions))
+            ),
+            row_slots.int(),
+            (row_positions + 1).int(),
+            chunks=tuple(chunks),
+            chunk_slots=slots,
+            chunk_lengths=lengths,
+            chunk_starts=starts,
+            prefill_lengths=known_lengths,
+            block_tables=self._block_tables,
+        )
+        self._logits_slots = torch.cat((row_slots, logits_slots))
+        return self._forward(
+            step,
+            torch.cat((self._newest_tokens[row_slots], ids)),
+            torch.cat((row_positions, positions)),
+            torch.cat(
+                (torch.arange(len(row_slots), device=self.device), last_tokens + len(row_slots))
+            ),
+        )
 
     # ---- decode
 
     def decode(
-        self, slots: list[int], positions: list[int], *, batch_invariant: bool = False
+        self, slots: Sequence[int], positions: Sequence[int], *, batch_invariant: bool = False
     ) -> torch.Tensor:
         """Computes the newest token of each slot, at `positions`. Returns logits [rows,
         vocabulary], which the next call may overwrite.
@@ -213,31 +288,35 @@ class LocalModelRunner:
         size: a GPU's libraries choose another order of summation for another number of rows.
         """
         count = len(slots)
-        size = graph_size(self._decode_graphs, count, batch_invariant=batch_invariant)
+        sizes: Iterable[int] = self._decode_graphs
+        if batch_invariant:
+            sizes = [size for size in sizes if size <= INVARIANT_ROWS]
+        size = graph_size(sizes, count, batch_invariant=batch_invariant)
         if size is None or self._inputs is None:
             return self._decode_eagerly(slots, positions, batch_invariant=batch_invariant)
-        padding = size - count
-        self._inputs.fill(slots + [self._spare_slot] * padding, positions + [0] * padding)
+        self._fill_rows(self._inputs, DecodeRows(slots, positions), size)
         self._logits_slots = self._inputs.slot_indices[:count]
         graph, logits = self._decode_graphs[size]
         graph.replay()
         return logits[:count]
 
     def _decode_eagerly(
-        self, slots: list[int], positions: list[int], *, batch_invariant: bool
+        self, slots: Sequence[int], positions: Sequence[int], *, batch_invariant: bool
     ) -> torch.Tensor:
         chunks = []
         for slot, position in zip(slots, positions, strict=True):
             chunks.append(PrefillChunk(slot, position, 1))
-            self._zero_padding(slot, position + 1)
+            if not self.blocks:
+                self._zero_padding(slot, position + 1)
         slot_indices = self._logits_slots = self._upload(slots)
         device_positions = self._upload(positions)
         step = Step(
-            slot_indices * self.context + device_positions,
+            self._slot_mapping(slot_indices, device_positions),
             slot_indices.int(),
             (device_positions + 1).int(),
             chunks=tuple(chunks),
             batch_invariant=batch_invariant,
+            block_tables=self._block_tables,
         )
         return self._forward(step, self._newest_tokens[slot_indices], device_positions, None)
 
@@ -275,7 +354,7 @@ class LocalModelRunner:
         logits: torch.Tensor = output.logits
         return logits[0].to(self.device)
 
-    def _upload(self, values: list[int]) -> torch.Tensor:
+    def _upload(self, values: Sequence[int]) -> torch.Tensor:
         """int64 on the device, without waiting for the copy."""
         host = torch.tensor(values, dtype=torch.long, pin_memory=self.asynchronous)
         return host.to(self.device, non_blocking=True)
@@ -305,48 +384,69 @@ class LocalModelRunner:
             progress(f"capturing the graph of a batch of {size} ({number} of {len(sizes)})")
             decode_graphs[size] = self._record_decode(recorder, self._inputs, size)
         self._decode_graphs = dict(sorted(decode_graphs.items()))
-        for size in GRAPH_PREFILL_TOKENS:
-            progress(f"capturing the graph of a prefill of {size} tokens")
-            self._prefill_graphs[size] = self._record_prefill(recorder, size)
+        row_sizes = [size for size in GRAPH_MIXED_ROWS if size < self.slots] + [self.slots]
+        for tokens in reversed(GRAPH_PREFILL_TOKENS):
+            for rows in reversed(row_sizes):
+                progress(f"capturing the graph of a prefill of {tokens} tokens beside {rows} rows")
+                mixed = MixedSize(tokens, rows)
+                self._prefill_graphs[mixed] = self._record_prefill(recorder, self._inputs, mixed)
+
+    def _kept_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """A copy in memory that all graphs share: theirs, one each, would be gigabytes."""
+        if self._graph_logits is None:
+            shape = (self.slots + MAX_CHUNKS, logits.shape[1])
+            self._graph_logits = torch.empty(shape, dtype=logits.dtype, device=logits.device)
+        return self._graph_logits[: len(logits)].copy_(logits)
 
     def _record_decode(
         self, recorder: GraphRecorder, inputs: DecodeInputs, size: int
     ) -> DecodeGraph:
-        inputs.fill([self._spare_slot] * size, [0] * size)
-        step = Step(inputs.slot_mapping[:size], inputs.slots[:size], inputs.lengths[:size])
+        self._fill_rows(inputs, NO_ROWS, size)
 
         def run() -> torch.Tensor:
-            ids = self._newest_tokens[inputs.slot_indices[:size]]
-            return self._forward(step, ids, inputs.positions[:size], None)
+            slot_indices, positions = inputs.slot_indices[:size], inputs.positions[:size]
+            step = Step(
+                self._slot_mapping(slot_indices, positions),
+                inputs.slots[:size],
+                inputs.lengths[:size],
+                block_tables=self._block_tables,
+            )
+            ids = self._newest_tokens[slot_indices]
+            return self._kept_logits(self._forward(step, ids, positions, None))
 
         return DecodeGraph(*recorder.record(run))
 
-    def _record_prefill(self, recorder: GraphRecorder, size: int) -> PrefillGraph:
-        packed = torch.zeros(4 * size + 2 * MAX_CHUNKS, dtype=torch.long, device=self.device)
-        ids, slot_mapping, positions, known_lengths, last_tokens, logits_slots = packed.split(
-            [size, size, size, size, MAX_CHUNKS, MAX_CHUNKS]
+    def _record_prefill(
+        self, recorder: GraphRecorder, inputs: DecodeInputs, size: MixedSize
+    ) -> PrefillGraph:
+        count = size.tokens
+        packed = torch.zeros(4 * count + 2 * MAX_CHUNKS, dtype=torch.long, device=self.device)
+        ids, token_slots, positions, known_lengths, last_tokens, logits_slots = packed.split(
+            [count, count, count, count, MAX_CHUNKS, MAX_CHUNKS]
         )
         table = torch.zeros(3 * MAX_CHUNKS + 1, dtype=torch.int32, device=self.device)
         slots, lengths, starts = table.split([MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS + 1])
-        slot_mapping.fill_(self._spare_slot * self.context)
+        token_slots.fill_(self._spare_slot)
         slots.fill_(self._spare_slot)
-        step = Step(
-            slot_mapping,
-            slots,
-            lengths,
-            chunk_starts=starts,
-            max_chunk_length=size,
-            prefill_lengths=known_lengths,
-        )
-        graph, logits = recorder.record(lambda: self._forward(step, ids, positions, last_tokens))
+        self._fill_rows(inputs, NO_ROWS, size.rows)
+
+        def run() -> torch.Tensor:  # whatever it reads must live as long as the graph
+            row_slots = inputs.slot_indices[: size.rows]
+            all_positions = torch.cat((inputs.positions[: size.rows], positions))
+            step = Step(
+                self._slot_mapping(torch.cat((row_slots, token_slots)), all_positions),
+                inputs.slots[: size.rows],
+                inputs.lengths[: size.rows],
+                chunk_slots=slots,
+                chunk_lengths=lengths,
+                chunk_starts=starts,
+                prefill_lengths=known_lengths,
+                block_tables=self._block_tables,
+            )
+            all_ids = torch.cat((self._newest_tokens[row_slots], ids))
+            first_rows = torch.arange(size.rows, device=self.device)
+            logits_at = torch.cat((first_rows, last_tokens + size.rows))
+            return self._kept_logits(self._forward(step, all_ids, all_positions, logits_at))
+
+        graph, logits = recorder.record(run)
         return PrefillGraph(graph, logits, packed, table, logits_slots)
-
-
-def chunk_table(chunks: list[PrefillChunk]) -> list[int]:
-    """The int32 inputs of a prefill: per chunk its slot, then its end, then its offset among the
-    step's tokens, with the total at the end.
-    """
-    slots = [chunk.slot for chunk in chunks]
-    ends = [chunk.end for chunk in chunks]
-    starts = accumulate((chunk.length for chunk in chunks), initial=0)
-    return [*slots, *ends, *starts]

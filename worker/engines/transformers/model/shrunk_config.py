@@ -66,13 +66,20 @@ def shrunk(config: Any) -> Any:
 def _shrink(values: dict[Any, Any], parent: _Scale | None = None) -> dict[Any, Any]:
     """`parent`: the scale of the enclosing level, for a level without heads of its own."""
     has_heads = any(_MAIN_HEADS.match(str(name)) for name in values)
-    scale = _scale(values) if has_heads or parent is None else parent
-    small = {name: _shrink_value(str(name), value, scale) for name, value in values.items()}
+    if parent is None or has_heads:
+        scale = _scale(values)
+    else:
+        scale = parent
+    small = _shrink_values(values, scale)
     if "dynamic" in str(small.get("rope_parameters")):  # changes from the model's own length on
         for name in small:
             if _POSITIONS.match(str(name)):
                 small[name] = ORIGINAL
     return small
+
+
+def _shrink_values(values: dict[Any, Any], scale: _Scale) -> dict[Any, Any]:
+    return {name: _shrink_value(str(name), value, scale) for name, value in values.items()}
 
 
 def _shrink_value(name: str, value: Any, scale: _Scale) -> Any:
@@ -96,14 +103,12 @@ def _shrink_list(name: str, values: list[Any], scale: _Scale) -> list[Any]:
 
 
 def _shrink_layer_settings(values: dict[Any, dict[str, Any]], scale: _Scale) -> dict[str, Any]:
-    by_layer = {int(layer): settings for layer, settings in values.items()}
+    """The settings of single layers, by their indices."""
     small = {}
-    for new, old in enumerate(scale.kept_layers):
-        settings = by_layer.get(old)
-        if settings is not None:
-            small[str(new)] = {
-                name: _shrink_value(name, value, scale) for name, value in settings.items()
-            }
+    for layer, settings in values.items():
+        if int(layer) in scale.kept_layers:
+            new_index = scale.kept_layers.index(int(layer))
+            small[str(new_index)] = _shrink_values(settings, scale)
     return small
 
 
@@ -147,7 +152,9 @@ def _capped(name: str, value: int) -> int:
     for pattern, largest in _LARGEST:
         if pattern.search(name):
             return min(value, largest)
-    return LIMIT if value > _LARGE else value
+    if value > _LARGE:
+        return LIMIT
+    return value
 
 
 def _scale(values: dict[Any, Any]) -> _Scale:
@@ -159,14 +166,16 @@ def _scale(values: dict[Any, Any]) -> _Scale:
     divisor = 1
     if head_size and head_size % _HEAD_SIZE == 0:
         divisor = head_size // _HEAD_SIZE
-    heads_fill_layer = head_size * heads == hidden_size
+    new_hidden_size = _WIDTH
+    if head_size * heads == hidden_size:  # heads fill the layer
+        new_hidden_size = _HEADS * (head_size // divisor)
     return _Scale(
         kept_layers=_kept_layers(values, layers),
         layers=layers,
         heads=heads,
         divisor=divisor,
         hidden_size=max(1, hidden_size),
-        new_hidden_size=_HEADS * (head_size // divisor) if heads_fill_layer else _WIDTH,
+        new_hidden_size=new_hidden_size,
     )
 
 
@@ -187,12 +196,13 @@ def _kept_layers(values: dict[Any, Any], layers: int) -> tuple[int, ...]:
             index_lists.append(value)
         elif layers > 1 and len(value) == layers:
             trait_lists.append(value)
-    trait_lists = [traits for traits in trait_lists if traits not in index_lists]
     first_of_kind: dict[str, int] = {}
     for layer in range(layers):
-        traits = [traits[layer] for traits in trait_lists]
-        traits += [layer in indices for indices in index_lists]
-        first_of_kind.setdefault(str(traits), layer)
+        kind: list[Any] = [layer in indices for indices in index_lists]
+        for traits in trait_lists:
+            if traits not in index_lists:
+                kind.append(traits[layer])
+        first_of_kind.setdefault(str(kind), layer)
     kept = set(first_of_kind.values())
     for layer in range(layers):
         if len(kept) < _LAYERS:

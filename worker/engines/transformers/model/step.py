@@ -1,6 +1,6 @@
 """The input of one forward pass: which tokens of which slots it computes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -28,7 +28,25 @@ class PrefillChunk(NamedTuple):
         return max(self.prompt_length, self.end)
 
 
-class Block(NamedTuple):
+class DecodeRows(NamedTuple):
+    """Sequences whose newest token a step computes, each at its position."""
+
+    slots: Sequence[int]
+    positions: Sequence[int]
+
+
+NO_ROWS = DecodeRows((), ())
+
+
+class BlockRange(NamedTuple):
+    """Blocks of the cache that belong to a sequence, from the one with number `start` on."""
+
+    slot: int
+    start: int
+    blocks: tuple[int, ...]
+
+
+class RowGroup(NamedTuple):
     """Decoding rows that one attention call computes: neighbouring slots of similar length."""
 
     rows: torch.Tensor  # [rows] int64: their indices in the step
@@ -43,25 +61,31 @@ class Block(NamedTuple):
 class Step:
     """What the attention of every layer needs to know of the forward pass in progress.
 
-    The tensors are on the model's first device; `slot_mapping` and `known_lengths` are int64, the
-    others int32. With CUDA graphs they are the graph's static inputs, refilled for each step.
+    Its tokens are those of rows that decode, one each, then those of chunks. The tensors are on the
+    model's first device; `slot_mapping` and `known_lengths` are int64, the others int32. With CUDA
+    graphs they are the graph's static inputs, refilled for each step.
     """
 
-    slot_mapping: torch.Tensor  # [tokens] slot * context + position: where keys and values go
-    slots: torch.Tensor  # [chunks]
-    lengths: torch.Tensor  # [chunks] tokens in the slot, including this step's
+    slot_mapping: torch.Tensor  # [tokens] where keys and values go in the flattened cache
+    slots: torch.Tensor  # [rows]
+    lengths: torch.Tensor  # [rows] tokens in the slot, including this step's; 0: unused
     chunks: tuple[PrefillChunk, ...] = ()  # on the host, for the SDPA path
-    chunk_starts: torch.Tensor | None = None  # [chunks + 1] offsets; None: one token per chunk
-    max_chunk_length: int = 1
+    chunk_slots: torch.Tensor | None = None  # [chunks]; None: there are no chunks
+    chunk_lengths: torch.Tensor | None = None  # [chunks] as `lengths`
+    chunk_starts: torch.Tensor | None = None  # [chunks + 1] offsets among the chunks' tokens
     batch_invariant: bool = False  # a row's rounding must not depend on the other rows
     prefill_lengths: torch.Tensor | None = None  # [tokens] `known_length` of the token's chunk
+    # [slots + 1, blocks a sequence] int32, by device: a sequence's blocks; None: slots are rows
+    block_tables: dict[torch.device, torch.Tensor] | None = None
     copies: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
-    _blocks: list[Block] = field(default_factory=list, repr=False, compare=False)
+    _row_groups: list[RowGroup] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def known_lengths(self) -> torch.Tensor:
         """[tokens] how long each token's sequence is known to become; see `rope`."""
-        return self.lengths if self.prefill_lengths is None else self.prefill_lengths
+        if self.prefill_lengths is None:
+            return self.lengths
+        return torch.cat((self.lengths.to(self.prefill_lengths.dtype), self.prefill_lengths))
 
     def on(self, device: torch.device) -> "Step":
         """The same step for a layer on `device`. Copied once per device."""
@@ -73,27 +97,30 @@ class Step:
                 slot_mapping=self.slot_mapping.to(device, non_blocking=True),
                 slots=self.slots.to(device, non_blocking=True),
                 lengths=self.lengths.to(device, non_blocking=True),
+                chunk_slots=_moved(self.chunk_slots, device),
+                chunk_lengths=_moved(self.chunk_lengths, device),
                 chunk_starts=_moved(self.chunk_starts, device),
                 prefill_lengths=_moved(self.prefill_lengths, device),
                 copies={},
-                _blocks=[],
+                _row_groups=[],
             )
         return self.copies[device]
 
-    def blocks(self, context: int, dtype: torch.dtype) -> list[Block]:
+    def row_groups(self, context: int, dtype: torch.dtype) -> list[RowGroup]:
         """The rows of a decoding step, grouped; computed by the first layer that asks."""
-        if not self._blocks:
+        if not self._row_groups:
             device = self.slot_mapping.device
-            self._blocks.extend(
-                decode_blocks(
-                    self.chunks, context, dtype, device, batch_invariant=self.batch_invariant
-                )
+            groups = group_rows(
+                self.chunks, context, dtype, device, batch_invariant=self.batch_invariant
             )
-        return self._blocks
+            self._row_groups.extend(groups)  # the dataclass is frozen
+        return self._row_groups
 
 
 def _moved(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=True)
+    if tensor is None:
+        return None
+    return tensor.to(device, non_blocking=True)
 
 
 class _Row(NamedTuple):
@@ -104,30 +131,33 @@ class _Row(NamedTuple):
     length: int
 
 
-def decode_blocks(
+def group_rows(
     chunks: Iterable[PrefillChunk],
     context: int,
     dtype: torch.dtype,
     device: torch.device,
     *,
     batch_invariant: bool = False,
-) -> list[Block]:
-    """Groups the rows of a decoding step into as few blocks as is sensible. The number of keys read
+) -> list[RowGroup]:
+    """Groups the rows of a decoding step into as few groups as is sensible. The number of keys read
     for a row depends on its own length alone.
 
-    `batch_invariant`: one block per row, as the order of a library's sums depends on the thread.
+    `batch_invariant`: one group per row, as the order of a library's sums depends on the thread.
     """
     by_key_count: dict[int, list[_Row]] = {}
     for row, chunk in enumerate(chunks):
         key_count = padded_length(chunk.end, context)
         by_key_count.setdefault(key_count, []).append(_Row(chunk.slot, row, chunk.end))
-    blocks = []
+    groups = []
     for key_count, rows in by_key_count.items():
         rows.sort()
-        runs = [[row] for row in rows] if batch_invariant else _dense_runs(rows)
+        if batch_invariant:
+            runs = [[row] for row in rows]
+        else:
+            runs = _dense_runs(rows)
         for run in runs:
-            blocks.append(_block(run, key_count, dtype, device))
-    return blocks
+            groups.append(_row_group(run, key_count, dtype, device))
+    return groups
 
 
 def padded_length(length: int, context: int) -> int:
@@ -136,7 +166,7 @@ def padded_length(length: int, context: int) -> int:
 
 
 def _dense_runs(rows: list[_Row]) -> list[list[_Row]]:
-    """Splits `rows`, sorted by slot, where more than half the block would be unused slots."""
+    """Splits `rows`, sorted by slot, where more than half the group would be unused slots."""
     runs = [[rows[0]]]
     for row in rows[1:]:
         run = runs[-1]
@@ -148,7 +178,9 @@ def _dense_runs(rows: list[_Row]) -> list[list[_Row]]:
     return runs
 
 
-def _block(run: list[_Row], key_count: int, dtype: torch.dtype, device: torch.device) -> Block:
+def _row_group(
+    run: list[_Row], key_count: int, dtype: torch.dtype, device: torch.device
+) -> RowGroup:
     first_slot, end_slot = run[0].slot, run[-1].slot + 1
     offsets = torch.tensor([row.slot - first_slot for row in run])
     # Unused slots attend to one key: softmax over none is NaN.
@@ -156,7 +188,7 @@ def _block(run: list[_Row], key_count: int, dtype: torch.dtype, device: torch.de
     lengths[offsets] = torch.tensor([row.length for row in run])
     hidden = torch.arange(key_count) >= lengths[:, None]
     mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-    return Block(
+    return RowGroup(
         rows=torch.tensor([row.row for row in run]).to(device),
         offsets=offsets.to(device),
         first_slot=first_slot,

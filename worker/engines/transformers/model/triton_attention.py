@@ -1,134 +1,90 @@
-"""Attention kernels for a GPU, over slots of any length. Decoding is a Triton kernel, so that many
-multiprocessors share a long context and a short one costs its own bytes only. Prefill goes through
-the flash attention that torch ships.
+"""Attention on a GPU over a paged KV cache, by the kernels of `triton_kernels`.
 
-Flash decoding: Dao et al., 2023, https://pytorch.org/blog/flash-decoding/ - the keys of a sequence
-are split, each part has its own softmax, and the parts are combined by their maxima.
+Keys and values are in blocks [blocks, block size, kv heads, head size], block size a power of two.
+`block_tables` [sequences, blocks of each] int32 says where: position p of sequence s is in block
+`block_tables[s, p // block size]`. The query heads that share a key head are more queries of it to
+a kernel, so keys are read once for them. All grids follow from shapes alone: nothing of the data is
+read on the host, and a CUDA graph can hold the calls.
 """
 
-from typing import Any
+import math
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
-from worker.engines.transformers.model.step import Step
+from worker.engines.transformers.model.triton_kernels import (
+    combine_kernel,
+    decode_kernel,
+    prefill_kernel,
+)
+
+# ---- decoding
 
 _BLOCK = 64  # keys read at a time: the best of 32, 64 and 128 on an H200 at every batch size tried
-_MAX_SPLITS = 16
-_MIN_PROGRAMS = 256  # about twice an H100's multiprocessors: more would not hide more latency
+_DECODE_WARPS = 4
+_DECODE_STAGES = 3
+# A batch of fewer programs (rows * kv heads) splits its rows into parts until there are so many:
+# about twice an H100's multiprocessors.
+_MIN_PROGRAMS = 256
+_MAX_PART = 2048  # keys of a part: a long row among short ones must not be one program's work
+_EXTRA_PROGRAMS = 512  # that compute parts other than first ones: as many as are resident at once
+_MAX_PARTIALS = 8192  # rows * parts that there is memory for: heads * head size * 4 bytes of each
+_COMBINED_PARTS = 16  # read at a time
+_COMBINE_WARPS = 2
+
+# ---- prefill
 
 
-@triton.jit
-def _decode(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read top to bottom
-    query, key, value, key_cache, value_cache, slots, lengths,
-    out, part_maxima, part_sums, parts, scale, window, softcap,
-    query_row, query_head, key_row, key_head, value_row, value_head,
-    cache_slot, cache_token, cache_head,
-    GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr, SPLITS: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
-    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths + row)
-    first = 0
-    if WINDOW:
-        first = tl.maximum(0, length - window) // BLOCK * BLOCK
-    cached = length - 1  # tokens in the cache; the newest one is in registers below
-    split_length = tl.cdiv(tl.cdiv(cached - first, SPLITS), BLOCK) * BLOCK
-    begin = first + split * split_length
-    end = tl.minimum(cached, begin + split_length)
+class Tile(NamedTuple):
+    """How a program of `prefill` goes about its work."""
 
-    group = tl.arange(0, PADDED_GROUP)  # query heads that share a key head; tl.dot needs 16
-    dims = tl.arange(0, PADDED_SIZE)
-    valid = (group < GROUP)[:, None] & (dims < SIZE)[None, :]
-    q = tl.load(
-        query + row * query_row + (head * GROUP + group)[:, None] * query_head + dims[None, :],
-        mask=valid,
-        other=0.0,
-    )
-    base = tl.load(slots + row).to(tl.int64) * cache_slot + head * cache_head
-    maximum = tl.full([PADDED_GROUP], float("-inf"), tl.float32)
-    weight_sum = tl.zeros([PADDED_GROUP], tl.float32)
-    weighted = tl.zeros([PADDED_GROUP, PADDED_SIZE], tl.float32)
-    for start in range(begin, end, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        in_split = token < end
-        offset = base + token * cache_token
-        k = tl.load(
-            key_cache + offset[None, :] + dims[:, None],
-            mask=in_split[None, :] & (dims < SIZE)[:, None],
-            other=0.0,
-        )
-        score = tl.dot(q, k) * scale
-        if SOFTCAP:
-            score = softcap * (2 * tl.sigmoid(2 * score / softcap) - 1)
-        visible = in_split
-        if WINDOW:
-            visible = visible & (token >= length - window)
-        score = tl.where(visible[None, :], score, float("-inf"))
-        new_maximum = tl.maximum(maximum, tl.max(score, 1))
-        # -inf in a block that the window hides entirely
-        safe_maximum = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        rescale = tl.exp(maximum - safe_maximum)
-        weight = tl.exp(score - safe_maximum[:, None])
-        v = tl.load(
-            value_cache + offset[:, None] + dims[None, :],
-            mask=in_split[:, None] & (dims < SIZE)[None, :],
-            other=0.0,
-        )
-        weighted = weighted * rescale[:, None] + tl.dot(weight.to(v.dtype), v)
-        weight_sum = weight_sum * rescale + tl.sum(weight, 1)
-        maximum = new_maximum
-    if split == 0:  # the newest token: store it, and attend to it
-        valid_dims = dims < SIZE
-        offset = base + cached * cache_token + dims
-        new_key = tl.load(key + row * key_row + head * key_head + dims, mask=valid_dims, other=0.0)
-        new_value = tl.load(
-            value + row * value_row + head * value_head + dims, mask=valid_dims, other=0.0
-        )
-        tl.store(key_cache + offset, new_key, mask=valid_dims)
-        tl.store(value_cache + offset, new_value, mask=valid_dims)
-        score_of_new = tl.sum(q.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale
-        if SOFTCAP:
-            score_of_new = softcap * (2 * tl.sigmoid(2 * score_of_new / softcap) - 1)
-        new_maximum = tl.maximum(maximum, score_of_new)
-        rescale = tl.exp(maximum - new_maximum)
-        weight = tl.exp(score_of_new - new_maximum)
-        weighted = weighted * rescale[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
-        weight_sum = weight_sum * rescale + weight
-        maximum = new_maximum
-    heads = tl.num_programs(1) * GROUP
-    index = row * heads + head * GROUP + group
-    if SPLITS == 1:
-        weighted = weighted / weight_sum[:, None]
-        tl.store(
-            out + index[:, None] * SIZE + dims[None, :],
-            weighted.to(out.dtype.element_ty),
-            mask=valid,
-        )
-    else:
-        index = index * SPLITS + split
-        tl.store(part_maxima + index, maximum, mask=group < GROUP)
-        tl.store(part_sums + index, weight_sum, mask=group < GROUP)
-        tl.store(parts + index[:, None] * SIZE + dims[None, :], weighted, mask=valid)
+    queries: int  # tokens * the heads that share a key head
+    keys: int  # read at a time
+    warps: int
+    stages: int
 
 
-@triton.jit
-def _combine(  # type: ignore[no-untyped-def]
-    part_maxima, part_sums, parts, out,
-    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    index = tl.program_id(0)
-    split = index * SPLITS + tl.arange(0, SPLITS)
-    dims = tl.arange(0, PADDED_SIZE)
-    maximum = tl.load(part_maxima + split)
-    weight = tl.exp(maximum - tl.max(maximum, 0))
-    part = tl.load(
-        parts + split[:, None] * SIZE + dims[None, :], mask=(dims < SIZE)[None, :], other=0.0
-    )
-    weight_sum = tl.sum(tl.load(part_sums + split) * weight, 0)
-    combined = tl.sum(part * weight[:, None], 0) / weight_sum
-    tl.store(out + index * SIZE + dims, combined.to(out.dtype.element_ty), mask=dims < SIZE)
+# By head size, rounded up to a power of two. Eight warps are two of Hopper's warp groups, each with
+# 64 queries: with four, the accumulators of a head of 128 would not fit into the registers. They
+# take up to 192 KiB of shared memory.
+_TILES = {
+    16: Tile(128, 64, 4, 3),
+    32: Tile(128, 64, 4, 3),
+    64: Tile(128, 64, 4, 3),
+    128: Tile(128, 64, 8, 3),
+    256: Tile(128, 64, 8, 2),
+    512: Tile(64, 32, 8, 2),
+}
+# For GPUs that have less: up to 98 KiB.
+_SMALL_TILES = {
+    16: Tile(128, 64, 4, 3),
+    32: Tile(128, 64, 4, 3),
+    64: Tile(128, 64, 4, 3),
+    128: Tile(128, 64, 8, 2),
+    256: Tile(64, 32, 8, 2),
+    512: Tile(32, 32, 8, 2),
+}
+_LARGE_SHARED_MEMORY = 200_000  # bytes a program may have: Hopper's 232,448 and more
+_FLOAT32_TILE = Tile(32, 32, 4, 2)  # for tests: no tensor cores, and twice the memory
+
+
+class Split(NamedTuple):
+    """How a decoding step is divided among programs, as far as shapes tell."""
+
+    splits: int  # parts that every row is split into, if it is long enough
+    max_parts: int  # of a row
+    extra_programs: int  # per kv head, beside one for each row
+
+
+def split(rows: int, kv_heads: int, max_length: int) -> Split:
+    """For sequences of at most `max_length` keys."""
+    splits = triton.next_power_of_2(max(1, _MIN_PROGRAMS // (rows * kv_heads)))
+    max_parts = max(splits, triton.cdiv(max_length, _MAX_PART))
+    max_parts = min(max_parts, triton.cdiv(max_length, _BLOCK), max(1, _MAX_PARTIALS // rows))
+    extra = min(rows * (max_parts - 1), triton.cdiv(_EXTRA_PROGRAMS, kv_heads))
+    return Split(splits, max_parts, extra)
 
 
 def decode(
@@ -137,46 +93,60 @@ def decode(
     value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    slots: torch.Tensor,
+    block_tables: torch.Tensor,
+    rows: torch.Tensor,
     lengths: torch.Tensor,
     scale: float,
     window: int,
     softcap: float,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One token per row: stores `key` and `value` [rows, kv heads, head size] in the caches
-    [slots, context, kv heads, head size] and attends with `query` [rows, heads, head size].
+    """One token per row: stores `key` and `value` [rows, kv heads, head size] in the caches and
+    attends with `query` [rows, heads, head size]. Returns the shape of `query`.
 
-    `slots` and `lengths` (including the new token) are [rows] int32. Returns the shape of `query`.
+    `rows` [rows] int32: each one's sequence in `block_tables`. `lengths` [rows] int32: including
+    the new token; 0: an unused row, whose output is zeros. `window`, `softcap`: 0: none. `sinks`
+    [heads]: a logit that takes part in the softmax and has no value.
+
+    How a row is split depends on its own length and on shapes, never on the other rows.
     """
-    rows, heads, size = query.shape
-    kv_heads = key_cache.shape[2]
-    group = heads // kv_heads
-    wanted_splits = triton.next_power_of_2(_MIN_PROGRAMS // (rows * kv_heads))
-    splits = min(_MAX_SPLITS, max(1, wanted_splits))
-    out = torch.empty((rows, heads, size), device=query.device, dtype=query.dtype)
-    part_maxima = part_sums = parts = out  # unused by a single split
-    if splits > 1:
-        part_maxima = torch.empty((rows, heads, splits), device=query.device, dtype=torch.float32)
+    count, heads, size = query.shape
+    kv_heads, page = key_cache.shape[2], key_cache.shape[1]
+    out = torch.empty((count, heads, size), device=query.device, dtype=query.dtype)
+    if count == 0:
+        return out
+    group, padded_size = heads // kv_heads, _padded(size)
+    max_length = block_tables.shape[1] * page
+    if window:
+        max_length = min(max_length, window + _BLOCK)
+    splits, max_parts, extra_programs = split(count, kv_heads, max_length)
+    part_maxima = part_sums = parts = out  # unused by rows of a single part
+    if max_parts > 1:
+        shape = (count, heads, max_parts)
+        part_maxima = torch.empty(shape, device=query.device, dtype=torch.float32)
         part_sums = torch.empty_like(part_maxima)
-        parts = torch.empty((rows, heads, splits, size), device=query.device, dtype=torch.float32)
-    padded_size = triton.next_power_of_2(size)
-    grid: Any = (rows, kv_heads, splits)
-    _decode[grid](
-        query, key, value, key_cache, value_cache, slots, lengths,
-        out, part_maxima, part_sums, parts, scale, window, softcap,
+        parts = torch.empty((*shape, size), device=query.device, dtype=torch.float32)
+    block = _BLOCK if padded_size <= 128 else _BLOCK // 2
+    grid: Any = (kv_heads, count + extra_programs)
+    decode_kernel[grid](
+        query, key, value, key_cache, value_cache, block_tables, rows, lengths,
+        out if sinks is None else sinks, out, part_maxima, part_sums, parts,
+        count, splits, max_parts, scale, softcap, _to_log2(scale, softcap), window,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1),
         value.stride(0), value.stride(1),
-        key_cache.stride(0), key_cache.stride(1), key_cache.stride(2),
+        key_cache.stride(0), key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
         GROUP=group, PADDED_GROUP=max(16, triton.next_power_of_2(group)),
-        SIZE=size, PADDED_SIZE=padded_size,
-        BLOCK=_BLOCK if padded_size <= 128 else _BLOCK // 2,
-        SPLITS=splits, SOFTCAP=softcap > 0, WINDOW=window > 0,
-        num_warps=4, num_stages=3,
+        SIZE=size, PADDED_SIZE=padded_size, PAGE=page, BLOCK=block, MAX_PART=_MAX_PART,
+        SOFTCAP=softcap > 0, WINDOW=window > 0, SINKS=sinks is not None,
+        num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
     )  # fmt: skip
-    if splits > 1:
-        _combine[(rows * heads,)](
-            part_maxima, part_sums, parts, out,
-            SIZE=size, PADDED_SIZE=padded_size, SPLITS=splits, num_warps=4,
+    if max_parts > 1:
+        # Few rows have parts in a large batch: then what counts is how soon the others are passed.
+        combined_heads = group if count * kv_heads >= _MIN_PROGRAMS else 1
+        combine_kernel[(heads // combined_heads, count)](
+            part_maxima, part_sums, parts, lengths, out, window, splits, max_parts,
+            SIZE=size, PADDED_SIZE=padded_size, HEADS=combined_heads, COMBINED=_COMBINED_PARTS,
+            BLOCK=block, MAX_PART=_MAX_PART, WINDOW=window > 0, num_warps=_COMBINE_WARPS,
         )  # fmt: skip
     return out
 
@@ -185,34 +155,64 @@ def prefill(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    step: Step,
+    block_tables: torch.Tensor,
+    rows: torch.Tensor,
+    lengths: torch.Tensor,
+    chunk_starts: torch.Tensor,
     scale: float,
     window: int,
     softcap: float,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Chunks of prompts: `query` [tokens, heads, head size], split by `step.chunk_starts`. Each
-    token attends to its slot up to its own position. Raises NotImplementedError for a soft cap.
+    """Chunks of prompts, whose keys and values are in the caches already: chunk c is the tokens
+    `chunk_starts[c]:chunk_starts[c + 1]` of `query` [tokens, heads, head size], the newest of the
+    `lengths[c]` tokens of sequence `rows[c]`. All three are int32. Returns the shape of `query`.
 
-    torch.nn.attention.varlen makes the same call in torch 2.13; in 2.11 it lacks `seqused_k`.
+    Equal starts: an unused chunk. Tokens after the last chunk give zeros. The rest as in `decode`.
     """
+    tokens, heads, size = query.shape
+    chunks, (_, page, kv_heads, _) = rows.shape[0], key_cache.shape
+    out = torch.empty((tokens, heads, size), device=query.device, dtype=query.dtype)
+    if tokens == 0 or chunks == 0:
+        return out.zero_()
+    group, padded_size = heads // kv_heads, _padded(size)
+    tile = _tile(query, padded_size)
+    queries = max(tile.queries, triton.next_power_of_2(group))
+    grid: Any = (tokens // (queries // group) + chunks, kv_heads)
+    prefill_kernel[grid](
+        query, key_cache, value_cache, block_tables, rows, lengths, chunk_starts,
+        out if sinks is None else sinks, out,
+        tokens, chunks, scale, softcap, _to_log2(scale, softcap), window,
+        query.stride(0), query.stride(1),
+        key_cache.stride(0), key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
+        GROUP=group, QUERIES=queries, KEYS=tile.keys, SIZE=size, PADDED_SIZE=padded_size, PAGE=page,
+        SOFTCAP=softcap > 0, WINDOW=window > 0, SINKS=sinks is not None,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out
+
+
+def _tile(query: torch.Tensor, padded_size: int) -> Tile:
+    if query.dtype == torch.float32:
+        return _FLOAT32_TILE
+    if query.is_cuda and _shared_memory(query.device) < _LARGE_SHARED_MEMORY:
+        return _SMALL_TILES[padded_size]
+    return _TILES[padded_size]
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _padded(size: int) -> int:
+    """tl.dot needs powers of two from 16 on."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def _to_log2(scale: float, softcap: float) -> float:
+    """What a score is multiplied with to become a power of two. A cap needs the scale first."""
     if softcap:
-        raise NotImplementedError("torch's flash attention has no soft cap")
-    # The cache is one long row of keys to it, in which a slot begins at slot * context.
-    key_starts = torch.cat((step.slots, step.slots[-1:])) * key_cache.shape[1]
-    out: torch.Tensor = torch.ops.aten._flash_attention_forward(
-        query,
-        key_cache.view(-1, *key_cache.shape[2:]),
-        value_cache.view(-1, *value_cache.shape[2:]),
-        step.chunk_starts,
-        key_starts,
-        step.max_chunk_length,
-        key_cache.shape[1],
-        0.0,  # dropout
-        True,  # causal
-        False,  # no debug mask
-        scale=scale,
-        window_size_left=window - 1 if window else -1,
-        window_size_right=0,
-        seqused_k=step.lengths,
-    )[0]
-    return out.contiguous()  # it has the layout of `query`
+        return math.log2(math.e)
+    return scale * math.log2(math.e)

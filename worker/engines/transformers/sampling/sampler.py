@@ -50,8 +50,9 @@ class RequestRNG:
     def __init__(self, seed: int | None, skip: int = 0) -> None:
         """`skip`: tokens already sampled elsewhere, when a request is continued."""
         self._random = random.Random(seed)
-        for _ in range(skip if seed is not None else 0):
-            self._random.random()
+        if seed is not None:
+            for _ in range(skip):
+                self._random.random()
         self.uniform = self._random.random()  # for the next token, in [0, 1)
 
     def advance(self) -> None:
@@ -65,6 +66,7 @@ class _SlotState(msgspec.Struct):
     sampling: Sampling
     method: Method
     has_processors: bool  # biases or penalties change its logits
+    log_min_p: float  # -inf: off
     rng: RequestRNG
 
 
@@ -82,12 +84,13 @@ class Sampler:
         self._states: list[_SlotState | None] = [None] * slots
         self._counts = TokenCounts(slots, vocabulary, device)
         self._biases = LogitBias(slots, device)
-        on_cpu = device.type == "cpu"
         self._thresholds: dict[Method, Threshold] = {
-            "nucleus": threshold_in_shortlist if on_cpu else threshold_by_bisection,
+            "nucleus": threshold_by_bisection,
             "small_top_k": threshold_in_top_k,
             "large_top_k": threshold_by_bisection,
         }
+        if device.type == "cpu":
+            self._thresholds["nucleus"] = threshold_in_shortlist
 
     def assign(self, slot: int, sampling: Sampling, prompt: list[int], answer: list[int]) -> None:
         """A sequence takes `slot`. `answer`: its tokens so far, when it is continued."""
@@ -99,6 +102,7 @@ class Sampler:
             sampling=sampling,
             method=_method(sampling, self._vocabulary),
             has_processors=penalties or bool(sampling.logit_bias),
+            log_min_p=_log_min_p(sampling.min_p),
             rng=RequestRNG(sampling.seed, skip=len(answer)),
         )
 
@@ -140,24 +144,32 @@ class Sampler:
     def _sample_all(
         self, logits: torch.Tensor, slots: list[int], states: list[_SlotState]
     ) -> torch.Tensor:
-        """Each row's token or mark [rows]; rows of one method are sampled together."""
-        groups: dict[tuple[Method, bool], list[int]] = {}
-        for row, state in enumerate(states):
-            groups.setdefault((state.method, state.has_processors), []).append(row)
+        """Each row's token or mark [rows]."""
+        groups = self._groups(states)
+        if len(groups) == 1:
+            return self._sample_rows(logits, slots, states)
         marked = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
-        for (method, has_processors), rows in groups.items():
-            in_one_pass = method == "greedy" and not has_processors
-            for part in [rows] if in_one_pass else self._parts(rows):
-                if len(part) == len(slots):
-                    return self._sample_rows(logits, slots, states)
-                index = upload(part, torch.int64, logits.device)
-                part_marked = self._sample_rows(
-                    logits.index_select(0, index),
-                    [slots[row] for row in part],
-                    [states[row] for row in part],
-                )
-                marked.index_copy_(0, index, part_marked)
+        for rows in groups:
+            index = upload(rows, torch.int64, logits.device)
+            group_slots = [slots[row] for row in rows]
+            group_states = [states[row] for row in rows]
+            group_logits = logits.index_select(0, index)
+            group_marked = self._sample_rows(group_logits, group_slots, group_states)
+            marked.index_copy_(0, index, group_marked)
         return marked
+
+    def _groups(self, states: list[_SlotState]) -> list[list[int]]:
+        """Rows that are sampled together: of one method, all with or all without processors."""
+        by_kind: dict[tuple[Method, bool], list[int]] = {}
+        for row, state in enumerate(states):
+            by_kind.setdefault((state.method, state.has_processors), []).append(row)
+        groups: list[list[int]] = []
+        for (method, has_processors), rows in by_kind.items():
+            if method == "greedy" and not has_processors:
+                groups.append(rows)  # one pass over the logits: parts would gain nothing
+            else:
+                groups += self._parts(rows)
+        return groups
 
     def _parts(self, rows: list[int]) -> list[list[int]]:
         """Rows to compute at once.
@@ -178,9 +190,8 @@ class Sampler:
             processed = self._process(logits, slots, states)
             no_choice = _not_finite(processed.amax(-1))  # before sampling overwrites them
             tokens = self._sample_by_method(processed, states)
-            return tokens.masked_fill_(no_choice, NO_CHOICE).masked_fill_(
-                _not_finite(logits.amax(-1)), NOT_FINITE
-            )
+            tokens.masked_fill_(no_choice, NO_CHOICE)
+            return tokens.masked_fill_(_not_finite(logits.amax(-1)), NOT_FINITE)
         tokens = self._sample_by_method(logits, states)
         if states[0].method == "greedy":  # the token's own logit is the maximum: no second pass
             greatest = logits.gather(-1, tokens[:, None])[:, 0]
@@ -202,27 +213,31 @@ class Sampler:
         method = states[0].method
         if method == "greedy":
             return logits.argmax(dim=-1)
-        settings = [state.sampling for state in states]
-        columns = [
-            [sampling.temperature for sampling in settings],
-            [state.rng.uniform for state in states],
-            [_log_min_p(sampling) for sampling in settings],
-            [sampling.top_p for sampling in settings],
-            [sampling.top_k for sampling in settings],
-        ]
+        temperatures: list[float] = []
+        uniforms: list[float] = []
+        log_min_ps: list[float] = []
+        top_ps: list[float] = []
+        top_ks: list[int] = []
+        for state in states:
+            temperatures.append(state.sampling.temperature)
+            uniforms.append(state.rng.uniform)
+            log_min_ps.append(state.log_min_p)
+            top_ps.append(state.sampling.top_p)
+            top_ks.append(state.sampling.top_k)
+        # one upload for all of them, which is cheaper than five
+        columns = [temperatures, uniforms, log_min_ps, top_ps, top_ks]
         uploaded = upload(columns, torch.float64, logits.device)
-        temperature, uniforms, log_min_p, top_p, top_k = uploaded[:, :, None]
+        temperature, uniform, log_min_p, top_p, top_k = uploaded[:, :, None]
         shifted, weights = to_weights(logits.float() / temperature.float())
         if method != "full":
-            params = TruncationParams(
-                min_shifted=log_min_p.float(),
-                top_k=None if method == "nucleus" else top_k.long(),
-                top_p=top_p if any(sampling.top_p < 1 for sampling in settings) else None,
-                max_top_k=max(sampling.top_k for sampling in settings),
-            )
+            params = TruncationParams(min_shifted=log_min_p.float(), max_top_k=max(top_ks))
+            if method != "nucleus":
+                params.top_k = top_k.long()
+            if min(top_ps) < 1:
+                params.top_p = top_p
             threshold = self._thresholds[method](shifted, weights, params)
             weights = truncate(shifted, weights, threshold)
-        return sample(weights, uniforms)
+        return sample(weights, uniform)
 
     # ---- logprobs
 
@@ -253,14 +268,18 @@ def _method(sampling: Sampling, vocabulary: int) -> Method:
     if sampling.temperature < _MIN_TEMPERATURE:
         return "greedy"
     if 0 < sampling.top_k < vocabulary:
-        return "small_top_k" if sampling.top_k <= SHORTLIST else "large_top_k"
+        if sampling.top_k <= SHORTLIST:
+            return "small_top_k"
+        return "large_top_k"
     if sampling.top_p < 1 or sampling.min_p > 0:
         return "nucleus"
     return "full"
 
 
-def _log_min_p(sampling: Sampling) -> float:
-    return math.log(sampling.min_p) if sampling.min_p > 0 else -math.inf
+def _log_min_p(min_p: float) -> float:
+    if min_p > 0:
+        return math.log(min_p)
+    return -math.inf
 
 
 def _not_finite(greatest: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ class SamplerOutput:
         self._row_logprobs: dict[int, _RowLogprobs] = {}
         self._arrived: torch.cuda.Event | None = None
         if marked.device.type == "cuda":
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event(blocking=True)  # else the host would spin
             self._arrived.record(torch.cuda.current_stream(marked.device))
 
     @staticmethod
@@ -97,7 +97,7 @@ class _RowLogprobs(NamedTuple):
 
     def best(self) -> tuple[tuple[int, float], ...]:
         """Ids and logprobs of the `requested` likeliest tokens."""
-        logprobs = map(_json_safe, self.top[: self.requested])
+        logprobs = [_json_safe(logprob) for logprob in self.top[: self.requested]]
         return tuple(zip(self.top_ids[: self.requested], logprobs, strict=True))
 
 
@@ -121,9 +121,15 @@ class _HostLogprobs(NamedTuple):
         )
 
     def by_row(self) -> dict[int, _RowLogprobs]:
-        sampled, top_ids, top = self.sampled.tolist(), self.top_ids.tolist(), self.top.tolist()
-        columns = zip(self.counts, sampled, top_ids, top, strict=True)
-        return dict(zip(self.rows, map(_RowLogprobs._make, columns), strict=True))
+        sampled = self.sampled.tolist()
+        top_ids = self.top_ids.tolist()
+        top = self.top.tolist()
+        by_row: dict[int, _RowLogprobs] = {}
+        for index, row in enumerate(self.rows):
+            by_row[row] = _RowLogprobs(
+                self.counts[index], sampled[index], top_ids[index], top[index]
+            )
+        return by_row
 
 
 def _download(tensor: torch.Tensor) -> torch.Tensor:
@@ -136,4 +142,6 @@ def _download(tensor: torch.Tensor) -> torch.Tensor:
 
 def _json_safe(logprob: float) -> float:
     """JSON knows neither NaN nor infinity."""
-    return round(logprob, 6) if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+    if logprob > LEAST_LOGPROB:
+        return round(logprob, 6)
+    return LEAST_LOGPROB

@@ -25,12 +25,12 @@ _MIN_SHIFTED = -21.0  # logits this far below the row's maximum have weight 0
 _BISECTIONS = 24  # resolve 21 / 2**24, about the resolution of float32
 
 
-class TruncationParams(msgspec.Struct, frozen=True):
+class TruncationParams(msgspec.Struct):
     """What each row keeps: tensors [rows, 1] on the device, None where no row asks for it."""
 
     min_shifted: torch.Tensor  # float32: the logarithm of min-p; -inf: off
-    top_k: torch.Tensor | None  # int64; either every row has one or none has
-    top_p: torch.Tensor | None  # float64; 1 and above: off
+    top_k: torch.Tensor | None = None  # int64; either every row has one or none has
+    top_p: torch.Tensor | None = None  # float64; 1 and above: off
     max_top_k: int = 0  # the greatest of `top_k`, known to the host
 
 
@@ -97,8 +97,9 @@ def threshold_in_shortlist(
     threshold, missed = _threshold_among_best(shifted, weights, params, SHORTLIST)
     rows = missed[:, 0].nonzero()[:, 0]
     if len(rows):
-        top_p = None if params.top_p is None else params.top_p[rows]
-        missed_params = TruncationParams(params.min_shifted[rows], None, top_p)
+        missed_params = TruncationParams(params.min_shifted[rows])
+        if params.top_p is not None:
+            missed_params.top_p = params.top_p[rows]
         threshold[rows] = threshold_by_bisection(shifted[rows], weights[rows], missed_params)
     return threshold
 

@@ -6,6 +6,7 @@ again.
 """
 
 import argparse
+import logging
 import os
 import select
 import signal
@@ -17,12 +18,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 import torch.distributed
 import transformers
 
+from broker import logs
 from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.engines.transformers.model.step import DecodeRows
 from worker.engines.transformers.tensor_parallel import sharding
 from worker.engines.transformers.tensor_parallel.protocol import (
     Call,
@@ -38,12 +40,12 @@ from worker.engines.transformers.tensor_parallel.protocol import (
     Feed,
     LoadShard,
     Prefill,
+    SetBlocks,
     encode,
 )
 from worker.errors import one_line
 
 _SEND_TIMEOUT = 10.0  # seconds
-_WARNING = 30  # the log level
 
 
 class _Shard:
@@ -102,6 +104,7 @@ class _Follower:
                         call.chunks,
                         call.tokens,
                         call.ends_prompt,
+                        DecodeRows(call.slots, call.positions),
                         batch_invariant=call.batch_invariant,
                     )
                 case Decode():
@@ -112,6 +115,8 @@ class _Follower:
                     runner.feed(tokens)
                 case CopyPrefix():
                     runner.copy_prefix(call.source, call.slot, call.tokens)
+                case SetBlocks():
+                    runner.set_blocks(call.ranges)
 
 
 def _exit_with_leader(channel: Channel) -> None:
@@ -138,10 +143,9 @@ def main(arguments: list[str]) -> int:
     # Sent to the whole process group: the leader decides when it is over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(_WARNING),  # rank 0 logs for all
-    )
+    settings = logs.read(os.environ)
+    # rank 0 logs for all
+    logs.configure_node(settings._replace(level=logging.WARNING), "follower")
     threading.Thread(
         target=_exit_with_leader, args=(channel,), name="leader watch", daemon=True
     ).start()

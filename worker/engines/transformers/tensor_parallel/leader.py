@@ -14,7 +14,7 @@ again.
 """
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import check_folder, eos_token_ids, load_tokenizer
 from worker.engines.transformers.model.placement import find_device
 from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.model.step import PrefillChunk
+from worker.engines.transformers.model.step import NO_ROWS, BlockRange, DecodeRows, PrefillChunk
 from worker.engines.transformers.tensor_parallel import sharding
 from worker.engines.transformers.tensor_parallel.followers import (
     END_SECONDS,
@@ -45,6 +45,7 @@ from worker.engines.transformers.tensor_parallel.protocol import (
     Feed,
     LoadShard,
     Prefill,
+    SetBlocks,
 )
 from worker.errors import one_line
 
@@ -64,7 +65,7 @@ class TensorParallelRunner:
         self._runner = runner
         self._followers = followers
         self.device: torch.device = runner.device
-        self.slots, self.context = runner.slots, runner.context
+        self.slots, self.context, self.blocks = runner.slots, runner.context, runner.blocks
         self.rope_limit = runner.rope_limit
 
     @property
@@ -72,10 +73,20 @@ class TensorParallelRunner:
         """See ModelRunner."""
         return self._runner.asynchronous
 
+    @property
+    def cache_bytes(self) -> int:
+        """See ModelRunner."""
+        return self._runner.cache_bytes
+
     def copy_prefix(self, source: int, slot: int, tokens: int) -> None:
         """See ModelRunner."""
         with self._on_all_ranks(CopyPrefix(source, slot, tokens)):
             self._runner.copy_prefix(source, slot, tokens)
+
+    def set_blocks(self, ranges: list[BlockRange]) -> None:
+        """See ModelRunner."""
+        with self._on_all_ranks(SetBlocks(ranges)):
+            self._runner.set_blocks(ranges)
 
     def feed(self, tokens: torch.Tensor) -> None:
         """See ModelRunner. The tokens go from device to device, without waiting for the host."""
@@ -88,20 +99,24 @@ class TensorParallelRunner:
         chunks: list[PrefillChunk],
         tokens: list[list[int]],
         ends_prompt: list[bool],
+        rows: DecodeRows = NO_ROWS,
         *,
         batch_invariant: bool = False,
     ) -> torch.Tensor:
         """See ModelRunner."""
-        with self._on_all_ranks(Prefill(chunks, tokens, ends_prompt, batch_invariant)):
+        call = Prefill(
+            chunks, tokens, ends_prompt, list(rows.slots), list(rows.positions), batch_invariant
+        )
+        with self._on_all_ranks(call):
             return self._runner.prefill(
-                chunks, tokens, ends_prompt, batch_invariant=batch_invariant
+                chunks, tokens, ends_prompt, rows, batch_invariant=batch_invariant
             )
 
     def decode(
-        self, slots: list[int], positions: list[int], *, batch_invariant: bool = False
+        self, slots: Sequence[int], positions: Sequence[int], *, batch_invariant: bool = False
     ) -> torch.Tensor:
         """See ModelRunner."""
-        with self._on_all_ranks(Decode(slots, positions, batch_invariant)):
+        with self._on_all_ranks(Decode(list(slots), list(positions), batch_invariant)):
             return self._runner.decode(slots, positions, batch_invariant=batch_invariant)
 
     def drop_graphs(self) -> None:

@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from worker.engines.transformers.model.step import PrefillChunk
+from worker.engines.transformers.model.step import BlockRange, PrefillChunk
 
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 1 << 20  # at a time
@@ -47,6 +47,8 @@ class Prefill(msgspec.Struct, frozen=True, tag=True):
     chunks: list[PrefillChunk]
     tokens: list[list[int]]
     ends_prompt: list[bool]
+    slots: list[int]  # of the rows that decode in the same pass
+    positions: list[int]
     batch_invariant: bool = False
 
 
@@ -72,6 +74,12 @@ class CopyPrefix(msgspec.Struct, frozen=True, tag=True):
     tokens: int
 
 
+class SetBlocks(msgspec.Struct, frozen=True, tag=True):
+    """`ModelRunner.set_blocks`."""
+
+    ranges: list[BlockRange]
+
+
 class Done(msgspec.Struct, frozen=True, tag=True):
     """The answer to a call that is answered. Also sent, unasked, when the process has started."""
 
@@ -84,7 +92,17 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Call = LoadShard | CreateRunner | CaptureGraphs | DropGraphs | Prefill | Decode | Feed | CopyPrefix
+Call = (
+    LoadShard
+    | CreateRunner
+    | CaptureGraphs
+    | DropGraphs
+    | Prefill
+    | Decode
+    | Feed
+    | CopyPrefix
+    | SetBlocks
+)
 Reply = Done | Failed
 
 

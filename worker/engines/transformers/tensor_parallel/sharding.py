@@ -28,7 +28,11 @@ from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.loader import load_weights
-from worker.engines.transformers.model.memory import cache_size_for, token_capacity
+from worker.engines.transformers.model.memory import (
+    cache_size_for,
+    token_capacity,
+    uses_pages,
+)
 from worker.engines.transformers.model.miniature import Miniature
 from worker.engines.transformers.model.probe import create_runner, probe_runner
 from worker.engines.transformers.model.rope import choose_by_sequence
@@ -169,12 +173,12 @@ def create_shard_runner(model: Any, slots: int | None, ranks: int) -> LocalModel
         capacity = token_capacity(device, bytes_per_token, shared=slots is None)
         tightest = torch.tensor([capacity], device=device)
         torch.distributed.all_reduce(tightest, torch.distributed.ReduceOp.MIN)
-        size = cache_size_for(model, int(tightest), slots)
+        pages = uses_pages(device)
+        size = cache_size_for(model, int(tightest), slots, pages=pages)
         return create_runner(
             model,
             layout,
-            size.slots,
-            size.context,
+            size,
             rope_limit=rope_limit,
             capture_mode="thread_local",  # NCCL's own threads query their events meanwhile
         )

@@ -37,5 +37,6 @@ class AnswerText:
         return self._stops.push(text)
 
     def _unseen(self, text: str) -> str:
-        unseen, self.skip = text[self.skip :], max(0, self.skip - len(text))
+        unseen = text[self.skip :]
+        self.skip = max(0, self.skip - len(text))
         return unseen

@@ -28,6 +28,7 @@ PREAMBLE = (
 )
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 _PART = 16_384  # characters measured at a time
+_LONG = 8  # characters a token of the context: a longer text is measured before it is tokenized
 _BATCH = 256  # contents measured at a time
 _PROBED_TURNS = 64  # the newest ones, to see how much the template adds to a turn
 _TURN_TOKENS = 16  # few templates add more to a turn
@@ -86,10 +87,7 @@ class Prompts:
         The leading system turns stay, too. What is left of a cut dialogue begins with the user,
         unless nothing but the newest turn is left.
         """
-        reserve = self._context // 4
-        if max_tokens is not None:
-            reserve = min(max_tokens, reserve)
-        limit = self._context - max(1, reserve)
+        limit = self._context - self._reserve(delivered, max_tokens)
         first, last = leading_systems(messages), len(messages) - 1
         sizes = self._content_sizes(messages, first, limit)
         starts: list[int] = []  # where the dialogue may begin
@@ -102,7 +100,7 @@ class Prompts:
         tries = 0
         while low < high:
             start = starts[guess]
-            candidate = self._unless_too_long((*messages[:first], *messages[start:]), delivered)
+            candidate = self._unless_too_long(messages[:first] + messages[start:], delivered)
             tokens = _UNBOUNDED
             if candidate is not None:
                 tokens = len(candidate.ids) - candidate.delivered
@@ -118,10 +116,27 @@ class Prompts:
                 estimate = _oldest_that_fits(starts, sizes, added, len(messages), limit)
                 guess = min(max(estimate, low), high - 1)
         if prompt is None:
-            newest = (*messages[:first], *messages[max(first, last) :])
+            newest = messages[:first] + messages[max(first, last) :]
             prompt = self._of_dialogue(newest, delivered)
             prompt = msgspec.structs.replace(prompt, omitted=max(0, last - first))
         return prompt
+
+    def _reserve(self, delivered: str, max_tokens: int | None) -> int:
+        """The tokens of the context that are the answer's.
+
+        A quarter, or more where an answer that goes on would have no room after what it says so
+        far.
+        """
+        reserve = self._context // 4
+        if max_tokens is not None:
+            reserve = min(max_tokens, reserve)
+        if delivered:
+            written = self._size(delivered, self._context)
+            more = self._context // 8
+            if max_tokens is not None:
+                more = min(max_tokens - written, more)
+            reserve = max(written + more, reserve)
+        return max(1, reserve)
 
     def _first_guess(
         self, messages: Messages, first: int, limit: int, sizes: dict[int, int], starts: list[int]
@@ -134,7 +149,7 @@ class Prompts:
         if sizes[starts[0]] + _TURN_TOKENS * (len(messages) - starts[0]) <= limit:
             return 0
         probe = max(starts[0], len(messages) - _PROBED_TURNS)
-        candidate = self._unless_too_long((*messages[:first], *messages[probe:]), "")
+        candidate = self._unless_too_long(messages[:first] + messages[probe:], "")
         if candidate is None:
             return len(starts) - 1
         added = (len(candidate.ids) - sizes[probe]) / (len(messages) - probe)
@@ -168,15 +183,19 @@ class Prompts:
         """Tokens of each content, as `_size` counts them; short ones in one batch."""
         if not messages:
             return []
-        contents = [message.content for message in messages]
-        short = [content if len(content) <= _PART else "" for content in contents]
-        ids = self._tokenizer(short, add_special_tokens=False, verbose=False)["input_ids"]
-        sizes: list[int] = []
-        for content, content_ids in zip(contents, ids, strict=True):
-            if len(content) <= _PART:
-                sizes.append(len(content_ids))
+        sizes = [0] * len(messages)
+        short: list[str] = []
+        short_indices: list[int] = []
+        for index, message in enumerate(messages):
+            if len(message.content) <= _PART:
+                short.append(message.content)
+                short_indices.append(index)
             else:
-                sizes.append(self._size(content, limit))
+                sizes[index] = self._size(message.content, limit)
+        if short:
+            ids = self._tokenizer(short, add_special_tokens=False, verbose=False)["input_ids"]
+            for index, content_ids in zip(short_indices, ids, strict=True):
+                sizes[index] = len(content_ids)
         return sizes
 
     # ---- from messages to ids
@@ -191,8 +210,10 @@ class Prompts:
         text, marks = dialogue(messages), Marks()
         self._check_size(text)
         text = dialogue(self._marked(messages, marks))
-        spaced = f" {delivered}" if delivered else ""
-        prompt = self._continued(text, spaced, marks, special=True)
+        answer = ""
+        if delivered:
+            answer = f" {delivered}"
+        prompt = self._continued(text, answer, marks, special=True)
         return msgspec.structs.replace(prompt, stops=DIALOGUE_STOPS, strip=not delivered)
 
     def _templated(self, messages: Messages) -> tuple[str, Marks]:
@@ -205,16 +226,18 @@ class Prompts:
             return text, marks
         careful = self._rendered(marked)
         if marks.restored(careful) != text:
-            # The template looks for some of them, as for the end of an assistant's reasoning, which
-            # it leaves out. So in the assistant's turns those not called special stay.
+            # The template itself looks for some control tokens, such as the end of an assistant's
+            # reasoning, which it leaves out. So in the assistant's turns those stay that are not
+            # called special.
             careful = self._rendered(self._marked(messages, marks, reasoning_stays=True))
         return careful, marks
 
     def _marked(
         self, messages: Messages, marks: Marks, *, reasoning_stays: bool = False
     ) -> Messages:
-        """With marks in place of control tokens, in the assistant's turns with `reasoning_stays`
-        only of special ones.
+        """The messages with marks in place of control tokens.
+
+        `reasoning_stays`: in the assistant's turns only those called special are marked.
         """
         contents = [message.content for message in messages]
         if not self._control.occur_in(contents):
@@ -294,7 +317,7 @@ class Prompts:
 
     def _check_size(self, text: str) -> None:
         """Raises PromptTooLong for what is certainly longer than the context."""
-        if len(text) <= max(self._context, _PART):
+        if len(text) <= max(_LONG * self._context, _PART):
             return
         if self._size(text, self._context) > self._context:
             raise self._too_long()
@@ -305,7 +328,9 @@ class Prompts:
         for start in range(0, len(text), _PART):
             part = text[start : start + _PART]
             ids = self._tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-            count += len(ids) if start == 0 else max(0, len(ids) - _SEAM_TOKENS)
+            count += len(ids)
+            if start > 0:
+                count -= min(len(ids), _SEAM_TOKENS)
             if count > limit:
                 break
         return count
@@ -331,10 +356,12 @@ def dialogue(messages: Messages) -> str:
             system.append(message.content)
         else:
             lines.append(f"{_SPEAKERS[message.role]}: {message.content}")
-    turns = "\n".join([*lines, "Assistant:"])
+    lines.append("Assistant:")
+    turns = "\n".join(lines)
     if not system:
         return f"{PREAMBLE}\n{turns}"
-    return "\n\n".join([*system, turns])
+    system.append(turns)
+    return "\n\n".join(system)
 
 
 def _oldest_that_fits(

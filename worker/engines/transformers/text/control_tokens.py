@@ -56,12 +56,23 @@ class ControlTokens:
         self._tokenizer = tokenizer
         added: dict[int, AddedToken] = dict(sorted(tokenizer.added_tokens_decoder.items()))
         template = str(tokenizer.chat_template or "")
-        self._control = {number for number, token in added.items() if _is_control(token, template)}
+        control: dict[int, AddedToken] = {}
+        for number, token in added.items():
+            if _is_control(token, template):
+                control[number] = token
         self._special = {token.content.strip() for token in added.values() if token.special}
-        core = getattr(tokenizer, "backend_tokenizer", None)
-        self._core = core if isinstance(core, Tokenizer) else None
-        self._finder = self._make_finder([added[number] for number in self._control])
-        self._plain = self._make_plain(added)
+        self._core: Tokenizer | None = None
+        if isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+            self._core = tokenizer.backend_tokenizer
+        self._finder = self._make_finder(list(control.values()))
+        self._plain = self._make_plain(added, frozenset(control))
+
+    @property
+    def shareable(self) -> bool:
+        """Whether several threads may use the tokenizer: without a plain one, its own settings are
+        changed for a user's text.
+        """
+        return self._plain is not None
 
     def occur_in(self, contents: list[str]) -> bool:
         """Whether any of the contents has one."""
@@ -87,8 +98,9 @@ class ControlTokens:
         ids: list[int] = []
         unmarked = ""  # tokenized in the usual way, as one text
         position = 0
-        [template_spans] = self._spans_of([_MARK.sub(_MASK, text)])
-        for start, end in [*template_spans, (len(text), len(text))]:
+        [spans] = self._spans_of([_MARK.sub(_MASK, text)])  # of the template's control tokens
+        spans.append((len(text), len(text)))
+        for start, end in spans:
             between = text[position:start]
             if _MARK.search(between):
                 ids += self._usual(unmarked)
@@ -125,13 +137,15 @@ class ControlTokens:
     def _make_finder(self, control: list[AddedToken]) -> Tokenizer:
         """A tokenizer for which everything but a control token is token 0."""
         finder = Tokenizer(models.WordLevel({"other": 0}, unk_token="other"))  # noqa: S106 - no password
-        normalizer = self._core.normalizer if self._core is not None else None
-        if normalizer is not None and any(token.normalized for token in control):
-            finder.normalizer = normalizer
+        normalized = any(token.normalized for token in control)
+        if normalized and self._core is not None and self._core.normalizer is not None:
+            finder.normalizer = self._core.normalizer
         finder.add_tokens(control)
         return finder
 
-    def _make_plain(self, added: dict[int, AddedToken]) -> Tokenizer | None:
+    def _make_plain(
+        self, added: dict[int, AddedToken], control: frozenset[int]
+    ) -> Tokenizer | None:
         """The tokenizer without control tokens, with the same vocabulary; None if impossible."""
         if self._core is None:
             return None
@@ -140,7 +154,9 @@ class ControlTokens:
             plain.normalizer = self._core.normalizer
         if self._core.pre_tokenizer is not None:
             plain.pre_tokenizer = self._core.pre_tokenizer
-        copies = [_copy(token, special=number in self._control) for number, token in added.items()]
+        copies: list[AddedToken] = []
+        for number, token in added.items():
+            copies.append(_copy(token, special=number in control))
         plain.add_tokens(copies)
         plain.add_tokens([AddedToken(_ANCHOR, normalized=False)])
         plain.encode_special_tokens = True  # special tokens are encoded as text

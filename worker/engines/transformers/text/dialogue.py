@@ -59,17 +59,23 @@ def _alternating(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
     first = leading_systems(messages)
     turns: list[ChatMessage] = []
     for message in messages[first:]:
-        role: Role = "user" if message.role == "system" else message.role
+        role: Role = message.role
+        if role == "system":
+            role = "user"
         turns.append(msgspec.structs.replace(message, role=role))
     if not turns or turns[0].role == "assistant":
         turns.insert(0, ChatMessage(role="user", content=""))
-    return (*messages[:first], *_merged(tuple(turns)))
+    return messages[:first] + _merged(tuple(turns))
 
 
 def _system_in_first_turn(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
     """Of an alternating dialogue: the first user turn carries the system text."""
     if messages[0].role != "system":
         return messages
-    system, user, *rest = messages
-    contents = [content for content in (system.content, user.content) if content]
-    return (ChatMessage(role="user", content=SEPARATOR.join(contents)), *rest)
+    system, user = messages[:2]
+    content = user.content
+    if system.content and user.content:
+        content = system.content + SEPARATOR + user.content
+    elif system.content:
+        content = system.content
+    return (ChatMessage(role="user", content=content), *messages[2:])

@@ -16,8 +16,11 @@ class TokenBytes:
         self._added: dict[int, str] = {}
         for number, token in tokenizer.added_tokens_decoder.items():
             self._added[number] = str(token)
-        decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-        description = decoder.__getstate__().decode() if decoder is not None else ""
+        core = getattr(tokenizer, "backend_tokenizer", None)
+        decoder = getattr(core, "decoder", None)
+        description = ""
+        if decoder is not None:
+            description = decoder.__getstate__().decode()
         self._byte_level = "ByteLevel" in description
         self._sentencepiece = _SPACE in description
 
@@ -45,11 +48,11 @@ def _byte_level_letters() -> dict[str, bytes]:
 
     Printable bytes stand for themselves, the others for the letters from U+0100 on.
     """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters: dict[str, bytes] = {}
     next_letter = 0x100
     for byte in range(0x100):
-        if byte in printable:
+        printable = 0x21 <= byte < 0x7F or 0xA1 <= byte < 0xAD or byte >= 0xAE
+        if printable:
             letters[chr(byte)] = bytes([byte])
         else:
             letters[chr(next_letter)] = bytes([byte])

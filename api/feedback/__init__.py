@@ -1,0 +1,1 @@
+"""What readers think of answers: thumbs up or down, with a note."""

@@ -1,0 +1,1 @@
+"""GET /metrics: what this instance counts, for Prometheus. README.md has the decisions."""

@@ -1,0 +1,1 @@
+"""What operators see and do: one package a section of the dashboard."""

@@ -1,0 +1,1 @@
+"""The audit log: who did what to the tree and its jobs, and who looked at prompts."""

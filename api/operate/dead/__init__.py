@@ -1,0 +1,1 @@
+"""Dead letters for operators: read, run again with or without changes, dropped."""

@@ -1,0 +1,1 @@
+"""Hosts: machines with an agent, on which operators start and stop nodes."""

@@ -1,0 +1,1 @@
+"""Acting on nodes: drain, resume, restart, move, remove; what each would do, and whether it did."""

@@ -1,0 +1,1 @@
+"""One API process reads the broker for all, and writes what is kept of it."""

@@ -1,0 +1,1 @@
+"""How a user wants to be answered: instructions and sampling, also per conversation."""

@@ -1,0 +1,95 @@
+"""Requests and responses of a person's own account."""
+
+from datetime import date, datetime
+from typing import Annotated
+
+from ninja import Schema
+from pydantic import Field, StringConstraints
+
+from api.http.parsing import Body, StorableText
+
+Password = Annotated[str, Field(max_length=4096)]
+Label = Annotated[
+    StorableText, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)
+]
+
+
+class FirstPassword(Body):
+    """The name and the password of an account that has no password yet."""
+
+    name: StorableText = Field(min_length=1, max_length=150)
+    password: Password
+
+
+class NewPassword(Body):
+    """A change of the password."""
+
+    current: Password
+    new: Password
+
+
+class Confirmation(Body):
+    """The password, for what cannot be undone."""
+
+    password: Password
+
+
+class NewKey(Body):
+    """An API key to be made; `label`: what it is for."""
+
+    label: Label
+
+
+class ListedKey(Schema):
+    """An API key as it is listed. `name`: its public part."""
+
+    id: int
+    name: str
+    label: str
+    created: datetime
+    last_used: datetime | None
+
+
+class CreatedKey(ListedKey):
+    """A new key. `key` is shown this once."""
+
+    key: str
+
+
+class KeyList(Schema):
+    """The user's keys, newest first."""
+
+    keys: list[ListedKey]
+
+
+class Login(Schema):
+    """A browser in which the user is logged in. `current`: this one."""
+
+    id: int
+    browser: str
+    created: datetime
+    last_used: datetime
+    current: bool
+
+
+class Logins(Schema):
+    """The user's browsers, latest first."""
+
+    sessions: list[Login]
+
+
+class DailyUse(Schema):
+    """What a model answered on a day (UTC)."""
+
+    day: date
+    model: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Usage(Schema):
+    """The stored answers of the last `days`, newest day first."""
+
+    days: int
+    use: list[DailyUse]

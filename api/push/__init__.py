@@ -1,0 +1,1 @@
+"""Notifications of finished answers, through the browsers' push services (Web Push)."""

@@ -1,0 +1,103 @@
+"""Running a dead letter's job again: as it was, or with an operator's changes. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from broker.errors import BadChange
+from broker.wire import ChatMessage, Job, Sampling
+from topology.names import is_amqp_name
+
+MAX_MESSAGES = 10_000
+_SAMPLING_FIELDS = frozenset(Sampling.__struct_fields__)
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What changes in the new job; None: nothing. `sampling`: some fields of Sampling."""
+
+    model: str | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    sampling: dict[str, Any] | None = None
+
+
+def to_replay(job: Job, request_id: str, now: float) -> Job:
+    """The job as a new request, without anything left from its earlier runs but their text.
+
+    The answer goes on after the text that its reader has, so that none of it changes.
+    """
+    return msgspec.structs.replace(
+        job,
+        request_id=request_id,
+        created=now,
+        attempt=1,
+        restarted=False,
+        trail=(),
+        waits=(),
+        seconds_left=None,
+        deadline=None,
+    )
+
+
+def editable(job: Job) -> dict[str, Any]:
+    """The parts of the job that can be changed, for an editor."""
+    parts: dict[str, Any] = {"model": job.model}
+    if job.messages is None:
+        parts["prompt"] = job.prompt or ""
+    else:
+        parts["messages"] = list(msgspec.to_builtins(job.messages))
+    parts["sampling"] = msgspec.to_builtins(job.sampling)
+    return parts
+
+
+def parse(document: Mapping[str, Any]) -> Changes:
+    """Changes from a decoded JSON object. Raises BadChange."""
+    try:
+        return msgspec.convert(document, Changes)
+    except msgspec.ValidationError as error:
+        raise BadChange(str(error)) from error
+
+
+def changed(job: Job, changes: Changes) -> Job:
+    """The job with the changes. If it differs, it is answered from the beginning.
+
+    Raises BadChange.
+    """
+    model = changes.model
+    if model is None:
+        model = job.model
+    if not model or not is_amqp_name(model):
+        raise BadChange("model: not a model's name")
+    messages, prompt = job.messages, job.prompt
+    if changes.messages is not None and changes.prompt is not None:
+        raise BadChange("prompt: a job has messages or a prompt, not both")
+    if changes.messages is not None:
+        messages, prompt = changes.messages, None
+        if not 0 < len(messages) <= MAX_MESSAGES:
+            raise BadChange(f"messages: give 1 to {MAX_MESSAGES} of them")
+    if changes.prompt is not None:
+        messages, prompt = None, changes.prompt
+    changed_job = msgspec.structs.replace(
+        job,
+        model=model,
+        messages=messages,
+        prompt=prompt,
+        sampling=_changed_sampling(job.sampling, changes.sampling or {}),
+    )
+    if changed_job == job:
+        return job
+    return msgspec.structs.replace(changed_job, delivered="", delivered_ids=())
+
+
+def _changed_sampling(sampling: Sampling, fields: Mapping[str, Any]) -> Sampling:
+    """Raises BadChange for an unknown field, or a value out of bounds."""
+    for name in fields:
+        if name not in _SAMPLING_FIELDS:
+            raise BadChange(f"sampling: there is no {name[:60]!r}")
+    try:
+        # to JSON and back: logit_bias has integers as keys
+        document = msgspec.json.encode({**msgspec.to_builtins(sampling), **fields})
+        return msgspec.json.decode(document, type=Sampling)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise BadChange(f"sampling: {error}") from error

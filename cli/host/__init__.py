@@ -1,0 +1,1 @@
+"""A host's agent: starts and stops nodes on request, within what the host allows."""

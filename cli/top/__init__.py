@@ -1,0 +1,1 @@
+"""`./canopy top`: the tree in a terminal, live, from the states that nodes publish."""

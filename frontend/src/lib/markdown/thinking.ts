@@ -1,0 +1,25 @@
+const OPEN = /^\s*<think(?:ing)?>/;
+const CLOSE = /<\/think(?:ing)?>/;
+/** The end of thinking whose beginning stood in the prompt: some models' templates open it themselves. */
+const LONE_CLOSE = /^\s*<\/think(?:ing)?>\s*$/m;
+
+export interface Thinking {
+  /** What the model thought before its answer; null if it did not, or does not say so. */
+  thought: string | null;
+  /** The thinking has ended. */
+  finished: boolean;
+  answer: string;
+}
+
+/** Cut an answer into what stands between `<think>` and `</think>` at its beginning, and the rest. */
+export function splitThinking(text: string): Thinking {
+  const open = OPEN.exec(text);
+  const rest = open ? text.slice(open[0].length) : text;
+  const close = (open ? CLOSE : LONE_CLOSE).exec(rest);
+  if (close) {
+    const answer = rest.slice(close.index + close[0].length).replace(/^\s*\n/, "");
+    return { thought: rest.slice(0, close.index).trim(), finished: true, answer: answer.trimStart() };
+  }
+  if (open) return { thought: rest.trimStart(), finished: false, answer: "" };
+  return { thought: null, finished: true, answer: text };
+}

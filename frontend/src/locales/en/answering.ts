@@ -1,0 +1,15 @@
+export const answering = {
+  "compare.which": "Which answer is shown",
+  "compare.stop": "Stop",
+  "compare.keep": "Keep this one",
+  "compare.keepOf": "Keep this one: {model}",
+  "compare.with": "Compare with…",
+  "compare.onlyOne": "Only one model is served now, so there is none to compare it with.",
+  "compare.comparing": "Compared with {model}",
+  "compare.end": "Stop comparing",
+  "preset.title": "Presets",
+  "preset.more": "Add or remove presets in the settings",
+  "preset.none": "None yet: add one in the settings",
+  "preset.applied": "Preset: {name}",
+  "preset.end": "Answer without the preset",
+};

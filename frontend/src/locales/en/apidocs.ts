@@ -1,0 +1,16 @@
+export const apidocs = {
+  "apidocs.intro": "Every address that programs may use. Send an API key as a Bearer token; ./canopy key create prints one.",
+  "apidocs.filter": "Filter the addresses",
+  "apidocs.nothing": "No address matches.",
+  "apidocs.required": "required",
+  "apidocs.key": "Needs an API key.",
+  "apidocs.staff": "For operators.",
+  "apidocs.administrator": "For administrators.",
+  "apidocs.member": "Needs an API key or a login.",
+  "apidocs.anyone": "Needs no login.",
+  "apidocs.parameters": "Parameters",
+  "apidocs.body": "Body (JSON)",
+  "apidocs.answer": "Answer {status}",
+  "apidocs.errors": "Errors: {statuses}",
+  "apidocs.command": "Command for {path}",
+};

@@ -1,0 +1,18 @@
+export const attachments = {
+  "attach.list": "Attached files",
+  "attach.open": "Look at {name}",
+  "attach.remove": "Remove {name}",
+  "attach.copy": "Copy the text",
+  "attach.insert": "Put it into the message",
+  "attach.pasted": "Pasted text",
+  "attach.image": "{name} is an image; only text can be attached.",
+  "attach.binary": "{name} is not a text; only text can be attached.",
+  "attach.encoding": "{name} cannot be read as text. Save it as UTF-8, then attach it again.",
+  "attach.empty": "{name} is empty.",
+  "attach.unreadable": "{name} cannot be read.",
+  "attach.tooLarge": "{name} is too long: a message may have {most} characters.",
+  "attach.tooLong": "{name} is too long: {count} characters, at most {most}.",
+  "attach.tooLongTogether": "With {name} the message is too long: {count} characters, at most {most}.",
+  "attach.tooMany": "At most {most} files can be attached to a message.",
+  "attach.notKept": "This browser has no room to keep these files: send the message before you reload or leave the page.",
+};

@@ -1,0 +1,16 @@
+export const audit = {
+  "audit.section": "Audit log",
+  "audit.text": "Target or detail",
+  "audit.when": "When",
+  "audit.who": "Who",
+  "audit.action": "Action",
+  "audit.target": "Target",
+  "audit.detail": "Detail",
+  "audit.result": "Result",
+  "audit.allActions": "All actions",
+  "audit.refresh": "Refresh",
+  "audit.none": "Nothing is recorded that fits.",
+  "audit.loading": "Reading the log…",
+  "audit.more": "Older entries",
+  "audit.began": "began; how it ended is not known",
+};

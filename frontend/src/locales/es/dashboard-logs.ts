@@ -1,0 +1,25 @@
+import type { logs as english } from "../en/dashboard-logs";
+
+export const logs: Record<keyof typeof english, string> = {
+  "logs.section": "Registros",
+  "logs.problem": "No se pueden leer los registros",
+  "logs.process": "Proceso",
+  "logs.all": "Todos los procesos",
+  "logs.level": "Como mínimo",
+  "logs.level.debug": "todo",
+  "logs.level.info": "información",
+  "logs.level.warning": "avisos",
+  "logs.level.error": "errores",
+  "logs.request": "Petición",
+  "logs.requestHint": "Un id de petición o cualquier texto",
+  "logs.pause": "Pausar",
+  "logs.resume": "Seguir ({count} línea nueva)",
+  "logs.resume#other": "Seguir ({count} líneas nuevas)",
+  "logs.connecting": "Conectando …",
+  "logs.live": "Se siguen en vivo.",
+  "logs.reconnecting": "Se perdió la conexión; reconectando …",
+  "logs.remote": "No están aquí, sino en sus propias máquinas o en otra instancia: {nodes}.",
+  "logs.lines": "Líneas de los registros",
+  "logs.follow": "solo esta petición",
+  "logs.none": "No hay líneas así.",
+};

@@ -1,0 +1,25 @@
+import type { logs as english } from "../en/dashboard-logs";
+
+export const logs: Record<keyof typeof english, string> = {
+  "logs.section": "日志",
+  "logs.problem": "无法读取日志",
+  "logs.process": "进程",
+  "logs.all": "所有进程",
+  "logs.level": "最低级别",
+  "logs.level.debug": "全部",
+  "logs.level.info": "信息",
+  "logs.level.warning": "警告",
+  "logs.level.error": "错误",
+  "logs.request": "请求",
+  "logs.requestHint": "请求编号或任意文字",
+  "logs.pause": "暂停",
+  "logs.resume": "继续（{count} 行新内容）",
+  "logs.resume#other": "继续（{count} 行新内容）",
+  "logs.connecting": "正在连接 …",
+  "logs.live": "实时跟踪。",
+  "logs.reconnecting": "连接已断开，正在重连 …",
+  "logs.remote": "不在此处，而在各自的机器或另一实例上：{nodes}。",
+  "logs.lines": "日志内容",
+  "logs.follow": "只看此请求",
+  "logs.none": "没有符合的内容。",
+};

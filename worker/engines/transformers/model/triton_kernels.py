@@ -1,0 +1,360 @@
+"""The kernels of `triton_attention`, which says what their arguments are.
+
+Flash attention: Dao, 2023, https://arxiv.org/abs/2307.08691 - scores are computed tile by tile with
+a running maximum and sum. Flash decoding: Dao et al., 2023,
+https://pytorch.org/blog/flash-decoding/ - the keys of a sequence are split into parts, each with
+its own softmax, and the parts are combined by their maxima.
+
+What differs between steps is not specialized: Triton would compile again for 1 and for 16 of it.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+
+_LOG2_E = tl.constexpr(math.log2(math.e))  # scores become powers of two
+# Below any score and finite, as a maximum of -inf would make NaN of keys that are all hidden.
+_LOWEST = tl.constexpr(-1e15)
+
+
+@triton.jit
+def _blocks(table, token, begin, end, PAGE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The blocks that `token` of a sequence are in, as far as they are within [begin, end). Read
+    an iteration before they are used, or Triton would fetch one iteration of keys less in advance.
+    """
+    inside = (token >= begin) & (token < end)
+    return tl.load(table + token // PAGE, mask=inside, other=0)
+
+
+@triton.jit
+def _offset(block, token, cache_block, cache_token, PAGE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where `token` of `block` is in the cache, in elements: they may be more than 2**31."""
+    return block.to(tl.int64) * cache_block + token % PAGE * cache_token
+
+
+@triton.jit
+def _capped(score, scale, softcap):  # type: ignore[no-untyped-def]
+    """softcap * tanh(score * scale / softcap)"""
+    return softcap * (2 * tl.sigmoid(2 * score * scale / softcap) - 1)
+
+
+@triton.jit
+def _add_keys(  # type: ignore[no-untyped-def]
+    q, keys, values, offset, mask, visible, maximum, weight_sum, weighted,
+    scale, softcap, to_log2,
+    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A step of the online softmax: keys at `offset` where `mask`, seen where `visible`."""
+    dims = tl.arange(0, PADDED_SIZE)
+    place = offset[:, None] + dims[None, :]
+    loaded = (dims < SIZE)[None, :]
+    if MASKED:
+        loaded = loaded & mask[:, None]
+    k = tl.load(keys + place, mask=loaded, other=0.0).to(q.dtype)
+    score = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if SOFTCAP:
+        score = _capped(score, scale, softcap)
+    if MASKED:
+        score = tl.where(visible, score, float("-inf"))
+    new_maximum = tl.maximum(maximum, tl.max(score, 1) * to_log2)
+    weight = tl.exp2(score * to_log2 - new_maximum[:, None])
+    rescale = tl.exp2(maximum - new_maximum)
+    v = tl.load(values + place, mask=loaded, other=0.0).to(q.dtype)
+    weighted = tl.dot(weight.to(v.dtype), v, weighted * rescale[:, None], input_precision="ieee")
+    weight_sum = weight_sum * rescale + tl.sum(weight, 1)
+    return new_maximum, weight_sum, weighted
+
+
+@triton.jit
+def _parts(  # type: ignore[no-untyped-def]
+    length, window, splits, max_parts,
+    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """How the cached keys of rows of `length` tokens are split: the first one that is read, the
+    length of a part and the number of parts. It depends on nothing of the other rows.
+    """
+    cached = tl.maximum(length - 1, 0)  # the newest token is not in the cache yet
+    first = cached * 0
+    if WINDOW:
+        first = tl.maximum(0, length - window) // BLOCK * BLOCK
+    keys = cached - first
+    part = tl.minimum(tl.cdiv(keys, splits), MAX_PART)
+    part = tl.maximum(part, tl.cdiv(keys, max_parts))
+    part = tl.maximum(tl.cdiv(part, BLOCK), 1) * BLOCK
+    return first, part, tl.maximum(tl.cdiv(keys, part), 1)
+
+
+@triton.jit
+def _find_extra_part(  # type: ignore[no-untyped-def]
+    target, lengths, rows_count, window, splits, max_parts,
+    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """The row and part that is number `target` of all parts but the first of each row; and how
+    many of them there are.
+    """
+    row, before, total = 0, 0, 0
+    for start in range(0, rows_count, 256):
+        index = start + tl.arange(0, 256)
+        inside = index < rows_count
+        length = tl.load(lengths + index, mask=inside, other=0)
+        _, _, parts = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW)
+        extra = parts - 1
+        passed = inside & (total + tl.cumsum(extra, 0) <= target)
+        row += tl.sum(passed.to(tl.int32), 0)
+        before += tl.sum(tl.where(passed, extra, 0), 0)
+        total += tl.sum(extra, 0)
+    return row, target - before + 1, total
+
+
+@triton.jit(do_not_specialize=["rows_count", "splits", "max_parts", "window"])
+def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read top to bottom
+    query, key, value, key_cache, value_cache, block_tables, rows, lengths, sinks,
+    out, part_maxima, part_sums, parts, rows_count, splits, max_parts,
+    scale, softcap, to_log2, window,
+    query_row, query_head, key_row, key_head, value_row, value_head,
+    cache_block, cache_token, cache_head, table_row,
+    GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, MAX_PART: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    # Programs [0, rows) compute the first part of their row. The others share what parts there are
+    # besides, mostly none.
+    head, program = tl.program_id(0), tl.program_id(1)
+    extra_programs = tl.num_programs(1) - rows_count
+    group = tl.arange(0, PADDED_GROUP)  # query heads that share a key head; tl.dot needs 16
+    dims = tl.arange(0, PADDED_SIZE)
+    valid = (group < GROUP)[:, None] & (dims < SIZE)[None, :]
+    heads = tl.num_programs(0) * GROUP
+    query_heads = head * GROUP + group
+    if program < rows_count:
+        unused = tl.load(lengths + program) == 0
+        end_item = program + 1 - unused.to(tl.int32)
+        place = (program * heads + query_heads)[:, None] * SIZE + dims[None, :]
+        tl.store(out + place, tl.zeros_like(place).to(out.dtype.element_ty), mask=valid & unused)
+    else:
+        _, _, total = _find_extra_part(
+            0, lengths, rows_count, window, splits, max_parts, MAX_PART, BLOCK, WINDOW
+        )
+        end_item = rows_count + total
+    for item in range(program, end_item, tl.maximum(extra_programs, 1)):
+        row, part = item, 0
+        if item >= rows_count:
+            row, part, _ = _find_extra_part(
+                item - rows_count, lengths, rows_count, window, splits, max_parts,
+                MAX_PART, BLOCK, WINDOW,
+            )  # fmt: skip
+        length, sequence = tl.load(lengths + row), tl.load(rows + row).to(tl.int64)
+        first, part_length, part_count = _parts(
+            length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW
+        )
+        cached = length - 1  # tokens in the cache; the newest one is in registers below
+        begin = first + part * part_length
+        end = tl.minimum(cached, begin + part_length)
+        table = block_tables + sequence * table_row
+        q = tl.load(
+            query + row * query_row + query_heads[:, None] * query_head + dims[None, :],
+            mask=valid,
+            other=0.0,
+        )
+        maximum = tl.full([PADDED_GROUP], _LOWEST, tl.float32)
+        weight_sum = tl.zeros([PADDED_GROUP], tl.float32)
+        weighted = tl.zeros([PADDED_GROUP, PADDED_SIZE], tl.float32)
+        if SINKS:  # noqa: SIM102 - the compiler's if, then the kernel's
+            if part == 0:
+                sink = tl.load(sinks + query_heads, mask=group < GROUP, other=0.0)
+                maximum = sink.to(tl.float32) * _LOG2_E
+                weight_sum += 1.0
+        seen_from = begin
+        if WINDOW:  # older keys may be gone
+            seen_from = tl.maximum(begin, length - window)
+        block = _blocks(table, begin + tl.arange(0, BLOCK), seen_from, end, PAGE)
+        for start in range(begin, end, BLOCK):
+            token = start + tl.arange(0, BLOCK)
+            visible = (token >= seen_from) & (token < end)
+            offset = _offset(block, token, cache_block, cache_token, PAGE)
+            block = _blocks(table, token + BLOCK, seen_from, end, PAGE)
+            maximum, weight_sum, weighted = _add_keys(
+                q, key_cache + head * cache_head, value_cache + head * cache_head,
+                offset, visible, visible[None, :], maximum, weight_sum, weighted,
+                scale, softcap, to_log2, SIZE, PADDED_SIZE, SOFTCAP, True,
+            )  # fmt: skip
+        if part == 0:  # the newest token: store it, and attend to it
+            valid_dims = dims < SIZE
+            new_key = tl.load(
+                key + row * key_row + head * key_head + dims, mask=valid_dims, other=0.0
+            )
+            new_value = tl.load(
+                value + row * value_row + head * value_head + dims, mask=valid_dims, other=0.0
+            )
+            new_block = tl.load(table + cached // PAGE)
+            place = _offset(new_block, cached, cache_block, cache_token, PAGE)
+            place += head * cache_head + dims
+            tl.store(key_cache + place, new_key.to(key_cache.dtype.element_ty), mask=valid_dims)
+            tl.store(
+                value_cache + place, new_value.to(value_cache.dtype.element_ty), mask=valid_dims
+            )
+            score = tl.sum(q.to(tl.float32) * new_key.to(tl.float32)[None, :], 1)
+            if SOFTCAP:
+                score = _capped(score, scale, softcap)
+            new_maximum = tl.maximum(maximum, score * to_log2)
+            rescale = tl.exp2(maximum - new_maximum)
+            weight = tl.exp2(score * to_log2 - new_maximum)
+            weighted = (
+                weighted * rescale[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
+            )
+            weight_sum = weight_sum * rescale + weight
+            maximum = new_maximum
+        index = row * heads + query_heads
+        if part_count == 1:
+            weighted = weighted / weight_sum[:, None]
+            tl.store(
+                out + index[:, None] * SIZE + dims[None, :],
+                weighted.to(out.dtype.element_ty),
+                mask=valid,
+            )
+        else:
+            index = index * max_parts + part
+            tl.store(part_maxima + index, maximum, mask=group < GROUP)
+            tl.store(part_sums + index, weight_sum, mask=group < GROUP)
+            tl.store(parts + index[:, None] * SIZE + dims[None, :], weighted, mask=valid)
+
+
+@triton.jit(do_not_specialize=["splits", "max_parts", "window"])
+def combine_kernel(  # type: ignore[no-untyped-def]
+    part_maxima, part_sums, parts, lengths, out, window, splits, max_parts,
+    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, HEADS: tl.constexpr, COMBINED: tl.constexpr,
+    BLOCK: tl.constexpr, MAX_PART: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1)
+    length = tl.load(lengths + row)
+    _, _, part_count = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW)
+    if part_count == 1:
+        return
+    dims = tl.arange(0, PADDED_SIZE)
+    first_head = (row * tl.num_programs(0) + tl.program_id(0)) * HEADS
+    for index in range(first_head, first_head + HEADS):
+        maxima = tl.full([COMBINED], _LOWEST, tl.float32)
+        sums = tl.zeros([COMBINED], tl.float32)
+        weighted = tl.zeros([COMBINED, PADDED_SIZE], tl.float32)
+        for start in range(0, part_count, COMBINED):  # each of COMBINED lanes combines some parts
+            part = start + tl.arange(0, COMBINED)
+            inside = part < part_count
+            place = index * max_parts + part
+            maximum = tl.load(part_maxima + place, mask=inside, other=_LOWEST)
+            new_maxima = tl.maximum(maxima, maximum)
+            rescale, weight = tl.exp2(maxima - new_maxima), tl.exp2(maximum - new_maxima)
+            part_sum = tl.load(part_sums + place, mask=inside, other=0.0)
+            values = tl.load(
+                parts + place[:, None] * SIZE + dims[None, :],
+                mask=inside[:, None] & (dims < SIZE)[None, :],
+                other=0.0,
+            )
+            sums = sums * rescale + part_sum * weight
+            weighted = weighted * rescale[:, None] + values * weight[:, None]
+            maxima = new_maxima
+        weight = tl.exp2(maxima - tl.max(maxima, 0))
+        combined = tl.sum(weighted * weight[:, None], 0) / tl.sum(sums * weight, 0)
+        tl.store(out + index * SIZE + dims, combined.to(out.dtype.element_ty), mask=dims < SIZE)
+
+
+@triton.jit
+def _find_chunk(tile, chunk_starts, chunks, TOKENS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The chunk that `tile` belongs to. Chunk c begins with tile `chunk_starts[c] // TOKENS + c`,
+    so it has at least as many as it needs, and the last one all that are left.
+    """
+    chunk = -1
+    for start in range(0, chunks, 64):
+        index = start + tl.arange(0, 64)
+        inside = index < chunks
+        first_tile = tl.load(chunk_starts + index, mask=inside, other=0) // TOKENS + index
+        chunk += tl.sum((inside & (first_tile <= tile)).to(tl.int32), 0)
+    return chunk
+
+
+@triton.jit(do_not_specialize=["tokens", "chunks", "window"])
+def prefill_kernel(  # type: ignore[no-untyped-def]
+    query, key_cache, value_cache, block_tables, rows, lengths, chunk_starts, sinks, out,
+    tokens, chunks, scale, softcap, to_log2, window,
+    query_token, query_head, cache_block, cache_token, cache_head, table_row,
+    GROUP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, PAGE: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    TOKENS: tl.constexpr = QUERIES // GROUP
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # a chunk's last tiles take longest: first
+    head = tl.program_id(1)
+    chunk = _find_chunk(tile, chunk_starts, chunks, TOKENS)
+    chunk_begin, chunk_end = tl.load(chunk_starts + chunk), tl.load(chunk_starts + chunk + 1)
+    first_token = chunk_begin + (tile - chunk_begin // TOKENS - chunk) * TOKENS
+    written_end = chunk_end
+    if chunk == chunks - 1:  # its tiles also write zeros for the tokens that belong to no chunk
+        written_end = tokens
+    if first_token >= written_end:
+        return
+
+    index = tl.arange(0, QUERIES)
+    token = first_token + index // GROUP
+    query_heads = head * GROUP + index % GROUP
+    in_tile = index < TOKENS * GROUP
+    computed = in_tile & (token < chunk_end)
+    dims = tl.arange(0, PADDED_SIZE)
+    place = token.to(tl.int64) * query_token + query_heads.to(tl.int64) * query_head
+    q = tl.load(
+        query + place[:, None] + dims[None, :],
+        mask=computed[:, None] & (dims < SIZE)[None, :],
+        other=0.0,
+    )
+    length = tl.load(lengths + chunk)
+    position = length - chunk_end + token
+    first_position = length - chunk_end + first_token
+    keys_end = tl.minimum(first_position + TOKENS, length)
+    if first_token >= chunk_end:
+        keys_end = 0
+    table = block_tables + tl.load(rows + chunk).to(tl.int64) * table_row
+    keys, values = key_cache + head * cache_head, value_cache + head * cache_head
+
+    maximum = tl.full([QUERIES], _LOWEST, tl.float32)
+    weight_sum = tl.zeros([QUERIES], tl.float32)
+    weighted = tl.zeros([QUERIES, PADDED_SIZE], tl.float32)
+    if SINKS:
+        sink = tl.load(sinks + query_heads, mask=in_tile, other=0.0).to(tl.float32)
+        maximum = sink * _LOG2_E
+        weight_sum += 1.0
+    seen_from = 0
+    if WINDOW:  # older keys may be gone
+        seen_from = tl.maximum(0, first_position - window + 1)
+    masked_begin = seen_from // KEYS * KEYS
+    block = _blocks(table, masked_begin + tl.arange(0, KEYS), seen_from, keys_end, PAGE)
+    if not WINDOW:
+        masked_begin = tl.minimum((first_position + 1) // KEYS * KEYS, keys_end)
+        for start in range(0, masked_begin, KEYS):  # all of them see these keys
+            key_token = start + tl.arange(0, KEYS)
+            offset = _offset(block, key_token, cache_block, cache_token, PAGE)
+            block = _blocks(table, key_token + KEYS, seen_from, keys_end, PAGE)
+            maximum, weight_sum, weighted = _add_keys(
+                q, keys, values, offset, None, None, maximum, weight_sum, weighted,
+                scale, softcap, to_log2, SIZE, PADDED_SIZE, SOFTCAP, False,
+            )  # fmt: skip
+    for start in range(masked_begin, keys_end, KEYS):
+        key_token = start + tl.arange(0, KEYS)
+        mask = (key_token >= seen_from) & (key_token < keys_end)
+        visible = mask[None, :] & (key_token[None, :] <= position[:, None])
+        if WINDOW:
+            visible = visible & (key_token[None, :] > position[:, None] - window)
+        offset = _offset(block, key_token, cache_block, cache_token, PAGE)
+        block = _blocks(table, key_token + KEYS, seen_from, keys_end, PAGE)
+        maximum, weight_sum, weighted = _add_keys(
+            q, keys, values, offset, mask, visible, maximum, weight_sum, weighted,
+            scale, softcap, to_log2, SIZE, PADDED_SIZE, SOFTCAP, True,
+        )  # fmt: skip
+
+    weight_sum = tl.where(computed, weight_sum, 1.0)
+    weighted = tl.where(computed[:, None], weighted / weight_sum[:, None], 0.0)
+    heads = tl.num_programs(1) * GROUP
+    place = (token.to(tl.int64) * heads + query_heads) * SIZE
+    tl.store(
+        out + place[:, None] + dims[None, :],
+        weighted.to(out.dtype.element_ty),
+        mask=(in_tile & (token < written_end))[:, None] & (dims < SIZE)[None, :],
+    )
