@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, it, vi } from "vitest";
 import { ComposerStore, tooLong } from "../src/chat/composer.svelte";
 import { OpenConversation } from "../src/chat/conversation.svelte";
-import { attachmentsOf, keepDraft, keepQueue, queueOf, type QueuedMessage } from "../src/chat/drafts";
+import { attachmentsOf, keepAttachments, keepDraft, keepQueue, queueOf, type QueuedMessage } from "../src/chat/drafts";
 import { ApiError, api } from "../src/lib/api";
 import { events, type ConversationHandler } from "../src/lib/events";
 import { notify } from "../src/lib/offline";
@@ -287,6 +287,29 @@ describe("ComposerStore", () => {
     composer.takeBack(0);
     expect(composer.attachments).toEqual([file]);
     composer.setAttachments([]);
+  });
+
+  it("sends a file that was still being read, and keeps it where it was chosen", async () => {
+    chat = await opened(conversation([message(1, null), message(2, 1)]));
+    const send = vi.spyOn(chat, "send").mockResolvedValue(true);
+    const composer = new ComposerStore(chat);
+    composer.open("7");
+    composer.set("about trees");
+    void composer.attach([new File(["oak"], "notes.txt")]);
+    void composer.attach([new File(["fir"], "more.txt")]);
+    await composer.submit();
+    expect(send).toHaveBeenCalledExactlyOnceWith("about trees", [file, { name: "more.txt", text: "fir" }]);
+    send.mockClear();
+    composer.set("for the other one");
+    const reading = composer.attach([new File(["oak"], "notes.txt")]);
+    const sending = composer.submit();
+    composer.open("8");
+    composer.set("another text");
+    await Promise.all([reading, sending]);
+    expect([attachmentsOf("7").at(-1), composer.attachments, send.mock.calls]).toEqual([file, [], []]);
+    keepDraft("7", "");
+    keepDraft("8", "");
+    keepAttachments("7", []);
   });
 
   it("attaches what is pasted and long, unless it is too long for a message", async () => {

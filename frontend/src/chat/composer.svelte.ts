@@ -4,6 +4,8 @@ import type { Attachment } from "../lib/types";
 import type { OpenConversation } from "./conversation.svelte";
 import { attachmentsOf, draftOf, hasRoom, keepAttachments, keepDraft, keepQueue, queueOf, type QueuedMessage } from "./drafts";
 
+type Reading = typeof import("../attachments/reading");
+
 /** The server's limit, in characters as people count them, of a message with its attachments. */
 export const MAX_CHARACTERS = 100_000;
 /** A text that is pasted becomes an attachment from this length on. */
@@ -27,6 +29,8 @@ export class ComposerStore {
   /** Messages that follow when the running answer has ended. */
   queue = $state.raw<QueuedMessage[]>([]);
   #conversation: string | null = null;
+  /** Ends when every file and pasted text has been read and attached. */
+  #reading: Promise<void> = Promise.resolve();
 
   constructor(readonly chat: OpenConversation) {}
 
@@ -57,13 +61,13 @@ export class ComposerStore {
   }
 
   /** Attach the files that are texts; of the others it is said why they are not. */
-  async attach(files: Iterable<File>): Promise<void> {
-    const conversation = this.#conversation;
+  attach(files: Iterable<File>): Promise<void> {
     const list = [...files]; // a drop's list is empty in the next turn
-    const { readFiles } = await withTexts("attachments", import("../attachments/reading"));
-    const { texts, problems } = await readFiles(list, this.text.trim(), this.attachments);
-    if (problems.length > 0) toasts.show(problems.join(" "));
-    if (this.#conversation === conversation) this.setAttachments([...this.attachments, ...texts]);
+    return this.#attachInTurn(async ({ readFiles }, attached) => {
+      const { texts, problems } = await readFiles(list, this.text.trim(), attached);
+      if (problems.length > 0) toasts.show(problems.join(" "));
+      return texts;
+    });
   }
 
   /** Attach a text that is long, in place of filling the field; false where it belongs into the field. */
@@ -71,19 +75,36 @@ export class ComposerStore {
     if (text.length < LONG_PASTE || text.trim() === "") return false;
     if (tooLong(this.text + text, this.attachments) !== null) return false; // there it is said how long it is
     const conversation = this.#conversation;
-    withTexts("attachments", import("../attachments/reading")).then(
-      ({ pastedText }) => {
-        if (this.#conversation === conversation) this.setAttachments([...this.attachments, pastedText(text, this.attachments)]);
-        else keepDraft(conversation, draftOf(conversation) + text);
-      },
-      () => this.set(this.text + text), // the code did not load: into the field, after all
-    );
+    this.#attachInTurn(({ pastedText }, attached) => Promise.resolve([pastedText(text, attached)])).catch(() => {
+      // The code did not load: into the field, after all.
+      if (this.#conversation === conversation) this.set(this.text + text);
+      else keepDraft(conversation, draftOf(conversation) + text);
+    });
     return true;
+  }
+
+  /** Add to the conversation that is open now, whichever is open when they have been read. */
+  #attachInTurn(read: (reading: Reading, attached: Attachment[]) => Promise<Attachment[]>): Promise<void> {
+    const conversation = this.#conversation;
+    const added = this.#reading.then(async () => {
+      const reading = await withTexts("attachments", import("../attachments/reading"));
+      const isOpen = (): boolean => this.#conversation === conversation;
+      const attached = (): Attachment[] => (isOpen() ? this.attachments : attachmentsOf(conversation));
+      const texts = await read(reading, attached());
+      const all = [...attached(), ...texts];
+      if (isOpen()) this.setAttachments(all);
+      else keepAttachments(conversation, all);
+    });
+    this.#reading = added.catch(() => undefined); // who attaches reports it
+    return added;
   }
 
   /** Send the text, or queue it while an answer runs. */
   async submit(): Promise<void> {
     if (!this.ready) return;
+    const conversation = this.#conversation;
+    await this.#reading; // a file that was chosen belongs to the message
+    if (!this.ready || this.#conversation !== conversation) return;
     if (this.running) return this.#enqueue();
     const written = this.attachments;
     const sent = await this.chat.send(this.text.trim(), written);
