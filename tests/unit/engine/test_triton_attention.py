@@ -1,68 +1,24 @@
 """The attention kernels without a GPU: Triton's interpreter runs them, against plain attention."""
 
-import importlib.util
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from tests.unit.engine.interpreted import interpreted
 from worker.engines.transformers.model import paged_attention
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 _BOUNDS = {F32: 1e-5, F16: 4e-3, BF16: 3e-2}  # the interpreter truncates bfloat16
 _NAN = float("nan")
-_KERNELS = "worker.engines.transformers.model.triton_kernels"
 
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[Any]:
-    """The kernels as Python runs them.
-
-    Triton reads TRITON_INTERPRET when it is imported, and torch has imported it by now. So it is
-    imported again for these tests, and the first one is put back after them. In another process
-    torch would have to be imported, too, which takes as long as all of these tests.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        for name in _loaded_of_triton():
-            patch.delitem(sys.modules, name)
-        module = _own_copy("worker.engines.transformers.model.triton_attention")
-        builder = sys.modules["triton.runtime.interpreter"].InterpreterBuilder
-        language = sys.modules["triton.language"]
-        patch.setattr(builder, "create_dot", _dot(builder.create_dot, language))
+    with interpreted("triton_attention", "triton_kernels") as module:
         yield module
-        for name in _loaded_of_triton():
-            del sys.modules[name]
-
-
-def _loaded_of_triton() -> list[str]:
-    """And the kernels. Without native modules, which a process can load only once."""
-    names = [name for name in sys.modules if name.partition(".")[0] == "triton" or name == _KERNELS]
-    return [name for name in names if not name.startswith("triton._C")]
-
-
-def _own_copy(name: str) -> Any:
-    spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _dot(plainly: Any, tl: Any) -> Any:
-    """numpy has no bfloat16: the interpreter would multiply the bits as integers."""
-
-    def dot(self: Any, left: Any, right: Any, *more: Any) -> Any:
-        factors = [
-            self.cast_impl(it, tl.float32) if it.dtype.scalar == tl.bfloat16 else it
-            for it in (left, right)
-        ]
-        return plainly(self, *factors, *more)
-
-    return dot
 
 
 class Heads(NamedTuple):

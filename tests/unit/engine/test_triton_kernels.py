@@ -7,23 +7,38 @@ from typing import Any
 import pytest
 import triton
 
-from worker.engines.transformers.model import triton_attention, triton_kernels
+from worker.engines.transformers.model import (
+    linear_kernels,
+    triton_attention,
+    triton_kernels,
+    triton_linear,
+)
 
 _OTHERS = {"scale": "fp32", "softcap": "fp32", "to_log2": "fp32"}
-_FLOATS = {"part_maxima", "part_sums", "parts"}
-_INTEGERS = {"block_tables", "rows", "lengths", "chunk_starts"}
-_TENSORS = {"query", "key", "value", "key_cache", "value_cache", "sinks", "out"}
+_FLOATS = {"part_maxima", "part_sums", "parts", "x_scale", "weight_scale"}
+_INTEGERS = {"block_tables", "rows", "lengths", "chunk_starts", "arrived"}
+_TENSORS = {
+    "query", "key", "value", "key_cache", "value_cache", "sinks", "out", "x", "weight", "bias",
+}  # fmt: skip
+_ALIGNED = ("query_", "cache_", "table_", "x_", "weight_")
+_FLOAT8 = {"x": "*fp8e4nv", "weight": "*fp8e4nv"}
 _FEATURES = {"SOFTCAP": True, "WINDOW": True, "SINKS": True}
 _HOPPER, _AMPERE = 90, 86
 _SHARED_MEMORY = {_HOPPER: 232_448, _AMPERE: 101_376}  # bytes a program may have
 
 
-def types(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
-    """Of the arguments: all pointers are to bfloat16 but those to lengths and to parts."""
+def types(
+    kernel: Any, constants: dict[str, Any], special: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Of the arguments: all pointers are to bfloat16 but those to lengths and to parts, and those
+    that `special` names.
+    """
     signature = {}
     for name in kernel.arg_names:
         if name in constants:
             signature[name] = "constexpr"
+        elif special and name in special:
+            signature[name] = special[name]
         elif name in _FLOATS:
             signature[name] = "*fp32"
         elif name in _INTEGERS:
@@ -36,13 +51,18 @@ def types(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
 
 
 def shared_memory(
-    kernel: Any, constants: dict[str, Any], capability: int, warps: int, stages: int
+    kernel: Any,
+    constants: dict[str, Any],
+    capability: int,
+    warps: int,
+    stages: int,
+    special: dict[str, str] | None = None,
 ) -> int:
     """Compiles a kernel whose tensors and strides are aligned to 16 bytes, as they are."""
-    signature = types(kernel, constants)
+    signature = types(kernel, constants, special)
     aligned = {}
     for index, (name, kind) in enumerate(signature.items()):
-        if kind.startswith("*") or name.startswith(("query_", "cache_", "table_")):
+        if kind.startswith("*") or name.startswith(_ALIGNED) or name in "NK":
             aligned[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         triton.compiler.ASTSource(kernel, signature, constants, aligned),
@@ -96,5 +116,38 @@ def test_prefill(
     }  # fmt: skip
     used = shared_memory(
         triton_kernels.prefill_kernel, constants, capability, tile.warps, tile.stages
+    )
+    assert used < _SHARED_MEMORY[capability]
+
+
+_LINEAR = {
+    "METHOD": "dot", "ACTIVATION": "", "SCALED": False, "ROW_SCALED": False, "BIASED": False,
+    "EVEN_N": False, "EVEN_K": False, "PREFETCH": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("capability", "tile", "special"),
+    [
+        (_HOPPER, triton_linear.Tile(32, 128, 2, 4, 4), {}),
+        (_HOPPER, triton_linear.Tile(64, 128, 1, 4, 4, "swapped"), {}),
+        (_HOPPER, triton_linear.Tile(64, 256, 1, 4, 4, "swapped"), _FLOAT8),
+        (_HOPPER, triton_linear.Tile(32, 256, 1, 4, 4), {"weight": "*fp8e4nv"}),
+        (_AMPERE, triton_linear.Tile(32, 128, 2, 4, 3), {}),
+        (_AMPERE, triton_linear.Tile(8, 512, 1, 4, 3, "sum"), {}),
+    ],
+)
+@pytest.mark.parametrize("activation", ["", "silu"])
+def test_linear(
+    capability: int, tile: triton_linear.Tile, special: dict[str, str], activation: str
+) -> None:
+    split = 1 if activation else tile.split
+    constants = _LINEAR | {
+        "BLOCK_M": 1 if tile.method == "sum" else 16, "BLOCK_N": tile.columns,
+        "BLOCK_K": tile.inner, "SPLIT_K": split, "METHOD": tile.method, "STAGES": tile.stages,
+        "ACTIVATION": activation, "PDL": capability >= _HOPPER, "SCALED": bool(special),
+    }  # fmt: skip
+    used = shared_memory(
+        linear_kernels.linear_kernel, constants, capability, tile.warps, tile.stages, special
     )
     assert used < _SHARED_MEMORY[capability]
