@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from worker.engines.transformers.model import attention
+from worker.engines.transformers.model.attention import Bounds
 from worker.engines.transformers.model.step import PrefillChunk, Step, group_rows
 
 HEADS, SIZE, CONTEXT, SLOTS = 6, 16, 700, 12
@@ -37,7 +38,13 @@ class Cache:
         self.values = torch.randn(SLOTS, CONTEXT, groups, SIZE)
 
     def attend(
-        self, chunks: list[PrefillChunk], window: int = 0, *, batch_invariant: bool = False
+        self,
+        chunks: list[PrefillChunk],
+        window: int = 0,
+        *,
+        chunked: bool = False,
+        sinks: torch.Tensor | None = None,
+        batch_invariant: bool = False,
     ) -> torch.Tensor:
         query = self.query[[chunk.slot for chunk in chunks]]
         with torch.inference_mode():
@@ -46,12 +53,10 @@ class Cache:
                 self.keys,
                 self.values,
                 step(chunks, batch_invariant=batch_invariant),
-                0.3,
-                window,
-                0.0,
+                Bounds(0.3, window, sinks=sinks, chunked=chunked),
             )
 
-    def exact(self, chunk: PrefillChunk) -> torch.Tensor:
+    def exact(self, chunk: PrefillChunk, sinks: torch.Tensor | None = None) -> torch.Tensor:
         """[heads, head size] in float64, without blocks."""
         end = chunk.start + 1
         repeat = HEADS // self.keys.shape[2]
@@ -60,7 +65,9 @@ class Cache:
             for each in (self.keys, self.values)
         )
         scores = torch.einsum("hd,thd->ht", self.query[chunk.slot].double(), keys) * 0.3
-        return torch.einsum("ht,thd->hd", scores.softmax(-1), values).float()
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double()[:, None]), -1)
+        return torch.einsum("ht,thd->hd", scores.softmax(-1)[:, :end], values).float()
 
 
 @pytest.fixture(params=[1, 2])
@@ -83,6 +90,17 @@ def test_rows_of_all_lengths_see_what_is_theirs(groups: int) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
+def test_a_sink_takes_part_in_the_softmax_and_has_no_value(groups: int) -> None:
+    cache, sinks = Cache(groups), torch.randn(HEADS) * 3
+    expected = torch.stack([cache.exact(chunk, sinks) for chunk in CHUNKS])
+    torch.testing.assert_close(cache.attend(CHUNKS, sinks=sinks), expected, rtol=1e-4, atol=1e-5)
+    within = cache.attend(
+        CHUNKS, window=CONTEXT - 1, sinks=sinks
+    )  # row by row, for some are longer
+    torch.testing.assert_close(within[:-1], expected[:-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize(
     "picked", [[0, 1, 8, 9, 10], [10, 2, 3], [11, 0], [9, 10, 2, 3, 5, 4, 6, 7, 0, 11, 1, 8]]
 )
@@ -102,6 +120,16 @@ def test_windows_hide_what_is_older() -> None:
     for slot, length in enumerate(LENGTHS):
         cache.keys[slot, : max(0, length - 100)] = 1000.0  # would dominate if visible
     assert torch.equal(cache.attend(CHUNKS, window=100), hidden)
+
+
+def test_chunks_hide_what_is_before_the_last_multiple_of_them() -> None:
+    cache = Cache(2)
+    hidden = cache.attend(CHUNKS, window=128, chunked=True)
+    for slot, length in enumerate(LENGTHS):
+        cache.keys[slot, : (length - 1) // 128 * 128] = 1000.0  # would dominate if visible
+    assert torch.equal(cache.attend(CHUNKS, window=128, chunked=True), hidden)
+    first = cache.exact(PrefillChunk(2, 126, 1))  # whose chunk is the sequence's first
+    torch.testing.assert_close(hidden[2], first, rtol=1e-4, atol=1e-5)
 
 
 @given(some.dictionaries(some.integers(0, 63), some.integers(0, CONTEXT - 1), min_size=1))

@@ -31,6 +31,7 @@ class Heads(NamedTuple):
     window: int = 0
     softcap: float = 0.0
     sinks: bool = False
+    chunked: bool = False
     page: int = 16  # the cache's block size
 
     @property
@@ -115,6 +116,10 @@ STEPS = {
     "a window that many parts share": Step(Heads(96, window=300), [500, 20], 64),
     "a window of the newest token alone": Step(Heads(128, 3, window=1), [1, 65, 100]),
     "a window of two tokens across tiles": Step(Heads(window=2), [65, 66, 64]),
+    "chunks": Step(Heads(64, 4, window=40, chunked=True), [300, 41, 40, 81, 80, 7, 0]),
+    "chunks of many parts": Step(
+        Heads(96, window=300, chunked=True, sinks=True), [599, 601], min_programs=20
+    ),
     "capped": Step(Heads(64, 3, 2, softcap=3.0), [1, 150]),
     "capped within a window": Step(Heads(256, 4, window=25, softcap=1.0), [90, 20]),
     "sinks": Step(Heads(64, 8, 2, sinks=True), [1, 70, 0, 300], 64),
@@ -138,7 +143,8 @@ def test_a_decoded_token_sees_its_own_sequence_and_is_kept_there(
     monkeypatch.setattr(kernels, "_EXTRA_PROGRAMS", 3)
     torch.manual_seed(1)
     count, heads = len(lengths), layer.groups * layer.group
-    cache = Cache(layer, [_seen(length - 1, layer.window - 1) for length in lengths])
+    stored = [range(_first(layer, length - 1), max(0, length - 1)) for length in lengths]
+    cache = Cache(layer, stored)
     rows = torch.randperm(count).int()
     lengths = [lengths[row] for row in rows.tolist()]
     key = in_another_layout(count, layer.groups, layer)
@@ -152,7 +158,7 @@ def test_a_decoded_token_sees_its_own_sequence_and_is_kept_there(
         else:
             query[index] = key[index] = _NAN
     counts = torch.tensor(lengths, dtype=torch.int32)
-    more = (layer.scale, layer.window, layer.softcap, sinks)
+    more = (layer.scale, layer.window, layer.softcap, sinks, layer.chunked)
     actual = kernels.decode(
         query, key, value, cache.keys, cache.values, cache.tables, rows, counts, *more
     )
@@ -165,9 +171,13 @@ def test_a_decoded_token_sees_its_own_sequence_and_is_kept_there(
     check(actual, expected, layer.dtype)
 
 
-def _seen(length: int, window: int) -> range:
-    """Positions that a sequence of that length still has."""
-    return range(max(0, length - window) if window >= 0 else 0, max(0, length))
+def _first(layer: Heads, position: int) -> int:
+    """The oldest token that the one at `position` sees."""
+    if not layer.window:
+        return 0
+    if layer.chunked:
+        return max(0, position) // layer.window * layer.window
+    return max(0, position - layer.window + 1)
 
 
 def test_rows_may_share_blocks(kernels: Any) -> None:
@@ -264,6 +274,9 @@ PROMPTS = {
     "sinks, capped within a window": Prompts(
         Heads(16, 4, sinks=True, window=20, softcap=2.0), [(0, 41), (70, 9)]
     ),
+    "chunks": Prompts(
+        Heads(64, 2, window=24, chunked=True, sinks=True), [(0, 40), (100, 30), (23, 2), (24, 1)]
+    ),
     "float16": Prompts(Heads(128, 8, dtype=F16), [(0, 20), (60, 9)]),
     "bfloat16": Prompts(Heads(64, 4, dtype=BF16, sinks=True), [(0, 40), (60, 9)]),
     "bfloat16 within a window": Prompts(Heads(80, 1, 2, dtype=BF16, window=25), [(60, 30)]),
@@ -281,7 +294,7 @@ def test_each_token_of_a_prompt_sees_those_before_it(
     torch.manual_seed(4)
     stored = []
     for start, length in prompts.chunks:
-        first = max(0, start - layer.window + 1) if layer.window else 0
+        first = _first(layer, start)
         stored.append(range(first, start + length) if length else range(0))
     cache = Cache(layer, stored)
     rows = torch.arange(count).int()
@@ -294,6 +307,7 @@ def test_each_token_of_a_prompt_sees_those_before_it(
     given = (
         query, cache.keys, cache.values, cache.tables, rows, lengths, starts,
         layer.scale, layer.window, layer.softcap, layer.sink_logits(),
+        layer.chunked,
     )  # fmt: skip
     check(kernels.prefill(*given), paged_attention.attend(*given), layer.dtype)
 
@@ -302,19 +316,24 @@ def test_each_token_of_a_prompt_sees_those_before_it(
 
 
 @pytest.mark.parametrize("sinks", [False, True])
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (7, 0.0), (0, 2.0), (7, 2.0)])
-def test_the_reference_is_attention_written_out(window: int, softcap: float, sinks: bool) -> None:
+@pytest.mark.parametrize(
+    ("window", "chunked", "softcap"),
+    [(0, False, 0.0), (7, False, 0.0), (0, False, 2.0), (7, False, 2.0), (7, True, 0.0)],
+)
+def test_the_reference_is_attention_written_out(
+    window: int, chunked: bool, softcap: float, sinks: bool
+) -> None:
     torch.manual_seed(5)
-    layer = Heads(8, 2, 2, window=window, softcap=softcap, sinks=sinks)
+    layer = Heads(8, 2, 2, window=window, softcap=softcap, sinks=sinks, chunked=chunked)
     cache = Cache(layer, [range(40)])
     query, logits = torch.randn(30, 4, 8), layer.sink_logits()
     actual = paged_attention.attend(
         query, cache.keys, cache.values, cache.tables, torch.tensor([0]), torch.tensor([40]),
-        torch.tensor([0, 30]), 0.5, window, softcap, logits,
+        torch.tensor([0, 30]), 0.5, window, softcap, logits, chunked,
     )  # fmt: skip
     for token, head in itertools.product(range(30), range(4)):
         position = token + 10
-        first = max(0, position - window + 1) if window else 0
+        first = _first(layer, position)
         places = [cache.place(0, seen) for seen in range(first, position + 1)]
         keys = torch.stack([cache.keys[place][head // 2] for place in places])
         values = torch.stack([cache.values[place][head // 2] for place in places])

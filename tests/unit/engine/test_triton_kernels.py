@@ -22,7 +22,7 @@ _TENSORS = {
 }  # fmt: skip
 _ALIGNED = ("query_", "cache_", "table_", "x_", "weight_")
 _FLOAT8 = {"x": "*fp8e4nv", "weight": "*fp8e4nv"}
-_FEATURES = {"SOFTCAP": True, "WINDOW": True, "SINKS": True}
+_FEATURES = {"SOFTCAP": True, "WINDOW": True, "CHUNKED": False, "SINKS": True}
 _HOPPER, _AMPERE = 90, 86
 _SHARED_MEMORY = {_HOPPER: 232_448, _AMPERE: 101_376}  # bytes a program may have
 
@@ -90,7 +90,7 @@ def test_decoding() -> None:
 def test_combining() -> None:
     constants = {
         "SIZE": 80, "PADDED_SIZE": 128, "HEADS": 4, "COMBINED": triton_attention._COMBINED_PARTS,
-        "BLOCK": 64, "MAX_PART": 2048, "WINDOW": True,
+        "BLOCK": 64, "MAX_PART": 2048, "WINDOW": True, "CHUNKED": True,
     }  # fmt: skip
     shared_memory(triton_kernels.combine_kernel, constants, _AMPERE, 2, 3)
 
@@ -100,7 +100,7 @@ def test_combining() -> None:
     [
         (_HOPPER, triton_attention._TILES, 128, dict.fromkeys(_FEATURES, False)),
         (_HOPPER, triton_attention._TILES, 256, _FEATURES),
-        (_AMPERE, triton_attention._SMALL_TILES, 128, _FEATURES),
+        (_AMPERE, triton_attention._SMALL_TILES, 128, {**_FEATURES, "CHUNKED": True}),
     ],
 )
 def test_prefill(

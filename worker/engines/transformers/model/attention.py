@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -24,10 +24,21 @@ from transformers import AttentionInterface
 
 from worker.engines.transformers.model import paged_attention
 from worker.engines.transformers.model.step import PrefillChunk, Step
+from worker.engines.transformers.model.window import layer_window
 
 NAME = "canopy_slots"  # of the attention function, in transformers' registry
 
 _local = threading.local()
+
+
+class Bounds(NamedTuple):
+    """What an attention layer does besides attending; see `attend`."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: torch.Tensor | None = None
+    chunked: bool = False
 
 
 @contextmanager
@@ -59,23 +70,39 @@ def attention_forward(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Called by transformers: `query` [1, heads, tokens, head size], `key` and `value`
-    [1, kv heads, tokens, head size]. Returns [1, tokens, heads, head size].
+    [1, kv heads, tokens, head size], where the head size of values may be another one. `s_aux`
+    [heads]: attention sinks. Returns [1, tokens, heads, head size of values].
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = layer_window(module, sliding_window)
+    value_size = value.shape[-1]
+    query, key, value = (
+        _padded(heads, module.key_cache.shape[-1]) for heads in (query, key, value)
+    )
     out = attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         module.key_cache,
         module.value_cache,
+        s_aux,
         scale,
-        sliding_window or 0,
+        window.tokens,
+        window.chunked,
         softcap or 0.0,
     )
-    return out[None], None
+    return out[None, ..., :value_size], None
+
+
+def _padded(heads: torch.Tensor, size: int) -> torch.Tensor:
+    """Zeros behind each head: they add nothing to a score, and are cut off an output."""
+    if heads.shape[-1] == size:
+        return heads
+    return functional.pad(heads, (0, size - heads.shape[-1]))
 
 
 @torch.library.custom_op("canopy::attend", mutates_args=("key_cache", "value_cache"))
@@ -85,22 +112,26 @@ def attend(
     value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
+    sinks: torch.Tensor | None,
     scale: float,
     window: int,
+    chunked: bool,
     softcap: float,
 ) -> torch.Tensor:
     """Stores `key` and `value` [tokens, kv heads, head size] in the caches, see LocalModelRunner,
     then attends with `query` [tokens, heads, head size]. Returns its shape.
 
-    `window`: how many of the newest tokens a token sees; 0: all. `softcap`: 0: none.
+    `window`, `chunked`: see `layer_window`. `softcap`: 0: none. `sinks` [heads]: a logit that takes
+    part in the softmax and has no value.
     """
     running: Step = _local.step
     step = running.on(query.device)
+    bounds = Bounds(scale, window, softcap, sinks, chunked)
     if step.block_tables is None:
         _store(key_cache, value_cache, key, value, step.slot_mapping)
-        return _attend_with_sdpa(query, key_cache, value_cache, step, scale, window, softcap)
+        return _attend_with_sdpa(query, key_cache, value_cache, step, bounds)
     caches = key_cache, value_cache, step.block_tables[query.device]
-    rows, bounds = len(step.slots), (scale, window, softcap)
+    rows = len(step.slots)
     if not query.is_cuda or query.dtype == torch.float32:
         _store(key_cache, value_cache, key, value, step.slot_mapping)
         return _attend_plainly(query, caches, step, bounds)
@@ -128,8 +159,10 @@ def _(
     value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
+    sinks: torch.Tensor | None,
     scale: float,
     window: int,
+    chunked: bool,
     softcap: float,
 ) -> torch.Tensor:
     return torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -157,18 +190,23 @@ def _attend_plainly(
     query: torch.Tensor,
     caches: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     step: Step,
-    bounds: tuple[float, int, float],
+    bounds: Bounds,
 ) -> torch.Tensor:
     """Over pages without kernels. `caches`: of keys, of values, and the block tables."""
     rows = len(step.slots)
     row_starts = torch.arange(rows + 1)
     attended = paged_attention.attend(
-        query[:rows], *caches, step.slots, step.lengths, row_starts, *bounds
+        query[:rows], *caches, step.slots, step.lengths, row_starts, **bounds._asdict()
     )
     if step.chunk_slots is None or step.chunk_lengths is None or step.chunk_starts is None:
         return attended
     chunks = paged_attention.attend(
-        query[rows:], *caches, step.chunk_slots, step.chunk_lengths, step.chunk_starts, *bounds
+        query[rows:],
+        *caches,
+        step.chunk_slots,
+        step.chunk_lengths,
+        step.chunk_starts,
+        **bounds._asdict(),
     )
     return torch.cat((attended, chunks))
 
@@ -178,33 +216,49 @@ def _attend_with_sdpa(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     step: Step,
-    scale: float,
-    window: int,
-    softcap: float,
+    bounds: Bounds,
 ) -> torch.Tensor:
     """torch's own attention on views of the cache: prefill chunks one by one, decoding rows in
     blocks.
     """
-    if step.chunk_starts is None and not softcap and not _window_hides(step, window):
-        return _group_rows(query, key_cache, value_cache, step, scale)
+    if step.chunk_starts is None and not bounds.softcap and not _window_hides(step, bounds.window):
+        return _group_rows(query, key_cache, value_cache, step, bounds)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     first = 0
     for chunk in step.chunks:
         last = first + chunk.length
-        begin = max(0, chunk.start - window + 1) if window else 0
-        q = query[first:last].transpose(0, 1)[None]
-        k = key_cache[chunk.slot, begin : chunk.end].transpose(0, 1)[None]
-        v = value_cache[chunk.slot, begin : chunk.end].transpose(0, 1)[None]
-        mask = _causal_mask(chunk, begin, window, query.device)
-        if softcap:
-            attended = _softcapped(q, k, v, mask, scale, softcap)
-        else:
-            attended = functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=scale, enable_gqa=True
-            )
-        out[first:last] = attended[0].transpose(0, 1)
+        begin = paged_attention.first_visible(chunk.start, bounds.window, bounds.chunked)
+        q = query[first:last].transpose(0, 1)
+        k = key_cache[chunk.slot, begin : chunk.end].transpose(0, 1)
+        v = value_cache[chunk.slot, begin : chunk.end].transpose(0, 1)
+        attended = _attend_chunk(q, k, v, chunk, begin, bounds)
+        out[first:last] = attended.transpose(0, 1)
         first = last
     return out
+
+
+def _attend_chunk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    chunk: PrefillChunk,
+    begin: int,
+    bounds: Bounds,
+) -> torch.Tensor:
+    """All are [heads or kv heads, tokens, head size]; the first key is that of token `begin`."""
+    mask: torch.Tensor | None = None
+    explicit = bounds.softcap > 0 or bounds.sinks is not None
+    if explicit or chunk.length > 1:  # a single query sees all keys from `begin` on
+        mask = paged_attention.visible_keys(
+            chunk.start, begin, chunk.end, bounds.window, bounds.chunked, q.device
+        )
+    if explicit and mask is not None:
+        return paged_attention.attend_explicitly(
+            q, k, v, mask, bounds.scale, bounds.softcap, bounds.sinks
+        )
+    return functional.scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=mask, scale=bounds.scale, enable_gqa=True
+    )[0]
 
 
 def _window_hides(step: Step, window: int) -> bool:
@@ -217,7 +271,7 @@ def _group_rows(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     step: Step,
-    scale: float,
+    bounds: Bounds,
 ) -> torch.Tensor:
     """One token per row, in few calls: a call costs more than the arithmetic of a short row. The
     heads that share a key are its queries, so keys are not repeated for them.
@@ -231,39 +285,28 @@ def _group_rows(
         q[group.offsets] = grouped[group.rows]
         k = key_cache[slots, : group.length].transpose(1, 2)
         v = value_cache[slots, : group.length].transpose(1, 2)
-        attended = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=group.mask, scale=scale
-        )
+        if bounds.sinks is None:
+            attended = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=group.mask, scale=bounds.scale
+            )
+        else:
+            attended = _attend_with_sinks(q, k, v, group.mask, bounds.scale, bounds.sinks)
         out[group.rows] = attended[group.offsets]
     return out.view(tokens, heads, size)
 
 
-def _causal_mask(
-    chunk: PrefillChunk, begin: int, window: int, device: torch.device
-) -> torch.Tensor | None:
-    """[queries, keys] True where a token is seen; None if the single query sees all keys."""
-    if chunk.length == 1:
-        return None
-    query_positions = torch.arange(chunk.start, chunk.end, device=device)[:, None]
-    key_positions = torch.arange(begin, chunk.end, device=device)[None, :]
-    visible = key_positions <= query_positions
-    if window:
-        visible &= key_positions > query_positions - window
-    return visible
-
-
-def _softcapped(
+def _attend_with_sinks(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: torch.Tensor,
     scale: float,
-    softcap: float,
+    sinks: torch.Tensor,
 ) -> torch.Tensor:
-    """Gemma 2 bounds its scores by a tanh, which SDPA cannot do."""
-    group = q.shape[1] // k.shape[1]
-    scores = q @ k.repeat_interleave(group, 1).transpose(-1, -2) * scale
-    scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores.float(), -1).to(q.dtype) @ v.repeat_interleave(group, 1)
+    """SDPA has no sinks. `q` [slots, kv heads, heads of each, head size], `mask` as a RowGroup's,
+    `sinks` [heads].
+    """
+    scores = (q @ k.transpose(-1, -2)).float() * scale + mask
+    sink_scores = sinks.float().view(1, q.shape[1], q.shape[2], 1).expand(len(q), -1, -1, 1)
+    weights = torch.softmax(torch.cat((scores, sink_scores), -1), -1)[..., :-1]
+    return weights.to(v.dtype) @ v

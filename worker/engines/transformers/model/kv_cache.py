@@ -8,10 +8,11 @@ import torch
 from transformers import AttentionInterface, PretrainedConfig
 
 from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.engines.transformers.model.window import layer_window
 from worker.errors import one_line
 
 _RECORDER = "canopy_probe"  # the attention function that records the calls
-_UNSUPPORTED_INPUTS = {"s_aux", "position_bias"}
+_UNSUPPORTED_INPUTS = {"position_bias"}
 
 
 class AttentionKind(NamedTuple):
@@ -19,12 +20,16 @@ class AttentionKind(NamedTuple):
 
     module: str  # its class
     windowed: bool
+    chunked: bool
     softcapped: bool
+    sinks: bool
     masked: bool
 
 
 class KVCacheShape(NamedTuple):
-    """What one layer keeps of a token."""
+    """What one layer keeps of a token: a key and a value for each head, both of `head_size`, the
+    larger of their sizes.
+    """
 
     kv_heads: int
     head_size: int
@@ -67,24 +72,31 @@ class KVCacheLayout:
         unsupported = sorted(_UNSUPPORTED_INPUTS & given)
         if unsupported:
             raise UnsupportedModel(f"its attention takes {', '.join(unsupported)}")
-        if key.shape != value.shape:
-            raise UnsupportedModel(
-                f"its keys have {key.shape[-1]} dimensions and its values {value.shape[-1]}"
-            )
+        if key.shape[:-1] != value.shape[:-1]:
+            raise UnsupportedModel("it has not as many values as keys")
+        sinks = more.get("s_aux")
+        if sinks is not None and sinks.shape != (query.shape[1],):
+            raise UnsupportedModel("its attention sinks are not one for each head")
+        window = layer_window(module, more.get("sliding_window"))
         if module in self.shapes:
             raise UnsupportedModel("a layer calls its attention twice, or shares it with another")
         if not getattr(module, "is_causal", True):
             raise UnsupportedModel("its attention is not causal")
-        self.shapes[module] = KVCacheShape(kv_heads=key.shape[1], head_size=key.shape[3])
+        self.shapes[module] = KVCacheShape(
+            kv_heads=key.shape[1], head_size=max(key.shape[3], value.shape[3])
+        )
         self.devices[module] = key.device
         kind = AttentionKind(
             module=type(module).__name__,
-            windowed=bool(more.get("sliding_window")),
+            windowed=window.tokens > 0,
+            chunked=window.chunked,
             softcapped=bool(more.get("softcap")),
+            sinks=sinks is not None,
             masked=attention_mask is not None,
         )
         self.kinds.add(kind)
-        return query.transpose(1, 2).contiguous(), None
+        out = query.new_zeros(*query.shape[:3], value.shape[3])
+        return out.transpose(1, 2).contiguous(), None
 
     def bytes_per_token(self, dtype: torch.dtype, device: torch.device | None = None) -> int:
         """Memory that the keys and values of one token take: on `device`, or on all devices."""

@@ -18,6 +18,7 @@ def attend(
     window: int,
     softcap: float,
     sinks: torch.Tensor | None = None,
+    chunked: bool = False,
 ) -> torch.Tensor:
     """Attends with `query` [tokens, heads, head size], whose keys and values are in the caches
     [blocks, block size, kv heads, head size] already. Returns the shape of `query`.
@@ -27,8 +28,9 @@ def attend(
     the newest of the `lengths[c]` tokens of sequence `rows[c]`; a decoding row is a chunk of one
     token. A chunk of length 0 is unused. Tokens of no chunk give zeros.
 
-    `window`: how many of the newest tokens a token sees; 0: all. `softcap`: 0: none. `sinks`
-    [heads]: a logit that takes part in the softmax and has no value.
+    `window`: how many of the newest tokens a token sees; 0: all. `chunked`: it sees those from the
+    last multiple of `window` on instead. `softcap`: 0: none. `sinks` [heads]: a logit that takes
+    part in the softmax and has no value.
     """
     out = query.new_zeros(query.shape)
     starts = chunk_starts.tolist()
@@ -37,13 +39,13 @@ def attend(
         if begin == end or length == 0:
             continue
         position = length - (end - begin)  # of the first query
-        first = max(0, position - window + 1) if window else 0  # older keys may be gone
+        first = first_visible(position, window, chunked)  # older keys may be gone
         keys = _gather(key_cache, block_tables[row], first, length).to(query.dtype)
         values = _gather(value_cache, block_tables[row], first, length).to(query.dtype)
-        visible = _visible(position, first, length, window, query.device)
+        visible = visible_keys(position, first, length, window, chunked, query.device)
         q = query[begin:end].transpose(0, 1)
         if softcap or sinks is not None:
-            attended = _explicitly(q, keys, values, visible, scale, softcap, sinks)
+            attended = attend_explicitly(q, keys, values, visible, scale, softcap, sinks)
         else:
             attended = functional.scaled_dot_product_attention(
                 q[None], keys[None], values[None], attn_mask=visible, scale=scale, enable_gqa=True
@@ -61,19 +63,30 @@ def _gather(cache: torch.Tensor, table: torch.Tensor, first: int, length: int) -
     return cache[blocks].flatten(0, 1)[first - begin : length - begin].transpose(0, 1)
 
 
-def _visible(
-    position: int, first: int, length: int, window: int, device: torch.device
+def first_visible(position: int, window: int, chunked: bool) -> int:
+    """The oldest token that the one at `position` sees."""
+    if not window:
+        return 0
+    if chunked:
+        return position // window * window
+    return max(0, position - window + 1)
+
+
+def visible_keys(
+    start: int, first: int, end: int, window: int, chunked: bool, device: torch.device
 ) -> torch.Tensor:
-    """[queries, keys] True where a key is seen."""
-    query_positions = torch.arange(position, length, device=device)[:, None]
-    key_positions = torch.arange(first, length, device=device)[None, :]
+    """[queries, keys] True where the key at `first:end` is seen by the query at `start:end`."""
+    query_positions = torch.arange(start, end, device=device)[:, None]
+    key_positions = torch.arange(first, end, device=device)[None, :]
     visible = key_positions <= query_positions
-    if window:
+    if window and chunked:
+        visible &= key_positions >= query_positions // window * window
+    elif window:
         visible &= key_positions > query_positions - window
     return visible
 
 
-def _explicitly(
+def attend_explicitly(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,

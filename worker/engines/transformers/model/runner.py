@@ -29,6 +29,7 @@ from worker.engines.transformers.model.cuda_graphs import (
     graph_size,
 )
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.packed_positions import PackedPositions, counts_tokens
 from worker.engines.transformers.model.packing import chunk_table, pack_chunks
 from worker.engines.transformers.model.rope import RopeLimit
 from worker.engines.transformers.model.step import (
@@ -66,6 +67,7 @@ class LocalModelRunner:
         slots = size.slots
         self.rope_limit = rope_limit
         self._attention_modules: list[Any] = []  # those that have their part of the cache
+        self._packs_positions = any(counts_tokens(module) for module in layout.shapes)
         self._on_several_devices = len(set(layout.devices.values())) > 1
         # Per slot: initialised length; beyond it the memory may hold NaN.
         self._initialized = [0] * (slots + 1)
@@ -344,10 +346,12 @@ class LocalModelRunner:
         if logits_at is not None:
             # accelerate would move a tensor to the first device; the last one indexes with it.
             logits_to_keep = logits_at.tolist() if self._on_several_devices else logits_at
+        packed = PackedPositions(positions) if self._packs_positions else None
         with use_step(step):
             output = self._model(
                 input_ids=ids[None],
                 position_ids=positions[None],
+                past_key_values=packed,
                 use_cache=False,
                 logits_to_keep=logits_to_keep,
             )

@@ -100,13 +100,15 @@ def decode(
     window: int,
     softcap: float,
     sinks: torch.Tensor | None = None,
+    chunked: bool = False,
 ) -> torch.Tensor:
     """One token per row: stores `key` and `value` [rows, kv heads, head size] in the caches and
     attends with `query` [rows, heads, head size]. Returns the shape of `query`.
 
     `rows` [rows] int32: each one's sequence in `block_tables`. `lengths` [rows] int32: including
-    the new token; 0: an unused row, whose output is zeros. `window`, `softcap`: 0: none. `sinks`
-    [heads]: a logit that takes part in the softmax and has no value.
+    the new token; 0: an unused row, whose output is zeros. `window`, `softcap`: 0: none. `chunked`:
+    tokens from the last multiple of `window` on are seen. `sinks` [heads]: a logit that takes part
+    in the softmax and has no value.
 
     How a row is split depends on its own length and on shapes, never on the other rows.
     """
@@ -137,7 +139,7 @@ def decode(
         key_cache.stride(0), key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
         GROUP=group, PADDED_GROUP=max(16, triton.next_power_of_2(group)),
         SIZE=size, PADDED_SIZE=padded_size, PAGE=page, BLOCK=block, MAX_PART=_MAX_PART,
-        SOFTCAP=softcap > 0, WINDOW=window > 0, SINKS=sinks is not None,
+        SOFTCAP=softcap > 0, WINDOW=window > 0, CHUNKED=chunked, SINKS=sinks is not None,
         num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
     )  # fmt: skip
     if max_parts > 1:
@@ -146,7 +148,8 @@ def decode(
         combine_kernel[(heads // combined_heads, count)](
             part_maxima, part_sums, parts, lengths, out, window, splits, max_parts,
             SIZE=size, PADDED_SIZE=padded_size, HEADS=combined_heads, COMBINED=_COMBINED_PARTS,
-            BLOCK=block, MAX_PART=_MAX_PART, WINDOW=window > 0, num_warps=_COMBINE_WARPS,
+            BLOCK=block, MAX_PART=_MAX_PART, WINDOW=window > 0, CHUNKED=chunked,
+            num_warps=_COMBINE_WARPS,
         )  # fmt: skip
     return out
 
@@ -163,6 +166,7 @@ def prefill(
     window: int,
     softcap: float,
     sinks: torch.Tensor | None = None,
+    chunked: bool = False,
 ) -> torch.Tensor:
     """Chunks of prompts, whose keys and values are in the caches already: chunk c is the tokens
     `chunk_starts[c]:chunk_starts[c + 1]` of `query` [tokens, heads, head size], the newest of the
@@ -186,7 +190,7 @@ def prefill(
         query.stride(0), query.stride(1),
         key_cache.stride(0), key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
         GROUP=group, QUERIES=queries, KEYS=tile.keys, SIZE=size, PADDED_SIZE=padded_size, PAGE=page,
-        SOFTCAP=softcap > 0, WINDOW=window > 0, SINKS=sinks is not None,
+        SOFTCAP=softcap > 0, WINDOW=window > 0, CHUNKED=chunked, SINKS=sinks is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out

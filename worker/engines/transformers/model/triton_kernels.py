@@ -67,17 +67,26 @@ def _add_keys(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _first_visible(position, window, WINDOW: tl.constexpr, CHUNKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The oldest token that the one at `position` sees: older ones may be gone."""
+    first = position * 0
+    if CHUNKED:
+        first = position // window * window
+    elif WINDOW:
+        first = tl.maximum(0, position - window + 1)
+    return first
+
+
+@triton.jit
 def _parts(  # type: ignore[no-untyped-def]
     length, window, splits, max_parts,
-    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     """How the cached keys of rows of `length` tokens are split: the first one that is read, the
     length of a part and the number of parts. It depends on nothing of the other rows.
     """
     cached = tl.maximum(length - 1, 0)  # the newest token is not in the cache yet
-    first = cached * 0
-    if WINDOW:
-        first = tl.maximum(0, length - window) // BLOCK * BLOCK
+    first = _first_visible(cached, window, WINDOW, CHUNKED) // BLOCK * BLOCK
     keys = cached - first
     part = tl.minimum(tl.cdiv(keys, splits), MAX_PART)
     part = tl.maximum(part, tl.cdiv(keys, max_parts))
@@ -88,7 +97,7 @@ def _parts(  # type: ignore[no-untyped-def]
 @triton.jit
 def _find_extra_part(  # type: ignore[no-untyped-def]
     target, lengths, rows_count, window, splits, max_parts,
-    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     """The row and part that is number `target` of all parts but the first of each row; and how
     many of them there are.
@@ -98,7 +107,7 @@ def _find_extra_part(  # type: ignore[no-untyped-def]
         index = start + tl.arange(0, 256)
         inside = index < rows_count
         length = tl.load(lengths + index, mask=inside, other=0)
-        _, _, parts = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW)
+        _, _, parts = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED)
         extra = parts - 1
         passed = inside & (total + tl.cumsum(extra, 0) <= target)
         row += tl.sum(passed.to(tl.int32), 0)
@@ -116,7 +125,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
     cache_block, cache_token, cache_head, table_row,
     GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, MAX_PART: tl.constexpr,
-    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     # Programs [0, rows) compute the first part of their row. The others share what parts there are
     # besides, mostly none.
@@ -134,7 +143,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
         tl.store(out + place, tl.zeros_like(place).to(out.dtype.element_ty), mask=valid & unused)
     else:
         _, _, total = _find_extra_part(
-            0, lengths, rows_count, window, splits, max_parts, MAX_PART, BLOCK, WINDOW
+            0, lengths, rows_count, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED
         )
         end_item = rows_count + total
     for item in range(program, end_item, tl.maximum(extra_programs, 1)):
@@ -142,11 +151,11 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
         if item >= rows_count:
             row, part, _ = _find_extra_part(
                 item - rows_count, lengths, rows_count, window, splits, max_parts,
-                MAX_PART, BLOCK, WINDOW,
+                MAX_PART, BLOCK, WINDOW, CHUNKED,
             )  # fmt: skip
         length, sequence = tl.load(lengths + row), tl.load(rows + row).to(tl.int64)
         first, part_length, part_count = _parts(
-            length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW
+            length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED
         )
         cached = length - 1  # tokens in the cache; the newest one is in registers below
         begin = first + part * part_length
@@ -166,8 +175,8 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
                 maximum = sink.to(tl.float32) * _LOG2_E
                 weight_sum += 1.0
         seen_from = begin
-        if WINDOW:  # older keys may be gone
-            seen_from = tl.maximum(begin, length - window)
+        if WINDOW:
+            seen_from = tl.maximum(begin, _first_visible(cached, window, WINDOW, CHUNKED))
         block = _blocks(table, begin + tl.arange(0, BLOCK), seen_from, end, PAGE)
         for start in range(begin, end, BLOCK):
             token = start + tl.arange(0, BLOCK)
@@ -224,11 +233,11 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
 def combine_kernel(  # type: ignore[no-untyped-def]
     part_maxima, part_sums, parts, lengths, out, window, splits, max_parts,
     SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, HEADS: tl.constexpr, COMBINED: tl.constexpr,
-    BLOCK: tl.constexpr, MAX_PART: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr, MAX_PART: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1)
     length = tl.load(lengths + row)
-    _, _, part_count = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW)
+    _, _, part_count = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED)
     if part_count == 1:
         return
     dims = tl.arange(0, PADDED_SIZE)
@@ -279,7 +288,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     query_token, query_head, cache_block, cache_token, cache_head, table_row,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, PAGE: tl.constexpr,
-    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
+    SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     TOKENS: tl.constexpr = QUERIES // GROUP
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # a chunk's last tiles take longest: first
@@ -322,8 +331,8 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
         maximum = sink * _LOG2_E
         weight_sum += 1.0
     seen_from = 0
-    if WINDOW:  # older keys may be gone
-        seen_from = tl.maximum(0, first_position - window + 1)
+    if WINDOW:
+        seen_from = _first_visible(first_position, window, WINDOW, CHUNKED)
     masked_begin = seen_from // KEYS * KEYS
     block = _blocks(table, masked_begin + tl.arange(0, KEYS), seen_from, keys_end, PAGE)
     if not WINDOW:
@@ -341,7 +350,8 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
         mask = (key_token >= seen_from) & (key_token < keys_end)
         visible = mask[None, :] & (key_token[None, :] <= position[:, None])
         if WINDOW:
-            visible = visible & (key_token[None, :] > position[:, None] - window)
+            oldest = _first_visible(position, window, WINDOW, CHUNKED)
+            visible = visible & (key_token[None, :] >= oldest[:, None])
         offset = _offset(block, key_token, cache_block, cache_token, PAGE)
         block = _blocks(table, key_token + KEYS, seen_from, keys_end, PAGE)
         maximum, weight_sum, weighted = _add_keys(
