@@ -9,9 +9,9 @@ import triton
 
 from worker.engines.transformers.model import (
     linear_kernels,
+    linear_tiles,
     triton_attention,
     triton_kernels,
-    triton_linear,
 )
 
 _OTHERS = {"scale": "fp32", "softcap": "fp32", "to_log2": "fp32"}
@@ -129,17 +129,17 @@ _LINEAR = {
 @pytest.mark.parametrize(
     ("capability", "tile", "special"),
     [
-        (_HOPPER, triton_linear.Tile(32, 128, 2, 4, 4), {}),
-        (_HOPPER, triton_linear.Tile(64, 128, 1, 4, 4, "swapped"), {}),
-        (_HOPPER, triton_linear.Tile(64, 256, 1, 4, 4, "swapped"), _FLOAT8),
-        (_HOPPER, triton_linear.Tile(32, 256, 1, 4, 4), {"weight": "*fp8e4nv"}),
-        (_AMPERE, triton_linear.Tile(32, 128, 2, 4, 3), {}),
-        (_AMPERE, triton_linear.Tile(8, 512, 1, 4, 3, "sum"), {}),
+        (_HOPPER, linear_tiles.Tile(32, 128, 2, 4, 4), {}),
+        (_HOPPER, linear_tiles.Tile(64, 128, 1, 4, 4, "swapped"), {}),
+        (_HOPPER, linear_tiles.Tile(64, 256, 1, 4, 4, "swapped"), _FLOAT8),
+        (_HOPPER, linear_tiles.Tile(32, 256, 1, 4, 4), {"weight": "*fp8e4nv"}),
+        (_AMPERE, linear_tiles.Tile(32, 128, 2, 4, 3), {}),
+        (_AMPERE, linear_tiles.Tile(8, 512, 1, 4, 3, "sum"), {}),
     ],
 )
 @pytest.mark.parametrize("activation", ["", "silu"])
 def test_linear(
-    capability: int, tile: triton_linear.Tile, special: dict[str, str], activation: str
+    capability: int, tile: linear_tiles.Tile, special: dict[str, str], activation: str
 ) -> None:
     split = 1 if activation else tile.split
     constants = _LINEAR | {

@@ -107,3 +107,9 @@ def test_a_row_does_not_depend_on_the_others(kernels: Any, split: int) -> None:
     actual = kernels.linear(x, weight, tile=tile)
     assert torch.equal(actual[4], expected[4])
     assert torch.equal(actual[:4], expected[5:])
+
+
+def test_gates_of_many_rows(kernels: Any) -> None:
+    outputs = torch.randn(70, 2 * 1100)
+    gate, up = outputs.chunk(2, -1)
+    check(kernels.gate(outputs, "silu"), functional.silu(gate) * up)

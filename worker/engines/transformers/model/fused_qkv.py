@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
 
@@ -28,15 +27,10 @@ class _FusedProjection(nn.Module):
         super().__init__()
         self._sizes = [layer.out_features for layer in layers]
         self._pending = pending
-        weight = torch.cat([layer.weight for layer in layers])
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None
-        if layers[0].bias is not None:
-            bias = torch.cat([layer.bias for layer in layers])
-            self.bias = nn.Parameter(bias, requires_grad=False)
+        self.joined = join(layers)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        outputs = functional.linear(hidden, self.weight, self.bias).split(self._sizes, dim=-1)
+        outputs = self.joined(hidden).split(self._sizes, dim=-1)
         self._pending.outputs = outputs[1:]
         return outputs[0]
 
@@ -56,14 +50,30 @@ class _PendingOutput(nn.Module):
         return outputs[0]
 
 
+def join(layers: list[nn.Linear]) -> nn.Linear:
+    """One layer with the outputs of all: each has a bias, or none has."""
+    weight = torch.cat([layer.weight for layer in layers])
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    if layers[0].bias is not None:
+        bias = torch.cat([layer.bias for layer in layers])
+        joined.bias = nn.Parameter(bias, requires_grad=False)
+    return joined
+
+
+def joinable(layers: list[Any]) -> bool:
+    """Whether they are plain linear layers that `join` takes."""
+    if any(type(layer) is not nn.Linear for layer in layers):
+        return False
+    without_bias = [layer.bias is None for layer in layers]
+    return all(without_bias) or not any(without_bias)
+
+
 @torch.inference_mode(mode=False)
 def fuse_qkv(module: Any) -> bool:
     """Fuses the projections of an attention module. False if they are not plain linear layers."""
     layers: list[Any] = [getattr(module, name, None) for name in _NAMES]
-    if any(type(layer) is not nn.Linear for layer in layers):
-        return False
-    without_bias = [layer.bias is None for layer in layers]
-    if any(without_bias) and not all(without_bias):
+    if not joinable(layers):
         return False
     pending = _Pending()
     with torch.no_grad():

@@ -184,3 +184,13 @@ def linear_kernel(  # type: ignore[no-untyped-def]
                 other, n + N, row_scale, weight_scale, bias, inside, METHOD, SCALED, BIASED
             )
         tl.store(out + place, result.to(out.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def gate_kernel(x, out, x_row, N, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """activation(gate) * up for rows of N gates and N ups."""
+    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(x + row * x_row + n, mask=n < N, other=0.0).to(tl.float32)
+    up = tl.load(x + row * x_row + N + n, mask=n < N, other=0.0).to(tl.float32)
+    result = _activated(gate, ACTIVATION) * up
+    tl.store(out + row * N + n, result.to(out.dtype.element_ty), mask=n < N)

@@ -6,28 +6,17 @@ their number takes the same tile: sums are in an order that follows from shapes 
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 
-from worker.engines.transformers.model.linear_kernels import linear_kernel
+from worker.engines.transformers.model.linear_kernels import gate_kernel, linear_kernel
+from worker.engines.transformers.model.linear_tiles import Tile
 
-MAX_ROWS = 64
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+_GATE_BLOCK = 1024
 _MAX_TILES = 65_536  # of output, of a product that is split
 _PREFETCHED_LINES = 8  # of each weight row of a tile; 128 bytes each
-
-
-class Tile(NamedTuple):
-    """How a program goes about its work."""
-
-    columns: int  # out features of a program
-    inner: int  # in features read at a time
-    split: int  # programs that share the in features
-    warps: int
-    stages: int  # reads under way
-    method: str = "dot"  # or "swapped": out features are the rows of the product; "sum": one row
 
 
 def linear(
@@ -41,14 +30,14 @@ def linear(
     dtype: torch.dtype | None = None,
     tile: Tile | None = None,
 ) -> torch.Tensor:
-    """x W^T for `x` [M, K], M up to MAX_ROWS, and `weight` [N, K]. Returns [M, N] in `dtype`, or
+    """x W^T for `x` [M, K], M up to 64, and `weight` [N, K]. Returns [M, N] in `dtype`, or
     that of `x`.
 
     `scale`: [N] float32, of the weight's rows; `x_scale`: [M] float32, of the rows of `x`, which
     may be float8_e4m3fn, too, if `weight` is. `bias`: [N], added to what is scaled.
 
-    `activation`: one of ACTIVATIONS; `weight` is [2 N, K] then, gates first, and the result is
-    activation(gate) * up, both in float32 until then. Such a product is not split.
+    `activation`: one of `linear_op.ACTIVATIONS`; `weight` is [2 N, K] then, gates first, and the
+    result is activation(gate) * up, both in float32 until then. Such a product is not split.
     """
     rows, inner = x.shape
     columns = weight.shape[0]
@@ -78,6 +67,19 @@ def linear(
         PDL=bool(options), PREFETCH=_PREFETCHED_LINES,
         num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
+    return out
+
+
+def gate(outputs: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(gate) * up [M, N] of `outputs` [M, 2 N], gates first."""
+    rows, columns = outputs.shape[0], outputs.shape[1] // 2
+    out = outputs.new_empty((rows, columns))
+    if rows == 0:
+        return out
+    grid: Any = (rows, triton.cdiv(columns, _GATE_BLOCK))
+    gate_kernel[grid](
+        outputs, out, outputs.stride(0), columns, ACTIVATION=activation, BLOCK=_GATE_BLOCK
+    )
     return out
 
 

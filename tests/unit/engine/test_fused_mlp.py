@@ -1,0 +1,62 @@
+"""One product for gates and ups."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from tests.unit.engine.tiny import CONFIGS
+from worker.engines.transformers.model.fused_mlp import FusedMLP, fuse_mlps
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma3"])
+def test_a_fused_model_says_the_same(kind: str) -> None:
+    torch.manual_seed(2)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]()).eval()
+    ids = torch.randint(0, 259, (2, 9))
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+        assert fuse_mlps(model) == model.config.num_hidden_layers
+        torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_no_gated_mlp_is_left_alone() -> None:
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["gpt2"]())
+    assert fuse_mlps(model) == 0
+
+
+class Gated(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(8, 12), nn.Linear(8, 12)
+        self.down_proj, self.act_fn = nn.Linear(12, 8), nn.SiLU()
+        self._factor = factor
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gated = self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden)
+        output: torch.Tensor = self.down_proj(gated) * self._factor
+        return output
+
+
+def test_a_module_that_computes_something_else_is_left_alone() -> None:
+    model = nn.ModuleList([Gated(1.0), Gated(1.5)])
+    assert fuse_mlps(model) == 1
+    assert isinstance(model[0], FusedMLP)
+    assert isinstance(model[1], Gated)
+
+
+def test_an_unknown_activation_is_left_alone() -> None:
+    model = nn.ModuleList([Gated(1.0)])
+    model[0].act_fn = nn.Tanh()
+    assert fuse_mlps(model) == 0
+
+
+def test_a_fused_mlp_compiles_for_any_number_of_rows() -> None:
+    model = nn.ModuleList([Gated(1.0)])
+    inputs = [torch.randn(1, rows, 8) for rows in (5, 7)]
+    expected = [model[0](rows) for rows in inputs]
+    fuse_mlps(model)
+    compiled = torch.compile(model[0], dynamic=True, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        for rows, output in zip(inputs, expected, strict=True):
+            torch.testing.assert_close(compiled(rows), output)

@@ -1,0 +1,84 @@
+"""Gated MLPs with the projections to gates and ups as one product, whose result is activated and
+multiplied as it is computed (see `linear_op`).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from worker.engines.transformers.model.fused_qkv import join, joinable
+from worker.engines.transformers.model.linear_op import ACTIVATIONS, gated_linear
+
+_SAMPLES = 4  # rows that the proof computes
+_TOLERANCE = 2e-2  # of the largest output: bfloat16 rounds what is kept in float32 here
+
+
+class FusedMLP(nn.Module):
+    """Stands where an MLP with gate_proj, up_proj and down_proj stood."""
+
+    def __init__(self, joined: nn.Linear, down_proj: nn.Module, activation: str) -> None:
+        super().__init__()
+        self.joined = joined  # gates first
+        self.down_proj = down_proj
+        self.activation = activation
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gated = gated_linear(hidden, self.joined.weight, self.joined.bias, self.activation)
+        output: torch.Tensor = self.down_proj(gated)
+        return output
+
+
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def fuse_mlps(model: Any) -> int:
+    """Replaces every MLP that is computed so, whatever its name. Returns how many."""
+    fused = 0
+    for name, module in list(model.named_modules()):
+        replacement = _fused(module)
+        if replacement is not None:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, replacement)
+            fused += 1
+            del module.gate_proj, module.up_proj  # their memory, before the next one's is taken
+    return fused
+
+
+def _fused(module: Any) -> FusedMLP | None:
+    """None if it is no such MLP, or does not give `module`'s answers."""
+    layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj")]
+    down: Any = getattr(module, "down_proj", None)
+    activation = _activation(module)
+    if not joinable(layers) or type(down) is not nn.Linear or activation is None:
+        return None
+    if layers[0].weight.shape != layers[1].weight.shape:
+        return None
+    fused = FusedMLP(join(layers), down, activation)
+    weight = down.weight
+    generator = torch.Generator(weight.device).manual_seed(1)
+    shape = (1, _SAMPLES, layers[0].in_features)
+    sample = torch.randn(shape, generator=generator, device=weight.device).to(weight.dtype)
+    try:
+        expected = module(sample)
+    except (TypeError, RuntimeError):  # it takes other inputs
+        return None
+    if not isinstance(expected, torch.Tensor) or expected.shape != sample.shape:
+        return None
+    off = (fused(sample) - expected).abs().max()
+    return fused if off <= _TOLERANCE * expected.abs().max() else None
+
+
+def _activation(module: Any) -> str | None:
+    """The name of its activation: functions and modules are called by many names."""
+    function = getattr(module, "act_fn", None)
+    if not callable(function):
+        return None
+    sample = torch.linspace(-6, 6, 101)
+    try:
+        expected = function(sample)
+    except (TypeError, RuntimeError):
+        return None
+    for name, candidate in ACTIVATIONS.items():
+        if torch.allclose(candidate(sample), expected, rtol=1e-5, atol=1e-6):
+            return name
+    return None
