@@ -12,19 +12,19 @@ _MODEL = "worker.engines.transformers.model"
 
 
 @contextmanager
-def interpreted(name: str, kernels: str) -> Iterator[Any]:
-    """A copy of the module `name` of `model/`, whose file `kernels` the interpreter runs.
+def interpreted(name: str, kernels: str, *, room: str = _MODEL) -> Iterator[Any]:
+    """A copy of the module `name` of `room`, whose file `kernels` the interpreter runs.
 
     Triton reads TRITON_INTERPRET when it is imported, and torch has imported it by now. So it is
     imported again meanwhile, and the first one is put back afterwards. In another process torch
     would have to be imported, too, which takes as long as all of these tests.
     """
-    kernels = f"{_MODEL}.{kernels}"
+    kernels = f"{room}.{kernels}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         for loaded in _loaded_of_triton(kernels):
             patch.delitem(sys.modules, loaded)
-        module = _own_copy(f"{_MODEL}.{name}")
+        module = _own_copy(f"{room}.{name}")
         builder = sys.modules["triton.runtime.interpreter"].InterpreterBuilder
         language = sys.modules["triton.language"]
         patch.setattr(builder, "create_dot", _dot(builder.create_dot, language))

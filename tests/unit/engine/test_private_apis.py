@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+import torch.multiprocessing.reductions
 import transformers
 
 from tests.unit.engine.tiny import CONFIGS
@@ -33,3 +34,21 @@ def test_layers_are_compiled_and_uncompiled(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
     uncompile_layers(model, layout)
     assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+
+
+def test_memory_of_a_gpu_can_be_shared_with_another_process() -> None:
+    """As torch.multiprocessing does it: eight fields, given and taken in the same order."""
+    source = inspect.getsource(torch.multiprocessing.reductions)
+    assert "storage._share_cuda_()" in source and "storage_cls._new_shared_cuda(" in source
+    taken = inspect.signature(torch.multiprocessing.reductions.rebuild_cuda_tensor).parameters
+    assert [name for name in taken if name.startswith(("storage_", "ref_", "event_"))] == [
+        "storage_cls",
+        "storage_device",
+        "storage_handle",
+        "storage_size_bytes",
+        "storage_offset_bytes",
+        "ref_counter_handle",
+        "ref_counter_offset",
+        "event_handle",
+        "event_sync_required",
+    ]

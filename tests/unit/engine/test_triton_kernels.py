@@ -13,6 +13,7 @@ from worker.engines.transformers.model import (
     triton_attention,
     triton_kernels,
 )
+from worker.engines.transformers.tensor_parallel import triton_sum
 
 _OTHERS = {"scale": "fp32", "softcap": "fp32", "to_log2": "fp32"}
 _FLOATS = {"part_maxima", "part_sums", "parts", "x_scale", "weight_scale"}
@@ -151,3 +152,28 @@ def test_linear(
         linear_kernels.linear_kernel, constants, capability, tile.warps, tile.stages, special
     )
     assert used < _SHARED_MEMORY[capability]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("capability", [90, 86])
+def test_a_sum_over_ranks_moves_sixteen_bytes_at_once(dtype: str, capability: int) -> None:
+    kernel = triton_sum.sum_kernel
+    constants = {
+        "RANK": 1, "RANKS": 4, "PROGRAMS": triton_sum.PROGRAMS, "CHUNK": triton_sum.CHUNK,
+        "MAX_LOOKS": triton_sum._MAX_LOOKS,
+    }  # fmt: skip
+    pointers = {"values": dtype, "out": dtype, "addresses": "i64", "counts": "i64"}
+    signature, aligned = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        signature[name] = f"*{pointers[name]}" if name in pointers else "i32"
+        if name in constants:
+            signature[name] = "constexpr"
+        else:
+            aligned[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        triton.compiler.ASTSource(kernel, signature, constants, aligned),
+        target=triton.backends.compiler.GPUTarget("cuda", capability, 32),
+        options={"num_warps": triton_sum._WARPS},
+    )
+    assert "st.global.v4.b32" in compiled.asm["ptx"]
+    assert "sys.release" in compiled.asm["ptx"] and "sys.acquire" in compiled.asm["ptx"]

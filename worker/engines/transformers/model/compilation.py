@@ -21,13 +21,7 @@ _MIN_RECOMPILE_LIMIT = 64
 
 def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> None:
     """Fuses projections, compiles layers and captures graphs; without what fails here."""
-    cache = models.home() / "cache"  # a restart compiles nothing
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    fused = sum(fuse_qkv(module) for module in layout.shapes)
-    layers = compile_layers(model, layout)
-    log.info("compiling", layers=layers, fused=fused)
+    compile_model(model, layout)
     with torch.inference_mode():
         try:
             runner.capture_graphs(log.info)
@@ -36,6 +30,17 @@ def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> Non
             uncompile_layers(model, layout)
             runner.drop_graphs()  # those that were recorded: their memory is needed
             capture_graphs(runner)
+
+
+def compile_model(model: Any, layout: KVCacheLayout) -> None:
+    """Fuses projections, and has layers compiled when they are first computed."""
+    cache = models.home() / "cache"  # a restart compiles nothing
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    fused = sum(fuse_qkv(module) for module in layout.shapes)
+    layers = compile_layers(model, layout)
+    log.info("compiling", layers=layers, fused=fused)
 
 
 def capture_graphs(runner: LocalModelRunner) -> None:

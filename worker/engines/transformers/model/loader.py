@@ -28,6 +28,10 @@ from worker.engines.transformers.model.placement import (
     find_devices,
     max_weight_memory,
 )
+from worker.engines.transformers.model.prefill_speed import (
+    measure_prefill_speed,
+    prefill_tokens,
+)
 from worker.engines.transformers.model.probe import (
     create_runner,
     probe_padded_batch,
@@ -38,9 +42,6 @@ from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
-
-_CPU_PREFILL_TOKENS = 256
-_GPU_PREFILL_TOKENS = 2048
 
 # How chat templates end a turn. A converted model may list only <eos> in its generation settings.
 _TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
@@ -121,8 +122,8 @@ def prepare_model(
         slots=size.slots,
         context=size.context,
         vocabulary=model.config.get_text_config(decoder=True).vocab_size,
-        prefill_tokens=_prefill_tokens(runner, device),
-        prefill_speed=_prefill_speed(runner, device),
+        prefill_tokens=prefill_tokens(runner, device),
+        prefill_speed=measure_prefill_speed(runner, device),
         runner=runner,
         batched=batched,
         precision=precision,
@@ -158,26 +159,6 @@ def runner_of(
     elif model.device.type == "cuda":
         compilation.optimize(model, layout, runner)
     return runner
-
-
-def _prefill_tokens(runner: LocalModelRunner | None, device: torch.device) -> int:
-    """How many tokens of prompts a step computes."""
-    if device.type == "cpu":
-        return _CPU_PREFILL_TOKENS
-    if runner is None:
-        return _GPU_PREFILL_TOKENS
-    return min(_GPU_PREFILL_TOKENS, runner.context)
-
-
-def _prefill_speed(runner: LocalModelRunner | None, device: torch.device) -> float | None:
-    """Tokens a second, on a GPU."""
-    if device.type == "cpu" or runner is None:
-        return None
-    most = min(_GPU_PREFILL_TOKENS, runner.context)
-    with torch.inference_mode():
-        seconds = min(runner.time_prefill(most) for _ in range(3))
-    log.info("prefill", tokens=most, milliseconds=round(1000 * seconds, 1))
-    return most / seconds
 
 
 def _batches(model: Any, miniature: Miniature) -> bool:

@@ -7,7 +7,6 @@ step is one launch whatever the host's speed. A graph reads static tensors, fill
 copy. On a CPU exactly the rows at hand are computed.
 """
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -364,14 +363,6 @@ class LocalModelRunner:
         return host.to(self.device, non_blocking=True)
 
     # ---- CUDA graphs
-
-    def time_prefill(self, tokens: int) -> float:
-        """Seconds that a prefill of so many tokens takes, measured in the spare slot."""
-        torch.cuda.synchronize(self.device)
-        began = time.perf_counter()
-        self.prefill([PrefillChunk(self._spare_slot, 0, tokens)], [[0] * tokens], [True])
-        torch.cuda.synchronize(self.device)
-        return time.perf_counter() - began
 
     def capture_graphs(self, progress: Progress) -> None:
         """Records a graph per batch size, unless the model's steps need the host. The largest come

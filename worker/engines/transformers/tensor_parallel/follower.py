@@ -48,7 +48,7 @@ from worker.errors import one_line
 _SEND_TIMEOUT = 10.0  # seconds
 
 
-class _Shard:
+class _LoadedShard:
     """This rank's part of the model, once it is loaded."""
 
     def __init__(self, call: LoadShard) -> None:
@@ -63,9 +63,9 @@ class _Shard:
         self._slots, self._ranks = call.slots, call.ranks
         self._model: Any = sharding.load_shard(Path(call.folder), device, call.ranks)
 
-    def create_runner(self) -> LocalModelRunner:
+    def create_runner(self) -> sharding.Shard:
         """In step with all ranks. Raises EngineUnavailable."""
-        return sharding.create_shard_runner(self._model, self._slots, self._ranks)
+        return sharding.create_shard(self._model, self._slots, self._ranks)
 
 
 class _Follower:
@@ -73,32 +73,37 @@ class _Follower:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._shard: _Shard | None = None
-        self._runner: LocalModelRunner | None = None
+        self._loaded: _LoadedShard | None = None
+        self._shard: sharding.Shard | None = None
 
     def handle(self, call: Call) -> None:
         """Raises whatever goes wrong."""
         match call:
             case LoadShard():
-                self._shard = _Shard(call)
+                self._loaded = _LoadedShard(call)
                 self._channel.send(encode(Done()))
             case CreateRunner():
-                if self._shard is None:
+                if self._loaded is None:
                     raise RuntimeError("no shard is loaded")
-                self._runner = self._shard.create_runner()
+                self._shard = self._loaded.create_runner()
                 self._channel.send(encode(Done()))
+            case CaptureGraphs():
+                error = sharding.capture_graphs(self._ready_shard, compiled=call.compiled)
+                self._channel.send(encode(Done(error)))
+            case DropGraphs():
+                sharding.drop_graphs(self._ready_shard)
             case _:
-                if self._runner is None:
-                    raise RuntimeError("the shard has no runner")
-                self._run(self._runner, call)
+                self._run(self._ready_shard.runner, call)
+
+    @property
+    def _ready_shard(self) -> sharding.Shard:
+        if self._shard is None:
+            raise RuntimeError("the shard has no runner")
+        return self._shard
 
     def _run(self, runner: LocalModelRunner, call: Call) -> None:
         with torch.inference_mode():
             match call:
-                case CaptureGraphs():
-                    self._channel.send(encode(Done(sharding.capture_graphs(runner))))
-                case DropGraphs():
-                    runner.drop_graphs()
                 case Prefill():
                     runner.prefill(
                         call.chunks,

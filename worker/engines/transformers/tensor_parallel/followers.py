@@ -15,6 +15,7 @@ import torch.distributed
 
 from worker.engines.base import EngineFailed, EngineUnavailable
 from worker.engines.transformers.tensor_parallel import sharding
+from worker.engines.transformers.tensor_parallel.peer_memory import PeerMemory
 from worker.engines.transformers.tensor_parallel.protocol import (
     Call,
     Channel,
@@ -89,6 +90,7 @@ class Followers:
     def __init__(self, count: int) -> None:
         """Starts them."""
         self.reason = ""  # why they are lost
+        self.memory: PeerMemory | None = None  # shared with them, once there is a shard
         self._lost = threading.Event()
         self._closing = False
         self._lock = threading.Lock()
@@ -198,7 +200,8 @@ class Followers:
             self._lost.set()
         log.error("the model's processes are no longer together", reason=reason)
         if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
-            sharding.leave_group(END_SECONDS)  # a GPU would wait for ever; gloo notices by itself
+            # a GPU would wait for ever; gloo notices by itself
+            sharding.leave_group(END_SECONDS, self.memory)
 
     def _kill(self) -> None:
         for follower in self._followers:

@@ -27,6 +27,10 @@ from worker.engines.base import EngineFailed, EngineUnavailable
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import check_folder, eos_token_ids, load_tokenizer
 from worker.engines.transformers.model.placement import find_device
+from worker.engines.transformers.model.prefill_speed import (
+    measure_prefill_speed,
+    prefill_tokens,
+)
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.step import NO_ROWS, BlockRange, DecodeRows, PrefillChunk
 from worker.engines.transformers.tensor_parallel import sharding
@@ -54,8 +58,6 @@ log = structlog.get_logger(__name__)
 STEP_SECONDS = 120.0  # one rank waits so long for another; they differ by little
 _START_SECONDS = 120.0  # for a process to start: it imports torch
 _LOAD_SECONDS = 1800.0  # for the others to have loaded, once rank 0 has
-_CPU_PREFILL_TOKENS = 256
-_GPU_PREFILL_TOKENS = 2048
 
 
 class TensorParallelRunner:
@@ -160,11 +162,12 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
         followers.close()
         if runner is not None:
             runner.drop_graphs()
-        return sharding.leave_group(END_SECONDS)
+        return sharding.leave_group(END_SECONDS, followers.memory)
 
     atexit.register(close)  # a process that ends while its engine starts never stops the engine
     try:
         model, runner = _load_ranks(followers, folder.resolve(), devices, slots)
+        prefill_speed = measure_prefill_speed(runner, base)
     except EngineUnavailable:
         close()
         raise
@@ -183,7 +186,8 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
         slots=runner.slots,
         context=runner.context,
         vocabulary=model.config.get_text_config().vocab_size,
-        prefill_tokens=_CPU_PREFILL_TOKENS if base.type == "cpu" else _GPU_PREFILL_TOKENS,
+        prefill_tokens=prefill_tokens(runner, base),
+        prefill_speed=prefill_speed,
         runner=runner,
         close=close,
     )
@@ -209,25 +213,29 @@ def _load_ranks(
     model = sharding.load_shard(folder, devices[0], ranks)
     followers.wait_until_done(_LOAD_SECONDS)
     followers.send(CreateRunner())
-    runner = sharding.create_shard_runner(model, slots, ranks)
+    shard = sharding.create_shard(model, slots, ranks)
+    followers.memory = shard.memory
     followers.wait_until_done(STEP_SECONDS)
-    if runner.asynchronous:
-        _capture_graphs(followers, runner)
+    if shard.runner.asynchronous:
+        _capture_graphs(followers, shard)
     log.info(
         "computed together",
         processes=ranks,
         devices=", ".join(map(str, devices)),
         pids=followers.pids,
     )
-    return model, TensorParallelRunner(runner, followers)
+    return model, TensorParallelRunner(shard.runner, followers)
 
 
-def _capture_graphs(followers: Followers, runner: LocalModelRunner) -> None:
-    """On all ranks, or on none."""
-    followers.send(CaptureGraphs())
-    errors = [sharding.capture_graphs(runner), *followers.wait_until_done(_LOAD_SECONDS)]
-    reasons = [error for error in errors if error]
-    if reasons:
+def _capture_graphs(followers: Followers, shard: sharding.Shard) -> None:
+    """On all ranks, or on none: with compiled layers, without, or not at all."""
+    for compiled in (True, False):
+        followers.send(CaptureGraphs(compiled))
+        own = sharding.capture_graphs(shard, compiled=compiled)
+        reasons = [error for error in (own, *followers.wait_until_done(_LOAD_SECONDS)) if error]
+        if not reasons:
+            return
         followers.send(DropGraphs())
-        runner.drop_graphs()
-        log.warning("decoding steps are not recorded", reason=reasons[0])
+        sharding.drop_graphs(shard)
+        event = "not compiled" if compiled else "decoding steps are not recorded"
+        log.warning(event, reason=reasons[0])

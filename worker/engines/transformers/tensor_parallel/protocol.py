@@ -36,9 +36,11 @@ class CreateRunner(msgspec.Struct, frozen=True, tag=True):
 class CaptureGraphs(msgspec.Struct, frozen=True, tag=True):
     """Capture the graphs, in step with all ranks. Answered; `Done.error` says why that failed."""
 
+    compiled: bool  # the layers
+
 
 class DropGraphs(msgspec.Struct, frozen=True, tag=True):
-    """Some rank could not capture its graphs: compute without."""
+    """Some rank could not capture its graphs: compute without, and without compiled layers."""
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True):

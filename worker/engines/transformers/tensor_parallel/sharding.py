@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import structlog
@@ -24,7 +24,8 @@ import transformers
 from transformers.distributed import DistributedConfig
 
 from worker.engines.base import EngineUnavailable
-from worker.engines.transformers.model import settings
+from worker.engines.transformers.model import compilation, settings
+from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.loader import load_weights
@@ -34,14 +35,17 @@ from worker.engines.transformers.model.memory import (
     uses_pages,
 )
 from worker.engines.transformers.model.miniature import Miniature
-from worker.engines.transformers.model.probe import create_runner, probe_runner
+from worker.engines.transformers.model.probe import check_equal, create_runner, probe_runner
 from worker.engines.transformers.model.rope import choose_by_sequence
 from worker.engines.transformers.model.runner import LocalModelRunner
+from worker.engines.transformers.tensor_parallel.local_layers import use_local_layers
+from worker.engines.transformers.tensor_parallel.peer_memory import PeerMemory, share_memory
 from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
 
 LOOPBACK = "127.0.0.1"
+_TRIAL_TOKENS = 16  # that are spread over the vocabulary, and so over the ranks' parts of it
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 _leaving = threading.Lock()  # a lost rank and a stopped engine may both leave at the same time
@@ -130,8 +134,12 @@ def join_group(store: Any, rank: int, ranks: int, device: torch.device, timeout:
     )
 
 
-def leave_group(timeout: float) -> bool:
-    """Ends this process's part, whatever state the others are in; False if it hangs."""
+def leave_group(timeout: float, memory: PeerMemory | None = None) -> bool:
+    """Ends this process's part, whatever state the others are in; False if it hangs. `memory`: of
+    the shard, if there is one.
+    """
+    if memory is not None:
+        memory.release()
     thread = threading.Thread(target=_leave_group, name="leave group", daemon=True)
     thread.start()
     thread.join(timeout)
@@ -156,26 +164,31 @@ def load_shard(folder: Path, device: torch.device, ranks: int) -> Any:
         return load_weights(folder, device, distributed_config=DistributedConfig(tp_size=ranks))
 
 
-def create_shard_runner(model: Any, slots: int | None, ranks: int) -> LocalModelRunner:
-    """The shard's runner, checked in step with all other ranks. The memory of the tightest rank
-    decides, so all have the same slots (None: as many as fit there) and context. Raises
+class Shard(NamedTuple):
+    """This rank's part of the model, ready to compute in step with the others."""
+
+    model: Any
+    layout: KVCacheLayout
+    runner: LocalModelRunner
+    memory: PeerMemory
+
+
+def create_shard(model: Any, slots: int | None, ranks: int) -> Shard:
+    """The shard with its runner, checked in step with all other ranks. The memory of the tightest
+    rank decides, so all have the same slots (None: as many as fit there) and context. Raises
     EngineUnavailable.
     """
     device: torch.device = model.device
-    sharing = ranks if device.type == "cpu" else 1  # ranks that take from the same memory
     try:
+        memory = share_memory(device, model.dtype)
+        _use_local_layers(model, memory)
         rope_limit = choose_by_sequence(model)
         layout = KVCacheLayout(model)
         prefill_again = probe_runner(Miniature(model), layout.kinds)
         if rope_limit is not None:
             rope_limit = rope_limit._replace(prefill_again=prefill_again)
-        bytes_per_token = sharing * layout.bytes_per_token(model.dtype)
-        capacity = token_capacity(device, bytes_per_token, shared=slots is None)
-        tightest = torch.tensor([capacity], device=device)
-        torch.distributed.all_reduce(tightest, torch.distributed.ReduceOp.MIN)
-        pages = uses_pages(device)
-        size = cache_size_for(model, int(tightest), slots, pages=pages)
-        return create_runner(
+        size = _cache_size(model, layout, slots, ranks)
+        runner = create_runner(
             model,
             layout,
             size,
@@ -186,16 +199,56 @@ def create_shard_runner(model: Any, slots: int | None, ranks: int) -> LocalModel
         raise EngineUnavailable(
             f"{type(model).__name__} cannot be computed by {ranks} processes: {one_line(error)}"
         ) from error
+    return Shard(model, layout, runner, memory)
 
 
-def capture_graphs(runner: LocalModelRunner) -> str:
-    """Captures the graphs on a GPU, including the sums over all ranks. Why that failed, or ""."""
+def _cache_size(model: Any, layout: KVCacheLayout, slots: int | None, ranks: int) -> CacheSize:
+    """Of the tightest rank. Raises EngineUnavailable."""
+    device: torch.device = model.device
+    sharing = ranks if device.type == "cpu" else 1  # ranks that take from the same memory
+    bytes_per_token = sharing * layout.bytes_per_token(model.dtype)
+    capacity = token_capacity(device, bytes_per_token, shared=slots is None)
+    tightest = torch.tensor([capacity], device=device)
+    torch.distributed.all_reduce(tightest, torch.distributed.ReduceOp.MIN)
+    return cache_size_for(model, int(tightest), slots, pages=uses_pages(device))
+
+
+def _use_local_layers(model: Any, memory: PeerMemory) -> None:
+    """Checks their answers against those of the library's divided layers. Raises
+    UnsupportedModel.
+    """
+    expected = _trial_logits(model)
+    replaced = use_local_layers(model, memory)
+    check_equal(model.dtype, [_trial_logits(model)], [expected])
+    log.info("divided layers", replaced=replaced)
+
+
+@torch.inference_mode()
+def _trial_logits(model: Any) -> torch.Tensor:
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    ids = torch.arange(_TRIAL_TOKENS, device=model.device)[None] * (vocabulary // _TRIAL_TOKENS)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
+    return logits
+
+
+def capture_graphs(shard: Shard, *, compiled: bool) -> str:
+    """Captures the graphs on a GPU, including the sums over all ranks, with or without compiled
+    layers. Why that failed, or "".
+    """
     try:
+        if compiled:
+            compilation.compile_model(shard.model, shard.layout)
         with torch.inference_mode():
-            runner.capture_graphs(log.info)
+            shard.runner.capture_graphs(log.info)
     except Exception as error:  # a driver or library may be unable to capture a collective
         return one_line(error)
     return ""
+
+
+def drop_graphs(shard: Shard) -> None:
+    """Undoes `capture_graphs`."""
+    compilation.uncompile_layers(shard.model, shard.layout)
+    shard.runner.drop_graphs()
 
 
 @contextmanager
