@@ -7,7 +7,8 @@ from cli.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 ENGINES = ("transformers", "openai", "echo")
-PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast", "fp8")
+KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "fp8")
 UPSTREAM_USAGE = (
     "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
 )
@@ -37,8 +38,15 @@ precision = click.option(
     "--precision",
     envvar="CANOPY_PRECISION",
     show_envvar=True,
-    help="Number format of the transformers engine on a CPU: "
-    f"{', '.join(PRECISIONS)}. Default: auto.",
+    help="Number format of the transformers engine's weights. On a CPU: auto, float32, bfloat16, "
+    "int8, int8-fast; on a GPU: auto, bfloat16, fp8. Default: auto, which never chooses fp8.",
+)
+kv_cache_dtype = click.option(
+    "--kv-cache-dtype",
+    envvar="CANOPY_KV_CACHE_DTYPE",
+    show_envvar=True,
+    help="Number format of keys and values: auto, or on a GPU bfloat16 or fp8, which holds twice "
+    "the tokens in the same memory. Default: auto, the model's own.",
 )
 slots = click.option(
     "--slots",
@@ -81,6 +89,12 @@ def check_precision(precision: str | None) -> None:
     """Raises UsageError for an unknown number format."""
     if precision and precision not in PRECISIONS:
         raise _unknown("precision", precision, PRECISIONS)
+
+
+def check_kv_cache_dtype(dtype: str | None) -> None:
+    """Raises UsageError for an unknown number format."""
+    if dtype and dtype not in KV_CACHE_DTYPES:
+        raise _unknown("KV cache dtype", dtype, KV_CACHE_DTYPES)
 
 
 def check_engine(engine: str) -> None:

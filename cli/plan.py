@@ -48,6 +48,7 @@ class Request:
     gpus: int = 0  # of this machine, assigned round-robin where `device` names none
     token_delay: float | None = None
     precision: str | None = None
+    kv_cache_dtype: str | None = None
     upstream: str | None = None
     upstream_model: str | None = None
     tensor_parallel: int = 1
@@ -150,6 +151,8 @@ def _node_environment(
     }
     if request.precision:
         variables["CANOPY_PRECISION"] = request.precision
+    if request.kv_cache_dtype:
+        variables["CANOPY_KV_CACHE_DTYPE"] = request.kv_cache_dtype
     return variables
 
 

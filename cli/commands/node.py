@@ -24,6 +24,7 @@ from cli.prepare.model import Model
 @options.slots
 @options.device
 @options.precision
+@options.kv_cache_dtype
 @options.upstream
 @options.upstream_model
 @options.tensor_parallel
@@ -38,6 +39,7 @@ def node(
     slots: str,
     device: str | None,
     precision: str | None,
+    kv_cache_dtype: str | None,
     upstream: str | None,
     upstream_model: str | None,
     tensor_parallel: int,
@@ -50,6 +52,7 @@ def node(
     if standby == (parent is not None):
         raise UsageError("Say --parent P for a worker, or --standby for a root that waits.")
     options.check_precision(precision)
+    options.check_kv_cache_dtype(kv_cache_dtype)
     home = homes.read()
     amqp_url, record = tree_to_join(home)
     if engine is None:
@@ -79,6 +82,7 @@ def node(
         CANOPY_AMQP_URL=amqp_url,
         CANOPY_HOME=str(home.path),
         CANOPY_PRECISION=precision or "auto",
+        CANOPY_KV_CACHE_DTYPE=kv_cache_dtype or "auto",
         GOMP_SPINCOUNT=environment.read().spin_count or OPENMP_SPIN_COUNT,
     )
 

@@ -65,6 +65,7 @@ from topology.dispatch import POLICIES
     help="Seconds between words of the echo engine.",
 )
 @options.precision
+@options.kv_cache_dtype
 @options.upstream
 @options.upstream_model
 @options.tensor_parallel
@@ -92,6 +93,7 @@ def up(
     listen: str,
     token_delay: float | None,
     precision: str | None,
+    kv_cache_dtype: str | None,
     upstream: str | None,
     upstream_model: str | None,
     tensor_parallel: int,
@@ -105,6 +107,7 @@ def up(
     options.check_engine_options(engine, upstream, tensor_parallel)
     options.check_policy(policy)
     options.check_precision(precision)
+    options.check_kv_cache_dtype(kv_cache_dtype)
     gpus = installed_gpus.count()
     home = homes.read()
     models = [Model(argument) for argument in model or [options.default_model(engine)]]
@@ -121,6 +124,7 @@ def up(
         gpus=gpus,
         token_delay=token_delay,
         precision=precision,
+        kv_cache_dtype=kv_cache_dtype,
         upstream=upstream,
         upstream_model=upstream_model,
         tensor_parallel=tensor_parallel,

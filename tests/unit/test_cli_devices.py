@@ -4,10 +4,15 @@ import pytest
 
 from cli import devices
 from cli.errors import CliError
-from cli.options import PRECISIONS, check_precision
+from cli.options import (
+    KV_CACHE_DTYPES,
+    PRECISIONS,
+    check_kv_cache_dtype,
+    check_precision,
+)
 from cli.process import Spec
 from tests.unit.test_cli_plan import layout, understood
-from worker.engines.transformers.model import quantization
+from worker.engines.transformers.model import float8_cache, gpu_precision, quantization
 
 
 def test_the_precision_is_told_to_the_nodes() -> None:
@@ -16,6 +21,8 @@ def test_the_precision_is_told_to_the_nodes() -> None:
         "int8",
     ]
     assert "CANOPY_PRECISION" not in layout().nodes[0].env
+    assert layout(kv_cache_dtype="fp8").nodes[0].env["CANOPY_KV_CACHE_DTYPE"] == "fp8"
+    assert "CANOPY_KV_CACHE_DTYPE" not in layout().nodes[0].env
 
 
 def test_nodes_of_one_start_share_a_gpu_unless_told_otherwise(
@@ -116,9 +123,14 @@ def test_threads_of_a_node_sleep_soon_unless_told_otherwise(
 
 def test_every_precision_is_known_to_the_engine() -> None:
     """The commands load no torch, so they keep a list of their own."""
-    assert PRECISIONS == quantization.CHOICES
+    choices = dict.fromkeys((*quantization.CHOICES, *gpu_precision.CHOICES))
+    assert tuple(choices) == PRECISIONS
+    dtypes = {*float8_cache.CPU_CHOICES, *float8_cache.GPU_CHOICES}
+    assert dtypes == set(KV_CACHE_DTYPES)
     with pytest.raises(CliError, match="no precision 'int3'"):
         check_precision("int3")
+    with pytest.raises(CliError, match="no KV cache dtype 'int3'"):
+        check_kv_cache_dtype("int3")
 
 
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

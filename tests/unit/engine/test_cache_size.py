@@ -280,7 +280,7 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(
         ),
     )
     model = tiny()
-    runner = loading.runner_of(model, Miniature(model), None, 64)
+    runner = loading.runner_of(model, tokenizer(), Miniature(model), None, 64)
     assert seen == [(7000, None)]
     assert (runner.slots, runner.context) == (2, 64)
 

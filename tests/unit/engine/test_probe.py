@@ -96,7 +96,7 @@ def test_an_unsupported_model_is_left_as_it_was(kind: str, reason: str) -> None:
     model = tiny(kind)
     before = {id(each): each._attn_implementation for each in _configs(model)}
     with pytest.raises(UnsupportedModel, match=reason):
-        loading.runner_of(model, Miniature(model), 2, 64)
+        loading.runner_of(model, tokenizer(), Miniature(model), 2, 64)
     assert {id(each): each._attn_implementation for each in _configs(model)} == before
     assert not any(hasattr(module, "key_cache") for module in model.modules())
 
@@ -165,7 +165,7 @@ def test_a_probe_that_fails_frees_the_memory(monkeypatch: pytest.MonkeyPatch) ->
         LocalModelRunner, "decode", lambda _, slots, *__, **___: torch.zeros(len(slots), 96)
     )
     with pytest.raises(UnsupportedModel, match="differ"):
-        loading.runner_of(model, Miniature(model), 2, 64)
+        loading.runner_of(model, tokenizer(), Miniature(model), 2, 64)
     assert not any(hasattr(module, "key_cache") for module in model.modules())
 
 

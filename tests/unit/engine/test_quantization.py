@@ -15,6 +15,7 @@ from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import quantization
 from worker.engines.transformers.model import quantized_linear as linears
 from worker.engines.transformers.model.loader import load
+from worker.engines.transformers.model.perplexity import perplexity_loss
 from worker.engines.transformers.model.quantized_linear import (
     SCHEMES,
     BFloat16Embedding,
@@ -122,12 +123,10 @@ def test_an_embedding_that_bfloat16_would_round_stays() -> None:
 
 def test_the_distance_is_that_of_perplexities() -> None:
     logits = torch.randn(20, 50)
-    assert quantization.perplexity_loss(logits, logits + 3) == pytest.approx(0, abs=1e-6)
+    assert perplexity_loss(logits, logits + 3) == pytest.approx(0, abs=1e-6)
     certain, guess = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])
-    assert quantization.perplexity_loss(certain, guess) == pytest.approx(
-        1.0
-    )  # a perplexity of 2, not 1
-    assert quantization.perplexity_loss(logits, logits * torch.nan) == float("inf")
+    assert perplexity_loss(certain, guess) == pytest.approx(1.0)  # a perplexity of 2, not 1
+    assert perplexity_loss(logits, logits * torch.nan) == float("inf")
 
 
 def test_a_small_model_stays_as_it_is() -> None:

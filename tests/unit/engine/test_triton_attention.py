@@ -10,7 +10,7 @@ import torch
 from tests.unit.engine.interpreted import interpreted
 from worker.engines.transformers.model import paged_attention
 
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+F32, F16, BF16, F8 = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn
 _BOUNDS = {F32: 1e-5, F16: 4e-3, BF16: 3e-2}  # the interpreter truncates bfloat16
 _NAN = float("nan")
 
@@ -33,6 +33,7 @@ class Heads(NamedTuple):
     sinks: bool = False
     chunked: bool = False
     page: int = 16  # the cache's block size
+    stored: torch.dtype | None = None  # of keys and values; None: `dtype`
 
     @property
     def scale(self) -> float:
@@ -57,8 +58,9 @@ class Cache:
         order = torch.randperm(sum(counts) + 1).int()
         self.tables = torch.full((len(stored) + 1, self.width), len(order) - 1, dtype=torch.int32)
         shape = (len(order), page, layer.groups, layer.size)
-        self.keys = torch.full(shape, _NAN).to(layer.dtype)
-        self.values = torch.full(shape, _NAN).to(layer.dtype)
+        dtype = layer.stored or layer.dtype
+        self.keys = torch.full(shape, _NAN).to(dtype)
+        self.values = torch.full(shape, _NAN).to(dtype)
         taken = 0
         for row, (tokens, count) in enumerate(zip(stored, counts, strict=True)):
             blocks = order[taken : taken + count][: self.width]
@@ -66,8 +68,8 @@ class Cache:
             self.tables[row, : len(blocks)] = blocks
             for position in tokens:
                 place = blocks[position // page], position % page
-                self.keys[place] = torch.randn(shape[2:]).to(layer.dtype)
-                self.values[place] = torch.randn(shape[2:]).to(layer.dtype)
+                self.keys[place] = torch.randn(shape[2:]).to(dtype)
+                self.values[place] = torch.randn(shape[2:]).to(dtype)
 
     def place(self, row: int, position: int) -> tuple[int, int]:
         page = self.keys.shape[1]
@@ -129,6 +131,10 @@ STEPS = {
     "float16": Step(Heads(80, 4, dtype=F16), [1, 64, 200], 64),
     "float16, sinks within a window": Step(Heads(256, 3, dtype=F16, window=33, sinks=True), [100]),
     "bfloat16": Step(Heads(128, 8, dtype=BF16), [1, 65, 300], 128),
+    "float8 keys": Step(Heads(128, 4, 2, BF16, stored=F8), [1, 65, 0, 300], 64),
+    "float8 keys, all features": Step(
+        Heads(80, 3, 2, BF16, 40, 2.0, True, stored=F8), [30, 250], min_programs=16
+    ),
     "bfloat16, capped": Step(Heads(64, 4, dtype=BF16, softcap=4.0, sinks=True), [500], 128),
 }
 
@@ -150,20 +156,22 @@ def test_a_decoded_token_sees_its_own_sequence_and_is_kept_there(
     key = in_another_layout(count, layer.groups, layer)
     value = torch.randn(count, layer.groups + 2, layer.size).to(layer.dtype)[:, 1:-1]
     query, sinks = in_another_layout(count, heads, layer), layer.sink_logits()
+    key, value = key.to(cache.keys.dtype), value.to(cache.keys.dtype)
     keys, values = cache.keys.clone(), cache.values.clone()
     for index, (row, length) in enumerate(zip(rows.tolist(), lengths, strict=True)):
         if length:
             place = cache.place(row, length - 1)
             keys[place], values[place] = key[index], value[index]
         else:
-            query[index] = key[index] = _NAN
+            query[index] = _NAN
+            key[index] = torch.full(key.shape[1:], _NAN).to(key.dtype)
     counts = torch.tensor(lengths, dtype=torch.int32)
     more = (layer.scale, layer.window, layer.softcap, sinks, layer.chunked)
     actual = kernels.decode(
         query, key, value, cache.keys, cache.values, cache.tables, rows, counts, *more
     )
-    torch.testing.assert_close(cache.keys, keys, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(cache.values, values, rtol=0, atol=0, equal_nan=True)
+    for stored, expected in ((cache.keys, keys), (cache.values, values)):
+        torch.testing.assert_close(stored.float(), expected.float(), rtol=0, atol=0, equal_nan=True)
     starts = torch.arange(count + 1)
     expected = paged_attention.attend(
         query, keys, values, cache.tables, rows, counts, starts, *more
@@ -279,6 +287,9 @@ PROMPTS = {
     ),
     "float16": Prompts(Heads(128, 8, dtype=F16), [(0, 20), (60, 9)]),
     "bfloat16": Prompts(Heads(64, 4, dtype=BF16, sinks=True), [(0, 40), (60, 9)]),
+    "float8 keys": Prompts(
+        Heads(64, 4, 2, BF16, stored=F8, sinks=True, window=25), [(0, 40), (60, 9)]
+    ),
     "bfloat16 within a window": Prompts(Heads(80, 1, 2, dtype=BF16, window=25), [(60, 30)]),
 }
 

@@ -22,6 +22,7 @@ _TENSORS = {
     "query", "key", "value", "key_cache", "value_cache", "sinks", "out", "x", "weight", "bias",
 }  # fmt: skip
 _ALIGNED = ("query_", "cache_", "table_", "x_", "weight_")
+_FLOAT8_KEYS = dict.fromkeys(("key", "value", "key_cache", "value_cache"), "*fp8e4nv")
 _FLOAT8 = {"x": "*fp8e4nv", "weight": "*fp8e4nv"}
 _FEATURES = {"SOFTCAP": True, "WINDOW": True, "CHUNKED": False, "SINKS": True}
 _HOPPER, _AMPERE = 90, 86
@@ -73,7 +74,10 @@ def shared_memory(
     return int(compiled.metadata.shared)
 
 
-def test_decoding() -> None:
+@pytest.mark.parametrize(
+    ("capability", "special"), [(_AMPERE, {}), (_HOPPER, _FLOAT8_KEYS)], ids=["", "float8"]
+)
+def test_decoding(capability: int, special: dict[str, str]) -> None:
     constants = {
         "GROUP": 4, "PADDED_GROUP": 16, "SIZE": 128, "PADDED_SIZE": 128, "PAGE": 16,
         "BLOCK": triton_attention._BLOCK, "MAX_PART": triton_attention._MAX_PART, **_FEATURES,
@@ -81,11 +85,12 @@ def test_decoding() -> None:
     used = shared_memory(
         triton_kernels.decode_kernel,
         constants,
-        _AMPERE,
+        capability,
         triton_attention._DECODE_WARPS,
         triton_attention._DECODE_STAGES,
+        special,
     )
-    assert used < _SHARED_MEMORY[_AMPERE]
+    assert used < _SHARED_MEMORY[capability]
 
 
 def test_combining() -> None:
@@ -97,11 +102,12 @@ def test_combining() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "tiles", "size", "features"),
+    ("capability", "tiles", "size", "features", "special"),
     [
-        (_HOPPER, triton_attention._TILES, 128, dict.fromkeys(_FEATURES, False)),
-        (_HOPPER, triton_attention._TILES, 256, _FEATURES),
-        (_AMPERE, triton_attention._SMALL_TILES, 128, {**_FEATURES, "CHUNKED": True}),
+        (_HOPPER, triton_attention._TILES, 128, dict.fromkeys(_FEATURES, False), {}),
+        (_HOPPER, triton_attention._TILES, 128, dict.fromkeys(_FEATURES, False), _FLOAT8_KEYS),
+        (_HOPPER, triton_attention._TILES, 256, _FEATURES, {}),
+        (_AMPERE, triton_attention._SMALL_TILES, 128, {**_FEATURES, "CHUNKED": True}, {}),
     ],
 )
 def test_prefill(
@@ -109,6 +115,7 @@ def test_prefill(
     tiles: dict[int, triton_attention.Tile],
     size: int,
     features: dict[str, bool],
+    special: dict[str, str],
 ) -> None:
     tile = tiles[size]
     constants = {
@@ -116,7 +123,7 @@ def test_prefill(
         "PAGE": 16, **features,
     }  # fmt: skip
     used = shared_memory(
-        triton_kernels.prefill_kernel, constants, capability, tile.warps, tile.stages
+        triton_kernels.prefill_kernel, constants, capability, tile.warps, tile.stages, special
     )
     assert used < _SHARED_MEMORY[capability]
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from worker.engines.transformers.model import paged_attention
+from worker.engines.transformers.model.float8 import FLOAT8, round_to_float8
 from worker.engines.transformers.model.step import PrefillChunk, Step
 from worker.engines.transformers.model.window import layer_window
 
@@ -83,6 +84,11 @@ def attention_forward(
     query, key, value = (
         _padded(heads, module.key_cache.shape[-1]) for heads in (query, key, value)
     )
+    scaled = module.key_cache.dtype == FLOAT8
+    if scaled:  # by powers of two, and compiled together with the rotary embeddings
+        query = query * module.key_scale
+        key = round_to_float8(key / module.key_scale)
+        value = round_to_float8(value / module.value_scale)
     out = attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -95,6 +101,8 @@ def attention_forward(
         window.chunked,
         softcap or 0.0,
     )
+    if scaled:
+        out = out * module.value_scale
     return out[None, ..., :value_size], None
 
 
@@ -118,8 +126,8 @@ def attend(
     chunked: bool,
     softcap: float,
 ) -> torch.Tensor:
-    """Stores `key` and `value` [tokens, kv heads, head size] in the caches, see LocalModelRunner,
-    then attends with `query` [tokens, heads, head size]. Returns its shape.
+    """Stores `key` and `value` [tokens, kv heads, head size] in the caches, whose dtype they have,
+    see LocalModelRunner, then attends with `query` [tokens, heads, head size]. Returns its shape.
 
     `window`, `chunked`: see `layer_window`. `softcap`: 0: none. `sinks` [heads]: a logit that takes
     part in the softmax and has no value.
@@ -182,6 +190,9 @@ def _store(
     value: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
+    if key_cache.dtype == FLOAT8:  # which torch cannot copy by index, but bytes
+        key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
+        key, value = key.view(torch.uint8), value.view(torch.uint8)
     key_cache.view(-1, *key_cache.shape[2:]).index_copy_(0, slot_mapping, key)
     value_cache.view(-1, *value_cache.shape[2:]).index_copy_(0, slot_mapping, value)
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from worker.engines.transformers.model import float8_linear
+
 _NAMES = ("q_proj", "k_proj", "v_proj")
 
 
@@ -23,11 +25,12 @@ class _Pending:
 class _FusedProjection(nn.Module):
     """Stands where the query projection stood."""
 
-    def __init__(self, layers: list[nn.Linear], pending: _Pending) -> None:
+    def __init__(self, joined: nn.Module, sizes: list[int], pending: _Pending) -> None:
+        """`joined`: a linear layer whose outputs are those of the three, which have `sizes`."""
         super().__init__()
-        self._sizes = [layer.out_features for layer in layers]
+        self._sizes = sizes
         self._pending = pending
-        self.joined = join(layers)
+        self.joined = joined
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         outputs = self.joined(hidden).split(self._sizes, dim=-1)
@@ -70,14 +73,21 @@ def joinable(layers: list[Any]) -> bool:
 
 
 @torch.inference_mode(mode=False)
+@torch.no_grad()
 def fuse_qkv(module: Any) -> bool:
-    """Fuses the projections of an attention module. False if they are not plain linear layers."""
+    """Fuses the projections of an attention module. False if they are not plain linear layers, in
+    float8 or not.
+    """
     layers: list[Any] = [getattr(module, name, None) for name in _NAMES]
-    if not joinable(layers):
+    if joinable(layers):
+        joined: nn.Module = join(layers)
+    elif float8_linear.joinable(layers):
+        joined = float8_linear.join(layers)
+    else:
         return False
     pending = _Pending()
-    with torch.no_grad():
-        module.q_proj = _FusedProjection(layers, pending)
+    sizes = [layer.out_features for layer in layers]
+    module.q_proj = _FusedProjection(joined, sizes, pending)
     module.k_proj = _PendingOutput(pending)
     module.v_proj = _PendingOutput(pending)
     return True

@@ -35,6 +35,13 @@ class KVCacheShape(NamedTuple):
     head_size: int
 
 
+class KVScales(NamedTuple):
+    """What one layer's keys and values are divided by before they are stored."""
+
+    key: float
+    value: float
+
+
 class KVCacheLayout:
     """The attention modules of a model, in order, with what each keeps of a token."""
 
@@ -43,6 +50,8 @@ class KVCacheLayout:
         self.shapes: dict[Any, KVCacheShape] = {}  # by attention module
         self.devices: dict[Any, torch.device] = {}  # the same
         self.kinds: set[AttentionKind] = set()
+        self.dtype: torch.dtype = model.dtype  # of keys and values; see `float8_cache`
+        self.scales: dict[Any, KVScales] = {}  # by attention module, of float8 only
         AttentionInterface.register(_RECORDER, self._record)
         with attention_function(model, _RECORDER):
             try:

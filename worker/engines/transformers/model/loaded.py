@@ -75,6 +75,6 @@ class LoadedModel(msgspec.Struct, frozen=True):
     prefill_speed: float | None = None  # of a GPU, tokens a second
     runner: ModelRunner | None = None  # None: see `fallback`
     batched: bool = True  # without a runner: rows are computed together, else one by one
-    precision: str = ""  # of a CPU; see quantization.py
+    precision: str = ""  # see quantization.py and gpu_precision.py; empty: as it was loaded
     # Ends the other processes that hold parts of it; False: this one cannot be used again either.
     close: Callable[[], bool] | None = None

@@ -11,7 +11,13 @@ from safetensors import SafetensorError
 
 from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable
 from worker.engines.transformers.fallback import padded, sequential
-from worker.engines.transformers.model import compilation, quantization, settings
+from worker.engines.transformers.model import (
+    compilation,
+    float8_cache,
+    gpu_precision,
+    quantization,
+    settings,
+)
 from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.errors import UnsupportedModel
@@ -65,7 +71,9 @@ def load(folder: Path, device_names: str, slots: int | None) -> LoadedModel:
     check_folder(folder)
     set_threads()
     first = devices[0]
+    float8_cache.is_requested(first)
     if first.type == "cuda":
+        gpu_precision.check(first)
         torch.cuda.set_device(first)  # of this thread: Triton launches on the current device
     tokenizer = load_tokenizer(folder)
     try:
@@ -99,8 +107,10 @@ def prepare_model(
     choose_by_sequence(model)
     miniature = Miniature(model)
     runner, batched, precision = None, True, ""
+    if device.type == "cuda":  # before the probe: the library, too, computes the new layers
+        precision = gpu_precision.quantize(model, tokenizer, library_attention)
     try:
-        runner = runner_of(model, miniature, slots, context)
+        runner = runner_of(model, tokenizer, miniature, slots, context)
         size = CacheSize(runner.slots, runner.context, runner.blocks)
     except UnsupportedModel as error:
         batched = _batches(model, miniature)
@@ -131,7 +141,7 @@ def prepare_model(
 
 
 def runner_of(
-    model: Any, miniature: Miniature, slots: int | None, context: int
+    model: Any, tokenizer: Any, miniature: Miniature, slots: int | None, context: int
 ) -> LocalModelRunner:
     """Raises UnsupportedModel, and leaves the model as it was then."""
     if settings.library_attention():
@@ -142,10 +152,12 @@ def runner_of(
         rope_limit = choose_by_sequence(model)
         if rope_limit is not None:
             rope_limit = rope_limit._replace(prefill_again=prefill_again)
+        if float8_cache.is_requested(model.device):
+            float8_cache.use_float8(model, tokenizer, layout)
         devices = set(layout.devices.values())
         capacities: list[int] = []
         for device in devices:
-            bytes_per_token = layout.bytes_per_token(model.dtype, device)
+            bytes_per_token = layout.bytes_per_token(layout.dtype, device)
             capacities.append(token_capacity(device, bytes_per_token, shared=slots is None))
         pages = uses_pages(model.device)
         size = cache_size_for(model, min(capacities), slots, context, pages=pages)

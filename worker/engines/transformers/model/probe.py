@@ -17,6 +17,7 @@ from worker.engines.transformers.fallback.padded import PaddedBatch
 from worker.engines.transformers.model import attention
 from worker.engines.transformers.model.cache_size import CacheSize, blocks_for
 from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.engines.transformers.model.float8 import FLOAT8
 from worker.engines.transformers.model.kv_cache import (
     AttentionKind,
     KVCacheLayout,
@@ -42,7 +43,7 @@ _FIRST_CHUNK = 7
 _CHUNK = 7  # tokens of each prompt that are prefilled at a time
 _BATCH_PROMPTS = (4, 9)  # lengths, for the padded batch on the model itself
 # The largest difference of logits, in standard deviations, that rounding explains.
-_FLOAT32_TOLERANCE, _TOLERANCE = 1e-3, 0.25
+_FLOAT32_TOLERANCE, _TOLERANCE, _FLOAT8_TOLERANCE = 1e-3, 0.25, 1.0
 
 Logits = list[torch.Tensor]  # per sequence: [1 + answer tokens, vocabulary]
 
@@ -63,7 +64,7 @@ def create_runner(
     runner = LocalModelRunner(model, layout, size, rope_limit=rope_limit, capture_mode=capture_mode)
     try:
         if size.context >= _SHORT_PROMPT + _SHORT_ANSWER:
-            _check_short_prompts(model, runner)
+            _check_short_prompts(model, runner, layout.dtype)
         set_attention_function(model, attention.NAME)
     except Exception:
         runner.release()
@@ -114,6 +115,8 @@ def check_equal(dtype: torch.dtype, logits: Logits, expected: Logits) -> None:
     tolerance = _TOLERANCE
     if dtype == torch.float32:
         tolerance = _FLOAT32_TOLERANCE
+    elif dtype == FLOAT8:
+        tolerance = _FLOAT8_TOLERANCE
     for actual, reference in zip(logits, expected, strict=True):
         deviation = float(reference.std()) or 1.0
         difference = float((actual - reference).abs().max()) / deviation
@@ -142,12 +145,13 @@ def _any_error_unsupported() -> Iterator[None]:
 # ---- the model itself, short prompts
 
 
-def _check_short_prompts(model: Any, runner: LocalModelRunner) -> None:
+def _check_short_prompts(model: Any, runner: LocalModelRunner, dtype: torch.dtype) -> None:
+    """`dtype`: of keys and values."""
     sequences = _short_sequences(model, runner.slots)
     with attention_function(model, attention.NAME):
         logits = _short_runner_logits(runner, sequences)
     expected = [_one_pass_logits(model, sequence) for sequence in sequences]
-    check_equal(model.dtype, logits, expected)
+    check_equal(dtype, logits, expected)
 
 
 def _short_sequences(model: Any, slots: int) -> list[list[int]]:

@@ -7,8 +7,7 @@ no more than corresponds to a perplexity 2 % worse.
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import structlog
@@ -19,6 +18,11 @@ from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.errors import UnsupportedScheme
 from worker.engines.transformers.model.fused_norms import fuse_norms
+from worker.engines.transformers.model.perplexity import (
+    PARAGRAPH,
+    attention_of,
+    perplexity_loss,
+)
 from worker.engines.transformers.model.quantized_linear import (
     HEAD_SCHEMES,
     SCHEMES,
@@ -28,20 +32,14 @@ from worker.engines.transformers.model.quantized_linear import (
 
 log = structlog.get_logger(__name__)
 
-AUTO, EXACT = "auto", "float32"
-CHOICES = (AUTO, *SCHEMES)
+EXACT = "float32"
+CHOICES = (settings.AUTO, *SCHEMES)
 MAX_LOSS = 0.02  # by how much the perplexity may get worse where nobody chose
 _CANDIDATES = (EXACT, "bfloat16", "int8")  # of auto; the others lose more
 _MIN_WEIGHTS = 10_000_000  # a smaller model is fast as it is
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 8  # of the measurement,
 _ROUND_SECONDS = 1.0  # which ends after this time in between
 _LAYER_SECONDS = 0.005  # for one layer in one round
-_PARAGRAPH = (
-    "The old harbour had been quiet for years before the ferries came back. On the first morning "
-    "a small crowd stood on the pier, some with coffee, some with cameras, and watched the white "
-    "ship turn slowly towards the town. Nobody knew whether enough people would pay for the "
-    "crossing, but the baker had already hired two more hands."
-)
 
 Layers = dict[str, Any]  # by their names in the model
 Timer = Callable[[nn.Module, int], float]  # seconds that a layer takes for a number of rows
@@ -65,15 +63,15 @@ def quantize(
     """Chooses a scheme, applies it to the float32 `model` and returns its name. Modules are only
     replaced, never changed. `library_attention`: for the check. Raises EngineUnavailable.
     """
-    chosen = settings.precision(CHOICES, default=AUTO)
+    chosen = settings.precision(CHOICES, "on a CPU")
     linears = _linears(model)
     weights = sum(layer.weight.numel() for layer in linears.values())
-    if chosen == EXACT or not linears or (chosen == AUTO and weights < _MIN_WEIGHTS):
+    if chosen == EXACT or not linears or (chosen == settings.AUTO and weights < _MIN_WEIGHTS):
         return EXACT
-    ids = tokenizer(_PARAGRAPH, return_tensors="pt")["input_ids"]
+    ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
     quantizer = _Quantizer(model, linears, ids, library_attention)
     with torch.inference_mode():
-        if chosen == AUTO:
+        if chosen == settings.AUTO:
             chosen = quantizer.apply_fastest(slots, timer or time_layer)
         else:
             quantizer.apply_requested(chosen)
@@ -174,7 +172,7 @@ class _Quantizer:
         the perplexity is. Raises UnsupportedScheme.
         """
         layers = dict(quantized)
-        with _attention(self._model, self._library_attention):
+        with attention_of(self._model, self._library_attention):
             exact = self._model(input_ids=self._ids, use_cache=False).logits[0]
             for name, layer in self._linears.items():
                 if name not in layers:
@@ -249,29 +247,6 @@ def time_layer(layer: nn.Module, rows: int) -> float:
             return best
 
 
-def perplexity_loss(exact: torch.Tensor, rounded: torch.Tensor) -> float:
-    """By how much, relatively, the perplexity gets worse with `rounded` logits [tokens, vocabulary]
-    instead of `exact` ones: the mean KL divergence is how many more nats a text of the exact model
-    costs.
-    """
-    p, q = exact.float().log_softmax(-1), rounded.float().log_softmax(-1)
-    nats = float((p.exp() * (p - q)).sum(-1).mean())
-    if math.isnan(nats):
-        return math.inf
-    return math.expm1(min(50.0, nats))
-
-
 def _linears(model: Any) -> Layers:
     """Not subclasses, which compute something of their own."""
     return {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-
-
-@contextmanager
-def _attention(model: Any, name: str) -> Iterator[None]:
-    """`model` uses the attention function of that name meanwhile."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

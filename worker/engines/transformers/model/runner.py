@@ -99,7 +99,6 @@ class LocalModelRunner:
         return total
 
     def _allocate(self, layout: KVCacheLayout) -> None:
-        dtype = self._model.dtype
         rows = (self.slots + 1, self.context)
         if self.blocks:
             rows = (self.blocks + 1, BLOCK_SIZE)
@@ -108,9 +107,12 @@ class LocalModelRunner:
             for module, (kv_heads, head_size) in layout.shapes.items():
                 shape = (*rows, kv_heads, head_size)
                 device = layout.devices[module]
-                keys = torch.empty(shape, dtype=dtype, device=device)
-                values = torch.empty(shape, dtype=dtype, device=device)
+                keys = torch.empty(shape, dtype=layout.dtype, device=device)
+                values = torch.empty(shape, dtype=layout.dtype, device=device)
                 module.key_cache, module.value_cache = keys, values
+                if module in layout.scales:
+                    scales = torch.tensor(layout.scales[module], device=device)
+                    module.key_scale, module.value_scale = scales
                 self._attention_modules.append(module)
         except RuntimeError:  # out of memory
             self.release()

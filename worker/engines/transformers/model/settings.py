@@ -6,6 +6,8 @@ import os
 
 from worker.engines.base import EngineUnavailable
 
+AUTO = "auto"  # of a choice: the engine's own
+
 
 def threads() -> int | None:
     """CANOPY_THREADS: the cores that a node computes on; None: torch's own choice."""
@@ -22,12 +24,21 @@ def library_attention() -> bool:
     return bool(os.environ.get("CANOPY_LIBRARY_ATTENTION"))
 
 
-def precision(choices: tuple[str, ...], default: str) -> str:
-    """CANOPY_PRECISION: one of `choices`."""
-    chosen = os.environ.get("CANOPY_PRECISION") or default
+def precision(choices: tuple[str, ...], where: str) -> str:
+    """CANOPY_PRECISION: one of `choices`, those that there are `where`."""
+    return _choice("CANOPY_PRECISION", choices, where)
+
+
+def kv_cache_dtype(choices: tuple[str, ...], where: str) -> str:
+    """CANOPY_KV_CACHE_DTYPE: one of `choices`, those that there are `where`."""
+    return _choice("CANOPY_KV_CACHE_DTYPE", choices, where)
+
+
+def _choice(name: str, choices: tuple[str, ...], where: str) -> str:
+    chosen = os.environ.get(name) or AUTO
     if chosen not in choices:
         raise EngineUnavailable(
-            f"CANOPY_PRECISION must be one of {', '.join(choices)}, not {chosen!r}"
+            f"{name} must be one of {', '.join(choices)} {where}, not {chosen!r}"
         )
     return chosen
 

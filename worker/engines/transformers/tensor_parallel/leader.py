@@ -24,6 +24,7 @@ import torch
 import torch.distributed
 
 from worker.engines.base import EngineFailed, EngineUnavailable
+from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import check_folder, eos_token_ids, load_tokenizer
 from worker.engines.transformers.model.placement import find_device
@@ -58,6 +59,7 @@ log = structlog.get_logger(__name__)
 STEP_SECONDS = 120.0  # one rank waits so long for another; they differ by little
 _START_SECONDS = 120.0  # for a process to start: it imports torch
 _LOAD_SECONDS = 1800.0  # for the others to have loaded, once rank 0 has
+_GPU_PRECISIONS = (settings.AUTO, "bfloat16")
 
 
 class TensorParallelRunner:
@@ -148,6 +150,9 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
     """
     base = find_device(device_name)
     check_folder(folder)
+    if base.type == "cuda":
+        settings.precision(_GPU_PRECISIONS, "with --tensor-parallel")
+        settings.kv_cache_dtype(_GPU_PRECISIONS, "with --tensor-parallel")
     devices = [sharding.device_of_rank(base, rank, ranks) for rank in range(ranks)]
     tokenizer = load_tokenizer(folder)
     try:

@@ -1,0 +1,36 @@
+"""Eight-bit floating-point numbers: four bits of exponent, three of mantissa, at most 448.
+
+Micikevicius et al., FP8 Formats for Deep Learning, 2022, https://arxiv.org/abs/2209.05433
+"""
+
+import torch
+
+FLOAT8 = torch.float8_e4m3fn
+MAX_FLOAT8 = torch.finfo(FLOAT8).max
+_SMALLEST = 1e-12  # of a scale: a row of zeros has one, too
+_ROWS_AT_A_TIME = 4096  # converted together: a float32 copy of a weight has four times its size
+
+
+def round_to_float8(values: torch.Tensor) -> torch.Tensor:
+    """Clamps, as a value out of range may become NaN otherwise."""
+    return values.clamp(-MAX_FLOAT8, MAX_FLOAT8).to(FLOAT8)
+
+
+def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rows` [rows, inputs] as float8, and what to multiply each row with: float32 [rows, 1].
+
+    Plain operations, which torch.compile fuses with whatever computed the rows.
+    """
+    exact = rows.float()
+    scales = exact.abs().amax(-1, keepdim=True).clamp(min=_SMALLEST) / MAX_FLOAT8
+    return round_to_float8(exact / scales), scales
+
+
+def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix as `quantize_rows` makes it, some of its rows at a time."""
+    quantized = torch.empty(weight.shape, dtype=FLOAT8, device=weight.device)
+    scales = torch.empty((len(weight), 1), dtype=torch.float32, device=weight.device)
+    for start in range(0, len(weight), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        quantized[part], scales[part] = quantize_rows(weight[part])
+    return quantized, scales

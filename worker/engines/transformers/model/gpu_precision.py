@@ -1,0 +1,112 @@
+"""In which numbers a GPU computes a model: bfloat16, or float8 where the operator asks for it.
+
+Nothing is chosen silently: `auto` is what the model was loaded in.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import structlog
+import torch
+from torch import nn
+
+from worker.engines.base import EngineUnavailable
+from worker.engines.transformers.model import settings
+from worker.engines.transformers.model.float8 import quantize_weight
+from worker.engines.transformers.model.float8_linear import (
+    DIVISOR,
+    MAX_FEW_ROWS,
+    from_linear,
+    multiply_many_rows,
+)
+from worker.engines.transformers.model.perplexity import (
+    PARAGRAPH,
+    attention_of,
+    perplexity_loss,
+)
+from worker.errors import one_line
+
+log = structlog.get_logger(__name__)
+
+BFLOAT16, FP8 = "bfloat16", "fp8"
+CHOICES = (settings.AUTO, BFLOAT16, FP8)
+# Routers choose experts: they are small, and an error there changes everything after it.
+_ROUTERS = ("gate", "router")
+
+
+class Place(NamedTuple):
+    """Where a layer is in the model."""
+
+    parent: Any
+    attribute: str
+
+
+def check(device: torch.device) -> str:
+    """What the operator asks for. Reads no weights; raises EngineUnavailable if `device` cannot
+    compute it.
+    """
+    chosen = settings.precision(CHOICES, "on a GPU")
+    if chosen == FP8:
+        _check_products(device)
+    return chosen
+
+
+def _check_products(device: torch.device) -> None:
+    rows = torch.ones((DIVISOR, DIVISOR), dtype=torch.bfloat16, device=device)
+    try:
+        multiply_many_rows(rows, *quantize_weight(rows))
+    except (RuntimeError, ValueError) as error:  # torch's names for what a GPU cannot do
+        raise EngineUnavailable(
+            f"--precision fp8 needs a GPU with 8-bit products (Ada, Hopper or later); take "
+            f"--precision bfloat16 on {device}: {one_line(error)}"
+        ) from error
+
+
+def quantize(model: Any, tokenizer: Any, library_attention: str) -> str:
+    """Replaces the linear layers of the repeated blocks of `model`, if the operator asks for it,
+    one by one: there are never two copies of more than one of them. Returns the format, or "" for
+    the one that it was loaded in. `library_attention`: to compare with. Raises EngineUnavailable.
+    """
+    if check(model.device) != FP8:
+        return ""
+    places = list(_places(model))
+    if not places:
+        raise EngineUnavailable(
+            f"{type(model).__name__} has no linear layers that --precision fp8 could compute; "
+            "take --precision bfloat16"
+        )
+    with torch.no_grad(), attention_of(model, library_attention):
+        loss = _replace(model, tokenizer, places)
+    torch.cuda.empty_cache()  # what the wide weights took is counted as free from here on
+    log.info("precision", chosen=FP8, asked=True, perplexity=f"+{loss:.1%}", layers=len(places))
+    return FP8
+
+
+def _replace(model: Any, tokenizer: Any, places: list[Place]) -> float:
+    """Returns how much worse the perplexity is."""
+    ids = _paragraph(tokenizer).to(model.device)
+    exact = model(input_ids=ids, use_cache=False).logits[0]
+    for place in places:
+        layer = from_linear(getattr(place.parent, place.attribute))
+        setattr(place.parent, place.attribute, layer)
+    rounded = model(input_ids=ids, use_cache=False).logits[0]
+    return perplexity_loss(exact, rounded)
+
+
+def _paragraph(tokenizer: Any) -> torch.Tensor:
+    """[1, tokens]: enough for the products of many rows, which are the less exact ones."""
+    ids: torch.Tensor = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
+    return ids.repeat(1, 1 + MAX_FEW_ROWS // ids.shape[1])
+
+
+def _places(model: Any) -> Iterator[Place]:
+    """The linear layers inside a list of layers, of sizes that the tensor cores take."""
+    head = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        parts = path.split(".")
+        repeated = any(part.isdecimal() for part in parts)
+        if not repeated or type(module) is not nn.Linear or module is head:
+            continue
+        if parts[-1] in _ROUTERS or any(size % DIVISOR for size in module.weight.shape):
+            continue
+        yield Place(model.get_submodule(".".join(parts[:-1])), parts[-1])
