@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"rope_parameters": _ROPE, "head_dim": 128},
     "hunyuan_v1_moe": {"rope_parameters": _ROPE, "head_dim": 128},
     "jamba": {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "mamba2": {"hidden_size": 256, "num_heads": 4, "head_dim": 64, "expand": 1, "n_groups": 2},
     "ministral": {"rope_parameters": _ROPE, "head_dim": 128},

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models
 from broker.wire import ChatMessage, Job
 from tests.unit.engine.tiny import tokenizer
 from worker.engines.base import EngineError
-from worker.engines.transformers.fallback.padded_cache import PaddedLayer
+from worker.engines.transformers.fallback.padded_layer import PaddedLayer
+from worker.engines.transformers.fallback.recurrent_state import RecurrentLayer
 from worker.engines.transformers.text.chat_template import (
     DIALOGUE_STOPS,
     PREAMBLE,
@@ -203,3 +204,25 @@ def test_cache_rows_come_and_go_right_aligned() -> None:
     assert cache.values[0, 0, :, 0].tolist() == [-4, -5, -6, *(-step for step in range(600))]
     cache.adopt(layer([1, 2]))
     assert cache.keys[1, 0, :, 0].tolist() == [0] * 601 + [1, 2]
+
+
+def test_states_of_rows_come_and_go() -> None:
+    def layer(*rows: float) -> RecurrentLayer:
+        filled = RecurrentLayer()
+        states = torch.tensor(rows)[:, None, None].expand(-1, 2, 3)
+        filled.update_conv_state(states)
+        filled.update_recurrent_state(-states)
+        return filled
+
+    cache = layer(1.0, 2.0)
+    cache.adopt(layer(3.0))
+    cache.remove(0)
+    cache.trim(5)
+    conv_states, recurrent_states = cache.conv_states[0], cache.recurrent_states[0]
+    assert conv_states is not None
+    assert recurrent_states is not None
+    assert conv_states[:, 1, 2].tolist() == [3, 2]
+    assert recurrent_states[:, 0, 0].tolist() == [-3, -2]
+    cache.update_conv_state(torch.full((2, 2, 1), 9.0))  # a step moves the window by a token
+    assert cache.conv_states[0] is not None
+    assert cache.conv_states[0][:, 0].tolist() == [[3, 3, 9], [2, 2, 9]]

@@ -20,7 +20,7 @@ class PaddedBatch:
 
     def __init__(self, model: Any, rows: list[Sequence]) -> None:
         self._model = model
-        self._cache = PaddedCache()
+        self._cache = PaddedCache(self._model.config)
         self.rows = rows
         longest = max((len(row.ids) for row in rows), default=0)
         self._pads: list[int] = []
@@ -66,7 +66,7 @@ class PaddedBatch:
         """Drops rows that have ended; memory is freed when the last one leaves."""
         count = len(self.rows)
         if all(row.finished for row in self.rows):
-            self._cache, self._pads, self.rows = PaddedCache(), [], []
+            self._cache, self._pads, self.rows = PaddedCache(self._model.config), [], []
             return
         for index in reversed(range(count)):  # the last row, which moves here, was looked at before
             if self.rows[index].finished:
@@ -106,7 +106,7 @@ def _shifted(pads: list[int], columns: int) -> list[int]:
 
 def bytes_per_token(model: Any) -> int:
     """Memory that one token of one row takes. Raises whatever the model raises."""
-    cache = PaddedCache()
+    cache = PaddedCache(model.config)
     token = torch.tensor([[0]], device=model.device)
     position = torch.zeros_like(token)
     model(

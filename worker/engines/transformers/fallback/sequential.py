@@ -1,5 +1,5 @@
 """One sequence at a time, by the steps of the library's own `generate`: for models whose caches
-cannot be batched, cut or prefilled in chunks (state spaces, convolutions, compressed keys). Slow,
+cannot be batched, cut or prefilled in chunks (pure state spaces, compressed keys). Slow,
 and right by construction.
 
 `generate` prepares a sequence (its kind of cache, mask and positions) and hands it to a decoding
