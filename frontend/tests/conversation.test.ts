@@ -6,41 +6,13 @@ import { ApiError, api } from "../src/lib/api";
 import { events, type ConversationHandler } from "../src/lib/events";
 import { notify } from "../src/lib/offline";
 import { toasts } from "../src/lib/toasts.svelte";
-import type { Conversation, Message, Turn } from "../src/lib/types";
+import type { Conversation } from "../src/lib/types";
+import { conversation, message, turn } from "./messages";
 import { PATIENCE } from "./patience";
 
 vi.mock("../src/lib/offline", () => ({ notify: vi.fn(() => Promise.resolve()) }));
 
-const message = (id: number, parent: number | null, fields: Partial<Message> = {}): Message => ({
-  id: String(id),
-  parent: parent === null ? null : String(parent),
-  role: id % 2 === 1 ? "user" : "assistant",
-  content: `text ${id}`,
-  status: "done",
-  error: null,
-  error_code: "",
-  created: "2026-01-01T00:00:00Z",
-  finish_reason: null,
-  model: "tiny",
-  node: "",
-  prompt_tokens: 0,
-  completion_tokens: 0,
-  ttft_ms: null,
-  seconds: 0,
-  moved: 0,
-  trail: [],
-  ...fields,
-});
-
-function conversation(messages: Message[], fields: Partial<Conversation> = {}): Conversation {
-  const head = messages.at(-1)?.id ?? null;
-  const kept = { pinned: false, archived: false, folder: "", running: false, temporary: false };
-  return { ...kept, id: "7", title: "t", model: "tiny", updated: "", head, seen_from: null, version: "v1", messages, ...fields };
-}
-
 const file = { name: "notes.txt", text: "oak" };
-
-const turn = (question: Message, answer: Message): Turn => ({ user_message: question, assistant_message: answer });
 
 let handler: ConversationHandler;
 let chat: OpenConversation;

@@ -128,8 +128,16 @@ export class ComposerStore {
     this.setAttachments([]);
   }
 
+  /** Another tab may have sent or removed messages since they were shown. */
+  readQueue(): void {
+    if (this.#conversation !== null) this.queue = queueOf(this.#conversation);
+  }
+
   remove(index: number): void {
-    this.#setQueue(this.queue.filter((_, place) => place !== index));
+    const shown = JSON.stringify(this.queue[index]);
+    this.readQueue();
+    const place = this.queue.findIndex((message) => JSON.stringify(message) === shown);
+    if (place >= 0) this.#setQueue(this.queue.toSpliced(place, 1));
   }
 
   /** Back into the field, in place of what is there. */
@@ -148,11 +156,7 @@ export class ComposerStore {
     const [next, ...rest] = queueOf(conversation); // another tab may have sent it
     this.#setQueue(rest);
     if (next === undefined) return;
-    const draft = draftOf(conversation);
-    const draftAttachments = attachmentsOf(conversation);
     const sent = await this.chat.sendQueued(next);
-    keepDraft(conversation, draft); // what is typed is not what was sent
-    keepAttachments(conversation, draftAttachments);
     if (!sent) keepQueue(conversation, [next, ...queueOf(conversation)]);
     if (this.#conversation === conversation) this.queue = queueOf(conversation);
   }

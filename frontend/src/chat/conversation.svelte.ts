@@ -1,19 +1,16 @@
 import { ApiError, api, errorText, type Written } from "../lib/api";
-import { events, withDelta, type ConversationHandler, type StartNotice, type TextDelta, type WaitingNotice } from "../lib/events";
+import { events, type ConversationHandler } from "../lib/events";
 import { t } from "../lib/i18n.svelte";
 import { toasts } from "../lib/toasts.svelte";
-import type { Attachment, Conversation, ConversationSummary, Message, Turn } from "../lib/types";
-import { merged, update, type ShownMessage } from "./answer";
+import type { Attachment, Conversation, ConversationSummary, Turn } from "../lib/types";
+import type { ShownMessage } from "./answer";
 import { ConnectionState } from "./connection.svelte";
 import { forgetDraft, type QueuedMessage } from "./drafts";
 import { notifyOf, type Surroundings } from "./surroundings";
-import { branchTo, comparisonAt, newestLeaf, versionsOf } from "./tree";
+import { Transcript, type Shown } from "./transcript.svelte";
+import { newestLeaf } from "./tree";
 
 export type Loading = "loading" | "ready" | "failed";
-
-interface Shown extends Omit<Conversation, "messages"> {
-  messages: ShownMessage[];
-}
 
 /** What becomes of a message that the server did not take: its reader hears why, or there is no need. */
 type Refusal = "report" | "shown" | "later" | "sent elsewhere";
@@ -25,9 +22,13 @@ export interface RefusedAnswer {
   problem: string;
 }
 
-/** The open conversation: its messages, what happens to them, and the only place that changes them. */
+/**
+ * The open conversation: its messages, what happens to them, and the only place that changes them.
+ *
+ * Every request may end after its reader has gone on to another conversation: its result is that of the one it was
+ * made for, and touches nothing that is shown by then.
+ */
 export class OpenConversation {
-  current = $state<Shown | null>(null);
   state = $state<Loading>("ready");
   /** Why it cannot be shown. */
   problem = $state<string | null>(null);
@@ -35,26 +36,35 @@ export class OpenConversation {
   temporary = $state(false);
   /** A message is on its way to the server. */
   sending = $state(false);
-  readonly #connection = new ConnectionState();
-  #requested: string | null = null;
-  /** Grows when a message is added, sent or ends, or when another branch is shown. */
-  #revision = 0;
-  /** Messages that the stream told of since the last request began. */
-  #heard = new Set<string>();
-  #unsubscribe: (() => void) | null = null;
-
-  /** The branch that is shown, from its beginning on. */
-  branch = $derived(this.current ? branchTo(this.current.messages, this.current.head) : []);
-  /** The answers that are being written. */
-  running = $derived(this.current?.messages.filter((message) => message.status === "streaming") ?? []);
-  /** The two answers at the end of the branch that are compared. */
-  comparison = $derived(comparisonAt(this.current?.messages ?? [], this.branch.at(-1)));
   /** The second answer that was refused, if it was. */
   refused = $state<RefusedAnswer | null>(null);
-  /** The first message that the model still sees; null if it sees all. */
-  seenFrom = $derived(this.current?.seen_from === this.branch[0]?.id ? null : (this.current?.seen_from ?? null));
+  readonly #transcript = new Transcript();
+  readonly #connection = new ConnectionState();
+  #requested: string | null = null;
+  #unsubscribe: (() => void) | null = null;
 
   constructor(readonly surroundings: Surroundings) {}
+
+  get current(): Shown | null {
+    return this.#transcript.current;
+  }
+
+  /** See `Transcript`. */
+  get branch(): ShownMessage[] {
+    return this.#transcript.branch;
+  }
+
+  get running(): ShownMessage[] {
+    return this.#transcript.running;
+  }
+
+  get comparison(): Transcript["comparison"] {
+    return this.#transcript.comparison;
+  }
+
+  get seenFrom(): string | null {
+    return this.#transcript.seenFrom;
+  }
 
   /** The connection broke while an answer is written; it is being opened again. */
   get reconnecting(): boolean {
@@ -65,13 +75,19 @@ export class OpenConversation {
     return this.current?.id ?? null;
   }
 
+  versions(message: ShownMessage): ShownMessage[] {
+    return this.#transcript.versions(message);
+  }
+
+  // ---- opening and following
+
   /** Show a conversation (null: a new one). */
   async open(id: string | null): Promise<void> {
     this.#requested = id;
     if (this.id === id && this.state === "ready") return;
-    this.#discardTemporary();
+    if (this.current?.temporary) discard(this.current.id);
     this.close();
-    this.current = null;
+    this.#transcript.current = null;
     this.problem = null;
     this.refused = null;
     this.state = id ? "loading" : "ready";
@@ -92,174 +108,107 @@ export class OpenConversation {
 
   async #load(id: string): Promise<void> {
     try {
-      const revision = this.#revision;
+      const { revision } = this.#transcript;
       const conversation = await api.conversation(id);
       if (this.#requested !== id) return;
       // What happened meanwhile may be missing in it.
-      if (this.current?.id === id && revision !== this.#revision) return await this.#load(id);
+      if (this.id === id && revision !== this.#transcript.revision) return await this.#load(id);
       this.#show(conversation);
     } catch (error) {
-      if (this.#requested !== id) return;
-      if (this.current && !(error instanceof ApiError && error.status === 404)) return this.#report(error);
-      const missing = error instanceof ApiError && error.status === 404;
-      this.close();
-      this.current = null;
-      this.problem = missing ? t("chat.missing") : errorText(error);
-      this.state = "failed";
+      if (this.#requested === id) this.#failedToLoad(error);
     }
   }
 
-  /** Messages that are shown already stay the same objects, so that nothing of them is drawn again. */
+  #failedToLoad(error: unknown): void {
+    const missing = error instanceof ApiError && error.status === 404;
+    if (this.current && !missing) return report(error);
+    this.close();
+    this.#transcript.current = null;
+    this.problem = missing ? t("chat.missing") : errorText(error);
+    this.state = "failed";
+  }
+
   #show(conversation: Conversation): void {
-    if (this.current?.id !== conversation.id) {
-      this.current = conversation;
-    } else {
-      const known = new Map(this.current.messages.map((message) => [message.id, message]));
-      const { messages, ...rest } = conversation;
-      Object.assign(this.current, rest);
-      this.current.messages = messages.map((message) => merged(known.get(message.id), message));
-    }
+    this.#transcript.show(conversation);
     this.state = "ready";
     this.#unsubscribe ??= events.subscribe(conversation.id, this.#handler());
   }
 
   #handler(): ConversationHandler {
+    const transcript = this.#transcript;
     return {
       onReady: (version) => {
         this.#connection.restored();
         if (version !== this.current?.version) void this.reload();
       },
-      onMessage: (message, seenFrom) => {
-        this.#heard.add(message.id);
-        this.#put(message);
-        this.#sees(message, seenFrom);
+      onMessage: (message, seenFrom) => transcript.onMessage(message, seenFrom),
+      onDelta: (delta) => transcript.onDelta(delta),
+      onWaiting: (notice) => transcript.onWaiting(notice),
+      onStart: (notice) => transcript.onStart(notice),
+      onEnd: (message, seenFrom) => {
+        transcript.onMessage(message, seenFrom);
+        if (message.status === "done" && this.current) notifyOf(message, this.current);
       },
-      onDelta: (delta) => this.#onDelta(delta),
-      onWaiting: (notice) => this.#onWaiting(notice),
-      onStart: (notice) => this.#onStart(notice),
-      onEnd: (message, seenFrom) => this.#onEnd(message, seenFrom),
       onResync: () => void this.reload(),
       onDrop: () => this.#connection.dropped(),
     };
   }
 
-  #message(id: string): ShownMessage | undefined {
-    return this.current?.messages.findLast((message) => message.id === id);
-  }
-
-  /** A message that is new, whoever sent it, or has changed. The newest one's branch is the one that is shown. */
-  #put(message: Message): void {
-    this.#revision += 1;
-    const known = this.#message(message.id);
-    if (known) return update(known, message);
-    if (!this.current) return;
-    const place = this.current.messages.findIndex((other) => Number(other.id) > Number(message.id));
-    this.current.messages.splice(place < 0 ? this.current.messages.length : place, 0, message);
-    if (place < 0 && !message.beside) this.current.head = message.id;
-  }
-
-  #onDelta(delta: TextDelta): void {
-    const message = this.#message(delta.message);
-    if (!message) return;
-    message.waiting = null;
-    message.content = withDelta(message.content, delta);
-  }
-
-  #onWaiting({ message: id, reason, code, slots, position, seconds }: WaitingNotice): void {
-    const message = this.#message(id);
-    if (message?.status !== "streaming") return;
-    const startsAt = seconds === null ? null : performance.now() + 1000 * seconds;
-    message.waiting = { reason, code: code ?? "", slots: slots ?? null, position, startsAt };
-  }
-
-  #onStart({ message: id, node, trail }: StartNotice): void {
-    const message = this.#message(id);
-    if (!message) return;
-    if (message.node && message.node !== node && message.content) message.moved += 1;
-    message.node = node;
-    message.trail = trail ?? [];
-    message.waiting = null;
-  }
-
-  #onEnd(message: Message, seenFrom: string | null): void {
-    this.#heard.add(message.id);
-    this.#put(message);
-    this.#sees(message, seenFrom);
-    if (message.status === "done" && this.current) notifyOf(message, this.current);
-  }
-
-  /** What the model saw for the latest answer of the branch is what the page marks. */
-  #sees(message: Message, seenFrom: string | null | undefined): void {
-    if (seenFrom === undefined || message.status !== "done" || !this.current) return;
-    if (this.branch.at(-1)?.id === message.id) this.current.seen_from = seenFrom;
-  }
-
   /** The other tabs and devices of this user show that branch now. */
   onSummary(summary: ConversationSummary): void {
-    if (this.current?.id !== summary.id) return;
-    this.current.title = summary.title;
-    if (!summary.head || summary.head === this.current.head) return;
-    if (!this.#message(summary.head)) return;
-    this.#revision += 1;
-    this.current.head = summary.head;
+    this.#transcript.onSummary(summary);
   }
+
+  // ---- questions and answers
 
   /** Send a message after the branch that is shown; true when the server took it. On false, the caller keeps the text. */
   async send(content: string, attachments: Attachment[] = []): Promise<boolean> {
     const conversation = this.current;
-    if (conversation) return this.#append(conversation, content, attachments, () => "report");
-    const sent = await this.#sendFirst(content, attachments);
-    if (sent) await this.#askSecond(this.branch.at(-1)?.id ?? null);
-    return sent;
+    if (!conversation) return this.#sendFirst(content, attachments);
+    return this.#ask(async (id) => {
+      const turn = await this.#append(conversation, content, attachments);
+      forgetDraft(id);
+      return turn;
+    });
   }
 
   /** Send what waited for the running answer. Every tab tries, and one succeeds; true when it was sent, whoever did. */
   async sendQueued({ text, attachments, after }: QueuedMessage): Promise<boolean> {
     const conversation = this.current;
     if (!conversation) return false;
-    if (after && this.#isFollowed(after, text)) return true; // another tab has sent it, and it is answered perhaps
+    // Another tab has sent it, and it is answered perhaps.
+    if (after && this.#transcript.isFollowed(after, text)) return true;
     const { head } = conversation;
-    return this.#append(conversation, text, attachments, (error) => (isConflict(error) ? this.#afterConflict(head, text) : "report"));
+    const onRefused = (error: unknown): Refusal => (isConflict(error) ? this.#afterConflict(head, text) : "report");
+    return this.#ask(() => this.#append(conversation, text, attachments), onRefused);
   }
 
   /** A message waited to follow `head`, and something follows that already. */
   #afterConflict(head: string | null, content: string): Refusal {
-    if (this.#isFollowed(head, content)) return "sent elsewhere";
+    if (this.#transcript.isFollowed(head, content)) return "sent elsewhere";
     return this.running.length > 0 ? "later" : "report";
   }
 
-  #isFollowed(id: string | null, content: string): boolean {
-    const place = this.branch.findIndex((message) => message.id === id);
-    if (id !== null && place < 0) return false;
-    const next = this.branch[place + 1];
-    return next?.role === "user" && next.content === content;
-  }
-
-  async #append(conversation: Shown, content: string, attachments: Attachment[], onRefused: (error: unknown) => Refusal): Promise<boolean> {
-    return this.#ask(async () => {
-      const turn = await api.send(conversation.id, { ...this.#written(content, attachments), head: conversation.head });
-      forgetDraft(conversation.id);
-      return turn;
-    }, onRefused);
+  #append({ id, head }: Shown, content: string, attachments: Attachment[]): Promise<Turn> {
+    return api.send(id, { ...this.#written(content, attachments), head });
   }
 
   /** A question, which the second model answers, too, where two are compared. */
   async #ask(request: (id: string) => Promise<Turn>, onRefused?: (error: unknown) => Refusal): Promise<boolean> {
-    const asked = this.id;
+    const conversation = this.id;
+    const second = this.surroundings.secondModel();
     let answer: string | null = null;
     this.refused = null;
-    const sent = await this.#begin(async (id) => {
-      const turn = await request(id);
-      answer = turn.assistant_message.id;
-      return turn;
-    }, onRefused);
-    if (this.id === asked) await this.#askSecond(answer);
+    const sent = await this.#begin(
+      async (id) => {
+        const turn = await request(id);
+        answer = turn.assistant_message.id;
+        return turn;
+      },
+      onRefused,
+    );
+    if (answer !== null && second !== null) await this.compare(answer, second, conversation);
     return sent;
-  }
-
-  async #askSecond(answer: string | null): Promise<void> {
-    const model = this.surroundings.secondModel();
-    if (answer !== null && model !== null) await this.compare(answer, model);
   }
 
   /** Another version of a question, as a branch of its own. */
@@ -278,13 +227,13 @@ export class OpenConversation {
   }
 
   /** Another model's answer beside this one. Where it is refused, that is said in its place. */
-  async compare(answer: string, model: string): Promise<void> {
-    this.refused = null;
+  async compare(answer: string, model: string, conversation: string | null = this.id): Promise<void> {
+    if (this.id === conversation) this.refused = null;
     const showRefusal = (error: unknown): Refusal => {
       this.refused = { beside: answer, model, problem: errorText(error) };
       return "shown";
     };
-    await this.#begin((id) => api.regenerate(id, answer, model, true), showRefusal);
+    await this.#begin((id) => api.regenerate(id, answer, model, true), showRefusal, conversation);
   }
 
   /** Let an answer go on that was stopped, has failed or was cut. */
@@ -294,25 +243,24 @@ export class OpenConversation {
   }
 
   /** `onRefused`: what becomes of it; a conversation that has changed elsewhere is read again before that. */
-  async #begin(request: (id: string) => Promise<Turn>, onRefused: (error: unknown) => Refusal = () => "report"): Promise<boolean> {
+  async #begin(
+    request: (id: string) => Promise<Turn>,
+    onRefused: (error: unknown) => Refusal = () => "report",
+    conversation: string | null = this.id,
+  ): Promise<boolean> {
     if (this.sending) return false;
     this.sending = true;
-    this.#revision += 1;
-    this.#heard.clear();
+    this.#transcript.requestBegins();
     try {
-      const turn = await request(this.id ?? "");
-      for (const message of [turn.user_message, turn.assistant_message]) {
-        // What the stream said since is newer: a quick answer may have ended already.
-        if (!this.#heard.has(message.id)) this.#put(message);
-      }
-      const answer = this.#message(turn.assistant_message.id);
-      if (answer && this.current) this.current.head = answer.beside ?? answer.id;
+      const turn = await request(conversation ?? "");
+      if (this.id !== conversation) return true;
+      this.#transcript.addTurn(turn);
       toasts.clear();
       return true;
     } catch (error) {
-      if (isConflict(error)) await this.reload();
-      const refusal = onRefused(error);
-      if (refusal === "report") this.#report(error);
+      if (isConflict(error) && this.id === conversation) await this.reload();
+      const refusal = this.id === conversation ? onRefused(error) : "report";
+      if (refusal === "report") report(error);
       return refusal === "sent elsewhere";
     } finally {
       this.sending = false;
@@ -323,29 +271,41 @@ export class OpenConversation {
   async #sendFirst(content: string, attachments: Attachment[]): Promise<boolean> {
     if (this.sending) return false;
     this.sending = true;
+    const second = this.surroundings.secondModel();
+    let created: Conversation;
     try {
       const preset = this.surroundings.preset();
       const how = { temporary: this.temporary, preset: preset === null ? null : Number(preset) };
-      const created = await api.createConversation({ ...this.#written(content, attachments), ...how });
-      forgetDraft(null);
-      this.temporary = false;
-      this.close(); // another conversation may have been opened meanwhile
-      this.#requested = created.id;
-      this.#show(created);
-      this.surroundings.created(created);
-      toasts.clear();
-      return true;
+      created = await api.createConversation({ ...this.#written(content, attachments), ...how });
+      this.#showCreated(created, second);
     } catch (error) {
-      this.#report(error);
+      report(error);
       return false;
     } finally {
       this.sending = false;
     }
+    const answer = created.messages.at(-1);
+    if (second !== null && answer && !this.#isLeft(created)) await this.compare(answer.id, second, created.id);
+    return true;
   }
 
-  /** A temporary conversation goes with its reader; if that fails, the server removes it a day later. */
-  #discardTemporary(): void {
-    if (this.current?.temporary) void api.deleteConversation(this.current.id).catch(() => {});
+  /** Its reader may have opened another conversation meanwhile: that one stays open. */
+  #showCreated(created: Conversation, second: string | null): void {
+    forgetDraft(null);
+    this.temporary = false;
+    const isAwaited = this.#requested === null;
+    if (isAwaited) {
+      this.#requested = created.id;
+      this.#show(created);
+      toasts.clear();
+    }
+    if (this.#isLeft(created)) discard(created.id);
+    this.surroundings.created(created, second, isAwaited);
+  }
+
+  /** A temporary conversation whose reader has gone on. */
+  #isLeft({ id, temporary }: Conversation): boolean {
+    return temporary && this.#requested !== id;
   }
 
   /** Stop answers that are being written, or all of them; what they have so far stays. */
@@ -360,12 +320,8 @@ export class OpenConversation {
         message.waiting = null;
       }
     } catch (error) {
-      this.#report(error);
+      report(error);
     }
-  }
-
-  versions(message: ShownMessage): ShownMessage[] {
-    return this.current ? versionsOf(this.current.messages, message) : [message];
   }
 
   /** Show the branch of another version of a message, here and on every other device. */
@@ -374,7 +330,7 @@ export class OpenConversation {
     if (!conversation) return;
     const before = conversation.head;
     const head = newestLeaf(conversation.messages, message.id);
-    this.#revision += 1;
+    this.#transcript.revision += 1;
     conversation.head = head;
     // A choice ends the comparison.
     const compared = this.versions(message).filter(({ beside }) => beside);
@@ -383,20 +339,25 @@ export class OpenConversation {
     this.refused = null;
     try {
       const { seen_from } = await api.updateConversation(conversation.id, { head });
-      this.#revision += 1;
+      this.#transcript.revision += 1;
       if (conversation.head === head) conversation.seen_from = seen_from;
     } catch (error) {
-      conversation.head = before;
+      if (conversation.head === head) conversation.head = before;
       for (const version of compared) version.beside = left;
-      this.#report(error);
+      report(error);
     }
   }
+}
 
-  /** Errors that the login page explains by itself need no second line. */
-  #report(error: unknown): void {
-    if (error instanceof ApiError && error.status === 401) return;
-    toasts.show(errorText(error));
-  }
+/** A temporary conversation goes with its reader; if that fails, the server removes it a day later. */
+function discard(id: string): void {
+  void api.deleteConversation(id).catch(() => {});
+}
+
+/** Errors that the login page explains by itself need no second line. */
+function report(error: unknown): void {
+  if (error instanceof ApiError && error.status === 401) return;
+  toasts.show(errorText(error));
 }
 
 function isConflict(error: unknown): boolean {

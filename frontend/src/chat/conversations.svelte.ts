@@ -1,13 +1,15 @@
 import { SvelteSet } from "svelte/reactivity";
-import { ApiError, api, errorText, type ConversationChange } from "../lib/api";
+import { ApiError, api, errorText, type ConversationChange, type ListOptions } from "../lib/api";
 import { events, type ListChange } from "../lib/events";
 import { t, tn } from "../lib/i18n.svelte";
+import { Latest } from "../lib/latest";
 import { router } from "../lib/router.svelte";
 import { toasts } from "../lib/toasts.svelte";
-import type { BulkAction, ConversationSummary, Folder } from "../lib/types";
-import { inOrder, placed, sectionOf, without } from "./listing";
+import type { BulkAction, ConversationPage, ConversationSummary, Folder } from "../lib/types";
+import { inOrder, placed, sectionOf, takenBack, without } from "./listing";
 
 type Loading = "closed" | "loading" | "ready" | "failed";
+type Change = () => void;
 
 /** One run of conversations: the main list, a folder's, or the archived ones; loaded page by page. */
 export class Section {
@@ -15,6 +17,9 @@ export class Section {
   state = $state<Loading>("closed");
   #next = $state<string | null>(null);
   #busy = false;
+  readonly #loads = new Latest();
+  /** For each request on its way, what changed since it began: its answer may not have that. */
+  readonly #changes = new Set<Change[]>();
 
   constructor(readonly key: string) {}
 
@@ -25,13 +30,17 @@ export class Section {
   async load(through?: string): Promise<void> {
     if (this.state !== "ready") this.state = "loading";
     const limit = Math.min(Math.max(this.items.length, 50), 1000);
+    const isLatest = this.#loads.begin();
     try {
-      const page = await api.conversations({ ...this.#selection(), limit, through });
+      const [page, changes] = await this.#read({ limit, through });
+      if (!isLatest()) return;
       this.items = page.conversations;
       this.#next = page.next;
       this.state = "ready";
+      for (const change of changes) change();
       conversations.setFolders(page.folders, page.archived);
     } catch (error) {
+      if (!isLatest()) return;
       // Offline, the service worker has the first page at most.
       if (through && error instanceof ApiError && error.status === 0) return this.load();
       if (this.state === "loading") this.state = "failed";
@@ -43,10 +52,11 @@ export class Section {
     if (this.#busy || this.#next === null) return;
     this.#busy = true;
     try {
-      const page = await api.conversations({ ...this.#selection(), cursor: this.#next });
+      const [page, changes] = await this.#read({ cursor: this.#next });
       const known = new Set(this.items.map(({ id }) => id));
       this.items = [...this.items, ...page.conversations.filter(({ id }) => !known.has(id))];
       this.#next = page.next;
+      for (const change of changes) change();
     } catch (error) {
       tell(error);
     } finally {
@@ -56,13 +66,31 @@ export class Section {
 
   /** Put a conversation at its place; one beyond the loaded pages comes with them. */
   put(entry: ConversationSummary): void {
+    this.#note(() => this.put(entry));
+    if (this.state !== "ready") return;
     const last = this.items.at(-1);
     if (this.more && last && inOrder(last, entry) < 0) this.items = without(this.items, entry.id);
     else this.items = placed(this.items, entry);
   }
 
   remove(id: string): void {
+    this.#note(() => this.remove(id));
     if (this.items.some((item) => item.id === id)) this.items = without(this.items, id);
+  }
+
+  #note(change: Change): void {
+    for (const changes of this.#changes) changes.push(change);
+  }
+
+  /** A page, and what is to be done to it because it happened meanwhile. */
+  async #read(options: ListOptions): Promise<[ConversationPage, Change[]]> {
+    const changes: Change[] = [];
+    this.#changes.add(changes);
+    try {
+      return [await api.conversations({ ...this.#selection(), ...options }), changes];
+    } finally {
+      this.#changes.delete(changes);
+    }
   }
 
   #selection(): { folder?: string; archived?: boolean } {
@@ -114,7 +142,8 @@ export class ConversationList {
       await api.updateConversation(id, change);
       if (change.folder !== undefined || change.archived !== undefined) void this.#reloadFolders();
     } catch (error) {
-      this.#place(before);
+      const now = this.find(id) ?? (isMissing(error) ? null : before);
+      if (now) this.#place(takenBack(now, before, change));
       tell(error);
     }
   }
@@ -195,8 +224,8 @@ export class ConversationList {
   #place(entry: ConversationSummary): void {
     const key = sectionOf(entry);
     for (const section of this.#sections()) {
-      if (section.key !== key) section.remove(entry.id);
-      else if (section.state === "ready") section.put(entry);
+      if (section.key === key) section.put(entry);
+      else section.remove(entry.id);
     }
   }
 
@@ -212,6 +241,10 @@ export class ConversationList {
 function tell(error: unknown): void {
   if (error instanceof ApiError && error.status === 401) return;
   toasts.show(errorText(error));
+}
+
+function isMissing(error: unknown): boolean {
+  return error instanceof ApiError && error.status === 404;
 }
 
 export const conversations = new ConversationList();

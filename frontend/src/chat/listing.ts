@@ -1,3 +1,4 @@
+import type { ConversationChange } from "../lib/api";
 import type { ConversationSummary } from "../lib/types";
 
 /** Which part of the list has a conversation: "main", "folder:NAME" or "archived". */
@@ -23,4 +24,11 @@ export function placed(items: ConversationSummary[], entry: ConversationSummary)
   const place = others.findIndex((item) => inOrder(entry, item) < 0);
   if (place < 0) return [...others, entry];
   return [...others.slice(0, place), entry, ...others.slice(place)];
+}
+
+/** The entry as it is now without a change that was refused; what was changed once more since stays. */
+export function takenBack(now: ConversationSummary, before: ConversationSummary, change: ConversationChange): ConversationSummary {
+  const refused = Object.entries(change).filter(([key, value]) => now[key as keyof ConversationChange] === value);
+  const former = refused.map(([key]) => [key, before[key as keyof ConversationChange]]);
+  return { ...now, ...(Object.fromEntries(former) as Partial<ConversationSummary>) };
 }

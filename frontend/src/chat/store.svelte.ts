@@ -14,11 +14,11 @@ export class ChatStore {
     model: (): string | null => this.model,
     secondModel: (): string | null => this.secondModel,
     preset: (): string | null => this.nextPreset?.id ?? null,
-    created: ({ id }) => {
-      keepSecondModel(id, this.#second);
+    created: ({ id }, second, shown) => {
+      keepSecondModel(id, second);
       keepSecondModel(null, null);
       this.nextPreset = null;
-      router.go(`/c/${id}`);
+      if (shown) router.go(`/c/${id}`);
     },
   });
   #chosen = $state<string | null>(null);
@@ -71,7 +71,7 @@ export class ChatStore {
     try {
       await api.updateConversation(conversation.id, { model });
     } catch (error) {
-      conversation.model = before;
+      if (conversation.model === model) conversation.model = before; // else another was chosen since
       if (error instanceof ApiError && error.status === 401) return; // the login page says so
       toasts.show(errorText(error));
     }

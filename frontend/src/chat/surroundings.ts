@@ -9,8 +9,11 @@ export interface Surroundings {
   secondModel(): string | null;
   /** The preset that a new conversation begins with; null for none. */
   preset(): string | null;
-  /** A conversation was created here: its address is shown from now on. */
-  created(conversation: Conversation): void;
+  /**
+   * A conversation was created here, to be compared with `second`; `shown`: its address is shown from now on. False where
+   * its reader has opened another one meanwhile.
+   */
+  created(conversation: Conversation, second: string | null, shown: boolean): void;
 }
 
 /** Nobody turns to another tab for less. */
