@@ -234,7 +234,8 @@ class Client:
     async def remove_gone(self, helper: str, nodes: Iterable[str]) -> bool:
         """Has the node `helper` delete what the broker keeps of nodes that are gone, in this order.
 
-        A process of the API has no right to. It deletes nothing of a node that has jobs or lives.
+        A process of the API has no right to. It ends the jobs that wait there, and deletes nothing
+        of a node that lives.
         False if there is no such helper. Raises Unavailable, Refusal.
         """
         self.check_removes_gone()

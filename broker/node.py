@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from broker.dead_letter_headers import dead_letter_headers
 from broker.encoding import decode, encode
 from broker.errors import DecodeError, NameTaken, NoParent, NotFound, QueueLocked, Unsendable
 from broker.faults import fault_point
@@ -26,8 +26,6 @@ from topology import names
 # Exchange of the event exchange plugin, which reports at once that a node's inbox is gone.
 BROKER_EVENTS = "amq.rabbitmq.event"
 INBOX_PREFETCH = 200
-HEADER_LETTERS = 1000  # of each text in a dead letter's headers, which must fit one frame
-HEADER_ITEMS = 16  # the latest of its trail, and of its faults
 
 log = structlog.get_logger()
 
@@ -284,27 +282,6 @@ class NodePort:
 def _refusal(request_id: str, reason: str) -> Failed:
     message = f"the node cannot read this job: {reason}"
     return Failed(request_id=request_id, seq=NO_RUN, code="invalid", message=message)
-
-
-def dead_letter_headers(
-    reason: str, node: str, job: Job | None = None, faults: tuple[str, ...] = ()
-) -> dict[str, object]:
-    """What `canopy dead` shows of a dead letter. `at`: Unix seconds."""
-    headers: dict[str, object] = {"reason": _header(reason), "node": node, "at": str(time.time())}
-    if job is not None:
-        headers |= {
-            "request_id": _header(job.request_id),
-            "model": _header(job.model),
-            "user": _header(job.user),
-            "trail": [_header(name) for name in job.trail[-HEADER_ITEMS:]],
-            "faults": [_header(fault) for fault in faults[-HEADER_ITEMS:]],
-        }
-    return headers
-
-
-def _header(text: str) -> str:
-    """Any text, cut and cleaned so that AMQP carries it as a header; the body has all of it."""
-    return text[:HEADER_LETTERS].encode(errors="replace").decode()
 
 
 def is_lost(outcome: asyncio.Future[bool]) -> bool:

@@ -93,11 +93,10 @@ def check(tree: Tree, action: Action, name: str, parent: str | None = None) -> N
 
 
 def is_gone(tree: Tree, name: str) -> bool:
-    """True for the entrance of a tree that has ended: no process lives, and no job waits."""
+    """True for the entrance of a tree that has ended: no process lives."""
     if name not in tree["roots"]:
         return False
-    members = [find(tree, member) for member in subtree(tree, name)]
-    return all(node["state"] == "down" and not node["queued"] for node in members)
+    return all(find(tree, member)["state"] == "down" for member in subtree(tree, name))
 
 
 def helper(tree: Tree, gone: Collection[str]) -> str | None:
@@ -182,9 +181,15 @@ def sentence(effect: Effect) -> str:
             "nothing is interrupted."
         )
     if effect.gone:
+        jobs = "no job waits in them"
+        if effect.held:
+            jobs = (
+                f"{_count(effect.held, 'job')} that waited in them will end with an error, "
+                "and become dead letters"
+            )
         return (
             f"The tree of {name} has ended. Removing it deletes the queues of "
-            f"{_count(len(effect.nodes), 'node')}; no job waits in them."
+            f"{_count(len(effect.nodes), 'node')}; {jobs}."
         )
     verb = "Removing" if effect.action == "remove" else "Restarting"
     text = (

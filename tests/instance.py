@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,24 @@ def total(tree: Tree, figure: str) -> int:
 def at_rest(tree: Tree) -> bool:
     """Nothing runs and nothing waits."""
     return total(tree, "running") == 0 and total(tree, "queued") == 0
+
+
+def end_jobs(staff: httpx.Client, models: Collection[str]) -> None:
+    """Cancels what tests have left running or waiting; returns when the trees are at rest.
+
+    A node that leaves in the middle of an answer takes seconds, and the answer stays in the queue.
+    """
+    line = staff.get("/api/operate/line", params={"limit": 100}).json()
+    for job in (*line["running"], *line["waiting"]):
+        if job["model"] in models:
+            staff.post(f"/api/operate/line/jobs/{job['request_id']}/cancel")
+    tree_when(staff, lambda tree: _work(tree, models) == 0)
+
+
+def _work(tree: Tree, models: Collection[str]) -> int:
+    """Jobs in the trees of these models, those of gone nodes, too."""
+    nodes = [node for node in tree["nodes"] if node["model"] in models]
+    return sum(node["running"] + node["queued"] for node in nodes)
 
 
 @contextmanager

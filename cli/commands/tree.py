@@ -106,7 +106,10 @@ def troubles(summary: Mapping[str, Any]) -> Iterator[str]:
         why = why.format(names=", ".join(blockers), first=(blockers or [""])[0])
         name = part["model"] or part["root"]
         if part["state"] == "stuck":
-            yield f"{name}: {part['waiting']} waiting, and none can start: {why}"
+            rest = ""
+            if part["gone"] == part["nodes"]:
+                rest = f"; if it was ended, ./canopy remove {part['root']} ends its jobs, too"
+            yield f"{name}: {part['waiting']} waiting, and none can start: {why}{rest}"
         elif part["state"] == "empty":
             yield f"{name}: no slot can take a job: {why}"
         elif part["state"] == "gone":

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.e2e.browser import launched, log_in, watched
-from tests.instance import Instance, running
+from tests.instance import Instance, end_jobs, running
 from tests.realbroker import NodeProcess
 
 OpenPage = Callable[..., Page]
@@ -43,22 +43,22 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
 
 @pytest.fixture(scope="module")
-def models(echo: Instance) -> Iterator[None]:
+def models(echo: Instance, staff: httpx.Client) -> Iterator[None]:
     """Two more trees: `quick` says everything at once, `steady` says a word every 4 ms."""
+    delays = {"quick": "0", "steady": "0.004"}
+    started = []
+    for model, delay in delays.items():
+        root, engine = f"{model}-root", ("--engine", "echo", "--token-delay", delay)
+        started.append(NodeProcess(echo.broker, root, "--engine", "none", "--model", model))
+        below = ("--parent", root, "--model", model, "--wait", "30", *engine)
+        started.append(NodeProcess(echo.broker, f"{model}-1", *below))
     with ExitStack() as nodes:
-        for model, delay in (("quick", "0"), ("steady", "0.004")):
-            root, name, engine = (
-                f"{model}-root",
-                f"{model}-1",
-                ["--engine", "echo", "--token-delay", delay],
-            )
-            nodes.enter_context(
-                NodeProcess(echo.broker, root, "--engine", "none", "--model", model)
-            )
-            nodes.enter_context(
-                NodeProcess(echo.broker, name, "--parent", root, "--model", model, *engine)
-            )
+        for process in started:
+            nodes.push(process)
+        for process in started:
+            process.wait_ready()
         yield
+        end_jobs(staff, delays)
 
 
 @pytest.fixture(scope="package")

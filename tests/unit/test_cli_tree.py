@@ -15,6 +15,12 @@ def test_a_stuck_tree_says_why_and_what_mends_it() -> None:
     assert any("n3  below draining  0/2 running" in line for line in lines)
 
 
+def test_a_tree_that_died_with_jobs_says_how_they_end() -> None:
+    [line] = troubles(seen(gone=NAMES, depths={"root": 2})["summary"])
+    assert line.startswith("tiny: 2 waiting, and none can start: the entrance root is gone")
+    assert line.endswith("; if it was ended, ./canopy remove root ends its jobs, too")
+
+
 def test_a_tree_at_work_has_no_trouble() -> None:
     assert list(troubles(seen()["summary"])) == []
 

@@ -82,9 +82,15 @@ def test_only_a_tree_that_ended_is_removed_with_its_root() -> None:
         "The tree of root-big has ended. Removing it deletes the queues of 2 nodes; "
         "no job waits in them."
     )
-    for changes in ({"root-big": down}, {"root-big": {**down, "queued": 1}, "m1": down}):
-        with pytest.raises(BadAction, match="is down"):
-            effect(tree(**changes), "remove", "root-big")
+    with_jobs = effect(
+        tree(**{"root-big": {**down, "queued": 1}, "m1": {**down, "queued": 2}}),
+        "remove",
+        "root-big",
+    )
+    assert (with_jobs.gone, with_jobs.held) == (True, 3)
+    assert "3 jobs that waited in them will end with an error" in sentence(with_jobs)
+    with pytest.raises(BadAction, match="is down"):
+        effect(tree(**{"root-big": down}), "remove", "root-big")
 
 
 def test_a_subtree_restarts_from_its_leaves_up() -> None:

@@ -9,6 +9,7 @@ from broker.management import Edges
 from broker.tree import tree
 from broker.wire import NodeState
 from tests.unit.api_site import node_state
+from topology import names
 
 SEVEN = {"n1": "root", "n2": "root", "n3": "n1", "n4": "n1", "n5": "n2", "n6": "n2", "n7": "n3"}
 NAMES = frozenset({"root", *SEVEN})
@@ -16,9 +17,13 @@ ENTRANCE = {"engine": "none", "slots": 0, "parent": None}
 
 
 def seen(
-    *, gone: frozenset[str] = frozenset(), parents: Mapping[str, str] = SEVEN, **changes: Any
+    *,
+    gone: frozenset[str] = frozenset(),
+    parents: Mapping[str, str] = SEVEN,
+    depths: Mapping[str, int] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """The tree of seven nodes with two slots each; `changes`: fields by node."""
+    """The tree of seven nodes with two slots each; `changes`: fields by node, `depths` likewise."""
     edges = Edges(
         roots={"root": "tiny"}, parents=dict(parents), present=NAMES - gone, registered=NAMES
     )
@@ -28,7 +33,8 @@ def seen(
         if name == "root":
             fields = ENTRANCE | fields
         states[name] = node_state(name, **fields)
-    return tree(edges, states, {}, now=100.5)
+    queues = {names.node(name): depth for name, depth in (depths or {}).items()}
+    return tree(edges, states, queues, now=100.5)
 
 
 def shown(drawn: dict[str, Any]) -> dict[str, str]:

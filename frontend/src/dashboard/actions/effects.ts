@@ -3,7 +3,7 @@ import type { Effect } from "./operations.svelte";
 
 /** What an action does, a sentence a line. Pure. */
 export function sentences(effect: Effect): string[] {
-  if (effect.gone) return [tn("actions.removeGone", effect.nodes.length, { node: effect.node })];
+  if (effect.gone) return ended(effect);
   const lines = [whom(effect), ...jobs(effect)];
   if (effect.children.length) lines.push(t("actions.children", { names: effect.children.join(", "), parent: effect.parent ?? "" }));
   if (takesSlots(effect)) {
@@ -11,6 +11,10 @@ export function sentences(effect: Effect): string[] {
     if (effect.slots === effect.all_slots) lines.push(t("actions.noneLeft"));
   }
   return lines;
+}
+
+function ended({ node, nodes, held }: Effect): string[] {
+  return [tn("actions.removeGone", nodes.length, { node }), held ? tn("actions.endJobs", held) : t("actions.endNone")];
 }
 
 function takesSlots({ action, slots }: Effect): boolean {

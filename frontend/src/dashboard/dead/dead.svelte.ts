@@ -1,4 +1,5 @@
 import { ApiError, errorText, query, request } from "../../lib/api";
+import { Latest } from "../../lib/latest";
 import { follow } from "../../lib/sse";
 import { toasts } from "../../lib/toasts.svelte";
 
@@ -70,6 +71,7 @@ export class DeadStore {
   /** What the list was read for: it is read again when the stream tells of something else. */
   #readFor = "";
   #readAt = 0;
+  readonly #reads = new Latest();
 
   start(): void {
     this.stop();
@@ -150,9 +152,11 @@ export class DeadStore {
 
   async #read(): Promise<void> {
     this.#readAt = Date.now();
+    const isLatest = this.#reads.begin();
     try {
       const response = await request("GET", PATH);
       const list = (await response.json()) as { letters: DeadLetter[]; waiting: number | null; reads_texts: boolean };
+      if (!isLatest()) return;
       this.letters = list.letters;
       this.waiting = list.waiting;
       this.readsTexts = list.reads_texts;

@@ -1,4 +1,5 @@
 import { ApiError, request } from "../../lib/api";
+import { Latest } from "../../lib/latest";
 import { toasts } from "../../lib/toasts.svelte";
 
 export interface ServedNode {
@@ -69,6 +70,7 @@ export class ModelsStore {
   problem = $state<ApiError | null>(null);
   #timer: ReturnType<typeof setTimeout> | undefined;
   #open = false;
+  readonly #reads = new Latest();
 
   start(): void {
     this.#open = true;
@@ -82,8 +84,10 @@ export class ModelsStore {
 
   async read(): Promise<void> {
     clearTimeout(this.#timer);
+    const isLatest = this.#reads.begin();
     try {
       const models = ((await (await request("GET", PATH)).json()) as { models: ServedModel[] }).models;
+      if (!isLatest()) return;
       if (JSON.stringify(models) !== JSON.stringify(this.models)) this.models = models;
       this.problem = null;
     } catch (error) {
