@@ -7,7 +7,7 @@ from api.environment import Environment
 from api.errors import ApiError
 from broker.client import Client
 from broker.management import Edges
-from broker.wire import NodeState
+from broker.node_state import NodeState
 
 READ_WAIT_SECONDS = 2.0  # for the recorder's first report, in a process that has just started
 _LIVE = ("idle", "busy")

@@ -25,25 +25,15 @@ from broker.edge_watch import EdgeWatch
 from broker.encoding import encode, encode_copy
 from broker.errors import BrokerError, NoTree, Unavailable, Unsendable
 from broker.frame_router import FrameRouter
-from broker.gone import check_deletes
 from broker.host_watch import HostWatch
 from broker.job_watch import JobWatch
 from broker.metrics_exchange import MetricsExchange
+from broker.node_state import NodeState
 from broker.node_watch import NodeWatch
 from broker.session import Session
 from broker.shared_objects import declare_shared
 from broker.stream import Stream
-from broker.wire import (
-    NO_RUN,
-    AnyControl,
-    Cancel,
-    Finished,
-    Job,
-    NodeState,
-    RemoveGone,
-    ResumeGrant,
-    Waiting,
-)
+from broker.wire import NO_RUN, AnyControl, Cancel, Finished, Job, ResumeGrant, Waiting
 from topology import names
 
 REPLY_PREFETCH = 1000
@@ -72,7 +62,7 @@ class Client:
         self._connect = connect or functools.partial(
             AmqpSession.open, amqp_url, f"api {self.process}", queue_type=queue_type
         )
-        self._queue_type = queue_type
+        self.queue_type = queue_type
         self._sessions = 0
         self._session: Session | None = None
         self._connection_task: asyncio.Task[None] | None = None
@@ -89,6 +79,15 @@ class Client:
         self.announcements = Announcements(self.process)
         self.job_watch = JobWatch(self.process, self._nodes.states)
         self.drills = DrillWatch(self.process, self._streams)
+        self._subscriptions = (
+            self.conversations,
+            self.metrics,
+            self.hosts,
+            self.reports,
+            self.announcements,
+            self.job_watch,
+            self.drills,
+        )
         self._router = FrameRouter(
             self._streams,
             self._broadcasts,
@@ -227,20 +226,6 @@ class Client:
         except (TimeoutError, BrokerError) as error:
             raise Unavailable("the broker did not take the message in time") from error
 
-    def check_removes_gone(self) -> None:
-        """Raises Refusal where what the broker keeps of nodes that are gone has to stay."""
-        check_deletes(self._queue_type)
-
-    async def remove_gone(self, helper: str, nodes: Iterable[str]) -> bool:
-        """Has the node `helper` delete what the broker keeps of nodes that are gone, in this order.
-
-        A process of the API has no right to. It ends the jobs that wait there, and deletes nothing
-        of a node that lives.
-        False if there is no such helper. Raises Unavailable, Refusal.
-        """
-        self.check_removes_gone()
-        return await self.control(helper, RemoveGone(nodes=tuple(nodes)))
-
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
         """Messages ready in each of the queues that exist. Raises Unavailable."""
         if self._session is None:
@@ -291,15 +276,8 @@ class Client:
             await session.consume(
                 self._reply_queue, self._router.on_frames, prefetch=REPLY_PREFETCH
             )
-            await self.conversations.open(session)
-            await self.metrics.open(session)
-            await self._nodes.open(session)
-            await self.edges.open(session)
-            await self.hosts.open(session)
-            await self.reports.open(session)
-            await self.announcements.open(session)
-            await self.job_watch.open(session)
-            await self.drills.open(session)
+            for subscription in (*self._subscriptions, self._nodes, self.edges):
+                await subscription.open(session)
             self._broadcasts.open(session)
             self._session = session
             for stream in list(self._streams.values()):
@@ -309,13 +287,8 @@ class Client:
             return await asyncio.shield(session.closed)
         finally:
             self._session = None
-            self.conversations.close()
-            self.metrics.close()
-            self.reports.close()
-            self.hosts.close()
-            self.announcements.close()
-            self.job_watch.close()
-            self.drills.close()
+            for subscription in self._subscriptions:
+                subscription.close()
             self._lost = asyncio.get_running_loop().time()
             self._broadcasts.close()
             self._notify_changed()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from broker.wire import NodeState
+from broker.node_state import NodeState
 
 SILENT_SECONDS = 15.0  # a node that sends no state for so long counts as down
 CLOCK_SAMPLES = 8  # states whose delays are compared: the smallest is close to zero

@@ -6,10 +6,11 @@ import structlog
 
 from broker.encoding import decode, encode
 from broker.errors import DecodeError
+from broker.node_state import NodeState
 from broker.node_states import NodeStates
 from broker.registration import Registration
 from broker.session import Delivery, Session
-from broker.wire import NodeState, Ping
+from broker.wire import Ping
 from topology import names
 
 PREFETCH = 1000

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import structlog
 
 from broker.errors import BrokerError
+from broker.node_state import NodeState
 from broker.session import Session
-from broker.wire import NodeState
 from topology import names
 
 KNOWN_SECONDS = 15.0  # how long an answer of the broker is trusted

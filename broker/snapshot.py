@@ -13,9 +13,10 @@ from broker.encoding import decode, encode
 from broker.errors import DecodeError, NoSuchNode
 from broker.gone import remove_gone
 from broker.management import Edges, edges
+from broker.node_state import NodeState
 from broker.node_states import on_local_clock
 from broker.session import Delivery, Session
-from broker.wire import AnyControl, NodeState, Ping
+from broker.wire import AnyControl, Ping
 from topology import names
 
 ANSWER_SECONDS = 2.0

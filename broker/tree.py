@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 from broker.management import Edges
+from broker.node_state import NodeState
 from broker.truth import annotate, summarise
-from broker.wire import NodeState
 from topology import names
 from topology.dispatch import natural_key
 

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from broker.amqp import AmqpSession
 from broker.encoding import decode, encode
 from broker.management import ManagementApi
+from broker.node_state import NodeState, NodeStatus
 from broker.session import Delivery
-from broker.wire import AnyControl, Drain, NodeState, NodeStatus, Resume
+from broker.wire import AnyControl, Drain, Resume
 from cli.home import REPOSITORY
 from cli.rabbitmq import Broker
 from topology import names

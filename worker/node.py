@@ -21,6 +21,7 @@ from broker.job_messages import (
     ReportJobs,
 )
 from broker.malformed import inconsistency
+from broker.node_state import NodeState, NodeStatus
 from broker.session import Delivery
 from broker.tracing import NO_TRACER, Tracer
 from broker.wire import (
@@ -33,8 +34,6 @@ from broker.wire import (
     Drain,
     Job,
     Leave,
-    NodeState,
-    NodeStatus,
     Ping,
     Refused,
     RemoveGone,

@@ -6,7 +6,7 @@ from django.http import HttpRequest, JsonResponse
 
 from api.context import app
 from api.settings import ENV
-from broker.wire import NodeState
+from broker.node_state import NodeState
 
 
 async def healthz(request: HttpRequest) -> JsonResponse:

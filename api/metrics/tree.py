@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker.node_state import NodeState
 from broker.tree import edges_as_told
 from broker.tree import tree as describe
-from broker.wire import NodeState
 from topology import names
 from topology.dispatch import natural_key
 

@@ -27,7 +27,8 @@ from api.requests.waiting_jobs import WaitingJobs, prompt_bytes
 from api.settings import MAX_BODY
 from broker.client import Client
 from broker.errors import Unavailable
-from broker.wire import Job, JobClass, NodeState
+from broker.node_state import NodeState
+from broker.wire import Job, JobClass
 from topology import names
 
 log = structlog.get_logger("canopy.api")

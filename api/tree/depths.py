@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from broker.client import Client
 from broker.errors import Unavailable
 from broker.management import Edges
+from broker.node_state import NodeState
 from broker.operator_messages import BrokerOverview
-from broker.wire import NodeState
 from topology import names
 from topology.dispatch import FORWARD_PREFETCH, ROOT_PREFETCH
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from broker.wire import NodeState
+from broker.node_state import NodeState
 
 RATE_SECONDS = 5.0  # over which rates are means
 ERROR_SECONDS = 15 * 60.0  # for which failed runs are remembered

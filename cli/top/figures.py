@@ -4,9 +4,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from broker.node_state import NodeState
 from broker.tree import edges_as_told
 from broker.tree import tree as describe
-from broker.wire import NodeState
 from cli.top.rates import TokenRates
 
 Figures = dict[str, Any]

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 
-from broker.wire import NodeState
+from broker.node_state import NodeState
 
 WINDOW = 5.0  # seconds over which tokens are counted
 _SAMPLES = 40  # a node publishes at most four states a second

@@ -13,7 +13,17 @@ from broker.amqp import AmqpSession
 from broker.client import Client
 from broker.stream import Stream
 from broker.tree import tree as describe
-from broker.wire import AnyFrame, ChatMessage, Delta, Drain, Finished, Job, Resume, Sampling
+from broker.wire import (
+    AnyFrame,
+    ChatMessage,
+    Delta,
+    Drain,
+    Finished,
+    Job,
+    RemoveGone,
+    Resume,
+    Sampling,
+)
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess, echo_node, root
 from topology import names
@@ -195,7 +205,7 @@ async def test_a_root_removes_what_another_tree_left(broker: Broker, client: Cli
         await session.declare_queue(names.node("ended"))
         await session.declare_exchange(names.node("ended"), "direct")
         with root(broker, "keeper", "kept"):
-            assert await client.remove_gone("keeper", ["ended"])
+            assert await client.control("keeper", RemoveGone(nodes=("ended",)))
             async with asyncio.timeout(SECONDS):
                 while await session.exists(names.node("ended")):  # noqa: ASYNC110 - no event tells
                     await asyncio.sleep(0.05)

@@ -9,7 +9,8 @@ from typing import Self
 from broker.client import Client
 from broker.errors import ManagementError
 from broker.management import Edges, edges, prune_tree
-from broker.wire import Adopt, AnyControl, NodeState
+from broker.node_state import NodeState
+from broker.wire import Adopt, AnyControl
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess
 from topology.dispatch import DEFAULT_POLICY

@@ -15,7 +15,8 @@ import pytest_asyncio
 
 from broker.amqp import AmqpSession
 from broker.encoding import encode
-from broker.wire import Capacity, NodeState
+from broker.node_state import NodeState
+from broker.wire import Capacity
 from cli.home import REPOSITORY
 from tests.faults.disk import fill, small_disk
 from tests.faults.hostile import HostileRow

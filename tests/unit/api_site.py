@@ -24,16 +24,16 @@ from broker.conversation_events import ConversationEvents
 from broker.drill_watch import DrillWatch
 from broker.edge_watch import EdgeWatch
 from broker.errors import NoTree, Unavailable
-from broker.gone import check_deletes
 from broker.host_watch import HostWatch
 from broker.job_messages import Answer, AnyQuestion
 from broker.job_watch import JobWatch
 from broker.memory import MemoryBroker, MemorySession
 from broker.metrics_exchange import MetricsExchange
+from broker.node_state import NodeState
 from broker.node_states import NodeStates
 from broker.operator_messages import BrokerOverview
 from broker.stream import Stream
-from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, NodeState, Start, Waiting
+from broker.wire import AnyControl, AnyFrame, Delta, Finished, Job, RemoveGone, Start, Waiting
 from topology import names
 
 _home = tempfile.TemporaryDirectory(prefix="canopy-unit-")
@@ -148,7 +148,6 @@ class FakeClient:
         self.cancels: list[tuple[str, str]] = []  # by request
         self.controls: list[tuple[str, AnyControl]] = []
         self.queue_depths: dict[str, int] = {}
-        self.removed: list[tuple[str, ...]] = []  # who was to remove what is left of which nodes
         self.ghosts: set[str] = set()  # nodes that tell a state and have no queue
         self.conversations = ConversationEvents("api-test")
         self.hosts = HostWatch("api-test")
@@ -225,13 +224,11 @@ class FakeClient:
 
     async def control(self, node: str, message: AnyControl) -> bool:
         self.controls.append((node, message))
+        if isinstance(message, RemoveGone):
+            self._remove_gone(message.nodes)
         return node in self.states
 
-    def check_removes_gone(self) -> None:
-        check_deletes(self.queue_type)
-
-    async def remove_gone(self, helper: str, nodes: Iterable[str]) -> bool:
-        self.removed.append((helper, *nodes))
+    def _remove_gone(self, nodes: Iterable[str]) -> None:
         reports = self.reports.latest
         assert reports is not None
         gone = [names.node(name) for name in nodes]
@@ -242,7 +239,6 @@ class FakeClient:
                 bindings=tuple(each for each in reports.bindings if each.destination not in gone),
             )
         )
-        return True
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
         missing = {names.node(name) for name in self.ghosts}

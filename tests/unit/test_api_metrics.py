@@ -27,8 +27,9 @@ from broker import metrics_exchange
 from broker.memory import MemoryBroker
 from broker.metric_messages import ProcessMetrics
 from broker.metrics_exchange import MetricsExchange
+from broker.node_state import NodeState
 from broker.shared_objects import declare_shared
-from broker.wire import Failed, NodeState
+from broker.wire import Failed
 from cli.home import REPOSITORY
 from tests.unit.api_site import FakeClient, beginning, browser, make_user, node_state, until
 from topology import names

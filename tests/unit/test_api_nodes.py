@@ -8,7 +8,7 @@ import pytest
 
 from api.operate.nodes import actions
 from broker.management import Edges
-from broker.wire import Attach, Drain, Restart
+from broker.wire import Attach, Drain, RemoveGone, Restart
 from tests.unit.api_site import FakeClient, node_state, until
 from tests.unit.test_api_tree import EDGES, overview_of
 
@@ -106,10 +106,10 @@ async def test_what_is_left_of_a_tree_that_ended_is_removed(
     ):
         assert refused.status_code == 400
         assert "quorum queues" in refused.json()["error"]["message"]
-    assert fake.removed == []
+    assert fake.controls == []
     fake.queue_type = "classic"
     assert (await staff.post(path, json={"action": "remove"})).status_code == 200
-    assert (fake.removed, fake.controls) == ([("root", "n4", "root-big")], [])
+    assert fake.controls == [("root", RemoveGone(nodes=("n4", "root-big")))]
     assert "root-big" not in (await staff.get("/api/tree")).json()["roots"]
 
 
@@ -122,7 +122,7 @@ async def test_without_a_tree_that_lives_the_command_line_removes_one(
     refused = await staff.post("/api/operate/nodes/root-big", json={"action": "remove"})
     assert refused.status_code == 400
     assert "./canopy remove root-big" in refused.json()["error"]["message"]
-    assert fake.removed == []
+    assert fake.controls == []
 
 
 async def test_plain_users_act_on_nothing(member: httpx.AsyncClient, fake: FakeClient) -> None:

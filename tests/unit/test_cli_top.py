@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from broker.wire import NodeState
+from broker.node_state import NodeState
 from cli.top import view
 from cli.top.figures import figures
 from cli.top.rates import WINDOW, TokenRates

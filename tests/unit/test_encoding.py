@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import job_messages, wire
+from broker import job_messages, node_state, wire
 from broker.encoding import decode, encode
 from broker.errors import DecodeError
 
@@ -36,7 +36,7 @@ def test_a_broken_job_is_refused_with_the_reason(body: bytes, hint: str) -> None
 
 @given(st.binary(max_size=200))
 def test_garbage_never_raises_anything_else(body: bytes) -> None:
-    for kind in (wire.Job, wire.Frames, job_messages.AnyInboxMessage, wire.NodeState):
+    for kind in (wire.Job, wire.Frames, job_messages.AnyInboxMessage, node_state.NodeState):
         try:
             decode(body, kind)
         except DecodeError:

@@ -16,8 +16,9 @@ from broker.encoding import decode, encode
 from broker.errors import DecodeError
 from broker.malformed import decode_frames, inconsistency
 from broker.management import read_edges
+from broker.node_state import NodeState
 from broker.tree import tree
-from broker.wire import Capacity, Failed, Finished, Frames, Job, NodeState, Start
+from broker.wire import Capacity, Failed, Finished, Frames, Job, Start
 from cli.commands.tree import draw
 from tests.unit.api_site import node_state
 from tests.unit.cluster import Cluster, read, until

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from broker.encoding import encode
 from broker.errors import ConnectionLost
 from broker.memory import MemorySession
-from broker.wire import Adopt, Attach, Cancel, Finished
+from broker.wire import Adopt, Attach, Cancel, Finished, RemoveGone
 from tests.unit.cluster import Cluster, read, until
 from topology import names
 from worker import life
@@ -256,13 +256,13 @@ async def test_a_node_removes_what_an_ended_tree_left_and_nothing_that_lives() -
         for name in ("n9", "ended"):
             await session.declare_queue(names.node(name))
             await session.declare_exchange(names.node(name), "direct")
-        assert await cluster.client.remove_gone("n1", ["n9", "ended"])
+        assert await cluster.client.control("n1", RemoveGone(nodes=("n9", "ended")))
         await until(lambda: names.node("ended") not in cluster.broker.exchanges)
         assert not {names.node("n9"), names.node("ended")} & cluster.broker.queues.keys()
         await session.declare_queue(names.node("starts"))
         await session.declare_queue(names.inbox("starts"), exclusive=True)
         with capture_logs() as lines:
-            assert await cluster.client.remove_gone("root", ["starts", "n1"])
+            assert await cluster.client.control("root", RemoveGone(nodes=("starts", "n1")))
             await until(lambda: lines)
         assert {names.node("starts"), names.node("n1")} <= cluster.broker.queues.keys()
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from broker.management import Edges
+from broker.node_state import NodeState
 from broker.tree import tree
-from broker.wire import NodeState
 from tests.unit.api_site import node_state
 from topology import names
 

@@ -8,7 +8,7 @@ import pytest
 
 from broker import drill_messages as drills
 from broker import host_messages as hosts
-from broker import job_messages, operator_messages, wire
+from broker import job_messages, node_state, operator_messages, wire
 from broker.conversation_events import ConversationChange
 from broker.encoding import decode, encode
 
@@ -147,8 +147,8 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
         ),
     ),
     "state": (
-        wire.NodeState,
-        wire.NodeState(
+        node_state.NodeState,
+        node_state.NodeState(
             name="n1",
             parent="root",
             children=("n2",),

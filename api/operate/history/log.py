@@ -18,8 +18,9 @@ from api.operate.history.counts import EndedRequest, Tally
 from api.operate.history.models import HistoryRow
 from api.operate.history.store import MINUTE
 from broker.client import Client
+from broker.node_state import NodeState
 from broker.stream import Stream
-from broker.wire import Finished, NodeState
+from broker.wire import Finished
 
 LOOK_SECONDS = 1.0  # between two looks at the nodes' slots
 LONGEST_LOOK = 5.0  # for which a look may count; a process that stood still knows nothing of more

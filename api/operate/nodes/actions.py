@@ -13,9 +13,10 @@ from api.tree.watch import TreeWatch
 from broker import tree_actions
 from broker.client import Client
 from broker.errors import BadAction, NoSuchNode, Refusal, Unavailable
+from broker.gone import check_deletes
 from broker.tree import Tree
 from broker.tree_actions import CONFIRM_SECONDS, Action, Effect
-from broker.wire import AnyControl, Restart
+from broker.wire import AnyControl, RemoveGone, Restart
 
 LEVEL_SECONDS = 600.0  # for the nodes of one level to load their models again
 
@@ -36,7 +37,7 @@ class NodeActions:
             tree = await self._tree.now()
             effect = tree_actions.effect(tree, action, name, parent=parent, whole=whole)
             if effect.gone:
-                self._client.check_removes_gone()
+                check_deletes(self._client.queue_type)
                 _helper(tree, effect)
         except Refusal as error:
             raise ApiError(400, str(error), code="refused") from error
@@ -69,10 +70,15 @@ class NodeActions:
         return round(time.monotonic() - asked, 2)
 
     async def _remove_gone(self, effect: Effect) -> str:
-        """Has a node of another tree do it, whose name is returned. Raises ApiError 400, 503."""
+        """Has a node of another tree do it, whose name is returned. Raises ApiError 400, 503.
+
+        A process of the API has no right to. The node ends the jobs that wait there, and deletes
+        nothing of a node that lives.
+        """
         helper = _helper(await self._tree.now(), effect)
         try:
-            exists = await self._client.remove_gone(helper, effect.nodes[::-1])
+            check_deletes(self._client.queue_type)
+            exists = await self._client.control(helper, RemoveGone(nodes=effect.nodes[::-1]))
         except Refusal as error:
             raise ApiError(400, str(error), code="refused") from error
         except Unavailable as error:

@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from ninja import Schema
 
+from broker.node_state import NodeState
 from broker.operator_messages import Binding, BrokerMember, BrokerOverview, QueueFigures
-from broker.wire import NodeState
 from topology import names
 
 _KINDS = (
