@@ -34,6 +34,15 @@ max_nodes = click.option(
     show_default=True,
     help="Nodes that may run on this machine.",
 )
+memory_fraction = click.option(
+    "--memory-fraction",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    envvar="CANOPY_MEMORY_FRACTION",
+    show_envvar=True,
+    metavar="F",
+    help="Part of its GPU's memory that a node may take, weights included: 0.45 leaves room for "
+    "other programs. Default: what is free when it starts.",
+)
 precision = click.option(
     "--precision",
     envvar="CANOPY_PRECISION",

@@ -49,6 +49,7 @@ class Request:
     token_delay: float | None = None
     precision: str | None = None
     kv_cache_dtype: str | None = None
+    memory_fraction: float | None = None
     upstream: str | None = None
     upstream_model: str | None = None
     tensor_parallel: int = 1
@@ -153,6 +154,8 @@ def _node_environment(
         variables["CANOPY_PRECISION"] = request.precision
     if request.kv_cache_dtype:
         variables["CANOPY_KV_CACHE_DTYPE"] = request.kv_cache_dtype
+    if request.memory_fraction is not None:
+        variables["CANOPY_MEMORY_FRACTION"] = str(request.memory_fraction)
     return variables
 
 

@@ -25,6 +25,7 @@ from cli.prepare.model import Model
 @options.device
 @options.precision
 @options.kv_cache_dtype
+@options.memory_fraction
 @options.upstream
 @options.upstream_model
 @options.tensor_parallel
@@ -40,6 +41,7 @@ def node(
     device: str | None,
     precision: str | None,
     kv_cache_dtype: str | None,
+    memory_fraction: float | None,
     upstream: str | None,
     upstream_model: str | None,
     tensor_parallel: int,
@@ -83,6 +85,7 @@ def node(
         CANOPY_HOME=str(home.path),
         CANOPY_PRECISION=precision or "auto",
         CANOPY_KV_CACHE_DTYPE=kv_cache_dtype or "auto",
+        CANOPY_MEMORY_FRACTION=str(memory_fraction or ""),
         GOMP_SPINCOUNT=environment.read().spin_count or OPENMP_SPIN_COUNT,
     )
 

@@ -66,6 +66,7 @@ from topology.dispatch import POLICIES
 )
 @options.precision
 @options.kv_cache_dtype
+@options.memory_fraction
 @options.upstream
 @options.upstream_model
 @options.tensor_parallel
@@ -94,6 +95,7 @@ def up(
     token_delay: float | None,
     precision: str | None,
     kv_cache_dtype: str | None,
+    memory_fraction: float | None,
     upstream: str | None,
     upstream_model: str | None,
     tensor_parallel: int,
@@ -125,6 +127,7 @@ def up(
         token_delay=token_delay,
         precision=precision,
         kv_cache_dtype=kv_cache_dtype,
+        memory_fraction=memory_fraction,
         upstream=upstream,
         upstream_model=upstream_model,
         tensor_parallel=tensor_parallel,

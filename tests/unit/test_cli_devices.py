@@ -15,6 +15,12 @@ from tests.unit.test_cli_plan import layout, understood
 from worker.engines.transformers.model import float8_cache, gpu_precision, quantization
 
 
+def test_the_memory_fraction_is_told_to_the_nodes() -> None:
+    told = [spec.env["CANOPY_MEMORY_FRACTION"] for spec in layout(memory_fraction=0.45).nodes]
+    assert set(told[1:]) == {"0.45"}
+    assert "CANOPY_MEMORY_FRACTION" not in layout().nodes[-1].env
+
+
 def test_the_precision_is_told_to_the_nodes() -> None:
     assert [spec.env["CANOPY_PRECISION"] for spec in layout(precision="int8").nodes] == [
         "int8",

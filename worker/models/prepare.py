@@ -14,7 +14,7 @@ from typing import Protocol
 
 from worker.errors import ModelError
 from worker.models import PACKAGED, installed, is_local
-from worker.models.progress import Say, bytes_in
+from worker.models.progress import Say, bytes_in, gigabytes
 
 STAMP = ".canopy-model.json"  # in a folder that was built here: its source
 
@@ -98,7 +98,7 @@ def _check_weights(name: str, source: Source, most: int | None) -> None:
     if most is not None and source.weights > most:
         raise ModelError(
             f"{name} does not fit into the memory that is free: its weights are "
-            f"{_gb(source.weights)}, and up to {_gb(most)} would fit"
+            f"{gigabytes(source.weights)}, and up to {gigabytes(most)} would fit"
         )
 
 
@@ -116,12 +116,10 @@ def _make_room(models: Path, needs: int, say: Say) -> None:
     except OSError as error:
         raise ModelError(f"cannot write to {models}: {error.strerror}") from error
     if free < needs:
-        raise ModelError(f"{models} has {_gb(free)} free and the model needs {_gb(needs)}")
-    say(f"disk: {_gb(free)} free in {models}, {_gb(needs)} needed")
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+        raise ModelError(
+            f"{models} has {gigabytes(free)} free and the model needs {gigabytes(needs)}"
+        )
+    say(f"disk: {gigabytes(free)} free in {models}, {gigabytes(needs)} needed")
 
 
 @contextmanager

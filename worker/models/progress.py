@@ -6,6 +6,11 @@ from pathlib import Path
 Say = Callable[[str], None]  # a line for the waiting user
 
 
+def gigabytes(size: int) -> str:
+    """In words; `size`: bytes."""
+    return f"{size / 1e9:.1f} GB"
+
+
 def bytes_in(folder: Path) -> int:
     """Of all files in the folder and below it; 0 without one. Files may come and go meanwhile."""
     total = 0

@@ -19,6 +19,7 @@ from worker.engines.transformers.engine import TransformersEngine
 from worker.engines.transformers.model import loader as loading
 from worker.engines.transformers.model.cache_size import (
     CacheSize,
+    fraction_share,
     min_tokens,
     node_share,
     size_for_pages,
@@ -26,7 +27,11 @@ from worker.engines.transformers.model.cache_size import (
 )
 from worker.engines.transformers.model.cuda_graphs import GRAPH_BATCH_SIZES
 from worker.engines.transformers.model.loader import prepare_model
-from worker.engines.transformers.model.memory import cache_size_for, token_capacity
+from worker.engines.transformers.model.memory import (
+    cache_size_for,
+    limit_gpu_memory,
+    token_capacity,
+)
 from worker.engines.transformers.model.miniature import Miniature
 from worker.engines.transformers.tensor_parallel import sharding
 
@@ -100,6 +105,19 @@ def test_the_parts_of_a_shared_gpu_are_no_more_than_all_of_it(
     assert node_share(free, total, sum(reserved), 1) == max(0, free)
 
 
+@given(st.integers(0, 200), st.integers(1, 200), st.integers(0, 200), st.floats(0.01, 1))
+def test_a_fraction_is_of_all_memory_whoever_has_the_rest(
+    free: int, total: int, reserved: int, fraction: float
+) -> None:
+    gigabyte = 1 << 30
+    share = fraction_share(free * gigabyte, total * gigabyte, reserved * gigabyte, fraction)
+    assert 0 <= share <= free * gigabyte
+    assert share == 0 or share + reserved * gigabyte < total * gigabyte * fraction
+    if free >= total:
+        expected = int(total * gigabyte * fraction) - (reserved + 1) * gigabyte
+        assert share == max(0, min(free * gigabyte, expected))
+
+
 # ---- the device's memory
 
 
@@ -107,6 +125,7 @@ def test_the_parts_of_a_shared_gpu_are_no_more_than_all_of_it(
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 GB, of which this process and others have 1 each."""
     monkeypatch.delenv("CANOPY_GPU_NODES", raising=False)
+    monkeypatch.delenv("CANOPY_MEMORY_FRACTION", raising=False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8_000_000_000, 10_000_000_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1_000_000_000)
 
@@ -126,6 +145,44 @@ def test_most_of_a_gpus_free_memory_is_for_keys_and_values(monkeypatch: pytest.M
     monkeypatch.setenv("CANOPY_GPU_NODES", "two")
     with pytest.raises(EngineUnavailable, match="CANOPY_GPU_NODES must be a number"):
         token_capacity(GPU, 1000, shared=True)
+
+
+def test_two_nodes_with_a_fraction_get_the_same_whichever_starts_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    total, weights = 100_000_000_000, 16_000_000_000
+    monkeypatch.setenv("CANOPY_MEMORY_FRACTION", "0.45")
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: weights)
+    capacities = []
+    for others in (0, 45_000_000_000):
+        free = total - weights - others
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, total))
+        for nodes in ("", "2"):
+            monkeypatch.setenv("CANOPY_GPU_NODES", nodes)
+            capacities.append(token_capacity(GPU, 1000, shared=True))
+    [capacity] = set(capacities)
+    assert 0.8 * 28_000_000 < capacity < 0.85 * 29_000_000
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_process_is_kept_within_its_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: limits.append(fraction)
+    )
+    limit_gpu_memory(GPU)
+    monkeypatch.setenv("CANOPY_MEMORY_FRACTION", "0.5")
+    limit_gpu_memory(GPU)
+    limit_gpu_memory(torch.device("cpu"))
+    assert limits == [pytest.approx(0.5 - 0.107, abs=0.001)]  # without the driver's gigabyte
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("text", ["0", "1.1", "-1", "nan", "half"])
+def test_a_fraction_is_above_0_and_at_most_1(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_MEMORY_FRACTION", text)
+    with pytest.raises(EngineUnavailable, match="above 0 and at most 1, not"):
+        token_capacity(GPU, 1000)
 
 
 def test_a_gpu_chooses_and_says_so() -> None:

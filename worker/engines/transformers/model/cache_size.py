@@ -15,6 +15,8 @@ from typing import NamedTuple
 BLOCK_SIZE = 16  # tokens: prompts share their beginnings to within so many
 MAX_SLOTS = 1024  # beyond it arithmetic is the limit
 _USUAL_LENGTH = 512  # tokens of a sequence, prompt and answer: so much room a slot should have
+# Of a process on a GPU, beyond what torch reserves: the driver's context, libraries, graphs.
+_UNCOUNTED_BYTES = 1 << 30
 MIN_CONTEXT = 512  # tokens: less is of no use, unless it is the model's own
 
 
@@ -51,6 +53,14 @@ def node_share(free: int, total: int, reserved: int, nodes: int) -> int:
     same share whichever starts first, and never more than is free.
     """
     return max(0, min(free, total // nodes - reserved))
+
+
+def fraction_share(free: int, total: int, reserved: int, fraction: float) -> int:
+    """Bytes that a node may still take of its `fraction` of a device, having `reserved` already:
+    the same whatever other programs take, as long as they leave it that.
+    """
+    own = reserved + _UNCOUNTED_BYTES
+    return max(0, min(free, int(total * fraction) - own))
 
 
 def size_for_slots(tokens: int, longest: int, slots: int) -> CacheSize:

@@ -49,12 +49,12 @@ def _fused(module: Any) -> FusedMLP | None:
     layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj")]
     down: Any = getattr(module, "down_proj", None)
     activation = _activation(module)
-    if not joinable(layers) or type(down) is not nn.Linear or activation is None:
+    if not joinable(layers) or not isinstance(down, nn.Module) or activation is None:
         return None
     if layers[0].weight.shape != layers[1].weight.shape:
         return None
     fused = FusedMLP(join(layers), down, activation)
-    weight = down.weight
+    weight = layers[0].weight
     generator = torch.Generator(weight.device).manual_seed(1)
     shape = (1, _SAMPLES, layers[0].in_features)
     sample = torch.randn(shape, generator=generator, device=weight.device).to(weight.dtype)

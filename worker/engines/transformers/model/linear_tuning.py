@@ -127,7 +127,8 @@ def _time(product: Product, x: torch.Tensor, layers: list[nn.Linear]) -> float:
     product(x, layers[0])  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # other threads may use the GPU meanwhile: NCCL's do, where several share a model
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         kept = [product(x, layer) for layer in layers[:count]]
     graph.replay()
     times = []

@@ -22,9 +22,12 @@ from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.load_progress import reporting
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.memory import (
     cache_size_for,
+    free_on_gpu,
+    limit_gpu_memory,
     token_capacity,
     uses_pages,
 )
@@ -43,6 +46,7 @@ from worker.engines.transformers.model.probe import (
     probe_padded_batch,
     probe_runner,
 )
+from worker.engines.transformers.model.room import check_room
 from worker.engines.transformers.model.rope import choose_by_sequence
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.errors import one_line
@@ -70,17 +74,20 @@ def load(folder: Path, device_names: str, slots: int | None) -> LoadedModel:
     devices = find_devices(device_names)
     check_folder(folder)
     set_threads()
+    for device in devices:
+        limit_gpu_memory(device)
     first = devices[0]
     float8_cache.is_requested(first)
     if first.type == "cuda":
         gpu_precision.check(first)
         torch.cuda.set_device(first)  # of this thread: Triton launches on the current device
+    check_room(folder, devices)
     tokenizer = load_tokenizer(folder)
     try:
         if len(devices) == 1:
             model = load_weights(folder, first, device_map=first)
         else:
-            free = {device: torch.cuda.mem_get_info(device)[0] for device in devices}
+            free = {device: free_on_gpu(device) for device in devices}
             memory = max_weight_memory(free)
             model = load_weights(folder, first, device_map="auto", max_memory=memory)
     except _LOAD_ERRORS as error:
@@ -238,15 +245,16 @@ def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
     dtype = torch.bfloat16
     if device.type == "cpu":
         dtype = torch.float32
-    result: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        output_loading_info=True,
-        dtype=dtype,
-        **options,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    with reporting(sum(file.stat().st_size for file in folder.glob("*.safetensors"))):
+        result: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            output_loading_info=True,
+            dtype=dtype,
+            **options,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
     model, report = result
     missing = sorted(report["missing_keys"])  # transformers would fill them with random numbers
     if missing:

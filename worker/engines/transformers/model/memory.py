@@ -10,6 +10,7 @@ from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable, Footprint
 from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.cache_size import (
     CacheSize,
+    fraction_share,
     min_tokens,
     node_share,
     size_for_pages,
@@ -51,17 +52,37 @@ def uses_pages(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def free_on_gpu(device: torch.device, nodes: int = 1) -> int:
+    """Bytes that this process may still take there: of the fraction that the operator gave it, or
+    else of what is free, shared with as many `nodes`. Raises EngineUnavailable.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    fraction = settings.memory_fraction()
+    if fraction is None:
+        return node_share(free, total, reserved, nodes)
+    return fraction_share(free, total, reserved, fraction)
+
+
+def limit_gpu_memory(device: torch.device) -> None:
+    """What a process computes beyond its fraction fails there, instead of in other programs.
+    Raises EngineUnavailable.
+    """
+    fraction = settings.memory_fraction()
+    if fraction is not None and device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        allocated = fraction_share(total, total, 0, fraction)
+        torch.cuda.set_per_process_memory_fraction(allocated / total, device)
+
+
 def token_capacity(device: torch.device, bytes_per_token: int, *, shared: bool = False) -> int:
     """How many tokens' keys and values fit into the memory meant for them on `device`. `shared`:
-    into this node's part, where other nodes compute on it too (CANOPY_GPU_NODES).
+    into this node's part, where other nodes compute on it too (CANOPY_GPU_NODES); a fraction that
+    the operator gave (CANOPY_MEMORY_FRACTION) is this node's alone.
     """
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        nodes = 1
-        if shared:
-            nodes = settings.gpu_nodes()
-        reserved = torch.cuda.memory_reserved(device)
-        cache_bytes = int(node_share(free, total, reserved, nodes) * _GPU_SHARE)
+        nodes = settings.gpu_nodes() if shared else 1
+        cache_bytes = int(free_on_gpu(device, nodes) * _GPU_SHARE)
     else:
         cache_bytes = int(psutil.virtual_memory().available * _CPU_SHARE)
     return cache_bytes // max(1, bytes_per_token)

@@ -2,6 +2,7 @@
 that it does not know.
 """
 
+import math
 import os
 
 from worker.engines.base import EngineUnavailable
@@ -17,6 +18,23 @@ def threads() -> int | None:
 def gpu_nodes() -> int:
     """CANOPY_GPU_NODES: how many nodes share a GPU."""
     return _positive("CANOPY_GPU_NODES") or 1
+
+
+def memory_fraction() -> float | None:
+    """CANOPY_MEMORY_FRACTION: the part of a GPU's memory that this node may take, weights included;
+    None: what is free.
+    """
+    name = "CANOPY_MEMORY_FRACTION"
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = math.nan
+    if not 0 < fraction <= 1:
+        raise EngineUnavailable(f"{name} must be above 0 and at most 1, not {text!r}")
+    return fraction
 
 
 def library_attention() -> bool:

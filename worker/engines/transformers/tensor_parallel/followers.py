@@ -35,7 +35,12 @@ END_SECONDS = 5.0
 _SEND_TIMEOUT = 10.0  # seconds: a follower that reads nothing for so long is stopped or lost
 _REPOSITORY = Path(__file__).parents[4]
 # Of our own variables, which include passwords, what a follower needs.
-_PASSED_VARIABLES = ("CANOPY_HOME", "CANOPY_GPU_NODES", "CANOPY_LOG_FORMAT")
+_PASSED_VARIABLES = (
+    "CANOPY_HOME",
+    "CANOPY_GPU_NODES",
+    "CANOPY_MEMORY_FRACTION",
+    "CANOPY_LOG_FORMAT",
+)
 
 
 class _Follower:

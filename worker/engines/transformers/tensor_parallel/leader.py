@@ -32,6 +32,7 @@ from worker.engines.transformers.model.prefill_speed import (
     measure_prefill_speed,
     prefill_tokens,
 )
+from worker.engines.transformers.model.room import check_room
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.step import NO_ROWS, BlockRange, DecodeRows, PrefillChunk
 from worker.engines.transformers.tensor_parallel import sharding
@@ -154,6 +155,7 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
         settings.precision(_GPU_PRECISIONS, "with --tensor-parallel")
         settings.kv_cache_dtype(_GPU_PRECISIONS, "with --tensor-parallel")
     devices = [sharding.device_of_rank(base, rank, ranks) for rank in range(ranks)]
+    check_room(folder, devices[:1], ranks=ranks)
     tokenizer = load_tokenizer(folder)
     try:
         sharding.check_plan(folder, ranks)

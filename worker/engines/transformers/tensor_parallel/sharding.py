@@ -31,6 +31,7 @@ from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.loader import load_weights
 from worker.engines.transformers.model.memory import (
     cache_size_for,
+    limit_gpu_memory,
     token_capacity,
     uses_pages,
 )
@@ -160,6 +161,7 @@ def load_shard(folder: Path, device: torch.device, ranks: int) -> Any:
     """This rank's part of the weights. All ranks must be in the group. Raises what transformers
     raises.
     """
+    limit_gpu_memory(device)
     with _environment(LOCAL_RANK=str(device.index or 0)):  # transformers takes the device from it
         return load_weights(folder, device, distributed_config=DistributedConfig(tp_size=ranks))
 

@@ -1,0 +1,175 @@
+"""What weights need is known, and refused, before they are read."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from structlog.testing import capture_logs
+
+from tests.unit.engine.tiny import save_model
+from worker.engines.base import EngineUnavailable
+from worker.engines.transformers.model import loader, room
+from worker.engines.transformers.model.load_progress import LoadProgress
+from worker.engines.transformers.model.room import advise, check_room, free_room
+from worker.engines.transformers.model.weight_files import WeightFiles, read_headers
+
+CPU = torch.device("cpu")
+GPUS = [torch.device("cuda", index) for index in range(4)]
+GIGABYTE = 1_000_000_000
+
+
+def write(file: Path, header: Any, weights: bytes = b"") -> Path:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + weights)
+    return file
+
+
+def tensor(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_numbers_are_counted_and_small_formats_keep_their_size(tmp_path: Path) -> None:
+    save_file(
+        {
+            "a": torch.zeros(3, 5, dtype=torch.bfloat16),
+            "b": torch.zeros(4),
+            "c": torch.zeros(7, dtype=torch.int32),
+            "d": torch.zeros(9, dtype=torch.float8_e4m3fn),
+        },
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    files = read_headers(tmp_path)
+    assert files == WeightFiles(bytes_on_disk=30 + 16 + 28 + 9, converted=19, kept=37)
+    assert files.bytes_in(torch.float32) == 4 * 19 + 37
+    assert files.bytes_in(torch.bfloat16) == 2 * 19 + 37
+
+
+def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    for name in ("part-1", "part-2", "consolidated"):
+        save_file({name: torch.zeros(4)}, tmp_path / f"{name}.safetensors")
+    assert read_headers(tmp_path).converted == 12  # nothing says which
+    index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_headers(tmp_path).converted == 8
+    save_file({"all": torch.zeros(5)}, tmp_path / "model.safetensors")
+    assert read_headers(tmp_path).converted == 5
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": tensor("F32", [2], 0, 8)},  # broken off
+        {"a": tensor("F32", [2], 4, 0)},
+        {"a": tensor("F32", [-2], 0, 0)},
+        {"a": tensor("F32", [1 << 40, 1 << 40], 0, 4)},
+        {"a": {"dtype": "F32"}},
+        {"a": 1},
+        [],
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any) -> None:
+    write(tmp_path / "model.safetensors", header, b"1234")
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        read_headers(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"123", struct.pack("<Q", 1 << 63), b"\0" * 100])
+def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        read_headers(tmp_path)
+
+
+def test_an_index_names_files_of_its_folder_alone(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "../other.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="outside its folder"):
+        read_headers(tmp_path)
+
+
+def test_a_model_without_room_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model("llama", tmp_path / "llama")
+
+    def unread(*_: Any, **__: Any) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(loader, "load_weights", unread)
+    monkeypatch.setattr(room, "free_room", lambda *_: 50_000)
+    with pytest.raises(
+        EngineUnavailable,
+        match=r"^the weights in .*llama need 0.0 GB, and this machine has room for 0.0 GB: "
+        r"end what else .* or a smaller model, such as --model smollm2-135m-instruct$",
+    ):
+        loader.load(folder, "cpu", 1)
+
+
+def test_a_folder_whose_size_is_not_known_passes(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with capture_logs() as logs:
+        check_room(tmp_path, [CPU])
+    assert logs[0]["event"] == "the size of the weights is not known"
+
+
+def test_the_room_of_some_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {GPUS[0]: 10, GPUS[1]: 20, GPUS[2]: 30, GPUS[3]: 5}
+    monkeypatch.setattr(room, "free_on_gpu", lambda device: free[device])
+    assert free_room(GPUS[:1], 1) == 10
+    assert free_room(GPUS[:1], 2) == 2 * 10  # the fullest decides
+    assert free_room(GPUS[1:2], 2) == 2 * 20
+    assert free_room(GPUS[:3], 1) == 8 + 16 + 24
+    assert 0 < free_room([CPU], 2) <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("needed", "ranks", "gpus", "expected"),
+    [
+        (16, 1, 0, "end what"),
+        (16, 1, 1, "end what"),
+        (16, 1, 4, "take --tensor-parallel 2"),
+        (30, 1, 4, "take --tensor-parallel 4"),
+        (50, 1, 4, "end what"),
+        (30, 2, 8, "take --tensor-parallel 8"),
+    ],
+)
+def test_the_advice_is_what_would_fit(needed: int, ranks: int, gpus: int, expected: str) -> None:
+    advice = advise(needed * GIGABYTE, 10 * GIGABYTE, ranks, gpus, packaged=True)
+    assert advice.startswith(expected)
+    assert advice.endswith("--model smollm2-135m-instruct")
+    assert f"({needed - 10}.0 GB are missing)" in advice
+
+
+@given(st.lists(st.floats(0.1, 5), min_size=2, max_size=30))
+def test_progress_is_reported_every_two_seconds_with_what_is_left(pauses: list[float]) -> None:
+    now = 0.0
+    progress = LoadProgress(GIGABYTE, clock=lambda: now)
+    with capture_logs() as logs:
+        for done, pause in enumerate(pauses, 1):
+            now += pause
+            progress.advance(done, len(pauses))
+    assert len(logs) <= now / 2
+    assert all(0 <= entry["seconds_left"] <= 5 * len(pauses) * 30 for entry in logs)
+
+
+def test_transformers_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its progress bar, which has a description of its own."""
+    monkeypatch.setattr("worker.engines.transformers.model.load_progress._REPORT_SECONDS", 0.0)
+    folder = save_model("llama", tmp_path / "llama")
+    with capture_logs() as logs:
+        loader.load_weights(folder, CPU)
+    reports = [entry for entry in logs if entry["event"] == "loading weights"]
+    assert len(reports) > 10
+    assert all(entry["of"] == "0.0 GB" and entry["seconds_left"] >= 0 for entry in reports)

@@ -1,0 +1,100 @@
+"""How many bytes the weights of a model folder take once they are loaded, from the headers of its
+safetensors files: a few kilobytes to read, whatever the model's size.
+
+Nothing on disk is trusted: headers have a bound, and what they say is checked.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+
+_LENGTH = struct.Struct("<Q")
+_MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+_MAX_INDEX_BYTES = 100_000_000
+_MAX_FILES = 10_000
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# The others (integers, and 8 bits or fewer) keep their format when they are loaded.
+_CONVERTED = ("F64", "F32", "F16", "BF16")
+
+
+class _Tensor(msgspec.Struct):
+    """An entry of a header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]  # bytes behind the header
+
+
+class WeightFiles(NamedTuple):
+    """What a folder's files hold."""
+
+    bytes_on_disk: int
+    converted: int  # numbers that take the format that the model is loaded in
+    kept: int  # bytes of the others
+
+    def bytes_in(self, dtype: torch.dtype) -> int:
+        """Bytes in memory, where the model is loaded in that format."""
+        return self.converted * dtype.itemsize + self.kept
+
+
+def read_headers(folder: Path) -> WeightFiles:
+    """Of the files that transformers would load. Raises ValueError for files that are not
+    safetensors, OSError for those that cannot be read.
+    """
+    on_disk, converted, kept = 0, 0, 0
+    for file in _files(folder):
+        for tensor in _header(file):
+            begin, end = tensor.data_offsets
+            on_disk += end - begin
+            if tensor.dtype in _CONVERTED:
+                converted += math.prod(tensor.shape)
+            else:
+                kept += end - begin
+    return WeightFiles(on_disk, converted, kept)
+
+
+def _files(folder: Path) -> list[Path]:
+    """A folder may hold the same weights twice, as one file and in parts."""
+    single, index = folder / _SINGLE, folder / _INDEX
+    if single.is_file() or not index.is_file():
+        return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))[:_MAX_FILES]
+    if index.stat().st_size > _MAX_INDEX_BYTES:
+        raise ValueError(f"{index} is too large")
+    weight_map = json.loads(index.read_bytes()).get("weight_map", {})
+    names = sorted({str(name) for name in weight_map.values()})
+    if any(Path(name).name != name for name in names):
+        raise ValueError(f"{index} names files outside its folder")
+    return [folder / name for name in names[:_MAX_FILES]]
+
+
+def _header(file: Path) -> list[_Tensor]:
+    """Its tensors. Raises ValueError, OSError."""
+    with file.open("rb") as opened:
+        (length,) = _LENGTH.unpack(opened.read(_LENGTH.size).ljust(_LENGTH.size, b"\0"))
+        rest = file.stat().st_size - _LENGTH.size
+        if not 0 < length <= min(rest, _MAX_HEADER_BYTES):
+            raise ValueError(f"{file} is not a safetensors file, or broken off")
+        header = opened.read(length)
+    try:
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        entries.pop("__metadata__", None)
+        tensors = [msgspec.json.decode(entry, type=_Tensor) for entry in entries.values()]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} has no safetensors header: {error}") from error
+    for tensor in tensors:
+        _check(tensor, rest - length, file)
+    return tensors
+
+
+def _check(tensor: _Tensor, size: int, file: Path) -> None:
+    """`size`: bytes behind the header. Raises ValueError."""
+    begin, end = tensor.data_offsets
+    if not 0 <= begin <= end <= size:
+        raise ValueError(f"{file} is broken off: it has {size} bytes of weights, and needs {end}")
+    if any(length < 0 for length in tensor.shape) or math.prod(tensor.shape) > 8 * (end - begin):
+        raise ValueError(f"{file} has a tensor whose shape and size differ")
