@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines.transformers.model import cuda_graphs, runner
+from worker.engines.transformers.model import cuda_graphs
 from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.cuda_graphs import DecodeInputs, GraphRecorder
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
@@ -55,8 +55,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs.torch, "tensor", unpinned(torch.tensor))
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(GraphRecorder, "record", record)
-    monkeypatch.setattr(runner, "GRAPH_PREFILL_TOKENS", (8, 32))
-    monkeypatch.setattr(runner, "GRAPH_MIXED_ROWS", (2, 256))
+    monkeypatch.setattr(cuda_graphs, "GRAPH_STEP_TOKENS", (8, 32))
+    monkeypatch.setattr(cuda_graphs, "GRAPH_MIXED_ROWS", (0, 2, 256))
+    monkeypatch.setattr(cuda_graphs, "_MIN_PROMPT_TOKENS", 6)
 
 
 @torch.inference_mode()
@@ -125,8 +126,8 @@ def test_graphs_compute_what_eager_steps_do(kind: str, batch_invariant: bool) ->
         recorded.capture_graphs(steps.append)
     assert list(recorded._decode_graphs) == [1, 2, 3]
     # the largest first, whose memory the smaller ones use again
-    assert list(recorded._prefill_graphs) == [(32, 3), (32, 2), (8, 3), (8, 2)]
-    assert len(steps) == 7
+    assert list(recorded._prefill_graphs) == [(29, 3), (30, 2), (32, 0), (6, 2), (8, 0)]
+    assert len(steps) == 8
     answers = answer(recorded, batch_invariant) + answer_beside_a_prompt(recorded)
     for graph, plain in zip(answers, expected, strict=True):
         torch.testing.assert_close(graph, plain)

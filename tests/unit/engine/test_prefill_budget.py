@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.engines.transformers.model.cuda_graphs import MixedSize
 from worker.engines.transformers.prefill_budget import (
     PREFILL_SECONDS,
     PrefillBudget,
@@ -33,29 +34,40 @@ def test_a_step_reads_all_it_may_and_the_oldest_always_moves(
 
 def test_those_who_decode_are_held_up_for_a_bounded_time() -> None:
     budget = PrefillBudget(256)
-    assert budget.tokens(decoding=True) == 256
+    assert budget.tokens(3) == 256
     budget.observe(256, 1.6)  # far into a long prompt
-    assert budget.tokens(decoding=True) == 16
-    assert budget.tokens(decoding=False) == 256
+    assert budget.tokens(3) == 16
+    assert budget.tokens(0) == 256
     budget.observe(64, PREFILL_SECONDS)
-    assert budget.tokens(decoding=True) == 64
+    assert budget.tokens(3) == 64
+
+
+SIZES = [MixedSize(tokens - rows, rows) for tokens in (128, 512, 1024, 2048) for rows in (0, 64)]
 
 
 def test_a_step_of_a_gpu_takes_the_time_that_streams_may_pause() -> None:
-    budget = PrefillBudget(2048, sizes=(128, 512, 1024, 2048), tokens_per_second=40_000)
-    assert budget.tokens(decoding=False) == 2048
-    assert budget.tokens(decoding=True) == 1024  # 1,800 in 45 ms, but 1,024 is a graph's size
+    budget = PrefillBudget(2048, sizes=SIZES, step_seconds={2048: 0.0512})
+    assert budget.tokens(0) == 2048
+    assert budget.tokens(5) == 960  # 1,800 in 45 ms, but 960 is a graph's size
     for _ in range(40):
         budget.observe_step(0, 0.030)  # decoding alone takes so long
-    assert budget.tokens(decoding=True) == 512
+    assert budget.tokens(5) == 448
     for _ in range(40):
         budget.observe_step(0, 0.080)
-    assert budget.tokens(decoding=True) == 1024  # a full batch that is never filled again is slower
+    assert budget.tokens(5) == 960  # a full batch that is never filled again is slower
     for _ in range(40):
         budget.observe_step(0, 0.030)
     for _ in range(40):
-        budget.observe_step(512, 0.080)  # slower than at the start, far into long prompts
-    assert budget.tokens(decoding=True) == 128
+        budget.observe_step(448, 0.080)  # slower than at the start, far into long prompts
+    assert budget.tokens(5) == 64
     for _ in range(40):
-        budget.observe_step(128, 0.500)
-    assert budget.tokens(decoding=True) == 128  # prompts always move
+        budget.observe_step(64, 0.500)
+    assert budget.tokens(5) == 64  # prompts always move
+
+
+def test_the_fastest_of_the_sizes_that_a_step_has_time_for() -> None:
+    seconds = {128: 0.006, 512: 0.013, 1024: 0.021, 2048: 0.044}
+    budget = PrefillBudget(2048, sizes=SIZES, step_seconds=seconds)
+    assert [budget.tokens(0), budget.tokens(64)] == [1024, 960]
+    assert budget.tokens(65) == 2048  # no graph has room for them
+    assert PrefillBudget(600, sizes=SIZES, step_seconds=seconds).tokens(0) == 512

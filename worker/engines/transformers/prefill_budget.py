@@ -3,7 +3,9 @@
 A long prompt must neither hold up the sequences that decode nor the short prompts behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from worker.engines.transformers.model.cuda_graphs import MixedSize, sizes_beside
 
 PREFILL_SECONDS = 0.1  # of a pass in which others wait, where the host waits for each pass
 STEP_SECONDS = 0.045  # of a GPU's step that computes prompts and decodes
@@ -22,30 +24,43 @@ class PrefillBudget:
         self,
         max_tokens: int,
         *,
-        sizes: Sequence[int] = (),
-        tokens_per_second: float | None = None,
+        sizes: Sequence[MixedSize] = (),
+        step_seconds: Mapping[int, float] | None = None,
     ) -> None:
         """`sizes`: of a GPU's graphs, in one of which the tokens are computed, so that a budget
-        between two of them would be padded. `tokens_per_second`: as measured at the start.
+        between two of them would be padded. `step_seconds`: as measured at the start, by the
+        tokens of a step.
         """
-        self._max_tokens = max_tokens
-        self._sizes = sizes
+        self.max_tokens = max_tokens
+        self._sizes = [size for size in sizes if size.tokens <= max_tokens]
+        self._step_seconds = dict(step_seconds or {})
         self._seconds = STEP_SECONDS if sizes else PREFILL_SECONDS
-        self._tokens_per_second = tokens_per_second
+        self._tokens_per_second: float | None = None
+        if self._step_seconds:
+            speeds = [tokens / seconds for tokens, seconds in self._step_seconds.items()]
+            self._tokens_per_second = max(speeds)
         self._decode_seconds = 0.0  # of a step without prompts
 
-    def tokens(self, *, decoding: bool) -> int:
-        """The most tokens. `decoding`: other sequences wait for their next token meanwhile."""
-        if not decoding or self._tokens_per_second is None:
-            return self._max_tokens
+    def tokens(self, decoding: int) -> int:
+        """The most tokens, while so many sequences wait for their next token."""
+        sizes = sizes_beside(decoding, self._sizes)
+        affordable = self._affordable() if decoding else self.max_tokens
+        if not sizes:
+            return min(self.max_tokens, max(_MIN_TOKENS, affordable // _MIN_TOKENS * _MIN_TOKENS))
+        fitting = [size for size in sizes if size.tokens <= affordable] or [min(sizes)]
+        return max(fitting, key=self._speed).tokens
+
+    def _affordable(self) -> int:
+        """How many tokens a step computes in its time."""
+        if self._tokens_per_second is None:
+            return self.max_tokens
         # Full batches must be filled again: prompts get a third of a long step at least.
         seconds = max(self._seconds - self._decode_seconds, self._decode_seconds / 2)
-        affordable = int(self._tokens_per_second * seconds)
-        smallest, rounded = _MIN_TOKENS, affordable // _MIN_TOKENS * _MIN_TOKENS
-        if self._sizes:
-            smallest = self._sizes[0]
-            rounded = max((size for size in self._sizes if size <= affordable), default=0)
-        return min(self._max_tokens, max(smallest, rounded))
+        return int(self._tokens_per_second * seconds)
+
+    def _speed(self, size: MixedSize) -> float:
+        """Prompt tokens a second; unmeasured, the more tokens, the better."""
+        return size.tokens / self._step_seconds.get(size.tokens + size.rows, 1.0)
 
     def observe(self, tokens: int, seconds: float) -> None:
         """The latest pass computed nothing but so many prompt tokens, in that time."""

@@ -22,9 +22,9 @@ from worker.engines.transformers.cache.slot_cache import SlotCache
 from worker.engines.transformers.errors import step_error
 from worker.engines.transformers.model.cache_size import BLOCK_SIZE
 from worker.engines.transformers.model.cuda_graphs import (
-    GRAPH_PREFILL_TOKENS,
     INVARIANT_ROWS,
     MAX_CHUNKS,
+    mixed_sizes,
 )
 from worker.engines.transformers.model.loaded import LoadedModel, ModelRunner
 from worker.engines.transformers.model.step import BlockRange, DecodeRows, PrefillChunk
@@ -64,8 +64,8 @@ class SlotScheduler:
         self._runner = runner
         self._budget = PrefillBudget(
             loaded.prefill_tokens,
-            sizes=GRAPH_PREFILL_TOKENS if runner.asynchronous else (),
-            tokens_per_second=loaded.prefill_speed,
+            sizes=mixed_sizes(runner.slots) if runner.asynchronous else (),
+            step_seconds=loaded.step_seconds,
         )
         self._passes = 0  # queued since the latest pending step
         self._completed: float | None = None  # when the last step was, if the device is busy since
@@ -308,9 +308,11 @@ class SlotScheduler:
     def _plan_prefill(self) -> _PrefillPlan:
         """The next chunks of prompts, as many tokens as the budget allows."""
         candidates = [row for row in self._prefilling if not row.sequence.finished][:MAX_CHUNKS]
-        decoding = any(row.needs_token for row in self._running)
         remaining = [len(row.prefill_ids) - row.prefilled for row in candidates]
-        budget = self._budget.tokens(decoding=decoding and not _batch_invariant(candidates))
+        if _batch_invariant(candidates):
+            budget = self._budget.max_tokens
+        else:
+            budget = self._budget.tokens(sum(row.needs_token for row in self._running))
         counts = divide_budget(remaining, budget)
         plan = _PrefillPlan([], [], [], [])
         for row, count in zip(candidates, counts, strict=True):

@@ -9,8 +9,11 @@ GRAPH_BATCH_SIZES = (
     1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384, 512, 640, 768, 896, 1024,
 )  # fmt: skip
 INVARIANT_ROWS = 256  # of the graph whose batch shape is constant; see `batch_invariant`
-GRAPH_PREFILL_TOKENS = (128, 256, 512, 1024, 1280, 1536, 2048)
-GRAPH_MIXED_ROWS = (64, 128, 256, 512)  # that decode beside a prefill, besides all slots
+# Of a step, prompts' and decoding rows' together: libraries compute products in tiles of so many
+# rows, and a few rows more than a multiple of them cost a tenth of the step.
+GRAPH_STEP_TOKENS = (128, 256, 512, 1024, 1280, 1536, 1792, 2048)
+GRAPH_MIXED_ROWS = (0, 64, 128, 256, 512)  # that decode beside a prefill, besides all slots
+_MIN_PROMPT_TOKENS = 64  # fewer are not worth a graph
 MAX_CHUNKS = 64  # prefill chunks in a step that is a graph
 _UPLOAD_BUFFERS = 4  # pinned, in turn: the host may be that many steps ahead of the copies
 
@@ -27,6 +30,24 @@ class MixedSize(NamedTuple):
 
     tokens: int  # of prompts
     rows: int  # that decode
+
+
+def mixed_sizes(slots: int) -> list[MixedSize]:
+    """Of the graphs that compute prompts, the largest first."""
+    rows = [size for size in GRAPH_MIXED_ROWS if size < slots] + [slots]
+    sizes: list[MixedSize] = []
+    for tokens in reversed(GRAPH_STEP_TOKENS):
+        for row_size in reversed(rows):
+            if tokens - row_size >= _MIN_PROMPT_TOKENS:
+                sizes.append(MixedSize(tokens - row_size, row_size))
+    return sizes
+
+
+def sizes_beside(rows: int, sizes: Iterable[MixedSize]) -> list[MixedSize]:
+    """Those with room for so many rows and none to spare that another size does not have."""
+    fitting = [size for size in sizes if size.rows >= rows]
+    fewest = min((size.rows for size in fitting), default=0)
+    return [size for size in fitting if size.rows == fewest]
 
 
 class PrefillGraph(NamedTuple):

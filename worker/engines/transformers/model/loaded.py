@@ -72,7 +72,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     context: int  # tokens, prompt and answer together
     vocabulary: int  # token ids are below it
     prefill_tokens: int  # of prompts that a step computes at most
-    prefill_speed: float | None = None  # of a GPU, tokens a second
+    step_seconds: dict[int, float] = {}  # of a GPU, by the tokens of prompts in a step
     runner: ModelRunner | None = None  # None: see `fallback`
     batched: bool = True  # without a runner: rows are computed together, else one by one
     precision: str = ""  # see quantization.py and gpu_precision.py; empty: as it was loaded

@@ -38,7 +38,7 @@ from worker.engines.transformers.model.placement import (
     max_weight_memory,
 )
 from worker.engines.transformers.model.prefill_speed import (
-    measure_prefill_speed,
+    measure_step_seconds,
     prefill_tokens,
 )
 from worker.engines.transformers.model.probe import (
@@ -140,7 +140,7 @@ def prepare_model(
         context=size.context,
         vocabulary=model.config.get_text_config(decoder=True).vocab_size,
         prefill_tokens=prefill_tokens(runner, device),
-        prefill_speed=measure_prefill_speed(runner, device),
+        step_seconds=measure_step_seconds(runner, device),
         runner=runner,
         batched=batched,
         precision=precision,

@@ -5,6 +5,7 @@ import time
 import structlog
 import torch
 
+from worker.engines.transformers.model.cuda_graphs import GRAPH_STEP_TOKENS
 from worker.engines.transformers.model.loaded import ModelRunner
 from worker.engines.transformers.model.step import PrefillChunk
 
@@ -24,15 +25,21 @@ def prefill_tokens(runner: ModelRunner | None, device: torch.device) -> int:
     return min(_GPU_PREFILL_TOKENS, runner.context)
 
 
-def measure_prefill_speed(runner: ModelRunner | None, device: torch.device) -> float | None:
-    """Tokens a second, on a GPU; None on a CPU, where the first prompts show it."""
+def measure_step_seconds(runner: ModelRunner | None, device: torch.device) -> dict[int, float]:
+    """Seconds of a GPU's step by the tokens of a prompt in it; empty on a CPU, where the first
+    prompts show it. More tokens at once are not always cheaper each: it depends on the libraries.
+    """
     if device.type == "cpu" or runner is None:
-        return None
-    tokens = prefill_tokens(runner, device)
+        return {}
+    largest = prefill_tokens(runner, device)
+    seconds: dict[int, float] = {}
     with torch.inference_mode():
-        seconds = min(_time_prefill(runner, tokens) for _ in range(_TRIALS))
-    log.info("prefill", tokens=tokens, milliseconds=round(1000 * seconds, 1))
-    return tokens / seconds
+        for tokens in GRAPH_STEP_TOKENS:
+            if tokens <= largest:
+                seconds[tokens] = min(_time_prefill(runner, tokens) for _ in range(_TRIALS))
+    milliseconds = {tokens: round(1000 * each, 1) for tokens, each in seconds.items()}
+    log.info("prefill", milliseconds=milliseconds)
+    return seconds
 
 
 def _time_prefill(runner: ModelRunner, tokens: int) -> float:

@@ -16,8 +16,6 @@ from worker.engines.transformers.model.attention import use_step
 from worker.engines.transformers.model.cache_size import BLOCK_SIZE, CacheSize, blocks_for
 from worker.engines.transformers.model.cuda_graphs import (
     GRAPH_BATCH_SIZES,
-    GRAPH_MIXED_ROWS,
-    GRAPH_PREFILL_TOKENS,
     INVARIANT_ROWS,
     MAX_CHUNKS,
     DecodeGraph,
@@ -26,6 +24,8 @@ from worker.engines.transformers.model.cuda_graphs import (
     MixedSize,
     PrefillGraph,
     graph_size,
+    mixed_sizes,
+    sizes_beside,
 )
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.packed_positions import PackedPositions, counts_tokens
@@ -219,18 +219,17 @@ class LocalModelRunner:
         self, chunks: list[PrefillChunk], rows: int, *, batch_invariant: bool
     ) -> MixedSize | None:
         """Of the graph to take."""
-        if not self._prefill_graphs or len(chunks) > MAX_CHUNKS:
+        if len(chunks) > MAX_CHUNKS:
             return None
+        beside = sizes_beside(rows, self._prefill_graphs)
         tokens = graph_size(
-            sorted({size.tokens for size in self._prefill_graphs}),
+            [size.tokens for size in beside],
             sum(chunk.length for chunk in chunks),
             batch_invariant=batch_invariant,
         )
-        row_sizes = sorted({size.rows for size in self._prefill_graphs})
-        row_size = graph_size(row_sizes, rows, batch_invariant=False)
-        if tokens is None or row_size is None:
+        if tokens is None:
             return None
-        return MixedSize(tokens, row_size)
+        return MixedSize(tokens, beside[0].rows)
 
     def _fill_rows(self, inputs: DecodeInputs, rows: DecodeRows, size: int) -> None:
         """The rows that are left over compute in the spare slot."""
@@ -381,12 +380,9 @@ class LocalModelRunner:
             progress(f"capturing the graph of a batch of {size} ({number} of {len(sizes)})")
             decode_graphs[size] = self._record_decode(recorder, self._inputs, size)
         self._decode_graphs = dict(sorted(decode_graphs.items()))
-        row_sizes = [size for size in GRAPH_MIXED_ROWS if size < self.slots] + [self.slots]
-        for tokens in reversed(GRAPH_PREFILL_TOKENS):
-            for rows in reversed(row_sizes):
-                progress(f"capturing the graph of a prefill of {tokens} tokens beside {rows} rows")
-                mixed = MixedSize(tokens, rows)
-                self._prefill_graphs[mixed] = self._record_prefill(recorder, self._inputs, mixed)
+        for mixed in mixed_sizes(self.slots):
+            progress(f"capturing the graph of {mixed.tokens} prompt tokens, {mixed.rows} rows")
+            self._prefill_graphs[mixed] = self._record_prefill(recorder, self._inputs, mixed)
 
     def _kept_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """A copy in memory that all graphs share: theirs, one each, would be gigabytes."""

@@ -29,7 +29,7 @@ from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import check_folder, eos_token_ids, load_tokenizer
 from worker.engines.transformers.model.placement import find_device
 from worker.engines.transformers.model.prefill_speed import (
-    measure_prefill_speed,
+    measure_step_seconds,
     prefill_tokens,
 )
 from worker.engines.transformers.model.room import check_room
@@ -174,7 +174,7 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
     atexit.register(close)  # a process that ends while its engine starts never stops the engine
     try:
         model, runner = _load_ranks(followers, folder.resolve(), devices, slots)
-        prefill_speed = measure_prefill_speed(runner, base)
+        step_seconds = measure_step_seconds(runner, base)
     except EngineUnavailable:
         close()
         raise
@@ -194,7 +194,7 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
         context=runner.context,
         vocabulary=model.config.get_text_config().vocab_size,
         prefill_tokens=prefill_tokens(runner, base),
-        prefill_speed=prefill_speed,
+        step_seconds=step_seconds,
         runner=runner,
         close=close,
     )
