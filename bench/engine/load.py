@@ -1,40 +1,207 @@
-"""The loads, and the closed loop that puts them on an engine and records when tokens arrive."""
+"""The loads: who wants what at once. Each has a name, sizes for a GPU and for a CPU, and a run."""
 
 import asyncio
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import asdict, dataclass
 
-from bench.engine import lengths
-from bench.engine.prompts import Request
+from bench.engine import lengths, reading
+from bench.engine.contender import Contender
+from bench.engine.prompts import Prompt, Prompts, Request
+from bench.engine.reading import Reading
+from bench.errors import BenchError
 from bench.timeline import Timeline
-from broker.wire import Job
-from worker.engines.base import Engine, EngineError
+from worker.engines.base import EngineError
 
-UNIFORM, RAGGED, PREFIX, PROMPTS, ARRIVALS = "uniform", "ragged", "prefix", "prompts", "arrivals"
-LOADS = (UNIFORM, RAGGED, PREFIX, PROMPTS, ARRIVALS)
-NEWCOMERS = 10
-_LONG = 8  # a long prompt, in units of `--prompt`
-_FEW = 4  # tokens that are asked for where the prompt is what is measured
-_ROUNDS = 4  # requests of the ragged load, in units of those at once
+_NEWCOMERS = 10  # long prompts that come one after the other
+_TURNS = 8
+_STREAM = 2048  # tokens of those who run while others come, at most
 _SHORTEST = 4  # tokens of a ragged prompt, in which a <bos> must fit
-_STREAM = 512  # tokens of the streams, at most, beside which newcomers come
 
 
-def requests_of(load: str, size: int, prompt: int, answer: int, context: int) -> list[Request]:
-    """A load with `size` at once. In ARRIVALS, `size` - 1 streams, then the newcomers."""
-    if load == RAGGED:
-        return ragged(_ROUNDS * size, context, 1)
-    long_prompt = _LONG * prompt
-    if load == PREFIX:
-        return [Request(long_prompt + prompt, answer, shared=long_prompt)] * size
-    if load == PROMPTS:
-        return [Request(long_prompt, _FEW)] * size
-    if load == ARRIVALS:
-        stream = Request(prompt, min(_STREAM, context - prompt - 1))
-        return [stream] * (size - 1) + [Request(long_prompt, _FEW)] * NEWCOMERS
-    return [Request(prompt, answer)] * size
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of prompts and answers."""
+
+    prompt: int = 128
+    answer: int = 256
+    long: int = 4096  # a long prompt
+    few: int = 64  # tokens out where the prompt is what is measured
+    shared: int = 2000  # what the prompts of `prefix` and `burst` begin with
+    system: int = 1000  # the same of `conversations`
+    own: int = 50  # the rest of such a prompt, and of each turn
+    reply: int = 128  # of a turn
+
+    def times(self, factor: float) -> "Lengths":
+        """All of them, scaled."""
+        sizes = asdict(self).items()
+        return Lengths(**{name: max(_SHORTEST, round(size * factor)) for name, size in sizes})
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A contender under a load with `size` at once."""
+
+    contender: Contender
+    prompts: Prompts
+    size: int
+    tokens: Lengths
+
+    async def at_once(self, requests: Sequence[Request], again: bool = False) -> list[Timeline]:
+        """All at the same time. `again`: on the shared prefix of the load before."""
+        made = self.prompts.make(requests, again=again)
+        streamed = len(requests) == 1
+        timelines = [Timeline() for _ in made]
+        async with asyncio.TaskGroup() as group:
+            for prompt, request, timeline in zip(made, requests, timelines, strict=True):
+                group.create_task(self.ask(prompt, request.answer, timeline, streamed=streamed))
+        return timelines
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        answer: int,
+        timeline: Timeline,
+        *,
+        streamed: bool,
+        begun: asyncio.Event | None = None,
+    ) -> tuple[str, list[int]]:
+        """One request to its end; one that fails has an error. Returns the answer.
+
+        `begun`: set with the first token, or at the end.
+        """
+        timeline.sent = time.perf_counter()
+        text, ids = "", list[int]()
+        try:
+            chunks = self.contender.run(prompt, answer, streamed=streamed)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    if chunk.tokens:
+                        timeline.add(time.perf_counter(), chunk.tokens)
+                        if begun is not None:
+                            begun.set()
+                    text += chunk.text
+                    ids += chunk.ids
+        except EngineError as error:
+            timeline.error = str(error) or error.code
+        finally:
+            if begun is not None:
+                begun.set()
+        return text, ids
+
+
+Readings = dict[str, Reading]  # by the name of the row
+Run = Callable[[Trial], Awaitable[Readings]]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`asks`: its longest request. `beside`: how many come on top of so many at once."""
+
+    summary: str
+    gpu_sizes: tuple[int, ...]
+    cpu_sizes: tuple[int, ...]
+    run: Run
+    asks: Callable[[Lengths], Request]
+    beside: Callable[[int], int] = lambda size: 0
+
+
+async def _uniform(trial: Trial) -> Readings:
+    request = Request(trial.tokens.prompt, trial.tokens.answer)
+    return {"uniform": await _read(trial, [request] * trial.size)}
+
+
+async def _prompts(trial: Trial) -> Readings:
+    request = Request(trial.tokens.long, trial.tokens.few)
+    return {"prompts": await _read(trial, [request] * trial.size)}
+
+
+async def _ragged(trial: Trial) -> Readings:
+    requests = ragged(trial.size, trial.contender.context, 1)
+    return {"ragged": await _read(trial, requests)}
+
+
+async def _prefix(trial: Trial) -> Readings:
+    tokens = trial.tokens
+    request = Request(tokens.shared + tokens.own, tokens.few, shared=tokens.shared)
+    requests = [request] * trial.size
+    new = await _read(trial, requests)
+    return {"prefix, new": new, "prefix, again": await _read(trial, requests, again=True)}
+
+
+async def _read(trial: Trial, requests: list[Request], again: bool = False) -> Reading:
+    with trial.contender.host.sampling() as samples:
+        timelines = await trial.at_once(requests, again)
+    return reading.read(timelines, sum(request.prompt for request in requests), samples)
+
+
+async def _conversations(trial: Trial) -> Readings:
+    """Each goes on as soon as it is answered."""
+    tokens = trial.tokens
+    first = Request(tokens.system + tokens.own, tokens.reply, shared=tokens.system)
+    openings = trial.prompts.make([first] * trial.size)
+    timelines: list[Timeline] = []
+
+    async def converse(prompt: Prompt) -> None:
+        for _ in range(_TURNS):
+            timelines.append(Timeline())
+            answer = await trial.ask(prompt, tokens.reply, timelines[-1], streamed=False)
+            prompt = trial.prompts.next_turn(prompt, *answer, tokens.own)
+
+    async with asyncio.TaskGroup() as group:
+        for prompt in openings:
+            group.create_task(converse(prompt))
+    return {"conversations": reading.read(timelines)}
+
+
+async def _arrivals(trial: Trial) -> Readings:
+    request = Request(trial.tokens.long, _SHORTEST)
+
+    async def one_by_one() -> list[Timeline]:
+        timelines = []
+        for _ in range(_NEWCOMERS):
+            timelines += await trial.at_once([request])
+        return timelines
+
+    return {"arrivals": await _beside_streams(trial, one_by_one)}
+
+
+async def _burst(trial: Trial) -> Readings:
+    tokens = trial.tokens
+    request = Request(tokens.shared + tokens.own, _SHORTEST, shared=tokens.shared)
+    requests = [request] * burst_of(trial.size)
+    return {"burst": await _beside_streams(trial, lambda: trial.at_once(requests))}
+
+
+async def _beside_streams(trial: Trial, arrive: Callable[[], Awaitable[list[Timeline]]]) -> Reading:
+    """`size` streams, which end with the last of the newcomers. Raises BenchError."""
+    tokens = trial.tokens
+    answer = min(_STREAM, trial.contender.context - tokens.prompt - 1)
+    made = trial.prompts.make([Request(tokens.prompt, answer)] * trial.size)
+    streams = [Timeline() for _ in made]
+    begun = [asyncio.Event() for _ in made]
+    tasks = []
+    for prompt, stream, event in zip(made, streams, begun, strict=True):
+        asking = trial.ask(prompt, answer, stream, streamed=True, begun=event)
+        tasks.append(asyncio.create_task(asking))
+    try:
+        for event in begun:
+            await event.wait()
+        newcomers = await arrive()
+        if any(task.done() for task in tasks):
+            raise BenchError("streams ended while newcomers came: more --context, or fewer of them")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return reading.read_arrivals(streams, newcomers)
+
+
+def burst_of(size: int) -> int:
+    """How many arrive together beside `size` streams."""
+    return max(1, size // 2)
 
 
 def ragged(requests: int, context: int, seed: int) -> list[Request]:
@@ -48,28 +215,61 @@ def ragged(requests: int, context: int, seed: int) -> list[Request]:
     return drawn
 
 
-async def run_load(engine: Engine, jobs: Iterable[Job], size: int) -> list[Timeline]:
-    """A closed loop: makes all requests, `size` at a time, in their order."""
-    timelines: list[Timeline] = []
-    queue = iter(jobs)
-
-    async def lane() -> None:
-        for job in queue:
-            timelines.append(Timeline(time.perf_counter()))
-            await _run_job(engine, job, timelines[-1])
-
-    async with asyncio.TaskGroup() as lanes:
-        for _ in range(size):
-            lanes.create_task(lane())
-    return timelines
+def _of_conversation(tokens: Lengths) -> Request:
+    return Request(tokens.system + _TURNS * (tokens.own + tokens.reply), tokens.reply)
 
 
-async def _run_job(engine: Engine, job: Job, timeline: Timeline) -> None:
-    """One request to its end; one that fails has an error."""
-    try:
-        async with aclosing(engine.run(job)) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                if chunk.tokens:
-                    timeline.add(time.perf_counter(), chunk.tokens)
-    except EngineError as error:
-        timeline.error = str(error) or error.code
+UNIFORM = "uniform"
+LOADS = {
+    UNIFORM: Load(
+        "N requests at once: 128 tokens in, 256 out",
+        (1, 8, 32, 128, 256, 512, 1024),
+        (1, 4, 16),
+        _uniform,
+        lambda tokens: Request(tokens.prompt, tokens.answer),
+    ),
+    "ragged": Load(
+        "N at once, with the lengths of a published trace, tail included",
+        (960,),
+        (16,),
+        _ragged,
+        lambda tokens: Request(_SHORTEST, _SHORTEST),
+    ),
+    "prompts": Load(
+        "N long prompts: 4,096 in, 64 out; N = 1: their TTFT",
+        (1, 32),
+        (1, 4),
+        _prompts,
+        lambda tokens: Request(tokens.long, tokens.few),
+    ),
+    "prefix": Load(
+        "N on a shared prefix of 2,000 that is new, then once more; 50 own, 64 out",
+        (256,),
+        (16,),
+        _prefix,
+        lambda tokens: Request(tokens.shared + tokens.own, tokens.few),
+    ),
+    "conversations": Load(
+        "N of 8 turns on 1,000 shared tokens; 50 own a turn, 128 out",
+        (64,),
+        (4,),
+        _conversations,
+        _of_conversation,
+    ),
+    "arrivals": Load(
+        "pauses of N streams while 10 prompts of 4,096 come one by one, and their TTFT",
+        (128,),
+        (4,),
+        _arrivals,
+        lambda tokens: Request(tokens.long, _SHORTEST),
+        beside=lambda size: 1,
+    ),
+    "burst": Load(
+        "pauses of N streams while N / 2 requests on a new shared prefix come at once",
+        (128,),
+        (8,),
+        _burst,
+        lambda tokens: Request(tokens.shared + tokens.own, _SHORTEST),
+        beside=burst_of,
+    ),
+}

@@ -3,25 +3,21 @@
 import asyncio
 import contextlib
 import gc
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
-from bench.engine import load, reading, subject, yardsticks
-from bench.engine.load import ARRIVALS, RAGGED, UNIFORM
+from bench.engine import reading, yardsticks
+from bench.engine.contender import Contender
+from bench.engine.load import LOADS, UNIFORM, Lengths, Trial
 from bench.engine.prompts import Prompts, Request
-from bench.engine.reading import ENGINE, GENERATE, LIMIT, Reading, Result, result_table
+from bench.engine.reading import GENERATE, LIMIT, Reading, Result
 from bench.engine.subject import Subject
-from bench.report import Report, say
-from bench.timeline import Timeline, first_errors
+from bench.report import say
 from cli.errors import first_error
-from worker.engines.base import Engine
-from worker.engines.transformers.compute_thread import run_in_thread
 
 _WARM_TOKENS = 16
-_START_SECONDS = 600.0
-_ROW_SECONDS = 300.0  # after which a row of the engine is lost
+_START_SECONDS = 900.0
+_ROW_SECONDS = 300.0  # after which a row of a contender is lost
 _GENERATE_SECONDS = 30.0  # after which what it has made counts
 
 
@@ -32,124 +28,53 @@ class Settings:
     model: str | None
     shape: str | None
     device: str
-    concurrency: tuple[int, ...]
+    concurrency: tuple[int, ...]  # empty: each load's own
     context: int
-    prompt: int
-    answer: int
+    tokens: Lengths
     loads: tuple[str, ...]
-    alone: bool
-    with_system: bool
-    gpus: int
+    peers: tuple[str, ...] = ()
+    gguf: str | None = None
+    alone: bool = False
+    with_system: bool = False
+    gpus: int = 1
+
+    def sizes(self, load: str) -> tuple[int, ...]:
+        """Requests at once."""
+        if self.device == "cpu":
+            return self.concurrency or LOADS[load].cpu_sizes
+        return self.concurrency or LOADS[load].gpu_sizes
+
+    @property
+    def slots(self) -> int:
+        """As many as some load needs."""
+        needs = [
+            size + LOADS[load].beside(size) for load in self.loads for size in self.sizes(load)
+        ]
+        return max(needs)
 
 
 @dataclass
-class Run:
-    """One run, and its results so far."""
+class Record:
+    """Results and notes so far; `save` keeps them after each."""
 
-    settings: Settings
-    subject: Subject
-    report: Report
-    file: Path | None = None
+    save: Callable[[], None] = lambda: None
     results: list[Result] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def run(self) -> None:
-        """The engine comes last, because it changes the model."""
-        # a thread each: what one part leaves of OpenMP's threads must not slow the next one down
-        if UNIFORM in self.settings.loads:
-            with self._row(LIMIT):
-                run_in_thread(self._measure_limit)
-            if not (self.settings.alone or self.settings.with_system):
-                run_in_thread(self._measure_generate)
-        with self._row(ENGINE):
-            run_in_thread(self._measure_engine)
-        self._save()
-
-    def _measure_limit(self) -> None:
-        it, model = self.settings, self.subject.model
-        speed = yardsticks.bandwidth(it.device)
-        weights = yardsticks.weight_bytes(model)
-        self._note(f"limit: {weights / 1e9:.3f} GB of weights, copies {speed / 1e9:.0f} GB/s")
-        config, context = model.config.get_text_config(), it.prompt + it.answer / 2
-        row = yardsticks.kv_bytes(config, model.dtype.itemsize, context)
-        for size in it.concurrency:
-            self._add(UNIFORM, size, LIMIT, Reading(step_ms=1000 * (weights + size * row) / speed))
-
-    def _measure_generate(self) -> None:
-        import torch
-
-        it, model = self.settings, self.subject.model
-        prompts = Prompts(self.subject.tokenizer, self.subject.name)
-        for size in it.concurrency:
-            requests = [Request(it.prompt, it.answer)] * size
-            name = f"{GENERATE}, {size} at once"
-            with self._row(name):
-                ids = [prompts.ids(text) for text in prompts.texts(requests)]
-                yardsticks.generate(model, ids, _WARM_TOKENS, _GENERATE_SECONDS)
-                timelines = yardsticks.generate(model, ids, it.answer, _GENERATE_SECONDS)
-                if timelines[0].tokens < it.answer:
-                    self._note(f"{name}: cut short after {timelines[0].tokens} tokens each")
-                self._add(UNIFORM, size, GENERATE, reading.read(timelines, size * it.prompt))
-            gc.collect()
-            torch.cuda.empty_cache()  # for what follows; nothing without a GPU
-
-    def _measure_engine(self) -> None:
-        it, slots = self.subject, max(self.settings.concurrency)
-        engine = subject.engine(it.name, self.settings.device, slots, it.load)
-        asyncio.run(self.measure_engine(engine))
-
-    async def measure_engine(self, engine: Engine) -> None:
-        """All loads on an engine that has not been started. Raises EngineUnavailable."""
-        began = time.perf_counter()
-        async with asyncio.timeout(_START_SECONDS):
-            await engine.start()
-        note = f"engine: ready after {time.perf_counter() - began:.1f} s, "
-        note += f"{engine.slots} slots of {engine.context_length} tokens"
-        if self.subject.precision:
-            note += f", computes in {self.subject.precision}"
-        self._note(note)
-        prompts = Prompts(self.subject.tokenizer, self.subject.name)
-        try:
-            for kind in self.settings.loads:
-                for size in self.settings.concurrency:
-                    with self._row(f"{ENGINE}, {kind}, {size} at once"):
-                        async with asyncio.timeout(_ROW_SECONDS):
-                            await self._measure_load(engine, prompts, kind, size)
-        finally:
-            await engine.stop()
-
-    async def _measure_load(self, engine: Engine, prompts: Prompts, kind: str, size: int) -> None:
-        it, context = self.settings, engine.context_length
-        requests = load.requests_of(kind, size, it.prompt, it.answer, context)
-        needed = max(request.prompt + request.answer for request in requests)
-        if needed > context:
-            self._note(f"{kind}: left out, it needs {needed} tokens a slot")
-            return
-        if kind == ARRIVALS and size == 1:  # nothing is left for a newcomer
-            return
-        first = requests[:size]
-        warm_up = [replace(it, answer=min(it.answer, _WARM_TOKENS)) for it in first]
-        await load.run_load(engine, prompts.jobs(warm_up), size)
-        timelines = await load.run_load(engine, prompts.jobs(requests), size)
-        if kind == ARRIVALS:
-            result = reading.read_arrivals(timelines[: size - 1], timelines[size - 1 :])
-        else:
-            tokens = sum(request.prompt for request in requests)
-            result = reading.read(timelines, tokens, closed_loop=kind == RAGGED)
-        self._add(kind, size, ENGINE, result, timelines)
-
-    def _add(
-        self, kind: str, size: int, contender: str, it: Reading, timelines: Sequence[Timeline] = ()
-    ) -> None:
-        name = f"{contender}, {kind}, {size} at once"
-        self.results.append(Result(kind, size, contender, it))
-        for error in first_errors(timelines):
-            self._note(f"{name}: {error}")
+    def add(self, load: str, size: int, contender: str, it: Reading) -> None:
+        self.results.append(Result(load, size, contender, it))
         if it.rate or it.ttft.count:
+            name = f"{contender}, {load}, {size} at once"
             say(f"{name}: {it.rate or 0:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
-        self._save()
+        self.save()
+
+    def note(self, line: str) -> None:
+        say(line)
+        self.notes.append(line)
+        self.save()
 
     @contextlib.contextmanager
-    def _row(self, name: str) -> Iterator[None]:
+    def row(self, name: str) -> Iterator[None]:
         """What fails in the block, in whatever way, costs only this row."""
         try:
             yield
@@ -157,15 +82,69 @@ class Run:
             first = first_error(error)
             kind = type(first).__name__
             line = (str(first).strip() or kind).splitlines()[0]
-            self._note(f"{name}: failed: {kind}: {line}")
+            self.note(f"{name}: failed: {kind}: {line}")
 
-    def _note(self, line: str) -> None:
-        say(line)
-        self.report.notes.append(line)
-        self._save()
 
-    def _save(self) -> None:
-        self.report.tables = [result_table(self.results)]
-        self.report.facts["results"] = [asdict(result) for result in self.results]
-        if self.file is not None:
-            self.report.write(self.file)
+async def measure(contender: Contender, prompts: Prompts, it: Settings, record: Record) -> None:
+    """All loads, on a contender that has not been started. Raises EngineUnavailable, NotStarted."""
+    async with asyncio.timeout(_START_SECONDS):
+        record.note(f"{contender.name}: {await contender.start()}")
+    try:
+        for name in it.loads:
+            for size in it.sizes(name):
+                with record.row(f"{contender.name}, {name}, {size} at once"):
+                    async with asyncio.timeout(_ROW_SECONDS):
+                        await _measure_load(
+                            Trial(contender, prompts, size, it.tokens), name, record
+                        )
+    finally:
+        await contender.stop()
+
+
+async def _measure_load(trial: Trial, name: str, record: Record) -> None:
+    load = LOADS[name]
+    longest, context = load.asks(trial.tokens), trial.contender.context
+    if longest.prompt + longest.answer > context:
+        needed = longest.prompt + longest.answer
+        record.note(f"{name}: left out, it needs {needed} tokens a request, of {context}")
+        return
+    few = min(longest.answer, _WARM_TOKENS)
+    await trial.at_once([replace(longest, answer=few)])
+    await trial.at_once([Request(min(trial.tokens.prompt, longest.prompt), few)] * trial.size)
+    for row, it in (await load.run(trial)).items():
+        record.add(row, trial.size, trial.contender.name, it)
+        for error in it.errors:
+            record.note(f"{trial.contender.name}, {row}, {trial.size} at once: {error}")
+
+
+def measure_limit(subject: Subject, it: Settings, record: Record) -> None:
+    """A decoding step by the speed of the memory."""
+    model = subject.model
+    speed = yardsticks.bandwidth(it.device)
+    weights = yardsticks.weight_bytes(model)
+    record.note(f"limit: {weights / 1e9:.3f} GB of weights, copies {speed / 1e9:.0f} GB/s")
+    config, context = model.config.get_text_config(), it.tokens.prompt + it.tokens.answer / 2
+    row = yardsticks.kv_bytes(config, model.dtype.itemsize, context)
+    for size in it.sizes(UNIFORM):
+        step = 1000 * (weights + size * row) / speed
+        record.add(UNIFORM, size, LIMIT, Reading(step_ms=step))
+
+
+def measure_generate(subject: Subject, it: Settings, record: Record) -> None:
+    """The uniform load on transformers' own `generate`."""
+    import torch
+
+    model, prompts = subject.model, Prompts(subject.tokenizer)
+    for size in it.sizes(UNIFORM):
+        name = f"{GENERATE}, {size} at once"
+        with record.row(name):
+            made = prompts.make([Request(it.tokens.prompt, it.tokens.answer)] * size)
+            ids = [prompt.ids for prompt in made]
+            yardsticks.generate(model, ids, _WARM_TOKENS, _GENERATE_SECONDS)
+            timelines = yardsticks.generate(model, ids, it.tokens.answer, _GENERATE_SECONDS)
+            if timelines[0].tokens < it.tokens.answer:
+                record.note(f"{name}: cut short after {timelines[0].tokens} tokens each")
+            record.add(UNIFORM, size, GENERATE, reading.read(timelines, size * it.tokens.prompt))
+        gc.collect()
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()

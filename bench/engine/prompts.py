@@ -1,13 +1,12 @@
-"""Texts of a given number of tokens, for any tokenizer, each different."""
+"""Prompts of a given number of tokens, for any tokenizer, each different."""
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import BenchError
-from broker.wire import Job, Sampling
+from broker.wire import Job
 from worker.engines.transformers.text.chat_template import prepare
 
 _WORDS = 400  # different words: enough that no two prompts begin alike
@@ -23,64 +22,73 @@ class Request:
     shared: int = 0
 
 
-class Prompts:
-    """Makes texts and jobs. Tokens are those that the engine reads, a <bos> included."""
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The same as text and as tokens, a <bos> included."""
 
-    def __init__(self, tokenizer: Any, model: str) -> None:
+    text: str
+    ids: tuple[int, ...]
+
+
+class Prompts:
+    """Makes prompts of words that are one token each."""
+
+    def __init__(self, tokenizer: Any) -> None:
         """Raises BenchError."""
         self._tokenizer = tokenizer
-        self._model = model
         self._rng = random.Random(1)
-        self._count = 0
         self._words = self._single_tokens()
-        self._special = len(self.ids(self._words[0])) - 1
+        (word, *_) = self._words
+        whole = self.ids(word)
+        self._before = tuple(whole[: len(whole) - 1])  # a <bos>
+        self._shared: list[str] = []
 
     def ids(self, text: str) -> list[int]:
-        return prepare(self._tokenizer, self.job(text, 1)).ids
+        """As the engine reads it."""
+        job = Job(request_id="bench", model="bench", reply_to="bench", created=0.0, prompt=text)
+        return prepare(self._tokenizer, job).ids
 
-    def texts(self, requests: Sequence[Request]) -> list[str]:
-        """Random words for each. Every call has a shared prefix of its own. Raises BenchError."""
-        shared = max(request.shared for request in requests)
-        prefix = self._rng.choices(self._words, k=shared)
-        texts = []
+    def make(self, requests: Sequence[Request], *, again: bool = False) -> list[Prompt]:
+        """Random words for each. `again`: behind the prefix of the last call, else a new one.
+        Raises BenchError.
+        """
+        if not again:
+            self._shared = self._choose(max(request.shared for request in requests))
+        made = []
         for request in requests:
-            own = request.prompt - self._special - request.shared
+            own = request.prompt - len(self._before) - request.shared
             if own < 1:
                 raise BenchError(f"a prompt of {request.prompt} tokens has no room for a word")
-            words = self._rng.choices(self._words, k=own)
-            texts.append(" ".join(prefix[: request.shared] + words))
-        return texts
+            made.append(self._of(self._shared[: request.shared] + self._choose(own)))
+        return made
 
-    def job(self, text: str, answer: int) -> Job:
-        """A greedy request for an answer of so many tokens."""
-        self._count += 1
-        return Job(
-            request_id=f"bench-{self._count}",
-            model=self._model,
-            reply_to="bench",
-            created=time.time(),
-            prompt=text,
-            sampling=Sampling(max_tokens=answer, temperature=0.0),
-        )
+    def next_turn(self, prompt: Prompt, text: str, ids: Sequence[int], own: int) -> Prompt:
+        """The conversation so far, its answer and so many new words."""
+        words = self._choose(own)
+        following = " ".join([prompt.text, text.strip(), *words])
+        return Prompt(following, (*prompt.ids, *ids, *(self._words[word] for word in words)))
 
-    def jobs(self, requests: Sequence[Request]) -> list[Job]:
-        jobs = []
-        for request, text in zip(requests, self.texts(requests), strict=True):
-            jobs.append(self.job(text, request.answer))
-        return jobs
+    def _of(self, words: list[str]) -> Prompt:
+        text = " ".join(words)
+        ids = [self._words[word] for word in words]
+        first = self.ids(words[0])[-1]  # no space before it
+        return Prompt(text, (*self._before, first, *ids[1:]))
 
-    def _single_tokens(self) -> list[str]:
-        """Words that cost exactly one token, at the beginning and inside of a text."""
-        words: list[str] = []
+    def _choose(self, count: int) -> list[str]:
+        return self._rng.choices(list(self._words), k=count)
+
+    def _single_tokens(self) -> dict[str, int]:
+        """Words that cost exactly one token at the beginning and inside of a text; and that."""
+        words: dict[str, int] = {}
         vocabulary = len(self._tokenizer)
         around = len(self._plain_ids("the the"))
         for token in self._rng.sample(range(vocabulary), min(vocabulary, _CANDIDATES)):
             word = self._tokenizer.decode([token], skip_special_tokens=True).strip()
             if not (word.isalnum() and word.isascii()):
                 continue
-            inside = len(self._plain_ids(f"the {word} the")) - around
-            if inside == len(self._plain_ids(word)) == 1:
-                words.append(word)
+            inside = self._plain_ids(f"the {word} the")
+            if len(inside) - around == len(self._plain_ids(word)) == 1:
+                words[word] = inside[around // 2]
             if len(words) == _WORDS:
                 break
         if not words:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.engine.load import LOADS
 from bench.report import Row, Table
 from bench.stats import Spread
-from bench.timeline import Timeline, ttfts
+from bench.timeline import Timeline, first_errors, ttfts
 
 ENGINE, GENERATE, LIMIT = "engine", "generate", "limit"
 _NO_SAMPLES = Spread()
@@ -18,8 +17,10 @@ class Reading:
 
     rate: float | None = None  # tokens of answers a second over the whole of it, prefill included
     step_ms: float | None = None  # a decoding step while all requests run
+    host: float | None = None  # processor time of the thread that queues steps, % of the time then
     prompt_rate: float | None = None  # tokens of prompts a second, until the last first token
     failed: int | None = None
+    errors: tuple[str, ...] = ()  # the first few
     ttft: Spread = _NO_SAMPLES
     gap: Spread = _NO_SAMPLES
 
@@ -28,6 +29,7 @@ class Reading:
         return {
             "tok/s": self.rate,
             "ms a step": self.step_ms,
+            "host %": self.host,
             "prompt tok/s": self.prompt_rate,
             **self.ttft.cells("TTFT", "p50", "p99"),
             **self.gap.cells("gap", "p50", "p99", "max"),
@@ -36,32 +38,33 @@ class Reading:
 
 
 def read(
-    timelines: Sequence[Timeline], prompt_tokens: int = 0, *, closed_loop: bool = False
+    timelines: Sequence[Timeline],
+    prompt_tokens: int = 0,
+    host: Sequence[tuple[float, float]] = (),
 ) -> Reading:
-    """From the first request to the last token; `closed_loop`: until the last request begins.
-
-    After that, slots of a closed loop stay empty. `prompt_tokens`: of all requests.
+    """From the first request to the last token. `prompt_tokens`: of all requests. `host`: times,
+    and the processor time of the thread that queues steps. Answers that came as a whole have no
+    delays.
     """
     begin = min(timeline.sent for timeline in timelines)
-    last_sent = max(timeline.sent for timeline in timelines)
-    last_first = end = begin
+    arrivals = [timeline for timeline in timelines if timeline.times]
+    end = max((timeline.times[-1] for timeline in arrivals), default=begin)
+    total = sum(timeline.tokens for timeline in timelines)
+    rate, failed = _rate(total, end - begin), _failures(timelines)
+    errors = tuple(first_errors(timelines))
+    if all(len(timeline.times) <= 1 for timeline in timelines):
+        return Reading(rate=rate, failed=failed, errors=errors)
+    last_first = max(timeline.times[0] for timeline in arrivals)
     gaps: list[float] = []
-    for timeline in timelines:
+    for timeline in arrivals:
         gaps += timeline.gaps()
-        if timeline.times:
-            last_first = max(last_first, timeline.times[0])
-            end = max(end, timeline.times[-1])
-    steps = prompts = None
-    if closed_loop and last_sent > begin:
-        end = last_sent
-    else:
-        steps = step_ms(timelines)
-        prompts = _rate(prompt_tokens, last_first - begin)
     return Reading(
-        rate=_rate(_tokens(timelines, begin, end), end - begin),
-        step_ms=steps,
-        prompt_rate=prompts,
-        failed=_failures(timelines),
+        rate=rate,
+        step_ms=step_ms(timelines),
+        host=_host_share(timelines, host),
+        prompt_rate=_rate(prompt_tokens, last_first - begin),
+        failed=failed,
+        errors=errors,
         ttft=Spread.of(ttfts(timelines), 1000),
         gap=Spread.of(gaps, 1000),
     )
@@ -77,6 +80,7 @@ def read_arrivals(streams: Sequence[Timeline], newcomers: Sequence[Timeline]) ->
         gaps += stream.gaps(begin, end)
     return Reading(
         failed=_failures(streams) + _failures(newcomers),
+        errors=tuple(first_errors([*streams, *newcomers])),
         ttft=Spread.of(ttfts(late), 1000),
         gap=Spread.of(gaps, 1000),
     )
@@ -84,14 +88,29 @@ def read_arrivals(streams: Sequence[Timeline], newcomers: Sequence[Timeline]) ->
 
 def step_ms(timelines: Sequence[Timeline]) -> float | None:
     """Milliseconds a step while all requests decode; None if they never all do."""
-    if any(timeline.error or not timeline.times for timeline in timelines):
-        return None
-    begin = max(timeline.times[0] for timeline in timelines)
-    end = min(timeline.times[-1] for timeline in timelines)
+    begin, end = _steady(timelines)
     steps = _tokens(timelines, begin, end) / len(timelines)
     if end <= begin or steps < 2:
         return None
     return 1000 * (end - begin) / steps
+
+
+def _steady(timelines: Sequence[Timeline]) -> tuple[float, float]:
+    """Between which moments all requests decode."""
+    if any(timeline.error or not timeline.times for timeline in timelines):
+        return 0.0, 0.0
+    begin = max(timeline.times[0] for timeline in timelines)
+    return begin, min(timeline.times[-1] for timeline in timelines)
+
+
+def _host_share(timelines: Sequence[Timeline], host: Sequence[tuple[float, float]]) -> float | None:
+    """Processor seconds a second while all requests decode, in %."""
+    begin, end = _steady(timelines)
+    within = [sample for sample in host if begin <= sample[0] <= end]
+    if len(within) < 2:
+        return None
+    (first, before), (last, after) = within[0], within[-1]
+    return 100 * (after - before) / (last - first)
 
 
 def _tokens(timelines: Sequence[Timeline], begin: float, end: float) -> int:
@@ -122,10 +141,11 @@ class Result:
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """By load and size, contenders in the order in which they were measured."""
+    """By load and size, all in the order in which they were measured."""
+    order = {load: number for number, load in enumerate(dict.fromkeys(it.load for it in results))}
     engine = {(it.load, it.size): it.reading for it in results if it.contender == ENGINE}
     rows: list[Row] = []
-    for result in sorted(results, key=lambda it: (LOADS.index(it.load), it.size)):
+    for result in sorted(results, key=lambda it: (order[it.load], it.size)):
         row: dict[str, object] = {"load": result.load, "at once": result.size}
         row["contender"] = result.contender
         row["engine / it"] = _ratio(engine.get((result.load, result.size)), result)

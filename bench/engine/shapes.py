@@ -6,6 +6,8 @@ _SPREAD = 0.02  # standard deviation of random weights, as models begin their tr
 # No token begins or ends anything: every answer is as long as it was asked for.
 _NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
+ARCHITECTURE = "LlamaForCausalLM"
+
 # What LlamaConfig is given.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {

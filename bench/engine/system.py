@@ -53,10 +53,14 @@ async def _measure(
 ) -> Result:
     pids = {**canopy.pids(), "load": [os.getpid()]}
     requests = [request] * (nodes * size)
+
+    def texts() -> list[str]:
+        return [prompt.text for prompt in prompts.make(requests)]
+
     try:
         async with asyncio.timeout(_ROW_SECONDS):
-            await _wave(canopy, prompts.texts(requests), _WARM_ANSWER, pids)
-            timelines, usage = await _wave(canopy, prompts.texts(requests), request.answer, pids)
+            await _wave(canopy, texts(), _WARM_ANSWER, pids)
+            timelines, usage = await _wave(canopy, texts(), request.answer, pids)
     except TimeoutError as error:
         message = f"{len(requests)} requests were not answered within {_ROW_SECONDS:.0f} s"
         raise RequestFailed(message) from error

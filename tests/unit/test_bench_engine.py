@@ -1,10 +1,11 @@
 """`bench engine`: readings, loads, the memory's limit, and the whole command on a tiny model."""
 
+import asyncio
 import json
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,18 +15,29 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import Gemma3TextConfig
 
-from bench.engine import lengths, load, reading, shapes, system, yardsticks
+from bench.engine import (
+    lengths,
+    llama_peer,
+    load,
+    measure,
+    peers,
+    reading,
+    shapes,
+    system,
+    vllm_peer,
+    yardsticks,
+)
 from bench.engine.command import command
-from bench.engine.measure import Run, Settings
-from bench.engine.prompts import Prompts, Request
+from bench.engine.contender import CanopyEngine, HostThread
+from bench.engine.load import Lengths, Trial
+from bench.engine.measure import Record, Settings
+from bench.engine.prompts import Prompt, Prompts, Request
 from bench.engine.reading import Reading, Result
-from bench.engine.subject import Subject
-from bench.errors import BenchError
-from bench.report import Report
+from bench.errors import BenchError, NotStarted
 from bench.timeline import Timeline
 from broker.wire import Job
 from worker import engines
-from worker.engines.base import PromptTooLong
+from worker.engines.base import Chunk, PromptTooLong
 from worker.engines.echo import EchoEngine
 
 VOCABULARY = 256
@@ -44,11 +56,18 @@ def test_a_load_counts_from_the_first_request_to_the_last_token() -> None:
     assert not it.failed
 
 
-def test_a_closed_loop_counts_until_the_last_request_begins() -> None:
-    waves = [timeline(0.0, 1.0, 2.0), timeline(2.0, 3.0, 4.0), timeline(4.0, 5.0, 6.0)]
-    assert reading.read(waves, closed_loop=True).rate == pytest.approx(1.0)
-    only_one = reading.read([timeline(0.0, 1.0, 2.0)], closed_loop=True)
-    assert only_one.rate == pytest.approx(1.0)
+def test_answers_that_came_as_a_whole_have_a_rate_and_no_delays() -> None:
+    whole = Timeline(0.0, times=[4.0], counts=[8])
+    it = reading.read([whole, whole])
+    assert it.rate == pytest.approx(4.0)
+    assert (it.ttft.count, it.step_ms, it.prompt_rate) == (0, None, None)
+
+
+def test_the_host_s_share_is_that_of_the_time_in_which_all_rows_run() -> None:
+    rows = [timeline(0.0, 1.0, 2.0, 3.0), timeline(0.0, 1.0, 2.0, 3.0)]
+    samples = [(0.0, 0.0), (1.0, 0.9), (2.0, 1.2), (3.0, 1.7), (4.0, 2.7)]
+    assert reading.read(rows, host=samples).host == pytest.approx(40)
+    assert reading.read(rows, host=samples[:1]).host is None
 
 
 def test_a_step_is_timed_only_while_all_rows_run() -> None:
@@ -91,23 +110,26 @@ def test_lengths_of_answers_are_those_of_the_trace() -> None:
 
 
 def words() -> Prompts:
-    return Prompts(shapes.tokenizer(VOCABULARY), "tiny")
+    return Prompts(shapes.tokenizer(VOCABULARY))
 
 
 def test_prompts_have_the_given_number_of_tokens_and_differ() -> None:
     prompts = words()
     requests = [Request(tokens, 1) for tokens in (1, 2, 17, 128, 128)]
-    texts = prompts.texts(requests)
-    assert [len(prompts.ids(text)) for text in texts] == [1, 2, 17, 128, 128]
-    assert texts[-1] != texts[-2]
+    made = prompts.make(requests)
+    assert [len(prompt.ids) for prompt in made] == [1, 2, 17, 128, 128]
+    assert [list(prompt.ids) for prompt in made] == [prompts.ids(prompt.text) for prompt in made]
+    assert made[-1] != made[-2]
 
 
 def test_the_prompts_of_a_load_share_their_prefix_and_nothing_with_the_next() -> None:
     prompts = words()
-    one, two = prompts.texts([Request(20, 4, shared=16)] * 2)
-    assert one.split()[:16] == two.split()[:16]
-    assert one.split()[16:] != two.split()[16:]
-    assert prompts.texts([Request(20, 4, shared=16)])[0].split()[:16] != one.split()[:16]
+    requests = [Request(20, 4, shared=16)] * 2
+    one, two = prompts.make(requests)
+    assert one.ids[:16] == two.ids[:16]
+    assert one.ids[16:] != two.ids[16:]
+    assert prompts.make(requests, again=True)[0].ids[:16] == one.ids[:16]
+    assert prompts.make(requests)[0].ids[:16] != one.ids[:16]
 
 
 def test_a_bos_counts_as_the_engine_counts_it() -> None:
@@ -115,11 +137,21 @@ def test_a_bos_counts_as_the_engine_counts_it() -> None:
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", VOCABULARY)])
     tokenizer._tokenizer.post_processor = begin
-    prompts = Prompts(tokenizer, "tiny")
-    ids = prompts.ids(prompts.texts([Request(12, 1)])[0])
-    assert (len(ids), ids[0]) == (12, VOCABULARY)
+    prompts = Prompts(tokenizer)
+    (prompt,) = prompts.make([Request(12, 1)])
+    assert (len(prompt.ids), prompt.ids[0]) == (12, VOCABULARY)
+    assert list(prompt.ids) == prompts.ids(prompt.text)
     with pytest.raises(BenchError):
-        prompts.texts([Request(1, 1)])
+        prompts.make([Request(1, 1)])
+
+
+def test_a_turn_goes_on_from_the_answer_in_text_and_in_tokens() -> None:
+    prompts = words()
+    (prompt,) = prompts.make([Request(6, 2)])
+    following = prompts.next_turn(prompt, " w7 w8", [7, 8], 3)
+    assert following.ids[:8] == (*prompt.ids, 7, 8)
+    assert list(following.ids) == prompts.ids(following.text)
+    assert len(following.ids) == 11
 
 
 class Counting(EchoEngine):
@@ -144,70 +176,146 @@ class Counting(EchoEngine):
             self.open -= 1
 
 
+SMALL_LENGTHS = Lengths().times(0.01)
+
+
+async def trial(engine: Counting, size: int) -> Trial:
+    contender = CanopyEngine(engine)
+    await contender.start()
+    return Trial(contender, words(), size, SMALL_LENGTHS)
+
+
 async def test_a_request_that_is_refused_costs_only_itself() -> None:
-    jobs = words().jobs([Request(4, 3)] * 5)
-    timelines = await load.run_load(Counting(refuse=2), jobs, 2)
+    timelines = await (await trial(Counting(refuse=2), 5)).at_once([Request(4, 3)] * 5)
     assert [it.error for it in timelines].count("the prompt is too long") == 2
     assert sum(it.tokens for it in timelines) == 9
 
 
 async def test_newcomers_come_one_after_the_other_while_all_streams_run() -> None:
     engine = Counting()
-    requests = load.requests_of(load.ARRIVALS, 3, 2, 1, 200)
-    timelines = await load.run_load(engine, words().jobs(requests), 3)
-    streams, newcomers = timelines[:2], timelines[2:]
-    assert (len(newcomers), engine.open, engine.most) == (load.NEWCOMERS, 0, 3)
-    for before, after in pairwise(newcomers):
-        assert before.times[-1] <= after.sent
-    assert min(it.times[-1] for it in streams) > newcomers[-1].times[-1]
+    (row,) = (await load.LOADS["arrivals"].run(await trial(engine, 3))).values()
+    assert (engine.open, engine.most) == (0, 4)
+    assert row.ttft.count == load._NEWCOMERS
+    assert not row.failed
 
 
-def run_of(file: Path, *concurrency: int) -> Run:
-    settings = Settings(
-        model=None,
-        shape="tiny",
-        device="cpu",
-        concurrency=concurrency,
-        context=200,
-        prompt=8,
-        answer=6,
-        loads=load.LOADS,
-        alone=True,
-        with_system=False,
-        gpus=1,
-    )
-    model = Subject("tiny", shapes.tokenizer(VOCABULARY), model=None, context=200)
-    return Run(settings, model, Report("engine", {}), file)
+async def test_streams_that_end_before_the_newcomers_are_no_measurement() -> None:
+    it = await trial(Counting(), 2)
+    it.contender.context = SMALL_LENGTHS.prompt + 3  # type: ignore[misc]
+    with pytest.raises(BenchError, match="streams ended"):
+        await load.LOADS["arrivals"].run(it)
 
 
-async def test_every_load_keeps_to_its_concurrency(tmp_path: Path) -> None:
-    run = run_of(tmp_path / "engine.json", 1, 3)
-    engine = Counting()
-    await run.measure_engine(engine)
-    facts = json.loads((tmp_path / "engine.json").read_text())["facts"]["results"]
-    measured = [(it["load"], it["size"]) for it in facts]
-    expected = [(kind, size) for kind in load.LOADS for size in (1, 3)]
-    expected.remove(("arrivals", 1))  # of one slot nothing is left for a newcomer
-    assert measured == expected
-    assert all(it["reading"]["failed"] == 0 for it in facts)
-    assert engine.most == 3
+def settings(*concurrency: int, loads: tuple[str, ...] = tuple(load.LOADS)) -> Settings:
+    return Settings(None, "tiny", "cpu", concurrency, 200, SMALL_LENGTHS, loads)
 
 
-async def test_what_fails_costs_only_its_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_load_gets_slots_for_all_that_it_has_at_once() -> None:
+    assert settings(4).slots == 6  # 4 streams and a burst of 2
+    assert settings(4, loads=("uniform",)).slots == 4
+    assert settings().slots == 16
+
+
+async def test_every_load_keeps_to_its_concurrency() -> None:
+    record, engine = Record(), Counting()
+    await measure.measure(CanopyEngine(engine), words(), settings(1, 3), record)
+    names = list(dict.fromkeys(it.load for it in record.results))
+    assert names == [
+        "uniform", "ragged", "prompts", "prefix, new", "prefix, again", "conversations",
+        "arrivals", "burst",
+    ]  # fmt: skip
+    assert [it.size for it in record.results] == [1, 3] * 3 + [1, 1, 3, 3] + [1, 3] * 3
+    assert all(it.reading.failed == 0 for it in record.results), record.notes
+    assert engine.most == 4  # with a newcomer
+
+
+async def test_what_fails_costs_only_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ValueError("it broke")
 
     monkeypatch.setattr(reading, "read_arrivals", fail)
-    run = run_of(tmp_path / "engine.json", 2)
-    engine = Counting()
-    engine.context_length = 75  # a prefix of 64 and its rest do not fit
-    await run.measure_engine(engine)
-    assert [it.load for it in run.results] == ["uniform", "ragged", "prompts"]
-    notes = "\n".join(run.report.notes)
-    assert "prefix: left out, it needs 78 tokens a slot" in notes
-    assert "engine, arrivals, 2 at once: failed: ValueError: it broke" in notes
+    record, engine = Record(), Counting()
+    engine.context_length = 30  # of 10 + 8 turns nothing fits
+    await measure.measure(CanopyEngine(engine), words(), settings(2), record)
+    assert {it.load for it in record.results} == {
+        "uniform", "ragged", "prefix, new", "prefix, again",
+    }  # fmt: skip
+    notes = "\n".join(record.notes)
+    assert "prompts: left out, it needs 45 tokens a request, of 30" in notes
+    assert "engine, burst, 2 at once: failed: ValueError: it broke" in notes
+
+
+# Peers
+
+
+class FakeLlm:
+    """Of vLLM's classes those that are used."""
+
+    aborted = 0
+
+    async def generate(self, prompt: dict[str, list[int]], sampling: object, name: str):  # type: ignore[no-untyped-def]
+        try:
+            for number in range(sampling.max_tokens):  # type: ignore[attr-defined]
+                ids = [prompt["prompt_token_ids"][0] + number]
+                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)])
+        finally:
+            self.aborted += 1
+
+    def shutdown(self) -> None:
+        pass
+
+
+async def test_vllm_gets_tokens_and_a_stream_that_is_left_is_aborted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds = SimpleNamespace(DELTA=1, FINAL_ONLY=2)
+    module = SimpleNamespace(SamplingParams=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", module)  # type: ignore[arg-type]
+    parameters = SimpleNamespace(RequestOutputKind=kinds)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", parameters)  # type: ignore[arg-type]
+    peer = vllm_peer.Vllm(Path(), 4, 64, dummy=True)
+    peer._llm = llm = FakeLlm()
+    chunks = peer.run(Prompt("w5 w6", (5, 6)), 3, streamed=True)
+    assert await anext(chunks) == Chunk(tokens=1, ids=(5,))
+    await chunks.aclose()
+    assert llm.aborted == 1
+
+
+def test_a_peer_s_results_come_back_from_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import sys, pathlib, msgspec; from bench.engine import peers, reading\n"
+        "settings = msgspec.json.decode(sys.stdin.buffer.read(), type=peers.Settings)\n"
+        "row = reading.Result(settings.loads[0], 3, 'peer', reading.Reading(rate=2.0))\n"
+        "measured = peers.Measured([row], ['a note'])\n"
+        "pathlib.Path(sys.argv[1]).write_bytes(msgspec.json.encode(measured)); sys.exit(4)"
+    )
+    monkeypatch.setattr(peers, "_command", lambda peer, file: [sys.executable, "-c", script, file])
+    measured = peers.run(peers.VLLM, settings(3))
+    assert measured.results == [Result("uniform", 3, "peer", Reading(rate=2.0))]
+    assert measured.notes == ["a note", "vllm: ended with status 4; its reason is above"]
+
+
+def test_a_peer_that_is_not_installed_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.PEERS, "vllm", "no_such_module")
+    with pytest.raises(NotStarted, match="--peer vllm needs the Python package no-such-module"):
+        peers.check("vllm")
+    with pytest.raises(NotStarted, match="--gguf"):
+        llama_peer.find_weights(None, None)
+
+
+async def test_the_decoding_thread_s_time_is_sampled_while_a_load_runs() -> None:
+    ended = asyncio.Event()
+
+    def seconds() -> float | None:
+        for spent in spents:
+            return spent
+        ended.set()
+        return None
+
+    spents = iter([0.1, 0.2])
+    with HostThread(seconds).sampling() as samples:
+        await ended.wait()
+    assert [spent for _, spent in samples] == [0.1, 0.2]
 
 
 def test_a_shape_has_its_published_size() -> None:
@@ -271,8 +379,9 @@ async def test_a_node_makes_a_shape_of_its_own() -> None:
     )
     await engine.start()
     try:
-        (job,) = words().jobs([Request(8, 5)])
-        chunks = [chunk async for chunk in engine.run(job)]
+        (prompt,) = words().make([Request(8, 5)])
+        contender = CanopyEngine(engine)
+        chunks = [chunk async for chunk in contender.run(prompt, 5, streamed=True)]
         assert chunks[0].prompt_tokens == 8
         assert sum(chunk.tokens for chunk in chunks) == 5
     finally:

@@ -1,0 +1,118 @@
+"""Peers: engines of others, each in a process of its own, whose memory is free again afterwards.
+
+`python -m bench.engine.peers NAME FILE` measures one by the settings on its standard input.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench import harness
+from bench.engine import measure, shapes
+from bench.engine.contender import Contender
+from bench.engine.measure import Record, Settings
+from bench.engine.prompts import Prompts
+from bench.engine.reading import Result
+from bench.errors import NotStarted
+from worker.models import installed
+
+VLLM, LLAMA_CPP = "vllm", "llama.cpp"
+PEERS = {VLLM: "vllm", LLAMA_CPP: "llama_cpp"}  # and the module that it needs
+_SECONDS = 3600.0
+
+
+class Measured(msgspec.Struct):
+    """What a peer's process leaves in its file."""
+
+    results: list[Result]
+    notes: list[str]
+
+
+def check(peer: str) -> None:
+    """Raises NotStarted if it is not installed."""
+    if find_spec(PEERS[peer]) is None:
+        raise NotStarted(f"--peer {peer} needs the Python package {PEERS[peer].replace('_', '-')}")
+
+
+def run(peer: str, settings: Settings) -> Measured:
+    """Its process, to the end. What it had is kept where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "measured.json"
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": None}
+        environment = harness.clean_environment()
+        with harness.child(_command(peer, str(file)), environment, **pipes) as process:
+            problem = _wait(process, msgspec.json.encode(asdict(settings)).decode())
+        measured = Measured([], [])
+        if file.exists():
+            measured = msgspec.json.decode(file.read_bytes(), type=Measured)
+    if problem:
+        measured.notes.append(f"{peer}: {problem}")
+    return measured
+
+
+def _command(peer: str, file: str) -> list[str]:
+    return [sys.executable, "-m", "bench.engine.peers", peer, file]
+
+
+def _wait(process: "subprocess.Popen[str]", settings: str) -> str:
+    """What went wrong; empty: nothing."""
+    try:
+        process.communicate(settings, _SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"not ready after {_SECONDS:.0f} s"
+    if process.returncode:
+        return f"ended with status {process.returncode}; its reason is above"
+    return ""
+
+
+def main(peer: str, file: Path) -> None:
+    """Measures `peer` in this process. Raises NotStarted, EngineUnavailable."""
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
+    record = Record()
+
+    def save() -> None:
+        measured = Measured(record.results, record.notes)
+        part = file.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(measured))
+        part.replace(file)
+
+    record.save = save
+    with tempfile.TemporaryDirectory() as folder:
+        contender, tokenizer = _contender(peer, settings, Path(folder))
+        asyncio.run(measure.measure(contender, Prompts(tokenizer), settings, record))
+
+
+def _contender(peer: str, it: Settings, scratch: Path) -> tuple[Contender, object]:
+    """And the tokenizer of its prompts. Raises NotStarted, EngineUnavailable."""
+    from worker.engines.transformers.model import loader
+
+    if it.model is None:
+        config = shapes.config(str(it.shape))
+        tokenizer = shapes.tokenizer(config.vocab_size)
+    else:
+        tokenizer = loader.load_tokenizer(installed(it.model))
+    if peer == LLAMA_CPP:
+        from bench.engine.llama_peer import LlamaCpp, find_weights
+
+        return LlamaCpp(find_weights(it.model, it.gguf), it.slots, it.context), tokenizer
+    from bench.engine.vllm_peer import Vllm
+
+    if it.model is not None:
+        return Vllm(installed(it.model), it.slots, it.context, dummy=False), tokenizer
+    config.architectures = [shapes.ARCHITECTURE]
+    config.save_pretrained(scratch)
+    return Vllm(scratch, it.slots, it.context, dummy=True), tokenizer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)  # what a peer leaves running must not keep its memory
