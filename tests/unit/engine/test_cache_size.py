@@ -354,6 +354,8 @@ def test_processes_that_share_a_model_agree_on_the_tightest(
 
     monkeypatch.setattr(sharding, "token_capacity", lambda _place, _bytes, shared: 1000)
     monkeypatch.setattr(torch.distributed, "all_reduce", least)
-    runner = sharding.create_shard_runner(tiny(), slots, 2)
+    model = tiny()
+    model.tp_plan = {}  # whole here
+    runner = sharding.create_shard(model, tokenizer(), slots, 2).runner
     expected = slots or 8
     assert (runner.slots, runner.context) == (expected, 400 // (expected + 1))

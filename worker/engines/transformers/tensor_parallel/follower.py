@@ -23,6 +23,7 @@ import torch.distributed
 import transformers
 
 from broker import logs
+from worker.engines.transformers.model.loader import load_tokenizer
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.step import DecodeRows
 from worker.engines.transformers.tensor_parallel import sharding
@@ -61,11 +62,12 @@ class _LoadedShard:
         sharding.join_group(store, call.rank, call.ranks, device, call.timeout)
         self._store = store  # the group lives as long as it does
         self._slots, self._ranks = call.slots, call.ranks
+        self._tokenizer = load_tokenizer(Path(call.folder))
         self._model: Any = sharding.load_shard(Path(call.folder), device, call.ranks)
 
     def create_runner(self) -> sharding.Shard:
         """In step with all ranks. Raises EngineUnavailable."""
-        return sharding.create_shard(self._model, self._slots, self._ranks)
+        return sharding.create_shard(self._model, self._tokenizer, self._slots, self._ranks)
 
 
 class _Follower:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed
 
 from worker.engines.base import EngineFailed, EngineUnavailable
-from worker.engines.transformers.model import settings
+from worker.engines.transformers.model import float8_cache, gpu_precision
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.loader import check_folder, eos_token_ids, load_tokenizer
 from worker.engines.transformers.model.placement import find_device
@@ -60,7 +60,6 @@ log = structlog.get_logger(__name__)
 STEP_SECONDS = 120.0  # one rank waits so long for another; they differ by little
 _START_SECONDS = 120.0  # for a process to start: it imports torch
 _LOAD_SECONDS = 1800.0  # for the others to have loaded, once rank 0 has
-_GPU_PRECISIONS = (settings.AUTO, "bfloat16")
 
 
 class TensorParallelRunner:
@@ -151,10 +150,10 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
     """
     base = find_device(device_name)
     check_folder(folder)
-    if base.type == "cuda":
-        settings.precision(_GPU_PRECISIONS, "with --tensor-parallel")
-        settings.kv_cache_dtype(_GPU_PRECISIONS, "with --tensor-parallel")
     devices = [sharding.device_of_rank(base, rank, ranks) for rank in range(ranks)]
+    float8_cache.is_requested(base)
+    if base.type == "cuda":
+        gpu_precision.check(base)
     check_room(folder, devices[:1], ranks=ranks)
     tokenizer = load_tokenizer(folder)
     try:
@@ -173,7 +172,8 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
 
     atexit.register(close)  # a process that ends while its engine starts never stops the engine
     try:
-        model, runner = _load_ranks(followers, folder.resolve(), devices, slots)
+        shard = _load_ranks(followers, folder.resolve(), devices, tokenizer, slots)
+        runner = TensorParallelRunner(shard.runner, followers)
         step_seconds = measure_step_seconds(runner, base)
     except EngineUnavailable:
         close()
@@ -187,22 +187,27 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
         close()
         raise
     return LoadedModel(
-        model=model,
+        model=shard.model,
         tokenizer=tokenizer,
-        eos_token_ids=eos_token_ids(model, tokenizer),
+        eos_token_ids=eos_token_ids(shard.model, tokenizer),
         slots=runner.slots,
         context=runner.context,
-        vocabulary=model.config.get_text_config().vocab_size,
+        vocabulary=shard.model.config.get_text_config().vocab_size,
         prefill_tokens=prefill_tokens(runner, base),
         step_seconds=step_seconds,
         runner=runner,
+        precision=shard.precision,
         close=close,
     )
 
 
 def _load_ranks(
-    followers: Followers, folder: Path, devices: list[torch.device], slots: int | None
-) -> tuple[Any, TensorParallelRunner]:
+    followers: Followers,
+    folder: Path,
+    devices: list[torch.device],
+    tokenizer: Any,
+    slots: int | None,
+) -> sharding.Shard:
     """All ranks load at the same time, and go on together once all have loaded."""
     ranks = len(devices)
     threads = sharding.threads_per_rank(ranks)
@@ -220,7 +225,7 @@ def _load_ranks(
     model = sharding.load_shard(folder, devices[0], ranks)
     followers.wait_until_done(_LOAD_SECONDS)
     followers.send(CreateRunner())
-    shard = sharding.create_shard(model, slots, ranks)
+    shard = sharding.create_shard(model, tokenizer, slots, ranks)
     followers.memory = shard.memory
     followers.wait_until_done(STEP_SECONDS)
     if shard.runner.asynchronous:
@@ -231,7 +236,7 @@ def _load_ranks(
         devices=", ".join(map(str, devices)),
         pids=followers.pids,
     )
-    return model, TensorParallelRunner(shard.runner, followers)
+    return shard
 
 
 def _capture_graphs(followers: Followers, shard: sharding.Shard) -> None:

@@ -24,7 +24,12 @@ import transformers
 from transformers.distributed import DistributedConfig
 
 from worker.engines.base import EngineUnavailable
-from worker.engines.transformers.model import compilation, settings
+from worker.engines.transformers.model import (
+    compilation,
+    float8_cache,
+    gpu_precision,
+    settings,
+)
 from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
@@ -173,9 +178,10 @@ class Shard(NamedTuple):
     layout: KVCacheLayout
     runner: LocalModelRunner
     memory: PeerMemory
+    precision: str  # "": the one that it was loaded in
 
 
-def create_shard(model: Any, slots: int | None, ranks: int) -> Shard:
+def create_shard(model: Any, tokenizer: Any, slots: int | None, ranks: int) -> Shard:
     """The shard with its runner, checked in step with all other ranks. The memory of the tightest
     rank decides, so all have the same slots (None: as many as fit there) and context. Raises
     EngineUnavailable.
@@ -184,11 +190,17 @@ def create_shard(model: Any, slots: int | None, ranks: int) -> Shard:
     try:
         memory = share_memory(device, model.dtype)
         _use_local_layers(model, memory)
+        precision = ""
+        if device.type == "cuda":
+            attention = str(model.config._attn_implementation)
+            precision = gpu_precision.quantize(model, tokenizer, attention)
         rope_limit = choose_by_sequence(model)
         layout = KVCacheLayout(model)
         prefill_again = probe_runner(Miniature(model), layout.kinds)
         if rope_limit is not None:
             rope_limit = rope_limit._replace(prefill_again=prefill_again)
+        if float8_cache.is_requested(device):
+            float8_cache.use_float8(model, tokenizer, layout)
         size = _cache_size(model, layout, slots, ranks)
         runner = create_runner(
             model,
@@ -201,14 +213,14 @@ def create_shard(model: Any, slots: int | None, ranks: int) -> Shard:
         raise EngineUnavailable(
             f"{type(model).__name__} cannot be computed by {ranks} processes: {one_line(error)}"
         ) from error
-    return Shard(model, layout, runner, memory)
+    return Shard(model, layout, runner, memory, precision)
 
 
 def _cache_size(model: Any, layout: KVCacheLayout, slots: int | None, ranks: int) -> CacheSize:
     """Of the tightest rank. Raises EngineUnavailable."""
     device: torch.device = model.device
     sharing = ranks if device.type == "cpu" else 1  # ranks that take from the same memory
-    bytes_per_token = sharing * layout.bytes_per_token(model.dtype)
+    bytes_per_token = sharing * layout.bytes_per_token(layout.dtype)
     capacity = token_capacity(device, bytes_per_token, shared=slots is None)
     tightest = torch.tensor([capacity], device=device)
     torch.distributed.all_reduce(tightest, torch.distributed.ReduceOp.MIN)
