@@ -14,6 +14,7 @@ from hypothesis.stateful import (
 from worker.engines.transformers.cache.block_hashes import first_parent, hash_blocks
 from worker.engines.transformers.cache.manager import Allocation, CacheRequest, Refusal
 from worker.engines.transformers.cache.paged_cache import PagedCache
+from worker.engines.transformers.model.window import Window
 
 SIZE = 4
 SLOTS, BLOCKS = 4, 24
@@ -50,20 +51,42 @@ def test_equal_hashes_mean_equal_beginnings(first: list[int], second: list[int])
 class Written(RuleBasedStateMachine):
     """Sequences come, grow and go. `content` is what the device's memory would hold."""
 
+    windows: tuple[Window, ...] = (Window(),)
+
     def __init__(self) -> None:
         super().__init__()
-        self.cache = PagedCache(SLOTS, BLOCKS, SIZE)
-        self.content: dict[int, list[int | None]] = {n: [None] * SIZE for n in range(BLOCKS)}
-        self.blocks: dict[int, list[int]] = {}
+        self.count = BLOCKS * len(self.windows)
+        self.cache = PagedCache(SLOTS, self.count, SIZE, self.windows)
+        # the last one is the spare block, which holds nothing
+        self.content: dict[int, list[object]] = {n: [None] * SIZE for n in range(self.count + 1)}
+        self.blocks: dict[int, list[list[int]]] = {}  # by slot, of each group
         self.ids: dict[int, list[int]] = {}
 
     running: Bundle[int] = Bundle("running")
 
+    def tables(self, blocks: tuple[int, ...]) -> list[list[int]]:
+        width = len(blocks) // len(self.windows)
+        return [list(blocks[start : start + width]) for start in range(0, len(blocks), width)]
+
     def write(self, slot: int, start: int, ids: list[int]) -> None:
         for position, token in enumerate(ids, start):
-            block = self.blocks[slot][position // SIZE]
-            self.content[block][position % SIZE] = token
+            for group, table in enumerate(self.blocks[slot]):
+                self.content[table[position // SIZE]][position % SIZE] = (group, token)
         self.cache.extend(slot, ids)
+
+    def check(self, slot: int, ids: list[int]) -> None:
+        """What the token after `ids` sees is there."""
+        for group, window in enumerate(self.windows):
+            for position in range(window.first_visible(len(ids)), len(ids)):
+                block = self.blocks[slot][group][position // SIZE]
+                assert self.content[block][position % SIZE] == (group, ids[position])
+
+    def used(self, slot: int, length: int) -> set[int]:
+        """The blocks of a sequence whose next token is at that position."""
+        used: set[int] = set()
+        for window, table in zip(self.windows, self.blocks[slot], strict=True):
+            used.update(table[window.first_visible(length) // SIZE :])
+        return used
 
     @rule(target=running, ids=tokens, reserved=st.integers(0, 30))
     def allocate(self, ids: list[int], reserved: int) -> object:
@@ -75,27 +98,30 @@ class Written(RuleBasedStateMachine):
         assert slot not in self.blocks
         assert allocation.cached < len(ids)
         assert self.cache.free_tokens <= room
-        self.blocks[slot] = list(allocation.blocks)
-        assert len(allocation.blocks) * SIZE > len(ids)
-        for position in range(allocation.cached):
-            block = allocation.blocks[position // SIZE]
-            assert self.content[block][position % SIZE] == ids[position]
-        own = set(allocation.blocks[allocation.cached // SIZE :])
-        for other, blocks in self.blocks.items():
-            assert other == slot or not own & set(blocks)
+        self.blocks[slot] = tables = self.tables(allocation.blocks)
+        assert len(tables[0]) * SIZE > len(ids)
+        self.check(slot, ids[: allocation.cached])
+        own = {block for table in tables for block in table[allocation.cached // SIZE :]}
+        assert self.count not in own
+        for other in self.ids:
+            assert not own & self.used(other, len(self.ids[other]))
         self.write(slot, allocation.cached, ids[allocation.cached :])
         self.ids[slot] = list(ids)
         return slot
 
     @rule(slot=running, more=tokens)
     def answer(self, slot: int, more: list[int]) -> None:
-        length = len(self.ids[slot]) + len(more)
-        blocks = self.cache.grow(slot, length)
-        if blocks is None:
-            return
-        self.blocks[slot] += blocks
-        self.write(slot, len(self.ids[slot]), more)
-        self.ids[slot] += more
+        for token in more:
+            blocks = self.cache.grow(slot, len(self.ids[slot]) + 1)
+            if blocks is None:
+                return
+            if blocks:
+                pairs = zip(self.blocks[slot], self.tables(blocks), strict=True)
+                for table, added in pairs:
+                    table.extend(added)
+            self.check(slot, self.ids[slot])
+            self.write(slot, len(self.ids[slot]), [token])
+            self.ids[slot].append(token)
 
     @rule(slot=running)
     def invalidate(self, slot: int) -> None:
@@ -112,14 +138,23 @@ class Written(RuleBasedStateMachine):
 
     @invariant()
     def counted(self) -> None:
-        used = {block for blocks in self.blocks.values() for block in blocks}
-        assert self.cache.free_tokens == (BLOCKS - len(used)) * SIZE
+        used: set[int] = set()
         for slot, ids in self.ids.items():
-            for position, token in enumerate(ids):
-                block = self.blocks[slot][position // SIZE]
-                assert self.content[block][position % SIZE] == token
+            self.check(slot, ids)
+            used |= self.used(slot, len(ids))
+        assert self.cache.free_tokens == (self.count - len(used)) // len(self.windows) * SIZE
 
 
+class WrittenWithWindows(Written):
+    windows = (Window(), Window(6), Window(8, chunked=True))
+
+
+class WrittenWithinOneWindow(Written):
+    windows = (Window(9),)
+
+
+TestWrittenWithWindows = WrittenWithWindows.TestCase
+TestWrittenWithinOneWindow = WrittenWithinOneWindow.TestCase
 TestWritten = Written.TestCase
 
 
@@ -205,3 +240,28 @@ def test_what_nobody_else_uses_is_not_shared() -> None:
     cache.release(first.slot)
     again = allocated(cache, [1] * 41)
     assert (again.cached, again.shared) == (40, 0)
+
+
+def test_a_window_gives_back_what_it_has_passed() -> None:
+    cache = PagedCache(2, 2 * 12, SIZE, (Window(), Window(5)))
+    ids = list(range(40))
+    allocation = allocated(cache, ids)
+    cache.extend(allocation.slot, ids)
+    assert len(allocation.blocks) == 22
+    assert cache.free_tokens == (2 + 9) // 2 * SIZE  # the token at 40 sees blocks 9 and 10
+    cache.release(allocation.slot)
+    again = allocated(cache, [*ids, 40])
+    assert again.cached == 40
+    assert again.blocks[11 : 11 + 9] == (24,) * 9  # the spare block: nobody reads it
+    branch = allocated(cache, [*ids[:20], 41, 42])  # its window's blocks are cached still
+    assert branch.cached == 20
+
+
+def test_a_prompt_whose_window_is_gone_is_computed_again() -> None:
+    cache = PagedCache(2, 14, SIZE, (Window(), Window(5)))
+    ids = list(range(25))
+    first = allocated(cache, ids)
+    cache.extend(first.slot, ids)
+    assert allocated(cache, [50, 51, 52, 53, 54]).cached == 0  # takes the blocks that were passed
+    cache.release(first.slot)
+    assert allocated(cache, ids[:14]).cached == 4  # of the block that nobody has taken yet

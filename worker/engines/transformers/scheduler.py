@@ -202,7 +202,7 @@ class SlotScheduler:
             row.capacity = self._runner.context
         elif blocks:
             self._new_blocks.append(BlockRange(row.slot, row.capacity // BLOCK_SIZE, blocks))
-            row.capacity += len(blocks) * BLOCK_SIZE
+            row.capacity += len(blocks) // len(self._runner.windows) * BLOCK_SIZE
 
     def _send_blocks(self) -> None:
         """Tells the runner of new blocks before it computes with them."""
@@ -437,7 +437,7 @@ class SlotScheduler:
 
 def _make_cache(runner: ModelRunner) -> KVCacheManager:
     if runner.blocks:
-        return PagedCache(runner.slots, runner.blocks, BLOCK_SIZE)
+        return PagedCache(runner.slots, runner.blocks, BLOCK_SIZE, runner.windows)
     return SlotCache(runner.slots)
 
 

@@ -33,7 +33,7 @@ class Allocation(NamedTuple):
     slot: int
     cached: int  # tokens at the prompt's beginning whose keys and values exist
     source: int | None = None  # slots: another one to copy them from
-    blocks: tuple[int, ...] = ()  # pages: the sequence's blocks, the cached ones first
+    blocks: tuple[int, ...] = ()  # pages: the sequence's blocks of each group, cached ones first
     shared: int = 0  # pages: tokens in blocks that other sequences use, too
 
 
@@ -47,7 +47,10 @@ class KVCacheManager(Protocol):
         """Memory for a prompt, of which at least the last token is always computed."""
 
     def grow(self, slot: int, length: int) -> tuple[int, ...] | None:
-        """Makes room for `length` tokens in all. Returns new blocks; None if there is no room."""
+        """Makes room for `length` tokens in all, the last of which is computed next: blocks that it
+        does not see may be given back. Returns new blocks, equally many of each group of layers;
+        None if there is no room.
+        """
 
     def extend(self, slot: int, tokens: list[int]) -> None:
         """The step computes these next tokens of the slot: others may share them from now on."""

@@ -2,13 +2,18 @@
 
 The method is vLLM's (Kwon et al., 2023, https://arxiv.org/abs/2309.06180). A block is shared once
 the step that fills it is queued, as the device computes steps in their order.
+
+Layers with another window have blocks of their own (model/block_groups.py): those that a window has
+passed are given back, and a prompt whose beginning is cached needs only those within its windows.
 """
 
 from collections.abc import Collection
+from collections.abc import Sequence as Many
 
 from worker.engines.transformers.cache.block_hashes import first_parent, hash_blocks
 from worker.engines.transformers.cache.block_pool import BlockPool
 from worker.engines.transformers.cache.manager import Allocation, CacheRequest, Refusal
+from worker.engines.transformers.model.window import Window
 
 _WORTH_WAITING = 64  # tokens that a prompt must gain by waiting for another one
 
@@ -17,9 +22,10 @@ class _Pages:
     """The blocks of one sequence."""
 
     def __init__(
-        self, blocks: list[int], hashes: list[bytes], computed: int, group: int, hits: int
+        self, tables: list[list[int]], hashes: list[bytes], computed: int, group: int, hits: int
     ) -> None:
-        self.blocks = blocks
+        self.tables = tables  # of each group of layers
+        self.passed = [0] * len(tables)  # blocks that its window has passed: given back
         self.hits = hits  # blocks that others had computed
         self.hashes = hashes  # of whole blocks; the first `computed // block_size` are published
         self.computed = computed  # tokens
@@ -31,8 +37,13 @@ class _Pages:
 class PagedCache:
     """Keeps the KVCacheManager protocol."""
 
-    def __init__(self, slots: int, blocks: int, block_size: int) -> None:
+    def __init__(
+        self, slots: int, blocks: int, block_size: int, windows: Many[Window] = (Window(),)
+    ) -> None:
+        """`blocks` for all groups of layers together; `windows`: of each."""
         self._block_size = block_size
+        self._windows = windows
+        self._no_block = blocks  # the runner's spare one
         self._pool = BlockPool(blocks)
         self._free_slots = list(range(slots))
         self._pages: dict[int, _Pages] = {}  # by slot
@@ -43,45 +54,81 @@ class PagedCache:
     @property
     def free_tokens(self) -> int:
         """For how many tokens there is room."""
-        return self._pool.unused * self._block_size
+        return self._pool.unused // len(self._windows) * self._block_size
 
     def allocate(self, request: CacheRequest) -> Allocation | Refusal:
         """See the protocol. Blocks for the whole prompt and the token after it."""
         if not self._free_slots:
             return Refusal.NO_ROOM
-        hits = self._hits(request)
-        if self._worth_waiting(request, len(hits)):
+        hits = self._count_hits(request)
+        if self._worth_waiting(request, hits):
             return Refusal.WORTH_WAITING
+        cached = hits * self._block_size
         count = self._blocks_for(len(request.ids) + 1)
-        revived = sum(self._pool.is_unused(block) for block in hits)
+        groups = len(self._windows)
+        found = [self._found(request.hashes, group, hits) for group in range(groups)]
+        revived = sum(self._pool.is_unused(block) for blocks in found for block in blocks)
         reserved = self._blocks_for(request.reserved_tokens)
-        if self._pool.unused - revived < count - len(hits) + reserved:
+        if self._pool.unused - revived < groups * (count - hits + reserved):
             return Refusal.NO_ROOM
         slot = self._free_slots.pop()
-        for block in hits:
-            self._pool.share(block)
-        cached = len(hits) * self._block_size
-        blocks = hits + self._pool.take(count - len(hits))
-        self._pages[slot] = _Pages(blocks, list(request.hashes), cached, request.group, len(hits))
+        for blocks in found:
+            for block in blocks:
+                self._pool.share(block)
+        tables = [self._table(blocks, hits, count) for blocks in found]
+        pages = _Pages(tables, list(request.hashes), cached, request.group, hits)
+        pages.passed = [hits - len(blocks) for blocks in found]
+        self._pages[slot] = pages
         if request.group >= 0:
-            for block_hash in request.hashes[len(hits) :]:
+            for block_hash in request.hashes[hits:]:
                 self._pending.setdefault(block_hash, slot)
         self.prompt_tokens += len(request.ids)
         self.cached_tokens += cached
-        shared = (len(hits) - revived) * self._block_size
-        return Allocation(slot, cached, blocks=tuple(blocks), shared=shared)
+        shared = max(0, sum(map(len, found)) - revived) // groups * self._block_size
+        return Allocation(slot, cached, blocks=_flat(tables, 0), shared=shared)
 
-    def _hits(self, request: CacheRequest) -> list[int]:
-        """Blocks that hold the prompt's beginning; its last token is always left out."""
-        hits: list[int] = []
+    def _count_hits(self, request: CacheRequest) -> int:
+        """How many blocks at the prompt's beginning need not be computed: of each group of layers
+        those exist that are within its window then. The last token is always left out.
+        """
         if not request.reuse or request.group < 0:
-            return hits
-        for block_hash in request.hashes[: (len(request.ids) - 1) // self._block_size]:
-            block = self._pool.find(block_hash)
-            if block is None:
+            return 0
+        windowed = [group for group, window in enumerate(self._windows) if window.tokens]
+        full = [group for group, window in enumerate(self._windows) if not window.tokens]
+        missing = [-1] * len(self._windows)  # of each group the last block that does not exist
+        hits = 0
+        for number in range((len(request.ids) - 1) // self._block_size):
+            block_hash = request.hashes[number]
+            if any(self._find(block_hash, group) is None for group in full):
                 break
-            hits.append(block)
+            for group in windowed:
+                if self._find(block_hash, group) is None:
+                    missing[group] = number
+            position = (number + 1) * self._block_size
+            if all(self._first_block(group, position) > missing[group] for group in windowed):
+                hits = number + 1
         return hits
+
+    def _find(self, block_hash: bytes, group: int) -> int | None:
+        """The block that has the keys and values of a group's layers."""
+        return self._pool.find(_group_hash(block_hash, group))
+
+    def _found(self, hashes: list[bytes], group: int, hits: int) -> list[int]:
+        """The cached blocks of a group that a sequence with so many hits uses."""
+        blocks: list[int] = []
+        for block_hash in hashes[self._first_block(group, hits * self._block_size) : hits]:
+            block = self._find(block_hash, group)
+            if block is not None:
+                blocks.append(block)
+        return blocks
+
+    def _table(self, found: list[int], hits: int, count: int) -> list[int]:
+        """A new sequence's blocks of a group."""
+        return [self._no_block] * (hits - len(found)) + found + self._pool.take(count - hits)
+
+    def _first_block(self, group: int, position: int) -> int:
+        """The oldest block that the token at `position` needs."""
+        return self._windows[group].first_visible(position) // self._block_size
 
     def _worth_waiting(self, request: CacheRequest, hits: int) -> bool:
         """Whether so much of the prompt is being computed for others that it gains by waiting."""
@@ -94,14 +141,25 @@ class PagedCache:
     def grow(self, slot: int, length: int) -> tuple[int, ...] | None:
         """See the protocol."""
         pages = self._pages[slot]
-        missing = self._blocks_for(length) - len(pages.blocks)
+        before = len(pages.tables[0])
+        missing = self._blocks_for(length) - before
         if missing <= 0:
             return ()
-        if missing > self._pool.unused:
+        self._release_passed(pages, length - 1)
+        if missing * len(self._windows) > self._pool.unused:
             return None
-        blocks = self._pool.take(missing)
-        pages.blocks += blocks
-        return tuple(blocks)
+        for table in pages.tables:
+            table.extend(self._pool.take(missing))
+        return _flat(pages.tables, before)
+
+    def _release_passed(self, pages: _Pages, position: int) -> None:
+        """The next token to be computed is that at `position`, and sees no older blocks."""
+        for group, table in enumerate(pages.tables):
+            begin, end = pages.passed[group], self._first_block(group, position)
+            if end > begin:
+                self._pool.release(table[begin:end])
+                table[begin:end] = [self._no_block] * (end - begin)
+                pages.passed[group] = end
 
     def extend(self, slot: int, tokens: list[int]) -> None:
         """See the protocol."""
@@ -114,7 +172,13 @@ class PagedCache:
             if self._pending.get(block_hash) == slot:
                 del self._pending[block_hash]
             if pages.shared:
-                self._pool.publish(pages.blocks[index], block_hash)
+                self._publish(pages, index)
+        self._release_passed(pages, pages.computed)
+
+    def _publish(self, pages: _Pages, index: int) -> None:
+        for group, table in enumerate(pages.tables):
+            if table[index] != self._no_block:
+                self._pool.publish(table[index], _group_hash(pages.hashes[index], group))
 
     def _hash_answer(self, pages: _Pages, tokens: list[int]) -> None:
         """Hashes the blocks that lie behind the prompt's whole ones."""
@@ -134,7 +198,8 @@ class PagedCache:
             return
         self._withdraw(slot)
         del self._pages[slot]
-        self._pool.release(pages.blocks)
+        for table, passed in zip(pages.tables, pages.passed, strict=True):
+            self._pool.release(table[passed:])
         self._free_slots.append(slot)
 
     def invalidate(self, slot: int) -> None:
@@ -143,8 +208,14 @@ class PagedCache:
         if pages is None:
             return
         pages.shared = False
-        for block in pages.blocks[pages.hits :]:
-            self._pool.forget(block)
+        for table, passed in zip(pages.tables, pages.passed, strict=True):
+            for block in table[max(passed, pages.hits) :]:
+                self._pool.forget(block)
+        for block_hash in pages.hashes[pages.hits : max(pages.passed)]:
+            for group in range(len(self._windows)):
+                given_back = self._find(block_hash, group)
+                if given_back is not None:
+                    self._pool.forget(given_back)
 
     def clear(self) -> None:
         """See the protocol."""
@@ -169,3 +240,13 @@ class PagedCache:
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self._block_size)
+
+
+def _group_hash(block_hash: bytes, group: int) -> bytes:
+    """Names what the layers of a group have of these tokens."""
+    return block_hash + bytes((group,)) if group else block_hash
+
+
+def _flat(tables: list[list[int]], first: int) -> tuple[int, ...]:
+    """The blocks from number `first` on, one group after the other."""
+    return tuple(block for table in tables for block in table[first:])

@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 from worker.engines.transformers.model import paged_attention
 from worker.engines.transformers.model.float8 import FLOAT8, round_to_float8
 from worker.engines.transformers.model.step import PrefillChunk, Step
-from worker.engines.transformers.model.window import layer_window
+from worker.engines.transformers.model.window import Window, layer_window
 
 NAME = "canopy_slots"  # of the attention function, in transformers' registry
 
@@ -95,6 +95,7 @@ def attention_forward(
         value[0].transpose(0, 1),
         module.key_cache,
         module.value_cache,
+        module.block_group,
         s_aux,
         scale,
         window.tokens,
@@ -120,6 +121,7 @@ def attend(
     value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
+    block_group: torch.Tensor,
     sinks: torch.Tensor | None,
     scale: float,
     window: int,
@@ -129,8 +131,9 @@ def attend(
     """Stores `key` and `value` [tokens, kv heads, head size] in the caches, whose dtype they have,
     see LocalModelRunner, then attends with `query` [tokens, heads, head size]. Returns its shape.
 
-    `window`, `chunked`: see `layer_window`. `softcap`: 0: none. `sinks` [heads]: a logit that takes
-    part in the softmax and has no value.
+    `block_group`: of the layer, on the host; see `block_groups`. As a number it would have every
+    group compiled by itself. `window`, `chunked`: see `layer_window`. `softcap`: 0: none. `sinks`
+    [heads]: a logit that takes part in the softmax and has no value.
     """
     running: Step = _local.step
     step = running.on(query.device)
@@ -138,10 +141,12 @@ def attend(
     if step.block_tables is None:
         _store(key_cache, value_cache, key, value, step.slot_mapping)
         return _attend_with_sdpa(query, key_cache, value_cache, step, bounds)
-    caches = key_cache, value_cache, step.block_tables[query.device]
+    group = int(block_group)
+    slot_mapping = step.slot_mapping[group]
+    caches = key_cache, value_cache, step.block_tables[query.device][group]
     rows = len(step.slots)
     if not query.is_cuda or query.dtype == torch.float32:
-        _store(key_cache, value_cache, key, value, step.slot_mapping)
+        _store(key_cache, value_cache, key, value, slot_mapping)
         return _attend_plainly(query, caches, step, bounds)
     with torch.cuda.device(query.device):  # Triton launches on the current device
         decoded = query[:0]
@@ -151,7 +156,7 @@ def attend(
             )
         if step.chunk_starts is None:
             return decoded
-        _store(key_cache, value_cache, key[rows:], value[rows:], step.slot_mapping[rows:])
+        _store(key_cache, value_cache, key[rows:], value[rows:], slot_mapping[rows:])
         attended = _kernels().prefill(
             query[rows:], *caches, step.chunk_slots, step.chunk_lengths, step.chunk_starts, *bounds
         )
@@ -167,6 +172,7 @@ def _(
     value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
+    block_group: torch.Tensor,
     sinks: torch.Tensor | None,
     scale: float,
     window: int,
@@ -238,7 +244,7 @@ def _attend_with_sdpa(
     first = 0
     for chunk in step.chunks:
         last = first + chunk.length
-        begin = paged_attention.first_visible(chunk.start, bounds.window, bounds.chunked)
+        begin = Window(bounds.window, bounds.chunked).first_visible(chunk.start)
         q = query[first:last].transpose(0, 1)
         k = key_cache[chunk.slot, begin : chunk.end].transpose(0, 1)
         v = value_cache[chunk.slot, begin : chunk.end].transpose(0, 1)

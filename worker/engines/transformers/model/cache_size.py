@@ -28,19 +28,33 @@ class CacheSize(NamedTuple):
     blocks: int = 0  # of BLOCK_SIZE tokens, for all sequences; 0: each slot has its own row
 
 
+class BlockSplit(NamedTuple):
+    """Into how many blocks BLOCK_SIZE tokens go; see `block_groups`."""
+
+    groups: int = 1  # of layers: a sequence has blocks of each
+    per_token: float = 1.0  # blocks, as far as memory goes
+
+
+ONE_GROUP = BlockSplit()
+
+
 def size_for_pages(
-    tokens: int, longest: int, slots: int | None, batch_sizes: Iterable[int]
+    tokens: int,
+    longest: int,
+    slots: int | None,
+    batch_sizes: Iterable[int],
+    split: BlockSplit = ONE_GROUP,
 ) -> CacheSize | None:
     """Blocks for `tokens` tokens in all. `slots`: None: as many as will usually have room, out of
     `batch_sizes`. None if there is no room for a single useful sequence.
     """
-    blocks = tokens // BLOCK_SIZE - 1
-    context = min(longest, blocks * BLOCK_SIZE)
+    blocks = int(tokens // BLOCK_SIZE * split.per_token) - 1
+    context = min(longest, blocks // split.groups * BLOCK_SIZE)
     if context < min(longest, MIN_CONTEXT):
         return None
     if slots is None:
         slots = max(1, _largest(tuple(batch_sizes), min(MAX_SLOTS, tokens // _USUAL_LENGTH)))
-    return CacheSize(slots, context, min(blocks, slots * blocks_for(context)))
+    return CacheSize(slots, context, min(blocks, slots * split.groups * blocks_for(context)))
 
 
 def blocks_for(tokens: int) -> int:

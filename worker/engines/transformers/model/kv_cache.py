@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, PretrainedConfig
 
+from worker.engines.transformers.model.block_groups import BlockGroups, group_layers
 from worker.engines.transformers.model.errors import UnsupportedModel
-from worker.engines.transformers.model.window import layer_window
+from worker.engines.transformers.model.window import Window, layer_window
 from worker.errors import one_line
 
 _RECORDER = "canopy_probe"  # the attention function that records the calls
@@ -49,6 +51,7 @@ class KVCacheLayout:
         """Runs one token through the model, which is left as it was. Raises UnsupportedModel."""
         self.shapes: dict[Any, KVCacheShape] = {}  # by attention module
         self.devices: dict[Any, torch.device] = {}  # the same
+        self.windows: dict[Any, Window] = {}  # the same
         self.kinds: set[AttentionKind] = set()
         self.dtype: torch.dtype = model.dtype  # of keys and values; see `float8_cache`
         self.scales: dict[Any, KVScales] = {}  # by attention module, of float8 only
@@ -95,6 +98,7 @@ class KVCacheLayout:
             kv_heads=key.shape[1], head_size=max(key.shape[3], value.shape[3])
         )
         self.devices[module] = key.device
+        self.windows[module] = window
         kind = AttentionKind(
             module=type(module).__name__,
             windowed=window.tokens > 0,
@@ -106,6 +110,12 @@ class KVCacheLayout:
         self.kinds.add(kind)
         out = query.new_zeros(*query.shape[:3], value.shape[3])
         return out.transpose(1, 2).contiguous(), None
+
+    @cached_property
+    def block_groups(self) -> BlockGroups:
+        """Of the layers, in order."""
+        shapes = zip(self.shapes.values(), self.devices.values(), strict=True)
+        return group_layers(list(self.windows.values()), list(shapes))
 
     def bytes_per_token(self, dtype: torch.dtype, device: torch.device | None = None) -> int:
         """Memory that the keys and values of one token take: on `device`, or on all devices."""

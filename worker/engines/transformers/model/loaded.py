@@ -8,6 +8,7 @@ import torch
 
 from worker.engines.transformers.model.rope import RopeLimit
 from worker.engines.transformers.model.step import NO_ROWS, BlockRange, DecodeRows, PrefillChunk
+from worker.engines.transformers.model.window import Window
 
 
 class ModelRunner(Protocol):
@@ -21,6 +22,7 @@ class ModelRunner(Protocol):
     slots: int
     context: int
     blocks: int  # of cache_size.BLOCK_SIZE tokens; 0: each slot has its own row
+    windows: tuple[Window, ...]  # of the groups of layers; see `block_groups`
     rope_limit: RopeLimit | None  # beyond it a sequence's keys differ
 
     @property

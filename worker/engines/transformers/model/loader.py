@@ -167,7 +167,9 @@ def runner_of(
             bytes_per_token = layout.bytes_per_token(layout.dtype, device)
             capacities.append(token_capacity(device, bytes_per_token, shared=slots is None))
         pages = uses_pages(model.device)
-        size = cache_size_for(model, min(capacities), slots, context, pages=pages)
+        size = cache_size_for(
+            model, min(capacities), slots, context, pages=pages, groups=layout.block_groups
+        )
         runner = create_runner(model, layout, size, rope_limit=rope_limit)
     except UnsupportedModel as error:
         raise UnsupportedModel(one_line(error)) from error

@@ -8,7 +8,10 @@ import torch
 
 from worker.engines.base import DEFAULT_SLOTS, EngineUnavailable, Footprint
 from worker.engines.transformers.model import settings
+from worker.engines.transformers.model.block_groups import BlockGroups
 from worker.engines.transformers.model.cache_size import (
+    ONE_GROUP,
+    BlockSplit,
     CacheSize,
     fraction_share,
     min_tokens,
@@ -88,8 +91,20 @@ def token_capacity(device: torch.device, bytes_per_token: int, *, shared: bool =
     return cache_bytes // max(1, bytes_per_token)
 
 
+def _split(groups: BlockGroups | None) -> BlockSplit:
+    if groups is None:
+        return ONE_GROUP
+    return BlockSplit(len(groups.windows), groups.per_token)
+
+
 def cache_size_for(
-    model: Any, tokens: int, slots: int | None, context: int | None = None, *, pages: bool = False
+    model: Any,
+    tokens: int,
+    slots: int | None,
+    context: int | None = None,
+    *,
+    pages: bool = False,
+    groups: BlockGroups | None = None,
 ) -> CacheSize:
     """The cache size where `tokens` fit on the tightest device. `slots`: None: as many as usually
     have room with `pages`, which are blocks instead of a row for each slot; else DEFAULT_SLOTS.
@@ -99,7 +114,7 @@ def cache_size_for(
     longest = context or context_length(model)
     if not pages:
         return size_for_slots(tokens, longest, slots or DEFAULT_SLOTS)
-    size = size_for_pages(tokens, longest, slots, GRAPH_BATCH_SIZES)
+    size = size_for_pages(tokens, longest, slots, GRAPH_BATCH_SIZES, _split(groups))
     if size is None:
         raise EngineUnavailable(
             f"beside the model the GPU has room for keys and values of {tokens} tokens, and one "

@@ -5,6 +5,8 @@ the kernels are compared with.
 import torch
 from torch.nn import functional
 
+from worker.engines.transformers.model.window import Window
+
 
 def attend(
     query: torch.Tensor,
@@ -39,7 +41,7 @@ def attend(
         if begin == end or length == 0:
             continue
         position = length - (end - begin)  # of the first query
-        first = first_visible(position, window, chunked)  # older keys may be gone
+        first = Window(window, chunked).first_visible(position)  # older keys may be gone
         keys = _gather(key_cache, block_tables[row], first, length).to(query.dtype)
         values = _gather(value_cache, block_tables[row], first, length).to(query.dtype)
         visible = visible_keys(position, first, length, window, chunked, query.device)
@@ -61,15 +63,6 @@ def _gather(cache: torch.Tensor, table: torch.Tensor, first: int, length: int) -
     blocks = table[first_block : -(-length // block_size)].long()
     begin = first_block * block_size
     return cache[blocks].flatten(0, 1)[first - begin : length - begin].transpose(0, 1)
-
-
-def first_visible(position: int, window: int, chunked: bool) -> int:
-    """The oldest token that the one at `position` sees."""
-    if not window:
-        return 0
-    if chunked:
-        return position // window * window
-    return max(0, position - window + 1)
 
 
 def visible_keys(

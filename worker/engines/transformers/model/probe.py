@@ -209,7 +209,7 @@ def give_blocks(runner: LocalModelRunner, slots: int, length: int) -> None:
     """The first `slots` sequences get blocks for `length` tokens each, where there are blocks."""
     if not runner.blocks:
         return
-    count = blocks_for(length)
+    count = blocks_for(length) * len(runner.windows)
     ranges: list[BlockRange] = []
     for slot in range(slots):
         blocks = tuple(range(slot * count, (slot + 1) * count))
@@ -235,7 +235,8 @@ def _runner_logits(
     slots = len(PROMPT_LENGTHS)
     size = CacheSize(slots, context)
     if uses_pages(miniature.model.device):
-        size = CacheSize(slots, context, slots * blocks_for(context))
+        groups = len(layout.block_groups.windows)
+        size = CacheSize(slots, context, slots * groups * blocks_for(context))
     runner = LocalModelRunner(miniature.model, layout, size)
     give_blocks(runner, slots, context)
     trial = _RunnerTrial(runner, miniature.sequences)

@@ -42,12 +42,14 @@ from worker.engines.transformers.model.step import (
 
 Progress = Callable[[str], None]
 CACHES = ("key_cache", "value_cache")  # attributes of attention modules
+_Caches = tuple[torch.Tensor, torch.Tensor]
 
 
 class LocalModelRunner:
     """The ModelRunner that computes in this process. Owns the keys and values, which the attention
     modules see as `key_cache` and `value_cache`: [blocks + 1, BLOCK_SIZE, kv heads, head size], or
-    [slots + 1, context, kv heads, head size]. The last block or row is for padding.
+    [slots + 1, context, kv heads, head size]. The last block or row is for padding. Layers
+    of several groups share the memory of a block; see `block_groups`.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class LocalModelRunner:
         self.device: torch.device = model.device
         self.slots, self.context, self.blocks = size
         slots = size.slots
+        self.windows = layout.block_groups.windows
         self.rope_limit = rope_limit
         self._attention_modules: list[Any] = []  # those that have their part of the cache
         self._packs_positions = any(counts_tokens(module) for module in layout.shapes)
@@ -92,35 +95,43 @@ class LocalModelRunner:
     @property
     def cache_bytes(self) -> int:
         """See ModelRunner."""
-        total = 0
+        sizes: dict[int, int] = {}  # by address: groups share memory
         for module in self._attention_modules:
             for name in CACHES:
-                total += getattr(module, name).nbytes
-        return total
+                cache = getattr(module, name)
+                sizes[cache.data_ptr()] = cache.nbytes
+        return sum(sizes.values())
 
     def _allocate(self, layout: KVCacheLayout) -> None:
-        rows = (self.slots + 1, self.context)
         if self.blocks:
-            rows = (self.blocks + 1, BLOCK_SIZE)
             self._block_tables = self._make_block_tables(set(layout.devices.values()))
+        shared: dict[int, _Caches] = {}  # by place in a block
         try:
-            for module, (kv_heads, head_size) in layout.shapes.items():
-                shape = (*rows, kv_heads, head_size)
-                device = layout.devices[module]
-                keys = torch.empty(shape, dtype=layout.dtype, device=device)
-                values = torch.empty(shape, dtype=layout.dtype, device=device)
-                module.key_cache, module.value_cache = keys, values
+            for module, place in zip(layout.shapes, layout.block_groups.places, strict=True):
+                caches = shared.get(place.layer) if self.blocks else None
+                if caches is None:
+                    caches = shared[place.layer] = self._allocate_caches(layout, module)
+                module.key_cache, module.value_cache = caches
+                module.block_group = torch.tensor(place.group, device="cpu")
                 if module in layout.scales:
-                    scales = torch.tensor(layout.scales[module], device=device)
+                    scales = torch.tensor(layout.scales[module], device=layout.devices[module])
                     module.key_scale, module.value_scale = scales
                 self._attention_modules.append(module)
         except RuntimeError:  # out of memory
             self.release()
             raise
 
+    def _allocate_caches(self, layout: KVCacheLayout, module: Any) -> _Caches:
+        rows = (self.slots + 1, self.context)
+        if self.blocks:
+            rows = (self.blocks + 1, BLOCK_SIZE)
+        shape, device = (*rows, *layout.shapes[module]), layout.devices[module]
+        keys = torch.empty(shape, dtype=layout.dtype, device=device)
+        return keys, torch.empty_like(keys)
+
     def _make_block_tables(self, devices: set[torch.device]) -> dict[torch.device, torch.Tensor]:
         """Every sequence has the spare block everywhere, until `set_blocks`."""
-        shape = (self.slots + 1, blocks_for(self.context))
+        shape = (len(self.windows), self.slots + 1, blocks_for(self.context))
         tables: dict[torch.device, torch.Tensor] = {}
         for device in devices | {self.device}:
             tables[device] = torch.full(shape, self.blocks, dtype=torch.int32, device=device)
@@ -130,7 +141,7 @@ class LocalModelRunner:
         """Frees the graphs and the KV cache."""
         self.drop_graphs()
         for module in self._attention_modules:
-            del module.key_cache, module.value_cache
+            del module.key_cache, module.value_cache, module.block_group
         self._attention_modules = []
 
     def drop_graphs(self) -> None:
@@ -150,23 +161,27 @@ class LocalModelRunner:
 
     def set_blocks(self, ranges: list[BlockRange]) -> None:
         """The sequences have these blocks from the next step on. One upload for all of them."""
+        groups: list[int] = []
         slots: list[int] = []
         numbers: list[int] = []
         blocks: list[int] = []
         for slot, start, added in ranges:
+            count = len(added) // len(self.windows)
+            for group in range(len(self.windows)):
+                groups += [group] * count
+                numbers += range(start, start + count)
             slots += [slot] * len(added)
-            numbers += range(start, start + len(added))
             blocks += added
-        entries = self._upload(slots + numbers + blocks).view(3, -1)
+        entries = self._upload(groups + slots + numbers + blocks).view(4, -1)
         for device, table in (self._block_tables or {}).items():
             moved = entries.to(device, non_blocking=True)
-            table[moved[0], moved[1]] = moved[2].int()
+            table[moved[0], moved[1], moved[2]] = moved[3].int()
 
     def _slot_mapping(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """[tokens] where the keys and values of tokens go in the flattened cache."""
+        """Where the keys and values of tokens go in the flattened cache; see Step."""
         if self._block_tables is None:
             return slots * self.context + positions
-        blocks = self._block_tables[self.device][slots, positions // BLOCK_SIZE]
+        blocks = self._block_tables[self.device][:, slots, positions // BLOCK_SIZE]
         return blocks.long() * BLOCK_SIZE + positions % BLOCK_SIZE
 
     def feed(self, tokens: torch.Tensor) -> None:

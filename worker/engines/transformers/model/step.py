@@ -39,7 +39,9 @@ NO_ROWS = DecodeRows((), ())
 
 
 class BlockRange(NamedTuple):
-    """Blocks of the cache that belong to a sequence, from the one with number `start` on."""
+    """Blocks of the cache that belong to a sequence, from the one with number `start` on: equally
+    many of each group of layers, one group after the other.
+    """
 
     slot: int
     start: int
@@ -66,7 +68,8 @@ class Step:
     graphs they are the graph's static inputs, refilled for each step.
     """
 
-    slot_mapping: torch.Tensor  # [tokens] where keys and values go in the flattened cache
+    # Where keys and values go in the flattened cache: [tokens], with blocks [groups, tokens]
+    slot_mapping: torch.Tensor
     slots: torch.Tensor  # [rows]
     lengths: torch.Tensor  # [rows] tokens in the slot, including this step's; 0: unused
     chunks: tuple[PrefillChunk, ...] = ()  # on the host, for the SDPA path
@@ -75,7 +78,8 @@ class Step:
     chunk_starts: torch.Tensor | None = None  # [chunks + 1] offsets among the chunks' tokens
     batch_invariant: bool = False  # a row's rounding must not depend on the other rows
     prefill_lengths: torch.Tensor | None = None  # [tokens] `known_length` of the token's chunk
-    # [slots + 1, blocks a sequence] int32, by device: a sequence's blocks; None: slots are rows
+    # [groups, slots + 1, blocks a sequence] int32, by device: a sequence's blocks of each group of
+    # layers, see `block_groups`; None: slots are rows
     block_tables: dict[torch.device, torch.Tensor] | None = None
     copies: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
     _row_groups: list[RowGroup] = field(default_factory=list, repr=False, compare=False)

@@ -11,6 +11,14 @@ class Window(NamedTuple):
     tokens: int = 0
     chunked: bool = False
 
+    def first_visible(self, position: int) -> int:
+        """The oldest token that the one at `position` sees."""
+        if not self.tokens:
+            return 0
+        if self.chunked:
+            return position // self.tokens * self.tokens
+        return max(0, position - self.tokens + 1)
+
 
 def layer_window(module: Any, sliding_window: int | None) -> Window:
     """Of an attention module of the library, which passes `sliding_window` to its attention. Some

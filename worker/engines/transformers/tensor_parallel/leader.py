@@ -70,6 +70,7 @@ class TensorParallelRunner:
         self._followers = followers
         self.device: torch.device = runner.device
         self.slots, self.context, self.blocks = runner.slots, runner.context, runner.blocks
+        self.windows = runner.windows
         self.rope_limit = runner.rope_limit
 
     @property

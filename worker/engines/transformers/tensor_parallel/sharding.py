@@ -224,7 +224,9 @@ def _cache_size(model: Any, layout: KVCacheLayout, slots: int | None, ranks: int
     capacity = token_capacity(device, bytes_per_token, shared=slots is None)
     tightest = torch.tensor([capacity], device=device)
     torch.distributed.all_reduce(tightest, torch.distributed.ReduceOp.MIN)
-    return cache_size_for(model, int(tightest), slots, pages=uses_pages(device))
+    return cache_size_for(
+        model, int(tightest), slots, pages=uses_pages(device), groups=layout.block_groups
+    )
 
 
 def _use_local_layers(model: Any, memory: PeerMemory) -> None:
