@@ -116,7 +116,8 @@ class GraphRecorder:
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             run()  # compiles
-            run()  # lets libraries allocate their workspaces outside the graph
+            if self._pool is None:  # the first graph: some libraries set themselves up twice
+                run()
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self._capture_mode):
