@@ -61,6 +61,8 @@ VALIDATION_CODES = {
     "greater_than_equal": ("too_small", "ge"),
 }
 
+_LENGTHS = {"too_long": ("at most", "max_length"), "too_short": ("at least", "min_length")}
+
 
 class ApiError(Exception):
     """A refused or failed request.
@@ -291,8 +293,15 @@ def _from_validation(error: ValidationError) -> ApiError:
     location = location[2:] if location[0] == "body" else location[1:]
     location += first.get("ctx", {}).get("at", ())  # added by validators of a whole object
     field = field_name(location) or "body"
-    code, bound = VALIDATION_CODES.get(first["type"], ("invalid_value", ""))
+    kind, message = first["type"], first["msg"]
+    context = first.get("ctx", {})
+    if kind in _LENGTHS and context.get("field_type") == "Value":  # a text, behind a validator
+        kind = f"string_{kind}"
+        least_or_most, bound = _LENGTHS[first["type"]]
+        length = context["actual_length"]
+        message = f"must have {least_or_most} {context[bound]} characters, not {length}"
+    code, bound = VALIDATION_CODES.get(kind, ("invalid_value", ""))
     params = {"field": field}
     if bound:
-        params["bound"] = first["ctx"][bound]
-    return ApiError(400, f"{field}: {first['msg']}", field=field, code=code, params=params)
+        params["bound"] = context[bound]
+    return ApiError(400, f"{field}: {message}", field=field, code=code, params=params)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 MOST_TERMS = 8
 BEFORE, AFTER = 60, 140  # characters of a snippet around its first mark
 _SPACE = re.compile(r"\s")
+_TERM = re.compile(r'["“”„]([^"“”„]+)["“”]|(\S+)')
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Words, or parts of words, that a text must have all of, whatever their case."""
+    """Words, parts of words or phrases that a text must have all of, whatever their case."""
 
     terms: tuple[str, ...]
 
@@ -27,8 +28,12 @@ class Snippet:
 
 
 def parse(text: str) -> Query:
-    """The query that a person typed; further words than MOST_TERMS are ignored."""
-    terms = dict.fromkeys(text.split())
+    """The query that a person typed; further terms than MOST_TERMS are ignored.
+
+    Words between quotation marks stand together. A mark that stands alone is a character like any.
+    """
+    terms = dict.fromkeys(phrase.strip() or word for phrase, word in _TERM.findall(text))
+    terms.pop("", None)
     return Query(tuple(terms)[:MOST_TERMS])
 
 

@@ -118,6 +118,18 @@ describe("what is queued", () => {
     keepDraft("7", "");
   });
 
+  it("is not shown any more when another tab has sent it", async () => {
+    keepQueue("7", [{ text: "text 3", attachments: [], after: "2" }]);
+    vi.mocked(api.conversation).mockResolvedValue(conversation([message(1, null), message(2, 1), message(3, 2), message(4, 3)]));
+    const composer = new ComposerStore(chat);
+    composer.open("7");
+    composer.dropSent(); // nobody knows yet
+    expect(composer.queue).toHaveLength(1);
+    await chat.open("7");
+    composer.dropSent();
+    expect([composer.queue, queueOf("7")]).toEqual([[], []]);
+  });
+
   it("does not come back when another tab has removed it", async () => {
     const waiting = (text: string) => ({ text, attachments: [], after: null });
     keepQueue("7", [waiting("one"), waiting("two"), waiting("three")]);

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -30,12 +31,12 @@ def chief(echo: Instance) -> str:
 
 
 @pytest.fixture
-def jobs(echo: Instance) -> Iterator[list[Job]]:
+def jobs(echo: Instance, staff: httpx.Client) -> Iterator[list[Job]]:
     """Two jobs that can run, one for a model that is not here, and a message that is no job."""
     letters = [dead_job("rise and shine"), dead_job("once more"), dead_job("lost", "elsewhere")]
     bury(echo, *letters, b'{"request_id": \xff')
     yield letters
-    echo.canopy("dead", "drop", "--all")
+    assert staff.post("/api/operate/dead/drop", json={"all": True}).is_success
 
 
 def row(page: Page, job: Job) -> Locator:

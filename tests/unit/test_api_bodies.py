@@ -320,3 +320,10 @@ async def test_numbers_that_no_row_has_in_the_admin(
     await User.objects.aupdate(is_superuser=True)
     answer = await staff.get(f"/admin/{address.format(number)}")
     assert answer.status_code in {200, 302, 403, 404}, answer.text[:500]
+
+
+async def test_a_text_that_is_too_long_is_counted_in_characters(member: httpx.AsyncClient) -> None:
+    answer = await member.post("/api/conversations", json={"content": "x" * 100_001})
+    error = answer.json()["error"]
+    assert error["message"] == "content: must have at most 100000 characters, not 100001"
+    assert (error["code"], error["params"]["bound"]) == ("too_many_characters", 100_000)

@@ -171,6 +171,22 @@ async def test_a_new_index_is_filled_in_steps_while_others_write(
 
 
 @pytest.mark.parametrize(
+    ("words", "terms"),
+    [
+        ("oak  tree oak", ("oak", "tree")),
+        ('"oak tree" leaf', ("oak tree", "leaf")),
+        ("„oak tree“ “leaf fall”", ("oak tree", "leaf fall")),
+        ('say "hello', ("say", '"hello')),
+        ('6" pipe', ('6"', "pipe")),
+        ('"" " "', ('""',)),
+        ("", ()),
+    ],
+)
+def test_words_between_quotation_marks_stand_together(words: str, terms: tuple[str, ...]) -> None:
+    assert parse(words).terms == terms
+
+
+@pytest.mark.parametrize(
     ("words", "parameters"),
     [
         ("Oak tree", ["'Oak':*", "'Oak':*", "'tree':*", "'tree':*"]),  # also in attachments

@@ -149,6 +149,13 @@ export class ComposerStore {
     this.setAttachments([...message.attachments, ...this.attachments]);
   }
 
+  /** Another tab may have sent the first message that waits, and been closed before it could say so. */
+  dropSent(): void {
+    const [first] = this.queue;
+    if (!first?.after || this.#conversation !== this.chat.id) return;
+    if (this.chat.isFollowed(first.after, first.text)) this.remove(0);
+  }
+
   /** Send the first message that waits. Refused, it waits on. */
   async sendNext(): Promise<void> {
     const conversation = this.#conversation;

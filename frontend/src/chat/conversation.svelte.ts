@@ -172,12 +172,17 @@ export class OpenConversation {
     });
   }
 
+  /** Whether that message is followed by this question already. */
+  isFollowed(id: string | null, content: string): boolean {
+    return this.#transcript.isFollowed(id, content);
+  }
+
   /** Send what waited for the running answer. Every tab tries, and one succeeds; true when it was sent, whoever did. */
   async sendQueued({ text, attachments, after }: QueuedMessage): Promise<boolean> {
     const conversation = this.current;
     if (!conversation) return false;
     // Another tab has sent it, and it is answered perhaps.
-    if (after && this.#transcript.isFollowed(after, text)) return true;
+    if (after && this.isFollowed(after, text)) return true;
     const { head } = conversation;
     const onRefused = (error: unknown): Refusal => (isConflict(error) ? this.#afterConflict(head, text) : "report");
     return this.#ask(() => this.#append(conversation, text, attachments), onRefused);
@@ -185,7 +190,7 @@ export class OpenConversation {
 
   /** A message waited to follow `head`, and something follows that already. */
   #afterConflict(head: string | null, content: string): Refusal {
-    if (this.#transcript.isFollowed(head, content)) return "sent elsewhere";
+    if (this.isFollowed(head, content)) return "sent elsewhere";
     return this.running.length > 0 ? "later" : "report";
   }
 
