@@ -8,6 +8,7 @@ import structlog
 import torch
 
 from worker import models
+from worker.engines.transformers.model.float8_linear import Float8Linear
 from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.runner import LocalModelRunner
@@ -23,6 +24,7 @@ def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> Non
     """Fuses projections, compiles layers and captures graphs; without what fails here."""
     compile_model(model, layout)
     with torch.inference_mode():
+        _tune_float8(model, runner.slots)
         try:
             runner.capture_graphs(log.info)
         except Exception as error:  # a compiler fails in many ways; the model runs without it
@@ -30,6 +32,14 @@ def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> Non
             uncompile_layers(model, layout)
             runner.drop_graphs()  # those that were recorded: their memory is needed
             capture_graphs(runner)
+
+
+def _tune_float8(model: Any, slots: int) -> None:
+    if not any(type(module) is Float8Linear for module in model.modules()):
+        return
+    from worker.engines.transformers.model import float8_tuning  # here, as it needs Triton
+
+    float8_tuning.tune(model, slots)
 
 
 def compile_model(model: Any, layout: KVCacheLayout) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from worker.engines.transformers.model.float8 import quantize_rows, quantize_weight
+from worker.engines.transformers.model.linear_op import chosen_tile
 
 DIVISOR = 16  # of both sizes of a layer: the tensor cores' tiles
 MAX_FEW_ROWS = 64  # that the kernel for few rows computes
@@ -85,7 +86,8 @@ def multiply_few_rows(
     from worker.engines.transformers.model import triton_linear
 
     with torch.cuda.device(rows.device):  # Triton launches on the current device
-        return triton_linear.linear(rows.contiguous(), weight, scales[:, 0], bias)
+        tile = chosen_tile(rows, weight)
+        return triton_linear.linear(rows.contiguous(), weight, scales[:, 0], bias, tile=tile)
 
 
 @multiply_few_rows.register_fake

@@ -32,6 +32,14 @@ def choose_tile(key: LinearKey, bucket: int, tile: Tile | None) -> None:
         _tiles[key, bucket] = tile
 
 
+def chosen_tile(x: torch.Tensor, weight: torch.Tensor, activation: str = "") -> Tile | None:
+    """For `x` [rows, K] and `weight` [N, K]; None: none was chosen."""
+    bucket = bucket_of(len(x))
+    if not _tiles or bucket is None:
+        return None
+    return _tiles.get((LinearKey(weight.shape, weight.dtype, activation), bucket))
+
+
 @torch.library.custom_op("canopy::linear", mutates_args=())
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x W^T + bias, as torch.nn.functional.linear."""
@@ -70,10 +78,7 @@ def _by_triton(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> torch.Tensor | None:
     """None where torch is to compute it."""
-    bucket = bucket_of(len(x))
-    if not _tiles or bucket is None:
-        return None
-    tile = _tiles.get((LinearKey(weight.shape, weight.dtype, activation), bucket))
+    tile = chosen_tile(x, weight, activation)
     if tile is None:
         return None
     from worker.engines.transformers.model import triton_linear

@@ -5,7 +5,7 @@ that it computes faster than cuBLAS here, as measured once when the model is loa
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
+from worker.engines.transformers.model.float8_linear import Float8Linear
 from worker.engines.transformers.model.fused_mlp import FusedMLP
 from worker.engines.transformers.model.linear_op import choose_tile, gated_linear, linear
 from worker.engines.transformers.model.linear_tiles import (
@@ -31,6 +32,7 @@ _GAIN = 1.02  # less is noise
 _ALIGNMENT = 16  # elements; what is not aligned so is read slowly
 _DTYPES = (torch.bfloat16, torch.float16)
 
+Layer = TypeVar("Layer", nn.Linear, Float8Linear)
 Product = Callable[[torch.Tensor, nn.Linear], torch.Tensor]
 
 
@@ -83,12 +85,12 @@ def _choose(key: LinearKey, layers: list[nn.Linear], slots: int) -> bool:
             break
         x = torch.randn(bucket, key.shape[1], device=layers[0].weight.device).to(key.dtype)
         choose_tile(key, bucket, None)
-        plain = best = _time(product, x, layers)
+        plain = best = time_product(product, x, layers)
         chosen = None
         for tile in _candidates(key, bucket):
             choose_tile(key, bucket, tile)
             try:
-                seconds = _time(product, x, layers)
+                seconds = time_product(product, x, layers)
             except (OutOfResources, CompilationError):  # not on this GPU
                 continue
             if seconds * _GAIN < min(plain, best * _GAIN):
@@ -119,7 +121,9 @@ def _product(key: LinearKey) -> Product:
     return lambda x, layer: linear(x, layer.weight, layer.bias)
 
 
-def _time(product: Product, x: torch.Tensor, layers: list[nn.Linear]) -> float:
+def time_product(
+    product: Callable[[torch.Tensor, Layer], torch.Tensor], x: torch.Tensor, layers: list[Layer]
+) -> float:
     """Milliseconds of a product, in a CUDA graph over the weights of several layers, as a step
     reads them: none is still in a cache.
     """
