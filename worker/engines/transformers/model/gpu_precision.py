@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import structlog
 import torch
 from torch import nn
+from transformers.integrations.compressed_tensors import CompressedTensorsFP8Linear
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import settings
@@ -16,6 +17,7 @@ from worker.engines.transformers.model.float8 import quantize_weight
 from worker.engines.transformers.model.float8_linear import (
     DIVISOR,
     MAX_FEW_ROWS,
+    Float8Linear,
     from_linear,
     multiply_many_rows,
 )
@@ -63,11 +65,19 @@ def _check_products(device: torch.device) -> None:
 
 
 def quantize(model: Any, tokenizer: Any, library_attention: str) -> str:
-    """Replaces the linear layers of the repeated blocks of `model`, if the operator asks for it,
-    one by one: there are never two copies of more than one of them. Returns the format, or "" for
-    the one that it was loaded in. `library_attention`: to compare with. Raises EngineUnavailable.
+    """Replaces the linear layers of the repeated blocks of `model`, if the operator asks for it or
+    they were published so, one by one: there are never two copies of more than one of them.
+    Returns the format, or "" for the one that it was loaded in. `library_attention`: to compare
+    with. Raises EngineUnavailable.
     """
-    if check(model.device) != FP8:
+    requested = check(model.device)
+    if requested == BFLOAT16:
+        return ""
+    adopted = _adopt_published(model)
+    if adopted:
+        log.info("precision", chosen=FP8, published=True, layers=adopted)
+        return FP8
+    if requested != FP8:
         return ""
     places = list(_places(model))
     if not places:
@@ -80,6 +90,27 @@ def quantize(model: Any, tokenizer: Any, library_attention: str) -> str:
     torch.cuda.empty_cache()  # what the wide weights took is counted as free from here on
     log.info("precision", chosen=FP8, asked=True, perplexity=f"+{loss:.1%}", layers=len(places))
     return FP8
+
+
+def _adopt_published(model: Any) -> int:
+    """Lets our layers compute what the library loaded in float8: weights with a scale for each
+    output. Returns how many there are.
+    """
+    adopted = 0
+    for path, module in list(model.named_modules()):
+        if type(module) is CompressedTensorsFP8Linear and not _odd(module):
+            scales = module.weight_scale.detach().reshape(-1, 1).float()
+            bias = None if module.bias is None else module.bias.detach()
+            layer = Float8Linear(module.weight.detach(), scales, bias)
+            parent, _, attribute = path.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer)
+            adopted += 1
+    return adopted
+
+
+def _odd(layer: nn.Linear) -> bool:
+    """Whether the tensor cores cannot take its sizes."""
+    return any(size % DIVISOR for size in layer.weight.shape)
 
 
 def _replace(model: Any, tokenizer: Any, places: list[Place]) -> float:
@@ -107,6 +138,6 @@ def _places(model: Any) -> Iterator[Place]:
         repeated = any(part.isdecimal() for part in parts)
         if not repeated or type(module) is not nn.Linear or module is head:
             continue
-        if parts[-1] in _ROUTERS or any(size % DIVISOR for size in module.weight.shape):
+        if parts[-1] in _ROUTERS or _odd(module):
             continue
         yield Place(model.get_submodule(".".join(parts[:-1])), parts[-1])

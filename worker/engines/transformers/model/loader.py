@@ -19,6 +19,7 @@ from worker.engines.transformers.model import (
     settings,
 )
 from worker.engines.transformers.model.cache_size import CacheSize
+from worker.engines.transformers.model.checkpoint_format import choose_loading
 from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
@@ -241,15 +242,23 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
     """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16
-    on a GPU. `options`: from_pretrained's, which say where to. Raises what it raises, and
-    EngineUnavailable where weights are missing.
+    on a GPU; quantized weights see `checkpoint_format`. `options`: from_pretrained's, which say
+    where to. Raises what it raises, and EngineUnavailable where weights are missing.
     """
     dtype = torch.bfloat16
     if device.type == "cpu":
         dtype = torch.float32
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    try:
+        choose_loading(config, device, divided="distributed_config" in options)
+    except EngineUnavailable as error:
+        raise EngineUnavailable(f"cannot load the model in {folder}: {error}") from error
     with reporting(sum(file.stat().st_size for file in folder.glob("*.safetensors"))):
         result: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             output_loading_info=True,
             dtype=dtype,
             **options,
