@@ -79,6 +79,8 @@ def share_memory(device: torch.device, dtype: torch.dtype) -> PeerMemory:
     flags_size = PROGRAMS * ranks * _FLAG_BYTES
     size = flags_size + 2 * ranks * capacity * dtype.itemsize
     memory = torch.zeros(size, dtype=torch.uint8, device=device)
+    own = memory[:flags_size].view(torch.long)
+    own.fill_(0)  # loads the kernel that `release` needs while others wait
     torch.cuda.synchronize(device)
     mapped, reason = _map_peers(memory)
     if not _all_agree(not reason, device):
@@ -87,7 +89,6 @@ def share_memory(device: torch.device, dtype: torch.dtype) -> PeerMemory:
     bases = [tensor.data_ptr() for tensor in mapped]
     addresses = torch.tensor([bases, [base + flags_size for base in bases]], device=device)
     counts = torch.zeros(PROGRAMS, dtype=torch.long, device=device)
-    own = memory[:flags_size].view(torch.long)
     return PeerMemory(addresses, counts, capacity, own, tuple(mapped))
 
 
