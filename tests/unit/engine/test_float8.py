@@ -17,7 +17,7 @@ from worker.engines.transformers.model.float8_linear import (
     from_linear,
     join,
 )
-from worker.engines.transformers.model.fused_qkv import fuse_qkv
+from worker.engines.transformers.model.fused_qkv import fuse_float8_mlp, fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.probe import create_runner
 
@@ -93,7 +93,35 @@ def test_a_model_in_float8_is_computed_by_the_runner_as_by_the_library(kind: str
     assert type(network.get_output_embeddings()) is nn.Linear  # the only one
     layout = KVCacheLayout(network)
     assert all(fuse_qkv(module) for module in layout.shapes)
+    assert sum(fuse_float8_mlp(module) for module in list(network.modules())) == 2
     create_runner(network, layout, CacheSize(2, 64))  # raises if they differ
+
+
+class UpsFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = from_linear(linear()), from_linear(linear())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        ups = self.up_proj(hidden)
+        out: torch.Tensor = ups * self.gate_proj(hidden).sigmoid()
+        return out
+
+
+def test_an_mlp_that_calls_its_ups_first_stays_as_it_is() -> None:
+    module = UpsFirst()
+    before = dict(module.named_modules())
+    assert not fuse_float8_mlp(module)
+    assert dict(module.named_modules()) == before
+
+
+@pytest.mark.parametrize("rows", [1, 2, 300])
+def test_a_layer_is_one_graph_to_the_compiler(rows: int) -> None:
+    layer, inputs = from_linear(linear(bias=True)), torch.randn(1, rows, 96).to(BF16)
+    with torch.no_grad():
+        expected = layer(inputs)
+        compiled = torch.compile(layer, dynamic=True, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(inputs), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_routers_and_odd_sizes_stay_as_they_are() -> None:

@@ -8,14 +8,19 @@ import torch
 from torch import nn
 from triton.runtime.errors import OutOfResources
 
-from worker.engines.transformers.model import float8_tuning, linear_op
-from worker.engines.transformers.model.float8_linear import Float8Linear, from_linear
-from worker.engines.transformers.model.linear_tiles import ROW_BUCKETS, Tile
+from worker.engines.transformers.model import float8_linear, float8_tuning
+from worker.engines.transformers.model.float8_linear import (
+    ROW_BUCKETS,
+    Float8Linear,
+    chosen_tile,
+    from_linear,
+)
+from worker.engines.transformers.model.linear_tiles import Tile
 
 
 @pytest.fixture(autouse=True)
 def _no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_op, "_tiles", {})
+    monkeypatch.setattr(float8_linear, "_tiles", {})
 
 
 def model() -> nn.Module:
@@ -24,7 +29,7 @@ def model() -> nn.Module:
 
 
 def tile(layer: Float8Linear, rows: int) -> Tile | None:
-    return linear_op.chosen_tile(torch.empty(rows, 32), layer.weight)
+    return chosen_tile(layer.weight.shape, rows)
 
 
 def times(monkeypatch: pytest.MonkeyPatch, milliseconds: Iterator[float]) -> list[Any]:
@@ -32,8 +37,7 @@ def times(monkeypatch: pytest.MonkeyPatch, milliseconds: Iterator[float]) -> lis
     measured: list[Any] = []
 
     def measure(product: Any, x: torch.Tensor, layers: list[Float8Linear]) -> float:
-        chosen = linear_op.chosen_tile(x, layers[0].weight)
-        measured.append((tuple(layers[0].weight.shape), len(x), chosen, len(layers)))
+        measured.append((len(x), chosen_tile(layers[0].weight.shape, len(x)), len(layers)))
         time = next(milliseconds)
         if time == float("inf"):
             raise OutOfResources(200_000, 100_000, "shared memory")
@@ -43,27 +47,29 @@ def times(monkeypatch: pytest.MonkeyPatch, milliseconds: Iterator[float]) -> lis
     return measured
 
 
-def test_the_fastest_tile_of_each_size_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = times(monkeypatch, iter([3.0, 1.0, 2.0] * 8))
-    network: Any = model()
-    assert float8_tuning.tune(network, 64) == 3
-    assert len(measured) == 2 * 3 * len(ROW_BUCKETS)  # layers of one size once
-    assert measured[0][3] == 2
-    for layer in network:
-        for bucket in ROW_BUCKETS:
-            assert tile(layer, bucket) == float8_tuning._CANDIDATES[bucket][1]
-    assert tile(network[0], 65) is None
+def test_the_fastest_of_each_size_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = times(monkeypatch, iter([3.0, 2.0, 1.0, *[4.0] * 100]))
+    network: Any = nn.Sequential(from_linear(nn.Linear(32, 48).bfloat16()))
+    assert float8_tuning.tune(network, 256) == 1
+    assert [rows for rows, tile, _ in measured if tile is None] == list(ROW_BUCKETS[1:])
+    assert tile(network[0], 1) == float8_tuning._CANDIDATES[1][1]
+    assert tile(network[0], 2) is None  # torch's was the first, and the fastest
+    measured = times(monkeypatch, iter([1.0, 1.0, *[9.0, 9.0, 1.0, 9.0] * 2]))
+    float8_tuning.tune(network, 32)
+    assert tile(network[0], 9) == float8_tuning._CANDIDATES[16][1]
+    assert tile(network[0], 32) == float8_tuning._CANDIDATES[32][1]
+    assert tile(network[0], 257) is None
 
 
-def test_more_rows_than_slots_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_one_size_are_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = times(monkeypatch, iter([1.0] * 12))
-    float8_tuning.tune(model(), 8)
-    assert {rows for _, rows, _, _ in measured} == {1, 16}
+    assert float8_tuning.tune(model(), 8) == 3
+    assert {(rows, layers) for rows, _, layers in measured} == {(1, 2), (1, 1), (16, 2), (16, 1)}
 
 
 def test_a_tile_too_large_for_the_gpu_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    times(monkeypatch, iter([float("inf"), float("inf"), 5.0, *[float("inf")] * 3]))
+    times(monkeypatch, iter([float("inf"), 5.0, 3.0, *[float("inf")] * 3]))
     network: Any = nn.Sequential(from_linear(nn.Linear(32, 48).bfloat16()))
     float8_tuning.tune(network, 2)
-    assert tile(network[0], 1) == float8_tuning._CANDIDATES[1][2]
+    assert tile(network[0], 1) == float8_tuning._CANDIDATES[1][1]
     assert tile(network[0], 2) is None

@@ -131,7 +131,7 @@ STEPS = {
     "float16": Step(Heads(80, 4, dtype=F16), [1, 64, 200], 64),
     "float16, sinks within a window": Step(Heads(256, 3, dtype=F16, window=33, sinks=True), [100]),
     "bfloat16": Step(Heads(128, 8, dtype=BF16), [1, 65, 300], 128),
-    "float8 keys": Step(Heads(128, 4, 2, BF16, stored=F8), [1, 65, 0, 300], 64),
+    "float8 keys": Step(Heads(128, 4, 2, F16, stored=F8), [1, 65, 0, 300], 64),
     "float8 keys, all features": Step(
         Heads(80, 3, 2, BF16, 40, 2.0, True, stored=F8), [30, 250], min_programs=16
     ),

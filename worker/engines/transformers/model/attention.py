@@ -84,9 +84,9 @@ def attention_forward(
     query, key, value = (
         _padded(heads, module.key_cache.shape[-1]) for heads in (query, key, value)
     )
-    scaled = module.key_cache.dtype == FLOAT8
+    dtype, scaled = query.dtype, module.key_cache.dtype == FLOAT8
     if scaled:  # by powers of two, and compiled together with the rotary embeddings
-        query = query * module.key_scale
+        query = _as_float16(query * module.key_scale)
         key = round_to_float8(key / module.key_scale)
         value = round_to_float8(value / module.value_scale)
     out = attend(
@@ -103,8 +103,16 @@ def attention_forward(
         softcap or 0.0,
     )
     if scaled:
-        out = out * module.value_scale
+        out = out.to(dtype) * module.value_scale
     return out[None, ..., :value_size], None
+
+
+def _as_float16(query: torch.Tensor) -> torch.Tensor:
+    """A GPU converts float8 to float16 in one instruction, to bfloat16 in many: so float8 keys are
+    multiplied in float16, which holds them exactly.
+    """
+    largest = torch.finfo(torch.float16).max
+    return query.clamp(-largest, largest).to(torch.float16)
 
 
 def _padded(heads: torch.Tensor, size: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from worker import models
 from worker.engines.transformers.model.float8_linear import Float8Linear
-from worker.engines.transformers.model.fused_qkv import fuse_qkv
+from worker.engines.transformers.model.fused_qkv import fuse_float8_mlp, fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.errors import one_line
@@ -49,6 +49,7 @@ def compile_model(model: Any, layout: KVCacheLayout) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     sys.setswitchinterval(_SWITCH_INTERVAL)
     fused = sum(fuse_qkv(module) for module in layout.shapes)
+    fused += sum(fuse_float8_mlp(module) for module in list(model.modules()))
     layers = compile_layers(model, layout)
     log.info("compiling", layers=layers, fused=fused)
 

@@ -1,8 +1,10 @@
-"""How the few rows of a decoding step are divided among a GPU's programs where weights are float8:
-the fastest of some tiles for each size of layer, as measured once when the model is loaded.
+"""How the rows of a decoding step are divided among a GPU's programs where weights are float8: the
+fastest of some tiles, or torch's own product, for each size of layer, as measured once when the
+model is loaded.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -10,26 +12,35 @@ import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from worker.engines.transformers.model.float8 import FLOAT8
-from worker.engines.transformers.model.float8_linear import Float8Linear, multiply_few_rows
-from worker.engines.transformers.model.linear_op import choose_tile
-from worker.engines.transformers.model.linear_tiles import ROW_BUCKETS, LinearKey, Tile
+from worker.engines.transformers.model.float8 import quantize_rows
+from worker.engines.transformers.model.float8_linear import (
+    ROW_BUCKETS,
+    Float8Linear,
+    choose_tile,
+    multiply_row,
+    multiply_rows,
+)
+from worker.engines.transformers.model.linear_tiles import Tile
 from worker.engines.transformers.model.linear_tuning import time_product
 
 log = structlog.get_logger(__name__)
 
-# A byte is half of what `linear_tiles` counts with, so as many bytes are twice the inputs.
-_CANDIDATES = {
-    1: (Tile(16, 512, 1, 4, 4), Tile(32, 512, 1, 4, 4), Tile(32, 256, 1, 4, 4)),
-    16: (Tile(32, 256, 1, 4, 4), Tile(32, 512, 1, 4, 4), Tile(32, 256, 2, 4, 4)),
-    32: (Tile(32, 256, 1, 4, 4), Tile(64, 256, 1, 4, 4), Tile(64, 256, 4, 4, 4)),
-    64: (Tile(64, 128, 4, 4, 4), Tile(64, 256, 1, 4, 3), Tile(128, 64, 4, 8, 5, "swapped")),
+Product = Callable[[torch.Tensor, Float8Linear], torch.Tensor]
+_STREAMED = tuple(Tile(64, 256, split, 4, 4, "swapped") for split in (1, 2, 4))
+_LARGE = tuple(Tile(128, 128, split, 8, 4, "swapped") for split in (1, 2, 4))
+_CANDIDATES: dict[int, tuple[Tile, ...]] = {
+    1: (Tile(8, 512, 1, 4, 4, "sum"), Tile(8, 1024, 1, 4, 4, "sum")),
+    16: _STREAMED,
+    32: _STREAMED,
+    64: (*_STREAMED, *_LARGE),
+    128: _LARGE,
+    256: _LARGE,
 }
 
 
 def tune(model: Any, slots: int) -> int:
-    """Chooses a tile for each size of layer and number of rows that decode. Returns how many layers
-    there are.
+    """Chooses how layers of each size compute each number of rows that decode. Returns how many
+    layers there are.
     """
     layers: dict[torch.Size, list[Float8Linear]] = defaultdict(list)
     for module in model.modules():
@@ -38,29 +49,35 @@ def tune(model: Any, slots: int) -> int:
     for shape, alike in layers.items():
         for before, bucket in zip((0, *ROW_BUCKETS), ROW_BUCKETS, strict=False):
             if before < slots:
-                _choose(LinearKey(shape, FLOAT8, ""), bucket, alike)
+                _choose(shape, bucket, alike)
     return sum(len(alike) for alike in layers.values())
 
 
-def _choose(key: LinearKey, bucket: int, layers: list[Float8Linear]) -> None:
-    x = torch.randn(bucket, key.shape[1], device=layers[0].weight.device).to(torch.bfloat16)
-    times: dict[Tile, float] = {}
-    for tile in _CANDIDATES[bucket]:
-        choose_tile(key, bucket, tile)
+def _choose(shape: torch.Size, bucket: int, layers: list[Float8Linear]) -> None:
+    x = torch.randn(bucket, shape[1], device=layers[0].weight.device).to(torch.bfloat16)
+    product, candidates = _product(x), list[Tile | None](_CANDIDATES[bucket])
+    if bucket > 1:
+        candidates.insert(0, None)
+    times: dict[Tile | None, float] = {}
+    for tile in candidates:
+        choose_tile(shape, bucket, tile)
         try:
-            times[tile] = time_product(_product, x, layers)
+            times[tile] = time_product(product, x, layers)
         except (OutOfResources, CompilationError):  # not on this GPU
             continue
     chosen = min(times, key=times.__getitem__, default=None)
-    choose_tile(key, bucket, chosen)
+    choose_tile(shape, bucket, chosen)
     log.info(
         "float8 layer",
-        shape=tuple(key.shape),
+        shape=tuple(shape),
         rows=bucket,
-        tile=chosen,
-        microseconds={tuple(tile): round(1000 * time, 1) for tile, time in times.items()},
+        tile=chosen and tuple(chosen),
+        microseconds=[round(1000 * time, 1) for time in times.values()],
     )
 
 
-def _product(x: torch.Tensor, layer: Float8Linear) -> torch.Tensor:
-    return multiply_few_rows(x, layer.weight, layer.scales, layer.bias)
+def _product(x: torch.Tensor) -> Product:
+    if len(x) == 1:
+        return lambda x, layer: multiply_row(x, layer.weight, layer.scales, layer.bias)
+    rows, row_scales = quantize_rows(x)
+    return lambda _, layer: multiply_rows(rows, row_scales, layer.weight, layer.scales, layer.bias)

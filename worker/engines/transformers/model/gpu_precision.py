@@ -13,13 +13,12 @@ from transformers.integrations.compressed_tensors import CompressedTensorsFP8Lin
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import settings
-from worker.engines.transformers.model.float8 import quantize_weight
+from worker.engines.transformers.model.float8 import quantize_rows, quantize_weight
 from worker.engines.transformers.model.float8_linear import (
     DIVISOR,
-    MAX_FEW_ROWS,
     Float8Linear,
     from_linear,
-    multiply_many_rows,
+    multiply_rows,
 )
 from worker.engines.transformers.model.perplexity import (
     PARAGRAPH,
@@ -56,7 +55,7 @@ def check(device: torch.device) -> str:
 def _check_products(device: torch.device) -> None:
     rows = torch.ones((DIVISOR, DIVISOR), dtype=torch.bfloat16, device=device)
     try:
-        multiply_many_rows(rows, *quantize_weight(rows))
+        multiply_rows(*quantize_rows(rows), *quantize_weight(rows), None)
     except (RuntimeError, ValueError) as error:  # torch's names for what a GPU cannot do
         raise EngineUnavailable(
             f"--precision fp8 needs a GPU with 8-bit products (Ada, Hopper or later); take "
@@ -125,9 +124,9 @@ def _replace(model: Any, tokenizer: Any, places: list[Place]) -> float:
 
 
 def _paragraph(tokenizer: Any) -> torch.Tensor:
-    """[1, tokens]: enough for the products of many rows, which are the less exact ones."""
+    """[1, tokens]: with several rows the inputs are rounded, too."""
     ids: torch.Tensor = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
-    return ids.repeat(1, 1 + MAX_FEW_ROWS // ids.shape[1])
+    return ids
 
 
 def _places(model: Any) -> Iterator[Place]:
