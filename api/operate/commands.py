@@ -133,18 +133,18 @@ async def _look_at_prompt(request_id: str) -> str:
 async def _act(options: argparse.Namespace) -> None:
     from broker.job_messages import CancelJob, ChangeClass, MoveJob
 
-    asked: dict[str, Any] = {**ASKED, "request_id": options.request_id}
+    common: dict[str, Any] = {**ASKED, "request_id": options.request_id}
     question: AnyQuestion
     detail = ""
     match options.action:
         case "cancel":
-            action, question = "cancel job", CancelJob(**asked)
+            action, question = "cancel job", CancelJob(**common)
         case "move":
-            action, question = "move job up", MoveJob(**asked, before=options.before)
+            action, question = "move job up", MoveJob(**common, before=options.before)
             detail = f"before its {options.before}"
         case _:
             action = "change job class"
-            question = ChangeClass(**asked, job_class=options.job_class)
+            question = ChangeClass(**common, job_class=options.job_class)
             detail = options.job_class
     async with recorded(action, options.request_id, detail):
         answer = await _ask(question, options.request_id)

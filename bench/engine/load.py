@@ -51,11 +51,11 @@ class Trial:
 
     async def at_once(self, requests: Sequence[Request], again: bool = False) -> list[Timeline]:
         """All at the same time. `again`: on the shared prefix of the load before."""
-        made = self.prompts.make(requests, again=again)
+        prompts = self.prompts.make(requests, again=again)
         streamed = len(requests) == 1
-        timelines = [Timeline() for _ in made]
+        timelines = [Timeline() for _ in prompts]
         async with asyncio.TaskGroup() as group:
-            for prompt, request, timeline in zip(made, requests, timelines, strict=True):
+            for prompt, request, timeline in zip(prompts, requests, timelines, strict=True):
                 group.create_task(self.ask(prompt, request.answer, timeline, streamed=streamed))
         return timelines
 
@@ -179,11 +179,11 @@ async def _beside_streams(trial: Trial, arrive: Callable[[], Awaitable[list[Time
     """`size` streams, which end with the last of the newcomers. Raises BenchError."""
     tokens = trial.tokens
     answer = min(_STREAM, trial.contender.context - tokens.prompt - 1)
-    made = trial.prompts.make([Request(tokens.prompt, answer)] * trial.size)
-    streams = [Timeline() for _ in made]
-    begun = [asyncio.Event() for _ in made]
+    prompts = trial.prompts.make([Request(tokens.prompt, answer)] * trial.size)
+    streams = [Timeline() for _ in prompts]
+    begun = [asyncio.Event() for _ in prompts]
     tasks = []
-    for prompt, stream, event in zip(made, streams, begun, strict=True):
+    for prompt, stream, event in zip(prompts, streams, begun, strict=True):
         asking = trial.ask(prompt, answer, stream, streamed=True, begun=event)
         tasks.append(asyncio.create_task(asking))
     try:

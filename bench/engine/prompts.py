@@ -54,13 +54,13 @@ class Prompts:
         """
         if not again:
             self._shared = self._choose(max(request.shared for request in requests))
-        made = []
+        batch = []
         for request in requests:
             own = request.prompt - len(self._before) - request.shared
             if own < 1:
                 raise BenchError(f"a prompt of {request.prompt} tokens has no room for a word")
-            made.append(self._of(self._shared[: request.shared] + self._choose(own)))
-        return made
+            batch.append(self._of(self._shared[: request.shared] + self._choose(own)))
+        return batch
 
     def next_turn(self, prompt: Prompt, text: str, ids: Sequence[int], own: int) -> Prompt:
         """The conversation so far, its answer and so many new words."""

@@ -33,19 +33,19 @@ LOOKS = ((WIDE, "light", {}), (WIDE, "dark", _CONTRAST), (PHONE, "dark", {}))
 
 def violations(page: Page) -> list[str]:
     """What axe finds on the page as it is, in both themes and sizes."""
-    found: list[str] = []
+    problems: list[str] = []
     for size, theme, rules in LOOKS:
         page.set_viewport_size(size)
         page.emulate_media(color_scheme=theme, reduced_motion="reduce")
         page.evaluate(_SETTLE)
         for violation in page.evaluate(_RUN, rules):
             for node in violation["nodes"][:3]:
-                found.append(
+                problems.append(
                     f"{size['width']} {theme} {violation['id']} {node['target']}: "
                     f"{node['failureSummary']}"
                 )
     page.set_viewport_size(WIDE)
-    return found
+    return problems
 
 
 def visit(page: Page, address: str, shown: str) -> list[str]:
@@ -58,13 +58,13 @@ def visit(page: Page, address: str, shown: str) -> list[str]:
 def test_pages_of_a_member(echo: Instance, open_page: OpenPage) -> None:
     [conversation] = store_conversations(echo, "reader", [("Everything", dialogue(EVERYTHING))])
     page = with_axe(open_page("reader", expected="status of 404"))
-    found = visit(page, "/", "[data-testid=composer]")
-    found += visit(page, f"/c/{conversation}", ".diagram[data-drawn=yes]")
-    found += visit(page, "/c/999999999", ".notice")
-    found += visit(page, "/elsewhere", ".notice")
-    found += visit(page, "/api/docs", "details")
-    found += visit(page, "/connect", "main")
-    assert found == []
+    problems = visit(page, "/", "[data-testid=composer]")
+    problems += visit(page, f"/c/{conversation}", ".diagram[data-drawn=yes]")
+    problems += visit(page, "/c/999999999", ".notice")
+    problems += visit(page, "/elsewhere", ".notice")
+    problems += visit(page, "/api/docs", "details")
+    problems += visit(page, "/connect", "main")
+    assert problems == []
 
 
 def test_what_opens_above_the_page(echo: Instance, open_page: OpenPage) -> None:
@@ -73,26 +73,26 @@ def test_what_opens_above_the_page(echo: Instance, open_page: OpenPage) -> None:
     page.goto(f"/c/{conversation}")
     item = page.locator(f"[data-testid=conversation-item][data-id='{conversation}']")
     open_menu(item)
-    found = violations(page)  # which closes the menu, as another size of the page does
+    problems = violations(page)  # which closes the menu, as another size of the page does
     open_menu(item)
     page.get_by_test_id("menu-share").click()
     page.get_by_test_id("share-make").click()
     link = page.get_by_test_id("share-link")
     link.wait_for()
-    found += violations(page)
+    problems += violations(page)
     address = link.input_value()
     close_dialog(page)
     page.keyboard.press("Control+k")
     page.get_by_test_id("search-input").fill("Trees")
     page.get_by_test_id("search-result").first.wait_for()
-    found += violations(page)
+    problems += violations(page)
     close_dialog(page)
     page.get_by_role("heading", level=1).click()
     page.keyboard.press("?")
     page.locator("dialog[open]").wait_for()
-    found += violations(page)
-    found += visit(page, address, "[data-testid=shared]")
-    assert found == []
+    problems += violations(page)
+    problems += visit(page, address, "[data-testid=shared]")
+    assert problems == []
 
 
 def test_attached_texts(open_page: OpenPage) -> None:
@@ -101,13 +101,13 @@ def test_attached_texts(open_page: OpenPage) -> None:
     file = FilePayload(name="notes.md", mimeType="text/markdown", buffer=b"# Trees")
     page.get_by_test_id("attach-input").set_input_files([file])
     page.get_by_test_id("attachment-open").wait_for()
-    found = violations(page)
+    problems = violations(page)
     page.get_by_test_id("attachment-open").click()
     page.get_by_test_id("attachment-preview").wait_for()
-    found += violations(page)
+    problems += violations(page)
     close_dialog(page)
     page.get_by_test_id("attachment-remove").click()
-    assert found == []
+    assert problems == []
 
 
 def test_two_models_side_by_side(open_page: OpenPage) -> None:
@@ -116,19 +116,19 @@ def test_two_models_side_by_side(open_page: OpenPage) -> None:
     page.get_by_test_id("model-select").select_option("quick")
     page.get_by_test_id("answering").click()
     page.get_by_test_id("preset-settings").wait_for()
-    found = violations(page)
+    problems = violations(page)
     page.get_by_role("menuitemradio", name="steady").click()
     page.get_by_test_id("composer").fill("one two three")
     page.get_by_test_id("composer").press("Enter")
     page.get_by_test_id("keep").nth(1).wait_for()
-    found += violations(page)
+    problems += violations(page)
     refusal = '{"error": {"message": "too many requests are running"}}'
     page.route("**/regenerate", lambda route: route.fulfill(status=429, body=refusal))
     page.get_by_test_id("composer").fill("and four")
     page.get_by_test_id("composer").press("Enter")
     page.get_by_test_id("compared-refused").wait_for()
-    found += violations(page)
-    assert found == []
+    problems += violations(page)
+    assert problems == []
 
 
 def open_menu(item: Locator) -> None:
@@ -140,19 +140,19 @@ def open_menu(item: Locator) -> None:
 
 def test_pages_of_an_operator(open_page: OpenPage) -> None:
     page = with_axe(open_page("operator"))
-    found = visit(page, "/tree/", "[data-select]")
+    problems = visit(page, "/tree/", "[data-select]")
     page.get_by_test_id("view-table").click()
     page.get_by_test_id("node-table").wait_for()
-    found += violations(page)
-    found += visit(page, "/tree/queues", "[data-testid=queue-table] tbody tr")
-    assert found == []
+    problems += violations(page)
+    problems += visit(page, "/tree/queues", "[data-testid=queue-table] tbody tr")
+    assert problems == []
 
 
 def test_pages_without_a_login(open_page: OpenPage) -> None:
     page = with_axe(open_page(None, expected="status of 403"))
-    found = visit(page, "/", "[data-testid=login-username]")
-    found += visit(page, "/login?token=used", ".notice")
-    assert found == []
+    problems = visit(page, "/", "[data-testid=login-username]")
+    problems += visit(page, "/login?token=used", ".notice")
+    assert problems == []
 
 
 def with_axe(page: Page) -> Page:

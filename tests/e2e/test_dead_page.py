@@ -129,9 +129,9 @@ def test_axe_finds_nothing(open_page: OpenPage, jobs: list[Job], chief: str) -> 
     page = with_axe(open_page(chief))
     page.goto("/tree/dead")
     expect(page.get_by_test_id("dead-letter")).to_have_count(4)
-    found = violations(page)
+    problems = violations(page)
     row(page, jobs[0]).get_by_test_id("dead-open").click()
     page.get_by_test_id("dead-edit").click()
     page.get_by_test_id("edit-send").wait_for()
-    found += violations(page)
-    assert found == []
+    problems += violations(page)
+    assert problems == []

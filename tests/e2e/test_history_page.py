@@ -127,8 +127,8 @@ def test_it_is_exported_and_accessible(open_page: OpenPage) -> None:
     with page.expect_download() as download:
         page.get_by_test_id("history-csv").click()
     assert download.value.suggested_filename == "canopy-requests-by-model.csv"
-    found = violations(page)
+    problems = violations(page)
     page.get_by_test_id("history-table").click()
     page.get_by_test_id("history-rows").wait_for()
-    found += violations(page)
-    assert found == []
+    problems += violations(page)
+    assert problems == []

@@ -101,8 +101,8 @@ def test_a_reader_who_looks_elsewhere_is_told_of_a_long_answer(open_page: OpenPa
         "}"
     )
     ends(chat.ask("worth waiting for"))
-    told = (
+    shown = (
         "navigator.serviceWorker.ready.then((worker) => worker.getNotifications())"
         ".then((all) => all.map((one) => one.title + ': ' + one.body).join())"
     )
-    page.wait_for_function(f"{told}.then((text) => text.includes('worth waiting for'))")
+    page.wait_for_function(f"{shown}.then((text) => text.includes('worth waiting for'))")

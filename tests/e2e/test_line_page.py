@@ -110,10 +110,10 @@ def test_the_numbers_are_those_of_the_nodes_and_the_broker(line: Page, staff: ht
 
 
 def test_a_job_is_found_by_its_id_and_its_user(line: Page, staff: httpx.Client) -> None:
-    wanted = waiting(staff)[4]
-    line.get_by_test_id("line-search").fill(wanted[:10])
+    sought = waiting(staff)[4]
+    line.get_by_test_id("line-search").fill(sought[:10])
     expect(line.get_by_test_id("waiting-jobs").locator("[data-row]")).to_have_count(1)
-    assert ids(line, "waiting-jobs") == [wanted]
+    assert ids(line, "waiting-jobs") == [sought]
     line.get_by_test_id("line-search").fill("nobody")
     expect(line.get_by_test_id("line-section")).to_contain_text("No job waits that fits.")
     line.get_by_test_id("line-search").fill("admin")
@@ -300,18 +300,18 @@ def test_the_same_on_the_command_line(
 
 def test_the_pages_are_accessible(line: Page, staff: httpx.Client) -> None:
     record_something(staff)
-    found = violations(line)
+    problems = violations(line)
     line.locator("[data-testid=waiting-jobs] [data-row] button").first.click()
     line.get_by_test_id("job-cancel").click()
-    found += violations(line)
+    problems += violations(line)
     close_dialog(line)
     line.locator("[data-model=echo]").get_by_test_id("intake").click()
-    found += violations(line)
+    problems += violations(line)
     close_dialog(line)
     line.get_by_test_id("section-audit").click()
     line.get_by_test_id("audit-entries").locator("td[data-title]").first.wait_for()
-    found += violations(line)
-    assert found == []
+    problems += violations(line)
+    assert problems == []
 
 
 def test_pictures(

@@ -25,9 +25,9 @@ def host(staff: httpx.Client) -> str:
     """The agent of `up`, once it is heard."""
     with staff.stream("GET", "/api/operate/hosts/stream", timeout=20) as events:
         for line in events.iter_lines():
-            found = re.search(r'"hosts": ?\[\{"name": ?"([a-z0-9_-]+)"', line)
-            if found:
-                return found[1]
+            problems = re.search(r'"hosts": ?\[\{"name": ?"([a-z0-9_-]+)"', line)
+            if problems:
+                return problems[1]
     pytest.fail("no host has an agent")
 
 
@@ -275,16 +275,16 @@ def test_hosts_and_dialogs_are_accessible(dashboard: Page) -> None:
     page = with_axe(dashboard)
     page.goto("/tree/")
     choose(page, "n12", "drain")
-    found = violations(page)
+    problems = violations(page)
     page.get_by_test_id("action-cancel").click()
     page.get_by_test_id("node-details").get_by_test_id("action-move").click()
-    found += violations(page)
+    problems += violations(page)
     page.goto("/tree/hosts")
     page.get_by_test_id("host").first.wait_for()
-    found += violations(page)
+    problems += violations(page)
     page.get_by_test_id("start-node").first.click()
-    found += violations(page)
-    assert found == []
+    problems += violations(page)
+    assert problems == []
 
 
 def test_a_second_agent_serves_beside_the_first(
@@ -336,8 +336,8 @@ def test_the_audit_log_has_what_the_command_line_did(echo: Instance, staff: http
         echo.canopy("dead", "show", "no-such-letter")
     entries = staff.get("/api/operate/audit", params={"limit": 4}).json()["entries"]
     assert all(entry["who"].endswith(" via command line") for entry in entries)
-    told = [(entry["action"], entry["target"], entry["result"]) for entry in entries[::-1]]
-    assert told[:2] == [("drain", "n3", "done"), ("resume", "n3", "done")]
-    assert told[2] == ("drop dead letters", "all", "dropped 0")
-    assert told[3][:2] == ("look at a dead letter", "no-such-letter")
-    assert "There is no dead letter" in told[3][2]
+    results = [(entry["action"], entry["target"], entry["result"]) for entry in entries[::-1]]
+    assert results[:2] == [("drain", "n3", "done"), ("resume", "n3", "done")]
+    assert results[2] == ("drop dead letters", "all", "dropped 0")
+    assert results[3][:2] == ("look at a dead letter", "no-such-letter")
+    assert "There is no dead letter" in results[3][2]

@@ -62,8 +62,8 @@ async def tab(user: User, home: str | None = None) -> AsyncIterator[Tab]:
 async def test_a_second_tab_reads_what_the_first_one_writes(
     member: httpx.AsyncClient, user: User, fake: FakeClient
 ) -> None:
-    made = await member.post("/api/conversations", json={})
-    home = f"/api/conversations/{made.json()['id']}"
+    created = await member.post("/api/conversations", json={})
+    home = f"/api/conversations/{created.json()['id']}"
     fake.script = lambda job: []
     async with tab(user, home) as reader:
         turn = (await member.post(f"{home}/messages", json={"content": "a 🌳"})).json()
@@ -109,17 +109,17 @@ async def test_the_list_changes_in_all_tabs_of_its_user_and_no_others(
 ) -> None:
     async with tab(user) as reader:
         await staff.post("/api/conversations", json={})
-        made = (await member.post("/api/conversations", json={})).json()
+        created = (await member.post("/api/conversations", json={})).json()
         name, fields = await reader.next()
         assert (name, fields["change"], fields["conversation"]["id"]) == (
             "list",
             "created",
-            made["id"],
+            created["id"],
         )
-        await member.patch(f"/api/conversations/{made['id']}", json={"title": "Trees"})
+        await member.patch(f"/api/conversations/{created['id']}", json={"title": "Trees"})
         assert (await reader.next("list"))[1]["conversation"]["title"] == "Trees"
-        await member.delete(f"/api/conversations/{made['id']}")
-        deleted = {"change": "deleted", "conversation": {"id": made["id"]}}
+        await member.delete(f"/api/conversations/{created['id']}")
+        deleted = {"change": "deleted", "conversation": {"id": created["id"]}}
         assert await reader.next("list") == ("list", deleted)
 
 

@@ -38,9 +38,9 @@ async def page(client: httpx.AsyncClient, **query: Any) -> Json:
     return answer.json()
 
 
-def ids_of(found: Json) -> list[int]:
+def ids_of(listed: Json) -> list[int]:
     """The conversations of a page."""
-    return [each["id"] for each in found["conversations"]]
+    return [each["id"] for each in listed["conversations"]]
 
 
 async def test_pages_have_each_conversation_once_pinned_ones_first(
@@ -49,22 +49,22 @@ async def test_pages_have_each_conversation_once_pinned_ones_first(
     ids = await make(user, 7)
     await member.patch(f"/api/conversations/{ids[5]}", json={"pinned": True})
     order = [ids[5], *ids[:5], ids[6]]
-    found: list[int] = []
+    listed: list[int] = []
     cursor: Json = {}
     while cursor.get("cursor", "") is not None:
         part = await page(member, limit=3, **cursor)
-        found += ids_of(part)
+        listed += ids_of(part)
         cursor = {"cursor": part["next"]}
-    assert found == order
+    assert listed == order
 
 
 async def test_a_page_goes_on_to_the_open_conversation(
     member: httpx.AsyncClient, user: User
 ) -> None:
     ids = await make(user, 9)
-    found = await page(member, limit=2, through=ids[6])
-    assert ids_of(found) == ids[:7]
-    assert ids_of(await page(member, limit=2, cursor=found["next"])) == ids[7:]
+    listed = await page(member, limit=2, through=ids[6])
+    assert ids_of(listed) == ids[:7]
+    assert ids_of(await page(member, limit=2, cursor=listed["next"])) == ids[7:]
     assert ids_of(await page(member, limit=2, through=987654)) == ids[:2]
 
 
@@ -123,8 +123,8 @@ async def test_a_deleted_conversation_is_gone_until_it_is_restored(
         assert (await member.get(path)).status_code == 404
     assert (await member.post(f"{home}/messages", json={"content": "x"})).status_code == 404
     assert (await member.post(f"{home}/restore")).status_code == 200
-    found = (await member.get(home)).json()
-    assert [each["status"] for each in found["messages"]] == ["done", "stopped"]
+    listed = (await member.get(home)).json()
+    assert [each["status"] for each in listed["messages"]] == ["done", "stopped"]
 
 
 async def test_purging_removes_what_can_not_be_restored_any_more(
@@ -145,29 +145,29 @@ async def test_purging_removes_what_can_not_be_restored_any_more(
 async def test_a_conversation_begins_with_its_first_message_or_not_at_all(
     member: httpx.AsyncClient, fake: FakeClient
 ) -> None:
-    made = await member.post("/api/conversations", json={"content": "hello", "model": "tiny"})
-    assert made.status_code == 201, made.text
-    question, answer = made.json()["messages"]
+    created = await member.post("/api/conversations", json={"content": "hello", "model": "tiny"})
+    assert created.status_code == 201, created.text
+    question, answer = created.json()["messages"]
     assert (question["content"], answer["parent"]) == ("hello", question["id"])
-    assert made.json()["title"] == "hello"
+    assert created.json()["title"] == "hello"
     refused = await member.post("/api/conversations", json={"content": "hello", "model": "none"})
     assert refused.status_code == 404
     fake.connected = False
     away = await member.post("/api/conversations", json={"content": "hello", "model": "tiny"})
     assert away.status_code == 503
-    assert ids_of(await page(member)) == [made.json()["id"]]
+    assert ids_of(await page(member)) == [created.json()["id"]]
 
 
 async def test_temporary_conversations_are_not_listed(
     member: httpx.AsyncClient, fake: FakeClient
 ) -> None:
     body = {"content": "hush", "temporary": True}
-    made = (await member.post("/api/conversations", json=body)).json()
-    assert made["temporary"]
+    created = (await member.post("/api/conversations", json=body)).json()
+    assert created["temporary"]
     assert ids_of(await page(member)) == []
-    assert (await member.get(f"/api/conversations/{made['id']}")).status_code == 200
-    found = await member.get("/api/conversations/search", params={"q": "hush"})
-    assert found.json() == {"results": []}
+    assert (await member.get(f"/api/conversations/{created['id']}")).status_code == 200
+    listed = await member.get("/api/conversations/search", params={"q": "hush"})
+    assert listed.json() == {"results": []}
     assert (await member.get("/api/conversations/export")).json()["conversations"] == []
 
 

@@ -41,16 +41,16 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def samples(text: str) -> Samples:
     """Every sample by its name and labels, without the label `process`."""
-    found: Samples = {}
+    scraped: Samples = {}
     for family in parse(text):
         for sample in family.samples:
             labels = {name: value for name, value in sample.labels.items() if name != "process"}
-            found[sample.name, tuple(sorted(labels.items()))] = sample.value
-    return found
+            scraped[sample.name, tuple(sorted(labels.items()))] = sample.value
+    return scraped
 
 
-def of(found: Samples, name: str, **labels: str) -> float:
-    return found.get((name, tuple(sorted(labels.items()))), 0.0)
+def of(scraped: Samples, name: str, **labels: str) -> float:
+    return scraped.get((name, tuple(sorted(labels.items()))), 0.0)
 
 
 @pytest_asyncio.fixture
@@ -215,18 +215,18 @@ async def test_the_trees_numbers_are_the_nodes_own(
     busy = {"running": 2, "tokens": 900, "received": 9, "finished": 7, "failed": 1}
     fake.states = tree_of(root, node_state("n1", status="busy", **busy))
     fake.queue_depths = {names.node("root"): 3, names.DEAD_QUEUE: 4}
-    found = await read(scraper)
-    assert of(found, "canopy_model_waiting_jobs", model="tiny") == 5 + 3
-    assert of(found, "canopy_model_running_jobs", model="tiny") == 2
-    assert of(found, "canopy_model_usable_slots", model="tiny") == 2
-    assert of(found, "canopy_model_oldest_wait_seconds", model="tiny") == pytest.approx(70, abs=1)
-    assert of(found, "canopy_node_queue_depth", node="root") == 3
-    assert of(found, "canopy_node_status", node="n1", status="busy") == 1
+    scraped = await read(scraper)
+    assert of(scraped, "canopy_model_waiting_jobs", model="tiny") == 5 + 3
+    assert of(scraped, "canopy_model_running_jobs", model="tiny") == 2
+    assert of(scraped, "canopy_model_usable_slots", model="tiny") == 2
+    assert of(scraped, "canopy_model_oldest_wait_seconds", model="tiny") == pytest.approx(70, abs=1)
+    assert of(scraped, "canopy_node_queue_depth", node="root") == 3
+    assert of(scraped, "canopy_node_status", node="n1", status="busy") == 1
     for name, value in busy.items():
         total = name if name == "running" else f"{name}_total"
-        assert of(found, f"canopy_node_{total}", node="n1", model="tiny") == value
-    assert of(found, "canopy_dead_letters") == 4
-    assert of(found, "canopy_broker_connected") == 1
+        assert of(scraped, f"canopy_node_{total}", node="n1", model="tiny") == value
+    assert of(scraped, "canopy_dead_letters") == 4
+    assert of(scraped, "canopy_broker_connected") == 1
     fake.connected = False
     assert of(await read(scraper), "canopy_broker_connected") == 0
 

@@ -38,10 +38,10 @@ async def account(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
 async def test_create_prints_a_link_that_logs_in(
     capsys: pytest.CaptureFixture[str], web: httpx.AsyncClient
 ) -> None:
-    made = await account(capsys, "create", "ada", "--role", "staff")
-    link = made.pop("login")
-    assert made.pop("created")
-    assert made == {
+    created = await account(capsys, "create", "ada", "--role", "staff")
+    link = created.pop("login")
+    assert created.pop("created")
+    assert created == {
         "name": "ada",
         "role": "staff",
         "active": True,

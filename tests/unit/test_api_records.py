@@ -128,11 +128,11 @@ async def test_delete_beside_everything_else(
 
 def _unfinished_of(outcomes: list[object]) -> set[int]:
     """The answers that a deletion says are to be stopped."""
-    found: set[int] = set()
+    unfinished: set[int] = set()
     for outcome in outcomes:
         if isinstance(outcome, Deleted):
-            found.update(answer.pk for answer in outcome.unfinished)
-    return found
+            unfinished.update(answer.pk for answer in outcome.unfinished)
+    return unfinished
 
 
 @pytest.mark.usefixtures("fake")
@@ -187,8 +187,8 @@ async def test_a_turn_that_was_refused_does_not_undo_a_rename(
 
     monkeypatch.setattr(fake, "submit", refuse)
     assert (await member.post(f"{home}/messages", json={"content": "hello"})).status_code == 503
-    found = (await member.get(home)).json()
-    assert (found["title"], found["messages"]) == ("mine", [])
+    unfinished = (await member.get(home)).json()
+    assert (unfinished["title"], unfinished["messages"]) == ("mine", [])
 
 
 # ---- accounts that were removed: their keys are believed for some seconds more

@@ -116,10 +116,10 @@ def words() -> Prompts:
 def test_prompts_have_the_given_number_of_tokens_and_differ() -> None:
     prompts = words()
     requests = [Request(tokens, 1) for tokens in (1, 2, 17, 128, 128)]
-    made = prompts.make(requests)
-    assert [len(prompt.ids) for prompt in made] == [1, 2, 17, 128, 128]
-    assert [list(prompt.ids) for prompt in made] == [prompts.ids(prompt.text) for prompt in made]
-    assert made[-1] != made[-2]
+    batch = prompts.make(requests)
+    assert [len(prompt.ids) for prompt in batch] == [1, 2, 17, 128, 128]
+    assert [list(prompt.ids) for prompt in batch] == [prompts.ids(prompt.text) for prompt in batch]
+    assert batch[-1] != batch[-2]
 
 
 def test_the_prompts_of_a_load_share_their_prefix_and_nothing_with_the_next() -> None:

@@ -27,13 +27,13 @@ def operations() -> Iterator[tuple[str, str, list[object]]]:
 
 def for_operators() -> list[Operation]:
     """Those below OPERATORS, with what they check."""
-    found = []
+    for_staff = []
     for method, path, checks in operations():
         if path.startswith(OPERATORS):
             [check] = checks
             assert isinstance(check, Staff), f"{method} {path} must be for staff: {check}"
-            found.append((method, re.sub(r"\{[^}]*\}", "1", path), type(check)))
-    return found
+            for_staff.append((method, re.sub(r"\{[^}]*\}", "1", path), type(check)))
+    return for_staff
 
 
 EVERYTHING = for_operators()

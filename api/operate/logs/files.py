@@ -33,7 +33,7 @@ class LogFile:
 
 def log_files(folder: Path) -> list[LogFile]:
     """The logs in the folder, by name; if there are too many, those that changed last."""
-    found: list[LogFile] = []
+    files: list[LogFile] = []
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
@@ -45,9 +45,9 @@ def log_files(folder: Path) -> list[LogFile]:
         if entry.is_file(follow_symlinks=False):
             status = entry.stat(follow_symlinks=False)
             path = Path(entry.path)
-            found.append(LogFile(process, path, status.st_size, status.st_mtime))
-    found.sort(key=lambda file: -file.modified)
-    return sorted(found[:MAX_FILES], key=lambda file: file.process)
+            files.append(LogFile(process, path, status.st_size, status.st_mtime))
+    files.sort(key=lambda file: -file.modified)
+    return sorted(files[:MAX_FILES], key=lambda file: file.process)
 
 
 class Tail:

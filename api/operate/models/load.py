@@ -26,11 +26,11 @@ class ScaledNode:
 
 def members(tree: Tree, model: str) -> list[Node]:
     """The model's nodes that live, without its roots."""
-    found: list[Node] = []
+    alive: list[Node] = []
     for node in tree["nodes"]:
         if node["model"] == model and node["state"] != "down" and not is_root(node):
-            found.append(node)
-    return found
+            alive.append(node)
+    return alive
 
 
 def load_of(

@@ -52,22 +52,22 @@ class NodeActions:
 
         Raises ApiError 404 or 503, or 504 if it has not happened within CONFIRM_SECONDS.
         """
-        asked, told = time.monotonic(), effect.node
+        began, addressee = time.monotonic(), effect.node
         if effect.gone:
-            told = await self._remove_gone(effect)
+            addressee = await self._remove_gone(effect)
         else:
             await self.tell(effect.node, tree_actions.message(effect.action, effect.parent))
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
-                await self._until_happened(effect, asked)
+                await self._until_happened(effect, began)
         except TimeoutError as error:
             raise ApiError(
                 504,
-                f"{told} was told, but the tree does not show it after "
+                f"{addressee} was told, but the tree does not show it after "
                 f"{CONFIRM_SECONDS:.0f} s: look at the node's state and its log",
                 code="refused",
             ) from error
-        return round(time.monotonic() - asked, 2)
+        return round(time.monotonic() - began, 2)
 
     async def _remove_gone(self, effect: Effect) -> str:
         """Has a node of another tree do it, whose name is returned. Raises ApiError 400, 503.
@@ -115,11 +115,11 @@ class NodeActions:
         restarted = 0
         try:
             for level in levels:
-                asked = time.monotonic()
+                began = time.monotonic()
                 for name in level:
                     await self.tell(name, Restart())
                 async with asyncio.timeout(LEVEL_SECONDS):
-                    await self._until_back(level, asked)
+                    await self._until_back(level, began)
                 restarted += len(level)
         except ApiError as error:
             await finish(entry, f"ended after {restarted} nodes: {error.message}")
@@ -129,10 +129,10 @@ class NodeActions:
         else:
             await finish(entry, f"restarted {restarted}")
 
-    async def _until_happened(self, effect: Effect, asked: float) -> None:
+    async def _until_happened(self, effect: Effect, began: float) -> None:
         async with aclosing(self._tree.follow()) as trees:
             async for tree in trees:
-                seconds = time.monotonic() - asked
+                seconds = time.monotonic() - began
                 if tree_actions.has_happened(
                     tree,
                     effect.action,
@@ -143,10 +143,10 @@ class NodeActions:
                 ):
                     return
 
-    async def _until_back(self, level: list[str], asked: float) -> None:
+    async def _until_back(self, level: list[str], began: float) -> None:
         async with aclosing(self._tree.follow()) as trees:
             async for tree in trees:
-                seconds = time.monotonic() - asked
+                seconds = time.monotonic() - began
                 if all(tree_actions.is_back(tree, name, seconds) for name in level):
                     return
 
