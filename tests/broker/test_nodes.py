@@ -18,6 +18,7 @@ from broker.wire import (
     ChatMessage,
     Delta,
     Drain,
+    Failed,
     Finished,
     Job,
     RemoveGone,
@@ -42,11 +43,13 @@ def tree(broker: Broker) -> Iterator[dict[str, NodeProcess]]:
         yield {"root": top, "n1": n1, "n2": n2}
 
 
-async def ask(client: Client, text: str, max_tokens: int | None = None) -> Stream:
+async def ask(
+    client: Client, text: str, max_tokens: int | None = None, model: str = "echo"
+) -> Stream:
     return await client.submit(
         Job(
             request_id=uuid.uuid4().hex,
-            model="echo",
+            model=model,
             reply_to="",
             created=time.time(),
             messages=(ChatMessage(role="user", content=text),),
@@ -196,6 +199,21 @@ async def test_a_slow_reader_costs_one_frame(tree: dict[str, NodeProcess], clien
     assert len(stream._frames) <= 3
     text, _ = await read(stream)
     assert text == " ".join(["word"] * 5000)
+
+
+async def test_the_jobs_of_a_tree_that_has_ended_end_when_it_is_removed(
+    broker: Broker, client: Client
+) -> None:
+    """They waited in a queue that nobody reads, until their deadline."""
+    with root(broker, "keeper", "kept"):
+        with root(broker, "short", "short-lived"):
+            stream = await ask(client, "word", model="short-lived")
+        assert await client.control("keeper", RemoveGone(nodes=("short",)))
+        _, frames = await read(stream)
+    final = frames[-1]
+    assert isinstance(final, Failed)
+    assert (final.code, final.retryable) == ("no_node", True)
+    assert "has ended" in final.message
 
 
 async def test_a_root_removes_what_another_tree_left(broker: Broker, client: Client) -> None:

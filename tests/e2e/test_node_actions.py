@@ -25,9 +25,9 @@ def host(staff: httpx.Client) -> str:
     """The agent of `up`, once it is heard."""
     with staff.stream("GET", "/api/operate/hosts/stream", timeout=20) as events:
         for line in events.iter_lines():
-            problems = re.search(r'"hosts": ?\[\{"name": ?"([a-z0-9_-]+)"', line)
-            if problems:
-                return problems[1]
+            first = re.search(r'"hosts": ?\[\{"name": ?"([a-z0-9_-]+)"', line)
+            if first:
+                return first[1]
     pytest.fail("no host has an agent")
 
 

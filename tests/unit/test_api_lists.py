@@ -123,8 +123,8 @@ async def test_a_deleted_conversation_is_gone_until_it_is_restored(
         assert (await member.get(path)).status_code == 404
     assert (await member.post(f"{home}/messages", json={"content": "x"})).status_code == 404
     assert (await member.post(f"{home}/restore")).status_code == 200
-    listed = (await member.get(home)).json()
-    assert [each["status"] for each in listed["messages"]] == ["done", "stopped"]
+    conversation = (await member.get(home)).json()
+    assert [each["status"] for each in conversation["messages"]] == ["done", "stopped"]
 
 
 async def test_purging_removes_what_can_not_be_restored_any_more(
@@ -166,8 +166,8 @@ async def test_temporary_conversations_are_not_listed(
     assert created["temporary"]
     assert ids_of(await page(member)) == []
     assert (await member.get(f"/api/conversations/{created['id']}")).status_code == 200
-    listed = await member.get("/api/conversations/search", params={"q": "hush"})
-    assert listed.json() == {"results": []}
+    results = await member.get("/api/conversations/search", params={"q": "hush"})
+    assert results.json() == {"results": []}
     assert (await member.get("/api/conversations/export")).json()["conversations"] == []
 
 
