@@ -130,7 +130,7 @@ def test_routers_and_odd_sizes_stay_as_they_are() -> None:
     network = nn.Module()
     network.layers = nn.ModuleList([block])
     network.get_output_embeddings = lambda: None  # type: ignore[assignment]
-    assert [place.attribute for place in gpu_precision._places(network)] == ["wide"]
+    assert [place.attribute for place in gpu_precision.find_places(network)] == ["wide"]
 
 
 def test_a_model_without_such_layers_is_refused() -> None:

@@ -78,7 +78,10 @@ def quantize(model: Any, tokenizer: Any, library_attention: str) -> str:
         return FP8
     if requested != FP8:
         return ""
-    places = list(_places(model))
+    if any(type(module) is Float8Linear for module in model.modules()):  # see `float8_loading`
+        log.info("precision", chosen=FP8, perplexity="not measured: no room for bfloat16")
+        return FP8
+    places = list(find_places(model))
     if not places:
         raise EngineUnavailable(
             f"{type(model).__name__} has no linear layers that --precision fp8 could compute; "
@@ -129,7 +132,7 @@ def _paragraph(tokenizer: Any) -> torch.Tensor:
     return ids
 
 
-def _places(model: Any) -> Iterator[Place]:
+def find_places(model: Any) -> Iterator[Place]:
     """The linear layers inside a list of layers, of sizes that the tensor cores take."""
     head = model.get_output_embeddings()
     for path, module in model.named_modules():

@@ -22,6 +22,9 @@ from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.checkpoint_format import choose_loading
 from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.engines.transformers.model.float8 import FLOAT8
+from worker.engines.transformers.model.float8_loading import float8_config
+from worker.engines.transformers.model.gpu_precision import FP8
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.load_progress import reporting
 from worker.engines.transformers.model.loaded import LoadedModel
@@ -82,11 +85,11 @@ def load(folder: Path, device_names: str, slots: int | None) -> LoadedModel:
     if first.type == "cuda":
         gpu_precision.check(first)
         torch.cuda.set_device(first)  # of this thread: Triton launches on the current device
-    check_room(folder, devices)
+    options = _room_options(folder, devices)
     tokenizer = load_tokenizer(folder)
     try:
         if len(devices) == 1:
-            model = load_weights(folder, first, device_map=first)
+            model = load_weights(folder, first, device_map=first, **options)
         else:
             free = {device: free_on_gpu(device) for device in devices}
             memory = max_weight_memory(free)
@@ -99,6 +102,21 @@ def load(folder: Path, device_names: str, slots: int | None) -> LoadedModel:
         check_device_map(model.hf_device_map, devices)
         log.info("layers are spread", devices=device_names)
     return prepare_model(model, tokenizer, slots)
+
+
+def _room_options(folder: Path, devices: list[torch.device]) -> dict[str, Any]:
+    """For `load_weights`, where weights have room only if they become float8 as they are read.
+    Raises EngineUnavailable if they have none.
+    """
+    try:
+        check_room(folder, devices)
+    except EngineUnavailable:
+        first = devices[0]
+        if len(devices) > 1 or first.type != "cuda" or gpu_precision.check(first) != FP8:
+            raise
+        check_room(folder, devices, dtype=FLOAT8)
+        return {"quantization_config": float8_config()}
+    return {}
 
 
 def prepare_model(
@@ -255,6 +273,8 @@ def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
         choose_loading(config, device, divided="distributed_config" in options)
     except EngineUnavailable as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {error}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        options.pop("quantization_config", None)  # they are published as small as they are
     with reporting(sum(file.stat().st_size for file in folder.glob("*.safetensors"))):
         result: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

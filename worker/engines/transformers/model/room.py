@@ -19,10 +19,17 @@ log = structlog.get_logger(__name__)
 _RANKS = (2, 4, 8)
 
 
-def check_room(folder: Path, devices: list[torch.device], *, ranks: int = 1) -> None:
+def check_room(
+    folder: Path,
+    devices: list[torch.device],
+    *,
+    ranks: int = 1,
+    dtype: torch.dtype | None = None,
+) -> None:
     """`devices`: that the layers are spread over, or the first of `ranks` that divide each of them.
-    Raises EngineUnavailable if the weights have no room. Files whose size cannot be told pass:
-    loading them says what is wrong with them.
+    `dtype`: that the weights are kept in; None: float32 on a CPU, else bfloat16. Raises
+    EngineUnavailable if the weights have no room. Files whose size cannot be told pass: loading
+    them says what is wrong with them.
     """
     try:
         files = read_headers(folder)
@@ -30,8 +37,8 @@ def check_room(folder: Path, devices: list[torch.device], *, ranks: int = 1) -> 
         log.warning("the size of the weights is not known", reason=one_line(error))
         return
     first = devices[0]
-    dtype = torch.float32 if first.type == "cpu" else torch.bfloat16
-    needed = files.bytes_in(dtype)
+    usual = torch.float32 if first.type == "cpu" else torch.bfloat16
+    needed = files.bytes_in(dtype or usual)
     room = free_room(devices, ranks)
     if needed > room:
         raise EngineUnavailable(_refusal(folder, first, needed, room, ranks))
