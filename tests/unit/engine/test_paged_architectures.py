@@ -47,3 +47,19 @@ def test_tokens_over_few_pages_are_those_of_generate(
     look_a_step_later(monkeypatch)
     assert answers(there, prompt_ids, _MORE) == expected
     assert answers(there, prompt_ids, _MORE) == expected  # the second time from cached blocks
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "mistral", "llama4_text"])
+def test_prompts_that_share_a_beginning_share_what_their_windows_see(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the windows, and with so few pages that shared blocks are taken for others, too."""
+    model = tiny(kind)
+    [beginning, *tails] = prompts((40, 1, 9, 17, 30, 5, 24))
+    prompt_ids = [beginning + tail for tail in tails] + [beginning[:25] + tails[0]]
+    expected = [generated(model, prompt, _MORE) for prompt in prompt_ids]
+    use_pages(monkeypatch, _FEW)
+    there = loaded(model, context=40 + 30 + _MORE)
+    look_a_step_later(monkeypatch)
+    for _ in range(2):
+        assert answers(there, prompt_ids, _MORE) == expected
