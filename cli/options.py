@@ -7,7 +7,7 @@ from cli.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 ENGINES = ("transformers", "openai", "echo")
-PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast", "fp8")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast", "int4", "fp8")
 KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "fp8")
 UPSTREAM_USAGE = (
     "--upstream http://HOST:PORT/v1 (or CANOPY_UPSTREAM; a key goes into CANOPY_UPSTREAM_KEY)"
@@ -48,7 +48,7 @@ precision = click.option(
     envvar="CANOPY_PRECISION",
     show_envvar=True,
     help="Number format of the transformers engine's weights. On a CPU: auto, float32, bfloat16, "
-    "int8, int8-fast; on a GPU: auto, bfloat16, fp8. Default: auto, which never chooses fp8.",
+    "int8, int8-fast, int4; on a GPU: auto, bfloat16, fp8. Default: auto, which never chooses fp8.",
 )
 kv_cache_dtype = click.option(
     "--kv-cache-dtype",

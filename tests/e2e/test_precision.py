@@ -51,7 +51,7 @@ and no single machine is needed for it to work. That is why it was possible to b
 many parts that belong to different owners, and why it goes on working when some of them fail.
 """
 # The most by which a perplexity may exceed the library's float32.
-ALLOWED = {"bfloat16": 0.02, "int8": 0.02, "int8-fast": 0.05}
+ALLOWED = {"bfloat16": 0.02, "int8": 0.02, "int8-fast": 0.05, "int4": 0.05}
 SEVEN_BITS = {"int8-fast": 0.20}  # where a CPU lacks VNNI
 
 

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from worker.engines.transformers.model import int4_linear
 from worker.engines.transformers.model.errors import UnsupportedScheme
 from worker.errors import one_line
 
@@ -143,14 +144,23 @@ def _int8_head(linear: nn.Linear) -> nn.Module:
     return Int8(linear)
 
 
+def _int4(linear: nn.Linear) -> nn.Module:
+    """Layers of a size that the operation does not take stay in 8 bits."""
+    if not int4_linear.divides(linear):
+        return Int8(linear)
+    return int4_linear.Int4(linear, prefill=Int8(linear))
+
+
 Scheme = Callable[[nn.Linear], nn.Module]
 SCHEMES: dict[str, Scheme] = {
     "float32": _float32,
     "bfloat16": BFloat16,
     "int8": Int8,
     "int8-fast": Int8Fast,
+    "int4": _int4,
 }
-HEAD_SCHEMES: dict[str, Scheme] = {"int8": _int8_head}  # where the output layer's differs
+# where the output layer's differs
+HEAD_SCHEMES: dict[str, Scheme] = {"int8": _int8_head, "int4": _int8_head}
 
 
 class BFloat16Embedding(nn.Module):
