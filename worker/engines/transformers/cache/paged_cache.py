@@ -93,20 +93,34 @@ class PagedCache:
         """
         if not request.reuse or request.group < 0:
             return 0
-        windowed = [group for group, window in enumerate(self._windows) if window.tokens]
-        full = [group for group, window in enumerate(self._windows) if not window.tokens]
-        missing = [-1] * len(self._windows)  # of each group the last block that does not exist
-        hits = 0
-        for number in range((len(request.ids) - 1) // self._block_size):
-            block_hash = request.hashes[number]
-            if any(self._find(block_hash, group) is None for group in full):
-                break
+        usable = request.hashes[: (len(request.ids) - 1) // self._block_size]
+        windowed: list[int] = []
+        for group, window in enumerate(self._windows):
+            if window.tokens:
+                windowed.append(group)
+            else:
+                usable = usable[: self._count_known(usable, group)]
+        hits, last = len(usable), -1
+        while hits != last:
+            last = hits
             for group in windowed:
-                if self._find(block_hash, group) is None:
-                    missing[group] = number
-            position = (number + 1) * self._block_size
-            if all(self._first_block(group, position) > missing[group] for group in windowed):
-                hits = number + 1
+                hits = self._count_visible(usable[:hits], group)
+        return hits
+
+    def _count_known(self, hashes: list[bytes], group: int) -> int:
+        """How many blocks of a group exist before the first that does not."""
+        for number, block_hash in enumerate(hashes):
+            if self._find(block_hash, group) is None:
+                return number
+        return len(hashes)
+
+    def _count_visible(self, hashes: list[bytes], group: int) -> int:
+        """The most blocks after which all exist that the next token sees of a group."""
+        hits = number = len(hashes)
+        while number > self._first_block(group, hits * self._block_size):
+            number -= 1
+            if self._find(hashes[number], group) is None:
+                hits = number
         return hits
 
     def _find(self, block_hash: bytes, group: int) -> int | None:
