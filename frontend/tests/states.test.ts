@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { NodeState, ShownState, TreeNode } from "../src/lib/types";
 import { BLANK } from "./nodes";
-import { clock, possibleAction, reuse, trouble, waits } from "../src/dashboard/tree/states";
+import { clock, place, possibleAction, reuse, trouble, waits } from "../src/dashboard/tree/states";
 
 function node(state: NodeState, detail = ""): TreeNode {
   return { ...BLANK, name: state, parent: "root", state, shown: SHOWN[state] ?? "idle", slots: 4, running: 1, queued: 2, depth: 2, detail };
@@ -18,6 +18,14 @@ describe("a node that has failed", () => {
 
   it("is left alone", () => {
     expect(possibleAction(node("failed"))).toBeNull();
+  });
+});
+
+describe("where a node is", () => {
+  it("is not known of one that starts, and nowhere once it is gone", () => {
+    expect(place(node("idle"))).toBe("h:1");
+    expect(place({ ...node("starting"), host: "" })).toBe("not heard yet");
+    expect(place({ ...node("down"), host: "" })).toBe("no process");
   });
 });
 

@@ -36,7 +36,8 @@ export function isEntrance(node: TreeNode): boolean {
 
 /** Where a node's process runs. */
 export function place(node: TreeNode): string {
-  return node.host ? `${node.host}:${node.pid}` : t("tree.notHeard");
+  if (node.host) return `${node.host}:${node.pid}`;
+  return t(node.state === "down" ? "tree.noProcess" : "tree.notHeard");
 }
 
 /** What an operator must know of a node at first sight; null if nothing is wrong. */

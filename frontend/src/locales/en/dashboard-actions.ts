@@ -31,7 +31,7 @@ export const actions = {
   "actions.remove.text": "{node} leaves the tree, its process ends and is not started again, and its queue is deleted.",
   "actions.removeGone": "The tree of {node} has ended: the queue of {count} node is deleted.",
   "actions.removeGone#other": "The tree of {node} has ended: the queues of {count} nodes are deleted.",
-  "actions.endNone": "No job waits in them.",
+  "actions.endNone": "No job waits there.",
   "actions.endJobs": "{count} job that waited there ends with an error, and becomes a dead letter.",
   "actions.endJobs#other": "{count} jobs that waited there end with an error, and become dead letters.",
   "actions.move.button": "Move below…",

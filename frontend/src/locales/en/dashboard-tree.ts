@@ -29,6 +29,7 @@ export const tree = {
   "tree.depthText": "Ready in its broker queue",
   "tree.process": "Host and process",
   "tree.notHeard": "not heard yet",
+  "tree.noProcess": "no process",
   "tree.slots": "Slots",
   "tree.slotsInUse": "Slots in use: ",
   "tree.state.starting": "Starting",

@@ -33,7 +33,7 @@ export const actions: Record<keyof typeof english, string> = {
   "actions.remove.text": "{node} deja el árbol, su proceso termina y no se vuelve a iniciar, y su cola se borra.",
   "actions.removeGone": "El árbol de {node} ha terminado: se borra la cola de {count} nodo.",
   "actions.removeGone#other": "El árbol de {node} ha terminado: se borran las colas de {count} nodos.",
-  "actions.endNone": "Ningún trabajo espera en ellas.",
+  "actions.endNone": "Ningún trabajo espera allí.",
   "actions.endJobs": "{count} trabajo que esperaba allí termina con un error y pasa a los trabajos muertos.",
   "actions.endJobs#other": "{count} trabajos que esperaban allí terminan con un error y pasan a los trabajos muertos.",
   "actions.move.button": "Mover debajo de…",

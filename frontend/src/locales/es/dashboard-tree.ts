@@ -31,6 +31,7 @@ export const tree: Record<keyof typeof english, string> = {
   "tree.depthText": "En su cola del intermediario",
   "tree.process": "Equipo y proceso",
   "tree.notHeard": "sin noticias todavía",
+  "tree.noProcess": "sin proceso",
   "tree.slots": "Plazas",
   "tree.slotsInUse": "Plazas en uso: ",
   "tree.state.starting": "Iniciando",

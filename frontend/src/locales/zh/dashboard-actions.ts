@@ -33,7 +33,7 @@ export const actions: Record<keyof typeof english, string> = {
   "actions.remove.text": "{node} 离开树，其进程结束且不再启动，其队列被删除。",
   "actions.removeGone": "{node} 的树已结束：将删除 {count} 个节点的队列。",
   "actions.removeGone#other": "{node} 的树已结束：将删除 {count} 个节点的队列。",
-  "actions.endNone": "其中没有等待的任务。",
+  "actions.endNone": "没有任务在那里等待。",
   "actions.endJobs": "在那里等待的 {count} 个任务将以错误结束，并成为死信作业。",
   "actions.endJobs#other": "在那里等待的 {count} 个任务将以错误结束，并成为死信作业。",
   "actions.move.button": "移到…下方",

@@ -31,6 +31,7 @@ export const tree: Record<keyof typeof english, string> = {
   "tree.depthText": "在其消息队列中就绪",
   "tree.process": "主机和进程",
   "tree.notHeard": "尚无消息",
+  "tree.noProcess": "没有进程",
   "tree.slots": "槽位",
   "tree.slotsInUse": "使用中的槽位：",
   "tree.state.starting": "启动中",
