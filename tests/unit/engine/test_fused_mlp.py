@@ -45,6 +45,20 @@ def test_a_module_that_computes_something_else_is_left_alone() -> None:
     assert isinstance(model[1], Gated)
 
 
+class Divided(nn.Linear):
+    """Whose outputs several processes add up."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the other processes do not compute it now")
+
+
+def test_the_proof_needs_no_other_process() -> None:
+    model = nn.ModuleList([Gated(1.0)])
+    model[0].down_proj = down = Divided(12, 8)
+    assert fuse_mlps(model) == 1
+    assert model[0].down_proj is down
+
+
 def test_an_unknown_activation_is_left_alone() -> None:
     model = nn.ModuleList([Gated(1.0)])
     model[0].act_fn = nn.Tanh()

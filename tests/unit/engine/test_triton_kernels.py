@@ -5,6 +5,7 @@ does not mind: variables that change their type, shapes that the tensor cores do
 from typing import Any
 
 import pytest
+import torch
 import triton
 
 from worker.engines.transformers.model import (
@@ -12,6 +13,7 @@ from worker.engines.transformers.model import (
     linear_tiles,
     triton_attention,
     triton_kernels,
+    triton_linear,
 )
 from worker.engines.transformers.tensor_parallel import triton_sum
 
@@ -130,35 +132,58 @@ def test_prefill(
 
 _LINEAR = {
     "METHOD": "dot", "ACTIVATION": "", "SCALED": False, "ROW_SCALED": False, "BIASED": False,
-    "EVEN_N": False, "EVEN_K": False, "PREFETCH": 8,
+    "EVEN_N": True, "EVEN_K": True, "PREFETCH": 8,
 }  # fmt: skip
 
 
+def measured(activation: str) -> set[tuple[linear_tiles.Tile, int]]:
+    """All tiles that are tried on a GPU, with the most rows that they are tried for."""
+    rows: dict[linear_tiles.Tile, int] = {}
+    for outputs in (1024, 128_256):
+        key = linear_tiles.LinearKey(torch.Size((outputs, 64)), torch.bfloat16, activation)
+        for bucket in linear_tiles.ROW_BUCKETS:
+            for tile in linear_tiles.candidates(key, bucket):
+                rows[tile] = max(16, bucket)
+    return set(rows.items())
+
+
+_EIGHT = linear_tiles.Tile(64, 256, 1, 4, 4, "swapped")
+
+
 @pytest.mark.parametrize(
-    ("capability", "tile", "special"),
+    ("capability", "tile", "rows", "activation", "special"),
     [
-        (_HOPPER, linear_tiles.Tile(32, 128, 2, 4, 4), {}),
-        (_HOPPER, linear_tiles.Tile(64, 128, 1, 4, 4, "swapped"), {}),
-        (_HOPPER, linear_tiles.Tile(64, 256, 1, 4, 4, "swapped"), _FLOAT8),
-        (_HOPPER, linear_tiles.Tile(32, 256, 1, 4, 4), {"weight": "*fp8e4nv"}),
-        (_AMPERE, linear_tiles.Tile(32, 128, 2, 4, 3), {}),
-        (_AMPERE, linear_tiles.Tile(8, 512, 1, 4, 3, "sum"), {}),
+        *[(_HOPPER, *tile, "", {}) for tile in sorted(measured(""))],
+        *[(_HOPPER, *tile, "silu", {}) for tile in sorted(measured("silu"))],
+        (_HOPPER, _EIGHT, 16, "", _FLOAT8),
+        (_HOPPER, _EIGHT, 16, "silu", _FLOAT8),
+        (_HOPPER, linear_tiles.Tile(32, 256, 2, 4, 4), 64, "", {"weight": "*fp8e4nv"}),
+        (_AMPERE, linear_tiles.Tile(64, 128, 1, 4, 4, "swapped"), 16, "", {}),
+        (_AMPERE, linear_tiles.Tile(8, 512, 1, 2, 5, "sum"), 16, "silu", {}),
     ],
 )
-@pytest.mark.parametrize("activation", ["", "silu"])
 def test_linear(
-    capability: int, tile: linear_tiles.Tile, special: dict[str, str], activation: str
+    capability: int,
+    tile: linear_tiles.Tile,
+    rows: int,
+    activation: str,
+    special: dict[str, str],
 ) -> None:
-    split = 1 if activation else tile.split
     constants = _LINEAR | {
-        "BLOCK_M": 1 if tile.method == "sum" else 16, "BLOCK_N": tile.columns,
-        "BLOCK_K": tile.inner, "SPLIT_K": split, "METHOD": tile.method, "STAGES": tile.stages,
+        "BLOCK_M": 1 if tile.method == "sum" else rows, "BLOCK_N": tile.columns,
+        "BLOCK_K": tile.inner, "SPLIT_K": tile.split, "METHOD": tile.method, "STAGES": tile.stages,
         "ACTIVATION": activation, "PDL": capability >= _HOPPER, "SCALED": bool(special),
     }  # fmt: skip
     used = shared_memory(
         linear_kernels.linear_kernel, constants, capability, tile.warps, tile.stages, special
     )
     assert used < _SHARED_MEMORY[capability]
+
+
+def test_gates() -> None:
+    constants = {"ACTIVATION": "gelu", "BLOCK": triton_linear._GATE_BLOCK}
+    bfloats = dict.fromkeys(("gate", "up", "out"), "*bf16")
+    shared_memory(linear_kernels.gate_kernel, constants, _AMPERE, 4, 3, bfloats)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

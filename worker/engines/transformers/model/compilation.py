@@ -2,15 +2,17 @@
 
 import os
 import sys
+import time
 from typing import Any
 
 import structlog
 import torch
 
 from worker import models
-from worker.engines.transformers.model.float8_linear import Float8Linear
+from worker.engines.transformers.model.fused_mlp import fuse_mlps
 from worker.engines.transformers.model.fused_qkv import fuse_float8_mlp, fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.linear_op import clear_tiles
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.errors import one_line
 
@@ -22,9 +24,8 @@ _MIN_RECOMPILE_LIMIT = 64
 
 def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> None:
     """Fuses projections, compiles layers and captures graphs; without what fails here."""
-    compile_model(model, layout)
+    compile_model(model, layout, runner.slots)
     with torch.inference_mode():
-        _tune_float8(model, runner.slots)
         try:
             runner.capture_graphs(log.info)
         except Exception as error:  # a compiler fails in many ways; the model runs without it
@@ -34,24 +35,35 @@ def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> Non
             capture_graphs(runner)
 
 
-def _tune_float8(model: Any, slots: int) -> None:
-    if not any(type(module) is Float8Linear for module in model.modules()):
-        return
-    from worker.engines.transformers.model import float8_tuning  # here, as it needs Triton
-
-    float8_tuning.tune(model, slots)
-
-
-def compile_model(model: Any, layout: KVCacheLayout) -> None:
-    """Fuses projections, and has layers compiled when they are first computed."""
+def compile_model(model: Any, layout: KVCacheLayout, slots: int) -> None:
+    """Fuses projections, chooses how products of up to `slots` rows are computed, and has layers
+    compiled when they are first computed.
+    """
     cache = models.home() / "cache"  # a restart compiles nothing
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     sys.setswitchinterval(_SWITCH_INTERVAL)
     fused = sum(fuse_qkv(module) for module in layout.shapes)
     fused += sum(fuse_float8_mlp(module) for module in list(model.modules()))
+    _choose_products(model, slots)
     layers = compile_layers(model, layout)
     log.info("compiling", layers=layers, fused=fused)
+
+
+def _choose_products(model: Any, slots: int) -> None:
+    """Fuses MLPs and measures linear layers; what fails stays as it was, with torch's products."""
+    from worker.engines.transformers.model import float8_tuning, linear_tuning  # load Triton
+
+    began = time.monotonic()
+    try:
+        mlps, layers = fuse_mlps(model), linear_tuning.tune_linears(model, slots)
+        layers += float8_tuning.tune(model, slots)
+    except RuntimeError as error:  # no memory for it, a kernel that does not run here
+        log.warning("linear layers are not tuned", reason=one_line(error))
+        clear_tiles()
+        return
+    seconds = round(time.monotonic() - began, 1)
+    log.info("linear layers are tuned", layers=layers, mlps=mlps, seconds=seconds)
 
 
 def capture_graphs(runner: LocalModelRunner) -> None:
@@ -76,7 +88,8 @@ def compile_layers(model: Any, layout: KVCacheLayout) -> int:
 
 
 def uncompile_layers(model: Any, layout: KVCacheLayout) -> None:
-    """Undoes `compile_layers`."""
+    """Undoes `compile_layers`, and leaves all products to torch: any kernel may have failed."""
+    clear_tiles()
     for layer in _layers(model, layout):
         layer._compiled_call_impl = None
 

@@ -53,19 +53,34 @@ def _fused(module: Any) -> FusedMLP | None:
         return None
     if layers[0].weight.shape != layers[1].weight.shape:
         return None
-    fused = FusedMLP(join(layers), down, activation)
     weight = layers[0].weight
     generator = torch.Generator(weight.device).manual_seed(1)
     shape = (1, _SAMPLES, layers[0].in_features)
     sample = torch.randn(shape, generator=generator, device=weight.device).to(weight.dtype)
-    try:
-        expected = module(sample)
-    except (TypeError, RuntimeError):  # it takes other inputs
+    expected = _gated(module, sample)
+    if expected is None:
         return None
-    if not isinstance(expected, torch.Tensor) or expected.shape != sample.shape:
+    fused = FusedMLP(join(layers), down, activation)
+    joined = fused.joined
+    gated = gated_linear(sample, joined.weight, joined.bias, activation)
+    if gated.shape != expected.shape:
         return None
-    off = (fused(sample) - expected).abs().max()
+    off = (gated - expected).abs().max()
     return fused if off <= _TOLERANCE * expected.abs().max() else None
+
+
+def _gated(module: Any, sample: torch.Tensor) -> torch.Tensor | None:
+    """What the module's code makes of an input, without its last projection: that may belong to
+    several processes, which would have to compute it together. None if it takes other inputs.
+    """
+    down, module.down_proj = module.down_proj, nn.Identity()
+    try:
+        output = module(sample)
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+    finally:
+        module.down_proj = down
+    return output if isinstance(output, torch.Tensor) else None
 
 
 def _activation(module: Any) -> str | None:

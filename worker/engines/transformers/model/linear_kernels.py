@@ -7,7 +7,8 @@ is split, and the program that arrives last adds the parts in their order (split
 semaphore, as in NVIDIA's CUTLASS, https://github.com/NVIDIA/cutlass).
 
 Programmatic dependent launch (PDL): a kernel starts while the one before it ends. Weights do not
-depend on that one, so their first part is brought into the L2 cache meanwhile.
+depend on that one, so their first part is brought into the L2 cache meanwhile. It waits before it
+lets the next one start, so whoever starts knows that all kernels but the last have ended.
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#programmatic-dependent-launch-and-synchronization
 """
 
@@ -137,8 +138,8 @@ def linear_kernel(  # type: ignore[no-untyped-def]
         _prefetch(gate + rows + line[None, :])
         if GATED:
             _prefetch(up + rows + line[None, :])
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
     accumulated = _accumulator(BLOCK_M, BLOCK_N, BLOCK_K, METHOD)
     other = accumulated
@@ -187,10 +188,10 @@ def linear_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gate_kernel(x, out, x_row, N, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """activation(gate) * up for rows of N gates and N ups."""
-    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    gate = tl.load(x + row * x_row + n, mask=n < N, other=0.0).to(tl.float32)
-    up = tl.load(x + row * x_row + N + n, mask=n < N, other=0.0).to(tl.float32)
-    result = _activated(gate, ACTIVATION) * up
-    tl.store(out + row * N + n, result.to(out.dtype.element_ty), mask=n < N)
+def gate_kernel(gate, up, out, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """activation(gate) * up, each of `size` values."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    gates = tl.load(gate + at, mask=at < size, other=0.0).to(tl.float32)
+    ups = tl.load(up + at, mask=at < size, other=0.0).to(tl.float32)
+    result = _activated(gates, ACTIVATION) * ups
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=at < size)

@@ -24,20 +24,14 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _tiles: dict[tuple[LinearKey, int], Tile] = {}
 
 
-def choose_tile(key: LinearKey, bucket: int, tile: Tile | None) -> None:
-    """From now on a product of up to `bucket` rows takes that tile; None: it is torch's."""
-    if tile is None:
-        _tiles.pop((key, bucket), None)
-    else:
-        _tiles[key, bucket] = tile
+def choose_tile(key: LinearKey, bucket: int, tile: Tile) -> None:
+    """From now on a product of up to `bucket` rows, and more than the bucket before, takes it."""
+    _tiles[key, bucket] = tile
 
 
-def chosen_tile(x: torch.Tensor, weight: torch.Tensor, activation: str = "") -> Tile | None:
-    """For `x` [rows, K] and `weight` [N, K]; None: none was chosen."""
-    bucket = bucket_of(len(x))
-    if not _tiles or bucket is None:
-        return None
-    return _tiles.get((LinearKey(weight.shape, weight.dtype, activation), bucket))
+def clear_tiles() -> None:
+    """From now on all products are torch's."""
+    _tiles.clear()
 
 
 @torch.library.custom_op("canopy::linear", mutates_args=())
@@ -63,7 +57,7 @@ def gated_linear(
     flat = x.reshape(-1, x.shape[-1])
     result = _by_triton(flat, weight, bias, activation)
     if result is None:
-        result = _gated(functional.linear(flat, weight, bias), activation)
+        result = _gated(flat, weight, bias, activation)
     return result.view(*x.shape[:-1], weight.shape[0] // 2)
 
 
@@ -78,18 +72,25 @@ def _by_triton(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> torch.Tensor | None:
     """None where torch is to compute it."""
-    tile = chosen_tile(x, weight, activation)
-    if tile is None:
+    bucket = bucket_of(len(x))
+    if not _tiles or bucket is None:
+        return None
+    tile = _tiles.get((LinearKey(weight.shape, weight.dtype, activation), bucket))
+    if tile is None or not x.is_cuda or x.stride(-1) != 1:
         return None
     from worker.engines.transformers.model import triton_linear
 
     return triton_linear.linear(x, weight, bias=bias, activation=activation, tile=tile)
 
 
-def _gated(outputs: torch.Tensor, activation: str) -> torch.Tensor:
-    if outputs.is_cuda:
+def _gated(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    """By two products: cuBLAS is slower at one of twice the size, from 128 rows on."""
+    weights, biases = weight.chunk(2), (None, None) if bias is None else bias.chunk(2)
+    gate, up = (functional.linear(x, *factor) for factor in zip(weights, biases, strict=True))
+    if gate.is_cuda:
         from worker.engines.transformers.model import triton_linear
 
-        return triton_linear.gate(outputs, activation)
-    gate, up = outputs.chunk(2, -1)
+        return triton_linear.activate(gate, up, activation)
     return ACTIVATIONS[activation](gate) * up

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-ROW_BUCKETS = (1, 16, 32, 64)  # products of more rows are torch's
+ROW_BUCKETS = (1, 8, 16, 32, 64)  # products of more rows are torch's
+_WIDE = 16_384  # out features from which on there are programs enough without splitting
 
 
 class Tile(NamedTuple):
@@ -25,14 +26,54 @@ class LinearKey(NamedTuple):
     dtype: torch.dtype
     activation: str  # of a gated layer, whose weight has the gates first; else ""
 
+    @property
+    def columns(self) -> int:
+        """The out features of the product."""
+        return self.shape[0] // 2 if self.activation else self.shape[0]
 
-# By the number of rows up to which they are worth measuring.
-CANDIDATES = {
-    1: (Tile(16, 256, 1, 4, 4), Tile(32, 256, 1, 4, 4)),
-    16: (Tile(32, 256, 1, 4, 4), Tile(32, 256, 2, 4, 4)),
-    32: (Tile(32, 128, 1, 4, 4), Tile(64, 128, 4, 4, 4)),
-    64: (Tile(64, 128, 4, 4, 4), Tile(128, 64, 4, 8, 5, "swapped")),
+
+# By rows, those of some 40 that were the fastest on an H200 for a shape of Llama-3-8B.
+_PLAIN = Tile(64, 128, 1, 4, 4, "swapped")
+_NARROW = {
+    1: (Tile(8, 512, 1, 2, 5, "sum"), Tile(64, 256, 2, 4, 4, "swapped")),
+    8: (Tile(16, 256, 1, 2, 5), Tile(64, 256, 2, 4, 4, "swapped")),
+    16: (Tile(16, 256, 1, 2, 5), Tile(64, 256, 2, 4, 4, "swapped")),
+    32: (Tile(64, 128, 2, 4, 4, "swapped"), Tile(64, 128, 4, 4, 4, "swapped")),
+    64: (_PLAIN, Tile(64, 128, 2, 4, 4, "swapped")),
 }
+_VOCABULARY = {
+    1: (Tile(16, 256, 1, 4, 4, "sum"), _PLAIN),
+    8: (_PLAIN,),
+    16: (_PLAIN,),
+    32: (_PLAIN, Tile(128, 128, 1, 8, 4, "swapped")),
+    64: (),  # so many logits has a prefill, also of a request that names a seed: `measured_buckets`
+}
+_GATED = dict.fromkeys(ROW_BUCKETS, (_PLAIN,)) | {1: (Tile(8, 512, 1, 2, 5, "sum"), _PLAIN)}
+
+
+def candidates(key: LinearKey, bucket: int) -> tuple[Tile, ...]:
+    """What is worth measuring for up to `bucket` rows. A gated product is not split."""
+    if key.activation:
+        return _GATED[bucket]
+    return (_VOCABULARY if key.columns >= _WIDE else _NARROW)[bucket]
+
+
+def measured_buckets(slots: int) -> tuple[int, ...]:
+    """Those of decoding steps, without the one of all slots: steps of requests that name a seed
+    have so many rows, and must not depend on what a measurement at this start has said.
+    """
+    return tuple(bucket for bucket in ROW_BUCKETS if bucket < slots)
+
+
+def default_tile(rows: int, columns: int, *, gated: bool, x_bytes: int, weight_bytes: int) -> Tile:
+    """For a product that was not measured. The bytes: of one number."""
+    wide = gated or columns >= _WIDE
+    if rows == 1:
+        return Tile(8, 512 if wide else 1024, 1, 4, 4, "sum")
+    if x_bytes != weight_bytes:  # weights are converted as they come, which "swapped" is slow at
+        return Tile(32, 256, 1 if wide else 2, 4, 4)
+    inner = 256 // weight_bytes  # whole cache lines, two of them
+    return Tile(64, inner, 1 if wide else 2, 4, 4, "swapped")
 
 
 def bucket_of(rows: int) -> int | None:

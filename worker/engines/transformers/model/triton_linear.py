@@ -12,9 +12,10 @@ import torch
 import triton
 
 from worker.engines.transformers.model.linear_kernels import gate_kernel, linear_kernel
-from worker.engines.transformers.model.linear_tiles import Tile
+from worker.engines.transformers.model.linear_tiles import Tile, default_tile
 
 _GATE_BLOCK = 1024
+_HOPPER = 9  # its compute capability
 _MAX_TILES = 65_536  # of output, of a product that is split
 _PREFETCHED_LINES = 8  # of each weight row of a tile; 128 bytes each
 
@@ -46,15 +47,18 @@ def linear(
     out = torch.empty((rows, columns), device=x.device, dtype=dtype or x.dtype)
     if rows == 0:
         return out
-    tile = tile or default_tile(rows, columns, inner, weight.element_size())
+    tile = tile or default_tile(
+        rows,
+        columns,
+        gated=bool(activation),
+        x_bytes=x.element_size(),
+        weight_bytes=weight.element_size(),
+    )
     tiles = triton.cdiv(columns, tile.columns)
     parts = arrived = out
     if tile.split > 1:
         parts = torch.empty((tile.split, rows, columns), device=x.device, dtype=torch.float32)
         arrived = _arrived(x.device)
-    options: dict[str, Any] = {}
-    if x.is_cuda and _overlaps(x.device):
-        options["launch_pdl"] = True
     grid: Any = (tiles, tile.split)
     linear_kernel[grid](
         x, weight, out if x_scale is None else x_scale, out if scale is None else scale,
@@ -64,29 +68,19 @@ def linear(
         SPLIT_K=tile.split, METHOD=tile.method, STAGES=tile.stages, ACTIVATION=activation,
         SCALED=scale is not None, ROW_SCALED=x_scale is not None, BIASED=bias is not None,
         EVEN_N=columns % tile.columns == 0, EVEN_K=inner % (tile.inner * tile.split) == 0,
-        PDL=bool(options), PREFETCH=_PREFETCHED_LINES,
-        num_warps=tile.warps, num_stages=tile.stages, **options,
+        PREFETCH=_PREFETCHED_LINES, num_warps=tile.warps, num_stages=tile.stages,
+        **_launch_options(x.device),
     )  # fmt: skip
     return out
 
 
-def gate(outputs: torch.Tensor, activation: str) -> torch.Tensor:
-    """activation(gate) * up [M, N] of `outputs` [M, 2 N], gates first."""
-    rows, columns = outputs.shape[0], outputs.shape[1] // 2
-    out = outputs.new_empty((rows, columns))
-    if rows == 0:
-        return out
-    grid: Any = (rows, triton.cdiv(columns, _GATE_BLOCK))
-    gate_kernel[grid](
-        outputs, out, outputs.stride(0), columns, ACTIVATION=activation, BLOCK=_GATE_BLOCK
-    )
+def activate(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(gate) * up, both contiguous [M, N]."""
+    out = torch.empty_like(gate)
+    grid: Any = (triton.cdiv(out.numel(), _GATE_BLOCK),)
+    if out.numel():
+        gate_kernel[grid](gate, up, out, out.numel(), ACTIVATION=activation, BLOCK=_GATE_BLOCK)
     return out
-
-
-def default_tile(rows: int, columns: int, inner: int, weight_bytes: int) -> Tile:
-    """For a product that was not measured. `weight_bytes`: of one weight."""
-    inner_tile = 256 // weight_bytes  # whole cache lines, two of them
-    return Tile(32, inner_tile, 1, 4, 4)
 
 
 def _block_rows(rows: int, method: str) -> int:
@@ -104,6 +98,8 @@ def _arrived(device: torch.device) -> torch.Tensor:
 
 
 @cache
-def _overlaps(device: torch.device) -> bool:
-    """Whether the device has programmatic dependent launch."""
-    return torch.cuda.get_device_capability(device)[0] >= 9
+def _launch_options(device: torch.device) -> dict[str, Any]:
+    """The kernel's constant and Triton's option, where there is programmatic dependent launch."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= _HOPPER:
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}

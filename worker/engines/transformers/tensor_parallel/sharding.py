@@ -253,7 +253,7 @@ def capture_graphs(shard: Shard, *, compiled: bool) -> str:
     """
     try:
         if compiled:
-            compilation.compile_model(shard.model, shard.layout)
+            compilation.compile_model(shard.model, shard.layout, shard.runner.slots)
         with torch.inference_mode():
             shard.runner.capture_graphs(log.info)
     except Exception as error:  # a driver or library may be unable to capture a collective
