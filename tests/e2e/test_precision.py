@@ -12,7 +12,7 @@ import transformers
 from torch.nn import functional
 
 from cli.home import REPOSITORY
-from worker.engines.transformers.model import quantization
+from worker.engines.transformers.model import gpu_precision, quantization
 from worker.engines.transformers.model.quantized_linear import MAX_LEVEL, SCHEMES, max_input_level
 from worker.models import PACKAGED
 from worker.models.prepare import prepare
@@ -52,6 +52,7 @@ many parts that belong to different owners, and why it goes on working when some
 """
 # The most by which a perplexity may exceed the library's float32.
 ALLOWED = {"bfloat16": 0.02, "int8": 0.02, "int8-fast": 0.05, "int4": 0.05}
+FLOAT8_ALLOWED = 0.05  # on a GPU, beside bfloat16
 SEVEN_BITS = {"int8-fast": 0.20}  # where a CPU lacks VNNI
 
 
@@ -76,7 +77,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 def perplexity(model: Any, tokenizer: Any) -> float:
     ids = tokenizer(" ".join(TEXT.split()), return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False).logits[0]
+        logits = model(input_ids=ids, use_cache=False).logits[0].float()
     return math.exp(float(functional.cross_entropy(logits[:-1], ids[0, 1:])))
 
 
@@ -97,3 +98,17 @@ def test_a_packaged_model_is_as_good_as_in_float32(
     assert way in ("auto", chosen)
     allowed = ALLOWED if max_input_level() == MAX_LEVEL else {**ALLOWED, **SEVEN_BITS}
     assert 0.9 < ratio <= 1 + allowed.get(way, quantization.MAX_LOSS)
+
+
+def test_a_gpus_float8_costs_a_packaged_model_little(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a GPU's rounding, computed on a CPU. Larger models lose less."""
+    monkeypatch.setenv("CANOPY_PRECISION", "fp8")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    wide = perplexity(model, tokenizer)
+    assert gpu_precision.quantize(model, tokenizer, "sdpa") == "fp8"
+    ratio = perplexity(model, tokenizer) / wide
+    print(f"fp8: {wide:.2f} times {ratio:.4f}")
+    assert 0.97 < ratio <= 1 + FLOAT8_ALLOWED
