@@ -102,7 +102,15 @@ def test_a_sink_takes_part_in_the_softmax_and_has_no_value(groups: int) -> None:
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize(
-    "picked", [[0, 1, 8, 9, 10], [10, 2, 3], [11, 0], [9, 10, 2, 3, 5, 4, 6, 7, 0, 11, 1, 8]]
+    "picked",
+    [
+        [0, 1, 2, 3],
+        [3, 2, 1, 0],
+        [0, 1, 8, 9, 10],
+        [10, 2, 3],
+        [11, 0],
+        [9, 10, 2, 3, 5, 4, 6, 7, 0, 11, 1, 8],
+    ],
 )
 @pytest.mark.usefixtures("_threads")
 def test_a_row_is_the_same_in_any_company_to_the_last_bit(groups: int, picked: list[int]) -> None:

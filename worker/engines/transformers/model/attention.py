@@ -89,7 +89,9 @@ def attention_forward(
         query = _as_float16(query * module.key_scale)
         key = round_to_float8(key / module.key_scale)
         value = round_to_float8(value / module.value_scale)
-    out = attend(
+    # The operation's dispatch costs a CPU more than the attention of a short row.
+    operation = _attend_op if query.is_cuda or torch.compiler.is_compiling() else attend
+    out = operation(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -122,7 +124,6 @@ def _padded(heads: torch.Tensor, size: int) -> torch.Tensor:
     return functional.pad(heads, (0, size - heads.shape[-1]))
 
 
-@torch.library.custom_op("canopy::attend", mutates_args=("key_cache", "value_cache"))
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -173,7 +174,12 @@ def attend(
     return torch.cat((decoded, attended))
 
 
-@attend.register_fake
+_attend_op = torch.library.custom_op(
+    "canopy::attend", attend, mutates_args=("key_cache", "value_cache")
+)
+
+
+@_attend_op.register_fake
 def _(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -306,8 +312,12 @@ def _group_rows(
     out = torch.empty_like(grouped)
     for group in step.row_groups(key_cache.shape[1], query.dtype):
         slots = slice(group.first_slot, group.end_slot)
-        q = grouped.new_zeros(group.end_slot - group.first_slot, *grouped.shape[1:])
-        q[group.offsets] = grouped[group.rows]
+        whole = group.in_order and len(group.rows) == tokens
+        if whole:
+            q = grouped
+        else:
+            q = grouped.new_zeros(group.end_slot - group.first_slot, *grouped.shape[1:])
+            q[group.offsets] = grouped[group.rows]
         k = key_cache[slots, : group.length].transpose(1, 2)
         v = value_cache[slots, : group.length].transpose(1, 2)
         if bounds.sinks is None:
@@ -316,6 +326,8 @@ def _group_rows(
             )
         else:
             attended = _attend_with_sinks(q, k, v, group.mask, bounds.scale, bounds.sinks)
+        if whole:
+            return attended.reshape(tokens, heads, size)
         out[group.rows] = attended[group.offsets]
     return out.view(tokens, heads, size)
 

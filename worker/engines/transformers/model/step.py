@@ -57,6 +57,7 @@ class RowGroup(NamedTuple):
     end_slot: int  # exclusive; some slots in between may be unused
     length: int  # keys read per slot
     mask: torch.Tensor  # [slots, 1, 1, length] float: 0 where a slot has a token, else -inf
+    in_order: bool  # its rows are the step's first ones, in the order of its slots
 
 
 @dataclass(frozen=True)
@@ -199,4 +200,5 @@ def _row_group(
         end_slot=end_slot,
         length=key_count,
         mask=mask[:, None, None].to(device),
+        in_order=all((row.row, row.slot) == (i, first_slot + i) for i, row in enumerate(run)),
     )
