@@ -12,30 +12,30 @@ _MODEL = "worker.engines.transformers.model"
 
 
 @contextmanager
-def interpreted(name: str, kernels: str, *, room: str = _MODEL) -> Iterator[Any]:
-    """A copy of the module `name` of `room`, whose file `kernels` the interpreter runs.
+def interpreted(name: str, *kernels: str, room: str = _MODEL) -> Iterator[Any]:
+    """A copy of the module `name` of `room`, whose files `kernels` the interpreter runs.
 
     Triton reads TRITON_INTERPRET when it is imported, and torch has imported it by now. So it is
     imported again meanwhile, and the first one is put back afterwards. In another process torch
     would have to be imported, too, which takes as long as all of these tests.
     """
-    kernels = f"{room}.{kernels}"
+    files = [f"{room}.{file}" for file in kernels]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for loaded in _loaded_of_triton(kernels):
+        for loaded in _loaded_of_triton(files):
             patch.delitem(sys.modules, loaded)
         module = _own_copy(f"{room}.{name}")
         builder = sys.modules["triton.runtime.interpreter"].InterpreterBuilder
         language = sys.modules["triton.language"]
         patch.setattr(builder, "create_dot", _dot(builder.create_dot, language))
         yield module
-        for loaded in _loaded_of_triton(kernels):
+        for loaded in _loaded_of_triton(files):
             del sys.modules[loaded]
 
 
-def _loaded_of_triton(kernels: str) -> list[str]:
+def _loaded_of_triton(files: list[str]) -> list[str]:
     """And the kernels. Without native modules, which a process can load only once."""
-    names = [name for name in sys.modules if name.partition(".")[0] == "triton" or name == kernels]
+    names = [name for name in sys.modules if name.partition(".")[0] == "triton" or name in files]
     return [name for name in names if not name.startswith("triton._C")]
 
 

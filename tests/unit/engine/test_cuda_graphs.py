@@ -10,15 +10,20 @@ import transformers
 from tests.unit.engine.tiny import CONFIGS
 from worker.engines.transformers.model import cuda_graphs
 from worker.engines.transformers.model.cache_size import CacheSize
-from worker.engines.transformers.model.cuda_graphs import DecodeInputs, GraphRecorder
+from worker.engines.transformers.model.cuda_graphs import DecodeInputs, GraphRecorder, PrefixInputs
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.probe import create_runner, give_blocks
 from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.model.step import DecodeRows, PrefillChunk
+from worker.engines.transformers.model.step import (
+    DecodeRows,
+    PrefillChunk,
+    SharedPrefix,
+    SharedPrefixes,
+)
 
 PROMPTS = {2: [5, 6, 7] * 4, 0: [9] * 3, 1: [11, 12] * 5}
 SLOTS, CONTEXT = 3, 64
-PAGES = CacheSize(SLOTS, CONTEXT, 12)
+PAGES = CacheSize(SLOTS, CONTEXT, 48)  # enough for layers in several groups, too
 
 
 class FakeGraph:
@@ -131,3 +136,45 @@ def test_graphs_compute_what_eager_steps_do(kind: str, batch_invariant: bool) ->
     answers = answer(recorded, batch_invariant) + answer_beside_a_prompt(recorded)
     for graph, plain in zip(answers, expected, strict=True):
         torch.testing.assert_close(graph, plain)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_steps_read_shared_prefixes_once_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "_MIN_SHARING_ROWS", 2)
+    monkeypatch.setattr(cuda_graphs, "_MIN_SAVED_BYTES", 100_000)
+    monkeypatch.setattr("worker.engines.transformers.model.step.PREFIX_TILE_COST", 1)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).double().eval()
+    recorded = create_runner(model, KVCacheLayout(model), PAGES)
+    give_blocks(recorded, SLOTS, CONTEXT)
+    recorded._inputs = DecodeInputs(SLOTS, recorded.device)
+    shared: list[bool] = []
+    of_rows = PrefixInputs.of_rows
+
+    def observed(inputs: PrefixInputs, slots: torch.Tensor) -> SharedPrefixes:
+        shared.append(True)
+        return of_rows(inputs, slots)
+
+    monkeypatch.setattr(PrefixInputs, "of_rows", observed)
+    with torch.inference_mode():
+        recorded.capture_graphs(lambda _: None)
+    assert list(recorded._sharing_decode_graphs) == [3, 2]
+    assert list(recorded._sharing_prefill_graphs) == [(29, 3), (30, 2), (6, 2)]
+
+    def shares(slots: list[int], **more: bool) -> bool:
+        shared.clear()
+        with torch.inference_mode():
+            recorded.decode(slots, [20] * len(slots), **more)
+        return bool(shared)
+
+    assert not shares([0, 1, 2])
+    recorded.share_prefixes([SharedPrefix(16, (0, 1, 2))])
+    assert not shares([0, 1, 2])  # too little is saved
+    recorded.share_prefixes([SharedPrefix(1 << 20, (0, 1, 2))])
+    assert shares([0, 1, 2])
+    assert shares([0, 1])
+    assert not shares([0])
+    assert not shares([0, 1], batch_invariant=True)
+    recorded.share_prefixes([])
+    assert not shares([0, 1, 2])

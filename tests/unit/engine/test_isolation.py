@@ -88,6 +88,7 @@ PAGE_ROW = [
 ]
 PAGE_STEP = [
     (LocalModelRunner, "set_blocks"),
+    (LocalModelRunner, "share_prefixes"),
 ]
 MEMORY: dict[str, list[tuple[Any, str]]] = {"slots": SLOT_ROW, "pages": PAGE_ROW, "rows": []}
 SLOT_STEP = [

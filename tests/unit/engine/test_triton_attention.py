@@ -17,7 +17,7 @@ _NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[Any]:
-    with interpreted("triton_attention", "triton_kernels") as module:
+    with interpreted("triton_attention", "triton_kernels", "triton_prefix") as module:
         yield module
 
 

@@ -14,12 +14,20 @@ from worker.engines.transformers.model import (
     triton_attention,
     triton_kernels,
     triton_linear,
+    triton_prefix,
 )
+from worker.engines.transformers.model.step import MAX_PREFIXES
 from worker.engines.transformers.tensor_parallel import triton_sum
 
 _OTHERS = {"scale": "fp32", "softcap": "fp32", "to_log2": "fp32"}
-_FLOATS = {"part_maxima", "part_sums", "parts", "x_scale", "weight_scale"}
-_INTEGERS = {"block_tables", "rows", "lengths", "chunk_starts", "arrived"}
+_FLOATS = {
+    "part_maxima", "part_sums", "parts", "prefix_maxima", "prefix_sums", "prefix_parts",
+    "x_scale", "weight_scale",
+}  # fmt: skip
+_INTEGERS = {
+    "block_tables", "rows", "lengths", "chunk_starts", "arrived",
+    "prefix_lengths", "members", "starts", "prefix_tokens", "row_of_slot",
+}  # fmt: skip
 _TENSORS = {
     "query", "key", "value", "key_cache", "value_cache", "sinks", "out", "x", "weight", "bias",
 }  # fmt: skip
@@ -79,10 +87,13 @@ def shared_memory(
 @pytest.mark.parametrize(
     ("capability", "special"), [(_AMPERE, {}), (_HOPPER, _FLOAT8_KEYS)], ids=["", "float8"]
 )
-def test_decoding(capability: int, special: dict[str, str]) -> None:
+@pytest.mark.parametrize("prefix", [False, True])
+def test_decoding(prefix: bool, capability: int, special: dict[str, str]) -> None:
     constants = {
         "GROUP": 4, "PADDED_GROUP": 16, "SIZE": 128, "PADDED_SIZE": 128, "PAGE": 16,
-        "BLOCK": triton_attention._BLOCK, "MAX_PART": triton_attention._MAX_PART, **_FEATURES,
+        "BLOCK": triton_attention._BLOCK, "MAX_PART": triton_attention._MAX_PART,
+        "PREFIX": prefix, "PREFIX_MAX_PART": triton_prefix._MAX_PART,
+        **_FEATURES, "WINDOW": not prefix,
     }  # fmt: skip
     used = shared_memory(
         triton_kernels.decode_kernel,
@@ -98,9 +109,29 @@ def test_decoding(capability: int, special: dict[str, str]) -> None:
 def test_combining() -> None:
     constants = {
         "SIZE": 80, "PADDED_SIZE": 128, "HEADS": 4, "COMBINED": triton_attention._COMBINED_PARTS,
-        "BLOCK": 64, "MAX_PART": 2048, "WINDOW": True, "CHUNKED": True,
+        "BLOCK": 64, "MAX_PART": 2048, "PREFIX": True, "WINDOW": True, "CHUNKED": True,
     }  # fmt: skip
     shared_memory(triton_kernels.combine_kernel, constants, _AMPERE, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("capability", "special"), [(_AMPERE, {}), (_HOPPER, _FLOAT8_KEYS)], ids=["", "float8"]
+)
+def test_prefixes(capability: int, special: dict[str, str]) -> None:
+    constants = {
+        "GROUP": 4, "QUERIES": triton_prefix._QUERIES, "SIZE": 128, "PADDED_SIZE": 128, "PAGE": 16,
+        "BLOCK": triton_prefix._BLOCK, "MAX_PART": triton_prefix._MAX_PART,
+        "PREFIXES": MAX_PREFIXES, "SOFTCAP": True,
+    }  # fmt: skip
+    used = shared_memory(
+        triton_prefix.prefix_kernel,
+        constants,
+        capability,
+        triton_prefix._WARPS,
+        triton_prefix._STAGES,
+        special,
+    )
+    assert used < _SHARED_MEMORY[capability]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ class SlotScheduler:
         self._running: list[Row] = []
         self._preempted: list[Row] = []  # until the host knows all their tokens
         self._new_blocks: list[BlockRange] = []  # that the runner does not know yet
+        self._prefixes = self._cache.shared_prefixes  # as the runner knows them
         self._pending: deque[_PendingStep] = deque()
         self._output = OutputProcessor()
         self.usable_slots = runner.slots
@@ -205,10 +206,14 @@ class SlotScheduler:
             row.capacity += len(blocks) // len(self._runner.windows) * BLOCK_SIZE
 
     def _send_blocks(self) -> None:
-        """Tells the runner of new blocks before it computes with them."""
+        """Tells the runner of new and of shared blocks before it computes with them."""
         if self._new_blocks:
             self._runner.set_blocks(self._new_blocks)
             self._new_blocks = []  # not before: a call that failed is made again
+        prefixes = self._cache.shared_prefixes
+        if prefixes is not self._prefixes:
+            self._runner.share_prefixes(prefixes)
+            self._prefixes = prefixes
 
     def _count_usable_slots(self) -> None:
         """As many sequences of the usual size as the cache has room for, running ones included."""

@@ -9,6 +9,8 @@ import enum
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
+from worker.engines.transformers.model.step import SharedPrefix
+
 
 class Refusal(enum.Enum):
     """Why a prompt gets no memory now."""
@@ -63,6 +65,12 @@ class KVCacheManager(Protocol):
 
     def clear(self) -> None:
         """Nothing is cached any more; allocations stay. For memory in an unknown state."""
+
+    @property
+    def shared_prefixes(self) -> list[SharedPrefix]:
+        """Pages: what sequences share that have computed their prompts, but for those that reuse
+        nothing. The same object as before if nothing has changed.
+        """
 
     def release_all_but(self, taken: Collection[int]) -> None:
         """Frees slots that an allocation broken off by an error has left without a sequence."""

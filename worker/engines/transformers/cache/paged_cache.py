@@ -13,6 +13,8 @@ from collections.abc import Sequence as Many
 from worker.engines.transformers.cache.block_hashes import first_parent, hash_blocks
 from worker.engines.transformers.cache.block_pool import BlockPool
 from worker.engines.transformers.cache.manager import Allocation, CacheRequest, Refusal
+from worker.engines.transformers.cache.shared_prefixes import SharedPrefixTree
+from worker.engines.transformers.model.step import SharedPrefix
 from worker.engines.transformers.model.window import Window
 
 _WORTH_WAITING = 64  # tokens that a prompt must gain by waiting for another one
@@ -31,6 +33,7 @@ class _Pages:
         self.computed = computed  # tokens
         self.tail: list[int] = []  # tokens of an answer, behind the last hash
         self.group = group
+        self.prompt_length = 0  # tokens; 0: it shares no prefix with others while it decodes
         self.shared = group >= 0  # whether others may use its blocks
 
 
@@ -48,6 +51,10 @@ class PagedCache:
         self._free_slots = list(range(slots))
         self._pages: dict[int, _Pages] = {}  # by slot
         self._pending: dict[bytes, int] = {}  # hashes that a prompt in prefill will publish: slot
+        self._prefixes = SharedPrefixTree(block_size)
+        # Two groups without a window may not share the same: one's block can be gone alone.
+        whole = [group for group, window in enumerate(windows) if not window.tokens]
+        self._prefix_group = whole[0] if len(whole) == 1 else None
         self.prompt_tokens = 0
         self.cached_tokens = 0
 
@@ -78,6 +85,7 @@ class PagedCache:
         tables = [self._table(blocks, hits, count) for blocks in found]
         pages = _Pages(tables, list(request.hashes), cached, request.group, hits)
         pages.passed = [hits - len(blocks) for blocks in found]
+        pages.prompt_length = len(request.ids) if request.reuse else 0
         self._pages[slot] = pages
         if request.group >= 0:
             for block_hash in request.hashes[hits:]:
@@ -187,7 +195,15 @@ class PagedCache:
                 del self._pending[block_hash]
             if pages.shared:
                 self._publish(pages, index)
+        if pages.computed - len(tokens) < pages.prompt_length <= pages.computed:
+            self._share_prompt(slot, pages)
         self._release_passed(pages, pages.computed)
+
+    def _share_prompt(self, slot: int, pages: _Pages) -> None:
+        """The sequence decodes from now on: its prompt's whole blocks will not change."""
+        if self._prefix_group is not None:
+            table = pages.tables[self._prefix_group]
+            self._prefixes.add(slot, table[: pages.prompt_length // self._block_size])
 
     def _publish(self, pages: _Pages, index: int) -> None:
         for group, table in enumerate(pages.tables):
@@ -211,6 +227,7 @@ class PagedCache:
         if pages is None:
             return
         self._withdraw(slot)
+        self._prefixes.remove(slot)
         del self._pages[slot]
         for table, passed in zip(pages.tables, pages.passed, strict=True):
             self._pool.release(table[passed:])
@@ -244,6 +261,11 @@ class PagedCache:
             if slot not in taken:
                 self.invalidate(slot)
                 self.release(slot)
+
+    @property
+    def shared_prefixes(self) -> list[SharedPrefix]:
+        """See the protocol."""
+        return self._prefixes.prefixes
 
     def _withdraw(self, slot: int) -> None:
         """Nobody waits for what the slot has not computed."""

@@ -6,7 +6,9 @@ A row keeps its keys and values when its sequence has finished, until another se
 from collections.abc import Collection
 
 from worker.engines.transformers.cache.manager import Allocation, CacheRequest, Refusal
+from worker.engines.transformers.model.step import SharedPrefix
 
+_NO_PREFIXES: list[SharedPrefix] = []  # each slot's memory is its own
 _FIRST_LOOK = 32  # tokens compared first
 _WORTH_A_COPY = 32  # tokens; computing fewer again costs no more than another step's share
 _UNSHARED = -2  # no request's group
@@ -118,6 +120,11 @@ class SlotCache:
         for slot in range(len(self._groups)):
             if slot not in self._free:  # what it computes next has no beginning here
                 self._groups[slot] = _UNSHARED
+
+    @property
+    def shared_prefixes(self) -> list[SharedPrefix]:
+        """See the protocol."""
+        return _NO_PREFIXES
 
     def release_all_but(self, taken: Collection[int]) -> None:
         """See the protocol."""

@@ -161,8 +161,9 @@ def attend(
         decoded = query[:0]
         if rows:  # it stores by itself
             decoded = _kernels().decode(
-                query[:rows], key[:rows], value[:rows], *caches, step.slots, step.lengths, *bounds
-            )
+                query[:rows], key[:rows], value[:rows], *caches, step.slots, step.lengths, *bounds,
+                prefixes=step.prefixes,
+            )  # fmt: skip
         if step.chunk_starts is None:
             return decoded
         _store(key_cache, value_cache, key[rows:], value[rows:], slot_mapping[rows:])

@@ -7,7 +7,13 @@ import msgspec
 import torch
 
 from worker.engines.transformers.model.rope import RopeLimit
-from worker.engines.transformers.model.step import NO_ROWS, BlockRange, DecodeRows, PrefillChunk
+from worker.engines.transformers.model.step import (
+    NO_ROWS,
+    BlockRange,
+    DecodeRows,
+    PrefillChunk,
+    SharedPrefix,
+)
 from worker.engines.transformers.model.window import Window
 
 
@@ -38,6 +44,11 @@ class ModelRunner(Protocol):
 
     def set_blocks(self, ranges: list[BlockRange]) -> None:
         """The sequences have these blocks from the next step on."""
+
+    def share_prefixes(self, prefixes: list[SharedPrefix]) -> None:
+        """From the next step on attention may read these once for all sequences that share them, as
+        long as they decode. No slot is in two of them.
+        """
 
     def feed(self, tokens: torch.Tensor) -> None:
         """Takes the tokens sampled from the latest logits [rows]."""

@@ -7,6 +7,7 @@ step is one launch whatever the host's speed. A graph reads static tensors, fill
 copy. On a CPU exactly the rows at hand are computed.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ from worker.engines.transformers.model.cuda_graphs import (
     GraphRecorder,
     MixedSize,
     PrefillGraph,
+    PrefixInputs,
     graph_size,
+    may_share,
     mixed_sizes,
     sizes_beside,
 )
@@ -36,6 +39,7 @@ from worker.engines.transformers.model.step import (
     BlockRange,
     DecodeRows,
     PrefillChunk,
+    SharedPrefix,
     Step,
     padded_length,
 )
@@ -80,10 +84,15 @@ class LocalModelRunner:
         self._capture_mode = capture_mode
         self._decode_graphs: dict[int, DecodeGraph] = {}
         self._prefill_graphs: dict[MixedSize, PrefillGraph] = {}
+        # The same again, for some sizes, with shared prefixes read once.
+        self._sharing_decode_graphs: dict[int, DecodeGraph] = {}
+        self._sharing_prefill_graphs: dict[MixedSize, PrefillGraph] = {}
         self._inputs: DecodeInputs | None = None
         self._graph_logits: torch.Tensor | None = None  # of whichever graph was replayed last
         if self.device.type == "cuda" and not self._on_several_devices:
             self._inputs = DecodeInputs(slots, self.device)
+        token_bytes = 2 * layout.dtype.itemsize * max(map(math.prod, layout.shapes.values()))
+        self._prefixes = PrefixInputs(slots, self.device, token_bytes)
         self._block_tables: dict[torch.device, torch.Tensor] | None = None
         self._allocate(layout)
 
@@ -146,8 +155,10 @@ class LocalModelRunner:
 
     def drop_graphs(self) -> None:
         """Computes steps without graphs from now on."""
-        self._decode_graphs.clear()
-        self._prefill_graphs.clear()
+        for graphs in (self._decode_graphs, self._sharing_decode_graphs):
+            graphs.clear()
+        for mixed_graphs in (self._prefill_graphs, self._sharing_prefill_graphs):
+            mixed_graphs.clear()
         self._graph_logits = None
 
     def check(self) -> None:
@@ -176,6 +187,11 @@ class LocalModelRunner:
         for device, table in (self._block_tables or {}).items():
             moved = entries.to(device, non_blocking=True)
             table[moved[0], moved[1], moved[2]] = moved[3].int()
+
+    def share_prefixes(self, prefixes: list[SharedPrefix]) -> None:
+        """See ModelRunner. Steps that are no graph read each sequence's keys by themselves."""
+        if self._inputs is not None:
+            self._prefixes.fill(prefixes)
 
     def _slot_mapping(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Where the keys and values of tokens go in the flattened cache; see Step."""
@@ -210,6 +226,8 @@ class LocalModelRunner:
         if size is None or self._inputs is None:
             return self._prefill_eagerly(chunks, tokens, ends_prompt, rows)
         graph, ending = self._prefill_graphs[size], sum(ends_prompt)
+        if self._prefixes.used and not batch_invariant:
+            graph = self._sharing_prefill_graphs.get(size, graph)
         unused = [PrefillChunk(self._spare_slot, 0, 0)] * (MAX_CHUNKS - len(chunks))
         packed = pack_chunks(
             chunks,
@@ -314,6 +332,8 @@ class LocalModelRunner:
         self._fill_rows(self._inputs, DecodeRows(slots, positions), size)
         self._logits_slots = self._inputs.slot_indices[:count]
         graph, logits = self._decode_graphs[size]
+        if self._prefixes.used and not batch_invariant:
+            graph, logits = self._sharing_decode_graphs.get(size, (graph, logits))
         graph.replay()
         return logits[:count]
 
@@ -394,10 +414,18 @@ class LocalModelRunner:
         for number, size in enumerate(reversed(sizes), 1):
             progress(f"capturing the graph of a batch of {size} ({number} of {len(sizes)})")
             decode_graphs[size] = self._record_decode(recorder, self._inputs, size)
+            if may_share(0, size):
+                self._sharing_decode_graphs[size] = self._record_decode(
+                    recorder, self._inputs, size, shares=True
+                )
         self._decode_graphs = dict(sorted(decode_graphs.items()))
         for mixed in mixed_sizes(self.slots):
             progress(f"capturing the graph of {mixed.tokens} prompt tokens, {mixed.rows} rows")
             self._prefill_graphs[mixed] = self._record_prefill(recorder, self._inputs, mixed)
+            if may_share(*mixed):
+                self._sharing_prefill_graphs[mixed] = self._record_prefill(
+                    recorder, self._inputs, mixed, shares=True
+                )
 
     def _kept_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """A copy in memory that all graphs share: theirs, one each, would be gigabytes."""
@@ -407,7 +435,7 @@ class LocalModelRunner:
         return self._graph_logits[: len(logits)].copy_(logits)
 
     def _record_decode(
-        self, recorder: GraphRecorder, inputs: DecodeInputs, size: int
+        self, recorder: GraphRecorder, inputs: DecodeInputs, size: int, *, shares: bool = False
     ) -> DecodeGraph:
         self._fill_rows(inputs, NO_ROWS, size)
 
@@ -418,6 +446,7 @@ class LocalModelRunner:
                 inputs.slots[:size],
                 inputs.lengths[:size],
                 block_tables=self._block_tables,
+                prefixes=self._prefixes.of_rows(slot_indices) if shares else None,
             )
             ids = self._newest_tokens[slot_indices]
             return self._kept_logits(self._forward(step, ids, positions, None))
@@ -425,7 +454,12 @@ class LocalModelRunner:
         return DecodeGraph(*recorder.record(run))
 
     def _record_prefill(
-        self, recorder: GraphRecorder, inputs: DecodeInputs, size: MixedSize
+        self,
+        recorder: GraphRecorder,
+        inputs: DecodeInputs,
+        size: MixedSize,
+        *,
+        shares: bool = False,
     ) -> PrefillGraph:
         count = size.tokens
         packed = torch.zeros(4 * count + 2 * MAX_CHUNKS, dtype=torch.long, device=self.device)
@@ -450,6 +484,7 @@ class LocalModelRunner:
                 chunk_starts=starts,
                 prefill_lengths=known_lengths,
                 block_tables=self._block_tables,
+                prefixes=self._prefixes.of_rows(row_slots) if shares else None,
             )
             all_ids = torch.cat((self._newest_tokens[row_slots], ids))
             first_rows = torch.arange(size.rows, device=self.device)

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+MAX_PREFIXES = 256  # groups of rows that share one in a step; a power of two
+PREFIX_TILE_ROWS = 16  # rows for which one is read once; see triton_prefix
+PREFIX_TILE_COST = 3  # reading it for a tile takes as long as for so many rows, on an H200
 _KEY_MULTIPLE = 128  # the number of keys read for a decoding row is rounded up to a multiple of it
 
 
@@ -48,6 +51,32 @@ class BlockRange(NamedTuple):
     blocks: tuple[int, ...]
 
 
+class SharedPrefixes(NamedTuple):
+    """The prefixes that decoding rows share, on the device; all int32. Prefix p is the first
+    `tokens[p]` tokens of the slots `members[starts[p]:starts[p + 1]]`, in the same blocks.
+    """
+
+    members: torch.Tensor  # [slots]
+    starts: torch.Tensor  # [MAX_PREFIXES + 1]
+    tokens: torch.Tensor  # [MAX_PREFIXES]
+    row_of_slot: torch.Tensor  # [slots + 1] of this step; of slots that it does not compute: any
+    lengths: torch.Tensor  # [rows] tokens of the prefix that a row shares; 0: none
+
+
+class SharedPrefix(NamedTuple):
+    """Decoding sequences whose first `tokens` tokens are in the same blocks."""
+
+    tokens: int
+    slots: tuple[int, ...]
+
+    @property
+    def saved_tokens(self) -> int:
+        """How many tokens' reading is saved if it is read once for each tile of rows."""
+        rows = len(self.slots)
+        tiles = -(-rows // PREFIX_TILE_ROWS)
+        return (rows - PREFIX_TILE_COST * tiles) * self.tokens
+
+
 class RowGroup(NamedTuple):
     """Decoding rows that one attention call computes: neighbouring slots of similar length."""
 
@@ -82,6 +111,7 @@ class Step:
     # [groups, slots + 1, blocks a sequence] int32, by device: a sequence's blocks of each group of
     # layers, see `block_groups`; None: slots are rows
     block_tables: dict[torch.device, torch.Tensor] | None = None
+    prefixes: SharedPrefixes | None = None  # what decoding rows share; None: nothing is used of it
     copies: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
     _row_groups: list[RowGroup] = field(default_factory=list, repr=False, compare=False)
 
@@ -106,6 +136,7 @@ class Step:
                 chunk_lengths=_moved(self.chunk_lengths, device),
                 chunk_starts=_moved(self.chunk_starts, device),
                 prefill_lengths=_moved(self.prefill_lengths, device),
+                prefixes=None,  # only graphs have them, and compute on one device
                 copies={},
                 _row_groups=[],
             )

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from worker.engines.transformers.model.step import SharedPrefixes
 from worker.engines.transformers.model.triton_kernels import (
     combine_kernel,
     decode_kernel,
     prefill_kernel,
 )
+from worker.engines.transformers.model.triton_prefix import PrefixParts, attend_to_prefixes
 
 # ---- decoding
 
@@ -101,6 +103,7 @@ def decode(
     softcap: float,
     sinks: torch.Tensor | None = None,
     chunked: bool = False,
+    prefixes: SharedPrefixes | None = None,
 ) -> torch.Tensor:
     """One token per row: stores `key` and `value` [rows, kv heads, head size] in the caches and
     attends with `query` [rows, heads, head size]. Returns the shape of `query`.
@@ -109,6 +112,9 @@ def decode(
     the new token; 0: an unused row, whose output is zeros. `window`, `softcap`: 0: none. `chunked`:
     tokens from the last multiple of `window` on are seen. `sinks` [heads]: a logit that takes part
     in the softmax and has no value.
+
+    `prefixes`: tokens that rows share, which are read once for many of them. Layers with a window
+    do without.
 
     How a row is split depends on its own length and on shapes, never on the other rows.
     """
@@ -128,17 +134,25 @@ def decode(
         part_maxima = torch.empty(shape, device=query.device, dtype=torch.float32)
         part_sums = torch.empty_like(part_maxima)
         parts = torch.empty((*shape, size), device=query.device, dtype=torch.float32)
+    to_log2 = _to_log2(scale, softcap)
+    prefix = PrefixParts(out, out, out, out, 1, 1, 1)  # not read
+    shares = prefixes is not None and not window
+    if prefixes is not None and shares:
+        prefix = attend_to_prefixes(
+            query, key_cache, value_cache, block_tables, rows, prefixes, scale, softcap, to_log2
+        )
     block = _BLOCK if padded_size <= 128 else _BLOCK // 2
     grid: Any = (kv_heads, count + extra_programs)
     decode_kernel[grid](
         query, key, value, key_cache, value_cache, block_tables, rows, lengths,
-        out if sinks is None else sinks, out, part_maxima, part_sums, parts,
-        count, splits, max_parts, scale, softcap, _to_log2(scale, softcap), window,
+        out if sinks is None else sinks, out, part_maxima, part_sums, parts, *prefix[:4],
+        count, splits, max_parts, prefix.splits, prefix.max_parts, scale, softcap, to_log2, window,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1),
         value.stride(0), value.stride(1),
         key_cache.stride(0), key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
         GROUP=group, PADDED_GROUP=max(16, triton.next_power_of_2(group)),
         SIZE=size, PADDED_SIZE=padded_size, PAGE=page, BLOCK=block, MAX_PART=_MAX_PART,
+        PREFIX=shares, PREFIX_MAX_PART=prefix.max_part,
         SOFTCAP=softcap > 0, WINDOW=window > 0, CHUNKED=chunked, SINKS=sinks is not None,
         num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
     )  # fmt: skip
@@ -146,9 +160,10 @@ def decode(
         # Few rows have parts in a large batch: then what counts is how soon the others are passed.
         combined_heads = group if count * kv_heads >= _MIN_PROGRAMS else 1
         combine_kernel[(heads // combined_heads, count)](
-            part_maxima, part_sums, parts, lengths, out, window, splits, max_parts,
+            part_maxima, part_sums, parts, lengths, prefix.lengths, out, window,
+            splits, max_parts,
             SIZE=size, PADDED_SIZE=padded_size, HEADS=combined_heads, COMBINED=_COMBINED_PARTS,
-            BLOCK=block, MAX_PART=_MAX_PART, WINDOW=window > 0, CHUNKED=chunked,
+            BLOCK=block, MAX_PART=_MAX_PART, PREFIX=shares, WINDOW=window > 0, CHUNKED=chunked,
             num_warps=_COMBINE_WARPS,
         )  # fmt: skip
     return out

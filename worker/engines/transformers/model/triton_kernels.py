@@ -78,15 +78,37 @@ def _first_visible(position, window, WINDOW: tl.constexpr, CHUNKED: tl.constexpr
 
 
 @triton.jit
+def _add_part(  # type: ignore[no-untyped-def]
+    place, part_maxima, part_sums, parts, mask, maximum, weight_sum, weighted,
+    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Adds keys of which another kernel has made a part."""
+    dims = tl.arange(0, PADDED_SIZE)
+    part_maximum = tl.load(part_maxima + place, mask=mask, other=_LOWEST)
+    part_sum = tl.load(part_sums + place, mask=mask, other=0.0)
+    part = tl.load(
+        parts + place[:, None] * SIZE + dims[None, :],
+        mask=mask[:, None] & (dims < SIZE)[None, :],
+        other=0.0,
+    )
+    new_maximum = tl.maximum(maximum, part_maximum)
+    rescale, weight = tl.exp2(maximum - new_maximum), tl.exp2(part_maximum - new_maximum)
+    weight_sum = weight_sum * rescale + part_sum * weight
+    weighted = weighted * rescale[:, None] + part * weight[:, None]
+    return new_maximum, weight_sum, weighted
+
+
+@triton.jit
 def _parts(  # type: ignore[no-untyped-def]
-    length, window, splits, max_parts,
+    length, prefix, window, splits, max_parts,
     MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
-    """How the cached keys of rows of `length` tokens are split: the first one that is read, the
-    length of a part and the number of parts. It depends on nothing of the other rows.
+    """How the cached keys of rows of `length` tokens, behind those of a shared `prefix`, are split:
+    the first one that is read, the length of a part and the number of parts. It depends on nothing
+    of the other rows. There is no prefix where there is a window.
     """
     cached = tl.maximum(length - 1, 0)  # the newest token is not in the cache yet
-    first = _first_visible(cached, window, WINDOW, CHUNKED) // BLOCK * BLOCK
+    first = _first_visible(cached, window, WINDOW, CHUNKED) // BLOCK * BLOCK + prefix
     keys = cached - first
     part = tl.minimum(tl.cdiv(keys, splits), MAX_PART)
     part = tl.maximum(part, tl.cdiv(keys, max_parts))
@@ -96,8 +118,9 @@ def _parts(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _find_extra_part(  # type: ignore[no-untyped-def]
-    target, lengths, rows_count, window, splits, max_parts,
-    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
+    target, lengths, prefix_lengths, rows_count, window, splits, max_parts,
+    MAX_PART: tl.constexpr, BLOCK: tl.constexpr, PREFIX: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     """The row and part that is number `target` of all parts but the first of each row; and how
     many of them there are.
@@ -107,7 +130,12 @@ def _find_extra_part(  # type: ignore[no-untyped-def]
         index = start + tl.arange(0, 256)
         inside = index < rows_count
         length = tl.load(lengths + index, mask=inside, other=0)
-        _, _, parts = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED)
+        prefix = 0
+        if PREFIX:
+            prefix = tl.load(prefix_lengths + index, mask=inside, other=0)
+        _, _, parts = _parts(
+            length, prefix, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED
+        )
         extra = parts - 1
         passed = inside & (total + tl.cumsum(extra, 0) <= target)
         row += tl.sum(passed.to(tl.int32), 0)
@@ -116,15 +144,21 @@ def _find_extra_part(  # type: ignore[no-untyped-def]
     return row, target - before + 1, total
 
 
-@triton.jit(do_not_specialize=["rows_count", "splits", "max_parts", "window"])
-def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel, read top to bottom
+@triton.jit(
+    do_not_specialize=[
+        "rows_count", "splits", "max_parts", "prefix_splits", "prefix_max_parts", "window",
+    ]
+)  # fmt: skip
+def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915 - one kernel
     query, key, value, key_cache, value_cache, block_tables, rows, lengths, sinks,
-    out, part_maxima, part_sums, parts, rows_count, splits, max_parts,
-    scale, softcap, to_log2, window,
+    out, part_maxima, part_sums, parts,
+    prefix_lengths, prefix_maxima, prefix_sums, prefix_parts,
+    rows_count, splits, max_parts, prefix_splits, prefix_max_parts, scale, softcap, to_log2, window,
     query_row, query_head, key_row, key_head, value_row, value_head,
     cache_block, cache_token, cache_head, table_row,
     GROUP: tl.constexpr, PADDED_GROUP: tl.constexpr, SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, MAX_PART: tl.constexpr,
+    PREFIX: tl.constexpr, PREFIX_MAX_PART: tl.constexpr,
     SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     # Programs [0, rows) compute the first part of their row. The others share what parts there are
@@ -143,19 +177,23 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
         tl.store(out + place, tl.zeros_like(place).to(out.dtype.element_ty), mask=valid & unused)
     else:
         _, _, total = _find_extra_part(
-            0, lengths, rows_count, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED
-        )
+            0, lengths, prefix_lengths, rows_count, window, splits, max_parts,
+            MAX_PART, BLOCK, PREFIX, WINDOW, CHUNKED,
+        )  # fmt: skip
         end_item = rows_count + total
     for item in range(program, end_item, tl.maximum(extra_programs, 1)):
         row, part = item, 0
         if item >= rows_count:
             row, part, _ = _find_extra_part(
-                item - rows_count, lengths, rows_count, window, splits, max_parts,
-                MAX_PART, BLOCK, WINDOW, CHUNKED,
+                item - rows_count, lengths, prefix_lengths, rows_count, window, splits, max_parts,
+                MAX_PART, BLOCK, PREFIX, WINDOW, CHUNKED,
             )  # fmt: skip
         length, sequence = tl.load(lengths + row), tl.load(rows + row).to(tl.int64)
+        prefix = 0
+        if PREFIX:
+            prefix = tl.load(prefix_lengths + row)
         first, part_length, part_count = _parts(
-            length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED
+            length, prefix, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED
         )
         cached = length - 1  # tokens in the cache; the newest one is in registers below
         begin = first + part * part_length
@@ -188,6 +226,19 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
                 offset, visible, visible[None, :], maximum, weight_sum, weighted,
                 scale, softcap, to_log2, SIZE, PADDED_SIZE, SOFTCAP, True,
             )  # fmt: skip
+        index = row * heads + query_heads
+        if PREFIX:  # noqa: SIM102 - the compiler's if, then the kernel's
+            if (part == 0) & (prefix > 0):
+                _, _, prefix_count = _parts(
+                    prefix + 1, 0, 0, prefix_splits, prefix_max_parts,
+                    PREFIX_MAX_PART, BLOCK, False, False,
+                )  # fmt: skip
+                for prefix_part in range(0, prefix_count):
+                    place = index * prefix_max_parts + prefix_part
+                    maximum, weight_sum, weighted = _add_part(
+                        place, prefix_maxima, prefix_sums, prefix_parts, group < GROUP,
+                        maximum, weight_sum, weighted, SIZE, PADDED_SIZE,
+                    )  # fmt: skip
         if part == 0:  # the newest token: store it, and attend to it
             valid_dims = dims < SIZE
             new_key = tl.load(
@@ -214,7 +265,6 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
             )
             weight_sum = weight_sum * rescale + weight
             maximum = new_maximum
-        index = row * heads + query_heads
         if part_count == 1:
             weighted = weighted / weight_sum[:, None]
             tl.store(
@@ -231,13 +281,19 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915 - one kernel
 
 @triton.jit(do_not_specialize=["splits", "max_parts", "window"])
 def combine_kernel(  # type: ignore[no-untyped-def]
-    part_maxima, part_sums, parts, lengths, out, window, splits, max_parts,
+    part_maxima, part_sums, parts, lengths, prefix_lengths, out, window, splits, max_parts,
     SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, HEADS: tl.constexpr, COMBINED: tl.constexpr,
-    BLOCK: tl.constexpr, MAX_PART: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
+    BLOCK: tl.constexpr, MAX_PART: tl.constexpr, PREFIX: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1)
     length = tl.load(lengths + row)
-    _, _, part_count = _parts(length, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED)
+    prefix = 0
+    if PREFIX:
+        prefix = tl.load(prefix_lengths + row)
+    _, _, part_count = _parts(
+        length, prefix, window, splits, max_parts, MAX_PART, BLOCK, WINDOW, CHUNKED
+    )
     if part_count == 1:
         return
     dims = tl.arange(0, PADDED_SIZE)

@@ -42,6 +42,7 @@ from worker.engines.transformers.tensor_parallel.protocol import (
     LoadShard,
     Prefill,
     SetBlocks,
+    SharePrefixes,
     encode,
 )
 from worker.errors import one_line
@@ -124,6 +125,8 @@ class _Follower:
                     runner.copy_prefix(call.source, call.slot, call.tokens)
                 case SetBlocks():
                     runner.set_blocks(call.ranges)
+                case SharePrefixes():
+                    runner.share_prefixes(call.prefixes)
 
 
 def _exit_with_leader(channel: Channel) -> None:

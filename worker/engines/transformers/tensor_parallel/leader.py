@@ -34,7 +34,13 @@ from worker.engines.transformers.model.prefill_speed import (
 )
 from worker.engines.transformers.model.room import check_room
 from worker.engines.transformers.model.runner import LocalModelRunner
-from worker.engines.transformers.model.step import NO_ROWS, BlockRange, DecodeRows, PrefillChunk
+from worker.engines.transformers.model.step import (
+    NO_ROWS,
+    BlockRange,
+    DecodeRows,
+    PrefillChunk,
+    SharedPrefix,
+)
 from worker.engines.transformers.tensor_parallel import sharding
 from worker.engines.transformers.tensor_parallel.followers import (
     END_SECONDS,
@@ -52,6 +58,7 @@ from worker.engines.transformers.tensor_parallel.protocol import (
     LoadShard,
     Prefill,
     SetBlocks,
+    SharePrefixes,
 )
 from worker.errors import one_line
 
@@ -92,6 +99,11 @@ class TensorParallelRunner:
         """See ModelRunner."""
         with self._on_all_ranks(SetBlocks(ranges)):
             self._runner.set_blocks(ranges)
+
+    def share_prefixes(self, prefixes: list[SharedPrefix]) -> None:
+        """See ModelRunner."""
+        with self._on_all_ranks(SharePrefixes(prefixes)):
+            self._runner.share_prefixes(prefixes)
 
     def feed(self, tokens: torch.Tensor) -> None:
         """See ModelRunner. The tokens go from device to device, without waiting for the host."""

@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from worker.engines.transformers.model.step import BlockRange, PrefillChunk
+from worker.engines.transformers.model.step import BlockRange, PrefillChunk, SharedPrefix
 
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 1 << 20  # at a time
@@ -82,6 +82,12 @@ class SetBlocks(msgspec.Struct, frozen=True, tag=True):
     ranges: list[BlockRange]
 
 
+class SharePrefixes(msgspec.Struct, frozen=True, tag=True):
+    """`ModelRunner.share_prefixes`."""
+
+    prefixes: list[SharedPrefix]
+
+
 class Done(msgspec.Struct, frozen=True, tag=True):
     """The answer to a call that is answered. Also sent, unasked, when the process has started."""
 
@@ -104,6 +110,7 @@ Call = (
     | Feed
     | CopyPrefix
     | SetBlocks
+    | SharePrefixes
 )
 Reply = Done | Failed
 
