@@ -13,11 +13,12 @@ from worker.engines.transformers.model import paged_attention
 F32, F16, BF16, F8 = torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn
 _BOUNDS = {F32: 1e-5, F16: 4e-3, BF16: 3e-2}  # the interpreter truncates bfloat16
 _NAN = float("nan")
+_FILES = ("triton_kernels", "triton_prefill", "triton_prefix")
 
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[Any]:
-    with interpreted("triton_attention", "triton_kernels", "triton_prefix") as module:
+    with interpreted("triton_attention", *_FILES) as module:
         yield module
 
 

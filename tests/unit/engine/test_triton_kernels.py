@@ -14,6 +14,7 @@ from worker.engines.transformers.model import (
     triton_attention,
     triton_kernels,
     triton_linear,
+    triton_prefill,
     triton_prefix,
 )
 from worker.engines.transformers.model.step import MAX_PREFIXES
@@ -156,7 +157,7 @@ def test_prefill(
         "PAGE": 16, **features,
     }  # fmt: skip
     used = shared_memory(
-        triton_kernels.prefill_kernel, constants, capability, tile.warps, tile.stages, special
+        triton_prefill.prefill_kernel, constants, capability, tile.warps, tile.stages, special
     )
     assert used < _SHARED_MEMORY[capability]
 

@@ -15,11 +15,8 @@ import torch
 import triton
 
 from worker.engines.transformers.model.step import SharedPrefixes
-from worker.engines.transformers.model.triton_kernels import (
-    combine_kernel,
-    decode_kernel,
-    prefill_kernel,
-)
+from worker.engines.transformers.model.triton_kernels import combine_kernel, decode_kernel
+from worker.engines.transformers.model.triton_prefill import prefill_kernel
 from worker.engines.transformers.model.triton_prefix import PrefixParts, attend_to_prefixes
 
 # ---- decoding
