@@ -73,3 +73,14 @@ def test_a_tile_too_large_for_the_gpu_is_passed_over(monkeypatch: pytest.MonkeyP
     float8_tuning.tune(network, 2)
     assert tile(network[0], 1) == float8_tuning._CANDIDATES[1][1]
     assert tile(network[0], 2) is None
+
+
+def test_a_tile_that_fails_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> float:
+        raise RuntimeError("illegal instruction")
+
+    monkeypatch.setattr(float8_tuning, "time_product", fail)
+    network: Any = nn.Sequential(from_linear(nn.Linear(32, 48).bfloat16()))
+    with pytest.raises(RuntimeError):
+        float8_tuning.tune(network, 2)
+    assert tile(network[0], 1) is None

@@ -65,6 +65,9 @@ def _choose(shape: torch.Size, bucket: int, layers: list[Float8Linear]) -> None:
             times[tile] = time_product(product, x, layers)
         except (OutOfResources, CompilationError):  # not on this GPU
             continue
+        except RuntimeError:  # it ends the tuning, and must not stay chosen
+            choose_tile(shape, bucket, None)
+            raise
     chosen = min(times, key=times.__getitem__, default=None)
     choose_tile(shape, bucket, chosen)
     log.info(
