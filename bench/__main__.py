@@ -5,7 +5,6 @@ import sys
 import click
 
 from bench.chaos.command import command as chaos
-from bench.dashboard.command import command as dashboard
 from bench.dispatch.command import command as dispatch
 from bench.engine.command import command as engine
 from bench.fair.command import command as fair
@@ -16,7 +15,6 @@ from bench.policy.command import command as policy
 BENCHMARKS = {
     "engine": engine,
     "dispatch": dispatch,
-    "dashboard": dashboard,
     "http": http,
     "policy": policy,
     "fair": fair,

@@ -1,6 +1,7 @@
 """`bench dispatch`: a closed loop; contenders take turns, a block of each load a round."""
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ from bench import cpu, harness, options
 from bench.dispatch import contenders
 from bench.dispatch.contenders import CANOPY, Contender
 from bench.dispatch.loop import Block
+from bench.dispatch.viewers import delays, watching
 from bench.harness import Instance
 from bench.report import Progress, Report, Row, Table
 from bench.stats import Spread
 
 _LOADS = (1, 10, 100, 1000)
+_SLOTS = 1024  # of all nodes together: never the limit
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,41 @@ class Cell:
 @click.option("--rounds", type=options.COUNT, default=3, help="Blocks of each contender and load.")
 @click.option("--in-flight", type=options.COUNT, multiple=True, default=_LOADS, help="Repeatable.")
 @click.option("--only", default="", help="Only contenders with this in their name.")
+@click.option("--nodes", type=options.COUNT, default=1, help="Of a tree that branches in two.")
+@click.option("--viewers", type=click.IntRange(0), default=0, help="A row with so many who watch.")
 @options.json_file
 def command(
     seconds: float,
     rounds: int,
     in_flight: tuple[int, ...],
     only: str,
+    nodes: int,
+    viewers: int,
     json_file: Path | None,
 ) -> None:
     """Jobs a second and latency: the tree, HTTP, bare AMQP, Celery."""
     settings = {"seconds": seconds, "rounds": rounds, "in_flight": in_flight}
-    result = Report("dispatch", settings | {"peer": contenders.CELERY})
+    settings |= {"nodes": nodes, "viewers": viewers, "peer": contenders.CELERY}
+    result = Report("dispatch", settings)
     harness.allow_many_connections()
-    with harness.running("--engine", "echo", "--nodes", "1", "--slots", "1024") as canopy:
-        chosen = contenders.all_contenders(canopy, only)
+    words = ["--engine", "echo", "--nodes", str(nodes), "--fanout", "2"]
+    with harness.running(*words, "--slots", str(math.ceil(_SLOTS / nodes))) as canopy:
+        chosen = contenders.all_contenders(canopy, only, viewers)
         blocks = [Block(load, seconds) for load in in_flight]
         cells = _measure(canopy, chosen, blocks, rounds)
-    result.tables = [load_table(cells, load) for load in in_flight]
+        result.tables = [load_table(cells, load) for load in in_flight]
+        if viewers:
+            result.notes.append(_VIEWERS_NOTE)
+            with contenders.running(chosen[0], canopy.home / "logs") as driver:
+                result.tables.append(delays(canopy, driver, in_flight[-1], f"n{nodes}"))
     result.notes += _NOTES
     result.finish(json_file)
 
 
+_VIEWERS_NOTE = (
+    "Goals: at most 1.03 x with 10 viewers and 63 nodes; a change is shown within 500 ms. The "
+    "processor time of a watched tree has the API's in it."
+)
 _NOTES = (
     "Canopy and bare AMQP pass two queues and confirm both, as the least tree (root, node) does; "
     "Celery passes one, confirms nothing, and runs with its defaults.",
@@ -85,7 +102,7 @@ def _measure(
                     key = running.contender.name, block.in_flight
                     cell = cells.setdefault(key, Cell(*key))
                     pids = {**running.pids, "broker": canopy.pids()["broker"]}
-                    with cpu.measured(pids) as usage:
+                    with watching(canopy, running.contender.viewers), cpu.measured(pids) as usage:
                         result = running.measure(block)
                     cell.rates.append(len(result.latencies_ms) / result.seconds)
                     cell.latencies_ms.extend(result.latencies_ms)

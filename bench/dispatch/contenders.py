@@ -27,16 +27,19 @@ _SPARE_SECONDS = 120.0  # by which a block may exceed its length
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to have jobs done, as command lines. `pids`: of workers that run already."""
+    """A way to have jobs done, as command lines. `pids`: of workers that run already. `viewers`:
+    people who watch the tree meanwhile.
+    """
 
     name: str
     driver: Sequence[str]
     environment: Mapping[str, str]
     workers: Sequence[Sequence[str]] = ()
     pids: Sequence[int] = ()
+    viewers: int = 0
 
 
-def all_contenders(canopy: Instance, only: str) -> list[Contender]:
+def all_contenders(canopy: Instance, only: str, viewers: int) -> list[Contender]:
     """Those with `only` in their name. Installs Celery if it is measured. Raises NotStarted."""
     admin = {"BENCH_AMQP_URL": canopy.record["amqp"]["admin"]}
     api = {"BENCH_AMQP_URL": canopy.record["amqp"]["api"]}
@@ -50,6 +53,9 @@ def all_contenders(canopy: Instance, only: str) -> list[Contender]:
         Contender("Canopy over HTTP", http, {"BENCH_KEY": canopy.key}, pids=pids["api"] + tree),
         Contender("bare AMQP", _module("bench.dispatch.bare"), admin, hops),
     ]
+    if viewers:
+        name = f"{CANOPY}, watched by {viewers}"
+        contenders.append(Contender(name, client, api, (), pids["api"] + tree, viewers))
     chosen = [contender for contender in contenders if only.lower() in contender.name.lower()]
     if only.lower() in "celery":
         python = _install(CELERY)

@@ -10,7 +10,7 @@ import click
 from bench import options
 from bench.engine import measure, peers, shapes, subject
 from bench.engine.contender import CanopyEngine
-from bench.engine.load import LOADS, UNIFORM, Lengths
+from bench.engine.load import LOADS, SUMMARIES, UNIFORM, Lengths
 from bench.engine.measure import Record, Settings
 from bench.engine.prompts import Prompts, Request
 from bench.engine.reading import LIMIT, Result, result_table
@@ -25,28 +25,24 @@ _GPU_CONTEXT, _CPU_CONTEXT = 8192, 2048
 _CPU_SCALE = 0.25
 
 _NOTES = (
-    "engine: through its protocol, in this process. generate: transformers' own, one padded batch. "
-    "limit: weights, keys and values read once a step, at the speed of a copy. vllm, llama.cpp: in "
-    "a process of their own, with token ids instead of text; vllm streams only where that is "
-    "measured.",
+    "limit: weights, keys and values read once a step, at the speed of a copy. generate: "
+    "transformers' own, one batch. vllm and llama.cpp get token ids; vllm streams only where that "
+    "is measured.",
     "tok/s: of answers, prompts' time included; engine / it: by tok/s, of the limit by steps. ms a "
     "step, host % (processor time of the decoding thread): while all decode. prompt tok/s: until "
     "the last first token. arrivals, burst: TTFT of the newcomers; gaps of the streams meanwhile.",
 )
 _SYSTEM_NOTE = (
-    "system: streams of /v1/completions through API, broker, root and nodes on this machine; "
-    "engine / it: as many engines as nodes. cores: of each process. The load generator (load), "
-    "API and root compute on one each: near 1.0 they bound the rest. Nodes on one CPU share its "
-    "cores: there the ratio says nothing."
+    "system: engine / it is of as many engines as nodes. cores: of each process; load generator, "
+    "API and root have one each, and near 1.0 they bound the rest."
 )
 
 
 def _loads_help() -> str:
     """The loads as a paragraph that click leaves as it is."""
-    lines = ["\b", "Loads, and how many at once on a GPU (on a CPU):"]
+    lines = ["\b", "Loads, and how many at once on a GPU, on a CPU:"]
     for name, load in LOADS.items():
-        gpu, cpu = (" ".join(map(str, sizes)) for sizes in (load.gpu_sizes, load.cpu_sizes))
-        lines += [f"  {name}: {gpu} ({cpu})", f"    {load.summary}"]
+        lines += [f"  {name}: {load.gpu_sizes}, {load.cpu_sizes}", f"    {SUMMARIES[name]}"]
     return "\n".join(lines)
 
 
@@ -147,7 +143,8 @@ def _measure(it: Settings, record: Record) -> None:
 
     Raises EngineUnavailable.
     """
-    record.results += _measure_systems(it)
+    if it.with_system:
+        record.results += _measure_systems(it)
     for peer in it.peers:
         measured = peers.run(peer, it)
         record.results += measured.results
@@ -180,31 +177,23 @@ def _subject(settings: Settings) -> Subject:
 
 def _measure_systems(settings: Settings) -> list[Result]:
     """Several nodes take the GPUs in turn."""
-    if not settings.with_system:
-        return []
     from bench.engine import system  # with Canopy's other rooms, which `bench.engine` may lack
     from cli.prepare import gpus as machine
-    from worker.engines.transformers.model import loader
 
     device, gpus = settings.device, settings.gpus
     if gpus > 1 and device != "cpu" and gpus > machine.count():
         raise click.BadParameter(f"this machine has {machine.count()}", param_hint="--gpus")
-    if settings.model is None:
-        shape = str(settings.shape)
-        tokenizer = shapes.tokenizer(shapes.config(shape).vocab_size)
-        engine = ["--engine", "bench.engine.subject", "--model", shape]
-    else:
-        folder = installed(settings.model)
-        tokenizer = loader.load_tokenizer(folder)
-        engine = ["--engine", "transformers", "--model", str(folder)]
-    prompts = Prompts(tokenizer)
+    words = ["--engine", "bench.engine.subject", "--model", str(settings.shape)]
+    if settings.model is not None:
+        words = ["--engine", "transformers", "--model", str(installed(settings.model))]
+    prompts = Prompts(subject.tokenizer(settings.model, settings.shape))
     request = Request(settings.tokens.prompt, settings.tokens.answer)
     results = []
     for nodes in sorted({1, gpus}):
         if nodes > 1 and device != "cpu":
             device = "auto"
-        words = [*engine, "--device", device]
-        results += system.measure(words, nodes, settings.sizes(UNIFORM), prompts, request)
+        placed = [*words, "--device", device]
+        results += system.measure(placed, nodes, settings.sizes(UNIFORM), prompts, request)
     return results
 
 

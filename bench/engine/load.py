@@ -92,43 +92,33 @@ class Trial:
         return text, ids
 
 
-Readings = dict[str, Reading]  # by the name of the row
-Run = Callable[[Trial], Awaitable[Readings]]
+Readings = dict[str, Reading]  # by what the name of a row has behind that of the load
+Run = Callable[[Trial, Request], Awaitable[Readings]]  # gets the load's longest request
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`asks`: its longest request. `beside`: how many come on top of so many at once."""
+    """A line of LOADS. `beside`: how many come on top of so many at once."""
 
-    summary: str
     gpu_sizes: tuple[int, ...]
     cpu_sizes: tuple[int, ...]
     run: Run
-    asks: Callable[[Lengths], Request]
+    longest: Callable[[Lengths], Request]
     beside: Callable[[int], int] = lambda size: 0
 
 
-async def _uniform(trial: Trial) -> Readings:
-    request = Request(trial.tokens.prompt, trial.tokens.answer)
-    return {"uniform": await _read(trial, [request] * trial.size)}
+async def _at_once(trial: Trial, request: Request) -> Readings:
+    return {"": await _read(trial, [request] * trial.size)}
 
 
-async def _prompts(trial: Trial) -> Readings:
-    request = Request(trial.tokens.long, trial.tokens.few)
-    return {"prompts": await _read(trial, [request] * trial.size)}
+async def _ragged(trial: Trial, _request: Request) -> Readings:
+    return {"": await _read(trial, ragged(trial.size, trial.contender.context, 1))}
 
 
-async def _ragged(trial: Trial) -> Readings:
-    requests = ragged(trial.size, trial.contender.context, 1)
-    return {"ragged": await _read(trial, requests)}
-
-
-async def _prefix(trial: Trial) -> Readings:
-    tokens = trial.tokens
-    request = Request(tokens.shared + tokens.own, tokens.few, shared=tokens.shared)
+async def _prefix(trial: Trial, request: Request) -> Readings:
     requests = [request] * trial.size
     new = await _read(trial, requests)
-    return {"prefix, new": new, "prefix, again": await _read(trial, requests, again=True)}
+    return {", new": new, ", again": await _read(trial, requests, again=True)}
 
 
 async def _read(trial: Trial, requests: list[Request], again: bool = False) -> Reading:
@@ -137,7 +127,7 @@ async def _read(trial: Trial, requests: list[Request], again: bool = False) -> R
     return reading.read(timelines, sum(request.prompt for request in requests), samples)
 
 
-async def _conversations(trial: Trial) -> Readings:
+async def _conversations(trial: Trial, _longest: Request) -> Readings:
     """Each goes on as soon as it is answered."""
     tokens = trial.tokens
     first = Request(tokens.system + tokens.own, tokens.reply, shared=tokens.system)
@@ -153,26 +143,22 @@ async def _conversations(trial: Trial) -> Readings:
     async with asyncio.TaskGroup() as group:
         for prompt in openings:
             group.create_task(converse(prompt))
-    return {"conversations": reading.read(timelines)}
+    return {"": reading.read(timelines)}
 
 
-async def _arrivals(trial: Trial) -> Readings:
-    request = Request(trial.tokens.long, _SHORTEST)
-
+async def _arrivals(trial: Trial, request: Request) -> Readings:
     async def one_by_one() -> list[Timeline]:
         timelines = []
         for _ in range(_NEWCOMERS):
             timelines += await trial.at_once([request])
         return timelines
 
-    return {"arrivals": await _beside_streams(trial, one_by_one)}
+    return {"": await _beside_streams(trial, one_by_one)}
 
 
-async def _burst(trial: Trial) -> Readings:
-    tokens = trial.tokens
-    request = Request(tokens.shared + tokens.own, _SHORTEST, shared=tokens.shared)
+async def _burst(trial: Trial, request: Request) -> Readings:
     requests = [request] * burst_of(trial.size)
-    return {"burst": await _beside_streams(trial, lambda: trial.at_once(requests))}
+    return {"": await _beside_streams(trial, lambda: trial.at_once(requests))}
 
 
 async def _beside_streams(trial: Trial, arrive: Callable[[], Awaitable[list[Timeline]]]) -> Reading:
@@ -215,61 +201,51 @@ def ragged(requests: int, context: int, seed: int) -> list[Request]:
     return drawn
 
 
-def _of_conversation(tokens: Lengths) -> Request:
+def _uniform(tokens: Lengths) -> Request:
+    return Request(tokens.prompt, tokens.answer)
+
+
+def _long(tokens: Lengths) -> Request:
+    return Request(tokens.long, tokens.few)
+
+
+def _on_prefix(tokens: Lengths) -> Request:
+    return Request(tokens.shared + tokens.own, tokens.few, shared=tokens.shared)
+
+
+def _last_turn(tokens: Lengths) -> Request:
     return Request(tokens.system + _TURNS * (tokens.own + tokens.reply), tokens.reply)
 
 
+def _newcomer(tokens: Lengths) -> Request:
+    return Request(tokens.long, _SHORTEST)
+
+
+def _newcomer_on_prefix(tokens: Lengths) -> Request:
+    return Request(tokens.shared + tokens.own, _SHORTEST, shared=tokens.shared)
+
+
+def _short(_tokens: Lengths) -> Request:
+    return Request(_SHORTEST, _SHORTEST)
+
+
 UNIFORM = "uniform"
+SUMMARIES = {
+    UNIFORM: "N requests at once: 128 tokens in, 256 out",
+    "ragged": "N at once, with the lengths of a published trace, tail included",
+    "prompts": "N long prompts: 4,096 in, 64 out; N = 1: their TTFT",
+    "prefix": "N on a shared prefix of 2,000 that is new, then once more; 50 own, 64 out",
+    "conversations": "N of 8 turns on 1,000 shared tokens; 50 own a turn, 128 out",
+    "arrivals": "pauses of N streams while 10 prompts of 4,096 come one by one, and their TTFT",
+    "burst": "pauses of N streams while N / 2 requests on a new shared prefix come at once",
+}
+# sizes on a GPU and on a CPU, what is done, the longest request
 LOADS = {
-    UNIFORM: Load(
-        "N requests at once: 128 tokens in, 256 out",
-        (1, 8, 32, 128, 256, 512, 1024),
-        (1, 4, 16),
-        _uniform,
-        lambda tokens: Request(tokens.prompt, tokens.answer),
-    ),
-    "ragged": Load(
-        "N at once, with the lengths of a published trace, tail included",
-        (960,),
-        (16,),
-        _ragged,
-        lambda tokens: Request(_SHORTEST, _SHORTEST),
-    ),
-    "prompts": Load(
-        "N long prompts: 4,096 in, 64 out; N = 1: their TTFT",
-        (1, 32),
-        (1, 4),
-        _prompts,
-        lambda tokens: Request(tokens.long, tokens.few),
-    ),
-    "prefix": Load(
-        "N on a shared prefix of 2,000 that is new, then once more; 50 own, 64 out",
-        (256,),
-        (16,),
-        _prefix,
-        lambda tokens: Request(tokens.shared + tokens.own, tokens.few),
-    ),
-    "conversations": Load(
-        "N of 8 turns on 1,000 shared tokens; 50 own a turn, 128 out",
-        (64,),
-        (4,),
-        _conversations,
-        _of_conversation,
-    ),
-    "arrivals": Load(
-        "pauses of N streams while 10 prompts of 4,096 come one by one, and their TTFT",
-        (128,),
-        (4,),
-        _arrivals,
-        lambda tokens: Request(tokens.long, _SHORTEST),
-        beside=lambda size: 1,
-    ),
-    "burst": Load(
-        "pauses of N streams while N / 2 requests on a new shared prefix come at once",
-        (128,),
-        (8,),
-        _burst,
-        lambda tokens: Request(tokens.shared + tokens.own, _SHORTEST),
-        beside=burst_of,
-    ),
+    UNIFORM: Load((1, 8, 32, 128, 256, 512, 1024), (1, 4, 16), _at_once, _uniform),
+    "ragged": Load((960,), (16,), _ragged, _short),
+    "prompts": Load((1, 32), (1, 4), _at_once, _long),
+    "prefix": Load((256,), (16,), _prefix, _on_prefix),
+    "conversations": Load((64,), (4,), _conversations, _last_turn),
+    "arrivals": Load((128,), (4,), _arrivals, _newcomer, beside=lambda size: 1),
+    "burst": Load((128,), (8,), _burst, _newcomer_on_prefix, beside=burst_of),
 }

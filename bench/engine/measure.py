@@ -47,10 +47,11 @@ class Settings:
     @property
     def slots(self) -> int:
         """As many as some load needs."""
-        needs = [
-            size + LOADS[load].beside(size) for load in self.loads for size in self.sizes(load)
-        ]
-        return max(needs)
+        most = 0
+        for load in self.loads:
+            largest = max(self.sizes(load))
+            most = max(most, largest + LOADS[load].beside(largest))
+        return most
 
 
 @dataclass
@@ -63,9 +64,9 @@ class Record:
 
     def add(self, load: str, size: int, contender: str, it: Reading) -> None:
         self.results.append(Result(load, size, contender, it))
-        if it.rate or it.ttft.count:
-            name = f"{contender}, {load}, {size} at once"
-            say(f"{name}: {it.rate or 0:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
+        name = f"{contender}, {load}, {size} at once"
+        say(f"{name}: {it.rate or 0:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
+        self.notes += [f"{name}: {error}" for error in it.errors]
         self.save()
 
     def note(self, line: str) -> None:
@@ -94,27 +95,24 @@ async def measure(contender: Contender, prompts: Prompts, it: Settings, record: 
             for size in it.sizes(name):
                 with record.row(f"{contender.name}, {name}, {size} at once"):
                     async with asyncio.timeout(_ROW_SECONDS):
-                        await _measure_load(
-                            Trial(contender, prompts, size, it.tokens), name, record
-                        )
+                        trial = Trial(contender, prompts, size, it.tokens)
+                        await _measure_load(trial, name, record)
     finally:
         await contender.stop()
 
 
 async def _measure_load(trial: Trial, name: str, record: Record) -> None:
     load = LOADS[name]
-    longest, context = load.asks(trial.tokens), trial.contender.context
-    if longest.prompt + longest.answer > context:
-        needed = longest.prompt + longest.answer
+    longest, context = load.longest(trial.tokens), trial.contender.context
+    needed = longest.prompt + longest.answer
+    if needed > context:
         record.note(f"{name}: left out, it needs {needed} tokens a request, of {context}")
         return
     few = min(longest.answer, _WARM_TOKENS)
     await trial.at_once([replace(longest, answer=few)])
     await trial.at_once([Request(min(trial.tokens.prompt, longest.prompt), few)] * trial.size)
-    for row, it in (await load.run(trial)).items():
-        record.add(row, trial.size, trial.contender.name, it)
-        for error in it.errors:
-            record.note(f"{trial.contender.name}, {row}, {trial.size} at once: {error}")
+    for part, it in (await load.run(trial, longest)).items():
+        record.add(name + part, trial.size, trial.contender.name, it)
 
 
 def measure_limit(subject: Subject, it: Settings, record: Record) -> None:
@@ -134,17 +132,17 @@ def measure_generate(subject: Subject, it: Settings, record: Record) -> None:
     """The uniform load on transformers' own `generate`."""
     import torch
 
-    model, prompts = subject.model, Prompts(subject.tokenizer)
+    prompts = Prompts(subject.tokenizer)
     for size in it.sizes(UNIFORM):
         name = f"{GENERATE}, {size} at once"
         with record.row(name):
             made = prompts.make([Request(it.tokens.prompt, it.tokens.answer)] * size)
             ids = [prompt.ids for prompt in made]
-            yardsticks.generate(model, ids, _WARM_TOKENS, _GENERATE_SECONDS)
-            timelines = yardsticks.generate(model, ids, it.tokens.answer, _GENERATE_SECONDS)
-            if timelines[0].tokens < it.tokens.answer:
-                record.note(f"{name}: cut short after {timelines[0].tokens} tokens each")
-            record.add(UNIFORM, size, GENERATE, reading.read(timelines, size * it.tokens.prompt))
+            yardsticks.generate(subject.model, ids, _WARM_TOKENS, _GENERATE_SECONDS)
+            answers = yardsticks.generate(subject.model, ids, it.tokens.answer, _GENERATE_SECONDS)
+            if answers[0].tokens < it.tokens.answer:
+                record.note(f"{name}: cut short after {answers[0].tokens} tokens each")
+            record.add(UNIFORM, size, GENERATE, reading.read(answers))
         gc.collect()
-        if model.device.type == "cuda":
+        if it.device != "cpu":
             torch.cuda.empty_cache()

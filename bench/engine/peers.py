@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from bench import harness
-from bench.engine import measure, shapes
+from bench.engine import measure, shapes, subject
 from bench.engine.contender import Contender
 from bench.engine.measure import Record, Settings
 from bench.engine.prompts import Prompts
@@ -48,29 +49,23 @@ def run(peer: str, settings: Settings) -> Measured:
         file = Path(folder) / "measured.json"
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": None}
         environment = harness.clean_environment()
-        with harness.child(_command(peer, str(file)), environment, **pipes) as process:
-            problem = _wait(process, msgspec.json.encode(asdict(settings)).decode())
+        words = msgspec.json.encode(asdict(settings)).decode()
+        with (
+            suppress(subprocess.TimeoutExpired),  # its status says so
+            harness.child(_command(peer, str(file)), environment, **pipes) as process,
+        ):
+            process.communicate(words, _SECONDS)
         measured = Measured([], [])
         if file.exists():
             measured = msgspec.json.decode(file.read_bytes(), type=Measured)
-    if problem:
-        measured.notes.append(f"{peer}: {problem}")
+    if process.returncode:
+        status = process.returncode
+        measured.notes.append(f"{peer}: ended with status {status}; its reason is above")
     return measured
 
 
 def _command(peer: str, file: str) -> list[str]:
     return [sys.executable, "-m", "bench.engine.peers", peer, file]
-
-
-def _wait(process: "subprocess.Popen[str]", settings: str) -> str:
-    """What went wrong; empty: nothing."""
-    try:
-        process.communicate(settings, _SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"not ready after {_SECONDS:.0f} s"
-    if process.returncode:
-        return f"ended with status {process.returncode}; its reason is above"
-    return ""
 
 
 def main(peer: str, file: Path) -> None:
@@ -92,13 +87,7 @@ def main(peer: str, file: Path) -> None:
 
 def _contender(peer: str, it: Settings, scratch: Path) -> tuple[Contender, object]:
     """And the tokenizer of its prompts. Raises NotStarted, EngineUnavailable."""
-    from worker.engines.transformers.model import loader
-
-    if it.model is None:
-        config = shapes.config(str(it.shape))
-        tokenizer = shapes.tokenizer(config.vocab_size)
-    else:
-        tokenizer = loader.load_tokenizer(installed(it.model))
+    tokenizer = subject.tokenizer(it.model, it.shape)
     if peer == LLAMA_CPP:
         from bench.engine.llama_peer import LlamaCpp, find_weights
 
@@ -107,6 +96,7 @@ def _contender(peer: str, it: Settings, scratch: Path) -> tuple[Contender, objec
 
     if it.model is not None:
         return Vllm(installed(it.model), it.slots, it.context, dummy=False), tokenizer
+    config = shapes.config(str(it.shape))
     config.architectures = [shapes.ARCHITECTURE]
     config.save_pretrained(scratch)
     return Vllm(scratch, it.slots, it.context, dummy=True), tokenizer

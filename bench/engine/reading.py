@@ -1,7 +1,7 @@
 """Rates and delays from the timelines of a load, and their table. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.report import Row, Table
 from bench.stats import Spread
@@ -50,21 +50,19 @@ def read(
     arrivals = [timeline for timeline in timelines if timeline.times]
     end = max((timeline.times[-1] for timeline in arrivals), default=begin)
     total = sum(timeline.tokens for timeline in timelines)
-    rate, failed = _rate(total, end - begin), _failures(timelines)
-    errors = tuple(first_errors(timelines))
+    failed, errors = _failures(timelines)
+    whole = Reading(_rate(total, end - begin), failed=failed, errors=errors)
     if all(len(timeline.times) <= 1 for timeline in timelines):
-        return Reading(rate=rate, failed=failed, errors=errors)
+        return whole
     last_first = max(timeline.times[0] for timeline in arrivals)
     gaps: list[float] = []
     for timeline in arrivals:
         gaps += timeline.gaps()
-    return Reading(
-        rate=rate,
+    return replace(
+        whole,
         step_ms=step_ms(timelines),
         host=_host_share(timelines, host),
         prompt_rate=_rate(prompt_tokens, last_first - begin),
-        failed=failed,
-        errors=errors,
         ttft=Spread.of(ttfts(timelines), 1000),
         gap=Spread.of(gaps, 1000),
     )
@@ -78,18 +76,16 @@ def read_arrivals(streams: Sequence[Timeline], newcomers: Sequence[Timeline]) ->
     gaps: list[float] = []
     for stream in streams:
         gaps += stream.gaps(begin, end)
-    return Reading(
-        failed=_failures(streams) + _failures(newcomers),
-        errors=tuple(first_errors([*streams, *newcomers])),
-        ttft=Spread.of(ttfts(late), 1000),
-        gap=Spread.of(gaps, 1000),
-    )
+    failed, errors = _failures([*streams, *newcomers])
+    ttft, gap = Spread.of(ttfts(late), 1000), Spread.of(gaps, 1000)
+    return Reading(failed=failed, errors=errors, ttft=ttft, gap=gap)
 
 
 def step_ms(timelines: Sequence[Timeline]) -> float | None:
     """Milliseconds a step while all requests decode; None if they never all do."""
     begin, end = _steady(timelines)
-    steps = _tokens(timelines, begin, end) / len(timelines)
+    tokens = sum(timeline.tokens_within(begin, end) for timeline in timelines)
+    steps = tokens / len(timelines)
     if end <= begin or steps < 2:
         return None
     return 1000 * (end - begin) / steps
@@ -113,12 +109,10 @@ def _host_share(timelines: Sequence[Timeline], host: Sequence[tuple[float, float
     return 100 * (after - before) / (last - first)
 
 
-def _tokens(timelines: Sequence[Timeline], begin: float, end: float) -> int:
-    return sum(timeline.tokens_within(begin, end) for timeline in timelines)
-
-
-def _failures(timelines: Sequence[Timeline]) -> int:
-    return sum(bool(timeline.error) for timeline in timelines)
+def _failures(timelines: Sequence[Timeline]) -> tuple[int, tuple[str, ...]]:
+    """How many, and the first errors."""
+    failed = sum(bool(timeline.error) for timeline in timelines)
+    return failed, tuple(first_errors(timelines))
 
 
 def _rate(tokens: int, seconds: float) -> float | None:
@@ -142,10 +136,10 @@ class Result:
 
 def result_table(results: Sequence[Result]) -> Table:
     """By load and size, all in the order in which they were measured."""
-    order = {load: number for number, load in enumerate(dict.fromkeys(it.load for it in results))}
+    order = list(dict.fromkeys(it.load for it in results))
     engine = {(it.load, it.size): it.reading for it in results if it.contender == ENGINE}
     rows: list[Row] = []
-    for result in sorted(results, key=lambda it: (order[it.load], it.size)):
+    for result in sorted(results, key=lambda it: (order.index(it.load), it.size)):
         row: dict[str, object] = {"load": result.load, "at once": result.size}
         row["contender"] = result.contender
         row["engine / it"] = _ratio(engine.get((result.load, result.size)), result)

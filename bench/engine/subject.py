@@ -9,6 +9,7 @@ import msgspec
 
 from bench.engine import shapes
 from worker.engines.base import Engine, EngineUnavailable
+from worker.models import installed
 
 if TYPE_CHECKING:  # importing it takes seconds, which `--help` has no use for
     from worker.engines.transformers.model.loaded import LoadedModel
@@ -53,12 +54,20 @@ def from_folder(folder: Path, device: str, context: int | None) -> Subject:
     from worker.engines.transformers.model import loader
 
     loader.check_folder(folder)
-    tokenizer = loader.load_tokenizer(folder)
     try:
         model = loader.load_weights(folder, torch.device(device), device_map=device)
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {error}") from error
-    return Subject(folder.name, tokenizer, model, context)
+    return Subject(folder.name, loader.load_tokenizer(folder), model, context)
+
+
+def tokenizer(model: str | None, shape: str | None) -> Any:
+    """Of a prepared model, or of a shape."""
+    from worker.engines.transformers.model import loader
+
+    if model is None:
+        return shapes.tokenizer(shapes.config(str(shape)).vocab_size)
+    return loader.load_tokenizer(installed(model))
 
 
 def create(

@@ -177,6 +177,7 @@ class Counting(EchoEngine):
 
 
 SMALL_LENGTHS = Lengths().times(0.01)
+NEWCOMER = load.LOADS["arrivals"].longest(SMALL_LENGTHS)
 
 
 async def trial(engine: Counting, size: int) -> Trial:
@@ -193,7 +194,7 @@ async def test_a_request_that_is_refused_costs_only_itself() -> None:
 
 async def test_newcomers_come_one_after_the_other_while_all_streams_run() -> None:
     engine = Counting()
-    (row,) = (await load.LOADS["arrivals"].run(await trial(engine, 3))).values()
+    (row,) = (await load.LOADS["arrivals"].run(await trial(engine, 3), NEWCOMER)).values()
     assert (engine.open, engine.most) == (0, 4)
     assert row.ttft.count == load._NEWCOMERS
     assert not row.failed
@@ -203,7 +204,7 @@ async def test_streams_that_end_before_the_newcomers_are_no_measurement() -> Non
     it = await trial(Counting(), 2)
     it.contender.context = SMALL_LENGTHS.prompt + 3  # type: ignore[misc]
     with pytest.raises(BenchError, match="streams ended"):
-        await load.LOADS["arrivals"].run(it)
+        await load.LOADS["arrivals"].run(it, NEWCOMER)
 
 
 def settings(*concurrency: int, loads: tuple[str, ...] = tuple(load.LOADS)) -> Settings:
