@@ -72,17 +72,19 @@ class Instance:
 def running(
     *options: str,
     environment: Mapping[str, str] | None = None,
-    within: float = START_SECONDS,
     keep_logs: Path | None = None,
 ) -> Iterator[Instance]:
     """`canopy up` with these options, in a folder of its own and on a free port.
 
     Prepared models are shared with the usual CANOPY_HOME: making one takes long. `keep_logs`: gets
-    a copy of its logs, also of a failed start. Raises NotStarted, after `within` seconds at last.
+    a copy of its logs, also of a failed start. Raises NotStarted.
     """
+    _allow_many_connections()
     folder = Path(tempfile.mkdtemp(prefix="canopy-bench-"))
     (port,) = ports.pick(1)
-    _share_models(folder)
+    models = homes.read().path / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(models)
     settings = clean_environment(CANOPY_HOME=str(folder), **(environment or {}))
     command = [*CANOPY, "up", "--port", str(port), *options]
     say("starting an instance: canopy " + " ".join(command[2:]))
@@ -93,7 +95,7 @@ def running(
             log.open("w") as file,
             child(command, settings, stdout=file, stderr=file, within=END_SECONDS) as launcher,
         ):
-            _until_ready(launcher, log, within)
+            _until_ready(launcher, log)
             key = output([*CANOPY, "key", "create"], settings)
             record = json.loads((folder / "run" / "instance.json").read_text())
             yield Instance(folder, port, key.strip(), record)
@@ -142,23 +144,21 @@ def child(
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment of our programs, without what leads to another instance."""
-    environment = module_environment()
-    for name in list(environment):
-        if name.startswith(_OURS):
-            del environment[name]
+    inherited = module_environment().items()
+    environment = {name: value for name, value in inherited if not name.startswith(_OURS)}
     return {**environment, "PYTHONUNBUFFERED": "1", **extra}
 
 
-def allow_many_connections() -> None:
+def _allow_many_connections() -> None:
     """Raises the limit of open files, of which every request is one, here and in children."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
-def _until_ready(launcher: "subprocess.Popen[str]", log: Path, within: float) -> None:
+def _until_ready(launcher: "subprocess.Popen[str]", log: Path) -> None:
     """Raises NotStarted with the launcher's last line, if it ends or takes too long."""
     last_line = "canopy up ended without a word"
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + START_SECONDS
     with log.open() as lines:
         while True:
             line = lines.readline().strip()
@@ -170,7 +170,7 @@ def _until_ready(launcher: "subprocess.Popen[str]", log: Path, within: float) ->
             elif launcher.poll() is not None:
                 raise NotStarted(last_line.removeprefix("canopy: "))
             elif time.monotonic() > deadline:
-                raise NotStarted(f"not ready after {within:.0f} s; the last line: {last_line}")
+                raise NotStarted(f"not ready in time; the last line: {last_line}")
             else:
                 time.sleep(_LOG_SECONDS)
 
@@ -194,9 +194,3 @@ def output(
     except subprocess.TimeoutExpired as error:
         raise NotStarted(str(error)) from error
     return done.stdout
-
-
-def _share_models(folder: Path) -> None:
-    models = homes.read().path / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    (folder / "models").symlink_to(models)

@@ -92,7 +92,7 @@ class Saboteur:
         process.kill()
         await _until(partial(self._is_replaced, name, process.pid), f"{name} was not restarted")
         death.ended = time.monotonic()
-        await self._back(name)
+        await self._until_serves(name)
 
     async def _suspend(self, fault: Fault) -> None:
         process = await self._process(fault.target)
@@ -102,7 +102,7 @@ class Saboteur:
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):  # another fault has killed it
                 process.resume()
-        await self._back(fault.target)
+        await self._until_serves(fault.target)
 
     async def _drain(self, fault: Fault) -> None:
         await self._command("drain", fault.target)
@@ -135,7 +135,7 @@ class Saboteur:
         nodes: list[dict[str, Any]] = tree["nodes"]
         return nodes
 
-    async def _back(self, name: str) -> None:
+    async def _until_serves(self, name: str) -> None:
         await _until(partial(self._serves, name), f"{name} does not serve again")
 
     async def _serves(self, name: str) -> bool:

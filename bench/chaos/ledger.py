@@ -32,7 +32,7 @@ class Request:
     expected: str
     began: float
     accepted: float | None = None  # when an answer began
-    ended: float | None = None
+    ended: float = float("inf")
     ending: Ending | None = None
     note: str = ""
     text: str = ""  # of the answer, in its last try
@@ -52,12 +52,9 @@ class Request:
             self.receive(at, "")
         self.ended, self.ending, self.note = at, ending, note
 
-    def flaw(self, *, complete: bool) -> str:
-        """What is wrong with the text; "" if it is right, or begins rightly if not `complete`."""
-        right = self.expected
-        if self.text == right or (not complete and right.startswith(self.text)):
-            return ""
-        return f"wrong text: {self.text!r}"
+    def is_right(self, *, complete: bool) -> bool:
+        """Whether the text is, or begins rightly if not `complete`."""
+        return self.text == self.expected or (not complete and self.expected.startswith(self.text))
 
 
 @dataclass(slots=True)

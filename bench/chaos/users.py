@@ -63,9 +63,9 @@ class User:
                 self._fail(request, ending, repr(error))
             except TimeoutError:
                 request.end(time.monotonic(), Ending.LOST, f"nothing new for {PATIENCE:.0f} s")
-            flaw = request.flaw(complete=request.ending is Ending.ANSWERED)
-            if flaw:  # wrong text is wrong, whatever else happened
-                request.end(time.monotonic(), Ending.WRONG, flaw)
+            if not request.is_right(complete=request.ending is Ending.ANSWERED):
+                # whatever else happened
+                request.end(time.monotonic(), Ending.WRONG, f"wrong text: {request.text!r}")
             await asyncio.sleep(pause * self.rng.uniform(1, 2))
 
     def _fail(self, request: Request, ending: Ending, note: str) -> None:

@@ -40,10 +40,8 @@ async def _call(
 
 async def _open_channel() -> Channel:
     """A channel on a connection of its own, with the queues of the hops."""
-    opened: asyncio.Future[AsyncioConnection] = asyncio.get_running_loop().create_future()
     url = pika.URLParameters(os.environ["BENCH_AMQP_URL"])
-    AsyncioConnection(url, on_open_callback=opened.set_result)
-    connection = await asyncio.wait_for(opened, _SECONDS)
+    connection = await _call(AsyncioConnection, url, reply="on_open_callback")
     channel: Channel = await _call(connection.channel, reply="on_open_callback")
     for queue in _QUEUES:
         await _call(channel.queue_declare, queue, durable=True)
@@ -91,14 +89,10 @@ async def _drive() -> None:
         async with asyncio.timeout(_SECONDS):
             await answers[number]
 
-    await _call(channel.confirm_delivery, _ignore_confirm)
+    await _call(channel.confirm_delivery, lambda _frame: None)  # it waits for answers instead
     await _call(channel.queue_declare, _REPLY_QUEUE, exclusive=True)
     await _call(channel.basic_consume, _REPLY_QUEUE, on_reply)
     await loop.serve(request)
-
-
-def _ignore_confirm(_frame: object) -> None:
-    """The driver waits for answers, not for confirms."""
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ def command(
     settings = {"seconds": seconds, "rounds": rounds, "in_flight": in_flight}
     settings |= {"nodes": nodes, "viewers": viewers, "peer": contenders.CELERY}
     result = Report("dispatch", settings)
-    harness.allow_many_connections()
     words = ["--engine", "echo", "--nodes", str(nodes), "--fanout", "2"]
     with harness.running(*words, "--slots", str(math.ceil(_SLOTS / nodes))) as canopy:
         chosen = contenders.all_contenders(canopy, only, viewers)
@@ -64,7 +63,7 @@ def command(
         result.tables = [load_table(cells, load) for load in in_flight]
         if viewers:
             result.notes.append(_VIEWERS_NOTE)
-            with contenders.running(chosen[0], canopy.home / "logs") as driver:
+            with contenders.running(chosen[0], canopy) as driver:
                 result.tables.append(delays(canopy, driver, in_flight[-1], f"n{nodes}"))
     result.notes += _NOTES
     result.finish(json_file)
@@ -93,8 +92,7 @@ def _measure(
         started = []
         for contender in chosen:
             progress.step(f"starting {contender.name}")
-            context = contenders.running(contender, canopy.home / "logs")
-            started.append(stack.enter_context(context))
+            started.append(stack.enter_context(contenders.running(contender, canopy)))
         for number in range(1, rounds + 1):
             for block in blocks:
                 progress.step(f"round {number}, {block.in_flight} in flight")

@@ -90,9 +90,10 @@ class RunningContender:
         self._driver = driver
         self._log = log
         self.measure(_WARM_UP)
-        pids = [*contender.pids, *workers]
+        pids = list(contender.pids)
         for pid in workers:
-            pids += [process.pid for process in psutil.Process(pid).children(recursive=True)]
+            children = psutil.Process(pid).children(recursive=True)
+            pids += [pid, *(process.pid for process in children)]
         self.pids = {"driver": [driver.pid], "workers": pids}
 
     def measure(self, block: Block) -> Result:
@@ -112,9 +113,9 @@ class RunningContender:
 
 
 @contextlib.contextmanager
-def running(contender: Contender, logs: Path) -> Iterator[RunningContender]:
+def running(contender: Contender, canopy: Instance) -> Iterator[RunningContender]:
     """Its workers and its driver, for as long as the block runs. Raises NotStarted."""
-    log = logs / f"bench-{contender.name.replace(' ', '-')}.log"
+    log = canopy.home / "logs" / f"bench-{contender.name.replace(' ', '-')}.log"
     environment = harness.clean_environment(**contender.environment)
     environment["PYTHONPATH"] = str(REPOSITORY)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

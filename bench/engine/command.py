@@ -92,12 +92,20 @@ def command(json_file: Path | None, **options: Any) -> None:
         peers.check(peer)
     settings = _settings(**options)
     report = Report("engine", asdict(settings))
-    record = _record(report, json_file)
+
+    def save() -> None:
+        """After each row, so that a run cut short leaves what it had."""
+        report.tables = [result_table(record.results)]
+        report.facts["results"] = [asdict(result) for result in record.results]
+        if json_file is not None:
+            report.write(json_file)
+
+    record = Record(save, notes=report.notes)
     try:
         _measure(settings, record)
     except EngineUnavailable as error:
         raise NotStarted(str(error)) from error
-    report.notes = record.notes + list(_NOTES)
+    report.notes += _NOTES
     if settings.with_system:
         report.notes.append(_SYSTEM_NOTE)
     report.finish(json_file)
@@ -124,20 +132,6 @@ def _settings(**options: Any) -> Settings:
     return settings
 
 
-def _record(report: Report, file: Path | None) -> Record:
-    """Writes the file after each row."""
-
-    def save() -> None:
-        report.tables = [result_table(record.results)]
-        report.facts["results"] = [asdict(result) for result in record.results]
-        report.notes = record.notes
-        if file is not None:
-            report.write(file)
-
-    record = Record(save)
-    return record
-
-
 def _measure(it: Settings, record: Record) -> None:
     """The peers first: a GPU has no room for two. The engine comes last: it changes the model.
 
@@ -158,15 +152,12 @@ def _measure(it: Settings, record: Record) -> None:
         if not (it.alone or it.with_system):
             run_in_thread(lambda: measure.measure_generate(it_is, it, record))
     with record.row(CanopyEngine.name):
-        run_in_thread(lambda: _measure_engine(it_is, it, record))
-
-
-def _measure_engine(measured: Subject, it: Settings, record: Record) -> None:
-    engine = subject.engine(measured.name, it.device, it.slots, measured.load)
-    prompts = Prompts(measured.tokenizer)
-    asyncio.run(measure.measure(CanopyEngine(engine), prompts, it, record))
-    if measured.precision:
-        record.note(f"engine: computed in {measured.precision}")
+        engine = subject.engine(it_is.name, it.device, it.slots, it_is.load)
+        prompts = Prompts(it_is.tokenizer)
+        work = measure.measure(CanopyEngine(engine), prompts, it, record)
+        run_in_thread(lambda: asyncio.run(work))
+        if it_is.precision:
+            record.note(f"engine: computed in {it_is.precision}")
 
 
 def _subject(settings: Settings) -> Subject:

@@ -1,41 +1,14 @@
 """Who is measured: Canopy's engine here, others in the modules of `peers`."""
 
-import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 from bench.engine.prompts import Prompt
 from broker.wire import Job, Sampling
 from worker.engines.base import Chunk, Engine
-
-_SAMPLE_SECONDS = 0.02
-
-Samples = list[tuple[float, float]]  # time.perf_counter, processor seconds so far
-
-
-class HostThread:
-    """The thread that queues the steps: its processor time, sampled while a load runs."""
-
-    def __init__(self, seconds: Callable[[], float | None] = lambda: None) -> None:
-        self._seconds = seconds
-
-    @contextmanager
-    def sampling(self) -> Iterator[Samples]:
-        """Yields a list that is filled meanwhile; stays empty where the thread is not known."""
-        samples: Samples = []
-        task = asyncio.create_task(self._sample(samples))
-        try:
-            yield samples
-        finally:
-            task.cancel()
-
-    async def _sample(self, samples: Samples) -> None:
-        while (seconds := self._seconds()) is not None:
-            samples.append((time.perf_counter(), seconds))
-            await asyncio.sleep(_SAMPLE_SECONDS)
 
 
 class Contender(Protocol):
@@ -43,7 +16,10 @@ class Contender(Protocol):
 
     name: str
     context: int  # tokens of a prompt and its answer, at most
-    host: HostThread
+
+    def host_seconds(self) -> float | None:
+        """Processor time of the thread that queues the steps, where that is known."""
+        return None
 
     async def start(self) -> str:
         """Returns a note about it. Raises NotStarted, EngineUnavailable."""
@@ -64,7 +40,13 @@ class CanopyEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._count = 0
-        self.host = HostThread(_decoder_seconds)
+
+    def host_seconds(self) -> float | None:
+        for thread in threading.enumerate():
+            if thread.name == "decoder" and thread.ident is not None:
+                with suppress(OSError):  # it ends
+                    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        return None
 
     async def start(self) -> str:
         began = time.perf_counter()
@@ -91,12 +73,3 @@ class CanopyEngine:
         async with aclosing(chunks):  # type: ignore[type-var]
             async for chunk in chunks:
                 yield chunk
-
-
-def _decoder_seconds() -> float | None:
-    """Processor time of the decoding thread of this process."""
-    for thread in threading.enumerate():
-        if thread.name == "decoder" and thread.ident is not None:
-            with suppress(OSError):  # it ends
-                return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-    return None

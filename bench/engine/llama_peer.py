@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.engine.contender import HostThread
+from bench.engine.contender import Contender
 from bench.engine.prompts import Prompt
 from bench.errors import NotStarted
 from bench.report import say
@@ -54,14 +54,11 @@ class _Row:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class LlamaCpp:
-    """A Contender."""
-
+class LlamaCpp(Contender):
     name = "llama.cpp"
 
     def __init__(self, file: Path, slots: int, context: int) -> None:
         self.context = context
-        self.host = HostThread()
         self._file = file
         self._slots = slots
         self._arrived: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()

@@ -17,6 +17,7 @@ from worker.engines.base import EngineError
 
 _NEWCOMERS = 10  # long prompts that come one after the other
 _TURNS = 8
+_SAMPLE_SECONDS = 0.02  # between two looks at the time of the host thread
 _STREAM = 2048  # tokens of those who run while others come, at most
 _SHORTEST = 4  # tokens of a ragged prompt, in which a <bos> must fit
 
@@ -122,9 +123,18 @@ async def _prefix(trial: Trial, request: Request) -> Readings:
 
 
 async def _read(trial: Trial, requests: list[Request], again: bool = False) -> Reading:
-    with trial.contender.host.sampling() as samples:
-        timelines = await trial.at_once(requests, again)
+    samples: list[tuple[float, float]] = []
+    sampling = asyncio.create_task(sample_host(trial.contender, samples))
+    timelines = await trial.at_once(requests, again)
+    sampling.cancel()
     return reading.read(timelines, sum(request.prompt for request in requests), samples)
+
+
+async def sample_host(contender: Contender, samples: list[tuple[float, float]]) -> None:
+    """Adds moments and the processor seconds of its host thread, while those are known."""
+    while (seconds := contender.host_seconds()) is not None:
+        samples.append((time.perf_counter(), seconds))
+        await asyncio.sleep(_SAMPLE_SECONDS)
 
 
 async def _conversations(trial: Trial, _longest: Request) -> Readings:

@@ -37,7 +37,6 @@ def measure(
     options: Sequence[str], nodes: int, sizes: Sequence[int], prompts: Prompts, request: Request
 ) -> list[Result]:
     """`options`: of `up`, for the model and the device. Raises NotStarted, RequestFailed."""
-    harness.allow_many_connections()
     results = []
     words = [*options, "--nodes", str(nodes), "--slots", str(max(sizes))]
     with harness.running(*words) as canopy:

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from bench.engine.contender import HostThread
+from bench.engine.contender import Contender
 from bench.engine.prompts import Prompt
 from worker.engines.base import Chunk
 
@@ -19,15 +19,12 @@ _ENVIRONMENT = {
 }
 
 
-class Vllm:
-    """A Contender."""
-
+class Vllm(Contender):
     name = "vllm"
 
     def __init__(self, folder: Path, slots: int, context: int, *, dummy: bool) -> None:
         """`dummy`: a folder with a config alone, whose weights are made up."""
         self.context = context
-        self.host = HostThread()
         self._folder = folder
         self._slots = slots
         self._load_format = "dummy" if dummy else "auto"

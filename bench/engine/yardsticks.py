@@ -44,13 +44,12 @@ def bandwidth(device: str) -> float:
     if place.type == "cuda":
         size = min(size, torch.cuda.mem_get_info(place)[0] // 4)
     source = torch.ones(size, dtype=torch.uint8, device=place)
-    target = torch.empty_like(source)
     if place.type == "cuda":
         torch.cuda.set_device(source.device)  # the timer waits for this one
-    words = {"source": source, "target": target}
-    threads = torch.get_num_threads()
+    target = torch.empty_like(source)
+    target.copy_(source)  # the first touches the pages
+    words, threads = {"source": source, "target": target}, torch.get_num_threads()
     timer = torch.utils.benchmark.Timer("target.copy_(source)", globals=words, num_threads=threads)
-    timer.timeit(1)  # the first touches the pages
     return 2 * size / timer.blocked_autorange(min_run_time=_COPY_SECONDS).median
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench import harness, options
+from bench import options
 from bench.fair import load
 from bench.fair.load import SCENARIOS, Outcome
 from bench.report import Progress, Report, Row, Table
@@ -23,7 +23,6 @@ def command(questions: int, flood: int, only: str, json_file: Path | None) -> No
     alone, *others = SCENARIOS
     chosen = [alone] + [scenario for scenario in others if only in scenario.name]
     result = Report("fair", {"questions": questions, "flood": flood})
-    harness.allow_many_connections()
     progress = Progress(len(chosen))
     outcomes = []
     for scenario in chosen:

@@ -63,18 +63,17 @@ async def measure(scenario: Scenario, questions: int, flood: int) -> Outcome:
             requests = [streaming.chat(canopy.port, key, canopy.model, n) for n in lengths]
             floods.append(Flood(canopy.port, flood // len(scenario.shares), requests))
         async with asyncio.TaskGroup() as group:
-            flowing = [group.create_task(users_flood.flow()) for users_flood in floods]
+            flowing = [group.create_task(each.flow()) for each in floods]
             async with asyncio.timeout(_ADMISSION_SECONDS):
-                for users_flood in floods:
-                    await users_flood.admitted.wait()
+                for each in floods:
+                    await each.admitted.wait()
             await asyncio.sleep(_SETTLE)
             begin = time.perf_counter()
             ttfts = await ask_at_intervals(canopy.port, request, questions, rng)
             end = time.perf_counter()
             for task in flowing:
                 task.cancel()
-    tokens_of_floods = [users_flood.tokens_within(begin, end) for users_flood in floods]
-    return Outcome(scenario, ttfts, tokens_of_floods)
+    return Outcome(scenario, ttfts, [each.tokens_within(begin, end) for each in floods])
 
 
 @contextlib.contextmanager
@@ -151,9 +150,9 @@ async def ask_at_intervals(
             client.close()
     now = time.perf_counter()
     ttfts = []
-    for client in clients:
-        if client.timeline.error:
-            raise RequestFailed(f"a question of the light user: {client.timeline.error}")
-        first = client.timeline.times[0] if client.timeline.times else now
-        ttfts.append(first - client.timeline.sent)
+    for timeline in [client.timeline for client in clients]:
+        if timeline.error:
+            raise RequestFailed(f"a question of the light user: {timeline.error}")
+        first = timeline.times[0] if timeline.times else now
+        ttfts.append(first - timeline.sent)
     return ttfts

@@ -36,7 +36,6 @@ def command(
     """Token streams over HTTP: how many keep up with their rate, and what they cost."""
     settings = {"rate": rate, "seconds": seconds, "starts": starts}
     result = Report("http", {**settings, "nodes": NODES, "engine": "echo"})
-    harness.allow_many_connections()
     progress = Progress(len(streams) * len(apis))
     rows: list[Row] = []
     for api_count in apis:

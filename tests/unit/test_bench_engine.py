@@ -1,6 +1,5 @@
 """`bench engine`: readings, loads, the memory's limit, and the whole command on a tiny model."""
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from bench.engine import (
     yardsticks,
 )
 from bench.engine.command import command
-from bench.engine.contender import CanopyEngine, HostThread
+from bench.engine.contender import CanopyEngine
 from bench.engine.load import Lengths, Trial
 from bench.engine.measure import Record, Settings
 from bench.engine.prompts import Prompt, Prompts, Request
@@ -305,17 +304,11 @@ def test_a_peer_that_is_not_installed_is_named_at_once(monkeypatch: pytest.Monke
 
 
 async def test_the_decoding_thread_s_time_is_sampled_while_a_load_runs() -> None:
-    ended = asyncio.Event()
-
-    def seconds() -> float | None:
-        for spent in spents:
-            return spent
-        ended.set()
-        return None
-
-    spents = iter([0.1, 0.2])
-    with HostThread(seconds).sampling() as samples:
-        await ended.wait()
+    contender = CanopyEngine(Counting())
+    spents = iter([0.1, 0.2, None])
+    contender.host_seconds = lambda: next(spents)  # type: ignore[method-assign]
+    samples: list[tuple[float, float]] = []
+    await load.sample_host(contender, samples)
     assert [spent for _, spent in samples] == [0.1, 0.2]
 
 
