@@ -64,7 +64,12 @@ async def _end_jobs(session: Session, name: str) -> None:
     try:
         for _ in range(waiting):
             async with asyncio.timeout(JOB_SECONDS):
-                await _end(session, name, await deliveries.get())
+                delivery = await deliveries.get()
+                try:
+                    await _end(session, name, delivery)
+                except BaseException:  # also when time is up: an empty queue would be deleted
+                    delivery.requeue()
+                    raise
     except TimeoutError as error:
         raise Refusal(f"the jobs in the queue of {name} could not be taken from it") from error
     finally:

@@ -67,6 +67,23 @@ async def test_the_jobs_that_wait_end_and_their_readers_hear_why() -> None:
     assert len(letters) == 2
 
 
+async def test_a_job_that_could_not_be_ended_stays_in_its_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker = await dead_tree()
+    job = Job(request_id="r1", model="m", user="u", reply_to="r", created=1.0, prompt="oak")
+    broker.put("", CHILD, encode(job), {})
+    session = broker.session()
+
+    async def blocked(*args: object, **kwargs: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(session, "publish", blocked)
+    with pytest.raises(Refusal, match="could not be taken"):
+        await remove_gone(session, ["n1", "root"])
+    assert len(broker.queues[CHILD].ready) == 1
+
+
 async def dead_tree() -> MemoryBroker:
     """A root and its child, without their processes."""
     broker = MemoryBroker()

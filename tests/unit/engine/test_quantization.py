@@ -16,7 +16,7 @@ from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import quantization
 from worker.engines.transformers.model import quantized_linear as linears
 from worker.engines.transformers.model.attention import use_step
-from worker.engines.transformers.model.int4_linear import Int4, divides
+from worker.engines.transformers.model.int4_linear import MAX_DECODING_ROWS, Int4, divides
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.model.perplexity import perplexity_loss
 from worker.engines.transformers.model.quantized_linear import (
@@ -204,6 +204,21 @@ def test_what_is_not_precise_enough_is_undone(monkeypatch: pytest.MonkeyPatch) -
     assert quantization.quantize(network, tokenizer(), 4, "sdpa", fastest("int8")) == "float32"
     assert dict(network.named_modules()) == before
     assert network.config._attn_implementation == "sdpa"
+
+
+def test_the_check_computes_as_answers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long paragraph would be a prompt, which `int4` computes in `int8`."""
+    monkeypatch.setattr(quantization, "_MIN_WEIGHTS", 0)
+    rows: list[int] = []
+    forward = Int4.forward
+
+    def counted(self: Int4, hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(hidden.shape[:-1].numel())
+        return forward(self, hidden)
+
+    monkeypatch.setattr(Int4, "forward", counted)
+    quantization.quantize(model(), tokenizer(), 4, "sdpa", fastest("int4"))
+    assert rows and max(rows) <= MAX_DECODING_ROWS
 
 
 def test_a_torch_without_such_products_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

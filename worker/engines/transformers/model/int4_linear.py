@@ -20,7 +20,7 @@ _GROUP = 32  # weights of an output that share a scale, the smallest that the op
 _LEVELS = 15  # steps from the least to the greatest weight of a group
 _MIDDLE = 8  # the level that the operation takes for 0
 _OUTPUT_MULTIPLE = 64  # outputs that the operation packs together
-_FALLBACK_ROWS = 128  # more than decode together on a CPU, and than the check of a format reads
+MAX_DECODING_ROWS = 128  # more than decode together on a CPU, and than the check of a format reads
 _TILES = 2  # passed on to the operation for GPUs, which another one reads
 
 
@@ -54,7 +54,7 @@ def _of_prompts(rows: int) -> bool:
     """Whether the rows are those of prompts; without a runner only their number tells."""
     step = current_step()
     if step is None:
-        return rows > _FALLBACK_ROWS
+        return rows > MAX_DECODING_ROWS
     return step.chunk_starts is not None
 
 

@@ -18,6 +18,7 @@ from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.errors import UnsupportedScheme
 from worker.engines.transformers.model.fused_norms import fuse_norms
+from worker.engines.transformers.model.int4_linear import MAX_DECODING_ROWS
 from worker.engines.transformers.model.perplexity import (
     PARAGRAPH,
     attention_of,
@@ -68,7 +69,8 @@ def quantize(
     weights = sum(layer.weight.numel() for layer in linears.values())
     if chosen == EXACT or not linears or (chosen == settings.AUTO and weights < _MIN_WEIGHTS):
         return EXACT
-    ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
+    # More of them would be computed as a prompt, in another format than the answers.
+    ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"][:, :MAX_DECODING_ROWS]
     quantizer = _Quantizer(model, linears, ids, library_attention)
     with torch.inference_mode():
         if chosen == settings.AUTO:

@@ -33,10 +33,11 @@ class _Summed(nn.Module):
         super().__init__()
         self.register_buffer("_addresses", memory.addresses, persistent=False)
         self.register_buffer("_counts", memory.counts, persistent=False)
-        self._capacity = memory.capacity
+        self._capacity, self._dtype = memory.capacity, memory.dtype
 
     def _sum(self, part: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = sum_over_ranks(part, self._addresses, self._counts, self._capacity)
+        capacity = self._capacity if part.dtype == self._dtype else 0
+        total: torch.Tensor = sum_over_ranks(part, self._addresses, self._counts, capacity)
         return total
 
 

@@ -41,12 +41,14 @@ class _Handle(msgspec.Struct, array_like=True):
 
 class PeerMemory(NamedTuple):
     """`addresses` [2, ranks] int64: of each rank's flags and of its halves, as seen from here.
-    `counts` [PROGRAMS] int64: sums so far. `capacity`: elements of a message. Empty: there is none.
+    `counts` [PROGRAMS] int64: sums so far. `capacity`: elements of a message in
+    `dtype`, the only one that it takes. Empty: there is none.
     """
 
     addresses: torch.Tensor
     counts: torch.Tensor
     capacity: int
+    dtype: torch.dtype
     own: torch.Tensor  # int64, the flags
     mapped: tuple[Any, ...] = ()  # what has to live as long as the addresses are used
 
@@ -62,7 +64,7 @@ class PeerMemory(NamedTuple):
 def no_peer_memory(device: torch.device) -> PeerMemory:
     """All sums go through the group's collectives."""
     nothing = torch.empty(0, dtype=torch.long, device=device)
-    return PeerMemory(nothing, nothing, 0, nothing)
+    return PeerMemory(nothing, nothing, 0, torch.float32, nothing)
 
 
 def share_memory(device: torch.device, dtype: torch.dtype) -> PeerMemory:
@@ -89,7 +91,7 @@ def share_memory(device: torch.device, dtype: torch.dtype) -> PeerMemory:
     bases = [tensor.data_ptr() for tensor in mapped]
     addresses = torch.tensor([bases, [base + flags_size for base in bases]], device=device)
     counts = torch.zeros(PROGRAMS, dtype=torch.long, device=device)
-    return PeerMemory(addresses, counts, capacity, own, tuple(mapped))
+    return PeerMemory(addresses, counts, capacity, dtype, own, tuple(mapped))
 
 
 def _map_peers(memory: torch.Tensor) -> tuple[list[torch.Tensor], str]:
