@@ -176,7 +176,7 @@ def _until_ready(launcher: "subprocess.Popen[str]", log: Path) -> None:
 
 
 def output(
-    command: Sequence[str], environment: Mapping[str, str], *, within: float = _OUTPUT_SECONDS
+    command: Sequence[str], environment: Mapping[str, str], within: float = _OUTPUT_SECONDS
 ) -> str:
     """What a command prints. Raises NotStarted if it fails or takes longer."""
     try:

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -90,12 +89,10 @@ async def _run(canopy: Instance, run: Run) -> None:
         saboteur = Saboteur(canopy, run.ledger, http)
         stop = asyncio.Event()
         run.start = time.monotonic()
-        pending = set(run.faults)
 
         async def inject(fault: Fault) -> None:
             await asyncio.sleep(run.start + fault.at - time.monotonic())
             run.incidents.append(await saboteur.inject(fault))
-            pending.remove(fault)
 
         try:
             async with asyncio.timeout(run.seconds + LAST_SECONDS), asyncio.TaskGroup() as tasks:
@@ -110,15 +107,16 @@ async def _run(canopy: Instance, run: Run) -> None:
                 stop.set()
                 sampling.cancel()
         except TimeoutError:
-            run.unrest = unfinished(run, pending)
+            run.unrest = unfinished(run)
         run.incidents.sort(key=lambda incident: incident.began)
         run.unrest += await saboteur.unrest()
 
 
-def unfinished(run: Run, pending: Iterable[Fault]) -> list[str]:
+def unfinished(run: Run) -> list[str]:
     """What had not ended when time was up, one line each; open requests count as lost."""
     now = time.monotonic()
-    lines = [f"{fault} has not healed after {now - run.start:.0f} s" for fault in pending]
+    healed = [incident.fault for incident in run.incidents]
+    lines = [f"{fault} has not healed" for fault in run.faults if fault not in healed]
     for request in run.ledger.requests:
         if request.ending is None:
             request.end(now, Ending.LOST, "still open when time was up")

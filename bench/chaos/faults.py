@@ -48,12 +48,6 @@ class Saboteur:
         self._ledger = ledger
         self._http = http
         self._management = canopy.record["management"]  # URL of the broker's API, login included
-        self._actions: dict[str, Callable[[Fault], Awaitable[None]]] = {
-            "kill": self._kill,
-            "stop": self._suspend,
-            "drain": self._drain,
-            "rolling": self._roll,
-        }
 
     async def inject(self, fault: Fault) -> Incident:
         """The fault from its beginning until everything is as before."""
@@ -61,7 +55,7 @@ class Saboteur:
         say(str(fault))
         problem, injected = "", True
         try:
-            await self._actions[fault.kind.split()[0]](fault)
+            await self._act(fault)
         except NotHealed as error:
             problem = str(error)
         except (NotStarted, httpx.HTTPError, psutil.Error) as error:
@@ -69,6 +63,17 @@ class Saboteur:
         if problem:
             say(f"          {fault.kind} {fault.target}: {problem}")
         return Incident(fault, began, time.monotonic(), problem, injected)
+
+    async def _act(self, fault: Fault) -> None:
+        match fault.kind.split()[0]:
+            case "kill":
+                await self._kill(fault.target)
+            case "stop":
+                await self._suspend(fault)
+            case "drain":
+                await self._drain(fault)
+            case _:
+                await self._command("restart", "--rolling")
 
     async def unrest(self) -> list[str]:
         """Waits until nothing runs or waits and every node is back; else says what is wrong."""
@@ -82,15 +87,18 @@ class Saboteur:
                 return problems
             await asyncio.sleep(1.0)
 
-    async def _kill(self, fault: Fault) -> None:
+    async def _kill(self, name: str) -> None:
         """SIGKILL; the launcher starts the process again."""
-        name = fault.target
         process = await self._process(name)
         death = ApiDeath(time.monotonic())
         if name == "api":
             self._ledger.api_deaths.append(death)
         process.kill()
-        await _until(partial(self._is_replaced, name, process.pid), f"{name} was not restarted")
+
+        async def is_replaced() -> bool:
+            return (await self._process(name)).pid != process.pid
+
+        await _until(is_replaced, f"{name} was not restarted")
         death.ended = time.monotonic()
         await self._until_serves(name)
 
@@ -107,10 +115,12 @@ class Saboteur:
     async def _drain(self, fault: Fault) -> None:
         await self._command("drain", fault.target)
         await asyncio.sleep(fault.seconds)
-        await _until(partial(self._resumes, fault.target), f"{fault.target} was not resumed")
 
-    async def _roll(self, _fault: Fault) -> None:
-        await self._command("restart", "--rolling")
+        async def resumes() -> bool:
+            await self._command("resume", fault.target)
+            return True
+
+        await _until(resumes, f"{fault.target} was not resumed")
 
     async def _process(self, name: str) -> psutil.Process:
         """As it runs now: a standby may be the root. Raises NotStarted, httpx.HTTPError."""
@@ -125,11 +135,6 @@ class Saboteur:
             raise NotStarted(f"{name} does not run")
         return process
 
-    async def _is_replaced(self, name: str, former: int) -> bool:
-        with contextlib.suppress(NotStarted, httpx.HTTPError):
-            return (await self._process(name)).pid != former
-        return False
-
     async def _nodes(self) -> list[dict[str, Any]]:
         tree = (await self._http.get("/api/tree")).raise_for_status().json()
         nodes: list[dict[str, Any]] = tree["nodes"]
@@ -140,29 +145,17 @@ class Saboteur:
 
     async def _serves(self, name: str) -> bool:
         """A node does when its inbox exists; without a broker, the API is not ready."""
-        try:
-            if name == "api":
-                return (await self._http.get("/readyz")).status_code == 200
-            if name == "broker":
-                return await self._serves(ROOT) and await self._serves("api")
-            inbox = await self._http.get(f"{self._management}/api/queues/%2F/{names.inbox(name)}")
-            return inbox.status_code == 200
-        except httpx.TransportError:
-            return False
-
-    async def _resumes(self, node: str) -> bool:
-        """False if the command fails: another fault may have hit what it needs."""
-        with contextlib.suppress(NotStarted):
-            await self._command("resume", node)
-            return True
-        return False
+        if name == "broker":
+            return await self._serves(ROOT) and await self._serves("api")
+        address = f"{self._management}/api/queues/%2F/{names.inbox(name)}"
+        if name == "api":
+            address = "/readyz"
+        return (await self._http.get(address)).status_code == 200
 
     async def _command(self, *words: str) -> None:
         """Runs a launcher command to its end. Raises NotStarted if it fails or takes too long."""
-        command = harness.CANOPY + list(words)
-        await asyncio.to_thread(
-            harness.output, command, self._canopy.environment, within=COMMAND_SECONDS
-        )
+        command, environment = harness.CANOPY + list(words), self._canopy.environment
+        await asyncio.to_thread(harness.output, command, environment, COMMAND_SECONDS)
 
 
 def unrest(nodes: Sequence[dict[str, Any]]) -> list[str]:
@@ -181,8 +174,11 @@ def unrest(nodes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 async def _until(condition: Callable[[], Awaitable[bool]], complaint: str) -> None:
+    """What fails in the condition was hit by another fault. Raises NotHealed."""
     deadline = time.monotonic() + BACK_SECONDS
-    while not await condition():
-        if time.monotonic() > deadline:
-            raise NotHealed(f"{complaint} within {BACK_SECONDS:.0f} s")
+    while time.monotonic() < deadline:
+        with contextlib.suppress(NotStarted, httpx.HTTPError):
+            if await condition():
+                return
         await asyncio.sleep(_POLL)
+    raise NotHealed(f"{complaint} within {BACK_SECONDS:.0f} s")

@@ -51,12 +51,8 @@ def make(seed: int, seconds: float, per_minute: float, kinds: Sequence[str]) -> 
     for index in range(count):
         if not deck:
             deck = rng.sample(list(kinds), len(kinds))
-        at = CALM + interval * (index + rng.uniform(0, 0.8))
-        faults.append(_fault(rng, round(at, 1), deck.pop()))
+        at, kind = CALM + interval * (index + rng.uniform(0, 0.8)), deck.pop()
+        targets = {"root": [ROOT], "API": ["api"], "broker": ["broker"], "restart": ["all"]}
+        target = rng.choice(targets.get(kind.rsplit(maxsplit=1)[-1], NAMES))
+        faults.append(Fault(round(at, 1), kind, target, round(rng.uniform(*KINDS[kind]), 1)))
     return faults
-
-
-def _fault(rng: random.Random, at: float, kind: str) -> Fault:
-    targets = {"root": [ROOT], "API": ["api"], "broker": ["broker"], "restart": ["all"]}
-    target = rng.choice(targets.get(kind.rsplit(maxsplit=1)[-1], NAMES))
-    return Fault(at, kind, target, round(rng.uniform(*KINDS[kind]), 1))

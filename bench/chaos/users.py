@@ -110,9 +110,7 @@ class User:
         request.end(time.monotonic(), Ending.ERROR, note)
         return PAUSE
 
-    async def _read(
-        self, request: Request, response: httpx.Response, limit: asyncio.Timeout
-    ) -> None:
+    async def _read(self, request: Request, response: httpx.Response, limit: Any) -> None:
         """The events of a stream."""
         leave_after = len(request.expected) + 1
         if self.kind == "cancel":

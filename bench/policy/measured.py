@@ -86,8 +86,9 @@ def fill(
         delays.append(timeline.sent - arrival * SERVICE_SECONDS)
     central = jobs.times_in_system(simulate(CENTRAL, plan, jobs))
     simulated = jobs.times_in_system(simulate(policy, plan, jobs, service_seconds=unit))
+    measured = jobs.times_in_system(starts)
     rows = [
-        row(f"{policy}, measured", jobs.times_in_system(starts), central),
+        row(f"{policy}, measured", measured, central),
         row(f"{policy}, simulated", simulated, central),
         row(f"{CENTRAL}, simulated", central, central),
     ]
