@@ -1,7 +1,9 @@
-"""Statistics of samples, the same for every benchmark. Pure."""
+"""Statistics of samples and of streamed answers, the same for every benchmark. Pure."""
 
+import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import fmean, quantiles
 
 
@@ -33,3 +35,42 @@ class Spread:
         if not self.count:
             return dict.fromkeys((f"{prefix} {point}" for point in points), None)
         return {f"{prefix} {point}": getattr(self, point) for point in points}
+
+
+@dataclass(slots=True)
+class Timeline:
+    """A streamed answer: the time.perf_counter of each arrival, and its tokens in `counts`."""
+
+    sent: float = 0.0
+    times: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    ended: float | None = None
+    error: str = ""
+
+    def add(self, at: float, tokens: int) -> None:
+        self.times.append(at)
+        self.counts.append(tokens)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.counts)
+
+    def tokens_within(self, begin: float, end: float) -> int:
+        """Tokens that arrived after `begin`, up to `end`."""
+        first = bisect.bisect_right(self.times, begin)
+        last = bisect.bisect_right(self.times, end)
+        return sum(self.counts[first:last])
+
+    def gaps(self, begin: float = float("-inf"), end: float = float("inf")) -> list[float]:
+        """Seconds between neighbouring arrivals, both within the window."""
+        pairs = pairwise(self.times)
+        return [after - before for before, after in pairs if before >= begin and after <= end]
+
+
+def ttfts(timelines: Sequence[Timeline]) -> list[float]:
+    """Times to first token, in seconds, of the requests that have one."""
+    return [timeline.times[0] - timeline.sent for timeline in timelines if timeline.times]
+
+
+def first_errors(timelines: Sequence[Timeline], most: int = 3) -> list[str]:
+    return sorted({timeline.error for timeline in timelines if timeline.error})[:most]

@@ -5,7 +5,7 @@ import json
 import time
 from typing import Any, Self, cast
 
-from bench.timeline import Timeline
+from bench.stats import Timeline
 
 MARK = b"~"  # once in every token that `echo` repeats, and nowhere else: nothing is parsed
 WORD = "word~"

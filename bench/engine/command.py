@@ -140,9 +140,7 @@ def _measure(it: Settings, record: Record) -> None:
     if it.with_system:
         record.results += _measure_systems(it)
     for peer in it.peers:
-        measured = peers.run(peer, it)
-        record.results += measured.results
-        record.notes += measured.notes
+        peers.run(peer, it, record)
     it_is = run_in_thread(lambda: _subject(it))
     record.notes[:0] = _facts(it_is, it)
     # a thread each: what one part leaves of OpenMP's threads must not slow the next one down

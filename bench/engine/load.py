@@ -12,7 +12,7 @@ from bench.engine.contender import Contender
 from bench.engine.prompts import Prompt, Prompts, Request
 from bench.engine.reading import Reading
 from bench.errors import BenchError
-from bench.timeline import Timeline
+from bench.stats import Timeline
 from worker.engines.base import EngineError
 
 _NEWCOMERS = 10  # long prompts that come one after the other

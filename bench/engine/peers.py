@@ -43,7 +43,7 @@ def check(peer: str) -> None:
         raise NotStarted(f"--peer {peer} needs the Python package {PEERS[peer].replace('_', '-')}")
 
 
-def run(peer: str, settings: Settings) -> Measured:
+def run(peer: str, settings: Settings, record: Record) -> None:
     """Its process, to the end. What it had is kept where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "measured.json"
@@ -55,13 +55,12 @@ def run(peer: str, settings: Settings) -> Measured:
             harness.child(_command(peer, str(file)), environment, **pipes) as process,
         ):
             process.communicate(words, _SECONDS)
-        measured = Measured([], [])
         if file.exists():
             measured = msgspec.json.decode(file.read_bytes(), type=Measured)
+            record.results += measured.results
+            record.notes += measured.notes
     if process.returncode:
-        status = process.returncode
-        measured.notes.append(f"{peer}: ended with status {status}; its reason is above")
-    return measured
+        record.note(f"{peer}: ended with status {process.returncode}; its reason is above")
 
 
 def _command(peer: str, file: str) -> list[str]:
@@ -71,15 +70,13 @@ def _command(peer: str, file: str) -> list[str]:
 def main(peer: str, file: Path) -> None:
     """Measures `peer` in this process. Raises NotStarted, EngineUnavailable."""
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
-    record = Record()
 
     def save() -> None:
-        measured = Measured(record.results, record.notes)
         part = file.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(measured))
+        part.write_bytes(msgspec.json.encode(Measured(record.results, record.notes)))
         part.replace(file)
 
-    record.save = save
+    record = Record(save)
     with tempfile.TemporaryDirectory() as folder:
         contender, tokenizer = _contender(peer, settings, Path(folder))
         asyncio.run(measure.measure(contender, Prompts(tokenizer), settings, record))

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.report import Row, Table
-from bench.stats import Spread
-from bench.timeline import Timeline, first_errors, ttfts
+from bench.stats import Spread, Timeline, first_errors, ttfts
 
 ENGINE, GENERATE, LIMIT = "engine", "generate", "limit"
 _NO_SAMPLES = Spread()

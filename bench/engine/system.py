@@ -13,8 +13,8 @@ from bench.engine.reading import Result
 from bench.errors import RequestFailed
 from bench.harness import Instance
 from bench.report import say
+from bench.stats import Timeline, first_errors
 from bench.streaming import StreamClient, post
-from bench.timeline import Timeline, first_errors
 
 _WARM_ANSWER = 16  # tokens
 _ROW_SECONDS = 300.0

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.timeline import Timeline
+from bench.stats import Timeline
 
 _COPY_BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}  # far beyond every cache
 _COPY_SECONDS = 0.5  # of copies

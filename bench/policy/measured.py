@@ -7,13 +7,11 @@ from statistics import fmean
 
 from bench import harness
 from bench.dispatch.canopy_driver import connected, make_job
-from bench.policy.simulated import row
 from bench.policy.simulation.jobs import Workload
 from bench.policy.simulation.simulate import CENTRAL, simulate
 from bench.policy.simulation.tree import Plan
-from bench.report import Report, Table, say
-from bench.stats import Spread
-from bench.timeline import Timeline, first_errors
+from bench.report import Report, Row, Table, say
+from bench.stats import Spread, Timeline, first_errors
 from broker.client import Client
 from broker.errors import NoTree, Unavailable
 from broker.wire import Failed, Start
@@ -99,3 +97,11 @@ def fill(
         f"{policy}: a service took {1000 * unit:.1f} ms; jobs were sent late by {late_ms:.1f} "
         "ms (p99). Beyond a tenth of a service, the figures do not count."
     )
+
+
+def row(name: str, times: Spread, central: Spread) -> Row:
+    """A discipline beside the central queue."""
+    cells: dict[str, object] = {"": name, "mean": times.mean, "p50": times.p50, "p99": times.p99}
+    cells["mean / central"] = times.mean / central.mean
+    cells["p99 / central"] = times.p99 / central.p99
+    return cells

@@ -33,7 +33,7 @@ from bench.engine.measure import Record, Settings
 from bench.engine.prompts import Prompt, Prompts, Request
 from bench.engine.reading import Reading, Result
 from bench.errors import BenchError, NotStarted
-from bench.timeline import Timeline
+from bench.stats import Timeline
 from broker.wire import Job
 from worker import engines
 from worker.engines.base import Chunk, PromptTooLong
@@ -290,9 +290,10 @@ def test_a_peer_s_results_come_back_from_its_process(monkeypatch: pytest.MonkeyP
         "pathlib.Path(sys.argv[1]).write_bytes(msgspec.json.encode(measured)); sys.exit(4)"
     )
     monkeypatch.setattr(peers, "_command", lambda peer, file: [sys.executable, "-c", script, file])
-    measured = peers.run(peers.VLLM, settings(3))
-    assert measured.results == [Result("uniform", 3, "peer", Reading(rate=2.0))]
-    assert measured.notes == ["a note", "vllm: ended with status 4; its reason is above"]
+    record = Record()
+    peers.run(peers.VLLM, settings(3), record)
+    assert record.results == [Result("uniform", 3, "peer", Reading(rate=2.0))]
+    assert record.notes == ["a note", "vllm: ended with status 4; its reason is above"]
 
 
 def test_a_peer_that_is_not_installed_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from bench import streaming
 from bench.errors import RequestFailed
-from bench.fair import command, load
-from bench.fair.load import SCENARIOS, Flood, Outcome, ask_at_intervals
+from bench.fair import command
+from bench.fair.command import SCENARIOS, Flood, Outcome, ask_at_intervals
 from bench.report import Report
 from cli.errors import first_error
 
@@ -57,7 +57,7 @@ async def test_a_flood_that_is_refused_says_so() -> None:
 async def test_a_light_user_asks_as_often_as_planned_and_learns_of_refusals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(load, "PAUSE", (0.0, 0.0))
+    monkeypatch.setattr(command, "PAUSE", (0.0, 0.0))
     rng = random.Random(1)
     async with server(ANSWER) as port:
         ttfts = await ask_at_intervals(port, REQUEST, 4, rng)

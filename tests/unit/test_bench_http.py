@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bench import streaming
-from bench.http import load
-from bench.http.load import Outcome, lateness
+from bench.http import command
+from bench.http.command import Outcome, lateness
+from bench.stats import Timeline
 from bench.streaming import StreamClient
-from bench.timeline import Timeline
 
 RATE = 10.0
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
@@ -115,11 +115,11 @@ async def test_a_refusal_and_a_broken_answer_are_errors() -> None:
 
 async def run_load(port: int) -> Outcome:
     request = streaming.chat(port, "key", "echo", 1000)
-    return await load.run(port, request, 3, 1000.0, 0.2, {"load": [os.getpid()]})
+    return await command.run_load(port, request, 3, 1000.0, 0.2, {"load": [os.getpid()]})
 
 
 async def test_the_load_counts_tokens_and_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "_SETTLE", 0.05)
+    monkeypatch.setattr(command, "_SETTLE", 0.05)
     left = asyncio.Semaphore(0)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -24,7 +24,7 @@ from bench.policy.simulation.simulate import (
 )
 from bench.policy.simulation.tree import Plan
 from bench.report import Report
-from bench.timeline import Timeline
+from bench.stats import Timeline
 from broker.errors import Unavailable
 from broker.wire import AnyFrame, Failed, Finished, Job, Start
 
