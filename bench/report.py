@@ -57,11 +57,9 @@ def machine() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     numbers = {"canopy": _commit(), "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            numbers[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            numbers[package] = "not installed"
+    for package in importlib.metadata.distributions():
+        if package.name.lower() in _PACKAGES:
+            numbers[package.name.lower()] = package.version
     return numbers
 
 
@@ -81,10 +79,9 @@ class Report:
     def text(self) -> str:
         parts = [table.text() for table in self.tables if table.rows]
         parts += [f"- {note}" for note in self.notes]
-        where = f"{self.machine['cpu']}, {self.machine['cores']} cores"
-        load = f"load at the start {self.machine['load']}"
-        software = f"Canopy {self.versions['canopy']}, Python {self.versions['python']}"
-        parts.append(f"{self.date}  {where}, {load}, {software}")
+        where = "{cpu}, {cores} cores, load at the start {load}".format(**self.machine)
+        software = "Canopy {canopy}, Python {python}".format(**self.versions)
+        parts.append(f"{self.date}  {where}, {software}")
         return "\n".join(parts)
 
     def write(self, file: Path) -> None:
@@ -126,14 +123,9 @@ def _cell(value: object, digits: int) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
+    """As Linux says; empty where it does not."""
+    text = Path("/proc/cpuinfo").read_text()
+    return text.partition("model name")[2].partition("\n")[0].strip("\t :")
 
 
 def _commit() -> str:

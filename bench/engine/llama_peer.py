@@ -71,10 +71,9 @@ class LlamaCpp(Contender):
         self._library = llama_cpp
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p())
-        path = str(self._file).encode()
         parameters = llama_cpp.llama_model_default_params()
         parameters.use_extra_bufts = False  # its AMX code dies of SIGILL on some CPUs
-        model = llama_cpp.llama_model_load_from_file(path, parameters)
+        model = llama_cpp.llama_model_load_from_file(str(self._file).encode(), parameters)
         if not model:
             raise NotStarted(f"llama.cpp cannot read {self._file}")
         settings = llama_cpp.llama_context_default_params()

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bench import cpu, harness
 from bench.engine import reading
 from bench.engine.load import UNIFORM
-from bench.engine.prompts import Prompts, Request
+from bench.engine.prompts import Prompt, Prompts, Request
 from bench.engine.reading import Result
 from bench.errors import RequestFailed
 from bench.harness import Instance
@@ -50,16 +50,11 @@ def measure(
 async def _measure(
     canopy: Instance, prompts: Prompts, nodes: int, size: int, request: Request
 ) -> Result:
-    pids = {**canopy.pids(), "load": [os.getpid()]}
     requests = [request] * (nodes * size)
-
-    def texts() -> list[str]:
-        return [prompt.text for prompt in prompts.make(requests)]
-
     try:
         async with asyncio.timeout(_ROW_SECONDS):
-            await _wave(canopy, texts(), _WARM_ANSWER, pids)
-            timelines, usage = await _wave(canopy, texts(), request.answer, pids)
+            await _wave(canopy, prompts.make(requests), _WARM_ANSWER)
+            timelines, usage = await _wave(canopy, prompts.make(requests), request.answer)
     except TimeoutError as error:
         message = f"{len(requests)} requests were not answered within {_ROW_SECONDS:.0f} s"
         raise RequestFailed(message) from error
@@ -72,14 +67,17 @@ async def _measure(
 
 
 async def _wave(
-    canopy: Instance, texts: Sequence[str], answer: int, pids: Mapping[str, Sequence[int]]
+    canopy: Instance, batch: Sequence[Prompt], answer: int
 ) -> tuple[list[Timeline], dict[str, float]]:
     """All answers at once, over connections opened before; and what `cpu.measured` says."""
-    clients = [await RecordingClient.open(canopy.port) for _ in texts]
+    clients = [await RecordingClient.open(canopy.port) for _ in batch]
+    pids = {**canopy.pids(), "load": [os.getpid()]}
     body = {"model": canopy.model, "max_tokens": answer, "temperature": 0}
     body["stream_options"] = {"include_usage": True}
-    bodies = [{**body, "prompt": text} for text in texts]
-    requests = [post("/v1/completions", canopy.port, canopy.key, body) for body in bodies]
+    requests = []
+    for prompt in batch:
+        asks = {**body, "prompt": prompt.text}
+        requests.append(post("/v1/completions", canopy.port, canopy.key, asks))
     try:
         with cpu.measured(pids) as usage:
             for client, request in zip(clients, requests, strict=True):

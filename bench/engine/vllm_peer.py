@@ -10,7 +10,6 @@ from bench.engine.contender import Contender
 from bench.engine.prompts import Prompt
 from worker.engines.base import Chunk
 
-_MEMORY = 0.9  # of the GPU's, which is its default
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -44,7 +43,6 @@ class Vllm(Contender):
             skip_tokenizer_init=True,
             max_model_len=self.context,
             max_num_seqs=self._slots,
-            gpu_memory_utilization=_MEMORY,
             dtype="bfloat16",
             enable_prefix_caching=True,
             disable_log_stats=True,
