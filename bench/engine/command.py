@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bench import options
-from bench.engine import measure, peers, shapes, subject
+from bench.engine import measure, peers, shapes, subject, yardsticks
 from bench.engine.contender import CanopyEngine
 from bench.engine.load import LOADS, SUMMARIES, UNIFORM, Lengths
 from bench.engine.measure import Record, Settings
@@ -146,9 +146,10 @@ def _measure(it: Settings, record: Record) -> None:
     # a thread each: what one part leaves of OpenMP's threads must not slow the next one down
     if UNIFORM in it.loads:
         with record.row(LIMIT):
-            run_in_thread(lambda: measure.measure_limit(it_is, it, record))
+            run_in_thread(lambda: yardsticks.measure_limit(it_is.model, it, record))
         if not (it.alone or it.with_system):
-            run_in_thread(lambda: measure.measure_generate(it_is, it, record))
+            prompts = Prompts(it_is.tokenizer)
+            run_in_thread(lambda: yardsticks.measure_generate(it_is.model, prompts, it, record))
     with record.row(CanopyEngine.name):
         engine = subject.engine(it_is.name, it.device, it.slots, it_is.load)
         prompts = Prompts(it_is.tokenizer)

@@ -2,23 +2,19 @@
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from bench.engine import reading, yardsticks
 from bench.engine.contender import Contender
-from bench.engine.load import LOADS, UNIFORM, Lengths, Trial
+from bench.engine.load import LOADS, Lengths, Trial
 from bench.engine.prompts import Prompts, Request
-from bench.engine.reading import GENERATE, LIMIT, Reading, Result
-from bench.engine.subject import Subject
+from bench.engine.reading import Reading, Result
 from bench.report import say
 from cli.errors import first_error
 
 _WARM_TOKENS = 16
 _START_SECONDS = 900.0
 _ROW_SECONDS = 300.0  # after which a row of a contender is lost
-_GENERATE_SECONDS = 30.0  # after which what it has made counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,36 +109,3 @@ async def _measure_load(trial: Trial, name: str, record: Record) -> None:
     await trial.at_once([Request(min(trial.tokens.prompt, longest.prompt), few)] * trial.size)
     for part, it in (await load.run(trial, longest)).items():
         record.add(name + part, trial.size, trial.contender.name, it)
-
-
-def measure_limit(subject: Subject, it: Settings, record: Record) -> None:
-    """A decoding step by the speed of the memory."""
-    model = subject.model
-    speed = yardsticks.bandwidth(it.device)
-    weights = yardsticks.weight_bytes(model)
-    record.note(f"limit: {weights / 1e9:.3f} GB of weights, copies {speed / 1e9:.0f} GB/s")
-    config, context = model.config.get_text_config(), it.tokens.prompt + it.tokens.answer / 2
-    row = yardsticks.kv_bytes(config, model.dtype.itemsize, context)
-    for size in it.sizes(UNIFORM):
-        step = 1000 * (weights + size * row) / speed
-        record.add(UNIFORM, size, LIMIT, Reading(step_ms=step))
-
-
-def measure_generate(subject: Subject, it: Settings, record: Record) -> None:
-    """The uniform load on transformers' own `generate`."""
-    import torch
-
-    prompts = Prompts(subject.tokenizer)
-    for size in it.sizes(UNIFORM):
-        name = f"{GENERATE}, {size} at once"
-        with record.row(name):
-            made = prompts.make([Request(it.tokens.prompt, it.tokens.answer)] * size)
-            ids = [prompt.ids for prompt in made]
-            yardsticks.generate(subject.model, ids, _WARM_TOKENS, _GENERATE_SECONDS)
-            answers = yardsticks.generate(subject.model, ids, it.tokens.answer, _GENERATE_SECONDS)
-            if answers[0].tokens < it.tokens.answer:
-                record.note(f"{name}: cut short after {answers[0].tokens} tokens each")
-            record.add(UNIFORM, size, GENERATE, reading.read(answers))
-        gc.collect()
-        if it.device != "cpu":
-            torch.cuda.empty_cache()

@@ -1,12 +1,19 @@
 """What the engine is compared with: transformers' `generate`, and what memory allows a step."""
 
+import gc
 import time
-from collections.abc import Sequence
 from typing import Any
 
+from bench.engine import reading
+from bench.engine.load import UNIFORM
+from bench.engine.measure import Record, Settings
+from bench.engine.prompts import Prompts, Request
+from bench.engine.reading import GENERATE, LIMIT, Reading
 from bench.stats import Timeline
 
 _COPY_BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}  # far beyond every cache
+_WARM_TOKENS = 16
+_GENERATE_SECONDS = 30.0  # after which what it has made counts
 _COPY_SECONDS = 0.5  # of copies
 
 
@@ -53,21 +60,43 @@ def bandwidth(device: str) -> float:
     return 2 * size / timer.blocked_autorange(min_run_time=_COPY_SECONDS).median
 
 
-def generate(
-    model: Any, prompts: Sequence[Sequence[int]], answer: int, seconds: float
-) -> list[Timeline]:
-    """Greedy answers to prompts of one length, one batch, cut short after about `seconds`."""
+def measure_limit(model: Any, it: Settings, record: Record) -> None:
+    """A decoding step by the speed of the memory."""
+    speed = bandwidth(it.device)
+    weights = weight_bytes(model)
+    record.note(f"limit: {weights / 1e9:.3f} GB of weights, copies {speed / 1e9:.0f} GB/s")
+    config, context = model.config.get_text_config(), it.tokens.prompt + it.tokens.answer / 2
+    row = kv_bytes(config, model.dtype.itemsize, context)
+    for size in it.sizes(UNIFORM):
+        step = 1000 * (weights + size * row) / speed
+        record.add(UNIFORM, size, LIMIT, Reading(step_ms=step))
+
+
+def measure_generate(model: Any, prompts: Prompts, it: Settings, record: Record) -> None:
+    """The uniform load on transformers' own `generate`: one batch of greedy answers."""
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # no end token, it warns: as intended
-    ids = torch.tensor(prompts, device=model.device)
-    config = transformers.GenerationConfig(
-        max_new_tokens=answer, do_sample=False, eos_token_id=-1, pad_token_id=0, max_time=seconds
-    )
-    began = time.perf_counter()
-    with torch.inference_mode():
-        output = model.generate(ids, config, attention_mask=torch.ones_like(ids))
-        output.tolist()  # waits for the device
-    ended, tokens = time.perf_counter(), output.shape[1] - ids.shape[1]
-    return [Timeline(began, times=[ended], counts=[tokens]) for _ in prompts]
+    no_end = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    request = Request(it.tokens.prompt, it.tokens.answer)
+    for size in it.sizes(UNIFORM):
+        with record.row(f"{GENERATE}, {size} at once"), torch.inference_mode():
+            batch = [prompt.ids for prompt in prompts.make([request] * size)]
+            ids = torch.tensor(batch, device=model.device)
+            for tokens in (_WARM_TOKENS, request.answer):
+                config = transformers.GenerationConfig(
+                    max_new_tokens=tokens, max_time=_GENERATE_SECONDS, **no_end
+                )
+                began = time.perf_counter()
+                output = model.generate(ids, config, attention_mask=torch.ones_like(ids))
+                output.tolist()  # waits for the device
+                ended = time.perf_counter()
+            made = output.shape[1] - request.prompt
+            if made < request.answer:
+                record.note(f"{GENERATE}, {size} at once: cut short after {made} tokens each")
+            answers = [Timeline(began, times=[ended], counts=[made])] * size
+            record.add(UNIFORM, size, GENERATE, reading.read(answers))
+        gc.collect()
+        if it.device != "cpu":
+            torch.cuda.empty_cache()
