@@ -61,7 +61,8 @@ class Record:
     def add(self, load: str, size: int, contender: str, it: Reading) -> None:
         self.results.append(Result(load, size, contender, it))
         name = f"{contender}, {load}, {size} at once"
-        say(f"{name}: {it.rate or 0:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
+        if it.rate or it.ttft.count:
+            say(f"{name}: {it.rate or 0:.1f} tok/s, TTFT p50 {it.ttft.p50:.0f} ms")
         self.notes += [f"{name}: {error}" for error in it.errors]
         self.save()
 
