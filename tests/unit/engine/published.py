@@ -67,6 +67,11 @@ def _float8_blocks(weight: torch.Tensor) -> Tensors:
     return parts | {"weight_scale_inv": scale[None]}
 
 
+def _compressed_blocks(weight: torch.Tensor) -> Tensors:
+    parts = _float8_tensor(weight)
+    return parts | {"weight_scale": parts["weight_scale"][None]}
+
+
 def _integers(bits: int) -> Callable[[torch.Tensor], Tensors]:
     """With a scale for each group of 16 inputs if they are packed, else for each output."""
 
@@ -105,12 +110,16 @@ def compressed(form: str, weights: Settings, inputs: Settings | None = None) -> 
 _ROWS = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
 _TOKENS = {**_ROWS, "strategy": "token", "dynamic": True}
 _TENSOR = {**_ROWS, "strategy": "tensor"}
+_BLOCKS = {**_ROWS, "strategy": "block", "block_structure": [128, 128]}
 _INT8 = {**_ROWS, "type": "int"}
 _INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16, "symmetric": True}
 FORMATS = {
     "compressed float8, rows": Format(compressed("float-quantized", _ROWS, _TOKENS), _float8_rows),
     "compressed float8, one scale": Format(
         compressed("float-quantized", _TENSOR, {**_TENSOR, "dynamic": True}), _float8_tensor
+    ),
+    "compressed float8, blocks": Format(
+        compressed("float-quantized", _BLOCKS, _TOKENS), _compressed_blocks
     ),
     "compressed int8": Format(compressed("int-quantized", _INT8), _integers(8)),
     "compressed int4": Format(compressed("pack-quantized", _INT4), _integers(4)),

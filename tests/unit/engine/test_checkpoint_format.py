@@ -124,6 +124,7 @@ def test_plain_weights_are_loaded_as_ever() -> None:
         ("fbgemm", "bfloat16", (9, 0), False, False),
         ("fbgemm", "auto", (8, 6), False, False),
         ("fbgemm", "auto", (9, 0), True, False),
+        ("compressed float8, blocks", "auto", (9, 0), False, False),
         ("compressed int8", "auto", (9, 0), False, False),
         ("compressed int4", "fp8", (9, 0), False, False),
     ],

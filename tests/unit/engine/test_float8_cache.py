@@ -1,5 +1,7 @@
 """Keys and values in float8: scales, memory, answers, and where they are refused."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -41,6 +43,19 @@ def test_answers_are_about_the_same_in_half_of_the_memory(kind: str) -> None:
     runner = create_runner(network, layout, size)  # raises if its answers are others
     assert (2 * runner.cache_bytes, 2 * layout.bytes_per_token(layout.dtype)) == (taken, per_token)
     assert {module.key_cache.dtype for module in layout.shapes} == {FLOAT8}
+
+
+def test_a_model_that_is_gone_leaves_nothing_behind() -> None:
+    """transformers' registry of attention functions lives as long as the process."""
+    network = model()
+    layout = KVCacheLayout(network)
+    float8_cache.use_float8(network, tokenizer(), layout)
+    runner = create_runner(network, layout, CacheSize(2, 64, 8))
+    left = [weakref.ref(module.key_cache) for module in layout.shapes]
+    left += [weakref.ref(network)]
+    del network, layout, runner
+    gc.collect()
+    assert [reference() for reference in left] == [None] * 3
 
 
 def test_a_runner_that_is_wrong_is_noticed_in_float8_too() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
         {"a": tensor("F32", [2], 4, 0)},
         {"a": tensor("F32", [-2], 0, 0)},
         {"a": tensor("F32", [1 << 40, 1 << 40], 0, 4)},
+        {"a": tensor("F32", [1] * 9, 0, 4)},
+        {"a": tensor("F32", [1 << 48, 0], 0, 4)},
+        {"a": tensor("F32", [1 << 90], 0, 4)},
+        {"a": tensor("F32", [1], 0, 1 << 90)},
         {"a": {"dtype": "F32"}},
         {"a": 1},
         [],
@@ -97,6 +102,37 @@ def test_an_index_names_files_of_its_folder_alone(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="outside its folder"):
         read_headers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{}",
+        b"7",
+        b"{",
+        b"\xff",
+        b'{"weight_map": []}',
+        b'{"weight_map": {"a": 1}}',
+        b"[" * 100_000,
+        b'{"weight_map":' * 100_000,
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"index\.json does not say which weights"):
+        read_headers(tmp_path)
+    check_room(tmp_path, [CPU])  # loading them says what is wrong
+
+
+def test_a_shape_of_many_sizes_is_refused_at_once(tmp_path: Path) -> None:
+    """Their product alone would take more than a minute."""
+    header = {"a": tensor("F32", [(1 << 47) + 1] * 100_000, 0, 4)}
+    write(tmp_path / "model.safetensors", header, b"1234")
+    before = time.process_time()
+    with pytest.raises(ValueError, match="length <= 8"):
+        read_headers(tmp_path)
+    assert time.process_time() - before < 2
 
 
 def test_a_model_without_room_is_refused_before_it_is_read(

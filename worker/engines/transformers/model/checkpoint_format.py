@@ -13,12 +13,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import settings
+from worker.engines.transformers.model.float8 import has_float8_products
 from worker.engines.transformers.model.gpu_precision import BFLOAT16, CHOICES, FP8
 
 log = structlog.get_logger(__name__)
 
 COMPRESSED, FBGEMM, FINEGRAINED = "compressed-tensors", "fbgemm_fp8", "fp8"
-_MIN_CAPABILITY = (8, 9)  # Ada: the first that multiplies float8
+_ROW_STRATEGIES = ("channel", "tensor")  # of a group's scales, in compressed-tensors' words
 _MOST_SHOWN = 40  # characters of a name from a file
 
 
@@ -64,16 +65,11 @@ def choose_loading(config: PretrainedConfig, device: torch.device, *, divided: b
     elif method in (COMPRESSED, FBGEMM):
         if method == FBGEMM:
             quantization = _as_compressed_tensors(quantization)
-        native = not divided and precision != BFLOAT16 and _is_float8(quantization)
+        native = not divided and precision != BFLOAT16 and _has_row_scales(quantization)
         native = native and has_float8_products(device)
         quantization |= {"dequantize": not native, "use_optimized_inference": native}
     owner.quantization_config = quantization
     log.info("quantized weights", format=method, as_loaded=not quantization.get("dequantize"))
-
-
-def has_float8_products(device: torch.device) -> bool:
-    """Whether `device` is a GPU that multiplies float8."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
 
 
 def _owner(config: PretrainedConfig) -> PretrainedConfig | None:
@@ -121,8 +117,10 @@ def _dequantizes_blocks(device: torch.device, precision: str) -> bool:
     )
 
 
-def _is_float8(quantization: dict[str, Any]) -> bool:
-    """Whether all quantized layers of a compressed-tensors checkpoint have float8 weights."""
+def _has_row_scales(quantization: dict[str, Any]) -> bool:
+    """Whether all quantized layers of a compressed-tensors checkpoint have float8 weights with a
+    scale for each output, or one for all: what the library's layer, and ours, multiplies.
+    """
     groups = quantization.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         return False
@@ -131,6 +129,8 @@ def _is_float8(quantization: dict[str, Any]) -> bool:
         if not isinstance(weights, dict):
             return False
         if (weights.get("type"), weights.get("num_bits")) != ("float", 8):
+            return False
+        if weights.get("strategy") not in _ROW_STRATEGIES:
             return False
     return True
 

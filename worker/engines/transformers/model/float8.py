@@ -7,8 +7,14 @@ import torch
 
 FLOAT8 = torch.float8_e4m3fn
 MAX_FLOAT8 = torch.finfo(FLOAT8).max
+_MIN_CAPABILITY = (8, 9)  # Ada: the first that converts and multiplies such numbers
 _SMALLEST = 1e-12  # of a scale: a row of zeros has one, too
 _ROWS_AT_A_TIME = 4096  # converted together: a float32 copy of a weight has four times its size
+
+
+def has_float8_products(device: torch.device) -> bool:
+    """Whether `device` is a GPU that converts to float8 and multiplies it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
 
 
 def round_to_float8(values: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,16 @@ from typing import Any
 
 import structlog
 import torch
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import settings
-from worker.engines.transformers.model.float8 import FLOAT8, MAX_FLOAT8, round_to_float8
+from worker.engines.transformers.model.float8 import (
+    FLOAT8,
+    MAX_FLOAT8,
+    has_float8_products,
+    round_to_float8,
+)
 from worker.engines.transformers.model.kv_cache import KVCacheLayout, KVScales, attention_function
 from worker.engines.transformers.model.perplexity import PARAGRAPH, perplexity_loss
 
@@ -25,7 +29,6 @@ log = structlog.get_logger(__name__)
 FP8 = "fp8"
 GPU_CHOICES = (settings.AUTO, "bfloat16", FP8)
 CPU_CHOICES = (settings.AUTO, "float32")
-_MIN_CAPABILITY = (8, 9)  # Ada: the first whose instructions convert such numbers
 _HEADROOM = 2.0  # other texts may have larger numbers; beyond it they are clamped
 _RECORDER = "canopy_float8_cache"  # the attention function that rounds keys and values
 
@@ -39,7 +42,7 @@ def is_requested(device: torch.device) -> bool:
         return False
     if settings.kv_cache_dtype(GPU_CHOICES, "on a GPU") != FP8:
         return False
-    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+    if not has_float8_products(device):
         raise EngineUnavailable(
             f"--kv-cache-dtype fp8 needs an Ada or Hopper GPU or a later one; take bfloat16 on "
             f"{torch.cuda.get_device_name(device)}"
@@ -53,8 +56,7 @@ def use_float8(model: Any, tokenizer: Any, layout: KVCacheLayout) -> float:
     """
     ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"].to(model.device)
     recorder = _Recorder()
-    AttentionInterface.register(_RECORDER, recorder.attend)
-    with torch.inference_mode(), attention_function(model, _RECORDER):
+    with torch.inference_mode(), attention_function(model, _RECORDER, recorder.attend):
         exact = model(input_ids=ids, use_cache=False).logits[0]
         recorder.round()
         rounded = model(input_ids=ids, use_cache=False).logits[0]

@@ -1,6 +1,6 @@
 """What a model's KV cache looks like, recorded from its own attention calls."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -55,8 +55,7 @@ class KVCacheLayout:
         self.kinds: set[AttentionKind] = set()
         self.dtype: torch.dtype = model.dtype  # of keys and values; see `float8_cache`
         self.scales: dict[Any, KVScales] = {}  # by attention module, of float8 only
-        AttentionInterface.register(_RECORDER, self._record)
-        with attention_function(model, _RECORDER):
+        with attention_function(model, _RECORDER, self._record):
             try:
                 with torch.inference_mode():
                     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
@@ -127,15 +126,29 @@ class KVCacheLayout:
 
 
 @contextmanager
-def attention_function(model: Any, name: str) -> Iterator[None]:
-    """`model` uses the attention function of that name meanwhile. Raises UnsupportedModel."""
+def attention_function(
+    model: Any, name: str, function: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """`model` uses the attention function of that name meanwhile. `function`: to register for so
+    long; the registry outlives every model, and would keep alive what the function refers to.
+    Raises UnsupportedModel.
+    """
     before = [(config, config._attn_implementation) for config in _configs(model)]
+    if function is not None:
+        AttentionInterface.register(name, function)
     try:
         set_attention_function(model, name)
         yield
     finally:
         for config, implementation in before:
             config._attn_implementation_internal = implementation
+        if function is not None:
+            AttentionInterface.register(name, _unregistered)
+
+
+def _unregistered(*_: Any, **__: Any) -> None:
+    """In the place of a function that was registered for a while."""
+    raise RuntimeError("this attention function is in use only while a model is loaded")
 
 
 def set_attention_function(model: Any, name: str) -> None:

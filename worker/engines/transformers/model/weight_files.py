@@ -4,30 +4,42 @@ safetensors files: a few kilobytes to read, whatever the model's size.
 Nothing on disk is trusted: headers have a bound, and what they say is checked.
 """
 
-import json
 import math
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 import torch
+from msgspec import Meta
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_FILES = 10_000
+_MAX_DIMENSIONS = 8
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # The others (integers, and 8 bits or fewer) keep their format when they are loaded.
 _CONVERTED = ("F64", "F32", "F16", "BF16")
+
+
+# Bounded, as the product of many large numbers takes minutes: a header may have millions of digits.
+_Size = Annotated[int, Meta(ge=0, lt=1 << 48)]
+_Decoded = TypeVar("_Decoded")
 
 
 class _Tensor(msgspec.Struct):
     """An entry of a header."""
 
     dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]  # bytes behind the header
+    shape: Annotated[list[_Size], Meta(max_length=_MAX_DIMENSIONS)]
+    data_offsets: tuple[_Size, _Size]  # bytes behind the header
+
+
+class _Index(msgspec.Struct):
+    """Of weights in several files."""
+
+    weight_map: dict[str, str]  # the file of each tensor
 
 
 class WeightFiles(NamedTuple):
@@ -65,8 +77,7 @@ def _files(folder: Path) -> list[Path]:
         return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))[:_MAX_FILES]
     if index.stat().st_size > _MAX_INDEX_BYTES:
         raise ValueError(f"{index} is too large")
-    weight_map = json.loads(index.read_bytes()).get("weight_map", {})
-    names = sorted({str(name) for name in weight_map.values()})
+    names = sorted(set(_decode(index.read_bytes(), _Index, index).weight_map.values()))
     if any(Path(name).name != name for name in names):
         raise ValueError(f"{index} names files outside its folder")
     return [folder / name for name in names[:_MAX_FILES]]
@@ -80,15 +91,20 @@ def _header(file: Path) -> list[_Tensor]:
         if not 0 < length <= min(rest, _MAX_HEADER_BYTES):
             raise ValueError(f"{file} is not a safetensors file, or broken off")
         header = opened.read(length)
-    try:
-        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        entries.pop("__metadata__", None)
-        tensors = [msgspec.json.decode(entry, type=_Tensor) for entry in entries.values()]
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} has no safetensors header: {error}") from error
+    entries = _decode(header, dict[str, msgspec.Raw], file)
+    entries.pop("__metadata__", None)
+    tensors = [_decode(bytes(entry), _Tensor, file) for entry in entries.values()]
     for tensor in tensors:
         _check(tensor, rest - length, file)
     return tensors
+
+
+def _decode(content: bytes, kind: type[_Decoded], file: Path) -> _Decoded:
+    """The JSON of `file`. Raises ValueError."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} does not say which weights it has: {error}") from error
 
 
 def _check(tensor: _Tensor, size: int, file: Path) -> None:
@@ -96,5 +112,5 @@ def _check(tensor: _Tensor, size: int, file: Path) -> None:
     begin, end = tensor.data_offsets
     if not 0 <= begin <= end <= size:
         raise ValueError(f"{file} is broken off: it has {size} bytes of weights, and needs {end}")
-    if any(length < 0 for length in tensor.shape) or math.prod(tensor.shape) > 8 * (end - begin):
+    if math.prod(tensor.shape) > 8 * (end - begin):
         raise ValueError(f"{file} has a tensor whose shape and size differ")
