@@ -9,17 +9,20 @@ from torch import nn
 
 from tests.unit.engine.tiny import CONFIGS, tokenizer
 from worker.engines.base import EngineUnavailable
-from worker.engines.transformers.model import gpu_precision
+from worker.engines.transformers.model import float8_linear, gpu_precision
 from worker.engines.transformers.model.cache_size import CacheSize
+from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.float8 import FLOAT8, quantize_rows, round_to_float8
 from worker.engines.transformers.model.float8_linear import (
     Float8Linear,
     from_linear,
     join,
 )
-from worker.engines.transformers.model.fused_qkv import fuse_float8_mlp, fuse_qkv
+from worker.engines.transformers.model.fused_mlp import fuse_float8_mlps
+from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.probe import create_runner
+from worker.engines.transformers.model.runner import LocalModelRunner
 
 BF16 = torch.bfloat16
 
@@ -93,26 +96,99 @@ def test_a_model_in_float8_is_computed_by_the_runner_as_by_the_library(kind: str
     assert type(network.get_output_embeddings()) is nn.Linear  # the only one
     layout = KVCacheLayout(network)
     assert all(fuse_qkv(module) for module in layout.shapes)
-    assert sum(fuse_float8_mlp(module) for module in list(network.modules())) == 2
+    assert fuse_float8_mlps(network) == 2
     create_runner(network, layout, CacheSize(2, 64))  # raises if they differ
 
 
-class UpsFirst(nn.Module):
-    def __init__(self) -> None:
+class GatedFloat8(nn.Module):
+    """`ups_first`: the order of its calls."""
+
+    def __init__(self, *, ups_first: bool = False) -> None:
         super().__init__()
         self.gate_proj, self.up_proj = from_linear(linear()), from_linear(linear())
+        self.down_proj: nn.Module = nn.Identity()
+        self._ups_first = ups_first
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        ups = self.up_proj(hidden)
-        out: torch.Tensor = ups * self.gate_proj(hidden).sigmoid()
+        if self._ups_first:
+            ups = self.up_proj(hidden)
+            gates = self.gate_proj(hidden)
+        else:
+            gates = self.gate_proj(hidden)
+            ups = self.up_proj(hidden)
+        out: torch.Tensor = self.down_proj(gates.sigmoid() * ups)
         return out
 
 
 def test_an_mlp_that_calls_its_ups_first_stays_as_it_is() -> None:
-    module = UpsFirst()
-    before = dict(module.named_modules())
-    assert not fuse_float8_mlp(module)
-    assert dict(module.named_modules()) == before
+    network = nn.ModuleList([GatedFloat8(ups_first=True)])
+    before = dict(network.named_modules())
+    assert fuse_float8_mlps(network) == 0
+    assert dict(network.named_modules()) == before
+
+
+class OtherInputs(GatedFloat8):
+    def forward(self, hidden: Any) -> torch.Tensor:
+        return super().forward(hidden.tokens)
+
+
+def test_an_mlp_that_takes_other_inputs_stays_as_it_is() -> None:
+    assert fuse_float8_mlps(nn.ModuleList([OtherInputs()])) == 0
+
+
+def test_joining_an_mlp_needs_no_other_process() -> None:
+    """Under tensor parallelism its last projection is a sum over all ranks."""
+
+    class Divided(nn.Module):
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("the other processes do not compute it now")
+
+    module = GatedFloat8()
+    module.down_proj = down = Divided()
+    assert fuse_float8_mlps(nn.ModuleList([module])) == 1
+    assert module.down_proj is down
+
+
+def test_the_runner_is_proved_though_float8_rounds_one_row_and_several_differently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a GPU does it, whose product of one row has other inputs. Much, to be noticed."""
+    network = model()
+    gpu_precision.quantize(network, tokenizer(), "sdpa")
+    exact = float8_linear.multiply_rows
+
+    def multiply(rows: torch.Tensor, *factors: Any) -> torch.Tensor:
+        product: torch.Tensor = exact(rows, *factors)
+        return product if len(rows) < 3 else product.roll(1, -1)
+
+    monkeypatch.setattr(float8_linear, "multiply_rows", multiply)
+    create_runner(network, KVCacheLayout(network), CacheSize(2, 64)).release()
+    assert not any(getattr(layer, "exact", False) for layer in network.modules())
+
+
+def test_a_wrong_runner_of_a_float8_model_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = model()
+    gpu_precision.quantize(network, tokenizer(), "sdpa")
+    decode = LocalModelRunner.decode
+
+    def wrong(runner: LocalModelRunner, slots: Any, positions: Any) -> torch.Tensor:
+        return decode(runner, slots, [position - 1 for position in positions])
+
+    monkeypatch.setattr(LocalModelRunner, "decode", wrong)
+    with pytest.raises(UnsupportedModel, match="differ"):
+        create_runner(network, KVCacheLayout(network), CacheSize(2, 64))
+
+
+@torch.no_grad()
+def test_a_product_can_leave_its_inputs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float8_linear, "_WIDENED_AT_A_TIME", 64)
+    layer, rows = from_linear(linear(bias=True)), torch.randn(2, 3, 96).to(BF16)
+    weight = layer.weight.float() * layer.scales
+    assert layer.bias is not None
+    expected = nn.functional.linear(rows.float(), weight, layer.bias.float()).to(BF16)
+    with float8_linear.exact_products(layer):
+        torch.testing.assert_close(layer(rows), expected, rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(layer(rows), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 300])

@@ -1,12 +1,17 @@
 """One product for gates and ups."""
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines.transformers.model.fused_mlp import FusedMLP, fuse_mlps
+from worker.engines.transformers.model import fused_mlp
+from worker.engines.transformers.model.float8_linear import from_linear
+from worker.engines.transformers.model.fused_mlp import FusedMLP, fuse_float8_mlps, fuse_mlps
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma3"])
@@ -43,6 +48,30 @@ def test_a_module_that_computes_something_else_is_left_alone() -> None:
     assert fuse_mlps(model) == 1
     assert isinstance(model[0], FusedMLP)
     assert isinstance(model[1], Gated)
+
+
+@pytest.mark.parametrize("float8", [False, True])
+def test_layers_are_freed_as_they_are_joined(float8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The KV cache has what memory there was: all gates and ups beside their copies have none."""
+    model: Any = nn.ModuleList([Gated(1.0) for _ in range(4)])
+    if float8:
+        for mlp in model:
+            mlp.bfloat16()
+            for name in ("gate_proj", "up_proj"):
+                setattr(mlp, name, from_linear(getattr(mlp, name)))
+    layers = [(weakref.ref(mlp.gate_proj), weakref.ref(mlp.up_proj)) for mlp in model]
+    complete: list[int] = []
+    gated = fused_mlp._gated
+
+    def counting(module: Any, sample: torch.Tensor) -> torch.Tensor | None:
+        complete.append(sum(all(layer() is not None for layer in pair) for pair in layers))
+        return gated(module, sample)
+
+    monkeypatch.setattr(fused_mlp, "_gated", counting)
+    assert (fuse_float8_mlps if float8 else fuse_mlps)(model) == 4
+    before_each = complete[::2] if float8 else complete
+    assert before_each == [4, 3, 2, 1]
+    assert all(layer() is None for pair in layers for layer in pair)
 
 
 class Divided(nn.Linear):

@@ -9,8 +9,8 @@ import structlog
 import torch
 
 from worker import models
-from worker.engines.transformers.model.fused_mlp import fuse_mlps
-from worker.engines.transformers.model.fused_qkv import fuse_float8_mlp, fuse_qkv
+from worker.engines.transformers.model.fused_mlp import fuse_float8_mlps, fuse_mlps
+from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.linear_op import clear_tiles
 from worker.engines.transformers.model.runner import LocalModelRunner
@@ -24,14 +24,15 @@ _MIN_RECOMPILE_LIMIT = 64
 
 def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> None:
     """Fuses projections, compiles layers and captures graphs; without what fails here."""
-    compile_model(model, layout, runner.slots)
-    with torch.inference_mode():
-        try:
+    try:
+        compile_model(model, layout, runner.slots)
+        with torch.inference_mode():
             runner.capture_graphs(log.info)
-        except Exception as error:  # a compiler fails in many ways; the model runs without it
-            log.warning("not compiled", reason=one_line(error))
-            uncompile_layers(model, layout)
-            runner.drop_graphs()  # those that were recorded: their memory is needed
+    except Exception as error:  # a compiler fails in many ways; the model runs without it
+        log.warning("not compiled", reason=one_line(error))
+        uncompile_layers(model, layout)
+        runner.drop_graphs()  # those that were recorded: their memory is needed
+        with torch.inference_mode():
             capture_graphs(runner)
 
 
@@ -43,11 +44,23 @@ def compile_model(model: Any, layout: KVCacheLayout, slots: int) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    fused = sum(fuse_qkv(module) for module in layout.shapes)
-    fused += sum(fuse_float8_mlp(module) for module in list(model.modules()))
+    fused = _join_projections(model, layout)
     _choose_products(model, slots)
+    torch.cuda.empty_cache()  # joined layers left gaps, each too small for what comes
     layers = compile_layers(model, layout)
     log.info("compiling", layers=layers, fused=fused)
+
+
+def _join_projections(model: Any, layout: KVCacheLayout) -> int:
+    """Returns how many joined layers there are. Where memory ends, the others stay as they are."""
+    fused = 0
+    try:
+        for module in layout.shapes:
+            fused += fuse_qkv(module)
+        fused += fuse_float8_mlps(model)
+    except torch.OutOfMemoryError as error:
+        log.warning("some projections are not joined", reason=one_line(error))
+    return fused
 
 
 def _choose_products(model: Any, slots: int) -> None:

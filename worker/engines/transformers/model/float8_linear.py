@@ -6,11 +6,13 @@ each with a scale of its own, so that a row's result does not depend on the othe
 H200, 28,672 outputs of 4,096 inputs, 32 rows: 33.7 us so, 51.4 with inputs in bfloat16.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from worker.engines.transformers.model.float8 import quantize_rows, quantize_weight
 from worker.engines.transformers.model.linear_tiles import Tile
@@ -19,6 +21,7 @@ DIVISOR = 16  # of both sizes of a layer: the tensor cores' tiles
 # Up to so many rows a tile may be chosen; products of more rows are torch's.
 ROW_BUCKETS = (1, 16, 32, 64, 128, 256)
 _ONE_ROW = Tile(8, 512, 1, 4, 4, "sum")
+_WIDENED_AT_A_TIME = 4096  # outputs: a whole weight in the inputs' dtype may have no room
 
 # Of this process, by the weight's shape and a bucket, as measured. Compiled layers do not depend on
 # it, so another choice at the next start compiles nothing again.
@@ -36,14 +39,45 @@ class Float8Linear(nn.Module):
         self.weight = nn.Buffer(weight)
         self.scales = nn.Buffer(scales)
         self.bias = None if bias is None else nn.Buffer(bias)
+        self.exact = False  # see `exact_products`
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.exact:
+            return widened_product(self, hidden)
         rows = hidden.reshape(-1, self.in_features)
         if rows.is_cuda and rows.shape[0] == 1:
             out = multiply_row(rows, self.weight, self.scales, self.bias)
         else:
             out = multiply_rows(*quantize_rows(rows), self.weight, self.scales, self.bias)
         return out.to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
+
+
+def widened_product(layer: Float8Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """`hidden` [..., inputs] by the weight in the dtype of `hidden`, which is not rounded. Slow."""
+    parts = [
+        functional.linear(hidden, weight.to(hidden.dtype))
+        for weight in layer.weight.split(_WIDENED_AT_A_TIME)
+    ]
+    out = torch.cat(parts, -1).float() * layer.scales[:, 0]
+    if layer.bias is not None:
+        out = out + layer.bias.float()
+    return out.to(hidden.dtype)
+
+
+@contextmanager
+def exact_products(model: nn.Module) -> Iterator[None]:
+    """Meanwhile no layer of `model` rounds its inputs. One row is computed in wider numbers than
+    several are, and rounding to float8 makes a large difference of a small one: answers of the same
+    tokens in other steps could not be compared.
+    """
+    layers = [module for module in model.modules() if type(module) is Float8Linear]
+    for layer in layers:
+        layer.exact = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.exact = False
 
 
 def from_linear(linear: nn.Linear) -> Float8Linear:

@@ -1,5 +1,5 @@
 """Gated MLPs with the projections to gates and ups as one product, whose result is activated and
-multiplied as it is computed (see `linear_op`).
+multiplied as it is computed (see `linear_op`); in float8 the product alone.
 """
 
 from typing import Any
@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from worker.engines.transformers.model.fused_qkv import join, joinable
+from worker.engines.transformers.model import float8_linear
+from worker.engines.transformers.model.fused_qkv import join, joinable, share_product
 from worker.engines.transformers.model.linear_op import ACTIVATIONS, gated_linear
 
+_NAMES = ("gate_proj", "up_proj")  # in the order of their calls
 _SAMPLES = 4  # rows that the proof computes
 _TOLERANCE = 2e-2  # of the largest output: bfloat16 rounds what is kept in float32 here
 
@@ -34,7 +36,8 @@ class FusedMLP(nn.Module):
 def fuse_mlps(model: Any) -> int:
     """Replaces every MLP that is computed so, whatever its name. Returns how many."""
     fused = 0
-    for name, module in list(model.named_modules()):
+    for name in _gated_names(model):
+        module = model.get_submodule(name)
         replacement = _fused(module)
         if replacement is not None:
             parent, _, attribute = name.rpartition(".")
@@ -44,10 +47,48 @@ def fuse_mlps(model: Any) -> int:
     return fused
 
 
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def fuse_float8_mlps(model: Any) -> int:
+    """Joins gates and ups of every MLP in float8 that calls them in that order. Returns how many
+    there are.
+    """
+    return sum(_fuse_float8(model.get_submodule(name)) for name in _gated_names(model))
+
+
+def _gated_names(model: Any) -> list[str]:
+    """Of the modules that may be gated MLPs. Names alone: a list of modules would keep all layers
+    in memory that are replaced meanwhile, which is as much as the MLPs take.
+    """
+    names: list[str] = []
+    for name, module in model.named_modules():
+        if all(hasattr(module, layer) for layer in (*_NAMES, "down_proj")):
+            names.append(name)
+    return names
+
+
+def _fuse_float8(module: Any) -> bool:
+    layers: list[Any] = [getattr(module, name) for name in _NAMES]
+    if not float8_linear.joinable(layers) or not isinstance(module.down_proj, nn.Module):
+        return False
+    weight = layers[0].weight
+    sample = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=torch.bfloat16, device=weight.device)
+    sample = sample.view(1, 2, -1)
+    expected = _gated(module, sample)
+    if expected is None:
+        return False
+    share_product(module, _NAMES, float8_linear.join(layers))
+    actual = _gated(module, sample)
+    same = actual is not None and _agree(actual, expected)
+    if not same:
+        module.gate_proj, module.up_proj = layers
+    return same
+
+
 def _fused(module: Any) -> FusedMLP | None:
     """None if it is no such MLP, or does not give `module`'s answers."""
-    layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj")]
-    down: Any = getattr(module, "down_proj", None)
+    layers: list[Any] = [getattr(module, name) for name in _NAMES]
+    down: Any = module.down_proj
     activation = _activation(module)
     if not joinable(layers) or not isinstance(down, nn.Module) or activation is None:
         return None
@@ -63,10 +104,15 @@ def _fused(module: Any) -> FusedMLP | None:
     fused = FusedMLP(join(layers), down, activation)
     joined = fused.joined
     gated = gated_linear(sample, joined.weight, joined.bias, activation)
-    if gated.shape != expected.shape:
-        return None
-    off = (gated - expected).abs().max()
-    return fused if off <= _TOLERANCE * expected.abs().max() else None
+    return fused if _agree(gated, expected) else None
+
+
+def _agree(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """NaN does not agree."""
+    if actual.shape != expected.shape:
+        return False
+    off = (actual - expected).abs().max()
+    return bool(off <= _TOLERANCE * expected.abs().max())
 
 
 def _gated(module: Any, sample: torch.Tensor) -> torch.Tensor | None:

@@ -15,8 +15,6 @@ from torch import nn
 from worker.engines.transformers.model import float8_linear
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
-_MLP_NAMES = ("gate_proj", "up_proj")
-_TOLERANCE = 2e-2  # another order of adding up, in bfloat16
 
 
 class _Pending:
@@ -88,35 +86,14 @@ def fuse_qkv(module: Any) -> bool:
         joined = float8_linear.join(layers)
     else:
         return False
-    _replace(module, _NAMES, joined)
+    share_product(module, _NAMES, joined)
     return True
 
 
-@torch.inference_mode(mode=False)
-@torch.no_grad()
-def fuse_float8_mlp(module: Any) -> bool:
-    """Fuses the projections to gates and ups of an MLP in float8; others see `fused_mlp`. False if
-    it has none, or calls them in another order.
+def share_product(module: Any, names: Sequence[str], joined: nn.Module) -> None:
+    """`joined` computes what the layers of those names do, which are called in that order; another
+    order raises RuntimeError.
     """
-    layers: list[Any] = [getattr(module, name, None) for name in _MLP_NAMES]
-    if not float8_linear.joinable(layers):
-        return False
-    weight = layers[0].weight
-    sample = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=torch.bfloat16, device=weight.device)
-    sample = sample.view(1, 2, -1)
-    try:
-        expected = module(sample)
-        _replace(module, _MLP_NAMES, float8_linear.join(layers))
-        same = torch.allclose(module(sample), expected, rtol=_TOLERANCE, atol=_TOLERANCE)
-    except (RuntimeError, TypeError):  # the ups come first, or it takes other inputs
-        same = False
-    if not same:
-        module.gate_proj, module.up_proj = layers
-    return same
-
-
-def _replace(module: Any, names: Sequence[str], joined: nn.Module) -> None:
-    """`joined` computes what the layers of those names do, in the order of their calls."""
     pending = _Pending()
     sizes = [getattr(module, name).out_features for name in names]
     setattr(module, names[0], _FusedProjection(joined, sizes, pending))
