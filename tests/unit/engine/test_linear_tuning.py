@@ -7,8 +7,14 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 from torch import nn
+from triton.runtime.errors import PTXASError
 
-from worker.engines.transformers.model import compilation, linear_op, linear_tuning
+from worker.engines.transformers.model import (
+    compilation,
+    float8_linear,
+    linear_op,
+    linear_tuning,
+)
 from worker.engines.transformers.model.cuda_graphs import MAX_CHUNKS
 from worker.engines.transformers.model.fused_mlp import FusedMLP
 from worker.engines.transformers.model.linear_tiles import (
@@ -127,16 +133,26 @@ def test_a_fused_mlp_takes_tiles_for_gated_products() -> None:
     assert {key.columns for key, _ in linear_op._tiles} == {32}
 
 
-def test_a_failure_leaves_the_products_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal instruction was encountered"),
+        PTXASError("PTXAS error: Internal Triton PTX codegen error"),
+    ],
+)
+def test_a_failure_leaves_the_products_to_torch(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(model: Any, slots: int) -> int:
         linear_op.choose_tile(LinearKey(torch.Size((64, 32)), torch.bfloat16, ""), 1, FAST)
-        raise RuntimeError("CUDA error: an illegal instruction was encountered")
+        float8_linear.choose_tile(torch.Size((64, 32)), 16, FAST)
+        raise error
 
     monkeypatch.setattr(linear_tuning, "tune_linears", fail)
     with capture_logs() as logs:
         compilation._choose_products(nn.ModuleList([linear_layer(64, 32)]), 8)
     assert [entry["event"] for entry in logs] == ["linear layers are not tuned"]
-    assert not linear_op._tiles
+    assert not linear_op._tiles and not float8_linear._tiles
 
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 8), (9, 16), (64, 64), (65, None)])
@@ -146,16 +162,38 @@ def test_buckets(rows: int, bucket: int | None) -> None:
 
 @pytest.mark.parametrize("activation", ["", "silu"])
 @pytest.mark.parametrize("outputs", [1024, 128_256])
-def test_there_are_candidates_for_all_products_but_the_logits_of_a_prefill(
-    outputs: int, activation: str
-) -> None:
+def test_there_are_candidates_for_all_products(outputs: int, activation: str) -> None:
     key = LinearKey(torch.Size((outputs, 64)), torch.bfloat16, activation)
     for bucket in ROW_BUCKETS:
         tiles = candidates(key, bucket)
-        logits_of_a_prefill = bucket == MAX_CHUNKS and outputs > 100_000 and not activation
-        assert bool(tiles) != logits_of_a_prefill
+        assert tiles
         assert all(tile.method != "sum" for tile in tiles) or bucket == 1
         assert all(tile.split == 1 for tile in tiles) or not activation
+
+
+class WithHead(nn.Module):
+    """`divided`: among several processes, its layer is within another."""
+
+    def __init__(self, *, divided: bool) -> None:
+        super().__init__()
+        self.alike, self.other = linear_layer(48, 32), linear_layer(64, 32)
+        head = linear_layer(48, 32)
+        self.head = nn.Sequential(head) if divided else head
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_logits_of_a_prefill_are_not_measured(divided: bool) -> None:
+    """A prefill of a request that names a seed has as many, however small the vocabulary is, and a
+    layer of the same shape takes the same tiles.
+    """
+    timer = Timer(8.0, lambda key, rows: True)
+    tune_linears(WithHead(divided=divided), 256, timer=timer)
+    for columns, unmeasured in ((64, set[int]()), (48, {MAX_CHUNKS})):
+        rows = {rows for key, rows in timer.measured if key.columns == columns}
+        assert rows == {*ROW_BUCKETS} - unmeasured
 
 
 @pytest.mark.parametrize("gated", [False, True])

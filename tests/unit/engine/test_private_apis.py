@@ -10,8 +10,10 @@ import torch.multiprocessing.reductions
 import transformers
 
 from tests.unit.engine.tiny import CONFIGS
+from worker.engines.transformers.model import float8_linear
 from worker.engines.transformers.model.compilation import compile_layers, uncompile_layers
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.linear_tiles import Tile
 
 
 def test_a_process_group_can_be_aborted() -> None:
@@ -32,7 +34,9 @@ def test_layers_are_compiled_and_uncompiled(monkeypatch: pytest.MonkeyPatch) -> 
     assert compile_layers(model, layout) == len(model.model.layers) == len(layout.shapes)
     assert torch._dynamo.config.recompile_limit == 64
     assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
+    float8_linear.choose_tile(torch.Size((64, 32)), 16, Tile(64, 256, 1, 4, 4))
     uncompile_layers(model, layout)
+    assert not float8_linear._tiles  # any kernel may have failed
     assert all(layer._compiled_call_impl is None for layer in model.model.layers)
 
 

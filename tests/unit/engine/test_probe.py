@@ -16,6 +16,7 @@ from tests.unit.engine.architectures import (
     tiny,
     tokenizer,
 )
+from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import attention, compilation, kv_cache
 from worker.engines.transformers.model import loader as loading
 from worker.engines.transformers.model.cache_size import CacheSize
@@ -195,3 +196,17 @@ def test_an_allocation_that_fails_frees_what_it_allocated() -> None:
     with pytest.raises(RuntimeError):
         create_runner(model, layout, CacheSize(2, 64))
     assert not any(hasattr(module, "key_cache") for module in model.modules())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x")])
+def test_a_step_that_cannot_be_timed_is_refused_in_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> dict[int, float]:
+        raise error
+
+    monkeypatch.setattr(loading, "measure_step_seconds", fail)
+    model = tiny("llama")
+    with pytest.raises(EngineUnavailable, match=str(error)) as refused:
+        loading.prepare_model(model, tokenizer(), 2, 64)
+    assert ("--memory-fraction" in str(refused.value)) == ("memory" in str(error))

@@ -9,10 +9,10 @@ import structlog
 import torch
 
 from worker import models
+from worker.engines.transformers.model import float8_linear, linear_op
 from worker.engines.transformers.model.fused_mlp import fuse_float8_mlps, fuse_mlps
 from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
-from worker.engines.transformers.model.linear_op import clear_tiles
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.errors import one_line
 
@@ -65,18 +65,24 @@ def _join_projections(model: Any, layout: KVCacheLayout) -> int:
 
 def _choose_products(model: Any, slots: int) -> None:
     """Fuses MLPs and measures linear layers; what fails stays as it was, with torch's products."""
-    from worker.engines.transformers.model import float8_tuning, linear_tuning  # load Triton
+    # here, as a machine without a GPU may lack Triton, which they load
+    from worker.engines.transformers.model import float8_tuning, linear_tuning
 
     began = time.monotonic()
     try:
         mlps, layers = fuse_mlps(model), linear_tuning.tune_linears(model, slots)
         layers += float8_tuning.tune(model, slots)
-    except RuntimeError as error:  # no memory for it, a kernel that does not run here
+    except linear_tuning.PRODUCT_ERRORS as error:  # no memory, a kernel that does not run here
         log.warning("linear layers are not tuned", reason=one_line(error))
-        clear_tiles()
+        _clear_tiles()
         return
     seconds = round(time.monotonic() - began, 1)
     log.info("linear layers are tuned", layers=layers, mlps=mlps, seconds=seconds)
+
+
+def _clear_tiles() -> None:
+    linear_op.clear_tiles()
+    float8_linear.clear_tiles()
 
 
 def capture_graphs(runner: LocalModelRunner) -> None:
@@ -102,7 +108,7 @@ def compile_layers(model: Any, layout: KVCacheLayout) -> int:
 
 def uncompile_layers(model: Any, layout: KVCacheLayout) -> None:
     """Undoes `compile_layers`, and leaves all products to torch: any kernel may have failed."""
-    clear_tiles()
+    _clear_tiles()
     for layer in _layers(model, layout):
         layer._compiled_call_impl = None
 

@@ -114,6 +114,11 @@ def choose_tile(shape: torch.Size, bucket: int, tile: Tile | None) -> None:
         _tiles[shape, bucket] = tile
 
 
+def clear_tiles() -> None:
+    """From now on all products of several rows are torch's."""
+    _tiles.clear()
+
+
 def chosen_tile(shape: torch.Size, rows: int) -> Tile | None:
     """See `choose_tile`."""
     bucket = next((bucket for bucket in ROW_BUCKETS if rows <= bucket), None)

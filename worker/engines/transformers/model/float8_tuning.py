@@ -3,29 +3,40 @@ fastest of some tiles, or torch's own product, for each size of layer, as measur
 model is loaded.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
 import torch
-from triton.compiler.errors import CompilationError
-from triton.runtime.errors import OutOfResources
 
+from worker.engines.transformers.model.cuda_graphs import INVARIANT_ROWS
 from worker.engines.transformers.model.float8 import quantize_rows
 from worker.engines.transformers.model.float8_linear import (
     ROW_BUCKETS,
     Float8Linear,
     choose_tile,
+    clear_tiles,
     multiply_row,
     multiply_rows,
+    widened_product,
 )
 from worker.engines.transformers.model.linear_tiles import Tile
-from worker.engines.transformers.model.linear_tuning import time_product
+from worker.engines.transformers.model.linear_tuning import (
+    LIMIT,
+    TILE_ERRORS,
+    agree,
+    time_product,
+)
 
 log = structlog.get_logger(__name__)
 
 Product = Callable[[torch.Tensor, Float8Linear], torch.Tensor]
+# Milliseconds of a product with layers of a size, of so many rows, as it is chosen now; None: the
+# GPU cannot, or it computes something else.
+Timer = Callable[[list[Float8Linear], int], float | None]
 _STREAMED = tuple(Tile(64, 256, split, 4, 4, "swapped") for split in (1, 2, 4))
 _LARGE = tuple(Tile(128, 128, split, 8, 4, "swapped") for split in (1, 2, 4))
 _CANDIDATES: dict[int, tuple[Tile, ...]] = {
@@ -38,36 +49,56 @@ _CANDIDATES: dict[int, tuple[Tile, ...]] = {
 }
 
 
-def tune(model: Any, slots: int) -> int:
+def tune(
+    model: Any,
+    slots: int,
+    *,
+    timer: Timer | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
     """Chooses how layers of each size compute each number of rows that decode. Returns how many
-    layers there are.
+    layers there are. Raises RuntimeError, torch's; no tile that failed stays chosen then.
     """
+    clear_tiles()
+    deadline = clock() + LIMIT
     layers: dict[torch.Size, list[Float8Linear]] = defaultdict(list)
     for module in model.modules():
         if type(module) is Float8Linear:
             layers[module.weight.shape].append(module)
     for shape, alike in layers.items():
-        for before, bucket in zip((0, *ROW_BUCKETS), ROW_BUCKETS, strict=False):
-            if before < slots:
-                _choose(shape, bucket, alike)
+        for bucket in measured_buckets(slots):
+            if clock() >= deadline:
+                log.warning("float8 layers are not measured any longer", seconds=LIMIT)
+                return sum(len(alike) for alike in layers.values())
+            _choose(shape, bucket, alike, timer or time_layers)
     return sum(len(alike) for alike in layers.values())
 
 
-def _choose(shape: torch.Size, bucket: int, layers: list[Float8Linear]) -> None:
-    x = torch.randn(bucket, shape[1], device=layers[0].weight.device).to(torch.bfloat16)
-    product, candidates = _product(x), list[Tile | None](_CANDIDATES[bucket])
+def measured_buckets(slots: int) -> tuple[int, ...]:
+    """Those of decoding steps, without the one that steps of requests that name a seed have: these
+    must not depend on what a measurement at this start has said.
+    """
+    invariant = min(slots, INVARIANT_ROWS)
+    buckets: list[int] = []
+    for before, bucket in zip((0, *ROW_BUCKETS), ROW_BUCKETS, strict=False):
+        if before < slots and not before < invariant <= bucket:
+            buckets.append(bucket)
+    return tuple(buckets)
+
+
+def _choose(shape: torch.Size, bucket: int, layers: list[Float8Linear], timer: Timer) -> None:
+    candidates = list[Tile | None](_CANDIDATES[bucket])
     if bucket > 1:
         candidates.insert(0, None)
     times: dict[Tile | None, float] = {}
-    for tile in candidates:
-        choose_tile(shape, bucket, tile)
-        try:
-            times[tile] = time_product(product, x, layers)
-        except (OutOfResources, CompilationError):  # not on this GPU
-            continue
-        except RuntimeError:  # it ends the tuning, and must not stay chosen
-            choose_tile(shape, bucket, None)
-            raise
+    try:
+        for tile in candidates:
+            choose_tile(shape, bucket, tile)
+            milliseconds = timer(layers, bucket)
+            if milliseconds is not None:
+                times[tile] = milliseconds
+    finally:  # an error ends the tuning, and what failed must not stay chosen
+        choose_tile(shape, bucket, None)
     chosen = min(times, key=times.__getitem__, default=None)
     choose_tile(shape, bucket, chosen)
     log.info(
@@ -75,12 +106,38 @@ def _choose(shape: torch.Size, bucket: int, layers: list[Float8Linear]) -> None:
         shape=tuple(shape),
         rows=bucket,
         tile=chosen and tuple(chosen),
-        microseconds=[round(1000 * time, 1) for time in times.values()],
+        microseconds=[round(1000 * each, 1) for each in times.values()],
     )
 
 
-def _product(x: torch.Tensor) -> Product:
+@torch.inference_mode()
+def time_layers(layers: list[Float8Linear], rows: int) -> float | None:
+    """The Timer of a GPU. Raises RuntimeError."""
+    layer = layers[0]
+    x = torch.randn(rows, layer.in_features, device=layer.weight.device).to(torch.bfloat16)
+    product, expected = _product(x, layer)
+    try:
+        milliseconds = time_product(product, x, layers)
+        actual = product(x, layer)
+    except TILE_ERRORS:
+        return None
+    return milliseconds if agree(actual, expected) else None
+
+
+def _product(x: torch.Tensor, layer: Float8Linear) -> tuple[Product, torch.Tensor]:
+    """What is measured, and what it makes of `layer`, computed by torch in wider numbers."""
     if len(x) == 1:
-        return lambda x, layer: multiply_row(x, layer.weight, layer.scales, layer.bias)
+        return _one_row, widened_product(layer, x)
     rows, row_scales = quantize_rows(x)
-    return lambda _, layer: multiply_rows(rows, row_scales, layer.weight, layer.scales, layer.bias)
+    expected = widened_product(layer, (rows.float() * row_scales).to(x.dtype))
+    return partial(_several_rows, rows, row_scales), expected
+
+
+def _one_row(x: torch.Tensor, layer: Float8Linear) -> torch.Tensor:
+    return multiply_row(x, layer.weight, layer.scales, layer.bias)
+
+
+def _several_rows(
+    rows: torch.Tensor, row_scales: torch.Tensor, _: torch.Tensor, layer: Float8Linear
+) -> torch.Tensor:
+    return multiply_rows(rows, row_scales, layer.weight, layer.scales, layer.bias)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from worker.engines.transformers.model.cuda_graphs import MAX_CHUNKS
+
 ROW_BUCKETS = (1, 8, 16, 32, 64)  # products of more rows are torch's
 _WIDE = 16_384  # out features from which on there are programs enough without splitting
 
@@ -41,12 +43,12 @@ _NARROW = {
     32: (Tile(64, 128, 2, 4, 4, "swapped"), Tile(64, 128, 4, 4, 4, "swapped")),
     64: (_PLAIN, Tile(64, 128, 2, 4, 4, "swapped")),
 }
-_VOCABULARY = {
+_WIDE_TILES = {
     1: (Tile(16, 256, 1, 4, 4, "sum"), _PLAIN),
     8: (_PLAIN,),
     16: (_PLAIN,),
     32: (_PLAIN, Tile(128, 128, 1, 8, 4, "swapped")),
-    64: (),  # so many logits has a prefill, also of a request that names a seed: `measured_buckets`
+    64: (_PLAIN,),
 }
 _GATED = dict.fromkeys(ROW_BUCKETS, (_PLAIN,)) | {1: (Tile(8, 512, 1, 2, 5, "sum"), _PLAIN)}
 
@@ -55,14 +57,16 @@ def candidates(key: LinearKey, bucket: int) -> tuple[Tile, ...]:
     """What is worth measuring for up to `bucket` rows. A gated product is not split."""
     if key.activation:
         return _GATED[bucket]
-    return (_VOCABULARY if key.columns >= _WIDE else _NARROW)[bucket]
+    return (_WIDE_TILES if key.columns >= _WIDE else _NARROW)[bucket]
 
 
-def measured_buckets(slots: int) -> tuple[int, ...]:
+def measured_buckets(slots: int, *, logits: bool = False) -> tuple[int, ...]:
     """Those of decoding steps, without the one of all slots: steps of requests that name a seed
-    have so many rows, and must not depend on what a measurement at this start has said.
+    have so many rows, and must not depend on what a measurement at this start has said. `logits`:
+    of a layer that computes them, which a prefill of such a request does, too.
     """
-    return tuple(bucket for bucket in ROW_BUCKETS if bucket < slots)
+    excluded = bucket_of(MAX_CHUNKS) if logits else None
+    return tuple(bucket for bucket in ROW_BUCKETS if bucket < slots and bucket != excluded)
 
 
 def default_tile(rows: int, columns: int, *, gated: bool, x_bytes: int, weight_bytes: int) -> Tile:

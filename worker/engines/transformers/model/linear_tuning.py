@@ -5,7 +5,7 @@ that it computes faster than cuBLAS here, as measured once when the model is loa
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import structlog
 import torch
 from torch import nn
 from triton.compiler.errors import CompilationError
+from triton.errors import TritonError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from worker.engines.transformers.model import triton_linear
@@ -33,7 +34,9 @@ from worker.engines.transformers.model.linear_tiles import (
 
 log = structlog.get_logger(__name__)
 
-_LIMIT = 30.0  # seconds for all: what is not measured by then stays with cuBLAS
+LIMIT = 30.0  # seconds for all: what is not measured by then stays with torch
+TILE_ERRORS = (OutOfResources, CompilationError, PTXASError)  # a tile is not for this GPU
+PRODUCT_ERRORS = (RuntimeError, TritonError)  # what a product may raise: torch's and Triton's
 _STREAMED_BYTES = 256 << 20  # of weights that a measurement reads, more than a L2 cache holds
 _MIN_CALLS, _MAX_CALLS = 12, 32  # of a measurement, so that its beginning and end count little
 _ROUNDS = 7
@@ -71,10 +74,13 @@ def tune_linears(
     RuntimeError, torch's; what was replaced computes as before then.
     """
     clear_tiles()
-    deadline = clock() + _LIMIT
+    deadline = clock() + LIMIT
+    heads = _output_layers(model)
     replaced = 0
     for key, named in _kinds(model).items():
-        chosen = _choose(key, list(named.values()), slots, timer or time_tile, clock, deadline)
+        layers = list(named.values())
+        buckets = measured_buckets(slots, logits=any(layer in heads for layer in layers))
+        chosen = _choose(key, layers, buckets, timer or time_tile, clock, deadline)
         for bucket, tile in chosen.items():
             choose_tile(key, bucket, tile)
         if chosen:
@@ -97,6 +103,12 @@ def _kinds(model: Any) -> dict[LinearKey, dict[str, nn.Linear]]:
     return kinds
 
 
+def _output_layers(model: Any) -> set[nn.Module]:
+    """What computes logits; among several processes a layer within another."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return set() if head is None else set(head.modules())
+
+
 def _streamable(weight: torch.Tensor) -> bool:
     aligned = weight.is_contiguous() and weight.shape[1] % _ALIGNMENT == 0
     return weight.dtype in _DTYPES and aligned
@@ -113,19 +125,17 @@ def _replace(model: Any, key: LinearKey, named: dict[str, nn.Linear]) -> None:
 def _choose(
     key: LinearKey,
     layers: list[nn.Linear],
-    slots: int,
+    buckets: Sequence[int],
     timer: Timer,
     clock: Callable[[], float],
     deadline: float,
 ) -> dict[int, Tile]:
     """By bucket of rows, where one is faster than torch."""
     chosen, gains = {}, {}
-    for bucket in measured_buckets(slots):
+    for bucket in buckets:
         tiles = candidates(key, bucket)
-        if not tiles:
-            continue
         if clock() >= deadline:
-            log.warning("linear layers are not measured any longer", seconds=_LIMIT)
+            log.warning("linear layers are not measured any longer", seconds=LIMIT)
             break
         measure = partial(timer, key, layers, bucket)
         first = measure(None)
@@ -165,7 +175,7 @@ def time_tile(
     )
     try:
         milliseconds = time_product(product, x, layers)
-    except (OutOfResources, CompilationError, PTXASError):  # not on this GPU
+    except TILE_ERRORS:
         return None
     return milliseconds if agree(product(x, layers[0]), plain(x, layers[0])) else None
 

@@ -159,11 +159,26 @@ def prepare_model(
         context=size.context,
         vocabulary=model.config.get_text_config(decoder=True).vocab_size,
         prefill_tokens=prefill_tokens(runner, device),
-        step_seconds=measure_step_seconds(runner, device),
+        step_seconds=_step_seconds(runner, device),
         runner=runner,
         batched=batched,
         precision=precision,
     )
+
+
+def _step_seconds(runner: LocalModelRunner | None, device: torch.device) -> dict[int, float]:
+    """See `measure_step_seconds`. Raises EngineUnavailable where a step cannot be computed."""
+    try:
+        return measure_step_seconds(runner, device)
+    except torch.OutOfMemoryError as error:
+        raise EngineUnavailable(
+            "beside the model and its KV cache there is no memory for a step: end other programs "
+            f"on {device}, or say a larger or no --memory-fraction: {one_line(error)}"
+        ) from error
+    except RuntimeError as error:
+        raise EngineUnavailable(
+            f"the model cannot be run on {device}: {one_line(error)}"
+        ) from error
 
 
 def runner_of(
