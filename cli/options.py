@@ -54,8 +54,8 @@ kv_cache_dtype = click.option(
     "--kv-cache-dtype",
     envvar="CANOPY_KV_CACHE_DTYPE",
     show_envvar=True,
-    help="Number format of keys and values: auto, or on a GPU bfloat16 or fp8, which holds twice "
-    "the tokens in the same memory. Default: auto, the model's own.",
+    help="Number format of keys and values. On a CPU: auto, float32; on a GPU: auto, bfloat16, "
+    "fp8, which holds twice the tokens in the same memory. Default: auto, the model's own.",
 )
 slots = click.option(
     "--slots",

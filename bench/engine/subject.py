@@ -55,7 +55,9 @@ def from_folder(folder: Path, device: str, context: int | None) -> Subject:
 
     loader.check_folder(folder)
     try:
-        model = loader.load_weights(folder, torch.device(device), device_map=device)
+        place = torch.device(device)
+        config = loader.load_config(folder, place)
+        model = loader.load_weights(folder, place, config, device_map=device)
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {error}") from error
     return Subject(folder.name, loader.load_tokenizer(folder), model, context)

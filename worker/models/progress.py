@@ -11,6 +11,13 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
+def readable(size: int) -> str:
+    """As `gigabytes`, with digits for what is smaller."""
+    if size < 1e9:
+        return f"{size / 1e6:.1f} MB"
+    return gigabytes(size)
+
+
 def bytes_in(folder: Path) -> int:
     """Of all files in the folder and below it; 0 without one. Files may come and go meanwhile."""
     total = 0

@@ -106,6 +106,15 @@ def test_an_unknown_format_is_refused(method: Any) -> None:
     assert len(str(refused.value)) < 250
 
 
+@pytest.mark.parametrize("method", ["fbgemm_fp8", "compressed-tensors", "fp8"])
+@pytest.mark.parametrize("setting", ["modules_to_not_convert", "ignore"])
+@pytest.mark.parametrize("names", [7, "lm_head", [1], {"lm_head": 1}, [None], True])
+def test_names_of_layers_are_a_list(method: str, setting: str, names: Any) -> None:
+    chosen = config({"quant_method": method, setting: names})
+    with pytest.raises(EngineUnavailable, match=f"{setting} must be a list of names, not"):
+        checkpoint_format.choose_loading(chosen, CPU, divided=False)
+
+
 def test_plain_weights_are_loaded_as_ever() -> None:
     plain = transformers.LlamaConfig()
     checkpoint_format.choose_loading(plain, CPU, divided=False)

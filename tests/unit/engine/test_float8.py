@@ -206,6 +206,11 @@ def test_routers_and_odd_sizes_stay_as_they_are() -> None:
     network = nn.Module()
     network.layers = nn.ModuleList([block])
     network.get_output_embeddings = lambda: None  # type: ignore[assignment]
+    network.dtype = torch.float32  # type: ignore[assignment]
+    block.router = nn.ModuleDict({"classifier": nn.Linear(32, 32)})  # as LongCat-Flash has it
+    block.exact = nn.Linear(32, 32, dtype=torch.float64)
+    block.bias_free = nn.Linear(32, 32)
+    network._keep_in_fp32_modules_strict = {"bias_free"}  # type: ignore[assignment]
     assert [place.attribute for place in gpu_precision.find_places(network)] == ["wide"]
 
 
@@ -221,6 +226,17 @@ def test_a_gpu_without_such_products_is_refused(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch, "_scaled_mm", missing)
     with pytest.raises(EngineUnavailable, match=r"Ada, Hopper or later.* take --precision bf"):
+        gpu_precision.check(torch.device("cpu"))
+
+
+def test_a_gpu_without_memory_is_not_said_to_lack_the_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB\nmore")
+
+    monkeypatch.setattr(torch, "_scaled_mm", full)
+    with pytest.raises(EngineUnavailable, match="cpu has no memory left: CUDA out of"):
         gpu_precision.check(torch.device("cpu"))
 
 

@@ -9,12 +9,18 @@ import torch
 from tests.unit.engine.tiny import save_model, tokenizer
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import gpu_precision, loader
+from worker.engines.transformers.model import room as room_module
 from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.float8_linear import Float8Linear
-from worker.engines.transformers.model.float8_loading import Float8Config, float8_config
+from worker.engines.transformers.model.float8_loading import (
+    Float8Config,
+    count_float8_weights,
+    float8_config,
+)
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.miniature import Miniature
 from worker.engines.transformers.model.probe import create_runner, probe_runner
+from worker.engines.transformers.model.weight_files import read_headers
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -37,9 +43,10 @@ def float8_tensors(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
 def test_it_is_the_same_model(kind: str, tmp_path: Path) -> None:
     folder = save_model(kind, tmp_path / kind)
-    after = loader.load_weights(folder, CPU)
+    after = loader.load_weights(folder, CPU, loader.load_config(folder, CPU))
     gpu_precision.quantize(after, tokenizer(), "sdpa")
-    while_reading = loader.load_weights(folder, CPU, quantization_config=float8_config())
+    config = loader.load_config(folder, CPU)
+    while_reading = loader.load_weights(folder, CPU, config, quantization_config=float8_config())
     expected, actual = float8_tensors(after), float8_tensors(while_reading)
     assert expected.keys() == actual.keys() and expected
     for name, tensor in expected.items():
@@ -50,35 +57,48 @@ def test_it_is_the_same_model(kind: str, tmp_path: Path) -> None:
     create_runner(while_reading, layout, CacheSize(2, 64))
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_what_becomes_float8_is_counted_before(kind: str, tmp_path: Path) -> None:
+    folder = save_model(kind, tmp_path / kind)
+    loaded = loader.load_weights(
+        folder, CPU, loader.load_config(folder, CPU), quantization_config=float8_config()
+    )
+    layers = [layer for layer in loaded.modules() if type(layer) is Float8Linear]
+    counted = count_float8_weights(loader.load_config(folder, CPU))
+    assert counted == sum(layer.weight.numel() for layer in layers) > 0
+
+
 @pytest.mark.parametrize(
-    ("precision", "device", "room", "expected"),
+    ("precision", "room", "expected"),
     [
-        ("fp8", GPU, 4, {}),
-        ("fp8", GPU, 1.5, {"quantization_config": Float8Config}),
-        ("fp8", GPU, 0.5, None),
-        ("fp8", CPU, 1.5, None),
-        ("bfloat16", GPU, 1.5, None),
+        ("fp8", "bfloat16", {}),
+        ("fp8", "float8", {"quantization_config": Float8Config}),
+        ("fp8", "less", "need 0.1 MB, and there is room for 0.1 MB on cuda:0: end what else"),
+        ("bfloat16", "float8", "--model smollm2-135m-instruct, or --precision fp8, which has room"),
+        ("bfloat16", "less", "--model smollm2-135m-instruct$"),
     ],
 )
 def test_weights_are_quantized_as_they_are_read_where_else_they_have_no_room(
     precision: str,
-    device: torch.device,
-    room: float,
-    expected: dict[str, type] | None,
+    room: str,
+    expected: dict[str, type] | str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`room`: bytes for each weight."""
+    """The embedding, the head and norms stay as they are, so one byte a weight is too little."""
+    folder = save_model("llama", tmp_path / "llama")
+    config = loader.load_config(folder, CPU)
+    wide = read_headers(folder).bytes_in(torch.bfloat16)
+    free = {"bfloat16": wide, "float8": wide - count_float8_weights(config)}
+    free["less"] = free["float8"] - 1
+    assert free["less"] > wide // 2
     monkeypatch.setattr(gpu_precision, "check", lambda _: precision)
-
-    def check_room(folder: Path, devices: Any, *, dtype: torch.dtype = torch.bfloat16) -> None:
-        if dtype.itemsize > room:
-            raise EngineUnavailable("no room")
-
-    monkeypatch.setattr(loader, "check_room", check_room)
-    if expected is None:
-        with pytest.raises(EngineUnavailable, match="no room"):
-            loader._room_options(tmp_path, [device])
+    monkeypatch.setattr(loader, "has_float8_products", lambda _: True)
+    monkeypatch.setattr(room_module, "free_room", lambda *_: free[room])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    if isinstance(expected, str):
+        with pytest.raises(EngineUnavailable, match=expected):
+            loader._room_options(folder, config, [GPU])
     else:
-        options = loader._room_options(tmp_path, [device])
+        options = loader._room_options(folder, config, [GPU])
         assert {name: type(value) for name, value in options.items()} == expected

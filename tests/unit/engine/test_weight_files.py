@@ -9,17 +9,21 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from structlog.testing import capture_logs
 
+from tests.unit.engine.published import FORMATS, save
 from tests.unit.engine.tiny import save_model
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import loader, room
+from worker.engines.transformers.model.checkpoint_format import packed_bits
 from worker.engines.transformers.model.load_progress import LoadProgress
 from worker.engines.transformers.model.room import advise, check_room, free_room
 from worker.engines.transformers.model.weight_files import WeightFiles, read_headers
+from worker.engines.transformers.tensor_parallel import sharding
 
 CPU = torch.device("cpu")
 GPUS = [torch.device("cuda", index) for index in range(4)]
@@ -147,7 +151,7 @@ def test_a_model_without_room_is_refused_before_it_is_read(
     monkeypatch.setattr(room, "free_room", lambda *_: 50_000)
     with pytest.raises(
         EngineUnavailable,
-        match=r"^the weights in .*llama need 0.0 GB, and this machine has room for 0.0 GB: "
+        match=r"^the weights in .*llama need 0.1 MB, and there is room for 0.1 MB in this machine: "
         r"end what else .* or a smaller model, such as --model smollm2-135m-instruct$",
     ):
         loader.load(folder, "cpu", 1)
@@ -164,8 +168,9 @@ def test_the_room_of_some_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {GPUS[0]: 10, GPUS[1]: 20, GPUS[2]: 30, GPUS[3]: 5}
     monkeypatch.setattr(room, "free_on_gpu", lambda device: free[device])
     assert free_room(GPUS[:1], 1) == 10
-    assert free_room(GPUS[:1], 2) == 2 * 10  # the fullest decides
-    assert free_room(GPUS[1:2], 2) == 2 * 20
+    free.pop(GPUS[1])  # asking would make a context there
+    assert free_room(GPUS[:1], 2) == 2 * 10
+    free[GPUS[1]] = 20
     assert free_room(GPUS[:3], 1) == 8 + 16 + 24
     assert 0 < free_room([CPU], 2) <= psutil.virtual_memory().total
 
@@ -186,6 +191,58 @@ def test_the_advice_is_what_would_fit(needed: int, ranks: int, gpus: int, expect
     assert advice.startswith(expected)
     assert advice.endswith("--model smollm2-135m-instruct")
     assert f"({needed - 10}.0 GB are missing)" in advice
+    assert "--memory-fraction" not in advice
+
+
+def test_a_fraction_that_is_too_small_is_named() -> None:
+    advice = advise(9 * 10**8, 5 * 10**8, 1, 1, packaged=False, fraction=0.25)
+    assert advice.startswith("raise --memory-fraction, which is 0.25, end what else")
+    assert "(400.0 MB are missing)" in advice
+
+
+def test_a_refusal_names_every_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.zeros(11)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(room, "free_on_gpu", lambda _: 10)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(EngineUnavailable, match="on cuda:0, cuda:1 together: take --tensor-par"):
+        check_room(tmp_path, GPUS[:2])
+    with pytest.raises(EngineUnavailable, match="on 2 GPUs together: take --tensor-parallel 4"):
+        check_room(tmp_path, GPUS[:1], ranks=2)
+
+
+def test_ranks_refuse_together_what_one_of_them_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each knows its own device alone."""
+
+    def reduce(room: torch.Tensor, operation: Any) -> None:
+        assert (int(room), operation) == (1 << 40, torch.distributed.ReduceOp.MIN)
+        room.fill_(1000)
+
+    folder = save_model("llama", tmp_path / "llama")
+    monkeypatch.setattr(sharding, "free_room", lambda devices, ranks: 1 << 40)
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
+    with pytest.raises(EngineUnavailable, match="and there is room for"):
+        sharding.load_shard(folder, CPU, 2)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_dequantized_counts_as_what_it_becomes(form: str, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    plain = sum(tensor.numel() for tensor in save(FORMATS[form], folder).values())
+    bits = packed_bits(loader.load_config(folder, CPU))
+    counted = read_headers(folder).bytes_in(torch.float32, bits) / 4
+    assert plain <= counted < 1.1 * plain  # scales, which a tiny weight has many of
+
+
+def test_bits_of_a_packed_integer_are_the_fewest_that_are_named() -> None:
+    names: list[Any] = [3, 8, True, 0, -1, "2", None]
+    groups = {str(at): {"weights": {"num_bits": bits}} for at, bits in enumerate(names)}
+    settings = {"dequantize": True, "config_groups": groups}
+    assert packed_bits(transformers.LlamaConfig(quantization_config=settings)) == 3
+    assert packed_bits(transformers.LlamaConfig(quantization_config={"dequantize": True})) == 4
+    assert packed_bits(transformers.LlamaConfig(quantization_config={})) is None
+    assert packed_bits(transformers.LlamaConfig()) is None
 
 
 @given(st.lists(st.floats(0.1, 5), min_size=2, max_size=30))
@@ -205,7 +262,7 @@ def test_transformers_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("worker.engines.transformers.model.load_progress._REPORT_SECONDS", 0.0)
     folder = save_model("llama", tmp_path / "llama")
     with capture_logs() as logs:
-        loader.load_weights(folder, CPU)
+        loader.load_weights(folder, CPU, loader.load_config(folder, CPU))
     reports = [entry for entry in logs if entry["event"] == "loading weights"]
     assert len(reports) > 10
     assert all(entry["of"] == "0.0 GB" and entry["seconds_left"] >= 0 for entry in reports)

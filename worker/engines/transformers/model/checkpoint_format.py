@@ -6,7 +6,6 @@ import sys
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import structlog
 import torch
 from transformers import PretrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
@@ -16,10 +15,10 @@ from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.float8 import has_float8_products
 from worker.engines.transformers.model.gpu_precision import BFLOAT16, CHOICES, FP8
 
-log = structlog.get_logger(__name__)
-
 COMPRESSED, FBGEMM, FINEGRAINED = "compressed-tensors", "fbgemm_fp8", "fp8"
 _ROW_STRATEGIES = ("channel", "tensor")  # of a group's scales, in compressed-tensors' words
+_USUAL_PACKED_BITS = 4
+_NAMES = ("modules_to_not_convert", "ignore")  # settings that are lists of layers
 _MOST_SHOWN = 40  # characters of a name from a file
 
 
@@ -52,6 +51,7 @@ def choose_loading(config: PretrainedConfig, device: torch.device, *, divided: b
     if owner is None:
         return
     quantization: dict[str, Any] = dict(owner.quantization_config)
+    _check_names(quantization)
     method = str(quantization.get("quant_method", ""))
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING and not _is_bitsandbytes(quantization):
         raise EngineUnavailable(
@@ -69,7 +69,23 @@ def choose_loading(config: PretrainedConfig, device: torch.device, *, divided: b
         native = native and has_float8_products(device)
         quantization |= {"dequantize": not native, "use_optimized_inference": native}
     owner.quantization_config = quantization
-    log.info("quantized weights", format=method, as_loaded=not quantization.get("dequantize"))
+
+
+def packed_bits(config: PretrainedConfig) -> int | None:
+    """Of a packed integer, where `choose_loading` has quantized weights dequantized as they are
+    read; None: they are kept as they are. The smallest, where layers differ.
+    """
+    owner = _owner(config)
+    if owner is None or not owner.quantization_config.get("dequantize"):
+        return None
+    bits: list[int] = []
+    groups = owner.quantization_config.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        number = weights.get("num_bits") if isinstance(weights, dict) else None
+        if type(number) is int and 0 < number <= 8:
+            bits.append(number)
+    return min(bits, default=_USUAL_PACKED_BITS)
 
 
 def _owner(config: PretrainedConfig) -> PretrainedConfig | None:
@@ -78,6 +94,18 @@ def _owner(config: PretrainedConfig) -> PretrainedConfig | None:
         if isinstance(getattr(candidate, "quantization_config", None), dict):
             return candidate
     return None
+
+
+def _check_names(quantization: dict[str, Any]) -> None:
+    """Raises EngineUnavailable for what would fail somewhere in transformers."""
+    for setting in _NAMES:
+        names = quantization.get(setting)
+        valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if names is not None and not valid:
+            raise EngineUnavailable(
+                f"in its config.json {setting} must be a list of names, not "
+                f"{str(names)[:_MOST_SHOWN]!r}"
+            )
 
 
 def _is_bitsandbytes(quantization: dict[str, Any]) -> bool:
@@ -139,7 +167,7 @@ def _as_compressed_tensors(quantization: dict[str, Any]) -> dict[str, Any]:
     """The settings of FBGEMM's checkpoints in the words of compressed-tensors, which stores the
     same: float8 weights with a scale for each output. Its loader runs on every device.
     """
-    ignored = quantization.get("modules_to_not_convert") or ["lm_head"]
+    ignored: list[str] = quantization.get("modules_to_not_convert") or ["lm_head"]
     weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
     inputs = {**weights, "strategy": "token", "dynamic": True}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
@@ -148,5 +176,5 @@ def _as_compressed_tensors(quantization: dict[str, Any]) -> dict[str, Any]:
         "format": "float-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": [str(name) for name in ignored],
+        "ignore": ignored,
     }

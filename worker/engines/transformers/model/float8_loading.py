@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -68,6 +69,16 @@ def float8_config() -> Float8Config:
     register_quantization_config(_METHOD)(Float8Config)
     register_quantizer(_METHOD)(_Quantizer)
     return Float8Config()
+
+
+def count_float8_weights(config: Any) -> int:
+    """How many weights of a model of that config would become float8. Reads none of them; raises
+    what transformers raises.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    layers = [getattr(place.parent, place.attribute) for place in find_places(model)]
+    return sum(layer.weight.numel() for layer in layers)
 
 
 def _without_memory(linear: Any) -> Float8Linear:

@@ -56,6 +56,8 @@ def _check_products(device: torch.device) -> None:
     rows = torch.ones((DIVISOR, DIVISOR), dtype=torch.bfloat16, device=device)
     try:
         multiply_rows(*quantize_rows(rows), *quantize_weight(rows), None)
+    except torch.OutOfMemoryError as error:
+        raise EngineUnavailable(f"{device} has no memory left: {one_line(error)}") from error
     except (RuntimeError, ValueError) as error:  # torch's names for what a GPU cannot do
         raise EngineUnavailable(
             f"--precision fp8 needs a GPU with 8-bit products (Ada, Hopper or later); take "
@@ -133,13 +135,18 @@ def _paragraph(tokenizer: Any) -> torch.Tensor:
 
 
 def find_places(model: Any) -> Iterator[Place]:
-    """The linear layers inside a list of layers, of sizes that the tensor cores take."""
+    """The linear layers inside a list of layers, of sizes that the tensor cores take, without
+    routers and those that are kept in more digits than the model.
+    """
     head = model.get_output_embeddings()
+    exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for path, module in model.named_modules():
         parts = path.split(".")
         repeated = any(part.isdecimal() for part in parts)
         if not repeated or type(module) is not nn.Linear or module is head:
             continue
-        if parts[-1] in _ROUTERS or _odd(module):
+        if any(part in _ROUTERS for part in parts) or any(name in path for name in exact):
+            continue
+        if _odd(module) or module.weight.dtype != model.dtype:
             continue
         yield Place(model.get_submodule(".".join(parts[:-1])), parts[-1])

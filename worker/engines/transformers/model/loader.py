@@ -19,11 +19,11 @@ from worker.engines.transformers.model import (
     settings,
 )
 from worker.engines.transformers.model.cache_size import CacheSize
-from worker.engines.transformers.model.checkpoint_format import choose_loading
+from worker.engines.transformers.model.checkpoint_format import choose_loading, packed_bits
 from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.errors import UnsupportedModel
-from worker.engines.transformers.model.float8 import FLOAT8
-from worker.engines.transformers.model.float8_loading import float8_config
+from worker.engines.transformers.model.float8 import has_float8_products
+from worker.engines.transformers.model.float8_loading import count_float8_weights, float8_config
 from worker.engines.transformers.model.gpu_precision import FP8
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.load_progress import reporting
@@ -85,15 +85,16 @@ def load(folder: Path, device_names: str, slots: int | None) -> LoadedModel:
     if first.type == "cuda":
         gpu_precision.check(first)
         torch.cuda.set_device(first)  # of this thread: Triton launches on the current device
-    options = _room_options(folder, devices)
-    tokenizer = load_tokenizer(folder)
     try:
+        config = load_config(folder, first)
+        options = _room_options(folder, config, devices)
+        tokenizer = load_tokenizer(folder)
         if len(devices) == 1:
-            model = load_weights(folder, first, device_map=first, **options)
+            model = load_weights(folder, first, config, device_map=first, **options)
         else:
             free = {device: free_on_gpu(device) for device in devices}
             memory = max_weight_memory(free)
-            model = load_weights(folder, first, device_map="auto", max_memory=memory)
+            model = load_weights(folder, first, config, device_map="auto", max_memory=memory)
     except _LOAD_ERRORS as error:
         raise EngineUnavailable(
             f"cannot load the model in {folder} on {device_names}: {one_line(error)}"
@@ -104,19 +105,37 @@ def load(folder: Path, device_names: str, slots: int | None) -> LoadedModel:
     return prepare_model(model, tokenizer, slots)
 
 
-def _room_options(folder: Path, devices: list[torch.device]) -> dict[str, Any]:
+def _room_options(folder: Path, config: Any, devices: list[torch.device]) -> dict[str, Any]:
     """For `load_weights`, where weights have room only if they become float8 as they are read.
-    Raises EngineUnavailable if they have none.
+    Raises EngineUnavailable if they have none, and what transformers raises.
     """
+    first = devices[0]
     try:
-        check_room(folder, devices)
-    except EngineUnavailable:
-        first = devices[0]
-        if len(devices) > 1 or first.type != "cuda" or gpu_precision.check(first) != FP8:
+        check_room(folder, devices, packed_bits=packed_bits(config))
+        return {}
+    except EngineUnavailable as error:
+        if len(devices) > 1 or _is_quantized(config) or not has_float8_products(first):
             raise
-        check_room(folder, devices, dtype=FLOAT8)
-        return {"quantization_config": float8_config()}
-    return {}
+        float8_weights = count_float8_weights(config)
+        if gpu_precision.check(first) != FP8:
+            if _has_room(folder, devices, float8_weights):
+                raise EngineUnavailable(f"{error}, or --precision fp8, which has room") from error
+            raise
+    check_room(folder, devices, float8_weights=float8_weights)
+    return {"quantization_config": float8_config()}
+
+
+def _has_room(folder: Path, devices: list[torch.device], float8_weights: int) -> bool:
+    try:
+        check_room(folder, devices, float8_weights=float8_weights)
+    except EngineUnavailable:
+        return False
+    return True
+
+
+def _is_quantized(config: Any) -> bool:
+    """Whether the checkpoint is published so."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def prepare_model(
@@ -273,23 +292,31 @@ def load_tokenizer(folder: Path) -> Any:
         raise EngineUnavailable(f"cannot load the model in {folder}: {one_line(error)}") from error
 
 
-def load_weights(folder: Path, device: torch.device, **options: Any) -> Any:
-    """float32 on a CPU, where bfloat16 is slower unless the CPU has instructions for it; bfloat16
-    on a GPU; quantized weights see `checkpoint_format`. `options`: from_pretrained's, which say
-    where to. Raises what it raises, and EngineUnavailable where weights are missing.
+def load_config(folder: Path, device: torch.device, *, divided: bool = False) -> Any:
+    """With the quantization settings that suit `device`; see `choose_loading`. Raises what
+    transformers raises, and EngineUnavailable.
     """
-    dtype = torch.bfloat16
-    if device.type == "cpu":
-        dtype = torch.float32
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
     try:
-        choose_loading(config, device, divided="distributed_config" in options)
+        choose_loading(config, device, divided=divided)
     except EngineUnavailable as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {error}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        options.pop("quantization_config", None)  # they are published as small as they are
+    return config
+
+
+def load_weights(folder: Path, device: torch.device, config: Any, **options: Any) -> Any:
+    """`config`: as `load_config` gives it. float32 on a CPU, where bfloat16 is slower unless the
+    CPU has instructions for it; bfloat16 on a GPU; quantized weights see `checkpoint_format`.
+    `options`: from_pretrained's, which say where to. Raises what it raises, and EngineUnavailable
+    where weights are missing.
+    """
+    dtype = torch.bfloat16
+    if device.type == "cpu":
+        dtype = torch.float32
+    if _is_quantized(config):
+        log.info("quantized weights", as_loaded=packed_bits(config) is None)
     with reporting(sum(file.stat().st_size for file in folder.glob("*.safetensors"))):
         result: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

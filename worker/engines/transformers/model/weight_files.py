@@ -19,6 +19,7 @@ _MAX_INDEX_BYTES = 100_000_000
 _MAX_FILES = 10_000
 _MAX_DIMENSIONS = 8
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PACKED = "_packed"  # how the names end of several small integers in one number
 # The others (integers, and 8 bits or fewer) keep their format when they are loaded.
 _CONVERTED = ("F64", "F32", "F16", "BF16")
 
@@ -48,26 +49,34 @@ class WeightFiles(NamedTuple):
     bytes_on_disk: int
     converted: int  # numbers that take the format that the model is loaded in
     kept: int  # bytes of the others
+    packed: int = 0  # of these, bytes of packed integers
 
-    def bytes_in(self, dtype: torch.dtype) -> int:
-        """Bytes in memory, where the model is loaded in that format."""
-        return self.converted * dtype.itemsize + self.kept
+    def bytes_in(self, dtype: torch.dtype, packed_bits: int | None = None) -> int:
+        """Bytes in memory, where the model is loaded in that format. `packed_bits`: of a packed
+        integer, where quantized weights are dequantized as they are read; None: they are kept.
+        """
+        if packed_bits is None:
+            return self.converted * dtype.itemsize + self.kept
+        quantized = self.kept - self.packed + self.packed * 8 // packed_bits
+        return (self.converted + quantized) * dtype.itemsize
 
 
 def read_headers(folder: Path) -> WeightFiles:
     """Of the files that transformers would load. Raises ValueError for files that are not
     safetensors, OSError for those that cannot be read.
     """
-    on_disk, converted, kept = 0, 0, 0
+    on_disk, converted, kept, packed = 0, 0, 0, 0
     for file in _files(folder):
-        for tensor in _header(file):
+        for name, tensor in _header(file).items():
             begin, end = tensor.data_offsets
             on_disk += end - begin
             if tensor.dtype in _CONVERTED:
                 converted += math.prod(tensor.shape)
-            else:
-                kept += end - begin
-    return WeightFiles(on_disk, converted, kept)
+                continue
+            kept += end - begin
+            if name.endswith(_PACKED):
+                packed += end - begin
+    return WeightFiles(on_disk, converted, kept, packed)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -83,8 +92,8 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names[:_MAX_FILES]]
 
 
-def _header(file: Path) -> list[_Tensor]:
-    """Its tensors. Raises ValueError, OSError."""
+def _header(file: Path) -> dict[str, _Tensor]:
+    """Its tensors, by name. Raises ValueError, OSError."""
     with file.open("rb") as opened:
         (length,) = _LENGTH.unpack(opened.read(_LENGTH.size).ljust(_LENGTH.size, b"\0"))
         rest = file.stat().st_size - _LENGTH.size
@@ -93,8 +102,8 @@ def _header(file: Path) -> list[_Tensor]:
         header = opened.read(length)
     entries = _decode(header, dict[str, msgspec.Raw], file)
     entries.pop("__metadata__", None)
-    tensors = [_decode(bytes(entry), _Tensor, file) for entry in entries.values()]
-    for tensor in tensors:
+    tensors = {name: _decode(bytes(entry), _Tensor, file) for name, entry in entries.items()}
+    for tensor in tensors.values():
         _check(tensor, rest - length, file)
     return tensors
 

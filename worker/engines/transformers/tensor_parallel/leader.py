@@ -25,8 +25,14 @@ import torch.distributed
 
 from worker.engines.base import EngineFailed, EngineUnavailable
 from worker.engines.transformers.model import float8_cache, gpu_precision
+from worker.engines.transformers.model.checkpoint_format import packed_bits
 from worker.engines.transformers.model.loaded import LoadedModel
-from worker.engines.transformers.model.loader import check_folder, eos_token_ids, load_tokenizer
+from worker.engines.transformers.model.loader import (
+    check_folder,
+    eos_token_ids,
+    load_config,
+    load_tokenizer,
+)
 from worker.engines.transformers.model.placement import find_device
 from worker.engines.transformers.model.prefill_speed import (
     measure_step_seconds,
@@ -167,9 +173,11 @@ def load(folder: Path, device_name: str, slots: int | None, ranks: int) -> Loade
     float8_cache.is_requested(base)
     if base.type == "cuda":
         gpu_precision.check(base)
-    check_room(folder, devices[:1], ranks=ranks)
     tokenizer = load_tokenizer(folder)
     try:
+        config = load_config(folder, base, divided=True)
+        # Before processes are started; each looks at its own device in `load_shard`.
+        check_room(folder, devices[:1], ranks=ranks, packed_bits=packed_bits(config))
         sharding.check_plan(folder, ranks)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EngineUnavailable(f"cannot load the model in {folder}: {one_line(error)}") from error

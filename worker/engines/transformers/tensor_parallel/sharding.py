@@ -31,9 +31,10 @@ from worker.engines.transformers.model import (
     settings,
 )
 from worker.engines.transformers.model.cache_size import CacheSize
+from worker.engines.transformers.model.checkpoint_format import packed_bits
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
-from worker.engines.transformers.model.loader import load_weights
+from worker.engines.transformers.model.loader import load_config, load_weights
 from worker.engines.transformers.model.memory import (
     cache_size_for,
     limit_gpu_memory,
@@ -42,6 +43,7 @@ from worker.engines.transformers.model.memory import (
 )
 from worker.engines.transformers.model.miniature import Miniature
 from worker.engines.transformers.model.probe import check_equal, create_runner, probe_runner
+from worker.engines.transformers.model.room import check_room, free_room
 from worker.engines.transformers.model.rope import choose_by_sequence
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.tensor_parallel.local_layers import use_local_layers
@@ -164,11 +166,16 @@ def _leave_group() -> None:
 
 def load_shard(folder: Path, device: torch.device, ranks: int) -> Any:
     """This rank's part of the weights. All ranks must be in the group. Raises what transformers
-    raises.
+    raises, and EngineUnavailable on all ranks if one of them has no room.
     """
     limit_gpu_memory(device)
+    config = load_config(folder, device, divided=True)
+    room = torch.tensor([free_room([device], ranks)], device=device)
+    torch.distributed.all_reduce(room, torch.distributed.ReduceOp.MIN)
+    check_room(folder, [device], ranks=ranks, room=int(room), packed_bits=packed_bits(config))
     with _environment(LOCAL_RANK=str(device.index or 0)):  # transformers takes the device from it
-        return load_weights(folder, device, distributed_config=DistributedConfig(tp_size=ranks))
+        plan = DistributedConfig(tp_size=ranks)
+        return load_weights(folder, device, config, distributed_config=plan)
 
 
 class Shard(NamedTuple):
