@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from structlog.testing import capture_logs
+from triton.runtime.errors import OutOfResources
 
 from tests.unit.engine.tiny import CONFIGS
 from worker.engines.transformers.model import cuda_graphs
@@ -132,7 +134,7 @@ def test_graphs_compute_what_eager_steps_do(kind: str, batch_invariant: bool) ->
     assert list(recorded._decode_graphs) == [1, 2, 3]
     # the largest first, whose memory the smaller ones use again
     assert list(recorded._prefill_graphs) == [(29, 3), (30, 2), (32, 0), (6, 2), (8, 0)]
-    assert len(steps) == 8
+    assert len(steps) == 9
     answers = answer(recorded, batch_invariant) + answer_beside_a_prompt(recorded)
     for graph, plain in zip(answers, expected, strict=True):
         torch.testing.assert_close(graph, plain)
@@ -178,3 +180,28 @@ def test_steps_read_shared_prefixes_once_where_that_is_faster(
     assert not shares([0, 1], batch_invariant=True)
     recorded.share_prefixes([])
     assert not shares([0, 1, 2])
+
+
+@pytest.mark.usefixtures("graphs")
+def test_graphs_that_share_are_left_out_if_they_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "_MIN_SHARING_ROWS", 2)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).double().eval()
+    recorded = create_runner(model, KVCacheLayout(model), PAGES)
+    recorded._inputs = DecodeInputs(SLOTS, recorded.device)
+
+    def too_large(_: PrefixInputs, slots: torch.Tensor) -> SharedPrefixes:
+        if len(slots) == 2:
+            raise OutOfResources(262_144, 232_448, "shared memory")
+        return of_rows(_, slots)
+
+    of_rows = PrefixInputs.of_rows
+    monkeypatch.setattr(PrefixInputs, "of_rows", too_large)
+    with capture_logs() as lines, torch.inference_mode():
+        recorded.capture_graphs(lambda _: None)
+    assert [line["event"] for line in lines] == ["shared prefixes are read for each sequence"]
+    assert list(recorded._decode_graphs) == [1, 2, 3]
+    assert recorded._prefill_graphs
+    assert not recorded._sharing_decode_graphs
+    assert not recorded._sharing_prefill_graphs

@@ -6,6 +6,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from triton.runtime.errors import OutOfResources
 
 from tests.unit.engine.architectures import (
     answers,
@@ -24,6 +25,7 @@ from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import (
     KVCacheLayout,
     KVCacheShape,
+    KVScales,
     attention_function,
 )
 from worker.engines.transformers.model.loader import prepare_model
@@ -170,8 +172,59 @@ def test_a_probe_that_fails_frees_the_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert not any(hasattr(module, "key_cache") for module in model.modules())
 
 
-def test_a_model_whose_steps_cannot_be_recorded_is_computed_without(
+_SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+}
+_KERNEL_ERROR = OutOfResources(262_144, 232_448, "shared memory")
+
+
+def test_a_kernel_that_does_not_fit_into_the_gpu_sends_the_model_to_the_library(
     monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("llama")
+    monkeypatch.setattr(loading, "probe_runner", lambda *_: None)
+    monkeypatch.setattr(LocalModelRunner, "decode", raising(_KERNEL_ERROR))
+    with pytest.raises(UnsupportedModel, match="shared memory"):
+        loading.runner_of(model, tokenizer(), Miniature(model), 2, 64)
+    assert not any(hasattr(module, "key_cache") for module in model.modules())
+
+
+def test_a_model_that_could_not_be_optimized_is_the_librarys_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("llama")
+    before = model.config._attn_implementation
+    prompt = prompts((5,))[0]
+    expected = generated(model, prompt, 4)
+
+    def create(model: Any, layout: KVCacheLayout, size: CacheSize, **more: Any) -> None:
+        runner = create_runner(model, layout, size, **more)
+        assert model.config._attn_implementation == attention.NAME
+        loading._optimize(model, layout, runner)  # as on a GPU
+
+    monkeypatch.setattr(loading, "create_runner", create)
+    monkeypatch.setattr(compilation, "optimize", raising(_KERNEL_ERROR))
+    with pytest.raises(UnsupportedModel, match="shared memory"):
+        loading.runner_of(model, tokenizer(), Miniature(model), 2, 64)
+    assert not any(hasattr(module, "key_cache") for module in model.modules())
+    assert model.config._attn_implementation == before
+    assert generated(model, prompt, 4) == expected
+
+
+def raising(error: Exception) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stream is capturing"), _KERNEL_ERROR])
+def test_a_model_whose_steps_cannot_be_recorded_is_computed_without(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where a model asks the device for a number in the middle of a step."""
     model = tiny("llama")
@@ -179,7 +232,7 @@ def test_a_model_whose_steps_cannot_be_recorded_is_computed_without(
 
     def impossible(_: Any) -> None:
         monkeypatch.setitem(runner._decode_graphs, 1, None)
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise error
 
     monkeypatch.setattr(runner, "capture_graphs", impossible)
     with capture_logs() as lines:
@@ -210,3 +263,55 @@ def test_a_step_that_cannot_be_timed_is_refused_in_one_line(
     with pytest.raises(EngineUnavailable, match=str(error)) as refused:
         loading.prepare_model(model, tokenizer(), 2, 64)
     assert ("--memory-fraction" in str(refused.value)) == ("memory" in str(error))
+
+
+def test_a_runner_leaves_nothing_on_the_attention_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("llama")
+    layout = KVCacheLayout(model)
+    module = next(iter(layout.shapes))
+    before = set(vars(module))
+    layout.scales = dict.fromkeys(layout.shapes, KVScales(2.0, 4.0))
+    runner = LocalModelRunner(model, layout, CacheSize(2, 64))
+    assert float(module.value_scale) == 4.0
+    runner.release()
+    assert set(vars(module)) == before
+    # A module gets its caches first: what if there is no memory for the rest?
+    monkeypatch.setattr(torch, "tensor", raising(torch.OutOfMemoryError()))
+    with pytest.raises(torch.OutOfMemoryError):
+        LocalModelRunner(model, layout, CacheSize(2, 64))
+    assert set(vars(module)) == before
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "rows"),
+    [(8, 8, 64, 64), (8, 2, 64, 16), (8, 1, 64, 8), (32, 1, 64, 0), (4, 2, 1024, 0)],
+)
+def test_a_tile_has_as_many_rows_as_the_heads_leave_room_for(
+    heads: int, kv_heads: int, head_dim: int, rows: int
+) -> None:
+    shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    config = CONFIG_MAPPING["llama"](**_SMALL, **shape, head_dim=head_dim)
+    model = made(config)
+    assert KVCacheLayout(model).prefix_tile_rows == rows
+
+
+def test_a_window_as_long_as_the_context_is_none() -> None:
+    shape = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = made(CONFIG_MAPPING["mistral"](**_SMALL, **shape, sliding_window=64))
+    windows = {Window(64): KVCacheLayout(model, 65), Window(): KVCacheLayout(model, 64)}
+    for window, layout in windows.items():
+        assert set(layout.windows.values()) == {window}
+        assert bool(layout.prefix_tile_rows) == (window == Window())
+        assert {kind.windowed for kind in layout.kinds} == {True}  # as the miniature's
+        runner = LocalModelRunner(model, layout, CacheSize(2, 64))
+        for module in layout.shapes:
+            assert attention.layer_window(module, 64) == window
+        runner.release()
+    prompt = prompts((40,))[0]
+    expected = generated(model, prompt, 20)
+    there = prepare_model(model, tokenizer(), 2, 64)
+    assert there.runner is not None
+    assert there.runner.windows == (Window(),)
+    assert answers(there, [prompt], 20) == [expected]

@@ -10,6 +10,7 @@ from worker.engines.transformers.model.step import MAX_PREFIXES, SharedPrefix
 from worker.engines.transformers.model.window import Window
 
 BLOCK = 16
+TILE_ROWS = 16
 
 
 def blocks(*parts: tuple[int, int]) -> list[int]:
@@ -18,7 +19,7 @@ def blocks(*parts: tuple[int, int]) -> list[int]:
 
 
 def tree_of(sequences: dict[int, list[int]]) -> SharedPrefixTree:
-    tree = SharedPrefixTree(BLOCK)
+    tree = SharedPrefixTree(BLOCK, TILE_ROWS)
     for slot, own in sequences.items():
         tree.add(slot, own)
     return tree
@@ -77,7 +78,7 @@ def test_groups_follow_the_sequences() -> None:
 
 def test_a_tree_that_has_changed_often_is_as_one_built_anew() -> None:
     chance = random.Random(7)
-    tree, sequences = SharedPrefixTree(BLOCK), dict[int, list[int]]()
+    tree, sequences = SharedPrefixTree(BLOCK, TILE_ROWS), dict[int, list[int]]()
     for _ in range(600):
         slot = chance.randrange(40)
         if chance.random() < 0.4:
@@ -127,7 +128,7 @@ def decoding(cache: PagedCache, ids: list[int], *, reuse: bool = True) -> int:
 
 
 def test_sequences_are_grouped_from_the_end_of_their_prompts_until_they_leave() -> None:
-    cache = PagedCache(20, 2_000, BLOCK)
+    cache = PagedCache(20, 2_000, BLOCK, prefix_tile_rows=TILE_ROWS)
     system = list(range(1000))
     slots = [decoding(cache, [*system, *[slot] * 40]) for slot in range(16)]
     assert cache.shared_prefixes == [SharedPrefix(960, tuple(sorted(slots)))]
@@ -149,7 +150,7 @@ def test_sequences_are_grouped_from_the_end_of_their_prompts_until_they_leave() 
 
 
 def test_a_preempted_sequence_is_grouped_again_by_the_blocks_that_it_gets_then() -> None:
-    cache = PagedCache(20, 2_000, BLOCK)
+    cache = PagedCache(20, 2_000, BLOCK, prefix_tile_rows=TILE_ROWS)
     system = list(range(1000))
     slots = [decoding(cache, [*system, *[slot] * 40]) for slot in range(16)]
     cache.release(slots[3])
@@ -158,7 +159,7 @@ def test_a_preempted_sequence_is_grouped_again_by_the_blocks_that_it_gets_then()
 
 
 def test_reproducible_sequences_are_in_no_group() -> None:
-    cache = PagedCache(20, 2_000, BLOCK)
+    cache = PagedCache(20, 2_000, BLOCK, prefix_tile_rows=TILE_ROWS)
     system = list(range(1000))
     slots = [decoding(cache, [*system, *[slot] * 40]) for slot in range(16)]
     decoding(cache, [*system, 5, 6], reuse=False)
@@ -173,7 +174,7 @@ def test_layers_without_a_window_are_grouped_if_they_are_one_group() -> None:
         ((Window(64), Window(32)), 0),
         ((Window(), Window(), Window(64)), 0),
     ]:
-        cache = PagedCache(20, 6_000, BLOCK, windows)
+        cache = PagedCache(20, 6_000, BLOCK, windows, prefix_tile_rows=TILE_ROWS)
         for slot in range(16):
             decoding(cache, [*system, *[slot] * 40])
         assert len(cache.shared_prefixes) == groups

@@ -11,6 +11,7 @@ import triton
 from worker.engines.transformers.model import (
     linear_kernels,
     linear_tiles,
+    prefix_tiles,
     triton_attention,
     triton_kernels,
     triton_linear,
@@ -90,9 +91,24 @@ def shared_memory(
 )
 @pytest.mark.parametrize("prefix", [False, True])
 def test_decoding(prefix: bool, capability: int, special: dict[str, str]) -> None:
+    check_decoding(prefix, capability, special, 128)
+
+
+@pytest.mark.parametrize(("capability", "size"), [(_AMPERE, 256), (_AMPERE, 512), (_HOPPER, 512)])
+def test_decoding_large_heads(
+    capability: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        triton_attention, "has_large_shared_memory", lambda _: capability == _HOPPER
+    )
+    check_decoding(size == 256, capability, {}, size)
+
+
+def check_decoding(prefix: bool, capability: int, special: dict[str, str], size: int) -> None:
+    block, stages = triton_attention._decode_tile(size, torch.device("cuda"))
     constants = {
-        "GROUP": 4, "PADDED_GROUP": 16, "SIZE": 128, "PADDED_SIZE": 128, "PAGE": 16,
-        "BLOCK": triton_attention._BLOCK, "MAX_PART": triton_attention._MAX_PART,
+        "GROUP": 4, "PADDED_GROUP": 16, "SIZE": size, "PADDED_SIZE": size, "PAGE": 16,
+        "BLOCK": block, "MAX_PART": triton_attention._MAX_PART,
         "PREFIX": prefix, "PREFIX_MAX_PART": triton_prefix._MAX_PART,
         **_FEATURES, "WINDOW": not prefix,
     }  # fmt: skip
@@ -101,7 +117,7 @@ def test_decoding(prefix: bool, capability: int, special: dict[str, str]) -> Non
         constants,
         capability,
         triton_attention._DECODE_WARPS,
-        triton_attention._DECODE_STAGES,
+        stages,
         special,
     )
     assert used < _SHARED_MEMORY[capability]
@@ -116,22 +132,31 @@ def test_combining() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "special"), [(_AMPERE, {}), (_HOPPER, _FLOAT8_KEYS)], ids=["", "float8"]
+    ("capability", "tiles", "size", "special"),
+    [
+        (_AMPERE, prefix_tiles._SMALL_TILES, 128, {}),
+        (_AMPERE, prefix_tiles._SMALL_TILES, 256, {}),
+        (_HOPPER, prefix_tiles._TILES, 128, _FLOAT8_KEYS),
+        (_HOPPER, prefix_tiles._TILES, 256, {}),
+        (_HOPPER, prefix_tiles._TILES, 512, {}),
+    ],
 )
-def test_prefixes(capability: int, special: dict[str, str]) -> None:
+def test_prefixes(
+    capability: int,
+    tiles: dict[int, prefix_tiles.PrefixTile],
+    size: int,
+    special: dict[str, str],
+) -> None:
+    tile = tiles[size]
     constants = {
-        "GROUP": 4, "QUERIES": triton_prefix._QUERIES, "SIZE": 128, "PADDED_SIZE": 128, "PAGE": 16,
-        "BLOCK": triton_prefix._BLOCK, "MAX_PART": triton_prefix._MAX_PART,
-        "PREFIXES": MAX_PREFIXES, "SOFTCAP": True,
+        "GROUP": 4, "QUERIES": tile.queries, "SIZE": size, "PADDED_SIZE": size, "PAGE": 16,
+        "BLOCK": tile.keys, "MAX_PART": triton_prefix._MAX_PART, "PREFIXES": MAX_PREFIXES,
+        "SOFTCAP": True,
     }  # fmt: skip
     used = shared_memory(
-        triton_prefix.prefix_kernel,
-        constants,
-        capability,
-        triton_prefix._WARPS,
-        triton_prefix._STAGES,
+        triton_prefix.prefix_kernel, constants, capability, triton_prefix._WARPS, tile.stages,
         special,
-    )
+    )  # fmt: skip
     assert used < _SHARED_MEMORY[capability]
 
 
@@ -241,3 +266,10 @@ def test_a_sum_over_ranks_moves_sixteen_bytes_at_once(dtype: str, capability: in
     )
     assert "st.global.v4.b32" in compiled.asm["ptx"]
     assert "sys.release" in compiled.asm["ptx"] and "sys.acquire" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("table", [prefix_tiles._TILES, prefix_tiles._SMALL_TILES])
+def test_prefixes_are_whole_reads(table: dict[int, prefix_tiles.PrefixTile]) -> None:
+    """The kernel reads `keys` at a time without a mask, and never beyond a prefix."""
+    for tile in table.values():
+        assert prefix_tiles.PREFIX_STRIDE % tile.keys == 0

@@ -442,7 +442,13 @@ class SlotScheduler:
 
 def _make_cache(runner: ModelRunner) -> KVCacheManager:
     if runner.blocks:
-        return PagedCache(runner.slots, runner.blocks, BLOCK_SIZE, runner.windows)
+        return PagedCache(
+            runner.slots,
+            runner.blocks,
+            BLOCK_SIZE,
+            runner.windows,
+            prefix_tile_rows=runner.prefix_tile_rows,
+        )
     return SlotCache(runner.slots)
 
 

@@ -41,9 +41,17 @@ class PagedCache:
     """Keeps the KVCacheManager protocol."""
 
     def __init__(
-        self, slots: int, blocks: int, block_size: int, windows: Many[Window] = (Window(),)
+        self,
+        slots: int,
+        blocks: int,
+        block_size: int,
+        windows: Many[Window] = (Window(),),
+        *,
+        prefix_tile_rows: int = 0,
     ) -> None:
-        """`blocks` for all groups of layers together; `windows`: of each."""
+        """`blocks` for all groups of layers together; `windows`: of each. `prefix_tile_rows`: see
+        ModelRunner.
+        """
         self._block_size = block_size
         self._windows = windows
         self._no_block = blocks  # the runner's spare one
@@ -51,10 +59,10 @@ class PagedCache:
         self._free_slots = list(range(slots))
         self._pages: dict[int, _Pages] = {}  # by slot
         self._pending: dict[bytes, int] = {}  # hashes that a prompt in prefill will publish: slot
-        self._prefixes = SharedPrefixTree(block_size)
+        self._prefixes = SharedPrefixTree(block_size, prefix_tile_rows)
         # Two groups without a window may not share the same: one's block can be gone alone.
         whole = [group for group, window in enumerate(windows) if not window.tokens]
-        self._prefix_group = whole[0] if len(whole) == 1 else None
+        self._prefix_group = whole[0] if len(whole) == 1 and prefix_tile_rows else None
         self.prompt_tokens = 0
         self.cached_tokens = 0
 

@@ -6,14 +6,9 @@ grouped with those with whom the most reading is saved.
 """
 
 from worker.engines.transformers.cache.slot_cache import common_prefix
-from worker.engines.transformers.model.step import (
-    MAX_PREFIXES,
-    PREFIX_TILE_COST,
-    PREFIX_TILE_ROWS,
-    SharedPrefix,
-)
+from worker.engines.transformers.model.prefix_tiles import PREFIX_STRIDE, PREFIX_TILE_COST
+from worker.engines.transformers.model.step import MAX_PREFIXES, SharedPrefix
 
-STRIDE_TOKENS = 64  # prefixes are multiples of it: keys that the kernel reads at a time
 _MIN_TOKENS = 256  # of a prefix: a shorter one is read as fast with the rows' own keys
 
 
@@ -31,9 +26,11 @@ class _Node:
 class SharedPrefixTree:
     """Used by one thread."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, tile_rows: int) -> None:
+        """`tile_rows`: for so many rows a prefix is read once."""
+        self._tile_rows = tile_rows
         self._block_size = block_size
-        self._stride = max(1, STRIDE_TOKENS // block_size)
+        self._stride = max(1, PREFIX_STRIDE // block_size)
         self._root = _Node([], 0, None)
         self._nodes: set[_Node] = set()  # without the root
         self._homes: dict[int, _Node] = {}  # by slot
@@ -134,18 +131,20 @@ class SharedPrefixTree:
             slots = sorted([*node.slots, *left.pop(node, ())])
             prefix = SharedPrefix(node.depth * self._block_size, tuple(slots))
             parent_tokens = 0 if node.parent is None else node.parent.depth * self._block_size
-            if prefix.saved_tokens >= _saved_above(len(slots), parent_tokens):
+            if self._saved(prefix) >= self._saved_above(len(slots), parent_tokens):
                 groups.append(prefix)
             elif node.parent is not None:
                 left.setdefault(node.parent, []).extend(slots)
-        worthy = [it for it in groups if it.tokens >= _MIN_TOKENS and it.saved_tokens > 0]
-        return sorted(worthy, key=lambda it: it.saved_tokens, reverse=True)[:MAX_PREFIXES]
+        worthy = [it for it in groups if it.tokens >= _MIN_TOKENS and self._saved(it) > 0]
+        return sorted(worthy, key=self._saved, reverse=True)[:MAX_PREFIXES]
+
+    def _saved(self, prefix: SharedPrefix) -> int:
+        return prefix.saved_tokens(self._tile_rows)
+
+    def _saved_above(self, rows: int, tokens: int) -> int:
+        """What so many rows save as some of many that share `tokens`."""
+        return rows * tokens * (self._tile_rows - PREFIX_TILE_COST) // self._tile_rows
 
 
 def _depth(node: _Node) -> int:
     return node.depth
-
-
-def _saved_above(rows: int, tokens: int) -> int:
-    """What so many rows save as some of many that share `tokens`."""
-    return rows * tokens * (PREFIX_TILE_ROWS - PREFIX_TILE_COST) // PREFIX_TILE_ROWS

@@ -89,7 +89,7 @@ def capture_graphs(runner: LocalModelRunner) -> None:
     """Runs without graphs where a model's steps read a number from the device."""
     try:
         runner.capture_graphs(log.info)
-    except RuntimeError as error:
+    except Exception as error:  # Triton's errors are no RuntimeErrors
         log.warning("decoding steps are not recorded", reason=one_line(error))
         runner.drop_graphs()
 

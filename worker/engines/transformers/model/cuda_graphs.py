@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 
 from worker.engines.transformers.model.step import MAX_PREFIXES, SharedPrefix, SharedPrefixes
@@ -119,10 +118,13 @@ class PrefixInputs:
     uploads nothing.
     """
 
-    def __init__(self, slots: int, device: torch.device, token_bytes: int) -> None:
-        """`token_bytes`: of a token's keys and values in a layer."""
+    def __init__(self, slots: int, device: torch.device, token_bytes: int, tile_rows: int) -> None:
+        """`token_bytes`: of a token's keys and values in a layer. `tile_rows`: for so many rows a
+        prefix is read once; 0: none is.
+        """
         self.used = False  # whether a step is faster if it reads what is shared once
         self._token_bytes = token_bytes
+        self._tile_rows = tile_rows
         self._sizes = [slots + 1, slots, MAX_PREFIXES + 1, MAX_PREFIXES]
         self._table = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
         self._lengths, self._members, self._starts, self._tokens = self._table.split(self._sizes)
@@ -132,23 +134,27 @@ class PrefixInputs:
 
     def fill(self, prefixes: list[SharedPrefix]) -> None:
         """From the next step on these are shared: no slot in two of them, at most MAX_PREFIXES."""
-        saved_tokens = sum(prefix.saved_tokens for prefix in prefixes)
-        self.used = saved_tokens * self._token_bytes >= _MIN_SAVED_BYTES
+        self.used = self._saved_bytes(prefixes) >= _MIN_SAVED_BYTES
         if not self.used:
             return
-        host = torch.empty(len(self._table), dtype=torch.int32, pin_memory=self._pinned)
-        lengths, members, starts, tokens = (part.numpy() for part in host.split(self._sizes))
-        for part in (lengths, members, tokens):
-            part.fill(0)
+        lengths, members, starts, tokens = ([0] * size for size in self._sizes)
         end = 0
         for number, prefix in enumerate(prefixes):
-            slots = numpy.array(prefix.slots)
             starts[number], tokens[number] = end, prefix.tokens
-            lengths[slots] = prefix.tokens
-            members[end : end + len(slots)] = slots
-            end += len(slots)
-        starts[len(prefixes) :] = end
+            for slot in prefix.slots:
+                lengths[slot] = prefix.tokens
+            members[end : end + len(prefix.slots)] = prefix.slots
+            end += len(prefix.slots)
+        starts[len(prefixes) :] = [end] * (len(starts) - len(prefixes))
+        table = [*lengths, *members, *starts, *tokens]
+        host = torch.tensor(table, dtype=torch.int32, pin_memory=self._pinned)
         self._table.copy_(host, non_blocking=True)
+
+    def _saved_bytes(self, prefixes: list[SharedPrefix]) -> int:
+        if not self._tile_rows:
+            return 0
+        tokens = sum(prefix.saved_tokens(self._tile_rows) for prefix in prefixes)
+        return tokens * self._token_bytes
 
     def of_rows(self, slots: torch.Tensor) -> SharedPrefixes:
         """What a graph's rows read, whose slots are [rows] int64."""

@@ -10,6 +10,7 @@ from transformers import AttentionInterface, PretrainedConfig
 
 from worker.engines.transformers.model.block_groups import BlockGroups, group_layers
 from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.engines.transformers.model.prefix_tiles import prefix_tile_rows
 from worker.engines.transformers.model.window import Window, layer_window
 from worker.errors import one_line
 
@@ -47,11 +48,16 @@ class KVScales(NamedTuple):
 class KVCacheLayout:
     """The attention modules of a model, in order, with what each keeps of a token."""
 
-    def __init__(self, model: Any) -> None:
-        """Runs one token through the model, which is left as it was. Raises UnsupportedModel."""
+    def __init__(self, model: Any, context: int | None = None) -> None:
+        """Runs one token through the model, which is left as it was. `context`: the most tokens of
+        a sequence, where it is known; a layer whose window is as long has none. Raises
+        UnsupportedModel.
+        """
+        self._context = context
         self.shapes: dict[Any, KVCacheShape] = {}  # by attention module
         self.devices: dict[Any, torch.device] = {}  # the same
         self.windows: dict[Any, Window] = {}  # the same
+        self._groups: dict[Any, int] = {}  # query heads that share a key head; the same
         self.kinds: set[AttentionKind] = set()
         self.dtype: torch.dtype = model.dtype  # of keys and values; see `float8_cache`
         self.scales: dict[Any, KVScales] = {}  # by attention module, of float8 only
@@ -97,7 +103,9 @@ class KVCacheLayout:
             kv_heads=key.shape[1], head_size=max(key.shape[3], value.shape[3])
         )
         self.devices[module] = key.device
-        self.windows[module] = window
+        hides_some = self._context is None or window.tokens < self._context
+        self.windows[module] = window if hides_some else Window()
+        self._groups[module] = query.shape[1] // key.shape[1]
         kind = AttentionKind(
             module=type(module).__name__,
             windowed=window.tokens > 0,
@@ -116,6 +124,18 @@ class KVCacheLayout:
         shapes = zip(self.shapes.values(), self.devices.values(), strict=True)
         return group_layers(list(self.windows.values()), list(shapes))
 
+    @property
+    def prefix_tile_rows(self) -> int:
+        """For how many decoding rows the layers without a window read a shared prefix once; 0: they
+        do not.
+        """
+        rows: list[int] = []
+        for module, shape in self.shapes.items():
+            if not self.windows[module].tokens:
+                group, device = self._groups[module], self.devices[module]
+                rows.append(prefix_tile_rows(shape.head_size, group, device))
+        return min(rows, default=0)
+
     def bytes_per_token(self, dtype: torch.dtype, device: torch.device | None = None) -> int:
         """Memory that the keys and values of one token take: on `device`, or on all devices."""
         total = 0
@@ -133,15 +153,14 @@ def attention_function(
     long; the registry outlives every model, and would keep alive what the function refers to.
     Raises UnsupportedModel.
     """
-    before = [(config, config._attn_implementation) for config in _configs(model)]
+    before = _attention_functions(model)
     if function is not None:
         AttentionInterface.register(name, function)
     try:
         set_attention_function(model, name)
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
+        _restore(before)
         if function is not None:
             AttentionInterface.register(name, _unregistered)
 
@@ -149,6 +168,27 @@ def attention_function(
 def _unregistered(*_: Any, **__: Any) -> None:
     """In the place of a function that was registered for a while."""
     raise RuntimeError("this attention function is in use only while a model is loaded")
+
+
+@contextmanager
+def attention_restored_on_error(model: Any) -> Iterator[None]:
+    """Whatever raises leaves `model` with the attention function that it has now."""
+    before = _attention_functions(model)
+    try:
+        yield
+    except BaseException:
+        _restore(before)
+        raise
+
+
+def _attention_functions(model: Any) -> list[tuple[Any, str]]:
+    """Of each config of the model."""
+    return [(config, config._attn_implementation) for config in _configs(model)]
+
+
+def _restore(functions: list[tuple[Any, str]]) -> None:
+    for config, name in functions:
+        config._attn_implementation_internal = name
 
 
 def set_attention_function(model: Any, name: str) -> None:

@@ -29,6 +29,7 @@ class ModelRunner(Protocol):
     context: int
     blocks: int  # of cache_size.BLOCK_SIZE tokens; 0: each slot has its own row
     windows: tuple[Window, ...]  # of the groups of layers; see `block_groups`
+    prefix_tile_rows: int  # decoding rows for which a shared prefix is read once; 0: none are shared
     rope_limit: RopeLimit | None  # beyond it a sequence's keys differ
 
     @property

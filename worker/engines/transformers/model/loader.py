@@ -25,7 +25,7 @@ from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.float8 import has_float8_products
 from worker.engines.transformers.model.float8_loading import count_float8_weights, float8_config
 from worker.engines.transformers.model.gpu_precision import FP8
-from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.kv_cache import KVCacheLayout, attention_restored_on_error
 from worker.engines.transformers.model.load_progress import reporting
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.model.memory import (
@@ -207,32 +207,48 @@ def runner_of(
     if settings.library_attention():
         raise UnsupportedModel("CANOPY_LIBRARY_ATTENTION is set")
     try:
-        layout = KVCacheLayout(model)
-        prefill_again = probe_runner(miniature, layout.kinds)
-        rope_limit = choose_by_sequence(model)
-        if rope_limit is not None:
-            rope_limit = rope_limit._replace(prefill_again=prefill_again)
-        if float8_cache.is_requested(model.device):
-            float8_cache.use_float8(model, tokenizer, layout)
-        devices = set(layout.devices.values())
-        capacities: list[int] = []
-        for device in devices:
-            bytes_per_token = layout.bytes_per_token(layout.dtype, device)
-            capacities.append(token_capacity(device, bytes_per_token, shared=slots is None))
-        pages = uses_pages(model.device)
-        size = cache_size_for(
-            model, min(capacities), slots, context, pages=pages, groups=layout.block_groups
-        )
-        runner = create_runner(model, layout, size, rope_limit=rope_limit)
+        with attention_restored_on_error(model):
+            return _proved_runner(model, tokenizer, miniature, slots, context)
     except UnsupportedModel as error:
         raise UnsupportedModel(one_line(error)) from error
     except RuntimeError as error:  # torch's: no memory, no such kernel for this GPU
         raise UnsupportedModel(one_line(error)) from error
+
+
+def _proved_runner(
+    model: Any, tokenizer: Any, miniature: Miniature, slots: int | None, context: int
+) -> LocalModelRunner:
+    layout = KVCacheLayout(model, context)
+    prefill_again = probe_runner(miniature, layout.kinds)
+    rope_limit = choose_by_sequence(model)
+    if rope_limit is not None:
+        rope_limit = rope_limit._replace(prefill_again=prefill_again)
+    if float8_cache.is_requested(model.device):
+        float8_cache.use_float8(model, tokenizer, layout)
+    devices = set(layout.devices.values())
+    capacities: list[int] = []
+    for device in devices:
+        bytes_per_token = layout.bytes_per_token(layout.dtype, device)
+        capacities.append(token_capacity(device, bytes_per_token, shared=slots is None))
+    pages = uses_pages(model.device)
+    size = cache_size_for(
+        model, min(capacities), slots, context, pages=pages, groups=layout.block_groups
+    )
+    runner = create_runner(model, layout, size, rope_limit=rope_limit)
     if len(devices) > 1:
         log.info("steps are not recorded: a graph belongs to one device")
     elif model.device.type == "cuda":
-        compilation.optimize(model, layout, runner)
+        _optimize(model, layout, runner)
     return runner
+
+
+def _optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> None:
+    try:
+        compilation.optimize(model, layout, runner)
+    except Exception as error:  # whatever it is, the library can still compute the model
+        compilation.uncompile_layers(model, layout)
+        runner.release()
+        raise UnsupportedModel(one_line(error)) from error
 
 
 def _batches(model: Any, miniature: Miniature) -> bool:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import structlog
 import torch
 
 from worker.engines.transformers.model.attention import use_step
@@ -43,9 +44,13 @@ from worker.engines.transformers.model.step import (
     Step,
     padded_length,
 )
+from worker.errors import one_line
+
+log = structlog.get_logger(__name__)
 
 Progress = Callable[[str], None]
 CACHES = ("key_cache", "value_cache")  # attributes of attention modules
+_MODULE_STATE = (*CACHES, "block_group", "sees_all", "key_scale", "value_scale")
 _Caches = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -71,6 +76,7 @@ class LocalModelRunner:
         self.slots, self.context, self.blocks = size
         slots = size.slots
         self.windows = layout.block_groups.windows
+        self.prefix_tile_rows = layout.prefix_tile_rows
         self.rope_limit = rope_limit
         self._attention_modules: list[Any] = []  # those that have their part of the cache
         self._packs_positions = any(counts_tokens(module) for module in layout.shapes)
@@ -92,7 +98,7 @@ class LocalModelRunner:
         if self.device.type == "cuda" and not self._on_several_devices:
             self._inputs = DecodeInputs(slots, self.device)
         token_bytes = 2 * layout.dtype.itemsize * max(map(math.prod, layout.shapes.values()))
-        self._prefixes = PrefixInputs(slots, self.device, token_bytes)
+        self._prefixes = PrefixInputs(slots, self.device, token_bytes, self.prefix_tile_rows)
         self._block_tables: dict[torch.device, torch.Tensor] | None = None
         self._allocate(layout)
 
@@ -120,12 +126,13 @@ class LocalModelRunner:
                 caches = shared.get(place.layer) if self.blocks else None
                 if caches is None:
                     caches = shared[place.layer] = self._allocate_caches(layout, module)
+                self._attention_modules.append(module)  # first: `release` is to find what it has
                 module.key_cache, module.value_cache = caches
                 module.block_group = torch.tensor(place.group, device="cpu")
+                module.sees_all = not layout.windows[module].tokens
                 if module in layout.scales:
                     scales = torch.tensor(layout.scales[module], device=layout.devices[module])
                     module.key_scale, module.value_scale = scales
-                self._attention_modules.append(module)
         except RuntimeError:  # out of memory
             self.release()
             raise
@@ -150,7 +157,9 @@ class LocalModelRunner:
         """Frees the graphs and the KV cache."""
         self.drop_graphs()
         for module in self._attention_modules:
-            del module.key_cache, module.value_cache, module.block_group
+            for name in _MODULE_STATE:
+                if hasattr(module, name):
+                    delattr(module, name)
         self._attention_modules = []
 
     def drop_graphs(self) -> None:
@@ -414,18 +423,29 @@ class LocalModelRunner:
         for number, size in enumerate(reversed(sizes), 1):
             progress(f"capturing the graph of a batch of {size} ({number} of {len(sizes)})")
             decode_graphs[size] = self._record_decode(recorder, self._inputs, size)
-            if may_share(0, size):
-                self._sharing_decode_graphs[size] = self._record_decode(
-                    recorder, self._inputs, size, shares=True
-                )
         self._decode_graphs = dict(sorted(decode_graphs.items()))
         for mixed in mixed_sizes(self.slots):
             progress(f"capturing the graph of {mixed.tokens} prompt tokens, {mixed.rows} rows")
             self._prefill_graphs[mixed] = self._record_prefill(recorder, self._inputs, mixed)
-            if may_share(*mixed):
-                self._sharing_prefill_graphs[mixed] = self._record_prefill(
-                    recorder, self._inputs, mixed, shares=True
-                )
+        if self.prefix_tile_rows:
+            progress("capturing the graphs that read shared prefixes once")
+            self._capture_sharing_graphs(recorder, self._inputs)
+
+    def _capture_sharing_graphs(self, recorder: GraphRecorder, inputs: DecodeInputs) -> None:
+        """Those of the sizes that have one already, or none if one of them fails."""
+        try:
+            for size in reversed(self._decode_graphs):
+                if may_share(0, size):
+                    graph = self._record_decode(recorder, inputs, size, shares=True)
+                    self._sharing_decode_graphs[size] = graph
+            for mixed in self._prefill_graphs:
+                if may_share(*mixed):
+                    mixed_graph = self._record_prefill(recorder, inputs, mixed, shares=True)
+                    self._sharing_prefill_graphs[mixed] = mixed_graph
+        except Exception as error:  # Triton's errors are no RuntimeErrors
+            log.warning("shared prefixes are read for each sequence", reason=one_line(error))
+            self._sharing_decode_graphs.clear()
+            self._sharing_prefill_graphs.clear()
 
     def _kept_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """A copy in memory that all graphs share: theirs, one each, would be gigabytes."""

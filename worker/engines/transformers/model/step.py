@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from worker.engines.transformers.model.prefix_tiles import PREFIX_TILE_COST
+
 MAX_PREFIXES = 256  # groups of rows that share one in a step; a power of two
-PREFIX_TILE_ROWS = 16  # rows for which one is read once; see triton_prefix
-PREFIX_TILE_COST = 3  # reading it for a tile takes as long as for so many rows, on an H200
 _KEY_MULTIPLE = 128  # the number of keys read for a decoding row is rounded up to a multiple of it
 
 
@@ -69,11 +69,10 @@ class SharedPrefix(NamedTuple):
     tokens: int
     slots: tuple[int, ...]
 
-    @property
-    def saved_tokens(self) -> int:
-        """How many tokens' reading is saved if it is read once for each tile of rows."""
+    def saved_tokens(self, tile_rows: int) -> int:
+        """How many tokens' reading is saved if it is read once for each tile of so many rows."""
         rows = len(self.slots)
-        tiles = -(-rows // PREFIX_TILE_ROWS)
+        tiles = -(-rows // tile_rows)
         return (rows - PREFIX_TILE_COST * tiles) * self.tokens
 
 

@@ -8,12 +8,16 @@ read on the host, and a CUDA graph can hold the calls.
 """
 
 import math
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
+from worker.engines.transformers.model.prefix_tiles import (
+    has_large_shared_memory,
+    padded_head_size,
+    prefix_tile,
+)
 from worker.engines.transformers.model.step import SharedPrefixes
 from worker.engines.transformers.model.triton_kernels import combine_kernel, decode_kernel
 from worker.engines.transformers.model.triton_prefill import prefill_kernel
@@ -24,6 +28,7 @@ from worker.engines.transformers.model.triton_prefix import PrefixParts, attend_
 _BLOCK = 64  # keys read at a time: the best of 32, 64 and 128 on an H200 at every batch size tried
 _DECODE_WARPS = 4
 _DECODE_STAGES = 3
+_SMALL_DECODE_STAGES = 2  # of heads of 512 where there is less shared memory
 # A batch of fewer programs (rows * kv heads) splits its rows into parts until there are so many:
 # about twice an H100's multiprocessors.
 _MIN_PROGRAMS = 256
@@ -65,7 +70,6 @@ _SMALL_TILES = {
     256: Tile(64, 32, 8, 2),
     512: Tile(32, 32, 8, 2),
 }
-_LARGE_SHARED_MEMORY = 200_000  # bytes a program may have: Hopper's 232,448 and more
 _FLOAT32_TILE = Tile(32, 32, 4, 2)  # for tests: no tensor cores, and twice the memory
 
 
@@ -111,7 +115,7 @@ def decode(
     in the softmax and has no value.
 
     `prefixes`: tokens that rows share, which are read once for many of them. Layers with a window
-    do without.
+    do without, and heads for which there is no tile.
 
     How a row is split depends on its own length and on shapes, never on the other rows.
     """
@@ -120,7 +124,7 @@ def decode(
     out = torch.empty((count, heads, size), device=query.device, dtype=query.dtype)
     if count == 0:
         return out
-    group, padded_size = heads // kv_heads, _padded(size)
+    group, padded_size = heads // kv_heads, padded_head_size(size)
     max_length = block_tables.shape[1] * page
     if window:
         max_length = min(max_length, window + _BLOCK)
@@ -133,12 +137,14 @@ def decode(
         parts = torch.empty((*shape, size), device=query.device, dtype=torch.float32)
     to_log2 = _to_log2(scale, softcap)
     prefix = PrefixParts(out, out, out, out, 1, 1, 1)  # not read
-    shares = prefixes is not None and not window
-    if prefixes is not None and shares:
+    tile = prefix_tile(padded_size, query.device)
+    shares = prefixes is not None and tile is not None and not window
+    if prefixes is not None and tile is not None and shares:
         prefix = attend_to_prefixes(
-            query, key_cache, value_cache, block_tables, rows, prefixes, scale, softcap, to_log2
-        )
-    block = _BLOCK if padded_size <= 128 else _BLOCK // 2
+            query, key_cache, value_cache, block_tables, rows, prefixes, tile,
+            scale, softcap, to_log2,
+        )  # fmt: skip
+    block, stages = _decode_tile(padded_size, query.device)
     grid: Any = (kv_heads, count + extra_programs)
     decode_kernel[grid](
         query, key, value, key_cache, value_cache, block_tables, rows, lengths,
@@ -151,7 +157,7 @@ def decode(
         SIZE=size, PADDED_SIZE=padded_size, PAGE=page, BLOCK=block, MAX_PART=_MAX_PART,
         PREFIX=shares, PREFIX_MAX_PART=prefix.max_part,
         SOFTCAP=softcap > 0, WINDOW=window > 0, CHUNKED=chunked, SINKS=sinks is not None,
-        num_warps=_DECODE_WARPS, num_stages=_DECODE_STAGES,
+        num_warps=_DECODE_WARPS, num_stages=stages,
     )  # fmt: skip
     if max_parts > 1:
         # Few rows have parts in a large batch: then what counts is how soon the others are passed.
@@ -191,7 +197,7 @@ def prefill(
     out = torch.empty((tokens, heads, size), device=query.device, dtype=query.dtype)
     if tokens == 0 or chunks == 0:
         return out.zero_()
-    group, padded_size = heads // kv_heads, _padded(size)
+    group, padded_size = heads // kv_heads, padded_head_size(size)
     tile = _tile(query, padded_size)
     queries = max(tile.queries, triton.next_power_of_2(group))
     grid: Any = (tokens // (queries // group) + chunks, kv_heads)
@@ -208,23 +214,21 @@ def prefill(
     return out
 
 
+def _decode_tile(padded_size: int, device: torch.device) -> tuple[int, int]:
+    """Keys read at a time, and stages."""
+    if padded_size <= 128:
+        return _BLOCK, _DECODE_STAGES
+    if padded_size <= 256 or device.type != "cuda" or has_large_shared_memory(device):
+        return _BLOCK // 2, _DECODE_STAGES
+    return _BLOCK // 2, _SMALL_DECODE_STAGES
+
+
 def _tile(query: torch.Tensor, padded_size: int) -> Tile:
     if query.dtype == torch.float32:
         return _FLOAT32_TILE
-    if query.is_cuda and _shared_memory(query.device) < _LARGE_SHARED_MEMORY:
+    if query.is_cuda and not has_large_shared_memory(query.device):
         return _SMALL_TILES[padded_size]
     return _TILES[padded_size]
-
-
-@cache
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may have."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-
-def _padded(size: int) -> int:
-    """tl.dot needs powers of two from 16 on."""
-    return max(16, triton.next_power_of_2(size))
 
 
 def _to_log2(scale: float, softcap: float) -> float:

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.engines.transformers.model.prefix_tiles import PrefixTile, padded_head_size
 from worker.engines.transformers.model.step import MAX_PREFIXES, SharedPrefixes
 from worker.engines.transformers.model.triton_kernels import (
     _LOWEST,
@@ -24,10 +25,7 @@ from worker.engines.transformers.model.triton_kernels import (
     _parts,
 )
 
-_QUERIES = 64  # of a tile: what a warp group of Hopper multiplies at once
-_BLOCK = 64  # keys read at a time; prefixes are multiples of it
 _WARPS = 4
-_STAGES = 3
 _PROGRAMS = 264  # two for each of a H200's multiprocessors, as many as are resident
 _MAX_PART = 1024  # keys of a part, unless there would be too many parts
 _MAX_PARTIALS = 2048  # rows * parts that there is memory for: heads * head size * 4 bytes of each
@@ -131,20 +129,15 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
         tl.store(parts + place[:, None] * SIZE + dims[None, :], weighted, mask=valid)
 
 
-def split_prefix(rows: int, kv_heads: int, group: int) -> tuple[int, int]:
-    """Of a step of so many rows: parts that every prefix is split into if it is long enough, and
+def split_prefix(rows: int, kv_heads: int, tile_rows: int) -> tuple[int, int]:
+    """Of a step of so many rows, in tiles of `tile_rows`: parts that every prefix is split into if it is long enough, and
     the most parts. Each one more costs about a microsecond when it is added to the row's own keys,
     and two were faster than four even where they left half of an H200 idle.
     """
     max_parts = max(2, min(128, _MAX_PARTIALS // rows))
-    tiles = triton.cdiv(rows, tile_rows(group))
+    tiles = triton.cdiv(rows, tile_rows)
     splits = triton.next_power_of_2(triton.cdiv(_MIN_PROGRAMS, tiles * kv_heads))
     return min(max(2, splits), 8, max_parts), max_parts
-
-
-def tile_rows(group: int) -> int:
-    """How many rows a tile has."""
-    return max(1, _QUERIES // group)
 
 
 def attend_to_prefixes(
@@ -154,6 +147,7 @@ def attend_to_prefixes(
     block_tables: torch.Tensor,
     rows: torch.Tensor,
     prefixes: SharedPrefixes,
+    tile: PrefixTile,
     scale: float,
     softcap: float,
     to_log2: float,
@@ -163,8 +157,8 @@ def attend_to_prefixes(
     """
     count, heads, size = query.shape
     kv_heads, page = key_cache.shape[2], key_cache.shape[1]
-    group, padded_size = heads // kv_heads, max(16, triton.next_power_of_2(size))
-    splits, max_parts = split_prefix(count, kv_heads, group)
+    group, padded_size = heads // kv_heads, padded_head_size(size)
+    splits, max_parts = split_prefix(count, kv_heads, tile.rows(group))
     maxima = torch.empty((count, heads, max_parts), device=query.device, dtype=torch.float32)
     sums = torch.empty_like(maxima)
     weighted = torch.empty((*maxima.shape, size), device=query.device, dtype=torch.float32)
@@ -175,10 +169,9 @@ def attend_to_prefixes(
         maxima, sums, weighted, count, splits, max_parts, scale, softcap, to_log2,
         query.stride(0), query.stride(1),
         key_cache.stride(0), key_cache.stride(1), key_cache.stride(2), block_tables.stride(0),
-        GROUP=group, QUERIES=max(_QUERIES, triton.next_power_of_2(group)),
+        GROUP=group, QUERIES=max(tile.queries, triton.next_power_of_2(group)),
         SIZE=size, PADDED_SIZE=padded_size, PAGE=page,
-        BLOCK=_BLOCK if padded_size <= 128 else _BLOCK // 2, MAX_PART=_MAX_PART,
-        PREFIXES=MAX_PREFIXES, SOFTCAP=softcap > 0,
-        num_warps=_WARPS, num_stages=_STAGES,
+        BLOCK=tile.keys, MAX_PART=_MAX_PART, PREFIXES=MAX_PREFIXES, SOFTCAP=softcap > 0,
+        num_warps=_WARPS, num_stages=tile.stages,
     )  # fmt: skip
     return PrefixParts(prefixes.lengths, maxima, sums, weighted, splits, max_parts, _MAX_PART)

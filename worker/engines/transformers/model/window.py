@@ -22,8 +22,11 @@ class Window(NamedTuple):
 
 def layer_window(module: Any, sliding_window: int | None) -> Window:
     """Of an attention module of the library, which passes `sliding_window` to its attention. Some
-    pass none and rely on a mask that follows from the layer's type.
+    pass none and rely on a mask that follows from the layer's type. None if the runner has said
+    that its sequences are too short for the window (`sees_all`).
     """
+    if getattr(module, "sees_all", False):
+        return Window()
     if sliding_window:
         return Window(int(sliding_window))
     config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)

@@ -84,6 +84,7 @@ class TensorParallelRunner:
         self.device: torch.device = runner.device
         self.slots, self.context, self.blocks = runner.slots, runner.context, runner.blocks
         self.windows = runner.windows
+        self.prefix_tile_rows = runner.prefix_tile_rows
         self.rope_limit = runner.rope_limit
 
     @property

@@ -32,6 +32,7 @@ from worker.engines.transformers.model import (
 )
 from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.checkpoint_format import packed_bits
+from worker.engines.transformers.model.context_length import context_length
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.loader import load_config, load_weights
@@ -202,7 +203,7 @@ def create_shard(model: Any, tokenizer: Any, slots: int | None, ranks: int) -> S
             attention = str(model.config._attn_implementation)
             precision = gpu_precision.quantize(model, tokenizer, attention)
         rope_limit = choose_by_sequence(model)
-        layout = KVCacheLayout(model)
+        layout = KVCacheLayout(model, context_length(model))
         prefill_again = probe_runner(Miniature(model), layout.kinds)
         if rope_limit is not None:
             rope_limit = rope_limit._replace(prefill_again=prefill_again)
