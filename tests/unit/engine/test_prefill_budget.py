@@ -71,3 +71,27 @@ def test_the_fastest_of_the_sizes_that_a_step_has_time_for() -> None:
     assert [budget.tokens(0), budget.tokens(64)] == [1024, 960]
     assert budget.tokens(65) == 2048  # no graph has room for them
     assert PrefillBudget(600, sizes=SIZES, step_seconds=seconds).tokens(0) == 512
+
+
+def test_a_step_hardly_longer_than_decoding_alone_does_not_make_prompts_free() -> None:
+    budget = PrefillBudget(2048, sizes=SIZES, step_seconds={1024: 0.021})
+    before = budget._tokens_per_second
+    for _ in range(40):
+        budget.observe_step(0, 0.030)
+    for _ in range(40):
+        budget.observe_step(448, 0.0301)  # it took 4,480,000 tokens a second, so to say
+    assert budget._tokens_per_second == before
+    for _ in range(5):
+        budget.observe_step(448, 0.080)
+    assert budget.tokens(5) < 448
+
+
+def test_a_size_that_was_not_measured_is_as_fast_as_the_next_one() -> None:
+    """Of a context of 1,500 tokens no longer prompt is measured, but steps with decoding rows are
+    longer.
+    """
+    sizes = [MixedSize(1472, 64), MixedSize(960, 64), MixedSize(448, 64)]
+    seconds = {512: 0.013, 1024: 0.021}
+    assert PrefillBudget(1500, sizes=sizes, step_seconds=seconds).tokens(0) == 1472
+    slower = {512: 0.005, 1024: 0.050}
+    assert PrefillBudget(1500, sizes=sizes, step_seconds=slower).tokens(0) == 448

@@ -95,9 +95,7 @@ def test_decoding(prefix: bool, capability: int, special: dict[str, str]) -> Non
 
 
 @pytest.mark.parametrize(("capability", "size"), [(_AMPERE, 256), (_AMPERE, 512), (_HOPPER, 512)])
-def test_decoding_large_heads(
-    capability: int, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoding_large_heads(capability: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         triton_attention, "has_large_shared_memory", lambda _: capability == _HOPPER
     )

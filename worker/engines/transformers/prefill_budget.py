@@ -35,10 +35,9 @@ class PrefillBudget:
         self._sizes = [size for size in sizes if size.tokens <= max_tokens]
         self._step_seconds = dict(step_seconds or {})
         self._seconds = STEP_SECONDS if sizes else PREFILL_SECONDS
-        self._tokens_per_second: float | None = None
-        if self._step_seconds:
-            speeds = [tokens / seconds for tokens, seconds in self._step_seconds.items()]
-            self._tokens_per_second = max(speeds)
+        speeds = [tokens / seconds for tokens, seconds in self._step_seconds.items()]
+        self._fastest = max(speeds, default=0.0)  # tokens a second, as measured without decoding
+        self._tokens_per_second: float | None = self._fastest or None
         self._decode_seconds = 0.0  # of a step without prompts
 
     def tokens(self, decoding: int) -> int:
@@ -48,7 +47,7 @@ class PrefillBudget:
         if not sizes:
             return min(self.max_tokens, max(_MIN_TOKENS, affordable // _MIN_TOKENS * _MIN_TOKENS))
         fitting = [size for size in sizes if size.tokens <= affordable] or [min(sizes)]
-        return max(fitting, key=self._speed).tokens
+        return max(fitting, key=lambda size: (self._speed(size), size.tokens)).tokens
 
     def _affordable(self) -> int:
         """How many tokens a step computes in its time."""
@@ -59,20 +58,28 @@ class PrefillBudget:
         return int(self._tokens_per_second * seconds)
 
     def _speed(self, size: MixedSize) -> float:
-        """Prompt tokens a second; unmeasured, the more tokens, the better."""
-        return size.tokens / self._step_seconds.get(size.tokens + size.rows, 1.0)
+        """Prompt tokens a second, if a step is as fast for each token as the measured one that is
+        next to it in size; with none measured, the more tokens, the better.
+        """
+        if not self._step_seconds:
+            return size.tokens
+        total = size.tokens + size.rows
+        nearest = min(self._step_seconds, key=lambda tokens: abs(tokens - total))
+        return size.tokens / total * nearest / self._step_seconds[nearest]
 
     def observe(self, tokens: int, seconds: float) -> None:
         """The latest pass computed nothing but so many prompt tokens, in that time."""
         if tokens >= _MIN_TOKENS and seconds > 0:
             self._tokens_per_second = tokens / seconds
+            self._fastest = max(self._fastest, self._tokens_per_second)
 
     def observe_step(self, tokens: int, seconds: float) -> None:
         """The latest step took that time; it decoded, and computed so many prompt tokens, too."""
         if tokens < _MIN_TOKENS:
             self._decode_seconds += _WEIGHT * (seconds - self._decode_seconds)
         elif self._tokens_per_second is not None and seconds > self._decode_seconds:
-            speed = tokens / (seconds - self._decode_seconds)
+            # The difference may be next to nothing, as both times vary.
+            speed = min(self._fastest, tokens / (seconds - self._decode_seconds))
             self._tokens_per_second += _WEIGHT * (speed - self._tokens_per_second)
 
 

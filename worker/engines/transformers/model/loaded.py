@@ -29,7 +29,7 @@ class ModelRunner(Protocol):
     context: int
     blocks: int  # of cache_size.BLOCK_SIZE tokens; 0: each slot has its own row
     windows: tuple[Window, ...]  # of the groups of layers; see `block_groups`
-    prefix_tile_rows: int  # decoding rows for which a shared prefix is read once; 0: none are shared
+    prefix_tile_rows: int  # for which a shared prefix is read once; 0: none is shared
     rope_limit: RopeLimit | None  # beyond it a sequence's keys differ
 
     @property
