@@ -131,8 +131,8 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
 
 def split_prefix(rows: int, kv_heads: int, tile_rows: int) -> tuple[int, int]:
     """Of a step of so many rows, in tiles of `tile_rows`: parts that every prefix is split into if
-    it is long enough, and the most parts. Each one more costs about a microsecond when it is added to the row's own keys,
-    and two were faster than four even where they left half of an H200 idle.
+    it is long enough, and the most parts. Each one more costs about a microsecond when it is added
+    to the row's own keys, and two were faster than four even where they left half of an H200 idle.
     """
     max_parts = max(2, min(128, _MAX_PARTIALS // rows))
     tiles = triton.cdiv(rows, tile_rows)
