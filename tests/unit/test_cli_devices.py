@@ -1,8 +1,12 @@
 """Which devices, precision and threads the nodes of an instance get."""
 
-import pytest
+from typing import Any
 
-from cli import devices
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli import devices, options
 from cli.errors import CliError
 from cli.options import (
     KV_CACHE_DTYPES,
@@ -144,3 +148,16 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert layout(nodes=2).nodes[0].env["CANOPY_THREADS"] == "4"
     assert layout(nodes=20).nodes[0].env["CANOPY_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [
+        (options.precision, options.PRECISIONS),
+        (options.kv_cache_dtype, options.KV_CACHE_DTYPES),
+    ],
+)
+def test_the_help_names_every_number_format(option: Any, choices: tuple[str, ...]) -> None:
+    command = click.command("some")(option(lambda: None))
+    text = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    assert all(choice in text for choice in choices)
