@@ -165,6 +165,8 @@ def test_prefixes(
         (_HOPPER, triton_attention._TILES, 128, dict.fromkeys(_FEATURES, False), _FLOAT8_KEYS),
         (_HOPPER, triton_attention._TILES, 256, _FEATURES, {}),
         (_AMPERE, triton_attention._SMALL_TILES, 128, {**_FEATURES, "CHUNKED": True}, {}),
+        (_AMPERE, triton_attention._SMALL_TILES, 512, _FEATURES, {}),
+        (_HOPPER, triton_attention._TILES, 512, _FEATURES, {}),
     ],
 )
 def test_prefill(
