@@ -27,8 +27,8 @@ def test_a_process_group_can_be_aborted() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, as it imports its compiler
-def test_layers_are_compiled_and_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+@torch._dynamo.config.patch(recompile_limit=8)  # type: ignore[untyped-decorator]
+def test_layers_are_compiled_and_uncompiled() -> None:
     model: Any = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
     layout = KVCacheLayout(model)
     assert compile_layers(model, layout) == len(model.model.layers) == len(layout.shapes)
