@@ -27,7 +27,13 @@ from topology.dispatch import HoldHigh
 from worker import life
 
 TWO_HOURS = 7200.0
-NODE_MODULES = ("worker.node", "worker.waiting", "worker.run", "broker.node", "broker.deadline")
+NODE_MODULES = (
+    "worker.node",
+    "worker.waiting",
+    "worker.run",
+    "broker.dead_letter_headers",
+    "broker.deadline",
+)
 API_MODULES = ("broker.node_states", "broker.stream")
 
 

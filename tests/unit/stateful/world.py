@@ -31,7 +31,7 @@ _TIMED = (
     "broker.deadline",
     "broker.node_states",
     "broker.registration",
-    "broker.node",
+    "broker.dead_letter_headers",
 )
 
 
