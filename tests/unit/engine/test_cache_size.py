@@ -318,8 +318,8 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(
         return CacheSize(2, 64)
 
     class Spread(loading.KVCacheLayout):
-        def __init__(self, model: Any) -> None:
-            super().__init__(model)
+        def __init__(self, model: Any, context: int | None = None) -> None:
+            super().__init__(model, context)
             self.devices[list(self.shapes)[1]] = torch.device("meta")
 
     monkeypatch.setattr(loading, "KVCacheLayout", Spread)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from transformers import LlamaConfig
 
 from broker.wire import ChatMessage, Job, Sampling, TokenLogprob
 from tests.unit.engine.tiny import save_model, tokenizer
@@ -32,6 +33,7 @@ class Scripted:
     """A model that emits fixed tokens after any prompt, and checks that they come back in order."""
 
     device = "cpu"
+    config = LlamaConfig(num_hidden_layers=1)
 
     def __init__(self, prompt: int, script: list[int]) -> None:
         """`prompt`: how many tokens come before the script."""
