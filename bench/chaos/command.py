@@ -133,9 +133,12 @@ def fill(result: Report, run: Run) -> list[str]:
         row["recovery s"] = run.ledger.longest_silence(incident.began, incident.ended)
         rows.append(row | {"problem": incident.problem or "-"})
     result.tables.append(Table("the faults in order", rows, digits=1))
-    result.tables.append(Table("how requests ended", [run.ledger.endings()]))
+    endings = run.ledger.endings()
+    result.tables.append(Table("how requests ended", [endings]))
     problems = broken(run)
-    result.facts |= {"problems": problems, "schedule": [asdict(fault) for fault in run.faults]}
+    recoveries = [row["recovery s"] for row in rows]
+    result.facts |= {"endings": endings, "problems": problems, "recoveries": recoveries}
+    result.facts["schedule"] = [asdict(fault) for fault in run.faults]
     result.notes += problems[:_SHOWN]
     verdict = "FAILED" if problems else "nothing lost, nothing repeated, at rest"
     result.notes += [
