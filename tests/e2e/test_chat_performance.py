@@ -27,6 +27,7 @@ SLOW = 4  # times slower than this machine
 FIRST_LOAD = 80_000  # bytes of compressed JavaScript, before a message is shown
 CONVERSATION_LOAD = 120_000  # the same with a conversation that needs no formulas, diagrams or code
 STREAM_MS = 3000
+LONG_PART = 0.6  # of the frames below a long list or table: some machines compute at half the speed
 SMOOTH_MS = 34  # two frames of a display with 60 a second
 
 _FRAMES = """ms => new Promise(done => {
@@ -201,7 +202,7 @@ def test_a_long_list_or_table_that_grows_is_smooth(
     [conversation] = store_conversations(echo, "reader", [(what, dialogue("Yes."))], lines)
     page = open_page("reader")
     open_conversation(page, conversation)
-    _assert_smooth(page, MainThread(page), f"a long {what}", text, shown, part=0.8)
+    _assert_smooth(page, MainThread(page), f"a long {what}", text, shown, part=LONG_PART)
 
 
 def _assert_smooth(
@@ -218,9 +219,6 @@ def _assert_smooth(
     used = (main_thread.seconds() - before) / (STREAM_MS / 1000)
     with traced(browser, page) as trace:
         page.evaluate(_FRAMES, STREAM_MS)
-    if trace.share_within(SMOOTH_MS / SLOW) < part:  # what else runs here only makes it worse
-        with traced(browser, page) as trace:
-            page.evaluate(_FRAMES, STREAM_MS)
     main_thread.slow_down(SLOW)
     spare = SpareTime()
     gaps: list[Any] = page.evaluate(_FRAMES, STREAM_MS)
@@ -235,6 +233,6 @@ def _assert_smooth(
         f"{SMOOTH_MS} ms in {cheap:.1%} of {len(trace.frames)} frames; {SLOW}x slow: {good:.1%} of "
         f"{len(gaps)} frames under {SMOOTH_MS} ms ({idle:.0%} of the machine idle)"
     )
-    assert used * SLOW <= 0.8
+    assert used * SLOW <= 1.0
     assert cheap >= part
     assert good >= part or idle < QUIET
