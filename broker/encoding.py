@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from broker.errors import DecodeError
-from broker.wire import ChatMessage, Job, Wire
+from broker.wire import Job, Wire
 
 T = TypeVar("T")
 _encoder = msgspec.json.Encoder()
@@ -38,7 +38,7 @@ def encode_copy(job: Job) -> bytes:
     messages = job.messages
     if messages is not None:
         messages = tuple(
-            ChatMessage(role=message.role, content=_copy(message.content)) for message in messages
+            msgspec.structs.replace(message, content=_copy(message.content)) for message in messages
         )
     prompt = job.prompt
     if prompt is not None:

@@ -279,4 +279,5 @@ class Stream(AsyncIterator[AnyFrame]):
             tokens=sum(delta.tokens for delta in deltas),
             ids=tuple(chain.from_iterable(delta.ids for delta in deltas)),
             logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+            prompt_logprobs=tuple(chain.from_iterable(delta.prompt_logprobs for delta in deltas)),
         )

@@ -26,7 +26,11 @@ from broker.bounds import (
     Waits,
 )
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+ToolChoice = Literal["none", "auto", "required"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
+MAX_TOOLS = 1024
+MAX_PROMPT_IDS = 10_000_000
 JobClass = Literal["interactive", "batch"]
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -41,11 +45,43 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all wire structs. (msgspec does not inherit `kw_only`, so each repeats it.)"""
 
 
-class ChatMessage(Wire, kw_only=True, omit_defaults=False):
-    """One turn of a dialogue."""
+class ToolCall(Wire, kw_only=True):
+    """A call of a tool by an assistant. `arguments`: JSON text as the model wrote it."""
+
+    id: Name
+    name: Name
+    arguments: str
+
+
+class Tool(Wire, kw_only=True):
+    """A function that the model may call. `parameters`: JSON schema of its arguments, as text."""
+
+    name: Name
+    description: str = ""
+    parameters: str = ""  # empty: takes none
+    strict: bool = False
+
+
+class ChatMessage(Wire, kw_only=True):
+    """One turn of a dialogue. A `tool` turn is the result of the call `tool_call_id`."""
 
     role: Role
     content: str
+    name: Name = ""  # of the function, in a tool turn
+    tool_calls: Annotated[tuple[ToolCall, ...], msgspec.Meta(max_length=MAX_TOOLS)] = ()
+    tool_call_id: Name = ""
+    reasoning: str = ""  # of an assistant's turn
+
+
+class Grammar(Wire, kw_only=True):
+    """What an answer must look like.
+
+    `source`: by kind, a JSON schema, nothing, a regular expression (Rust's syntax), a JSON list of
+    texts, or a grammar in llguidance's Lark syntax.
+    """
+
+    kind: GrammarKind
+    source: str = ""
 
 
 RepetitionPenalty = Annotated[float, msgspec.Meta(gt=0, le=1000)]
@@ -79,13 +115,21 @@ class Sampling(Wire, kw_only=True):
     logit_bias: LogitBias = {}  # by token id
     # with each token, its logprob and those of so many of the likeliest tokens in its place
     logprobs: TopLogprobs | None = None
+    prompt_logprobs: TopLogprobs | None = None  # the same of the prompt's tokens, from the second
+    grammar: Grammar | None = None  # that the whole answer keeps
+    min_tokens: Count = 0  # no end before so many
+    ignore_eos: bool = False  # go on to max_tokens
+    stop_token_ids: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=1024)] = ()
     # Fields that the request left out, so that the model's defaults replace them. Inside the API
     # and its stored jobs; none in a job that is on its way.
     defaulted: Annotated[tuple[SamplingDefault, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class Job(Wire, kw_only=True):
-    """One request on its way down the tree. Exactly one of `messages` and `prompt` is set."""
+    """One request on its way down the tree.
+
+    Exactly one of `messages`, `prompt` and `prompt_ids` is set.
+    """
 
     request_id: Name
     model: Name
@@ -93,6 +137,13 @@ class Job(Wire, kw_only=True):
     created: Moment
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
+    prompt_ids: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MAX_PROMPT_IDS)] = ()
+    tools: Annotated[tuple[Tool, ...], msgspec.Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: ToolChoice = "auto"
+    tool_name: Name = ""  # with "required": this one
+    parallel_tool_calls: bool = True
+    continue_final_message: bool = False  # the last turn, an assistant's, is to be continued
+    reasoning_effort: Name = ""  # for the chat template: "none", "low", ...; empty: its default
     sampling: Sampling = Sampling()
     user: Name = ""
     job_class: JobClass = "interactive"  # interactive jobs come before batch jobs
@@ -169,6 +220,9 @@ class Start(Frame, kw_only=True, tag="start"):
     incarnation: Name = msgspec.field(default="", name="boot")
     trail: Trail = ()
     waits: Waits = ()
+    # How the text marks calls of tools and reasoning; see api/requests/parts. Empty: it has none.
+    tool_format: Name = ""
+    reasoning_format: Name = ""
 
 
 class Interrupted(Frame, kw_only=True, tag="interrupted"):
@@ -204,6 +258,7 @@ class Delta(Frame, kw_only=True, tag="delta"):
     tokens: Count = 1
     ids: tuple[TokenId, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # in the first one, if requested
 
 
 class Finished(Frame, kw_only=True, tag="finished"):
