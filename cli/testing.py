@@ -1,5 +1,6 @@
 """`canopy test`: the tiers, in the order of what fails fastest, with their results."""
 
+import json
 import os
 import resource
 import subprocess
@@ -22,7 +23,9 @@ _LINTERS = (
     ["lint-imports", "--no-cache"],
 )
 _BYTECODE = REPOSITORY / "var" / "bytecode"
-_NO_TESTS_COLLECTED = 5  # pytest's exit status
+_TESTS_FAILED, _NO_TESTS_COLLECTED = 1, 5  # pytest's exit statuses
+_LAST_FAILED = REPOSITORY / ".pytest_cache" / "v" / "cache" / "lastfailed"
+_MOST_AGAIN = 10  # failures that are tried again: more are no accident
 
 # pytest's processes per core: enough to keep the cores busy while some wait. Fault tests mostly
 # wait: for heartbeats to be missed, for a broker to come back; each needs a third of a core.
@@ -34,18 +37,21 @@ _MOST_PROCESSES = 12
 class Result:
     """A tier's exit status, how long it took, and the CPU seconds of its processes.
 
-    A tier that keeps fewer cores busy than there are waits for something.
+    A tier that keeps fewer cores busy than there are waits for something. `unsteady`: tests that
+    failed, and passed when they ran again alone.
     """
 
     tier: str
     status: int
     seconds: float
     cpu_seconds: float
+    unsteady: Sequence[str] = ()
 
     def __str__(self) -> str:
         mark = "FAIL" if self.status else "ok  "
         cores = self.cpu_seconds / max(self.seconds, 0.001)
-        return f"{mark} {self.tier:<9} {self.seconds:5.0f} s  {cores:4.1f} cores busy"
+        line = f"{mark} {self.tier:<9} {self.seconds:5.0f} s  {cores:4.1f} cores busy"
+        return "\n".join([line, *(f"     unsteady: {test}" for test in self.unsteady)])
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -70,6 +76,7 @@ def run(arguments: Sequence[str]) -> int:
 def _run_tier(tier: str) -> Result:
     print(f"\n== {tier}", flush=True)
     started, cpu_before = time.monotonic(), _cpu_seconds()
+    unsteady: Sequence[str] = ()
     if tier == "lint":
         status = max(_run([_tool(name), *options]) for name, *options in _LINTERS)
     elif tier == "frontend":
@@ -77,10 +84,46 @@ def _run_tier(tier: str) -> Result:
     else:
         if tier == "e2e":
             _build_pages()
-        status = _run(_pytest([f"tests/{tier}", *_processes(tier)]))
-        if status == _NO_TESTS_COLLECTED and not _exists(tier):
-            status = 0
-    return Result(tier, status, time.monotonic() - started, _cpu_seconds() - cpu_before)
+        status = _run_tests(tier)
+        if status == _TESTS_FAILED:
+            status, unsteady = _run_failures_again(tier)
+    seconds = time.monotonic() - started
+    return Result(tier, status, seconds, _cpu_seconds() - cpu_before, unsteady)
+
+
+def _run_tests(tier: str) -> int:
+    """Most tests in several processes, then one by one those that hold limits of time."""
+    folder = f"tests/{tier}"
+    together = _run(_pytest([folder, "-m", "not alone", *_processes(tier)]))
+    if together not in (0, _TESTS_FAILED, _NO_TESTS_COLLECTED):
+        return together
+    alone = _run(_pytest([folder, "-m", "alone"]))
+    if together == alone == _NO_TESTS_COLLECTED:
+        return _NO_TESTS_COLLECTED if _exists(tier) else 0
+    return max(0 if status == _NO_TESTS_COLLECTED else status for status in (together, alone))
+
+
+def _run_failures_again(tier: str) -> tuple[int, Sequence[str]]:
+    """The status of the failed tests when nothing runs beside them, and which they were.
+
+    Beside others, a test of processes that die and of times may fail for want of a processor. One
+    that passes alone is named in the summary, to be mended.
+    """
+    failed = _failures(tier)
+    if not failed or len(failed) > _MOST_AGAIN:
+        return _TESTS_FAILED, ()
+    print(f"\n== {tier}: {len(failed)} failed; again, alone", flush=True)
+    status = _run(_pytest(failed))
+    return status, () if status else failed
+
+
+def _failures(tier: str) -> list[str]:
+    """Of the last run: ids of tests, or files that could not be read."""
+    try:
+        known = json.loads(_LAST_FAILED.read_text())
+    except FileNotFoundError:
+        return []
+    return sorted(test for test in known if test.startswith(f"tests/{tier}/"))
 
 
 def _cpu_seconds() -> float:

@@ -6,10 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from playwright.sync_api import Browser, Page
 
+# What a page's script does: strings, a regular expression, an object's keys, a tree of elements.
+_WORK = """() => {
+  const root = document.createElement("div");
+  for (let line = 0; line < 400; line++) {
+    const text = `- item${line} of **bold** \\`code\\` and [a link](https://example.org/${line})`;
+    const words = new Map();
+    for (const word of text.repeat(20).split(/[^a-z0-9]+/)) {
+      words.set(word, (words.get(word) ?? 0) + 1);
+    }
+    const item = root.appendChild(document.createElement("p"));
+    for (const [word, count] of words) {
+      item.appendChild(document.createElement("i")).textContent = word + count;
+    }
+  }
+  return root.innerHTML.length;
+}"""
+USUAL_WORK = 0.019  # seconds of CPU that it takes on the machine for which the limits were chosen
 _CATEGORIES = ["devtools.timeline", "disabled-by-default-devtools.timeline"]
 
 
@@ -69,3 +87,31 @@ def _processor_times() -> tuple[int, int]:
     first_line = Path("/proc/stat").read_text().splitlines()[0]
     ticks = [int(field) for field in first_line.split()[1:9]]
     return ticks[3] + ticks[4], sum(ticks)
+
+
+class MainThread:
+    """The CPU time of a page's main thread. A navigation starts it anew."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._devtools = page.context.new_cdp_session(page)
+        self._devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def seconds(self) -> float:
+        """So far."""
+        metrics = self._devtools.send("Performance.getMetrics")["metrics"]
+        return float(next(entry["value"] for entry in metrics if entry["name"] == "TaskDuration"))
+
+    def slow_down(self, times: int) -> None:
+        """Lets it compute only a part of the time."""
+        self._devtools.send("Emulation.setCPUThrottlingRate", {"rate": times})
+
+    def slowness(self) -> float:
+        """How many times longer this machine computes now than the usual one; at least 1."""
+        costs = [self._work() for _ in range(5)]
+        return max(1.0, median(costs) / USUAL_WORK)
+
+    def _work(self) -> float:
+        before = self.seconds()
+        self._page.evaluate(_WORK)
+        return self.seconds() - before

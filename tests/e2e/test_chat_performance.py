@@ -1,8 +1,9 @@
 """How much a chat page costs. The numbers are printed.
 
-The limits are CPU time of its main thread, which does not depend on what else the machine does. A
-slow phone is taken to need four times as much, so "usable in 1.5 s" is 375 ms of it here. Where the
-machine had time to spare, wall time with a processor that is slowed down four times is held, too.
+The limits are CPU time of its main thread, as the machine that they were chosen on computes: a
+slower one is allowed more (`MainThread.slowness`). A slow phone is taken to need four times as
+much as that machine, so "usable in 1.5 s" is 375 ms of it. Where the machine had time to spare,
+wall time with a processor that is slowed down four times is held, too.
 """
 
 import gzip
@@ -16,18 +17,19 @@ from playwright.sync_api import Page, Response, expect
 
 from tests.e2e.browser import Chat, words
 from tests.e2e.conftest import OpenPage
-from tests.e2e.frames import QUIET, SpareTime, traced
+from tests.e2e.frames import QUIET, MainThread, SpareTime, traced
 from tests.e2e.stored import dialogue, store_conversations
 from tests.instance import Instance, at_rest, tree_when
 from tests.realbroker import NodeProcess
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]
 
-SLOW = 4  # times slower than this machine
+SLOW = 4  # times slower than the usual machine
 FIRST_LOAD = 80_000  # bytes of compressed JavaScript, before a message is shown
 CONVERSATION_LOAD = 120_000  # the same with a conversation that needs no formulas, diagrams or code
 STREAM_MS = 3000
 LONG_PART = 0.6  # of the frames below a long list or table: some machines compute at half the speed
+SLOWER = 1.2  # than the usual machine: its wall time says little
 SMOOTH_MS = 34  # two frames of a display with 60 a second
 
 _FRAMES = """ms => new Promise(done => {
@@ -70,21 +72,6 @@ def _tree_of(echo: Instance, model: str, *, engine: str) -> Iterator[None]:
         NodeProcess(echo.broker, f"{model}-1", "--parent", root, "--model", model, *options),
     ):
         yield
-
-
-class MainThread:
-    """The CPU time of a page's main thread. A navigation starts it anew."""
-
-    def __init__(self, page: Page) -> None:
-        self._devtools = page.context.new_cdp_session(page)
-        self._devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
-
-    def seconds(self) -> float:
-        metrics = self._devtools.send("Performance.getMetrics")["metrics"]
-        return float(next(entry["value"] for entry in metrics if entry["name"] == "TaskDuration"))
-
-    def slow_down(self, times: int) -> None:
-        self._devtools.send("Emulation.setCPUThrottlingRate", {"rate": times})
 
 
 def sections(count: int) -> str:
@@ -142,7 +129,7 @@ def test_two_hundred_messages_are_usable_at_once(
     main_thread = MainThread(page)
     open_conversation(page, conversation)
     used = main_thread.seconds()
-    assert used * SLOW <= 1.5
+    assert used * SLOW <= 1.5 * main_thread.slowness()
     main_thread.slow_down(SLOW)
     spare = SpareTime()
     open_conversation(page, conversation)
@@ -160,7 +147,7 @@ def test_three_hundred_conversations_are_listed_at_once(
     main_thread = MainThread(page)
     _reload_list(page)
     used = main_thread.seconds()
-    assert used * SLOW <= 1.2
+    assert used * SLOW <= 1.2 * main_thread.slowness()
     main_thread.slow_down(SLOW)
     spare = SpareTime()
     _reload_list(page)
@@ -214,6 +201,7 @@ def _assert_smooth(
     chat.writing(shown).wait_for()
     browser = page.context.browser
     assert browser is not None
+    slowness = main_thread.slowness()
     before = main_thread.seconds()
     page.wait_for_timeout(STREAM_MS)  # a measurement takes its time
     used = (main_thread.seconds() - before) / (STREAM_MS / 1000)
@@ -226,13 +214,14 @@ def _assert_smooth(
     main_thread.slow_down(1)
     chat.stop.click()
     expect(chat.stop).to_have_count(0)
-    cheap = trace.share_within(SMOOTH_MS / SLOW)
+    cheap = trace.share_within(SMOOTH_MS / SLOW * slowness)
     good = sum(gap < SMOOTH_MS for gap in gaps) / len(gaps)
     print(
         f"\nwriting below {what}: main thread {used:.1%} of a CPU; {SLOW}x as much is under "
-        f"{SMOOTH_MS} ms in {cheap:.1%} of {len(trace.frames)} frames; {SLOW}x slow: {good:.1%} of "
-        f"{len(gaps)} frames under {SMOOTH_MS} ms ({idle:.0%} of the machine idle)"
+        f"{SMOOTH_MS} ms x {slowness:.2f} in {cheap:.1%} of {len(trace.frames)} frames; "
+        f"{SLOW}x slow: {good:.1%} of {len(gaps)} frames "
+        f"under {SMOOTH_MS} ms ({idle:.0%} of the machine idle)"
     )
-    assert used * SLOW <= 1.0
+    assert used * SLOW <= slowness
     assert cheap >= part
-    assert good >= part or idle < QUIET
+    assert good >= part or idle < QUIET or slowness > SLOWER

@@ -1,5 +1,6 @@
 """How `./canopy test` runs a tier: in how many processes, in which order, with what around it."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,59 @@ def test_bytecode_is_cached_even_where_none_may_lie_beside_the_sources(
     environment = testing._environment()
     assert "PYTHONDONTWRITEBYTECODE" not in environment
     assert Path(environment["PYTHONPYCACHEPREFIX"]).is_relative_to(testing.REPOSITORY / "var")
+
+
+class Pytest:
+    """Stands for pytest: what it is told, and the exit statuses that it gives in turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *statuses: int) -> None:
+        self.calls: list[list[str]] = []
+        self._statuses = iter(statuses)
+        monkeypatch.setattr(testing, "_run", self._run)
+
+    def _run(self, command: list[str]) -> int:
+        self.calls.append(command[1:])
+        return next(self._statuses)
+
+
+def failures(monkeypatch: pytest.MonkeyPatch, folder: Path, *tests: str) -> None:
+    """What pytest remembers of its last run."""
+    remembered = folder / "lastfailed"
+    remembered.write_text(json.dumps(dict.fromkeys(tests, True)))
+    monkeypatch.setattr(testing, "_LAST_FAILED", remembered)
+
+
+def test_tests_with_limits_of_time_run_alone_after_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest_ = Pytest(monkeypatch, 0, testing._NO_TESTS_COLLECTED)
+    assert testing._run_tests("faults") == 0
+    together, alone = pytest_.calls
+    assert "not alone" in together
+    assert "--numprocesses" in together
+    assert alone == ["tests/faults", "-m", "alone"]
+
+
+def test_a_failure_is_tried_again_alone_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failures(monkeypatch, tmp_path, "tests/faults/test_a.py::test_b", "tests/e2e/test_c.py::test_d")
+    pytest_ = Pytest(monkeypatch, 1, testing._NO_TESTS_COLLECTED, 0)
+    result = testing._run_tier("faults")
+    assert pytest_.calls[-1] == ["tests/faults/test_a.py::test_b"]
+    assert result.status == 0
+    assert "unsteady: tests/faults/test_a.py::test_b" in str(result)
+
+
+@pytest.mark.parametrize(("count", "again"), [(3, 1), (11, 0)])
+def test_a_failure_that_stays_or_has_much_company_fails_the_tier(
+    count: int, again: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failures(monkeypatch, tmp_path, *(f"tests/unit/test_a.py::test_{n}" for n in range(count)))
+    pytest_ = Pytest(monkeypatch, 1, testing._NO_TESTS_COLLECTED, *[1] * again)
+    result = testing._run_tier("unit")
+    assert len(pytest_.calls) == 2 + again
+    assert (result.status, result.unsteady) == (1, ())
 
 
 def item(name: str, seconds: float | None = None) -> Any:
