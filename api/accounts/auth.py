@@ -16,6 +16,7 @@ from ninja.utils import check_csrf
 from api.accounts.models import User
 from api.context import app
 from api.errors import ApiError, NotLoggedIn
+from api.http.internal import InternalRequest
 
 
 class AuthRequest(HttpRequest):
@@ -74,6 +75,8 @@ class Key(HttpAuthBase):
 
     async def __call__(self, request: HttpRequest) -> User:
         """Raises ApiError 401."""
+        if isinstance(request, InternalRequest):
+            return request.acts_for
         key = _bearer(request)
         if key is None:
             raise ApiError(

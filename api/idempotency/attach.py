@@ -13,6 +13,7 @@ from api.errors import ApiError
 from api.http.parsing import document
 from api.idempotency import store
 from api.idempotency.models import KeptRequest
+from api.requests import origin
 from broker.wire import Job
 
 HEADER = "Idempotency-Key"
@@ -38,6 +39,7 @@ async def attach(request: AuthRequest, key: str, job: Job) -> tuple[KeptRequest,
     A stored request that failed but may succeed later is started again.
     Raises ApiError 422 if the key was used for another request, or as `Submitter.submit` does.
     """
+    [job] = origin.adopt([job])  # before it is stored
     fingerprint = fingerprint_of(request)
     for _ in range(_TRIES):
         stored = await store.find(request.auth, key)

@@ -10,7 +10,7 @@ from api.metrics.instruments import JobInstruments, outcome
 from api.operate.history.log import HistoryLog
 from api.operate.line.intake import Intake
 from api.operate.models.store import Cards
-from api.requests import concurrency_limit, errors
+from api.requests import concurrency_limit, errors, origin
 from api.requests.accounting import Charge, TokenAccounting
 from api.requests.active import ActiveRequests
 from api.requests.admission import Backlog
@@ -75,6 +75,7 @@ class Submitter:
 
         Raises ApiError as `submit` does, and 400 if the model allows no user so many at a time.
         """
+        jobs = origin.adopt(jobs)
         model = jobs[0].model
         await self._intake.check(model)
         # Before anything is awaited: a burst must not pass the limit.
