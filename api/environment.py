@@ -12,6 +12,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from api import model_aliases
 from api.server.limits import Limits, Network
 from broker import logs
 from broker.logs import LogSettings
@@ -53,6 +54,7 @@ class Environment:
     cors_origins: tuple[str, ...] = ()  # pages that may use /v1/; ANY_ORIGIN: all
     push_contact: str | None = None  # mailto: or https:, for push services; None: no notifications
     push_services: tuple[str, ...] = ()  # origins that may be sent to beside the browser vendors'
+    model_aliases: tuple[tuple[str, str], ...] = ()  # see model_aliases.py
     process: str = "api"  # this process's name among those of its instance
     metrics_token: str | None = None  # who sends it may read /metrics
     operators_see_prompts: bool | None = None  # None: administrators decide on the page
@@ -135,6 +137,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         cors_origins=_origins(environ.get("CANOPY_CORS_ORIGINS") or ANY_ORIGIN),
         push_contact=_push_contact(environ.get("CANOPY_PUSH_CONTACT", "")),
         push_services=_push_services(environ.get("CANOPY_PUSH_SERVICES", "")),
+        model_aliases=_aliases(environ.get("CANOPY_MODEL_ALIASES", "")),
         process=_process(environ),
         metrics_token=_metrics_token(environ.get("CANOPY_METRICS_TOKEN", "")),
         operators_see_prompts=_yes_or_no(environ, "CANOPY_OPERATORS_SEE_PROMPTS"),
@@ -166,6 +169,15 @@ def _models(text: str) -> tuple[str, ...]:
     if not is_list or not all(isinstance(name, str) and name for name in models):
         raise BadEnvironment("CANOPY_MODELS must be a JSON list of model names")
     return tuple(models)
+
+
+def _aliases(text: str) -> model_aliases.Aliases:
+    try:
+        return model_aliases.parse(text)
+    except ValueError as error:
+        raise BadEnvironment(
+            f"CANOPY_MODEL_ALIASES must be like claude-*=my-model, not {str(error)[:100]!r}"
+        ) from error
 
 
 def _port(text: str) -> int | None:

@@ -1,4 +1,6 @@
-"""The API's errors: one tree, and its two JSON shapes (OpenAI's below /v1/, Canopy's elsewhere).
+"""The API's errors: one tree, and its JSON shapes by the family of the path.
+
+OpenAI's below /v1/, Anthropic's below /v1/messages, Canopy's elsewhere.
 
 The status says whose fault it is and whether a retry helps: 4xx is the client's and permanent,
 except 408 and 429; 5xx is the service's; 429, 503 and 504 may succeed later.
@@ -17,7 +19,8 @@ Others: BadEnvironment (environment.py) is the operator's, and ends the process;
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -41,6 +44,17 @@ _TYPES = {
     404: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
     504: "timeout_error",
 }
 
@@ -136,14 +150,20 @@ class UnknownSender(ApiError):
 
 def body(path: str, error: ApiError) -> dict[str, Any]:
     """The error as the JSON that clients of `path` expect."""
-    if not addresses.expects_openai_errors(path):
-        shown = {
-            "message": error.message,
-            "field": error.field,
-            "code": error.code,
-            "params": error.params,
-        }
-        return {"error": shown}
+    return _SHAPES[addresses.family(path)](error)
+
+
+def _canopy_shape(error: ApiError) -> dict[str, Any]:
+    shown = {
+        "message": error.message,
+        "field": error.field,
+        "code": error.code,
+        "params": error.params,
+    }
+    return {"error": shown}
+
+
+def _openai_shape(error: ApiError) -> dict[str, Any]:
     default_type = "server_error" if error.status >= 500 else "invalid_request_error"
     fields = {
         "message": error.message,
@@ -154,10 +174,30 @@ def body(path: str, error: ApiError) -> dict[str, Any]:
     return {"error": fields}
 
 
+def _anthropic_shape(error: ApiError) -> dict[str, Any]:
+    """With the job's id; a request that made no job gets a new one."""
+    default_type = "api_error" if error.status >= 500 else "invalid_request_error"
+    fields = {
+        "type": _ANTHROPIC_TYPES.get(error.status, default_type),
+        "message": error.message,
+    }
+    return {"type": "error", "error": fields, "request_id": error.request_id or uuid.uuid4().hex}
+
+
+_SHAPES: dict[addresses.Family, Callable[[ApiError], dict[str, Any]]] = {
+    "canopy": _canopy_shape,
+    "openai": _openai_shape,
+    "anthropic": _anthropic_shape,
+}
+
+
 def response(path: str, error: ApiError) -> HttpResponse:
     """The error as an HTTP response."""
-    content = msgspec.json.encode(body(path, error))
+    shown = body(path, error)
+    content = msgspec.json.encode(shown)
     response = HttpResponse(content, status=error.status, content_type="application/json")
+    if "request_id" in shown:
+        response.headers["Request-Id"] = shown["request_id"]  # where Anthropic's clients read it
     if error.request_id:
         response.headers["X-Request-Id"] = error.request_id
     if error.status == 401:
@@ -246,7 +286,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     path = request.path[:MAX_ECHOED_PATH]
     if pages.is_visit(request) and not path.startswith(_PROGRAMS):
         return pages.notice(404, {"Vary": "Accept"}, format_html(_NOT_FOUND, path))
-    if addresses.expects_openai_errors(path):
+    if addresses.family(path) != "canopy":
         hint = f"; {addresses.suggestion(path)}"
     elif is_valid_path(f"{path}/"):
         hint = f"; use {path}/, the slash at the end counts"

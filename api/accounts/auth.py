@@ -1,7 +1,8 @@
 """Who may call an endpoint: the one place where keys, sessions and CSRF tokens are checked.
 
 A request with an Authorization header is judged by that header alone, never by its cookies, and
-needs no CSRF token. Every other request that changes something needs one, logged in or not.
+needs no CSRF token; without one, X-Api-Key counts, which Anthropic's clients send. Every other
+request that changes something needs one, logged in or not.
 """
 
 from typing import cast
@@ -26,10 +27,11 @@ class AuthRequest(HttpRequest):
 
 
 def _bearer(request: HttpRequest) -> str | None:
-    """The Bearer token; None without an Authorization header."""
+    """The key that the request sends; None without an Authorization and an X-Api-Key header."""
     header = request.META.get("HTTP_AUTHORIZATION")  # request.headers would parse them all
     if header is None:
-        return None
+        key: str | None = request.META.get("HTTP_X_API_KEY")
+        return key if key is None else key.strip()
     scheme, _, token = header.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ninja import NinjaAPI
 
-from api.openai.addresses import expects_openai_errors
+from api.openai.addresses import Family, family
 
 _EXTENSION = "x-error-statuses"
 _ALWAYS = (400, 408, 413, 414, 429, 431, 500, 503)  # most of them: api/server/refusals.py
@@ -43,7 +43,12 @@ JOB_OPERATION: dict[str, Any] = {
 
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
-_ERROR_FIELDS = {
+_ERROR_SCHEMAS: dict[Family, str] = {
+    "canopy": "Error",
+    "openai": "OpenAIError",
+    "anthropic": "AnthropicError",
+}
+_ERROR_FIELDS: dict[str, dict[str, Any]] = {
     "Error": {
         "message": _TEXT,
         "field": _TEXT_OR_NULL,
@@ -51,6 +56,7 @@ _ERROR_FIELDS = {
         "params": {"type": "object"},
     },
     "OpenAIError": {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
+    "AnthropicError": {"type": _TEXT, "message": _TEXT},
 }
 
 
@@ -84,7 +90,7 @@ def add_error_responses(path: str, operation: dict[str, Any]) -> None:
         statuses.update(_WITH_BODY)
     if any(parameter["in"] == "path" for parameter in operation["parameters"]):
         statuses.update(_WITH_PATH_PARAMETER)
-    schema = "OpenAIError" if expects_openai_errors(path) else "Error"
+    schema = _ERROR_SCHEMAS[family(path)]
     for status in sorted(statuses):
         operation["responses"].setdefault(status, _error_response(status, schema))
 

@@ -10,8 +10,9 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.urls.converters import IntConverter
 from ninja.parser import Parser
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from api import model_aliases
 from api.errors import ApiError
 from api.storage.text import storable
 
@@ -166,6 +167,16 @@ Integer = Annotated[int, BeforeValidator(_whole)]
 
 
 StorableText = Annotated[str, AfterValidator(storable)]
+
+
+def served_model(name: str) -> str:
+    """The model that a request's name for it stands for; see model_aliases.py."""
+    env = settings.ENV
+    return model_aliases.resolve(name, env.model_aliases, env.models)
+
+
+# Any length: a name that no model has is a 404.
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(served_model)]
 
 
 class RowIdConverter(IntConverter):

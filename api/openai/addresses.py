@@ -1,5 +1,9 @@
 """Paths below /v1/, and those that clients with a wrong base URL request."""
 
+from typing import Literal
+
+Family = Literal["canopy", "openai", "anthropic"]  # whose clients request a path
+
 BASE = "/v1"
 SERVED = ("chat/completions", "completions", "models")
 OPENAI_SEGMENTS = frozenset(
@@ -34,9 +38,15 @@ OPENAI_SEGMENTS = frozenset(
 )
 
 
-def expects_openai_errors(path: str) -> bool:
-    """True if clients of `path` expect errors in OpenAI's shape."""
+def family(path: str) -> Family:
+    """Whose errors the clients of `path` expect."""
     segments = _segments(path)
+    if "v1" in segments and _below_base(segments)[:1] == ["messages"]:
+        return "anthropic"
+    return "openai" if _is_openai(segments) else "canopy"
+
+
+def _is_openai(segments: list[str]) -> bool:
     if "v1" in segments or segments[-2:] == ["chat", "completions"]:
         return True
     return bool(segments) and segments[0] in OPENAI_SEGMENTS

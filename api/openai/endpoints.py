@@ -11,6 +11,7 @@ from api.accounts.auth import AuthRequest, Key
 from api.context import app
 from api.errors import ApiError
 from api.http.documentation import JOB_OPERATION
+from api.http.parsing import served_model
 from api.http.sse import EventStream
 from api.openai import shapes
 from api.openai.schemas import ChatCompletion, Completion, Generation
@@ -41,6 +42,7 @@ async def models(request: AuthRequest) -> dict[str, Any]:
 @router.get("/models/{path:name}")
 async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     """One model."""
+    name = served_model(name)
     names = await app().catalog.models()
     if name not in names:
         raise no_such_model(name, names)

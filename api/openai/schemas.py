@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from api.errors import UNSUPPORTED
-from api.http.parsing import MAX_ECHOED, Body, Integer
+from api.http.parsing import MAX_ECHOED, Body, Integer, ModelName
 from api.openai import unsupported
 from api.requests.build import SAMPLING_DEFAULTS
 from broker.wire import MAX_BIASES, ChatMessage, JobClass, Role, Sampling
@@ -191,7 +191,7 @@ class StreamOptions(Body):
 class Generation(Body):
     """The fields of both endpoints."""
 
-    model: str = Field(min_length=1)  # any length: a name that no model has is a 404
+    model: ModelName
     max_tokens: Tokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)

@@ -96,6 +96,6 @@ def release_permit() -> None:
 def sender_of(headers: Iterable[tuple[bytes, bytes]], address: str) -> bytes:
     """Who sent a request: its credentials, not verified yet, or else its network address."""
     for name, value in headers:
-        if name in {b"authorization", b"cookie"}:
+        if name in {b"authorization", b"cookie", b"x-api-key"}:
             return value
     return address.encode()

@@ -28,7 +28,7 @@ _PREFLIGHT_SECONDS = b"600"
 _METHODS = b"GET, POST, DELETE, OPTIONS"
 _EXPOSED = (
     b"access-control-expose-headers",
-    b"X-Request-Id, X-Canopy-Waited, Idempotent-Replay, Retry-After",
+    b"X-Request-Id, Request-Id, X-Canopy-Waited, Idempotent-Replay, Retry-After",
 )
 _ANY_PAGE: Headers = [(b"access-control-allow-origin", b"*"), _EXPOSED]
 _VARY_ORIGIN = (b"vary", b"Origin")

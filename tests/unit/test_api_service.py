@@ -181,6 +181,7 @@ def test_environment(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("CANOPY_MODELS", "tiny"),
+        ("CANOPY_MODEL_ALIASES", "claude-*"),
         ("CANOPY_BACKLOG_BYTES", "9999999"),
         ("CANOPY_BACKLOG_BYTES", "9" * 30),
         ("CANOPY_MODELS", "[1]"),
