@@ -64,6 +64,8 @@ def _start(stored: StoredAnswer) -> Start:
         node=stored.node,
         trail=tuple(hop["node"] for hop in trail),
         waits=tuple(hop["wait_ms"] / 1000 for hop in trail),
+        tool_format=stored.tool_format,
+        reasoning_format=stored.reasoning_format,
     )
 
 

@@ -31,6 +31,8 @@ _SAVED_FIELDS = (
     "completion_tokens",
     "omitted_messages",
     "node",
+    "tool_format",
+    "reasoning_format",
     "moved",
     "trail",
     "ttft_ms",

@@ -33,6 +33,7 @@ HEARTBEAT = 5.0  # seconds after which even an unchanged answer is stored again
 
 
 MAX_HOPS = 64
+MAX_FORMAT = 64  # characters
 
 
 def hops(start: Start) -> list[dict[str, Any]]:
@@ -171,6 +172,8 @@ class AnswerWriter:
                 if self._length and record.node not in ("", frame.node):
                     record.moved += 1
                 record.node, record.trail = frame.node, hops(frame)
+                record.tool_format = frame.tool_format[:MAX_FORMAT]
+                record.reasoning_format = frame.reasoning_format[:MAX_FORMAT]
                 self._start, self._waiting = frame, None
             case Delta():
                 self._clock.text_arrived()
