@@ -111,6 +111,11 @@ def migrate() -> int:
     django.setup()
     call_command("migrate", verbosity=0, interactive=False)
     call_command("clearsessions")
+    from django.utils import timezone
+
+    from api.accounts import lockout
+
+    lockout.forget_old_logins(timezone.now())
     return 0
 
 

@@ -8,7 +8,9 @@ holder is the only global state of the API.
 from dataclasses import dataclass
 from functools import partial
 
+from api.accounts.guesses import Guesses
 from api.accounts.keys import KeyCache
+from api.accounts.password_check import PasswordTurns
 from api.answers.record import StoredAnswer
 from api.answers.takeover import Takeover
 from api.answers.writer import AnswerWriters
@@ -58,6 +60,8 @@ class AppContext:
 
     client: Client
     keys: KeyCache
+    guesses: Guesses
+    password_turns: PasswordTurns
     catalog: Catalog
     readiness: Readiness
     tree: TreeWatch
@@ -128,6 +132,8 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     return AppContext(
         client=client,
         keys=KeyCache(),
+        guesses=Guesses(),
+        password_turns=PasswordTurns(),
         catalog=catalog,
         readiness=Readiness(client),
         tree=tree,

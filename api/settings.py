@@ -1,5 +1,6 @@
 """Django's settings, derived from the environment once (see environment.py)."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "axes",  # wrong passwords; see accounts/lockout.py
     "django.contrib.staticfiles",  # finds the admin's files; asgi.py serves them
     "api.accounts",
     "api.chat",
@@ -41,6 +43,20 @@ INSTALLED_APPS = [
     "api.push",
 ]
 AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+AXES_HANDLER = "api.accounts.lockout.Handler"
+AXES_CLIENT_IP_CALLABLE = "api.accounts.lockout.client_address"
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_FAILURE_LIMIT = 1  # the handler says 1 for locked; the bounds are in lockout.py
+AXES_COOLOFF_TIME = timedelta(minutes=15)  # lockout.WINDOW
+AXES_RESET_ON_SUCCESS = True
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # or a lock could be made to last for ever
+AXES_SENSITIVE_PARAMETERS = ["username", "ip_address", "csrfmiddlewaretoken"]
+AXES_VERBOSE = False
+SILENCED_SYSTEM_CHECKS = ["axes.W002"]  # lockout.py has the middleware
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
@@ -54,6 +70,7 @@ MIDDLEWARE = [
     "api.http.middleware.Csrf",
     "api.http.middleware.Authentication",
     "api.http.middleware.Messages",
+    "api.accounts.lockout.Middleware",
 ]
 ROOT_URLCONF = "api.urls"
 ASGI_APPLICATION = "api.server.asgi.application"

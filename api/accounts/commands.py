@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--role", choices=ROLES, default="user")
     create.add_argument("--password", action="store_true", help="read one")
     actions.add_parser("list", help="list all accounts")
-    for name in ("password", "disable", "enable"):
+    for name in ("password", "disable", "enable", "unlock"):
         actions.add_parser(name).add_argument("name")
     role = actions.add_parser("role", help="change what a user may do")
     role.add_argument("name")
@@ -73,7 +73,7 @@ def _create(options: argparse.Namespace) -> None:
 
 
 def _change(options: argparse.Namespace) -> None:
-    from api.accounts import people
+    from api.accounts import lockout, people
     from api.operate.audit.record import record_command
 
     user = people.find(options.name)
@@ -87,6 +87,9 @@ def _change(options: argparse.Namespace) -> None:
         case "enable":
             people.enable(user)
             text = "may log in again"
+        case "unlock":
+            lockout.unlock(user.username)
+            text = "may try passwords again, from everywhere"
         case _:
             people.set_role(user, options.role)
             text = f"has the role {options.role}"

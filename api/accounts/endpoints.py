@@ -3,16 +3,17 @@
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.contrib.auth import alogin, alogout, authenticate
-from django.db import connections
+from django.contrib.auth import alogin, alogout
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.middleware.csrf import get_token
 from django.utils.html import format_html
 from ninja import Router, Schema, Status
 from pydantic import Field
 
+from api import errors
 from api.accounts import logins, tokens
 from api.accounts.auth import Anyone
+from api.accounts.lockout import address_of
 from api.accounts.models import User
 from api.context import app
 from api.errors import ApiError
@@ -72,7 +73,8 @@ async def me(request: HttpRequest) -> Me:
 @router.post("/login", response=LoggedIn)
 async def login(request: HttpRequest, credentials: Credentials) -> LoggedIn:
     """Starts a session."""
-    user = await sync_to_async(_check_password, thread_sensitive=False)(credentials)
+    turns = app().password_turns
+    user = await turns.check(request, credentials.username, credentials.password)
     if user is None:
         raise ApiError(400, "wrong username or password", field="password", code="wrong_login")
     await alogin(request, user)
@@ -95,8 +97,14 @@ async def login_by_token(request: HttpRequest) -> HttpResponse:
     """
     if request.method != "GET":
         return HttpResponseNotAllowed(["GET"])
+    address = address_of(request)
+    try:
+        app().guesses.check(address)
+    except ApiError as error:
+        return errors.response(request.path, error)
     user = await sync_to_async(tokens.redeem)(request.GET.get("token", ""))
     if user is None:
+        app().guesses.wrong(address)
         return pages.notice(403, _LINK_HEADERS, _BAD_TOKEN)
     await alogin(request, user, backend="django.contrib.auth.backends.ModelBackend")
     await logins.note(request, user)
@@ -116,11 +124,3 @@ _BAD_TOKEN = format_html(
     "<code>./canopy login</code> prints a fresh one. Or <a href='{}'>log in</a>.</p>",
     "/",
 )
-
-
-def _check_password(credentials: Credentials) -> User | None:
-    """Blocks for a third of a second, to hash: needs its own thread, and closes its connection."""
-    try:
-        return authenticate(username=credentials.username, password=credentials.password)
-    finally:
-        connections.close_all()

@@ -32,7 +32,8 @@ async def start(request: AuthRequest, body: schemas.FirstPassword) -> Person:
 @router.post("/password", response={204: None})
 async def change_password(request: AuthRequest, body: schemas.NewPassword) -> Status[Any]:
     """Replaces the password; all other sessions end."""
-    user = await passwords.change(request.auth, body.current, body.new)
+    await passwords.confirm(request, body.current, "current")
+    user = await passwords.change(request.auth, body.new)
     await _end_other_sessions(request, user)
     return Status(204, None)
 
@@ -41,7 +42,7 @@ async def change_password(request: AuthRequest, body: schemas.NewPassword) -> St
 async def delete(request: AuthRequest, body: schemas.Confirmation) -> Status[Any]:
     """Removes the account with its conversations, keys and sessions, for good."""
     user = request.auth
-    await passwords.confirm(user, body.password)
+    await passwords.confirm(request, body.password, "password")
     await store.delete_account(user)
     await alogout(request)
     app().keys.clear()

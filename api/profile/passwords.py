@@ -8,7 +8,9 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connections, transaction
 
+from api.accounts.auth import AuthRequest
 from api.accounts.models import User
+from api.context import app
 from api.errors import ApiError
 
 Result = TypeVar("Result")
@@ -28,14 +30,16 @@ async def choose_first(user: User, name: str, password: str) -> User:
     return await _in_thread(lambda: _choose_first(user.pk, name, password))
 
 
-async def change(user: User, current: str, new: str) -> User:
-    """Replaces the password. Raises ApiError 400 if `current` is wrong or `new` not allowed."""
-    return await _in_thread(lambda: _change(user.pk, current, new))
+async def change(user: User, new: str) -> User:
+    """Replaces the password. Raises ApiError 400 if `new` is not allowed."""
+    return await _in_thread(lambda: _change(user.pk, new))
 
 
-async def confirm(user: User, password: str) -> None:
-    """Raises ApiError 400 if this is not the user's password."""
-    await _in_thread(lambda: _confirm(user, password, "password"))
+async def confirm(request: AuthRequest, password: str, field: str) -> None:
+    """Raises ApiError 400 if this is not the user's password. Wrong ones count as at a login."""
+    name = request.auth.get_username()
+    if await app().password_turns.check(request, name, password) is None:
+        raise ApiError(400, "this is not your password", field=field, code="wrong_password")
 
 
 async def _in_thread(work: Callable[[], Result]) -> Result:
@@ -65,18 +69,12 @@ def _choose_first(number: int, name: str, password: str) -> User:
     return user
 
 
-def _change(number: int, current: str, new: str) -> User:
+def _change(number: int, new: str) -> User:
     with transaction.atomic():
         user = User.objects.select_for_update().get(pk=number)
-        _confirm(user, current, "current")
         _set(user, new, "new")
         user.save(update_fields=["password"])
     return user
-
-
-def _confirm(user: User, password: str, field: str) -> None:
-    if not user.check_password(password):
-        raise ApiError(400, "this is not your password", field=field, code="wrong_password")
 
 
 def _set(user: User, password: str, field: str) -> None:

@@ -27,6 +27,7 @@ from api.server.response_headers import (
     Scope,
     Transport,
     by_name,
+    client_of,
     with_defaults,
 )
 
@@ -40,6 +41,7 @@ class Edge:
     def __init__(self, application: Application, env: Environment) -> None:
         self._application = application
         self._transport = Transport(env.public_url, env.proxies)
+        self._proxies = env.proxies
         self._cors = Cors(env.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +50,7 @@ class Edge:
         secure = self._transport.is_secure(scope, fields)
         if secure:
             scope["scheme"] = "https"
+        scope["client"] = client_of(scope, fields, self._proxies)
         if b"if-none-match" in fields:
             scope["headers"] = without_weak_etags(scope["headers"])
         cors = self._cors.headers(scope["path"], fields)

@@ -1,7 +1,7 @@
 """Headers of every response: security, CORS, TLS."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -85,6 +85,33 @@ class Transport:
             return False
         client = scope.get("client")
         return client is not None and is_within(client[0], self._proxies)
+
+
+def client_of(scope: Scope, request: Fields, proxies: Sequence[IPv4Network | IPv6Network]) -> Any:
+    """The client's address and port: behind `proxies`, the last address that is none of theirs.
+
+    Each proxy appends the address of whoever connected to it; what stands before may be invented.
+    """
+    client = scope.get("client")
+    forwarded = request.get(b"x-forwarded-for")
+    if client is None or forwarded is None or not is_within(client[0], proxies):
+        return client
+    for entry in reversed(forwarded[-_MOST_HEADERS:].decode("latin-1").split(",")):
+        address = entry.strip()
+        if not _is_address(address):
+            return client
+        client = (address, 0)
+        if not is_within(address, proxies):
+            return client
+    return client
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Cors:

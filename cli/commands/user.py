@@ -70,6 +70,14 @@ def enable(name: str, as_json: bool) -> None:
     _become(["enable", name], as_json)
 
 
+@click.command("unlock")
+@_name
+@options.as_json
+def unlock(name: str, as_json: bool) -> None:
+    """Let somebody try passwords again, after too many wrong ones."""
+    _become(["unlock", name], as_json)
+
+
 @click.command("role")
 @_name
 @click.argument("role", type=click.Choice(ROLES))

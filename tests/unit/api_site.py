@@ -274,6 +274,7 @@ async def fake(database: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         app()
     await forget_answers()
     await forget_models()
+    await forget_wrong_passwords()
 
 
 async def forget_models() -> None:
@@ -281,6 +282,14 @@ async def forget_models() -> None:
     from api.operate.models.models import AutoscaledNode, AutoscaleRule, ModelSettings
 
     for kind in (ModelSettings, AutoscaleRule, AutoscaledNode):
+        await kind.objects.all().adelete()
+
+
+async def forget_wrong_passwords() -> None:
+    """Nor does one test lock the logins of the next one."""
+    from axes.models import AccessAttempt, AccessLog
+
+    for kind in (AccessAttempt, AccessLog):
         await kind.objects.all().adelete()
 
 

@@ -1,0 +1,61 @@
+"""Bounds wrong API keys and login links by address, in this process's memory.
+
+They cannot be guessed; but each costs a query, and a program with a wrong key repeats it for ever.
+Keys that were right lately are not looked up, so they work whatever else comes from their address.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from api.errors import ApiError
+
+MOST = 100  # wrong ones of one address in WINDOW
+WINDOW = 60.0  # seconds
+REMEMBERED = 10_000  # addresses
+
+
+@dataclass(slots=True)
+class _Window:
+    began: float
+    count: int = 0
+
+
+class Guesses:
+    """Counts them. `clock`: time.monotonic()."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._windows: OrderedDict[str, _Window] = OrderedDict()  # the oldest first
+
+    def check(self, address: str) -> None:
+        """Raises ApiError 429 if too many came from there."""
+        window = self._windows.get(address)
+        if window is None or window.count < MOST:
+            return
+        left = window.began + WINDOW - self._clock()
+        if left > 0:
+            raise _too_many(math.ceil(left))
+
+    def wrong(self, address: str) -> None:
+        """One more was wrong."""
+        now = self._clock()
+        window = self._windows.get(address)
+        if window is None or now >= window.began + WINDOW:
+            self._windows.pop(address, None)
+            window = self._windows[address] = _Window(now)
+            if len(self._windows) > REMEMBERED:
+                self._windows.popitem(last=False)
+        window.count += 1
+
+
+def _too_many(seconds: int) -> ApiError:
+    return ApiError(
+        429,
+        f"too many wrong keys or login links from your address: try again in {seconds} s",
+        code="too_many_guesses",
+        params={"seconds": seconds},
+        headers={"Retry-After": str(seconds)},
+    )
