@@ -14,6 +14,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
+import msgspec
 import structlog
 from django.db import DatabaseError
 
@@ -172,9 +173,7 @@ class AnswerWriter:
                 if self._length and record.node not in ("", frame.node):
                     record.moved += 1
                 record.node, record.trail = frame.node, hops(frame)
-                record.tool_format = frame.tool_format[:MAX_FORMAT]
-                record.reasoning_format = frame.reasoning_format[:MAX_FORMAT]
-                self._start, self._waiting = frame, None
+                self._start, self._waiting = self._in_stored_format(frame), None
             case Delta():
                 self._clock.text_arrived()
                 self._parts.append(frame.text)
@@ -195,6 +194,16 @@ class AnswerWriter:
                 record.fail(frame.code, frame.message, retryable=frame.retryable)
         self._unsaved = True
         self._wake_readers()
+
+    def _in_stored_format(self, start: Start) -> Start:
+        """A run that continues a text is read as its first run was."""
+        record = self.record
+        if not self._length:
+            record.tool_format = start.tool_format[:MAX_FORMAT]
+            record.reasoning_format = start.reasoning_format[:MAX_FORMAT]
+        return msgspec.structs.replace(
+            start, tool_format=record.tool_format, reasoning_format=record.reasoning_format
+        )
 
     def _wake_readers(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

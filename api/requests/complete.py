@@ -16,7 +16,8 @@ from api.idempotency.attach import HEADER, attach, key_of
 from api.requests.build import choices
 from api.requests.errors import job_failure
 from api.requests.merge import Merged
-from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, Waiting
+from api.requests.reading import AnswerReader, Collected, EndReason
+from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, ToolCall, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class RunningAnswer:
     Closing `source` ends the reading, and the job with it unless it has an Idempotency-Key.
     """
 
+    job: Job  # the first choice's; how its text is read depends on it
     request_id: str
     created: int  # Unix seconds
     frames: AsyncIterator[AnyFrame | None]
@@ -38,6 +40,10 @@ class RunningAnswer:
     def request_ids(self) -> tuple[str, ...]:
         """Of all choices, in their order."""
         return (self.request_id, *self.others)
+
+    def readers(self) -> dict[str, AnswerReader]:
+        """What takes the choices apart, by request id: each gets its own frames."""
+        return {request_id: AnswerReader(self.job) for request_id in self.request_ids}
 
     def headers(self, waited: str | None = None) -> dict[str, str]:
         """The response headers that identify a request."""
@@ -54,10 +60,14 @@ class RunningAnswer:
 class Answer:
     """A finished answer. `waited`: why it did not start at once, if it had to wait."""
 
-    text: str
+    text: str  # without reasoning and calls
     end: Finished
     waited: str | None
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    reason: EndReason = "stop"
+    reasoning_tokens: int = 0
 
 
 async def start(request: AuthRequest, job: Job) -> RunningAnswer:
@@ -71,14 +81,14 @@ async def start(request: AuthRequest, job: Job) -> RunningAnswer:
         stream = await app().submitter.submit(job)
         _release_body(request)
         frames = sse.ticking(stream)
-        return RunningAnswer(job.request_id, int(job.created), frames, stream, waiting=waiting)
+        return RunningAnswer(job, job.request_id, int(job.created), frames, stream, waiting=waiting)
     if job.sampling.logprobs is not None:
         raise _not_with_a_key("logprobs")
     stored, replayed = await attach(request, key, job)
     _release_body(request)
     reader = following.follow(stored)
     created = int(stored.created.timestamp())
-    return RunningAnswer(stored.request_id, created, reader, reader, replayed=replayed)
+    return RunningAnswer(job, stored.request_id, created, reader, reader, replayed=replayed)
 
 
 async def start_choices(request: AuthRequest, job: Job, count: int) -> RunningAnswer:
@@ -93,7 +103,7 @@ async def start_choices(request: AuthRequest, job: Job, count: int) -> RunningAn
     _release_body(request)
     others = tuple(job.request_id for job in jobs[1:])
     frames = sse.ticking(merged)
-    return RunningAnswer(job.request_id, int(job.created), frames, merged, others, waiting)
+    return RunningAnswer(job, job.request_id, int(job.created), frames, merged, others, waiting)
 
 
 async def complete(running: RunningAnswer, prompt_field: str) -> Answer:
@@ -108,30 +118,50 @@ async def complete(running: RunningAnswer, prompt_field: str) -> Answer:
 async def complete_choices(running: RunningAnswer, prompt_field: str) -> list[Answer]:
     """The same for all choices. If one job fails, the others are cancelled."""
     waited = running.waiting
-    deltas: dict[str, list[Delta]] = {request_id: [] for request_id in running.request_ids}
-    ends: dict[str, Finished] = {}
+    answers = {request_id: _Growing(reader) for request_id, reader in running.readers().items()}
     async with aclosing(running.source):
         async for frame in running.frames:
             match frame:
-                case Delta():
-                    deltas[frame.request_id].append(frame)
+                case None:
+                    continue
                 case Waiting():
                     waited = frame.reason
                 case Failed():
                     raise job_failure(frame, prompt_field)
-                case Finished():
-                    ends[frame.request_id] = frame
-    if len(ends) < len(deltas):
-        raise AssertionError("a stream ended without an end frame")
-    return [_answer(deltas[request_id], ends[request_id], waited) for request_id in deltas]
+                case _:
+                    answers[frame.request_id].take(frame)
+    return [answer.whole(waited) for answer in answers.values()]
 
 
-def _answer(deltas: list[Delta], end: Finished, waited: str | None) -> Answer:
-    text = "".join(delta.text for delta in deltas)
-    logprobs: list[TokenLogprob] = []
-    for delta in deltas:
-        logprobs.extend(delta.logprobs)
-    return Answer(text, end, waited, tuple(logprobs))
+class _Growing:
+    """One answer until it is whole."""
+
+    def __init__(self, reader: AnswerReader) -> None:
+        self._reader = reader
+        self._parts = Collected()
+        self._logprobs: list[TokenLogprob] = []
+        self._end: Finished | None = None
+
+    def take(self, frame: AnyFrame) -> None:
+        self._parts.add(self._reader.take(frame))
+        if isinstance(frame, Delta):
+            self._logprobs.extend(frame.logprobs)
+        elif isinstance(frame, Finished):
+            self._end = frame
+
+    def whole(self, waited: str | None) -> Answer:
+        if self._end is None:
+            raise AssertionError("a stream ended without an end frame")
+        return Answer(
+            self._parts.text,
+            self._end,
+            waited,
+            tuple(self._logprobs),
+            self._parts.reasoning,
+            self._parts.calls,
+            self._reader.reason(self._end),
+            self._reader.reasoning_tokens,
+        )
 
 
 def _release_body(request: HttpRequest) -> None:

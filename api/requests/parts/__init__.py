@@ -4,65 +4,40 @@ Nodes send the model's text as it is, so that another node can continue it exact
 the model marks calls and reasoning; whoever shows the answer reads it through a PartParser.
 """
 
-from typing import Protocol
-
-import msgspec
-
+from api.requests.parts.calls import CallParser
+from api.requests.parts.formats import FORMATS
+from api.requests.parts.model import (
+    CallArguments,
+    CallBegins,
+    Part,
+    PartParser,
+    PlainText,
+    ReasoningPart,
+    TextPart,
+)
+from api.requests.parts.reasoning import REASONING, ReasoningParser
 from broker.wire import Job, Start
 
-
-class TextPart(msgspec.Struct, frozen=True):
-    """What the user reads."""
-
-    text: str
-
-
-class ReasoningPart(msgspec.Struct, frozen=True):
-    """What the model thinks before it answers."""
-
-    text: str
-
-
-class CallBegins(msgspec.Struct, frozen=True):
-    """A call of the tool `name` begins. `index`: which of the answer's calls, from 0."""
-
-    index: int
-    id: str
-    name: str
-
-
-class CallArguments(msgspec.Struct, frozen=True):
-    """More of the JSON text of that call's arguments."""
-
-    index: int
-    text: str
-
-
-Part = TextPart | ReasoningPart | CallBegins | CallArguments
-
-
-class PartParser(Protocol):
-    """Takes the answer's text as it comes."""
-
-    def feed(self, text: str) -> list[Part]:
-        """The parts that are certain now; what could begin a mark waits for more text."""
-
-    def end(self) -> list[Part]:
-        """The rest: no more text comes."""
-
-
-class PlainText:
-    """The parser of a model that marks nothing."""
-
-    def feed(self, text: str) -> list[Part]:
-        """All of it."""
-        return [TextPart(text)] if text else []
-
-    def end(self) -> list[Part]:
-        """Nothing is kept."""
-        return []
+__all__ = [
+    "CallArguments",
+    "CallBegins",
+    "Part",
+    "PartParser",
+    "PlainText",
+    "ReasoningPart",
+    "TextPart",
+    "parser_for",
+]
 
 
 def parser_for(job: Job, start: Start) -> PartParser:
     """The parser of an answer to `job` whose first run began with `start`."""
-    return PlainText()
+    parser: PartParser = PlainText()
+    call_format = FORMATS.get(start.tool_format)
+    if job.tools and job.tool_choice != "none" and call_format is not None:
+        names = frozenset(tool.name for tool in job.tools)
+        parser = CallParser(call_format, start.request_id, names)
+    marks = REASONING.get(start.reasoning_format)
+    if marks is None:
+        return parser
+    return ReasoningParser(parser, marks)
