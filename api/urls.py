@@ -19,6 +19,8 @@ from api.http.parsing import RowIdConverter, StrictParser
 from api.jobs.endpoints import router as jobs
 from api.metrics.endpoints import metrics
 from api.openai.endpoints import router as openai
+from api.openai.tokenization import bare as bare_tokenization
+from api.openai.tokenization import router as tokenization
 from api.operate.audit.endpoints import router as audit
 from api.operate.dead.endpoints import router as dead
 from api.operate.drills.endpoints import router as drills
@@ -50,6 +52,8 @@ endpoints = DocumentedAPI(
 )
 # Programs' endpoints first: paths are tried in order, and these get thousands of requests a second.
 endpoints.add_router("/v1", openai)
+endpoints.add_router("/v1", tokenization)
+endpoints.add_router("", bare_tokenization)
 endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from broker.bounds import TokenId
 from broker.errors import BadChange
 from broker.wire import ChatMessage, Job, Sampling
 from topology.names import is_amqp_name
@@ -19,6 +20,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: str | None = None
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
+    prompt_ids: tuple[TokenId, ...] | None = None
     sampling: dict[str, Any] | None = None
 
 
@@ -43,7 +45,9 @@ def to_replay(job: Job, request_id: str, now: float) -> Job:
 def editable(job: Job) -> dict[str, Any]:
     """The parts of the job that can be changed, for an editor."""
     parts: dict[str, Any] = {"model": job.model}
-    if job.messages is None:
+    if job.prompt_ids:
+        parts["prompt_ids"] = list(job.prompt_ids)
+    elif job.messages is None:
         parts["prompt"] = job.prompt or ""
     else:
         parts["messages"] = list(msgspec.to_builtins(job.messages))
@@ -69,25 +73,33 @@ def changed(job: Job, changes: Changes) -> Job:
         model = job.model
     if not model or not is_amqp_name(model):
         raise BadChange("model: not a model's name")
-    messages, prompt = job.messages, job.prompt
-    if changes.messages is not None and changes.prompt is not None:
-        raise BadChange("prompt: a job has messages or a prompt, not both")
-    if changes.messages is not None:
-        messages, prompt = changes.messages, None
-        if not 0 < len(messages) <= MAX_MESSAGES:
-            raise BadChange(f"messages: give 1 to {MAX_MESSAGES} of them")
-    if changes.prompt is not None:
-        messages, prompt = None, changes.prompt
     changed_job = msgspec.structs.replace(
-        job,
+        _with_prompt(job, changes),
         model=model,
-        messages=messages,
-        prompt=prompt,
         sampling=_changed_sampling(job.sampling, changes.sampling or {}),
     )
     if changed_job == job:
         return job
     return msgspec.structs.replace(changed_job, delivered="", delivered_ids=())
+
+
+def _with_prompt(job: Job, changes: Changes) -> Job:
+    """The job with what the changes name of messages, prompt and its ids. Raises BadChange."""
+    given = [changes.messages, changes.prompt, changes.prompt_ids]
+    if sum(each is not None for each in given) > 1:
+        raise BadChange("prompt: a job has messages or a prompt, not both")
+    none = msgspec.structs.replace(job, messages=None, prompt=None, prompt_ids=())
+    if changes.messages is not None:
+        if not 0 < len(changes.messages) <= MAX_MESSAGES:
+            raise BadChange(f"messages: give 1 to {MAX_MESSAGES} of them")
+        return msgspec.structs.replace(none, messages=changes.messages)
+    if changes.prompt is not None:
+        return msgspec.structs.replace(none, prompt=changes.prompt)
+    if changes.prompt_ids is not None:
+        if not changes.prompt_ids:
+            raise BadChange("prompt_ids: give at least one token")
+        return msgspec.structs.replace(none, prompt_ids=changes.prompt_ids)
+    return job
 
 
 def _changed_sampling(sampling: Sampling, fields: Mapping[str, Any]) -> Sampling:

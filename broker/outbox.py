@@ -7,7 +7,7 @@ is not: a user waits for it.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
 
@@ -20,6 +20,7 @@ from broker.wire import AnyFrame, Failed, Finished, Frames
 MIN_PACE_SECONDS, MAX_PACE_SECONDS = 0.002, 0.010
 FRAME_SECONDS = 0.0005  # of pace for each frame of the last flush, within those bounds
 MESSAGE_FRAMES = 256
+MESSAGE_BYTES = 4 * 1024 * 1024  # above it frames with many logprobs go in several messages
 
 OnSent = Callable[[bool], None]
 log = structlog.get_logger()
@@ -74,8 +75,13 @@ class Outbox:
             for start in range(0, len(entries), MESSAGE_FRAMES):
                 self._publish(queue, entries[start : start + MESSAGE_FRAMES])
 
-    def _publish(self, queue: str, entries: Iterable[tuple[AnyFrame, OnSent | None]]) -> None:
+    def _publish(self, queue: str, entries: list[tuple[AnyFrame, OnSent | None]]) -> None:
         body = encode(Frames(frames=tuple(frame for frame, _ in entries)))
+        if len(body) > MESSAGE_BYTES and len(entries) > 1:
+            half = len(entries) // 2
+            self._publish(queue, entries[:half])
+            self._publish(queue, entries[half:])
+            return
         callbacks = [sent for _, sent in entries if sent is not None]
 
         def confirmed(outcome: asyncio.Future[bool]) -> None:

@@ -64,6 +64,7 @@ class Stream(AsyncIterator[AnyFrame]):
         self._next_seq = 0
         self.tokens = len(job.delivered_ids)  # received so far
         self.end: Finished | Failed | None = None
+        self._prompt_logprobs = job.delivered_prompt_logprobs
         self._pieces = [job.delivered]
         self._ids = array("I", job.delivered_ids)
         self._frames: deque[AnyFrame] = deque()
@@ -120,6 +121,7 @@ class Stream(AsyncIterator[AnyFrame]):
             attempt=self.attempt,
             delivered=self.text,
             delivered_ids=tuple(self._ids),
+            delivered_prompt_logprobs=self._prompt_logprobs,
             faults=self.faults,
         )
 
@@ -138,6 +140,7 @@ class Stream(AsyncIterator[AnyFrame]):
             restarted=False,
             delivered=self.text,
             delivered_ids=tuple(self._ids),
+            delivered_prompt_logprobs=self._prompt_logprobs,
         )
         return with_time_left(job, self.expires)
 
@@ -256,6 +259,7 @@ class Stream(AsyncIterator[AnyFrame]):
             self.first_text = time.monotonic()
         self.tokens += delta.tokens
         self._ids.extend(delta.ids)
+        self._prompt_logprobs += len(delta.prompt_logprobs)
         self._pieces.append(delta.text)
         if len(self._pieces) > MAX_PIECES:
             self._pieces = ["".join(self._pieces)]

@@ -28,6 +28,7 @@ from broker.bounds import (
 
 Role = Literal["system", "user", "assistant", "tool"]
 ToolChoice = Literal["none", "auto", "required"]
+Task = Literal["generate", "embed", "score", "tokenize", "detokenize"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 MAX_TOOLS = 1024
 MAX_PROMPT_IDS = 10_000_000
@@ -128,7 +129,8 @@ class Sampling(Wire, kw_only=True):
 class Job(Wire, kw_only=True):
     """One request on its way down the tree.
 
-    Exactly one of `messages`, `prompt` and `prompt_ids` is set.
+    Exactly one of `messages`, `prompt` and `prompt_ids` is set. `task`: what becomes of it; the
+    answer to `tokenize` is a Delta's `ids`, without text, and to `detokenize` its text.
     """
 
     request_id: Name
@@ -138,6 +140,8 @@ class Job(Wire, kw_only=True):
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
     prompt_ids: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MAX_PROMPT_IDS)] = ()
+    task: Task = "generate"
+    add_special_tokens: bool | None = None  # as <bos>; None: to a prompt, not to a template's text
     tools: Annotated[tuple[Tool, ...], msgspec.Meta(max_length=MAX_TOOLS)] = ()
     tool_choice: ToolChoice = "auto"
     tool_name: Name = ""  # with "required": this one
@@ -159,6 +163,7 @@ class Job(Wire, kw_only=True):
     waits: Waits = ()  # seconds that it waited at each of them; shorter if some did not tell
     delivered: str = ""  # text that the reader of a restarted job already has
     delivered_ids: tuple[TokenId, ...] = ()  # its tokens, if the engine sent them
+    delivered_prompt_logprobs: Count = 0  # of how many of the prompt's tokens that reader has them
     traceparent: Traceparent = ""  # the span that this copy follows from; see broker.tracing
 
 
@@ -233,7 +238,7 @@ class Interrupted(Frame, kw_only=True, tag="interrupted"):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """How likely a token of the answer was.
+    """How likely a token of the answer, or of the prompt, was.
 
     Tokens are bytes (base64 in JSON), as a token may be part of a character. Logprobs are natural
     logarithms of the model's own distribution, at least LEAST_LOGPROB.
@@ -242,6 +247,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     token: bytes
     logprob: float
     top: tuple[tuple[bytes, float], ...] = ()  # the likeliest in its place, best first
+    ids: tuple[TokenId, ...] = ()  # of the token, then of those in `top`; none if unknown
 
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON does not have
@@ -258,7 +264,8 @@ class Delta(Frame, kw_only=True, tag="delta"):
     tokens: Count = 1
     ids: tuple[TokenId, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # in the first one, if requested
+    # If requested, of all tokens of the prompt, before any text; of the first token 0.
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finished(Frame, kw_only=True, tag="finished"):
@@ -317,6 +324,7 @@ class ResumeGrant(Control, kw_only=True, tag="continue"):
     attempt: Count
     delivered: str = ""
     delivered_ids: tuple[TokenId, ...] = ()
+    delivered_prompt_logprobs: Count = 0
     faults: tuple[str, ...] = ()
 
 

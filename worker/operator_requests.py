@@ -141,6 +141,8 @@ class OperatorRequests:
 
 def prompt_text(job: Job) -> str:
     """What a job asks, for reading: each turn below the name of its role."""
+    if job.prompt_ids:
+        return " ".join(map(str, job.prompt_ids))
     if job.messages is None:
         return job.prompt or ""
     turns = [f"{message.role}:\n{message.content}" for message in job.messages]

@@ -87,7 +87,15 @@ def without_content(job: Job, delivery: Delivery) -> Job:
     if len(delivery.body) < LARGE_BYTES:
         delivery.body = b""
         return job
-    return msgspec.structs.replace(job, messages=None, prompt=None, delivered="", delivered_ids=())
+    return msgspec.structs.replace(
+        job,
+        messages=None,
+        prompt=None,
+        prompt_ids=(),
+        tools=(),
+        delivered="",
+        delivered_ids=(),
+    )
 
 
 def with_content(job: Job, delivery: Delivery) -> Job:

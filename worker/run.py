@@ -23,6 +23,7 @@ from broker.wire import (
     ResumeGrant,
     Start,
 )
+from worker.chunk_parts import parts
 from worker.engines.base import Chunk, Engine, EngineError
 from worker.rw_lock import ReadersWriterLock
 
@@ -84,6 +85,7 @@ class JobRun:
         self._way = way
         self._seq = 0
         self._omitted_messages = 0
+        self._skipped_logprobs = job.delivered_prompt_logprobs  # that its reader has
         self._task: asyncio.Task[Any] | None = None  # the one that runs it
         self._stopped: Ending | None = None
 
@@ -186,7 +188,9 @@ class JobRun:
             restarted=False,
             delivered=grant.delivered,
             delivered_ids=grant.delivered_ids,
+            delivered_prompt_logprobs=grant.delivered_prompt_logprobs,
         )
+        self._skipped_logprobs = grant.delivered_prompt_logprobs
 
     async def _stream(self) -> Ending:
         async with aclosing(self._engine.run(self.job)) as chunks:  # type: ignore[type-var]
@@ -194,15 +198,24 @@ class JobRun:
                 await self._channel.flowing()
                 self.prompt_tokens = chunk.prompt_tokens or self.prompt_tokens
                 self._omitted_messages = chunk.omitted_messages or self._omitted_messages
-                self._send_delta(chunk)
+                self._send(chunk)
                 if chunk.finish is not None:
                     return self._finished(chunk.finish)
         return self._failed("internal", "the engine ended the answer without a reason")
 
-    def _send_delta(self, chunk: Chunk) -> None:
+    def _send(self, chunk: Chunk) -> None:
         self.tokens += chunk.tokens
-        if chunk.text or chunk.logprobs:
-            if self.first_text is None:
+        had = self._skipped_logprobs
+        if chunk.prompt_logprobs and had:
+            self._skipped_logprobs = 0
+            chunk = msgspec.structs.replace(chunk, prompt_logprobs=chunk.prompt_logprobs[had:])
+        for part in parts(chunk):
+            self._send_delta(part)
+
+    def _send_delta(self, chunk: Chunk) -> None:
+        tokenized = chunk.ids if self.job.task == "tokenize" else ()
+        if chunk.text or chunk.logprobs or chunk.prompt_logprobs or tokenized:
+            if self.first_text is None and chunk.text:
                 self.first_text = time.monotonic()
             delta = Delta(
                 **self._next_number(),
@@ -210,6 +223,7 @@ class JobRun:
                 tokens=chunk.tokens,
                 ids=chunk.ids,
                 logprobs=chunk.logprobs,
+                prompt_logprobs=chunk.prompt_logprobs,
             )
             self._channel.send(delta)
 

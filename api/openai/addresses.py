@@ -5,7 +5,7 @@ from typing import Literal
 Family = Literal["canopy", "openai", "anthropic"]  # whose clients request a path
 
 BASE = "/v1"
-SERVED = ("chat/completions", "completions", "models")
+SERVED = ("chat/completions", "completions", "models", "tokenize", "detokenize")
 OPENAI_SEGMENTS = frozenset(
     [
         "assistants",
@@ -14,6 +14,7 @@ OPENAI_SEGMENTS = frozenset(
         "chat",
         "completions",
         "containers",
+        "detokenize",
         "conversations",
         "edits",
         "embeddings",
@@ -30,6 +31,7 @@ OPENAI_SEGMENTS = frozenset(
         "responses",
         "score",
         "threads",
+        "tokenize",
         "uploads",
         "v1",
         "vector_stores",

@@ -31,11 +31,11 @@ def for_text(logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | 
     top: list[dict[str, float]] = []
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for entry in logprobs:
-        name = _name(entry.token)
+        name = token_name(entry.token)
         tokens.append(name)
         offsets.append(offset)
         offset += len(decoder.decode(entry.token))
-        alternatives = {_name(token): logprob for token, logprob in entry.top}
+        alternatives = {token_name(token): logprob for token, logprob in entry.top}
         alternatives[name] = entry.logprob
         top.append(alternatives)
     return {
@@ -50,7 +50,7 @@ def _chat_token(token: bytes, logprob: float) -> dict[str, Any]:
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
-def _name(token: bytes) -> str:
+def token_name(token: bytes) -> str:
     """A token as the key of an object. Parts of characters are escaped, to stay distinct."""
     try:
         return token.decode()

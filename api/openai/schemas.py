@@ -182,6 +182,13 @@ class RequestMessage(Body):
         return ChatMessage(role=ROLES[self.role], content=self.content or "")
 
 
+Messages = Annotated[
+    list[RequestMessage],
+    Field(min_length=1, max_length=10_000),
+    BeforeValidator(_check_messages),
+]
+
+
 class StreamOptions(Body):
     """Options of a streamed answer."""
 
@@ -268,11 +275,7 @@ class Generation(Body):
 class ChatCompletion(Generation):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[
-        list[RequestMessage],
-        Field(min_length=1, max_length=10_000),
-        BeforeValidator(_check_messages),
-    ]
+    messages: Messages
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0, le=20)

@@ -9,6 +9,7 @@ import msgspec
 from api.accounts.models import User
 from broker.wire import ChatMessage, Job, JobClass, Sampling, SamplingDefault
 
+Prompt = str | tuple[int, ...]  # a text, or tokens
 SAMPLING_DEFAULTS: tuple[SamplingDefault, ...] = get_args(SamplingDefault)
 # Defaults of the chat page and /arranca/, where the model's card says nothing; the
 # OpenAI-compatible endpoints use the model's own distribution then.
@@ -29,6 +30,7 @@ def chat_job(
     seconds_left: float | None = None,
     job_class: JobClass = "interactive",
     truncate: bool = False,
+    add_special_tokens: bool | None = None,
 ) -> Job:
     """A job that continues a dialogue. `truncate`: the node may drop the oldest turns to fit."""
     return Job(
@@ -38,6 +40,7 @@ def chat_job(
         created=time.time(),
         messages=tuple(messages),
         truncate=truncate,
+        add_special_tokens=add_special_tokens,
         sampling=sampling,
         user=user.get_username(),
         job_class=job_class,
@@ -48,20 +51,23 @@ def chat_job(
 
 def prompt_job(
     model: str,
-    prompt: str,
+    prompt: Prompt,
     sampling: Sampling,
     user: User,
     *,
     seconds_left: float | None = None,
     job_class: JobClass = "interactive",
+    add_special_tokens: bool | None = None,
 ) -> Job:
-    """A job that continues a text."""
+    """A job that continues a text, or tokens."""
     return Job(
         request_id=new_request_id(),
         model=model,
         reply_to="",  # filled in by the broker client
         created=time.time(),
-        prompt=prompt,
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_ids=() if isinstance(prompt, str) else prompt,
+        add_special_tokens=add_special_tokens,
         sampling=sampling,
         user=user.get_username(),
         job_class=job_class,

@@ -79,13 +79,13 @@ async def start(request: AuthRequest, job: Job) -> RunningAnswer:
     if key is None:
         waiting = app().catalog.nobody_serves(job.model)
         stream = await app().submitter.submit(job)
-        _release_body(request)
+        release_body(request)
         frames = sse.ticking(stream)
         return RunningAnswer(job, job.request_id, int(job.created), frames, stream, waiting=waiting)
     if job.sampling.logprobs is not None:
         raise _not_with_a_key("logprobs")
     stored, replayed = await attach(request, key, job)
-    _release_body(request)
+    release_body(request)
     reader = following.follow(stored)
     created = int(stored.created.timestamp())
     return RunningAnswer(job, stored.request_id, created, reader, reader, replayed=replayed)
@@ -100,7 +100,7 @@ async def start_choices(request: AuthRequest, job: Job, count: int) -> RunningAn
     jobs = choices(job, count)
     waiting = app().catalog.nobody_serves(job.model)
     merged = Merged(await app().submitter.submit_all(jobs))
-    _release_body(request)
+    release_body(request)
     others = tuple(job.request_id for job in jobs[1:])
     frames = sse.ticking(merged)
     return RunningAnswer(job, job.request_id, int(job.created), frames, merged, others, waiting)
@@ -164,7 +164,7 @@ class _Growing:
         )
 
 
-def _release_body(request: HttpRequest) -> None:
+def release_body(request: HttpRequest) -> None:
     """The job has the texts: while it waits, their bytes must not take the same memory again."""
     request._body = b""
     request._stream = BytesIO()

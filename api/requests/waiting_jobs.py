@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from api.requests.quota import Tally
 from broker.wire import Job, JobClass
 
+ID_BYTES = 36  # of a token id in a tuple
 CLASSES: tuple[JobClass, ...] = ("interactive", "batch")
 
 
@@ -68,4 +69,5 @@ class WaitingJobs:
 def prompt_bytes(job: Job) -> int:
     """The memory that the job's prompt takes in this process."""
     texts = [turn.content for turn in job.messages or ()]
-    return sys.getsizeof(job.prompt or "") + sum(map(sys.getsizeof, texts))
+    ids = ID_BYTES * len(job.prompt_ids)
+    return sys.getsizeof(job.prompt or "") + ids + sum(map(sys.getsizeof, texts))

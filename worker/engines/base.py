@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import msgspec
 
-from broker.wire import FailureCode, FinishReason, Job, TokenLogprob
+from broker.wire import FailureCode, FinishReason, Job, Task, TokenLogprob
 from worker.errors import WorkerError
 
 DEFAULT_SLOTS = 8  # where neither the operator nor a GPU's memory says how many
@@ -78,6 +78,12 @@ class NoFreeSlot(EngineError):
         super().__init__(f"all {slots} slots are taken", isolated=True)
 
 
+def check_task(job: Job, *done: Task) -> None:
+    """Raises InvalidRequest for a job that wants something else than the engine has `done`."""
+    if job.task not in done:
+        raise InvalidRequest(f"{job.model} does not {job.task}: ask a model that does")
+
+
 class EngineUnavailable(WorkerError):
     """The engine cannot start (no model folder, no such device). Tells the operator what to do."""
 
@@ -98,8 +104,12 @@ class Chunk(msgspec.Struct, frozen=True):
     finish: FinishReason | None = None
     omitted_messages: int = 0  # first chunk only: turns left out of the prompt; see Job.truncate
     # Of this chunk's tokens, if the engine can continue from ids; not of what was delivered before.
+    # The prompt's where the job is to tokenize it.
     ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # of this chunk's tokens, if requested and available
+    # Of all the prompt's tokens, the first with 0, as nothing comes before it. In one chunk, and
+    # not again in a continued job that has some text or tokens already.
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Footprint(NamedTuple):

@@ -4,10 +4,11 @@ No model and no computing: for tests, and to measure everything around an engine
 """
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Iterator
 
-from broker.wire import FinishReason, Job
-from worker.engines.base import Chunk, Footprint
+from broker.wire import FinishReason, Job, TokenLogprob
+from worker.engines.base import Chunk, Footprint, check_task
 from worker.engines.stop_filter import StopFilter
 
 _BURST = 256  # words per chunk without delay; between chunks the event loop may run a cancel
@@ -46,6 +47,11 @@ class EchoEngine:
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the words; see the protocol."""
+        check_task(job, "generate", "tokenize")
+        if job.task == "tokenize":
+            for chunk in _tokenized(job):
+                yield chunk
+            return
         answer = _EchoedAnswer(job)
         yield Chunk(prompt_tokens=answer.prompt_tokens, tokens=answer.tokens_delivered)
         loop = asyncio.get_running_loop()
@@ -65,7 +71,7 @@ class _EchoedAnswer:
 
     def __init__(self, job: Job) -> None:
         self._words = last_message(job).split()
-        self.prompt_tokens = _count_words(job)
+        self.prompt_tokens = len(_words(job))
         self._total, self._finish = self._length(job.sampling.max_tokens)
         self._stops = StopFilter(job.sampling.stop)
         self._has_stops = bool(job.sampling.stop)
@@ -125,7 +131,7 @@ class _EchoedAnswer:
 def last_message(job: Job) -> str:
     """The text to repeat: the prompt, or the last user message, or any last message."""
     if job.messages is None:
-        return job.prompt or ""
+        return _prompt(job)
     for message in reversed(job.messages):
         if message.role == "user":
             return message.content
@@ -134,14 +140,32 @@ def last_message(job: Job) -> str:
     return job.messages[-1].content
 
 
-def _count_words(job: Job) -> int:
-    """Words of the whole job, standing in for prompt tokens."""
+def _prompt(job: Job) -> str:
+    """Ids stand for themselves, as there is no vocabulary."""
+    if job.prompt_ids:
+        return " ".join(map(str, job.prompt_ids))
+    return job.prompt or ""
+
+
+def _words(job: Job) -> list[str]:
+    """Of the whole job, standing in for the prompt's tokens."""
     if job.messages is None:
-        return len((job.prompt or "").split())
-    count = 0
+        return _prompt(job).split()
+    words: list[str] = []
     for message in job.messages:
-        count += len(message.content.split())
-    return count
+        words += message.content.split()
+    return words
+
+
+def _tokenized(job: Job) -> Iterator[Chunk]:
+    """The words' checksums stand in for ids."""
+    words = [word.encode() for word in _words(job)]
+    yield Chunk(prompt_tokens=len(words))
+    ids = tuple(map(zlib.crc32, words))
+    spelled: tuple[TokenLogprob, ...] = ()
+    if job.sampling.prompt_logprobs is not None:
+        spelled = tuple(TokenLogprob(word, 0.0) for word in words)
+    yield Chunk(ids=ids[len(job.delivered_ids) :], prompt_logprobs=spelled, finish="stop")
 
 
 def create(

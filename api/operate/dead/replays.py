@@ -157,13 +157,11 @@ def _asks_the_same(run: _Run) -> bool:
     former, job = run.letter.job, run.job
     if former is None:
         return False
-    return (former.model, former.messages, former.prompt, former.sampling, former.delivered) == (
-        job.model,
-        job.messages,
-        job.prompt,
-        job.sampling,
-        job.delivered,
-    )
+    return _question(former) == _question(job)
+
+
+def _question(job: Job) -> tuple[object, ...]:
+    return (job.model, job.messages, job.prompt, job.prompt_ids, job.sampling, job.delivered)
 
 
 def _new_job(letter: Letter, changes: Changes) -> Job:

@@ -78,6 +78,8 @@ def plans(job: Job, *, continues: bool) -> list[Plan]:
     if not job.delivered:
         return [Plan()]
     repeat = Plan(repeated=job.delivered, exact=True)
+    if job.prompt_ids:  # nothing can be put behind tokens
+        return [repeat]
     # Templates cut off white space at the end, and tokenizers go wrong after it.
     text = job.delivered.rstrip()
     if not text:
@@ -114,6 +116,8 @@ def body(
 
 def _completion_fields(job: Job, plan: Plan) -> dict[str, Any]:
     fields: dict[str, Any] = {"prompt": (job.prompt or "") + plan.prefill}
+    if job.prompt_ids:
+        fields["prompt"] = list(job.prompt_ids)
     if job.sampling.logprobs is not None:
         fields["logprobs"] = job.sampling.logprobs
     return fields
@@ -151,7 +155,7 @@ def prompt_tokens(job: Job) -> int:
     characters = len(job.prompt or "")
     for message in job.messages or ():
         characters += len(message.content)
-    return max(1, _estimate_tokens(characters))
+    return max(1, len(job.prompt_ids) + _estimate_tokens(characters))
 
 
 def _settings(sampling: Sampling, spent: int) -> dict[str, Any]:

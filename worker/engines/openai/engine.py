@@ -16,7 +16,14 @@ import httpx
 import structlog
 
 from broker.wire import Job, TokenLogprob
-from worker.engines.base import Chunk, EngineStopped, EngineUnavailable, Footprint, NoFreeSlot
+from worker.engines.base import (
+    Chunk,
+    EngineStopped,
+    EngineUnavailable,
+    Footprint,
+    NoFreeSlot,
+    check_task,
+)
 from worker.engines.openai import body as request_body
 from worker.engines.openai.answer import Answer
 from worker.engines.openai.body import Plan
@@ -103,6 +110,7 @@ class OpenAIEngine:
         server = self._server
         if server is None:
             raise EngineStopped("the engine is not running")
+        check_task(job, "generate")
         if len(self._calls) >= self.slots:
             raise NoFreeSlot(self.slots)
         call = Call()

@@ -24,6 +24,7 @@ from worker.engines.base import (
     EngineUnavailable,
     Footprint,
     NoFreeSlot,
+    check_task,
 )
 from worker.engines.transformers.compute_thread import run_in_thread_async
 from worker.engines.transformers.decoder import Decoder
@@ -137,6 +138,7 @@ class TransformersEngine:
         """Streams the answer; see the protocol."""
         if self._decoder is None:
             raise EngineStopped("the engine is not running")
+        check_task(job, "generate", "tokenize", "detokenize")
         if len(self._sequences) >= self.slots:
             # Jobs that waited for their readers during a restart that left fewer slots.
             raise NoFreeSlot(self.slots)

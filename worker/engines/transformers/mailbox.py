@@ -14,6 +14,7 @@ def merge_chunks(first: Chunk, second: Chunk) -> Chunk:
         finish=second.finish,
         ids=first.ids + second.ids,
         logprobs=first.logprobs + second.logprobs,
+        prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
     )
 
 

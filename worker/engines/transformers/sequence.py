@@ -9,6 +9,7 @@ from worker.engines.base import Chunk, InvalidRequest, PromptTooLong
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.sampling.sampler_output import SampledToken
+from worker.engines.transformers.text import tokenization
 from worker.engines.transformers.text.answer_text import AnswerText
 from worker.engines.transformers.text.chat_template import Prompt, Prompts
 from worker.engines.transformers.text.token_bytes import TokenBytes
@@ -118,6 +119,10 @@ class Sequence:
         no ids, or ids that do not make that text here. Raises PromptTooLong for a prompt that
         leaves no room in the context, InvalidRequest, and whatever a tokenizer raises.
         """
+        if self.job.task != "generate":
+            told = tokenization.answer(self.job, loaded, prompts)
+            self.status = SequenceStatus.FINISHED
+            return told
         stop_ids = prompts.stop_tokens(self.sampling.stop)
         ids = self.job.delivered_ids
         if ids and all(0 <= token < loaded.vocabulary for token in ids):

@@ -66,14 +66,27 @@ class Prompts:
         Raises InvalidRequest for what the chat template refuses, PromptTooLong for what does not
         fit the context.
         """
+        if job.prompt_ids:
+            return self._of_ids(job)
         if job.messages is None:
             text = _encodable(job.prompt or "")
-            return self._continued(text, job.delivered, Marks(), special=True)
+            special = job.add_special_tokens is not False
+            return self._continued(text, job.delivered, Marks(), special=special)
         for message in job.messages:
             _encodable(message.content)
         if not job.truncate:
             return self._of_dialogue(job.messages, job.delivered)
         return self._truncated(job.messages, job.delivered, job.sampling.max_tokens)
+
+    def _of_ids(self, job: Job) -> Prompt:
+        """A prompt that is tokens already, with what was delivered behind it."""
+        ids = list(job.prompt_ids)
+        if len(ids) > self._context:
+            raise self._too_long()
+        if not job.delivered:
+            return Prompt(ids=ids, delivered=0)
+        answer = self._continued(job.delivered, "", Marks(), special=False).ids
+        return Prompt(ids=ids + answer, delivered=len(answer))
 
     def stop_tokens(self, stops: tuple[str, ...]) -> frozenset[int]:
         """The stop strings that are tokens: a special one never shows in the answer's text."""
