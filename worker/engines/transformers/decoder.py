@@ -17,6 +17,7 @@ from worker.engines.base import Chunk, EngineError, EngineStopped
 from worker.engines.transformers.cache.block_hashes import first_parent, hash_blocks
 from worker.engines.transformers.errors import ThreadDied
 from worker.engines.transformers.fallback.scheduler import FallbackScheduler
+from worker.engines.transformers.guidance.grammars import Grammars
 from worker.engines.transformers.intake import Intake, drain
 from worker.engines.transformers.model.cache_size import BLOCK_SIZE
 from worker.engines.transformers.model.loaded import LoadedModel
@@ -56,6 +57,7 @@ class Decoder:
         self._deliver = deliver
         self._throttle = StreamThrottle(deliver, time.monotonic)
         self._scheduler = _make_scheduler(loaded, slots)
+        self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos_token_ids)
         self._of_thread = threading.local()  # `prompts`: those of an intake thread
         self._intake = Intake(
             self._prepare,
@@ -134,6 +136,8 @@ class Decoder:
         if prompts is None:  # made here, as a large vocabulary takes a moment
             prompts = Prompts(self._loaded.tokenizer, self._loaded.context)
             self._of_thread.prompts = prompts
+        if sequence.sampling.grammar is not None:
+            sequence.guide = self._grammars.start(sequence.sampling.grammar)
         chunks = sequence.prepare(self._loaded, prompts)
         runner = self._loaded.runner
         if runner is not None and runner.blocks:  # here, as the decoding thread has no time for it

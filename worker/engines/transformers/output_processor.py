@@ -131,7 +131,7 @@ class OutputProcessor:
             self.not_finite += 1
             return NotFiniteLogits()
         assert sampled.token == NO_CHOICE  # noqa: S101 - there are two marks
-        return InvalidRequest("logit_bias and penalties leave no token to choose")
+        return InvalidRequest("grammar, logit_bias and penalties leave no token to choose")
 
 
 def _ids(sequences: Iterable[Sequence]) -> list[str]:

@@ -42,6 +42,13 @@ class Row:
         return len(self.known_ids) == self.sampled
 
     @property
+    def awaits_tokens(self) -> bool:
+        """Whether its grammar must know a token that the host does not know yet."""
+        if self.sequence.guide is None or self.sequence.finished:
+            return False
+        return not self.all_known
+
+    @property
     def answer(self) -> list[int]:
         """The tokens of the answer among `prefill_ids`."""
         return self.prefill_ids[self.prompt_length :]

@@ -121,6 +121,7 @@ class SlotScheduler:
         unread = queued if self._runner.asynchronous else 0
         while len(self._pending) > unread:
             self._process_oldest()
+        self._begin_masks()
         self._count_usable_slots()
         return self._output.take()
 
@@ -195,7 +196,15 @@ class SlotScheduler:
         if allocation.source is not None:
             self._runner.copy_prefix(allocation.source, row.slot, row.prefilled)
         self._add_blocks(row, allocation.blocks)
-        self._sampler.assign(row.slot, row.sequence.sampling, row.sequence.prompt, row.answer)
+        sequence = row.sequence
+        self._sampler.assign(
+            row.slot,
+            sequence.sampling,
+            sequence.prompt,
+            row.answer,
+            sequence.guide,
+            sequence.end_rule,
+        )
         return True
 
     def _add_blocks(self, row: Row, blocks: tuple[int, ...]) -> None:
@@ -407,12 +416,21 @@ class SlotScheduler:
 
     def _sample(self, rows: list[Row], logits: torch.Tensor, prefilled: int = 0) -> None:
         slots = [row.slot for row in rows]
+        while self._pending and any(row.awaits_tokens for row in rows):
+            self._process_oldest()  # meanwhile the device computes these logits
         tokens = self._output.sample(self._sampler, logits, slots, _sequences(rows))
         self._runner.feed(tokens.tokens)
         for row in rows:
             row.sampled += 1
         self._pending.append(_PendingStep(rows, tokens, prefilled, self._passes))
         self._passes = 0
+
+    def _begin_masks(self) -> None:
+        """While the next step is computed; a GPU's tokens are not known before that is queued."""
+        guided = [row for row in self._running if row.sequence.guide is not None]
+        known = [row.slot for row in guided if row.all_known and not row.sequence.finished]
+        if known:
+            self._sampler.begin_masks(known)
 
     def _process_oldest(self) -> None:
         """Appends the tokens of the oldest pending step; waits for the device."""

@@ -6,9 +6,11 @@ import msgspec
 
 from broker.wire import FinishReason, Job, TokenLogprob
 from worker.engines.base import Chunk, InvalidRequest, PromptTooLong
+from worker.engines.transformers.guidance.guide import Guide
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.sampling.sampler_output import SampledToken
+from worker.engines.transformers.sampling.token_masks import EndRule
 from worker.engines.transformers.text import tokenization
 from worker.engines.transformers.text.answer_text import AnswerText
 from worker.engines.transformers.text.chat_template import Prompt, Prompts
@@ -36,7 +38,7 @@ class _Output:
     def __init__(
         self,
         text: AnswerText,
-        eos_token_ids: frozenset[int],
+        end_token_ids: frozenset[int],
         max_tokens: int,
         token_bytes: TokenBytes | None,
         *,
@@ -44,7 +46,7 @@ class _Output:
     ) -> None:
         """`token_bytes`: for logprobs, None if they were not requested."""
         self.text = text
-        self.eos_token_ids = eos_token_ids
+        self.end_token_ids = end_token_ids
         self.tokens_left = max_tokens
         self.token_bytes = token_bytes
         self.sends_ids = sends_ids
@@ -75,6 +77,7 @@ class Sequence:
         self.sampling = job.sampling
         self.status = SequenceStatus.WAITING
         self.cancelled = False
+        self.guide: Guide | None = None  # what the answer's grammar allows; set by the intake
         self.ids: list[int] = []  # to prefill: the prompt, and what was delivered before
         self.block_hashes: list[bytes] = []  # of whole blocks of `ids`, where the cache has blocks
         self.max_tokens = 0  # that may follow `ids`
@@ -92,6 +95,14 @@ class Sequence:
     def answer(self) -> list[int]:
         """The part of `ids` that was answered before, when the job is continued."""
         return self.ids[self._prompt_length :]
+
+    @property
+    def end_rule(self) -> EndRule:
+        """What ends the answer, and not before how many tokens."""
+        ends: tuple[int, ...] = ()
+        if self._output is not None:
+            ends = tuple(self._output.end_token_ids)
+        return EndRule(ends, self.sampling.min_tokens)
 
     @property
     def finished(self) -> bool:
@@ -136,18 +147,21 @@ class Sequence:
             self.status = SequenceStatus.WAITING
         prompt = prompts.prepare(self.job)
         first, _ = self._begin(loaded, prompt, stop_ids, sends_ids=not prompt.delivered)
-        if self.max_tokens > 0:
+        finish = self._finish_of_delivered()
+        if finish is None:
             return [first]
         self.status = SequenceStatus.FINISHED
-        return [first, Chunk(finish="length")]
+        return [first, Chunk(finish=finish)]
 
     def append_token(self, sampled: SampledToken) -> Chunk | None:
         """Adds a token; returns the text it completes, or None while that is undecided."""
         token, output = sampled.token, self._output
         if output is None:
             raise RuntimeError("the prompt has not been prepared")
-        if token in output.eos_token_ids:
+        if token in output.end_token_ids:
             return self._finish(output, "stop", output.text.end())
+        if self.guide is not None:
+            self.guide.append(token)
         self.last_token = token
         output.tokens_left -= 1
         output.pending_ids.append(token)
@@ -158,10 +172,23 @@ class Sequence:
         text = output.text.push(token)
         if output.text.stopped:
             return self._finish(output, "stop", text)
+        if self.guide is not None and self.guide.complete:
+            return self._finish(output, "stop", text + output.text.end())
         if output.tokens_left <= 0:
             return self._finish(output, "length", text + output.text.end())
         if text:
             return output.chunk(text)
+        return None
+
+    def _finish_of_delivered(self) -> FinishReason | None:
+        """Why nothing may follow a delivered text, if so."""
+        if self.guide is not None and self.job.delivered:
+            self.guide.restart()
+            self.guide.append_text(self.job.delivered)
+            if self.guide.complete:
+                return "stop"
+        if self.max_tokens <= 0:
+            return "length"
         return None
 
     def _begin(
@@ -180,10 +207,9 @@ class Sequence:
         token_bytes: TokenBytes | None = None
         if self.sampling.logprobs is not None:
             token_bytes = TokenBytes(loaded.tokenizer)
-        stops = self.sampling.stop + prompt.stops
         output = _Output(
-            AnswerText(loaded.tokenizer, prompt.ids, stops, strip=prompt.strip),
-            loaded.eos_token_ids | stop_ids,
+            self._answer_text(loaded, prompt),
+            self._end_token_ids(loaded, stop_ids),
             self.max_tokens,
             token_bytes,
             sends_ids=sends_ids,
@@ -195,6 +221,26 @@ class Sequence:
             omitted_messages=prompt.omitted,
         )
         return first, output
+
+    @property
+    def _ignores_eos(self) -> bool:
+        """A grammar's end is the answer's, whatever the request says."""
+        return self.sampling.ignore_eos and self.guide is None
+
+    def _answer_text(self, loaded: LoadedModel, prompt: Prompt) -> AnswerText:
+        stops = self.sampling.stop
+        if not self._ignores_eos:
+            stops += prompt.stops
+        min_tokens = self.sampling.min_tokens - prompt.delivered
+        return AnswerText(
+            loaded.tokenizer, prompt.ids, stops, strip=prompt.strip, min_tokens=min_tokens
+        )
+
+    def _end_token_ids(self, loaded: LoadedModel, stop_ids: frozenset[int]) -> frozenset[int]:
+        ends = stop_ids.union(self.sampling.stop_token_ids)
+        if not self._ignores_eos:
+            ends |= loaded.eos_token_ids
+        return frozenset(token for token in ends if token < loaded.vocabulary)
 
     def _check(self, loaded: LoadedModel, prompt: Prompt) -> None:
         """Raises InvalidRequest for what would fail in a batch, and on a GPU end the process."""
@@ -218,7 +264,10 @@ class Sequence:
         for token in ids:
             if output.tokens_left <= 0 or finish is not None:
                 break
-            chunk = self.append_token(SampledToken(token))
+            try:
+                chunk = self.append_token(SampledToken(token))
+            except InvalidRequest:  # the grammar forbids them, so they mean another text here
+                return None
             if chunk is not None:
                 text += chunk.text
                 finish = chunk.finish

@@ -166,11 +166,15 @@ class FallbackScheduler:
             tokens.wait()
             for number, row in enumerate(rows):
                 self._output.advance(row, tokens, number)
+            guided = [row for row in rows if row.guide is not None and not row.finished]
+            self._sampler.begin_masks([row.slot for row in guided if row.slot is not None])
         batch.remove_finished()
 
     def _assign(self, row: Sequence) -> None:
         row.slot = self._free_slot()
-        self._sampler.assign(row.slot, row.sampling, row.prompt, row.answer)
+        self._sampler.assign(
+            row.slot, row.sampling, row.prompt, row.answer, row.guide, row.end_rule
+        )
 
     def _free_slot(self) -> int:
         taken = {row.slot for row in self._prefilling_rows() + self._running.rows}

@@ -1,18 +1,21 @@
 """The next token of every row, each by its own settings and RNG, without waiting for the device.
 
-Settings apply in the order that servers of OpenAI's interface share (vLLM's): biases, repetition
-penalty, frequency and presence penalty, temperature, min-p, top-k, top-p. A row's token depends on
-its logits, settings and RNG alone, whatever else is sampled with it; see `truncation`.
+Settings apply in the order that servers of OpenAI's interface share (vLLM's): what the grammar and
+the least length allow, biases, repetition penalty, frequency and presence penalty, temperature,
+min-p, top-k, top-p. A row's token depends on its logits, settings and RNG alone, whatever else is
+sampled with it; see `truncation`.
 """
 
 import math
 import random
+from collections.abc import Sequence as Many
 from typing import Literal
 
 import msgspec
 import torch
 
 from broker.wire import Sampling
+from worker.engines.transformers.guidance.guide import Guide
 from worker.engines.transformers.sampling.penalties import (
     LogitBias,
     TokenCounts,
@@ -25,6 +28,7 @@ from worker.engines.transformers.sampling.sampler_output import (
     Logprobs,
     SamplerOutput,
 )
+from worker.engines.transformers.sampling.token_masks import NO_END_RULE, EndRule, TokenMasks
 from worker.engines.transformers.sampling.truncation import (
     SHORTLIST,
     Threshold,
@@ -84,6 +88,7 @@ class Sampler:
         self._states: list[_SlotState | None] = [None] * slots
         self._counts = TokenCounts(slots, vocabulary, device)
         self._biases = LogitBias(slots, device)
+        self._masks = TokenMasks(slots, vocabulary, device)
         self._thresholds: dict[Method, Threshold] = {
             "nucleus": threshold_by_bisection,
             "small_top_k": threshold_in_top_k,
@@ -92,10 +97,22 @@ class Sampler:
         if device.type == "cpu":
             self._thresholds["nucleus"] = threshold_in_shortlist
 
-    def assign(self, slot: int, sampling: Sampling, prompt: list[int], answer: list[int]) -> None:
-        """A sequence takes `slot`. `answer`: its tokens so far, when it is continued."""
+    def assign(
+        self,
+        slot: int,
+        sampling: Sampling,
+        prompt: list[int],
+        answer: list[int],
+        guide: Guide | None = None,
+        ends: EndRule = NO_END_RULE,
+    ) -> None:
+        """A sequence takes `slot`. `answer`: its tokens so far, when it is continued.
+
+        `guide`: at the end of `answer`; its masks are read here, but only the sequence advances it.
+        """
         penalties = has_penalties(sampling)
         self._biases.assign(slot, sampling.logit_bias)
+        self._masks.assign(slot, guide, ends, len(answer))
         if penalties:
             self._counts.assign(slot, prompt, answer)
         self._states[slot] = _SlotState(
@@ -105,6 +122,10 @@ class Sampler:
             log_min_p=_log_min_p(sampling.min_p),
             rng=RequestRNG(sampling.seed, skip=len(answer)),
         )
+
+    def begin_masks(self, slots: Many[int]) -> None:
+        """Starts to compute what the slots' grammars allow after the tokens known by now."""
+        self._masks.begin(slots)
 
     def sample(self, logits: torch.Tensor, slots: list[int]) -> SamplerOutput:
         """The next tokens: row i of `logits` [rows, vocabulary] belongs to slots[i], all different.
@@ -120,12 +141,13 @@ class Sampler:
     def advance(self, slot: int) -> None:
         """The slot's sequence has accepted its token."""
         state = self._state(slot)
+        self._masks.advance(slot)
         if state.method != "greedy":
             state.rng.advance()
 
     def rows_with_processors(self, slots: list[int]) -> list[int]:
-        """Which of `slots` have biases or penalties, by their indices."""
-        return [row for row, slot in enumerate(slots) if self._state(slot).has_processors]
+        """Which of `slots` have biases, penalties or masks, by their indices."""
+        return [row for row, slot in enumerate(slots) if self._processed(slot)]
 
     def count(self, output: SamplerOutput, slots: list[int], rows: list[int]) -> None:
         """Adds the tokens of `rows` to the counts that penalties go by."""
@@ -139,13 +161,17 @@ class Sampler:
             raise LookupError(f"slot {slot} has no sequence")
         return state
 
+    def _processed(self, slot: int) -> bool:
+        """Whether the slot's logits are changed before a token is chosen."""
+        return self._state(slot).has_processors or self._masks.active(slot)
+
     # ---- tokens
 
     def _sample_all(
         self, logits: torch.Tensor, slots: list[int], states: list[_SlotState]
     ) -> torch.Tensor:
         """Each row's token or mark [rows]."""
-        groups = self._groups(states)
+        groups = self._groups(slots, states)
         if len(groups) == 1:
             return self._sample_rows(logits, slots, states)
         marked = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
@@ -158,11 +184,12 @@ class Sampler:
             marked.index_copy_(0, index, group_marked)
         return marked
 
-    def _groups(self, states: list[_SlotState]) -> list[list[int]]:
+    def _groups(self, slots: list[int], states: list[_SlotState]) -> list[list[int]]:
         """Rows that are sampled together: of one method, all with or all without processors."""
         by_kind: dict[tuple[Method, bool], list[int]] = {}
         for row, state in enumerate(states):
-            by_kind.setdefault((state.method, state.has_processors), []).append(row)
+            kind = state.method, self._processed(slots[row])
+            by_kind.setdefault(kind, []).append(row)
         groups: list[list[int]] = []
         for (method, has_processors), rows in by_kind.items():
             if method == "greedy" and not has_processors:
@@ -186,7 +213,7 @@ class Sampler:
         self, logits: torch.Tensor, slots: list[int], states: list[_SlotState]
     ) -> torch.Tensor:
         """Tokens or marks of rows with one method, all with or all without processors."""
-        if states[0].has_processors:
+        if self._processed(slots[0]):
             processed = self._process(logits, slots, states)
             no_choice = _not_finite(processed.amax(-1))  # before sampling overwrites them
             tokens = self._sample_by_method(processed, states)
@@ -202,8 +229,9 @@ class Sampler:
     def _process(
         self, logits: torch.Tensor, slots: list[int], states: list[_SlotState]
     ) -> torch.Tensor:
-        """A float32 copy of the logits, with biases and penalties."""
+        """A float32 copy of the logits, with masks, biases and penalties."""
         processed = logits.to(torch.float32, copy=True)
+        self._masks.apply(processed, slots)
         index = upload(slots, torch.int64, logits.device)
         self._biases.apply(processed, index)
         self._counts.penalise(processed, index, [state.sampling for state in states])

@@ -8,12 +8,21 @@ class AnswerText:
     """Text of one growing answer. The same tokens give the same text, so replaying rebuilds it."""
 
     def __init__(
-        self, tokenizer: Decodes, prompt: list[int], stops: tuple[str, ...], *, strip: bool
+        self,
+        tokenizer: Decodes,
+        prompt: list[int],
+        stops: tuple[str, ...],
+        *,
+        strip: bool,
+        min_tokens: int = 0,
     ) -> None:
-        """`strip`: the answer begins with a space that belongs to the template."""
+        """`strip`: the answer begins with a space that belongs to the template. `min_tokens`: stop
+        strings count after so many.
+        """
         self._detokenizer = Detokenizer(tokenizer, prompt)
         self._stops = StopFilter(stops)
         self._strip = strip
+        self._unstoppable = min_tokens  # tokens still to come whose text cannot end the answer
         self.skip = 0  # characters still to come that the reader has already
 
     @property
@@ -23,7 +32,9 @@ class AnswerText:
 
     def push(self, token: int) -> str:
         """The new text; empty while a character or a stop string is undecided."""
-        return self._unseen(self._shown(self._detokenizer.push(token)))
+        text = self._shown(self._detokenizer.push(token))
+        self._unstoppable -= 1
+        return self._unseen(text)
 
     def end(self) -> str:
         """The undecided text, when no more tokens will come."""
@@ -34,6 +45,8 @@ class AnswerText:
         if self._strip:
             text = text.lstrip()
             self._strip = not text
+        if self._unstoppable > 0:
+            return text
         return self._stops.push(text)
 
     def _unseen(self, text: str) -> str:

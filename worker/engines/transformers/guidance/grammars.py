@@ -1,0 +1,155 @@
+"""Compiles grammars for one model, and keeps those that are used again."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from broker.wire import Grammar
+from worker.engines.base import EngineFailed, InvalidRequest
+from worker.engines.transformers.guidance.guide import Guide, mask_words, next_mask
+from worker.engines.transformers.guidance.source import compilable, refusal
+from worker.engines.transformers.guidance.vocabulary import wrap_tokenizer
+
+MAX_KEPT = 256  # compiled grammars
+MAX_KEPT_SOURCE = 2 << 20  # bytes of their sources; a compiled one may take some hundred times that
+COMPILE_SECONDS = 10.0
+_MAX_COMPILING = 2  # at a time, with those that nobody waits for any more
+# A chain of rules as long as the longest source allows recurses that deep. Only touched memory
+# counts.
+_STACK_BYTES = 512 << 20
+# Of one step, of the whole lexer, of the whole grammar: well above what the schemas of people need.
+_LIMITS: dict[str, Any] = {
+    "max_items_in_row": 1000,
+    "step_max_items": 20_000,
+    "step_lexer_fuel": 50_000,
+    "initial_lexer_fuel": 500_000,
+    "max_lexer_states": 10_000,
+    "max_grammar_size": 100_000,
+}
+
+
+class Compiled:
+    """A grammar for a model's tokenizer, in its initial state."""
+
+    def __init__(self, matcher: LLMatcher, first_mask: torch.Tensor) -> None:
+        self._matcher = matcher
+        self._first_mask = first_mask
+
+    def start(self, tokenizer: LLTokenizer) -> Guide:
+        """A new answer."""
+        return Guide(self._matcher, self._first_mask, tokenizer)
+
+
+class Grammars:
+    """Used by all intake threads."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int, eos_token_ids: frozenset[int]) -> None:
+        self._wrap = tokenizer, vocabulary, eos_token_ids
+        self._tokenizer: LLTokenizer | None = None
+        self._kept: OrderedDict[bytes, tuple[Compiled, int]] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+        self._compiling = threading.Semaphore(_MAX_COMPILING)
+
+    def start(self, grammar: Grammar) -> Guide:
+        """Begins an answer that keeps the grammar; may take seconds.
+
+        Raises InvalidRequest for a grammar that is wrong, not supported or too large, EngineFailed
+        where others take too long to compile.
+        """
+        key = hashlib.sha256(f"{grammar.kind}\0{grammar.source}".encode()).digest()
+        tokenizer = self._wrapped()
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+        if kept is not None:
+            return kept[0].start(tokenizer)
+        compiled = self._compile(grammar, tokenizer)
+        self._keep(key, compiled, len(grammar.source))
+        return compiled.start(tokenizer)
+
+    def _wrapped(self) -> LLTokenizer:
+        """Made for the first grammar: most models never see one."""
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = wrap_tokenizer(*self._wrap)
+            return self._tokenizer
+
+    def _keep(self, key: bytes, compiled: Compiled, size: int) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = compiled, size
+            self._kept_bytes += size
+            while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_SOURCE:
+                _, (_, dropped) = self._kept.popitem(last=False)
+                self._kept_bytes -= dropped
+
+    def _compile(self, grammar: Grammar, tokenizer: LLTokenizer) -> Compiled:
+        """In a thread of its own, for its stack, and because nothing can end it."""
+        text = compilable(grammar)
+        if not self._compiling.acquire(timeout=COMPILE_SECONDS):
+            raise EngineFailed("other grammars take too long to compile", isolated=True)
+        compilation = _Compilation(tokenizer, text, self._compiling)
+        compilation.run(COMPILE_SECONDS)
+        if compilation.error:
+            raise refusal(grammar, compilation.error)
+        if compilation.compiled is None:
+            raise InvalidRequest(
+                f"the grammar takes more than {COMPILE_SECONDS:.0f} s to compile; simplify it"
+            )
+        return compilation.compiled
+
+
+class _Compilation:
+    """One grammar on its way: the result, or why there is none."""
+
+    def __init__(self, tokenizer: LLTokenizer, text: str, compiling: threading.Semaphore) -> None:
+        """`compiling` is released when the thread ends."""
+        self.compiled: Compiled | None = None
+        self.error = ""
+        self._tokenizer = tokenizer
+        self._text = text
+        self._compiling = compiling
+
+    def run(self, seconds: float) -> None:
+        """Returns once it has ended, or after `seconds`."""
+        thread = threading.Thread(target=self._run, name="grammar", daemon=True)
+        former = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(former)
+        thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            self._compile()
+        except Exception as error:  # whatever a library raises: the request that waits hears of it
+            self.error = str(error) or type(error).__name__
+        finally:
+            self._compiling.release()
+
+    def _compile(self) -> None:
+        limits = LLParserLimits(verbose_errors=False, **_LIMITS)
+        matcher = LLMatcher(self._tokenizer, self._text, log_level=0, limits=limits)
+        mask = torch.zeros(mask_words(self._tokenizer), dtype=torch.int32)
+        if not matcher.is_error():
+            next_mask(matcher, mask)
+        if matcher.is_stopped():
+            self.error = _why_stopped(matcher)
+            return
+        self.compiled = Compiled(matcher, mask)
+
+
+def _why_stopped(matcher: LLMatcher) -> str:
+    """Before the first token."""
+    reason = matcher.get_error() or matcher.stop_reason()
+    if reason.startswith("NoExtension"):
+        return "no text satisfies it"
+    return reason
