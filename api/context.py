@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from api.accounts.guesses import Guesses
-from api.accounts.keys import KeyCache
+from api.accounts.key_cache import SETTING as KEYS
+from api.accounts.key_cache import KeyCache
 from api.accounts.password_check import PasswordTurns
 from api.answers.record import StoredAnswer
 from api.answers.takeover import Takeover
@@ -102,6 +103,9 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     backlog = Backlog(client, waiting_jobs, env)
     active = ActiveRequests(client)
     history = HistoryLog(client.process)
+    guesses = Guesses()
+    keys = KeyCache(guesses)
+    client.announcements.listen(KEYS, keys.clear)
     submitter = Submitter(
         client=client,
         catalog=catalog,
@@ -131,8 +135,8 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     writers = AnswerWriters(on_answer)
     return AppContext(
         client=client,
-        keys=KeyCache(),
-        guesses=Guesses(),
+        keys=keys,
+        guesses=guesses,
         password_turns=PasswordTurns(),
         catalog=catalog,
         readiness=Readiness(client),

@@ -18,7 +18,7 @@ from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 
 from api import errors
-from api.accounts import auth
+from api.accounts import auth, scopes
 from api.accounts.models import User
 from api.errors import ApiError
 from api.http.sse import EventStream
@@ -38,6 +38,7 @@ class Handler(ASGIHandler):
         super().__init__()
         self._observer = observer
         self._endless: dict[_Exchange, User | None] = {}  # with their readers, if known
+        self._keys: dict[_Exchange, str] = {}  # of those that are read with a key
         self._limiter = ConcurrencyLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,8 +94,19 @@ class Handler(ASGIHandler):
             if user is not None and user.pk in readers:
                 exchange.end_stream()
 
+    def reading_keys(self) -> set[str]:
+        """The API keys, by name, with which endless streams are read."""
+        return set(self._keys.values())
+
+    def end_streams_with(self, names: Collection[str]) -> None:
+        """Ends the endless streams that are read with these keys."""
+        for exchange, name in list(self._keys.items()):
+            if name in names:
+                exchange.end_stream()
+
     async def _answer(self, request: Any, exchange: "_Exchange") -> None:
         response: HttpResponseBase | None = None
+        scopes.current.set(scopes.NO_KEY)  # auth.py may set another, for this request alone
         with exchange, self._observer.observe(request) as observation:
             try:
                 async with self._limiter.permit(_sender(request)):
@@ -102,6 +114,7 @@ class Handler(ASGIHandler):
                 observation.answered(response)
                 if isinstance(response, EventStream) and response.endless:
                     self._endless[exchange] = _reader(request)
+                    self._note_key(exchange)
                 await self.send_response(response, exchange.send)
             except asyncio.CancelledError:
                 if not exchange.cut_short:
@@ -109,7 +122,13 @@ class Handler(ASGIHandler):
                 await exchange.complete()
             finally:
                 self._endless.pop(exchange, None)
+                self._keys.pop(exchange, None)
                 await _close(response)
+
+    def _note_key(self, exchange: "_Exchange") -> None:
+        name = scopes.current.get().name
+        if name:
+            self._keys[exchange] = name
 
 
 def _sender(request: ASGIRequest) -> bytes:
