@@ -22,6 +22,7 @@ from api.chat.titles import Titles
 from api.environment import Environment
 from api.errors import NotRunning
 from api.events.hub import Hub
+from api.files.disk import ContentStore
 from api.health.readiness import Readiness
 from api.idempotency.models import KeptRequest
 from api.metrics.depths import Depths
@@ -88,6 +89,7 @@ class AppContext:
     replays: Replays
     history: HistoryLog
     titles: Titles
+    contents: ContentStore
     instruments: Instruments
     depths: Depths
     notifier: Notifier | None  # None: nothing is configured to send with
@@ -162,6 +164,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         dead_watch=DeadWatch(client),
         replays=Replays(dead_letters, submitter, STORED, on_answer),
         history=history,
+        contents=ContentStore(env.home),
         instruments=instruments,
         depths=Depths(client),
         notifier=notifier,

@@ -12,6 +12,7 @@ from api.chat.endpoints import router as chat
 from api.chat.list_endpoints import router as chat_list
 from api.events.endpoints import router as events
 from api.feedback.endpoints import router as feedback
+from api.files.endpoints import router as files
 from api.health.endpoints import healthz, readyz
 from api.http import pages
 from api.http.documentation import DocumentedAPI
@@ -54,6 +55,7 @@ endpoints = DocumentedAPI(
 endpoints.add_router("/v1", openai)
 endpoints.add_router("/v1", tokenization)
 endpoints.add_router("", bare_tokenization)
+endpoints.add_router("/v1", files)
 endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)

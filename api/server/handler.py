@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from io import BytesIO
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
@@ -21,9 +21,10 @@ from api import errors
 from api.accounts import auth, scopes
 from api.accounts.models import User
 from api.errors import ApiError
+from api.files.upload import FRAME_BYTES, Spool, is_upload
 from api.http.sse import EventStream
 from api.requests.concurrency_limit import ConcurrencyLimiter, sender_of
-from api.server.body import Disconnected, discard_body, read_body
+from api.server.body import Disconnected, body_chunks, discard_body, read_body
 from api.server.observation import Observer
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -40,21 +41,21 @@ class Handler(ASGIHandler):
         self._endless: dict[_Exchange, User | None] = {}  # with their readers, if known
         self._keys: dict[_Exchange, str] = {}  # of those that are read with a key
         self._limiter = ConcurrencyLimiter()
+        self._spool = Spool(settings.ENV.home / "files" / "incoming")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
         set_script_prefix(scope.get("root_path", "") or "/")
         is_known = partial(_is_known, scope)
         try:
-            # No other reference to the body: it is released while the answer is awaited.
-            file = BytesIO(await read_body(scope, receive, settings.MAX_BODY, is_known))
+            file = await self._receive_body(scope, receive, is_known)
         except Disconnected:
             return
         except ApiError as error:
             self._observer.refused(scope["method"], error.status)
             await self._refuse(scope, receive, send, error)
             return
-        request, refusal = self.create_request(scope, file)
+        request, refusal = self.create_request(scope, cast(BytesIO, file))
         del file
         if request is None:
             unreadable = ApiError(
@@ -63,6 +64,16 @@ class Handler(ASGIHandler):
             await self.send_response(errors.response(scope["path"], unreadable), send)
             return
         await self._answer(request, _Exchange(receive, send))
+
+    async def _receive_body(
+        self, scope: Scope, receive: Receive, is_known: Callable[[], Awaitable[bool]]
+    ) -> IO[bytes]:
+        """The body in memory, or an upload on disk. Raises as `body_chunks` and `spool` do."""
+        if is_upload(scope["method"], scope["path"]):
+            most = settings.ENV.files.file_bytes + FRAME_BYTES
+            return await self._spool.spool(body_chunks(scope, receive, most, is_known))
+        # No other reference to the body: it is released while the answer is awaited.
+        return BytesIO(await read_body(scope, receive, settings.MAX_BODY, is_known))
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
         """Answers before the body is read, discards the rest of it, and closes the connection."""
