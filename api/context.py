@@ -47,13 +47,14 @@ from api.requests.admission import Backlog
 from api.requests.open_jobs import OpenJobs
 from api.requests.submit import Submitter
 from api.requests.waiting_jobs import WaitingJobs
+from api.responses.models import StoredResponse
 from api.tree.orphans import OrphanFinder
 from api.tree.watch import TreeWatch
 from broker.client import Client
 from broker.dead_letters import DeadLetters
 from broker.tracing import Tracer
 
-STORED = (Message, KeptRequest)  # the answers that outlive this process
+STORED = (Message, KeptRequest, StoredResponse)  # the answers that outlive this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

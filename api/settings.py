@@ -42,6 +42,7 @@ INSTALLED_APPS = [
     "api.operate.models",
     "api.preferences",
     "api.push",
+    "api.responses",
 ]
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = [

@@ -35,6 +35,7 @@ from api.operate.queues.endpoints import router as queues
 from api.preferences.endpoints import router as preferences
 from api.profile.endpoints import router as profile
 from api.push.endpoints import router as push
+from api.responses.endpoints import router as responses
 from api.search.endpoints import router as search
 from api.sharing.endpoints import router as sharing
 from api.transfer.endpoints import router as transfer
@@ -56,6 +57,7 @@ endpoints.add_router("/v1", openai)
 endpoints.add_router("/v1", tokenization)
 endpoints.add_router("", bare_tokenization)
 endpoints.add_router("/v1", files)
+endpoints.add_router("/v1", responses)
 endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)

@@ -5,7 +5,15 @@ from typing import Literal
 Family = Literal["canopy", "openai", "anthropic"]  # whose clients request a path
 
 BASE = "/v1"
-SERVED = ("chat/completions", "completions", "models", "tokenize", "detokenize", "files")
+SERVED = (
+    "chat/completions",
+    "completions",
+    "files",
+    "models",
+    "responses",
+    "tokenize",
+    "detokenize",
+)
 OPENAI_SEGMENTS = frozenset(
     [
         "assistants",

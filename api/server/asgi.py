@@ -33,6 +33,7 @@ from api.idempotency.store import delete_expired_repeatedly  # noqa: E402
 from api.metrics.instruments import Instruments  # noqa: E402
 from api.operate.audit import store as audit  # noqa: E402
 from api.operate.history import log as history  # noqa: E402
+from api.responses import store as responses  # noqa: E402
 from api.server import background, logs  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
@@ -127,6 +128,7 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("disabled users", revocation),
         background.start("takeover", app.takeover.run),
         background.start("idempotent requests", delete_expired_repeatedly),
+        background.start("stored responses", responses.delete_expired_repeatedly),
         background.start("deleted conversations", purge_repeatedly),
         background.start("expired files", partial(files.clean_repeatedly, app.contents)),
         background.start("paused models", app.intake.keep_fresh),
