@@ -7,6 +7,7 @@ from django.urls import path, register_converter
 from api import errors
 from api.accounts.endpoints import login_by_token
 from api.accounts.endpoints import router as accounts
+from api.anthropic.endpoints import router as anthropic
 from api.arranca.endpoints import router as arranca
 from api.chat.endpoints import router as chat
 from api.chat.list_endpoints import router as chat_list
@@ -58,6 +59,7 @@ endpoints.add_router("/v1", tokenization)
 endpoints.add_router("", bare_tokenization)
 endpoints.add_router("/v1", files)
 endpoints.add_router("/v1", responses)
+endpoints.add_router("/v1", anthropic)
 endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)

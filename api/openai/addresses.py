@@ -9,6 +9,7 @@ SERVED = (
     "chat/completions",
     "completions",
     "files",
+    "messages",
     "models",
     "responses",
     "tokenize",
