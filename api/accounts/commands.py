@@ -24,11 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--role", choices=ROLES, default="user")
     create.add_argument("--password", action="store_true", help="read one")
     actions.add_parser("list", help="list all accounts")
-    for name in ("disable", "enable", "unlock"):
+    for name in ("password", "disable", "enable", "unlock"):
         actions.add_parser(name).add_argument("name")
-    password = actions.add_parser("password")
-    password.add_argument("name")
-    password.add_argument("--revoke-keys", action="store_true", help="their API keys end, too")
     role = actions.add_parser("role", help="change what a user may do")
     role.add_argument("name")
     role.add_argument("role", choices=ROLES)
@@ -82,10 +79,8 @@ def _change(options: argparse.Namespace) -> None:
     user = people.find(options.name)
     match options.action:
         case "password":
-            people.set_password(user, _read_password(), revoke_keys=options.revoke_keys)
+            people.set_password(user, _read_password())
             text = "has a new password, and is logged out everywhere"
-            if options.revoke_keys:
-                text += "; all API keys are revoked"
         case "disable":
             people.disable(user)
             text = "is disabled: sessions, keys and running requests end within a second"

@@ -5,16 +5,7 @@ from typing import Literal
 Family = Literal["canopy", "openai", "anthropic"]  # whose clients request a path
 
 BASE = "/v1"
-SERVED = (
-    "chat/completions",
-    "completions",
-    "files",
-    "messages",
-    "models",
-    "responses",
-    "tokenize",
-    "detokenize",
-)
+SERVED = ("chat/completions", "completions", "models", "tokenize", "detokenize")
 OPENAI_SEGMENTS = frozenset(
     [
         "assistants",
@@ -76,7 +67,7 @@ def _endpoint(name: str) -> str | None:
     for endpoint in SERVED:
         if name == endpoint or name.endswith(f"/{endpoint}"):
             return endpoint
-    return name if name.startswith(("files/", "models/")) else None
+    return name if name.startswith("models/") else None
 
 
 def _segments(path: str) -> list[str]:

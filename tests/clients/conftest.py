@@ -1,11 +1,38 @@
-"""One instance with the echo engine for the whole tier, and who asks it."""
+"""One instance with the echo engine for the whole tier, who asks it, and the table of clients."""
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.instance import Instance, running
+from cli.home import REPOSITORY
+from tests.clients import matrix
+from tests.clients.programs import Record
+from tests.clients.registry import CHAT_MODEL, TOOL_CALLER
+from tests.instance import MODEL_SECONDS, Instance, running
+from tests.realbroker import NodeProcess, root
+
+LOAD_SECONDS = 120.0  # of a model, on a machine that has other things to do
+_ANSWER_TOKENS = 96  # of a request that names no limit: a small model may not know when to end
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Puts what the clients' tests found into the table of docs/clients.md."""
+    results = []
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "teardown":  # it has those of set-up and test, too
+                results += [
+                    value for name, value in report.user_properties if name == matrix.PROPERTY
+                ]
+    if results:
+        matrix.update(results)
 
 
 @pytest.fixture(scope="package")
@@ -34,3 +61,54 @@ def program(service: Instance, key: str) -> Iterator[httpx.Client]:
     """A program with an API key."""
     with service.program(key) as client:
         yield client
+
+
+@pytest.fixture
+def record(record_property: Callable[[str, object], None]) -> Record:
+    """Tells the table of a client, its version and a model which checks worked."""
+
+    def tell(client: str, version: str, model: str, problems: Mapping[str, str]) -> None:
+        record_property(matrix.PROPERTY, [client, version, model, matrix.cell(problems)])
+
+    return tell
+
+
+@pytest.fixture(scope="package")
+def models(service: Instance, staff: httpx.Client) -> Iterator[None]:
+    """A tree with the packaged chat model beside echo's, and one that calls tools by rule."""
+    folder = _model_folder()
+    computes = ["--engine", "transformers", "--device", "cpu", "--model-path", str(folder)]
+    with ExitStack() as trees:
+        _tree(trees, service, CHAT_MODEL, *computes, "--slots", "4")
+        _tree(trees, service, TOOL_CALLER, "--engine", "tests.clients.tool_caller")
+        # What an operator would set for so small a model; clients that name values get theirs.
+        limits = {"model": CHAT_MODEL, "max_tokens": _ANSWER_TOKENS, "temperature": 0.0}
+        answer = staff.put("/api/operate/models/settings", json=limits)
+        assert answer.is_success, answer.text
+        yield
+
+
+def _tree(trees: ExitStack, service: Instance, model: str, *options: str) -> None:
+    """A root and a node for the model. One thread: two would wait for each other, busily."""
+    name = f"{model}-root"
+    trees.enter_context(root(service.broker, name, model))
+    node = ["--parent", name, "--model", model, *options]
+    threads = {"CANOPY_THREADS": "1"}
+    process = NodeProcess(service.broker, f"{model}-1", *node, env=threads)
+    trees.push(process)
+    process.wait_ready(LOAD_SECONDS)
+
+
+def _model_folder() -> Path:
+    """The packaged model, converted if this is the first time."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.models", "prepare", CHAT_MODEL],
+        cwd=REPOSITORY,
+        env={**os.environ, "CANOPY_HOME": str(REPOSITORY / "var")},
+        capture_output=True,
+        text=True,
+        timeout=MODEL_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Path(done.stdout.splitlines()[-1])

@@ -1,1 +1,0 @@
-"""OpenAI's Responses API: /v1/responses, stored responses, and those in the background."""
