@@ -1,5 +1,7 @@
 """GET /v1/models, POST /v1/chat/completions and /v1/completions."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -61,7 +63,11 @@ async def chat_completions(request: AuthRequest, body: ChatCompletion) -> HttpRe
         seconds_left=seconds_left(request),
         job_class=body.job_class,
     )
-    return await _answer(request, job, body, shapes.ChatShape, "messages")
+    job = body.tool_use.apply(job)
+    if body.reasoning_effort is not None:
+        job = msgspec.structs.replace(job, reasoning_effort=body.reasoning_effort)
+    shape = partial(shapes.ChatShape, functions=body.wants_functions)
+    return await _answer(request, job, body, shape, "messages")
 
 
 @router.post("/completions", openapi_extra=JOB_OPERATION)
@@ -82,7 +88,7 @@ async def _answer(
     request: AuthRequest,
     job: Job,
     body: Generation,
-    make_shape: type[shapes.Shape],
+    make_shape: Callable[..., shapes.Shape],
     prompt_field: str,
 ) -> HttpResponseBase:
     count = body.n or 1

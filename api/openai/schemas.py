@@ -19,20 +19,25 @@ from pydantic_core import PydanticCustomError
 from api.errors import UNSUPPORTED
 from api.http.parsing import MAX_ECHOED, Body, Integer, ModelName
 from api.openai import unsupported
+from api.openai.structured_fields import StructuredFields
+from api.openai.tool_fields import CalledFunction, MessageToolCall, ToolFields, legacy_call
 from api.requests.build import SAMPLING_DEFAULTS
-from broker.wire import MAX_BIASES, ChatMessage, JobClass, Role, Sampling
+from broker.wire import MAX_BIASES, ChatMessage, JobClass, Role, Sampling, ToolCall
 
 ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
 }
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 500
 MAX_CHOICES = 128
 MAX_BIAS = 100
 MAX_ID_DIGITS = 9
+MAX_CALLS = 256  # in one turn
 # The parts of a message that have text, and the field it is in.
 TEXT_PARTS = {
     "text": "text",
@@ -162,6 +167,7 @@ Stops = Annotated[
 ]
 Biases = Annotated[dict[int, float], BeforeValidator(_by_token)]
 Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]  # OpenAI's
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tokens = Annotated[Integer, Field(ge=1, le=10_000_000)]
 Choices = Annotated[Integer, Field(ge=1, le=MAX_CHOICES)]
 TopK = Annotated[Integer, Field(ge=-1, le=1_000_000), AfterValidator(_off_is_zero)]
@@ -176,10 +182,31 @@ class RequestMessage(Body):
 
     role: Annotated[str, BeforeValidator(_check_role)]
     content: Text | None = None  # null only for an assistant, see _check_messages
+    name: str | None = Field(default=None, max_length=255)
+    tool_calls: list[MessageToolCall] | None = Field(default=None, max_length=MAX_CALLS)
+    tool_call_id: str | None = Field(default=None, max_length=255)
+    function_call: CalledFunction | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     def to_wire(self) -> ChatMessage:
         """The turn as nodes read it."""
-        return ChatMessage(role=ROLES[self.role], content=self.content or "")
+        role, content = ROLES[self.role], self.content or ""
+        if role == "assistant":
+            reasoning = self.reasoning_content or self.reasoning or ""
+            calls = self._calls()
+            return ChatMessage(role=role, content=content, tool_calls=calls, reasoning=reasoning)
+        if role == "tool":
+            answered = self.tool_call_id or f"call_{self.name}"[:255]
+            return ChatMessage(
+                role=role, content=content, name=self.name or "", tool_call_id=answered
+            )
+        return ChatMessage(role=role, content=content)
+
+    def _calls(self) -> tuple[ToolCall, ...]:
+        if self.function_call is not None:
+            return (legacy_call(self.function_call),)
+        return tuple(call.to_wire() for call in self.tool_calls or ())
 
 
 Messages = Annotated[
@@ -195,7 +222,7 @@ class StreamOptions(Body):
     include_usage: bool | None = False
 
 
-class Generation(Body):
+class Generation(StructuredFields):
     """The fields of both endpoints."""
 
     model: ModelName
@@ -269,14 +296,18 @@ class Generation(Body):
             max_tokens=self.token_limit,
             stop=tuple(self.stop or ()),
             logprobs=self.alternatives,
+            grammar=self.grammar,
         )
 
 
-class ChatCompletion(Generation):
+class ChatCompletion(Generation, ToolFields):
     """The body of /v1/chat/completions."""
 
     messages: Messages
     max_completion_tokens: Tokens | None = None
+    reasoning_effort: Effort | None = Field(
+        default=None, description="for models that reason; none: no reasoning"
+    )
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0, le=20)
 

@@ -6,20 +6,25 @@ from typing import Any
 
 from api.openai import logprobs
 from api.requests.complete import Answer
-from broker.wire import Finished, TokenLogprob
+from api.requests.parts import CallArguments, CallBegins, Part, ReasoningPart, TextPart
+from api.requests.reading import EndReason
+from broker.wire import Finished, TokenLogprob, ToolCall
 
-_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
+_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}  # of texts
 
 
-def usage(ends: Sequence[Finished]) -> dict[str, int]:
+def usage(ends: Sequence[Finished], reasoning_tokens: int = 0) -> dict[str, Any]:
     """Token counts; all choices have the same prompt, which counts once."""
     prompt = max(end.prompt_tokens for end in ends)
     completion = sum(end.completion_tokens for end in ends)
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    if reasoning_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Shape:
     created: int
     with_usage: bool = False
     tier: str | None = None
+    functions: bool = False  # calls in the older way: `function_call`
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """All choices as one object."""
@@ -38,7 +44,10 @@ class Shape:
         return {
             **self._envelope(streamed=False),
             "choices": choices,
-            "usage": usage([answer.end for answer in answers]),
+            "usage": usage(
+                [answer.end for answer in answers],
+                sum(answer.reasoning_tokens for answer in answers),
+            ),
         }
 
     def first(self, index: int) -> dict[str, Any] | None:
@@ -51,7 +60,13 @@ class Shape:
         """A chunk of text."""
         raise NotImplementedError
 
-    def last(self, index: int, end: Finished) -> dict[str, Any]:
+    def part(
+        self, index: int, part: Part, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A chunk with a part of an answer that is not all text."""
+        raise NotImplementedError
+
+    def last(self, index: int, end: Finished, reason: EndReason) -> dict[str, Any]:
         """The chunk with the reason why the answer ended."""
         raise NotImplementedError
 
@@ -59,9 +74,10 @@ class Shape:
         """The logprobs of a part of the text that begins at character `offset`."""
         raise NotImplementedError
 
-    def usage_chunk(self, ends: Sequence[Finished]) -> dict[str, Any]:
+    def usage_chunk(self, ends: Sequence[Finished], reasoning_tokens: int) -> dict[str, Any]:
         """The chunk after the last one, if usage was requested."""
-        return {**self._envelope(streamed=True), "choices": [], "usage": usage(ends)}
+        counts = usage(ends, reasoning_tokens)
+        return {**self._envelope(streamed=True), "choices": [], "usage": counts}
 
     def _envelope(self, *, streamed: bool) -> dict[str, Any]:
         head = self._head(streamed=streamed)
@@ -85,6 +101,16 @@ class Shape:
         return chunk
 
 
+def _reasoning(text: str) -> dict[str, Any]:
+    """Under the names that clients of vLLM and of others read."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 class ChatShape(Shape):
     """`chat.completion` and its chunks."""
 
@@ -102,9 +128,24 @@ class ChatShape(Shape):
     def _whole(self, answer: Answer) -> dict[str, Any]:
         return {
             "logprobs": self.logprobs(answer.logprobs, 0),
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "finish_reason": _REASONS[answer.end.reason],
+            "message": self._message(answer),
+            "finish_reason": self._reason(answer.reason),
         }
+
+    def _message(self, answer: Answer) -> dict[str, Any]:
+        content = answer.text or None if answer.calls else answer.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if answer.reasoning:
+            message |= _reasoning(answer.reasoning)
+        if answer.calls and self.functions:
+            [call, *_] = answer.calls
+            message["function_call"] = {"name": call.name, "arguments": call.arguments}
+        elif answer.calls:
+            message["tool_calls"] = [_tool_call(call) for call in answer.calls]
+        return message
+
+    def _reason(self, reason: EndReason) -> str:
+        return "function_call" if reason == "tool_calls" and self.functions else reason
 
     def first(self, index: int) -> dict[str, Any]:
         """See Shape."""
@@ -118,9 +159,34 @@ class ChatShape(Shape):
         delta = {"content": text}
         return self._chunk(index, {"logprobs": logprobs, "delta": delta, "finish_reason": None})
 
-    def last(self, index: int, end: Finished) -> dict[str, Any]:
+    def part(
+        self, index: int, part: Part, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """See Shape."""
-        return self._chunk(index, {"delta": {}, "finish_reason": _REASONS[end.reason]})
+        delta = self._delta_of(part)
+        return self._chunk(index, {"logprobs": logprobs, "delta": delta, "finish_reason": None})
+
+    def _delta_of(self, part: Part) -> dict[str, Any]:
+        match part:
+            case TextPart():
+                return {"content": part.text}
+            case ReasoningPart():
+                return _reasoning(part.text)
+            case CallBegins():
+                function = {"name": part.name, "arguments": ""}
+                if self.functions:
+                    return {"function_call": function}
+                call = {"index": part.index, "id": part.id, "type": "function"}
+                return {"tool_calls": [{**call, "function": function}]}
+            case CallArguments():
+                more = {"arguments": part.text}
+                if self.functions:
+                    return {"function_call": more}
+                return {"tool_calls": [{"index": part.index, "function": more}]}
+
+    def last(self, index: int, end: Finished, reason: EndReason) -> dict[str, Any]:
+        """See Shape."""
+        return self._chunk(index, {"delta": {}, "finish_reason": self._reason(reason)})
 
     def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
         """See Shape."""
@@ -157,7 +223,13 @@ class TextShape(Shape):
         """See Shape."""
         return self._chunk(index, {"logprobs": logprobs, "text": text, "finish_reason": None})
 
-    def last(self, index: int, end: Finished) -> dict[str, Any]:
+    def part(
+        self, index: int, part: Part, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """See Shape. Texts have no other parts."""
+        return self.delta(index, part.text if isinstance(part, TextPart) else "", logprobs)
+
+    def last(self, index: int, end: Finished, reason: EndReason) -> dict[str, Any]:
         """See Shape."""
         return self._chunk(index, {"text": "", "finish_reason": _REASONS[end.reason]})
 

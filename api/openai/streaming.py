@@ -1,6 +1,6 @@
 """An answer as OpenAI's stream of chunks."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from functools import partial
 
 from api import errors
@@ -9,7 +9,9 @@ from api.openai.shapes import Shape
 from api.requests import position
 from api.requests.complete import RunningAnswer
 from api.requests.errors import job_failure
-from broker.wire import Delta, Failed, Finished, Waiting
+from api.requests.parts import Part, TextPart
+from api.requests.reading import AnswerReader
+from broker.wire import Delta, Failed, Finished, Start, TokenLogprob, Waiting
 
 DONE = b"data: [DONE]\n\n"
 
@@ -19,52 +21,80 @@ async def chunks(running: RunningAnswer, shape: Shape, prompt_field: str) -> Asy
     if running.waiting:
         yield sse.comment(f"waiting: {running.waiting}")
     choices: dict[str, _Choice] = {}
-    for index, request_id in enumerate(running.request_ids):
-        choices[request_id] = _Choice(shape, index)
+    for index, (request_id, reader) in enumerate(running.readers().items()):
+        choices[request_id] = _Choice(shape, index, reader)
         first = shape.first(index)
         if first is not None:
             yield sse.data(first)
     ends: list[Finished] = []
     async for frame in running.frames:
         match frame:
-            case Delta():
-                yield choices[frame.request_id].event(frame)
+            case Delta() | Start():
+                events = choices[frame.request_id].events(frame)
+                if events:
+                    yield events
             case None:
                 yield sse.comment("keep-alive")
             case Waiting():
                 yield sse.comment(f"waiting: {position.describe(frame)}")
             case Finished():
                 ends.append(frame)
-                last = sse.data(shape.last(choices[frame.request_id].index, frame))
+                last = choices[frame.request_id].last(frame)
                 if len(ends) == len(choices):
-                    last += _after_all(shape, ends)
+                    last += _after_all(shape, ends, choices.values())
                 yield last
             case Failed():
                 yield sse.data(errors.body("/v1/", job_failure(frame, prompt_field)))
                 return
 
 
-def _after_all(shape: Shape, ends: list[Finished]) -> bytes:
-    """What follows the last chunk of all choices."""
-    if shape.with_usage:
-        return sse.data(shape.usage_chunk(ends)) + DONE
-    return DONE
-
-
 class _Choice:
     """One of the answers that are streamed together."""
 
-    def __init__(self, shape: Shape, index: int) -> None:
-        self.index = index
+    def __init__(self, shape: Shape, index: int, reader: AnswerReader) -> None:
+        self.reader = reader
+        self._index = index
         self._shape = shape
         self._template = sse.Template(partial(shape.delta, index))
         self._characters = 0  # of the answer so far
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose part is undecided
 
-    def event(self, delta: Delta) -> bytes:
-        """The event of a part of its text."""
+    def events(self, frame: Delta | Start) -> bytes:
+        """The events of its next frame, if there are any."""
+        parts = self.reader.take(frame)
+        if isinstance(frame, Start):
+            return b""
+        if not self.reader.plain:
+            self._logprobs.extend(frame.logprobs)
+            return self._events(parts)
         offset = self._characters
-        self._characters += len(delta.text)
-        if not delta.logprobs:
-            return self._template.event(delta.text)
-        logprobs = self._shape.logprobs(delta.logprobs, offset)
-        return sse.data(self._shape.delta(self.index, delta.text, logprobs))
+        self._characters += len(frame.text)
+        if not frame.logprobs:
+            return self._template.event(frame.text)
+        logprobs = self._shape.logprobs(frame.logprobs, offset)
+        return sse.data(self._shape.delta(self._index, frame.text, logprobs))
+
+    def last(self, end: Finished) -> bytes:
+        """The events of its end."""
+        events = self._events(self.reader.take(end))
+        reason = self.reader.reason(end)
+        return events + sse.data(self._shape.last(self._index, end, reason))
+
+    def _events(self, parts: list[Part]) -> bytes:
+        """An event for each part; the logprobs come with the first."""
+        events = b""
+        for part in parts:
+            logprobs, self._logprobs = self._shape.logprobs(self._logprobs, 0), []
+            if isinstance(part, TextPart) and logprobs is None:
+                events += self._template.event(part.text)
+            else:
+                events += sse.data(self._shape.part(self._index, part, logprobs))
+        return events
+
+
+def _after_all(shape: Shape, ends: list[Finished], choices: Iterable[_Choice]) -> bytes:
+    """What follows the last chunk of all choices."""
+    if not shape.with_usage:
+        return DONE
+    reasoning_tokens = sum(choice.reader.reasoning_tokens for choice in choices)
+    return sse.data(shape.usage_chunk(ends, reasoning_tokens)) + DONE

@@ -1,8 +1,8 @@
 """Request fields that are refused by name: they would change the answer, and are not implemented.
 
-A client that requests tools or a JSON schema and gets an ordinary answer would take it for the
-requested one. Fields that change nothing here, such as `metadata`, `store` or
-`parallel_tool_calls`, are not in the tables. A field that is implemented moves to schemas.py.
+A client that requests a search or a template and gets an ordinary answer would take it for the
+requested one. Fields that change nothing here, such as `metadata` or `store`, are not in the
+tables. A field that is implemented moves to schemas.py.
 """
 
 from collections.abc import Mapping
@@ -34,11 +34,16 @@ _USE_STOP = "use stop"
 _USE_SEED = "use seed"
 _USE_MESSAGES = "use a message with the role system"
 
+_USE_CHAT = "use /v1/chat/completions"
+_CALLS = {
+    "tools": _only([], instead=_USE_CHAT),
+    "tool_choice": _only("none", "auto", instead=_USE_CHAT),
+    "functions": _only([], instead=_USE_CHAT),
+    "function_call": _only("none", "auto", instead=_USE_CHAT),
+    "reasoning_effort": _only(),
+}
+
 _TOOLS = {
-    "tools": _only([]),
-    "tool_choice": _only("none", "auto"),
-    "functions": _only([]),
-    "function_call": _only("none", "auto"),
     "web_search_options": _only(),
     "web_search": _only(False),
     "enable_search": _only(False),
@@ -48,8 +53,6 @@ _TOOLS = {
 }
 
 _STRUCTURE = {
-    "response_format": _only({"type": "text"}),
-    "structured_outputs": _only({}),
     "json_schema": _only({}),
     "json_object": _only(False),
     "format": _only("", "text"),
@@ -89,7 +92,6 @@ _PROMPT = {
     "prompt_truncate_len": _only(),
     "prompt_embeds": _only(),
     "return_full_text": _only(False),
-    "reasoning_effort": _only(),
     "reasoning": _only({}),
     "thinking": _only(),
     "enable_thinking": _only(),
@@ -196,16 +198,15 @@ _WRAPPERS = {
 _COMMON = _TOOLS | _STRUCTURE | _MODALITIES | _PROMPT | _SAMPLING | _LENGTH | _ANSWER | _WRAPPERS
 
 CHAT = _COMMON | {"add_special_tokens": _only(False)}  # the template has them
-TEXT = _COMMON | {"add_special_tokens": _only(True)}
+TEXT = _COMMON | _CALLS | {"add_special_tokens": _only(True)}
 MESSAGE = {
-    "tool_calls": _only([]),
-    "function_call": _only(),
     "audio": _only(),
     "images": _only([]),
     "prefix": _only(False),
     "partial": _only(False),
 }
-_GUIDED = _only({}, [], "", False)  # vLLM's guided_json, guided_regex and others
+_GUIDED = _only({}, [], "", False)  # what else vLLM has, or will have
+_GUIDED_HERE = {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}
 
 
 def _is_neutral(value: Any, field: Unsupported) -> bool:
@@ -226,7 +227,9 @@ def refuse(body: Any, table: Mapping[str, Unsupported], *location: str | int) ->
     if not isinstance(body, dict):
         return
     for name, value in body.items():
-        field = _GUIDED if name.startswith("guided_") else table.get(name)
+        field = table.get(name)
+        if name.startswith("guided_") and name not in _GUIDED_HERE:
+            field = _GUIDED
         if field is not None and not _is_neutral(value, field):
             context = {"at": (*location, name), "instead": field.instead}
             raise PydanticCustomError(UNSUPPORTED, "not supported here; {instead}", context)

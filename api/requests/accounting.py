@@ -108,4 +108,5 @@ class TokenAccounting:
 def prompt_tokens(job: Job) -> float:
     """An estimate of the tokens of the job's prompt, at least 1."""
     characters = len(job.prompt or "") + sum(len(turn.content) for turn in job.messages or ())
+    characters += sum(len(tool.description) + len(tool.parameters) for tool in job.tools)
     return max(1.0, len(job.prompt_ids) + characters / CHARACTERS_A_TOKEN)

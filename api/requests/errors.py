@@ -21,6 +21,7 @@ _CODES = {
     "invalid": "invalid_request",
     "expired": "deadline_exceeded",
 }  # OpenAI's names; the others keep the wire's
+_NAMED = ("tools", "tool_choice", "logit_bias")  # fields that a node's refusal begins with
 
 
 def job_failure(frame: Failed, prompt_field: str) -> ApiError:
@@ -33,6 +34,8 @@ def job_failure(frame: Failed, prompt_field: str) -> ApiError:
     if frame.code == "too_long":
         field = prompt_field
         message = f"{field}: {message}"
+    elif frame.code == "invalid" and message.partition(":")[0] in _NAMED:
+        field = message.partition(":")[0]
     return ApiError(
         status,
         message,

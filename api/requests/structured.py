@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from pydantic_core import PydanticCustomError
 
-from broker.wire import Grammar
+from broker.wire import Grammar, GrammarKind
 
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
@@ -45,6 +45,21 @@ def choice(options: list[str]) -> Grammar:
 def lark(grammar: str) -> Grammar:
     """What a grammar in Lark's syntax describes."""
     return Grammar(kind="lark", source=_bounded(grammar, MAX_GRAMMAR_CHARACTERS))
+
+
+def grammar(kind: GrammarKind, value: Any) -> Grammar:
+    """The grammar of that kind; `value`: what the function of its name takes."""
+    match kind:
+        case "json_object":
+            return json_object()
+        case "json_schema":
+            return json_schema(value)
+        case "regex":
+            return regex(value)
+        case "choice":
+            return choice(value)
+        case "lark":
+            return lark(value)
 
 
 def schema_text(schema: Any) -> str:

@@ -69,5 +69,7 @@ class WaitingJobs:
 def prompt_bytes(job: Job) -> int:
     """The memory that the job's prompt takes in this process."""
     texts = [turn.content for turn in job.messages or ()]
+    texts += [call.arguments for turn in job.messages or () for call in turn.tool_calls]
+    texts += [tool.parameters for tool in job.tools]
     ids = ID_BYTES * len(job.prompt_ids)
     return sys.getsizeof(job.prompt or "") + ids + sum(map(sys.getsizeof, texts))

@@ -14,29 +14,17 @@ TEXT = {"model": "tiny", "prompt": "one two"}
 PATHS = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
 
 ASKED = [
-    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
-    {"tool_choice": "required"},
-    {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-    {"functions": [{"name": "f"}]},
-    {"function_call": {"name": "f"}},
-    {"response_format": {"type": "json_object"}},
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
     {"echo": True},
     {"suffix": "the end"},
     {"min_tokens": 3},
     {"ignore_eos": True},
     {"stop_token_ids": [2]},
-    {"guided_json": {"type": "object"}},
-    {"guided_regex": "a+"},
-    {"guided_choice": ["a", "b"]},
     {"guided_of_tomorrow": 1},
-    {"structured_outputs": {"choice": ["a"]}},
     {"grammar": "root ::= 'a'"},
     {"continue_final_message": True},
     {"add_generation_prompt": False},
     {"chat_template": "{{ messages }}"},
     {"chat_template_kwargs": {"enable_thinking": False}},
-    {"reasoning_effort": "high"},
     {"modalities": ["text", "audio"]},
     {"audio": {"voice": "alloy", "format": "wav"}},
     {"prediction": {"type": "content", "content": "x"}},
@@ -115,6 +103,27 @@ async def test_each_field_of_the_tables_is_refused(
     assert fake.jobs == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        {"tool_choice": "required"},
+        {"functions": [{"name": "f"}]},
+        {"reasoning_effort": "high"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+async def test_a_text_has_no_tools(
+    program: httpx.AsyncClient, fake: FakeClient, options: dict[str, Any]
+) -> None:
+    answer = await program.post("/v1/completions", json={**TEXT, **options})
+    [name] = options
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, name)
+    assert error["code"] == "unsupported_parameter"
+    assert fake.jobs == []
+
+
 async def test_what_asks_for_nothing_passes(program: httpx.AsyncClient, fake: FakeClient) -> None:
     for asked in NEUTRAL:
         answer = await program.post("/v1/chat/completions", json={**CHAT, **asked})
@@ -130,12 +139,6 @@ async def test_what_asks_for_nothing_passes(program: httpx.AsyncClient, fake: Fa
 @pytest.mark.parametrize(
     "fields",
     [
-        {
-            "tool_calls": [
-                {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-            ]
-        },
-        {"function_call": {"name": "f", "arguments": "{}"}},
         {"audio": {"id": "audio_1"}},
         {"prefix": True},
     ],

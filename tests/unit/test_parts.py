@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.requests.parts import (
@@ -160,6 +160,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("tool_format", "answer", "text", "calls"), ANSWERS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(places=st.lists(st.integers(0, 500), max_size=8))
 def test_an_answer_is_the_same_however_it_is_cut(
     tool_format: str, answer: str, text: str, calls: list[Any], places: list[int]
@@ -176,6 +177,7 @@ def test_a_character_at_a_time(tool_format: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize("tool_format", FORMATS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pieces=st.lists(
         st.sampled_from(
@@ -240,6 +242,7 @@ THOUGHTS = [
 
 
 @pytest.mark.parametrize(("reasoning", "answer", "thought", "text"), THOUGHTS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(places=st.lists(st.integers(0, 100), max_size=8))
 def test_reasoning_is_apart_however_it_is_cut(
     reasoning: str, answer: str, thought: str, text: str, places: list[int]
@@ -248,6 +251,7 @@ def test_reasoning_is_apart_however_it_is_cut(
     assert (found.reasoning, found.text) == (thought, text)
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(places=st.lists(st.integers(0, 200), max_size=8))
 def test_a_call_behind_reasoning(places: list[int]) -> None:
     answer = '<think>f?</think>\n<tool_call>{"name": "f", "arguments": {}}</tool_call>'
