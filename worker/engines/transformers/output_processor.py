@@ -57,6 +57,12 @@ class OutputProcessor:
             self._fail_alone(sequence, error)
             return None
 
+    def end_prompt(self, sequence: Sequence) -> None:
+        """The sequence's prompt is computed to its end."""
+        chunk = sequence.end_prompt()
+        if chunk is not None:
+            self._output.append((sequence.mailbox, chunk))
+
     def fail(self, sequences: Iterable[Sequence], error: EngineError) -> None:
         """Ends those that have not finished yet."""
         for sequence in sequences:

@@ -63,6 +63,11 @@ class Row:
         """Whether its request named a seed, and so wants the same text in any batch."""
         return self.sequence.sampling.reproducible
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether its prompt's own logits are needed, of which nothing is cached."""
+        return self.sequence.prompt_logprobs is not None
+
     def prefill_again(self) -> None:
         """All its tokens, which the host must know, are a prompt from now on."""
         self.prefill_ids = [*self.prefill_ids, *self.known_ids]
@@ -79,7 +84,7 @@ class Row:
         return CacheRequest(
             self.prefill_ids,
             self._hashes,
-            reuse=not self.reproducible,
+            reuse=not (self.reproducible or self.wants_logits),
             group=group,
             reserved_tokens=reserved_tokens,
         )

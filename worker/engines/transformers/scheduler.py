@@ -31,6 +31,7 @@ from worker.engines.transformers.model.step import BlockRange, DecodeRows, Prefi
 from worker.engines.transformers.output_processor import OutputProcessor
 from worker.engines.transformers.prefill_budget import PrefillBudget, divide_budget
 from worker.engines.transformers.row import Row
+from worker.engines.transformers.sampling.prompt_logprobs import rows_at_once
 from worker.engines.transformers.sampling.sampler import Sampler
 from worker.engines.transformers.sampling.sampler_output import SamplerOutput
 from worker.engines.transformers.scheduler_protocol import StepOutput
@@ -46,6 +47,11 @@ class _PrefillPlan(NamedTuple):
     chunks: list[PrefillChunk]
     tokens: list[list[int]]
     ends_prompt: list[bool]
+
+    @property
+    def token_count(self) -> int:
+        """Of all chunks."""
+        return sum(chunk.length for chunk in self.chunks)
 
 
 class _PendingStep(NamedTuple):
@@ -72,6 +78,7 @@ class SlotScheduler:
         self._cache = _make_cache(runner)
         self._sizes = SequenceSizes()
         self._sampler = Sampler(runner.slots, loaded.vocabulary, runner.device)
+        self._logits_rows = rows_at_once(loaded.vocabulary, runner.device)
         self._waiting: deque[Row] = deque()
         self._prefilling: list[Row] = []
         self._running: list[Row] = []
@@ -291,6 +298,10 @@ class SlotScheduler:
     def _compute(self) -> None:
         """Prompts and decoding rows in one pass where the runner can, else in one pass each."""
         self._preempt_outgrown()
+        with_logits = self._plan_with_logits()
+        if with_logits.rows:
+            with self._output.together(_sequences(with_logits.rows)):
+                self._prefill_with_logits(with_logits)
         decoding: list[Row] = []
         if self._may_mix():
             decoding = self._rows_with_room()
@@ -321,22 +332,39 @@ class SlotScheduler:
 
     def _plan_prefill(self) -> _PrefillPlan:
         """The next chunks of prompts, as many tokens as the budget allows."""
-        candidates = [row for row in self._prefilling if not row.sequence.finished][:MAX_CHUNKS]
-        remaining = [len(row.prefill_ids) - row.prefilled for row in candidates]
+        candidates = self._prefilling_rows(wants_logits=False)
         if _batch_invariant(candidates):
             budget = self._budget.max_tokens
         else:
             budget = self._budget.tokens(sum(row.needs_token for row in self._running))
-        counts = divide_budget(remaining, budget)
-        plan = _PrefillPlan([], [], [], [])
-        for row, count in zip(candidates, counts, strict=True):
-            if count > 0:
-                chunk = PrefillChunk(row.slot, row.prefilled, count, len(row.prefill_ids))
-                plan.rows.append(row)
-                plan.chunks.append(chunk)
-                plan.tokens.append(row.prefill_ids[chunk.start : chunk.end])
-                plan.ends_prompt.append(chunk.end == len(row.prefill_ids))
-        return plan
+        return _make_plan(candidates, budget)
+
+    def _plan_with_logits(self) -> _PrefillPlan:
+        """The same for prompts whose own logits are needed: few tokens, as logits are large."""
+        candidates = self._prefilling_rows(wants_logits=True)
+        if _batch_invariant(candidates):
+            candidates = candidates[:1]
+        return _make_plan(candidates, self._logits_rows)
+
+    def _prefilling_rows(self, *, wants_logits: bool) -> list[Row]:
+        rows: list[Row] = []
+        for row in self._prefilling:
+            if not row.sequence.finished and row.wants_logits == wants_logits:
+                rows.append(row)
+        return rows[:MAX_CHUNKS]
+
+    def _prefill_with_logits(self, plan: _PrefillPlan) -> None:
+        """Computes the plan, and how likely its tokens were."""
+        self._passes += 1
+        self._send_blocks()
+        logits = self._runner.prefill(plan.chunks, plan.tokens, plan.ends_prompt, every_token=True)
+        parts = logits.split([chunk.length for chunk in plan.chunks])
+        for row, chunk, part in zip(plan.rows, plan.chunks, parts, strict=True):
+            with self._output.alone(row.sequence):
+                if row.sequence.prompt_logprobs is not None:
+                    row.sequence.prompt_logprobs.add(chunk.start, part)
+        last = [part[-1] for part, ends in zip(parts, plan.ends_prompt, strict=True) if ends]
+        self._advance_prompts(plan, [], torch.stack(last) if last else logits[:0])
 
     def _prefill(self, plan: _PrefillPlan, decoding: list[Row]) -> None:
         """Computes the plan, and the newest tokens of the rows `decoding` in the same pass."""
@@ -350,20 +378,29 @@ class SlotScheduler:
             _decode_rows(decoding),
             batch_invariant=_batch_invariant(plan.rows),
         )
+        self._advance_prompts(plan, decoding, logits)
+        if not self._runner.asynchronous:
+            self._budget.observe(plan.token_count, time.monotonic() - began)
+
+    def _advance_prompts(
+        self, plan: _PrefillPlan, decoding: list[Row], logits: torch.Tensor
+    ) -> None:
+        """The plan is computed: samples `decoding`, and the rows whose prompts are complete."""
         for row, part in zip(plan.rows, plan.tokens, strict=True):
             row.prefilled += len(part)
             with self._output.alone(row.sequence):
                 self._cache.extend(row.slot, part)
-        tokens = sum(chunk.length for chunk in plan.chunks)
         ended = zip(plan.rows, plan.ends_prompt, strict=True)
         complete = [row for row, ends_prompt in ended if ends_prompt]
+        for row in complete:
+            if not row.sequence.finished:
+                with self._output.alone(row.sequence):
+                    self._output.end_prompt(row.sequence)
         sampled = [*decoding, *complete]
         if sampled:
             with self._output.together(_sequences(sampled)):
-                self._sample(sampled, logits, tokens)
+                self._sample(sampled, logits, plan.token_count)
             self._start_decoding(complete)
-        if not self._runner.asynchronous:
-            self._budget.observe(tokens, time.monotonic() - began)
 
     def _start_decoding(self, rows: list[Row]) -> None:
         for row in rows:
@@ -456,6 +493,20 @@ class SlotScheduler:
         if self._completed is not None and passes == 1:
             self._budget.observe_step(prefilled, now - self._completed)
         self._completed = now if self._pending else None
+
+
+def _make_plan(rows: list[Row], budget: int) -> _PrefillPlan:
+    """The rows' next chunks, `budget` tokens in all."""
+    counts = divide_budget([len(row.prefill_ids) - row.prefilled for row in rows], budget)
+    plan = _PrefillPlan([], [], [], [])
+    for row, count in zip(rows, counts, strict=True):
+        if count > 0:
+            chunk = PrefillChunk(row.slot, row.prefilled, count, len(row.prefill_ids))
+            plan.rows.append(row)
+            plan.chunks.append(chunk)
+            plan.tokens.append(row.prefill_ids[chunk.start : chunk.end])
+            plan.ends_prompt.append(chunk.end == len(row.prefill_ids))
+    return plan
 
 
 def _make_cache(runner: ModelRunner) -> KVCacheManager:

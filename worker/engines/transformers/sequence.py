@@ -9,6 +9,7 @@ from worker.engines.base import Chunk, InvalidRequest, PromptTooLong
 from worker.engines.transformers.guidance.guide import Guide
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import LoadedModel
+from worker.engines.transformers.sampling.prompt_logprobs import PromptLogprobs
 from worker.engines.transformers.sampling.sampler_output import SampledToken
 from worker.engines.transformers.sampling.token_masks import EndRule
 from worker.engines.transformers.text import tokenization
@@ -83,6 +84,7 @@ class Sequence:
         self.max_tokens = 0  # that may follow `ids`
         self.slot: int | None = None  # the sampler's, in the fallback
         self.last_token = 0  # the newest token, which the next step computes
+        self.prompt_logprobs: PromptLogprobs | None = None  # while they are to be computed
         self._prompt_length = 0  # of `ids`
         self._output: _Output | None = None
 
@@ -148,10 +150,20 @@ class Sequence:
         prompt = prompts.prepare(self.job)
         first, _ = self._begin(loaded, prompt, stop_ids, sends_ids=not prompt.delivered)
         finish = self._finish_of_delivered()
-        if finish is None:
+        if finish is None or self.prompt_logprobs is not None:
             return [first]
         self.status = SequenceStatus.FINISHED
         return [first, Chunk(finish=finish)]
+
+    def end_prompt(self) -> Chunk | None:
+        """The prompt is computed: its logprobs, if requested; the end if no token may follow."""
+        logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        if logprobs is None:
+            return None
+        finish: FinishReason | None = None
+        if self.max_tokens <= 0:
+            self.status, finish = SequenceStatus.FINISHED, "length"
+        return Chunk(prompt_logprobs=logprobs.entries(), finish=finish)
 
     def append_token(self, sampled: SampledToken) -> Chunk | None:
         """Adds a token; returns the text it completes, or None while that is undecided."""
@@ -215,6 +227,7 @@ class Sequence:
             sends_ids=sends_ids,
         )
         self._output = output
+        self._expect_prompt_logprobs(loaded)
         first = Chunk(
             prompt_tokens=self._prompt_length,
             tokens=prompt.delivered,
@@ -241,6 +254,14 @@ class Sequence:
         if not self._ignores_eos:
             ends |= loaded.eos_token_ids
         return frozenset(token for token in ends if token < loaded.vocabulary)
+
+    def _expect_prompt_logprobs(self, loaded: LoadedModel) -> None:
+        """Unless its reader has them all: they come before anything else. Raises InvalidRequest."""
+        top = self.sampling.prompt_logprobs
+        told = self.job.delivered or self.job.delivered_ids
+        if top is None or told or self.job.delivered_prompt_logprobs >= self._prompt_length:
+            return
+        self.prompt_logprobs = PromptLogprobs(self.prompt, top, TokenBytes(loaded.tokenizer))
 
     def _check(self, loaded: LoadedModel, prompt: Prompt) -> None:
         """Raises InvalidRequest for what would fail in a batch, and on a GPU end the process."""

@@ -8,9 +8,11 @@ from typing import Protocol, Self
 import torch
 
 from worker.engines.transformers.fallback.padded import PaddedBatch
+from worker.engines.transformers.fallback.prompt_logits import prompt_logits
 from worker.engines.transformers.fallback.sequential import SequentialBatch
 from worker.engines.transformers.model.loaded import LoadedModel
 from worker.engines.transformers.output_processor import OutputProcessor
+from worker.engines.transformers.sampling.prompt_logprobs import rows_at_once
 from worker.engines.transformers.sampling.sampler import Sampler
 from worker.engines.transformers.scheduler_protocol import StepOutput
 from worker.engines.transformers.sequence import Sequence, SequenceStatus
@@ -49,7 +51,9 @@ class FallbackScheduler:
         self._waiting: deque[Sequence] = deque()
         self._prefilling: RowBatch | None = None
         self._running: RowBatch = self._batch([])
-        self._sampler = Sampler(slots, loaded.vocabulary, torch.device(loaded.model.device))
+        device = torch.device(loaded.model.device)
+        self._logits_rows = rows_at_once(loaded.vocabulary, device)
+        self._sampler = Sampler(slots, loaded.vocabulary, device)
         self._output = OutputProcessor()
 
     def _batch(self, rows: list[Sequence]) -> RowBatch:
@@ -122,12 +126,26 @@ class FallbackScheduler:
             return
         rows = list(batch.rows)
         with self._output.together(rows):
-            if not all(row.finished for row in rows):
+            if not self._score_prompt(rows) and not all(row.finished for row in rows):
                 logits = batch.prefill(self._loaded.prefill_tokens)
                 if logits is not None:
                     self._sample(batch, logits)
         if all(row.finished for row in rows):
             self._prefilling = None
+
+    def _score_prompt(self, rows: list[Sequence]) -> bool:
+        """Computes more of the first of the rows' prompts whose own logits are needed."""
+        for row in rows:
+            logprobs = row.prompt_logprobs
+            if logprobs is None or row.finished:
+                continue
+            with self._output.alone(row):
+                start, model = logprobs.position, self._loaded.model
+                logprobs.add(start, prompt_logits(model, row.prompt, start, self._logits_rows))
+                if logprobs.complete:
+                    self._output.end_prompt(row)
+            return True
+        return False
 
     def _decode(self) -> None:
         rows = list(self._running.rows)

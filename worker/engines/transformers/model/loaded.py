@@ -62,9 +62,11 @@ class ModelRunner(Protocol):
         rows: DecodeRows = NO_ROWS,
         *,
         batch_invariant: bool = False,
+        every_token: bool = False,
     ) -> torch.Tensor:
         """Computes chunks of prompts and, where the cache has blocks, the newest token of each of
-        `rows`. Returns logits [rows + chunks that end a prompt, vocabulary].
+        `rows`. Returns logits [rows + chunks that end a prompt, vocabulary], or with `every_token`,
+        without rows, those of all tokens; `feed` still takes the tokens of the prompts that end.
         """
 
     def decode(

@@ -225,15 +225,19 @@ class LocalModelRunner:
         rows: DecodeRows = NO_ROWS,
         *,
         batch_invariant: bool = False,
+        every_token: bool = False,
     ) -> torch.Tensor:
         """Computes chunks of prompts and, where the cache has blocks, the newest token of each of
         `rows` in the same pass. Returns logits [rows + chunks that end a prompt, vocabulary].
 
         `batch_invariant`: by the largest graph, whatever there is to compute; see `decode`.
+        `every_token`: see ModelRunner; a graph computes the last ones' logits alone.
         """
-        size = self._mixed_size(chunks, len(rows.slots), batch_invariant=batch_invariant)
+        size: MixedSize | None = None
+        if not every_token:
+            size = self._mixed_size(chunks, len(rows.slots), batch_invariant=batch_invariant)
         if size is None or self._inputs is None:
-            return self._prefill_eagerly(chunks, tokens, ends_prompt, rows)
+            return self._prefill_eagerly(chunks, tokens, ends_prompt, rows, every_token=every_token)
         graph, ending = self._prefill_graphs[size], sum(ends_prompt)
         if self._prefixes.used and not batch_invariant:
             graph = self._sharing_prefill_graphs.get(size, graph)
@@ -286,6 +290,8 @@ class LocalModelRunner:
         tokens: list[list[int]],
         ends_prompt: list[bool],
         rows: DecodeRows,
+        *,
+        every_token: bool,
     ) -> torch.Tensor:
         for chunk in chunks:
             self._initialized[chunk.slot] = chunk.end  # beyond are former sequences' leftovers
@@ -311,13 +317,15 @@ class LocalModelRunner:
             block_tables=self._block_tables,
         )
         self._logits_slots = torch.cat((row_slots, logits_slots))
+        logits_at: torch.Tensor | None = None
+        if not every_token:
+            first_rows = torch.arange(len(row_slots), device=self.device)
+            logits_at = torch.cat((first_rows, last_tokens + len(row_slots)))
         return self._forward(
             step,
             torch.cat((self._newest_tokens[row_slots], ids)),
             torch.cat((row_positions, positions)),
-            torch.cat(
-                (torch.arange(len(row_slots), device=self.device), last_tokens + len(row_slots))
-            ),
+            logits_at,
         )
 
     # ---- decode

@@ -114,6 +114,7 @@ class _Follower:
                         call.ends_prompt,
                         DecodeRows(call.slots, call.positions),
                         batch_invariant=call.batch_invariant,
+                        every_token=call.every_token,
                     )
                 case Decode():
                     runner.decode(call.slots, call.positions, batch_invariant=call.batch_invariant)

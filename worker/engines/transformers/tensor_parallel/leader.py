@@ -126,14 +126,26 @@ class TensorParallelRunner:
         rows: DecodeRows = NO_ROWS,
         *,
         batch_invariant: bool = False,
+        every_token: bool = False,
     ) -> torch.Tensor:
         """See ModelRunner."""
         call = Prefill(
-            chunks, tokens, ends_prompt, list(rows.slots), list(rows.positions), batch_invariant
+            chunks,
+            tokens,
+            ends_prompt,
+            list(rows.slots),
+            list(rows.positions),
+            batch_invariant,
+            every_token,
         )
         with self._on_all_ranks(call):
             return self._runner.prefill(
-                chunks, tokens, ends_prompt, rows, batch_invariant=batch_invariant
+                chunks,
+                tokens,
+                ends_prompt,
+                rows,
+                batch_invariant=batch_invariant,
+                every_token=every_token,
             )
 
     def decode(

@@ -52,6 +52,7 @@ class Prefill(msgspec.Struct, frozen=True, tag=True):
     slots: list[int]  # of the rows that decode in the same pass
     positions: list[int]
     batch_invariant: bool = False
+    every_token: bool = False
 
 
 class Decode(msgspec.Struct, frozen=True, tag=True):
