@@ -15,10 +15,11 @@ from api.errors import ApiError
 from api.http.documentation import JOB_OPERATION
 from api.http.parsing import served_model
 from api.http.sse import EventStream
-from api.openai import shapes
-from api.openai.schemas import ChatCompletion, Completion, Generation
+from api.openai import shapes, text_completion
+from api.openai.completion_body import Completion
+from api.openai.schemas import ChatCompletion, Generation
 from api.openai.streaming import chunks
-from api.requests.build import chat_job, prompt_job
+from api.requests.build import chat_job
 from api.requests.complete import complete_choices, start_choices
 from api.requests.deadline import seconds_left
 from api.requests.errors import no_such_model
@@ -72,16 +73,8 @@ async def chat_completions(request: AuthRequest, body: ChatCompletion) -> HttpRe
 
 @router.post("/completions", openapi_extra=JOB_OPERATION)
 async def completions(request: AuthRequest, body: Completion) -> HttpResponseBase:
-    """Continues a text. With `stream`, the answer comes as server-sent events."""
-    job = prompt_job(
-        body.model,
-        body.prompt,
-        body.sampling(),
-        request.auth,
-        seconds_left=seconds_left(request),
-        job_class=body.job_class,
-    )
-    return await _answer(request, job, body, shapes.TextShape, "prompt")
+    """Continues texts or tokens. With `stream`, the answers come as server-sent events."""
+    return await text_completion.answer(request, body)
 
 
 async def _answer(

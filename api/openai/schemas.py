@@ -335,26 +335,3 @@ class ChatCompletion(Generation, ToolFields):
     def token_limit(self) -> int | None:
         """`max_completion_tokens` is the newer name of `max_tokens`."""
         return self.max_completion_tokens or self.max_tokens
-
-
-class Completion(Generation):
-    """The body of /v1/completions."""
-
-    prompt: Annotated[str, BeforeValidator(_only_prompt)]
-    logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, body: Any) -> Any:
-        unsupported.refuse(body, unsupported.TEXT)
-        return body
-
-    @field_validator("logprobs", mode="before")
-    @classmethod
-    def _false_is_none(cls, logprobs: Any) -> Any:
-        return None if logprobs is False else logprobs
-
-    @property
-    def alternatives(self) -> int | None:
-        """See Generation."""
-        return self.logprobs

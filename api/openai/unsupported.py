@@ -198,7 +198,8 @@ _WRAPPERS = {
 _COMMON = _TOOLS | _STRUCTURE | _MODALITIES | _PROMPT | _SAMPLING | _LENGTH | _ANSWER | _WRAPPERS
 
 CHAT = _COMMON | {"add_special_tokens": _only(False)}  # the template has them
-TEXT = _COMMON | _CALLS | {"add_special_tokens": _only(True)}
+_TEXT_HAS = ("echo", "prompt_logprobs")
+TEXT = {name: field for name, field in (_COMMON | _CALLS).items() if name not in _TEXT_HAS}
 MESSAGE = {
     "audio": _only(),
     "images": _only([]),

@@ -84,6 +84,8 @@ async def start(request: AuthRequest, job: Job) -> RunningAnswer:
         return RunningAnswer(job, job.request_id, int(job.created), frames, stream, waiting=waiting)
     if job.sampling.logprobs is not None:
         raise _not_with_a_key("logprobs")
+    if job.sampling.prompt_logprobs is not None:
+        raise _not_with_a_key("echo" if job.prompt_ids else "prompt_logprobs")
     stored, replayed = await attach(request, key, job)
     release_body(request)
     reader = following.follow(stored)
@@ -93,11 +95,16 @@ async def start(request: AuthRequest, job: Job) -> RunningAnswer:
 
 async def start_choices(request: AuthRequest, job: Job, count: int) -> RunningAnswer:
     """Starts `count` answers to one question, read as one. See `start`."""
-    if count == 1:
+    return await start_jobs(request, choices(job, count), "n")
+
+
+async def start_jobs(request: AuthRequest, jobs: list[Job], field: str) -> RunningAnswer:
+    """Starts several answers, read as one. `field`: of the request, why there are several."""
+    job = jobs[0]
+    if len(jobs) == 1:
         return await start(request, job)
     if key_of(request) is not None:
-        raise _not_with_a_key("n")
-    jobs = choices(job, count)
+        raise _not_with_a_key(field)
     waiting = app().catalog.nobody_serves(job.model)
     merged = Merged(await app().submitter.submit_all(jobs))
     release_body(request)

@@ -148,16 +148,17 @@ async def test_plain_chat_of_well_known_clients(
     assert "hello" in answer.text
 
 
-async def test_what_lm_eval_asks_for_to_score_is_refused(
-    program: httpx.AsyncClient, fake: FakeClient
-) -> None:
+async def test_what_lm_eval_asks_for_to_score(program: httpx.AsyncClient, fake: FakeClient) -> None:
     sent = {
         "model": "tiny",
-        "prompt": "a b",
+        "prompt": [[5, 6], [7]],
         "max_tokens": 1,
+        "temperature": 0,
         "logprobs": 1,
         "seed": 1234,
         "echo": True,
     }
     answer = await program.post("/v1/completions", json=sent)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "echo")
+    assert answer.status_code == 200, answer.text
+    assert [job.prompt_ids for job in fake.jobs] == [(5, 6), (7,)]
+    assert [job.sampling.prompt_logprobs for job in fake.jobs] == [1, 1]

@@ -14,7 +14,6 @@ TEXT = {"model": "tiny", "prompt": "one two"}
 PATHS = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
 
 ASKED = [
-    {"echo": True},
     {"suffix": "the end"},
     {"min_tokens": 3},
     {"ignore_eos": True},
@@ -30,7 +29,6 @@ ASKED = [
     {"prediction": {"type": "content", "content": "x"}},
     {"web_search_options": {}},
     {"logits_processors": ["x"]},
-    {"prompt_logprobs": 0},
     {"use_beam_search": True},
     {"do_sample": False},
     {"repeat_penalty": 1.1},
@@ -43,6 +41,7 @@ ASKED = [
     {"options": {"temperature": 0}},
 ]
 
+ASKED_OF_CHAT = [{"echo": True}, {"prompt_logprobs": 0}, {"add_special_tokens": True}]
 NEUTRAL = [
     *[
         {name: value}
@@ -67,8 +66,14 @@ NEUTRAL = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body"), PATHS)
-@pytest.mark.parametrize("options", ASKED, ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    ("path", "body", "options"),
+    [
+        *((path, body, options) for path, body in PATHS for options in ASKED),
+        *(("/v1/chat/completions", CHAT, options) for options in ASKED_OF_CHAT),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
 async def test_what_would_be_ignored_is_refused_by_name(
     program: httpx.AsyncClient,
     fake: FakeClient,
@@ -128,12 +133,6 @@ async def test_what_asks_for_nothing_passes(program: httpx.AsyncClient, fake: Fa
     for asked in NEUTRAL:
         answer = await program.post("/v1/chat/completions", json={**CHAT, **asked})
         assert answer.status_code == 200, (asked, answer.text)
-    assert (
-        await program.post("/v1/completions", json={**TEXT, "add_special_tokens": True})
-    ).status_code == 200
-    assert (
-        await program.post("/v1/completions", json={**TEXT, "add_special_tokens": False})
-    ).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from worker.engines.base import (
     EngineStopped,
     EngineUnavailable,
     Footprint,
+    InvalidRequest,
     NoFreeSlot,
     check_task,
 )
@@ -111,6 +112,11 @@ class OpenAIEngine:
         if server is None:
             raise EngineStopped("the engine is not running")
         check_task(job, "generate")
+        if job.sampling.prompt_logprobs is not None:
+            raise InvalidRequest(
+                "logprobs of the prompt are not passed on by this node: leave out echo, logprobs "
+                "or prompt_logprobs"
+            )
         if len(self._calls) >= self.slots:
             raise NoFreeSlot(self.slots)
         call = Call()
