@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from api import environment
 from api.accounts import commands as user_commands
+from api.accounts import key_commands
 from api.operate import commands as operator_commands
 from api.operate import tree_commands
 from api.operate.audit import commands as audit_commands
@@ -31,8 +32,7 @@ def main() -> int:
     token_parser = commands.add_parser("login-token", help="print a one-time login token")
     token_parser.add_argument("--user", help="whose login; default: the first administrator")
     token_parser.add_argument("--address", help="print a link to this address instead: http://…")
-    key_parser = commands.add_parser("create-key", help="print a new API key")
-    key_parser.add_argument("--user", help="whose key; default: the first administrator")
+    key_commands.add_arguments(commands)
     user_commands.add_arguments(commands.add_parser("user", help="make and change accounts"))
     history_commands.add_arguments(commands.add_parser("history", help="figures over time"))
     log_commands.add_arguments(commands.add_parser("logs", help="the last lines of logs"))
@@ -67,7 +67,7 @@ def use_database(options: argparse.Namespace) -> int:
         case "login-token":
             return login_token(options.user, options.address)
         case "create-key":
-            return create_key(options.user)
+            return create_key(options)
         case "record":
             return audit_commands.run(options)
         case _:
@@ -80,6 +80,8 @@ def operate(options: argparse.Namespace) -> int:
     match options.command:
         case "user":
             return user_commands.run(options)
+        case "key":
+            return key_commands.run(options)
         case "history":
             return history_commands.run(options)
         case command if command in tree_commands.COMMANDS:
@@ -140,16 +142,13 @@ def login_token(username: str | None = None, address: str | None = None) -> int:
     return 0
 
 
-def create_key(username: str | None) -> int:
+def create_key(options: argparse.Namespace) -> int:
     """Prints a new API key, alone on standard output."""
     migrate()  # it may be the first command of all
-    from api.accounts import keys
-
-    user = _user(username)
+    user = _user(options.user)
     if user is None:
         return 1
-    print(keys.create(user))
-    return 0
+    return key_commands.create(options, user)
 
 
 def _user(username: str | None) -> "User | None":

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from api.accounts.guesses import Guesses
-from api.accounts.keys import KeyCache
+from api.accounts.key_cache import SETTING as KEYS
+from api.accounts.key_cache import KeyCache
 from api.accounts.password_check import PasswordTurns
 from api.answers.record import StoredAnswer
 from api.answers.takeover import Takeover
@@ -21,6 +22,7 @@ from api.chat.titles import Titles
 from api.environment import Environment
 from api.errors import NotRunning
 from api.events.hub import Hub
+from api.files.disk import ContentStore
 from api.health.readiness import Readiness
 from api.idempotency.models import KeptRequest
 from api.metrics.depths import Depths
@@ -45,13 +47,14 @@ from api.requests.admission import Backlog
 from api.requests.open_jobs import OpenJobs
 from api.requests.submit import Submitter
 from api.requests.waiting_jobs import WaitingJobs
+from api.responses.models import StoredResponse
 from api.tree.orphans import OrphanFinder
 from api.tree.watch import TreeWatch
 from broker.client import Client
 from broker.dead_letters import DeadLetters
 from broker.tracing import Tracer
 
-STORED = (Message, KeptRequest)  # the answers that outlive this process
+STORED = (Message, KeptRequest, StoredResponse)  # the answers that outlive this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class AppContext:
     replays: Replays
     history: HistoryLog
     titles: Titles
+    contents: ContentStore
     instruments: Instruments
     depths: Depths
     notifier: Notifier | None  # None: nothing is configured to send with
@@ -102,6 +106,9 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     backlog = Backlog(client, waiting_jobs, env)
     active = ActiveRequests(client)
     history = HistoryLog(client.process)
+    guesses = Guesses()
+    keys = KeyCache(guesses)
+    client.announcements.listen(KEYS, keys.clear)
     submitter = Submitter(
         client=client,
         catalog=catalog,
@@ -131,8 +138,8 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     writers = AnswerWriters(on_answer)
     return AppContext(
         client=client,
-        keys=KeyCache(),
-        guesses=Guesses(),
+        keys=keys,
+        guesses=guesses,
         password_turns=PasswordTurns(),
         catalog=catalog,
         readiness=Readiness(client),
@@ -158,6 +165,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         dead_watch=DeadWatch(client),
         replays=Replays(dead_letters, submitter, STORED, on_answer),
         history=history,
+        contents=ContentStore(env.home),
         instruments=instruments,
         depths=Depths(client),
         notifier=notifier,

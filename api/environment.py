@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from api import model_aliases
+from api.files.limits import MOST_DAYS, FileLimits
 from api.server.limits import Limits, Network
 from broker import logs
 from broker.logs import LogSettings
@@ -59,6 +60,7 @@ class Environment:
     metrics_token: str | None = None  # who sends it may read /metrics
     operators_see_prompts: bool | None = None  # None: administrators decide on the page
     limits: Limits = field(default_factory=Limits)
+    files: FileLimits = field(default_factory=FileLimits)
 
     @property
     def default_model(self) -> str | None:
@@ -145,7 +147,25 @@ def read(environ: Mapping[str, str]) -> Environment:
             connections=_count(environ, "CANOPY_CONNECTIONS", Limits.connections),
             peer_connections=_count(environ, "CANOPY_PEER_CONNECTIONS", Limits.peer_connections),
         ),
+        files=_file_limits(environ),
     )
+
+
+def _file_limits(environ: Mapping[str, str]) -> FileLimits:
+    default = FileLimits()
+    limits = FileLimits(
+        file_bytes=_amount(
+            environ, "CANOPY_FILE_BYTES", "bytes", default=default.file_bytes, least=1
+        ),
+        user_bytes=_amount(
+            environ, "CANOPY_USER_FILE_BYTES", "bytes", default=default.user_bytes, least=1
+        ),
+        user_files=_count(environ, "CANOPY_USER_FILES", default.user_files),
+        days=_count(environ, "CANOPY_FILE_DAYS", default.days),
+    )
+    if limits.days > MOST_DAYS:
+        raise BadEnvironment(f"CANOPY_FILE_DAYS must be at most {MOST_DAYS}")
+    return limits
 
 
 def _existing_key(file: Path) -> str:

@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "api.accounts",
     "api.chat",
     "api.feedback",
+    "api.files",
     "api.idempotency",
     "api.operate.audit",
     "api.operate.dead",
@@ -41,6 +42,7 @@ INSTALLED_APPS = [
     "api.operate.models",
     "api.preferences",
     "api.push",
+    "api.responses",
 ]
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = [
@@ -121,6 +123,7 @@ MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 MAX_BODY = 1_000_000
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY
 FILE_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY
+FILE_UPLOAD_TEMP_DIR = str(ENV.home / "files" / "incoming")  # a rename away from their place
 
 STATIC_URL = "/static/"
 USE_TZ = True

@@ -7,11 +7,13 @@ from django.urls import path, register_converter
 from api import errors
 from api.accounts.endpoints import login_by_token
 from api.accounts.endpoints import router as accounts
+from api.anthropic.endpoints import router as anthropic
 from api.arranca.endpoints import router as arranca
 from api.chat.endpoints import router as chat
 from api.chat.list_endpoints import router as chat_list
 from api.events.endpoints import router as events
 from api.feedback.endpoints import router as feedback
+from api.files.endpoints import router as files
 from api.health.endpoints import healthz, readyz
 from api.http import pages
 from api.http.documentation import DocumentedAPI
@@ -34,6 +36,7 @@ from api.operate.queues.endpoints import router as queues
 from api.preferences.endpoints import router as preferences
 from api.profile.endpoints import router as profile
 from api.push.endpoints import router as push
+from api.responses.endpoints import router as responses
 from api.search.endpoints import router as search
 from api.sharing.endpoints import router as sharing
 from api.transfer.endpoints import router as transfer
@@ -54,6 +57,9 @@ endpoints = DocumentedAPI(
 endpoints.add_router("/v1", openai)
 endpoints.add_router("/v1", tokenization)
 endpoints.add_router("", bare_tokenization)
+endpoints.add_router("/v1", files)
+endpoints.add_router("/v1", responses)
+endpoints.add_router("/v1", anthropic)
 endpoints.add_router("/arranca", arranca)
 endpoints.add_router("/api", accounts)
 endpoints.add_router("/api", chat)

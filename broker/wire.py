@@ -150,6 +150,7 @@ class Job(Wire, kw_only=True):
     reasoning_effort: Name = ""  # for the chat template: "none", "low", ...; empty: its default
     sampling: Sampling = Sampling()
     user: Name = ""
+    key: Name = ""  # the public part of the API key that asked, if one did
     job_class: JobClass = "interactive"  # interactive jobs come before batch jobs
     work: Positive = 1.0  # tokens charged to its user for fairness; see api.requests.accounting
     expected: Positive | None = None  # tokens of this job; the rest of `work` is owed for others

@@ -48,6 +48,14 @@ _COMMANDS = {
 }
 _KEY = {
     "create": ("access:create_key", "Print a new API key, alone on standard output."),
+    "list": (
+        "access:list_keys",
+        "List the API keys that are not revoked: whose, last use, expiry, scopes.",
+    ),
+    "revoke": (
+        "access:revoke_key",
+        "Make an API key invalid; what runs for it ends within a second.",
+    ),
 }
 _JOBS = {
     "list": ("jobs:list_jobs", "List what runs and what waits."),

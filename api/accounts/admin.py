@@ -22,9 +22,16 @@ class Users(RecordAdmin, UserAdmin):
 class ApiKeyAdmin(RecordAdmin):
     """Keys can be revoked and deleted here; `./canopy key create` makes and shows them."""
 
-    list_display = ("name", "user", "created", "last_used", "revoked")
+    list_display = ("name", "user", "created", "last_used", "expires", "revoked")
     list_filter = ("revoked",)
-    readonly_fields: ClassVar = ["user", "name", "created", "last_used"]
+    readonly_fields: ClassVar = [
+        "user",
+        "name",
+        "created",
+        "last_used",
+        "allowed_models",
+        "allowed_endpoints",
+    ]
     exclude: ClassVar = ["digest"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:

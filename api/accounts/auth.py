@@ -14,6 +14,8 @@ from django.http import HttpRequest, QueryDict
 from ninja.security.http import HttpAuthBase
 from ninja.utils import check_csrf
 
+from api.accounts import scopes
+from api.accounts.lockout import address_of
 from api.accounts.models import User
 from api.context import app
 from api.errors import ApiError, NotLoggedIn
@@ -36,11 +38,14 @@ def _bearer(request: HttpRequest) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-async def _key_owner(key: str) -> User:
-    user = await app().keys.verify(key) if key else None
-    if user is None:
+async def _key_owner(request: HttpRequest, key: str) -> User:
+    """Also notes the key, for the limits of what the request submits."""
+    owner = await app().keys.verify(key, address_of(request)) if key else None
+    if owner is None:
         raise ApiError(401, "this API key is not valid", code="invalid_api_key")
-    return user
+    owner.scope.check_path(request.path)
+    scopes.current.set(owner.scope)
+    return owner.user
 
 
 def _require_csrf_token(request: HttpRequest) -> None:
@@ -61,7 +66,7 @@ async def is_known(request: HttpRequest) -> bool:
     """
     key = _bearer(request)
     if key is not None:
-        return bool(key) and await app().keys.verify(key) is not None
+        return bool(key) and await app().keys.verify(key, address_of(request)) is not None
     session = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
     if session is None:
         return False
@@ -84,7 +89,7 @@ class Key(HttpAuthBase):
             raise ApiError(
                 401, "send an API key: Authorization: Bearer KEY", code="invalid_api_key"
             )
-        return await _key_owner(key)
+        return await _key_owner(request, key)
 
 
 class Member(HttpAuthBase):
@@ -96,7 +101,7 @@ class Member(HttpAuthBase):
         """Raises ApiError 401 (nobody) or 403 (no CSRF token)."""
         key = _bearer(request)
         if key is not None:
-            return await _key_owner(key)
+            return await _key_owner(request, key)
         user = await request.auser()
         if not user.is_authenticated:
             raise NotLoggedIn
@@ -111,7 +116,7 @@ class Session(Member):
         """Raises ApiError 401 (nobody) or 403 (an API key, or no CSRF token)."""
         key = _bearer(request)
         if key is not None:
-            await _key_owner(key)
+            await _key_owner(request, key)
             raise ApiError(
                 403, "an API key cannot do this: log in on the page", code="login_needed"
             )

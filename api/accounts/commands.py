@@ -24,8 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--role", choices=ROLES, default="user")
     create.add_argument("--password", action="store_true", help="read one")
     actions.add_parser("list", help="list all accounts")
-    for name in ("password", "disable", "enable", "unlock"):
+    for name in ("disable", "enable", "unlock"):
         actions.add_parser(name).add_argument("name")
+    password = actions.add_parser("password")
+    password.add_argument("name")
+    password.add_argument("--revoke-keys", action="store_true", help="their API keys end, too")
     role = actions.add_parser("role", help="change what a user may do")
     role.add_argument("name")
     role.add_argument("role", choices=ROLES)
@@ -79,8 +82,10 @@ def _change(options: argparse.Namespace) -> None:
     user = people.find(options.name)
     match options.action:
         case "password":
-            people.set_password(user, _read_password())
+            people.set_password(user, _read_password(), revoke_keys=options.revoke_keys)
             text = "has a new password, and is logged out everywhere"
+            if options.revoke_keys:
+                text += "; all API keys are revoked"
         case "disable":
             people.disable(user)
             text = "is disabled: sessions, keys and running requests end within a second"

@@ -40,6 +40,13 @@ class ApiKey(Record):
     created = models.DateTimeField(auto_now_add=True)
     last_used = models.DateTimeField(null=True, blank=True)
     revoked = models.BooleanField(default=False)
+    expires = models.DateTimeField(null=True, blank=True, help_text="Empty: never")
+    allowed_models = models.JSONField(
+        default=list, db_default=[], blank=True, help_text="It may use; empty: all"
+    )
+    allowed_endpoints = models.JSONField(
+        default=list, db_default=[], blank=True, help_text="Families it may call; empty: all"
+    )
 
     class Meta:
         ordering: ClassVar = ["-created"]

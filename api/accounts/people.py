@@ -79,10 +79,12 @@ def create(name: str, role: Role, password: str | None) -> User:
 
 
 @transaction.atomic
-def set_password(user: User, password: str) -> None:
+def set_password(user: User, password: str, *, revoke_keys: bool = False) -> None:
     """Replaces the password and ends all sessions. Raises AccountError."""
     _give_password(user, password)
     user.save(update_fields=["password"])
+    if revoke_keys:
+        ApiKey.objects.filter(user=user, revoked=False).update(revoked=True)
     end_sessions(user)
 
 

@@ -5,7 +5,16 @@ from typing import Literal
 Family = Literal["canopy", "openai", "anthropic"]  # whose clients request a path
 
 BASE = "/v1"
-SERVED = ("chat/completions", "completions", "models", "tokenize", "detokenize")
+SERVED = (
+    "chat/completions",
+    "completions",
+    "files",
+    "messages",
+    "models",
+    "responses",
+    "tokenize",
+    "detokenize",
+)
 OPENAI_SEGMENTS = frozenset(
     [
         "assistants",
@@ -67,7 +76,7 @@ def _endpoint(name: str) -> str | None:
     for endpoint in SERVED:
         if name == endpoint or name.endswith(f"/{endpoint}"):
             return endpoint
-    return name if name.startswith("models/") else None
+    return name if name.startswith(("files/", "models/")) else None
 
 
 def _segments(path: str) -> list[str]:

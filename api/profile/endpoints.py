@@ -9,6 +9,7 @@ from pydantic import Field
 from api.accounts import logins
 from api.accounts.auth import AuthRequest, Session
 from api.accounts.endpoints import Person, person
+from api.accounts.key_cache import SETTING
 from api.accounts.models import User
 from api.context import app
 from api.errors import ApiError
@@ -31,9 +32,12 @@ async def start(request: AuthRequest, body: schemas.FirstPassword) -> Person:
 
 @router.post("/password", response={204: None})
 async def change_password(request: AuthRequest, body: schemas.NewPassword) -> Status[Any]:
-    """Replaces the password; all other sessions end."""
+    """Replaces the password; all other sessions end, keys only with `revoke_keys`."""
     await passwords.confirm(request, body.current, "current")
     user = await passwords.change(request.auth, body.new)
+    if body.revoke_keys:
+        await store.revoke_all(user)
+        _forget_keys()
     await _end_other_sessions(request, user)
     return Status(204, None)
 
@@ -45,7 +49,7 @@ async def delete(request: AuthRequest, body: schemas.Confirmation) -> Status[Any
     await passwords.confirm(request, body.password, "password")
     await store.delete_account(user)
     await alogout(request)
-    app().keys.clear()
+    _forget_keys()
     return Status(204, None)
 
 
@@ -58,17 +62,17 @@ async def keys(request: AuthRequest) -> dict[str, Any]:
 @router.post("/keys", response={201: schemas.CreatedKey}, openapi_extra=_CONFLICT)
 async def create_key(request: AuthRequest, body: schemas.NewKey) -> Status[Any]:
     """Makes an API key, which is shown in this answer and never again."""
-    row, secret = await store.create_key(request.auth, body.label)
+    row, secret = await store.create_key(request.auth, body)
     shown = schemas.ListedKey.model_validate(row, from_attributes=True)
     return Status(201, schemas.CreatedKey(key=secret, **shown.model_dump()))
 
 
 @router.delete("/keys/{row:number}", response={204: None})
 async def revoke_key(request: AuthRequest, number: int) -> Status[Any]:
-    """Makes a key invalid; other processes notice within a second."""
+    """Makes a key invalid; what runs for it ends within a second."""
     if not await store.revoke_key(request.auth, number):
         raise ApiError(404, "there is no such key", code="not_found")
-    app().keys.clear()
+    _forget_keys()
     return Status(204, None)
 
 
@@ -110,6 +114,12 @@ async def end_other_sessions(request: AuthRequest) -> Status[Any]:
 async def read_usage(request: AuthRequest, days: Days = 30) -> dict[str, Any]:
     """What my stored answers took, by day and model."""
     return {"days": days, "use": await usage.by_day(request.auth, days)}
+
+
+def _forget_keys() -> None:
+    """Has every API process ask the database about the next use of a key."""
+    app().keys.clear()
+    app().client.announcements.announce(SETTING)
 
 
 async def _end_other_sessions(request: AuthRequest, user: User) -> None:

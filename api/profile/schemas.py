@@ -4,14 +4,20 @@ from datetime import date, datetime
 from typing import Annotated
 
 from ninja import Schema
-from pydantic import Field, StringConstraints
+from pydantic import AliasChoices, AwareDatetime, Field, StringConstraints
 
+from api.accounts.scopes import Family
 from api.http.parsing import Body, StorableText
 
 Password = Annotated[str, Field(max_length=4096)]
 Label = Annotated[
     StorableText, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)
 ]
+
+
+ModelName = Annotated[StorableText, StringConstraints(min_length=1, max_length=255)]
+MAX_SCOPES = 100
+Moment = Annotated[AwareDatetime, Field(strict=False)]  # JSON has texts for them
 
 
 class FirstPassword(Body):
@@ -22,10 +28,11 @@ class FirstPassword(Body):
 
 
 class NewPassword(Body):
-    """A change of the password."""
+    """A change of the password. API keys stay valid, unless `revoke_keys`."""
 
     current: Password
     new: Password
+    revoke_keys: bool = False
 
 
 class Confirmation(Body):
@@ -35,9 +42,15 @@ class Confirmation(Body):
 
 
 class NewKey(Body):
-    """An API key to be made; `label`: what it is for."""
+    """An API key to be made; `label`: what it is for.
+
+    `models` and `endpoints`: what it may use and call; empty: everything.
+    """
 
     label: Label
+    expires: Moment | None = None
+    models: list[ModelName] = Field(default=[], max_length=MAX_SCOPES)
+    endpoints: list[Family] = Field(default=[], max_length=MAX_SCOPES)
 
 
 class ListedKey(Schema):
@@ -48,6 +61,9 @@ class ListedKey(Schema):
     label: str
     created: datetime
     last_used: datetime | None
+    expires: datetime | None
+    models: list[str] = Field(validation_alias=AliasChoices("models", "allowed_models"))
+    endpoints: list[str] = Field(validation_alias=AliasChoices("endpoints", "allowed_endpoints"))
 
 
 class CreatedKey(ListedKey):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 from weakref import WeakValueDictionary
 
 import structlog
@@ -41,6 +42,19 @@ class ActiveRequests:
             if stream.job.user == user and not stream.ended:
                 ids.append(request_id)
         return ids
+
+    def keys(self) -> set[str]:
+        """The API keys, by name, that have asked for open requests."""
+        streams = list(self._streams.values())
+        return {stream.job.key for stream in streams if stream.job.key and not stream.ended}
+
+    def with_keys(self, names: Collection[str]) -> list[tuple[str, str]]:
+        """The ids and users of the open requests that these keys have asked for."""
+        found = []
+        for request_id, stream in list(self._streams.items()):
+            if stream.job.key in names and not stream.ended:
+                found.append((request_id, stream.job.user))
+        return found
 
     async def enforce_deadlines(self) -> None:
         """Fails every stream that is past its deadline. Never ends.

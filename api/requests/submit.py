@@ -5,6 +5,7 @@ from functools import partial
 import msgspec
 import structlog
 
+from api.accounts import scopes
 from api.catalog import Catalog
 from api.metrics.instruments import JobInstruments, outcome
 from api.operate.history.log import HistoryLog
@@ -75,8 +76,9 @@ class Submitter:
 
         Raises ApiError as `submit` does, and 400 if the model allows no user so many at a time.
         """
-        jobs = origin.adopt(jobs)
+        jobs = [_with_key(job) for job in origin.adopt(jobs)]
         model = jobs[0].model
+        scopes.current.get().check_model(model)
         await self._intake.check(model)
         # Before anything is awaited: a burst must not pass the limit.
         self._open_jobs.reserve(jobs, self._cards.of(model).most_requests)
@@ -172,3 +174,8 @@ class Submitter:
         self._history.closed(stream)
         ended = outcome(stream)
         log.debug("job ended", request_id=stream.request_id, node=stream.node, outcome=ended)
+
+
+def _with_key(job: Job) -> Job:
+    """The job with the name of the key that asks for it."""
+    return msgspec.structs.replace(job, key=scopes.current.get().name)

@@ -28,10 +28,12 @@ from api.accounts.revocation import enforce_repeatedly  # noqa: E402
 from api.answers import store  # noqa: E402
 from api.chat.purge import purge_repeatedly  # noqa: E402
 from api.context import AppContext  # noqa: E402
+from api.files import cleaning as files  # noqa: E402
 from api.idempotency.store import delete_expired_repeatedly  # noqa: E402
 from api.metrics.instruments import Instruments  # noqa: E402
 from api.operate.audit import store as audit  # noqa: E402
 from api.operate.history import log as history  # noqa: E402
+from api.responses import store as responses  # noqa: E402
 from api.server import background, logs  # noqa: E402
 from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
@@ -90,6 +92,7 @@ class Application:
         await client.start()
         app = context.build(client, settings.ENV, self.instruments, self.tracer)
         context.set_current(app)
+        await asyncio.to_thread(app.contents.prepare)
         tasks = start_background_tasks(app, self.handler)
         try:
             yield client
@@ -125,7 +128,9 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("disabled users", revocation),
         background.start("takeover", app.takeover.run),
         background.start("idempotent requests", delete_expired_repeatedly),
+        background.start("stored responses", responses.delete_expired_repeatedly),
         background.start("deleted conversations", purge_repeatedly),
+        background.start("expired files", partial(files.clean_repeatedly, app.contents)),
         background.start("paused models", app.intake.keep_fresh),
         background.start("models' settings", app.cards.keep_fresh),
         background.start("audit log", audit.purge_repeatedly),

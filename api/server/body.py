@@ -1,7 +1,7 @@
 """Reads a request's body: at most UNKNOWN_BYTES before its sender is authenticated."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from api.errors import BodyTooLarge, UnknownSender
@@ -21,7 +21,15 @@ class Disconnected(Exception):
 async def read_body(
     scope: Scope, receive: Receive, limit: int, is_known: Callable[[], Awaitable[bool]]
 ) -> bytes:
-    """The whole body. `is_known`: whether its sender is authenticated; asked above UNKNOWN_BYTES.
+    """The whole body. See body_chunks."""
+    return b"".join([chunk async for chunk in body_chunks(scope, receive, limit, is_known)])
+
+
+async def body_chunks(
+    scope: Scope, receive: Receive, limit: int, is_known: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[bytes]:
+    """The body as it arrives. `is_known`: whether its sender is authenticated; asked above
+    UNKNOWN_BYTES.
 
     Raises Disconnected, BodyTooLarge or UnknownSender as early as possible: the rest is unread.
     """
@@ -31,9 +39,9 @@ async def read_body(
     if declared > UNKNOWN_BYTES and not await is_known():
         raise UnknownSender(UNKNOWN_BYTES)
     known = declared > UNKNOWN_BYTES
-    chunks: list[bytes] = []
     size = 0
-    while True:
+    more = True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
@@ -45,9 +53,8 @@ async def read_body(
             known = await is_known()
             if not known:
                 raise UnknownSender(UNKNOWN_BYTES)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
+        more = message.get("more_body", False)
+        yield chunk
 
 
 async def discard_body(scope: Scope, receive: Receive) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from io import BytesIO
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
@@ -18,12 +18,13 @@ from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 
 from api import errors
-from api.accounts import auth
+from api.accounts import auth, scopes
 from api.accounts.models import User
 from api.errors import ApiError
+from api.files.upload import FRAME_BYTES, Spool, is_upload
 from api.http.sse import EventStream
 from api.requests.concurrency_limit import ConcurrencyLimiter, sender_of
-from api.server.body import Disconnected, discard_body, read_body
+from api.server.body import Disconnected, body_chunks, discard_body, read_body
 from api.server.observation import Observer
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -38,22 +39,23 @@ class Handler(ASGIHandler):
         super().__init__()
         self._observer = observer
         self._endless: dict[_Exchange, User | None] = {}  # with their readers, if known
+        self._keys: dict[_Exchange, str] = {}  # of those that are read with a key
         self._limiter = ConcurrencyLimiter()
+        self._spool = Spool(settings.ENV.home / "files" / "incoming")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance for `http` scopes."""
         set_script_prefix(scope.get("root_path", "") or "/")
         is_known = partial(_is_known, scope)
         try:
-            # No other reference to the body: it is released while the answer is awaited.
-            file = BytesIO(await read_body(scope, receive, settings.MAX_BODY, is_known))
+            file = await self._receive_body(scope, receive, is_known)
         except Disconnected:
             return
         except ApiError as error:
             self._observer.refused(scope["method"], error.status)
             await self._refuse(scope, receive, send, error)
             return
-        request, refusal = self.create_request(scope, file)
+        request, refusal = self.create_request(scope, cast(BytesIO, file))
         del file
         if request is None:
             unreadable = ApiError(
@@ -62,6 +64,16 @@ class Handler(ASGIHandler):
             await self.send_response(errors.response(scope["path"], unreadable), send)
             return
         await self._answer(request, _Exchange(receive, send))
+
+    async def _receive_body(
+        self, scope: Scope, receive: Receive, is_known: Callable[[], Awaitable[bool]]
+    ) -> IO[bytes]:
+        """The body in memory, or an upload on disk. Raises as `body_chunks` and `spool` do."""
+        if is_upload(scope["method"], scope["path"]):
+            most = settings.ENV.files.file_bytes + FRAME_BYTES
+            return await self._spool.spool(body_chunks(scope, receive, most, is_known))
+        # No other reference to the body: it is released while the answer is awaited.
+        return BytesIO(await read_body(scope, receive, settings.MAX_BODY, is_known))
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
         """Answers before the body is read, discards the rest of it, and closes the connection."""
@@ -93,8 +105,19 @@ class Handler(ASGIHandler):
             if user is not None and user.pk in readers:
                 exchange.end_stream()
 
+    def reading_keys(self) -> set[str]:
+        """The API keys, by name, with which endless streams are read."""
+        return set(self._keys.values())
+
+    def end_streams_with(self, names: Collection[str]) -> None:
+        """Ends the endless streams that are read with these keys."""
+        for exchange, name in list(self._keys.items()):
+            if name in names:
+                exchange.end_stream()
+
     async def _answer(self, request: Any, exchange: "_Exchange") -> None:
         response: HttpResponseBase | None = None
+        scopes.current.set(scopes.NO_KEY)  # auth.py may set another, for this request alone
         with exchange, self._observer.observe(request) as observation:
             try:
                 async with self._limiter.permit(_sender(request)):
@@ -102,6 +125,7 @@ class Handler(ASGIHandler):
                 observation.answered(response)
                 if isinstance(response, EventStream) and response.endless:
                     self._endless[exchange] = _reader(request)
+                    self._note_key(exchange)
                 await self.send_response(response, exchange.send)
             except asyncio.CancelledError:
                 if not exchange.cut_short:
@@ -109,7 +133,13 @@ class Handler(ASGIHandler):
                 await exchange.complete()
             finally:
                 self._endless.pop(exchange, None)
+                self._keys.pop(exchange, None)
                 await _close(response)
+
+    def _note_key(self, exchange: "_Exchange") -> None:
+        name = scopes.current.get().name
+        if name:
+            self._keys[exchange] = name
 
 
 def _sender(request: ASGIRequest) -> bytes:

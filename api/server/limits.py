@@ -9,6 +9,7 @@ from ipaddress import IPv4Network, IPv6Network
 Network = IPv4Network | IPv6Network
 
 DISCARDED_BYTES = 8 << 20  # of input that is discarded after an error response
+TIMED_BYTES = 1 << 20  # of a body, which must arrive within `body_seconds`
 LINGER_SECONDS = 2.0  # how long input is discarded, so that the client can read the response
 
 
@@ -20,7 +21,7 @@ class Limits:
     head_bytes: int = 32_768  # request line and headers together
     headers: int = 128
     head_seconds: float = 15.0  # from the first byte of a request to the end of its headers
-    body_seconds: float = 60.0  # from there to the end of its body
+    body_seconds: float = 60.0  # from there to the end of its body, or for each TIMED_BYTES of it
     stalled_seconds: float = 120.0  # for which a client may not read its response
     unread_bytes: int = 512 * 1024  # of a body, buffered until the application receives it
     pipelined: int = 32  # requests behind an earlier one of the connection

@@ -20,7 +20,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.server import refusals
 from api.server.exchange import Exchange, Http10Exchange, LingeringTransport
-from api.server.limits import DISCARDED_BYTES, LINGER_SECONDS, Connections, Limits
+from api.server.limits import (
+    DISCARDED_BYTES,
+    LINGER_SECONDS,
+    TIMED_BYTES,
+    Connections,
+    Limits,
+)
 from api.server.refusals import Refusal
 from api.server.response_headers import SECURITY
 
@@ -59,6 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stopping = False  # the server ends: no connection outlives its response
         self._receiving: Exchange | None = None  # whose request is not complete
         self._answering: Exchange | None = None  # the newest one that the application works on
+        self._timed_bytes = 0  # of the body, since its timer was started
         self._timer: TimerHandle | None = None  # for what is received, or for lingering
         self._stalled: TimerHandle | None = None
 
@@ -179,6 +186,10 @@ class HttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A part of the body, buffered until the application receives it."""
         self._unreported = 0
+        self._timed_bytes += len(body)
+        if self._timed_bytes >= TIMED_BYTES:  # a large upload may take longer, in proportion
+            self._timed_bytes = 0
+            self._stop_timer()
         super().on_body(body)
         if len(self.cycle.body) > self._limits.unread_bytes:
             self._reject(refusals.BODY_TOO_LARGE)
@@ -323,7 +334,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _received_head(self) -> None:
         self._phase = Phase.BODY
-        self._unreported = 0
+        self._unreported = self._timed_bytes = 0
         self._stop_timer()
 
     def _start_timer(self) -> None:

@@ -42,13 +42,15 @@ def list_users(as_json: bool) -> None:
 
 @click.command("password")
 @_name
+@click.option("--revoke-keys", is_flag=True, help="Revoke all their API keys, too.")
 @options.as_json
-def password(name: str, as_json: bool) -> None:
+def password(name: str, revoke_keys: bool, as_json: bool) -> None:
     """Give somebody a new password; all their sessions end.
 
-    It is typed, or the first line of standard input.
+    It is typed, or the first line of standard input. API keys stay valid unless you say otherwise.
     """
-    _become(["password", name], as_json)
+    flags = ["--revoke-keys"] if revoke_keys else []
+    _become(["password", name, *flags], as_json)
 
 
 @click.command("disable")

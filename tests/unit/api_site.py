@@ -297,9 +297,11 @@ async def forget_answers() -> None:
     """What one test leaves unfinished is not for the next one to take over."""
     from api.chat.models import Message
     from api.idempotency.models import KeptRequest
+    from api.responses.models import StoredResponse
 
     await Message.objects.all().adelete()
     await KeptRequest.objects.all().adelete()
+    await StoredResponse.objects.all().adelete()
 
 
 @pytest_asyncio.fixture

@@ -92,9 +92,10 @@ class Caller:
         }
         headers.pop("Authorization", None)
         content = json.dumps(sent["json"]).encode() if "json" in sent else sent.get("data")
-        return await self.http.request(
-            sent["method"], sent["url"], headers=headers, content=content
-        )
+        form: dict[str, Any] = {"content": content}
+        if "files" in sent:
+            form = {"files": sent["files"], "data": content}
+        return await self.http.request(sent["method"], sent["url"], headers=headers, **form)
 
     def _name_real_things(self, case: Case) -> None:
         if "number" in case.path_parameters:

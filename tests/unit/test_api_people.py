@@ -12,7 +12,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.sessions.models import Session
 
-from api.accounts import commands, keys, people, revocation
+from api.accounts import commands, key_cache, people, revocation
 from api.accounts.models import Login, User
 from api.operate.audit.models import AuditEntry
 from tests.unit.api_site import FakeClient, beginning, log_in, make_user, until
@@ -133,7 +133,7 @@ async def test_disable_ends_running_requests_keys_and_streams(
     assert fake.cancels[0] == (fake.jobs[0].request_id, user.username)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    async with asyncio.timeout(keys.CACHE_SECONDS + 0.5):
+    async with asyncio.timeout(key_cache.CACHE_SECONDS + 0.5):
         while (await program.get("/v1/models")).status_code != 401:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

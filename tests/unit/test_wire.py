@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
                 logprobs=2,
             ),
             user="ada",
+            key="5f3a9c01",
             job_class="batch",
             work=96.5,
             expected=64.0,

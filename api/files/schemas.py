@@ -1,0 +1,50 @@
+"""What /v1/files answers, as OpenAI's clients read it."""
+
+from typing import Literal
+
+from ninja import Schema
+
+from api.files.models import StoredFile
+
+
+class FileObject(Schema):
+    """A file, without its content."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
+class FileList(Schema):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedFile(Schema):
+    """What is left of a deleted file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+def file_object(file: StoredFile) -> FileObject:
+    """A row as clients see it."""
+    return FileObject(
+        id=file.public_id,
+        bytes=file.size,
+        created_at=int(file.created.timestamp()),
+        expires_at=int(file.expires.timestamp()),
+        filename=file.filename,
+        purpose=file.purpose,
+    )
