@@ -45,6 +45,8 @@ def to_replay(job: Job, request_id: str, now: float) -> Job:
 def editable(job: Job) -> dict[str, Any]:
     """The parts of the job that can be changed, for an editor."""
     parts: dict[str, Any] = {"model": job.model}
+    if job.pooling is not None:
+        return parts
     if job.prompt_ids:
         parts["prompt_ids"] = list(job.prompt_ids)
     elif job.messages is None:
@@ -80,7 +82,7 @@ def changed(job: Job, changes: Changes) -> Job:
     )
     if changed_job == job:
         return job
-    return msgspec.structs.replace(changed_job, delivered="", delivered_ids=())
+    return msgspec.structs.replace(changed_job, delivered="", delivered_ids=(), delivered_inputs=0)
 
 
 def _with_prompt(job: Job, changes: Changes) -> Job:
@@ -88,6 +90,8 @@ def _with_prompt(job: Job, changes: Changes) -> Job:
     given = [changes.messages, changes.prompt, changes.prompt_ids]
     if sum(each is not None for each in given) > 1:
         raise BadChange("prompt: a job has messages or a prompt, not both")
+    if job.pooling is not None and any(each is not None for each in given):
+        raise BadChange("prompt: a job that embeds or scores texts has none")
     none = msgspec.structs.replace(job, messages=None, prompt=None, prompt_ids=())
     if changes.messages is not None:
         if not 0 < len(changes.messages) <= MAX_MESSAGES:

@@ -43,7 +43,11 @@ def encode_copy(job: Job) -> bytes:
     prompt = job.prompt
     if prompt is not None:
         prompt = _copy(prompt)
-    return encode(msgspec.structs.replace(job, messages=messages, prompt=prompt))
+    pooling = job.pooling
+    if pooling is not None:
+        inputs = tuple(_copy(text) if isinstance(text, str) else text for text in pooling.inputs)
+        pooling = msgspec.structs.replace(pooling, inputs=inputs)
+    return encode(msgspec.structs.replace(job, messages=messages, prompt=prompt, pooling=pooling))
 
 
 def _copy(text: str) -> str:

@@ -1,9 +1,11 @@
 """The message in which a node describes itself, for dashboards and the command line."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from broker.bounds import Count, JobCount, Moment, Name, NodeName, NodeNames, Note, Seconds, Slots
-from broker.wire import Wire
+from broker.wire import Task, Wire
 
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
 
@@ -43,4 +45,6 @@ class NodeState(Wire, frozen=True, kw_only=True, omit_defaults=False):
     memory_free: Count = 0  # bytes that nobody takes; 0: unknown
     precision: Name = ""  # the number format of the weights; empty: unknown
     weights: Count = 0  # bytes in its process's memory; 0: unknown
+    # what its engine does; a root's says nothing
+    tasks: Annotated[tuple[Task, ...], msgspec.Meta(max_length=16)] = ("generate",)
     cache: Count = 0  # bytes of keys and values; 0: unknown, or they grow with the jobs

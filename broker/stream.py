@@ -23,6 +23,7 @@ from broker.wire import (
     ResumeGrant,
     ResumeRequest,
     Start,
+    Vectors,
     Waiting,
 )
 
@@ -31,7 +32,7 @@ MAX_PIECES = 512  # of text, before they are joined
 
 
 class Stream(AsyncIterator[AnyFrame]):
-    """The frames of one request (Waiting, Start, Delta), ending after Finished or Failed.
+    """The frames of one request (Waiting, Start, Delta, Vectors), ending after Finished or Failed.
 
     Only the stream knows how much of the answer its reader has, so it numbers the attempts: a node
     that gets a restarted job requests to resume, and continues after `text`. Unread text is merged
@@ -67,6 +68,7 @@ class Stream(AsyncIterator[AnyFrame]):
         self._prompt_logprobs = job.delivered_prompt_logprobs
         self._pieces = [job.delivered]
         self._ids = array("I", job.delivered_ids)
+        self._inputs = job.delivered_inputs  # results received so far
         self._frames: deque[AnyFrame] = deque()
         self._unread: list[Delta] = []  # text after the last of `_frames`
         self._arrived = asyncio.Event()
@@ -122,6 +124,7 @@ class Stream(AsyncIterator[AnyFrame]):
             delivered=self.text,
             delivered_ids=tuple(self._ids),
             delivered_prompt_logprobs=self._prompt_logprobs,
+            delivered_inputs=self._inputs,
             faults=self.faults,
         )
 
@@ -141,6 +144,7 @@ class Stream(AsyncIterator[AnyFrame]):
             delivered=self.text,
             delivered_ids=tuple(self._ids),
             delivered_prompt_logprobs=self._prompt_logprobs,
+            delivered_inputs=self._inputs,
         )
         return with_time_left(job, self.expires)
 
@@ -248,6 +252,12 @@ class Stream(AsyncIterator[AnyFrame]):
                 self._clear_waiting()  # the root's last Waiting may overtake Start
                 self._keep(frame)
                 self._arrived.set()
+            case Vectors():
+                self._clear_waiting()
+                self._inputs += len(frame.rows)
+                if self.first_text is None:
+                    self.first_text = time.monotonic()
+                self._show(frame)
             case Finished() | Failed():
                 self.ended, self.end = True, frame
                 self._show(frame)

@@ -32,7 +32,10 @@ Task = Literal["generate", "embed", "score", "tokenize", "detokenize"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 MAX_TOOLS = 1024
 MAX_PROMPT_IDS = 10_000_000
+MAX_INPUTS = 2048  # of a job that computes vectors or scores; OpenAI's bound
+MAX_DIMENSIONS = 2**20  # of a vector
 JobClass = Literal["interactive", "batch"]
+PoolingMode = Literal["", "cls", "mean", "last", "max"]
 
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_BIASES = 1024  # tokens
@@ -126,11 +129,33 @@ class Sampling(Wire, kw_only=True):
     defaulted: Annotated[tuple[SamplingDefault, ...], msgspec.Meta(max_length=16)] = ()
 
 
+PromptIds = Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MAX_PROMPT_IDS)]
+
+
+class Pooling(Wire, kw_only=True):
+    """Inputs that become one vector each, or one score each.
+
+    An input is a text or its token ids. A score says how well an input answers its query: the one
+    query, or that of the same index.
+    """
+
+    inputs: Annotated[tuple[str | PromptIds, ...], msgspec.Meta(max_length=MAX_INPUTS)]
+    queries: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_INPUTS)] = ()
+    prompt_name: Name = ""  # of a text that the model's files put before each input
+    prompt: str = ""  # such a text itself
+    mode: PoolingMode = ""  # empty: as the model's files say
+    normalize: bool | None = None  # to unit length; None: as the model's files say
+    dimensions: Annotated[int, msgspec.Meta(ge=0, le=MAX_DIMENSIONS)] = 0  # the first ones; 0: all
+    # Tokens to keep of an input, -1 for as many as the model reads; None: a longer one is refused.
+    truncate: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] | None = None
+
+
 class Job(Wire, kw_only=True):
     """One request on its way down the tree.
 
-    Exactly one of `messages`, `prompt` and `prompt_ids` is set. `task`: what becomes of it; the
-    answer to `tokenize` is a Delta's `ids`, without text, and to `detokenize` its text.
+    Exactly one of `messages`, `prompt`, `prompt_ids` and `pooling` is set. `task`: what becomes of
+    it; the answer to `tokenize` is a Delta's `ids`, without text, to `detokenize` its text, and to
+    `embed` and `score` Vectors.
     """
 
     request_id: Name
@@ -139,7 +164,8 @@ class Job(Wire, kw_only=True):
     created: Moment
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
-    prompt_ids: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MAX_PROMPT_IDS)] = ()
+    prompt_ids: PromptIds = ()
+    pooling: Pooling | None = None  # with the tasks "embed" and "score"
     task: Task = "generate"
     add_special_tokens: bool | None = None  # as <bos>; None: to a prompt, not to a template's text
     tools: Annotated[tuple[Tool, ...], msgspec.Meta(max_length=MAX_TOOLS)] = ()
@@ -165,6 +191,7 @@ class Job(Wire, kw_only=True):
     delivered: str = ""  # text that the reader of a restarted job already has
     delivered_ids: tuple[TokenId, ...] = ()  # its tokens, if the engine sent them
     delivered_prompt_logprobs: Count = 0  # of how many of the prompt's tokens that reader has them
+    delivered_inputs: Count = 0  # of `pooling`: so many results its reader already has
     traceparent: Traceparent = ""  # the span that this copy follows from; see broker.tracing
 
 
@@ -269,6 +296,15 @@ class Delta(Frame, kw_only=True, tag="delta"):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Vectors(Frame, kw_only=True, tag="vectors"):
+    """The next results of a `pooling` job, in the order of its inputs.
+
+    Each is a vector of little-endian float32, or one such number, the score (base64 in JSON).
+    """
+
+    rows: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_INPUTS)]
+
+
 class Finished(Frame, kw_only=True, tag="finished"):
     """The answer is complete."""
 
@@ -286,7 +322,7 @@ class Failed(Frame, kw_only=True, tag="failed"):
     retryable: bool = False
 
 
-AnyFrame = Waiting | ResumeRequest | Start | Delta | Interrupted | Finished | Failed
+AnyFrame = Waiting | ResumeRequest | Start | Delta | Vectors | Interrupted | Finished | Failed
 
 
 class Frames(Wire, kw_only=True):
@@ -326,6 +362,7 @@ class ResumeGrant(Control, kw_only=True, tag="continue"):
     delivered: str = ""
     delivered_ids: tuple[TokenId, ...] = ()
     delivered_prompt_logprobs: Count = 0
+    delivered_inputs: Count = 0
     faults: tuple[str, ...] = ()
 
 

@@ -44,6 +44,7 @@ def make_engine(options: argparse.Namespace) -> Engine | None:
         upstream=options.upstream,
         upstream_model=options.upstream_model,
         tensor_parallel=options.tensor_parallel,
+        task=options.task,
     )
 
 

@@ -8,6 +8,7 @@ from worker.engines.base import Chunk
 
 MAX_TEXT = 100_000  # characters of a part
 MAX_IDS = 16_384
+ROWS_BYTES = 128 * 1024  # a longer vector has a part of its own
 MAX_LOGPROBS = 8192  # those of the likeliest tokens included; some 40 bytes each
 
 
@@ -27,6 +28,20 @@ def parts(chunk: Chunk) -> Iterator[Chunk]:
         yield msgspec.structs.replace(rest, text=chunk.text[start : start + MAX_TEXT])
         rest = Chunk()
     yield msgspec.structs.replace(rest, finish=chunk.finish)
+
+
+def row_parts(rows: tuple[bytes, ...]) -> Iterator[tuple[bytes, ...]]:
+    """The rows in parts of at most ROWS_BYTES."""
+    part: list[bytes] = []
+    size = 0
+    for row in rows:
+        if part and size + len(row) > ROWS_BYTES:
+            yield tuple(part)
+            part, size = [], 0
+        part.append(row)
+        size += len(row)
+    if part:
+        yield tuple(part)
 
 
 def _is_large(chunk: Chunk) -> bool:

@@ -56,7 +56,7 @@ class JobSpans:
 
     def running(self, pending: PendingJob, job: Job) -> Span:
         """The engine works on the job."""
-        operation = "text_completion" if job.messages is None else "chat"
+        operation = _operation(job)
         return self._tracer.start(
             f"{operation} {job.model}",
             "internal",
@@ -68,6 +68,12 @@ class JobSpans:
             canopy__node=self._node,
             **_sampling(job),
         )
+
+
+def _operation(job: Job) -> str:
+    if job.pooling is not None:
+        return "embeddings"
+    return "text_completion" if job.messages is None else "chat"
 
 
 def end_when_done(span: Span, outcome: "asyncio.Future[bool]") -> None:

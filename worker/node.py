@@ -42,6 +42,7 @@ from broker.wire import (
     ResumeGrant,
     Stop,
     Supersede,
+    Task,
 )
 from topology.cap import AUTOMATIC, Cap
 from topology.dispatch import Dispatcher, Policy
@@ -75,6 +76,7 @@ class NoEngine:
     warning = ""
     reuse = (0, 0)
     footprint = Footprint()
+    tasks: tuple[Task, ...] = ()
 
 
 class Node:
@@ -354,6 +356,7 @@ class Node:
             precision=footprint.precision,
             weights=footprint.weights,
             cache=footprint.cache,
+            tasks=engine.tasks,
         )
 
     def _publish_jobs(self, report: JobReport) -> None:

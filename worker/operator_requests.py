@@ -141,6 +141,9 @@ class OperatorRequests:
 
 def prompt_text(job: Job) -> str:
     """What a job asks, for reading: each turn below the name of its role."""
+    if job.pooling is not None:
+        texts = (*job.pooling.queries, *job.pooling.inputs)
+        return "\n\n".join(text if isinstance(text, str) else str(text) for text in texts)
     if job.prompt_ids:
         return " ".join(map(str, job.prompt_ids))
     if job.messages is None:

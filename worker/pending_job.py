@@ -92,6 +92,7 @@ def without_content(job: Job, delivery: Delivery) -> Job:
         messages=None,
         prompt=None,
         prompt_ids=(),
+        pooling=None,
         tools=(),
         delivered="",
         delivered_ids=(),

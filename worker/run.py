@@ -22,8 +22,9 @@ from broker.wire import (
     Job,
     ResumeGrant,
     Start,
+    Vectors,
 )
-from worker.chunk_parts import parts
+from worker.chunk_parts import parts, row_parts
 from worker.engines.base import Chunk, Engine, EngineError
 from worker.rw_lock import ReadersWriterLock
 
@@ -189,6 +190,7 @@ class JobRun:
             delivered=grant.delivered,
             delivered_ids=grant.delivered_ids,
             delivered_prompt_logprobs=grant.delivered_prompt_logprobs,
+            delivered_inputs=grant.delivered_inputs,
         )
         self._skipped_logprobs = grant.delivered_prompt_logprobs
 
@@ -199,6 +201,7 @@ class JobRun:
                 self.prompt_tokens = chunk.prompt_tokens or self.prompt_tokens
                 self._omitted_messages = chunk.omitted_messages or self._omitted_messages
                 self._send(chunk)
+                self._send_rows(chunk.rows)
                 if chunk.finish is not None:
                     return self._finished(chunk.finish)
         return self._failed("internal", "the engine ended the answer without a reason")
@@ -226,6 +229,12 @@ class JobRun:
                 prompt_logprobs=chunk.prompt_logprobs,
             )
             self._channel.send(delta)
+
+    def _send_rows(self, rows: tuple[bytes, ...]) -> None:
+        for part in row_parts(rows):
+            if self.first_text is None:
+                self.first_text = time.monotonic()
+            self._channel.send(Vectors(**self._next_number(), rows=part))
 
     def _start(self) -> Start:
         trail, waits = self._way

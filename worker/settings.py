@@ -95,7 +95,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="public name of the model")
     parser.add_argument("--model-path", help="folder to load the model from")
     parser.add_argument(
-        "--engine", default="transformers", help="transformers, openai, echo, or none for a root"
+        "--engine",
+        default="transformers",
+        help="transformers, encoder, openai, echo, or none for a root",
     )
     parser.add_argument(
         "--slots", type=_slots, help="jobs that run at once: N, or auto (the default)"
@@ -114,6 +116,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=int,
         default=1,
         help="transformers only: processes that the model is divided among",
+    )
+    parser.add_argument(
+        "--task",
+        default="auto",
+        choices=("auto", "generate", "embed", "score"),
+        help="what the model does; auto: as its files say",
     )
     parser.add_argument(
         "--upstream", default="", help="openai only: the server's address, http://HOST:PORT/v1"

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from broker.stream import Stream
-from broker.wire import Finished, Job, JobClass
+from broker.wire import Finished, Job, JobClass, Pooling
 
 CHARACTERS_A_TOKEN = 4  # roughly, in English text
 UNKNOWN_ANSWER = 256  # tokens expected of the very first answer
@@ -73,6 +73,8 @@ class TokenAccounting:
         account = self.account(owner)
         answer = account.mean if account.answers else self._everybody.mean
         limit = job.sampling.max_tokens
+        if job.pooling is not None:
+            answer = 0.0
         if limit is not None:
             answer = min(answer, limit)
         prompt = prompt_tokens(job)
@@ -101,12 +103,28 @@ class TokenAccounting:
         prompt, answer = charge.prompt, stream.tokens
         if isinstance(stream.end, Finished):
             prompt, answer = stream.end.prompt_tokens or prompt, stream.end.completion_tokens
+        if stream.job.pooling is not None:  # says nothing of how long answers are
+            self.settle(charge, prompt)
+            return
         before = len(stream.job.delivered_ids)  # of the answer, by another process's job
         self.settle(charge, prompt + answer - before, answer)
 
 
 def prompt_tokens(job: Job) -> float:
-    """An estimate of the tokens of the job's prompt, at least 1."""
+    """An estimate of the tokens of the job's prompt, or of its inputs; at least 1."""
+    if job.pooling is not None:
+        return _input_tokens(job.pooling)
     characters = len(job.prompt or "") + sum(len(turn.content) for turn in job.messages or ())
     characters += sum(len(tool.description) + len(tool.parameters) for tool in job.tools)
     return max(1.0, len(job.prompt_ids) + characters / CHARACTERS_A_TOKEN)
+
+
+def _input_tokens(pooling: Pooling) -> float:
+    """Each input is read together with a query, if there are any."""
+    tokens = 0.0
+    for text in pooling.inputs:
+        tokens += len(text) / CHARACTERS_A_TOKEN if isinstance(text, str) else len(text)
+    query = sum(map(len, pooling.queries)) / CHARACTERS_A_TOKEN
+    if len(pooling.queries) == 1:
+        query *= len(pooling.inputs)
+    return max(1.0, tokens + query)

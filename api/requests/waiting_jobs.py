@@ -68,6 +68,8 @@ class WaitingJobs:
 
 def prompt_bytes(job: Job) -> int:
     """The memory that the job's prompt takes in this process."""
+    if job.pooling is not None:
+        return sum(map(sys.getsizeof, (*job.pooling.inputs, *job.pooling.queries)))
     texts = [turn.content for turn in job.messages or ()]
     texts += [call.arguments for turn in job.messages or () for call in turn.tool_calls]
     texts += [tool.parameters for tool in job.tools]

@@ -12,7 +12,7 @@ from broker.errors import ConnectionLost
 from broker.memory import MemoryBroker, MemorySession
 from broker.stream import Stream
 from broker.tracing import NO_TRACER, Tracer
-from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass
+from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass, Task
 from topology.dispatch import Paper, Policy
 from worker.engines.base import Chunk, EngineFailed, Footprint
 from worker.life import live
@@ -47,6 +47,7 @@ class HandEngine:
 
     reuse = (0, 0)
     footprint = Footprint()
+    tasks: tuple[Task, ...] = ("generate",)
 
     @property
     def usable_slots(self) -> int:

@@ -1,6 +1,7 @@
 """The wire format: one golden file a message, read by every side."""
 
 import json
+import struct
 from pathlib import Path
 
 import msgspec
@@ -58,6 +59,31 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             delivered_ids=(17, 4),
             traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         ),
+    ),
+    "pooling_job": (
+        wire.Job,
+        wire.Job(
+            request_id="7d1f0c",
+            model="tiny-bert",
+            reply_to="canopy.reply.api-1",
+            created=1750000000.5,
+            task="score",
+            pooling=wire.Pooling(
+                inputs=("Hé 🌳", (17, 4)),
+                queries=("what grows?",),
+                prompt_name="query",
+                prompt="find: ",
+                mode="mean",
+                normalize=True,
+                dimensions=64,
+                truncate=-1,
+            ),
+            delivered_inputs=1,
+        ),
+    ),
+    "vectors": (
+        wire.Frames,
+        wire.Frames(frames=(wire.Vectors(**WHO, seq=1, rows=(struct.pack("<2f", 1.0, -0.5),)),)),
     ),
     "frames": (
         wire.Frames,
@@ -117,6 +143,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             delivered="Hel",
             delivered_ids=(17, 4),
             delivered_prompt_logprobs=2,
+            delivered_inputs=4,
             faults=("n1 died",),
         ),
     ),
@@ -185,6 +212,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             precision="int8",
             weights=300_000_000,
             cache=100_000_000,
+            tasks=("embed",),
         ),
     ),
     "report_jobs": (

@@ -7,12 +7,16 @@ A new engine is a module with a `create` function of the same keyword arguments,
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
+from worker.engines import tasks
 from worker.engines.base import DEFAULT_SLOTS, Engine, EngineUnavailable
+from worker.models import installed
 
 # The modules are imported when chosen: a node with the echo engine starts without torch.
 ENGINES = {
     "echo": "worker.engines.echo",
+    "encoder": "worker.engines.encoder.engine",
     "openai": "worker.engines.openai.engine",
     "transformers": "worker.engines.transformers.engine",
 }
@@ -34,13 +38,19 @@ def create(
     model ignore it. `device`: a torch device or "auto". `slots`: how many jobs it runs at once;
     None: the engine chooses if its `create` takes `choose_slots`, otherwise DEFAULT_SLOTS.
     `token_delay`: seconds between tokens, for echo only. `options`: settings of single engines,
-    such as `upstream`, given to those whose `create` takes them.
+    such as `upstream`, given to those whose `create` takes them. With a `task` other than to
+    generate, or a folder that plainly is for another one, "transformers" means "encoder".
 
     Raises EngineUnavailable for an unknown name or bad `slots`.
     """
     if slots is not None and slots < 1:
         raise EngineUnavailable(f"an engine needs at least one slot, not {slots}")
     options["choose_slots"] = slots is None
+    if name == "transformers":
+        folder = Path(model_path) if model_path else installed(model)
+        options["task"] = tasks.choose(str(options.get("task", tasks.AUTO)), folder)
+        if options["task"] != "generate":
+            name = "encoder"
     factory = _factory(name)
     parameters = inspect.signature(factory).parameters
     accepted: dict[str, str | int] = {}

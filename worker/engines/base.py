@@ -110,6 +110,8 @@ class Chunk(msgspec.Struct, frozen=True):
     # Of all the prompt's tokens, the first with 0, as nothing comes before it. In one chunk, and
     # not again in a continued job that has some text or tokens already.
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    # The next results of a `pooling` job, in the order of its inputs; see broker.wire.Vectors.
+    rows: tuple[bytes, ...] = ()
 
 
 class Footprint(NamedTuple):
@@ -135,6 +137,8 @@ class Engine(Protocol):
     device: str
     slots: int
     context_length: int  # tokens of prompt and answer together; 0: unknown
+    # What it does; it refuses other jobs by `check_task`. Final once `start` has returned.
+    tasks: tuple[Task, ...]
 
     @property
     def warning(self) -> str:

@@ -1,5 +1,7 @@
 """The echo engine: repeats the last user message's words, one per token, until `max_tokens`.
 
+With `--task embed` or `--task score` it makes vectors or scores of the words instead.
+
 No model and no computing: for tests, and to measure everything around an engine.
 """
 
@@ -7,10 +9,12 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterator
 
-from broker.wire import FinishReason, Job, TokenLogprob
-from worker.engines.base import Chunk, Footprint, check_task
+from broker.wire import FinishReason, Job, Pooling, Task, TokenLogprob
+from worker.engines import echo_vectors
+from worker.engines.base import Chunk, EngineUnavailable, Footprint, check_task
 from worker.engines.stop_filter import StopFilter
 
+_GENERATES: tuple[Task, ...] = ("generate", "tokenize")
 _BURST = 256  # words per chunk without delay; between chunks the event loop may run a cancel
 
 
@@ -25,9 +29,12 @@ class EchoEngine:
     reuse = (0, 0)  # there is no prefill
     footprint = Footprint()  # there is no model
 
-    def __init__(self, *, model: str, slots: int, token_delay: float) -> None:
+    def __init__(
+        self, *, model: str, slots: int, token_delay: float, tasks: tuple[Task, ...] = _GENERATES
+    ) -> None:
         self.name = "echo"
         self.model = model
+        self.tasks = tasks
         self.slots = slots
         self._delay = token_delay
         self._burst = _BURST
@@ -47,7 +54,11 @@ class EchoEngine:
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the words; see the protocol."""
-        check_task(job, "generate", "tokenize")
+        check_task(job, *self.tasks)
+        if job.pooling is not None:
+            async for chunk in self._pool(job, job.pooling):
+                yield chunk
+            return
         if job.task == "tokenize":
             for chunk in _tokenized(job):
                 yield chunk
@@ -60,6 +71,14 @@ class EchoEngine:
             due += self._delay  # from the previous due time, so that a busy loop adds no drift
             await asyncio.sleep(due - loop.time())
             yield chunk
+
+    async def _pool(self, job: Job, pooling: Pooling) -> AsyncIterator[Chunk]:
+        yield Chunk(prompt_tokens=echo_vectors.count_words(pooling))
+        for index, row in enumerate(echo_vectors.rows(job.task, pooling)):
+            if index >= job.delivered_inputs:
+                await asyncio.sleep(self._delay)
+                yield Chunk(rows=(row,))
+        yield Chunk(finish="stop")
 
     def stalled(self) -> float:
         """Never: there are no steps."""
@@ -168,8 +187,24 @@ def _tokenized(job: Job) -> Iterator[Chunk]:
     yield Chunk(ids=ids[len(job.delivered_ids) :], prompt_logprobs=spelled, finish="stop")
 
 
+_TASKS: dict[str, tuple[Task, ...]] = {
+    "auto": _GENERATES,
+    "generate": _GENERATES,
+    "embed": ("embed",),
+    "score": ("score",),
+}
+
+
 def create(
-    *, model: str, model_path: str | None, device: str, slots: int, token_delay: float
+    *,
+    model: str,
+    model_path: str | None,
+    device: str,
+    slots: int,
+    token_delay: float,
+    task: str = "auto",
 ) -> EchoEngine:
     """For the table in `worker.engines`; without a model or a device."""
-    return EchoEngine(model=model, slots=slots, token_delay=token_delay)
+    if task not in _TASKS:
+        raise EngineUnavailable(f"no task {task!r}; there are: {', '.join(_TASKS)}")
+    return EchoEngine(model=model, slots=slots, token_delay=token_delay, tasks=_TASKS[task])

@@ -12,7 +12,9 @@ from worker.errors import ModelError, one_line
 from worker.models.progress import Say, bytes_in
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-_SUBFOLDERS = ["*/*"]  # of other formats and precisions
+# Other formats and precisions. Those that begin with a digit are a sentence-transformers model's
+# modules, such as 1_Pooling.
+_SUBFOLDERS = ["[!0-9]*/*", "*/*/*"]
 _INFO_SECONDS = 20.0
 _REPORT_SECONDS = 1.0  # between two looks at what has come
 

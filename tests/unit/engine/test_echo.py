@@ -148,7 +148,7 @@ async def test_an_engine_elsewhere_is_called_by_its_path() -> None:
 
 
 def test_the_table_names_what_there_is() -> None:
-    with pytest.raises(EngineUnavailable, match="echo, openai, transformers"):
+    with pytest.raises(EngineUnavailable, match="echo, encoder, openai, transformers"):
         create("none", model="m", model_path=None, device="auto", slots=1, token_delay=0)
     for path, complaint in (
         ("worker.nowhere", "No module named 'worker.nowhere'"),

@@ -13,7 +13,7 @@ from broker.errors import ConnectionLost, DecodeError
 from broker.management import Edges, read_edges
 from broker.memory import MemorySession
 from broker.stream import Stream
-from broker.wire import Adopt, AnyFrame, Delta, Failed, Finished, Job
+from broker.wire import Adopt, AnyFrame, Delta, Failed, Finished, Job, Task
 from tests.unit.cluster import Cluster
 from topology import names
 from topology.tree import orphans
@@ -88,6 +88,7 @@ class Puppet:
 
     reuse = (0, 0)
     footprint = Footprint()
+    tasks: tuple[Task, ...] = ("generate",)
 
     @property
     def usable_slots(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import structlog
 
-from broker.wire import Job, TokenLogprob
+from broker.wire import Job, Task, TokenLogprob
 from worker.engines.base import (
     Chunk,
     EngineStopped,
@@ -52,6 +52,7 @@ class OpenAIEngine:
 
     name = "openai"
     stuck = False  # nothing is computed here
+    tasks: tuple[Task, ...] = ("generate",)
     warning = ""
     reuse = (0, 0)  # the server's business
     footprint = Footprint()  # elsewhere
@@ -111,7 +112,7 @@ class OpenAIEngine:
         server = self._server
         if server is None:
             raise EngineStopped("the engine is not running")
-        check_task(job, "generate")
+        check_task(job, *self.tasks)
         if job.sampling.prompt_logprobs is not None:
             raise InvalidRequest(
                 "logprobs of the prompt are not passed on by this node: leave out echo, logprobs "

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from broker.wire import Job
+from broker.wire import Job, Task
 from worker.engines.base import (
     Chunk,
     EngineStopped,
@@ -49,6 +49,7 @@ class TransformersEngine:
     """Keeps the `Engine` protocol."""
 
     name = "transformers"
+    tasks: tuple[Task, ...] = ("generate", "tokenize", "detokenize")
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class TransformersEngine:
         """Streams the answer; see the protocol."""
         if self._decoder is None:
             raise EngineStopped("the engine is not running")
-        check_task(job, "generate", "tokenize", "detokenize")
+        check_task(job, *self.tasks)
         if len(self._sequences) >= self.slots:
             # Jobs that waited for their readers during a restart that left fewer slots.
             raise NoFreeSlot(self.slots)

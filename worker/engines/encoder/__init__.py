@@ -1,0 +1,1 @@
+"""Vectors and scores of texts: sentence-transformers models, encoders, cross-encoders."""
