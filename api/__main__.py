@@ -13,6 +13,7 @@ from api.operate import tree_commands
 from api.operate.audit import commands as audit_commands
 from api.operate.history import commands as history_commands
 from api.operate.logs import commands as log_commands
+from api.plans import commands as plan_commands
 
 if TYPE_CHECKING:
     from api.accounts.models import User
@@ -34,6 +35,7 @@ def main() -> int:
     token_parser.add_argument("--address", help="print a link to this address instead: http://…")
     key_commands.add_arguments(commands)
     user_commands.add_arguments(commands.add_parser("user", help="make and change accounts"))
+    plan_commands.add_arguments(commands.add_parser("plan", help="what users may ask for"))
     history_commands.add_arguments(commands.add_parser("history", help="figures over time"))
     log_commands.add_arguments(commands.add_parser("logs", help="the last lines of logs"))
     audit_commands.add_arguments(commands.add_parser("record", help="an entry of the audit log"))
@@ -80,6 +82,8 @@ def operate(options: argparse.Namespace) -> int:
     match options.command:
         case "user":
             return user_commands.run(options)
+        case "plan":
+            return plan_commands.run(options)
         case "key":
             return key_commands.run(options)
         case "history":

@@ -39,6 +39,8 @@ from api.operate.models.store import Cards
 from api.operate.models.trees import ModelTrees
 from api.operate.nodes.actions import NodeActions
 from api.operate.recorder.recorder import Recorder
+from api.plans.plans import Plans
+from api.plans.streams import AnswerStreams
 from api.push.message import Sender
 from api.push.notifier import Notifier
 from api.requests.accounting import TokenAccounting
@@ -63,6 +65,8 @@ class AppContext:
 
     client: Client
     keys: KeyCache
+    plans: Plans
+    answer_streams: AnswerStreams
     guesses: Guesses
     password_turns: PasswordTurns
     catalog: Catalog
@@ -106,6 +110,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     backlog = Backlog(client, waiting_jobs, env)
     active = ActiveRequests(client)
     history = HistoryLog(client.process)
+    plans = Plans(client.announcements)
     guesses = Guesses()
     keys = KeyCache(guesses)
     client.announcements.listen(KEYS, keys.clear)
@@ -117,6 +122,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         backlog=backlog,
         waiting_jobs=waiting_jobs,
         open_jobs=OpenJobs(),
+        plans=plans,
         accounting=accounting,
         active=active,
         instruments=instruments.jobs,
@@ -139,6 +145,8 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     return AppContext(
         client=client,
         keys=keys,
+        plans=plans,
+        answer_streams=AnswerStreams(),
         guesses=guesses,
         password_turns=PasswordTurns(),
         catalog=catalog,

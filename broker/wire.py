@@ -41,7 +41,15 @@ FinishReason = Literal["stop", "length", "cancelled"]
 MAX_BIASES = 1024  # tokens
 MAX_ATTEMPTS = 3  # a job whose runs were lost so often is given up
 FailureCode = Literal[
-    "invalid", "too_long", "engine", "expired", "no_node", "given_up", "internal", "cancelled"
+    "invalid",
+    "too_long",
+    "engine",
+    "expired",
+    "no_node",
+    "given_up",
+    "internal",
+    "cancelled",
+    "user_limit",
 ]
 
 
@@ -180,6 +188,8 @@ class Job(Wire, kw_only=True):
     job_class: JobClass = "interactive"  # interactive jobs come before batch jobs
     work: Positive = 1.0  # tokens charged to its user for fairness; see api.requests.accounting
     expected: Positive | None = None  # tokens of this job; the rest of `work` is owed for others
+    most_running: Count | None = None  # jobs of its user, by the user's plan; None: any number
+    most_waiting: Count | None = None
     share: Positive = 1.0  # of the tree that its user is entitled to, relative to 1
     attempt: Count = 1  # of its next run; for a restarted job the ResumeGrant says
     restarted: bool = False  # a node gave it back or died: send ResumeRequest before running it

@@ -91,6 +91,13 @@ _USER = {
     "unlock": ("user:unlock", "Let somebody try passwords again, after too many wrong ones."),
     "role": ("user:role", "Change what somebody may do."),
 }
+_PLAN = {
+    "list": ("plan:list_plans", "List the plans, with the number of their users."),
+    "create": ("plan:create", "Make a plan; what is left out is no limit."),
+    "set": ("plan:set_plan", "Change a plan's limits; N may be none."),
+    "assign": ("plan:assign", "Give somebody a plan; without PLAN the default one."),
+    "remove": ("plan:remove", "Remove a plan; its users get the default one."),
+}
 _HOST = {
     "list": ("host:list_hosts", "List the hosts with an agent, and the nodes there."),
     "start": ("host:start", "Start one more node on a host."),
@@ -112,12 +119,13 @@ def command_line() -> Group:
     model = Group("model", "Models: load, stop, describe, pause, resume.", _lazy(_MODEL))
     autoscale = Group("autoscale", "How many nodes a model has.", _lazy(_AUTOSCALE))
     user = Group("user", "People: accounts and their roles.", _lazy(_USER))
+    plan = Group("plan", "Plans: what users may ask for, and at once.", _lazy(_PLAN))
     host = Group("host", "Machines with an agent, where nodes can be started.", _lazy(_HOST))
     dead = Group("dead", "Dead letters: jobs that were given up on.", _lazy(_DEAD))
     help_text = (
         "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`."
     )
-    groups = [key, user, jobs, model, autoscale, host, dead]
+    groups = [key, user, plan, jobs, model, autoscale, host, dead]
     return Group("canopy", help_text, [*_lazy(_COMMANDS), *groups])
 
 

@@ -123,6 +123,10 @@ class Jobs:
         self._log.debug("job arrived", request_id=job.request_id)
         self.waiting.add(pending, first=self._has_begun(job))
         self.pump()
+        excess = self.waiting.beyond_plan(pending)
+        if excess is not None:
+            self.waiting.remove(pending)
+            self.settlement.end(pending, pending.failed("user_limit", excess))
 
     def _refuse(self, pending: PendingJob) -> None:
         """A job of another model came here by mistake: better no answer than a wrong model's."""

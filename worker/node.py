@@ -123,7 +123,7 @@ class Node:
             self.link,
             self.dispatcher,
             self.membership,
-            Cap(user_jobs),
+            Cap(user_jobs, plans=parent is None),
             on_change=self.announcer.touch,
             on_engine_failure=self.supervisor.restart,
             tracer=tracer,

@@ -58,6 +58,7 @@ class WaitingJobs:
     ) -> None:
         self.accuracy = Accuracy()
         self.users: Counter[str] = Counter()  # waiting jobs by user
+        self._by_plan: Counter[tuple[str, JobClass]] = Counter()
         self._name = name
         self._dispatcher = dispatcher
         self._cap = cap
@@ -99,6 +100,7 @@ class WaitingJobs:
         job = pending.job
         if not self._cap.unlimited:
             self._cap.job_arrived(job.user, pending.arrived_at)
+        self._cap.plan_says(job.user, job.most_running)
         pending.entry = self._queue.add(
             pending,
             user=job.user,
@@ -120,19 +122,34 @@ class WaitingJobs:
     def take(self) -> PendingJob | None:
         """Removes and returns the next job; None if the users of all have reached their cap."""
         limit = self._user_limit()
-        if limit is None:
+        if limit is None and not self._cap.any_plan:
             entry = self._queue.take()
         else:
-            entry = self._queue.take(lambda user: self._dispatcher.jobs_below(user) < limit)
+            entry = self._queue.take(lambda user: self._may_go(user, limit))
         if entry is None:
             return None
         self._unindex(entry.item)
         return entry.item
 
+    def _may_go(self, user: str, limit: int | None) -> bool:
+        most = self._cap.limit_of(user, limit)
+        return most is None or self._dispatcher.jobs_below(user) < most
+
     def remove(self, pending: PendingJob) -> None:
         """Removes a job that does not go."""
         if pending.entry is not None and self._queue.remove(pending.entry):
             self._unindex(pending)
+
+    def beyond_plan(self, pending: PendingJob) -> str | None:
+        """Why a new job that still waits may not, by its user's plan; None if it may."""
+        job = pending.job
+        if job.most_waiting is None or not self._cap.with_plans:
+            return None
+        if job.restarted or job.attempt > 1 or pending not in self.copies_of(job.request_id):
+            return None
+        if self._by_plan[job.user, job.job_class] <= job.most_waiting:
+            return None
+        return f"{job.most_waiting} of your jobs wait, and your plan allows no more: try again soon"
 
     def move_up(self, pending: PendingJob) -> bool:
         """Puts a job before the others of its class; False if it does not wait here."""
@@ -149,7 +166,9 @@ class WaitingJobs:
         if entry is None:
             return False
         pending.entry = entry
+        self._count(pending, -1)
         pending.job = msgspec.structs.replace(pending.job, job_class=job_class)
+        self._count(pending, 1)
         self._order_changed(pending)
         return True
 
@@ -167,6 +186,7 @@ class WaitingJobs:
         self._queue = FairQueue()
         self._by_request.clear()
         self.users.clear()
+        self._by_plan.clear()
         if self._next_update is not None:
             self._next_update.cancel()
             self._next_update = None
@@ -182,16 +202,24 @@ class WaitingJobs:
     def _index(self, pending: PendingJob, now: float) -> None:
         pending.queued_at = now
         self.users[pending.job.user] += 1
+        self._count(pending, 1)
         self._by_request[pending.job.request_id].append(pending)
 
     def _unindex(self, pending: PendingJob) -> None:
         self.users[pending.job.user] -= 1
         if not self.users[pending.job.user]:
             del self.users[pending.job.user]
+        self._count(pending, -1)
         copies = self._by_request[pending.job.request_id]
         copies.remove(pending)
         if not copies:
             del self._by_request[pending.job.request_id]
+
+    def _count(self, pending: PendingJob, change: int) -> None:
+        owner = pending.job.user, pending.job.job_class
+        self._by_plan[owner] += change
+        if not self._by_plan[owner]:
+            del self._by_plan[owner]
 
     def _user_limit(self) -> int | None:
         if self._cap.unlimited:
@@ -235,12 +263,13 @@ class WaitingJobs:
         """Every job's outlook, in order. Each costs some microseconds."""
         now = time.monotonic()
         below = self._dispatcher.users_below()
-        limit = self._user_limit()
+        general = self._user_limit()
         self.observe()
         open_slots = self._dispatcher.open_slots()
         forecast = self._estimator.forecast(now, open_slots)
         for position in self._queue.positions():
             running = below[position.entry.user]
+            limit = self._cap.limit_of(position.entry.user, general)
             why = Why(self._hold_reason, self._hold_code, open_slots)
             if limit is not None and running >= limit:
                 reason = f"{limit} of your jobs are running, and no more may at once"

@@ -6,7 +6,8 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.http import HttpRequest
 
-from api.accounts.models import ApiKey, User
+from api.accounts.models import ApiKey, Plan, User
+from api.plans.limits import LIMITS
 from api.storage.record_admin import RecordAdmin
 
 
@@ -14,8 +15,15 @@ from api.storage.record_admin import RecordAdmin
 class Users(RecordAdmin, UserAdmin):
     """Users, with their share."""
 
-    list_display = (*UserAdmin.list_display, "share")
-    fieldsets: ClassVar = [*UserAdmin.fieldsets, ("Fairness", {"fields": ["share"]})]
+    list_display = (*UserAdmin.list_display, "share", "plan")
+    fieldsets: ClassVar = [*UserAdmin.fieldsets, ("Fairness", {"fields": ["share", "plan"]})]
+
+
+@admin.register(Plan)
+class Plans(RecordAdmin):
+    """Plans; API processes notice a change here within ten seconds."""
+
+    list_display = ("name", *LIMITS, "is_default")
 
 
 @admin.register(ApiKey)

@@ -45,6 +45,7 @@ async def _key_owner(request: HttpRequest, key: str) -> User:
         raise ApiError(401, "this API key is not valid", code="invalid_api_key")
     owner.scope.check_path(request.path)
     scopes.current.set(owner.scope)
+    app().plans.enter(owner.user)
     return owner.user
 
 
@@ -83,6 +84,7 @@ class Key(HttpAuthBase):
     async def __call__(self, request: HttpRequest) -> User:
         """Raises ApiError 401."""
         if isinstance(request, InternalRequest):
+            app().plans.enter(request.acts_for)
             return request.acts_for
         key = _bearer(request)
         if key is None:
@@ -106,7 +108,9 @@ class Member(HttpAuthBase):
         if not user.is_authenticated:
             raise NotLoggedIn
         _require_csrf_token(request)
-        return cast(User, user)
+        member = cast(User, user)
+        app().plans.enter(member)
+        return member
 
 
 class Session(Member):

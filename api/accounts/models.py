@@ -8,6 +8,36 @@ from django.db import models
 from api.storage.records import Record
 
 
+class Plan(Record):
+    """What its users may do; an empty field is no limit. The default one is for all other users.
+
+    `jobs_running` and `jobs_waiting`: of one model, batch jobs apart; `streams`: of one answer.
+    """
+
+    name = models.CharField(max_length=80, unique=True)
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    tokens_per_day = models.PositiveBigIntegerField(null=True, blank=True)
+    jobs_running = models.PositiveIntegerField(null=True, blank=True)
+    jobs_waiting = models.PositiveIntegerField(null=True, blank=True)
+    conversations = models.PositiveIntegerField(null=True, blank=True)
+    streams = models.PositiveIntegerField(null=True, blank=True)
+    is_default = models.BooleanField(default=False, help_text="For users without a plan")
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["is_default"],
+                condition=models.Q(is_default=True),
+                name="one_default_plan",
+                violation_error_message="Another plan is the default one.",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class User(Record, AbstractUser):
     """A person (or a program) with an account; staff see the tree and the admin."""
 
@@ -16,6 +46,14 @@ class User(Record, AbstractUser):
         db_default=1.0,
         help_text="What the user's jobs get while others wait too: with 2, twice as much as a "
         "user with 1. Above 0, at most 100. Programs' keys notice a change after some seconds.",
+    )
+    plan = models.ForeignKey(
+        Plan,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="users",
+        help_text="Empty: the default plan",
     )
 
     class Meta(AbstractUser.Meta):
@@ -81,3 +119,20 @@ class Login(Record):
 
     def __str__(self) -> str:
         return f"{self.browser[:40]} of {self.user}"
+
+
+class Allowance(Record):
+    """What a user has used of a plan's requests or tokens, and since when (Unix seconds)."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="allowances")
+    kind = models.CharField(max_length=8)
+    started = models.FloatField()
+    used = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["user", "kind"], name="one_allowance_of_a_kind")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.user}: {self.used}"

@@ -15,6 +15,7 @@ from api.chat.models import Conversation
 from api.context import app
 from api.http import sse
 from api.http.documentation import error_statuses
+from api.plans.store import check_conversations
 from api.preferences import store as preferences
 
 router = Router(tags=["chat"], auth=Member())
@@ -56,6 +57,7 @@ async def conversations(
 async def create(request: AuthRequest, body: schemas.NewConversation) -> Status[Any]:
     """Begins a conversation, with its first message and an answer to that if there is `content`."""
     model = body.model or await app().catalog.default_or_503()
+    await check_conversations(request.auth, app().plans.of(request.auth))
     conversation = await store.create(request.auth, model, temporary=body.temporary)
     await _begin_first(request, conversation, body)
     conversation = await store.conversation(request.auth, conversation.pk)
@@ -153,9 +155,10 @@ async def resume(request: AuthRequest, number: int, message: int) -> Status[Any]
 
 @router.get("/conversations/{row:number}/messages/{row:message}/stream")
 async def stream(request: AuthRequest, number: int, message: int) -> HttpResponseBase:
-    """An answer as server-sent events: the text so far, then the rest. Any number may read it."""
+    """An answer as server-sent events: the text so far, then the rest. Several may read it."""
     answer = await store.message(request.auth, number, message)
-    return sse.EventStream(events.of(answer, following.follow(answer)), endless=True)
+    counted = app().answer_streams.open(request.auth.pk, answer.handle)
+    return sse.EventStream(events.of(answer, following.follow(answer)), counted, endless=True)
 
 
 @router.post("/conversations/{row:number}/messages/{row:message}/stop", response={204: None})

@@ -14,6 +14,7 @@ from api.chat.history import TITLE_CHARACTERS
 from api.chat.models import Conversation, Message, Role, TitledBy
 from api.errors import ApiError
 from api.events.hub import Hub
+from api.plans import plans
 from api.requests.build import chat_job
 from api.requests.submit import Submitter
 from broker.client import Client
@@ -61,6 +62,7 @@ class Titles:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _give(self, answer: Message) -> None:
+        plans.current.set(None)  # nobody asked for it: it counts for no plan
         try:
             async with asyncio.timeout(SECONDS):
                 await self._give_in_time(answer)

@@ -18,6 +18,7 @@ from django.middleware.common import CommonMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 
 from api import errors
+from api.plans import headers
 
 
 class _Inline:
@@ -85,7 +86,7 @@ class Sessions(SessionMiddleware):
 
 
 class Outermost:
-    """Gives 405 the shape of all other errors."""
+    """Gives 405 the shape of all other errors, and answers below /v1/ what is left of a plan."""
 
     sync_capable = False
     async_capable = True
@@ -100,4 +101,5 @@ class Outermost:
         response = await self.get_response(request)
         if response.status_code == 405:
             response = errors.not_allowed(request, response)
+        headers.add(request.path, response)
         return response

@@ -90,7 +90,8 @@ async def start(request: AuthRequest, job: Job) -> RunningAnswer:
     release_body(request)
     reader = following.follow(stored)
     created = int(stored.created.timestamp())
-    return RunningAnswer(job, stored.request_id, created, reader, reader, replayed=replayed)
+    counted = app().answer_streams.open(request.auth.pk, stored.handle, reader)
+    return RunningAnswer(job, stored.request_id, created, reader, counted, replayed=replayed)
 
 
 async def start_choices(request: AuthRequest, job: Job, count: int) -> RunningAnswer:

@@ -14,12 +14,14 @@ _STATUS = {
     "engine": 500,
     "given_up": 500,
     "internal": 500,
+    "user_limit": 429,  # of the user's plan, counted at the root
     "cancelled": 403,  # by an operator; no status that clients try again by themselves
 }  # by the wire's failure code
 _CODES = {
     "too_long": "context_length_exceeded",
     "invalid": "invalid_request",
     "expired": "deadline_exceeded",
+    "user_limit": "jobs_limit",
 }  # OpenAI's names; the others keep the wire's
 _NAMED = ("tools", "tool_choice", "logit_bias")  # fields that a node's refusal begins with
 

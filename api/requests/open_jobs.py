@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from api.errors import ApiError
+from api.plans.limits import UNLIMITED, PlanLimits
+from api.plans.refusals import too_many_jobs
 from broker.wire import Job, JobClass
 
 RETRY_AFTER = 5  # seconds that a refused client is asked to wait
@@ -34,11 +36,11 @@ class OpenJobs:
         if not self._counts[owner]:
             del self._counts[owner]
 
-    def reserve(self, jobs: Sequence[Job], most: int | None) -> None:
+    def reserve(self, jobs: Sequence[Job], most: int | None, plan: PlanLimits = UNLIMITED) -> None:
         """Counts the jobs, all of one model, class and user, or none of them.
 
         Raises ApiError 400 if they alone are more than `most`, or 429 if they are with those that
-        their user has already.
+        their user has already, or are more than the user's plan allows.
         """
         first = jobs[0]
         count = self._counts[first.model, first.job_class, first.user]
@@ -46,6 +48,8 @@ class OpenJobs:
             raise _never_allowed(first, most)
         if most is not None and count + len(jobs) > most:
             raise _not_now(first, count, most)
+        if plan.jobs_open is not None and count + len(jobs) > plan.jobs_open:
+            raise too_many_jobs(plan, count)
         for job in jobs:
             self.add(job)
 

@@ -11,6 +11,8 @@ from api.metrics.instruments import JobInstruments, outcome
 from api.operate.history.log import HistoryLog
 from api.operate.line.intake import Intake
 from api.operate.models.store import Cards
+from api.plans import plans
+from api.plans.plans import Plans
 from api.requests import concurrency_limit, errors, origin
 from api.requests.accounting import Charge, TokenAccounting
 from api.requests.active import ActiveRequests
@@ -41,6 +43,7 @@ class Submitter:
         backlog: Backlog,
         waiting_jobs: WaitingJobs,
         open_jobs: OpenJobs,
+        plans: Plans,
         accounting: TokenAccounting,
         active: ActiveRequests,
         instruments: JobInstruments,
@@ -55,6 +58,7 @@ class Submitter:
         self._backlog = backlog
         self._waiting_jobs = waiting_jobs
         self._open_jobs = open_jobs
+        self._plans = plans
         self._accounting = accounting
         self._active = active
         self._instruments = instruments
@@ -66,7 +70,7 @@ class Submitter:
         """Publishes the job if it may wait.
 
         Raises ApiError 404 (no such model), 429 (the backlog is full, or the user has as many
-        requests as the model allows) or 503, also while an operator has paused the model.
+        requests as the model or their plan allows) or 503, also while the model is paused.
         """
         [stream] = await self.submit_all([job])
         return stream
@@ -80,16 +84,18 @@ class Submitter:
         model = jobs[0].model
         scopes.current.get().check_model(model)
         await self._intake.check(model)
-        # Before anything is awaited: a burst must not pass the limit.
-        self._open_jobs.reserve(jobs, self._cards.of(model).most_requests)
+        await self._plans.reserve(jobs)
         streams: list[Stream] = []
         try:
+            # Before anything is awaited: a burst must not pass the limit.
+            self._open_jobs.reserve(jobs, self._cards.of(model).most_requests, plans.limits())
             for job in jobs:
                 await self._backlog.admit(job)
                 streams.append(await self._publish_or_refuse(job))
         except BaseException:
             for job in jobs:
                 self._open_jobs.remove(job.request_id)
+            self._plans.release(jobs)
             for stream in streams:
                 await stream.aclose()
             raise
@@ -169,6 +175,7 @@ class Submitter:
 
     def _closed(self, charge: Charge, stream: Stream) -> None:
         self._open_jobs.remove(stream.request_id)
+        self._plans.closed(stream)
         self._accounting.close(charge, stream)
         self._instruments.closed(stream)
         self._history.closed(stream)
@@ -177,5 +184,5 @@ class Submitter:
 
 
 def _with_key(job: Job) -> Job:
-    """The job with the name of the key that asks for it."""
-    return msgspec.structs.replace(job, key=scopes.current.get().name)
+    """The job with the name of the key that asks for it, and the limits of its user's plan."""
+    return plans.with_limits(msgspec.structs.replace(job, key=scopes.current.get().name))

@@ -100,6 +100,7 @@ class Application:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await app.plans.flush()
             await app.history.stop()
             await app.titles.stop()
             await app.replays.stop()
@@ -133,6 +134,8 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("expired files", partial(files.clean_repeatedly, app.contents)),
         background.start("paused models", app.intake.keep_fresh),
         background.start("models' settings", app.cards.keep_fresh),
+        background.start("plans", app.plans.keep_fresh),
+        background.start("used tokens", app.plans.flush_repeatedly),
         background.start("audit log", audit.purge_repeatedly),
         background.start("recorder", app.recorder.run),
         background.start("tree", app.tree.sample_repeatedly),

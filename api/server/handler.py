@@ -23,6 +23,7 @@ from api.accounts.models import User
 from api.errors import ApiError
 from api.files.upload import FRAME_BYTES, Spool, is_upload
 from api.http.sse import EventStream
+from api.plans import plans
 from api.requests.concurrency_limit import ConcurrencyLimiter, sender_of
 from api.server.body import Disconnected, body_chunks, discard_body, read_body
 from api.server.observation import Observer
@@ -117,7 +118,8 @@ class Handler(ASGIHandler):
 
     async def _answer(self, request: Any, exchange: "_Exchange") -> None:
         response: HttpResponseBase | None = None
-        scopes.current.set(scopes.NO_KEY)  # auth.py may set another, for this request alone
+        scopes.current.set(scopes.NO_KEY)  # auth.py may set others, for this request alone
+        plans.current.set(None)
         with exchange, self._observer.observe(request) as observation:
             try:
                 async with self._limiter.permit(_sender(request)):

@@ -207,6 +207,8 @@ class Cluster(AsyncExitStack):
         work: float = 1.0,
         share: float = 1.0,
         traceparent: str = "",
+        most_running: int | None = None,
+        most_waiting: int | None = None,
     ) -> Stream:
         """Submits a job."""
         job = Job(
@@ -221,6 +223,8 @@ class Cluster(AsyncExitStack):
             work=work,
             share=share,
             traceparent=traceparent,
+            most_running=most_running,
+            most_waiting=most_waiting,
         )
         return await self.client.submit(job)
 

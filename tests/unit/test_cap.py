@@ -41,3 +41,13 @@ def test_a_number_that_somebody_set_holds() -> None:
 def test_no_more_users_are_remembered_than_needed() -> None:
     cap = about(*(f"user {number}" for number in range(2 * REMEMBERED)))
     assert len(cap._last_job) == REMEMBERED
+
+
+def test_plans_count_at_a_root_alone() -> None:
+    cap, inner = Cap(0, plans=True), Cap(0)
+    for each in (cap, inner):
+        each.plan_says("ada", 2)
+    assert (cap.limit_of("ada", None), inner.limit_of("ada", None)) == (2, None)
+    assert (cap.limit_of("ada", 1), cap.limit_of("bob", None), cap.any_plan) == (1, None, True)
+    cap.plan_says("ada", None)
+    assert (cap.limit_of("ada", None), cap.any_plan) == (None, False)

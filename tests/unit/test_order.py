@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from broker.wire import AnyFrame, Drain, Start, Waiting
+from broker.wire import AnyFrame, Drain, Failed, Start, Waiting
 from tests.unit.cluster import Cluster, until
 from topology import names
 from topology.dispatch import HoldHigh
@@ -245,3 +245,23 @@ async def test_a_job_that_could_not_go_can_still_be_cancelled(cluster: Cluster) 
     await full(cluster, 0)
     assert not waiting.copies_of("a") and not waiting.users
     await until(lambda: not cluster.nodes["root"].jobs.busy)
+
+
+async def test_a_plan_limits_running_and_waiting_jobs_at_the_root(cluster: Cluster) -> None:
+    await cluster.add("root")
+    await cluster.add("n1", "root", slots=4)
+    plan = {"user": "ada", "most_running": 2, "most_waiting": 1}
+    streams = [await cluster.ask(f"a{number}", **plan) for number in range(3)]
+    await full(cluster, 1)
+    await until(lambda: "2 of your jobs" in streams[2].waiting)
+    refused = await cluster.ask("a3", **plan)
+    await until(lambda: refused.ended)
+    assert isinstance(refused.end, Failed)
+    assert refused.end.code == "user_limit"
+    batch = await cluster.ask("a4", job_class="batch", **plan)
+    await cluster.ask("b", user="bob")
+    await until(lambda: cluster.where("b"))
+    await full(cluster, 2)
+    assert not batch.ended, "batch jobs count apart"
+    cluster.engine("n1").finish("a0")
+    await until(lambda: cluster.where("a2"))

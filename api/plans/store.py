@@ -1,0 +1,124 @@
+"""Every query on plans and allowances."""
+
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import IntegrityError, transaction
+
+from api.accounts.models import Allowance, Plan, User
+from api.errors import ApiError
+from api.plans.limits import LIMITS, SECONDS, Kind, Lease, PlanLimits
+
+MAX_PLANS = 1_000
+
+
+class PlanError(ValueError):
+    """A plan that cannot be made, found or changed; one line says why. The caller's to mend."""
+
+
+@sync_to_async
+def lease(
+    user: int, kind: Kind, limit: int, *, owed: int, needed: int, wanted: int, now: float
+) -> Lease:
+    """Counts what is `owed`, whatever the limit, and grants `needed` to `wanted`, or nothing."""
+    with transaction.atomic():
+        row = _row(user, kind, now)
+        if row is None:  # the account was removed
+            return Lease(now, 0, 0)
+        if not row.started <= now < row.started + SECONDS[kind]:
+            row.started, row.used = now, 0
+        row.used += owed
+        left = max(0, limit - row.used)
+        granted = min(wanted, left) if left >= needed else 0
+        row.used += granted
+        row.save(update_fields=["started", "used"])
+    return Lease(row.started + SECONDS[kind], granted, left - granted)
+
+
+def _row(user: int, kind: Kind, now: float) -> Allowance | None:
+    rows = Allowance.objects.select_for_update().filter(user_id=user, kind=kind)
+    row = rows.first()
+    if row is not None:
+        return row
+    try:
+        with transaction.atomic():
+            Allowance.objects.create(user_id=user, kind=kind, started=now)
+    except IntegrityError:  # another process was faster, or the user is gone
+        pass
+    return rows.first()
+
+
+def limits_of(row: Plan) -> PlanLimits:
+    """A plan's limits."""
+    return PlanLimits(name=row.name, **{name: getattr(row, name) for name in LIMITS})
+
+
+def stored_plans() -> tuple[dict[int, PlanLimits], int | None]:
+    """All plans by row, and the default one's row. Blocks."""
+    plans, default = {}, None
+    for row in Plan.objects.all()[:MAX_PLANS]:
+        plans[row.pk] = limits_of(row)
+        if row.is_default:
+            default = row.pk
+    return plans, default
+
+
+@transaction.atomic
+def put(name: str, changes: dict[str, int | None], default: bool | None = None) -> Plan:
+    """Makes a plan, or changes what is given. Raises PlanError. Blocks."""
+    row = Plan.objects.select_for_update().filter(name=name).first()
+    if row is None:
+        if Plan.objects.count() >= MAX_PLANS:
+            raise PlanError(f"there are {MAX_PLANS} plans already")
+        row = Plan(name=name)
+    for field, value in changes.items():
+        setattr(row, field, value)
+    if default:
+        Plan.objects.exclude(pk=row.pk).update(is_default=False)
+    if default is not None:
+        row.is_default = default
+    row.save()
+    return row
+
+
+def find(name: str) -> Plan:
+    """The plan of that name. Raises PlanError. Blocks."""
+    row = Plan.objects.filter(name=name).first()
+    if row is None:
+        raise PlanError(f"there is no plan {name!r}")
+    return row
+
+
+def assign(user: str, plan: str | None) -> None:
+    """Gives a user a plan; None: the default one. Raises PlanError. Blocks."""
+    row = None if plan is None else find(plan)
+    if not User.objects.filter(username=user).update(plan=row):
+        raise PlanError(f"the user {user!r} does not exist")
+
+
+def remove(name: str) -> None:
+    """Removes a plan; its users get the default one. Raises PlanError. Blocks."""
+    find(name).delete()
+
+
+def as_json(row: Plan) -> dict[str, Any]:
+    """A plan as the API and the command line show it. Blocks."""
+    shown = {name: getattr(row, name) for name in LIMITS}
+    return {"name": row.name, "default": row.is_default, **shown, "users": row.users.count()}
+
+
+async def check_conversations(user: User, limits: PlanLimits, more: int = 1) -> None:
+    """Raises ApiError 429 if the user may not have so many more conversations."""
+    most = limits.conversations
+    if most is None:
+        return
+    from api.chat.models import Conversation
+
+    count = await Conversation.objects.filter(user=user).acount()
+    if count + more > most:
+        raise ApiError(
+            429,
+            f"your plan allows {most} conversations, and you have {count}: delete some first",
+            code="conversations_limit",
+            params={"most": most},
+        )
