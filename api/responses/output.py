@@ -29,6 +29,8 @@ class Output:
     def add(self, part: Part) -> list[Event]:
         """One more part of the answer."""
         match part:
+            case TextPart(text="") | ReasoningPart(text="") | CallArguments(text=""):
+                return []
             case TextPart():
                 return [*self._turn_to("message"), self._delta(part.text)]
             case ReasoningPart():

@@ -133,7 +133,7 @@ async def test_tools_are_called_and_answered(program: httpx.AsyncClient, fake: F
     assert (fake.jobs[-1].messages or ())[1:] == (
         ChatMessage(
             role="assistant",
-            content="I look.\n",
+            content="I look.",
             tool_calls=(ToolCall(id=use.id, name="weather", arguments='{"city":"Oslo"}'),),
         ),
         ChatMessage(role="tool", content="rain", tool_call_id=use.id, name="weather"),

@@ -1,17 +1,22 @@
 """/v1/responses: inputs, outputs, events, stored responses and dialogues of them."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_item import ResponseItem
 from pydantic import TypeAdapter
 
+from api.requests.parts import TextPart
 from api.responses import store
 from api.responses.models import StoredResponse
+from api.responses.output import Numbering, Output
 from broker.wire import AnyFrame, ChatMessage, Delta, Failed, Finished, Grammar, Job, Start, Tool
 from tests.unit.api_site import FakeClient, browser, make_user
 
@@ -391,3 +396,80 @@ async def test_old_responses_and_too_many_are_deleted(
     assert statuses == [404, 404, 200, 200]
     monkeypatch.setattr(store, "RETENTION", -store.RETENTION)
     assert await store.delete_expired() == 2
+
+
+CALLS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("summary", [None, "auto"])
+async def test_reasoning_and_calls_are_items_of_their_own(
+    program: httpx.AsyncClient, fake: FakeClient, summary: str | None
+) -> None:
+    text = f"<think>hm, well</think>I look.{CALLS}{CALLS}"
+    fake.script = saying(
+        *(text[at : at + 7] for at in range(0, len(text), 7)),
+        tool_format="hermes",
+        reasoning_format="think",
+    )
+    body = {**ASK, "tools": [TOOL], "reasoning": {"summary": summary}}
+    events = told(await program.post(PATH, json={**body, "stream": True}))
+    last = events[-1]["response"]
+    response = Response.model_validate(last)
+    assert [item.type for item in response.output] == [
+        "reasoning",
+        "message",
+        "function_call",
+        "function_call",
+    ]
+    reasoning, _, first, second = last["output"]
+    told_as = reasoning["summary"] if summary else reasoning["content"]
+    assert told_as[0]["text"] == "hm, well"
+    assert response.output_text == "I look."
+    assert first["call_id"] != second["call_id"]
+    assert json.loads(first["arguments"]) == {"city": "Oslo"}
+    kind = "reasoning_summary_text" if summary else "reasoning_text"
+    for name in (kind, "output_text", "function_call_arguments"):
+        deltas = [each for each in events if each["type"] == f"response.{name}.delta"]
+        done = [each for each in events if each["type"] == f"response.{name}.done"]
+        whole = "".join(each.get("text") or each["arguments"] for each in done)
+        assert "".join(each["delta"] for each in deltas) == whole
+    assert [each["item"] for each in events if each["type"] == "response.output_item.done"] == (
+        last["output"]
+    )
+    again = told(await program.get(f"{PATH}/{last['id']}", params={"stream": True}))
+    numbers = {each["type"]: each["sequence_number"] for each in events}
+    assert {each["type"]: each["sequence_number"] for each in again} == numbers
+    await program.post(PATH, json={**ASK, "previous_response_id": last["id"]})
+    turns = fake.jobs[-1].messages or ()
+    assert [(turn.role, len(turn.tool_calls), turn.reasoning) for turn in turns] == [
+        ("user", 0, ""),
+        ("assistant", 2, "hm, well"),
+        ("user", 0, ""),
+    ]
+
+
+@given(
+    text=st.text(max_size=40),
+    cuts=st.lists(st.integers(0, 40), max_size=8),
+    after=st.integers(-1, 60),
+)
+def test_events_are_the_same_however_the_text_was_cut(
+    text: str, cuts: list[int], after: int
+) -> None:
+    def numbered(pieces: list[str], after: int) -> list[dict[str, Any]]:
+        output, numbering = Output("x"), Numbering(after)
+        events = [event for piece in pieces for event in output.add(TextPart(piece))]
+        events += output.end("completed")
+        numbered = [numbering.number(event) for event in events]
+        return [event for event in numbered if event is not None]
+
+    borders = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[a:b] for a, b in itertools.pairwise(borders)]
+    whole, cut = numbered([text], -1), numbered(pieces, -1)
+    assert [each for each in whole if "delta" not in each] == [
+        each for each in cut if "delta" not in each
+    ]
+    seen = [each for each in cut if each["sequence_number"] <= after]
+    if seen:  # a reader comes back with the last number that it saw
+        rest = numbered([text], seen[-1]["sequence_number"])
+        assert "".join(each.get("delta", "") for each in [*seen, *rest]) == text
