@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from api import environment
@@ -13,6 +14,7 @@ from api.operate import tree_commands
 from api.operate.audit import commands as audit_commands
 from api.operate.history import commands as history_commands
 from api.operate.logs import commands as log_commands
+from api.operate.usage import commands as usage_commands
 from api.plans import commands as plan_commands
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def main() -> int:
     key_commands.add_arguments(commands)
     user_commands.add_arguments(commands.add_parser("user", help="make and change accounts"))
     plan_commands.add_arguments(commands.add_parser("plan", help="what users may ask for"))
+    usage_commands.add_arguments(commands.add_parser("usage", help="who has used how much"))
     history_commands.add_arguments(commands.add_parser("history", help="figures over time"))
     log_commands.add_arguments(commands.add_parser("logs", help="the last lines of logs"))
     audit_commands.add_arguments(commands.add_parser("record", help="an entry of the audit log"))
@@ -79,19 +82,18 @@ def use_database(options: argparse.Namespace) -> int:
 
 def operate(options: argparse.Namespace) -> int:
     """Runs a command for operators; returns the exit status."""
-    match options.command:
-        case "user":
-            return user_commands.run(options)
-        case "plan":
-            return plan_commands.run(options)
-        case "key":
-            return key_commands.run(options)
-        case "history":
-            return history_commands.run(options)
-        case command if command in tree_commands.COMMANDS:
-            return tree_commands.run(options)
-        case _:
-            return operator_commands.run(options)
+    if options.command in tree_commands.COMMANDS:
+        return tree_commands.run(options)
+    return COMMANDS.get(options.command, operator_commands.run)(options)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "user": user_commands.run,
+    "key": key_commands.run,
+    "plan": plan_commands.run,
+    "usage": usage_commands.run,
+    "history": history_commands.run,
+}
 
 
 def serve(options: argparse.Namespace) -> int:

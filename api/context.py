@@ -39,6 +39,7 @@ from api.operate.models.store import Cards
 from api.operate.models.trees import ModelTrees
 from api.operate.nodes.actions import NodeActions
 from api.operate.recorder.recorder import Recorder
+from api.operate.usage.log import UsageLog
 from api.plans.plans import Plans
 from api.plans.streams import AnswerStreams
 from api.push.message import Sender
@@ -93,6 +94,7 @@ class AppContext:
     dead_watch: DeadWatch
     replays: Replays
     history: HistoryLog
+    usage: UsageLog
     titles: Titles
     contents: ContentStore
     instruments: Instruments
@@ -110,6 +112,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     backlog = Backlog(client, waiting_jobs, env)
     active = ActiveRequests(client)
     history = HistoryLog(client.process)
+    usage = UsageLog()
     plans = Plans(client.announcements)
     guesses = Guesses()
     keys = KeyCache(guesses)
@@ -127,6 +130,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         active=active,
         instruments=instruments.jobs,
         history=history,
+        usage=usage,
         tracer=tracer,
         job_seconds=env.job_seconds,
     )
@@ -173,6 +177,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         dead_watch=DeadWatch(client),
         replays=Replays(dead_letters, submitter, STORED, on_answer),
         history=history,
+        usage=usage,
         contents=ContentStore(env.home),
         instruments=instruments,
         depths=Depths(client),

@@ -33,6 +33,7 @@ from api.operate.logs.endpoints import router as logs
 from api.operate.models.endpoints import router as operated_models
 from api.operate.nodes.endpoints import router as nodes
 from api.operate.queues.endpoints import router as queues
+from api.operate.usage.endpoints import router as usage
 from api.plans.endpoints import router as plans
 from api.preferences.endpoints import router as preferences
 from api.profile.endpoints import router as profile
@@ -78,6 +79,7 @@ endpoints.add_router("/api/operate/hosts", hosts)
 endpoints.add_router("/api/operate/models", operated_models)
 endpoints.add_router("/api/operate/queues", queues)
 endpoints.add_router("/api/operate/plans", plans)
+endpoints.add_router("/api/operate/usage", usage)
 endpoints.add_router("/api/jobs", jobs)
 endpoints.add_router("/api/push", push)
 endpoints.add_router("/api/account", profile)

@@ -33,6 +33,7 @@ _COMMANDS = {
     "top": ("top:top", "Watch the tree: states, slots, queues, tokens a second."),
     "log": ("tree:log", "Print one node's state."),
     "history": ("history:history", "Show what was asked and how it went, over time."),
+    "usage": ("usage:usage", "Show requests and tokens by user, key, model and day."),
     "logs": (
         "logs:logs",
         "Print the last lines of a process's log, or of all processes in the order of time.",

@@ -112,8 +112,13 @@ async def end_other_sessions(request: AuthRequest) -> Status[Any]:
 
 @router.get("/usage", response=schemas.Usage)
 async def read_usage(request: AuthRequest, days: Days = 30) -> dict[str, Any]:
-    """What my stored answers took, by day and model."""
-    return {"days": days, "use": await usage.by_day(request.auth, days)}
+    """What my stored answers took, by day and model, and all my requests, by key and model."""
+    await app().usage.flush()
+    return {
+        "days": days,
+        "use": await usage.by_day(request.auth, days),
+        "keys": await usage.by_key(request.auth, days),
+    }
 
 
 def _forget_keys() -> None:

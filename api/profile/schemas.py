@@ -104,8 +104,21 @@ class DailyUse(Schema):
     completion_tokens: int
 
 
+class KeyUse(Schema):
+    """What was asked with a key; `key`: its public part, empty for the pages."""
+
+    key: str
+    label: str
+    model: str
+    requests: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class Usage(Schema):
-    """The stored answers of the last `days`, newest day first."""
+    """The last `days`: the stored answers, newest day first, and all requests by key and model."""
 
     days: int
     use: list[DailyUse]
+    keys: list[KeyUse]

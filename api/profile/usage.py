@@ -1,6 +1,7 @@
-"""What a user's stored answers took, by day and model."""
+"""What a user's stored answers took, by day and model, and all requests, by key and model."""
 
 from datetime import timedelta
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db.models import Count, Sum
@@ -9,6 +10,7 @@ from django.utils import timezone
 
 from api.accounts.models import User
 from api.chat.models import Message, Role
+from api.operate.usage import store
 from api.profile.schemas import DailyUse
 
 _ROWS = 1000
@@ -38,3 +40,11 @@ def by_day(user: User, days: int) -> list[DailyUse]:
         )
         for line in lines
     ]
+
+
+@sync_to_async
+def by_key(user: User, days: int) -> list[dict[str, Any]]:
+    """The largest use first."""
+    today = timezone.now().date()
+    since = today - timedelta(days=days - 1)
+    return store.read(["key", "model"], since, today, user.get_username())

@@ -11,6 +11,7 @@ from api.metrics.instruments import JobInstruments, outcome
 from api.operate.history.log import HistoryLog
 from api.operate.line.intake import Intake
 from api.operate.models.store import Cards
+from api.operate.usage.log import UsageLog
 from api.plans import plans
 from api.plans.plans import Plans
 from api.requests import concurrency_limit, errors, origin
@@ -48,6 +49,7 @@ class Submitter:
         active: ActiveRequests,
         instruments: JobInstruments,
         history: HistoryLog,
+        usage: UsageLog,
         tracer: Tracer,
         job_seconds: float,
     ) -> None:
@@ -63,6 +65,7 @@ class Submitter:
         self._active = active
         self._instruments = instruments
         self._history = history
+        self._usage = usage
         self._tracer = tracer
         self._job_seconds = job_seconds
 
@@ -179,6 +182,7 @@ class Submitter:
         self._accounting.close(charge, stream)
         self._instruments.closed(stream)
         self._history.closed(stream)
+        self._usage.closed(stream)
         ended = outcome(stream)
         log.debug("job ended", request_id=stream.request_id, node=stream.node, outcome=ended)
 

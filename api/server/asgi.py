@@ -102,6 +102,7 @@ class Application:
             await asyncio.gather(*tasks, return_exceptions=True)
             await app.plans.flush()
             await app.history.stop()
+            await app.usage.stop()
             await app.titles.stop()
             await app.replays.stop()
             await app.node_actions.stop()
@@ -134,6 +135,7 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("expired files", partial(files.clean_repeatedly, app.contents)),
         background.start("paused models", app.intake.keep_fresh),
         background.start("models' settings", app.cards.keep_fresh),
+        background.start("use", app.usage.flush_repeatedly),
         background.start("plans", app.plans.keep_fresh),
         background.start("used tokens", app.plans.flush_repeatedly),
         background.start("audit log", audit.purge_repeatedly),

@@ -7,6 +7,7 @@ loses WRITE_EVERY seconds. The process that is the recorder also notes how many 
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import UTC, datetime
 
 import structlog
 from asgiref.sync import sync_to_async
@@ -17,6 +18,7 @@ from api.operate.history import store
 from api.operate.history.counts import EndedRequest, Tally
 from api.operate.history.models import HistoryRow
 from api.operate.history.store import MINUTE
+from api.operate.usage import store as usage
 from broker.client import Client
 from broker.node_state import NodeState
 from broker.stream import Stream
@@ -151,6 +153,7 @@ async def keep(now: float) -> None:
         await sync_to_async(_roll_up_alone, thread_sensitive=False)(int(now))
         while await sync_to_async(store.remove_old)(int(now)):
             pass
+        await sync_to_async(usage.remove_old)(datetime.fromtimestamp(now, UTC).date())
     except DatabaseError as error:  # fate: tried again at the next turn
         log.warning("the history is tidied later", reason=str(error))
 

@@ -40,3 +40,29 @@ class HistoryRow(Record):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}, {self.seconds} s from {self.start}"
+
+
+class UsageRow(Record):
+    """What a user asked of a model with a key on a day (UTC). See api/operate/usage.
+
+    By name, as jobs carry it: the use of an account that was removed stays. `key`: its public part;
+    empty for the pages.
+    """
+
+    day = models.DateField()
+    user = models.CharField(max_length=150)
+    key = models.CharField(max_length=16, blank=True)
+    model = models.CharField(max_length=255)
+    requests = models.BigIntegerField(default=0)
+    failed = models.BigIntegerField(default=0)
+    prompt_tokens = models.BigIntegerField(default=0)
+    completion_tokens = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["day", "user", "key", "model"], name="usage_once")
+        ]
+        indexes: ClassVar = [models.Index(fields=["user", "day"], name="usage_of_user")]
+
+    def __str__(self) -> str:
+        return f"{self.user}, {self.day}: {self.requests} requests to {self.model}"

@@ -63,7 +63,7 @@ def as_csv(history: History) -> str:
     """A line for each step: its start in UTC, then each series' value."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["start", *(_cell(line.name) for line in history.series)])
+    writer.writerow(["start", *(cell(line.name) for line in history.series)])
     for place, start in enumerate(history.shown.starts):
         moment = datetime.fromtimestamp(start, UTC).isoformat()
         values = [line.values[place] for line in history.series]
@@ -71,7 +71,7 @@ def as_csv(history: History) -> str:
     return text.getvalue()
 
 
-def _cell(name: str) -> str:
+def cell(name: str) -> str:
     """A name that no spreadsheet takes for a formula."""
     if name.startswith(_FORMULA):
         return f"'{name}"
