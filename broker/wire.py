@@ -31,6 +31,7 @@ ToolChoice = Literal["none", "auto", "required"]
 Task = Literal["generate", "embed", "score", "tokenize", "detokenize"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 MAX_TOOLS = 1024
+MAX_TEMPLATE_ARGUMENTS = 8192  # characters
 MAX_PROMPT_IDS = 10_000_000
 MAX_INPUTS = 2048  # of a job that computes vectors or scores; OpenAI's bound
 MAX_DIMENSIONS = 2**20  # of a vector
@@ -132,6 +133,8 @@ class Sampling(Wire, kw_only=True):
     min_tokens: Count = 0  # no end before so many
     ignore_eos: bool = False  # go on to max_tokens
     stop_token_ids: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=1024)] = ()
+    skip_special_tokens: bool = True  # False: control tokens in the answer are shown as text
+    include_stop: bool = False  # the text ends with the stop string that ended it
     # Fields that the request left out, so that the model's defaults replace them. Inside the API
     # and its stored jobs; none in a job that is on its way.
     defaulted: Annotated[tuple[SamplingDefault, ...], msgspec.Meta(max_length=16)] = ()
@@ -181,6 +184,9 @@ class Job(Wire, kw_only=True):
     tool_name: Name = ""  # with "required": this one
     parallel_tool_calls: bool = True
     continue_final_message: bool = False  # the last turn, an assistant's, is to be continued
+    add_generation_prompt: bool = True  # False: nothing in the prompt says that an answer comes
+    # For the chat template, a JSON object.
+    template_arguments: Annotated[str, msgspec.Meta(max_length=MAX_TEMPLATE_ARGUMENTS)] = ""
     reasoning_effort: Name = ""  # for the chat template: "none", "low", ...; empty: its default
     sampling: Sampling = Sampling()
     user: Name = ""

@@ -64,7 +64,7 @@ async def chat_completions(request: AuthRequest, body: ChatCompletion) -> HttpRe
         seconds_left=seconds_left(request),
         job_class=body.job_class,
     )
-    job = body.tool_use.apply(job)
+    job = body.in_template(body.tool_use.apply(job), prefill=body.prefills)
     if body.reasoning_effort is not None:
         job = msgspec.structs.replace(job, reasoning_effort=body.reasoning_effort)
     shape = partial(shapes.ChatShape, functions=body.wants_functions)

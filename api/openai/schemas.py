@@ -19,7 +19,9 @@ from pydantic_core import PydanticCustomError
 from api.errors import UNSUPPORTED
 from api.http.parsing import MAX_ECHOED, Body, Integer, ModelName
 from api.openai import unsupported
+from api.openai.ending_fields import EndingFields
 from api.openai.structured_fields import StructuredFields
+from api.openai.template_fields import TemplateFields
 from api.openai.tool_fields import CalledFunction, MessageToolCall, ToolFields, legacy_call
 from api.requests.build import SAMPLING_DEFAULTS
 from broker.wire import MAX_BIASES, ChatMessage, JobClass, Role, Sampling, ToolCall
@@ -188,6 +190,8 @@ class RequestMessage(Body):
     function_call: CalledFunction | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    prefix: bool | None = False  # the answer goes on from here; also called partial
+    partial: bool | None = False
 
     def to_wire(self) -> ChatMessage:
         """The turn as nodes read it."""
@@ -222,7 +226,7 @@ class StreamOptions(Body):
     include_usage: bool | None = False
 
 
-class Generation(StructuredFields):
+class Generation(StructuredFields, EndingFields):
     """The fields of both endpoints."""
 
     model: ModelName
@@ -297,10 +301,11 @@ class Generation(StructuredFields):
             stop=tuple(self.stop or ()),
             logprobs=self.alternatives,
             grammar=self.grammar,
+            **self.ending(),
         )
 
 
-class ChatCompletion(Generation, ToolFields):
+class ChatCompletion(Generation, ToolFields, TemplateFields):
     """The body of /v1/chat/completions."""
 
     messages: Messages
@@ -323,6 +328,26 @@ class ChatCompletion(Generation, ToolFields):
         if top_logprobs and not others.data.get("logprobs"):
             raise PydanticCustomError("logprobs", "only with logprobs: true")
         return top_logprobs
+
+    @model_validator(mode="after")
+    def _continues_an_assistant(self) -> "ChatCompletion":
+        *others, last = self.messages
+        for index, message in enumerate(others):
+            if message.prefix or message.partial:
+                context: dict[str, Any] = {"at": ("messages", index, "prefix")}
+                raise PydanticCustomError("prefix", "only in the last message", context)
+        if self.prefills and (last.role != "assistant" or last.tool_calls):
+            at: dict[str, Any] = {"at": ("messages",)}
+            raise PydanticCustomError(
+                "prefix", "the last one must be an assistant's text to be continued", at
+            )
+        return self
+
+    @property
+    def prefills(self) -> bool:
+        """Whether the last turn is the beginning of the answer."""
+        last = self.messages[-1]
+        return bool(self.continue_final_message or last.prefix or last.partial)
 
     @property
     def alternatives(self) -> int | None:

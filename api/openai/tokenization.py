@@ -13,6 +13,7 @@ from api.http.documentation import error_statuses
 from api.http.parsing import Body, Integer
 from api.openai.logprobs import token_name
 from api.openai.schemas import Messages
+from api.openai.template_fields import TemplateFields
 from api.requests.build import chat_job, prompt_job
 from api.requests.deadline import seconds_left
 from api.requests.tokenize import detokenize, tokenize
@@ -26,7 +27,7 @@ bare = Router(auth=Key())  # where clients of vLLM look: without /v1
 _STATUSES = error_statuses(403, 404, 504)
 
 
-class Tokenize(Body):
+class Tokenize(TemplateFields):
     """What to tokenize: a prompt, or a dialogue as the model's template writes it."""
 
     model: str = Field(min_length=1)
@@ -96,7 +97,7 @@ def _job(request: AuthRequest, body: Tokenize) -> Job:
             seconds_left=seconds,
             add_special_tokens=special,
         )
-    return chat_job(
+    job = chat_job(
         body.model,
         [message.to_wire() for message in body.messages],
         Sampling(),
@@ -104,3 +105,4 @@ def _job(request: AuthRequest, body: Tokenize) -> Job:
         seconds_left=seconds,
         add_special_tokens=special,
     )
+    return body.in_template(job, prefill=bool(body.continue_final_message))

@@ -32,6 +32,8 @@ def _only(*neutral: Any, instead: str = "leave it out") -> Unsupported:
 _USE_MAX_TOKENS = "use max_tokens"
 _USE_STOP = "use stop"
 _USE_SEED = "use seed"
+_USE_KWARGS = "use chat_template_kwargs, as the model's template names it"
+_USE_MIN_TOKENS = "use min_tokens"
 _USE_MESSAGES = "use a message with the role system"
 
 _USE_CHAT = "use /v1/chat/completions"
@@ -73,17 +75,13 @@ _MODALITIES = {
 _PROMPT = {
     "echo": _only(False),
     "suffix": _only(""),
-    "prediction": _only(),
     "system": _only("", instead=_USE_MESSAGES),
     "system_prompt": _only("", instead=_USE_MESSAGES),
     "instructions": _only("", instead=_USE_MESSAGES),
     "safe_prompt": _only(False),
     "negative_prompt": _only(""),
     "documents": _only([]),
-    "continue_final_message": _only(False),
-    "add_generation_prompt": _only(True),
     "chat_template": _only(""),
-    "chat_template_kwargs": _only({}),
     "template": _only(""),
     "truncate": _only(),
     "truncation": _only("disabled"),
@@ -93,9 +91,9 @@ _PROMPT = {
     "prompt_embeds": _only(),
     "return_full_text": _only(False),
     "reasoning": _only({}),
-    "thinking": _only(),
-    "enable_thinking": _only(),
-    "think": _only(),
+    "thinking": _only(instead=_USE_KWARGS),
+    "enable_thinking": _only(instead=_USE_KWARGS),
+    "think": _only(instead=_USE_KWARGS),
     "thinking_budget": _only(),
     "verbosity": _only("medium"),
     "lora": _only([]),
@@ -154,10 +152,9 @@ _SAMPLING = {
 }
 
 _LENGTH = {
-    "min_tokens": _only(0),
-    "min_new_tokens": _only(0),
-    "min_completion_tokens": _only(0),
-    "min_length": _only(0),
+    "min_new_tokens": _only(0, instead=_USE_MIN_TOKENS),
+    "min_completion_tokens": _only(0, instead=_USE_MIN_TOKENS),
+    "min_length": _only(0, instead=_USE_MIN_TOKENS),
     "max_new_tokens": _only(instead=_USE_MAX_TOKENS),
     "max_length": _only(instead=_USE_MAX_TOKENS),
     "max_output_tokens": _only(instead=_USE_MAX_TOKENS),
@@ -165,16 +162,12 @@ _LENGTH = {
     "n_predict": _only(-1, instead=_USE_MAX_TOKENS),
     "num_predict": _only(-1, instead=_USE_MAX_TOKENS),
     "t_max_predict_ms": _only(0, instead="use the header X-Canopy-Deadline"),
-    "ignore_eos": _only(False),
-    "ban_eos_token": _only(False),
-    "stop_token_ids": _only([], instead=_USE_STOP),
+    "ban_eos_token": _only(False, instead="use ignore_eos"),
     "stop_sequences": _only([], instead=_USE_STOP),
     "stop_strings": _only([], instead=_USE_STOP),
     "stopping_strings": _only([], instead=_USE_STOP),
     "stop_regex": _only([], ""),
-    "include_stop_str_in_output": _only(False),
     "no_stop_trim": _only(False),
-    "skip_special_tokens": _only(True),
 }
 
 _ANSWER = {
@@ -203,8 +196,6 @@ TEXT = {name: field for name, field in (_COMMON | _CALLS).items() if name not in
 MESSAGE = {
     "audio": _only(),
     "images": _only([]),
-    "prefix": _only(False),
-    "partial": _only(False),
 }
 _GUIDED = _only({}, [], "", False)  # what else vLLM has, or will have
 _GUIDED_HERE = {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}

@@ -92,7 +92,7 @@ class _EchoedAnswer:
         self._words = last_message(job).split()
         self.prompt_tokens = len(_words(job))
         self._total, self._finish = self._length(job.sampling.max_tokens)
-        self._stops = StopFilter(job.sampling.stop)
+        self._stops = StopFilter(job.sampling.stop, include_stop=job.sampling.include_stop)
         self._has_stops = bool(job.sampling.stop)
         self.tokens_delivered, self._skip = self._delivered(len(job.delivered))
 

@@ -8,7 +8,9 @@ class StopFilter:
     whatever the stop strings and the text are (Knuth, Morris and Pratt).
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, include_stop: bool = False) -> None:
+        """`include_stop`: the stop string itself is shown."""
+        self._include_stop = include_stop
         self._matchers = [_Matcher(stop) for stop in stops if stop]
         self._pending = ""
         self.stopped = False
@@ -19,14 +21,15 @@ class StopFilter:
             return ""
         before = len(self._pending)
         undecided = self._pending + text
-        begins: list[int] = []
+        found: list[tuple[int, int]] = []  # where stop strings begin and end
         for matcher in self._matchers:
             begin = matcher.push(text)
             if begin is not None:
-                begins.append(before + begin)
-        if begins:
+                found.append((before + begin, before + begin + matcher.size))
+        if found:
             self.stopped, self._pending = True, ""
-            return undecided[: min(begins)]
+            begin, end = min(found)
+            return undecided[: end if self._include_stop else begin]
         longest = max((matcher.length for matcher in self._matchers), default=0)
         safe = len(undecided) - longest
         self._pending = undecided[safe:]
@@ -43,6 +46,7 @@ class _Matcher:
 
     def __init__(self, stop: str) -> None:
         self._stop = stop
+        self.size = len(stop)
         self._borders = _borders(stop)
         self.length = 0
 

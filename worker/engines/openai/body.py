@@ -36,6 +36,11 @@ FIELDS = (
     Field("logit_bias"),
     Field("top_k", optional=True),
     Field("min_p", optional=True),
+    Field("min_tokens", optional=True),
+    Field("ignore_eos", optional=True),
+    Field("stop_token_ids", optional=True),
+    Field("skip_special_tokens", optional=True),
+    Field("include_stop", "include_stop_str_in_output", optional=True),
     Field("repetition_penalty", optional=True),  # vLLM's, SGLang's, Canopy's
     Field("repetition_penalty", "repeat_penalty", optional=True),  # llama.cpp's
 )

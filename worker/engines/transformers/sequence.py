@@ -246,7 +246,13 @@ class Sequence:
             stops += prompt.stops
         min_tokens = self.sampling.min_tokens - prompt.delivered
         return AnswerText(
-            loaded.tokenizer, prompt.ids, stops, strip=prompt.strip, min_tokens=min_tokens
+            loaded.tokenizer,
+            prompt.ids,
+            stops,
+            strip=prompt.strip,
+            min_tokens=min_tokens,
+            skip_special=self.sampling.skip_special_tokens,
+            include_stop=self.sampling.include_stop,
         )
 
     def _end_token_ids(self, loaded: LoadedModel, stop_ids: frozenset[int]) -> frozenset[int]:

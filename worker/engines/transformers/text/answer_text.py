@@ -15,12 +15,15 @@ class AnswerText:
         *,
         strip: bool,
         min_tokens: int = 0,
+        skip_special: bool = True,
+        include_stop: bool = False,
     ) -> None:
         """`strip`: the answer begins with a space that belongs to the template. `min_tokens`: stop
-        strings count after so many.
+        strings count after so many. `skip_special`: control tokens have no text. `include_stop`: a
+        stop string is shown.
         """
-        self._detokenizer = Detokenizer(tokenizer, prompt)
-        self._stops = StopFilter(stops)
+        self._detokenizer = Detokenizer(tokenizer, prompt, skip_special=skip_special)
+        self._stops = StopFilter(stops, include_stop=include_stop)
         self._strip = strip
         self._unstoppable = min_tokens  # tokens still to come whose text cannot end the answer
         self.skip = 0  # characters still to come that the reader has already

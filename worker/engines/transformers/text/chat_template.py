@@ -4,6 +4,7 @@ The context bounds the cost, not the request: a text is measured part by part be
 as a whole, and measuring ends once it is certainly too long.
 """
 
+import inspect
 import re
 from typing import Any
 
@@ -36,6 +37,7 @@ _ESTIMATES = 6  # then bisection: a template may add to some turns much more tha
 _SEAM_TOKENS = 8  # that cutting a text may add
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNBOUNDED = 1 << 40
+_TEMPLATE_NAMES = frozenset(["messages", "tools", "documents", "bos_token", "eos_token"])
 
 Messages = tuple[ChatMessage, ...]
 
@@ -48,6 +50,18 @@ class Prompt(msgspec.Struct, frozen=True):
     stops: tuple[str, ...] = ()  # the template's own, beside the job's
     strip: bool = False  # the answer begins with a space that belongs to the template
     omitted: int = 0  # messages of the job that were left out
+
+
+class Rendering(msgspec.Struct, frozen=True):
+    """What a template is told beside the messages."""
+
+    generation_prompt: bool = True  # the assistant's turn begins
+    special: bool = False  # the tokenizer adds <bos>, too
+    prefill: str = ""  # the beginning of the answer, which the request gives
+    arguments: dict[str, Any] = {}
+
+
+_PLAIN = Rendering()
 
 
 class Prompts:
@@ -75,7 +89,10 @@ class Prompts:
         for message in job.messages:
             _encodable(message.content)
         if not job.truncate:
-            return self._of_dialogue(job.messages, job.delivered)
+            messages, rendering = job.messages, self._rendering(job)
+            if rendering.prefill:
+                messages = messages[:-1]
+            return self._of_dialogue(messages, job.delivered, rendering)
         return self._truncated(job.messages, job.delivered, job.sampling.max_tokens)
 
     def _of_ids(self, job: Job) -> Prompt:
@@ -213,36 +230,59 @@ class Prompts:
 
     # ---- from messages to ids
 
-    def _of_dialogue(self, messages: Messages, delivered: str) -> Prompt:
+    def _rendering(self, job: Job) -> Rendering:
+        """Raises InvalidRequest for arguments that are not the template's."""
+        prefill = ""
+        if job.continue_final_message and job.messages and job.messages[-1].role == "assistant":
+            prefill = job.messages[-1].content
+        arguments: dict[str, Any] = {}
+        if job.template_arguments:
+            arguments = _template_arguments(self._tokenizer, job.template_arguments)
+        return Rendering(
+            generation_prompt=job.add_generation_prompt or bool(prefill),
+            special=bool(job.add_special_tokens),
+            prefill=prefill,
+            arguments=arguments,
+        )
+
+    def _of_dialogue(
+        self, messages: Messages, delivered: str, rendering: Rendering = _PLAIN
+    ) -> Prompt:
         if len(messages) > self._context:  # each takes at least a token
             raise self._too_long()
         if self._tokenizer.chat_template:
-            text, marks = self._templated(messages)
+            text, marks = self._templated(messages, rendering)
+            text += self._control.marked(rendering.prefill, marks)
             # the template writes <bos> itself
-            return self._continued(text, delivered, marks, special=False)
-        text, marks = dialogue(messages), Marks()
+            return self._continued(text, delivered, marks, special=rendering.special)
+        text, marks = dialogue(messages, generation_prompt=rendering.generation_prompt), Marks()
         self._check_size(text)
-        text = dialogue(self._marked(messages, marks))
-        answer = ""
-        if delivered:
+        text = dialogue(
+            self._marked(messages, marks), generation_prompt=rendering.generation_prompt
+        )
+        answer = delivered
+        if rendering.prefill:
+            text += f" {self._control.marked(rendering.prefill, marks)}"
+        elif delivered:
             answer = f" {delivered}"
         prompt = self._continued(text, answer, marks, special=True)
-        return msgspec.structs.replace(prompt, stops=DIALOGUE_STOPS, strip=not delivered)
+        strip = not (delivered or rendering.prefill)
+        return msgspec.structs.replace(prompt, stops=DIALOGUE_STOPS, strip=strip)
 
-    def _templated(self, messages: Messages) -> tuple[str, Marks]:
+    def _templated(self, messages: Messages, rendering: Rendering) -> tuple[str, Marks]:
         """The model's template, with marks for the control tokens in contents."""
         marks = Marks()
-        text = self._rendered(messages)
+        text = self._rendered(messages, rendering)
         self._check_size(text)
         marked = self._marked(messages, marks)
         if marked == messages:
             return text, marks
-        careful = self._rendered(marked)
+        careful = self._rendered(marked, rendering)
         if marks.restored(careful) != text:
             # The template itself looks for some control tokens, such as the end of an assistant's
             # reasoning, which it leaves out. So in the assistant's turns those stay that are not
             # called special.
-            careful = self._rendered(self._marked(messages, marks, reasoning_stays=True))
+            careful = self._rendered(self._marked(messages, marks, reasoning_stays=True), rendering)
         return careful, marks
 
     def _marked(
@@ -262,13 +302,13 @@ class Prompts:
             marked.append(msgspec.structs.replace(message, content=content))
         return tuple(marked)
 
-    def _rendered(self, messages: Messages) -> str:
+    def _rendered(self, messages: Messages, rendering: Rendering) -> str:
         """The first form of the dialogue that the template accepts, with all of its system text."""
         refusal: jinja2.TemplateError | None = None
         partial: str | None = None
         for form in forms(messages):
             try:
-                text = self._apply(form)
+                text = self._apply(form, rendering)
             except jinja2.TemplateError as error:
                 refusal = refusal or error
                 continue
@@ -282,10 +322,13 @@ class Prompts:
             ) from refusal
         return partial
 
-    def _apply(self, messages: Messages) -> str:
+    def _apply(self, messages: Messages, rendering: Rendering) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         text = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
+            turns,
+            tokenize=False,
+            add_generation_prompt=rendering.generation_prompt,
+            **rendering.arguments,
         )
         return str(text)
 
@@ -360,7 +403,7 @@ def prepare(tokenizer: Any, job: Job) -> Prompt:
     return Prompts(tokenizer).prepare(job)
 
 
-def dialogue(messages: Messages) -> str:
+def dialogue(messages: Messages, *, generation_prompt: bool = True) -> str:
     """The plain template: system text or PREAMBLE, a line a turn, the line the model completes."""
     system: list[str] = []
     lines: list[str] = []
@@ -369,12 +412,26 @@ def dialogue(messages: Messages) -> str:
             system.append(message.content)
         else:
             lines.append(f"{_SPEAKERS[message.role]}: {message.content}")
-    lines.append("Assistant:")
+    if generation_prompt:
+        lines.append("Assistant:")
     turns = "\n".join(lines)
     if not system:
         return f"{PREAMBLE}\n{turns}"
     system.append(turns)
     return "\n\n".join(system)
+
+
+def _template_arguments(tokenizer: Any, document: str) -> dict[str, Any]:
+    """A request's own arguments for a template. Raises InvalidRequest."""
+    try:
+        arguments = msgspec.json.decode(document, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"chat_template_kwargs: {error}") from error
+    reserved = inspect.signature(tokenizer.apply_chat_template).parameters
+    for name in arguments:
+        if name in reserved or name in _TEMPLATE_NAMES:
+            raise InvalidRequest(f"chat_template_kwargs: {name[:60]} is not a request's to choose")
+    return arguments
 
 
 def _oldest_that_fits(

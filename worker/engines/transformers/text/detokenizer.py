@@ -29,8 +29,10 @@ class Detokenizer:
     tokenizers library does the same four times faster, for tokenizers of its own.
     """
 
-    def __init__(self, tokenizer: Decodes, before: list[int]) -> None:
+    def __init__(self, tokenizer: Decodes, before: list[int], *, skip_special: bool = True) -> None:
+        """`skip_special`: control tokens have no text."""
         self._tokenizer = tokenizer
+        self._skip_special = skip_special
         self._shown = self._context(before)
         self._pending: list[int] = []
         self._core: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -77,7 +79,7 @@ class Detokenizer:
         """The library's own decoding, from what was shown on."""
         if not isinstance(self._core, Tokenizer):
             return None
-        return DecodeStream(ids=self._shown, skip_special_tokens=True)
+        return DecodeStream(ids=self._shown, skip_special_tokens=self._skip_special)
 
     def _context(self, before: list[int]) -> list[int]:
         """The prompt's last tokens, from the start of a character: half of one would spoil what
@@ -109,7 +111,7 @@ class Detokenizer:
     def _decode(self, ids: list[int]) -> str:
         # Clean-up would join " ," to "," and so change text that was shown already.
         return self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ids, skip_special_tokens=self._skip_special, clean_up_tokenization_spaces=False
         )
 
 
