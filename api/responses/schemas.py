@@ -102,7 +102,8 @@ class ResponseRequest(Body):
 
     model: ModelName
     input: Annotated[
-        str | list[dict[str, Any]], Field(max_length=items.MAX_ITEMS), AfterValidator(items.checked)
+        str | Annotated[list[dict[str, Any]], Field(max_length=items.MAX_ITEMS)],
+        AfterValidator(items.checked),
     ]
     instructions: StorableText | None = None
     previous_response_id: str | None = Field(default=None, max_length=100)

@@ -4,6 +4,7 @@ from typing import Any
 
 from api.accounts.models import User
 from api.answers.record import Status
+from api.context import app
 from api.errors import ApiError
 from api.http.parsing import MAX_ECHOED
 from api.responses import items, store
@@ -32,10 +33,12 @@ def progress_of(row: StoredResponse) -> Progress:
 
 
 def response_of(row: StoredResponse) -> dict[str, Any]:
-    """The response object as far as it is stored."""
+    """The response object as far as it is stored, or known to who writes it here."""
     if row.status == Status.STREAMING:
+        writer = app().writers.get(row.handle)
+        runs = row.node if writer is None else writer.record.node
         shape = Shape(row.name, row.parameters)
-        return shape.unfinished("in_progress" if row.node else "queued")
+        return shape.unfinished("in_progress" if runs else "queued")
     progress = _ended(row)
     if progress.response is None:
         raise AssertionError("an answer that has ended has no end")
