@@ -25,6 +25,10 @@ _COMMANDS = {
     ),
     "node": ("node:node", "Run one more worker, on any machine that reaches the broker."),
     "agent": ("agent:agent", "Let operators start and stop nodes on this machine."),
+    "gateway": (
+        "gateway:gateway",
+        "Answer questions over plain sockets: a line of JSON in, lines out.",
+    ),
     "login": (
         "access:login",
         "Print a fresh one-time login link, alone on standard output.",

@@ -1,17 +1,23 @@
-"""POST /arranca/: a text in, its answer out, with the caller's timestamp unchanged."""
+"""POST /arranca/: a text in, its answer out, with the caller's timestamp unchanged.
+
+With `stream`, the answer comes as lines of JSON (frames.py).
+"""
 
 from typing import Annotated, Any
 
 import msgspec
 from django.http import HttpResponse
+from django.http.response import HttpResponseBase
 from ninja import Router, Schema
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from api.accounts.auth import AuthRequest, Member
+from api.arranca import frames
 from api.context import app
 from api.http.documentation import JOB_OPERATION
 from api.http.parsing import Body, Integer
+from api.http.sse import EventStream
 from api.requests.build import CONVERSATION, chat_job
 from api.requests.complete import complete, start
 from api.requests.deadline import seconds_left
@@ -37,6 +43,8 @@ class Question(Body):
     text: str = Field(min_length=1)
     timestamp: Timestamp
     max_tokens: Annotated[Integer, Field(ge=1, le=10_000_000)] | None = None
+    model: str | None = Field(default=None, min_length=1, description="the default model if null")
+    stream: bool = Field(default=False, description="the answer in lines of JSON, as it is made")
 
 
 class Reply(Schema):
@@ -48,10 +56,12 @@ class Reply(Schema):
 
 
 @router.post("/", response=Reply, openapi_extra=JOB_OPERATION)
-async def arranca(request: AuthRequest, question: Question, response: HttpResponse) -> Reply:
-    """Answers one question with the default model."""
+async def arranca(
+    request: AuthRequest, question: Question, response: HttpResponse
+) -> Reply | HttpResponseBase:
+    """Answers one question, with the default model unless it names one."""
     job = chat_job(
-        await app().catalog.default_or_503(),
+        question.model or await app().catalog.default_or_503(),
         [ChatMessage(role="user", content=question.text)],
         msgspec.structs.replace(CONVERSATION, max_tokens=question.max_tokens),
         request.auth,
@@ -59,6 +69,10 @@ async def arranca(request: AuthRequest, question: Question, response: HttpRespon
         truncate=True,
     )
     running = await start(request, job)
+    if question.stream:
+        lines = frames.lines(running, question.timestamp)
+        headers, content_type = running.headers(), frames.CONTENT_TYPE
+        return EventStream(lines, running.source, headers=headers, content_type=content_type)
     answer = await complete(running, "text")
     for name, value in running.headers(answer.waited).items():
         response.headers[name] = value

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, cast
 import msgspec
 from django.http import StreamingHttpResponse
 
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
 KEEPALIVE = 15.0  # seconds of silence after which a comment is sent
 
 T = TypeVar("T")
@@ -124,10 +125,11 @@ class EventStream(StreamingHttpResponse):
         *,
         endless: bool = False,
         headers: dict[str, str] | None = None,
+        content_type: str = CONTENT_TYPE,
     ) -> None:
         super().__init__(
             events,
-            content_type="text/event-stream; charset=utf-8",
+            content_type=content_type,
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})},
         )
         self.endless = endless

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes.util import find_library
+from functools import partial
 from pathlib import Path
 
 from cli.errors import CliError, MachineError, ProcessError
@@ -57,12 +58,25 @@ def has_libatomic() -> bool:
     return find_library("atomic") is not None
 
 
+def c_compiler() -> str | None:
+    """Compiles the clients of docs/clients."""
+    return shutil.which("cc") or shutil.which("gcc")
+
+
+def c_headers() -> bool:
+    """Whether the compiler finds the C library's headers."""
+    return Path("/usr/include/stdio.h").exists()
+
+
 # package -> what it brings, or whether that is there
 PROBES: dict[str, Callable[[], object]] = {
     "rabbitmq-server": rabbitmq_server,
     "python3-venv": can_make_environments,
     "chromium": browser,
     "libatomic1": has_libatomic,
+    "gcc": c_compiler,
+    "libc6-dev": c_headers,
+    "openssl": partial(shutil.which, "openssl"),
 }
 
 

@@ -1,6 +1,7 @@
 """/arranca/, health, pages, the environment."""
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -40,6 +41,23 @@ async def test_arranca_answers_with_the_same_timestamp(
     }
     assert answer.headers["X-Request-Id"] == job.request_id
     assert (job.model, job.sampling.max_tokens) == ("tiny", 9)
+
+
+async def test_arranca_in_lines(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    body = {"text": "hello \u2028world", "timestamp": 7, "model": "tiny", "stream": True}
+    answer = await program.post("/arranca/", json=body)
+    assert answer.headers["content-type"] == "application/x-ndjson; charset=utf-8"
+    lines = [json.loads(line) for line in answer.content.split(b"\n") if line]
+    request_id = fake.jobs[0].request_id
+    assert lines[0] == {"kind": "accepted", "request_id": request_id}
+    assert "".join(line["text"] for line in lines if line["kind"] == "text") == lines[-1]["text"]
+    assert lines[-1] == {
+        "kind": "done",
+        "text": "hello \u2028world",
+        "timestamp": 7,
+        "finish_reason": "stop",
+        "request_id": request_id,
+    }
 
 
 async def test_arranca_with_a_session(member: httpx.AsyncClient) -> None:
