@@ -9,7 +9,6 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.console import say
 from cli.errors import MachineError, SettingError
 from cli.gateway import messages
 from cli.gateway.connection import Connection, close
@@ -125,7 +124,8 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     port = server.sockets[0].getsockname()[1]
     kind = "TLS" if tls else "plain TCP"
-    say(f"ready: {kind} at {host_and_port(settings.host, port)}, asks {settings.api}")
+    address = host_and_port(settings.host, port)
+    print(f"The gateway is ready: {kind} at {address}, asks {settings.api}", flush=True)
     try:
         await stopping.wait()
         server.close()

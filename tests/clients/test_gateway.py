@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,7 +26,7 @@ def listening(process: "subprocess.Popen[str]") -> int:
     """The port that a gateway names in its first line."""
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert "ready: " in line, line
+    assert "is ready: " in line, line
     return int(line.partition(f"{HOST}:")[2].partition(",")[0])
 
 
@@ -47,14 +48,24 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def ask(connection: socket.socket, key: str, *lines: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The frames of a connection that begins with these lines."""
-    sent = [key.encode(), *(json.dumps(line).encode() for line in lines)]
-    connection.sendall(b"\n".join(sent) + b"\n")
-    with connection.makefile("rb") as received:
-        for line in received:
-            if line.strip():
-                yield json.loads(line)
+Frames = Iterator[dict[str, Any]]
+
+
+@contextmanager
+def asking(
+    port: int, key: str, *lines: dict[str, Any], tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[socket.socket, Frames]]:
+    """A connection that begins with these lines, and the frames that come."""
+    with ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection((HOST, port), timeout=60))
+        if tls is not None:
+            connection = stack.enter_context(
+                tls.wrap_socket(connection, server_hostname="localhost")
+            )
+        received = stack.enter_context(connection.makefile("rb"))
+        sent = [key.encode(), *(json.dumps(line).encode() for line in lines)]
+        connection.sendall(b"\n".join(sent) + b"\n")
+        yield connection, (json.loads(line) for line in received if line.strip())
 
 
 def question(text: str, **fields: Any) -> dict[str, Any]:
@@ -78,8 +89,8 @@ def test_two_questions_at_once_and_one_is_cancelled(
     port: int, key: str, staff: httpx.Client
 ) -> None:
     long = question("word " * 2000, id="long")
-    with socket.create_connection((HOST, port), timeout=30) as connection:
-        frames = ask(connection, key, long, question("short one", id="short", stream=False))
+    short = question("short one", id="short", stream=False)
+    with asking(port, key, long, short) as (connection, frames):
         seen: list[dict[str, Any]] = []
         for frame in frames:
             seen.append(frame)
@@ -95,18 +106,16 @@ def test_two_questions_at_once_and_one_is_cancelled(
 def test_a_connection_that_is_closed_frees_the_slot(
     port: int, key: str, staff: httpx.Client
 ) -> None:
-    with socket.create_connection((HOST, port), timeout=30) as connection:
-        frames = ask(connection, key, question("word " * 2000))
+    with asking(port, key, question("word " * 2000)) as (_, frames):
         assert next(frame for frame in frames if frame["kind"] == "text")
     tree_when(staff, at_rest)
 
 
 def test_refusals_are_frames(port: int, key: str) -> None:
-    with socket.create_connection((HOST, port), timeout=30) as connection:
-        refused = next(ask(connection, "canopy_wrong"))
+    with asking(port, "canopy_wrong") as (_, frames):
+        refused = next(frames)
     assert (refused["kind"], refused["code"]) == ("error", "invalid_api_key")
-    with socket.create_connection((HOST, port), timeout=30) as connection:
-        frames = ask(connection, key, question("hello", model="nosuch"))
+    with asking(port, key, question("hello", model="nosuch")) as (_, frames):
         next(frames)
         assert next(frames)["code"] == "model_not_found"
 
@@ -119,8 +128,7 @@ def test_noise_harms_nobody(gateway: tuple[int, int], key: str) -> None:
     before = process.memory_info().rss
     _noise(port, key, noise, 400)
     assert process.memory_info().rss - before < 20_000_000
-    with socket.create_connection((HOST, port), timeout=30) as connection:
-        frames = ask(connection, key, question("still here", stream=False))
+    with asking(port, key, question("still here", stream=False)) as (_, frames):
         assert [next(frames)["kind"], next(frames)["text"]] == ["ready", "still here"]
 
 
@@ -142,11 +150,7 @@ def test_tls(service: Instance, key: str, tmp_path: Path) -> None:
     context = ssl.create_default_context(cafile=str(certificate))
     with service.child("gateway", "--port", "0", *files) as process:
         port = listening(process)
-        with (
-            socket.create_connection((HOST, port), timeout=30) as plain,
-            context.wrap_socket(plain, server_hostname="localhost") as connection,
-        ):
-            frames = ask(connection, key, question("hello", stream=False))
+        with asking(port, key, question("hello", stream=False), tls=context) as (_, frames):
             assert [next(frames)["kind"], next(frames)["text"]] == ["ready", "hello"]
 
 
