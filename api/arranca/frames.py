@@ -16,7 +16,9 @@ import msgspec
 
 from api.requests.complete import RunningAnswer
 from api.requests.errors import job_failure
-from broker.wire import Delta, Failed, Finished, Waiting
+from api.requests.parts import TextPart
+from api.requests.reading import AnswerReader, Collected
+from broker.wire import Failed, Finished, Waiting
 
 CONTENT_TYPE = "application/x-ndjson; charset=utf-8"
 _encode = msgspec.json.encode
@@ -25,21 +27,23 @@ _encode = msgspec.json.encode
 async def lines(running: RunningAnswer, timestamp: Any) -> AsyncGenerator[bytes]:
     """The answer's frames, a line each."""
     yield _line("accepted", request_id=running.request_id)
-    pieces: list[str] = []
+    reader, whole = AnswerReader(running.job), Collected()
     async for frame in running.frames:
+        parts = reader.take(frame) if frame is not None else []
+        whole.add(parts)
+        for part in parts:
+            if isinstance(part, TextPart):
+                yield _line("text", text=part.text)
         match frame:
             case None:
                 yield b"\n"
             case Waiting():
                 position, seconds = frame.position, frame.seconds
                 yield _line("waiting", reason=frame.reason, position=position, seconds=seconds)
-            case Delta():
-                pieces.append(frame.text)
-                yield _line("text", text=frame.text)
             case Finished():
                 yield _line(
                     "done",
-                    text="".join(pieces),
+                    text=whole.text,
                     timestamp=timestamp,
                     finish_reason=frame.reason,
                     request_id=running.request_id,
