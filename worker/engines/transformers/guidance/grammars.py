@@ -16,15 +16,15 @@ from worker.engines.transformers.guidance.vocabulary import wrap_tokenizer
 
 MAX_KEPT = 256  # compiled grammars
 MAX_KEPT_SOURCE = 2 << 20  # bytes of their sources; a compiled one may take some hundred times that
-COMPILE_SECONDS = 10.0
+COMPILE_SECONDS = 5.0
 _MAX_COMPILING = 2  # at a time, with those that nobody waits for any more
 # A chain of rules as long as the longest source allows recurses that deep. Only touched memory
 # counts.
 _STACK_BYTES = 512 << 20
 # Of one step, of the whole lexer, of the whole grammar: well above what the schemas of people need.
 _LIMITS: dict[str, Any] = {
-    "max_items_in_row": 1000,
-    "step_max_items": 20_000,
+    "max_items_in_row": 2000,
+    "step_max_items": 10_000,
     "step_lexer_fuel": 50_000,
     "initial_lexer_fuel": 500_000,
     "max_lexer_states": 10_000,

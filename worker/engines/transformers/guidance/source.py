@@ -66,6 +66,7 @@ def _choice(source: str) -> str:
 
 def _shortened(reason: object) -> str:
     line = " ".join(str(reason).replace("<non-verbose/>", "").split())
+    line = line.split(" Enable '")[0]  # an option of the library, which is not the user's
     if len(line) > _MAX_MESSAGE:
         return line[:_MAX_MESSAGE] + "…"
     return line
