@@ -1,20 +1,23 @@
 """The echo engine: repeats the last user message's words, one per token, until `max_tokens`.
 
-With `--task embed` or `--task score` it makes vectors or scores of the words instead.
+An answer that must keep a grammar is a small text that does, instead of the words. With `--task
+embed` or `--task score` it makes vectors or scores of the words.
 
 No model and no computing: for tests, and to measure everything around an engine.
 """
 
 import asyncio
+import re
 import zlib
 from collections.abc import AsyncIterator, Iterator
 
-from broker.wire import FinishReason, Job, Pooling, Task, TokenLogprob
-from worker.engines import echo_vectors
+from broker.wire import FinishReason, Job, Pooling, Sampling, Task, TokenLogprob
+from worker.engines import echo_instance, echo_vectors
 from worker.engines.base import Chunk, EngineUnavailable, Footprint, check_task
 from worker.engines.stop_filter import StopFilter
 
 _GENERATES: tuple[Task, ...] = ("generate", "tokenize")
+_PIECE = re.compile(r"\w+|\W")  # a token of an answer that keeps a grammar
 _BURST = 256  # words per chunk without delay; between chunks the event loop may run a cancel
 
 
@@ -63,7 +66,10 @@ class EchoEngine:
             for chunk in _tokenized(job):
                 yield chunk
             return
-        answer = _EchoedAnswer(job)
+        instance: str | None = None
+        if job.sampling.grammar is not None:
+            instance = await asyncio.to_thread(echo_instance.instance, job.sampling.grammar)
+        answer = _EchoedAnswer(job, instance)
         yield Chunk(prompt_tokens=answer.prompt_tokens, tokens=answer.tokens_delivered)
         loop = asyncio.get_running_loop()
         due = loop.time()
@@ -88,10 +94,14 @@ class EchoEngine:
 class _EchoedAnswer:
     """The answer to one job, cut into chunks."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, instance: str | None) -> None:
+        """`instance`: the text to say, instead of the words."""
         self._words = last_message(job).split()
+        self._pieces: list[str] | None = None
+        if instance is not None:
+            self._pieces = _PIECE.findall(instance)
         self.prompt_tokens = len(_words(job))
-        self._total, self._finish = self._length(job.sampling.max_tokens)
+        self._total, self._finish = self._length(job.sampling)
         self._stops = StopFilter(job.sampling.stop, include_stop=job.sampling.include_stop)
         self._has_stops = bool(job.sampling.stop)
         self.tokens_delivered, self._skip = self._delivered(len(job.delivered))
@@ -110,11 +120,18 @@ class _EchoedAnswer:
             yield Chunk(text=text, tokens=tokens)
         yield Chunk(finish=self._finish)
 
-    def _length(self, max_tokens: int | None) -> tuple[int, FinishReason]:
+    def _length(self, sampling: Sampling) -> tuple[int, FinishReason]:
         """How many words the answer has, and why it ends there."""
-        if max_tokens is None or not self._words:
-            return len(self._words), "stop"
-        return max_tokens, "length"
+        if self._pieces is not None:
+            length, most = len(self._pieces), sampling.max_tokens
+            if most is not None and length > most:
+                return most, "length"
+            return length, "stop"
+        if not self._words:
+            return 0, "stop"
+        if sampling.max_tokens is None:
+            return max(len(self._words), sampling.min_tokens), "stop"
+        return sampling.max_tokens, "length"
 
     def _shown(self, tokens: list[str]) -> tuple[str, int]:
         """The text to show, and how many tokens it takes to complete a stop string."""
@@ -129,6 +146,9 @@ class _EchoedAnswer:
         return text, len(tokens)
 
     def _tokens(self, start: int, end: int) -> Iterator[str]:
+        if self._pieces is not None:
+            yield from self._pieces[start:end]
+            return
         for index in range(start, end):
             word = self._words[index % len(self._words)]
             if index == 0:

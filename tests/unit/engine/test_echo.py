@@ -1,19 +1,23 @@
 """The echo engine, its chunks and its stop strings."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from broker.wire import ChatMessage, Job, Sampling
+from broker.wire import ChatMessage, Grammar, Job, Sampling
+from tests.unit.engine.schemas import random_schema
 from worker.engines import create
-from worker.engines.base import Chunk, Engine, EngineUnavailable
+from worker.engines.base import Chunk, Engine, EngineUnavailable, InvalidRequest
+from worker.engines.echo_instance import instance
 from worker.engines.stop_filter import StopFilter
 from worker.engines.transformers.mailbox import Mailbox
 
@@ -199,3 +203,48 @@ async def test_a_slow_reader_gets_joined_chunks() -> None:
     mailbox.put(Chunk(text="b", tokens=2, ids=(8, 9), finish="stop"))
     assert await mailbox.get() == Chunk(prompt_tokens=3)
     assert await mailbox.get() == Chunk(text="ab", tokens=3, ids=(7, 8, 9), finish="stop")
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 3},
+        "age": {"type": "integer", "minimum": 18},
+        "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+    },
+    "required": ["name", "age", "next"],
+    "additionalProperties": False,
+}
+
+
+async def test_an_answer_keeps_a_schema() -> None:
+    grammar = Grammar(kind="json_schema", source=json.dumps(PERSON))
+    text, tokens, finish = await said(job("x", grammar=grammar))
+    jsonschema.validate(json.loads(text), PERSON)
+    assert finish == "stop"
+    assert await said(job("x", grammar=grammar, delivered=text[:9])) == (text[9:], tokens, "stop")
+    assert (await said(job("x", grammar=grammar, max_tokens=3)))[1:] == (3, "length")
+
+
+@pytest.mark.parametrize("first", range(0, 120, 40))
+def test_small_texts_satisfy_random_schemas(first: int) -> None:
+    kept = 0
+    for seed in range(first, first + 40):
+        schema = random_schema(seed)
+        try:
+            text = instance(Grammar(kind="json_schema", source=json.dumps(schema)))
+        except InvalidRequest:
+            continue
+        jsonschema.validate(json.loads(text), schema)
+        kept += 1
+    assert kept > 25
+
+
+async def test_other_grammars_and_refusals() -> None:
+    assert instance(Grammar(kind="choice", source='["red", "blue"]')) in ("red", "blue")
+    assert instance(Grammar(kind="regex", source="[0-9]{3}-x")).endswith("-x")
+    assert instance(Grammar(kind="json_object")) == "{}"
+    with pytest.raises(InvalidRequest, match="no short text"):
+        instance(Grammar(kind="regex", source="a{2000}"))
+    with pytest.raises(InvalidRequest, match="not"):
+        await said(job("x", grammar=Grammar(kind="json_schema", source='{"not": {}}')))

@@ -6,30 +6,25 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
 from broker.wire import Grammar
 from worker.engines.base import EngineFailed, InvalidRequest
+from worker.engines.deep_stack import run_deep
+from worker.engines.grammar_source import (
+    Unsatisfiable,
+    compilable,
+    parser_limits,
+    refusal,
+    why_stopped,
+)
 from worker.engines.transformers.guidance.guide import Guide, mask_words, next_mask
-from worker.engines.transformers.guidance.source import compilable, refusal
 from worker.engines.transformers.guidance.vocabulary import wrap_tokenizer
 
 MAX_KEPT = 256  # compiled grammars
 MAX_KEPT_SOURCE = 2 << 20  # bytes of their sources; a compiled one may take some hundred times that
 COMPILE_SECONDS = 5.0
 _MAX_COMPILING = 2  # at a time, with those that nobody waits for any more
-# A chain of rules as long as the longest source allows recurses that deep. Only touched memory
-# counts.
-_STACK_BYTES = 512 << 20
-# Of one step, of the whole lexer, of the whole grammar: well above what the schemas of people need.
-_LIMITS: dict[str, Any] = {
-    "max_items_in_row": 2000,
-    "step_max_items": 10_000,
-    "step_lexer_fuel": 50_000,
-    "initial_lexer_fuel": 500_000,
-    "max_lexer_states": 10_000,
-    "max_grammar_size": 100_000,
-}
 
 
 class Compiled:
@@ -91,65 +86,28 @@ class Grammars:
                 self._kept_bytes -= dropped
 
     def _compile(self, grammar: Grammar, tokenizer: LLTokenizer) -> Compiled:
-        """In a thread of its own, for its stack, and because nothing can end it."""
+        """In a thread of its own, which is left behind if it takes too long."""
         text = compilable(grammar)
         if not self._compiling.acquire(timeout=COMPILE_SECONDS):
             raise EngineFailed("other grammars take too long to compile", isolated=True)
-        compilation = _Compilation(tokenizer, text, self._compiling)
-        compilation.run(COMPILE_SECONDS)
-        if compilation.error:
-            raise refusal(grammar, compilation.error)
-        if compilation.compiled is None:
+        try:
+            return run_deep(
+                lambda: _compiled(tokenizer, text), COMPILE_SECONDS, self._compiling.release
+            )
+        except TimeoutError as error:
             raise InvalidRequest(
                 f"the grammar takes more than {COMPILE_SECONDS:.0f} s to compile; simplify it"
-            )
-        return compilation.compiled
+            ) from error
+        except Unsatisfiable as error:
+            raise refusal(grammar, str(error)) from error
 
 
-class _Compilation:
-    """One grammar on its way: the result, or why there is none."""
-
-    def __init__(self, tokenizer: LLTokenizer, text: str, compiling: threading.Semaphore) -> None:
-        """`compiling` is released when the thread ends."""
-        self.compiled: Compiled | None = None
-        self.error = ""
-        self._tokenizer = tokenizer
-        self._text = text
-        self._compiling = compiling
-
-    def run(self, seconds: float) -> None:
-        """Returns once it has ended, or after `seconds`."""
-        thread = threading.Thread(target=self._run, name="grammar", daemon=True)
-        former = threading.stack_size(_STACK_BYTES)
-        try:
-            thread.start()
-        finally:
-            threading.stack_size(former)
-        thread.join(seconds)
-
-    def _run(self) -> None:
-        try:
-            self._compile()
-        except Exception as error:  # whatever a library raises: the request that waits hears of it
-            self.error = str(error) or type(error).__name__
-        finally:
-            self._compiling.release()
-
-    def _compile(self) -> None:
-        limits = LLParserLimits(verbose_errors=False, **_LIMITS)
-        matcher = LLMatcher(self._tokenizer, self._text, log_level=0, limits=limits)
-        mask = torch.zeros(mask_words(self._tokenizer), dtype=torch.int32)
-        if not matcher.is_error():
-            next_mask(matcher, mask)
-        if matcher.is_stopped():
-            self.error = _why_stopped(matcher)
-            return
-        self.compiled = Compiled(matcher, mask)
-
-
-def _why_stopped(matcher: LLMatcher) -> str:
-    """Before the first token."""
-    reason = matcher.get_error() or matcher.stop_reason()
-    if reason.startswith("NoExtension"):
-        return "no text satisfies it"
-    return reason
+def _compiled(tokenizer: LLTokenizer, text: str) -> Compiled:
+    """Raises Unsatisfiable."""
+    matcher = LLMatcher(tokenizer, text, log_level=0, limits=parser_limits())
+    mask = torch.zeros(mask_words(tokenizer), dtype=torch.int32)
+    if not matcher.is_error():
+        next_mask(matcher, mask)
+    if matcher.is_stopped():
+        raise Unsatisfiable(why_stopped(matcher))
+    return Compiled(matcher, mask)

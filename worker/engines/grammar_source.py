@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import msgspec
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 
 from broker.wire import Grammar
 from worker.engines.base import InvalidRequest
@@ -23,6 +23,20 @@ _JSON_OPTIONS: Any = {
     "coerce_one_of": False,
     "lenient": False,
 }
+
+# Of one step, of the whole lexer, of the whole grammar: well above what the schemas of people need.
+_LIMITS: dict[str, Any] = {
+    "max_items_in_row": 2000,
+    "step_max_items": 10_000,
+    "step_lexer_fuel": 50_000,
+    "initial_lexer_fuel": 500_000,
+    "max_lexer_states": 10_000,
+    "max_grammar_size": 100_000,
+}
+
+
+class Unsatisfiable(Exception):
+    """A grammar that llguidance does not take, or that no text satisfies; the message says why."""
 
 
 def compilable(grammar: Grammar) -> str:
@@ -47,11 +61,47 @@ def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
     return InvalidRequest(f"the {name} cannot be kept: {_shortened(reason)}")
 
 
+def parser_limits() -> LLParserLimits:
+    """So that neither compiling nor a step can take long."""
+    return LLParserLimits(verbose_errors=False, **_LIMITS)
+
+
+def why_stopped(matcher: LLMatcher) -> str:
+    """Before the first token."""
+    reason = matcher.get_error() or matcher.stop_reason()
+    if reason.startswith("NoExtension"):
+        return "no text satisfies it"
+    return reason
+
+
 def _from_schema(schema: str) -> str:
     try:
+        _check_schema(msgspec.json.decode(schema))
         return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the JSON schema is not valid JSON: {_shortened(error)}") from error
+
+
+def _check_schema(node: Any) -> None:
+    """Refuses what llguidance takes but does not keep: it counts a name that comes twice as two
+    properties. Raises InvalidRequest, RecursionError.
+    """
+    if isinstance(node, list):
+        for item in node:
+            _check_schema(item)
+    if not isinstance(node, dict):
+        return
+    least = node.get("minProperties")
+    if isinstance(least, int | float) and least > 1:
+        names = node.get("required")
+        required = len(names) if isinstance(names, list) else 0
+        closed = node.get("additionalProperties") is False and not node.get("patternProperties")
+        if required < least and not closed:
+            raise InvalidRequest(
+                "the JSON schema cannot be kept: minProperties beside properties of any name"
+            )
+    for value in node.values():
+        _check_schema(value)
 
 
 def _choice(source: str) -> str:
