@@ -6,6 +6,7 @@ holder is the only global state of the API.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 from api.accounts.guesses import Guesses
@@ -15,6 +16,7 @@ from api.accounts.password_check import PasswordTurns
 from api.answers.record import StoredAnswer
 from api.answers.takeover import Takeover
 from api.answers.writer import AnswerWriters
+from api.batches.manager import BatchManager
 from api.catalog import Catalog
 from api.chat.announce import answer_ended
 from api.chat.models import Message
@@ -97,6 +99,7 @@ class AppContext:
     usage: UsageLog
     titles: Titles
     contents: ContentStore
+    batches: BatchManager
     instruments: Instruments
     depths: Depths
     notifier: Notifier | None  # None: nothing is configured to send with
@@ -146,6 +149,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     recorder.add("autoscaler", autoscaler.look)
     on_answer = partial(_answer_ended, hub, notifier, titles)
     writers = AnswerWriters(on_answer)
+    contents = ContentStore(env.home)
     return AppContext(
         client=client,
         keys=keys,
@@ -178,7 +182,8 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         replays=Replays(dead_letters, submitter, STORED, on_answer),
         history=history,
         usage=usage,
-        contents=ContentStore(env.home),
+        contents=contents,
+        batches=BatchManager(client, contents, timedelta(days=env.files.days)),
         instruments=instruments,
         depths=Depths(client),
         notifier=notifier,

@@ -30,6 +30,7 @@ INSTALLED_APPS = [
     "axes",  # wrong passwords; see accounts/lockout.py
     "django.contrib.staticfiles",  # finds the admin's files; asgi.py serves them
     "api.accounts",
+    "api.batches",
     "api.chat",
     "api.feedback",
     "api.files",

@@ -9,6 +9,7 @@ from api.accounts.endpoints import login_by_token
 from api.accounts.endpoints import router as accounts
 from api.anthropic.endpoints import router as anthropic
 from api.arranca.endpoints import router as arranca
+from api.batches.endpoints import router as batches
 from api.chat.endpoints import router as chat
 from api.chat.list_endpoints import router as chat_list
 from api.events.endpoints import router as events
@@ -60,6 +61,7 @@ endpoints.add_router("/v1", openai)
 endpoints.add_router("/v1", tokenization)
 endpoints.add_router("", bare_tokenization)
 endpoints.add_router("/v1", files)
+endpoints.add_router("/v1", batches)
 endpoints.add_router("/v1", responses)
 endpoints.add_router("/v1", anthropic)
 endpoints.add_router("/arranca", arranca)

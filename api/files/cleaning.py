@@ -5,6 +5,7 @@ import asyncio
 import structlog
 from django.db import DatabaseError
 
+from api.batches import store as batches
 from api.files import store
 from api.files.disk import ContentStore
 
@@ -14,11 +15,12 @@ EVERY = 600.0  # seconds
 
 
 async def clean(contents: ContentStore) -> None:
-    """Expired files, and contents without a row, such as those of a removed account."""
+    """Expired files, old batches, and contents without a row, as of a removed account."""
+    await batches.forget_old()
     await store.clean(contents)
     # Before the directory is read: what is stored meanwhile is too young to be removed.
-    known = await store.known_contents()
-    await asyncio.to_thread(contents.remove_abandoned, known, ())
+    known, running = await store.known_contents(), await batches.open_names()
+    await asyncio.to_thread(contents.remove_abandoned, known, running)
 
 
 async def clean_repeatedly(contents: ContentStore) -> None:

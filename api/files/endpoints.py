@@ -105,6 +105,7 @@ async def read_file(request: AuthRequest, file_id: str) -> FileObject:
 async def delete_file(request: AuthRequest, file_id: str) -> DeletedFile:
     """Deletes one of my files."""
     file = await store.find(request.auth, file_id)
+    await store.check_unused(file)
     await store.delete(file, app().contents)
     return DeletedFile(id=file.public_id)
 

@@ -28,7 +28,7 @@ class StoredFile(Record):
         indexes: ClassVar = [models.Index(fields=["user", "-id"])]
 
     def __str__(self) -> str:
-        return f"{self.filename} of {self.user}"
+        return self.public_id
 
     @property
     def public_id(self) -> str:

@@ -8,6 +8,7 @@ from django.db import models, transaction
 from django.utils import timezone
 
 from api.accounts.models import User
+from api.batches.models import OPEN
 from api.errors import ApiError
 from api.files.disk import ContentStore
 from api.files.limits import FileLimits
@@ -102,7 +103,16 @@ async def clean(contents: ContentStore) -> int:
 
 @sync_to_async
 def _expired() -> list[StoredFile]:
-    return list(StoredFile.objects.filter(expires__lt=timezone.now()).order_by("pk")[:_AT_ONCE])
+    rows = StoredFile.objects.filter(expires__lt=timezone.now())
+    return list(rows.exclude(batches__status__in=OPEN).order_by("pk")[:_AT_ONCE])
+
+
+async def check_unused(file: StoredFile) -> None:
+    """Raises ApiError 409 if an open batch reads the file."""
+    batch = await file.batches.filter(status__in=OPEN).afirst()
+    if batch is not None:
+        message = f"{batch.public_id} reads this file: cancel it first, or wait for its end"
+        raise ApiError(409, message, code="file_in_use")
 
 
 @sync_to_async

@@ -26,6 +26,7 @@ from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa:
 from api import context  # noqa: E402
 from api.accounts.revocation import enforce_repeatedly  # noqa: E402
 from api.answers import store  # noqa: E402
+from api.batches import store as batches  # noqa: E402
 from api.chat.purge import purge_repeatedly  # noqa: E402
 from api.context import AppContext  # noqa: E402
 from api.files import cleaning as files  # noqa: E402
@@ -100,6 +101,7 @@ class Application:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await app.batches.stop()
             await app.plans.flush()
             await app.history.stop()
             await app.usage.stop()
@@ -132,6 +134,7 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("idempotent requests", delete_expired_repeatedly),
         background.start("stored responses", responses.delete_expired_repeatedly),
         background.start("deleted conversations", purge_repeatedly),
+        background.start("batches", app.batches.run),
         background.start("expired files", partial(files.clean_repeatedly, app.contents)),
         background.start("paused models", app.intake.keep_fresh),
         background.start("models' settings", app.cards.keep_fresh),
@@ -154,6 +157,7 @@ async def release_answers() -> None:
     """Lets another process continue this one's unfinished answers at once."""
     try:
         await store.release_all(context.STORED)
+        await batches.release_all()
     except DatabaseError as error:  # they are taken over when this process is seen to be gone
         log.warning("unfinished answers could not be released", reason=str(error))
 
