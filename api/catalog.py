@@ -8,6 +8,7 @@ from api.errors import ApiError
 from broker.client import Client
 from broker.management import Edges
 from broker.node_state import NodeState
+from broker.wire import Task
 
 READ_WAIT_SECONDS = 2.0  # for the recorder's first report, in a process that has just started
 _LIVE = ("idle", "busy")
@@ -44,7 +45,10 @@ class Catalog:
 
     async def default(self) -> str | None:
         """The model for requests that name none."""
-        return self._env.default_model or next(iter(await self.models()), None)
+        for model in self._env.models or await self.models():
+            if self.writes(model):
+                return model
+        return next(filter(self.writes, await self.models()), None)
 
     async def default_or_503(self) -> str:
         """The same; raises ApiError 503 if there is no model at all."""
@@ -65,6 +69,19 @@ class Catalog:
     def nobody_serves(self, model: str) -> str | None:
         """Why a job for `model` must wait now; None if a node serves it."""
         return None if self.supply(model).nodes else f"no node is serving {model} yet"
+
+    def tasks(self, model: str) -> frozenset[Task]:
+        """What the model's live nodes do; empty while there are none."""
+        tasks: set[Task] = set()
+        for state in self._client.nodes().values():
+            if state.model == model and is_serving(state):
+                tasks.update(state.tasks)
+        return frozenset(tasks)
+
+    def writes(self, model: str) -> bool:
+        """Whether the model writes answers, as far as is known."""
+        tasks = self.tasks(model)
+        return not tasks or "generate" in tasks
 
     def context_lengths(self) -> dict[str, int]:
         """Each model's context in tokens: its live nodes' smallest. Unknown ones are omitted."""

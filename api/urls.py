@@ -36,6 +36,8 @@ from api.operate.nodes.endpoints import router as nodes
 from api.operate.queues.endpoints import router as queues
 from api.operate.usage.endpoints import router as usage
 from api.plans.endpoints import router as plans
+from api.pooling.endpoints import bare as bare_pooling
+from api.pooling.endpoints import router as pooling
 from api.preferences.endpoints import router as preferences
 from api.profile.endpoints import router as profile
 from api.push.endpoints import router as push
@@ -60,6 +62,8 @@ endpoints = DocumentedAPI(
 endpoints.add_router("/v1", openai)
 endpoints.add_router("/v1", tokenization)
 endpoints.add_router("", bare_tokenization)
+endpoints.add_router("/v1", pooling)
+endpoints.add_router("", bare_pooling)
 endpoints.add_router("/v1", files)
 endpoints.add_router("/v1", batches)
 endpoints.add_router("/v1", responses)

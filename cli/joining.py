@@ -39,6 +39,8 @@ def _options(record: Record, model: str) -> list[str]:
         options += ["--upstream", record["upstream"]]
         if record["upstream_model"]:
             options += ["--upstream-model", record["upstream_model"]]
+    if record.get("task", "auto") != "auto":
+        options += ["--task", record["task"]]
     if record["policy"]:
         options += ["--policy", record["policy"]]
     return options

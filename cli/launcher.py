@@ -294,6 +294,7 @@ class Launcher:
             "upstream": request.upstream,
             "upstream_model": request.upstream_model,
             "engine": request.engine,
+            "task": request.task,
             "policy": request.policy,
             "processes": [asdict(record) for record in self._supervisor.roster.records()],
         }

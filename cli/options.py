@@ -7,6 +7,7 @@ from cli.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 ENGINES = ("transformers", "openai", "echo")
+TASKS = ("auto", "generate", "embed", "score")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int8-fast", "int4", "fp8")
 KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "fp8")
 UPSTREAM_USAGE = (
@@ -70,6 +71,14 @@ tensor_parallel = click.option(
     default=1,
     show_default=True,
     help="Processes, each with a device, that share one model.",
+)
+task = click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default="auto",
+    show_default=True,
+    help="What the models do: generate answers, embed texts, or score documents for a query. "
+    "auto: as each model's files say.",
 )
 upstream = click.option(
     "--upstream",

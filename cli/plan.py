@@ -53,6 +53,7 @@ class Request:
     upstream: str | None = None
     upstream_model: str | None = None
     tensor_parallel: int = 1
+    task: str = "auto"
     host: str = "127.0.0.1"
     port: int = 8000
     listen: str = "127.0.0.1"
@@ -282,6 +283,8 @@ def _engine_options(request: Request, folder: Path | None, device: str | None) -
         words += ["--upstream", request.upstream]
         if request.upstream_model:
             words += ["--upstream-model", request.upstream_model]
+    if request.task != "auto":
+        words += ["--task", request.task]
     if request.tensor_parallel > 1:
         words += ["--tensor-parallel", str(request.tensor_parallel)]
     return words

@@ -23,9 +23,9 @@ router = Router(tags=["chat"], auth=Member())
 
 @router.get("/models", response=schemas.Models)
 async def models(request: AuthRequest) -> schemas.Models:
-    """Every model, and whether a node serves it now."""
+    """Every model that writes answers, and whether a node serves it now."""
     catalog = app().catalog
-    models = [_model(name) for name in await catalog.models()]
+    models = [_model(name) for name in await catalog.models() if catalog.writes(name)]
     return schemas.Models(models=models, default=await catalog.default())
 
 

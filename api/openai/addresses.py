@@ -8,10 +8,13 @@ BASE = "/v1"
 SERVED = (
     "chat/completions",
     "completions",
+    "embeddings",
     "files",
     "messages",
     "models",
+    "rerank",
     "responses",
+    "score",
     "tokenize",
     "detokenize",
 )

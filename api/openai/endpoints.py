@@ -38,7 +38,15 @@ async def models(request: AuthRequest) -> dict[str, Any]:
     names = await app().catalog.models()
     lengths = app().catalog.context_lengths()
     paused = app().intake.paused()
-    data = [shapes.model(name, lengths.get(name), paused=name in paused) for name in names]
+    data = [
+        shapes.model(
+            name,
+            lengths.get(name),
+            paused=name in paused,
+            tasks=app().catalog.tasks(name),
+        )
+        for name in names
+    ]
     return {"object": "list", "data": data}
 
 
@@ -50,7 +58,12 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     if name not in names:
         raise no_such_model(name, names)
     length = app().catalog.context_lengths().get(name)
-    return shapes.model(name, length, paused=name in app().intake.paused())
+    return shapes.model(
+        name,
+        length,
+        paused=name in app().intake.paused(),
+        tasks=app().catalog.tasks(name),
+    )
 
 
 @router.post("/chat/completions", openapi_extra=JOB_OPERATION)

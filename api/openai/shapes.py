@@ -1,6 +1,6 @@
 """OpenAI's response objects, as plain dictionaries."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ from api.openai import logprobs
 from api.requests.complete import Answer
 from api.requests.parts import CallArguments, CallBegins, Part, ReasoningPart, TextPart
 from api.requests.reading import EndReason
-from broker.wire import Finished, TokenLogprob, ToolCall
+from broker.wire import Finished, Task, TokenLogprob, ToolCall
 
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}  # of texts
 
@@ -238,11 +238,13 @@ class TextShape(Shape):
         return logprobs.for_text(entries, offset)
 
 
-def model(name: str, context_length: int | None, *, paused: bool = False) -> dict[str, Any]:
+def model(
+    name: str, context_length: int | None, *, paused: bool = False, tasks: Iterable[Task] = ()
+) -> dict[str, Any]:
     """A model in OpenAI's list; when it was created is unknown.
 
     `context_length`, in tokens, stands under the names that clients of vLLM and OpenRouter read.
-    `paused`: it takes no new requests now.
+    `paused`: it takes no new requests now. `tasks`: what its nodes do, if any serves it.
     """
     entry: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "canopy"}
     if context_length is not None:
@@ -250,4 +252,6 @@ def model(name: str, context_length: int | None, *, paused: bool = False) -> dic
         entry["max_model_len"] = context_length
     if paused:
         entry["paused"] = True
+    if tasks:
+        entry["tasks"] = sorted(tasks)
     return entry

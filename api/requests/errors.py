@@ -1,10 +1,10 @@
 """A job's failure, or the refusal to take it, as the ApiError that its client gets."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from api.errors import ApiError
 from api.http.parsing import MAX_ECHOED
-from broker.wire import Failed
+from broker.wire import Failed, Job, Task
 
 _STATUS = {
     "invalid": 400,
@@ -57,6 +57,30 @@ def no_such_model(model: str, models: Iterable[str]) -> ApiError:
         code="model_not_found",
         params={"model": model[:MAX_ECHOED]},
     )
+
+
+_DOES: tuple[tuple[Task, str], ...] = (
+    ("generate", "writes answers: send it to /v1/chat/completions"),
+    ("embed", "makes vectors of texts: send it to /v1/embeddings"),
+    ("score", "scores documents: send it to /v1/rerank or /v1/score"),
+)  # what a model is for, and where
+
+
+def check_task(job: Job, tasks: Collection[Task]) -> None:
+    """Raises ApiError 400 if no node of the job's model does what it asks for. `tasks`: what they
+    do; empty where none is known, so that the job waits for one. Any may tokenize, or refuse it.
+    """
+    if not tasks or job.task in tasks or job.task not in dict(_DOES):
+        return
+    for task, purpose in _DOES:
+        if task in tasks:
+            raise ApiError(
+                400,
+                f"model: {job.model!r} does not {job.task}; it {purpose}",
+                field="model",
+                code="wrong_task",
+                params={"model": job.model},
+            )
 
 
 def tree_down(model: str) -> ApiError:

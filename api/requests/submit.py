@@ -86,6 +86,7 @@ class Submitter:
         jobs = [_with_key(job) for job in origin.adopt(jobs)]
         model = jobs[0].model
         scopes.current.get().check_model(model)
+        errors.check_task(jobs[0], self._catalog.tasks(model))
         await self._intake.check(model)
         await self._plans.reserve(jobs)
         streams: list[Stream] = []

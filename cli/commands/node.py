@@ -29,6 +29,7 @@ from cli.prepare.model import Model
 @options.upstream
 @options.upstream_model
 @options.tensor_parallel
+@options.task
 @click.pass_context
 def node(
     context: click.Context,
@@ -45,6 +46,7 @@ def node(
     upstream: str | None,
     upstream_model: str | None,
     tensor_parallel: int,
+    task: str,
 ) -> None:
     """Run one more worker, on any machine that reaches the broker.
 
@@ -74,6 +76,9 @@ def node(
             arguments += ["--device", device]
         options.check_engine_options(engine, upstream, tensor_parallel)
         arguments += _engine_options(engine, upstream, upstream_model, tensor_parallel)
+        if task == "auto" and record is not None:
+            task = record.get("task", task)
+        arguments += ["--task", task]
     if record and record.get("policy"):  # one rule for a whole tree; a later --policy overrides it
         arguments += ["--policy", record["policy"]]
     os.umask(PRIVATE_UMASK)

@@ -70,6 +70,7 @@ from topology.dispatch import POLICIES
 @options.upstream
 @options.upstream_model
 @options.tensor_parallel
+@options.task
 @click.option(
     "--api-processes",
     type=click.IntRange(1, 64),
@@ -99,6 +100,7 @@ def up(
     upstream: str | None,
     upstream_model: str | None,
     tensor_parallel: int,
+    task: str,
     api_processes: int,
     allow_model: tuple[str, ...],
     max_nodes: int,
@@ -131,6 +133,7 @@ def up(
         upstream=upstream,
         upstream_model=upstream_model,
         tensor_parallel=tensor_parallel,
+        task=task,
         host=ports.without_brackets(host),
         port=port,
         listen=ports.resolved(listen),

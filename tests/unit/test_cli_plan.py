@@ -104,6 +104,11 @@ def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture
     assert f"argument --slots: {nonsense!r} is neither" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_nodes_hear_what_their_models_do() -> None:
+    assert [option(spec, "--task") for spec in layout(task="embed").nodes] == ["embed", "embed"]
+    assert "--task" not in layout().nodes[0].command
+
+
 def test_processes_that_share_a_model_are_told_to_its_nodes_alone() -> None:
     laid_out = layout(tensor_parallel=4)
     assert [option(spec, "--tensor-parallel") for spec in laid_out.nodes] == ["4", "4"]

@@ -47,6 +47,7 @@ export const errors = {
   login_locked: "Too many wrong passwords. Try again in {seconds} s; until then the right one is refused, too.",
   login_busy: "Several passwords for this account are being checked. Wait a moment, then try again.",
   too_many_guesses: "Too many wrong keys or login links came from your address. Try again in {seconds} s.",
+  wrong_task: "“{model}” does not write answers. Choose another model.",
   wrong_login: "Wrong username or password.",
   wrong_password: "This is not your password.",
   name_taken: "Somebody else has this name. Choose another one.",

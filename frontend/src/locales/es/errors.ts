@@ -48,6 +48,7 @@ export const errors: ErrorTexts = {
   login_locked: "Demasiadas contraseñas incorrectas. Inténtalo de nuevo dentro de {seconds} s; hasta entonces tampoco se acepta la correcta.",
   login_busy: "Se están comprobando varias contraseñas de esta cuenta. Espera un momento e inténtalo de nuevo.",
   too_many_guesses: "Han llegado demasiadas claves o enlaces de acceso incorrectos desde tu dirección. Inténtalo de nuevo dentro de {seconds} s.",
+  wrong_task: "«{model}» no escribe respuestas. Elige otro modelo.",
   wrong_login: "Usuario o contraseña incorrectos.",
   wrong_password: "Esta no es tu contraseña.",
   name_taken: "Otra persona tiene ese nombre. Elige otro.",

@@ -48,6 +48,7 @@ export const errors: ErrorTexts = {
   login_locked: "密码错误次数过多。请在 {seconds} 秒后重试；在此之前，正确的密码也会被拒绝。",
   login_busy: "正在检查此账户的多个密码。请稍候再试。",
   too_many_guesses: "您的地址发送了过多错误的密钥或登录链接。请在 {seconds} 秒后重试。",
+  wrong_task: "模型“{model}”不能生成回答，请选择其他模型。",
   wrong_login: "用户名或密码错误。",
   wrong_password: "这不是您的密码。",
   name_taken: "此名称已被他人使用，请换一个。",
