@@ -73,15 +73,19 @@ class Catalog:
     def tasks(self, model: str) -> frozenset[Task]:
         """What the model's live nodes do; empty while there are none."""
         tasks: set[Task] = set()
-        for state in self._client.nodes().values():
-            if state.model == model and is_serving(state):
-                tasks.update(state.tasks)
+        for state in self.serving(model):
+            tasks.update(state.tasks)
         return frozenset(tasks)
 
     def writes(self, model: str) -> bool:
         """Whether the model writes answers, as far as is known."""
         tasks = self.tasks(model)
         return not tasks or "generate" in tasks
+
+    def serving(self, model: str) -> list[NodeState]:
+        """The states of the nodes that serve `model` now."""
+        states = self._client.nodes().values()
+        return [state for state in states if state.model == model and is_serving(state)]
 
     def context_lengths(self) -> dict[str, int]:
         """Each model's context in tokens: its live nodes' smallest. Unknown ones are omitted."""

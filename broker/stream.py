@@ -50,6 +50,8 @@ class Stream(AsyncIterator[AnyFrame]):
         self.started = False  # a run of any attempt has begun
         self.ended = False  # the last frame has arrived (it may still be unread)
         self.node = ""  # where the newest run is, or was
+        self.trail: tuple[str, ...] = ()  # of its job, root first
+        self.waits: tuple[float, ...] = ()  # seconds at each of them
         self.waiting = ""  # why no run has begun, as last reported
         self.position: int | None = None  # in the queue, from 1
         self.starts: float | None = None  # estimated, Unix seconds
@@ -238,6 +240,7 @@ class Stream(AsyncIterator[AnyFrame]):
         match frame:
             case Start():
                 self.node, self._incarnation = frame.node, frame.incarnation
+                self.trail, self.waits = frame.trail, frame.waits
                 self.started = self._running = True
                 if self.began is None:
                     self.began = time.monotonic()

@@ -16,6 +16,7 @@ from api.http.documentation import JOB_OPERATION
 from api.http.parsing import served_model
 from api.http.sse import EventStream
 from api.openai import shapes, text_completion
+from api.openai.capabilities import capabilities
 from api.openai.completion_body import Completion
 from api.openai.schemas import ChatCompletion, Generation
 from api.openai.streaming import chunks
@@ -37,17 +38,7 @@ async def models(request: AuthRequest) -> dict[str, Any]:
     """Every model there is."""
     names = await app().catalog.models()
     lengths = app().catalog.context_lengths()
-    paused = app().intake.paused()
-    data = [
-        shapes.model(
-            name,
-            lengths.get(name),
-            paused=name in paused,
-            tasks=app().catalog.tasks(name),
-        )
-        for name in names
-    ]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": [_model(name, lengths.get(name)) for name in names]}
 
 
 @router.get("/models/{path:name}")
@@ -57,10 +48,14 @@ async def model(request: AuthRequest, name: str) -> dict[str, Any]:
     names = await app().catalog.models()
     if name not in names:
         raise no_such_model(name, names)
-    length = app().catalog.context_lengths().get(name)
+    return _model(name, app().catalog.context_lengths().get(name))
+
+
+def _model(name: str, context_length: int | None) -> dict[str, Any]:
     return shapes.model(
         name,
-        length,
+        context_length,
+        capabilities(app().catalog.serving(name)),
         paused=name in app().intake.paused(),
         tasks=app().catalog.tasks(name),
     )

@@ -193,65 +193,34 @@ class ChatShape(Shape):
         return logprobs.for_chat(entries)
 
 
-class TextShape(Shape):
-    """`text_completion`, whole or in chunks."""
-
-    __slots__ = ()
-
-    def _head(self, *, streamed: bool) -> dict[str, Any]:
-        return {
-            "id": f"cmpl-{self.request_id}",
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-        }
-
-    def _whole(self, answer: Answer) -> dict[str, Any]:
-        return {
-            "logprobs": self.logprobs(answer.logprobs, 0),
-            "text": answer.text,
-            "finish_reason": _REASONS[answer.end.reason],
-        }
-
-    def first(self, index: int) -> None:
-        """See Shape."""
-        return
-
-    def delta(
-        self, index: int, text: str, logprobs: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """See Shape."""
-        return self._chunk(index, {"logprobs": logprobs, "text": text, "finish_reason": None})
-
-    def part(
-        self, index: int, part: Part, logprobs: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """See Shape. Texts have no other parts."""
-        return self.delta(index, part.text if isinstance(part, TextPart) else "", logprobs)
-
-    def last(self, index: int, end: Finished, reason: EndReason) -> dict[str, Any]:
-        """See Shape."""
-        return self._chunk(index, {"text": "", "finish_reason": _REASONS[end.reason]})
-
-    def logprobs(self, entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
-        """See Shape."""
-        return logprobs.for_text(entries, offset)
-
-
 def model(
-    name: str, context_length: int | None, *, paused: bool = False, tasks: Iterable[Task] = ()
+    name: str,
+    context_length: int | None,
+    capabilities: dict[str, bool] | None = None,
+    *,
+    paused: bool = False,
+    tasks: Iterable[Task] = (),
 ) -> dict[str, Any]:
     """A model in OpenAI's list; when it was created is unknown.
 
     `context_length`, in tokens, stands under the names that clients of vLLM and OpenRouter read.
-    `paused`: it takes no new requests now. `tasks`: what its nodes do, if any serves it.
+    `capabilities` and `tasks`: what its nodes do, if any serves it. `paused`: it takes no new
+    requests now.
     """
-    entry: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "canopy"}
+    owner, slash, _ = name.partition("/")
+    entry: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": owner if slash else "canopy",
+    }
     if context_length is not None:
         entry["context_length"] = context_length
         entry["max_model_len"] = context_length
-    if paused:
-        entry["paused"] = True
+    if capabilities is not None:
+        entry["capabilities"] = capabilities
     if tasks:
         entry["tasks"] = sorted(tasks)
+    if paused:
+        entry["paused"] = True
     return entry

@@ -9,6 +9,7 @@ from api.openai.shapes import Shape
 from api.requests import position
 from api.requests.complete import RunningAnswer
 from api.requests.errors import job_failure
+from api.requests.journey import trail_comment
 from api.requests.parts import Part, TextPart
 from api.requests.reading import AnswerReader
 from broker.wire import Delta, Failed, Finished, Start, TokenLogprob, Waiting
@@ -63,7 +64,7 @@ class _Choice:
         """The events of its next frame, if there are any."""
         parts = self.reader.take(frame)
         if isinstance(frame, Start):
-            return b""
+            return trail_comment(frame)
         if not self.reader.plain:
             self._logprobs.extend(frame.logprobs)
             return self._events(parts)

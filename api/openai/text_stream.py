@@ -11,7 +11,8 @@ from api.openai.text_choice import TextChoice, Wanted, usage
 from api.requests import position
 from api.requests.complete import RunningAnswer
 from api.requests.errors import job_failure
-from broker.wire import Delta, Failed, Finished, Waiting
+from api.requests.journey import trail_comment
+from broker.wire import Delta, Failed, Finished, Start, Waiting
 
 DONE = b"data: [DONE]\n\n"
 
@@ -105,6 +106,9 @@ async def events(
                 data = streamed[frame.request_id].delta(frame)
                 if data:
                     yield data
+            case Start():
+                if frame.trail:
+                    yield trail_comment(frame)
             case None:
                 yield sse.comment("keep-alive")
             case Waiting():

@@ -76,19 +76,27 @@ def waiting(own: int, measured: Figures | None) -> int:
 
 def retry_after(places: int, samples: deque[Finished]) -> int:
     """Seconds until `places` waiting jobs will have begun, at the rate of RATE_WINDOW."""
-    if not samples:
+    seconds = seconds_until(places, samples)
+    if seconds is None:
         return RETRY_AFTER
+    return min(LONGEST_RETRY_AFTER, max(1, math.ceil(seconds)))
+
+
+def seconds_until(places: int, samples: deque[Finished]) -> float | None:
+    """The same, not rounded; None if the rate is unknown."""
+    if not samples:
+        return None
     elapsed = samples[-1].at - samples[0].at
     if elapsed < STALE_SECONDS:
-        return RETRY_AFTER
+        return None
     before = samples[0].by_node
     finished = 0
     for node, count in samples[-1].by_node.items():
         if node in before:
             finished += max(0, count - before[node])  # less than before: the node was restarted
     if not finished:
-        return RETRY_AFTER
-    return min(LONGEST_RETRY_AFTER, max(1, math.ceil(places * elapsed / finished)))
+        return None
+    return places * elapsed / finished
 
 
 def queues(states: Mapping[str, NodeState], models: Sequence[str]) -> dict[str, set[str]]:
@@ -141,6 +149,14 @@ class Backlog:
         figures = self._figures.get(job.model)
         if figures is not None:
             figures.admitted += 1
+
+    def waiting(self, job: Job) -> int:
+        """How many jobs of its model and class wait, as far as is known now."""
+        return self._usage(job).total
+
+    def seconds_for(self, places: int) -> float | None:
+        """Until so many waiting jobs will have begun; None if the rate is unknown."""
+        return seconds_until(places, self._finished)
 
     def _admit_one(self, job: Job, usage: Usage, limit: int) -> None:
         least = max(1, limit // LEAST_DIVISOR)

@@ -15,8 +15,10 @@ from api.http import sse
 from api.idempotency.attach import HEADER, attach, key_of
 from api.requests.build import choices
 from api.requests.errors import job_failure
+from api.requests.journey import Place, client_id_of, place_of, trail_header
 from api.requests.merge import Merged
 from api.requests.reading import AnswerReader, Collected, EndReason
+from broker.stream import Stream
 from broker.wire import AnyFrame, Delta, Failed, Finished, Job, TokenLogprob, ToolCall, Waiting
 
 
@@ -35,6 +37,9 @@ class RunningAnswer:
     others: tuple[str, ...] = ()  # request ids of further choices, which are among the frames
     waiting: str | None = None  # why the job must wait, if that is known already
     replayed: bool = False  # started by an earlier request with the same Idempotency-Key
+    stream: Stream | None = None  # the first choice's, if this process reads its job
+    place: Place | None = None  # as it was submitted
+    client_id: str | None = None  # what the client calls the request
 
     @property
     def request_ids(self) -> tuple[str, ...]:
@@ -48,6 +53,12 @@ class RunningAnswer:
     def headers(self, waited: str | None = None) -> dict[str, str]:
         """The response headers that identify a request."""
         headers = {"X-Request-Id": self.request_id}
+        if self.client_id is not None:
+            headers["X-Client-Request-Id"] = self.client_id
+        if self.place is not None:
+            headers["X-Canopy-Queue"] = self.place.header()
+        if self.stream is not None and self.stream.trail:
+            headers["X-Canopy-Trail"] = trail_header(self.stream.trail, self.stream.waits)
         if self.replayed:
             headers["Idempotent-Replay"] = "true"
         if waited:
@@ -77,11 +88,20 @@ async def start(request: AuthRequest, job: Job) -> RunningAnswer:
     """
     key = key_of(request)
     if key is None:
-        waiting = app().catalog.nobody_serves(job.model)
+        waiting, place = app().catalog.nobody_serves(job.model), place_of(job)
         stream = await app().submitter.submit(job)
         release_body(request)
-        frames = sse.ticking(stream)
-        return RunningAnswer(job, job.request_id, int(job.created), frames, stream, waiting=waiting)
+        return RunningAnswer(
+            job,
+            job.request_id,
+            int(job.created),
+            sse.ticking(stream),
+            stream,
+            waiting=waiting,
+            stream=stream,
+            place=place,
+            client_id=client_id_of(request),
+        )
     if job.sampling.logprobs is not None:
         raise _not_with_a_key("logprobs")
     if job.sampling.prompt_logprobs is not None:
@@ -106,12 +126,22 @@ async def start_jobs(request: AuthRequest, jobs: list[Job], field: str) -> Runni
         return await start(request, job)
     if key_of(request) is not None:
         raise _not_with_a_key(field)
-    waiting = app().catalog.nobody_serves(job.model)
-    merged = Merged(await app().submitter.submit_all(jobs))
+    waiting, place = app().catalog.nobody_serves(job.model), place_of(job)
+    streams = await app().submitter.submit_all(jobs)
+    merged = Merged(streams)
     release_body(request)
-    others = tuple(job.request_id for job in jobs[1:])
-    frames = sse.ticking(merged)
-    return RunningAnswer(job, job.request_id, int(job.created), frames, merged, others, waiting)
+    return RunningAnswer(
+        job,
+        job.request_id,
+        int(job.created),
+        sse.ticking(merged),
+        merged,
+        others=tuple(job.request_id for job in jobs[1:]),
+        waiting=waiting,
+        stream=streams[0],
+        place=place,
+        client_id=client_id_of(request),
+    )
 
 
 async def complete(running: RunningAnswer, prompt_field: str) -> Answer:

@@ -28,7 +28,8 @@ _PREFLIGHT_SECONDS = b"600"
 _METHODS = b"GET, POST, DELETE, OPTIONS"
 _EXPOSED = (
     b"access-control-expose-headers",
-    b"X-Request-Id, Request-Id, X-Canopy-Waited, Idempotent-Replay, Retry-After, "
+    b"X-Request-Id, Request-Id, X-Client-Request-Id, X-Canopy-Waited, X-Canopy-Queue, "
+    b"X-Canopy-Trail, Idempotent-Replay, Retry-After, "
     b"X-Ratelimit-Limit-Requests, X-Ratelimit-Remaining-Requests, X-Ratelimit-Reset-Requests, "
     b"X-Ratelimit-Limit-Tokens, X-Ratelimit-Remaining-Tokens, X-Ratelimit-Reset-Tokens",
 )
