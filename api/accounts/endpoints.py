@@ -11,7 +11,7 @@ from ninja import Router, Schema, Status
 from pydantic import Field
 
 from api import errors
-from api.accounts import logins, tokens
+from api.accounts import logins, secret, tokens
 from api.accounts.auth import Anyone
 from api.accounts.lockout import address_of
 from api.accounts.models import User
@@ -98,13 +98,15 @@ async def login_by_token(request: HttpRequest) -> HttpResponse:
     if request.method != "GET":
         return HttpResponseNotAllowed(["GET"])
     address = address_of(request)
+    token = request.GET.get("token", "")
+    digest = secret.digest(token)
     try:
-        app().guesses.check(address)
+        app().guesses.check(address, digest)
     except ApiError as error:
         return errors.response(request.path, error)
-    user = await sync_to_async(tokens.redeem)(request.GET.get("token", ""))
+    user = await sync_to_async(tokens.redeem)(token)
     if user is None:
-        app().guesses.wrong(address)
+        app().guesses.wrong(address, digest)
         return pages.notice(403, _LINK_HEADERS, _BAD_TOKEN)
     await alogin(request, user, backend="django.contrib.auth.backends.ModelBackend")
     await logins.note(request, user)

@@ -1,18 +1,19 @@
 """Bounds wrong API keys and login links by address, in this process's memory.
 
-They cannot be guessed; but each costs a query, and a program with a wrong key repeats it for ever.
-Keys that were right lately are not looked up, so they work whatever else comes from their address.
+They cannot be guessed, but each guess costs a query. A program that repeats one wrong key guesses
+nothing, so only different ones count. Keys that were right lately work whatever else comes from
+their address.
 """
 
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from api.errors import ApiError
 
-MOST = 100  # wrong ones of one address in WINDOW
+MOST = 100  # different wrong ones of one address in WINDOW
 WINDOW = 60.0  # seconds
 REMEMBERED = 10_000  # addresses
 
@@ -20,7 +21,7 @@ REMEMBERED = 10_000  # addresses
 @dataclass(slots=True)
 class _Window:
     began: float
-    count: int = 0
+    digests: set[str] = field(default_factory=set)
 
 
 class Guesses:
@@ -30,17 +31,17 @@ class Guesses:
         self._clock = clock
         self._windows: OrderedDict[str, _Window] = OrderedDict()  # the oldest first
 
-    def check(self, address: str) -> None:
-        """Raises ApiError 429 if too many came from there."""
+    def check(self, address: str, digest: str) -> None:
+        """Raises ApiError 429 if too many others came from there."""
         window = self._windows.get(address)
-        if window is None or window.count < MOST:
+        if window is None or len(window.digests) < MOST or digest in window.digests:
             return
         left = window.began + WINDOW - self._clock()
         if left > 0:
             raise _too_many(math.ceil(left))
 
-    def wrong(self, address: str) -> None:
-        """One more was wrong."""
+    def wrong(self, address: str, digest: str) -> None:
+        """The key or link with this digest was wrong."""
         now = self._clock()
         window = self._windows.get(address)
         if window is None or now >= window.began + WINDOW:
@@ -48,7 +49,8 @@ class Guesses:
             window = self._windows[address] = _Window(now)
             if len(self._windows) > REMEMBERED:
                 self._windows.popitem(last=False)
-        window.count += 1
+        if len(window.digests) < MOST:
+            window.digests.add(digest)
 
 
 def _too_many(seconds: int) -> ApiError:

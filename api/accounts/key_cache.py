@@ -53,11 +53,11 @@ class KeyCache:
         if owner is not None:
             return owner
         if digest not in self._right:
-            self._guesses.check(address)
+            self._guesses.check(address, digest)
         async with self._lookup:
             owner = self._cached(digest) or await self._look_up(key, digest)
         if owner is None:
-            self._guesses.wrong(address)
+            self._guesses.wrong(address, digest)
         return owner
 
     def clear(self) -> None:

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { parseRoute } from "../src/lib/route";
 import { browserName } from "../src/settings/browsers";
 import { byDay, numberIn } from "../src/settings/numbers";
+import { FAMILIES, expiry, scope } from "../src/settings/scopes";
 import { EMPTY, fieldsOf, styleFrom } from "../src/settings/styles";
 
 describe("numbers in fields", () => {
@@ -16,6 +17,18 @@ describe("numbers in fields", () => {
   it("refuses everything else", () => {
     for (const text of ["2.1", "-1", "x", "1e9", "NaN", "Infinity"]) expect(numberIn(text, 0, 2)).toBe(undefined);
     expect(numberIn("1.5", 1, 10, true)).toBe(undefined);
+  });
+});
+
+describe("a key's limits", () => {
+  it("end so many days from now, or never", () => {
+    const now = Date.parse("2026-01-01T00:00:00Z");
+    expect(expiry(7, now)).toBe("2026-01-08T00:00:00.000Z");
+    expect(expiry(0, now)).toBe(null);
+  });
+  it("are none where everything is chosen", () => {
+    expect(scope([...FAMILIES], FAMILIES)).toEqual([]);
+    expect(scope(["chat"], FAMILIES)).toEqual(["chat"]);
   });
 });
 

@@ -154,10 +154,15 @@ def test_keys_sessions_theme_and_language(echo: Instance, open_page: OpenPage) -
     page = with_axe(settings_of(open_page()))
     page.reload()
     page.get_by_test_id("key-label").fill("a script")
+    page.get_by_test_id("key-expires").select_option("30")
+    page.get_by_test_id("key-limits").click()
+    page.get_by_label("Chat, responses, messages").check()
     page.get_by_test_id("create-key").click()
     key = page.get_by_test_id("fresh-key").inner_text()
     bearer = {"Authorization": f"Bearer {key}"}
     assert httpx.get(f"{echo.url}/v1/models", headers=bearer).status_code == 200
+    assert httpx.get(f"{echo.url}/api/conversations", headers=bearer).status_code == 403
+    expect(page.get_by_test_id("keys")).to_contain_text("Only for: Chat, responses, messages")
     expect(page.get_by_test_id("sessions")).to_contain_text("Chrome, Linux")
     assert violations(page) == []
     page.get_by_role("button", name="Revoke the key a script").click()

@@ -1,5 +1,6 @@
 import { parse, request } from "../lib/api";
 import type { User } from "../lib/types";
+import type { Family } from "./scopes";
 
 /** How answers are wanted; null is the service's own default. */
 export interface Style {
@@ -21,7 +22,14 @@ export interface ApiKey {
   label: string;
   created: string;
   last_used: string | null;
+  expires: string | null;
+  /** Empty: all. */
+  models: string[];
+  endpoints: Family[];
 }
+
+/** A key to be made; see ApiKey. */
+export type NewKey = Pick<ApiKey, "label" | "expires" | "models" | "endpoints">;
 
 export interface Login {
   id: string;
@@ -50,11 +58,12 @@ const styleOf = (conversation: string | null): string =>
 
 export const account = {
   start: (name: string, password: string) => json<User>("POST", "/api/account/start", { name, password }),
-  changePassword: (current: string, next: string) => request("POST", "/api/account/password", { body: { current, new: next } }),
+  changePassword: (current: string, next: string, revoke_keys: boolean) =>
+    request("POST", "/api/account/password", { body: { current, new: next, revoke_keys } }),
   delete: (password: string) => request("POST", "/api/account/delete", { body: { password } }),
 
   keys: async () => (await json<{ keys: ApiKey[] }>("GET", "/api/account/keys")).keys,
-  createKey: (label: string) => json<ApiKey & { key: string }>("POST", "/api/account/keys", { label }),
+  createKey: (key: NewKey) => json<ApiKey & { key: string }>("POST", "/api/account/keys", key),
   revokeKey: (id: string) => request("DELETE", one("/api/account/keys", id)),
 
   sessions: async () => (await json<{ sessions: Login[] }>("GET", "/api/account/sessions")).sessions,
