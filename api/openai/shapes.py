@@ -10,8 +10,6 @@ from api.requests.parts import CallArguments, CallBegins, Part, ReasoningPart, T
 from api.requests.reading import EndReason
 from broker.wire import Finished, Task, TokenLogprob, ToolCall
 
-_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}  # of texts
-
 
 def usage(ends: Sequence[Finished], reasoning_tokens: int = 0) -> dict[str, Any]:
     """Token counts; all choices have the same prompt, which counts once."""
