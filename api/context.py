@@ -17,6 +17,7 @@ from api.answers.record import StoredAnswer
 from api.answers.takeover import Takeover
 from api.answers.writer import AnswerWriters
 from api.batches.manager import BatchManager
+from api.batches.pacing import Pacer
 from api.catalog import Catalog
 from api.chat.announce import answer_ended
 from api.chat.models import Message
@@ -27,6 +28,8 @@ from api.events.hub import Hub
 from api.files.disk import ContentStore
 from api.health.readiness import Readiness
 from api.idempotency.models import KeptRequest
+from api.jobs.runner import JobRunner
+from api.jobs.webhooks import Webhooks
 from api.metrics.depths import Depths
 from api.metrics.instruments import Instruments
 from api.operate.dead.overview import DeadWatch
@@ -55,6 +58,7 @@ from api.requests.waiting_jobs import WaitingJobs
 from api.responses.models import StoredResponse
 from api.tree.orphans import OrphanFinder
 from api.tree.watch import TreeWatch
+from api.webhooks.sender import WebhookSender
 from broker.client import Client
 from broker.dead_letters import DeadLetters
 from broker.tracing import Tracer
@@ -100,6 +104,8 @@ class AppContext:
     titles: Titles
     contents: ContentStore
     batches: BatchManager
+    jobs: JobRunner
+    webhooks: Webhooks
     instruments: Instruments
     depths: Depths
     notifier: Notifier | None  # None: nothing is configured to send with
@@ -149,7 +155,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
     recorder.add("autoscaler", autoscaler.look)
     on_answer = partial(_answer_ended, hub, notifier, titles)
     writers = AnswerWriters(on_answer)
-    contents = ContentStore(env.home)
+    contents, pacer = ContentStore(env.home), Pacer(client)
     return AppContext(
         client=client,
         keys=keys,
@@ -183,7 +189,9 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         history=history,
         usage=usage,
         contents=contents,
-        batches=BatchManager(client, contents, timedelta(days=env.files.days)),
+        batches=BatchManager(client, contents, pacer, timedelta(days=env.files.days)),
+        jobs=JobRunner(client, active, writers, pacer),
+        webhooks=Webhooks(WebhookSender(env.webhook_hosts)),
         instruments=instruments,
         depths=Depths(client),
         notifier=notifier,

@@ -61,6 +61,7 @@ class Environment:
     operators_see_prompts: bool | None = None  # None: administrators decide on the page
     limits: Limits = field(default_factory=Limits)
     files: FileLimits = field(default_factory=FileLimits)
+    webhook_hosts: frozenset[str] = frozenset()  # that may be in a private network
 
     @property
     def default_model(self) -> str | None:
@@ -148,6 +149,9 @@ def read(environ: Mapping[str, str]) -> Environment:
             peer_connections=_count(environ, "CANOPY_PEER_CONNECTIONS", Limits.peer_connections),
         ),
         files=_file_limits(environ),
+        webhook_hosts=frozenset(
+            environ.get("CANOPY_WEBHOOK_HOSTS", "").lower().replace(",", " ").split()
+        ),
     )
 
 
@@ -162,9 +166,11 @@ def _file_limits(environ: Mapping[str, str]) -> FileLimits:
         ),
         user_files=_count(environ, "CANOPY_USER_FILES", default.user_files),
         days=_count(environ, "CANOPY_FILE_DAYS", default.days),
+        job_days=_count(environ, "CANOPY_JOB_DAYS", default.job_days),
     )
-    if limits.days > MOST_DAYS:
-        raise BadEnvironment(f"CANOPY_FILE_DAYS must be at most {MOST_DAYS}")
+    if max(limits.days, limits.job_days) > MOST_DAYS:
+        message = f"CANOPY_FILE_DAYS and CANOPY_JOB_DAYS must be at most {MOST_DAYS}"
+        raise BadEnvironment(message)
     return limits
 
 

@@ -35,6 +35,7 @@ INSTALLED_APPS = [
     "api.feedback",
     "api.files",
     "api.idempotency",
+    "api.jobs",
     "api.operate.audit",
     "api.operate.dead",
     "api.operate.drills",

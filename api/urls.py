@@ -20,6 +20,7 @@ from api.http import pages
 from api.http.documentation import DocumentedAPI
 from api.http.parsing import RowIdConverter, StrictParser
 from api.jobs.endpoints import router as jobs
+from api.jobs.stored_endpoints import router as stored_jobs
 from api.metrics.endpoints import metrics
 from api.openai.endpoints import router as openai
 from api.openai.tokenization import bare as bare_tokenization
@@ -66,6 +67,7 @@ endpoints.add_router("/v1", pooling)
 endpoints.add_router("", bare_pooling)
 endpoints.add_router("/v1", files)
 endpoints.add_router("/v1", batches)
+endpoints.add_router("/v1", stored_jobs)
 endpoints.add_router("/v1", responses)
 endpoints.add_router("/v1", anthropic)
 endpoints.add_router("/arranca", arranca)

@@ -37,13 +37,12 @@ async def stop(record: StoredAnswer) -> None:
         await store.stop(record)
 
 
-async def follow(record: StoredAnswer) -> AsyncGenerator[AnyFrame | None]:
-    """The whole text so far, then what comes, then Finished or Failed; None in silence.
+async def follow(record: StoredAnswer, position: int = 0) -> AsyncGenerator[AnyFrame | None]:
+    """The text from that character on, then what comes, then Finished or Failed; None in silence.
 
     The answer may change owners on the way: a new owner generates the same text again from what was
     stored last, so a position in the text stays valid.
     """
-    position = 0  # in the text, in characters
     while True:
         writer = app().writers.get(record.handle)
         source = writer.follow(position) if writer else _from_database(record, position)

@@ -23,11 +23,13 @@ MOST_RUNNING = 64  # batches of this process
 class BatchManager:
     """The batches of this process. `keep`: how long their files are kept."""
 
-    def __init__(self, client: Client, contents: ContentStore, keep: timedelta) -> None:
+    def __init__(
+        self, client: Client, contents: ContentStore, pacer: Pacer, keep: timedelta
+    ) -> None:
         self._client = client
         self._contents = contents
         self._keep = keep
-        self._pacer = Pacer(client)
+        self._pacer = pacer
         self._woken = asyncio.Event()
         self._running: dict[int, asyncio.Task[None]] = {}
 

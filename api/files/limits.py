@@ -13,3 +13,4 @@ class FileLimits:
     user_bytes: int = 2_000_000_000
     user_files: int = 1000
     days: int = 30  # for which a file is kept, unless its upload says less
+    job_days: int = 7  # for which a stored job is kept after its end

@@ -1,1 +1,1 @@
-"""/api/jobs: the jobs whose answers this process reads."""
+"""Jobs: /api/jobs has those that run now; /v1/jobs those that are stored until they end."""

@@ -210,4 +210,4 @@ def release_body(request: HttpRequest) -> None:
 
 def _not_with_a_key(field: str) -> ApiError:
     message = f"{field}: not with an {HEADER}; only the text of one answer is stored"
-    return ApiError(400, message, field=field, code="invalid_value")
+    return ApiError(400, message, field=field, code="not_with_idempotency_key")

@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import dataclass
 
 from django.http import HttpResponse
-from django.urls import resolve
+from django.urls import Resolver404, resolve
 
+from api import errors
 from api.accounts.models import User
+from api.errors import ApiError
 from api.http.internal import InternalRequest
 from api.requests import origin
 from api.requests.origin import Origin
@@ -49,7 +51,11 @@ async def call(
 
 async def _respond(request: InternalRequest, source: Origin) -> Reply:
     origin.current.set(source)
-    found = resolve(request.path)
+    try:
+        found = resolve(request.path)
+    except Resolver404:
+        missing = ApiError(404, f"nothing is at {request.path}", code="not_found")
+        return Reply(404, errors.response(request.path, missing).content, None, None)
     response = await found.func(request, *found.args, **found.kwargs)
     if not isinstance(response, HttpResponse):
         response.close()

@@ -31,6 +31,7 @@ from api.chat.purge import purge_repeatedly  # noqa: E402
 from api.context import AppContext  # noqa: E402
 from api.files import cleaning as files  # noqa: E402
 from api.idempotency.store import delete_expired_repeatedly  # noqa: E402
+from api.jobs import store as jobs  # noqa: E402
 from api.metrics.instruments import Instruments  # noqa: E402
 from api.operate.audit import store as audit  # noqa: E402
 from api.operate.history import log as history  # noqa: E402
@@ -102,6 +103,7 @@ class Application:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await app.batches.stop()
+            await app.jobs.stop()
             await app.plans.flush()
             await app.history.stop()
             await app.usage.stop()
@@ -124,6 +126,7 @@ class Application:
 def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Task[None]]:
     """All work beside the requests."""
     revocation = partial(enforce_repeatedly, app.client, app.active, handler)
+    clean_files = partial(files.clean_repeatedly, app.contents, settings.ENV.files.job_days)
     tasks = [
         background.start("database connections", check_connections),
         background.start("freed memory", trim_repeatedly),
@@ -135,7 +138,9 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("stored responses", responses.delete_expired_repeatedly),
         background.start("deleted conversations", purge_repeatedly),
         background.start("batches", app.batches.run),
-        background.start("expired files", partial(files.clean_repeatedly, app.contents)),
+        background.start("stored jobs", app.jobs.run),
+        background.start("webhooks", app.webhooks.run),
+        background.start("expired files", clean_files),
         background.start("paused models", app.intake.keep_fresh),
         background.start("models' settings", app.cards.keep_fresh),
         background.start("use", app.usage.flush_repeatedly),
@@ -158,6 +163,7 @@ async def release_answers() -> None:
     try:
         await store.release_all(context.STORED)
         await batches.release_all()
+        await jobs.release_all()
     except DatabaseError as error:  # they are taken over when this process is seen to be gone
         log.warning("unfinished answers could not be released", reason=str(error))
 

@@ -191,7 +191,7 @@ async def test_expired_files_are_deleted(program: httpx.AsyncClient) -> None:
     content = made["id"].removeprefix("file-")
     rows = StoredFile.objects.filter(content=content)
     await rows.aupdate(expires=timezone.now() - timedelta(seconds=1))
-    await cleaning.clean(app().contents)
+    await cleaning.clean(app().contents, 7)
     assert (await program.get(f"/v1/files/{made['id']}")).status_code == 404
     assert not app().contents.path(content).exists()
 
@@ -205,7 +205,7 @@ async def test_contents_without_a_row_are_deleted(program: httpx.AsyncClient, us
     past = time.time() - 2 * disk.ABANDONED_SECONDS
     for path in (contents.path(old), lost):
         os.utime(path, (past, past))
-    await cleaning.clean(contents)
+    await cleaning.clean(contents, 7)
     assert not contents.path(old).exists() and not lost.exists()
     assert contents.path(young).exists()  # its row may be about to be stored
     await asyncio.to_thread(contents.delete, young)

@@ -1,0 +1,77 @@
+"""Tells users of the end of their jobs: each message until it arrives, within limits.
+
+What is due is in the database, so a restart loses nothing; a message may arrive twice, with the
+same id.
+"""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+
+import msgspec
+import structlog
+from django.db import DatabaseError
+
+from api.jobs import store
+from api.jobs.models import StoredJob
+from api.jobs.schemas import stored_job
+from api.webhooks.sender import SECONDS, SendFailed, WebhookSender
+
+log = structlog.get_logger("canopy.api")
+
+EVERY = 2.0  # seconds between looks
+AT_ONCE = 16
+# Seconds after a try that failed: ten tries within a day.
+AFTER = (5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800)
+
+
+def again(attempts: int) -> timedelta | None:
+    """How long to wait after so many tries; None: enough of them."""
+    return timedelta(seconds=AFTER[attempts - 1]) if attempts <= len(AFTER) else None
+
+
+class Webhooks:
+    """Sends what is due. All API processes do; each message is one's."""
+
+    def __init__(self, sender: WebhookSender) -> None:
+        self.sender = sender
+
+    async def run(self) -> None:
+        """Never ends."""
+        while True:
+            try:
+                await self._look()
+            except DatabaseError as error:  # not migrated yet, or away: /readyz says so
+                log.warning("database not usable now", reason=str(error))
+            await asyncio.sleep(EVERY)
+
+    async def _look(self) -> None:
+        due = [job for job in await store.due(AT_ONCE) if await self._take(job)]
+        async with asyncio.TaskGroup() as tasks:
+            for job in due:
+                tasks.create_task(self._deliver(job))
+
+    async def _take(self, job: StoredJob) -> bool:
+        # If this process dies meanwhile, another one sends it after that time.
+        return await store.take_delivery(job, 3 * SECONDS)
+
+    async def _deliver(self, job: StoredJob) -> None:
+        body = msgspec.json.encode(
+            {
+                "type": f"job.{job.status}",
+                "timestamp": job.ended.isoformat() if job.ended else None,
+                "data": stored_job(job).model_dump(mode="json"),
+            }
+        )
+        attempts = job.webhook_attempts + 1
+        try:
+            await self.sender.send(job.webhook_url, job.webhook_secret, f"msg_{job.name}", body)
+        except SendFailed as error:
+            wait = None if error.permanent else again(attempts)
+            log.info(
+                "a webhook did not arrive", job=job.public_id, reason=str(error), attempts=attempts
+            )
+            with contextlib.suppress(DatabaseError):  # sent again when it is due
+                await store.not_delivered(job, str(error), wait)
+            return
+        await store.delivered(job)
