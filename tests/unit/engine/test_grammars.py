@@ -95,3 +95,42 @@ def test_what_cannot_be_kept_is_refused_with_the_reason(
         runs.texts([job("x", grammar=grammar)])
     assert "\n" not in str(refused.value)
     assert runs.texts([job("x", max_tokens=2)])  # the engine works on
+
+
+def _chain(length: int) -> str:
+    links: dict[str, Any] = {
+        f"d{number}": {"type": "array", "items": {"$ref": f"#/$defs/d{number + 1}"}}
+        for number in range(length)
+    }
+    return json.dumps({"$ref": "#/$defs/d0", "$defs": {**links, f"d{length}": {}}})
+
+
+HOSTILE = {
+    "chain of schemas": Grammar(kind="json_schema", source=_chain(3000)),
+    "chain of rules": Grammar(
+        kind="lark",
+        source="\n".join(
+            ["start: t0", *(f't{n}: "a" t{n + 1} "b"' for n in range(5000)), 't5000: "a"']
+        ),
+    ),
+    "parentheses": Grammar(kind="lark", source="start: " + "(" * 90_000 + '"a"' + ")" * 90_000),
+    "nested": Grammar(kind="json_schema", source='{"items":' * 20_000 + "{}" + "}" * 20_000),
+    "ambiguous": Grammar(kind="lark", source="start: s\ns: s s s | s s | /[a-z]/ | "),
+    "repeated": Grammar(kind="regex", source="((a{1000}){1000}){1000}"),
+    "many states": Grammar(kind="regex", source=".*(a.{40}|b.{41}).*c"),
+    "doubling": Grammar(
+        kind="lark",
+        source="\n".join(
+            ["start: T0", *(f"T{n}: T{n + 1} T{n + 1}" for n in range(40)), 'T40: "a"']
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("grammar", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_grammar_costs_its_own_answer_at_most(runs: Runs, grammar: Grammar) -> None:
+    try:
+        runs.texts([job("x", grammar=grammar, max_tokens=60)])
+    except InvalidRequest as refused:
+        assert "\n" not in str(refused)
+    assert runs.texts([job("x", max_tokens=2)])

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from broker.wire import ChatMessage, Job, Sampling
+from broker.wire import ChatMessage, Grammar, Job, Sampling
+from worker.engines.base import InvalidRequest
 
 CHARACTERS_PER_TOKEN = 4  # roughly, in English text
 _SEEDS = 2**31  # some servers keep seeds in 32 bits, and some read -1 as "none"
@@ -34,6 +35,9 @@ FIELDS = (
     Field("frequency_penalty"),
     Field("presence_penalty"),
     Field("logit_bias"),
+    Field("min_tokens"),  # vLLM's, SGLang's, Canopy's, as the two below
+    Field("ignore_eos"),
+    Field("stop_token_ids"),
     Field("top_k", optional=True),
     Field("min_p", optional=True),
     Field("min_tokens", optional=True),
@@ -45,6 +49,8 @@ FIELDS = (
     Field("repetition_penalty", "repeat_penalty", optional=True),  # llama.cpp's
 )
 _DEFAULTS = Sampling()
+_VLLM = {"regex": "regex", "choice": "choice", "lark": "grammar"}
+_STRUCTURED_OUTPUTS = {"vllm": _VLLM, "canopy": _VLLM}  # by their own names for themselves
 # Makes vLLM and SGLang continue the last message.
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 _OPTIONAL = frozenset(
@@ -85,6 +91,8 @@ def plans(job: Job, *, continues: bool) -> list[Plan]:
     repeat = Plan(repeated=job.delivered, exact=True)
     if job.prompt_ids:  # nothing can be put behind tokens
         return [repeat]
+    if job.sampling.grammar is not None:  # of which a server would begin another instance
+        return [repeat]
     # Templates cut off white space at the end, and tokenizers go wrong after it.
     text = job.delivered.rstrip()
     if not text:
@@ -97,15 +105,20 @@ def plans(job: Job, *, continues: bool) -> list[Plan]:
 
 
 def body(
-    job: Job, model: str, plan: Plan, refused: frozenset[str] = frozenset()
+    job: Job, model: str, plan: Plan, refused: frozenset[str] = frozenset(), owner: str = ""
 ) -> tuple[str, dict[str, Any]]:
-    """The path below the server's address, and the body without the fields it has `refused`."""
+    """The path below the server's address, and the body without the fields it has `refused`.
+
+    `owner`: what the server calls itself. Raises InvalidRequest for what it has no field for.
+    """
     fields: dict[str, Any] = {
         "model": model,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     fields |= _settings(job.sampling, plan.spent)
+    if job.sampling.grammar is not None:
+        fields |= _grammar_fields(job.sampling.grammar, owner)
     if job.messages is None:
         path = "completions"
         fields |= _completion_fields(job, plan)
@@ -137,6 +150,31 @@ def _chat_fields(job: Job, messages: tuple[ChatMessage, ...], plan: Plan) -> dic
     if job.sampling.logprobs is not None:
         fields |= {"logprobs": True, "top_logprobs": job.sampling.logprobs}
     return fields
+
+
+def _grammar_fields(grammar: Grammar, owner: str) -> dict[str, Any]:
+    """JSON in OpenAI's own way, the rest in vLLM's."""
+    if grammar.kind == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    if grammar.kind == "json_schema":
+        schema = {"name": "answer", "schema": _json(grammar.source), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    if owner not in _STRUCTURED_OUTPUTS:
+        raise InvalidRequest(
+            f"the server behind this node has no way to keep a {grammar.kind}; "
+            "it may keep a JSON schema"
+        )
+    value: Any = grammar.source
+    if grammar.kind == "choice":
+        value = _json(grammar.source)
+    return {"structured_outputs": {_STRUCTURED_OUTPUTS[owner][grammar.kind]: value}}
+
+
+def _json(source: str) -> Any:
+    try:
+        return msgspec.json.decode(source)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the grammar is not valid JSON: {error}") from error
 
 
 def unknown_fields(message: str, sent: dict[str, Any]) -> frozenset[str]:

@@ -74,6 +74,7 @@ class OpenAIEngine:
         self._server: Server | None = None
         self._served_model = ""  # its name there
         self._continues = False
+        self._owner = ""  # what the server calls itself
         self._refused_fields: frozenset[str] = frozenset()  # unknown to the server
         self._calls: set[Call] = set()
 
@@ -102,7 +103,8 @@ class OpenAIEngine:
         except BaseException:
             await server.client.aclose()
             raise
-        self._served_model, self._continues = served.name, served.owner in _CONTINUES
+        self._served_model, self._owner = served.name, served.owner
+        self._continues = served.owner in _CONTINUES
         self.context_length = served.context_length
         self._server, self.warm = server, False
         log.info("server found", address=self.device, model=self._served_model)
@@ -235,7 +237,9 @@ class OpenAIEngine:
         pause, longest = PAUSES
         begun = time.monotonic()
         while True:
-            path, body = request_body.body(job, self._served_model, plan, self._refused_fields)
+            path, body = request_body.body(
+                job, self._served_model, plan, self._refused_fields, self._owner
+            )
             response = await server.post(path, body, call)
             if isinstance(response, httpx.Response):
                 return response
