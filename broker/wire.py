@@ -326,6 +326,7 @@ class Finished(Frame, kw_only=True, tag="finished"):
 
     reason: FinishReason
     prompt_tokens: Count = 0
+    cached_tokens: Count = 0  # of the prompt, found in the prefix cache; 0: none, or unknown
     completion_tokens: Count = 0
     omitted_messages: Count = 0  # oldest turns left out of the prompt; see Job.truncate
 

@@ -85,7 +85,7 @@ class JobRun:
         self._expires = expires
         self._way = way
         self._seq = 0
-        self._omitted_messages = 0
+        self._omitted_messages = self._cached_tokens = 0
         self._skipped_logprobs = job.delivered_prompt_logprobs  # that its reader has
         self._task: asyncio.Task[Any] | None = None  # the one that runs it
         self._stopped: Ending | None = None
@@ -199,6 +199,7 @@ class JobRun:
             async for chunk in chunks:
                 await self._channel.flowing()
                 self.prompt_tokens = chunk.prompt_tokens or self.prompt_tokens
+                self._cached_tokens = chunk.cached_tokens or self._cached_tokens
                 self._omitted_messages = chunk.omitted_messages or self._omitted_messages
                 self._send(chunk)
                 self._send_rows(chunk.rows)
@@ -252,6 +253,7 @@ class JobRun:
             reason=reason,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.tokens,
+            cached_tokens=self._cached_tokens,
             omitted_messages=self._omitted_messages,
         )
 

@@ -20,6 +20,9 @@ def usage(ends: Sequence[Finished], reasoning_tokens: int = 0) -> dict[str, Any]
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    cached = min(end.cached_tokens for end in ends)  # choices find what the first one has read
+    if cached:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached}
     if reasoning_tokens:
         counts["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
     return counts

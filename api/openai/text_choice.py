@@ -101,17 +101,21 @@ def best(choices: list[TextChoice], count: int) -> list[TextChoice]:
     return sorted(ranked, key=lambda choice: choice.index)
 
 
-def usage(prompts: list[list[TextChoice]]) -> dict[str, int]:
+def usage(prompts: list[list[TextChoice]]) -> dict[str, Any]:
     """Token counts of the choices of each prompt, which counts once."""
-    prompt = completion = 0
+    prompt = completion = cached = 0
     for choices in prompts:
         prompt += max((end.prompt_tokens for end in _ends(choices)), default=0)
         completion += sum(end.completion_tokens for end in _ends(choices))
-    return {
+        cached += min((end.cached_tokens for end in _ends(choices)), default=0)
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    if cached:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached}
+    return counts
 
 
 def _ends(choices: list[TextChoice]) -> Iterator[Finished]:

@@ -102,6 +102,7 @@ class Chunk(msgspec.Struct, frozen=True):
     tokens: int = 0
     prompt_tokens: int = 0
     finish: FinishReason | None = None
+    cached_tokens: int = 0  # last chunk only: of the prompt, found in the prefix cache
     omitted_messages: int = 0  # first chunk only: turns left out of the prompt; see Job.truncate
     # Of this chunk's tokens, if the engine can continue from ids; not of what was delivered before.
     # The prompt's where the job is to tokenize it.

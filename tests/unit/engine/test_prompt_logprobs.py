@@ -112,3 +112,15 @@ def test_more_than_an_answer_may_have(runs: Runs, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(prompt_logprobs, "MAX_ENTRIES", 200)
     with pytest.raises(EngineError, match="at most 2 for a prompt of 64 tokens"):
         told(runs, job(PROMPT, prompt_logprobs=5))
+
+
+def test_what_the_prefix_cache_had_is_told(runs: Runs) -> None:
+    """At the end; nothing where the prompt's own logits are needed, or there is no such cache."""
+    runs.texts([job(PROMPT, max_tokens=2)])
+    _, chunks = told(runs, job(PROMPT, max_tokens=2))
+    cached = [chunk.cached_tokens for chunk in chunks]
+    _, scored = told(runs, job(PROMPT, max_tokens=2, prompt_logprobs=0))
+    assert sum(chunk.cached_tokens for chunk in scored) == 0
+    assert not any(cached[:-1])
+    if runs.decoder.reuse[0]:
+        assert cached[-1] > len(PROMPT) // 2

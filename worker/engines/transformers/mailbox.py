@@ -14,6 +14,7 @@ def merge_chunks(first: Chunk, second: Chunk) -> Chunk:
         finish=second.finish,
         ids=first.ids + second.ids,
         logprobs=first.logprobs + second.logprobs,
+        cached_tokens=first.cached_tokens + second.cached_tokens,
         prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
     )
 

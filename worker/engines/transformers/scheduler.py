@@ -196,6 +196,8 @@ class SlotScheduler:
             return allocation is not Refusal.NO_ROOM
         row.slot = allocation.slot
         row.prefilled, row.shared, row.keeps_place = allocation.cached, allocation.shared, False
+        if not row.answer:  # else its own tokens, preempted or delivered, may be among them
+            row.sequence.cached_tokens = allocation.cached
         # In the list, its memory is released when it ends, also by what fails below.
         self._waiting.remove(row)
         self._prefilling.append(row)

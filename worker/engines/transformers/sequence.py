@@ -85,6 +85,7 @@ class Sequence:
         self.slot: int | None = None  # the sampler's, in the fallback
         self.last_token = 0  # the newest token, which the next step computes
         self.prompt_logprobs: PromptLogprobs | None = None  # while they are to be computed
+        self.cached_tokens = 0  # of the prompt, found in the prefix cache
         self._prompt_length = 0  # of `ids`
         self._output: _Output | None = None
 
@@ -314,7 +315,9 @@ class Sequence:
         if output.text.stopped:
             reason = "stop"
             output.pending_logprobs = _visible(output.pending_logprobs, text)
-        return output.chunk(text, reason)
+        return msgspec.structs.replace(
+            output.chunk(text, reason), cached_tokens=min(self.cached_tokens, self._prompt_length)
+        )
 
 
 def _token_logprob(sampled: SampledToken, logprob: float, token_bytes: TokenBytes) -> TokenLogprob:
