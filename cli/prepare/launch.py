@@ -24,7 +24,15 @@ Nothing is installed yet: the first `./canopy up` does that and takes a few minu
 State lives in CANOPY_HOME (default: var/ beside this program)."""
 
 # command -> packages of the operating system; other commands need the virtual environment alone
-_FOR_TESTS = ["rabbitmq-server", "chromium", "libatomic1", "gcc", "libc6-dev", "openssl"]
+_FOR_TESTS = [
+    "rabbitmq-server",
+    "chromium",
+    "libatomic1",
+    "postgresql",
+    "gcc",
+    "libc6-dev",
+    "openssl",
+]
 _SYSTEM = {"up": ["rabbitmq-server"], "test": _FOR_TESTS}
 _REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.DEVELOPMENT]}
 

@@ -17,6 +17,7 @@ _APT_LISTS = Path("/var/lib/apt/lists")
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_MARK = "# canopy: no service starts while its package is installed"
 _RABBITMQ = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/rabbitmq/sbin/rabbitmq-server")
+_POSTGRESQL = Path("/usr/lib/postgresql")
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 _APT = ("apt-get", "--no-install-recommends", "-y")
@@ -58,6 +59,15 @@ def has_libatomic() -> bool:
     return find_library("atomic") is not None
 
 
+def postgresql_programs() -> Path | None:
+    """The folder of the newest PostgreSQL's own programs, which Debian keeps out of PATH."""
+    folders = [path.parent for path in _POSTGRESQL.glob("*/bin/initdb")]
+    on_path = shutil.which("initdb")
+    if not folders and on_path:
+        return Path(on_path).parent
+    return max(folders, key=lambda folder: int(folder.parent.name), default=None)
+
+
 def c_compiler() -> str | None:
     """Compiles the clients of docs/clients."""
     return shutil.which("cc") or shutil.which("gcc")
@@ -74,6 +84,7 @@ PROBES: dict[str, Callable[[], object]] = {
     "python3-venv": can_make_environments,
     "chromium": browser,
     "libatomic1": has_libatomic,
+    "postgresql": postgresql_programs,
     "gcc": c_compiler,
     "libc6-dev": c_headers,
     "openssl": partial(shutil.which, "openssl"),

@@ -41,17 +41,17 @@ _environment = {
     "CANOPY_HOME": _home.name,
     "CANOPY_MODELS": '["tiny", "big"]',
     "DJANGO_SETTINGS_MODULE": "api.settings",
+    # tests/clients/test_postgresql.py runs some of these tests on another database
+    "DATABASE_URL": os.environ.get("TEST_DATABASE_URL", ""),
 }
-_unset = dict.fromkeys(
-    ("DATABASE_URL", "CANOPY_SECRET_FILE", "CANOPY_MANAGEMENT_URL", "CANOPY_HOSTS"), ""
-)
+_unset = dict.fromkeys(("CANOPY_SECRET_FILE", "CANOPY_MANAGEMENT_URL", "CANOPY_HOSTS"), "")
 with mock.patch.dict(os.environ, {**_environment, **_unset, "CANOPY_PORT": ""}):
     django.setup()
 
 from django.conf import settings  # noqa: E402
 
-# Nothing here must survive a power cut.
-settings.DATABASES["default"]["OPTIONS"]["init_command"] += "; PRAGMA synchronous=OFF"
+if not _environment.get("DATABASE_URL"):  # nothing here must survive a power cut
+    settings.DATABASES["default"]["OPTIONS"]["init_command"] += "; PRAGMA synchronous=OFF"
 settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 from api.accounts import keys  # noqa: E402
@@ -251,7 +251,7 @@ class FakeClient:
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[None]:
-    """A migrated SQLite file."""
+    """A migrated database: a SQLite file, unless TEST_DATABASE_URL names another."""
     from django.core.management import call_command
     from django.db import connections
 
