@@ -70,6 +70,13 @@ _JOBS = {
     "class": ("jobs:change_class", "Have a waiting job served as interactive or batch."),
     "prompts": ("jobs:prompts", "Say, or decide, whether operators may see prompts."),
 }
+_BATCH = {
+    "submit": ("batch:submit", "Answer all lines of a file in the background; print the batch."),
+    "list": ("batch:list_batches", "List my latest batches."),
+    "show": ("batch:show", "Show how far a batch is."),
+    "cancel": ("batch:cancel", "End a batch; what is answered is kept."),
+    "results": ("batch:results", "Print the results of a batch that has ended, one a line."),
+}
 _MODEL = {
     "paused": ("jobs:paused", "List the models that take no new requests."),
     "pause": ("jobs:pause", "Take no new requests for a model; what waits goes on."),
@@ -121,6 +128,7 @@ def command_line() -> Group:
     """All commands."""
     key = Group("key", "API keys.", _lazy(_KEY))
     jobs = Group("jobs", "What waits and runs, and what to do with it.", _lazy(_JOBS))
+    batch = Group("batch", "Many requests from a file, answered in the background.", _lazy(_BATCH))
     model = Group("model", "Models: load, stop, describe, pause, resume.", _lazy(_MODEL))
     autoscale = Group("autoscale", "How many nodes a model has.", _lazy(_AUTOSCALE))
     user = Group("user", "People: accounts and their roles.", _lazy(_USER))
@@ -130,7 +138,7 @@ def command_line() -> Group:
     help_text = (
         "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`."
     )
-    groups = [key, user, plan, jobs, model, autoscale, host, dead]
+    groups = [key, user, plan, jobs, batch, model, autoscale, host, dead]
     return Group("canopy", help_text, [*_lazy(_COMMANDS), *groups])
 
 
