@@ -79,4 +79,6 @@ class WaitingItems:
 
 
 def _order(entry: _Entry) -> tuple[int, int]:
-    return entry[:2]
+    """By length; of equally long ones the oldest is last, so that it takes younger ones along."""
+    length, number, _ = entry
+    return length, -number
