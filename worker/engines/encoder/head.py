@@ -51,11 +51,11 @@ class Mask:
 
 
 def _cls(hidden: Tensor, mask: Mask) -> Tensor:
-    return hidden[torch.arange(len(hidden)), mask.prompts]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.prompts]
 
 
 def _last(hidden: Tensor, mask: Mask) -> Tensor:
-    return hidden[torch.arange(len(hidden)), mask.lengths - 1]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.lengths - 1]
 
 
 def _max(hidden: Tensor, mask: Mask) -> Tensor:
