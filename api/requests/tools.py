@@ -18,7 +18,7 @@ MAX_TOOLS = 256
 MAX_TOOLS_BYTES = 1024 * 1024  # of all tools' schemas and descriptions together
 MAX_ARGUMENTS = 1024 * 1024  # characters of a call in a message
 MAX_ID = 255  # characters
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")  # Anthropic's limit, the wider one
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def tool_name(name: str) -> str:
     """The name of a function, if it is one."""
     if _NAME.fullmatch(name) is None:
         raise PydanticCustomError(
-            "name", "must have 1 to 64 letters, digits, underscores and hyphens"
+            "name", "must have 1 to 128 letters, digits, underscores and hyphens"
         )
     return name
 
