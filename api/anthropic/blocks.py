@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic_core import from_json
 
+from api.anthropic.stops import StopReader
 from api.requests.parts import CallArguments, CallBegins, Part, ReasoningPart, TextPart
 from api.requests.reading import AnswerReader, EndReason
 from broker.wire import AnyFrame, Finished, Job
@@ -24,6 +25,7 @@ class Message:
     """One answer. Its methods return the events in their order."""
 
     def __init__(self, request_id: str, job: Job) -> None:
+        self._stops = StopReader(job.sampling.stop)
         self.ended = False
         self._request_id = request_id
         self._model = job.model
@@ -40,8 +42,9 @@ class Message:
     def take(self, frame: AnyFrame) -> list[Event]:
         """The events of the answer's next frame."""
         events: list[Event] = []
-        for part in self._reader.take(frame):
-            events += self._add(part)
+        for shown in self._stops.take(frame):
+            for part in self._reader.take(shown):
+                events += self._add(part)
         if isinstance(frame, Finished):
             events += self._finish(frame)
         return events
@@ -50,7 +53,10 @@ class Message:
         """The message, which has ended."""
         if self._end is None:
             raise AssertionError("a stream ended without an end frame")
-        return self._message(_STOP_REASONS[self._reader.reason(self._end)])
+        reason = self._reader.reason(self._end)
+        if reason == "stop" and self._stops.found is not None:
+            return self._message("stop_sequence")
+        return self._message(_STOP_REASONS[reason])
 
     def _add(self, part: Part) -> list[Event]:
         match part:
@@ -107,7 +113,8 @@ class Message:
         events = [] if self._content else self._begin("text", {})
         events += self._close()
         self._end, self.ended = end, True
-        delta = {"stop_reason": self.whole()["stop_reason"], "stop_sequence": None}
+        reason = self.whole()["stop_reason"]
+        delta = {"stop_reason": reason, "stop_sequence": self._stops.found}
         told = {"type": "message_delta", "delta": delta, "usage": self._usage()}
         return [*events, told, {"type": "message_stop"}]
 
@@ -122,18 +129,21 @@ class Message:
             "model": self._model,
             "content": list(self._content),
             "stop_reason": stop_reason,
-            "stop_sequence": None,
+            "stop_sequence": self._stops.found,
             "usage": {**self._usage(), "service_tier": "standard"},
         }
 
     def _usage(self) -> dict[str, int]:
-        """Token counts; the prompt's are known at the end alone."""
-        end = self._end
+        """Token counts; the prompt's are known at the end alone, and those from the cache apart."""
+        cached = prompt = answer = 0
+        if self._end is not None:
+            prompt, answer = self._end.prompt_tokens, self._end.completion_tokens
+            cached = min(self._end.cached_tokens, prompt)
         return {
-            "input_tokens": end.prompt_tokens if end else 0,
+            "input_tokens": prompt - cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
-            "output_tokens": end.completion_tokens if end else 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": answer,
         }
 
 

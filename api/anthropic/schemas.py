@@ -217,6 +217,7 @@ class MessagesRequest(CountRequest):
             defaulted=tuple(name for name in SAMPLING_DEFAULTS if name not in chosen),
             max_tokens=self.max_tokens,
             stop=tuple(self.stop_sequences or ()),
+            include_stop=bool(self.stop_sequences),  # see stops.py
             grammar=self._grammar(),
         )
 

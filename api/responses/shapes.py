@@ -60,7 +60,7 @@ def usage(end: Finished, reasoning: float) -> dict[str, Any]:
     """Token counts. `reasoning`: its part of the answer's characters, from 0 to 1."""
     return {
         "input_tokens": end.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": end.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": end.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": round(end.completion_tokens * reasoning)},
         "total_tokens": end.prompt_tokens + end.completion_tokens,

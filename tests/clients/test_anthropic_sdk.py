@@ -43,6 +43,7 @@ def test_a_message_that_a_sequence_stops(sdk: Anthropic) -> None:
     [block] = message.content
     assert block.type == "text"
     assert (block.text, message.usage.output_tokens) == ("what goes up ", 4)
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "must")
 
 
 def test_a_stream(sdk: Anthropic) -> None:

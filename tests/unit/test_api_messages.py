@@ -78,6 +78,34 @@ async def test_a_dialogue_is_continued(program: httpx.AsyncClient, fake: FakeCli
     assert (job.sampling.max_tokens, job.sampling.stop) == (100, ("x",))
 
 
+@pytest.mark.parametrize(
+    ("texts", "shown", "found"),
+    [
+        (("so far ", "EN", "D"), "so far ", "END"),
+        (("END",), "", "END"),
+        (("so E", "NDless", "EN"), "so ENDlessEN", None),
+        (("a", "b\n", "\nH:"), "ab", "\n\nH:"),
+    ],
+)
+async def test_the_sequence_that_stopped_an_answer_is_named(
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    texts: tuple[str, ...],
+    shown: str,
+    found: str | None,
+) -> None:
+    fake.script = lambda job: saying(job, *texts)
+    body = {**ASK, "stop_sequences": ["END", "\n\nH:"]}
+    whole = (await program.post(PATH, json=body)).json()
+    events = told(await program.post(PATH, json={**body, "stream": True}))
+    deltas = [each["delta"]["text"] for each in events if each["type"] == "content_block_delta"]
+    assert "".join(deltas) == whole["content"][0]["text"] == shown
+    reason = "end_turn" if found is None else "stop_sequence"
+    assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, found)
+    assert events[-2]["delta"] == {"stop_reason": reason, "stop_sequence": found}
+    assert fake.jobs[0].sampling.include_stop
+
+
 async def test_the_events_come_in_anthropics_order(
     program: httpx.AsyncClient, fake: FakeClient
 ) -> None:
