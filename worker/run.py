@@ -239,12 +239,15 @@ class JobRun:
 
     def _start(self) -> Start:
         trail, waits = self._way
+        markup = self._engine.markup(self.job)
         return Start(
             **self._next_number(),
             node=self._node,
             incarnation=self._incarnation,
             trail=trail,
             waits=waits,
+            tool_format=markup.tool_format,
+            reasoning_format=markup.reasoning_format,
         )
 
     def _finished(self, reason: FinishReason) -> Finished:

@@ -14,7 +14,7 @@ from broker.stream import Stream
 from broker.tracing import NO_TRACER, Tracer
 from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass, Task
 from topology.dispatch import Paper, Policy
-from worker.engines.base import Chunk, EngineFailed, Footprint
+from worker.engines.base import Chunk, EngineFailed, Footprint, Markup
 from worker.life import live
 from worker.node import Node
 
@@ -55,6 +55,9 @@ class HandEngine:
 
     def stalled(self) -> float:
         return self.hanging
+
+    def markup(self, job: Job) -> Markup:
+        return Markup()
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         steps = self.steps[job.request_id] = asyncio.Queue()

@@ -115,6 +115,13 @@ class Chunk(msgspec.Struct, frozen=True):
     rows: tuple[bytes, ...] = ()
 
 
+class Markup(NamedTuple):
+    """How an answer's text marks its parts; see api/requests/parts. Empty: it has no such parts."""
+
+    tool_format: str = ""
+    reasoning_format: str = ""
+
+
 class Footprint(NamedTuple):
     """What a model takes in the memory of its process, in bytes; 0: unknown, or it varies.
 
@@ -167,6 +174,9 @@ class Engine(Protocol):
 
     async def start(self) -> None:
         """Loads the model, also again after `stop`. Raises EngineUnavailable."""
+
+    def markup(self, job: Job) -> Markup:
+        """How an answer to `job` will mark calls of tools and reasoning. Returns at once."""
 
     def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer, from where `job.delivered` ends. Raises EngineError.

@@ -1,7 +1,8 @@
 """The echo engine: repeats the last user message's words, one per token, until `max_tokens`.
 
-An answer that must keep a grammar is a small text that does, instead of the words. With `--task
-embed` or `--task score` it makes vectors or scores of the words.
+An answer that must keep a grammar is a small text that does, instead of the words, and with tools
+it may call one (echo_calls.py). With `--task embed` or `--task score` it makes vectors or scores of
+the words.
 
 No model and no computing: for tests, and to measure everything around an engine.
 """
@@ -12,12 +13,12 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 
 from broker.wire import FinishReason, Job, Pooling, Sampling, Task, TokenLogprob
-from worker.engines import echo_instance, echo_vectors
-from worker.engines.base import Chunk, EngineUnavailable, Footprint, check_task
+from worker.engines import echo_calls, echo_instance, echo_vectors
+from worker.engines.base import Chunk, EngineUnavailable, Footprint, Markup, check_task
 from worker.engines.stop_filter import StopFilter
 
 _GENERATES: tuple[Task, ...] = ("generate", "tokenize")
-_PIECE = re.compile(r"\w+|\W")  # a token of an answer that keeps a grammar
+_PIECE = re.compile(r"\w+|\W")  # a token of an answer that is no echo
 _BURST = 256  # words per chunk without delay; between chunks the event loop may run a cancel
 
 
@@ -55,6 +56,12 @@ class EchoEngine:
     async def stop(self) -> None:
         """Nothing to free: runs hold no resources."""
 
+    def markup(self, job: Job) -> Markup:
+        """See the protocol."""
+        if echo_calls.calls_tools(job):
+            return Markup(tool_format=echo_calls.TOOL_FORMAT)
+        return Markup()
+
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the words; see the protocol."""
         check_task(job, *self.tasks)
@@ -67,8 +74,8 @@ class EchoEngine:
                 yield chunk
             return
         instance: str | None = None
-        if job.sampling.grammar is not None:
-            instance = await asyncio.to_thread(echo_instance.instance, job.sampling.grammar)
+        if job.sampling.grammar is not None or echo_calls.calls_tools(job):
+            instance = await asyncio.to_thread(_instance, job)
         answer = _EchoedAnswer(job, instance)
         yield Chunk(prompt_tokens=answer.prompt_tokens, tokens=answer.tokens_delivered)
         loop = asyncio.get_running_loop()
@@ -167,12 +174,20 @@ class _EchoedAnswer:
         return count, 0
 
 
+def _instance(job: Job) -> str | None:
+    """What the answer says instead of an echo, if that is so. Blocks. Raises InvalidRequest."""
+    call = echo_calls.call_text(job)
+    if call is None and job.sampling.grammar is not None:
+        return echo_instance.instance(job.sampling.grammar)
+    return call
+
+
 def last_message(job: Job) -> str:
-    """The text to repeat: the prompt, or the last user message, or any last message."""
+    """The text to repeat: the prompt, or the last message of a user or a tool, or any last one."""
     if job.messages is None:
         return _prompt(job)
     for message in reversed(job.messages):
-        if message.role == "user":
+        if message.role in ("user", "tool"):
             return message.content
     if not job.messages:
         return ""

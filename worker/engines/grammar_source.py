@@ -15,7 +15,7 @@ _MAX_MESSAGE = 500  # characters of llguidance's explanation
 
 # Last in line, so that no "x-guidance" in a schema loosens them. White space is bounded: a weak
 # model would go on with it for ever.
-_JSON_OPTIONS: Any = {
+JSON_OPTIONS: Any = {
     "item_separator": ",",
     "key_separator": ":",
     "whitespace_flexible": True,
@@ -77,7 +77,7 @@ def why_stopped(matcher: LLMatcher) -> str:
 def _from_schema(schema: str) -> str:
     try:
         _check_schema(msgspec.json.decode(schema))
-        return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
+        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the JSON schema is not valid JSON: {_shortened(error)}") from error
 

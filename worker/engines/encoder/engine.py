@@ -20,6 +20,7 @@ from worker.engines.base import (
     EngineUnavailable,
     Footprint,
     InvalidRequest,
+    Markup,
     NoFreeSlot,
     check_task,
 )
@@ -109,6 +110,10 @@ class EncoderEngine:
         budget = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
         self._encoder = Encoder(loaded, budget, deliver)
         self._encoder.start()
+
+    def markup(self, job: Job) -> Markup:
+        """See the protocol."""
+        return Markup()
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the results; see the protocol."""

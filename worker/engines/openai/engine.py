@@ -22,6 +22,7 @@ from worker.engines.base import (
     EngineUnavailable,
     Footprint,
     InvalidRequest,
+    Markup,
     NoFreeSlot,
     check_task,
 )
@@ -108,6 +109,10 @@ class OpenAIEngine:
         self.context_length = served.context_length
         self._server, self.warm = server, False
         log.info("server found", address=self.device, model=self._served_model)
+
+    def markup(self, job: Job) -> Markup:
+        """See the protocol."""
+        return Markup()
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""

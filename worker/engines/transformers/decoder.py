@@ -13,10 +13,12 @@ from collections.abc import Callable
 import structlog
 import torch
 
-from worker.engines.base import Chunk, EngineError, EngineStopped
+from broker.wire import Job
+from worker.engines.base import Chunk, EngineError, EngineStopped, Markup
 from worker.engines.transformers.cache.block_hashes import first_parent, hash_blocks
 from worker.engines.transformers.errors import ThreadDied
 from worker.engines.transformers.fallback.scheduler import FallbackScheduler
+from worker.engines.transformers.guidance.answers import AnswerGrammars
 from worker.engines.transformers.guidance.grammars import Grammars
 from worker.engines.transformers.intake import Intake, drain
 from worker.engines.transformers.model.cache_size import BLOCK_SIZE
@@ -26,6 +28,7 @@ from worker.engines.transformers.scheduler import SlotScheduler
 from worker.engines.transformers.scheduler_protocol import Scheduler, StepOutput
 from worker.engines.transformers.sequence import Sequence
 from worker.engines.transformers.stopwatch import Stopwatch
+from worker.engines.transformers.text.chat_format import ChatFormat
 from worker.engines.transformers.text.chat_template import Prompts
 from worker.engines.transformers.text.control_tokens import ControlTokens
 from worker.engines.transformers.throttle import StreamThrottle
@@ -57,7 +60,9 @@ class Decoder:
         self._deliver = deliver
         self._throttle = StreamThrottle(deliver, time.monotonic)
         self._scheduler = _make_scheduler(loaded, slots)
-        self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos_token_ids)
+        self._format = ChatFormat(loaded.tokenizer)
+        grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos_token_ids)
+        self._grammars = AnswerGrammars(grammars, self._format)
         self._of_thread = threading.local()  # `prompts`: those of an intake thread
         self._intake = Intake(
             self._prepare,
@@ -80,6 +85,10 @@ class Decoder:
         """Begins to compute."""
         self._thread.start()
         self._intake.start()
+
+    def markup(self, job: Job) -> Markup:
+        """How an answer to `job` marks its parts; from any thread."""
+        return self._format.markup(job)
 
     @property
     def reuse(self) -> tuple[int, int]:
@@ -134,10 +143,9 @@ class Decoder:
     def _prepare(self, sequence: Sequence) -> list[Chunk]:
         prompts: Prompts | None = getattr(self._of_thread, "prompts", None)
         if prompts is None:  # made here, as a large vocabulary takes a moment
-            prompts = Prompts(self._loaded.tokenizer, self._loaded.context)
+            prompts = Prompts(self._loaded.tokenizer, self._loaded.context, self._format)
             self._of_thread.prompts = prompts
-        if sequence.sampling.grammar is not None:
-            sequence.guide = self._grammars.start(sequence.sampling.grammar)
+        sequence.guide = self._grammars.start(sequence.job)
         chunks = sequence.prepare(self._loaded, prompts)
         runner = self._loaded.runner
         if runner is not None and runner.blocks:  # here, as the decoding thread has no time for it

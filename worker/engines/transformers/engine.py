@@ -23,6 +23,7 @@ from worker.engines.base import (
     EngineStopped,
     EngineUnavailable,
     Footprint,
+    Markup,
     NoFreeSlot,
     check_task,
 )
@@ -134,6 +135,12 @@ class TransformersEngine:
 
             return leader.load(folder, device, requested, self._ranks)
         return load(folder, device, requested)
+
+    def markup(self, job: Job) -> Markup:
+        """See the protocol."""
+        if self._decoder is None:
+            return Markup()
+        return self._decoder.markup(job)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""

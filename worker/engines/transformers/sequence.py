@@ -254,6 +254,7 @@ class Sequence:
             min_tokens=min_tokens,
             skip_special=self.sampling.skip_special_tokens,
             include_stop=self.sampling.include_stop,
+            shown=prompt.shown,
         )
 
     def _end_token_ids(self, loaded: LoadedModel, stop_ids: frozenset[int]) -> frozenset[int]:

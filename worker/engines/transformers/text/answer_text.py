@@ -1,5 +1,7 @@
 """What a reader sees of an answer's tokens: whole characters, up to a stop string."""
 
+from collections.abc import Mapping
+
 from worker.engines.stop_filter import StopFilter
 from worker.engines.transformers.text.detokenizer import Decodes, Detokenizer
 
@@ -17,12 +19,13 @@ class AnswerText:
         min_tokens: int = 0,
         skip_special: bool = True,
         include_stop: bool = False,
+        shown: Mapping[int, str] | None = None,
     ) -> None:
         """`strip`: the answer begins with a space that belongs to the template. `min_tokens`: stop
-        strings count after so many. `skip_special`: control tokens have no text. `include_stop`: a
-        stop string is shown.
+        strings count after so many. `skip_special`: control tokens have no text, except those that
+        are `shown`. `include_stop`: a stop string is shown.
         """
-        self._detokenizer = Detokenizer(tokenizer, prompt, skip_special=skip_special)
+        self._detokenizer = Detokenizer(tokenizer, prompt, shown, skip_special=skip_special)
         self._stops = StopFilter(stops, include_stop=include_stop)
         self._strip = strip
         self._unstoppable = min_tokens  # tokens still to come whose text cannot end the answer

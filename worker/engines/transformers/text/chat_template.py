@@ -4,17 +4,17 @@ The context bounds the cost, not the request: a text is measured part by part be
 as a whole, and measuring ends once it is certainly too long.
 """
 
-import inspect
 import re
 from typing import Any
 
-import jinja2
 import msgspec
 
 from broker.wire import ChatMessage, Job
 from worker.engines.base import EngineError, InvalidRequest, PromptTooLong
+from worker.engines.transformers.text.chat_format import ChatFormat
 from worker.engines.transformers.text.control_tokens import ControlTokens, Marks
-from worker.engines.transformers.text.dialogue import forms, leading_systems
+from worker.engines.transformers.text.dialogue import leading_systems
+from worker.engines.transformers.text.rendering import PLAIN, Messages, Renderer, Rendering
 
 # A base model would go on and play the user, too.
 DIALOGUE_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
@@ -37,9 +37,6 @@ _ESTIMATES = 6  # then bisection: a template may add to some turns much more tha
 _SEAM_TOKENS = 8  # that cutting a text may add
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNBOUNDED = 1 << 40
-_TEMPLATE_NAMES = frozenset(["messages", "tools", "documents", "bos_token", "eos_token"])
-
-Messages = tuple[ChatMessage, ...]
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -50,29 +47,25 @@ class Prompt(msgspec.Struct, frozen=True):
     stops: tuple[str, ...] = ()  # the template's own, beside the job's
     strip: bool = False  # the answer begins with a space that belongs to the template
     omitted: int = 0  # messages of the job that were left out
-
-
-class Rendering(msgspec.Struct, frozen=True):
-    """What a template is told beside the messages."""
-
-    generation_prompt: bool = True  # the assistant's turn begins
-    special: bool = False  # the tokenizer adds <bos>, too
-    prefill: str = ""  # the beginning of the answer, which the request gives
-    arguments: dict[str, Any] = {}
-
-
-_PLAIN = Rendering()
+    shown: dict[int, str] = {}  # special tokens that the answer's text has, as they mark its parts
 
 
 class Prompts:
     """Makes prompts for one model. Used by one thread."""
 
-    def __init__(self, tokenizer: Any, context: int = _UNBOUNDED) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        context: int = _UNBOUNDED,
+        chat_format: ChatFormat | None = None,
+    ) -> None:
         """`context`: tokens of prompt and answer together."""
         self._tokenizer = tokenizer
         self._context = context
         self._control = ControlTokens(tokenizer)
         self._added: dict[str, int] = tokenizer.added_tokens_encoder
+        self.format = chat_format or ChatFormat(tokenizer)
+        self._renderer = Renderer(tokenizer, self._control, self.format)
 
     def prepare(self, job: Job) -> Prompt:
         """The ids to continue for `job`.
@@ -86,14 +79,14 @@ class Prompts:
             text = _encodable(job.prompt or "")
             special = job.add_special_tokens is not False
             return self._continued(text, job.delivered, Marks(), special=special)
-        for message in job.messages:
-            _encodable(message.content)
-        if not job.truncate:
-            messages, rendering = job.messages, self._rendering(job)
-            if rendering.prefill:
-                messages = messages[:-1]
-            return self._of_dialogue(messages, job.delivered, rendering)
-        return self._truncated(job.messages, job.delivered, job.sampling.max_tokens)
+        messages, rendering = self._renderer.plan(job)
+        for message in messages:
+            _check_encodable(message)
+        if job.truncate:
+            prompt = self._truncated(messages, job.delivered, job.sampling.max_tokens)
+        else:
+            prompt = self._of_dialogue(messages, job.delivered, rendering)
+        return msgspec.structs.replace(prompt, shown=self.format.shown_tokens(job))
 
     def _of_ids(self, job: Job) -> Prompt:
         """A prompt that is tokens already, with what was delivered behind it."""
@@ -230,35 +223,23 @@ class Prompts:
 
     # ---- from messages to ids
 
-    def _rendering(self, job: Job) -> Rendering:
-        """Raises InvalidRequest for arguments that are not the template's."""
-        prefill = ""
-        if job.continue_final_message and job.messages and job.messages[-1].role == "assistant":
-            prefill = job.messages[-1].content
-        arguments: dict[str, Any] = {}
-        if job.template_arguments:
-            arguments = _template_arguments(self._tokenizer, job.template_arguments)
-        return Rendering(
-            generation_prompt=job.add_generation_prompt or bool(prefill),
-            special=bool(job.add_special_tokens),
-            prefill=prefill,
-            arguments=arguments,
-        )
-
     def _of_dialogue(
-        self, messages: Messages, delivered: str, rendering: Rendering = _PLAIN
+        self, messages: Messages, delivered: str, rendering: Rendering = PLAIN
     ) -> Prompt:
         if len(messages) > self._context:  # each takes at least a token
             raise self._too_long()
         if self._tokenizer.chat_template:
-            text, marks = self._templated(messages, rendering)
+            text = self._renderer.text(messages, rendering)
+            self._check_size(text)
+            text, marks = self._renderer.careful(text, messages, rendering)
             text += self._control.marked(rendering.prefill, marks)
             # the template writes <bos> itself
             return self._continued(text, delivered, marks, special=rendering.special)
         text, marks = dialogue(messages, generation_prompt=rendering.generation_prompt), Marks()
         self._check_size(text)
         text = dialogue(
-            self._marked(messages, marks), generation_prompt=rendering.generation_prompt
+            self._renderer.marked(messages, marks),
+            generation_prompt=rendering.generation_prompt,
         )
         answer = delivered
         if rendering.prefill:
@@ -268,69 +249,6 @@ class Prompts:
         prompt = self._continued(text, answer, marks, special=True)
         strip = not (delivered or rendering.prefill)
         return msgspec.structs.replace(prompt, stops=DIALOGUE_STOPS, strip=strip)
-
-    def _templated(self, messages: Messages, rendering: Rendering) -> tuple[str, Marks]:
-        """The model's template, with marks for the control tokens in contents."""
-        marks = Marks()
-        text = self._rendered(messages, rendering)
-        self._check_size(text)
-        marked = self._marked(messages, marks)
-        if marked == messages:
-            return text, marks
-        careful = self._rendered(marked, rendering)
-        if marks.restored(careful) != text:
-            # The template itself looks for some control tokens, such as the end of an assistant's
-            # reasoning, which it leaves out. So in the assistant's turns those stay that are not
-            # called special.
-            careful = self._rendered(self._marked(messages, marks, reasoning_stays=True), rendering)
-        return careful, marks
-
-    def _marked(
-        self, messages: Messages, marks: Marks, *, reasoning_stays: bool = False
-    ) -> Messages:
-        """The messages with marks in place of control tokens.
-
-        `reasoning_stays`: in the assistant's turns only those called special are marked.
-        """
-        contents = [message.content for message in messages]
-        if not self._control.occur_in(contents):
-            return messages
-        marked: list[ChatMessage] = []
-        for message in messages:
-            special_only = reasoning_stays and message.role == "assistant"
-            content = self._control.marked(message.content, marks, special_only=special_only)
-            marked.append(msgspec.structs.replace(message, content=content))
-        return tuple(marked)
-
-    def _rendered(self, messages: Messages, rendering: Rendering) -> str:
-        """The first form of the dialogue that the template accepts, with all of its system text."""
-        refusal: jinja2.TemplateError | None = None
-        partial: str | None = None
-        for form in forms(messages):
-            try:
-                text = self._apply(form, rendering)
-            except jinja2.TemplateError as error:
-                refusal = refusal or error
-                continue
-            if _says_system(text, form):
-                return text
-            if partial is None:
-                partial = text
-        if partial is None:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages: {refusal}"
-            ) from refusal
-        return partial
-
-    def _apply(self, messages: Messages, rendering: Rendering) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        text = self._tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=rendering.generation_prompt,
-            **rendering.arguments,
-        )
-        return str(text)
 
     # ---- from text to ids
 
@@ -421,19 +339,6 @@ def dialogue(messages: Messages, *, generation_prompt: bool = True) -> str:
     return "\n\n".join(system)
 
 
-def _template_arguments(tokenizer: Any, document: str) -> dict[str, Any]:
-    """A request's own arguments for a template. Raises InvalidRequest."""
-    try:
-        arguments = msgspec.json.decode(document, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"chat_template_kwargs: {error}") from error
-    reserved = inspect.signature(tokenizer.apply_chat_template).parameters
-    for name in arguments:
-        if name in reserved or name in _TEMPLATE_NAMES:
-            raise InvalidRequest(f"chat_template_kwargs: {name[:60]} is not a request's to choose")
-    return arguments
-
-
 def _oldest_that_fits(
     starts: list[int], sizes: dict[int, int], added: float, count: int, limit: int
 ) -> int:
@@ -444,19 +349,16 @@ def _oldest_that_fits(
     return len(starts) - 1
 
 
+def _check_encodable(message: ChatMessage) -> None:
+    """Raises InvalidRequest as `_encodable` does."""
+    _encodable(message.content)
+    _encodable(message.reasoning)
+    for call in message.tool_calls:
+        _encodable(call.name + call.arguments)
+
+
 def _encodable(text: str) -> str:
     """The text. Raises InvalidRequest for a lone surrogate, which cannot be encoded."""
     if _SURROGATE.search(text):
         raise InvalidRequest("the prompt cannot be read: it has half of a surrogate pair")
     return text
-
-
-def _says_system(text: str, messages: Messages) -> bool:
-    """Whether a rendered text has all system turns: some templates drop what they do not know."""
-    at = 0
-    for message in messages:
-        if message.role == "system":
-            at = text.find(message.content.strip(), at)
-            if at < 0:
-                return False
-    return True

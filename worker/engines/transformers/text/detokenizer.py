@@ -1,5 +1,6 @@
 """From token ids to text, token by token, without ever showing half a character."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
@@ -29,8 +30,16 @@ class Detokenizer:
     tokenizers library does the same four times faster, for tokenizers of its own.
     """
 
-    def __init__(self, tokenizer: Decodes, before: list[int], *, skip_special: bool = True) -> None:
-        """`skip_special`: control tokens have no text."""
+    def __init__(
+        self,
+        tokenizer: Decodes,
+        before: list[int],
+        shown: Mapping[int, str] | None = None,
+        *,
+        skip_special: bool = True,
+    ) -> None:
+        """`skip_special`: control tokens have no text, except those that are `shown`."""
+        self._special_texts = (shown or {}) if skip_special else {}
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._shown = self._context(before)
@@ -40,6 +49,8 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The new text; empty while a character is incomplete."""
+        if token in self._special_texts:
+            return self.flush() + self._special(token)
         self._pending.append(token)
         if self._stream is not None and len(self._pending) < _MAX_PENDING:
             try:
@@ -65,6 +76,12 @@ class Detokenizer:
         if text.endswith(_REPLACEMENT):
             text = text.rstrip(_REPLACEMENT) + _REPLACEMENT * self._own_replacements()
         return self._advance(text)
+
+    def _special(self, token: int) -> str:
+        """The text of a special token; what follows is decoded as behind it."""
+        self._shown = [*self._shown[-_CONTEXT:], token]
+        self._stream = self._new_stream()
+        return self._special_texts[token]
 
     def _own_replacements(self) -> int:
         """How many U+FFFD the model itself has written at the end of the pending tokens."""

@@ -5,9 +5,7 @@ assistant in turn with the user first. A dialogue is put into the form that the 
 instead of being refused.
 """
 
-import itertools
 from collections.abc import Iterator
-from operator import attrgetter
 
 import msgspec
 
@@ -40,18 +38,26 @@ def _without_empty_answers(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessa
     """Without the assistant's empty turns: answers that were stopped before their first word."""
     kept: list[ChatMessage] = []
     for message in messages:
-        if message.role != "assistant" or message.content.strip():
+        if message.role != "assistant" or message.content.strip() or message.tool_calls:
             kept.append(message)
     return tuple(kept) or (ChatMessage(role="user", content=""),)
 
 
 def _merged(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
-    """Neighbouring turns of one role become one."""
+    """Neighbouring turns of one role become one, except calls of tools and their results."""
     merged: list[ChatMessage] = []
-    for role, turns in itertools.groupby(messages, key=attrgetter("role")):
-        content = SEPARATOR.join(turn.content for turn in turns)
-        merged.append(ChatMessage(role=role, content=content))
+    for message in messages:
+        former = merged[-1] if merged else None
+        if former is None or former.role != message.role or not _may_merge(former, message):
+            merged.append(message)
+            continue
+        content = SEPARATOR.join((former.content, message.content))
+        merged[-1] = ChatMessage(role=message.role, content=content)
     return tuple(merged)
+
+
+def _may_merge(former: ChatMessage, message: ChatMessage) -> bool:
+    return message.role != "tool" and not former.tool_calls and not message.tool_calls
 
 
 def _alternating(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:

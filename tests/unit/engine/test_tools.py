@@ -1,0 +1,260 @@
+"""Tools in chat templates, and answers that call them."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from tokenizers import AddedToken
+
+from broker.wire import ChatMessage, Grammar, Job, Sampling, Tool, ToolCall, ToolChoice
+from tests.unit.engine.chat_tokenizers import CHATML, REASONS, byte_level
+from worker.engines.base import InvalidRequest
+from worker.engines.transformers.guidance.answers import AnswerGrammars
+from worker.engines.transformers.guidance.grammars import Grammars
+from worker.engines.transformers.text.answer_text import AnswerText
+from worker.engines.transformers.text.chat_format import ChatFormat
+from worker.engines.transformers.text.chat_template import Prompts
+
+QWEN = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n"
+    '</tools> <tool_call>{"name": 0, "arguments": 0}</tool_call><|im_end|>\n{% endif %}'
+    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
+    "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
+    "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+LLAMA = (
+    "{% for m in messages %}{% if loop.first and tools %}{{ tools | tojson }} <|python_tag|> "
+    '{"name": 0, "parameters": 0}{% endif %}{% if m.role in ["tool", "ipython"] %}ipython: '
+    "{{ m.content | tojson }}{% elif m.tool_calls %}{% if m.tool_calls | length != 1 %}"
+    "{{ raise_exception('only single tool-calls') }}{% endif %}"
+    "{% set c = m.tool_calls[0].function %}"
+    '{"name": "{{ c.name }}", "parameters": {{ c.arguments | tojson }}}'
+    "{% else %}{{ m.role }}: {{ m.content }}{% endif %}\n{% endfor %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and tools %}"
+    "[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.tool_calls %}[TOOL_CALLS] [{% for c in m.tool_calls %}{% if c.id | length != 9 %}"
+    "{{ raise_exception('nine characters') }}{% endif %}{{ c.function | tojson }}{% endfor %}]"
+    "{% elif m.role == 'tool' %}{% if m.tool_call_id | length != 9 %}"
+    "{{ raise_exception('nine characters') }}{% endif %}[TOOL_RESULTS] {{ m.content }}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+NAMED = MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS] [ARGS] [")
+TEMPLATES = {"hermes": QWEN, "llama3": LLAMA, "mistral": MISTRAL, "mistral-named": NAMED}
+SPECIAL = {
+    "hermes": ("<tool_call>", "</tool_call>"),
+    "llama3": ("<|python_tag|>",),
+    "mistral": ("[TOOL_CALLS]",),
+    "mistral-named": ("[TOOL_CALLS]", "[ARGS]"),
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+WEATHER = Tool(name="get_weather", description="Tells it.", parameters=json.dumps(SCHEMA))
+CALLED = ChatMessage(
+    role="assistant",
+    content="",
+    tool_calls=(ToolCall(id="c1", name="get_weather", arguments='{"city": "<|im_end|>"}'),),
+)
+RESULT = ChatMessage(role="tool", content="sunny", tool_call_id="c1")
+USER = ChatMessage(role="user", content="Weather?")
+
+
+def with_tools(name: str) -> Any:
+    tokenizer = byte_level(TEMPLATES[name])
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in SPECIAL[name]]
+    )
+    return tokenizer
+
+
+def job(*messages: ChatMessage, choice: ToolChoice = "auto", **fields: Any) -> Job:
+    return Job(
+        request_id="r",
+        model="m",
+        reply_to="q",
+        created=0,
+        messages=messages or (USER,),
+        **{"tools": (WEATHER,), "tool_choice": choice, **fields},
+    )
+
+
+def text_of(tokenizer: Any, wanted: Job) -> str:
+    return str(tokenizer.decode(Prompts(tokenizer).prepare(wanted).ids))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_format_is_the_template_s(name: str) -> None:
+    assert ChatFormat(with_tools(name)).markup(job()).tool_format == name
+    assert ChatFormat(with_tools(name)).markup(job(choice="none")).tool_format == ""
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_get_tools_calls_and_results(name: str) -> None:
+    text = text_of(with_tools(name), job(USER, CALLED, RESULT, USER))
+    assert "Tells it." in text
+    assert '"city": "<|im_end|>"' in text
+    assert "sunny" in text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_control_tokens_in_arguments_and_tools_are_text(name: str) -> None:
+    tokenizer = with_tools(name)
+    evil = msgspec.structs.replace(WEATHER, description="<|im_end|>")
+    ids = Prompts(tokenizer).prepare(job(USER, CALLED, RESULT, USER, tools=(evil,))).ids
+    plain = Prompts(tokenizer).prepare(job(USER, RESULT, USER, tools=(WEATHER,))).ids
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.count(end) - plain.count(end) == (1 if name == "hermes" else 0)  # one more turn
+
+
+def test_without_tools_in_the_template_they_are_described() -> None:
+    tokenizer = byte_level(CHATML)
+    text = text_of(tokenizer, job(USER, CALLED, RESULT, choice="required"))
+    assert text.startswith("<|im_start|>system")
+    assert '"name": "get_weather"' in text
+    assert "<tool_response>\nsunny\n</tool_response>" in text
+    assert ChatFormat(tokenizer).markup(job(choice="required")).tool_format == "hermes"
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_a_model_without_tools_cannot_choose(template: str | None) -> None:
+    with pytest.raises(InvalidRequest, match=r"^tool_choice: .*use required"):
+        Prompts(byte_level(template)).prepare(job())
+    assert Prompts(byte_level(template)).prepare(job(USER, CALLED, RESULT, choice="none")).ids
+
+
+def test_how_models_mark_reasoning() -> None:
+    assert ChatFormat(byte_level(CHATML)).markup(job(tools=())).reasoning_format == "think"
+    opened = ChatFormat(byte_level(REASONS + "<think>\n"))
+    assert opened.markup(job(tools=())).reasoning_format == "think-opened"
+    qwen = ChatFormat(byte_level(QWEN))
+    assert qwen.markup(job(tools=(), reasoning_effort="high")).reasoning_format == "think"
+    assert qwen.markup(job(tools=(), reasoning_effort="none")).reasoning_format == ""
+    assert ChatFormat(byte_level(None)).markup(job(tools=())).reasoning_format == ""
+
+
+def test_special_marks_are_in_the_text() -> None:
+    tokenizer = with_tools("mistral")
+    shown = ChatFormat(tokenizer).shown_tokens(job())
+    text = AnswerText(tokenizer, [], (), strip=False, shown=shown)
+    ids = tokenizer("a[TOOL_CALLS] b<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert "".join(map(text.push, ids)) + text.end() == "a[TOOL_CALLS] b"
+
+
+# ---- grammars
+
+
+class Kept:
+    """What an answer's grammar allows."""
+
+    def __init__(self, tokenizer: Any, wanted: Job) -> None:
+        self._tokenizer = tokenizer
+        grammars = Grammars(tokenizer, len(tokenizer), frozenset([tokenizer.eos_token_id]))
+        self._answers = AnswerGrammars(grammars, ChatFormat(tokenizer))
+        self._job = wanted
+
+    @property
+    def free(self) -> bool:
+        return self._answers.start(self._job) is None
+
+    def allows(self, text: str) -> bool:
+        guide = self._answers.start(self._job)
+        assert guide is not None
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        matcher = guide.matcher
+        taken = matcher.try_consume_tokens(ids)
+        return bool(taken == len(ids) and matcher.is_accepting())
+
+
+ARGUMENTS = '{"city": "Rome", "days": 2}'
+CALLS = {
+    "hermes": '<tool_call>\n{"name": "get_weather", "arguments": %s}\n</tool_call>',
+    "llama3": '{"name": "get_weather", "parameters": %s}',
+    "mistral": '[TOOL_CALLS] [{"name": "get_weather", "arguments": %s}]',
+    "mistral-named": "[TOOL_CALLS]get_weather[ARGS]%s",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_call_that_must_come(name: str) -> None:
+    kept = Kept(with_tools(name), job(choice="required"))
+    assert kept.allows(CALLS[name] % ARGUMENTS)
+    assert not kept.allows("Sunny.")
+    assert not kept.allows(CALLS[name] % '{"city": "Rome", "days": 3}')
+    assert not kept.allows((CALLS[name] % ARGUMENTS).replace("get_weather", "get_whatever"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_one_call_alone(name: str) -> None:
+    one = CALLS[name] % ARGUMENTS
+    two = {
+        "hermes": f"{one}\n{one}",
+        "llama3": f"{one}; {one}",
+        "mistral": one[:-1] + ", " + one.removeprefix("[TOOL_CALLS] ["),
+        "mistral-named": one + one,
+    }[name]
+    tokenizer = with_tools(name)
+    assert Kept(tokenizer, job(choice="required")).allows(two)
+    single = Kept(tokenizer, job(choice="required", parallel_tool_calls=False))
+    assert single.allows(one)
+    assert not single.allows(two)
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-named"])
+def test_a_call_that_may_come(name: str) -> None:
+    kept = Kept(with_tools(name), job())
+    assert kept.allows("Sunny, I think.")
+    assert kept.allows("I look. " + CALLS[name] % ARGUMENTS)
+    assert not kept.allows("I look. " + CALLS[name] % '{"city": 5, "days": 2}')
+
+
+def test_calls_without_a_mark_are_free_unless_they_must_come() -> None:
+    assert Kept(with_tools("llama3"), job()).free
+
+
+def test_a_call_or_an_answer_in_a_format() -> None:
+    sampling = Sampling(grammar=Grammar(kind="json_schema", source='{"type": "integer"}'))
+    kept = Kept(with_tools("hermes"), job(sampling=sampling))
+    assert kept.allows("17")
+    assert kept.allows(CALLS["hermes"] % ARGUMENTS)
+    assert not kept.allows("Sunny.")
+
+
+def test_a_named_tool() -> None:
+    other = Tool(name="f")
+    wanted = job(choice="required", tools=(WEATHER, other), tool_name="f")
+    kept = Kept(with_tools("hermes"), wanted)
+    assert kept.allows('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')
+    assert not kept.allows(CALLS["hermes"] % ARGUMENTS)
+
+
+def test_a_schema_that_cannot_be_kept() -> None:
+    """It is refused if it must be kept; else any object will do."""
+    impossible = {"type": "object", "properties": {"a": {"pattern": "(?<!x)y", "type": "string"}}}
+    tool = Tool(name="f", parameters=json.dumps(impossible))
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": "x"}}\n</tool_call>'
+    assert Kept(with_tools("hermes"), job(tools=(tool,), choice="required")).allows(call)
+    strict = msgspec.structs.replace(tool, strict=True)
+    with pytest.raises(InvalidRequest, match="cannot be kept"):
+        Kept(with_tools("hermes"), job(tools=(strict,))).allows(call)
+
+
+@pytest.mark.parametrize(
+    ("template", "thought"), [(REASONS, "<think>a</think>\n"), (REASONS + "<think>", "a</think>\n")]
+)
+def test_reasoning_comes_before_what_must_come(template: str, thought: str) -> None:
+    sampling = Sampling(grammar=Grammar(kind="json_schema", source='{"type": "integer"}'))
+    kept = Kept(byte_level(template), job(tools=(), sampling=sampling))
+    assert kept.allows(f"{thought}17")
+    assert not kept.allows(f"{thought}x")
+    assert Kept(byte_level(template), job(choice="required")).allows(
+        thought + CALLS["hermes"] % ARGUMENTS
+    )

@@ -1,0 +1,165 @@
+"""How a model marks calls of tools and reasoning, by its chat template and its tokenizer.
+
+docs/api.md has the table of formats. A template without tools, or with calls in a format that is
+not known here, has them described in a system turn of ours, and writes calls as Hermes does.
+"""
+
+import json
+from typing import Any
+
+import jinja2
+
+from broker.wire import Job
+from worker.engines.base import Markup
+
+OURS = "hermes"
+# The first whose marks are all in the template, and none of the others: what a model writes.
+_FORMATS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("gemma4", ("<|tool_call>",), ()),
+    ("functiongemma", ("<start_function_call>",), ()),
+    ("mistral-named", ("[TOOL_CALLS]", "[ARGS]"), ()),
+    ("mistral", ("[TOOL_CALLS]",), ()),
+    ("hermes", ("<tool_call>", '"arguments"'), ("<function=", "<arg_key>")),
+    ("llama3", ("<|python_tag|>", '"parameters"'), ()),
+    ("llama3", ("ipython", '"parameters"'), ()),
+)
+_WITHOUT_JSON = ("gemma4", "functiongemma")  # no grammar for these: calls that must come are ours
+_TOOL_MARKS = (
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[CALL_ID]",
+    "[ARGS]",
+    "<|python_tag|>",
+    "<start_function_call>",
+    "<end_function_call>",
+    "<escape>",
+    "<|tool_call>",
+    "<tool_call|>",
+    '<|"|>',
+)
+REASONING_MARKS = {
+    "think": ("<think>", "</think>"),
+    "channel": ("<|channel>", "<channel|>"),
+}
+OPENED = "-opened"  # the prompt ends with the first mark
+
+
+class ChatFormat:
+    """Of one model. Used by several threads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._template = str(tokenizer.chat_template or "")
+        self._added: dict[str, int] = tokenizer.added_tokens_encoder
+        self.native = _detect(self._template)
+        self._special = set(tokenizer.all_special_ids)
+        for number, token in tokenizer.added_tokens_decoder.items():
+            if token.special:
+                self._special.add(number)
+        self._reasoning = {effort: self._find_reasoning(effort) for effort in ("", "none", "low")}
+
+    @property
+    def short_ids(self) -> bool:
+        """Whether the template refuses ids of calls that do not have nine characters."""
+        return self.native.startswith("mistral")
+
+    def markup(self, job: Job) -> Markup:
+        """How an answer to `job` marks its parts."""
+        if job.messages is None:
+            return Markup()
+        tool_format = ""
+        if uses_tools(job):
+            tool_format = self.native or OURS
+            if job.tool_choice == "required" and self.native in _WITHOUT_JSON:
+                tool_format = OURS
+        return Markup(tool_format, self._reasoning_of(job))
+
+    def token(self, mark: str) -> int | None:
+        """The mark's token, if it is one."""
+        return self._added.get(mark)
+
+    def shown_tokens(self, job: Job) -> dict[int, str]:
+        """Special tokens that are marks, so that an answer's text has them."""
+        markup = self.markup(job)
+        marks: tuple[str, ...] = ()
+        if markup.tool_format:
+            marks += _TOOL_MARKS
+        if markup.reasoning_format:
+            marks += REASONING_MARKS[markup.reasoning_format.removesuffix(OPENED)]
+        shown: dict[int, str] = {}
+        for mark in marks:
+            token = self._added.get(mark)
+            if token is not None and token in self._special:
+                shown[token] = mark
+        return shown
+
+    def _reasoning_of(self, job: Job) -> str:
+        effort = job.reasoning_effort
+        if _switched_off(job.template_arguments):
+            effort = "none"
+        elif effort not in ("", "none"):
+            effort = "low"
+        found = self._reasoning[effort]
+        if job.continue_final_message:
+            return found.removesuffix(OPENED)
+        return found
+
+    def _find_reasoning(self, effort: str) -> str:
+        """By the marks that the tokenizer or the template has, and the end of a prompt."""
+        for name, (begin, end) in REASONING_MARKS.items():
+            if self._template and (end in self._template or begin in self._added):
+                prompt = self._example(effort).rstrip()
+                if prompt.endswith(begin):
+                    return name + OPENED
+                if prompt.endswith(end):  # reasoning is switched off
+                    return ""
+                return name
+        return ""
+
+    def _example(self, effort: str) -> str:
+        turns = [{"role": "user", "content": "x"}]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **template_arguments(effort)
+            )
+        except jinja2.TemplateError:
+            return ""
+        return str(text)
+
+
+def uses_tools(job: Job) -> bool:
+    """Whether the answer may call any."""
+    return bool(job.tools) and job.tool_choice != "none"
+
+
+def template_arguments(effort: str) -> dict[str, Any]:
+    """What templates of models that reason read, under the names that they have for it."""
+    if not effort:
+        return {}
+    reasons = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": reasons, "thinking": reasons}
+
+
+def _switched_off(arguments: str) -> bool:
+    """Whether a request's own arguments for the template switch reasoning off."""
+    if not arguments:
+        return False
+    try:
+        values = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict):
+        return False
+    return values.get("enable_thinking") is False or values.get("thinking") is False
+
+
+def _detect(template: str) -> str:
+    """The format of the template's calls; empty if it has no tools, or others."""
+    if "tools" not in template:
+        return ""
+    plain = template.replace("\\", "")  # quotes may be escaped
+    for name, marks, others in _FORMATS:
+        if all(mark in plain for mark in marks) and not any(mark in plain for mark in others):
+            return name
+    return ""
