@@ -16,10 +16,11 @@ from api.errors import ApiError
 from api.events.hub import Hub
 from api.plans import plans
 from api.requests.build import chat_job
+from api.requests.reading import AnswerReader, Collected
 from api.requests.submit import Submitter
 from broker.client import Client
 from broker.errors import BrokerError
-from broker.wire import ChatMessage, Delta, Sampling
+from broker.wire import ChatMessage, Sampling
 
 WAITING_AT_MOST = 50  # conversations; further ones keep their first words
 SECONDS = 120.0  # for a title, its wait included
@@ -103,14 +104,13 @@ class Titles:
             truncate=True,
         )
         stream = await self._submitter.submit(job)
-        parts: list[str] = []
+        reader, answer = AnswerReader(job), Collected()
         try:
             async for frame in stream:
-                if isinstance(frame, Delta):
-                    parts.append(frame.text)
+                answer.add(reader.take(frame))
         finally:
             await stream.aclose()
-        return "".join(parts)
+        return answer.text  # without what the model thought
 
 
 def title_from_answer(text: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from broker.wire import ChatMessage, Grammar, Job, Sampling
+from broker.wire import ChatMessage, Grammar, Job, Sampling, Tool, ToolChoice
 from tests.unit.engine.schemas import random_schema
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineUnavailable, InvalidRequest
@@ -248,3 +249,56 @@ async def test_other_grammars_and_refusals() -> None:
         instance(Grammar(kind="regex", source="a{2000}"))
     with pytest.raises(InvalidRequest, match="not"):
         await said(job("x", grammar=Grammar(kind="json_schema", source='{"not": {}}')))
+
+
+SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
+TOOLS = (Tool(name="f", parameters=SCHEMA), Tool(name="g"))
+
+
+def with_tools(*messages: ChatMessage, choice: ToolChoice = "auto", name: str = "") -> Job:
+    return Job(
+        request_id="r",
+        model="echo",
+        reply_to="q",
+        created=0,
+        messages=messages,
+        tools=TOOLS,
+        tool_choice=choice,
+        tool_name=name,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "choice", "name", "calls"),
+    [
+        ("hello there", "auto", "", []),
+        ('call f {"n": 7}', "auto", "", [("f", {"n": 7})]),
+        (
+            'call f {"n": 7}, call g {"a": "c  d"}',
+            "auto",
+            "",
+            [("f", {"n": 7}), ("g", {"a": "c  d"})],
+        ),
+        ('call h {"n": 7}', "auto", "", []),
+        ("call f {oh}", "auto", "", []),
+        ('call f {"n": 7}', "none", "", []),
+        ("hello", "required", "", [("f", {"n": 1})]),
+        ("hello", "required", "g", [("g", {})]),
+        ('call f {"n": 7}', "required", "g", [("g", {})]),
+    ],
+)
+async def test_calls(text: str, choice: ToolChoice, name: str, calls: list[Any]) -> None:
+    job = with_tools(ChatMessage(role="user", content=text), choice=choice, name=name)
+    answer, _, finish = await said(job)
+    found = re.findall(r"<tool_call>\n(.*)\n</tool_call>", answer)
+    assert [(call["name"], call["arguments"]) for call in map(json.loads, found)] == calls
+    assert finish == "stop"
+    if not calls:
+        assert answer == text
+    assert echo().markup(job).tool_format == ("" if choice == "none" else "hermes")
+
+
+async def test_a_result_is_repeated() -> None:
+    question = ChatMessage(role="user", content='call f {"n": 7}')
+    result = ChatMessage(role="tool", content="seven of them", tool_call_id="1")
+    assert (await said(with_tools(question, result)))[0] == "seven of them"

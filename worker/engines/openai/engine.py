@@ -120,6 +120,7 @@ class OpenAIEngine:
         if server is None:
             raise EngineStopped("the engine is not running")
         check_task(job, *self.tasks)
+        _refuse_tools(job)
         if job.sampling.prompt_logprobs is not None:
             raise InvalidRequest(
                 "logprobs of the prompt are not passed on by this node: leave out echo, logprobs "
@@ -288,6 +289,16 @@ def _merge_chunks(chunks: list[Chunk]) -> Chunk:
         tokens=sum(chunk.tokens for chunk in chunks),
         logprobs=tuple(token_logprobs),
     )
+
+
+def _refuse_tools(job: Job) -> None:
+    """Raises InvalidRequest: calls would be left out without a word."""
+    has_turns = any(turn.tool_calls or turn.role == "tool" for turn in job.messages or ())
+    if has_turns or (job.tools and job.tool_choice != "none"):
+        raise InvalidRequest(
+            "tools: they are not passed on to the server behind this node; use a model that "
+            "Canopy runs itself"
+        )
 
 
 def create(
