@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db.models import F
+from django.db import models
+from django.db.models import F, Q
 from django.utils import timezone
 
 from api.answers import process
@@ -122,6 +123,16 @@ async def stop(record: StoredAnswer) -> None:
 def is_orphan(owner: str, touched: datetime) -> bool:
     """True for a streaming answer that no process writes any more."""
     return touched < timezone.now() - SILENT or not process.may_live(owner)
+
+
+def orphaned(rows: "models.QuerySet[Any]") -> Q:
+    """Which of the rows, all with `owner` and `touched`, belong to no process any more.
+
+    However many rows there are, each owner is looked for once.
+    """
+    owners = rows.order_by().values_list("owner", flat=True).distinct()
+    dead = [owner for owner in owners if not process.may_live(owner)]
+    return Q(owner__in=dead) | Q(touched__lt=timezone.now() - SILENT)
 
 
 @sync_to_async

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from api.accounts.models import User
 from api.answers import process
-from api.answers.store import is_orphan
+from api.answers.store import orphaned
 from api.batches.models import OPEN, PREFIX, Batch, BatchStatus
 from api.batches.results import Counts, Kind
 from api.errors import ApiError
@@ -86,13 +86,9 @@ async def cancel(batch: Batch) -> None:
 @sync_to_async
 def orphans(mine: Sequence[int], limit: int) -> list[Batch]:
     """Open batches that no process runs, oldest first."""
-    rows = Batch.objects.filter(status__in=OPEN).exclude(pk__in=mine).order_by("pk")
-    lost = [
-        pk
-        for pk, owner, touched in rows.values_list("pk", "owner", "touched")
-        if is_orphan(owner, touched)
-    ]
-    return list(Batch.objects.filter(pk__in=lost[:limit]).order_by("pk"))
+    rows = Batch.objects.filter(status__in=OPEN)
+    lost = rows.filter(orphaned(rows)).exclude(pk__in=mine)
+    return list(lost.order_by("pk")[:limit])
 
 
 async def claim(batch: Batch) -> Batch | None:

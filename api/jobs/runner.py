@@ -16,6 +16,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from api.answers import store as answers
+from api.answers.record import ATTEMPTS_A_TAKEOVER
 from api.answers.writer import AnswerWriters, hops
 from api.batches.pacing import Pacer
 from api.environment import LONGEST_JOB
@@ -156,6 +157,9 @@ class JobRunner:
     async def _answer(self, running: _Running) -> None:
         reply = await self._reply(running)
         await self._note(running)
+        answer = await store.answer(running.job)
+        if answer is not None and answer.trail:  # with the wait at each node
+            await store.note(running.job, trail=answer.trail)
         if await store.finish(running.job, reply):
             status = None if reply is None else reply.status
             log.info("stored job ended", job=running.job.public_id, status=status)
@@ -208,7 +212,7 @@ def _progress(stream: Stream) -> dict[str, object]:
     """What is stored of a stream."""
     fields: dict[str, object] = {
         "request_id": stream.request_id,
-        "attempts": stream.attempt,
+        "attempts": sum(divmod(stream.attempt, ATTEMPTS_A_TAKEOVER)),
         "status": JobStatus.RUNNING if stream.started else JobStatus.QUEUED,
         "position": None,
         "starts": None,

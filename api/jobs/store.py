@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from api.accounts.models import User
 from api.answers import process
-from api.answers.store import is_orphan
+from api.answers.store import orphaned
 from api.errors import ApiError
 from api.idempotency.models import KeptRequest
 from api.jobs.models import OPEN, PREFIX, Delivery, JobStatus, StoredJob
@@ -19,7 +19,6 @@ from api.requests.internal import Reply
 
 MOST_OPEN = 1000  # jobs of one user
 RETRY_AFTER = 30  # seconds
-_SCANNED = 5000  # open jobs, at most, that one look goes through
 _STATUSES = {200: JobStatus.COMPLETED, 504: JobStatus.EXPIRED}
 
 
@@ -109,12 +108,9 @@ async def _end(
 @sync_to_async
 def orphans(mine: Collection[int], limit: int, priority: str) -> list[StoredJob]:
     """Open jobs that no process runs, oldest first."""
-    rows = StoredJob.objects.filter(status__in=OPEN, priority=priority).order_by("pk")
-    lost: list[int] = []
-    for pk, owner, touched in rows.values_list("pk", "owner", "touched")[:_SCANNED]:
-        if pk not in mine and is_orphan(owner, touched):
-            lost.append(pk)
-    return list(StoredJob.objects.filter(pk__in=lost[:limit]).order_by("pk"))
+    rows = StoredJob.objects.filter(status__in=OPEN, priority=priority)
+    lost = rows.filter(orphaned(rows)).exclude(pk__in=mine)
+    return list(lost.defer("body", "reply").order_by("pk")[:limit])
 
 
 async def claim(job: StoredJob) -> StoredJob | None:
