@@ -93,7 +93,7 @@ class Caller:
         headers.pop("Authorization", None)
         content = json.dumps(sent["json"]).encode() if "json" in sent else sent.get("data")
         form: dict[str, Any] = {"content": content}
-        if "files" in sent:
+        if sent.get("files"):
             form = {"files": [as_part(*each) for each in sent["files"]]}
         request = self.http.build_request(sent["method"], sent["url"], headers=headers, **form)
         await request.aread()  # the checks look at it
