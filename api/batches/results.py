@@ -94,22 +94,28 @@ class PartFile:
     """The results of one owner."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
-        self._file = os.fdopen(os.open(path, flags, 0o600), "ab", buffering=0)
+        self._path = path
+        self._handle: int | None = None
+
+    def open(self) -> None:
+        """Makes the file, if it is not there."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._handle = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
 
     def write(self, result: Result) -> None:
         """Appends a result: a kill of this process does not lose it."""
+        if self._handle is None:
+            raise AssertionError("a result is written before its file is open")
         letter = result.kind[:1].encode()
-        self._file.write(b"%d %b %b\n" % (result.number, letter, result.content))
-
-    def sync(self) -> None:
-        """Nor does a power cut, from here on."""
-        os.fsync(self._file.fileno())
+        rest = memoryview(b"%d %b %b\n" % (result.number, letter, result.content))
+        while rest:  # a write may be short
+            rest = rest[os.write(self._handle, rest) :]
 
     def close(self) -> None:
         """No more results."""
-        self._file.close()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
 def index(parts: list[Path]) -> dict[int, Place]:

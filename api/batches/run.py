@@ -20,7 +20,7 @@ from api.batches.models import Batch, BatchStatus
 from api.batches.pacing import Pacer
 from api.batches.results import Counts, Kind, PartFile, Result, Unfinished
 from api.environment import LONGEST_JOB
-from api.files.disk import ContentStore, new_name
+from api.files.disk import ContentStore, new_name, opened
 from api.files.models import StoredFile
 from api.requests import internal
 from api.requests.internal import Reply
@@ -137,7 +137,8 @@ class BatchRun:
         """Returns when all lines have a result, or shall have none."""
         done = set(await self._index())
         path = self._contents.part(self._batch.name, self._batch.lease)
-        self._part = await asyncio.to_thread(PartFile, path)
+        self._part = PartFile(path)
+        await _in_thread(self._part.open)
         answering = asyncio.create_task(self._start_lines(done))
         stopped = asyncio.create_task(self._stopped.wait())
         try:
@@ -152,10 +153,10 @@ class BatchRun:
 
     async def _start_lines(self, done: set[int]) -> None:
         path = self._contents.path(self._batch.input_content)
-        with await asyncio.to_thread(path.open, "rb") as file:
+        with await opened(path) as file:
             source = lines.numbered(file)
             async with asyncio.TaskGroup() as tasks:
-                while some := await asyncio.to_thread(lines.some, source):
+                while some := await _in_thread(lines.some, source):
                     for number, raw in some:
                         if number not in done:
                             line = lines.parse(number, raw, self._batch.endpoint)

@@ -1,8 +1,9 @@
 """The contents of files: private files in one directory, under names that we make.
 
-Blocking: call these from a thread. Several API processes must see the same directory.
+Blocking, but for `opened`: call these from a thread. Several API processes must see the same files.
 """
 
+import asyncio
 import contextlib
 import os
 import re
@@ -80,6 +81,17 @@ class ContentStore:
             return []
         mine = [path for path in self.partial.glob(f"{batch}.*") if _PARTIAL.fullmatch(path.name)]
         return sorted(mine, key=_lease_of)
+
+
+async def opened(path: Path) -> BinaryIO:
+    """The content, open for reading: closed again if the caller is cancelled meanwhile."""
+    opening = asyncio.create_task(asyncio.to_thread(path.open, "rb"))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            (await opening).close()
+        raise
 
 
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY

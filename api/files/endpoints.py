@@ -14,7 +14,7 @@ from api.accounts.auth import AuthRequest, Key
 from api.context import app
 from api.errors import ApiError
 from api.files import store, upload
-from api.files.disk import CHUNK, new_name
+from api.files.disk import CHUNK, new_name, opened
 from api.files.schemas import DeletedFile, FileList, FileObject, file_object
 from api.http.documentation import error_statuses
 from api.settings import ENV
@@ -141,6 +141,6 @@ async def read_content(request: AuthRequest, file_id: str) -> HttpResponseBase:
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with await asyncio.to_thread(path.open, "rb") as file:
+    with await opened(path) as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK):
             yield chunk

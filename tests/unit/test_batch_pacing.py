@@ -35,6 +35,7 @@ def test_only_the_models_nodes_that_serve_count() -> None:
 
 def test_a_torn_result_is_none(tmp_path) -> None:  # type: ignore[no-untyped-def]
     part = PartFile(tmp_path / "x" / "part")
+    part.open()
     part.write(Result(1, "output", b'{"a": 1}'))
     part.write(Result(2, "error", b'{"b": 2}'))
     part.close()

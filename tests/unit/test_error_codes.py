@@ -10,12 +10,20 @@ from cli.home import REPOSITORY
 
 TEXTS = REPOSITORY / "frontend" / "src" / "locales" / "en" / "errors.ts"
 FOR_PROGRAMS = {  # which no page's request can cause
+    "deadline_exceeded",
+    "file_in_use",
     "idempotency_key_reused",
     "invalid_api_key",
     "invalid_body",
     "invalid_idempotency_key",
     "login_needed",
     "method_not_allowed",
+    "not_cancellable",
+    "not_with_idempotency_key",
+    "storage_full",
+    "too_many_batches",
+    "too_many_files",
+    "too_many_jobs",
     "unsupported_encoding",
     "unsupported_parameter",
 }
