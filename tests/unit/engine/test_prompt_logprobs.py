@@ -11,12 +11,19 @@ import transformers
 from broker.wire import Job, TokenLogprob
 from tests.unit.engine import tiny
 from tests.unit.engine.decoder_runs import Runs, job
+from tests.unit.engine.pages import look_a_step_later, use_pages
 from worker.engines.base import Chunk, EngineError
 from worker.engines.transformers.model.loader import load
 from worker.engines.transformers.sampling import prompt_logprobs
 
 PROMPT = "Once upon a time, in a land far away, there lived a tiny model."
-PATHS = [("llama", "runner"), ("llama", "padded"), ("llama", "sequential"), ("gemma3", "runner")]
+PATHS = [
+    ("llama", "runner"),
+    ("llama", "pages"),
+    ("llama", "padded"),
+    ("llama", "sequential"),
+    ("gemma3", "runner"),
+]
 SLOTS = 3
 
 
@@ -28,10 +35,13 @@ def runs(
     kind, path = request.param
     monkeypatch.setenv("CANOPY_THREADS", "1")
     monkeypatch.setattr(prompt_logprobs, "_CPU_LOGITS", 7 * 259)
-    if path != "runner":
+    if path == "pages":
+        use_pages(monkeypatch)
+        look_a_step_later(monkeypatch)
+    elif path != "runner":
         monkeypatch.setenv("CANOPY_LIBRARY_ATTENTION", "1")
     loaded = load(tiny.save_model(kind, tmp_path), "cpu", SLOTS)
-    if path != "runner":
+    if path in ("padded", "sequential"):
         loaded = msgspec.structs.replace(loaded, batched=path == "padded")
     created = Runs(loaded, SLOTS)
     yield created
