@@ -69,7 +69,11 @@ class NewResponse:
             row.node = progress.start.node
             row.tool_format = progress.start.tool_format
             row.reasoning_format = progress.start.reasoning_format
-        await store.insert(row)
+        row.parameters["completed_at"] = progress.completed_at
+        if not await store.insert(row):  # told again: a retry with its Idempotency-Key
+            former = await store.find(self._request.auth, name)
+            if former is not None:
+                progress.completed_at = former.parameters.get("completed_at")
 
 
 async def prepare(request: AuthRequest, body: ResponseRequest) -> NewResponse:

@@ -1,5 +1,6 @@
 """/v1/responses: OpenAI's Responses API."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -115,7 +116,9 @@ async def _find(request: AuthRequest, response_id: str) -> StoredResponse:
 
 def _stream(row: StoredResponse, after: int) -> EventStream:
     reader = following.follow(row)
-    told = events(stored.progress_of(row), reader, after=after)
+    progress = stored.progress_of(row)
+    at_end = partial(stored.use_stored_end, row, progress) if row.background else None
+    told = events(progress, reader, after=after, before_last=at_end)
     return EventStream(told, reader, headers={"X-Request-Id": row.request_id})
 
 

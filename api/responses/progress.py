@@ -40,6 +40,16 @@ class Progress:
         self._read = 0  # characters of the answer
         self._reasoned = 0  # of them in reasoning
 
+    @property
+    def completed_at(self) -> int | None:
+        """When the answer was complete, in Unix seconds; what is stored counts."""
+        return None if self.response is None else self.response["completed_at"]
+
+    @completed_at.setter
+    def completed_at(self, moment: int | None) -> None:
+        if self.response is not None:
+            self.response["completed_at"] = moment
+
     def opening(self) -> list[Event]:
         """The events before the answer."""
         statuses: list[Status] = ["in_progress"]

@@ -31,7 +31,7 @@ class Shape:
         response = self._response(status)
         response.update(output=list(output), usage=usage)
         if status == "completed":
-            response["completed_at"] = completed
+            response["completed_at"] = self.parameters.get("completed_at") or completed
         if status == "incomplete":
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         return response
@@ -47,12 +47,12 @@ class Shape:
             "id": f"{PREFIX}{self.name}",
             "object": "response",
             "status": status,
-            "completed_at": None,
             "error": None,
             "incomplete_details": None,
             "output": [],
             "usage": None,
             **self.parameters,
+            "completed_at": None,
         }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from api.accounts.models import User
 from api.answers.record import Status
+from api.answers.store import current
 from api.context import app
 from api.errors import ApiError
 from api.http.parsing import MAX_ECHOED
@@ -43,6 +44,13 @@ def response_of(row: StoredResponse) -> dict[str, Any]:
     if progress.response is None:
         raise AssertionError("an answer that has ended has no end")
     return progress.response
+
+
+async def use_stored_end(row: StoredResponse, progress: Progress) -> None:
+    """The response that was followed gets the moment of its end that later readers get."""
+    ended = await current(row)
+    if ended is not None and progress.completed_at is not None:
+        progress.completed_at = int(ended.touched.timestamp())
 
 
 def items_of(row: StoredResponse) -> list[Item]:

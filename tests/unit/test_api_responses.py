@@ -473,3 +473,14 @@ def test_events_are_the_same_however_the_text_was_cut(
     if seen:  # a reader comes back with the last number that it saw
         rest = numbered([text], seen[-1]["sequence_number"])
         assert "".join(each.get("delta", "") for each in [*seen, *rest]) == text
+
+
+async def test_the_moment_of_its_end_is_the_same_for_all_readers(
+    program: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.responses.progress.time.time", itertools.count(1000).__next__)
+    key = {"Idempotency-Key": "the same moment"}
+    first = (await program.post(PATH, json=ASK, headers=key)).json()
+    again = (await program.post(PATH, json=ASK, headers=key)).json()
+    stored = (await program.get(f"{PATH}/{first['id']}")).json()
+    assert first["completed_at"] == again["completed_at"] == stored["completed_at"]
