@@ -169,7 +169,7 @@ def _require(tiers: Sequence[str]) -> None:
     if needs_broker and system.rabbitmq_server() is None:
         remedy = system.remedy(["rabbitmq-server"])
         raise MachineError(f"The tests need a real RabbitMQ; run: {remedy}")
-    if "e2e" in tiers and system.browser() is None:
+    if not {"e2e", "clients"}.isdisjoint(tiers) and system.browser() is None:
         remedy = system.remedy(["chromium"])
         raise MachineError(f"The tests need a real browser; run: {remedy}")
 

@@ -32,6 +32,7 @@ _FOR_TESTS = [
     "gcc",
     "libc6-dev",
     "openssl",
+    "default-jdk-headless",
 ]
 _SYSTEM = {"up": ["rabbitmq-server"], "test": _FOR_TESTS}
 _REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.DEVELOPMENT]}

@@ -88,6 +88,7 @@ PROBES: dict[str, Callable[[], object]] = {
     "gcc": c_compiler,
     "libc6-dev": c_headers,
     "openssl": partial(shutil.which, "openssl"),
+    "default-jdk-headless": partial(shutil.which, "javac"),
 }
 
 

@@ -14,9 +14,14 @@ import pytest
 from cli.home import REPOSITORY
 from tests.clients import matrix
 from tests.clients.programs import Record
-from tests.clients.registry import CHAT_MODEL, TOOL_CALLER
+from tests.clients.registry import CHAT_MODEL, EMBEDDER
 from tests.instance import MODEL_SECONDS, Instance, running
 from tests.realbroker import NodeProcess, root
+
+# What takes too much room for every run; the table keeps what it found last.
+collect_ignore = (
+    [] if os.environ.get("ALL_CLIENTS") else ["test_benchmarks.py", "test_open_webui.py"]
+)
 
 LOAD_SECONDS = 120.0  # of a model, on a machine that has other things to do
 _ANSWER_TOKENS = 96  # of a request that names no limit: a small model may not know when to end
@@ -75,12 +80,12 @@ def record(record_property: Callable[[str, object], None]) -> Record:
 
 @pytest.fixture(scope="package")
 def models(service: Instance, staff: httpx.Client) -> Iterator[None]:
-    """A tree with the packaged chat model beside echo's, and one that calls tools by rule."""
-    folder = _model_folder()
+    """A tree with the packaged chat model beside echo's, and one that embeds."""
+    folder = model_folder()
     computes = ["--engine", "transformers", "--device", "cpu", "--model-path", str(folder)]
     with ExitStack() as trees:
         _tree(trees, service, CHAT_MODEL, *computes, "--slots", "4")
-        _tree(trees, service, TOOL_CALLER, "--engine", "tests.clients.tool_caller")
+        _tree(trees, service, EMBEDDER, "--engine", "echo", "--task", "embed")
         # What an operator would set for so small a model; clients that name values get theirs.
         limits = {"model": CHAT_MODEL, "max_tokens": _ANSWER_TOKENS, "temperature": 0.0}
         answer = staff.put("/api/operate/models/settings", json=limits)
@@ -99,7 +104,7 @@ def _tree(trees: ExitStack, service: Instance, model: str, *options: str) -> Non
     process.wait_ready(LOAD_SECONDS)
 
 
-def _model_folder() -> Path:
+def model_folder() -> Path:
     """The packaged model, converted if this is the first time."""
     done = subprocess.run(
         [sys.executable, "-m", "worker.models", "prepare", CHAT_MODEL],

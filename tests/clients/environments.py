@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 from cli.home import REPOSITORY
@@ -17,7 +18,10 @@ from cli.prepare.steps import Log, exclusive
 FOLDER = REPOSITORY / "var" / "clients"
 LOCKS = Path(__file__).parent / "environments"
 NODE = Path(__file__).parent / "node"
+# These need a torch or transformers; Canopy's own spare gigabytes.
+_BORROWERS = {"guidellm", "lm-eval", "open-webui"}
 _UV = Path(sys.executable).with_name("uv")
+_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def python(name: str) -> Path:
@@ -32,6 +36,9 @@ def python(name: str) -> Path:
             # uv links the files of its cache: ten environments take the room of one
             install = [str(_UV), "pip", "install", "--python", str(interpreter), "--no-deps"]
             _run(name, [*install, "-r", str(lock)])
+            if name in _BORROWERS:
+                packages = folder / "lib" / f"python{_VERSION}" / "site-packages"
+                (packages / "canopy.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
             _record(folder, lock)
     return interpreter
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.home import REPOSITORY
+from tests.clients.expected import kind_of
 
 PAGE = REPOSITORY / "docs" / "clients.md"
 PROPERTY = "client"  # of a test's report
-COLUMNS = ("echo", "smollm2-135m-instruct", "tool-caller")
+COLUMNS = ("echo", "smollm2-135m-instruct")
 _HEAD = f"| client | version | {' | '.join(COLUMNS)} |"
 _RULE = "| --- " * (2 + len(COLUMNS)) + "|"
 _ROW = re.compile(r"^\| (?P<client>[^|]+?) \| (?P<version>[^|]*?) \|(?P<cells>.*)\|$")
@@ -28,8 +29,18 @@ class Row:
 
 
 def cell(problems: Mapping[str, str]) -> str:
-    """The checks of a client with one model; those with a problem are struck out."""
-    return ", ".join(f"**not {check}**" if why else check for check, why in problems.items())
+    """The checks of a client with one model, by provider; bold where there was a problem."""
+    by_way: dict[str, list[str]] = {"": []}
+    for check, why in problems.items():
+        kind = kind_of(check)
+        way = check.removesuffix(kind).rstrip("_")
+        by_way.setdefault(way, []).append(f"**not {_words(kind)}**" if why else _words(kind))
+    told = {way: ", ".join(checks) for way, checks in by_way.items() if checks}
+    return "; ".join(f"{way}: {checks}" if way else checks for way, checks in told.items())
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def read(page: Path = PAGE) -> list[Row]:

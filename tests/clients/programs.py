@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.clients import environments
 from tests.clients.expected import Outcome, judge
-from tests.clients.registry import Client
+from tests.clients.registry import EMBEDDER, Client
 from tests.instance import Instance
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -45,6 +45,7 @@ def variables(service: Instance, key: str, model: str, home: Path) -> dict[str, 
         "ANTHROPIC_API_KEY": key,
         "CANOPY_URL": service.url,
         "MODEL": model,
+        "EMBEDDER": EMBEDDER,
     }
 
 

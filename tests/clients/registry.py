@@ -9,8 +9,8 @@ from tests.clients import environments
 
 ECHO = "echo"
 CHAT_MODEL = "smollm2-135m-instruct"
-TOOL_CALLER = "tool-caller"
-MODELS = (ECHO, CHAT_MODEL, TOOL_CALLER)
+EMBEDDER = "echo-embedder"  # for the checks named `embeddings`
+MODELS = (ECHO, CHAT_MODEL)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class Client:
     packages: tuple[str, ...]
     echo: str
     chat_model: str
-    tool_caller: str
 
     def __str__(self) -> str:
         return self.name
@@ -41,9 +40,7 @@ class Client:
 
     def checks(self, model: str) -> list[str]:
         """What it is asked to do with that model."""
-        return {ECHO: self.echo, CHAT_MODEL: self.chat_model, TOOL_CALLER: self.tool_caller}[
-            model
-        ].split()
+        return {ECHO: self.echo, CHAT_MODEL: self.chat_model}[model].split()
 
 
 def _each(prefixes: str, checks: str) -> str:
@@ -52,7 +49,9 @@ def _each(prefixes: str, checks: str) -> str:
 
 
 _REFUSALS = "wrong_key unknown_model"
-_ROUTES = "openai hosted_vllm lm_studio litellm_proxy"
+_CALLS = "tools forced_tool structured"
+_ROUTES = "openai hosted_vllm lm_studio litellm_proxy anthropic"
+_TEXT_ROUTE = "text-completion-openai"
 _PROVIDERS = "openai chat compatible anthropic"
 
 PYTHON = (
@@ -61,45 +60,68 @@ PYTHON = (
         "use_openai.py",
         "openai",
         ("openai",),
-        f"chat stream completions models {_REFUSALS} cancel",
-        "chat stream",
-        "",
+        f"chat stream {_CALLS} streamed_tool json_mode responses responses_stream "
+        f"responses_structured completions models embeddings {_REFUSALS} cancel",
+        "chat stream forced_tool structured completions",
+    ),
+    Client(
+        "anthropic (Python)",
+        "use_anthropic.py",
+        "anthropic",
+        ("anthropic",),
+        f"chat stream tools forced_tool streamed_tool count_tokens models {_REFUSALS} cancel",
+        "chat stream forced_tool count_tokens",
     ),
     Client(
         "langchain-openai (Python)",
         "use_langchain.py",
         "langchain",
         ("langchain-openai",),
-        f"chat stream batch {_REFUSALS} cancel",
-        "chat",
-        "",
+        f"chat stream batch {_CALLS} responses embeddings {_REFUSALS} cancel",
+        "chat forced_tool structured",
     ),
     Client(
-        "LlamaIndex",
+        "LlamaIndex (openai-like)",
         "use_llama_index.py",
         "llama-index",
         ("llama-index-llms-openai-like",),
-        f"chat stream completions {_REFUSALS}",
-        "chat",
-        "",
+        f"chat stream completions tools structured embeddings {_REFUSALS}",
+        "chat structured",
     ),
     Client(
         "LiteLLM",
         "use_litellm.py",
         "litellm",
         ("litellm",),
-        f"{_each(_ROUTES, 'chat stream')} completions {_REFUSALS} cancel",
-        "openai_chat",
-        "",
+        f"{_each(_ROUTES, 'chat stream tools')} {_each(_TEXT_ROUTE, 'chat stream')} "
+        "openai_structured hosted_vllm_structured completions responses embeddings "
+        f"{_REFUSALS} cancel",
+        "openai_chat anthropic_chat openai_structured",
     ),
     Client(
         "Pydantic AI",
         "use_pydantic_ai.py",
         "pydantic-ai",
         ("pydantic-ai-slim",),
-        "chat unknown_model",
-        "chat",
-        "",
+        "responses stream tools structured openai-chat_chat openai-chat_tools "
+        "openai-chat_structured embeddings unknown_model",
+        "structured",
+    ),
+    Client(
+        "OpenAI Agents SDK",
+        "use_openai_agents.py",
+        "openai-agents",
+        ("openai-agents",),
+        "responses stream tools structured unknown_model",
+        "structured",
+    ),
+    Client(
+        "Instructor",
+        "use_instructor.py",
+        "instructor",
+        ("instructor",),
+        "structured streamed_structured provider_structured schema_structured wrong_key",
+        "structured",
     ),
 )
 NODE = (
@@ -108,27 +130,34 @@ NODE = (
         "openai.mjs",
         "node",
         ("openai",),
-        f"chat stream completions models {_REFUSALS} cancel",
-        "chat stream",
-        "",
+        f"chat stream {_CALLS} streamed_tool responses responses_stream completions models "
+        f"embeddings {_REFUSALS} cancel",
+        "chat forced_tool structured",
+    ),
+    Client(
+        "@anthropic-ai/sdk",
+        "anthropic.mjs",
+        "node",
+        ("@anthropic-ai/sdk",),
+        f"chat stream tools forced_tool streamed_tool count_tokens {_REFUSALS} cancel",
+        "chat forced_tool count_tokens",
     ),
     Client(
         "@langchain/openai",
         "langchain.mjs",
         "node",
         ("@langchain/openai",),
-        f"chat stream {_REFUSALS} cancel",
-        "chat",
-        "",
+        f"chat stream {_CALLS} responses embeddings {_REFUSALS} cancel",
+        "chat forced_tool structured",
     ),
     Client(
-        "AI SDK",
+        "AI SDK: openai, openai-compatible, anthropic",
         "ai-sdk.mjs",
         "node",
-        ("ai",),
-        f"{_each('chat compatible', 'chat stream cancel')} unknown_model",
-        "compatible_chat",
-        "",
+        ("ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible", "@ai-sdk/anthropic"),
+        f"{_each(_PROVIDERS, 'chat stream tools forced_tool structured cancel')} "
+        "embeddings unknown_model",
+        "openai_chat openai_structured compatible_forced_tool anthropic_chat",
     ),
 )
 

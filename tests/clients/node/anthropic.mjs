@@ -1,7 +1,7 @@
 // Anthropic's library for Node.js: messages, streams, tools, token counts.
 
 import Anthropic from "@anthropic-ai/sdk";
-import { CITY, LONG, MODEL, QUESTION, UNKNOWN_MODEL, WRONG_KEY, main, refusal, secondsUntilIdle } from "./facts.mjs";
+import { ASK_WEATHER, LONG, MODEL, QUESTION, UNKNOWN_MODEL, WRONG_KEY, main, refusal, secondsUntilIdle } from "./facts.mjs";
 
 const client = new Anthropic();
 const WEATHER = {
@@ -31,7 +31,7 @@ await main({
     return pieces;
   },
   async tools() {
-    const asked = body(`weather in ${CITY}?`, { max_tokens: 200, tools: [WEATHER] });
+    const asked = body(ASK_WEATHER, { max_tokens: 200, tools: [WEATHER] });
     const answer = await client.messages.create(asked);
     const call = answer.content.find((block) => block.type === "tool_use");
     const result = { type: "tool_result", tool_use_id: call.id, content: "rain" };
@@ -44,13 +44,13 @@ await main({
   },
   async forced_tool() {
     const tool_choice = { type: "tool", name: "weather" };
-    const asked = body(`weather in ${CITY}?`, { max_tokens: 200, tools: [WEATHER], tool_choice });
+    const asked = body(ASK_WEATHER, { max_tokens: 200, tools: [WEATHER], tool_choice });
     return callOf(await client.messages.create(asked));
   },
   async streamed_tool() {
     let pieces = 0;
     const tool_choice = { type: "any" };
-    const asked = body(`weather in ${CITY}?`, { max_tokens: 200, tools: [WEATHER], tool_choice });
+    const asked = body(ASK_WEATHER, { max_tokens: 200, tools: [WEATHER], tool_choice });
     const events = client.messages.stream(asked);
     events.on("inputJson", () => pieces++);
     return { ...callOf(await events.finalMessage()), pieces };

@@ -1,8 +1,9 @@
 // Runs a client's checks and prints what each gave: a line of JSON, for the test that started it.
 
 export const QUESTION = "what goes up must come down";
-export const CITY = "Oslo";
+export const ASK_WEATHER = 'call weather {"city": "Oslo"}'; // echo does as it is told; a model may
 export const MODEL = process.env.MODEL;
+export const EMBEDDER = process.env.EMBEDDER;
 export const WRONG_KEY = "canopy_wrong_key";
 export const UNKNOWN_MODEL = "no-such-model";
 export const LONG = 5000; // words: nearly a minute, so a stream that ends sooner was cancelled

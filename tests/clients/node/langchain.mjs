@@ -3,7 +3,7 @@
 import { tool } from "@langchain/core/tools";
 import { ChatOpenAI, OpenAIEmbeddings } from "@langchain/openai";
 import { z } from "zod";
-import { CITY, LONG, MODEL, QUESTION, UNKNOWN_MODEL, WRONG_KEY, main, refusal, secondsUntilIdle } from "./facts.mjs";
+import { ASK_WEATHER, EMBEDDER, LONG, MODEL, QUESTION, UNKNOWN_MODEL, WRONG_KEY, main, refusal, secondsUntilIdle } from "./facts.mjs";
 
 const llm = new ChatOpenAI({ model: MODEL });
 const Person = z.object({ name: z.string(), age: z.int() });
@@ -24,7 +24,7 @@ await main({
   },
   async tools() {
     const bound = llm.bindTools([weather]);
-    const messages = [{ role: "user", content: `weather in ${CITY}?` }];
+    const messages = [{ role: "user", content: ASK_WEATHER }];
     const answer = await bound.invoke(messages);
     const [call] = answer.tool_calls;
     const final = await bound.invoke([...messages, answer, await weather.invoke(call)]);
@@ -32,7 +32,7 @@ await main({
   },
   async forced_tool() {
     const bound = llm.bindTools([weather], { tool_choice: "any" });
-    const [call] = (await bound.invoke(`weather in ${CITY}?`)).tool_calls;
+    const [call] = (await bound.invoke(ASK_WEATHER)).tool_calls;
     return { name: call.name, arguments: call.args };
   },
   async structured() {
@@ -43,7 +43,7 @@ await main({
     return { text: answer.text, status: answer.response_metadata.status };
   },
   async embeddings() {
-    const vectors = await new OpenAIEmbeddings({ model: MODEL }).embedDocuments(["a tree", "a forest"]);
+    const vectors = await new OpenAIEmbeddings({ model: EMBEDDER }).embedDocuments(["a tree", "a forest"]);
     return vectors.map((vector) => vector.length);
   },
   wrong_key: () => refusal(() => new ChatOpenAI({ model: MODEL, apiKey: WRONG_KEY }).invoke(QUESTION)),

@@ -3,7 +3,7 @@
 import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
-import { CITY, LONG, MODEL, QUESTION, UNKNOWN_MODEL, WRONG_KEY, main, refusal, secondsUntilIdle } from "./facts.mjs";
+import { ASK_WEATHER, EMBEDDER, LONG, MODEL, QUESTION, UNKNOWN_MODEL, WRONG_KEY, main, refusal, secondsUntilIdle } from "./facts.mjs";
 
 const client = new OpenAI();
 const Person = z.object({ name: z.string(), age: z.int() });
@@ -43,7 +43,7 @@ await main({
     };
     const runner = client.chat.completions.runTools({
       model: MODEL,
-      messages: question(`weather in ${CITY}?`),
+      messages: question(ASK_WEATHER),
       tools: [{ type: "function", function: weather }],
     });
     const text = await runner.finalContent();
@@ -52,7 +52,7 @@ await main({
   async forced_tool() {
     const answer = await client.chat.completions.create({
       model: MODEL,
-      messages: question(`weather in ${CITY}?`),
+      messages: question(ASK_WEATHER),
       tools: [WEATHER],
       tool_choice: "required",
     });
@@ -63,7 +63,7 @@ await main({
     let pieces = 0;
     const runner = client.chat.completions.stream({
       model: MODEL,
-      messages: question(`weather in ${CITY}?`),
+      messages: question(ASK_WEATHER),
       tools: [WEATHER],
       tool_choice: "required",
     });
@@ -102,7 +102,7 @@ await main({
   },
   async embeddings() {
     // asks for base64 and decodes it, by default
-    const answer = await client.embeddings.create({ model: MODEL, input: ["a tree", "a forest"] });
+    const answer = await client.embeddings.create({ model: EMBEDDER, input: ["a tree", "a forest"] });
     return answer.data.map((item) => item.embedding.length);
   },
   async models() {

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 QUESTION = "what goes up must come down"
-CITY = "Oslo"
+ASK_WEATHER = 'call weather {"city": "Oslo"}'  # echo does as it is told; a model may
 MODEL = os.environ.get("MODEL", "")
+EMBEDDER = os.environ.get("EMBEDDER", "")
 WRONG_KEY = "canopy_wrong_key"
 UNKNOWN_MODEL = "no-such-model"
 LONG = 5000  # words: nearly a minute, so a stream that ends sooner was cancelled

@@ -2,7 +2,7 @@
 
 import facts
 from anthropic import Anthropic
-from facts import CITY, LONG, MODEL, QUESTION
+from facts import ASK_WEATHER, LONG, MODEL, QUESTION
 
 client = Anthropic()
 TOOL = {
@@ -27,7 +27,7 @@ def chat():
 
 def system():
     answer = client.messages.create(
-        model=MODEL, max_tokens=64, system="Be brief.", messages=question(), temperature=0.5
+        model=MODEL, max_tokens=64, system="Be brief.", messages=question()
     )
     return {"text": answer.content[0].text, "tokens": answer.usage.input_tokens}
 
@@ -40,7 +40,7 @@ def stream():
 
 
 def tools():
-    messages = question(f"weather in {CITY}?")
+    messages = question(ASK_WEATHER)
     answer = client.messages.create(model=MODEL, max_tokens=200, messages=messages, tools=[TOOL])
     call = next(block for block in answer.content if block.type == "tool_use")
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain"}
@@ -61,7 +61,7 @@ def forced_tool():
     answer = client.messages.create(
         model=MODEL,
         max_tokens=200,
-        messages=question(f"weather in {CITY}?"),
+        messages=question(ASK_WEATHER),
         tools=[TOOL],
         tool_choice={"type": "tool", "name": "weather"},
     )
@@ -73,7 +73,7 @@ def streamed_tool():
     with client.messages.stream(
         model=MODEL,
         max_tokens=200,
-        messages=question(f"weather in {CITY}?"),
+        messages=question(ASK_WEATHER),
         tools=[TOOL],
         tool_choice={"type": "any"},
     ) as events:

@@ -27,7 +27,7 @@ def provider_structured():
     return extract(instructor.from_provider(f"openai/{MODEL}"))
 
 
-def json_schema_structured():
+def schema_structured():
     return extract(instructor.from_openai(OpenAI(), mode=instructor.Mode.JSON_SCHEMA))
 
 

@@ -1,7 +1,7 @@
 """LangChain's ChatOpenAI and OpenAIEmbeddings, and its agent."""
 
 import facts
-from facts import CITY, MODEL, QUESTION
+from facts import ASK_WEATHER, EMBEDDER, MODEL, QUESTION
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -37,13 +37,13 @@ def batch():
 
 def tools():
     agent = create_agent(llm, [weather])
-    messages = agent.invoke({"messages": [("user", f"weather in {CITY}?")]})["messages"]
+    messages = agent.invoke({"messages": [("user", ASK_WEATHER)]})["messages"]
     call = next(call for message in messages for call in getattr(message, "tool_calls", []))
     return {"name": call["name"], "arguments": call["args"], "text": messages[-1].content}
 
 
 def forced_tool():
-    call = llm.bind_tools([weather], tool_choice="any").invoke(f"weather in {CITY}?").tool_calls[0]
+    call = llm.bind_tools([weather], tool_choice="any").invoke(ASK_WEATHER).tool_calls[0]
     return {"name": call["name"], "arguments": call["args"]}
 
 
@@ -58,7 +58,7 @@ def responses():
 
 def embeddings():
     # the only setting that every server but OpenAI's needs: send texts, not OpenAI's token ids
-    client = OpenAIEmbeddings(model=MODEL, check_embedding_ctx_length=False)
+    client = OpenAIEmbeddings(model=EMBEDDER, check_embedding_ctx_length=False)
     return [len(vector) for vector in client.embed_documents(["a tree", "a forest"])]
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import facts
 import litellm
-from facts import CITY, MODEL, QUESTION
+from facts import ASK_WEATHER, EMBEDDER, MODEL, QUESTION
 from pydantic import BaseModel
 
 BASE, KEY = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
@@ -34,8 +34,10 @@ class Person(BaseModel):
 
 
 def server(route):
-    """Anthropic's address is without /v1."""
-    return {**SERVER, "api_base": BASE.removesuffix("/v1")} if route == "anthropic" else SERVER
+    """Anthropic's address is without /v1, and its limit of tokens must be told."""
+    if route == "anthropic":
+        return {**SERVER, "api_base": BASE.removesuffix("/v1"), "max_tokens": 64}
+    return SERVER
 
 
 def question(text=QUESTION):
@@ -55,7 +57,7 @@ def stream(route):
 
 
 def tools(route):
-    messages = question(f"weather in {CITY}?")
+    messages = question(ASK_WEATHER)
     options = {**server(route), "tools": [WEATHER]}
     answer = litellm.completion(f"{route}/{MODEL}", messages, **options)
     message = answer.choices[0].message
@@ -85,7 +87,7 @@ def responses():
 
 
 def embeddings():
-    answer = litellm.embedding(f"openai/{MODEL}", ["a tree", "a forest"], **SERVER)
+    answer = litellm.embedding(f"openai/{EMBEDDER}", ["a tree", "a forest"], **SERVER)
     return [len(item["embedding"]) for item in answer.data]
 
 

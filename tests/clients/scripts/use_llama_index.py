@@ -4,7 +4,7 @@ import asyncio
 import os
 
 import facts
-from facts import CITY, MODEL, QUESTION
+from facts import ASK_WEATHER, EMBEDDER, MODEL, QUESTION
 from llama_index.core.agent.workflow import FunctionAgent, ToolCallResult
 from llama_index.core.llms import ChatMessage
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
@@ -48,7 +48,7 @@ def tools():
 
 
 async def _agent():
-    handler = FunctionAgent(tools=[weather], llm=llm).run(f"weather in {CITY}?")
+    handler = FunctionAgent(tools=[weather], llm=llm).run(ASK_WEATHER)
     calls = [event async for event in handler.stream_events() if isinstance(event, ToolCallResult)]
     answer = await handler
     return {"name": calls[0].tool_name, "arguments": calls[0].tool_kwargs, "text": str(answer)}
@@ -60,7 +60,7 @@ def structured():
 
 
 def embeddings():
-    client = OpenAILikeEmbedding(model_name=MODEL, **SERVER)
+    client = OpenAILikeEmbedding(model_name=EMBEDDER, **SERVER)
     return [len(vector) for vector in client.get_text_embedding_batch(["a tree", "a forest"])]
 
 

@@ -1,7 +1,7 @@
 """OpenAI's library for Python: chat completions, responses, completions, embeddings, models."""
 
 import facts
-from facts import CITY, LONG, MODEL, QUESTION
+from facts import ASK_WEATHER, EMBEDDER, LONG, MODEL, QUESTION
 from openai import OpenAI
 from pydantic import BaseModel
 
@@ -40,7 +40,7 @@ def stream():
 
 def tools():
     """The loop that everybody writes: call, result, answer."""
-    messages = question(f"weather in {CITY}?")
+    messages = question(ASK_WEATHER)
     offered = [{"type": "function", "function": WEATHER}]
     answer = client.chat.completions.create(model=MODEL, messages=messages, tools=offered)
     message = answer.choices[0].message
@@ -58,7 +58,7 @@ def tools():
 def forced_tool():
     answer = client.chat.completions.create(
         model=MODEL,
-        messages=question(f"weather in {CITY}?"),
+        messages=question(ASK_WEATHER),
         tools=[{"type": "function", "function": WEATHER}],
         tool_choice="required",
     )
@@ -70,7 +70,7 @@ def streamed_tool():
     """Arguments in pieces, put together by the library's own accumulator."""
     offered = [{"type": "function", "function": {**WEATHER, "strict": True}}]
     with client.chat.completions.stream(
-        model=MODEL, messages=question(f"weather in {CITY}?"), tools=offered, tool_choice="required"
+        model=MODEL, messages=question(ASK_WEATHER), tools=offered, tool_choice="required"
     ) as events:
         pieces = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
         function = events.get_final_completion().choices[0].message.tool_calls[0].function
@@ -117,7 +117,7 @@ def completions():
 
 
 def embeddings():
-    answer = client.embeddings.create(model=MODEL, input=["a tree", "a forest"])
+    answer = client.embeddings.create(model=EMBEDDER, input=["a tree", "a forest"])
     return [len(item.embedding) for item in answer.data]
 
 

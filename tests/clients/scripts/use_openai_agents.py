@@ -4,7 +4,7 @@ import asyncio
 
 import facts
 from agents import Agent, Runner, function_tool
-from facts import CITY, MODEL, QUESTION
+from facts import ASK_WEATHER, MODEL, QUESTION
 from pydantic import BaseModel
 
 
@@ -31,7 +31,8 @@ def responses():
 
 
 def stream():
-    return asyncio.run(_stream())
+    # the loop of run_sync, to which the library's connections belong
+    return asyncio.get_event_loop_policy().get_event_loop().run_until_complete(_stream())
 
 
 async def _stream():
@@ -42,7 +43,7 @@ async def _stream():
 
 
 def tools():
-    result = Runner.run_sync(agent(tools=[weather]), f"weather in {CITY}?")
+    result = Runner.run_sync(agent(tools=[weather]), ASK_WEATHER)
     calls = [item.raw_item for item in result.new_items if item.type == "tool_call_item"]
     return {
         "name": calls[0].name,

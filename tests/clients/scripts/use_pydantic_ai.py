@@ -1,7 +1,7 @@
 """Pydantic AI with its `openai:` models, which speak to /v1/responses, and `openai-chat:`."""
 
 import facts
-from facts import CITY, MODEL, QUESTION
+from facts import ASK_WEATHER, EMBEDDER, MODEL, QUESTION
 from pydantic import BaseModel
 from pydantic_ai import Agent, Embedder
 
@@ -14,10 +14,6 @@ class Person(BaseModel):
 
     name: str
     age: int
-
-
-def chat():
-    return Agent(CHAT).run_sync(QUESTION).output
 
 
 def responses():
@@ -35,10 +31,6 @@ def tools():
     return _loop(DEFAULT)
 
 
-def chat_tools():
-    return _loop(CHAT)
-
-
 def _loop(model):
     agent = Agent(model)
     called = []
@@ -49,20 +41,20 @@ def _loop(model):
         called.append(city)
         return "rain"
 
-    answer = agent.run_sync(f"weather in {CITY}?").output
+    answer = agent.run_sync(ASK_WEATHER).output
     return {"name": "weather", "arguments": {"city": called[0]}, "text": answer}
 
 
 def structured():
-    return Agent(DEFAULT, output_type=Person).run_sync("Ada is 36.").output.model_dump()
+    return _person(DEFAULT)
 
 
-def chat_structured():
-    return Agent(CHAT, output_type=Person).run_sync("Ada is 36.").output.model_dump()
+def _person(model):
+    return Agent(model, output_type=Person).run_sync("Ada is 36.").output.model_dump()
 
 
 def embeddings():
-    result = Embedder(DEFAULT).embed_documents_sync(["a tree", "a forest"])
+    result = Embedder(f"openai:{EMBEDDER}").embed_documents_sync(["a tree", "a forest"])
     return [len(vector) for vector in result.embeddings]
 
 
@@ -70,5 +62,11 @@ def unknown_model():
     return facts.refusal(lambda: Agent(f"openai:{facts.UNKNOWN_MODEL}").run_sync(QUESTION))
 
 
+WITH_CHAT = {
+    "openai-chat_chat": lambda: Agent(CHAT).run_sync(QUESTION).output,
+    "openai-chat_tools": lambda: _loop(CHAT),
+    "openai-chat_structured": lambda: _person(CHAT),
+}
+
 if __name__ == "__main__":
-    facts.main(globals())
+    facts.main({**globals(), **WITH_CHAT})
