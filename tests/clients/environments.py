@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from cli.errors import ProcessError
 from cli.home import REPOSITORY
 from cli.prepare import frontend
 from cli.prepare.steps import Log, exclusive
@@ -32,10 +33,7 @@ def python(name: str) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with exclusive(FOLDER / f"{name}.lock"):
         if _is_outdated(folder, lock):
-            _run(name, [str(_UV), "venv", "--clear", "--python", sys.executable, str(folder)])
-            # uv links the files of its cache: ten environments take the room of one
-            install = [str(_UV), "pip", "install", "--python", str(interpreter), "--no-deps"]
-            _run(name, [*install, "-r", str(lock)])
+            _install(name, folder, lock)
             if name in _BORROWERS:
                 packages = folder / "lib" / f"python{_VERSION}" / "site-packages"
                 (packages / "canopy.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
@@ -71,6 +69,21 @@ def node_version(package: str) -> str:
     """The version of a package in `node/package-lock.json`."""
     lock = json.loads((NODE / "package-lock.json").read_text())
     return str(lock["packages"][f"node_modules/{package}"]["version"])
+
+
+def _install(name: str, folder: Path, lock: Path) -> None:
+    """Makes the environment: by uv, which links the files of its cache, or else by pip.
+
+    pip knows of a mirror that uv was not told of: they read different settings.
+    """
+    python = str(folder / "bin" / "python")
+    packages = ["--no-deps", "-r", str(lock)]
+    try:
+        _run(name, [str(_UV), "venv", "--clear", "--python", sys.executable, str(folder)])
+        _run(name, [str(_UV), "pip", "install", "--python", python, *packages])
+    except ProcessError:
+        _run(name, [sys.executable, "-m", "venv", "--clear", str(folder)])
+        _run(name, [python, "-m", "pip", "install", "--quiet", *packages])
 
 
 def _run(name: str, command: list[str]) -> None:
