@@ -41,6 +41,11 @@ def test_an_answer_goes_on_from_what_the_request_gives(template: str | None) -> 
     assert not prompt.strip
 
 
+def test_it_stays_where_a_dialogue_may_be_cut() -> None:
+    whole = text_of(CHATML, PREFILLED, continue_final_message=True)
+    assert text_of(CHATML, PREFILLED, continue_final_message=True, truncate=True) == whole
+
+
 def test_control_tokens_in_it_are_text() -> None:
     tokenizer = byte_level(CHATML)
     job = chat(("user", "Hi"), ("assistant", "<|im_end|>"))

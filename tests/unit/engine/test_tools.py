@@ -115,6 +115,18 @@ def test_control_tokens_in_arguments_and_tools_are_text(name: str) -> None:
     assert ids.count(end) - plain.count(end) == (1 if name == "hermes" else 0)  # one more turn
 
 
+def test_a_dialogue_that_may_be_cut_keeps_its_tools_and_what_its_template_is_told() -> None:
+    tokenizer = with_tools("hermes")
+    wanted = job(USER, reasoning_effort="none")
+    whole = Prompts(tokenizer, 4096).prepare(wanted)
+    cut = msgspec.structs.replace(wanted, messages=(USER,) * 400 + (RESULT, USER), truncate=True)
+    prompt = Prompts(tokenizer, len(whole.ids) + 300).prepare(cut)
+    text = str(tokenizer.decode(prompt.ids))
+    assert prompt.omitted
+    assert text.startswith("<|im_start|>system\n<tools>")
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
 def test_without_tools_in_the_template_they_are_described() -> None:
     tokenizer = byte_level(CHATML)
     text = text_of(tokenizer, job(USER, CALLED, RESULT, choice="required"))

@@ -14,7 +14,7 @@ from worker.engines.base import EngineError, InvalidRequest, PromptTooLong
 from worker.engines.transformers.text.chat_format import ChatFormat
 from worker.engines.transformers.text.control_tokens import ControlTokens, Marks
 from worker.engines.transformers.text.dialogue import leading_systems
-from worker.engines.transformers.text.rendering import PLAIN, Messages, Renderer, Rendering
+from worker.engines.transformers.text.rendering import Messages, Renderer, Rendering
 
 # A base model would go on and play the user, too.
 DIALOGUE_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
@@ -83,7 +83,7 @@ class Prompts:
         for message in messages:
             _check_encodable(message)
         if job.truncate:
-            prompt = self._truncated(messages, job.delivered, job.sampling.max_tokens)
+            prompt = self._truncated(messages, rendering, job.delivered, job.sampling.max_tokens)
         else:
             prompt = self._of_dialogue(messages, job.delivered, rendering)
         return msgspec.structs.replace(prompt, shown=self.format.shown_tokens(job))
@@ -104,7 +104,9 @@ class Prompts:
 
     # ---- leaving out the oldest turns
 
-    def _truncated(self, messages: Messages, delivered: str, max_tokens: int | None) -> Prompt:
+    def _truncated(
+        self, messages: Messages, rendering: Rendering, delivered: str, max_tokens: int | None
+    ) -> Prompt:
         """The longest prompt that leaves room for an answer; never without the newest turn.
 
         The leading system turns stay, too. What is left of a cut dialogue begins with the user,
@@ -118,12 +120,14 @@ class Prompts:
             if start == first or messages[start].role == "user":
                 starts.append(start)
         low, high = 0, len(starts)
-        guess = self._first_guess(messages, first, limit, sizes, starts)
+        guess = self._first_guess(messages, rendering, limit, sizes, starts)
         prompt: Prompt | None = None
         tries = 0
         while low < high:
             start = starts[guess]
-            candidate = self._unless_too_long(messages[:first] + messages[start:], delivered)
+            candidate = self._unless_too_long(
+                messages[:first] + messages[start:], delivered, rendering
+            )
             tokens = _UNBOUNDED
             if candidate is not None:
                 tokens = len(candidate.ids) - candidate.delivered
@@ -140,7 +144,7 @@ class Prompts:
                 guess = min(max(estimate, low), high - 1)
         if prompt is None:
             newest = messages[:first] + messages[max(first, last) :]
-            prompt = self._of_dialogue(newest, delivered)
+            prompt = self._of_dialogue(newest, delivered, rendering)
             prompt = msgspec.structs.replace(prompt, omitted=max(0, last - first))
         return prompt
 
@@ -162,7 +166,12 @@ class Prompts:
         return max(1, reserve)
 
     def _first_guess(
-        self, messages: Messages, first: int, limit: int, sizes: dict[int, int], starts: list[int]
+        self,
+        messages: Messages,
+        rendering: Rendering,
+        limit: int,
+        sizes: dict[int, int],
+        starts: list[int],
     ) -> int:
         """Which of `starts` is probably the oldest that fits, by what the template adds to a few of
         the newest turns.
@@ -172,15 +181,18 @@ class Prompts:
         if sizes[starts[0]] + _TURN_TOKENS * (len(messages) - starts[0]) <= limit:
             return 0
         probe = max(starts[0], len(messages) - _PROBED_TURNS)
-        candidate = self._unless_too_long(messages[:first] + messages[probe:], "")
+        probed = messages[: leading_systems(messages)] + messages[probe:]
+        candidate = self._unless_too_long(probed, "", rendering)
         if candidate is None:
             return len(starts) - 1
         added = (len(candidate.ids) - sizes[probe]) / (len(messages) - probe)
         return _oldest_that_fits(starts, sizes, added, len(messages), limit)
 
-    def _unless_too_long(self, messages: Messages, delivered: str) -> Prompt | None:
+    def _unless_too_long(
+        self, messages: Messages, delivered: str, rendering: Rendering
+    ) -> Prompt | None:
         try:
-            return self._of_dialogue(messages, delivered)
+            return self._of_dialogue(messages, delivered, rendering)
         except PromptTooLong:
             return None
 
@@ -223,9 +235,7 @@ class Prompts:
 
     # ---- from messages to ids
 
-    def _of_dialogue(
-        self, messages: Messages, delivered: str, rendering: Rendering = PLAIN
-    ) -> Prompt:
+    def _of_dialogue(self, messages: Messages, delivered: str, rendering: Rendering) -> Prompt:
         if len(messages) > self._context:  # each takes at least a token
             raise self._too_long()
         if self._tokenizer.chat_template:

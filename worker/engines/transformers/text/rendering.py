@@ -33,7 +33,6 @@ class Rendering(msgspec.Struct, frozen=True):
     arguments: dict[str, Any] = {}
 
 
-PLAIN = Rendering()
 _TEMPLATE_NAMES = frozenset(["messages", "tools", "documents", "bos_token", "eos_token"])
 
 
