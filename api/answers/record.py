@@ -13,6 +13,7 @@ from broker.errors import DecodeError
 from broker.wire import Failed, FailureCode, Finished, Job
 
 ATTEMPTS_A_TAKEOVER = 1000  # more than one owner will ever make
+MAX_FORMAT = 64  # characters
 
 
 class Status(models.TextChoices):
@@ -46,8 +47,10 @@ class StoredAnswer(Record):
     omitted_messages = models.PositiveIntegerField(default=0, db_default=0)
     node = models.CharField(max_length=255, blank=True, default="", db_default="")  # the latest
     # How `content` marks calls of tools and reasoning; see api/requests/parts. Empty: it has none.
-    tool_format = models.CharField(max_length=64, blank=True, default="", db_default="")
-    reasoning_format = models.CharField(max_length=64, blank=True, default="", db_default="")
+    tool_format = models.CharField(max_length=MAX_FORMAT, blank=True, default="", db_default="")
+    reasoning_format = models.CharField(
+        max_length=MAX_FORMAT, blank=True, default="", db_default=""
+    )
     moved = models.PositiveIntegerField(default=0, db_default=0)  # to another node, in mid-answer
     # The nodes on the way to the latest run: [{"node", "wait_ms": how long the job waited there}].
     trail = models.JSONField(null=True, blank=True)

@@ -13,9 +13,9 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from api.answers import process
-from api.answers.record import Status, StoredAnswer
+from api.answers.record import MAX_FORMAT, Status, StoredAnswer
 from api.storage.text import storable
-from broker.wire import Finished
+from broker.wire import Finished, Start
 
 SILENT = timedelta(seconds=30)  # without a heartbeat, an answer has no owner any more
 
@@ -79,9 +79,21 @@ async def save_text_of_stopped(record: StoredAnswer) -> None:
 
 
 async def answer_failed(
-    kinds: Iterable[type[StoredAnswer]], request_id: str, text: str, node: str, end: Finished
+    kinds: Iterable[type[StoredAnswer]],
+    request_id: str,
+    text: str,
+    node: str,
+    end: Finished,
+    start: Start | None = None,
 ) -> StoredAnswer | None:
-    """Makes this the answer to a request that failed; None if none is stored as failed any more."""
+    """Makes this the answer to a request that failed; None if none is stored as failed any more.
+
+    `start`: of the run that began the text; None if the stored text goes on.
+    """
+    formats: dict[str, str] = {}
+    if start is not None:
+        formats["tool_format"] = start.tool_format[:MAX_FORMAT]
+        formats["reasoning_format"] = start.reasoning_format[:MAX_FORMAT]
     for kind in kinds:
         rows = kind._default_manager.filter(status=Status.FAILED, request_id=request_id)
         record = await rows.afirst()
@@ -107,6 +119,7 @@ async def answer_failed(
                 ttft_ms=None,
                 seconds=0.0,
                 touched=timezone.now(),
+                **formats,
             )
         )
         if answered:

@@ -20,7 +20,7 @@ from django.db import DatabaseError
 
 from api.answers import store
 from api.answers.process import identity
-from api.answers.record import Status, StoredAnswer
+from api.answers.record import MAX_FORMAT, Status, StoredAnswer
 from api.http import sse
 from api.requests import position
 from api.storage.text import storable
@@ -34,7 +34,6 @@ HEARTBEAT = 5.0  # seconds after which even an unchanged answer is stored again
 
 
 MAX_HOPS = 64
-MAX_FORMAT = 64  # characters
 
 
 def hops(start: Start) -> list[dict[str, Any]]:

@@ -24,9 +24,10 @@ class AnswerReader:
     def __init__(self, job: Job) -> None:
         self.calls = 0  # begun so far
         self.reasoning_tokens = 0  # an estimate: of the frames that had reasoning
+        self.start: Start | None = None  # whose formats the text has; see `take`
         self._job = job
         self._parser: PartParser = PlainText()
-        self._chosen = False
+        self._begun = False  # there is text
 
     @property
     def plain(self) -> bool:
@@ -38,8 +39,8 @@ class AnswerReader:
         match frame:
             case Delta():
                 return self._delta(frame)
-            case Start() if not self._chosen:
-                self._chosen = True  # a run that continues another one goes on in its format
+            case Start() if not self._begun:  # a run that continues a text goes on in its format
+                self.start = frame
                 self._parser = parser_for(self._job, frame)
             case Finished():
                 return self._counted(self._parser.end())
@@ -52,7 +53,7 @@ class AnswerReader:
         return "tool_calls" if self.calls else "stop"
 
     def _delta(self, delta: Delta) -> list[Part]:
-        self._chosen = True
+        self._begun = self._begun or bool(delta.text)
         parts = self._counted(self._parser.feed(delta.text))
         if parts and isinstance(parts[0], ReasoningPart):
             self.reasoning_tokens += delta.tokens

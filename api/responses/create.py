@@ -67,8 +67,7 @@ class NewResponse:
         row.prompt_tokens, row.completion_tokens = end.prompt_tokens, end.completion_tokens
         if progress.start is not None:
             row.node = progress.start.node
-            row.tool_format = progress.start.tool_format
-            row.reasoning_format = progress.start.reasoning_format
+        row.tool_format, row.reasoning_format = progress.formats
         row.parameters["completed_at"] = progress.completed_at
         if not await store.insert(row):  # told again: a retry with its Idempotency-Key
             former = await store.find(self._request.auth, name)

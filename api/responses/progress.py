@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from api.answers.record import MAX_FORMAT
 from api.http import sse
 from api.requests import position
 from api.requests.parts import ReasoningPart, TextPart
@@ -39,6 +40,14 @@ class Progress:
         self.output = Output(shape.name, summarised=summarised)
         self._read = 0  # characters of the answer
         self._reasoned = 0  # of them in reasoning
+
+    @property
+    def formats(self) -> tuple[str, str]:
+        """How the answer's text marks calls of tools, and reasoning; see api/requests/parts."""
+        start = self._reader.start
+        if start is None:
+            return "", ""
+        return start.tool_format[:MAX_FORMAT], start.reasoning_format[:MAX_FORMAT]
 
     @property
     def completed_at(self) -> int | None:

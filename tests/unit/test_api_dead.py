@@ -17,7 +17,7 @@ from api.operate.audit.models import AuditEntry
 from api.operate.dead import store
 from api.operate.dead.models import DeadReplay
 from broker.encoding import encode
-from broker.wire import ChatMessage, Delta, Failed, Job, Sampling
+from broker.wire import ChatMessage, Delta, Failed, Finished, Job, Sampling, Start
 from tests.unit.api_site import FakeClient, browser, echo, log_in, make_user, until
 from tests.unit.dialogues import begin, writer_of
 from topology import names
@@ -194,6 +194,29 @@ async def test_the_user_gets_the_answer_where_the_job_had_failed(
     else:
         assert shown == ("failed", "one", "lost 3 times", ""), "it is not what the user asked for"
     assert (row.state, row.given) == ("answered", changes is None)
+
+
+async def test_a_replayed_answer_is_read_as_its_own_run_marks_it(
+    letters: FakeClient, member: httpx.AsyncClient, staff: httpx.AsyncClient
+) -> None:
+    letters.script = lambda job: [
+        Failed(request_id=job.request_id, code="given_up", message="lost 3 times")
+    ]
+    _, answer = await begin(member, "one two")
+    await until(lambda: not writer_of(answer))
+    job = letters.jobs[-1]
+    letters.memory.put("", names.DEAD_QUEUE, encode(job), HEADERS)
+    letters.script = lambda job: [
+        Start(request_id=job.request_id, node="n1", reasoning_format="think"),
+        Delta(request_id=job.request_id, text="<think>Hm</think>Yes"),
+        Finished(request_id=job.request_id, reason="stop"),
+    ]
+    body = {"ids": [job.request_id]}
+    assert (await staff.post("/api/operate/dead/replay", json=body)).status_code == 202
+    (row,) = await ended(1)
+    assert row.given
+    message = await Message.objects.aget(request_id=job.request_id)
+    assert (message.content, message.reasoning_format) == ("<think>Hm</think>Yes", "think")
 
 
 async def test_a_continued_answer_keeps_the_text_that_its_user_has(

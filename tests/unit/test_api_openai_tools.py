@@ -47,6 +47,12 @@ def says(*pieces: str, reasoning: str = "think") -> Callable[[Job], list[AnyFram
     return script
 
 
+def dies_first(job: Job) -> list[AnyFrame]:
+    """The node that begins is of a former release, and dies before it says anything."""
+    frames = says("<think>Hm</think>", CALL)(job)
+    return [Start(request_id=job.request_id, node="n0"), *frames]
+
+
 def deltas(text: str) -> list[dict[str, Any]]:
     return [chunk["choices"][0]["delta"] for chunk in payloads(text) if chunk["choices"]]
 
@@ -279,3 +285,12 @@ async def test_the_original_endpoint_gives_the_text_alone(
     fake.script = says("<think>", "Hm.", "</think>\n\n", "Yes.")
     answer = await program.post("/arranca/", json={"text": "Is it?", "timestamp": 1})
     assert answer.json()["text"] == "Yes."
+
+
+async def test_an_answer_is_read_as_the_run_that_begins_its_text_marks_it(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    fake.script = dies_first
+    [choice] = (await program.post(PATH, json=WITH_TOOLS)).json()["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["reasoning_content"] == "Hm"

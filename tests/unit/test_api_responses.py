@@ -484,3 +484,20 @@ async def test_the_moment_of_its_end_is_the_same_for_all_readers(
     again = (await program.post(PATH, json=ASK, headers=key)).json()
     stored = (await program.get(f"{PATH}/{first['id']}")).json()
     assert first["completed_at"] == again["completed_at"] == stored["completed_at"]
+
+
+async def test_a_response_is_stored_in_the_format_in_which_it_was_read(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    """A node of a former release, which tells no formats, continues the answer."""
+    fake.script = lambda job: [
+        Start(request_id=job.request_id, node="n1", tool_format="hermes"),
+        Delta(request_id=job.request_id, text=CALLS[:30]),
+        Start(request_id=job.request_id, node="n0"),
+        Delta(request_id=job.request_id, text=CALLS[30:]),
+        Finished(request_id=job.request_id, reason="stop", completion_tokens=9),
+    ]
+    response = (await program.post(PATH, json={**ASK, "tools": [TOOL]})).json()
+    assert [item["type"] for item in response["output"]] == ["function_call"]
+    again = (await program.get(f"{PATH}/{response['id']}")).json()
+    assert again["output"] == response["output"]

@@ -130,7 +130,7 @@ class Replays:
         if outcome.error is not None or outcome.end is None or not _asks_the_same(run):
             return False
         answer = await answers.answer_failed(
-            self._kinds, run.letter.id, outcome.text, outcome.node, outcome.end
+            self._kinds, run.letter.id, outcome.text, outcome.node, outcome.end, outcome.start
         )
         if answer is None:
             return False
