@@ -68,7 +68,7 @@ def _checked(webhook: NewWebhook) -> str:
     except ValueError as error:
         field = "webhook.secret"
         raise ApiError(400, f"{field}: {error}", field=field, code="invalid_value") from error
-    return secret.replace("\x00", "")
+    return secret
 
 
 @router.get("/jobs", response=StoredJobList)

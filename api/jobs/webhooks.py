@@ -5,7 +5,6 @@ same id.
 """
 
 import asyncio
-import contextlib
 from datetime import timedelta
 
 import msgspec
@@ -56,6 +55,12 @@ class Webhooks:
         return await store.take_delivery(job, 3 * SECONDS)
 
     async def _deliver(self, job: StoredJob) -> None:
+        try:
+            await self._send(job)
+        except DatabaseError as error:  # fate: sent again when it is due
+            log.warning("a webhook's end is not stored", job=job.public_id, reason=str(error))
+
+    async def _send(self, job: StoredJob) -> None:
         body = msgspec.json.encode(
             {
                 "type": f"job.{job.status}",
@@ -71,7 +76,6 @@ class Webhooks:
             log.info(
                 "a webhook did not arrive", job=job.public_id, reason=str(error), attempts=attempts
             )
-            with contextlib.suppress(DatabaseError):  # sent again when it is due
-                await store.not_delivered(job, str(error), wait)
+            await store.not_delivered(job, str(error), wait)
             return
         await store.delivered(job)

@@ -29,7 +29,10 @@ class WebhookSender:
 
     async def send(self, url: str, secret: str, message: str, body: bytes) -> None:
         """Raises SendFailed unless the response is a success."""
-        fields = signature.headers(secret, message, int(time.time()), body)
+        try:
+            fields = signature.headers(secret, message, int(time.time()), body)
+        except ValueError as error:
+            raise SendFailed(f"cannot be signed: the secret {error}", permanent=True) from error
         fields += [("Content-Type", "application/json"), ("User-Agent", "canopy-webhook")]
         try:
             # A pool of its own: no connection is used for another address, or kept.

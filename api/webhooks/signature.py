@@ -21,6 +21,8 @@ def new_secret() -> str:
 
 def key_of(secret: str) -> bytes:
     """The key that a secret stands for. Raises ValueError if it cannot be used."""
+    if "\x00" in secret:
+        raise ValueError("must not contain U+0000")
     if secret.startswith(PREFIX):
         try:
             key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)

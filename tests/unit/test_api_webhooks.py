@@ -9,10 +9,12 @@ import httpcore
 import httpx
 import openai
 import pytest
+from django.db import DatabaseError
 
 from api.context import app
-from api.jobs import runner, webhooks
+from api.jobs import runner, store, webhooks
 from api.jobs.models import StoredJob
+from api.server import background
 from api.webhooks import sender, signature
 from api.webhooks.addresses import ForbiddenAddress, GuardedNetwork, check_url, is_public
 from api.webhooks.sender import SendFailed, WebhookSender
@@ -180,3 +182,41 @@ async def test_nobody_is_waited_for(hook: Hook, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SendFailed, match="within"):
         await app().webhooks.sender.send(f"http://127.0.0.1:{port}/", "x" * 20, "m", b"{}")
     server.close()
+
+
+async def test_a_secret_without_a_key_is_refused(program: httpx.AsyncClient) -> None:
+    webhook = {"url": "https://example.org/", "secret": "\x00" * 16}
+    new = {"endpoint": "/v1/score", "body": {}, "webhook": webhook}
+    answer = await program.post("/v1/jobs", json=new)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook.secret")
+
+
+async def test_one_that_cannot_be_signed_stops_no_other(
+    program: httpx.AsyncClient, hook: Hook
+) -> None:
+    url = f"http://127.0.0.1:{hook.port}/"
+    bad, good = await made(program, webhook={"url": url}), await made(program, webhook={"url": url})
+    await StoredJob.objects.filter(name=bad["id"].removeprefix("job_")).aupdate(webhook_secret="")
+    await delivery(program, good, "delivered")
+    shown = await delivery(program, bad, "failed")
+    assert "cannot be signed" in shown["error"]
+
+
+async def test_a_database_that_is_away_stops_no_other(
+    program: httpx.AsyncClient, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered, failures = store.delivered, iter([DatabaseError("the disk is full")])
+
+    async def away_once(job: StoredJob) -> None:
+        for error in failures:
+            raise error
+        await delivered(job)
+
+    monkeypatch.setattr(store, "delivered", away_once)
+    monkeypatch.setattr(background, "RETRY_SECONDS", 60.0)
+    url = f"http://127.0.0.1:{hook.port}/"
+    await made(program, webhook={"url": url})
+    async with asyncio.timeout(10):
+        while not hook.received:
+            await asyncio.sleep(0.01)
+    await delivery(program, await made(program, webhook={"url": url}), "delivered")
