@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from api.storage.text import storable
+
 MOST_LINES = 50_000
 LONGEST_LINE = 1_100_000  # bytes: a body of the largest size and what is around it
 LONGEST_ID = 512
@@ -135,19 +137,19 @@ def check(path: Path, endpoint: str) -> Report:
                 report.add(error, number)
                 continue
             seen.add(line.custom_id)
-            report.model = report.model or line.model[:255]
+            report.model = report.model or storable(line.model)[:255]
     if not report.total:
         report.add(BadLine("empty_file", "The file has no lines."), None)
     return report
 
 
 def _without_stream(body: dict[str, Any]) -> bytes:
-    """Nobody reads a stream here: the whole answer is stored."""
+    """Nobody reads a stream here: the whole answer is stored, when it is there."""
     kept = {name: value for name, value in body.items() if name not in _STREAM}
     return msgspec.json.encode(kept)
 
 
-_STREAM = ("stream", "stream_options")
+_STREAM = ("stream", "stream_options", "background")
 
 
 def _model(body: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ answers the lines that are missing.
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -35,6 +36,7 @@ CANCELLED = Unfinished("batch_cancelled", "The batch was cancelled before this r
 EXPIRED = Unfinished(
     "batch_expired", "This request could not be executed before the completion window expired."
 )
+MISSING = "The input file was deleted."
 LOST = Unfinished("batch_failed", "This request was not executed.")
 
 T = TypeVar("T")
@@ -51,13 +53,14 @@ class BatchRun:
         self._counts = Counts()
         self._part: PartFile | None = None
         self._writing = asyncio.Lock()
+        self._resume_at = 0.0  # time.monotonic(); until then no further lines are started
         self._stop: Unfinished | None = None  # why the rest of the lines is not answered
         self._stopped = asyncio.Event()
         self._log = log.bind(batch=batch.public_id)
 
     async def run(self) -> None:
         """Returns when the batch has ended, or belongs to another process."""
-        work = asyncio.create_task(self._work(), name=f"work of {self._batch.public_id}")
+        work = asyncio.create_task(self._work_or_fail(), name=f"work of {self._batch.public_id}")
         try:
             while not (await asyncio.wait({work}, timeout=BEAT_SECONDS))[0]:
                 if not await self._beat():
@@ -92,6 +95,19 @@ class BatchRun:
 
     # ---- in order
 
+    async def _work_or_fail(self) -> None:
+        """Without its input file a batch cannot end otherwise: not even its results have an order.
+
+        Whatever else is raised may pass: the next owner tries again.
+        """
+        try:
+            await self._work()
+        except FileNotFoundError as error:
+            self._log.warning("a file of a batch is gone", reason=str(error))
+            report = lines.Report(total=self._batch.total)
+            report.add(lines.BadLine("missing_file", MISSING, "input_file_id"), None)
+            await self._fail(report)
+
     async def _work(self) -> None:
         batch = self._batch
         if batch.status == BatchStatus.VALIDATING and not await self._validate():
@@ -106,19 +122,17 @@ class BatchRun:
     async def _validate(self) -> bool:
         """False if the batch goes no further."""
         path = self._contents.path(self._batch.input_content)
-        try:
-            report = await asyncio.to_thread(lines.check, path, self._batch.endpoint)
-        except FileNotFoundError:
-            report = lines.Report()
-            gone = lines.BadLine("missing_file", "The input file was deleted.", "input_file_id")
-            report.add(gone, None)
+        report = await asyncio.to_thread(lines.check, path, self._batch.endpoint)
         if not report.errors:
             fields = {"total": report.total, "model": report.model}
             return await self._advance(BatchStatus.IN_PROGRESS, **fields)
         self._log.info("a batch has failed the check of its file", errors=len(report.errors))
+        await self._fail(report)
+        return False
+
+    async def _fail(self, report: lines.Report) -> None:
         errors = {"object": "list", "data": report.errors}
         await self._advance(BatchStatus.FAILED, errors=errors, total=report.total)
-        return False
 
     async def _advance(self, status: str, **fields: object) -> bool:
         """False if the batch is not ours; True also if its user is cancelling it."""
@@ -160,14 +174,12 @@ class BatchRun:
                     for number, raw in some:
                         if number not in done:
                             line = lines.parse(number, raw, self._batch.endpoint)
-                            await self._pacer.acquire(line.model)
+                            await self._take_place(line.model)
                             tasks.create_task(self._answer_paced(line))
 
     async def _answer_paced(self, line: Line) -> None:
-        try:
-            result = await self._answer(line)
-        finally:
-            self._pacer.release(line.model)
+        """The caller has a place of the pacer for the line."""
+        result = await self._answer(line)
         async with self._writing:
             await _in_thread(self._part_file.write, result)
             self._counts.add(result.kind)
@@ -179,29 +191,49 @@ class BatchRun:
         return self._part
 
     async def _answer(self, line: Line) -> Result:
-        """The line's result, after as many tries as it needs while nobody takes its job."""
+        """The line's result, after as many tries as it needs while nobody takes its job.
+
+        It keeps no place while it pauses: a user's plan may refuse it for hours.
+        """
         failures = 0
         pause, longest = PAUSE_SECONDS
         while True:
-            left = (self._batch.expires - timezone.now()).total_seconds()
-            if left <= 0:
+            reply = await self._call_in_place(line)
+            if reply is None:
                 return results.of_unfinished(line.number, line.custom_id, EXPIRED)
-            reply = await self._call(line, left)
             failures += reply.request_id is not None
             is_final = reply.status not in {429, 503} or failures >= MOST_FAILURES
             if is_final:
                 return results.of_reply(line, reply)
-            await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), reply.retry_after or 0.0))
+            wait = max(pause * random.uniform(0.5, 1.0), reply.retry_after or 0.0)
+            self._resume_at = max(self._resume_at, time.monotonic() + wait)
+            await asyncio.sleep(wait)
             pause = min(longest, pause * 2)
+            await self._pacer.acquire(line.model)
 
-    async def _call(self, line: Line, left: float) -> Reply:
-        return await internal.call(
-            self._batch.user,
-            self._batch.endpoint,
-            line.body,
-            Origin(job_class="batch"),
-            seconds_left=min(left, LONGEST_JOB),
-        )
+    async def _call_in_place(self, line: Line) -> Reply | None:
+        """Gives the line's place back then. None if the batch's time is over."""
+        try:
+            left = (self._batch.expires - timezone.now()).total_seconds()
+            if left <= 0:
+                return None
+            return await internal.call(
+                self._batch.user,
+                self._batch.endpoint,
+                line.body,
+                Origin(job_class="batch"),
+                seconds_left=min(left, LONGEST_JOB),
+            )
+        finally:
+            self._pacer.release(line.model)
+
+    async def _take_place(self, model: str) -> None:
+        """For a further line: not while one pauses, for what refuses it refuses the next."""
+        await self._pacer.acquire(model)
+        while (left := self._resume_at - time.monotonic()) > 0:
+            self._pacer.release(model)
+            await asyncio.sleep(left)
+            await self._pacer.acquire(model)
 
     async def _finalize(self) -> None:
         batch = self._batch

@@ -18,6 +18,7 @@ from api.batches.models import OPEN, PREFIX, Batch, BatchStatus
 from api.batches.results import Counts, Kind
 from api.errors import ApiError
 from api.files.models import StoredFile
+from api.files.store import no_such_file
 
 MOST_OPEN = 20  # batches of one user
 KEPT = timedelta(days=90)  # after its creation, a batch that has ended is forgotten
@@ -27,9 +28,14 @@ RETRY_AFTER = 60  # seconds
 @sync_to_async
 @transaction.atomic
 def create(user: User, file: StoredFile, length: timedelta, **fields: Any) -> Batch:
-    """A new batch. Raises ApiError 429 if the user has too many open ones, 401 without the user."""
+    """A new batch.
+
+    Raises ApiError 429 if the user has too many open ones, 401 and 404 if user or file are gone.
+    """
     if not User.objects.select_for_update().filter(pk=user.pk):
         raise ApiError(401, "this account was removed", code="account_removed")
+    if not StoredFile.objects.select_for_update().filter(pk=file.pk):
+        raise no_such_file(file.public_id)  # deleted a moment ago
     if Batch.objects.filter(user=user, status__in=OPEN).count() >= MOST_OPEN:
         raise ApiError(
             429,

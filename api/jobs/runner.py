@@ -7,6 +7,7 @@ that: after a restart the text goes on where it was (api/answers).
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,7 +36,11 @@ log = structlog.get_logger("canopy.api")
 EVERY = 1.0  # seconds between looks
 PAUSE_SECONDS = (0.5, 30.0)  # first and longest, between tries of a job that is refused
 MOST_FAILURES = 5  # of its answer, for reasons that may pass
-MOST_RUNNING: Mapping[JobClass, int] = {"interactive": 256, "batch": 64}  # of this process
+# Of this process. Those that pause, as their user's plan says, are not counted.
+MOST_RUNNING: Mapping[JobClass, int] = {"interactive": 256, "batch": 64}
+# Of one user, also those that pause: nobody's many jobs keep another's from the queue.
+MOST_OF_USER: Mapping[JobClass, int] = {"interactive": 64, "batch": 16}
+MOST_HELD = 4096  # of all users
 _NO_KEY = b'"not_with_idempotency_key"'
 
 
@@ -45,6 +50,7 @@ class _Running:
 
     job: StoredJob
     source: Origin
+    is_paused: bool = False
     task: asyncio.Task[None] | None = None
     noted: dict[str, object] = field(default_factory=dict)
 
@@ -92,14 +98,26 @@ class JobRunner:
         if not self._client.connected:
             return
         for priority, most in MOST_RUNNING.items():
-            mine = [each for each in self._running.values() if each.job.priority == priority]
-            if len(mine) < most:
-                await self._claim(most - len(mine), priority)
+            mine = self._of_class(priority)
+            room = most - sum(not each.is_paused for each in mine)
+            room = min(room, MOST_HELD - len(self._running))
+            if room > 0:
+                await self._claim(room, priority)
+
+    def _of_class(self, priority: JobClass) -> list[_Running]:
+        return [each for each in self._running.values() if each.job.priority == priority]
 
     async def _claim(self, room: int, priority: JobClass) -> None:
-        for job in await store.orphans(set(self._running), room, priority):
+        most = MOST_OF_USER[priority]
+        held = Counter(each.job.user_id for each in self._of_class(priority))
+        full = [user for user, count in held.items() if count >= most]
+        for job in await store.orphans(set(self._running), room, priority, full):
+            if held[job.user_id] >= most:
+                self._woken.set()  # looks again at once, without this user's
+                continue
             claimed = await store.claim(job)
             if claimed is not None:
+                held[job.user_id] += 1
                 self._start(claimed, priority)
 
     async def _drop_lost(self) -> None:
@@ -145,14 +163,7 @@ class JobRunner:
         answer = await store.answer(job)
         if answer is not None:  # after a restart
             running.source.request_ids[answer.request_id] = None
-        if job.priority != "batch":
-            await self._answer(running)
-            return
-        await self._pacer.acquire(job.model)
-        try:
-            await self._answer(running)
-        finally:
-            self._pacer.release(job.model)
+        await self._answer(running)
 
     async def _answer(self, running: _Running) -> None:
         reply = await self._reply(running)
@@ -166,21 +177,13 @@ class JobRunner:
 
     async def _reply(self, running: _Running) -> Reply | None:
         """None if the job's deadline passes."""
-        job, failures = running.job, 0
-        key: str | None = job.answer_key
+        failures = 0
+        key: str | None = running.job.answer_key
         pause, longest = PAUSE_SECONDS
         while True:
-            left = (job.expires - timezone.now()).total_seconds()
-            if left <= 0:
+            reply = await self._call_in_turn(running, key)
+            if reply is None:
                 return None
-            reply = await internal.call(
-                job.user,
-                job.endpoint,
-                bytes(job.body),
-                running.source,
-                idempotency_key=key,
-                seconds_left=min(left, LONGEST_JOB),
-            )
             if key is not None and reply.status == 400 and _NO_KEY in reply.body:
                 key = None  # several answers, or more than text: made anew after a restart
                 continue
@@ -188,8 +191,34 @@ class JobRunner:
             if reply.status not in {429, 503} or failures >= MOST_FAILURES:
                 return reply
             wait = max(pause * random.uniform(0.5, 1.0), reply.retry_after or 0.0)
-            await asyncio.sleep(min(wait, max(0.0, left)))
+            running.is_paused = True
+            await asyncio.sleep(min(wait, max(0.0, _seconds_left(running.job))))
+            running.is_paused = False
             pause = min(longest, pause * 2)
+
+    async def _call_in_turn(self, running: _Running, key: str | None) -> Reply | None:
+        """One try; of a batch's class when the pacer has a place."""
+        model = running.job.model
+        if running.job.priority != "batch":
+            return await self._call(running, key)
+        await self._pacer.acquire(model)
+        try:
+            return await self._call(running, key)
+        finally:
+            self._pacer.release(model)
+
+    async def _call(self, running: _Running, key: str | None) -> Reply | None:
+        job, left = running.job, _seconds_left(running.job)
+        if left <= 0:
+            return None
+        return await internal.call(
+            job.user,
+            job.endpoint,
+            bytes(job.body),
+            running.source,
+            idempotency_key=key,
+            seconds_left=min(left, LONGEST_JOB),
+        )
 
     # ---- progress
 
@@ -206,6 +235,10 @@ class JobRunner:
         for request_id in reversed(running.source.request_ids):
             return self._active.get(request_id)
         return None
+
+
+def _seconds_left(job: StoredJob) -> float:
+    return (job.expires - timezone.now()).total_seconds()
 
 
 def _progress(stream: Stream) -> dict[str, object]:

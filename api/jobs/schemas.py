@@ -1,12 +1,13 @@
 """What /v1/jobs takes and answers."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
 from django.utils import timezone
 from ninja import Schema
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from api.environment import LONGEST_JOB
 from api.errors import ApiError
@@ -26,6 +27,30 @@ JobEndpoint = Literal[
 StoredStatus = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 
 
+def _moment(value: Any) -> Any:
+    """Bodies are decoded before they are validated, and a strict model takes no text for a time."""
+    if not isinstance(value, str):
+        raise PydanticCustomError("moment", "must be a time in ISO 8601")
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        raise PydanticCustomError("moment", "must be a time in ISO 8601") from None
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """Raises PydanticCustomError for one that is none in UTC, which the database needs."""
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("moment", "must be in the years 1 to 9999") from None
+
+
+Deadline = Annotated[datetime, BeforeValidator(_moment)]
+Moment = Annotated[datetime, AfterValidator(_in_utc)]  # of a query
+
+
 class NewWebhook(Body):
     """Where to send the job when it has ended."""
 
@@ -41,7 +66,7 @@ class NewJob(Body):
     endpoint: JobEndpoint
     body: dict[str, Any]
     priority: JobClass = "interactive"
-    deadline: Annotated[Integer, Field(ge=1, le=int(LONGEST_JOB))] | datetime | None = Field(
+    deadline: Annotated[Integer, Field(ge=1, le=int(LONGEST_JOB))] | Deadline | None = Field(
         default=None, description="seconds from now, or a time in ISO 8601; at most a day from now"
     )
     webhook: NewWebhook | None = None

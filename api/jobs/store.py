@@ -98,7 +98,7 @@ async def _end(
     if job.webhook_url:
         fields.update(webhook=Delivery.PENDING, webhook_due=now)
     return await rows.aupdate(
-        status=status, ended=now, owner="", position=None, starts=None, **fields
+        status=status, ended=now, owner="", position=None, starts=None, body=b"", **fields
     )
 
 
@@ -106,9 +106,11 @@ async def _end(
 
 
 @sync_to_async
-def orphans(mine: Collection[int], limit: int, priority: str) -> list[StoredJob]:
-    """Open jobs that no process runs, oldest first."""
-    rows = StoredJob.objects.filter(status__in=OPEN, priority=priority)
+def orphans(
+    mine: Collection[int], limit: int, priority: str, full: Collection[int] = ()
+) -> list[StoredJob]:
+    """Open jobs that no process runs, oldest first, without those of the users `full`."""
+    rows = StoredJob.objects.filter(status__in=OPEN, priority=priority).exclude(user__in=full)
     lost = rows.filter(orphaned(rows)).exclude(pk__in=mine)
     return list(lost.defer("body", "reply").order_by("pk")[:limit])
 

@@ -1,6 +1,5 @@
 """/v1/jobs: requests that are answered in the background, whatever becomes of the processes."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -15,7 +14,9 @@ from api.errors import ApiError
 from api.http.documentation import error_statuses
 from api.http.sse import EventStream
 from api.jobs import events, store
+from api.jobs.models import StoredJob
 from api.jobs.schemas import (
+    Moment,
     NewJob,
     NewWebhook,
     StoredJobList,
@@ -76,8 +77,8 @@ async def list_jobs(
     request: AuthRequest,
     status: StoredStatus | None = None,
     model: str | None = None,
-    created_after: datetime | None = None,
-    created_before: datetime | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
 ) -> StoredJobList:
@@ -133,4 +134,5 @@ async def read_events(request: AuthRequest, job_id: str) -> HttpResponseBase:
     position = events.position_of(request.META.get("HTTP_LAST_EVENT_ID"))
     if position is None:
         return HttpResponse(status=204)
-    return EventStream(events.events(job, position), endless=True)
+    counted = app().answer_streams.open(request.auth.pk, (StoredJob._meta.label, job.pk))
+    return EventStream(events.events(job, position), counted, endless=True)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,9 +13,12 @@ from django.utils import timezone
 
 from api.accounts import keys
 from api.accounts.models import User
-from api.batches import manager, run, store
+from api.batches import lines, manager, run, store
 from api.batches.models import Batch
 from api.context import app
+from api.errors import ApiError
+from api.files import store as files
+from api.plans import store as plans
 from broker.errors import Unavailable
 from broker.wire import Failed, Job
 from tests.unit.api_site import FakeClient, beginning, browser, echo, make_user, node_state, until
@@ -131,7 +135,7 @@ async def test_lines_that_are_wrong_have_errors_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("lines", "code"),
+    ("content", "code"),
     [
         (b" \n \n", "empty_file"),
         (b"{not json\n", "invalid_json"),
@@ -147,9 +151,9 @@ async def test_lines_that_are_wrong_have_errors_of_their_own(
     ids=lambda each: str(each)[:20] if not isinstance(each, bytes) else "lines",
 )
 async def test_a_file_that_is_wrong_fails_the_batch(
-    program: httpx.AsyncClient, fake: FakeClient, lines: bytes, code: str
+    program: httpx.AsyncClient, fake: FakeClient, content: bytes, code: str
 ) -> None:
-    done = await when(program, await made(program, lines), "failed", "completed")
+    done = await when(program, await made(program, content), "failed", "completed")
     assert done["status"] == "failed"
     [error] = done["errors"]["data"]
     assert error["code"] == code
@@ -345,3 +349,53 @@ async def test_old_batches_are_forgotten(program: httpx.AsyncClient) -> None:
     await Batch.objects.filter(name=batch["id"][6:]).aupdate(created=old)
     await store.forget_old()
     assert (await program.get(f"/v1/batches/{batch['id']}")).status_code == 404
+
+
+async def test_a_user_whose_plan_is_used_up_keeps_nobody_else_waiting(
+    program: httpx.AsyncClient, fake: FakeClient, user: User
+) -> None:
+    """Two slots, of which one is for interactive users: the lines run one by one."""
+    await sync_to_async(plans.put)("slow", {"requests_per_minute": 1})
+    await sync_to_async(plans.assign)(user.username, "slow")
+    await app().plans.changed()
+    app().keys.clear()
+    mine = await made(program, jsonl([line(number) for number in range(9)]))
+    await until(lambda: fake.jobs, 20)
+    await asyncio.sleep(0.1)
+    async with browser() as other:
+        key = await sync_to_async(keys.create)(await make_user())
+        other.headers["Authorization"] = f"Bearer {key}"
+        done = await when(other, await made(other, jsonl([line(1), line(2)])), "completed")
+    assert done["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+    assert (await program.get(f"/v1/batches/{mine['id']}")).json()["status"] == "in_progress"
+    tries = [each for each in asyncio.all_tasks() if "_answer_paced" in repr(each.get_coro())]
+    assert len(tries) == 1  # not one for each line
+
+
+async def test_a_batch_without_its_file_fails(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    """In the middle: it can neither go on nor put its results in order."""
+    fake.script = lambda job: []
+    batch = await made(program, jsonl([line(1), line(2)]))
+    await until(lambda: fake.jobs, 20)
+    app().contents.delete((await Batch.objects.aget(name=batch["id"][6:])).input_content)
+    await program.post(f"/v1/batches/{batch['id']}/cancel")
+    done = await when(program, batch, "failed", "cancelled")
+    assert done["status"] == "failed"
+    assert done["errors"]["data"][0]["code"] == "missing_file"
+
+
+def test_a_model_can_be_stored_in_every_database(tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(jsonl([line(1, body={"model": "a\x00", "background": True})]))
+    assert lines.check(file, CHAT).model == "a\ufffd"
+    assert b"background" not in lines.parse(1, file.read_bytes(), CHAT).body
+
+
+async def test_a_batch_of_a_file_that_was_just_deleted_is_refused(
+    program: httpx.AsyncClient, user: User
+) -> None:
+    file = await files.find(user, await uploaded(program, jsonl([line(1)])))
+    await files.delete(file, app().contents)
+    with pytest.raises(ApiError) as refused:
+        await store.create(user, file, timedelta(hours=1), endpoint=CHAT, window="1h")
+    assert refused.value.status == 404

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -16,6 +16,7 @@ from api.accounts.models import User
 from api.context import app
 from api.jobs import events, runner, store, webhooks
 from api.jobs.models import StoredJob
+from api.plans import store as plans
 from broker.wire import Delta, Failed, Finished, Start
 from tests.unit.api_site import FakeClient, browser, echo, make_user, until
 
@@ -271,3 +272,74 @@ async def test_ended_jobs_are_forgotten(program: httpx.AsyncClient) -> None:
     await StoredJob.objects.filter(name=job["id"][4:]).aupdate(ended=past)
     assert await store.forget_old(7) == 1
     assert (await program.get(f"/v1/jobs/{job['id']}")).status_code == 404
+
+
+async def test_nobodys_many_jobs_keep_anothers_waiting(
+    program: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MOST_RUNNING", {"interactive": 4, "batch": 1})
+    monkeypatch.setattr(runner, "MOST_OF_USER", {"interactive": 3, "batch": 1})
+    fake.script = lambda job: [] if job.model == "big" else echo(job)
+    fake.trees.add("big")
+    for _ in range(6):
+        await made(program, body={**CHAT, "model": "big"})
+    await until(lambda: len(fake.jobs) == 3, 20)
+    async with browser() as other:
+        key = await sync_to_async(keys.create)(await make_user())
+        other.headers["Authorization"] = f"Bearer {key}"
+        await when(other, await made(other), "completed")
+    assert len(fake.jobs) == 4
+
+
+async def test_jobs_that_a_plan_refuses_keep_no_place(
+    program: httpx.AsyncClient, fake: FakeClient, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MOST_RUNNING", {"interactive": 1, "batch": 1})
+    await sync_to_async(plans.put)("slow jobs", {"requests_per_minute": 1})
+    await sync_to_async(plans.assign)(user.username, "slow jobs")
+    await app().plans.changed()
+    app().keys.clear()
+    await when(program, await made(program, priority="batch"), "completed")
+    for priority in ("batch", "interactive"):
+        await made(program, priority=priority)
+    async with browser() as other:
+        key = await sync_to_async(keys.create)(await make_user())
+        other.headers["Authorization"] = f"Bearer {key}"
+        for priority in ("batch", "interactive"):
+            await when(other, await made(other, priority=priority), "completed")
+
+
+async def test_a_deadline_is_also_a_time(program: httpx.AsyncClient) -> None:
+    moment = timezone.now().replace(microsecond=0) + timedelta(hours=2)
+    job = await made(program, deadline=moment.isoformat())
+    assert datetime.fromisoformat(job["expires_at"]) == moment
+    answer = await program.post("/v1/jobs", json={**NEW, "deadline": "tomorrow"})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+async def test_a_time_that_is_none_in_utc_is_refused(
+    program: httpx.AsyncClient, moment: str
+) -> None:
+    for name in ("created_after", "created_before"):
+        answer = await program.get("/v1/jobs", params={name: moment})
+        assert answer.status_code == 400, answer.text
+
+
+async def test_a_jobs_streams_are_counted(
+    program: httpx.AsyncClient, fake: FakeClient, user: User
+) -> None:
+    fake.script = lambda job: []
+    job = await made(program)
+    row = await StoredJob.objects.aget(name=job["id"][4:])
+    reading = [app().answer_streams.open(user.pk, ("jobs.StoredJob", row.pk)) for _ in range(32)]
+    answer = await program.get(f"/v1/jobs/{job['id']}/events")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "streams_limit")
+    for each in reading:
+        await each.aclose()
+
+
+async def test_a_job_that_has_ended_keeps_no_body(program: httpx.AsyncClient) -> None:
+    job = await made(program)
+    await when(program, job, "completed")
+    assert bytes((await StoredJob.objects.aget(name=job["id"][4:])).body) == b""
