@@ -17,6 +17,8 @@ _FAMILY_OF: tuple[tuple[str, Family | None], ...] = (
     ("/v1/models", None),
     ("/v1/tokenize", None),
     ("/v1/detokenize", None),
+    ("/tokenize", None),
+    ("/detokenize", None),
     ("/v1/chat/", "chat"),
     ("/v1/responses", "chat"),
     ("/v1/messages", "chat"),

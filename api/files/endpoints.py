@@ -17,6 +17,7 @@ from api.files import store, upload
 from api.files.disk import CHUNK, new_name, opened
 from api.files.schemas import DeletedFile, FileList, FileObject, file_object
 from api.http.documentation import error_statuses
+from api.http.parsing import StorableText
 from api.settings import ENV
 
 router = Router(tags=["files"], auth=Key())
@@ -76,7 +77,7 @@ async def _store(request: AuthRequest, uploaded: upload.Upload) -> Any:
 @router.get("/files", response=FileList)
 async def list_files(
     request: AuthRequest,
-    purpose: str | None = None,
+    purpose: StorableText | None = None,
     after: str | None = None,
     order: Literal["asc", "desc"] = "desc",
     limit: Annotated[int, Query(ge=1, le=store.MOST_LISTED)] = store.MOST_LISTED,

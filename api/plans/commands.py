@@ -3,11 +3,13 @@
 import argparse
 import json
 import sys
+from functools import partial
 from typing import Any
 
 from api.plans.limits import LIMITS
 
 _NO_LIMIT = "none"
+_MOST = {"tokens_per_day": 10**15}  # of the rest 10**9: as the API has them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         change = actions.add_parser(action)
         change.add_argument("name")
         for name in LIMITS:
-            change.add_argument(f"--{name.replace('_', '-')}", type=_limit, metavar="N")
+            limit = partial(_limit, most=_MOST.get(name, 10**9))
+            change.add_argument(f"--{name.replace('_', '-')}", type=limit, metavar="N")
         change.add_argument("--default", action="store_true", help="for users without a plan")
     assign = actions.add_parser("assign")
     assign.add_argument("user")
@@ -50,12 +53,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _limit(text: str) -> int | str:
-    """A number from 1 on, or `none`."""
+def _limit(text: str, most: int) -> int | str:
+    """A number from 1 to `most`, or `none`."""
     if text == _NO_LIMIT:
         return text
-    if not (text.isascii() and text.isdecimal()) or not 0 < int(text[:16]) <= 10**15:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 on, or none, not {text[:50]!r}")
+    if not (text.isascii() and text.isdecimal()) or not 0 < int(text[:20]) <= most:
+        message = f"must be a number from 1 to {most}, or none, not {text[:50]!r}"
+        raise argparse.ArgumentTypeError(message)
     return int(text)
 
 

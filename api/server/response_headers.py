@@ -31,7 +31,10 @@ _EXPOSED = (
     b"X-Request-Id, Request-Id, X-Client-Request-Id, X-Canopy-Waited, X-Canopy-Queue, "
     b"X-Canopy-Trail, Idempotent-Replay, Retry-After, "
     b"X-Ratelimit-Limit-Requests, X-Ratelimit-Remaining-Requests, X-Ratelimit-Reset-Requests, "
-    b"X-Ratelimit-Limit-Tokens, X-Ratelimit-Remaining-Tokens, X-Ratelimit-Reset-Tokens",
+    b"X-Ratelimit-Limit-Tokens, X-Ratelimit-Remaining-Tokens, X-Ratelimit-Reset-Tokens, "
+    b"Anthropic-Ratelimit-Requests-Limit, Anthropic-Ratelimit-Requests-Remaining, "
+    b"Anthropic-Ratelimit-Requests-Reset, Anthropic-Ratelimit-Tokens-Limit, "
+    b"Anthropic-Ratelimit-Tokens-Remaining, Anthropic-Ratelimit-Tokens-Reset",
 )
 _ANY_PAGE: Headers = [(b"access-control-allow-origin", b"*"), _EXPOSED]
 _VARY_ORIGIN = (b"vary", b"Origin")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from contextlib import aclosing
+from http import HTTPStatus
 
 from cli.gateway import messages
 from cli.gateway.messages import BadLine, Cancel, Question
@@ -30,17 +31,18 @@ class Connection:
         self._writer = writer
         self._sender = sender
         self._key = ""
+        self.sent_bad_key = False
         self._answers: dict[str, asyncio.Task[None]] = {}  # by the client's id, or one of ours
         self._count = 0
         self._writing = asyncio.Lock()
         self._closing = False
 
-    async def run(self) -> bool:
-        """Serves the client; returns whether its key was good, when it has left."""
+    async def run(self) -> None:
+        """Serves the client until it has left."""
         try:
-            return await self._serve()
+            await self._serve()
         except (ConnectionError, TooSlow):
-            return True  # fate: nobody reads any more; its answers are cancelled below
+            pass  # fate: nobody reads any more; its answers are cancelled below
         finally:
             for task in self._answers.values():
                 task.cancel()
@@ -51,16 +53,15 @@ class Connection:
         self._closing = True
         await asyncio.gather(*self._answers.values(), return_exceptions=True)
 
-    async def _serve(self) -> bool:
+    async def _serve(self) -> None:
         if not await self._authenticate():
-            return False
+            return
         while (line := await self._next_line()) is not None:
             await self._take(line)
         while self._answers:
             # Only a write tells a client that sends no more (`echo … | nc`) from one that has left.
             await asyncio.wait(self._answers.values(), timeout=PROBE_SECONDS)
             await self._write(b"\n")
-        return True
 
     async def _authenticate(self) -> bool:
         """Whether the first line is a key that the API accepts; the client hears why not."""
@@ -73,8 +74,10 @@ class Connection:
             message = f"the key must come within {KEY_SECONDS:.0f} s"
             await self._write(messages.error("no_key", message))
         except (BadLine, ValueError) as error:
+            self.sent_bad_key = True
             await self._write(messages.error("bad_line", str(error)))
         except Refused as refusal:
+            self.sent_bad_key = refusal.status == HTTPStatus.UNAUTHORIZED
             await self._write(messages.error(refusal.code, str(refusal)))
         else:
             await self._write(messages.ready(models))

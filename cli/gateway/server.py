@@ -77,7 +77,8 @@ class Gateway:
             connection = Connection(self._api, reader, writer, sender)
             self._open[task] = connection
             self._senders[sender] += 1
-            if not await connection.run():
+            await connection.run()
+            if connection.sent_bad_key:
                 self._bad_keys.add(sender, time.monotonic())
         finally:
             if self._open.pop(task, None) is not None:

@@ -60,6 +60,7 @@ async def test_a_file_lives_as_openai_defines_it(program: httpx.AsyncClient, use
     assert (await program.get(path)).json() == made
     assert (await program.get("/v1/files", params={"purpose": "batch"})).json()["data"] == [made]
     assert (await program.get("/v1/files", params={"purpose": "vision"})).json()["data"] == []
+    assert (await program.get("/v1/files", params={"purpose": "\x00"})).json()["data"] == []
     content = await program.get(f"{path}/content")
     assert (content.content, content.headers["content-length"]) == (CONTENT, str(len(CONTENT)))
     assert (await program.delete(path)).json() == {

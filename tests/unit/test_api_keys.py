@@ -38,6 +38,8 @@ async def program(user: User, **limits: Any) -> httpx.AsyncClient:
         ("/v1/rerank", "embeddings"),
         ("/v1/batches/1", "batches"),
         ("/v1/models/a/b", None),
+        ("/tokenize", None),
+        ("/detokenize", None),
         ("/v1/whatever", "pages"),
         ("/api/conversations", "pages"),
     ],

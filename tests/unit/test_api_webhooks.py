@@ -217,6 +217,5 @@ async def test_a_database_that_is_away_stops_no_other(
     url = f"http://127.0.0.1:{hook.port}/"
     await made(program, webhook={"url": url})
     async with asyncio.timeout(10):
-        while not hook.received:
-            await asyncio.sleep(0.01)
+        await hook.arrived.wait()
     await delivery(program, await made(program, webhook={"url": url}), "delivered")

@@ -218,6 +218,24 @@ async def test_a_stopping_gateway_completes_what_is_open(
         await finishing
 
 
+async def test_only_wrong_keys_count_as_such(
+    api: FakeApi, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those that the API cannot judge: after its restart their clients come again."""
+
+    async def away(key: str, sender: str) -> list[str]:
+        raise Refused(503, "unreachable", "the API does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "models", away)
+        for _ in range(MOST_BAD_KEYS):
+            async with client(port, KEY) as (reader, _writer):
+                assert [each["code"] for each in await frames(reader, 1)] == ["unreachable"]
+                assert await reader.read() == b""
+    async with client(port, KEY) as (reader, _writer):
+        assert [each["kind"] for each in await frames(reader, 1)] == ["ready"]
+
+
 def test_bad_keys_block_their_address_for_a_while() -> None:
     bad = BadKeys()
     for _ in range(MOST_BAD_KEYS):
