@@ -16,6 +16,7 @@ class Users(RecordAdmin, UserAdmin):
     """Users, with their share."""
 
     list_display = (*UserAdmin.list_display, "share", "plan")
+    list_select_related: ClassVar = ["plan"]
     fieldsets: ClassVar = [*UserAdmin.fieldsets, ("Fairness", {"fields": ["share", "plan"]})]
 
 

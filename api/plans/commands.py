@@ -90,10 +90,9 @@ def _say(action: str, target: str, detail: str, text: str, as_json: bool) -> Non
 
 
 def _print_list(as_json: bool) -> None:
-    from api.accounts.models import Plan
     from api.plans import store
 
-    plans = [store.as_json(row) for row in Plan.objects.all()]
+    plans = store.listed()
     if as_json:
         print(json.dumps({"plans": plans}))
         return

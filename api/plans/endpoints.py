@@ -7,7 +7,6 @@ from asgiref.sync import sync_to_async
 from ninja import Router, Status
 
 from api.accounts.auth import Administrator, AuthRequest
-from api.accounts.models import Plan
 from api.context import app
 from api.errors import ApiError
 from api.http.documentation import error_statuses
@@ -23,7 +22,7 @@ router = Router(tags=["operate"], auth=Administrator())
 @router.get("", response=PlanList)
 async def read(request: AuthRequest) -> dict[str, Any]:
     """Every plan."""
-    return {"plans": await sync_to_async(_all)()}
+    return {"plans": await sync_to_async(store.listed)()}
 
 
 @router.put("", response={204: None}, openapi_extra=error_statuses(404))
@@ -61,7 +60,3 @@ async def _change(work: Callable[[], Result]) -> Result:
         raise ApiError(404, str(error), code="not_found") from error
     await app().plans.changed()
     return result
-
-
-def _all() -> list[dict[str, Any]]:
-    return [store.as_json(row) for row in Plan.objects.all()[: store.MAX_PLANS]]

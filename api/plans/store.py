@@ -4,6 +4,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, transaction
+from django.db.models import Count
 
 from api.accounts.models import Allowance, Plan, User
 from api.errors import ApiError
@@ -101,10 +102,20 @@ def remove(name: str) -> None:
     find(name).delete()
 
 
+def listed() -> list[dict[str, Any]]:
+    """All plans as the API and the command line show them. Blocks."""
+    rows = Plan.objects.annotate(held=Count("users")).order_by("name")
+    return [_shown(row, row.held) for row in rows[:MAX_PLANS]]
+
+
 def as_json(row: Plan) -> dict[str, Any]:
     """A plan as the API and the command line show it. Blocks."""
+    return _shown(row, row.users.count())
+
+
+def _shown(row: Plan, users: int) -> dict[str, Any]:
     shown = {name: getattr(row, name) for name in LIMITS}
-    return {"name": row.name, "default": row.is_default, **shown, "users": row.users.count()}
+    return {"name": row.name, "default": row.is_default, **shown, "users": users}
 
 
 async def check_conversations(user: User, limits: PlanLimits, more: int = 1) -> None:
