@@ -9,6 +9,8 @@ from typing import Any
 
 from ninja import NinjaAPI
 
+from api.http.answers import ANSWERS
+from api.http.examples import EXAMPLES
 from api.openai.addresses import Family, family
 
 _EXTENSION = "x-error-statuses"
@@ -41,6 +43,13 @@ JOB_OPERATION: dict[str, Any] = {
     ],
 }
 
+_FIRST_ERROR = 400
+_BOUNDS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+}
 _TEXT = {"type": "string"}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _ERROR_SCHEMAS: dict[Family, str] = {
@@ -72,8 +81,11 @@ class DocumentedAPI(NinjaAPI):
         """The whole document."""
         document = super().get_openapi_schema(**options)
         for path, operations in document["paths"].items():
-            for operation in operations.values():
+            for method, operation in operations.items():
                 add_error_responses(path, operation)
+                _add_example(f"{method.upper()} {path}", operation)
+                _add_answers(f"{method.upper()} {path}", operation)
+        _name_bounds(document)
         schemas = document["components"]["schemas"]
         for name, fields in _ERROR_FIELDS.items():
             schemas[name] = _error_schema(fields)
@@ -93,6 +105,34 @@ def add_error_responses(path: str, operation: dict[str, Any]) -> None:
     schema = _ERROR_SCHEMAS[family(path)]
     for status in sorted(statuses):
         operation["responses"].setdefault(status, _error_response(status, schema))
+
+
+def _add_example(label: str, operation: dict[str, Any]) -> None:
+    content = operation.get("requestBody", {}).get("content", {})
+    if label in EXAMPLES:
+        content["application/json"]["example"] = EXAMPLES[label]
+
+
+def _add_answers(label: str, operation: dict[str, Any]) -> None:
+    """What a view that makes its own response answers with."""
+    content = ANSWERS.get(label)
+    if content is not None:
+        success = min(status for status in operation["responses"] if status < _FIRST_ERROR)
+        operation["responses"][success].setdefault("content", {}).update(content)
+
+
+def _name_bounds(part: Any) -> None:
+    """Pydantic leaves its own names where a validator stands before the bounds (Integer)."""
+    if isinstance(part, list):
+        for each in part:
+            _name_bounds(each)
+    if not isinstance(part, dict):
+        return
+    for ours, theirs in _BOUNDS.items():
+        if ours in part and part.get("type") in ("integer", "number"):
+            part[theirs] = part.pop(ours)
+    for each in part.values():
+        _name_bounds(each)
 
 
 def _error_response(status: int, schema: str) -> dict[str, Any]:

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from api.errors import UNSUPPORTED
@@ -49,6 +56,7 @@ def _false_is_none(value: Any) -> Any:
 
 
 _JSON_PROMPT = {
+    "description": "a text, token ids, or a list of either: each gets its choices",
     "anyOf": [
         {"type": "string"},
         {"type": "array", "minItems": 1, "items": {"type": "string"}},
@@ -58,7 +66,7 @@ _JSON_PROMPT = {
             "minItems": 1,
             "items": {"type": "array", "minItems": 1, "items": {"type": "integer"}},
         },
-    ]
+    ],
 }
 
 
@@ -68,10 +76,7 @@ class Completion(Generation):
     prompt: Annotated[
         list[str | tuple[int, ...]],
         BeforeValidator(_as_prompts),
-        Field(
-            description="a text, token ids, or a list of either: each gets its choices",
-            json_schema_extra=_JSON_PROMPT,
-        ),
+        WithJsonSchema(_JSON_PROMPT),
     ]
     max_tokens: Annotated[Integer, Field(ge=0, le=10_000_000)] | None = Field(
         default=None, description="0: only with echo or prompt_logprobs"

@@ -258,7 +258,7 @@ def whole_tables(plan: list[str]) -> set[str]:
     return {scan[1] for scan in scans if scan}
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="it asks SQLite for its plans")
+@pytest.mark.sqlite
 async def test_no_list_reads_a_whole_table(site: Site) -> None:
     growing = {kind._meta.db_table for kind in GROWING}
     read: dict[str, set[str]] = {}
@@ -282,7 +282,7 @@ def _plan(query: Query) -> list[str]:
         return [str(row[3]) for row in cursor.fetchall()]
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="it asks SQLite for its plans")
+@pytest.mark.sqlite
 async def test_a_whole_table_is_noticed(database: None) -> None:
     plan = await _plan(Query('SELECT * FROM "chat_message" WHERE "content" = %s', ["maple"]))
     assert whole_tables(plan) == {"chat_message"}
