@@ -68,6 +68,7 @@ def stored_plans() -> tuple[dict[int, PlanLimits], int | None]:
 def put(name: str, changes: dict[str, int | None], default: bool | None = None) -> Plan:
     """Makes a plan, or changes what is given. Raises PlanError. Blocks."""
     row = Plan.objects.select_for_update().filter(name=name).first()
+    is_new = row is None
     if row is None:
         if Plan.objects.count() >= MAX_PLANS:
             raise PlanError(f"there are {MAX_PLANS} plans already")
@@ -78,7 +79,10 @@ def put(name: str, changes: dict[str, int | None], default: bool | None = None) 
         Plan.objects.exclude(pk=row.pk).update(is_default=False)
     if default is not None:
         row.is_default = default
-    row.save()
+    if is_new:
+        row.save(force_insert=True)
+    else:
+        row.save(update_fields=[*changes, "is_default"])
     return row
 
 
