@@ -5,7 +5,7 @@ from api.plans.limits import Kind, PlanLimits
 from api.requests.position import rounded
 
 RETRY_AFTER = 5  # seconds, where jobs must end first
-_CODES: dict[Kind, str] = {"requests": "rate_limit_exceeded", "tokens": "tokens_limit_exceeded"}
+CODES: dict[Kind, str] = {"requests": "rate_limit_exceeded", "tokens": "tokens_limit_exceeded"}
 _UNITS: dict[Kind, str] = {"requests": "requests a minute", "tokens": "tokens a day"}
 
 
@@ -16,7 +16,7 @@ def used_up(kind: Kind, limits: PlanLimits, seconds: int) -> ApiError:
         429,
         f"your plan {limits.name!r} allows {most} {_UNITS[kind]}, and they are used up: "
         f"try again in {rounded(seconds)}",
-        code=_CODES[kind],
+        code=CODES[kind],
         params={"most": most, "seconds": seconds},
         headers={"Retry-After": str(seconds)},
     )

@@ -5,6 +5,7 @@ import re
 from typing import get_args
 
 from api import errors
+from api.plans.refusals import CODES
 from broker.wire import FailureCode
 from cli.home import REPOSITORY
 
@@ -16,10 +17,12 @@ FOR_PROGRAMS = {  # which no page's request can cause
     "invalid_api_key",
     "invalid_body",
     "invalid_idempotency_key",
+    "item_not_found",
     "login_needed",
     "method_not_allowed",
     "not_cancellable",
     "not_with_idempotency_key",
+    "previous_response_not_found",
     "storage_full",
     "too_many_batches",
     "too_many_files",
@@ -51,6 +54,7 @@ def test_pages_know_every_kind_of_error() -> None:
         codes_in_api()
         | {code for code, _ in errors.VALIDATION_CODES.values()}
         | set(get_args(FailureCode))
+        | set(CODES.values())
     )
     assert said - FOR_PROGRAMS - translated == set()
     passwords = {text for text in translated if text.startswith(("password_", "name_"))}
