@@ -153,6 +153,31 @@ def test_how_models_mark_reasoning() -> None:
     assert ChatFormat(byte_level(None)).markup(job(tools=())).reasoning_format == ""
 
 
+def test_a_request_switches_reasoning_on_and_off() -> None:
+    quiet = CHATML + "{% if thinking is defined and thinking %}<think>{% else %}</think>{% endif %}"
+    for arguments, found in [
+        ("", ""),
+        ('{"thinking": true}', "think-opened"),
+        ('{"thinking": false}', ""),
+        ("[true]", ""),
+    ]:
+        wanted = job(tools=(), template_arguments=arguments)
+        assert ChatFormat(byte_level(quiet)).markup(wanted).reasoning_format == found
+
+
+def test_a_template_that_fails_does_not_keep_its_model_from_being_served() -> None:
+    fails = "<think>{{ 1 + '' }}"
+    assert ChatFormat(byte_level(fails)).markup(job(tools=())).reasoning_format == "think"
+
+
+def test_an_answer_that_a_request_s_own_grammar_writes_has_no_reasoning() -> None:
+    lark = Sampling(grammar=Grammar(kind="lark", source='start: "a"'))
+    opened = ChatFormat(byte_level(REASONS + "<think>\n"))
+    assert opened.markup(job(tools=(), sampling=lark)).reasoning_format == ""
+    calls = job(tools=(WEATHER,), choice="required", sampling=lark)
+    assert opened.markup(calls).reasoning_format == "think-opened"
+
+
 def test_special_marks_are_in_the_text() -> None:
     tokenizer = with_tools("mistral")
     shown = ChatFormat(tokenizer).shown_tokens(job())
@@ -238,6 +263,31 @@ def test_a_call_or_an_answer_in_a_format() -> None:
     assert kept.allows("17")
     assert kept.allows(CALLS["hermes"] % ARGUMENTS)
     assert not kept.allows("Sunny.")
+
+
+@pytest.mark.parametrize("pattern, text", [(r"a\\/b", r"a\/b"), ("a/b", "a/b"), ("a\nb", "a\nb")])
+def test_a_regular_expression_behind_reasoning(pattern: str, text: str) -> None:
+    sampling = Sampling(grammar=Grammar(kind="regex", source=pattern))
+    kept = Kept(byte_level(REASONS + "<think>\n"), job(tools=(), sampling=sampling))
+    assert kept.allows(f"Hm.</think>\n{text}")
+    assert not kept.allows(f"Hm.</think>\n{text}c")
+
+
+HALF_KEPT = '{"type": "object", "minProperties": 3}'  # llguidance counts a name that comes twice
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        job(tools=(), sampling=Sampling(grammar=Grammar(kind="json_schema", source=HALF_KEPT))),
+        job(sampling=Sampling(grammar=Grammar(kind="json_schema", source=HALF_KEPT))),
+        job(tools=(Tool(name="f", parameters=HALF_KEPT, strict=True),), choice="required"),
+    ],
+    ids=["reasoning", "tools", "strict"],
+)
+def test_schemas_that_would_be_kept_by_half_are_refused_here_too(wanted: Job) -> None:
+    with pytest.raises(InvalidRequest, match="minProperties"):
+        Kept(with_tools("hermes"), wanted).allows("{}")
 
 
 def test_a_named_tool() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 from broker.wire import Grammar, Job, Tool
 from worker.engines.base import InvalidRequest
-from worker.engines.grammar_source import JSON_OPTIONS
+from worker.engines.grammar_source import JSON_OPTIONS, compilable
 from worker.engines.transformers.text.chat_format import OPENED, REASONING_MARKS, ChatFormat
 from worker.engines.transformers.text.tool_turns import parsed
 
 _ANYTHING = r"/(.|\n)*/"
 _SPACE = r"/[ \n]{0,4}/"
-_UNESCAPED_SLASH = re.compile(r"(?<!\\)/")
-_SLASH = r"\\/"
+_SPECIAL = re.compile(r"\\.|/|\n", re.DOTALL)  # in a regular expression between slashes
+_ESCAPED = {"/": r"\/", "\n": r"\n"}
 _OPENING = {
     "hermes": "<tool_call>",
     "mistral": "[TOOL_CALLS]",
@@ -146,7 +146,12 @@ class _Rules:
 
 
 def _arguments(tool: Tool, *, loose: bool) -> str:
-    """The JSON schema of a call's arguments, with what llguidance is to make of it."""
+    """The JSON schema of a call's arguments, with what llguidance is to make of it.
+
+    Raises InvalidRequest for one that is strict and could not be kept.
+    """
+    if tool.strict and tool.parameters:
+        compilable(Grammar(kind="json_schema", source=tool.parameters))
     schema: Any = parsed(tool.parameters)
     if schema is None:
         schema = {"additionalProperties": False}
@@ -157,13 +162,15 @@ def _arguments(tool: Tool, *, loose: bool) -> str:
 
 
 def _answer_rule(own: Grammar) -> str:
+    """Raises InvalidRequest for what would be refused without reasoning and tools, too."""
+    compilable(own)
     match own.kind:
         case "json_object":
             return f"answer: %json {_schema({'type': 'object'})}"
         case "json_schema":
             return f"answer: %json {_schema(parsed(own.source))}"
         case "regex":
-            return f"answer: /{_UNESCAPED_SLASH.sub(_SLASH, own.source)}/"
+            return f"answer: /{_between_slashes(own.source)}/"
         case "choice":
             options = parsed(own.source)
             if not isinstance(options, list) or not options:
@@ -171,6 +178,10 @@ def _answer_rule(own: Grammar) -> str:
             return "answer: " + " | ".join(_literal(str(option)) for option in options)
         case "lark":
             raise InvalidRequest("tools: not with a grammar")
+
+
+def _between_slashes(pattern: str) -> str:
+    return _SPECIAL.sub(lambda found: _ESCAPED.get(found[0], found[0]), pattern)
 
 
 def _schema(schema: Any) -> str:

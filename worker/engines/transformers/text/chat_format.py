@@ -7,10 +7,12 @@ not known here, has them described in a system turn of ours, and writes calls as
 import json
 from typing import Any
 
-import jinja2
+import structlog
 
 from broker.wire import Job
 from worker.engines.base import Markup
+
+log = structlog.get_logger(__name__)
 
 OURS = "hermes"
 # The first whose marks are all in the template, and none of the others: what a model writes.
@@ -73,6 +75,9 @@ class ChatFormat:
             tool_format = self.native or OURS
             if job.tool_choice == "required" and self.native in _WITHOUT_JSON:
                 tool_format = OURS
+        own = job.sampling.grammar
+        if own is not None and own.kind == "lark" and not tool_format:
+            return Markup()  # all of the answer is as the grammar says, from its first token on
         return Markup(tool_format, self._reasoning_of(job))
 
     def token(self, mark: str) -> int | None:
@@ -96,8 +101,9 @@ class ChatFormat:
 
     def _reasoning_of(self, job: Job) -> str:
         effort = job.reasoning_effort
-        if _switched_off(job.template_arguments):
-            effort = "none"
+        switched = _switched(job.template_arguments)
+        if switched is not None:
+            effort = "low" if switched else "none"
         elif effort not in ("", "none"):
             effort = "low"
         found = self._reasoning[effort]
@@ -123,7 +129,9 @@ class ChatFormat:
             text = self._tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True, **template_arguments(effort)
             )
-        except jinja2.TemplateError:
+        except Exception as error:
+            # a template may raise anything; fate: it is taken for one that opens no reasoning
+            log.warning("the chat template refuses an example", effort=effort, reason=str(error))
             return ""
         return str(text)
 
@@ -141,17 +149,20 @@ def template_arguments(effort: str) -> dict[str, Any]:
     return {"reasoning_effort": effort, "enable_thinking": reasons, "thinking": reasons}
 
 
-def _switched_off(arguments: str) -> bool:
-    """Whether a request's own arguments for the template switch reasoning off."""
+def _switched(arguments: str) -> bool | None:
+    """Whether a request's own arguments for the template switch reasoning on; None: neither."""
     if not arguments:
-        return False
+        return None
     try:
         values = json.loads(arguments)
     except (ValueError, RecursionError):
-        return False
+        return None
     if not isinstance(values, dict):
+        return None
+    switches = [values.get("enable_thinking"), values.get("thinking")]
+    if False in switches:
         return False
-    return values.get("enable_thinking") is False or values.get("thinking") is False
+    return True if True in switches else None
 
 
 def _detect(template: str) -> str:
