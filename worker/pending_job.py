@@ -94,6 +94,8 @@ def without_content(job: Job, delivery: Delivery) -> Job:
         prompt_ids=(),
         pooling=None,
         tools=(),
+        template_arguments="",
+        sampling=msgspec.structs.replace(job.sampling, grammar=None),
         delivered="",
         delivered_ids=(),
     )

@@ -8,7 +8,7 @@ import pytest
 
 from broker.encoding import encode
 from broker.session import Delivery
-from broker.wire import ChatMessage, Job
+from broker.wire import ChatMessage, Grammar, Job, Sampling
 from tests.unit.cluster import Cluster, until
 from topology.dispatch import HoldHigh
 from worker import life
@@ -34,13 +34,14 @@ def test_a_job_is_kept_once_and_whole(letters: int) -> None:
         reply_to="q",
         created=1.0,
         messages=(ChatMessage(role="user", content=text),),
+        sampling=Sampling(max_tokens=9, grammar=Grammar(kind="regex", source="a")),
         delivered="so far",
         delivered_ids=(1, 2),
         user="ada",
     )
     taken = delivery(job)
     kept = without_content(job, taken)
-    assert (kept.messages is None) == bool(taken.body)
+    assert (kept.messages is None) == (kept.sampling.grammar is None) == bool(taken.body)
     kept = msgspec.structs.replace(kept, restarted=True)
     assert with_content(kept, taken) == msgspec.structs.replace(job, restarted=True)
 

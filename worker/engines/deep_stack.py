@@ -9,6 +9,7 @@ Result = TypeVar("Result")
 
 # A grammar of the longest source is a chain that deep at most. Only touched memory counts.
 _STACK_BYTES = 512 << 20
+_starting = threading.Lock()  # a stack's size is the process's, until the thread has started
 
 
 def run_deep(
@@ -29,9 +30,10 @@ def run_deep(
             ended()
 
     thread = threading.Thread(target=run, name="deep", daemon=True)
-    former = threading.stack_size(_STACK_BYTES)
-    try:
-        thread.start()
-    finally:
-        threading.stack_size(former)
+    with _starting:
+        former = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(former)
     return future.result(seconds)
