@@ -40,9 +40,6 @@ FIELDS = (
     Field("stop_token_ids"),
     Field("top_k", optional=True),
     Field("min_p", optional=True),
-    Field("min_tokens", optional=True),
-    Field("ignore_eos", optional=True),
-    Field("stop_token_ids", optional=True),
     Field("skip_special_tokens", optional=True),
     Field("include_stop", "include_stop_str_in_output", optional=True),
     Field("repetition_penalty", optional=True),  # vLLM's, SGLang's, Canopy's
@@ -50,11 +47,14 @@ FIELDS = (
 )
 _DEFAULTS = Sampling()
 _VLLM = {"regex": "regex", "choice": "choice", "lark": "grammar"}
-_STRUCTURED_OUTPUTS = {"vllm": _VLLM, "canopy": _VLLM}  # by their own names for themselves
+# By their own names for themselves: servers with vLLM's fields, and those that continue a last
+# message of the assistant.
+_STRUCTURED_OUTPUTS = {"vllm": _VLLM, "canopy": _VLLM}
+CONTINUES = frozenset({"vllm", "sglang", "llamacpp", "canopy"})
 # Makes vLLM and SGLang continue the last message.
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 _OPTIONAL = frozenset(
-    {"stream_options", "max_tokens", "logprobs", "top_logprobs", *_CONTINUE}
+    {"stream_options", "max_tokens", "logprobs", "top_logprobs", "reasoning_effort", *_CONTINUE}
     | {field.key or field.name for field in FIELDS if field.optional}
 )
 _UNKNOWN = re.compile(
@@ -125,7 +125,7 @@ def body(
         fields.setdefault("max_tokens", None)  # some servers' default is 16
     else:
         path = "chat/completions"
-        fields |= _chat_fields(job, job.messages, plan)
+        fields |= _chat_fields(job, job.messages, plan, owner)
     for key in refused & fields.keys():
         if _is_optional(key, fields[key]):
             del fields[key]
@@ -141,14 +141,36 @@ def _completion_fields(job: Job, plan: Plan) -> dict[str, Any]:
     return fields
 
 
-def _chat_fields(job: Job, messages: tuple[ChatMessage, ...], plan: Plan) -> dict[str, Any]:
+def _chat_fields(
+    job: Job, messages: tuple[ChatMessage, ...], plan: Plan, owner: str
+) -> dict[str, Any]:
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    fields: dict[str, Any] = {"messages": turns}
-    if plan.prefill:
+    fields: dict[str, Any] = {"messages": turns, **_template_fields(job)}
+    if job.continue_final_message:
+        if owner not in CONTINUES:
+            raise InvalidRequest(
+                "continue_final_message: the server behind this node is not known to continue a "
+                "message; leave out the last turn of the assistant"
+            )
+        turns[-1]["content"] += plan.prefill
+        fields |= _CONTINUE
+    elif plan.prefill:
         turns.append({"role": "assistant", "content": plan.prefill})
         fields |= _CONTINUE
     if job.sampling.logprobs is not None:
         fields |= {"logprobs": True, "top_logprobs": job.sampling.logprobs}
+    return fields
+
+
+def _template_fields(job: Job) -> dict[str, Any]:
+    """What the chat template is told; a server that does not reason need not know the effort."""
+    fields: dict[str, Any] = {}
+    if not job.add_generation_prompt:
+        fields["add_generation_prompt"] = False
+    if job.template_arguments:
+        fields["chat_template_kwargs"] = _json(job.template_arguments)
+    if job.reasoning_effort:
+        fields["reasoning_effort"] = job.reasoning_effort
     return fields
 
 
@@ -174,7 +196,7 @@ def _json(source: str) -> Any:
     try:
         return msgspec.json.decode(source)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the grammar is not valid JSON: {error}") from error
+        raise InvalidRequest(f"what a server is to be told is not valid JSON: {error}") from error
 
 
 def unknown_fields(message: str, sent: dict[str, Any]) -> frozenset[str]:
@@ -211,6 +233,8 @@ def _settings(sampling: Sampling, spent: int) -> dict[str, Any]:
         settings["seed"] %= _SEEDS
     if "max_tokens" in settings:
         settings["max_tokens"] = max(1, settings["max_tokens"] - spent)
+    if "min_tokens" in settings:
+        settings["min_tokens"] = max(0, settings["min_tokens"] - spent)
     return settings
 
 

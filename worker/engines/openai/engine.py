@@ -42,8 +42,6 @@ BUSY_SECONDS = 60.0  # a job refused for so long goes back into the tree
 FAULT_SECONDS = 10.0  # the same where the server fails: if it is going down, that shows soon
 PAUSES = (0.5, 8.0)  # seconds between tries, first and longest, if the server names none
 STOP_SECONDS = 2.0
-# By their own names for themselves: servers that continue a last message of the assistant.
-_CONTINUES = {"vllm", "sglang", "llamacpp"}
 
 log = structlog.get_logger(__name__)
 
@@ -105,7 +103,7 @@ class OpenAIEngine:
             await server.client.aclose()
             raise
         self._served_model, self._owner = served.name, served.owner
-        self._continues = served.owner in _CONTINUES
+        self._continues = served.owner in request_body.CONTINUES
         self.context_length = served.context_length
         self._server, self.warm = server, False
         log.info("server found", address=self.device, model=self._served_model)
@@ -133,6 +131,9 @@ class OpenAIEngine:
         try:
             delivered = request_body.tokens_delivered(job)
             yield Chunk(prompt_tokens=request_body.prompt_tokens(job), tokens=delivered)
+            if job.sampling.max_tokens == 0:  # some servers' least is 1
+                yield Chunk(finish="length")
+                return
             async with contextlib.aclosing(self._answer(server, job, delivered, call)) as chunks:
                 async for chunk in chunks:
                     yield chunk
