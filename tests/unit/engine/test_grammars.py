@@ -13,6 +13,7 @@ from tests.unit.engine.decoder_runs import Runs, job
 from tests.unit.engine.tiny import save_model
 from worker.engines.base import InvalidRequest
 from worker.engines.transformers.model.loader import load
+from worker.engines.transformers.sampling import token_lists, token_masks
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -134,3 +135,33 @@ def test_a_hostile_grammar_costs_its_own_answer_at_most(runs: Runs, grammar: Gra
     except InvalidRequest as refused:
         assert "\n" not in str(refused)
     assert runs.texts([job("x", max_tokens=2)])
+
+
+def test_a_grammar_whose_masks_take_long_ends_its_own_answer(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_masks, "SLOW_SECONDS", 0.0)
+    slow = runs.submit(job("x", grammar=SCHEMA, max_tokens=300))
+    free = runs.submit(job("x", max_tokens=40))
+    runs.until(lambda: runs.ended(slow) and runs.ended(free))
+    with pytest.raises(InvalidRequest, match="takes too long"):
+        runs.text(slow)
+    assert runs.text(free)
+    monkeypatch.undo()
+    for text in runs.texts([job("x", grammar=SCHEMA, max_tokens=300)] * 8):
+        jsonschema.validate(json.loads(text), PERSON)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_few_tokens_are_sampled_as_from_all(
+    runs: Runs, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [
+        job("x", grammar=SCHEMA, max_tokens=60, seed=seed, **{"temperature": 1.0, **settings})
+        for seed in range(8)
+    ]
+    among_few = runs.texts(jobs)
+    monkeypatch.setattr(token_lists, "FEW", -1)
+    monkeypatch.setattr(token_lists.TokenLists, "_keep", lambda *_: None)
+    monkeypatch.setattr(token_masks.TokenMasks, "few", lambda *_: False)
+    assert runs.texts(jobs) == among_few

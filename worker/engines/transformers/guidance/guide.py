@@ -17,6 +17,7 @@ class Guide:
         """`matcher`: the grammar's, in its initial state; it is not changed."""
         self.matcher = matcher.deep_copy()
         self.version = 0
+        self.too_slow = False  # its masks hold the others up
         self._initial = matcher
         self.first_mask = first_mask
         self._tokenizer = tokenizer
@@ -56,6 +57,8 @@ class Guide:
 
     def check(self) -> None:
         """Raises InvalidRequest if the grammar cannot be kept any longer."""
+        if self.too_slow:
+            raise InvalidRequest("the grammar takes too long to compute a token; simplify it")
         if self.failed:
             raise self.error()
 

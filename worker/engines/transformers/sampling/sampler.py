@@ -28,6 +28,7 @@ from worker.engines.transformers.sampling.sampler_output import (
     Logprobs,
     SamplerOutput,
 )
+from worker.engines.transformers.sampling.token_lists import FEW
 from worker.engines.transformers.sampling.token_masks import NO_END_RULE, EndRule, TokenMasks
 from worker.engines.transformers.sampling.truncation import (
     SHORTLIST,
@@ -135,6 +136,7 @@ class Sampler:
         without a sequence.
         """
         states = [self._state(slot) for slot in slots]
+        self._masks.prepare(slots)
         marked = self._sample_all(logits, slots, states)
         return SamplerOutput(marked, self._logprobs(logits, marked, states))
 
@@ -172,53 +174,86 @@ class Sampler:
     ) -> torch.Tensor:
         """Each row's token or mark [rows]."""
         groups = self._groups(slots, states)
-        if len(groups) == 1:
+        if len(groups) == 1 and not self._few(slots[0], states[0]):
             return self._sample_rows(logits, slots, states)
         marked = torch.empty(len(slots), dtype=torch.int64, device=logits.device)
         for rows in groups:
             index = upload(rows, torch.int64, logits.device)
             group_slots = [slots[row] for row in rows]
             group_states = [states[row] for row in rows]
-            group_logits = logits.index_select(0, index)
-            group_marked = self._sample_rows(group_logits, group_slots, group_states)
+            if self._few(group_slots[0], group_states[0]):
+                group_marked = self._sample_few(logits, index, group_slots, group_states)
+            else:
+                group_logits = logits.index_select(0, index)
+                group_marked = self._sample_rows(
+                    group_logits, group_slots, group_states, owned=True
+                )
             marked.index_copy_(0, index, group_marked)
         return marked
 
+    def _few(self, slot: int, state: _SlotState) -> bool:
+        """Whether only the few tokens are looked at that the grammar allows."""
+        return not state.has_processors and self._masks.few(slot)
+
+    def _sample_few(
+        self, logits: torch.Tensor, index: torch.Tensor, slots: list[int], states: list[_SlotState]
+    ) -> torch.Tensor:
+        """Tokens or marks of the rows `index`, the same as from logits with a mask."""
+        ids, padding = self._masks.candidates(slots)
+        candidates = logits[index[:, None], ids].float().masked_fill_(padding, float("-inf"))
+        no_choice = _not_finite(candidates.amax(-1))  # before sampling overwrites them
+        chosen = self._sample_by_method(candidates, states)
+        tokens = ids.gather(-1, chosen[:, None])[:, 0].masked_fill_(no_choice, NO_CHOICE)
+        greatest = torch.stack([logits[row].amax() for row in index.tolist()])  # without a copy
+        return tokens.masked_fill_(_not_finite(greatest), NOT_FINITE)
+
     def _groups(self, slots: list[int], states: list[_SlotState]) -> list[list[int]]:
-        """Rows that are sampled together: of one method, all with or all without processors."""
-        by_kind: dict[tuple[Method, bool], list[int]] = {}
+        """Rows that are sampled together: of one method, all with or all without processors, all
+        or none among few tokens.
+        """
+        by_kind: dict[tuple[Method, bool, bool], list[int]] = {}
         for row, state in enumerate(states):
-            kind = state.method, self._processed(slots[row])
+            kind = state.method, self._processed(slots[row]), self._few(slots[row], state)
             by_kind.setdefault(kind, []).append(row)
         groups: list[list[int]] = []
-        for (method, has_processors), rows in by_kind.items():
+        for (method, has_processors, few), rows in by_kind.items():
             if method == "greedy" and not has_processors:
                 groups.append(rows)  # one pass over the logits: parts would gain nothing
             else:
-                groups += self._parts(rows)
+                groups += self._parts(rows, FEW if few else self._vocabulary)
         return groups
 
-    def _parts(self, rows: list[int]) -> list[list[int]]:
-        """Rows to compute at once.
+    def _parts(self, rows: list[int], width: int) -> list[list[int]]:
+        """Rows to compute at once, of `width` tokens each.
 
         On a CPU no more than its caches hold: allocating larger tensors again and again takes
         longer than all the arithmetic.
         """
         if self._device.type != "cpu":
             return [rows]
-        size = max(1, _LOGITS_AT_ONCE // self._vocabulary)
+        size = max(1, _LOGITS_AT_ONCE // width)
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _sample_rows(
-        self, logits: torch.Tensor, slots: list[int], states: list[_SlotState]
+        self,
+        logits: torch.Tensor,
+        slots: list[int],
+        states: list[_SlotState],
+        *,
+        owned: bool = False,
     ) -> torch.Tensor:
-        """Tokens or marks of rows with one method, all with or all without processors."""
+        """Tokens or marks of rows with one method, all with or all without processors.
+
+        `owned`: nobody else reads the logits, so they may be changed.
+        """
         if self._processed(slots[0]):
-            processed = self._process(logits, slots, states)
+            not_finite = _not_finite(logits.amax(-1))
+            processed = logits.to(torch.float32, copy=not owned)
+            self._process(processed, slots, states)
             no_choice = _not_finite(processed.amax(-1))  # before sampling overwrites them
             tokens = self._sample_by_method(processed, states)
             tokens.masked_fill_(no_choice, NO_CHOICE)
-            return tokens.masked_fill_(_not_finite(logits.amax(-1)), NOT_FINITE)
+            return tokens.masked_fill_(not_finite, NOT_FINITE)
         tokens = self._sample_by_method(logits, states)
         if states[0].method == "greedy":  # the token's own logit is the maximum: no second pass
             greatest = logits.gather(-1, tokens[:, None])[:, 0]
@@ -226,16 +261,13 @@ class Sampler:
             greatest = logits.amax(-1)
         return tokens.masked_fill_(_not_finite(greatest), NOT_FINITE)
 
-    def _process(
-        self, logits: torch.Tensor, slots: list[int], states: list[_SlotState]
-    ) -> torch.Tensor:
-        """A float32 copy of the logits, with masks, biases and penalties."""
-        processed = logits.to(torch.float32, copy=True)
-        self._masks.apply(processed, slots)
-        index = upload(slots, torch.int64, logits.device)
-        self._biases.apply(processed, index)
-        self._counts.penalise(processed, index, [state.sampling for state in states])
-        return processed
+    def _process(self, logits: torch.Tensor, slots: list[int], states: list[_SlotState]) -> None:
+        """Changes float32 logits by masks, biases and penalties."""
+        self._masks.apply(logits, slots)
+        if any(state.has_processors for state in states):
+            index = upload(slots, torch.int64, logits.device)
+            self._biases.apply(logits, index)
+            self._counts.penalise(logits, index, [state.sampling for state in states])
 
     def _sample_by_method(self, logits: torch.Tensor, states: list[_SlotState]) -> torch.Tensor:
         method = states[0].method
@@ -282,7 +314,7 @@ class Sampler:
         tokens = marked.clamp(min=0)
         width = min(max(counts.values()), logits.shape[-1])
         blocks: list[Logprobs] = []
-        for rows in self._parts(list(counts)):
+        for rows in self._parts(list(counts), self._vocabulary):
             index = upload(rows, torch.int64, logits.device)
             logprobs = logits.index_select(0, index).float().log_softmax(-1)
             sampled = logprobs.gather(-1, tokens.index_select(0, index)[:, None])[:, 0]

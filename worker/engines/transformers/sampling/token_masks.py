@@ -2,10 +2,12 @@
 
 The masks of grammars are computed by llguidance's own threads, on behalf of a thread that waits for
 them while the decoding thread computes the next step: `begin` once the tokens of a step are known,
-`apply` where their successors are sampled. They have a bit a token, and are expanded on the device.
+`prepare` where their successors are sampled. They have a bit a token. A GPU expands them; for a CPU
+they become lists of tokens.
 """
 
 import os
+import time
 from collections.abc import Sequence as Many
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -14,10 +16,12 @@ import torch
 from llguidance import LLExecutor
 
 from worker.engines.base import EngineFailed
-from worker.engines.transformers.guidance.guide import Guide
+from worker.engines.transformers.guidance.guide import Guide, next_mask
 from worker.engines.transformers.sampling.penalties import upload
+from worker.engines.transformers.sampling.token_lists import TokenList, TokenLists, padded
 
 MASK_SECONDS = 30.0  # the limits of the grammars end a step's masks long before
+SLOW_SECONDS = 0.25  # of one mask: everybody's tokens wait for it
 _MAX_THREADS = 8
 _WORD = 32  # tokens
 
@@ -39,6 +43,7 @@ class _SlotMask(msgspec.Struct):
     ends: EndRule
     answered: int
     version: int = -1  # of the guide, whose mask is in the slot's row
+    tokens: TokenList | None = None  # of the mask, on a CPU
 
     @property
     def keeps_on(self) -> bool:
@@ -57,12 +62,15 @@ class TokenMasks:
         self._executor: LLExecutor | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._computing: Future[None] | None = None
+        self._suspects: set[int] = set()  # slots whose last masks took too long together
         self._shifts: torch.Tensor | None = None  # the bits of a byte, on the device
+        self._lists = TokenLists(vocabulary) if device.type == "cpu" else None
 
     def assign(self, slot: int, guide: Guide | None, ends: EndRule, answered: int) -> None:
         """A sequence takes the slot."""
         self._wait()
         self._slots[slot] = None
+        self._suspects.discard(slot)
         if guide is not None or ends.min_tokens > answered:
             self._slots[slot] = _SlotMask(guide, ends, answered)
         if guide is not None and self._masks is None:
@@ -89,11 +97,38 @@ class TokenMasks:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
             self._computing = self._thread.submit(self._compute, outdated)
 
+    def prepare(self, slots: list[int]) -> None:
+        """Has the slots' masks ready, before tokens are sampled for them.
+
+        Raises InvalidRequest if one of them cannot keep its grammar any longer.
+        """
+        guided: list[int] = []
+        for slot in slots:
+            state = self._slots[slot]
+            if state is not None and state.guide is not None:
+                guided.append(slot)
+        if not guided:
+            return
+        self._wait()
+        self._compute(self._outdated(guided))
+        for slot in guided:
+            self._prepare(slot)
+
+    def few(self, slot: int) -> bool:
+        """Whether the slot's next token is best sampled among its `candidates`."""
+        state = self._slots[slot]
+        return state is not None and state.tokens is not None and state.tokens.few
+
+    def candidates(self, slots: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The only tokens that slots with few may have next [rows, the most], ascending, and where
+        that is nothing but padding.
+        """
+        return padded([self._tokens(slot) for slot in slots])
+
     def apply(self, logits: torch.Tensor, slots: list[int]) -> None:
         """Sets float32 `logits` [rows, vocabulary] to -inf where a token may not come next.
 
-        Row i belongs to slots[i]. Raises InvalidRequest if one of them cannot keep its grammar any
-        longer.
+        Row i belongs to slots[i], for which `prepare` was called.
         """
         guided: list[int] = []
         keeping_on: list[int] = []
@@ -110,16 +145,31 @@ class TokenMasks:
 
     # ---- grammars
 
+    def _prepare(self, slot: int) -> None:
+        state = self._slots[slot]
+        if state is not None and state.guide is not None:
+            state.guide.check()
+            if self._lists is not None:
+                state.tokens = self._lists.of(self._host_masks([slot])[0])
+
+    def _tokens(self, slot: int) -> TokenList:
+        state = self._slots[slot]
+        if state is None or state.tokens is None:
+            raise LookupError(f"slot {slot} has no list of tokens")
+        return state.tokens
+
     def _apply_grammars(self, logits: torch.Tensor, slots: list[int], rows: list[int]) -> None:
-        guided = [slots[row] for row in rows]
-        self._wait()
-        self._compute(self._outdated(guided))
-        allowed = self._expand(self._host_masks(guided))[:, : logits.shape[-1]]
+        if self._lists is not None:
+            for row in rows:
+                self._tokens(slots[row]).apply(logits[row])
+            return
+        allowed = self._expand(self._host_masks([slots[row] for row in rows]))
+        forbidden = allowed[:, : logits.shape[-1]] == 0
         if len(rows) == len(slots):
-            logits.masked_fill_(allowed == 0, float("-inf"))
+            logits.masked_fill_(forbidden, float("-inf"))
             return
         index = upload(rows, torch.int64, logits.device)
-        part = logits.index_select(0, index).masked_fill_(allowed == 0, float("-inf"))
+        part = logits.index_select(0, index).masked_fill_(forbidden, float("-inf"))
         logits.index_copy_(0, index, part)
 
     def _outdated(self, slots: Many[int]) -> list[int]:
@@ -150,24 +200,41 @@ class TokenMasks:
                 state.version = 0
             else:
                 waiting.append((state, state.guide, slot))
-        if waiting:
-            matchers = [(guide.matcher, slot) for _, guide, slot in waiting]
-            row_bytes = masks.shape[1] * masks.element_size()
-            self._executor.unsafe_compute_mask_ptr(
-                matchers, masks.data_ptr(), row_bytes, len(masks)
-            )
+        guides = {slot: guide for _, guide, slot in waiting}
+        self._compute_suspects(masks, guides)
+        self._compute_together(masks, guides, self._executor)
         for state, guide, _ in waiting:
             if not guide.failed:
                 state.version = guide.version
+
+    def _compute_together(
+        self, masks: torch.Tensor, guides: dict[int, Guide], executor: LLExecutor
+    ) -> None:
+        """In parallel. The library does not tell how long each takes: if that was long, each is
+        measured in its next step.
+        """
+        if not guides:
+            return
+        began = time.monotonic()
+        matchers = [(guide.matcher, slot) for slot, guide in guides.items()]
+        row_bytes = masks.shape[1] * masks.element_size()
+        executor.unsafe_compute_mask_ptr(matchers, masks.data_ptr(), row_bytes, len(masks))
+        if time.monotonic() - began > SLOW_SECONDS:
+            self._suspects.update(guides)
+
+    def _compute_suspects(self, masks: torch.Tensor, guides: dict[int, Guide]) -> None:
+        """One after the other, by this thread's processor time; takes them out of `guides`."""
+        for slot in self._suspects & guides.keys():
+            guide = guides.pop(slot)
+            began = time.thread_time()
+            next_mask(guide.matcher, masks[slot])
+            guide.too_slow = time.thread_time() - began > SLOW_SECONDS
+            self._suspects.discard(slot)
 
     def _host_masks(self, slots: list[int]) -> torch.Tensor:
         """A copy of the rows, pinned where there is a GPU: the next ones may overwrite them."""
         if self._masks is None:
             raise RuntimeError("no sequence with a grammar was assigned")
-        for slot in slots:
-            state = self._slots[slot]
-            if state is not None and state.guide is not None:
-                state.guide.check()
         rows = self._masks[slots]
         for row, slot in enumerate(slots):
             state = self._slots[slot]

@@ -134,7 +134,8 @@ def _threshold_among_best(
     best, order = shifted.topk(min(width, shifted.shape[-1]), dim=-1)
     floor = params.min_shifted
     if params.top_k is not None:
-        floor = torch.maximum(floor, best.gather(-1, params.top_k - 1))
+        last = best.shape[-1] - 1  # fewer tokens than top-k may be left
+        floor = torch.maximum(floor, best.gather(-1, (params.top_k - 1).clamp(max=last)))
     if params.top_p is None:
         return floor, torch.zeros_like(floor, dtype=torch.bool)
     nucleus = _nucleus_mass(shifted, weights, floor, params.top_p)
