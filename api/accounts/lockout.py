@@ -5,17 +5,19 @@ locks out the account for their own address first. So that guesses from many add
 out of an own account, the bound of an account does not hold where it was logged in to before.
 """
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from axes.handlers.database import AxesDatabaseHandler
 from axes.models import AccessAttempt, AccessLog
 from django.conf import settings
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.html import format_html
 
 from api import errors
@@ -28,6 +30,7 @@ MOST_OF_PAIR = 5  # wrong passwords for one account from one address
 MOST_OF_ADDRESS = 30  # from one address, for any account
 MOST_OF_ACCOUNT = 50  # for one account, from any address
 KNOWN_ADDRESS_DAYS = 90  # after its last login an address counts as the account's own
+FORGET_EVERY = 600.0  # seconds
 _MOST_ROWS = 1_000
 
 Failures = Sequence[tuple[datetime, int]]  # when the latest of so many was
@@ -111,6 +114,13 @@ def forget_old_logins(now: datetime) -> None:
     """Removes what no bound needs any more."""
     AccessLog.objects.filter(attempt_time__lt=now - timedelta(days=KNOWN_ADDRESS_DAYS)).delete()
     AccessAttempt.objects.filter(attempt_time__lt=now - WINDOW).delete()
+
+
+async def forget_repeatedly() -> None:
+    """Each wrong password leaves a row. Never ends."""
+    while True:
+        await asyncio.sleep(FORGET_EVERY)
+        await sync_to_async(forget_old_logins)(timezone.now())
 
 
 class Middleware:

@@ -175,9 +175,10 @@ async def forget_old(days: int) -> int:
 # ---- webhooks
 
 
-async def due(limit: int) -> list[StoredJob]:
-    """Jobs whose webhook is to be sent now."""
-    rows = StoredJob.objects.filter(webhook_due__lte=timezone.now()).defer("body")
+async def due(limit: int, full: Collection[int]) -> list[StoredJob]:
+    """Jobs whose webhook is to be sent now, without those of the users `full`."""
+    rows = StoredJob.objects.filter(webhook_due__lte=timezone.now()).exclude(user__in=full)
+    rows = rows.defer("body")
     return [job async for job in rows.order_by("webhook_due")[:limit]]
 
 

@@ -24,6 +24,7 @@ from django.urls import get_resolver  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402
 
 from api import context  # noqa: E402
+from api.accounts import lockout  # noqa: E402
 from api.accounts.revocation import enforce_repeatedly  # noqa: E402
 from api.answers import store  # noqa: E402
 from api.batches import store as batches  # noqa: E402
@@ -133,6 +134,7 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("event loop's lag", app.instruments.measure_lag),
         background.start("deadlines", app.active.enforce_deadlines),
         background.start("disabled users", revocation),
+        background.start("wrong passwords", lockout.forget_repeatedly),
         background.start("takeover", app.takeover.run),
         background.start("idempotent requests", delete_expired_repeatedly),
         background.start("stored responses", responses.delete_expired_repeatedly),

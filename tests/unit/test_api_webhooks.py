@@ -9,8 +9,10 @@ import httpcore
 import httpx
 import openai
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
+from api.accounts import keys
 from api.context import app
 from api.jobs import runner, store, webhooks
 from api.jobs.models import StoredJob
@@ -18,7 +20,7 @@ from api.server import background
 from api.webhooks import sender, signature
 from api.webhooks.addresses import ForbiddenAddress, GuardedNetwork, check_url, is_public
 from api.webhooks.sender import SendFailed, WebhookSender
-from tests.unit.api_site import FakeClient
+from tests.unit.api_site import FakeClient, browser, make_user
 from tests.unit.test_api_stored_jobs import made, when
 
 
@@ -219,3 +221,28 @@ async def test_a_database_that_is_away_stops_no_other(
     async with asyncio.timeout(10):
         await hook.arrived.wait()
     await delivery(program, await made(program, webhook={"url": url}), "delivered")
+
+
+async def test_who_does_not_answer_holds_up_nobody_else(
+    program: httpx.AsyncClient, hook: Hook
+) -> None:
+    connected = asyncio.Semaphore(0)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.release()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for _ in range(webhooks.AT_ONCE + 1):
+        await made(program, webhook={"url": f"http://127.0.0.1:{port}/"})
+    async with asyncio.timeout(8):  # less than a try takes
+        for _ in range(webhooks.MOST_OF_USER):
+            await connected.acquire()
+        async with browser() as other:
+            key = await sync_to_async(keys.create)(await make_user())
+            other.headers["Authorization"] = f"Bearer {key}"
+            job = await made(other, webhook={"url": f"http://127.0.0.1:{hook.port}/"})
+            await delivery(other, job, "delivered")
+    server.close()

@@ -177,3 +177,20 @@ def test_a_client_behind_a_proxy(peer: str, forwarded: str | None, expected: str
     fields = {} if forwarded is None else {b"x-forwarded-for": forwarded.encode()}
     proxies = [ipaddress.ip_network("10.0.0.0/8")]
     assert client_of({"client": (peer, 1)}, fields, proxies)[0] == expected
+
+
+async def test_old_wrong_passwords_are_forgotten(
+    user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lockout, "FORGET_EVERY", 0.0)
+    old = datetime.now(UTC) - lockout.WINDOW - timedelta(minutes=1)
+    await AccessAttempt.objects.acreate(
+        username=user.username, ip_address="192.0.2.77", failures_since_start=1
+    )
+    rows = AccessAttempt.objects.filter(username=user.username)
+    await rows.aupdate(attempt_time=old)
+    forgetting = asyncio.create_task(lockout.forget_repeatedly())
+    async with asyncio.timeout(10):
+        while await rows.aexists():  # noqa: ASYNC110 - only the database knows
+            await asyncio.sleep(0)
+    forgetting.cancel()
