@@ -16,6 +16,7 @@ from api.errors import ApiError
 from api.events.hub import Hub
 from api.plans import plans
 from api.requests.build import chat_job
+from api.requests.parts import without_reasoning
 from api.requests.reading import AnswerReader, Collected
 from api.requests.submit import Submitter
 from broker.client import Client
@@ -81,7 +82,8 @@ class Titles:
         if first is None or await questions.acount() != 1:
             return
         question = first.content.strip() or first.prompt
-        text = _REQUEST.format(question=question[:_QUOTED], answer=answer.content[:_QUOTED])
+        said = without_reasoning(answer.content, answer.reasoning_format)
+        text = _REQUEST.format(question=question[:_QUOTED], answer=said[:_QUOTED])
         title = title_from_answer(await self._answer(conversation, text))
         if title is None:
             return

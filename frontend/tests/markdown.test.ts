@@ -130,6 +130,7 @@ describe("thinking", () => {
     ["<think>why</think>\n\nBecause.", { thought: "why", finished: true, answer: "Because." }],
     ["<thinking>a</thinking>b", { thought: "a", finished: true, answer: "b" }],
     ["why\n</think>\nBecause.", { thought: "why", finished: true, answer: "Because." }],
+    ["<|channel>thought\nHm.<channel|>Yes.", { thought: "Hm.", finished: true, answer: "Yes." }],
     ["The tag `</think>` ends it.", { thought: null, finished: true, answer: "The tag `</think>` ends it." }],
   ])("of %j", (text, expected) => {
     expect(splitThinking(text)).toEqual(expected);

@@ -13,7 +13,7 @@ from api.chat import purge
 from api.chat.models import Conversation, Message
 from api.chat.titles import title_from_answer
 from api.context import app
-from broker.wire import Delta, Finished, Job
+from broker.wire import Delta, Finished, Job, Start
 from tests.unit.api_site import FakeClient, beginning, node_state, until
 from tests.unit.dialogues import begin
 
@@ -196,6 +196,21 @@ async def test_the_model_gives_a_title_in_the_batch_class(
     await member.post(f"{home}/messages", json={"content": "more"})
     await until(lambda: not app().writers.handles())
     assert [job.job_class for job in fake.jobs] == ["interactive", "batch", "interactive"]
+
+
+async def test_a_title_is_of_the_answer_not_of_the_reasoning(
+    member: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    fake.states["n1"] = node_state("n1", engine="transformers")
+    fake.script = lambda job: [
+        Start(request_id=job.request_id, node="n1", reasoning_format="think-opened"),
+        Delta(request_id=job.request_id, text=f"{'Hm. ' * 1000}</think>An oak is a tree."),
+        Finished(request_id=job.request_id, reason="stop"),
+    ]
+    await begin(member, "what is an oak")
+    await until(lambda: len(fake.jobs) == 2)
+    [turn] = fake.jobs[1].messages or ()
+    assert turn.content.endswith("Assistant: An oak is a tree.")
 
 
 async def test_a_title_that_somebody_chose_stays(

@@ -15,7 +15,7 @@ from api.requests.parts.model import (
     ReasoningPart,
     TextPart,
 )
-from api.requests.parts.reasoning import REASONING, ReasoningParser
+from api.requests.parts.reasoning import REASONING, ReasoningParser, without_reasoning
 from broker.wire import Job, Start
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ReasoningPart",
     "TextPart",
     "parser_for",
+    "without_reasoning",
 ]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from api.requests.parts.marks import trailing_space, undecided
-from api.requests.parts.model import Part, PartParser, ReasoningPart
+from api.requests.parts.model import Part, PartParser, PlainText, ReasoningPart, TextPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,16 @@ REASONING = {
     "channel": ReasoningMarks("<|channel>thought", "<channel|>"),
     "channel-opened": ReasoningMarks("<|channel>thought", "<channel|>", opened=True),
 }  # by Start.reasoning_format
+
+
+def without_reasoning(text: str, reasoning_format: str) -> str:
+    """What the user reads of a whole answer. `reasoning_format`: see REASONING."""
+    marks = REASONING.get(reasoning_format)
+    if marks is None:
+        return text
+    parser = ReasoningParser(PlainText(), marks)
+    parts = parser.feed(text) + parser.end()
+    return "".join(part.text for part in parts if isinstance(part, TextPart))
 
 
 class ReasoningParser:

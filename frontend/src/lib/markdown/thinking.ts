@@ -1,5 +1,5 @@
-const OPEN = /^\s*<think(?:ing)?>/;
-const CLOSE = /<\/think(?:ing)?>/;
+const OPEN = /^\s*(?:<think(?:ing)?>|<\|channel>thought)/;
+const CLOSE = /<\/think(?:ing)?>|<channel\|>/;
 /** The end of thinking whose beginning stood in the prompt: some models' templates open it themselves. */
 const LONE_CLOSE = /^\s*<\/think(?:ing)?>\s*$/m;
 
@@ -11,7 +11,7 @@ export interface Thinking {
   answer: string;
 }
 
-/** Cut an answer into what stands between `<think>` and `</think>` at its beginning, and the rest. */
+/** Cut an answer into what stands between `<think>` and `</think>` at its beginning, or Gemma's marks, and the rest. */
 export function splitThinking(text: string): Thinking {
   const open = OPEN.exec(text);
   const rest = open ? text.slice(open[0].length) : text;
