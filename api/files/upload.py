@@ -6,8 +6,10 @@ other requests. `parse` takes it apart with Django's parser, in a thread.
 
 import asyncio
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +28,7 @@ PURPOSES = ("batch", "user_data", "assistants", "vision", "fine-tune", "evals")
 FRAME_BYTES = 65_536  # of an upload's body besides the file
 LEAST_EXPIRY, MOST_EXPIRY = 3600, 2_592_000  # seconds, as OpenAI has them
 AT_ONCE = 16  # uploads of this process that are received at the same time
+MOST_OF_SENDER = 4  # of those
 _WRITE_BYTES = 1 << 20  # that are gathered for one write
 
 
@@ -54,16 +57,26 @@ def is_upload(method: str, path: str) -> bool:
     return method == "POST" and path == PATH
 
 
+@dataclass(slots=True)
+class _Sender:
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST_OF_SENDER))
+    uploads: int = 0  # that are received or wait
+
+
 class Spool:
     """Writes bodies to `directory`, a few at a time."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._senders: defaultdict[str, _Sender] = defaultdict(_Sender)
 
-    async def spool(self, chunks: AsyncIterator[bytes]) -> IO[bytes]:
-        """The body as an open file without a name. Raises what `chunks` raises, and ApiError."""
-        async with self._turns:
+    async def spool(self, chunks: AsyncIterator[bytes], sender: str) -> IO[bytes]:
+        """The body as an open file without a name. Raises what `chunks` raises, and ApiError.
+
+        `sender`: an address. Who sends slowly holds up uploads from there alone.
+        """
+        async with self._turn(sender):
             file = await asyncio.to_thread(self._open)
             try:
                 await self._fill(file, chunks)
@@ -71,6 +84,18 @@ class Spool:
                 file.close()
                 raise
             return file
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        sender = self._senders[name]
+        sender.uploads += 1
+        try:
+            async with sender.turns, self._turns:
+                yield
+        finally:
+            sender.uploads -= 1
+            if not sender.uploads:
+                del self._senders[name]
 
     def _open(self) -> IO[bytes]:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from api.http.sse import EventStream
 from api.plans import plans
 from api.requests.concurrency_limit import ConcurrencyLimiter, sender_of
 from api.server.body import Disconnected, body_chunks, discard_body, read_body
+from api.server.limits import peer_of
 from api.server.observation import Observer
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -72,7 +73,8 @@ class Handler(ASGIHandler):
         """The body in memory, or an upload on disk. Raises as `body_chunks` and `spool` do."""
         if is_upload(scope["method"], scope["path"]):
             most = settings.ENV.files.file_bytes + FRAME_BYTES
-            return await self._spool.spool(body_chunks(scope, receive, most, is_known))
+            sender = peer_of(str((scope.get("client") or ("", 0))[0]))
+            return await self._spool.spool(body_chunks(scope, receive, most, is_known), sender)
         # No other reference to the body: it is released while the answer is awaited.
         return BytesIO(await read_body(scope, receive, settings.MAX_BODY, is_known))
 

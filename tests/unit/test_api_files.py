@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from api.context import app
 from api.files import cleaning, disk
 from api.files.limits import FileLimits
 from api.files.models import StoredFile
+from api.files.upload import AT_ONCE, Spool
 from api.settings import ENV
 from tests.unit.api_site import FakeClient, browser, make_user
 
@@ -220,3 +222,25 @@ async def test_an_upload_goes_through_the_real_server(
         made = (await upload(client, content)).json()
         assert made["bytes"] == len(content)
         assert (await client.get(f"/v1/files/{made['id']}/content")).content == content
+
+
+async def test_who_sends_slowly_holds_up_nobody_else(tmp_path: Path) -> None:
+    spool, end = Spool(tmp_path), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a"
+        await end.wait()
+
+    async def fast() -> AsyncIterator[bytes]:
+        yield b"b"
+
+    sending = [asyncio.create_task(spool.spool(slow(), "192.0.2.1")) for _ in range(AT_ONCE)]
+    sending.append(asyncio.create_task(spool.spool(fast(), "192.0.2.1")))
+    async with asyncio.timeout(10):
+        with await spool.spool(fast(), "192.0.2.2") as file:
+            assert file.read() == b"b"
+        assert not any(task.done() for task in sending)
+        end.set()
+        for task in sending:
+            (await task).close()
+    assert not spool._senders
