@@ -84,6 +84,9 @@ async def prepare(request: AuthRequest, body: ResponseRequest) -> NewResponse:
     turns = items.turns([*former, *own])
     if body.instructions:
         turns.insert(0, ChatMessage(role="system", content=body.instructions))
+    if not turns:
+        message = "input: there is nothing to answer; give a text or an item"
+        raise ApiError(400, message, field="input", code="invalid_value")
     job = chat_job(
         body.model,
         turns,

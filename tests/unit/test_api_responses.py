@@ -501,3 +501,10 @@ async def test_a_response_is_stored_in_the_format_in_which_it_was_read(
     assert [item["type"] for item in response["output"]] == ["function_call"]
     again = (await program.get(f"{PATH}/{response['id']}")).json()
     assert again["output"] == response["output"]
+
+
+@pytest.mark.parametrize("more", [{}, {"instructions": ""}, {"background": True}], ids=str)
+async def test_nothing_to_answer(program: httpx.AsyncClient, more: dict[str, Any]) -> None:
+    answer = await program.post(PATH, json={"model": "tiny", "input": [], **more})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "input"
