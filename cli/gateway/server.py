@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import ssl
 import time
@@ -66,23 +67,28 @@ class Gateway:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, to the end. For asyncio.start_server."""
-        sender = str(writer.get_extra_info("peername")[0])
+        peer = writer.get_extra_info("peername")
+        if peer is None:  # it has left already
+            await close(writer)
+            return
+        sender = str(peer[0])
+        network = _network(sender)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in one
-        problem = self._problem(sender)
+        problem = self._problem(network)
         try:
             if problem is not None:
                 writer.write(messages.error("too_many", problem))
                 return
             connection = Connection(self._api, reader, writer, sender)
             self._open[task] = connection
-            self._senders[sender] += 1
+            self._senders[network] += 1
             await connection.run()
             if connection.sent_bad_key:
-                self._bad_keys.add(sender, time.monotonic())
+                self._bad_keys.add(network, time.monotonic())
         finally:
             if self._open.pop(task, None) is not None:
-                self._senders[sender] -= 1
+                self._senders[network] -= 1
                 self._senders += Counter()  # forgets those that are at zero
             await close(writer)
 
@@ -96,14 +102,22 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _problem(self, sender: str) -> str | None:
-        if self._bad_keys.blocked(sender, time.monotonic()):
+    def _problem(self, network: str) -> str | None:
+        if self._bad_keys.blocked(network, time.monotonic()):
             return f"{MOST_BAD_KEYS} wrong keys came from this address; try again in a minute"
-        if self._senders[sender] >= MOST_OF_ONE:
+        if self._senders[network] >= MOST_OF_ONE:
             return f"at most {MOST_OF_ONE} connections from one address"
         if len(self._open) >= MOST_CONNECTIONS:
             return f"at most {MOST_CONNECTIONS} connections; try again later"
         return None
+
+
+def _network(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 that an IPv6 client chooses from."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 4:
+        return address
+    return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 async def run(settings: Settings) -> None:

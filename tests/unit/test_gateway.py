@@ -236,6 +236,14 @@ async def test_only_wrong_keys_count_as_such(
         assert [each["kind"] for each in await frames(reader, 1)] == ["ready"]
 
 
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [("10.0.0.9", "10.0.0.9"), ("2001:db8::7%eth0", "2001:db8::/64"), ("::1", "::/64")],
+)
+def test_an_ipv6_client_is_its_network(address: str, network: str) -> None:
+    assert server._network(address) == network
+
+
 def test_bad_keys_block_their_address_for_a_while() -> None:
     bad = BadKeys()
     for _ in range(MOST_BAD_KEYS):
