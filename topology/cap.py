@@ -23,6 +23,7 @@ class Cap:
     def __init__(self, fixed: int | None = AUTOMATIC, *, plans: bool = False) -> None:
         self.unlimited = fixed == 0
         self.with_plans = plans
+        self.any_plan = False  # some user has a plan's limit
         self._plans: OrderedDict[str, int] = OrderedDict()  # by user with one, the latest last
         self._fixed = fixed
         self._last_job: OrderedDict[str, float] = OrderedDict()  # by user, the latest last
@@ -39,16 +40,11 @@ class Cap:
         if not self.with_plans:
             return
         self._plans.pop(user, None)
-        if most is None:
-            return
-        self._plans[user] = max(1, most)
+        if most is not None:
+            self._plans[user] = max(1, most)
         if len(self._plans) > REMEMBERED_PLANS:
             self._plans.popitem(last=False)
-
-    @property
-    def any_plan(self) -> bool:
-        """True if some user has a plan's limit."""
-        return bool(self._plans)
+        self.any_plan = bool(self._plans)
 
     def limit_of(self, user: str, limit: int | None) -> int | None:
         """How many jobs of that user may run. `limit`: what `limit` says for everybody."""

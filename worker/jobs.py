@@ -123,6 +123,11 @@ class Jobs:
         self._log.debug("job arrived", request_id=job.request_id)
         self.waiting.add(pending, first=self._has_begun(job))
         self.pump()
+        if job.most_waiting is not None:
+            self._keep_to_plan(pending)
+
+    def _keep_to_plan(self, pending: PendingJob) -> None:
+        """Ends a new job that waits although its user's plan lets no more of them wait."""
         excess = self.waiting.beyond_plan(pending)
         if excess is not None:
             self.waiting.remove(pending)

@@ -201,20 +201,24 @@ class JobRun:
                 self.prompt_tokens = chunk.prompt_tokens or self.prompt_tokens
                 self._cached_tokens = chunk.cached_tokens or self._cached_tokens
                 self._omitted_messages = chunk.omitted_messages or self._omitted_messages
-                self._send(chunk)
-                self._send_rows(chunk.rows)
+                self.tokens += chunk.tokens
+                if chunk.prompt_logprobs or self.job.task != "generate":
+                    self._send_parts(chunk)
+                else:
+                    self._send_delta(chunk)
                 if chunk.finish is not None:
                     return self._finished(chunk.finish)
         return self._failed("internal", "the engine ended the answer without a reason")
 
-    def _send(self, chunk: Chunk) -> None:
-        self.tokens += chunk.tokens
+    def _send_parts(self, chunk: Chunk) -> None:
+        """Sends what may be large in several frames: a prompt's own tokens, texts, vectors."""
         had = self._skipped_logprobs
         if chunk.prompt_logprobs and had:
             self._skipped_logprobs = 0
             chunk = msgspec.structs.replace(chunk, prompt_logprobs=chunk.prompt_logprobs[had:])
         for part in parts(chunk):
             self._send_delta(part)
+        self._send_rows(chunk.rows)
 
     def _send_delta(self, chunk: Chunk) -> None:
         tokenized = chunk.ids if self.job.task == "tokenize" else ()

@@ -58,7 +58,7 @@ class WaitingJobs:
     ) -> None:
         self.accuracy = Accuracy()
         self.users: Counter[str] = Counter()  # waiting jobs by user
-        self._by_plan: Counter[tuple[str, JobClass]] = Counter()
+        self._by_plan: Counter[tuple[str, JobClass]] = Counter()  # those that a plan limits
         self._name = name
         self._dispatcher = dispatcher
         self._cap = cap
@@ -100,7 +100,8 @@ class WaitingJobs:
         job = pending.job
         if not self._cap.unlimited:
             self._cap.job_arrived(job.user, pending.arrived_at)
-        self._cap.plan_says(job.user, job.most_running)
+        if job.most_running is not None or self._cap.any_plan:
+            self._cap.plan_says(job.user, job.most_running)
         pending.entry = self._queue.add(
             pending,
             user=job.user,
@@ -166,9 +167,12 @@ class WaitingJobs:
         if entry is None:
             return False
         pending.entry = entry
-        self._count(pending, -1)
+        limited = pending.job.most_waiting is not None
+        if limited:
+            self._count(pending, -1)
         pending.job = msgspec.structs.replace(pending.job, job_class=job_class)
-        self._count(pending, 1)
+        if limited:
+            self._count(pending, 1)
         self._order_changed(pending)
         return True
 
@@ -202,14 +206,16 @@ class WaitingJobs:
     def _index(self, pending: PendingJob, now: float) -> None:
         pending.queued_at = now
         self.users[pending.job.user] += 1
-        self._count(pending, 1)
+        if pending.job.most_waiting is not None:
+            self._count(pending, 1)
         self._by_request[pending.job.request_id].append(pending)
 
     def _unindex(self, pending: PendingJob) -> None:
         self.users[pending.job.user] -= 1
         if not self.users[pending.job.user]:
             del self.users[pending.job.user]
-        self._count(pending, -1)
+        if pending.job.most_waiting is not None:
+            self._count(pending, -1)
         copies = self._by_request[pending.job.request_id]
         copies.remove(pending)
         if not copies:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from broker.wire import AnyFrame, Delta, Finished, Job, Start, TokenLogprob
-from worker.engines.base import Chunk, EngineFailed
+from worker.engines.base import Chunk, EngineFailed, Markup
 from worker.engines.transformers.mailbox import Mailbox
 from worker.run import JobRun
 from worker.rw_lock import ReadersWriterLock
@@ -22,6 +22,9 @@ class Scripted:
 
     def __init__(self, *chunks: Chunk) -> None:
         self._chunks = chunks
+
+    def markup(self, job: Job) -> Markup:
+        return Markup()
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         for chunk in self._chunks:

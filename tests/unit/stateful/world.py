@@ -17,7 +17,7 @@ from broker.wire import Adopt, AnyFrame, Delta, Failed, Finished, Job, Task
 from tests.unit.cluster import Cluster
 from topology import names
 from topology.tree import orphans
-from worker.engines.base import Chunk, EngineFailed, Footprint
+from worker.engines.base import Chunk, EngineFailed, Footprint, Markup
 from worker.errors import EngineStuck
 from worker.life import live
 from worker.node import Node
@@ -96,6 +96,9 @@ class Puppet:
 
     def stalled(self) -> float:
         return self.hanging
+
+    def markup(self, job: Job) -> Markup:
+        return Markup()
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         tokens, done = answer(job.request_id), len(job.delivered_ids)
