@@ -16,7 +16,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from api.batches import lines, results, store
-from api.batches.lines import Line
+from api.batches.lines import BadLine, Line
 from api.batches.models import Batch, BatchStatus
 from api.batches.pacing import Pacer
 from api.batches.results import Counts, Kind, PartFile, Result, Unfinished
@@ -173,13 +173,23 @@ class BatchRun:
                 while some := await _in_thread(lines.some, source):
                     for number, raw in some:
                         if number not in done:
-                            line = lines.parse(number, raw, self._batch.endpoint)
-                            await self._take_place(line.model)
-                            tasks.create_task(self._answer_paced(line))
+                            await self._start_line(tasks, number, raw)
+
+    async def _start_line(self, tasks: asyncio.TaskGroup, number: int, raw: bytes) -> None:
+        try:
+            line = lines.parse(number, raw, self._batch.endpoint)
+        except BadLine as error:  # one that the check let pass: nested as deeply as a stack allows
+            reason = Unfinished(error.code, error.message)
+            await self._add_result(results.of_unfinished(number, "", reason))
+            return
+        await self._take_place(line.model)
+        tasks.create_task(self._answer_paced(line))
 
     async def _answer_paced(self, line: Line) -> None:
         """The caller has a place of the pacer for the line."""
-        result = await self._answer(line)
+        await self._add_result(await self._answer(line))
+
+    async def _add_result(self, result: Result) -> None:
         async with self._writing:
             await _in_thread(self._part_file.write, result)
             self._counts.add(result.kind)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,24 @@ async def test_a_cancelled_batch_keeps_what_it_has(
     assert fake.cancelled, "the line in flight was cancelled in the tree"
     again = await program.post(f"/v1/batches/{batch['id']}/cancel")
     assert again.status_code == 409
+
+
+async def test_a_line_that_only_the_check_could_read_fails_alone(
+    program: httpx.AsyncClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line may be nested as deeply as the stack of the checking thread allowed."""
+    parse = lines.parse
+
+    def parse_on_a_small_stack(number: int, raw: bytes, endpoint: str) -> lines.Line:
+        if number == 2 and threading.current_thread() is threading.main_thread():
+            raise lines.BadLine("invalid_json", "nested too deeply")
+        return parse(number, raw, endpoint)
+
+    monkeypatch.setattr(lines, "parse", parse_on_a_small_stack)
+    done = await when(program, await made(program, jsonl([line(1), line(2)])), "completed")
+    assert done["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    [error] = await content(program, done["error_file_id"])
+    assert error["error"]["code"] == "invalid_json"
 
 
 async def test_a_batch_expires(program: httpx.AsyncClient, fake: FakeClient) -> None:
