@@ -125,7 +125,7 @@ def test_bodies_may_be_compressed_and_marked(program: httpx.Client) -> None:
         (CHAT, chat_body(stop=5), "stop"),
         (COMPLETIONS, {"model": "echo"}, "prompt"),
         (COMPLETIONS, {"model": "echo", "prompt": 5}, "prompt"),
-        (COMPLETIONS, {"model": "echo", "prompt": ["one", "two"]}, "prompt"),
+        (COMPLETIONS, {"model": "echo", "prompt": [["one"], "two"]}, "prompt"),
         (COMPLETIONS, {"model": "echo", "prompt": "x", "max_tokens": -5}, "max_tokens"),
         (ARRANCA, {"timestamp": "now"}, "text"),
         (ARRANCA, {"text": "", "timestamp": "now"}, "text"),

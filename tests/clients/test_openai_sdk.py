@@ -294,12 +294,11 @@ def test_a_base_url_without_v1_is_told_the_right_one(service: Instance, key: str
             assert refused.value.type == "invalid_request_error"
 
 
-def test_tools_and_schemas_are_refused_by_name(sdk: OpenAI) -> None:
+def test_what_would_change_the_answer_unseen_is_refused_by_name(sdk: OpenAI) -> None:
     requests: list[tuple[str, dict[str, object]]] = [
-        ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}),
-        ("response_format", {"response_format": {"type": "json_object"}}),
-        ("guided_json", {"extra_body": {"guided_json": {"type": "object"}}}),
-        ("reasoning_effort", {"reasoning_effort": "high"}),
+        ("web_search_options", {"web_search_options": {}}),
+        ("modalities", {"modalities": ["audio"]}),
+        ("use_beam_search", {"extra_body": {"use_beam_search": True}}),
     ]
     for name, options in requests:
         with pytest.raises(openai.BadRequestError) as refused:

@@ -74,9 +74,9 @@ def test_llm(env: dict[str, str], record: Record, model: str) -> None:
     def tools() -> None:
         assert llm(env, model, "-T", "llm_version", "call llm_version {}") == version
 
-    checks: dict[str, Check] = {"chat": chat, "--schema": schema}
-    if model == ECHO:
-        checks |= {"responses": responses, "-T": tools}
+    checks: dict[str, Check] = {"chat": chat}
+    if model == ECHO:  # the small model does not end a text in a schema before its limit
+        checks |= {"--schema": schema, "responses": responses, "-T": tools}
     tell(record, "llm", version, model, checks)
 
 

@@ -19,6 +19,7 @@ from worker.engines.stop_filter import StopFilter
 
 _GENERATES: tuple[Task, ...] = ("generate", "tokenize")
 _PIECE = re.compile(r"\w+|\W")  # a token of an answer that is no echo
+_WORD = re.compile(r"\s*\S+")
 _BURST = 256  # words per chunk without delay; between chunks the event loop may run a cancel
 
 
@@ -105,8 +106,11 @@ class _EchoedAnswer:
         """`instance`: the text to say, instead of the words."""
         self._words = last_message(job).split()
         self._pieces: list[str] | None = None
+        rest = _rest(job, " ".join(self._words))
         if instance is not None:
             self._pieces = _PIECE.findall(instance)
+        elif rest is not None:
+            self._pieces = _WORD.findall(rest)
         self.prompt_tokens = len(_words(job))
         self._total, self._finish = self._length(job.sampling)
         self._stops = StopFilter(job.sampling.stop, include_stop=job.sampling.include_stop)
@@ -180,6 +184,16 @@ def _instance(job: Job) -> str | None:
     if call is None and job.sampling.grammar is not None:
         return echo_instance.instance(job.sampling.grammar)
     return call
+
+
+def _rest(job: Job, text: str) -> str | None:
+    """What is left of `text` behind a last message that is to be continued; None: all of it."""
+    if not job.continue_final_message or not job.messages:
+        return None
+    begun = job.messages[-1]
+    if begun.role != "assistant" or not text.startswith(begun.content):
+        return None
+    return text.removeprefix(begun.content)
 
 
 def last_message(job: Job) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -47,6 +48,17 @@ async def said(item: Job, delay: float = 0.0) -> tuple[str, int, str | None]:
         sum(chunk.tokens for chunk in chunks),
         chunks[-1].finish,
     )
+
+
+@pytest.mark.parametrize(
+    ("begun", "rest"),
+    [("one tw", "o three"), ("one two", " three"), ("one two three", ""), ("2", "one two three")],
+)
+async def test_a_last_message_is_continued(begun: str, rest: str) -> None:
+    asked = job("one two three")
+    turns = (*(asked.messages or ()), ChatMessage(role="assistant", content=begun))
+    item = msgspec.structs.replace(asked, messages=turns, continue_final_message=True)
+    assert (await said(item))[::2] == (rest, "stop")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.001])
