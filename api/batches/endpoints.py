@@ -52,13 +52,7 @@ async def list_batches(
     """My batches, newest first."""
     last = None if after is None else await store.find(request.auth, after)
     rows = await store.listed(request.auth, last, limit + 1)
-    data = [batch_object(row) for row in rows[:limit]]
-    return BatchList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(rows) > limit,
-    )
+    return BatchList.page([batch_object(row) for row in rows], limit)
 
 
 @router.get("/batches/{batch_id}", response=BatchObject)

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from api.batches.models import Batch
 from api.files.models import PREFIX as FILE_PREFIX
+from api.http.listing import Listing
 from api.http.parsing import Body, Integer, StorableText
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -94,14 +95,10 @@ class BatchObject(Schema):
     metadata: dict[str, str] | None
 
 
-class BatchList(Schema):
+class BatchList(Listing):
     """A page of batches."""
 
-    object: Literal["list"] = "list"
     data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 def batch_object(batch: Batch) -> BatchObject:

@@ -87,13 +87,7 @@ async def list_files(
     rows = await store.listed(
         request.auth, purpose=purpose, after=last, newest_first=order == "desc", limit=limit + 1
     )
-    data = [file_object(row) for row in rows[:limit]]
-    return FileList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(rows) > limit,
-    )
+    return FileList.page([file_object(row) for row in rows], limit)
 
 
 @router.get("/files/{file_id}", response=FileObject)

@@ -5,6 +5,7 @@ from typing import Literal
 from ninja import Schema
 
 from api.files.models import StoredFile
+from api.http.listing import Listing
 
 
 class FileObject(Schema):
@@ -20,14 +21,10 @@ class FileObject(Schema):
     status: Literal["processed"] = "processed"
 
 
-class FileList(Schema):
+class FileList(Listing):
     """A page of files."""
 
-    object: Literal["list"] = "list"
     data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class DeletedFile(Schema):

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from api.environment import LONGEST_JOB
 from api.errors import ApiError
+from api.http.listing import Listing
 from api.http.parsing import Body, Integer
 from api.jobs.models import JobStatus, StoredJob
 from broker.wire import JobClass
@@ -121,14 +122,10 @@ class StoredJobObject(Schema):
     webhook: JobWebhook | None
 
 
-class StoredJobList(Schema):
+class StoredJobList(Listing):
     """A page of stored jobs, without their results."""
 
-    object: Literal["list"] = "list"
     data: list[StoredJobObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 _ENDINGS = {

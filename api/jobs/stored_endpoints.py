@@ -93,13 +93,7 @@ async def list_jobs(
         after=last,
         limit=limit + 1,
     )
-    data = [stored_job(row, with_result=False) for row in rows[:limit]]
-    return StoredJobList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(rows) > limit,
-    )
+    return StoredJobList.page([stored_job(row, with_result=False) for row in rows], limit)
 
 
 @router.get("/jobs/{job_id}", response=StoredJobObject)
