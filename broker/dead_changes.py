@@ -82,7 +82,9 @@ def changed(job: Job, changes: Changes) -> Job:
     )
     if changed_job == job:
         return job
-    return msgspec.structs.replace(changed_job, delivered="", delivered_ids=(), delivered_inputs=0)
+    return msgspec.structs.replace(
+        changed_job, delivered="", delivered_ids=(), delivered_tokens=0, delivered_inputs=0
+    )
 
 
 def _with_prompt(job: Job, changes: Changes) -> Job:

@@ -91,6 +91,13 @@ class Stream(AsyncIterator[AnyFrame]):
         self._pieces = ["".join(self._pieces)]
         return self._pieces[0]
 
+    @property
+    def _counted(self) -> int:
+        """The tokens of all text; 0 if some came from another process, which did not count it."""
+        if self.job.delivered and not self.job.delivered_ids:
+            return 0
+        return self.tokens
+
     def push(self, frame: AnyFrame) -> bool:
         """Takes a frame of the newest attempt, repeats aside. False if one before it is missing."""
         if self.ended or isinstance(frame, ResumeRequest):
@@ -125,6 +132,7 @@ class Stream(AsyncIterator[AnyFrame]):
             attempt=self.attempt,
             delivered=self.text,
             delivered_ids=tuple(self._ids),
+            delivered_tokens=self._counted,
             delivered_prompt_logprobs=self._prompt_logprobs,
             delivered_inputs=self._inputs,
             faults=self.faults,
@@ -145,6 +153,7 @@ class Stream(AsyncIterator[AnyFrame]):
             restarted=False,
             delivered=self.text,
             delivered_ids=tuple(self._ids),
+            delivered_tokens=self._counted,
             delivered_prompt_logprobs=self._prompt_logprobs,
             delivered_inputs=self._inputs,
         )

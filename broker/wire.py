@@ -206,6 +206,7 @@ class Job(Wire, kw_only=True):
     waits: Waits = ()  # seconds that it waited at each of them; shorter if some did not tell
     delivered: str = ""  # text that the reader of a restarted job already has
     delivered_ids: tuple[TokenId, ...] = ()  # its tokens, if the engine sent them
+    delivered_tokens: Count = 0  # how many it stands for; 0: not known
     delivered_prompt_logprobs: Count = 0  # of how many of the prompt's tokens that reader has them
     delivered_inputs: Count = 0  # of `pooling`: so many results its reader already has
     traceparent: Traceparent = ""  # the span that this copy follows from; see broker.tracing
@@ -378,6 +379,7 @@ class ResumeGrant(Control, kw_only=True, tag="continue"):
     attempt: Count
     delivered: str = ""
     delivered_ids: tuple[TokenId, ...] = ()
+    delivered_tokens: Count = 0
     delivered_prompt_logprobs: Count = 0
     delivered_inputs: Count = 0
     faults: tuple[str, ...] = ()

@@ -98,6 +98,7 @@ def without_content(job: Job, delivery: Delivery) -> Job:
         sampling=msgspec.structs.replace(job.sampling, grammar=None),
         delivered="",
         delivered_ids=(),
+        delivered_tokens=0,
     )
 
 

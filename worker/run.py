@@ -189,6 +189,7 @@ class JobRun:
             restarted=False,
             delivered=grant.delivered,
             delivered_ids=grant.delivered_ids,
+            delivered_tokens=grant.delivered_tokens,
             delivered_prompt_logprobs=grant.delivered_prompt_logprobs,
             delivered_inputs=grant.delivered_inputs,
         )

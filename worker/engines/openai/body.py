@@ -211,8 +211,8 @@ def unknown_fields(message: str, sent: dict[str, Any]) -> frozenset[str]:
 
 
 def tokens_delivered(job: Job) -> int:
-    """How many tokens the reader of a continued job has; an estimate where no ids are known."""
-    return len(job.delivered_ids) or _estimate_tokens(len(job.delivered))
+    """How many tokens the reader of a continued job has; an estimate where nobody counted."""
+    return job.delivered_tokens or len(job.delivered_ids) or _estimate_tokens(len(job.delivered))
 
 
 def prompt_tokens(job: Job) -> int:
