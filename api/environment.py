@@ -18,6 +18,8 @@ from api.server.limits import Limits, Network
 from broker import logs
 from broker.logs import LogSettings
 from broker.tracing import Tracer, make_tracer
+from topology.names import BadName
+from topology.prefix import with_prefix
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST_JOB = 86_400.0  # seconds
@@ -122,8 +124,8 @@ def read(environ: Mapping[str, str]) -> Environment:
     home = Path(environ.get("CANOPY_HOME") or REPOSITORY / "var").resolve()
     return Environment(
         home=home,
-        amqp_url=environ.get("CANOPY_AMQP_URL", "amqp://127.0.0.1:5672/"),
-        management_url=environ.get("CANOPY_MANAGEMENT_URL", ""),
+        amqp_url=_broker_url(environ, "CANOPY_AMQP_URL", "amqp://127.0.0.1:5672/"),
+        management_url=_broker_url(environ, "CANOPY_MANAGEMENT_URL", ""),
         secret_file=Path(environ.get("CANOPY_SECRET_FILE") or home / "secret.key"),
         database_url=environ.get("DATABASE_URL") or f"sqlite:///{home / 'db.sqlite3'}",
         models=_models(environ.get("CANOPY_MODELS", "")),
@@ -153,6 +155,13 @@ def read(environ: Mapping[str, str]) -> Environment:
             environ.get("CANOPY_WEBHOOK_HOSTS", "").lower().replace(",", " ").split()
         ),
     )
+
+
+def _broker_url(environ: Mapping[str, str], variable: str, default: str) -> str:
+    try:
+        return with_prefix(environ.get(variable, default), environ.get("CANOPY_PREFIX", ""))
+    except BadName as error:
+        raise BadEnvironment(f"CANOPY_PREFIX: {error}") from error
 
 
 def _file_limits(environ: Mapping[str, str]) -> FileLimits:

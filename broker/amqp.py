@@ -23,9 +23,19 @@ from broker.channels import (
     Publisher,
     connect,
     translate,
+    virtual_host,
 )
-from broker.errors import BrokerError, ConnectionLost, NotFound, PreconditionFailed, QueueLocked
-from broker.session import Delivery, DeliveryHandler, ExchangeKind
+from broker.errors import (
+    BadAddress,
+    BrokerError,
+    ConnectionLost,
+    NotFound,
+    PreconditionFailed,
+    QueueLocked,
+)
+from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind
+from topology.names import BadName
+from topology.prefix import Prefix, without_prefix
 
 ADDRESS_SECONDS = 3.0  # for each address at least, however many there are
 CLOSE_SECONDS = 2.0  # longest wait for connections to close
@@ -35,6 +45,8 @@ CHECK_SECONDS = 5.0  # between two checks that the exclusive queues still exist
 # 20, and its "no limit" (-1) means 0 to RabbitMQ 3. A number that is never reached means the same
 # to both, survives an upgrade, and makes the queue requeue messages at their old place.
 DELIVERY_LIMIT = 1_000_000
+
+EVENT_NAMES = ("name", "source_name", "destination_name")  # headers of the broker's events
 
 
 class ConnectionPair:
@@ -125,6 +137,7 @@ class AmqpSession:
         publishing: OpenChannel,
         publisher: Publisher,
         queue_type: str,
+        prefix: Prefix,
         name: str,
     ) -> None:
         self.closed = connections.closed
@@ -136,6 +149,8 @@ class AmqpSession:
         self._acknowledger = Acknowledger(consuming.raw)
         self._publisher = publisher
         self._queue_type = queue_type
+        self._prefix = prefix
+        self._vhost = virtual_host(connections.consuming)
         self._requests: OpenChannel | None = None  # for calls whose refusal closes the channel
         self._request_lock = asyncio.Lock()
         self._consume_lock = asyncio.Lock()
@@ -153,7 +168,8 @@ class AmqpSession:
         """Connects to a random address in `url` (see broker.addresses) that answers.
 
         `name` is shown in RabbitMQ's list of connections. Durable queues are declared as
-        `queue_type` (classic, or quorum on a cluster). Raises ConnectionLost, AccessRefused, or
+        `queue_type` (classic, or quorum on a cluster). Names get the prefix that is in the address
+        (see topology.prefix). Raises ConnectionLost, AccessRefused, or
         BadAddress if `url` is malformed.
         """
         candidates = addresses(url)
@@ -170,8 +186,12 @@ class AmqpSession:
     @classmethod
     async def _open_one(cls, url: str, name: str, queue_type: str, seconds: float) -> "AmqpSession":
         try:
+            prefix = Prefix.of(url)
+        except BadName as error:
+            raise BadAddress(str(error)) from error
+        try:
             async with asyncio.timeout(seconds):
-                connections = await ConnectionPair.open(url, name)
+                connections = await ConnectionPair.open(without_prefix(url), name)
                 try:
                     consuming = await OpenChannel.open(connections.consuming, connections.closed)
                     publishing = await OpenChannel.open(connections.publishing, connections.closed)
@@ -182,7 +202,7 @@ class AmqpSession:
                     raise
         except TimeoutError as error:
             raise ConnectionLost("the broker does not answer") from error
-        return cls(connections, consuming, publishing, publisher, queue_type, name)
+        return cls(connections, consuming, publishing, publisher, queue_type, prefix, name)
 
     @property
     def blocked(self) -> bool:
@@ -203,10 +223,11 @@ class AmqpSession:
         try:
             await self._request("queue_declare", queue=name, durable=True, arguments=arguments)
         except PreconditionFailed as error:
+            queue = self._prefix.outside(name)
             raise BrokerError(
-                f"queue {name} exists, but not as CANOPY_QUEUE_TYPE={self._queue_type} makes it: "
+                f"queue {queue} exists, but not as CANOPY_QUEUE_TYPE={self._queue_type} makes it: "
                 "set the former type again, or stop Canopy and delete its queues "
-                f"(rabbitmqctl delete_queue {name}). {error}"
+                f"(rabbitmqctl delete_queue {queue}). {error}"
             ) from error
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
@@ -259,9 +280,9 @@ class AmqpSession:
             handler(
                 Delivery(
                     body=body,
-                    exchange=method.exchange,
+                    exchange=self._prefix.inside(method.exchange),
                     routing_key=method.routing_key,
-                    headers=properties.headers or {},
+                    headers=self._headers(method.exchange, properties.headers or {}),
                     redelivered=method.redelivered,
                     settle=functools.partial(self._acknowledger.settle, method.delivery_tag),
                 )
@@ -272,7 +293,7 @@ class AmqpSession:
         async with self._consume_lock:  # basic_qos applies to the consumers started after it
             await self._consuming.call("basic_qos", prefetch_count=prefetch)
             answer = await self._consuming.call(
-                "basic_consume", queue=queue, on_message_callback=delivered
+                "basic_consume", queue=self._prefix.outside(queue), on_message_callback=delivered
             )
         return str(answer.method.consumer_tag)
 
@@ -289,6 +310,10 @@ class AmqpSession:
         persistent: bool = False,
         headers: Mapping[str, object] | None = None,
     ) -> asyncio.Future[bool]:
+        if exchange:
+            exchange = self._prefix.outside(exchange)
+        else:  # the default exchange: the key is a queue's name
+            key = self._prefix.outside(key)
         return self._publisher.publish(exchange, key, body, persistent, headers)
 
     async def close(self) -> None:
@@ -301,7 +326,24 @@ class AmqpSession:
         async with self._request_lock:
             if self._requests is None or self._requests.closed.done():
                 self._requests = await OpenChannel.open(self._connections.consuming, self.closed)
+            for argument in ("queue", "exchange"):
+                if argument in kwargs:
+                    kwargs[argument] = self._prefix.outside(kwargs[argument])
             return await self._requests.call(method, **kwargs)
+
+    def _headers(self, exchange: str, headers: Mapping[str, object]) -> Mapping[str, object]:
+        """A delivery's headers; those of the broker's own events name objects.
+
+        They are of all its virtual hosts. What is not this instance's has the name "".
+        """
+        if exchange != BROKER_EVENTS:
+            return headers
+        here = headers.get("vhost", self._vhost) == self._vhost
+        translated = dict(headers)
+        for header in EVENT_NAMES:
+            if header in translated:
+                translated[header] = self._prefix.inside(str(headers[header])) if here else ""
+        return translated
 
     async def _check_exclusive(self) -> None:
         """Ends the session when the broker has forgotten one of its exclusive queues.

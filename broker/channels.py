@@ -209,6 +209,11 @@ async def connect(url: str, name: str) -> AsyncioConnection:
     return await opened
 
 
+def virtual_host(connection: AsyncioConnection) -> str:
+    """Where its objects are."""
+    return str(getattr(connection.params, "virtual_host", "/"))  # the stubs know of no parameters
+
+
 def _fail(outcome: asyncio.Future[bool], error: BrokerError) -> None:
     """Fails a publish."""
     outcome.set_exception(error)

@@ -14,9 +14,8 @@ import structlog
 
 from broker.errors import AccessRefused, NotFound
 from broker.management import Edges, Listed, read_edges
-from broker.node import BROKER_EVENTS
 from broker.operator_messages import BrokerOverview
-from broker.session import Delivery, Session
+from broker.session import BROKER_EVENTS, Delivery, Session
 from topology import names
 
 PREFETCH = 1000

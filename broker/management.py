@@ -9,11 +9,13 @@ from urllib.parse import quote, unquote, urlsplit
 
 from broker.errors import ManagementError
 from topology import names
+from topology.prefix import Prefix
 
 READ_SECONDS = 5.0
 Listed = dict[str, object]  # an object of one of the API's listings
 
 _NO_CONTENT = 204
+_NAME_FIELDS = ("name", "source", "destination")
 _NAMES_ONLY = "?columns=name&disable_stats=true"
 
 
@@ -73,15 +75,15 @@ async def prune_tree(management_url: str, expected: Edges) -> None:
     present = read_edges(bindings, queues).present
     for binding in bindings:
         if _is_edge(binding) and not _is_expected(binding, expected):
-            source, queue = binding["source"], binding["destination"]
+            source, queue = api.quoted(binding["source"]), api.quoted(binding["destination"])
             key = binding["properties_key"]  # which the API itself has quoted
-            await api.delete(f"bindings/%2F/e/{_quoted(source)}/q/{_quoted(queue)}/{key}")
+            await api.delete(f"bindings/%2F/e/{source}/q/{queue}/{key}")
     known = present.union(expected.roots, expected.parents)
     for kind in ("queues", "exchanges"):
         for listed in await api.listing(kind):
             node = names.node_of(str(listed["name"]))
             if node is not None and node not in known:
-                await api.delete(f"{kind}/%2F/{_quoted(listed['name'])}")
+                await api.delete(f"{kind}/%2F/{api.quoted(listed['name'])}")
 
 
 def _is_edge(binding: Listed) -> bool:
@@ -98,17 +100,20 @@ def _is_expected(binding: Listed, expected: Edges) -> bool:
     return child in expected.parents and binding["source"] == names.node(expected.parents[child])
 
 
-def _quoted(name: object) -> str:
-    return quote(str(name), safe="")
-
-
 class ManagementApi:
     """The management API over plain asyncio: an HTTP library takes longer to import than `tree`
     may take in all.
+
+    Like a session it translates names, by the prefix in its address (see topology.prefix).
     """
 
     def __init__(self, url: str) -> None:
+        """Raises ManagementError if the prefix cannot be used."""
         parts = urlsplit(url)
+        try:
+            self._prefix = Prefix.of(url)
+        except names.BadName as error:
+            raise ManagementError(str(error)) from error
         self._host = parts.hostname or ""
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
@@ -116,13 +121,22 @@ class ManagementApi:
         login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         self._authorization = base64.b64encode(login.encode()).decode()
 
-    async def listing(self, kind: str) -> list[Listed]:
-        """All `kind` (bindings, queues, exchanges) of the virtual host. Raises ManagementError."""
-        columns = _NAMES_ONLY
+    async def listing(self, kind: str, columns: str = "") -> list[Listed]:
+        """All `kind` (bindings, queues, exchanges) of the virtual host, but other instances'.
+
+        `columns`: of what else than bindings; the name alone by default. Raises ManagementError.
+        """
+        query = _NAMES_ONLY
         if kind == "bindings":
-            columns = ""
-        listed: list[Listed] = await self.read(f"{kind}/%2F{columns}")
-        return listed
+            query = ""
+        elif columns:
+            query = f"?columns={columns}"
+        listed: list[Listed] = await self.read(f"{kind}/%2F{query}")
+        return [item for item in listed if self._translate(item)]
+
+    def quoted(self, name: object) -> str:
+        """The object's name in the broker, for a path."""
+        return quote(self._prefix.outside(str(name)), safe="")
 
     async def read(self, path: str) -> Any:
         """The JSON at `path`. Raises ManagementError."""
@@ -137,6 +151,16 @@ class ManagementApi:
     async def delete(self, path: str) -> None:
         """Deletes an object, which may have vanished already. Raises ManagementError."""
         await self._request("DELETE", path)
+
+    def _translate(self, item: Listed) -> bool:
+        """Gives the listed object the code's names; False if it is another instance's."""
+        for field in _NAME_FIELDS:
+            name = item.get(field)
+            if isinstance(name, str) and name:
+                item[field] = self._prefix.inside(name)
+                if not item[field]:
+                    return False
+        return True
 
     async def _request(self, method: str, path: str) -> tuple[int, bytes]:
         """The answer's status and body."""

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 
 from broker.errors import BrokerError, ConnectionLost, NotFound, QueueLocked, Unsendable
 from broker.limits import check_sendable
-from broker.session import Delivery, DeliveryHandler, ExchangeKind
+from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind
 from topology.names import is_amqp_name
-
-BROKER_EVENTS = "amq.rabbitmq.event"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,11 @@ from broker.job_messages import Answer, AnyInboxMessage, JobReport
 from broker.malformed import address_of, sender_of
 from broker.node_state import NodeState
 from broker.outbox import Outbox
-from broker.session import Delivery, Session
+from broker.session import BROKER_EVENTS, Delivery, Session
 from broker.shared_objects import declare_shared
 from broker.wire import NO_RUN, Adopt, AnyControl, Failed, Job
 from topology import names
 
-# Exchange of the event exchange plugin, which reports at once that a node's inbox is gone.
-BROKER_EVENTS = "amq.rabbitmq.event"
 INBOX_PREFETCH = 200
 
 log = structlog.get_logger()

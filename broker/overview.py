@@ -31,7 +31,7 @@ async def read_overview(management_url: str, process: str, now: float) -> Broker
     about = await api.read("overview?columns=rabbitmq_version,cluster_name")
     bindings = await api.listing("bindings")
     # Queues after bindings: see read_edges.
-    queues = await api.read(f"queues/%2F?columns={_QUEUE_COLUMNS}")
+    queues = await api.listing("queues", _QUEUE_COLUMNS)
     return BrokerOverview(
         process=process,
         version=_text(about.get("rabbitmq_version")),

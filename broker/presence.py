@@ -6,8 +6,7 @@ import uuid
 from collections.abc import Callable
 
 from broker.errors import NotFound
-from broker.node import BROKER_EVENTS
-from broker.session import Delivery, Session
+from broker.session import BROKER_EVENTS, Delivery, Session
 from topology import names
 
 LOOK_SECONDS = 5.0  # between two checks, should the broker's event be lost

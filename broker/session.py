@@ -9,6 +9,9 @@ from broker.errors import BrokerError
 
 ExchangeKind = Literal["direct", "fanout", "topic"]
 
+# Exchange of RabbitMQ's event exchange plugin, which reports at once that a node's inbox is gone.
+BROKER_EVENTS = "amq.rabbitmq.event"
+
 
 @dataclass(slots=True)
 class Delivery:

@@ -4,11 +4,13 @@ import base64
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from cli.private_files import read_object, write_private
+from topology.prefix import Prefix
 
 USERS = ("api", "node", "admin")
 
@@ -16,17 +18,17 @@ _TAGS = {"api": ["monitoring"], "node": [], "admin": ["administrator"]}
 
 # configure, write, read. `api` reaches its reply and watch queues, the jobs exchange and the dead
 # letters; `node` the tree, its inbox and the queue of a host's agent. Both hear the broker's own
-# events.
+# events. PREFIX: see topology.prefix.
 _RIGHTS = {
     "api": (
-        r"^canopy\.(reply|watch)\..*|^canopy\.(jobs|control|events|dead)$",
-        r"^(canopy\.(reply|watch)\..*|canopy\.(jobs|control|events)|amq\.default)$",
-        r"^(canopy\.((reply|watch)\..*|events|control|dead)|amq\.rabbitmq\.event)$",
+        r"^PREFIX\.(reply|watch)\..*|^PREFIX\.(jobs|control|events|dead)$",
+        r"^(PREFIX\.(reply|watch)\..*|PREFIX\.(jobs|control|events)|amq\.default)$",
+        r"^(PREFIX\.((reply|watch)\..*|events|control|dead)|amq\.rabbitmq\.event)$",
     ),
     "node": (
-        r"^canopy\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)$",
-        r"^(canopy\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)|amq\.default)$",
-        r"^(canopy\.((node|inbox|standby|agent)\..*|jobs|control|events)|amq\.rabbitmq\.event)$",
+        r"^PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)$",
+        r"^(PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)|amq\.default)$",
+        r"^(PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events)|amq\.rabbitmq\.event)$",
     ),
     "admin": (".*", ".*", ".*"),
 }
@@ -50,7 +52,13 @@ def password_hash(password: str, salt: bytes | None = None) -> str:
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
-def definitions(passwords: Mapping[str, str]) -> dict[str, object]:
+def rights(user: str, prefix: Prefix) -> dict[str, str]:
+    """The patterns of names that the user may configure, write and read."""
+    patterns = [right.replace("PREFIX", re.escape(prefix.name)) for right in _RIGHTS[user]]
+    return dict(zip(("configure", "write", "read"), patterns, strict=True))
+
+
+def definitions(passwords: Mapping[str, str], prefix: Prefix) -> dict[str, object]:
     """What the broker loads before it listens. With users of its own it creates no `guest`."""
     users = []
     permissions = []
@@ -63,8 +71,5 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, object]:
                 "tags": _TAGS[user],
             }
         )
-        configure, write, read = _RIGHTS[user]
-        permissions.append(
-            {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
-        )
+        permissions.append({"user": user, "vhost": "/", **rights(user, prefix)})
     return {"users": users, "vhosts": [{"name": "/"}], "permissions": permissions}

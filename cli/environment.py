@@ -16,8 +16,12 @@ class Environment(NamedTuple):
     """A broker elsewhere: `up` starts none, other commands use it instead of this instance's."""
     management_url: str
     """Its management API."""
+    rabbitmq: str
+    """RabbitMQ's start script, in place of the one that is found."""
     queue_type: str
     """classic, or quorum on a cluster."""
+    prefix: str
+    """Begins all names in the broker, so that several instances can share one."""
     public_url: str
     """How users reach a proxy in front of the API."""
     hosts: str
@@ -41,7 +45,9 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
     return Environment(
         amqp_url=environ.get("CANOPY_AMQP_URL", ""),
         management_url=environ.get("CANOPY_MANAGEMENT_URL", ""),
+        rabbitmq=environ.get("CANOPY_RABBITMQ", ""),
         queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
+        prefix=environ.get("CANOPY_PREFIX", ""),
         public_url=environ.get("CANOPY_PUBLIC_URL", ""),
         hosts=environ.get("CANOPY_HOSTS", ""),
         frozen_seconds=environ.get("CANOPY_FROZEN_SECONDS", ""),

@@ -17,6 +17,7 @@ from broker.amqp import AmqpSession
 from broker.errors import ManagementError
 from broker.session import Session
 from cli import (
+    addresses,
     control_server,
     detached,
     environment,
@@ -240,8 +241,7 @@ class Launcher:
 
     def _broker(self) -> Broker:
         if self._private is None:
-            env = environment.read()
-            return Broker.elsewhere(env.amqp_url, env.management_url)
+            return Broker.elsewhere(*addresses.of_environment())
         self._private.prepare()
         return self._private.address()
 

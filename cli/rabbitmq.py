@@ -20,12 +20,13 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli import credentials, environment, plugins, ports
+from cli import addresses, credentials, environment, plugins, ports
 from cli.errors import MachineError
 from cli.home import REPOSITORY, Home
 from cli.prepare import system
 from cli.private_files import write_private
 from cli.process import Spec
+from topology.prefix import with_prefix
 
 NODE = "canopy@localhost"
 _ANSWER_SECONDS = 10.0
@@ -59,6 +60,7 @@ class PrivateBroker:
         self._folder = home.broker
         self._home = home
         self.listen = listen
+        self._prefix = addresses.own_prefix()
         self.passwords: dict[str, str] = {}
         self.ports: dict[str, int] = {}
 
@@ -71,7 +73,8 @@ class PrivateBroker:
         self.passwords = credentials.load_or_create(self._folder / "credentials.json")
         self.ports = ports.remembered(self._folder / "ports.json", _PORTS, self.listen)
         write_private(
-            self._definitions, json.dumps(credentials.definitions(self.passwords), indent=1)
+            self._definitions,
+            json.dumps(credentials.definitions(self.passwords, self._prefix), indent=1),
         )
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
         (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")
@@ -121,7 +124,8 @@ class PrivateBroker:
         port = self.ports["management"]
         management = {}
         for user in ("api", "admin"):
-            management[user] = f"http://{self._login(user)}@127.0.0.1:{port}"
+            url = f"http://{self._login(user)}@127.0.0.1:{port}"
+            management[user] = with_prefix(url, self._prefix.name)
         return Broker(amqp, management)
 
     async def wait_epmd(self, within: float) -> None:
@@ -220,7 +224,7 @@ class PrivateBroker:
 
     def _amqp(self, user: str) -> str:
         address = ports.host_and_port(self._host, self.ports["amqp"])
-        return f"amqp://{self._login(user)}@{address}/%2F"
+        return with_prefix(f"amqp://{self._login(user)}@{address}/%2F", self._prefix.name)
 
 
 def _not_installed() -> MachineError:

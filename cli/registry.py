@@ -11,7 +11,7 @@ from broker.gone import check_deletes
 from broker.node_states import warnings_of_clocks
 from broker.tree import tree as describe
 from broker.wire import AnyControl
-from cli import environment, home, instance
+from cli import addresses, environment, home, instance
 from cli.errors import SettingError, StateError, UnreachableError, UsageError
 
 _PROBLEMS_SECONDS = 4.0  # less than `status` waits
@@ -26,9 +26,9 @@ def broker_addresses() -> tuple[str, str]:
 
     Raises StateError without either.
     """
-    env = environment.read()
-    if env.amqp_url:
-        return env.amqp_url, env.management_url
+    amqp_url, management_url = addresses.of_environment()
+    if amqp_url:
+        return amqp_url, management_url
     record = instance.running(home.read())
     return record["amqp"]["admin"], record["management"]
 

@@ -22,6 +22,8 @@ _LINTERS = (
     ["mypy"],
     ["lint-imports", "--no-cache"],
 )
+# which RabbitMQ the tests start; see tests/rabbitmq4
+KEPT = ("CANOPY_RABBITMQ", "CANOPY_RABBITMQ_ROOT")
 _BYTECODE = REPOSITORY / "var" / "bytecode"
 _TESTS_FAILED, _NO_TESTS_COLLECTED = 1, 5  # pytest's exit statuses
 _LAST_FAILED = REPOSITORY / ".pytest_cache" / "v" / "cache" / "lastfailed"
@@ -194,7 +196,10 @@ def _run(command: list[str], frontend_env: dict[str, str] | None = None) -> int:
 
 def _environment() -> dict[str, str]:
     """Ours without the variables of an instance, which tests must not touch."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("CANOPY_")}
+    env = {}
+    for name, value in os.environ.items():
+        if not name.startswith("CANOPY_") or name in KEPT:
+            env[name] = value
     env["PYTHONPATH"] = str(REPOSITORY)
     if env.pop("PYTHONDONTWRITEBYTECODE", ""):
         # The tests start some hundred Python processes. If each compiled all modules again, that

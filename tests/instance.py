@@ -20,6 +20,7 @@ import pytest
 
 from cli.home import REPOSITORY
 from cli.rabbitmq import Broker
+from cli.testing import KEPT
 
 LAUNCHER = REPOSITORY / "canopy"
 SHIM = REPOSITORY / "cli" / "child.py"
@@ -139,7 +140,7 @@ def environment(home: Path) -> dict[str, str]:
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("CANOPY_", "DATABASE_"))
+        if name in KEPT or not name.startswith(("CANOPY_", "DATABASE_"))
     }
     return {
         **clean,

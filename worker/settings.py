@@ -10,6 +10,7 @@ from broker.logs import LogSettings
 from topology.cap import AUTOMATIC
 from topology.dispatch import DEFAULT_POLICY, POLICIES
 from topology.names import BadName, check_node_name
+from topology.prefix import with_prefix
 from worker.errors import BadSettings
 from worker.watchdog import STEP_SECONDS
 
@@ -43,9 +44,7 @@ def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         check_node_name(options.name)
     except BadName as error:
         raise BadSettings(str(error)) from error
-    amqp_url = environ.get("CANOPY_AMQP_URL", "")
-    if not amqp_url:
-        raise BadSettings("CANOPY_AMQP_URL is not set: it says which broker to join")
+    amqp_url = _amqp_url(environ)
     return Settings(
         options=options,
         broker=BrokerSettings(amqp_url, environ.get("CANOPY_QUEUE_TYPE", "classic")),
@@ -53,6 +52,16 @@ def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         user_jobs=_user_jobs(environ.get("CANOPY_USER_JOBS", "")),
         logs=_logs(environ),
     )
+
+
+def _amqp_url(environ: Mapping[str, str]) -> str:
+    amqp_url = environ.get("CANOPY_AMQP_URL", "")
+    if not amqp_url:
+        raise BadSettings("CANOPY_AMQP_URL is not set: it says which broker to join")
+    try:
+        return with_prefix(amqp_url, environ.get("CANOPY_PREFIX", ""))
+    except BadName as error:
+        raise BadSettings(f"CANOPY_PREFIX: {error}") from error
 
 
 def _logs(environ: Mapping[str, str]) -> LogSettings:

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from cli import environment, instance, joining, options
+from cli import addresses, environment, instance, joining, options
 from cli import home as homes
 from cli.errors import UsageError
 from cli.home import PRIVATE_UMASK, Home, become_module
@@ -100,7 +100,7 @@ def tree_to_join(home: Home) -> tuple[str, instance.Record | None]:
 
     An instance here says nothing about a tree elsewhere. Raises StateError without either.
     """
-    amqp_url = environment.read().amqp_url
+    amqp_url, _ = addresses.of_environment()
     if not amqp_url:
         record = instance.running(home)
         return record["amqp"]["node"], record

@@ -10,6 +10,7 @@ from ctypes.util import find_library
 from functools import partial
 from pathlib import Path
 
+from cli import environment
 from cli.errors import CliError, MachineError, ProcessError
 from cli.prepare.steps import Log, Step
 
@@ -26,7 +27,15 @@ _APT_ENV = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "a", "LC_AL
 
 
 def rabbitmq_server() -> Path | None:
-    """RabbitMQ's own start script, not Debian's wrapper on PATH, which switches to another user."""
+    """RabbitMQ's own start script, not Debian's wrapper on PATH, which switches to another user.
+
+    CANOPY_RABBITMQ names another one. Raises MachineError if it is none.
+    """
+    chosen = environment.read().rabbitmq
+    if chosen:
+        if not os.access(chosen, os.X_OK):
+            raise MachineError(f"CANOPY_RABBITMQ: {chosen} is no program; name rabbitmq-server")
+        return Path(chosen)
     for path in _RABBITMQ:
         if Path(path).exists():
             return Path(path)

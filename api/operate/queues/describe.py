@@ -8,6 +8,7 @@ from ninja import Schema
 from broker.node_state import NodeState
 from broker.operator_messages import Binding, BrokerMember, BrokerOverview, QueueFigures
 from topology import names
+from topology.prefix import Prefix
 
 _KINDS = (
     (names.NODE_PREFIX, "node"),
@@ -73,8 +74,12 @@ class Broker(Schema):
 def describe(
     overview: BrokerOverview, states: Mapping[str, NodeState], age: float, management_url: str
 ) -> Broker:
-    """The overview with what the nodes say of the jobs in their hands."""
-    edges = [_edge(binding) for binding in overview.bindings if _is_edge(binding)]
+    """The overview with what the nodes say of the jobs in their hands.
+
+    Names are shown as they are in the broker, so that its own tools find them.
+    """
+    prefix = Prefix.of(management_url)
+    edges = [_edge(binding, prefix) for binding in overview.bindings if _is_edge(binding)]
     return Broker(
         version=overview.version,
         cluster=overview.cluster,
@@ -82,7 +87,7 @@ def describe(
         age=round(age, 1),
         page=page_address(management_url),
         members=[_member(member) for member in overview.members],
-        queues=[_queue(queue, states) for queue in overview.queues],
+        queues=[_queue(queue, states, prefix) for queue in overview.queues],
         edges=edges,
     )
 
@@ -99,18 +104,22 @@ def _is_edge(binding: Binding) -> bool:
     return names.node_of(binding.destination) is not None
 
 
-def _edge(binding: Binding) -> Edge:
-    return Edge(source=binding.source, destination=binding.destination, key=binding.key)
+def _edge(binding: Binding, prefix: Prefix) -> Edge:
+    return Edge(
+        source=prefix.outside(binding.source),
+        destination=prefix.outside(binding.destination),
+        key=binding.key,
+    )
 
 
-def _queue(queue: QueueFigures, states: Mapping[str, NodeState]) -> Queue:
+def _queue(queue: QueueFigures, states: Mapping[str, NodeState], prefix: Prefix) -> Queue:
     node = names.node_of(queue.name)
     oldest = queue.head_age
     state = states.get(node or "")
     if oldest is None and state is not None and state.held:
         oldest = state.oldest_wait
     return Queue(
-        name=queue.name,
+        name=prefix.outside(queue.name),
         kind=_kind(queue.name),
         node=node or names.inbox_owner(queue.name),
         ready=queue.ready,
