@@ -17,6 +17,7 @@ from cli.errors import CliError
 from cli.home import Home
 from cli.rabbitmq import PrivateBroker
 from topology import names
+from topology.prefix import Prefix
 
 
 def test_password_hash_is_rabbitmqs_salted_sha256() -> None:
@@ -36,7 +37,7 @@ def test_every_password_hash_has_its_own_salt() -> None:
 
 def test_definitions_name_three_users_and_no_guest() -> None:
     document = json.loads(
-        json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"}))
+        json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"}, Prefix()))
     )
     assert [user["name"] for user in document["users"]] == ["api", "node", "admin"]
     assert {user["name"]: user["tags"] for user in document["users"]} == {
@@ -49,7 +50,7 @@ def test_definitions_name_three_users_and_no_guest() -> None:
 
 def may(user: str, right: str, name: str) -> bool:
     document = json.loads(
-        json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"}))
+        json.dumps(credentials.definitions({"api": "a", "node": "b", "admin": "c"}, Prefix()))
     )
     [rights] = [entry for entry in document["permissions"] if entry["user"] == user]
     return re.search(rights[right], name) is not None
