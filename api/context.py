@@ -56,6 +56,7 @@ from api.requests.open_jobs import OpenJobs
 from api.requests.submit import Submitter
 from api.requests.waiting_jobs import WaitingJobs
 from api.responses.models import StoredResponse
+from api.storage.inserts import RowInserts
 from api.tree.orphans import OrphanFinder
 from api.tree.watch import TreeWatch
 from api.webhooks.sender import WebhookSender
@@ -94,6 +95,7 @@ class AppContext:
     active: ActiveRequests
     submitter: Submitter
     writers: AnswerWriters
+    response_inserts: RowInserts[StoredResponse]
     takeover: Takeover
     hub: Hub
     dead_letters: DeadLetters
@@ -181,6 +183,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         active=active,
         submitter=submitter,
         writers=writers,
+        response_inserts=RowInserts(StoredResponse),
         takeover=Takeover(STORED, client, catalog, submitter, writers),
         hub=hub,
         dead_letters=dead_letters,

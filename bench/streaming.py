@@ -5,6 +5,7 @@ import json
 import time
 from typing import Any, Self, cast
 
+from bench.errors import RequestFailed
 from bench.stats import Timeline
 
 MARK = b"~"  # once in every token that `echo` repeats, and nowhere else: nothing is parsed
@@ -99,6 +100,11 @@ class StreamClient(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport is not None:
             self._fail(f"closed by the server: {error or 'without a reason'}")
+
+    def check(self) -> None:
+        """Raises RequestFailed if the answer failed."""
+        if self.timeline.error:
+            raise RequestFailed(self.timeline.error)
 
     def close(self) -> None:
         """An answer that runs is cancelled."""

@@ -10,6 +10,7 @@ import msgspec
 from api.accounts.auth import AuthRequest
 from api.answers import following
 from api.answers.record import Status
+from api.context import app
 from api.errors import ApiError
 from api.idempotency.attach import HEADER, fingerprint_of, key_of
 from api.requests import origin
@@ -69,7 +70,8 @@ class NewResponse:
             row.node = progress.start.node
         row.tool_format, row.reasoning_format = progress.formats
         row.parameters["completed_at"] = progress.completed_at
-        if not await store.insert(row):  # told again: a retry with its Idempotency-Key
+        if not await store.insert(row, app().response_inserts):
+            # told again: a retry with its Idempotency-Key
             former = await store.find(self._request.auth, name)
             if former is not None:
                 progress.completed_at = former.parameters.get("completed_at")
@@ -148,7 +150,7 @@ async def begin_in_background(request: AuthRequest, new: NewResponse) -> StoredR
     row = new.row(job.request_id)
     row.background, row.key, row.fingerprint = True, key, fingerprint
     job = row.start(job)
-    if await store.insert(row):
+    if await store.insert(row, app().response_inserts):
         await following.begin(row, job, undo=partial(store.remove, row))
         return row
     known = await _of_key(request, key or "", fingerprint)

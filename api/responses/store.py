@@ -15,6 +15,7 @@ from api.accounts.models import User
 from api.errors import ApiError
 from api.responses.models import StoredResponse
 from api.settings import MAX_BODY
+from api.storage.inserts import RowInserts
 
 log = structlog.get_logger("canopy.api")
 
@@ -67,13 +68,13 @@ def chain(user: User, name: str) -> list[StoredResponse]:
     return rows[::-1]
 
 
-async def insert(response: StoredResponse) -> bool:
+async def insert(response: StoredResponse, inserts: RowInserts[StoredResponse]) -> bool:
     """Stores a new response; False if one of its name or key is stored already.
 
     Raises ApiError 401 if the account was removed.
     """
     try:
-        await response.asave(force_insert=True)
+        await inserts.insert(response)
     except IntegrityError as error:
         if not await User.objects.filter(pk=response.user_id).aexists():
             raise ApiError(401, "this account was removed", code="account_removed") from error

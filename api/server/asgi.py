@@ -116,6 +116,7 @@ class Application:
             await app.model_trees.close()
             await app.backlog.stop()
             await app.writers.hand_over()
+            await app.response_inserts.stop()
             await client.stop()
             # After the client: nodes drop this process's jobs when its reply queue disappears, and
             # only then may the answers' next owner submit them.

@@ -12,6 +12,7 @@ import click
 
 from bench import harness, options, streaming
 from bench.errors import RequestFailed
+from bench.fair import batch as batches
 from bench.harness import Instance
 from bench.report import Progress, Report, Row, Table
 from bench.stats import Spread
@@ -167,9 +168,18 @@ async def ask_at_intervals(
 @click.option("--questions", type=click.IntRange(min=2), default=60, help="Of the light user.")
 @click.option("--flood", type=click.IntRange(min=2), default=1000, help="Requests at any time.")
 @click.option("--only", default="", help="Only scenarios with this in their name.")
+@click.option("--batch", type=click.IntRange(0), default=0, help="Beside a batch of so many lines.")
+@click.option("--rounds", type=options.COUNT, default=4, help="--batch: alone and beside, in turns.")
 @options.json_file
-def command(questions: int, flood: int, only: str, json_file: Path | None) -> None:
-    """Time to first token beside a flood, and the shares of two floods."""
+def command(
+    questions: int, flood: int, only: str, batch: int, rounds: int, json_file: Path | None
+) -> None:
+    """Time to first token beside a flood or a batch, and the shares of two floods."""
+    if batch:
+        result = Report("fair-batch", {"lines": batch, "questions": questions, "rounds": rounds})
+        batches.run(result, batch, questions, rounds)
+        result.finish(json_file)
+        return
     alone, *others = SCENARIOS
     chosen = [alone] + [scenario for scenario in others if only in scenario.name]
     result = Report("fair", {"questions": questions, "flood": flood})
