@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import time
 from dataclasses import dataclass, field
 
 from bench import cpu, harness, streaming
@@ -109,18 +108,20 @@ def run(result: Report, lines: int, questions: int, rounds: int) -> None:
     words = ["--engine", "echo", "--nodes", str(NODES), "--slots", str(SLOTS)]
     with harness.running(*words, "--token-delay", str(TOKEN_DELAY)) as canopy:
         alone, beside = asyncio.run(measure(canopy, lines, questions, rounds))
-    reference = Spread.of(alone.ttfts)
+    fill(result, alone, beside)
+
+
+def fill(result: Report, alone: Phase, beside: Phase) -> None:
+    """Adds the table and its notes."""
     rows: list[Row] = []
     for name, phase in (("alone", alone), ("beside a batch", beside)):
-        ttft = Spread.of(phase.ttfts)
-        row: dict[str, object] = {"the user": name}
-        row |= Spread.of(phase.ttfts, 1000).cells("TTFT ms", "p50", "p95", "p99")
+        reference, ttft = Spread.of(alone.ttfts, 1000), Spread.of(phase.ttfts, 1000)
+        row: dict[str, object] = {"the user": name} | ttft.cells("TTFT ms", "p50", "p95", "p99")
         row |= {"x p50": ttft.p50 / reference.p50, "x p95": ttft.p95 / reference.p95}
         seconds = phase.cpu[cpu.SECONDS]
-        row["lines/s"] = phase.lines / seconds if phase.lines else None
         row["api's CPU %"] = 100 * phase.cpu["api"] / seconds
-        if phase.lines:
-            row["API ms a line"] = _ms_a_line(alone, beside)
+        row["lines/s"] = phase.lines / seconds if phase.lines else None
+        row["API ms a line"] = _ms_a_line(alone, phase) if phase.lines else None
         rows.append(row)
         result.facts[name] = {"ttft_seconds": phase.ttfts, "cpu": phase.cpu}
     result.tables.append(Table("an interactive user, beside a batch", rows))

@@ -168,8 +168,10 @@ async def ask_at_intervals(
 @click.option("--questions", type=click.IntRange(min=2), default=60, help="Of the light user.")
 @click.option("--flood", type=click.IntRange(min=2), default=1000, help="Requests at any time.")
 @click.option("--only", default="", help="Only scenarios with this in their name.")
-@click.option("--batch", type=click.IntRange(0), default=0, help="Beside a batch of so many lines.")
-@click.option("--rounds", type=options.COUNT, default=4, help="--batch: alone and beside, in turns.")
+@click.option("--batch", type=click.IntRange(0), default=0, help="Beside so many lines of a batch.")
+@click.option(
+    "--rounds", type=options.COUNT, default=4, help="--batch: alone and beside, in turns."
+)
 @options.json_file
 def command(
     questions: int, flood: int, only: str, batch: int, rounds: int, json_file: Path | None

@@ -9,7 +9,7 @@ import pytest
 
 from bench import streaming
 from bench.errors import RequestFailed
-from bench.fair import command
+from bench.fair import batch, command
 from bench.fair.command import SCENARIOS, Flood, Outcome, ask_at_intervals
 from bench.report import Report
 from cli.errors import first_error
@@ -76,3 +76,15 @@ def test_the_table_compares_with_the_light_user_alone_and_has_the_shares_of_the_
     assert beside["x alone"] == pytest.approx(11)
     assert beside["services later"] == pytest.approx(1.0)
     assert (alone["floods got %"], beside["floods got %"]) == (None, "75.0 / 25.0")
+
+
+def test_a_batch_is_charged_what_the_api_needs_beyond_the_user() -> None:
+    report = Report("fair-batch", {})
+    alone = batch.Phase([0.02, 0.03], {"seconds": 10.0, "api": 0.5})
+    beside = batch.Phase([0.02, 0.06], {"seconds": 20.0, "api": 3.0}, lines=1000)
+    batch.fill(report, alone, beside)
+    first, second = report.tables[0].rows
+    assert first["lines/s"] is None
+    assert second["lines/s"] == pytest.approx(50)
+    assert second["API ms a line"] == pytest.approx(2.0)
+    assert second["x p95"] == pytest.approx(0.058 / 0.0295)
