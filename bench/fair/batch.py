@@ -116,7 +116,8 @@ def fill(result: Report, alone: Phase, beside: Phase) -> None:
     rows: list[Row] = []
     for name, phase in (("alone", alone), ("beside a batch", beside)):
         reference, ttft = Spread.of(alone.ttfts, 1000), Spread.of(phase.ttfts, 1000)
-        row: dict[str, object] = {"the user": name} | ttft.cells("TTFT ms", "p50", "p95", "p99")
+        row: dict[str, object] = {"the user": name}
+        row |= ttft.cells("TTFT ms", "p50", "p95", "p99")
         row |= {"x p50": ttft.p50 / reference.p50, "x p95": ttft.p95 / reference.p95}
         seconds = phase.cpu[cpu.SECONDS]
         row["api's CPU %"] = 100 * phase.cpu["api"] / seconds
