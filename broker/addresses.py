@@ -1,13 +1,43 @@
 """CANOPY_AMQP_URL: one address, or those of a cluster's brokers, separated by commas."""
 
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from broker.errors import BadAddress
+from broker.tls import parse_fingerprint
+from topology.prefix import DEFAULT, Prefix, without_prefix
 
-_SHAPE = "amqp://USER:PASSWORD@HOST:PORT/VHOST"
+_SHAPE = "amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// with TLS)"
+_FINGERPRINT = "fingerprint"
+_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
-def addresses(urls: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`url` is pika's; `fingerprint` the digest of the only certificate that the broker may have,
+    None for any that is valid for its name; `prefix`: of all names in the broker.
+    """
+
+    url: str
+    fingerprint: bytes | None
+    prefix: str = DEFAULT
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is spoken."""
+        return urlsplit(self.url).scheme == "amqps"
+
+    @property
+    def place(self) -> str:
+        """Host and port, for people: an address has a password in it."""
+        parts = urlsplit(self.url)
+        host = parts.hostname or ""
+        if ":" in host:
+            host = f"[{host}]"
+        return f"{host}:{parts.port or _PORTS[parts.scheme]}"
+
+
+def addresses(urls: str) -> list[Address]:
     """The addresses in `urls`, without repeats. A comma inside a password is written %2C.
 
     Raises BadAddress that says which one is malformed and why, without the password.
@@ -21,23 +51,55 @@ def addresses(urls: str) -> list[str]:
         raise BadAddress(
             f"the broker's address is empty; it is {_SHAPE}, or several, separated by commas"
         )
+    parsed = []
     for number, url in enumerate(unique, 1):
-        reason = _fault(url)
-        if reason is not None:
-            raise BadAddress(f"broker address {number} of {len(unique)} {reason}; it is {_SHAPE}")
-    return unique
+        try:
+            parsed.append(_parse(url))
+        except ValueError as error:
+            raise BadAddress(
+                f"broker address {number} of {len(unique)} {error}; it is {_SHAPE}"
+            ) from None  # whose text may contain the password
+    return parsed
 
 
-def _fault(url: str) -> str | None:
+def _parse(url: str) -> Address:
+    """Raises ValueError with the reason."""
+    parts = _split(url)
+    if parts.scheme not in _PORTS:
+        raise ValueError("does not begin with amqp:// or amqps://")
+    if not parts.hostname:
+        raise ValueError("names no host")
+    prefix = Prefix.of(url).name
+    url = without_prefix(url)
+    fingerprints = [value for name, value in _options(url) if name == _FINGERPRINT]
+    if not fingerprints:
+        return Address(url, None, prefix)
+    if parts.scheme != "amqps":
+        raise ValueError("has a fingerprint, but no TLS: it must begin with amqps://")
+    others = urlencode([option for option in _options(url) if option[0] != _FINGERPRINT])
+    return Address(parts._replace(query=others).geturl(), _digest(fingerprints), prefix)
+
+
+def _options(url: str) -> list[tuple[str, str]]:
+    return parse_qsl(urlsplit(url).query, keep_blank_values=True)
+
+
+def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:  # its text may contain the end of a password, taken for the port
-        return "has a malformed host or port"
-    if parts.scheme not in ("amqp", "amqps"):
-        return "does not begin with amqp:// or amqps://"
-    if not parts.hostname:
-        return "names no host"
+        raise ValueError("has a malformed host or port") from None
     if port == 0:
-        return "has port 0"
-    return None
+        raise ValueError("has port 0")
+    return parts
+
+
+def _digest(fingerprints: list[str]) -> bytes:
+    try:
+        (fingerprint,) = fingerprints
+        return parse_fingerprint(fingerprint)
+    except ValueError:
+        raise ValueError(
+            "has a malformed fingerprint: sha256: and 64 hexadecimal digits, once"
+        ) from None

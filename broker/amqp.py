@@ -15,18 +15,11 @@ import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
-from broker.addresses import addresses
-from broker.channels import (
-    CONNECT_SECONDS,
-    Acknowledger,
-    OpenChannel,
-    Publisher,
-    connect,
-    translate,
-    virtual_host,
-)
+from broker.addresses import Address, addresses
+from broker.channels import Acknowledger, OpenChannel, Publisher
+from broker.connections import CONNECT_SECONDS, connect, translate, virtual_host
 from broker.errors import (
-    BadAddress,
+    BadCertificate,
     BrokerError,
     ConnectionLost,
     NotFound,
@@ -34,8 +27,7 @@ from broker.errors import (
     QueueLocked,
 )
 from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind
-from topology.names import BadName
-from topology.prefix import Prefix, without_prefix
+from topology.prefix import Prefix
 
 ADDRESS_SECONDS = 3.0  # for each address at least, however many there are
 CLOSE_SECONDS = 2.0  # longest wait for connections to close
@@ -66,11 +58,11 @@ class ConnectionPair:
         publishing.add_on_connection_unblocked_callback(self._on_unblocked)
 
     @classmethod
-    async def open(cls, url: str, name: str) -> "ConnectionPair":
-        """Raises ConnectionLost, AccessRefused or BadAddress."""
-        consuming = await connect(url, name)
+    async def open(cls, address: Address, name: str) -> "ConnectionPair":
+        """Raises ConnectionLost, AccessRefused, BadCertificate or BadAddress."""
+        consuming = await connect(address, name, publishes=False)
         try:
-            publishing = await connect(url, f"{name} (publish)")
+            publishing = await connect(address, f"{name} (publish)", publishes=True)
         except BaseException:
             await _close_connections([consuming])
             raise
@@ -122,6 +114,15 @@ async def _close_connections(connections: Iterable[AsyncioConnection]) -> None:
         await asyncio.wait(closing, timeout=CLOSE_SECONDS)
 
 
+def _together(failures: list[BrokerError]) -> BrokerError:
+    """What was wrong with each address, as one error."""
+    reason = "the broker is not reached: " + "; ".join(map(str, failures))
+    for failure in failures:
+        if not isinstance(failure, BadCertificate):
+            return ConnectionLost(reason)
+    return BadCertificate(reason)
+
+
 def _resolve(closed: asyncio.Future[None], *_: object) -> None:
     if not closed.done():
         closed.set_result(None)
@@ -169,29 +170,27 @@ class AmqpSession:
 
         `name` is shown in RabbitMQ's list of connections. Durable queues are declared as
         `queue_type` (classic, or quorum on a cluster). Names get the prefix that is in the address
-        (see topology.prefix). Raises ConnectionLost, AccessRefused, or
-        BadAddress if `url` is malformed.
+        (see topology.prefix). Raises ConnectionLost, AccessRefused, BadCertificate, or BadAddress
+        if `url` is malformed.
         """
         candidates = addresses(url)
         random.shuffle(candidates)
         seconds = max(ADDRESS_SECONDS, CONNECT_SECONDS / len(candidates))
-        lost = ConnectionLost("no address")
+        failures: list[BrokerError] = []
         for candidate in candidates:
             try:
                 return await cls._open_one(candidate, name, queue_type, seconds)
-            except ConnectionLost as error:
-                lost = error
-        raise lost
+            except (ConnectionLost, BadCertificate) as error:
+                failures.append(error)
+        raise _together(failures)
 
     @classmethod
-    async def _open_one(cls, url: str, name: str, queue_type: str, seconds: float) -> "AmqpSession":
-        try:
-            prefix = Prefix.of(url)
-        except BadName as error:
-            raise BadAddress(str(error)) from error
+    async def _open_one(
+        cls, address: Address, name: str, queue_type: str, seconds: float
+    ) -> "AmqpSession":
         try:
             async with asyncio.timeout(seconds):
-                connections = await ConnectionPair.open(without_prefix(url), name)
+                connections = await ConnectionPair.open(address, name)
                 try:
                     consuming = await OpenChannel.open(connections.consuming, connections.closed)
                     publishing = await OpenChannel.open(connections.publishing, connections.closed)
@@ -201,7 +200,8 @@ class AmqpSession:
                     await connections.close()
                     raise
         except TimeoutError as error:
-            raise ConnectionLost("the broker does not answer") from error
+            raise ConnectionLost(f"{address.place} does not answer") from error
+        prefix = Prefix(address.prefix)
         return cls(connections, consuming, publishing, publisher, queue_type, prefix, name)
 
     @property

@@ -1,10 +1,10 @@
-"""pika, wrapped: connections, awaitable channels, confirmed publishes, batched acknowledgements.
+"""pika, wrapped: awaitable channels, confirmed publishes, batched acknowledgements.
 
-pika is imported here and in `amqp.py`, which makes a session of these, and nowhere else.
+pika is imported here, in `connections.py` and in `amqp.py`, which makes a session of these, and
+nowhere else.
 """
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,60 +12,16 @@ from typing import Any
 import pika
 import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.adapters.utils import connection_workflow
 from pika.channel import Channel
 
-from broker.errors import (
-    AccessRefused,
-    BadAddress,
-    BrokerError,
-    ConnectionLost,
-    NotFound,
-    PreconditionFailed,
-    QueueLocked,
-    Unsendable,
-)
+from broker.connections import translate
+from broker.errors import BrokerError, ConnectionLost, Unsendable
 from broker.limits import check_sendable
 
-HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
-CONNECT_SECONDS = 10.0  # for all addresses together
 CALL_SECONDS = 15  # a declare or bind that takes longer means that the broker is in trouble
 
 
-_CHANNEL_ERRORS: dict[int, type[BrokerError]] = {
-    403: AccessRefused,
-    404: NotFound,
-    405: QueueLocked,
-    406: PreconditionFailed,
-}
-
 Lost = asyncio.Future[BrokerError]
-
-
-def translate(error: BaseException) -> BrokerError:
-    """pika's exception as one of ours."""
-    if isinstance(error, BrokerError):
-        return error
-    if isinstance(error, pika.exceptions.ChannelClosed):
-        return _CHANNEL_ERRORS.get(error.reply_code, BrokerError)(error.reply_text)
-    error = _innermost(error)
-    if isinstance(
-        error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError
-    ):
-        return AccessRefused("the broker refused the user name or password")
-    return ConnectionLost(str(error) or type(error).__name__)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """What pika's connection workflow wraps, sometimes more than once."""
-    while isinstance(error, connection_workflow.AMQPConnectorException) and error.args:
-        inner = error.args[0]
-        if not isinstance(inner, BaseException):
-            inner = getattr(error, "exceptions", [None])[-1]
-        if inner is None:
-            break
-        error = inner
-    return error
 
 
 class Calls:
@@ -148,70 +104,6 @@ class OpenChannel:
 
     async def call(self, method: str, /, **kwargs: Any) -> Any:
         return await self._calls.call(getattr(self.raw, method), **kwargs)
-
-
-class Connection(AsyncioConnection):
-    """Writes all frames of one turn of the event loop at once.
-
-    pika makes a system call for each frame, a publish has three, and each call wakes the broker.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._unsent: list[bytes] = []
-        super().__init__(*args, **kwargs)
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        """Overrides pika's hook for adapters: send this soon, in this order."""
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(data)
-
-    def _flush(self) -> None:
-        data, self._unsent = b"".join(self._unsent), []
-        if not self.is_closed:
-            super()._adapter_emit_data(data)  # type: ignore[misc]  # not in the stubs
-
-
-async def connect(url: str, name: str) -> AsyncioConnection:
-    """An open connection. Raises ConnectionLost, AccessRefused or BadAddress."""
-    # pika logs every refused connection at ERROR with a traceback; our callers report it once
-    logging.getLogger("pika").setLevel(logging.CRITICAL)
-    try:
-        parameters = pika.URLParameters(url)
-    except (ValueError, TypeError) as error:  # an option that pika does not know, for example
-        raise BadAddress(f"malformed broker address: {error}") from error
-    parameters.heartbeat = HEARTBEAT_SECONDS
-    parameters.socket_timeout = parameters.stack_timeout = CONNECT_SECONDS
-    parameters.connection_attempts = 1
-    parameters.client_properties = {"connection_name": name}
-    opened: asyncio.Future[AsyncioConnection] = asyncio.get_running_loop().create_future()
-
-    def failed(_connection: object, error: str | BaseException) -> None:
-        if opened.done():
-            return
-        if isinstance(error, str):
-            opened.set_exception(ConnectionLost(error))
-        else:
-            opened.set_exception(translate(error))
-
-    def succeeded(connection: Any) -> None:
-        if opened.cancelled():
-            connection.close()
-        elif not opened.done():
-            opened.set_result(connection)
-
-    Connection(
-        parameters,
-        on_open_callback=succeeded,
-        on_open_error_callback=failed,
-        on_close_callback=failed,
-    )
-    return await opened
-
-
-def virtual_host(connection: AsyncioConnection) -> str:
-    """Where its objects are."""
-    return str(getattr(connection.params, "virtual_host", "/"))  # the stubs know of no parameters
 
 
 def _fail(outcome: asyncio.Future[bool], error: BrokerError) -> None:

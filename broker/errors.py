@@ -26,6 +26,12 @@ class BadAddress(BrokerError):
     """The operator's fault: CANOPY_AMQP_URL is malformed."""
 
 
+class BadCertificate(BrokerError):
+    """The operator's fault, or an attack: the server's certificate is not the pinned one, or not
+    valid for its name.
+    """
+
+
 class Unsendable(BrokerError):
     """The caller's fault: AMQP cannot carry this message, as a name, the headers or the body is
     too large. Nothing was sent and the session is as it was.

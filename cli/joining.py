@@ -1,12 +1,11 @@
 """How one more worker joins a running instance: `status` prints it, `node` assumes it."""
 
-import re
 import shlex
-import socket
+from urllib.parse import unquote, urlsplit
 
+from cli import listener
 from cli.errors import UsageError
 from cli.instance import Record
-from cli.ports import EVERY_ADDRESS
 
 
 def lines(record: Record) -> list[str]:
@@ -47,8 +46,11 @@ def _options(record: Record, model: str) -> list[str]:
 
 
 def _address(record: Record) -> str:
-    """The broker's URL; with this machine's name where the broker listens on every address."""
+    """The broker's URL: at all addresses where other machines may reach it, if it listens there."""
     url: str = record["amqp"]["node"]
-    if record["listen"] in EVERY_ADDRESS:
-        url = re.sub(r"@[^@]+:(\d+)/", rf"@{socket.getfqdn()}:\1/", url)
-    return url
+    reached = listener.from_record(record)
+    if reached is None or not reached.addresses:
+        return url
+    login = urlsplit(url)
+    user, password = unquote(login.username or ""), unquote(login.password or "")
+    return ",".join(reached.urls(user, password))

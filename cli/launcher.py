@@ -38,7 +38,7 @@ from cli.host.nodes import HostNodes
 from cli.plan import Plan, Request
 from cli.prepare import frontend, steps
 from cli.prepare.model import Model
-from cli.rabbitmq import Broker, PrivateBroker
+from cli.rabbitmq import Broker, PrivateBroker, TlsListener
 from cli.supervisor import Supervisor
 
 NEEDED_BYTES = 500_000_000  # with less, the broker soon blocks publishers and logs are lost
@@ -55,7 +55,8 @@ def check(request: Request, home: Home) -> None:
     for name in processes.end_leftovers(home):
         say(f"ended {name}, left over from a launcher that was killed")
     ports.check_free(request.host, request.port)
-    ports.check_address(request.listen)
+    if request.listen:
+        ports.check_address(request.listen)
     log_format = environment.read().log_format
     if log_format not in ("text", "json"):
         raise SettingError(f"CANOPY_LOG_FORMAT must be text or json, not {log_format[:50]!r}.")
@@ -104,6 +105,17 @@ async def _problems(broker: Broker) -> AsyncGenerator[Message]:
     yield {"problems": await registry.problems(amqp_url, management_url)}
 
 
+def _tls_listener(request: Request, home: Home) -> TlsListener | None:
+    """Where other machines are to reach the broker. Raises CliError, OSError."""
+    if not request.listen:
+        return None
+    from cli import certificate  # here, as few instances need a library for certificates
+
+    if request.tls_files:
+        return TlsListener(request.listen, certificate.load(*request.tls_files))
+    return TlsListener(request.listen, certificate.load_or_create(home.broker))
+
+
 async def _live(request: Request, home: Home, listener: socket.socket, console: Console) -> None:
     await Launcher(request, home, listener, console).live()
 
@@ -120,7 +132,7 @@ class Launcher:
         self._console = console
         self._private: PrivateBroker | None = None
         if not environment.read().amqp_url:
-            self._private = PrivateBroker(home, request.listen)
+            self._private = PrivateBroker(home, _tls_listener(request, home))
         self._supervisor = Supervisor(home, self._private, console.say)
 
     async def live(self) -> None:
@@ -276,6 +288,11 @@ class Launcher:
         else:
             self._console.result(link)
 
+    def _tls_record(self) -> dict[str, Any] | None:
+        """How other machines reach the broker now: addresses come and go."""
+        listener = self._private.listener() if self._private else None
+        return listener and listener._asdict()
+
     def _record(self, broker: Broker, started: float) -> instance.Record:
         request = self._request
         return {
@@ -285,7 +302,7 @@ class Launcher:
             "port": request.port,
             "url": request.url,
             "address": request.address,
-            "listen": request.listen,
+            "tls": self._tls_record(),
             "amqp": broker.amqp,
             "management": broker.management.get("admin", ""),
             "models": list(request.models),

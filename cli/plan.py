@@ -56,7 +56,8 @@ class Request:
     task: str = "auto"
     host: str = "127.0.0.1"
     port: int = 8000
-    listen: str = "127.0.0.1"
+    listen: str | None = None  # where other machines reach our broker
+    tls_files: tuple[Path, Path] | None = None  # the operator's certificate and key for it
     standby: int = 0  # roots per model that wait for the root's name
     api_processes: int = 1
     public_url: str = ""  # of a proxy in front of the API

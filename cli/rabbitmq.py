@@ -19,20 +19,26 @@ import signal
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cli import addresses, credentials, environment, plugins, ports
+from cli import addresses, broker_sockets, credentials, environment, plugins, ports
 from cli.errors import MachineError
 from cli.home import REPOSITORY, Home
+from cli.listener import Listener, reachable_addresses
 from cli.prepare import system
 from cli.private_files import write_private
 from cli.process import Spec
 from topology.prefix import with_prefix
 
+if TYPE_CHECKING:
+    from cli.certificate import Certificate
+
 NODE = "canopy@localhost"
 _ANSWER_SECONDS = 10.0
 _MAX_DUMPS = 3
 _CRASH_DUMP_BYTES = 20_000_000
-_PORTS = ["amqp", "management", "distribution", "epmd"]
+_PORTS = ["amqp", "amqps", "management", "distribution", "epmd"]
+_LOOPBACK = "127.0.0.1"
 _REMOVE_HANDLER = "gen_event delete_handler [rabbit_event,rabbit_mgmt_db_handler,[]]"
 
 
@@ -53,13 +59,24 @@ class Broker:
         return cls(dict.fromkeys(users, amqp_url), management)
 
 
-class PrivateBroker:
-    """The files, commands and environment of one instance's broker; the supervisor runs it."""
+@dataclass(frozen=True, slots=True)
+class TlsListener:
+    """An address of this machine at which the broker speaks TLS, and its certificate."""
 
-    def __init__(self, home: Home, listen: str = "127.0.0.1") -> None:
+    address: str
+    certificate: "Certificate"
+
+
+class PrivateBroker:
+    """The files, commands and environment of one instance's broker; the supervisor runs it.
+
+    It listens on loopback, and with `tls` also for other machines.
+    """
+
+    def __init__(self, home: Home, tls: TlsListener | None = None) -> None:
         self._folder = home.broker
         self._home = home
-        self.listen = listen
+        self._tls = tls
         self._prefix = addresses.own_prefix()
         self.passwords: dict[str, str] = {}
         self.ports: dict[str, int] = {}
@@ -71,12 +88,14 @@ class PrivateBroker:
         for name in ("conf.d", "data", "home", "work"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self.passwords = credentials.load_or_create(self._folder / "credentials.json")
-        self.ports = ports.remembered(self._folder / "ports.json", _PORTS, self.listen)
+        listen = self._tls.address if self._tls else _LOOPBACK
+        self.ports = ports.remembered(self._folder / "ports.json", _PORTS, listen)
         write_private(
             self._definitions,
             json.dumps(credentials.definitions(self.passwords, self._prefix), indent=1),
         )
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
+        (self._folder / "advanced.config").write_text(self._socket_settings())
         (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")
         # Resolves `localhost` without the name service, which may be slow or wrong.
         (self._folder / "inetrc").write_text(
@@ -128,13 +147,22 @@ class PrivateBroker:
             management[user] = with_prefix(url, self._prefix.name)
         return Broker(amqp, management)
 
+    def listener(self) -> Listener | None:
+        """How other machines reach the broker; None if it listens on loopback alone."""
+        if self._tls is None:
+            return None
+        certificate = self._tls.certificate
+        reachable = certificate.names or reachable_addresses(self._tls.address)
+        port, fingerprint = self.ports["amqps"], certificate.fingerprint
+        return Listener(reachable, port, fingerprint, self._prefix.name)
+
     async def wait_epmd(self, within: float) -> None:
         """Returns once the port mapper accepts connections. Raises TimeoutError."""
-        await _wait_accepting("127.0.0.1", self.ports["epmd"], within)
+        await _wait_accepting(self.ports["epmd"], within)
 
     async def wait_listening(self, within: float) -> None:
         """Returns once the broker accepts connections, its last step. Raises TimeoutError."""
-        await _wait_accepting(self._host, self.ports["amqp"], within)
+        await _wait_accepting(self.ports["amqp"], within)
 
     async def answers(self) -> bool:
         """Whether the broker's Erlang machine runs: its management listener answers anything.
@@ -168,22 +196,27 @@ class PrivateBroker:
                     process.kill()
 
     @property
-    def _host(self) -> str:
-        """The broker's address on this machine, whatever it listens on."""
-        return ports.reachable(self.listen)
-
-    @property
     def _definitions(self) -> Path:
         return self._folder / "definitions.json"
 
+    def _socket_settings(self) -> str:
+        if self._tls is None:
+            return broker_sockets.settings()
+        certificate = self._tls.certificate
+        return broker_sockets.settings(certificate.file, certificate.key)
+
     def _instance_settings(self) -> str:
-        address = f"{self.listen}:{self.ports['amqp']}"  # without brackets, even for IPv6
+        tls_listener = ""
+        if self._tls is not None:  # an address without brackets, even for IPv6
+            address = f"{self._tls.address}:{self.ports['amqps']}"
+            tls_listener = f"listeners.ssl.canopy = {address}\n"
         log_format = ""
         if environment.read().log_format == "json":
             log_format = "log.file.formatter = json\n"
         return (
             "# Written by `canopy up` at every start; change the repository's rabbitmq.conf.\n"
-            f"listeners.tcp.canopy = {address}\n"
+            f"listeners.tcp.canopy = {_LOOPBACK}:{self.ports['amqp']}\n"
+            f"{tls_listener}"
             f"management.tcp.port = {self.ports['management']}\n"
             f"load_definitions = {self._definitions}\n"
             f"{log_format}"
@@ -223,8 +256,8 @@ class PrivateBroker:
         return f"{user}:{urllib.parse.quote(self.passwords[user], safe='')}"
 
     def _amqp(self, user: str) -> str:
-        address = ports.host_and_port(self._host, self.ports["amqp"])
-        return with_prefix(f"amqp://{self._login(user)}@{address}/%2F", self._prefix.name)
+        url = f"amqp://{self._login(user)}@{_LOOPBACK}:{self.ports['amqp']}/%2F"
+        return with_prefix(url, self._prefix.name)
 
 
 def _not_installed() -> MachineError:
@@ -235,9 +268,9 @@ def _modified(file: Path) -> float:
     return file.stat().st_mtime
 
 
-async def _wait_accepting(host: str, port: int, within: float) -> None:
+async def _wait_accepting(port: int, within: float) -> None:
     async with asyncio.timeout(within):
-        while not await accepts(host, port):  # noqa: ASYNC110 - there is no event to wait for
+        while not await accepts(_LOOPBACK, port):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.05)
 
 

@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from cli import certificate
 from cli.home import REPOSITORY, Home
 from cli.process import Spec
-from cli.rabbitmq import NODE, Broker, PrivateBroker
+from cli.rabbitmq import NODE, Broker, PrivateBroker, TlsListener
 
 START_SECONDS = 60.0
 CALL_SECONDS = 30.0
@@ -95,13 +96,17 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
 class Server:
     """The broker as `canopy up` runs it. Its address outlives a stop, a kill and a restart.
 
-    A missing or broken RabbitMQ fails the tests that need it.
+    `listen`: an address at which it speaks TLS beside that. A missing or broken RabbitMQ fails the
+    tests that need it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listen: str | None = None) -> None:
         self._home = Home(folder)
         self._home.make()
-        self._private = PrivateBroker(self._home)
+        tls = None
+        if listen is not None:
+            tls = TlsListener(listen, certificate.load_or_create(self._home.broker))
+        self._private = PrivateBroker(self._home, tls)
         self._private.prepare()
         self._server = replace(self._private.server(), at_death_of_launcher=signal.SIGKILL)
         self._epmd = launch(self._private.epmd(), self._home.logs / "epmd.log")
@@ -112,6 +117,12 @@ class Server:
     def address(self) -> Broker:
         """How to reach it."""
         return self._private.address()
+
+    def urls(self, user: str) -> list[str]:
+        """Its addresses for other machines."""
+        listener = self._private.listener()
+        assert listener is not None
+        return listener.urls(user, self._private.passwords[user])
 
     def launch(self) -> None:
         """Starts it. Not in a thread: the kernel would end it with the thread."""
@@ -148,9 +159,9 @@ class Server:
 
 
 @contextmanager
-def private_server(folder: Path) -> Iterator[Server]:
+def private_server(folder: Path, listen: str | None = None) -> Iterator[Server]:
     """A running broker that can be stopped and started again."""
-    server = Server(folder)
+    server = Server(folder, listen)
     server.launch()
     try:
         server.wait_accepting()

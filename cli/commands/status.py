@@ -13,7 +13,6 @@ from cli.errors import UnreachableError
 from cli.home import Home
 from cli.processes import ProcessRecord
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _ANSWER_SECONDS = 6.0
 
 
@@ -75,7 +74,7 @@ def _print(home: Home, record: instance.Record) -> None:
     print("one more worker on a machine that reaches the broker:")
     for line in joining.lines(record):
         print(f"  {line}")
-    if record.get("listen") in _LOOPBACK:
+    if not record.get("tls"):
         print(
             "  (the broker listens on this machine only; "
             "start with --listen 0.0.0.0 to add other machines)"

@@ -1,5 +1,7 @@
 """`up`: from options to a running instance."""
 
+from pathlib import Path
+
 import click
 
 from cli import detached, devices, environment, launcher, lock, options, ports
@@ -55,9 +57,19 @@ from topology.dispatch import POLICIES
 )
 @click.option(
     "--listen",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address of the broker; 0.0.0.0 lets other machines add workers.",
+    metavar="ADDRESS",
+    help="Address of this machine at which workers on others reach the broker, with TLS; "
+    "0.0.0.0: all of them. Default: none.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Certificate of --listen, in PEM, with the rest of its chain. "
+    "Default: one of its own, made on first use, which workers pin.",
+)
+@click.option(
+    "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="Its private key, in PEM."
 )
 @click.option(
     "--token-delay",
@@ -92,7 +104,9 @@ def up(
     device: str | None,
     port: int,
     host: str,
-    listen: str,
+    listen: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     token_delay: float | None,
     precision: str | None,
     kv_cache_dtype: str | None,
@@ -136,7 +150,8 @@ def up(
         task=task,
         host=ports.without_brackets(host),
         port=port,
-        listen=ports.resolved(listen),
+        listen=listen and ports.resolved(listen),
+        tls_files=_tls_files(listen, tls_cert, tls_key),
         standby=standby,
         api_processes=api_processes,
         public_url=environment.read().public_url,
@@ -152,6 +167,19 @@ def up(
         else:
             folders = {prepared.name: prepared.folder for prepared in model_files}
             launcher.run(request.with_folders(folders), home)
+
+
+def _tls_files(listen: str | None, cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """The operator's certificate and key, if given. Raises UsageError."""
+    if listen and environment.read().amqp_url:
+        raise UsageError("--listen is for Canopy's own broker, and CANOPY_AMQP_URL names another.")
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise UsageError("--tls-cert and --tls-key go together: a certificate and its key.")
+    if not listen:
+        raise UsageError("--tls-cert is the certificate of --listen: say the address, too.")
+    return cert, key
 
 
 def arguments_by_name(models: list[Model]) -> dict[str, str]:

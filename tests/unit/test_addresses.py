@@ -2,17 +2,26 @@
 
 import pytest
 
-from broker.addresses import addresses
+from broker.addresses import Address, addresses
 from broker.amqp import AmqpSession
 from broker.errors import BrokerError, ConnectionLost
 
 ONE = "amqp://node:pass%2Cword@a:5672/%2F"
 TWO = "amqps://node:p@[::1]:5671/"
+DIGEST = bytes(range(32))
 
 
 def test_one_address_and_several() -> None:
-    assert addresses(ONE) == [ONE]
-    assert addresses(f" {ONE} , {TWO},{ONE},") == [ONE, TWO]
+    assert addresses(ONE) == [Address(ONE, None)]
+    assert addresses(f" {ONE} , {TWO},{ONE},") == [Address(ONE, None), Address(TWO, None)]
+    assert [address.place for address in addresses(f"{ONE},{TWO}")] == ["a:5672", "[::1]:5671"]
+    assert [address.secure for address in addresses(f"{ONE},{TWO}")] == [False, True]
+
+
+@pytest.mark.parametrize("digits", [DIGEST.hex(), DIGEST.hex(":").upper()])
+def test_a_fingerprint_is_not_for_pika(digits: str) -> None:
+    (address,) = addresses(f"{TWO}?heartbeat=9&fingerprint=sha256:{digits}")
+    assert address == Address(f"{TWO}?heartbeat=9", DIGEST)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +37,11 @@ def test_one_address_and_several() -> None:
         ("amqp://u:secret@h:99999/", "malformed host or port"),
         ("amqp://[::1/", "malformed host or port"),
         (f"{ONE},nonsense", "address 2 of 2"),
+        (f"amqp://u:secret@h/?fingerprint=sha256:{DIGEST.hex()}", "must begin with amqps"),
+        ("amqps://u:secret@h/?fingerprint=sha256:00", "malformed fingerprint"),
+        (f"amqps://u:secret@h/?fingerprint=md5:{DIGEST.hex()}", "malformed fingerprint"),
+        ("amqps://u:secret@h/?fingerprint=", "malformed fingerprint"),
+        ("amqps://u:secret@h/?fingerprint=sha256:a&fingerprint=sha256:b", "malformed fingerprint"),
     ],
 )
 def test_a_malformed_address_says_what_is_wrong_without_the_password(

@@ -3,19 +3,22 @@
 import asyncio
 import base64
 import hashlib
+import ipaddress
 import json
 import os
 import re
 import socket
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from cli import credentials, plugins, ports, rabbitmq
+from broker.addresses import addresses
+from cli import certificate, credentials, plugins, ports, rabbitmq
 from cli.errors import CliError
 from cli.home import Home
-from cli.rabbitmq import PrivateBroker
+from cli.listener import reachable_addresses
+from cli.rabbitmq import PrivateBroker, TlsListener
 from topology import names
 from topology.prefix import Prefix
 
@@ -214,15 +217,35 @@ def test_the_broker_works_and_crashes_in_a_folder_of_its_own(
     ]
 
 
-@pytest.mark.parametrize("listen", ["::1", "127.0.0.1"])
-def test_addresses_of_the_broker_can_be_parsed(listen: str, tmp_path: Path) -> None:
-    Home(tmp_path).make()
-    private = PrivateBroker(Home(tmp_path), listen)
+@pytest.mark.parametrize("address", ["::1", "127.0.0.2"])
+def test_other_machines_have_a_listener_of_their_own(address: str, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.make()
+    tls = TlsListener(address, certificate.load_or_create(home.broker))
+    private = PrivateBroker(home, tls)
     private.prepare()
-    written = (tmp_path / "broker" / "conf.d" / "90-instance.conf").read_text()
-    assert f"listeners.tcp.canopy = {listen}:{private.ports['amqp']}\n" in written
-    parts = urlsplit(private.address().amqp["node"])
-    assert (parts.hostname, parts.port) == (listen, private.ports["amqp"])
+    written = (home.broker / "conf.d" / "90-instance.conf").read_text()
+    assert f"listeners.tcp.canopy = 127.0.0.1:{private.ports['amqp']}\n" in written
+    assert f"listeners.ssl.canopy = {address}:{private.ports['amqps']}\n" in written
+    listener = private.listener()
+    assert listener is not None
+    parsed = addresses(",".join(listener.urls("node", "p@ss,word")))
+    parts = urlsplit(parsed[0].url)
+    assert (parts.hostname, parts.port) == (address, private.ports["amqps"])
+    assert unquote(parts.password or "") == "p@ss,word"
+    assert parsed[0].fingerprint is not None
+
+
+def test_a_broker_for_its_own_machine_has_no_listener_for_others(private: PrivateBroker) -> None:
+    assert private.listener() is None
+
+
+def test_addresses_for_others_are_none_of_loopback() -> None:
+    for everywhere in ("0.0.0.0", "::"):
+        for address in map(ipaddress.ip_address, reachable_addresses(everywhere)):
+            assert not address.is_loopback
+            assert not address.is_link_local
+    assert reachable_addresses("192.0.2.1") == ("192.0.2.1",)
 
 
 async def test_what_accepts_and_does_not_answer_is_not_alive(

@@ -96,7 +96,7 @@ RECORD = {
     "pid": 1,
     "started": 0.0,
     "url": "http://127.0.0.1:8000",
-    "listen": "127.0.0.1",
+    "tls": None,
     "models": ["echo"],
     "roots": {"echo": "root"},
     "asked": {"echo": "echo"},

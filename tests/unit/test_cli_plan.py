@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -190,7 +189,7 @@ def test_the_address_of_a_service_for_everybody_is_one_a_browser_understands() -
 
 RECORD = {
     "amqp": {"node": "amqp://node:a'b$c@[::1]:5000/%2F"},
-    "listen": "::1",
+    "tls": None,
     "engine": "transformers",
     "policy": None,
     "upstream": None,
@@ -220,10 +219,18 @@ def test_a_join_line_survives_the_shell_and_names_model_and_engine() -> None:
     ]
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0", "::"])
-def test_a_join_line_names_this_machine_where_the_broker_listens_everywhere(listen: str) -> None:
-    record = {**RECORD, "listen": listen, "amqp": {"node": "amqp://node:x@[::1]:5000/%2F"}}
-    assert f"@{socket.getfqdn()}:5000/%2F" in joining.lines(record)[0]
+def test_a_join_line_names_each_address_for_other_machines() -> None:
+    tls = {
+        "addresses": ["192.0.2.1", "fd00::1"],
+        "port": 5671,
+        "fingerprint": "sha256:00",
+        "prefix": "room",
+    }
+    url = shlex.split(joining.lines({**RECORD, "tls": tls})[0])[0].partition("=")[2]
+    assert url.split(",") == [
+        "amqps://node:a%27b%24c@192.0.2.1:5671/%2F?fingerprint=sha256:00&prefix=room",
+        "amqps://node:a%27b%24c@[fd00::1]:5671/%2F?fingerprint=sha256:00&prefix=room",
+    ]
 
 
 def test_a_worker_serves_what_its_parents_tree_does() -> None:
