@@ -16,6 +16,10 @@ _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content
 # Name -> command in cli/commands/, and the first line of its docstring; in the order of `--help`.
 _COMMANDS = {
     "up": ("up:up", "Prepare what is missing, then start everything; Ctrl-C stops it."),
+    "prepare": (
+        "prepare:prepare",
+        "Install what is missing and build the pages, as `up` does; start nothing.",
+    ),
     "down": ("down:down", "Stop what `up` started, or is still starting."),
     "status": ("status:status", "Show what runs here, and how to reach and extend it."),
     "doctor": ("doctor:doctor", "List what this machine lacks, each with its remedy."),
@@ -139,7 +143,26 @@ def command_line() -> Group:
         "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`."
     )
     groups = [key, user, plan, jobs, batch, model, autoscale, host, dead]
-    return Group("canopy", help_text, [*_lazy(_COMMANDS), *groups])
+    everything = Group("canopy", help_text, [*_lazy(_COMMANDS), *groups])
+    everything.params.append(
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Print the release.",
+        )
+    )
+    return everything
+
+
+def _print_version(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from topology.version import VERSION
+
+        print(f"canopy {VERSION}")
+        context.exit()
 
 
 def _lazy(table: Mapping[str, tuple[str, str]]) -> list[LazyCommand]:

@@ -20,8 +20,9 @@ device = click.option(
 )
 nodes = click.option(
     "--nodes",
-    type=click.IntRange(1, 500),
-    help=f"Workers per model. Default: one per GPU, or {devices.NODES_WITHOUT_GPU} without any.",
+    type=click.IntRange(0, 500),
+    help=f"Workers per model. Default: one per GPU, or {devices.NODES_WITHOUT_GPU} without any. "
+    "0: other machines bring them.",
 )
 allow_model = click.option(
     "--allow-model",

@@ -143,7 +143,7 @@ def _api_environment(
 def _node_environment(
     request: Request, home: Home, broker: Broker, env: Environment
 ) -> dict[str, str]:
-    processes = request.nodes * len(request.models)
+    processes = max(1, request.nodes) * len(request.models)
     threads = max(1, (os.cpu_count() or 1) // processes)
     variables = {
         "CANOPY_HOME": str(home.path),

@@ -16,7 +16,7 @@ from broker.session import Session
 from broker.tracing import make_tracer
 from topology.dispatch import POLICIES
 from topology.names import BadName
-from worker import settings
+from worker import settings, status_file
 from worker.engines.base import Engine
 from worker.errors import EngineStuck, WorkerError
 from worker.life import live
@@ -74,12 +74,16 @@ async def run(node_settings: Settings) -> Departure | None:
     # Code and settings never become garbage: scanning them would cost every job a little.
     gc.collect()
     gc.freeze()
-    heartbeats = asyncio.create_task(heartbeat.send_heartbeats(), name="heartbeat")
+    beside = [asyncio.create_task(heartbeat.send_heartbeats(), name="heartbeat")]
+    if node_settings.status_file is not None:
+        showing = status_file.keep(node_settings.status_file, lambda: node.status)
+        beside.append(asyncio.create_task(showing, name="status file"))
     try:
         await live(node, connect, leave, wait=options.wait, standby=options.standby)
     finally:
-        heartbeats.cancel()
-        await asyncio.gather(heartbeats, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await asyncio.to_thread(tracer.close, TRACES_SECONDS)
     if node.departure.done():
         return node.departure.result()

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from broker import logs
 from broker.logs import LogSettings
@@ -28,7 +29,7 @@ class Settings:
     """One node. `options` are the arguments; the other fields come from the environment.
 
     `step_seconds`: an engine's step that takes longer hangs. `user_jobs`: jobs of one user that may
-    run below a root at once; see topology.cap.
+    run below a root at once; see topology.cap. `status_file`: see worker.status_file.
     """
 
     options: argparse.Namespace
@@ -36,6 +37,7 @@ class Settings:
     step_seconds: float
     user_jobs: int | None
     logs: LogSettings
+    status_file: Path | None
 
 
 def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
@@ -51,6 +53,7 @@ def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         step_seconds=_seconds("CANOPY_STEP_SECONDS", environ.get("CANOPY_STEP_SECONDS", "")),
         user_jobs=_user_jobs(environ.get("CANOPY_USER_JOBS", "")),
         logs=_logs(environ),
+        status_file=_file(environ.get("CANOPY_STATUS_FILE", "")),
     )
 
 
@@ -69,6 +72,10 @@ def _logs(environ: Mapping[str, str]) -> LogSettings:
         return logs.read(environ)
     except ValueError as error:
         raise BadSettings(str(error)) from error
+
+
+def _file(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _seconds(name: str, text: str) -> float:

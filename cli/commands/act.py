@@ -36,12 +36,17 @@ def attach(name: str, parent: str, preview: bool, as_json: bool) -> None:
 
 @click.command()
 @_node_name
+@click.option(
+    "--wait", type=click.FloatRange(min=0), help="Seconds to wait for the end of its jobs."
+)
 @_preview
 @options.as_json
-def drain(name: str, preview: bool, as_json: bool) -> None:
+def drain(name: str, wait: float | None, preview: bool, as_json: bool) -> None:
     """Let a node finish its jobs; hand it and all below it nothing new."""
     said = f"{name} drains; ./canopy resume {name} lets it take jobs again"
     _act("drain", name, said, preview, as_json)
+    if wait is not None and not preview:
+        _await_idle(name, wait)
 
 
 @click.command()
@@ -143,6 +148,18 @@ def _restart(level: list[str]) -> None:
         return all(tree_actions.is_back(tree, name, seconds) for name in level)
 
     _await(are_back, ", ".join(level), _LEVEL_SECONDS)
+
+
+def _await_idle(name: str, within: float) -> None:
+    """Returns when the node has nothing to do. Raises ProcessError when it still has."""
+    deadline = time.monotonic() + within
+    while running := registry.find(registry.read_tree(), name)["running"]:
+        if time.monotonic() > deadline:
+            raise ProcessError(
+                f"{name} still runs {running} jobs after {within:.0f} s; "
+                "they go on at other nodes when it stops"
+            )
+        time.sleep(_LOOK_SECONDS)
 
 
 def _await(happened: Callable[[registry.Tree], bool], who: str, within: float) -> None:

@@ -127,6 +127,8 @@ def up(
     options.check_precision(precision)
     options.check_kv_cache_dtype(kv_cache_dtype)
     gpus = installed_gpus.count()
+    if nodes is None:
+        nodes = devices.default_nodes(engine, device, gpus, tensor_parallel)
     home = homes.read()
     models = [Model(argument) for argument in model or [options.default_model(engine)]]
     arguments = arguments_by_name(models)
@@ -134,7 +136,7 @@ def up(
         models=dict.fromkeys(arguments),
         model_arguments=arguments,
         engine=engine,
-        nodes=nodes or devices.default_nodes(engine, device, gpus, tensor_parallel),
+        nodes=nodes,
         fanout=fanout,
         slots=options.parse_slots(slots),
         policy=policy,
@@ -158,7 +160,7 @@ def up(
         allowed_models=arguments_by_name([Model(argument) for argument in allow_model]),
         max_nodes=max_nodes,
     )
-    model_files = models if engine == "transformers" else []
+    model_files = models if engine == "transformers" and nodes else []
     with lock.hold(home) as instance_lock:  # refuses a second `up`
         launcher.check(request, home)
         launcher.prepare(model_files, home)

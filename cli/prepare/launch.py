@@ -18,6 +18,7 @@ Canopy: a self-hosted ChatGPT-like service on RabbitMQ.
   ./canopy doctor                what this machine lacks, with the remedy
   ./canopy node NAME --parent P  one more worker       ./canopy tree      the tree of nodes
   ./canopy key create            an API key            ./canopy login     a fresh login link
+  ./canopy prepare               install what `up` needs, and start nothing
   ./canopy test                  all tests
 
 Nothing is installed yet: the first `./canopy up` does that and takes a few minutes.
@@ -32,9 +33,10 @@ _FOR_TESTS = [
     "gcc",
     "libc6-dev",
     "openssl",
+    "systemd",
     "default-jdk-headless",
 ]
-_SYSTEM = {"up": ["rabbitmq-server"], "test": _FOR_TESTS}
+_SYSTEM = {"up": ["rabbitmq-server"], "prepare": ["rabbitmq-server"], "test": _FOR_TESTS}
 _REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.DEVELOPMENT]}
 
 
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> int:
 def prepare(command: str) -> None:
     """Installs what `command` needs before it can parse its options; a no-op the second time."""
     packages = _SYSTEM.get(command, [])
-    if command == "up" and environment.read().amqp_url:  # it starts no broker
+    if command != "test" and environment.read().amqp_url:  # `up` will start no broker
         packages = []
     requirements = _REQUIREMENTS.get(command, [stamps.RUNTIME])
     if packages or stamps.outdated(requirements):

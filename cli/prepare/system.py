@@ -96,6 +96,7 @@ PROBES: dict[str, Callable[[], object]] = {
     "postgresql": postgresql_programs,
     "gcc": c_compiler,
     "libc6-dev": c_headers,
+    "systemd": partial(shutil.which, "systemd-analyze"),
     "openssl": partial(shutil.which, "openssl"),
     "default-jdk-headless": partial(shutil.which, "javac"),
 }
