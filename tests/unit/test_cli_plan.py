@@ -43,6 +43,12 @@ def test_the_default_is_a_root_and_two_nodes_below_it() -> None:
     ]
 
 
+def test_a_server_may_have_no_nodes_of_its_own() -> None:
+    laid_out = layout(nodes=0, models={"a": None, "b": None})
+    assert len(laid_out.roots) == 2
+    assert laid_out.nodes == []
+
+
 def test_a_fanout_makes_levels() -> None:
     parents = {spec.name: option(spec, "--parent") for spec in layout(nodes=4, fanout=2).nodes}
     assert parents == {"n1": "root", "n2": "n1", "n3": "n1", "n4": "n2"}
