@@ -5,6 +5,7 @@ Parsed once, when Django reads its settings (`settings.ENV`); what cannot be use
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,16 @@ LONGEST_JOB = 86_400.0  # seconds
 LEAST_BACKLOG_BYTES = 10_000_000
 LOOPBACK = "127.0.0.0/8 ::1/128"
 ANY_ORIGIN = "*"
+# How the addresses of urls.py begin: a base path of that name would make them ambiguous, since a
+# proxy may pass the base path on or take it off.
+OWN_SEGMENTS = frozenset(
+    (
+        "admin api arranca c connect detokenize health healthz login metrics readyz rerank"
+        " s score settings share static sw.js tokenize tree v1 v2 welcome"
+    ).split()
+)
+_BASE_PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+")
+_LONGEST_PATH = 200  # characters
 _LONGEST_CONTACT = 200  # characters
 _LEAST_SECRET = 32  # characters
 _LEAST_TOKEN = 16  # characters
@@ -53,6 +64,7 @@ class Environment:
     backlog_bytes: int  # the same for all prompts that wait in this process
     job_seconds: float  # the deadline of a job whose client names none
     public_url: str | None = None  # scheme, host and port under which users reach the service
+    base_path: str = ""  # below which it lies there, such as /canopy; "" at the root
     proxies: tuple[Network, ...] = ()  # whose X-Forwarded-Proto is believed
     cors_origins: tuple[str, ...] = ()  # pages that may use /v1/; ANY_ORIGIN: all
     push_contact: str | None = None  # mailto: or https:, for push services; None: no notifications
@@ -76,6 +88,11 @@ class Environment:
         if self.public_url is None:
             return ()
         return (_bracketed(urlsplit(self.public_url).hostname or ""),)
+
+    @property
+    def address(self) -> str | None:
+        """The whole CANOPY_URL, without a slash at its end."""
+        return None if self.public_url is None else self.public_url + self.base_path
 
     def secret_key(self) -> str:
         """Django's secret key, created on first use and readable by the owner alone."""
@@ -122,6 +139,8 @@ def current() -> Environment:
 def read(environ: Mapping[str, str]) -> Environment:
     """Parses the environment. Raises BadEnvironment."""
     home = Path(environ.get("CANOPY_HOME") or REPOSITORY / "var").resolve()
+    # CANOPY_PUBLIC_URL: its former name
+    public_url, base_path = _url(environ.get("CANOPY_URL") or environ.get("CANOPY_PUBLIC_URL", ""))
     return Environment(
         home=home,
         amqp_url=_broker_url(environ, "CANOPY_AMQP_URL", "amqp://127.0.0.1:5672/"),
@@ -137,7 +156,8 @@ def read(environ: Mapping[str, str]) -> Environment:
             environ, "CANOPY_BACKLOG_BYTES", "bytes", default=200_000_000, least=LEAST_BACKLOG_BYTES
         ),
         job_seconds=_job_seconds(environ.get("CANOPY_JOB_SECONDS") or "3600"),
-        public_url=_public_url(environ.get("CANOPY_PUBLIC_URL", "")),
+        public_url=public_url,
+        base_path=base_path,
         proxies=_networks(environ.get("CANOPY_TRUSTED_PROXIES") or LOOPBACK),
         cors_origins=_origins(environ.get("CANOPY_CORS_ORIGINS") or ANY_ORIGIN),
         push_contact=_push_contact(environ.get("CANOPY_PUSH_CONTACT", "")),
@@ -260,15 +280,27 @@ def _yes_or_no(environ: Mapping[str, str], name: str) -> bool | None:
     return text == "yes"
 
 
-def _public_url(text: str) -> str | None:
+def _url(text: str) -> tuple[str | None, str]:
+    """The origin and the base path of CANOPY_URL; None and "" where there is none."""
     if not text:
-        return None
-    origin = _origin(text)
-    if origin is None:
+        return None, ""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        parts = SplitResult("", "", "", "", "")
+    path = parts.path.rstrip("/")
+    origin = _origin(parts._replace(path="").geturl())
+    if origin is None or (path and not _BASE_PATH.fullmatch(path)) or len(path) > _LONGEST_PATH:
         raise BadEnvironment(
-            f"CANOPY_PUBLIC_URL must be like https://chat.example.org, without a path, not {text!r}"
+            "CANOPY_URL must be like https://chat.example.org:8443 or "
+            f"https://example.org/canopy, not {text[:200]!r}"
         )
-    return origin
+    if path.split("/")[1:2] and path.split("/")[1] in OWN_SEGMENTS:
+        raise BadEnvironment(
+            f"CANOPY_URL must not lie below /{path.split('/')[1]}/: "
+            "Canopy has addresses of its own that begin so. Choose another path, such as /canopy"
+        )
+    return origin, path
 
 
 def _push_contact(text: str) -> str | None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from django.conf import settings
 from django.core.exceptions import DisallowedHost, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import is_valid_path
@@ -236,35 +237,35 @@ def register(api: NinjaAPI) -> None:
 
     @api.exception_handler(ApiError)
     def refused(request: HttpRequest, error: ApiError) -> HttpResponse:
-        return response(request.path, error)
+        return response(request.path_info, error)
 
     @api.exception_handler(ValidationError)
     def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-        return response(request.path, _from_validation(error))
+        return response(request.path_info, _from_validation(error))
 
     @api.exception_handler(AuthenticationError)
     def unauthenticated(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
-        return response(request.path, NotLoggedIn())
+        return response(request.path_info, NotLoggedIn())
 
     @api.exception_handler(HttpError)
     def wrapped(request: HttpRequest, error: HttpError) -> HttpResponse:
         cause = error.__cause__  # ninja wraps what the body's parser raised
         if isinstance(cause, ApiError):
-            return response(request.path, cause)
-        return response(request.path, ApiError(error.status_code, str(error), code="bad_request"))
+            return response(request.path_info, cause)
+        return response(request.path_info, ApiError(error.status_code, str(error), code="bad_request"))
 
     @api.exception_handler(Http404)
     def missing(request: HttpRequest, error: Http404) -> HttpResponse:
-        return response(request.path, ApiError(404, "no such thing here", code="not_found"))
+        return response(request.path_info, ApiError(404, "no such thing here", code="not_found"))
 
     @api.exception_handler(RequestDataTooBig)
     def too_big(request: HttpRequest, error: RequestDataTooBig) -> HttpResponse:
         too_large = ApiError(413, "the request's body is too large", code="request_too_large")
-        return response(request.path, too_large)
+        return response(request.path_info, too_large)
 
     @api.exception_handler(Exception)
     def broken(request: HttpRequest, error: Exception) -> HttpResponse:
-        return response(request.path, unexpected(request.path, error))
+        return response(request.path_info, unexpected(request.path_info, error))
 
 
 def unexpected(path: str, error: BaseException | None) -> ApiError:
@@ -283,7 +284,7 @@ def unexpected(path: str, error: BaseException | None) -> ApiError:
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler404: a page for people, JSON for programs."""
-    path = request.path[:MAX_ECHOED_PATH]
+    path = request.path_info[:MAX_ECHOED_PATH]
     if pages.is_visit(request) and not path.startswith(_PROGRAMS):
         return pages.notice(404, {"Vary": "Accept"}, format_html(_NOT_FOUND, path))
     if addresses.family(path) != "canopy":
@@ -295,15 +296,15 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     else:
         hint = ""
     missing = ApiError(404, f"nothing is at {path}{hint}", code="not_found")
-    return response(request.path, missing)
+    return response(request.path_info, missing)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler400."""
     message = f"{type(exception).__name__}: this request cannot be served"
     if isinstance(exception, DisallowedHost):
-        message = "this host name is not served here; CANOPY_HOSTS adds one"
-    return response(request.path, ApiError(400, message, code="bad_request"))
+        message = "this host name is not served here; CANOPY_URL or CANOPY_HOSTS adds one"
+    return response(request.path_info, ApiError(400, message, code="bad_request"))
 
 
 def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
@@ -311,18 +312,27 @@ def not_allowed(request: HttpRequest, former: HttpResponse) -> HttpResponse:
     allowed = former.headers.get("Allow", "")
     message = f"{request.method} is not possible here; use {allowed}"
     refused = ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
-    return response(request.path, refused)
+    return response(request.path_info, refused)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's handler500."""
-    return response(request.path, unexpected(request.path, sys.exc_info()[1]))
+    return response(request.path_info, unexpected(request.path_info, sys.exc_info()[1]))
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Django's CSRF_FAILURE_VIEW."""
-    message = f"CSRF check failed: {reason} Send the csrftoken cookie as X-CSRFToken."
-    return response(request.path, ApiError(403, message, code="csrf_failed"))
+    return response(request.path_info, csrf_refusal(reason))
+
+
+def csrf_refusal(reason: str) -> ApiError:
+    """403, with what helps. `reason`: Django's."""
+    cookie = settings.CSRF_COOKIE_NAME
+    if reason.startswith(("Origin checking", "Referer checking")):
+        message = f"CSRF check failed: {reason} CANOPY_URL must be the address that browsers show"
+        return ApiError(403, message, code="unknown_origin")
+    message = f"CSRF check failed: send the {cookie} cookie's value in the header X-CSRFToken"
+    return ApiError(403, message, code="csrf_failed")
 
 
 def _from_validation(error: ValidationError) -> ApiError:

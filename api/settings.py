@@ -19,6 +19,8 @@ ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *ENV.hosts, *ENV.public_host
 # Behind a proxy that speaks TLS, the browser's origin is https while ours is http.
 CSRF_TRUSTED_ORIGINS = [f"https://{host}" for host in ENV.hosts if host != "*"]
 CSRF_TRUSTED_ORIGINS += [ENV.public_url] if ENV.public_url else []
+# The proxy's prefix: Django puts it before what it links and redirects to.
+FORCE_SCRIPT_NAME = ENV.base_path or None
 # server/edge.py makes cookies Secure and sends HSTS for requests that came through TLS.
 
 INSTALLED_APPS = [
@@ -112,13 +114,16 @@ def _database() -> dict[str, Any]:
 DATABASES = {"default": _database()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Browsers share cookies between the ports of a host: each instance there has its own name.
-SESSION_COOKIE_NAME = f"canopy_session_{ENV.port}" if ENV.port else "canopy_session"
+# Browsers share cookies between the ports and paths of a host: each instance there has its own names.
+_PLACE = ENV.base_path.replace("/", "_")
+SESSION_COOKIE_NAME = f"canopy_session_{ENV.port}{_PLACE}" if ENV.port else "canopy_session"
+CSRF_COOKIE_NAME = f"csrftoken{_PLACE}"  # frontend/src/lib/address.ts
+SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = f"{ENV.base_path}/"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
 CSRF_FAILURE_VIEW = "api.errors.csrf_failure"
-LOGIN_URL = "/admin/login/"
+LOGIN_URL = "admin:login"
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 
 # Bytes of a request's body; a little under 1 MiB, so that a full mebibyte is refused.
@@ -127,7 +132,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY
 FILE_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY
 FILE_UPLOAD_TEMP_DIR = str(ENV.home / "files" / "incoming")  # a rename away from their place
 
-STATIC_URL = "/static/"
+STATIC_URL = f"{ENV.base_path}/static/"
 USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"

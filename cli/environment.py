@@ -22,8 +22,8 @@ class Environment(NamedTuple):
     """classic, or quorum on a cluster."""
     prefix: str
     """Begins all names in the broker, so that several instances can share one."""
-    public_url: str
-    """How users reach a proxy in front of the API."""
+    url: str
+    """How users reach the proxy in front of the API, which checks it (`api/environment.py`)."""
     hosts: str
     """Names under which users reach the API, instead of those of this machine."""
     frozen_seconds: str
@@ -48,7 +48,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
         rabbitmq=environ.get("CANOPY_RABBITMQ", ""),
         queue_type=environ.get("CANOPY_QUEUE_TYPE") or "classic",
         prefix=environ.get("CANOPY_PREFIX", ""),
-        public_url=environ.get("CANOPY_PUBLIC_URL", ""),
+        url=environ.get("CANOPY_URL") or environ.get("CANOPY_PUBLIC_URL", ""),
         hosts=environ.get("CANOPY_HOSTS", ""),
         frozen_seconds=environ.get("CANOPY_FROZEN_SECONDS", ""),
         gpu_nodes=environ.get("CANOPY_GPU_NODES", ""),

@@ -45,6 +45,8 @@ function serviceWorker(): Plugin {
 export default defineConfig(({ command, mode }) => ({
   // Django serves the built files under /static/; the development server serves the page itself.
   base: command === "build" ? "/static/" : "/",
+  // Below a proxy's path the server changes the addresses in the page (api/http/pages.py); all others are relative.
+  experimental: { renderBuiltUrl: (_file, { hostType }) => (hostType === "html" ? undefined : { relative: true }) },
   plugins: [svelte(), smallFonts, serviceWorker()],
   // markdown-it's table of all entities weighs more than our pages: the browser has one.
   ...(command === "build" ? { resolve: { alias: { entities: "/src/lib/markdown/entities.ts" } } } : {}),

@@ -10,10 +10,11 @@ from typing import cast
 from django.conf import settings
 from django.contrib.auth import aget_user
 from django.contrib.sessions.backends.db import SessionStore
-from django.http import HttpRequest, QueryDict
+from django.http import HttpRequest, HttpResponse, QueryDict
+from django.middleware.csrf import CsrfViewMiddleware
 from ninja.security.http import HttpAuthBase
-from ninja.utils import check_csrf
 
+from api import errors
 from api.accounts import scopes
 from api.accounts.lockout import address_of
 from api.accounts.models import User
@@ -43,21 +44,38 @@ async def _key_owner(request: HttpRequest, key: str) -> User:
     owner = await app().keys.verify(key, address_of(request)) if key else None
     if owner is None:
         raise ApiError(401, "this API key is not valid", code="invalid_api_key")
-    owner.scope.check_path(request.path)
+    owner.scope.check_path(request.path_info)
     scopes.current.set(owner.scope)
     app().plans.enter(owner.user)
     return owner.user
 
 
+class _CsrfCheck(CsrfViewMiddleware):
+    """Django's check, which says the reason instead of answering."""
+
+    def problem(self, request: HttpRequest) -> str | None:
+        """Why the request is refused; None if it is not."""
+        self.process_request(request)
+        reason: str | None = self.process_view(request, _no_view, (), {})
+        return reason
+
+    def _reject(self, request: HttpRequest, reason: str) -> str:
+        return reason
+
+
+def _no_view() -> None:
+    """In place of the view, which decides nothing here."""
+
+
+_csrf = _CsrfCheck(lambda request: HttpResponse())
+
+
 def _require_csrf_token(request: HttpRequest) -> None:
     # The token is in a header. Without this, Django would look for it in the body, as a form.
     request.POST = QueryDict()
-    if check_csrf(request) is not None:
-        raise ApiError(
-            403,
-            "CSRF check failed: send the csrftoken cookie's value in the header X-CSRFToken",
-            code="csrf_failed",
-        )
+    reason = _csrf.problem(request)
+    if reason is not None:
+        raise errors.csrf_refusal(reason)
 
 
 async def is_known(request: HttpRequest) -> bool:

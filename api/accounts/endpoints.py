@@ -103,26 +103,28 @@ async def login_by_token(request: HttpRequest) -> HttpResponse:
     try:
         app().guesses.check(address, digest)
     except ApiError as error:
-        return errors.response(request.path, error)
+        return errors.response(request.path_info, error)
     user = await sync_to_async(tokens.redeem)(token)
     if user is None:
         app().guesses.wrong(address, digest)
-        return pages.notice(403, _LINK_HEADERS, _BAD_TOKEN)
+        return pages.notice(403, _LINK_HEADERS, _bad_token())
     await alogin(request, user, backend="django.contrib.auth.backends.ModelBackend")
     await logins.note(request, user)
     # An account that nobody can log in to yet gets a name and a password first.
     start = "/" if user.has_usable_password() else "/welcome"
-    return HttpResponseRedirect(start, headers=_LINK_HEADERS)
+    return HttpResponseRedirect(pages.address(start), headers=_LINK_HEADERS)
 
 
 # The address holds a secret: nothing keeps it, and no request that follows names it.
 _LINK_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
-_BAD_TOKEN = format_html(
-    "<!doctype html><meta charset=utf-8><title>Canopy</title>"
-    "<link rel=icon href=/static/favicon.svg>"
-    "<h1>This login link is used up or wrong</h1>"
-    "<p>A link works once, for a day. On the machine where <code>./canopy up</code> runs, "
-    "<code>./canopy login</code> prints a fresh one. Or <a href='{}'>log in</a>.</p>",
-    "/",
-)
+
+def _bad_token() -> str:
+    """The page before the first build; the built one says it itself."""
+    return format_html(
+        "<!doctype html><meta charset=utf-8><title>Canopy</title>"
+        "<h1>This login link is used up or wrong</h1>"
+        "<p>A link works once, for a day. On the machine where <code>./canopy up</code> runs, "
+        "<code>./canopy login</code> prints a fresh one. Or <a href='{}'>log in</a>.</p>",
+        pages.address("/"),
+    )

@@ -143,8 +143,8 @@ class Middleware:
 
 def _refused(request: HttpRequest, left: timedelta) -> HttpResponse:
     error = refusal(left.total_seconds())
-    if not request.path.startswith("/admin/"):
-        return errors.response(request.path, error)
+    if not request.path_info.startswith("/admin/"):
+        return errors.response(request.path_info, error)
     page = format_html(_PAGE, error.message)
     return HttpResponse(page, status=error.status, headers=dict(error.headers))
 

@@ -7,6 +7,7 @@ parameters. A view declares others with `openapi_extra`: JOB_OPERATION or `error
 from http.client import responses
 from typing import Any
 
+from django.conf import settings
 from ninja import NinjaAPI
 
 from api.http.answers import ANSWERS
@@ -79,7 +80,10 @@ class DocumentedAPI(NinjaAPI):
 
     def get_openapi_schema(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The whole document."""
+        options.setdefault("path_prefix", "")  # it would be the base path, which is in `servers`
         document = super().get_openapi_schema(**options)
+        if settings.ENV.address is not None:
+            document["servers"] = [{"url": settings.ENV.address}]
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 add_error_responses(path, operation)

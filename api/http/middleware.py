@@ -55,7 +55,7 @@ class Messages(_Inline, MessageMiddleware):
     """Flash messages, which only the admin uses."""
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
-        if not request.path.startswith("/admin/"):
+        if not request.path_info.startswith("/admin/"):
             return await self.get_response(request)
         return await super().__acall__(request)
 
@@ -101,5 +101,5 @@ class Outermost:
         response = await self.get_response(request)
         if response.status_code == 405:
             response = errors.not_allowed(request, response)
-        headers.add(request.path, response)
+        headers.add(request.path_info, response)
         return response

@@ -10,11 +10,17 @@ from api.http.secret_headers import SECRET_HEADERS
 _MISSING = "The pages are not built yet: run ./canopy up, which builds them.\n"
 # Both name the assets of one build, which are cached for ever.
 _REVALIDATE = {"Cache-Control": "no-cache"}
+_BASE = b'<meta name="base-path" content="%s" />'  # in index.html
 # The page that asks whether another server answers. Only there may a script reach other servers.
 _CONNECT_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src http: https:; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
+
+
+def address(path: str) -> str:
+    """The path of one of our addresses as browsers request it, below CANOPY_URL's."""
+    return f"{settings.ENV.base_path}{path}"
 
 
 async def app(request: HttpRequest, conversation: str = "", section: str = "") -> HttpResponse:
@@ -63,7 +69,18 @@ def _built(name: str, content_type: str) -> HttpResponse:
         content = (settings.FRONTEND_DIST / name).read_bytes()
     except FileNotFoundError:
         return HttpResponse(_MISSING, content_type="text/plain; charset=utf-8", status=503)
+    if name.endswith(".html"):
+        content = below(settings.ENV.base_path, content)
     return HttpResponse(content, content_type=content_type, headers=_REVALIDATE)
+
+
+def below(base_path: str, page: bytes) -> bytes:
+    """The built page as it is served below a base path, which its scripts read there, too."""
+    if not base_path:
+        return page
+    base = base_path.encode()
+    page = page.replace(b'="/static/', b'="%s/static/' % base)
+    return page.replace(_BASE % b"", _BASE % base)
 
 
 async def shared(request: HttpRequest, token: str) -> HttpResponse:

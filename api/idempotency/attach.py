@@ -63,7 +63,7 @@ def fingerprint_of(request: HttpRequest) -> str:
     """A digest of path and body, whatever the order of its fields and the way it is read."""
     body = document(request)
     content = {name: value for name, value in body.items() if name not in _NOT_COMPARED}
-    plain = msgspec.json.encode([request.path, content], order="deterministic")
+    plain = msgspec.json.encode([request.path_info, content], order="deterministic")
     return hashlib.sha256(plain).hexdigest()
 
 

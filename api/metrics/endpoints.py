@@ -25,7 +25,7 @@ async def metrics(request: HttpRequest) -> HttpResponseBase:
     try:
         await access.check(request, ENV)
     except ApiError as error:
-        return errors.response(request.path, error)
+        return errors.response(request.path_info, error)
     client = app().client
     others, depths = await asyncio.gather(client.metrics.gather(), app().depths.read())
     moment = Moment(time.time(), client.nodes(), depths, client.connected)

@@ -52,14 +52,14 @@ async def call(
 async def _respond(request: InternalRequest, source: Origin) -> Reply:
     origin.current.set(source)
     try:
-        found = resolve(request.path)
+        found = resolve(request.path_info)
     except Resolver404:
-        missing = ApiError(404, f"nothing is at {request.path}", code="not_found")
-        return Reply(404, errors.response(request.path, missing).content, None, None)
+        missing = ApiError(404, f"nothing is at {request.path_info}", code="not_found")
+        return Reply(404, errors.response(request.path_info, missing).content, None, None)
     response = await found.func(request, *found.args, **found.kwargs)
     if not isinstance(response, HttpResponse):
         response.close()
-        raise TypeError(f"{request.path} answered an internal request with a stream")
+        raise TypeError(f"{request.path_info} answered an internal request with a stream")
     return Reply(
         response.status_code,
         response.content,

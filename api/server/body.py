@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from api.errors import BodyTooLarge, UnknownSender
+from api.server.base_path import Scope
 from api.server.limits import DISCARDED_BYTES
-from api.server.response_headers import Scope
 
 UNKNOWN_BYTES = 65_536  # of the body of a sender who is not authenticated
 DISCARD_SECONDS = 10.0  # how long a refused body is read and discarded

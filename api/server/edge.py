@@ -11,6 +11,7 @@ from typing import Any
 from api import errors
 from api.environment import Environment
 from api.errors import ApiError, NotRunning
+from api.server.base_path import Scope, add_base_path, app_path, lacks_slash
 from api.server.compression import (
     VARY,
     Compressor,
@@ -24,7 +25,6 @@ from api.server.response_headers import (
     Cors,
     Fields,
     Headers,
-    Scope,
     Transport,
     by_name,
     client_of,
@@ -36,10 +36,15 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Edge:
-    """Wraps `application`. `env`: the origins, proxies and public address."""
+    """Wraps `application`. `env`: the origins, proxies and public address.
+
+    A proxy may pass the base path of the public address on or take it off: below here the scope has
+    it, as `root_path` and in `path`; `app_path` is the path without it.
+    """
 
     def __init__(self, application: Application, env: Environment) -> None:
         self._application = application
+        self._base_path = env.base_path
         self._transport = Transport(env.public_url, env.proxies)
         self._proxies = env.proxies
         self._cors = Cors(env.cors_origins)
@@ -53,19 +58,24 @@ class Edge:
         scope["client"] = client_of(scope, fields, self._proxies)
         if b"if-none-match" in fields:
             scope["headers"] = without_weak_etags(scope["headers"])
-        cors = self._cors.headers(scope["path"], fields)
+        if self._base_path:
+            add_base_path(scope, self._base_path)
+        cors = self._cors.headers(app_path(scope), fields)
         response = _Response(scope, fields, send, secure, cors)
         allowed = self._cors.preflight(scope, fields)
         if allowed is not None:
             await response.send({"type": "http.response.start", "status": 204, "headers": allowed})
             await response.send({"type": "http.response.body"})
             return
+        if lacks_slash(scope):
+            await response.redirect(f"{self._base_path}/")
+            return
         try:
             await self._application(scope, receive, response.send)
         except asyncio.CancelledError:  # by the server, at the end of its grace period
             await response.fail(NotRunning())
         except Exception as error:  # fate: logged, and answered if nothing was sent yet
-            await response.fail(errors.unexpected(scope["path"], error))
+            await response.fail(errors.unexpected(app_path(scope), error))
 
 
 class _Response:
@@ -74,7 +84,7 @@ class _Response:
     def __init__(
         self, scope: Scope, fields: Fields, send: Send, secure: bool, cors: Headers
     ) -> None:
-        self._path: str = scope["path"]
+        self._path = app_path(scope)
         self._is_head = scope["method"] == "HEAD"
         self._accepted = fields.get(b"accept-encoding", b"")
         self._send = send
@@ -102,6 +112,12 @@ class _Response:
                 self._compressor = Compressor(message, self._sent)
                 return
         await self._sent(message)
+
+    async def redirect(self, address: str) -> None:
+        """Sends the browser to another address of this server."""
+        headers = [(b"location", address.encode()), (b"content-length", b"0")]
+        await self.send({"type": "http.response.start", "status": 308, "headers": headers})
+        await self.send({"type": "http.response.body"})
 
     async def fail(self, error: ApiError) -> None:
         """Sends the error if no response has begun; else the server closes the connection."""

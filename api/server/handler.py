@@ -25,6 +25,7 @@ from api.files.upload import FRAME_BYTES, Spool, is_upload
 from api.http.sse import EventStream
 from api.plans import plans
 from api.requests.concurrency_limit import ConcurrencyLimiter, sender_of
+from api.server.base_path import app_path
 from api.server.body import Disconnected, body_chunks, discard_body, read_body
 from api.server.limits import peer_of
 from api.server.observation import Observer
@@ -63,7 +64,7 @@ class Handler(ASGIHandler):
             unreadable = ApiError(
                 refusal.status_code, "this request cannot be read", code="bad_request"
             )
-            await self.send_response(errors.response(scope["path"], unreadable), send)
+            await self.send_response(errors.response(app_path(scope), unreadable), send)
             return
         await self._answer(request, _Exchange(receive, send))
 
@@ -71,7 +72,7 @@ class Handler(ASGIHandler):
         self, scope: Scope, receive: Receive, is_known: Callable[[], Awaitable[bool]]
     ) -> IO[bytes]:
         """The body in memory, or an upload on disk. Raises as `body_chunks` and `spool` do."""
-        if is_upload(scope["method"], scope["path"]):
+        if is_upload(scope["method"], app_path(scope)):
             most = settings.ENV.files.file_bytes + FRAME_BYTES
             sender = peer_of(str((scope.get("client") or ("", 0))[0]))
             return await self._spool.spool(body_chunks(scope, receive, most, is_known), sender)
@@ -80,7 +81,7 @@ class Handler(ASGIHandler):
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
         """Answers before the body is read, discards the rest of it, and closes the connection."""
-        headers, content = errors.last_response(scope["path"], error)
+        headers, content = errors.last_response(app_path(scope), error)
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": content, "more_body": True})
         await discard_body(scope, receive)

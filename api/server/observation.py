@@ -43,7 +43,7 @@ class Observation:
 
     def __enter__(self) -> Self:
         self._open.enter_context(self._observer.instruments.request())
-        if self._observer.tracer.enabled and self._request.path not in UNTRACED:
+        if self._observer.tracer.enabled and self._request.path_info not in UNTRACED:
             self._span = self._start_span()
             self._open.callback(self._span.end)
             tracing.current.set(self._span.traceparent)  # of this request's task alone

@@ -6,11 +6,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api.environment import ANY_ORIGIN
+from api.server.base_path import Scope, app_path
 from api.server.limits import is_within
 
 Headers = list[tuple[bytes, bytes]]
 Fields = dict[bytes, bytes]  # by lower-case name
-Scope = dict[str, Any]
 
 SECURITY: Headers = [
     (
@@ -142,7 +142,7 @@ class Cors:
         """The headers of the response to a CORS preflight; None for any other request."""
         if scope["method"] != "OPTIONS" or b"access-control-request-method" not in request:
             return None
-        if not self._origins or not _is_open(scope["path"]):
+        if not self._origins or not _is_open(app_path(scope)):
             return None
         names = request.get(b"access-control-request-headers", b"")[:_MOST_HEADERS]
         allowed = names if _HEADER_LIST.issuperset(names.lower()) else b""

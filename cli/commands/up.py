@@ -156,7 +156,7 @@ def up(
         tls_files=_tls_files(listen, tls_cert, tls_key),
         standby=standby,
         api_processes=api_processes,
-        public_url=environment.read().public_url,
+        public_url=environment.read().url,
         allowed_models=arguments_by_name([Model(argument) for argument in allow_model]),
         max_nodes=max_nodes,
     )

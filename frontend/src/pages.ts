@@ -1,4 +1,5 @@
 import type { Component } from "svelte";
+import { ownPath } from "./lib/address";
 import { prepareMessageList } from "./chat/messageList";
 import { type Room, translation } from "./lib/i18n.svelte";
 import { api } from "./lib/api";
@@ -32,7 +33,7 @@ function prepareConversation(id: string): void {
 
 /** A page and its texts. Rejects when a part of it cannot be loaded. */
 export async function loadPage(name: Route["page"]): Promise<Component> {
-  const route = parseRoute(location.pathname);
+  const route = parseRoute(ownPath(location.pathname));
   if (name === "chat" && route.page === "chat" && route.conversation !== null) prepareConversation(route.conversation);
   const { component, texts } = PAGES[name];
   const [module] = await Promise.all([component(), translation.need(texts)]);

@@ -180,9 +180,18 @@ def test_environment(tmp_path: Path) -> None:
     assert (chosen.backlog, chosen.job_seconds) == (5, 0.5)
     assert (settings.public_url, settings.public_hosts, settings.cors_origins) == (None, (), ("*",))
     behind = environment.read(
-        {"CANOPY_PUBLIC_URL": "https://Chat.example:443/", "CANOPY_CORS_ORIGINS": "none"}
+        {"CANOPY_URL": "https://Chat.example:443/", "CANOPY_CORS_ORIGINS": "none"}
     )
     assert (behind.public_url, behind.public_hosts) == ("https://chat.example", ("chat.example",))
+    assert (behind.base_path, behind.address) == ("", "https://chat.example")
+    below = environment.read({"CANOPY_URL": "https://[2001:db8::1]:8443/team/canopy/"})
+    assert (below.public_url, below.base_path) == ("https://[2001:db8::1]:8443", "/team/canopy")
+    assert (below.address, below.public_hosts) == (
+        "https://[2001:db8::1]:8443/team/canopy",
+        ("[2001:db8::1]",),
+    )
+    former = environment.read({"CANOPY_PUBLIC_URL": "https://chat.example"})
+    assert former.address == "https://chat.example"
     assert behind.cors_origins == ()
     assert environment.read({"CANOPY_TRUSTED_PROXIES": "none"}).proxies == ()
     pages = environment.read({"CANOPY_CORS_ORIGINS": "https://a.example, http://b.example:8080"})
@@ -212,10 +221,18 @@ def test_environment(tmp_path: Path) -> None:
         ("CANOPY_JOB_SECONDS", "86401"),
         ("CANOPY_JOB_SECONDS", "nan"),
         ("CANOPY_JOB_SECONDS", "long"),
-        ("CANOPY_PUBLIC_URL", "chat.example"),
-        ("CANOPY_PUBLIC_URL", "https://chat.example/path"),
-        ("CANOPY_PUBLIC_URL", "https://user@chat.example"),
-        ("CANOPY_PUBLIC_URL", "https://chat.example:port"),
+        ("CANOPY_URL", "chat.example"),
+        ("CANOPY_URL", "https://user@chat.example"),
+        ("CANOPY_URL", "https://chat.example:port"),
+        ("CANOPY_URL", "https://[chat.example"),
+        ("CANOPY_URL", "https://chat.example/?next=1"),
+        ("CANOPY_URL", "https://chat.example/#there"),
+        ("CANOPY_URL", "https://chat.example/a//b"),
+        ("CANOPY_URL", "https://chat.example/a/../b"),
+        ("CANOPY_URL", "https://chat.example/%63anopy"),
+        ("CANOPY_URL", 'https://chat.example/"><script>'),
+        ("CANOPY_URL", "https://chat.example/" + 201 * "a"),
+        ("CANOPY_URL", "https://chat.example/v1/canopy"),
         ("CANOPY_CORS_ORIGINS", "page.example"),
         ("CANOPY_CORS_ORIGINS", "https://page.example *"),
         ("CANOPY_TRUSTED_PROXIES", "nginx"),

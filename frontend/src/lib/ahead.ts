@@ -1,3 +1,5 @@
+import { href } from "./address";
+
 /**
  * Requests that are sent while the code that wants their answers is still loading. Each answer is taken once, and only
  * at the beginning: later it would be old.
@@ -13,7 +15,7 @@ const sent = new Map<string, Sent>();
 
 /** Send a GET request ahead. */
 export function sendAhead(path: string): void {
-  const response = fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
+  const response = fetch(href(path), { headers: { Accept: "application/json" }, credentials: "same-origin" });
   sent.set(path, { response, at: performance.now() });
   response.then(
     (answer) => {

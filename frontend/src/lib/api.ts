@@ -1,3 +1,4 @@
+import { csrfCookie, href } from "./address";
 import { CACHED_HEADER } from "../sw/routes";
 import { sendAhead, takeAhead } from "./ahead";
 import { connection } from "./connection.svelte";
@@ -73,10 +74,10 @@ export async function failure(response: Response): Promise<ApiError> {
 /** `fetch` with our headers; throws `ApiError` for everything but success, and reports a lost session. */
 export async function request(method: string, path: string, init: { body?: unknown; signal?: AbortSignal } = {}): Promise<Response> {
   const headers: Record<string, string> = { Accept: "application/json" };
-  if (method !== "GET") headers["X-CSRFToken"] = cookieValue(document.cookie, "csrftoken");
+  if (method !== "GET") headers["X-CSRFToken"] = cookieValue(document.cookie, csrfCookie);
   if (init.body !== undefined) headers["Content-Type"] = "application/json";
   const ahead = method === "GET" ? takeAhead(path) : null;
-  const sent = ahead ?? fetch(path, {
+  const sent = ahead ?? fetch(href(path), {
     method,
     headers,
     credentials: "same-origin",

@@ -1,3 +1,4 @@
+import { href, ownPath } from "./address";
 import { api } from "./api";
 
 /** The installed app: the service worker, notifications of long answers, and texts that other apps share with us. */
@@ -5,9 +6,9 @@ import { api } from "./api";
 /** Register the service worker; where browsers have none, the pages work as before. */
 export function startServiceWorker(openPath: (path: string) => void): void {
   if (!("serviceWorker" in navigator) || !import.meta.env.PROD) return;
-  navigator.serviceWorker.register("/sw.js").catch((error: unknown) => console.warn("no service worker:", error));
+  navigator.serviceWorker.register(href("/sw.js")).catch((error: unknown) => console.warn("no service worker:", error));
   navigator.serviceWorker.addEventListener("message", ({ data }: MessageEvent<{ open?: unknown }>) => {
-    if (typeof data.open === "string") openPath(data.open);
+    if (typeof data.open === "string") openPath(ownPath(data.open));
   });
 }
 
@@ -61,5 +62,5 @@ export async function askForNotifications(): Promise<boolean> {
 export async function notify(title: string, body: string, path: string): Promise<void> {
   if (!document.hidden || !("Notification" in window) || Notification.permission !== "granted") return;
   const registration = await navigator.serviceWorker?.getRegistration();
-  await registration?.showNotification(title, { body, tag: path, icon: "/static/icons/192.png", data: { path } });
+  await registration?.showNotification(title, { body, tag: path, icon: href("/static/icons/192.png"), data: { path } });
 }

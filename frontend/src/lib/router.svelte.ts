@@ -1,17 +1,19 @@
+import { href, ownPath } from "./address";
 import { type Route, parseRoute } from "./route";
 
 /** Where the reader is, kept in step with the address bar. */
 class Router {
-  path = $state(location.pathname);
+  /** As `parseRoute` has it: without the base path. */
+  path = $state(ownPath(location.pathname));
   route: Route = $derived(parseRoute(this.path));
 
   constructor() {
-    addEventListener("popstate", () => (this.path = location.pathname));
+    addEventListener("popstate", () => (this.path = ownPath(location.pathname)));
   }
 
   /** Go to a path of this page without loading it anew. */
   go(path: string): void {
-    if (path !== this.path) history.pushState(null, "", path);
+    if (path !== this.path) history.pushState(null, "", href(path));
     this.path = path;
   }
 }
@@ -22,5 +24,5 @@ export const router = new Router();
 export function followLink(event: MouseEvent & { currentTarget: HTMLAnchorElement }): void {
   if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   event.preventDefault();
-  router.go(event.currentTarget.pathname);
+  router.go(ownPath(event.currentTarget.pathname));
 }

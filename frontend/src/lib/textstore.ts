@@ -1,3 +1,6 @@
+import { basePath } from "./address";
+import { named } from "./basePath";
+
 /** Texts by name that survive a reload, bounded in count and length. The oldest ones go first. */
 export interface Bounds {
   count: number;
@@ -13,6 +16,8 @@ export type Store = Pick<Storage, "getItem" | "setItem">;
  * What cannot be read, because somebody else wrote it, counts as nothing.
  */
 export class TextStore {
+  /** Another instance below another path of this host has texts of its own. */
+  readonly #entry: string;
   #texts: Map<string, string>;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #stored = true;
@@ -24,6 +29,7 @@ export class TextStore {
     readonly delayMs = 0,
     readonly store: Store | null = browserStore(),
   ) {
+    this.#entry = named(key, basePath);
     this.#texts = new Map(this.#read());
     if (delayMs > 0 && typeof addEventListener === "function") addEventListener("pagehide", () => this.flush());
   }
@@ -66,7 +72,7 @@ export class TextStore {
 
   #read(): [string, string][] {
     try {
-      const entries: unknown = JSON.parse(this.store?.getItem(this.key) ?? "[]");
+      const entries: unknown = JSON.parse(this.store?.getItem(this.#entry) ?? "[]");
       if (!Array.isArray(entries)) return [];
       return entries.filter(isEntry).slice(-this.bounds.count);
     } catch {
@@ -80,7 +86,7 @@ export class TextStore {
     this.#timer = undefined;
     this.#stored = false;
     try {
-      this.store?.setItem(this.key, JSON.stringify([...this.#texts]));
+      this.store?.setItem(this.#entry, JSON.stringify([...this.#texts]));
       this.#stored = this.store !== null;
     } catch {
       // Full or forbidden: what is in memory still serves this page.

@@ -6,6 +6,7 @@ export const errors = {
   bad_request: "{reason}.",
   request_too_large: "That is too large: at most {limit} bytes.",
   csrf_failed: "This page has been open for too long. Reload it, then try again.",
+  unknown_origin: "The server does not know the address that your browser shows. Whoever runs it can set CANOPY_URL to that address.",
   not_logged_in: "Log in, then try again.",
   account_removed: "This account was removed.",
   staff_only: "Only staff can do this.",

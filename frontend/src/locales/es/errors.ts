@@ -7,6 +7,7 @@ export const errors: ErrorTexts = {
   bad_request: "El servidor no entiende esta petición. Recarga la página. ({reason})",
   request_too_large: "Es demasiado grande: como máximo {limit} bytes.",
   csrf_failed: "Esta página lleva demasiado tiempo abierta. Recárgala e inténtalo de nuevo.",
+  unknown_origin: "El servidor no conoce la dirección que muestra tu navegador. Quien lo administra puede poner esa dirección en CANOPY_URL.",
   not_logged_in: "Inicia sesión e inténtalo de nuevo.",
   account_removed: "Esta cuenta se ha eliminado.",
   staff_only: "Solo el personal puede hacer esto.",

@@ -7,6 +7,7 @@ export const errors: ErrorTexts = {
   bad_request: "服务器无法理解此请求，请重新加载页面。（{reason}）",
   request_too_large: "内容过大：最多 {limit} 字节。",
   csrf_failed: "此页面打开时间过长。请重新加载后再试。",
+  unknown_origin: "服务器不认识浏览器显示的地址。管理员可以将 CANOPY_URL 设为该地址。",
   not_logged_in: "请登录后再试。",
   account_removed: "此账户已被删除。",
   staff_only: "只有管理人员可以执行此操作。",
