@@ -5,16 +5,16 @@ Parsed once, when Django reads its settings (`settings.ENV`); what cannot be use
 
 import json
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from api import model_aliases
+from api import model_aliases, public_url
 from api.files.limits import MOST_DAYS, FileLimits
+from api.public_url import bracketed, origin_of
 from api.server.limits import Limits, Network
 from broker import logs
 from broker.logs import LogSettings
@@ -28,16 +28,6 @@ LONGEST_JOB = 86_400.0  # seconds
 LEAST_BACKLOG_BYTES = 10_000_000
 LOOPBACK = "127.0.0.0/8 ::1/128"
 ANY_ORIGIN = "*"
-# How the addresses of urls.py begin: a base path of that name would make them ambiguous, since a
-# proxy may pass the base path on or take it off.
-OWN_SEGMENTS = frozenset(
-    (
-        "admin api arranca c connect detokenize health healthz login metrics readyz rerank"
-        " s score settings share static sw.js tokenize tree v1 v2 welcome"
-    ).split()
-)
-_BASE_PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+")
-_LONGEST_PATH = 200  # characters
 _LONGEST_CONTACT = 200  # characters
 _LEAST_SECRET = 32  # characters
 _LEAST_TOKEN = 16  # characters
@@ -87,7 +77,7 @@ class Environment:
         """The host of `public_url` as a Host header names it, without its port."""
         if self.public_url is None:
             return ()
-        return (_bracketed(urlsplit(self.public_url).hostname or ""),)
+        return (bracketed(urlsplit(self.public_url).hostname or ""),)
 
     @property
     def address(self) -> str | None:
@@ -140,7 +130,7 @@ def read(environ: Mapping[str, str]) -> Environment:
     """Parses the environment. Raises BadEnvironment."""
     home = Path(environ.get("CANOPY_HOME") or REPOSITORY / "var").resolve()
     # CANOPY_PUBLIC_URL: its former name
-    public_url, base_path = _url(environ.get("CANOPY_URL") or environ.get("CANOPY_PUBLIC_URL", ""))
+    origin, base_path = _url(environ.get("CANOPY_URL") or environ.get("CANOPY_PUBLIC_URL", ""))
     return Environment(
         home=home,
         amqp_url=_broker_url(environ, "CANOPY_AMQP_URL", "amqp://127.0.0.1:5672/"),
@@ -156,7 +146,7 @@ def read(environ: Mapping[str, str]) -> Environment:
             environ, "CANOPY_BACKLOG_BYTES", "bytes", default=200_000_000, least=LEAST_BACKLOG_BYTES
         ),
         job_seconds=_job_seconds(environ.get("CANOPY_JOB_SECONDS") or "3600"),
-        public_url=public_url,
+        public_url=origin,
         base_path=base_path,
         proxies=_networks(environ.get("CANOPY_TRUSTED_PROXIES") or LOOPBACK),
         cors_origins=_origins(environ.get("CANOPY_CORS_ORIGINS") or ANY_ORIGIN),
@@ -285,22 +275,9 @@ def _url(text: str) -> tuple[str | None, str]:
     if not text:
         return None, ""
     try:
-        parts = urlsplit(text)
-    except ValueError:
-        parts = SplitResult("", "", "", "", "")
-    path = parts.path.rstrip("/")
-    origin = _origin(parts._replace(path="").geturl())
-    if origin is None or (path and not _BASE_PATH.fullmatch(path)) or len(path) > _LONGEST_PATH:
-        raise BadEnvironment(
-            "CANOPY_URL must be like https://chat.example.org:8443 or "
-            f"https://example.org/canopy, not {text[:200]!r}"
-        )
-    if path.split("/")[1:2] and path.split("/")[1] in OWN_SEGMENTS:
-        raise BadEnvironment(
-            f"CANOPY_URL must not lie below /{path.split('/')[1]}/: "
-            "Canopy has addresses of its own that begin so. Choose another path, such as /canopy"
-        )
-    return origin, path
+        return public_url.parse(text)
+    except ValueError as error:
+        raise BadEnvironment(f"CANOPY_URL {error}") from error
 
 
 def _push_contact(text: str) -> str | None:
@@ -325,7 +302,7 @@ def _metrics_token(text: str) -> str | None:
 
 def _push_services(text: str) -> tuple[str, ...]:
     names = text.replace(",", " ").split()
-    origins = [_origin(name) for name in names]
+    origins = [origin_of(name) for name in names]
     if None in origins:
         raise BadEnvironment(
             f"CANOPY_PUSH_SERVICES must be a list like https://push.example, not {text[:50]!r}"
@@ -342,7 +319,7 @@ def _origins(text: str) -> tuple[str, ...]:
         return ()
     origins: list[str] = []
     for name in names:
-        origin = _origin(name)
+        origin = origin_of(name)
         if origin is None:
             raise BadEnvironment(
                 "CANOPY_CORS_ORIGINS must be *, none, or a list like https://a.example, "
@@ -350,30 +327,6 @@ def _origins(text: str) -> tuple[str, ...]:
             )
         origins.append(origin)
     return tuple(origins)
-
-
-def _origin(text: str) -> str | None:
-    """Scheme, host and port as browsers write an origin; None if `text` is anything else."""
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        return None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not _is_bare(parts):
-        return None
-    origin = f"{parts.scheme}://{_bracketed(parts.hostname)}"
-    if port in (None, {"http": 80, "https": 443}[parts.scheme]):
-        return origin
-    return f"{origin}:{port}"
-
-
-def _bracketed(host: str) -> str:
-    """An IPv6 address in brackets, as URLs have it; any other host unchanged."""
-    return f"[{host}]" if ":" in host else host
-
-
-def _is_bare(parts: SplitResult) -> bool:
-    return parts.path in ("", "/") and not (parts.query or parts.fragment or "@" in parts.netloc)
 
 
 def _networks(text: str) -> tuple[Network, ...]:

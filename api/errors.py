@@ -252,7 +252,9 @@ def register(api: NinjaAPI) -> None:
         cause = error.__cause__  # ninja wraps what the body's parser raised
         if isinstance(cause, ApiError):
             return response(request.path_info, cause)
-        return response(request.path_info, ApiError(error.status_code, str(error), code="bad_request"))
+        return response(
+            request.path_info, ApiError(error.status_code, str(error), code="bad_request")
+        )
 
     @api.exception_handler(Http404)
     def missing(request: HttpRequest, error: Http404) -> HttpResponse:

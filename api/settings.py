@@ -114,7 +114,7 @@ def _database() -> dict[str, Any]:
 DATABASES = {"default": _database()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Browsers share cookies between the ports and paths of a host: each instance there has its own names.
+# Browsers share cookies between the ports and paths of a host: each instance has its own names.
 _PLACE = ENV.base_path.replace("/", "_")
 SESSION_COOKIE_NAME = f"canopy_session_{ENV.port}{_PLACE}" if ENV.port else "canopy_session"
 CSRF_COOKIE_NAME = f"csrftoken{_PLACE}"  # frontend/src/lib/address.ts

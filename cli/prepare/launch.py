@@ -34,6 +34,8 @@ _FOR_TESTS = [
     "libc6-dev",
     "openssl",
     "systemd",
+    "nginx-light",
+    "caddy",
     "default-jdk-headless",
 ]
 _SYSTEM = {"up": ["rabbitmq-server"], "prepare": ["rabbitmq-server"], "test": _FOR_TESTS}

@@ -77,6 +77,11 @@ def postgresql_programs() -> Path | None:
     return max(folders, key=lambda folder: int(folder.parent.name), default=None)
 
 
+def nginx() -> str | None:
+    """The proxy of docs/proxy, which Debian keeps out of other users' PATH."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
 def c_compiler() -> str | None:
     """Compiles the clients of docs/clients."""
     return shutil.which("cc") or shutil.which("gcc")
@@ -98,6 +103,8 @@ PROBES: dict[str, Callable[[], object]] = {
     "libc6-dev": c_headers,
     "systemd": partial(shutil.which, "systemd-analyze"),
     "openssl": partial(shutil.which, "openssl"),
+    "nginx-light": nginx,
+    "caddy": partial(shutil.which, "caddy"),
     "default-jdk-headless": partial(shutil.which, "javac"),
 }
 

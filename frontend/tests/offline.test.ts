@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { ask, forget, originOf, remember, remembered } from "../src/connect/servers";
+import { ask, forget, serverOf, remember, remembered } from "../src/connect/servers";
 import { sharedText } from "../src/lib/offline";
 import { isAsset, isConversation, isPage, leavesSession, shellOf } from "../src/sw/routes";
 
@@ -38,9 +38,9 @@ describe("a shared text", () => {
 describe("servers", () => {
   it("are read as people type them", () => {
     expect(
-      ["192.168.1.5:8000", "localhost", "chat.example.org", "https://chat.example.org/c/4", "my-pc.local"].map(originOf),
+      ["192.168.1.5:8000", "localhost", "chat.example.org", "https://chat.example.org/c/4", "my-pc.local"].map(serverOf),
     ).toEqual(["http://192.168.1.5:8000", "http://localhost", "https://chat.example.org", "https://chat.example.org", "http://my-pc.local"]);
-    expect(["", "two words", "javascript:alert(1)", "ftp://x", "http://"].map(originOf)).toEqual([null, null, null, null, null]);
+    expect(["", "two words", "javascript:alert(1)", "ftp://x", "http://"].map(serverOf)).toEqual([null, null, null, null, null]);
   });
 
   it("are remembered, the latest first, and whatever is stored is checked", () => {

@@ -19,6 +19,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--ignore-certificate-errors",  # of the tests' own certificates; else no service worker starts
 ]
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
@@ -55,9 +56,9 @@ def close_dialog(page: Page) -> None:
     expect(page.locator("dialog[open]")).to_have_count(0)
 
 
-def log_in(page: Page, user: str) -> None:
-    """With the name and the password, as people do."""
-    page.goto("/")
+def log_in(page: Page, user: str, start: str = "/") -> None:
+    """With the name and the password, as people do. `start`: the page's address."""
+    page.goto(start)
     page.get_by_test_id("login-username").fill(user)
     page.get_by_test_id("login-password").fill(PASSWORD)
     page.get_by_test_id("login-submit").click()

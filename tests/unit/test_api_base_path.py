@@ -13,8 +13,8 @@ from django.urls import get_resolver
 
 from api.accounts.models import User
 from api.context import app
-from api.environment import OWN_SEGMENTS
 from api.http import pages
+from api.public_url import OWN_SEGMENTS
 from api.server.asgi import with_static_files
 from api.server.base_path import add_base_path, app_path
 from api.server.edge import Edge
