@@ -65,6 +65,7 @@ class Environment:
     operators_see_prompts: bool | None = None  # None: administrators decide on the page
     limits: Limits = field(default_factory=Limits)
     files: FileLimits = field(default_factory=FileLimits)
+    tunnel: bool = False  # nodes may reach the broker through this process
     webhook_hosts: frozenset[str] = frozenset()  # that may be in a private network
 
     @property
@@ -161,6 +162,7 @@ def read(environ: Mapping[str, str]) -> Environment:
             peer_connections=_count(environ, "CANOPY_PEER_CONNECTIONS", Limits.peer_connections),
         ),
         files=_file_limits(environ),
+        tunnel=environ.get("CANOPY_TUNNEL", "") == "1",
         webhook_hosts=frozenset(
             environ.get("CANOPY_WEBHOOK_HOSTS", "").lower().replace(",", " ").split()
         ),

@@ -9,13 +9,16 @@ from topology.prefix import DEFAULT, Prefix, without_prefix
 
 _SHAPE = "amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// with TLS)"
 _FINGERPRINT = "fingerprint"
-_PORTS = {"amqp": 5672, "amqps": 5671}
+_PORTS = {"amqp": 5672, "amqps": 5671, "http": 80, "https": 443}
+_SECURE = ("amqps", "https")
+_TUNNELS = ("http", "https")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`url` is pika's; `fingerprint` the digest of the only certificate that the broker may have,
-    None for any that is valid for its name; `prefix`: of all names in the broker.
+    """`url` is pika's, or leads to a tunnel (`broker.tunnel`); `fingerprint` the digest of the only
+    certificate that the server may have, None for any that is valid for its name; `prefix`: of all
+    names in the broker.
     """
 
     url: str
@@ -25,7 +28,12 @@ class Address:
     @property
     def secure(self) -> bool:
         """Whether TLS is spoken."""
-        return urlsplit(self.url).scheme == "amqps"
+        return urlsplit(self.url).scheme in _SECURE
+
+    @property
+    def tunnelled(self) -> bool:
+        """Whether AMQP goes through the pages' web server."""
+        return urlsplit(self.url).scheme in _TUNNELS
 
     @property
     def place(self) -> str:
@@ -66,7 +74,7 @@ def _parse(url: str) -> Address:
     """Raises ValueError with the reason."""
     parts = _split(url)
     if parts.scheme not in _PORTS:
-        raise ValueError("does not begin with amqp:// or amqps://")
+        raise ValueError("does not begin with amqp:// or amqps:// (or https://, for a tunnel)")
     if not parts.hostname:
         raise ValueError("names no host")
     prefix = Prefix.of(url).name
@@ -74,8 +82,8 @@ def _parse(url: str) -> Address:
     fingerprints = [value for name, value in _options(url) if name == _FINGERPRINT]
     if not fingerprints:
         return Address(url, None, prefix)
-    if parts.scheme != "amqps":
-        raise ValueError("has a fingerprint, but no TLS: it must begin with amqps://")
+    if parts.scheme not in _SECURE:
+        raise ValueError("has a fingerprint, but no TLS: it must begin with amqps:// or https://")
     others = urlencode([option for option in _options(url) if option[0] != _FINGERPRINT])
     return Address(parts._replace(query=others).geturl(), _digest(fingerprints), prefix)
 

@@ -68,6 +68,22 @@ async def connect(address: Address, name: str, *, publishes: bool) -> AsyncioCon
     """An open connection. Raises ConnectionLost, AccessRefused, BadCertificate or BadAddress."""
     # pika logs every refused connection at ERROR with a traceback; our callers report it once
     logging.getLogger("pika").setLevel(logging.CRITICAL)
+    if not address.tunnelled:
+        return await _open(address, _parameters(address, name, publishes))
+    from broker.tunnel import Tunnel  # here, as few connections need one
+
+    try:
+        tunnel = await Tunnel.open(address)
+    except OSError as error:
+        raise refusal(address, error) from error
+    try:
+        return await _open(address, _parameters(Address(tunnel.url, None), name, publishes))
+    except BaseException:
+        await tunnel.close()
+        raise
+
+
+async def _open(address: Address, parameters: pika.URLParameters) -> AsyncioConnection:
     opened: asyncio.Future[AsyncioConnection] = asyncio.get_running_loop().create_future()
 
     def failed(_connection: object, error: str | BaseException) -> None:
@@ -85,7 +101,7 @@ async def connect(address: Address, name: str, *, publishes: bool) -> AsyncioCon
             opened.set_result(connection)
 
     Connection(
-        _parameters(address, name, publishes),
+        parameters,
         on_open_callback=succeeded,
         on_open_error_callback=failed,
         on_close_callback=failed,

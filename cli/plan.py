@@ -58,6 +58,7 @@ class Request:
     port: int = 8000
     listen: str | None = None  # where other machines reach our broker
     tls_files: tuple[Path, Path] | None = None  # the operator's certificate and key for it
+    tunnel: bool = False  # other machines may reach the broker through the API
     standby: int = 0  # roots per model that wait for the root's name
     api_processes: int = 1
     public_url: str = ""  # of a proxy in front of the API
@@ -130,6 +131,7 @@ def _api_environment(
         "CANOPY_AMQP_URL": broker.amqp["api"],
         "CANOPY_MODELS": json.dumps(list(request.models)),
         "CANOPY_PORT": str(request.port),
+        "CANOPY_TUNNEL": "1" if request.tunnel else "",
     }
     if not env.hosts:
         hosts = _hosts(request.host)

@@ -33,12 +33,16 @@ class Guesses:
 
     def check(self, address: str, digest: str) -> None:
         """Raises ApiError 429 if too many others came from there."""
-        window = self._windows.get(address)
-        if window is None or len(window.digests) < MOST or digest in window.digests:
-            return
-        left = window.began + WINDOW - self._clock()
+        left = self.seconds_left(address, digest)
         if left > 0:
             raise _too_many(math.ceil(left))
+
+    def seconds_left(self, address: str, digest: str) -> float:
+        """For how long too many others have come from there; 0 or less: it may be tried."""
+        window = self._windows.get(address)
+        if window is None or len(window.digests) < MOST or digest in window.digests:
+            return 0.0
+        return window.began + WINDOW - self._clock()
 
     def wrong(self, address: str, digest: str) -> None:
         """The key or link with this digest was wrong."""

@@ -42,8 +42,11 @@ from api.server.edge import Edge  # noqa: E402
 from api.server.handler import Handler, Receive, Scope, Send  # noqa: E402
 from api.server.memory import trim_repeatedly  # noqa: E402
 from api.server.observation import Observer  # noqa: E402
+from api.server.response_headers import client_of  # noqa: E402
 from api.server.socket_handover import END_STREAMS  # noqa: E402
+from api.tunnel.endpoint import Tunnels  # noqa: E402
 from broker.client import Client  # noqa: E402
+from broker.tunnel_end import TunnelEnd  # noqa: E402
 
 log = structlog.get_logger("canopy.api")
 
@@ -56,7 +59,7 @@ request_finished.disconnect(close_old_connections)
 
 
 class Application:
-    """Dispatches by scope: lifespan here, static files to servestatic, the rest to Django."""
+    """Dispatches by scope: lifespan here, files to servestatic, tunnels, the rest to Django."""
 
     def __init__(self, make_client: Callable[[], Client]) -> None:
         self.instruments = Instruments(settings.ENV.process)
@@ -64,11 +67,16 @@ class Application:
         self.handler = Handler(Observer(self.instruments.http, self.tracer))
         self._make_client = make_client
         self._http = Edge(with_static_files(self.handler), settings.ENV)
+        self._tunnels: Tunnels | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entrance."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
+        elif scope["type"] == "websocket":  # the server takes none unless tunnels are on
+            assert self._tunnels is not None  # noqa: S101 - as it takes nothing before `running`
+            scope["client"] = client_of(scope, dict(scope["headers"]), settings.ENV.proxies)
+            await self._tunnels(scope, receive, send)
         else:
             await self._http(scope, receive, send)
 
@@ -76,7 +84,7 @@ class Application:
         await receive()  # lifespan.startup
         # again: uvicorn may have spawned this process
         logs.configure(*environment.log_settings())
-        scope["state"][END_STREAMS] = self.handler.end_streams
+        scope["state"][END_STREAMS] = self._end_streams
         async with self.running():
             read_urls()
             # Code and settings never become garbage: scanning them would delay the streams.
@@ -87,6 +95,11 @@ class Application:
         await asyncio.to_thread(self.tracer.close, TRACES_SECONDS)
         await send({"type": "lifespan.shutdown.complete"})
 
+    def _end_streams(self) -> None:
+        self.handler.end_streams()
+        if self._tunnels is not None:
+            self._tunnels.end()
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Client]:
         """Runs the context and its background tasks; hands unfinished answers over at the end."""
@@ -95,6 +108,7 @@ class Application:
         await client.start()
         app = context.build(client, settings.ENV, self.instruments, self.tracer)
         context.set_current(app)
+        self._tunnels = Tunnels(TunnelEnd(settings.ENV.amqp_url), app.guesses)
         await asyncio.to_thread(app.contents.prepare)
         tasks = start_background_tasks(app, self.handler)
         try:

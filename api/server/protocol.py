@@ -11,12 +11,15 @@ socket with unread input resets it, and the client would lose the response.
 import asyncio
 import urllib.parse
 from asyncio import TimerHandle
+from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, cast
 
 import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api.server import refusals
 from api.server.exchange import Exchange, Http10Exchange, LingeringTransport
@@ -29,6 +32,7 @@ from api.server.limits import (
 )
 from api.server.refusals import Refusal
 from api.server.response_headers import SECURITY
+from broker.tunnel_protocol import is_tunnel
 
 log = structlog.get_logger("canopy.api")
 
@@ -43,6 +47,20 @@ class Phase(Enum):
 
 class Rejected(Exception):
     """Stops the parser from within one of its callbacks."""
+
+
+class TunnelProtocol(WebSocketsSansIOProtocol):
+    """A connection after its request for a tunnel. `release()` is called at its end."""
+
+    release: Callable[[], None]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Counts the connection no longer."""
+        super().connection_lost(exc)
+        self.release()
+
+    def close_if_idle(self) -> None:
+        """It is never idle: the application ends it."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -211,12 +229,15 @@ class HttpProtocol(HttpToolsProtocol):
 
         RFC 9110, 7.8: a server may ignore Upgrade. The parser does not: it stops after the head of
         such a request and leaves the body to the other protocol. So the head is parsed again
-        without that header, and then what follows it.
+        without that header, and then what follows it. Only tunnels are another protocol.
         """
         while True:
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
+                if self._begins_tunnel():
+                    self._become_tunnel()
+                    return None
                 head = refusals.without_upgrade(
                     self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
                 )
@@ -226,6 +247,20 @@ class HttpProtocol(HttpToolsProtocol):
                 return self._refusal or refusals.MALFORMED
             else:
                 return None
+
+    def _begins_tunnel(self) -> bool:
+        if not self._should_upgrade() or not is_tunnel(self.url.partition(b"?")[0].decode("ascii")):
+            return False
+        return (self._answering is None or self._answering.response_complete) and not self.pipeline
+
+    def _become_tunnel(self) -> None:
+        self._phase = Phase.NOTHING
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.handle_websocket_upgrade()
+        tunnel = cast(TunnelProtocol, self.transport.get_protocol())
+        tunnel.release = partial(self._counter.close, self._host)
 
     def _complete_scope(self, version: str) -> None:
         parsed = httptools.parse_url(self.url)

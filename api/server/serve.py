@@ -16,8 +16,9 @@ from django.http import HttpRequest
 from api import environment
 from api.server import logs
 from api.server.limits import Connections, Limits, Network
-from api.server.protocol import HttpProtocol
+from api.server.protocol import HttpProtocol, TunnelProtocol
 from api.server.socket_handover import Server
+from broker.tunnel_protocol import LARGEST_MESSAGE, PING_SECONDS, PONG_SECONDS
 
 OPEN_FILES = 65_536
 OTHER_FILES = 128  # open files that are not client connections
@@ -28,14 +29,20 @@ ACCEPT_BACKLOG = 4096  # connections that wait to be accepted
 
 
 def configuration(
-    application: Any, limits: Limits, proxies: tuple[Network, ...] = ()
+    application: Any, limits: Limits, proxies: tuple[Network, ...] = (), *, tunnel: bool = False
 ) -> uvicorn.Config:
-    """uvicorn's settings. `application`: an ASGI application, or its import string."""
+    """uvicorn's settings. `application`: an ASGI application, or its import string; `tunnel`:
+    whether it takes tunnels (api/tunnel).
+    """
     protocol: Any = partial(HttpProtocol, limits=limits, connections=Connections(limits, proxies))
     return uvicorn.Config(
         application,
         http=protocol,
-        ws="none",
+        ws=TunnelProtocol if tunnel else "none",
+        ws_max_size=LARGEST_MESSAGE,
+        ws_per_message_deflate=False,  # text is a small part of what a tunnel carries
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
         interface="asgi3",
         lifespan="on",
         log_config=None,
@@ -79,7 +86,10 @@ def serve(host: str, port: int, fd: int | None = None) -> None:
 
     listener = socket.socket(fileno=fd) if fd is not None else _bind(host, port)
     config = configuration(
-        "api.server.asgi:application", within_files(ENV.limits, files), ENV.proxies
+        "api.server.asgi:application",
+        within_files(ENV.limits, files),
+        ENV.proxies,
+        tunnel=ENV.tunnel,
     )
     server = Server(config, listener, _until_ready if fd is not None else None)
     signal.signal(signal.SIGUSR1, server.finish)

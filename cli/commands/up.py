@@ -72,6 +72,14 @@ from topology.dispatch import POLICIES
     "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="Its private key, in PEM."
 )
 @click.option(
+    "--tunnel",
+    is_flag=True,
+    envvar="CANOPY_TUNNEL",
+    show_envvar=True,
+    help="Let workers reach the broker through the pages' address, too, for machines that reach "
+    "nothing else.",
+)
+@click.option(
     "--token-delay",
     type=click.FloatRange(min=0),
     help="Seconds between words of the echo engine.",
@@ -107,6 +115,7 @@ def up(
     listen: str | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    tunnel: bool,
     token_delay: float | None,
     precision: str | None,
     kv_cache_dtype: str | None,
@@ -154,6 +163,7 @@ def up(
         port=port,
         listen=listen and ports.resolved(listen),
         tls_files=_tls_files(listen, tls_cert, tls_key),
+        tunnel=tunnel,
         standby=standby,
         api_processes=api_processes,
         public_url=environment.read().url,

@@ -62,10 +62,14 @@ async def read_all(receive: Any) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serving(
-    application: Any, limits: Limits | None = None, proxies: tuple[Network, ...] = ()
+    application: Any,
+    limits: Limits | None = None,
+    proxies: tuple[Network, ...] = (),
+    *,
+    tunnel: bool = False,
 ) -> AsyncIterator["Site"]:
     """The protocol on a loopback port, without uvicorn's server and its slow ticks."""
-    config = configuration(application, limits or Limits(), proxies)
+    config = configuration(application, limits or Limits(), proxies, tunnel=tunnel)
     config.load()
     state = ServerState()
     protocol: Any = config.http_protocol_class

@@ -29,7 +29,7 @@ def test_a_fingerprint_is_not_for_pika(digits: str) -> None:
     [
         ("", "is empty"),
         (" , ", "is empty"),
-        ("http://u:secret@h/", "does not begin with"),
+        ("ftp://u:secret@h/", "does not begin with"),
         ("amqp://", "names no host"),
         ("amqp://u:secret@/", "names no host"),
         ("amqp://u:secret@h:port/", "malformed host or port"),

@@ -1,0 +1,57 @@
+"""The broker's end of tunnels: who may have one, and the bytes to and from the broker."""
+
+import asyncio
+import random
+from urllib.parse import quote, urlsplit
+
+from broker.addresses import Address, addresses
+from broker.connections import connect, refusal
+from broker.errors import ConnectionLost
+from broker.tls import client_context
+
+CHECK_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class TunnelEnd:
+    """`amqp_url`: the broker's addresses; whose login they have does not matter."""
+
+    def __init__(self, amqp_url: str) -> None:
+        self._addresses = addresses(amqp_url)
+
+    async def check(self, user: str, password: str) -> None:
+        """Has the broker itself judge a login. Raises AccessRefused, ConnectionLost."""
+        address = self._any()
+        parts = urlsplit(address.url)
+        place = parts.netloc.rpartition("@")[2]
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        url = parts._replace(netloc=f"{login}@{place}").geturl()
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                checked = Address(url, address.fingerprint)
+                connection = await connect(checked, "tunnel (login)", publishes=False)
+        except TimeoutError as error:
+            raise ConnectionLost(f"{address.place} does not answer") from error
+        connection.close()
+
+    async def connect(self, limit: int) -> Streams:
+        """A connection on which nothing was said yet. `limit`: see asyncio.open_connection.
+
+        Raises ConnectionLost, BadCertificate.
+        """
+        address = self._any()
+        parts = urlsplit(address.url)
+        tls = client_context(address.fingerprint) if address.secure else None
+        host, _, port = address.place.rpartition(":")
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await asyncio.open_connection(
+                    parts.hostname or host, int(port), limit=limit, ssl=tls
+                )
+        except OSError as error:  # TimeoutError is one
+            raise refusal(address, error) from error
+
+    def _any(self) -> Address:
+        return random.choice(self._addresses)
