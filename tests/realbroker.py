@@ -8,11 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from cli import certificate
 from cli.home import REPOSITORY, Home
@@ -83,7 +83,7 @@ def launch(spec: Spec, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
+def stop(process: subprocess.Popen[Any], seconds: float = 10.0) -> int:
     """Asks the process to end, makes it end after `seconds`; its exit status."""
     process.terminate()
     try:
@@ -190,7 +190,10 @@ def _wait_accepting(port: int, server: subprocess.Popen[bytes], log: Path) -> No
 
 
 class NodeProcess:
-    """`python -m worker` of the code in `folder`, as a child; entering waits until it serves."""
+    """`python -m worker` of the code in `folder`, as a child; entering waits until it serves.
+
+    `within`: a command that becomes it, such as `nsenter`.
+    """
 
     def __init__(
         self,
@@ -199,13 +202,14 @@ class NodeProcess:
         *options: str,
         env: Mapping[str, str] | None = None,
         folder: Path = REPOSITORY,
+        within: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.lines: list[str] = []
         self._awaited: dict[str, threading.Event] = {}
         self._ready = self.said(" ready ")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "--name", name, *options],
+            [*within, sys.executable, "-m", "worker", "--name", name, *options],
             env={
                 **os.environ,
                 "CANOPY_AMQP_URL": broker.amqp["node"],

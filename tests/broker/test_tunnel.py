@@ -17,7 +17,7 @@ from broker.errors import AccessRefused, BadCertificate, ConnectionLost
 from broker.tunnel_end import TunnelEnd
 from cli import certificate
 from cli.rabbitmq import Broker
-from tests.realbroker import NodeProcess, root
+from tests.realbroker import NodeProcess, root, stop
 from tests.unit.raw_http import serving
 
 SECONDS = 30.0
@@ -78,13 +78,15 @@ async def test_a_lost_tunnel_ends_the_session(broker: Broker) -> None:
 
 
 async def test_a_node_joins_through_a_tunnel(broker: Broker) -> None:
+    """Its process is awaited in threads: the web server is in this event loop."""
     options = ("--parent", "root", "--model", "echo", "--engine", "echo")
-    async with asyncio.timeout(SECONDS), pages(broker) as url:
-        with (
-            root(broker),
-            NodeProcess(broker, "n1", *options, env={"CANOPY_AMQP_URL": url}) as node,
-        ):
-            await asyncio.to_thread(node.wait_ready)
+    with root(broker):
+        async with asyncio.timeout(SECONDS), pages(broker) as url:
+            node = NodeProcess(broker, "n1", *options, env={"CANOPY_AMQP_URL": url})
+            try:
+                await asyncio.to_thread(node.wait_ready)
+            finally:
+                await asyncio.to_thread(stop, node.process)
 
 
 async def test_a_pinned_web_server_is_the_only_one(broker: Broker, tmp_path: Path) -> None:
