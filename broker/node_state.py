@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from broker.bounds import Count, JobCount, Moment, Name, NodeName, NodeNames, Note, Seconds, Slots
+from broker.bounds import (
+    Count,
+    JobCount,
+    Moment,
+    Name,
+    NodeName,
+    NodeNames,
+    Note,
+    Seconds,
+    Slots,
+    Unit,
+)
 from broker.wire import Task, Wire
 
 NodeStatus = Literal["starting", "idle", "busy", "draining", "drained", "failed", "stopped"]
@@ -48,3 +59,5 @@ class NodeState(Wire, frozen=True, kw_only=True, omit_defaults=False):
     # what its engine does; a root's says nothing
     tasks: Annotated[tuple[Task, ...], msgspec.Meta(max_length=16)] = ("generate",)
     cache: Count = 0  # bytes of keys and values; 0: unknown, or they grow with the jobs
+    version: Name = ""  # the release that it runs; empty from older ones
+    loaded: Unit | None = None  # of its model's weights while it starts; None: not known

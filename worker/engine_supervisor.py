@@ -7,6 +7,7 @@ from collections.abc import Callable
 import structlog
 
 from worker.engines.base import Engine
+from worker.load_status import LoadStatus, following
 from worker.watchdog import Watchdog
 
 # The pause after the first failed restart, and the longest after later ones in a row.
@@ -32,6 +33,7 @@ class EngineSupervisor:
         self.ready = False
         self.failed = False
         self.detail = ""  # what is wrong, for people
+        self.loading = LoadStatus()
         # resolved when only a new process can help
         self.stuck: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._engine = engine
@@ -45,7 +47,8 @@ class EngineSupervisor:
     async def start(self) -> None:
         """Starts the engine, if the node has one. Raises EngineUnavailable."""
         if self._engine is not None:
-            await self._engine.start()
+            with following(self.loading):
+                await self._engine.start()
         if self._watchdog is not None:
             self._watchdog.start()
         self.ready = True
@@ -88,7 +91,8 @@ class EngineSupervisor:
                 self.stuck.set_result(None)
                 return
             try:
-                await engine.start()
+                with following(self.loading):
+                    await engine.start()
             except Exception as error:
                 # fate: whatever a model or a device raises, the node reports it and tries again
                 self._fail(f"{reason}; it does not start again: {error}")

@@ -46,6 +46,7 @@ from broker.wire import (
 )
 from topology.cap import AUTOMATIC, Cap
 from topology.dispatch import Dispatcher, Policy
+from topology.version import VERSION
 from worker.announcer import Announcer
 from worker.background import Background
 from worker.broker_link import BrokerLink
@@ -341,7 +342,7 @@ class Node:
             pid=os.getpid(),
             started=now - (time.monotonic() - self._started),
             sent=now,
-            detail=self.supervisor.detail[:NOTE_LETTERS],
+            detail=(self.supervisor.detail or self.supervisor.loading.text)[:NOTE_LETTERS],
             waited=self.jobs.waiting.accuracy.mean_wait,
             prompt_tokens=prompt_tokens,
             reused_tokens=reused_tokens,
@@ -357,6 +358,8 @@ class Node:
             weights=footprint.weights,
             cache=footprint.cache,
             tasks=engine.tasks,
+            version=VERSION,
+            loaded=self.supervisor.loading.fraction,
         )
 
     def _publish_jobs(self, report: JobReport) -> None:

@@ -23,6 +23,7 @@ _LOG_FIELDS = (
     "children",
     "model",
     "engine",
+    "version",
     "device",
     "memory",
     "memory_total",
@@ -135,7 +136,7 @@ def node_line(node: Node, *, coloured: bool) -> str:
     shown = node["shown"]
     parts = [
         paint(printable(node["name"]), colours.BOLD, coloured),
-        paint(shown.replace("_", " "), colours.of_state(shown), coloured),
+        paint(_shown(node), colours.of_state(shown), coloured),
         _load(node),
     ]
     if node["host"]:
@@ -146,6 +147,13 @@ def node_line(node: Node, *, coloured: bool) -> str:
     if warning:
         parts.append(paint(printable(warning), colours.RED, coloured))
     return "  ".join(parts)
+
+
+def _shown(node: Node) -> str:
+    shown: str = node["shown"].replace("_", " ")
+    if shown == "starting" and node["loaded"] is not None:
+        return f"starting {node['loaded']:.0%}"
+    return shown
 
 
 def _load(node: Node) -> str:

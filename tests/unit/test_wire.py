@@ -221,6 +221,8 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             weights=300_000_000,
             cache=100_000_000,
             tasks=("embed",),
+            version="0.1.0",
+            loaded=0.25,
         ),
     ),
     "report_jobs": (

@@ -95,3 +95,8 @@ export function groupByAge<T extends { updated: string }>(items: T[], now: Date)
     (group) => group.items.length > 0,
   );
 }
+
+/** 0.256 → "25 %". */
+export function percent(part: number): string {
+  return `${Math.floor(part * 100)} %`;
+}

@@ -183,6 +183,10 @@ export interface TreeNode {
   /** Seconds since the node started. */
   uptime: number | null;
   detail: string;
+  /** The release that it runs; "" for one that does not say. */
+  version: string;
+  /** Of its model's weights while it starts, from 0 to 1; null: not known. */
+  loaded: number | null;
   policy: string;
   /** Seconds since the node was last heard. */
   seen: number | null;

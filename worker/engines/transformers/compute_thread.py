@@ -7,6 +7,7 @@ A thread that ends takes its workers along.
 """
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -39,6 +40,7 @@ def _start(work: Callable[[], Result]) -> tuple[threading.Thread, "Future[Result
         except BaseException as error:  # raised again where the result is awaited
             future.set_exception(error)
 
-    thread = threading.Thread(target=run, name="compute", daemon=True)
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="compute", daemon=True)
     thread.start()
     return thread, future

@@ -75,5 +75,6 @@ export const tree = {
   "tree.justNow": "just now",
   "tree.ago": "{time} ago",
   "tree.row.process": "Process",
+  "tree.row.version": "Version",
   "tree.row.clock": "Clock",
 };

@@ -77,5 +77,6 @@ export const tree: Record<keyof typeof english, string> = {
   "tree.justNow": "ahora mismo",
   "tree.ago": "hace {time}",
   "tree.row.process": "Proceso",
+  "tree.row.version": "Versión",
   "tree.row.clock": "Reloj",
 };

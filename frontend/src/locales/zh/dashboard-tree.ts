@@ -77,5 +77,6 @@ export const tree: Record<keyof typeof english, string> = {
   "tree.justNow": "刚刚",
   "tree.ago": "{time}前",
   "tree.row.process": "进程",
+  "tree.row.version": "版本",
   "tree.row.clock": "时钟",
 };

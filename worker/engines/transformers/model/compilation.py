@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 import torch
 
-from worker import models
+from worker import load_status, models
 from worker.engines.transformers.model import float8_linear, linear_op
 from worker.engines.transformers.model.fused_mlp import fuse_float8_mlps, fuse_mlps
 from worker.engines.transformers.model.fused_qkv import fuse_qkv
@@ -22,12 +22,17 @@ _SWITCH_INTERVAL = 0.0005  # seconds: a step must not wait for the event loop's 
 _MIN_RECOMPILE_LIMIT = 64
 
 
+def _say(text: str) -> None:
+    log.info(text)
+    load_status.report(text)
+
+
 def optimize(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> None:
     """Fuses projections, compiles layers and captures graphs; without what fails here."""
     try:
         compile_model(model, layout, runner.slots)
         with torch.inference_mode():
-            runner.capture_graphs(log.info)
+            runner.capture_graphs(_say)
     except Exception as error:  # a compiler fails in many ways; the model runs without it
         log.warning("not compiled", reason=one_line(error))
         uncompile_layers(model, layout)
@@ -49,6 +54,7 @@ def compile_model(model: Any, layout: KVCacheLayout, slots: int) -> None:
     torch.cuda.empty_cache()  # joined layers left gaps, each too small for what comes
     layers = compile_layers(model, layout)
     log.info("compiling", layers=layers, fused=fused)
+    load_status.report(f"compiling {layers} layers")
 
 
 def _join_projections(model: Any, layout: KVCacheLayout) -> int:
@@ -88,7 +94,7 @@ def _clear_tiles() -> None:
 def capture_graphs(runner: LocalModelRunner) -> None:
     """Runs without graphs where a model's steps read a number from the device."""
     try:
-        runner.capture_graphs(log.info)
+        runner.capture_graphs(_say)
     except Exception as error:  # Triton's errors are no RuntimeErrors
         log.warning("decoding steps are not recorded", reason=one_line(error))
         runner.drop_graphs()

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 import transformers
 
+from worker import load_status
 from worker.models.progress import gigabytes
 
 log = structlog.get_logger(__name__)
@@ -17,7 +18,7 @@ _REPORT_SECONDS = 2.0
 
 
 class LoadProgress:
-    """Reports at most every two seconds. `clock`: seconds."""
+    """Logs at most every two seconds. `clock`: seconds."""
 
     def __init__(self, size: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`size`: bytes on disk."""
@@ -27,17 +28,15 @@ class LoadProgress:
 
     def advance(self, done: int, total: int) -> None:
         """So many tensors are there, of all."""
-        now = self._clock()
-        if now - self._reported < _REPORT_SECONDS or not 0 < done < total:
+        if not 0 < done < total:
             return
-        self._reported = now
-        left = (now - self._began) * (total - done) / done
-        log.info(
-            "loading weights",
-            loaded=gigabytes(self._size * done // total),
-            of=gigabytes(self._size),
-            seconds_left=round(left),
-        )
+        now = self._clock()
+        left = round((now - self._began) * (total - done) / done)
+        loaded, of = gigabytes(self._size * done // total), gigabytes(self._size)
+        load_status.report(f"loading weights: {loaded} of {of}, {left} s left", done / total)
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            log.info("loading weights", loaded=loaded, of=of, seconds_left=left)
 
 
 @contextmanager
