@@ -1,10 +1,11 @@
 """CANOPY_AMQP_URL: one address, or those of a cluster's brokers, separated by commas."""
 
 from dataclasses import dataclass
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from broker.errors import BadAddress
 from broker.tls import parse_fingerprint
+from topology import names
 from topology.prefix import DEFAULT, Prefix, without_prefix
 
 _SHAPE = "amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// with TLS)"
@@ -68,6 +69,16 @@ def addresses(urls: str) -> list[Address]:
                 f"broker address {number} of {len(unique)} {error}; it is {_SHAPE}"
             ) from None  # whose text may contain the password
     return parsed
+
+
+def joined_node(urls: str) -> str | None:
+    """The node whose own user these addresses name; None for a user with more rights.
+
+    Raises BadAddress.
+    """
+    address = addresses(urls)[0]
+    user = unquote(urlsplit(address.url).username or "")
+    return names.joined_node(Prefix(address.prefix).inside(user))
 
 
 def _parse(url: str) -> Address:

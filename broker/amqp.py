@@ -26,7 +26,8 @@ from broker.errors import (
     PreconditionFailed,
     QueueLocked,
 )
-from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind
+from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind, JoinedNode
+from topology import names
 from topology.prefix import Prefix
 
 ADDRESS_SECONDS = 3.0  # for each address at least, however many there are
@@ -140,8 +141,10 @@ class AmqpSession:
         queue_type: str,
         prefix: Prefix,
         name: str,
+        joined: JoinedNode | None,
     ) -> None:
         self.closed = connections.closed
+        self.joined = joined
         self.deletes = queue_type != "quorum"  # a quorum queue is deleted even if not empty
         self.blocking = connections.blocking
         self.flowing = connections.flowing
@@ -165,13 +168,20 @@ class AmqpSession:
         )
 
     @classmethod
-    async def open(cls, url: str, name: str, *, queue_type: str = "classic") -> "AmqpSession":
+    async def open(
+        cls,
+        url: str,
+        name: str,
+        *,
+        queue_type: str = "classic",
+        joined: JoinedNode | None = None,
+    ) -> "AmqpSession":
         """Connects to a random address in `url` (see broker.addresses) that answers.
 
         `name` is shown in RabbitMQ's list of connections. Durable queues are declared as
         `queue_type` (classic, or quorum on a cluster). Names get the prefix that is in the address
-        (see topology.prefix). Raises ConnectionLost, AccessRefused, BadCertificate, or BadAddress
-        if `url` is malformed.
+        (see topology.prefix). `joined`: whose user `url` names, if it is a joined node's. Raises
+        ConnectionLost, AccessRefused, BadCertificate, or BadAddress if `url` is malformed.
         """
         candidates = addresses(url)
         random.shuffle(candidates)
@@ -179,30 +189,36 @@ class AmqpSession:
         failures: list[BrokerError] = []
         for candidate in candidates:
             try:
-                return await cls._open_one(candidate, name, queue_type, seconds)
+                return await cls._open_one(candidate, name, queue_type, seconds, joined)
             except (ConnectionLost, BadCertificate) as error:
                 failures.append(error)
         raise _together(failures)
 
     @classmethod
     async def _open_one(
-        cls, address: Address, name: str, queue_type: str, seconds: float
+        cls,
+        address: Address,
+        name: str,
+        queue_type: str,
+        seconds: float,
+        joined: JoinedNode | None,
     ) -> "AmqpSession":
+        prefix = Prefix(address.prefix)
         try:
             async with asyncio.timeout(seconds):
                 connections = await ConnectionPair.open(address, name)
                 try:
                     consuming = await OpenChannel.open(connections.consuming, connections.closed)
                     publishing = await OpenChannel.open(connections.publishing, connections.closed)
-                    publisher = Publisher(publishing, connections.lose)
+                    user = prefix.outside(joined.user) if joined is not None else None
+                    publisher = Publisher(publishing, connections.lose, user)
                     await publisher.start()
                 except BaseException:
                     await connections.close()
                     raise
         except TimeoutError as error:
             raise ConnectionLost(f"{address.place} does not answer") from error
-        prefix = Prefix(address.prefix)
-        return cls(connections, consuming, publishing, publisher, queue_type, prefix, name)
+        return cls(connections, consuming, publishing, publisher, queue_type, prefix, name, joined)
 
     @property
     def blocked(self) -> bool:
@@ -285,6 +301,7 @@ class AmqpSession:
                     headers=self._headers(method.exchange, properties.headers or {}),
                     redelivered=method.redelivered,
                     settle=functools.partial(self._acknowledger.settle, method.delivery_tag),
+                    sender=self._prefix.inside(properties.user_id or ""),
                 )
             )
 
@@ -312,6 +329,9 @@ class AmqpSession:
     ) -> asyncio.Future[bool]:
         if exchange:
             exchange = self._prefix.outside(exchange)
+        elif self.joined is not None:
+            exchange = self._prefix.outside(names.JOINED_EXCHANGE)
+            key = names.joined_key(key, self.joined.model)
         else:  # the default exchange: the key is a queue's name
             key = self._prefix.outside(key)
         return self._publisher.publish(exchange, key, body, persistent, headers)

@@ -125,10 +125,17 @@ class Publisher:
     """Publishes with confirms, many in flight. pika numbers them; so do we.
 
     `refused(reason)` is called when the broker could not take a message (basic.nack): a queue
-    behind it may be in trouble.
+    behind it may be in trouble. `user`: what each message says about its sender, which the broker
+    checks; None: nothing.
     """
 
-    def __init__(self, channel: OpenChannel, refused: Callable[[BrokerError], None]) -> None:
+    def __init__(
+        self,
+        channel: OpenChannel,
+        refused: Callable[[BrokerError], None],
+        user: str | None = None,
+    ) -> None:
+        self._user = user
         self._channel = channel
         self._refused = refused
         self._loop = asyncio.get_running_loop()
@@ -160,6 +167,7 @@ class Publisher:
             delivery_mode=2 if persistent else 1,
             message_id=str(tag),  # a returned message names its publish by this
             headers=dict(headers) if headers else None,
+            user_id=self._user,
         )
         try:
             check_sendable(exchange, key, body, headers)

@@ -9,12 +9,12 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker.errors import BrokerError, ConnectionLost, NotFound, QueueLocked, Unsendable
 from broker.limits import check_sendable
-from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind
-from topology.names import is_amqp_name
+from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind, JoinedNode
+from topology.names import JOINED_EXCHANGE, is_amqp_name, joined_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class _Message:
     key: str
     body: bytes
     headers: Mapping[str, object]
+    sender: str = ""
     redelivered: bool = False
 
 
@@ -86,9 +87,9 @@ class MemoryBroker:
         self.bindings: dict[tuple[str, str, str], None] = {}  # (exchange, key, queue), in order
         self._numbers = itertools.count(1)
 
-    def session(self) -> "MemorySession":
+    def session(self, joined: JoinedNode | None = None) -> "MemorySession":
         """A new connection to this broker."""
-        return MemorySession(self)
+        return MemorySession(self, joined)
 
     def route(self, exchange: str, key: str) -> list[str]:
         """The queues a message with that key reaches."""
@@ -104,12 +105,17 @@ class MemoryBroker:
         return list(queues)
 
     def put(
-        self, exchange: str, key: str, body: bytes, headers: Mapping[str, object] | None = None
+        self,
+        exchange: str,
+        key: str,
+        body: bytes,
+        headers: Mapping[str, object] | None = None,
+        sender: str = "",
     ) -> bool:
         """Publishes at once; False if no queue took it."""
         queues = self.route(exchange, key)
         for queue in queues:
-            message = _Message(next(self._numbers), exchange, key, body, headers or {})
+            message = _Message(next(self._numbers), exchange, key, body, headers or {}, sender)
             self.queues[queue].ready.append(message)
             self._deliver(queue)
         return bool(queues)
@@ -149,6 +155,7 @@ class MemoryBroker:
             message.headers,
             message.redelivered,
             settle,
+            message.sender,
         )
         consumer.session.unsettled[message.order] = (name, message)
         asyncio.get_running_loop().call_soon(consumer.handler, delivery)
@@ -158,9 +165,7 @@ class MemoryBroker:
         queue = self.queues.get(name)
         if queue is None:
             return
-        again = _Message(
-            message.order, message.exchange, message.key, message.body, message.headers, True
-        )
+        again = replace(message, redelivered=True)
         queue.ready = deque(sorted([*queue.ready, again], key=lambda message: message.order))
         asyncio.get_running_loop().call_soon(self._deliver, name)
 
@@ -168,8 +173,9 @@ class MemoryBroker:
 class MemorySession:
     """See broker.session.Session."""
 
-    def __init__(self, broker: MemoryBroker) -> None:
+    def __init__(self, broker: MemoryBroker, joined: JoinedNode | None = None) -> None:
         self.broker = broker
+        self.joined = joined
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self.deletes = True
         self.blocking = asyncio.Event()
@@ -267,7 +273,13 @@ class MemorySession:
         try:
             self._check()
             check_sendable(exchange, key, body, headers)
-            outcome.set_result(self.broker.put(exchange, key, body, headers))
+            sender = ""
+            if self.joined is not None:
+                sender = self.joined.user
+                if not exchange:
+                    exchange = JOINED_EXCHANGE
+                    key = joined_key(key, self.joined.model)
+            outcome.set_result(self.broker.put(exchange, key, body, headers, sender))
         except BrokerError as error:
             outcome.set_exception(error)
             outcome.exception()  # retrieved, so that nobody needs to wait for it

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from broker.errors import BrokerError
+from topology import names
 
 ExchangeKind = Literal["direct", "fanout", "topic"]
 
@@ -23,6 +24,7 @@ class Delivery:
     headers: Mapping[str, object]
     redelivered: bool
     settle: Callable[[bool], None]
+    sender: str = ""  # the user that sent it; empty if it does not say, as trusted ones
     settled: bool = False
 
     def ack(self) -> None:
@@ -47,6 +49,29 @@ def _settled_before(_done: bool) -> None:
 DeliveryHandler = Callable[[Delivery], None]
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedNode:
+    """A node that has a broker's user of its own, with rights for itself in one model's tree."""
+
+    name: str
+    model: str
+
+    @property
+    def user(self) -> str:
+        """Its user, which the broker puts its name to whatever the node publishes."""
+        return names.joined_user(self.name)
+
+
+def vouched_node(delivery: Delivery) -> str:
+    """The joined node that sent this, vouched for by the broker; empty if it vouches for none.
+
+    A queue that dead-letters keeps the sender and changes the receiver: such messages do not count.
+    """
+    if delivery.exchange == "" or "x-death" in delivery.headers:
+        return ""
+    return names.joined_node(delivery.sender) or ""
+
+
 class Session(Protocol):
     """A process's connection to the broker. It is lost as a whole: open a new one."""
 
@@ -54,6 +79,9 @@ class Session(Protocol):
     blocking: asyncio.Event  # set while the broker takes no publishes (memory or disk alarm)
     flowing: asyncio.Event  # set while it does
     deletes: bool  # deleting a queue cannot lose a message that arrives meanwhile
+    # Of a session of a joined node, which may not publish to queues: what it publishes to one (with
+    # exchange "") goes through names.JOINED_EXCHANGE. None: the session is trusted.
+    joined: JoinedNode | None
 
     @property
     def blocked(self) -> bool:
@@ -111,7 +139,7 @@ class Session(Protocol):
     ) -> asyncio.Future[bool]:
         """Publishes, mandatory and confirmed. Never raises.
 
-        The future resolves to True once the broker has put the message into a queue, to False if
+        With exchange "" it goes to the queue named `key`. The future resolves to True once the broker has put the message into a queue, to False if
         no queue took it; it fails with ConnectionLost, Unsendable or BrokerError (refused).
         """
 

@@ -12,6 +12,8 @@ CONTROL_EXCHANGE = "canopy.control"  # fanout: reaches every node's inbox (cance
 # topic: node states for dashboards, key = node.<name>; job reports, key = jobs.<name>;
 # changes of conversations, key = chat.<user>, and of settings, key = setting.<name>
 EVENTS_EXCHANGE = "canopy.events"
+# topic: what joined nodes send to queues, key = joined_key(queue, model)
+JOINED_EXCHANGE = "canopy.joined"
 METRICS_KEY = "metrics"  # on the events exchange: metrics of API processes
 DRILL_KEY = "drill"  # on the events exchange: what API processes count while a node is killed
 DEAD_QUEUE = "canopy.dead"  # jobs given up on
@@ -30,6 +32,7 @@ OVERVIEW_KEY = "broker.overview"  # on the events exchange: what the recorder re
 _DRILLS = ".drills"
 SLUG_LETTERS = 40
 DIGEST_LETTERS = 10
+TREE_LETTERS = 16
 MAX_NAME_BYTES = 255  # AMQP's limit for routing keys and for names of queues and exchanges
 NODE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _NODE_NAME = re.compile(NODE_NAME)
@@ -192,6 +195,31 @@ def setting_key(setting: str) -> str:
 def is_watch_queue(queue: str) -> bool:
     """True if `queue` can be one through which a process follows nodes."""
     return queue.startswith(WATCH_PREFIX) and is_amqp_name(queue)
+
+
+def joined_user(name: str) -> str:
+    """The broker's user of a joined node, which nobody else has."""
+    return node(name)
+
+
+def joined_node(user: str) -> str | None:
+    """The joined node's name if `user` is the broker's user of one, else None."""
+    return node_of(user)
+
+
+def tree_digest(model: str) -> str:
+    """What the keys of one tree's nodes on JOINED_EXCHANGE end in."""
+    return hashlib.sha256(model.encode(errors="surrogatepass")).hexdigest()[:TREE_LETTERS]
+
+
+def joined_key(queue: str, model: str) -> str:
+    """Routing key on JOINED_EXCHANGE of a message for that queue, of that model's tree.
+
+    The keys of nodes' queues and inboxes differ by tree, so that a right can be for one tree alone.
+    """
+    if queue.startswith((NODE_PREFIX, INBOX_PREFIX)):
+        return f"{queue}.{tree_digest(model)}"
+    return queue
 
 
 def node_of(queue: str) -> str | None:
