@@ -12,6 +12,7 @@ from typing import Any
 
 import pika
 import pika.exceptions
+import structlog
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
@@ -26,6 +27,7 @@ from broker.errors import (
     PreconditionFailed,
     QueueLocked,
 )
+from broker.routing import GUARDED, Bound
 from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind, JoinedNode
 from topology import names
 from topology.prefix import Prefix
@@ -38,6 +40,8 @@ CHECK_SECONDS = 5.0  # between two checks that the exclusive queues still exist
 # 20, and its "no limit" (-1) means 0 to RabbitMQ 3. A number that is never reached means the same
 # to both, survives an upgrade, and makes the queue requeue messages at their old place.
 DELIVERY_LIMIT = 1_000_000
+
+log = structlog.get_logger()
 
 EVENT_NAMES = ("name", "source_name", "destination_name")  # headers of the broker's events
 
@@ -159,6 +163,7 @@ class AmqpSession:
         self._request_lock = asyncio.Lock()
         self._consume_lock = asyncio.Lock()
         self._exclusive: set[str] = set()
+        self._bound = Bound()
         connections.when_lost(self._fail_publishes)
         consuming.raw.add_on_cancel_callback(self._on_consumer_cancelled)
         for channel in (consuming, publishing):
@@ -248,9 +253,11 @@ class AmqpSession:
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
         await self._request("queue_bind", queue=queue, exchange=exchange, routing_key=key)
+        self._bound.add(queue, exchange, key)
 
     async def unbind(self, queue: str, exchange: str, key: str) -> None:
         await self._request("queue_unbind", queue=queue, exchange=exchange, routing_key=key)
+        self._bound.remove(queue, exchange, key)
 
     async def delete_queue(self, name: str) -> bool:
         if not self.deletes:
@@ -293,10 +300,15 @@ class AmqpSession:
             _channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
         ) -> None:
             self._acknowledger.delivered(method.delivery_tag)
+            exchange = self._prefix.inside(method.exchange)
+            if exchange in GUARDED and not self._bound.expects(queue, exchange, method.routing_key):
+                log.warning("a message with further keys dropped", queue=queue, exchange=exchange)
+                self._acknowledger.settle(method.delivery_tag, True)
+                return
             handler(
                 Delivery(
                     body=body,
-                    exchange=self._prefix.inside(method.exchange),
+                    exchange=exchange,
                     routing_key=method.routing_key,
                     headers=self._headers(method.exchange, properties.headers or {}),
                     redelivered=method.redelivered,

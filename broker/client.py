@@ -30,6 +30,7 @@ from broker.job_watch import JobWatch
 from broker.metrics_exchange import MetricsExchange
 from broker.node_state import NodeState
 from broker.node_watch import NodeWatch
+from broker.reply_tokens import ReplyTokens
 from broker.session import Session
 from broker.shared_objects import declare_shared
 from broker.stream import Stream
@@ -88,10 +89,12 @@ class Client:
             self.job_watch,
             self.drills,
         )
+        self._tokens = ReplyTokens()
         self._router = FrameRouter(
             self._streams,
             self._broadcasts,
-            send_grant=self._send_grant,
+            self._tokens,
+            send_to_node=self._send_to_node,
             start_over=self._start_over,
             drills=self.drills,
         )
@@ -175,6 +178,11 @@ class Client:
         if session.blocked:
             raise Unavailable(ALARM)
         raise Unavailable("the broker did not take the job in time")
+
+    @property
+    def refused_frames(self) -> int:
+        """Frames that were dropped because their senders were not given the job."""
+        return self._router.refused
 
     def stream(self, request_id: str) -> Stream | None:
         """The open stream of that request, if it is read here."""
@@ -273,6 +281,7 @@ class Client:
             # A new queue for each session: frames for the last one come back as undeliverable.
             self._sessions += 1
             await session.declare_queue(self._reply_queue, exclusive=True)
+            await session.bind(self._reply_queue, names.JOINED_EXCHANGE, self._reply_queue)
             await session.consume(
                 self._reply_queue, self._router.on_frames, prefetch=REPLY_PREFETCH
             )
@@ -322,7 +331,8 @@ class Client:
         return True
 
     def _publish(self, session: Session, job: Job) -> asyncio.Future[bool]:
-        job = msgspec.structs.replace(job, reply_to=self._reply_queue)
+        token = self._tokens.token(job.request_id)
+        job = msgspec.structs.replace(job, reply_to=self._reply_queue, reply_token=token)
         return session.publish(names.JOBS_EXCHANGE, job.model, encode_copy(job), persistent=True)
 
     def _submit_again(self, session: Session, stream: Stream, *, restarted: bool = False) -> None:
@@ -348,9 +358,9 @@ class Client:
         if self._session is not None:
             self._submit_again(self._session, stream, restarted=True)
 
-    def _send_grant(self, node: str, grant: ResumeGrant) -> None:
+    def _send_to_node(self, node: str, message: ResumeGrant | Cancel) -> None:
         if self._session is not None:
-            self._session.publish("", names.inbox(node), encode(grant))
+            self._session.publish("", names.inbox(node), encode(message))
 
     def _report_waiting(self, reason: str) -> None:
         for stream in self._streams.values():

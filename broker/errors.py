@@ -86,6 +86,10 @@ class NoParent(BrokerError):
     retryable = True
 
 
+class NotAdmitted(BrokerError):
+    """The operator's fault: the parent refuses this node; the text says why."""
+
+
 class NoSuchNode(BrokerError):
     """The caller's fault: no node of that name is registered."""
 

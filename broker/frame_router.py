@@ -7,7 +7,8 @@ import structlog
 from broker.broadcasts import Broadcasts
 from broker.drill_watch import DrillWatch
 from broker.malformed import decode_frames
-from broker.session import Delivery
+from broker.reply_tokens import ReplyTokens
+from broker.session import Delivery, vouched_node
 from broker.stream import Stream
 from broker.wire import (
     MAX_ATTEMPTS,
@@ -28,8 +29,9 @@ log = structlog.get_logger()
 class FrameRouter:
     """Passes frames to the streams, and ends runs that no stream follows.
 
-    `streams`: the open ones by request; the client adds and removes them. `send_grant(node, grant)`
-    and `start_over(stream)`, which publishes its job again, do nothing while the broker is away.
+    `streams`: the open ones by request; the client adds and removes them. `tokens`: which frames
+    are believed. `send_to_node(node, message)` and `start_over(stream)`, which publishes its job
+    again, do nothing while the broker is away. `refused` counts frames that are not believed.
     While a drill runs, `drills` hears of each frame that its stream has, now or from before, and of
     each grant before it is made: the grant changes which run the stream's newest is.
     """
@@ -38,13 +40,16 @@ class FrameRouter:
         self,
         streams: Mapping[str, Stream],
         broadcasts: Broadcasts,
-        send_grant: Callable[[str, ResumeGrant], None],
+        tokens: ReplyTokens,
+        send_to_node: Callable[[str, ResumeGrant | Cancel], None],
         start_over: Callable[[Stream], None],
         drills: DrillWatch,
     ) -> None:
         self._streams = streams
         self._broadcasts = broadcasts
-        self._send_grant = send_grant
+        self.refused = 0
+        self._tokens = tokens
+        self._send_to_node = send_to_node
         self._start_over = start_over
         self._drills = drills
 
@@ -52,10 +57,39 @@ class FrameRouter:
         """A message arrived in the reply queue."""
         delivery.ack()
         frames, reasons = decode_frames(delivery.body)
+        if delivery.exchange:
+            frames = self._from_joined(delivery, frames)
         for frame in frames:
-            self.on_frame(frame)
+            if not frame.token or self._tokens.is_valid(frame.request_id, frame.token):
+                self.on_frame(frame)
+            else:
+                self._refuse(frame)
         if reasons:
             log.warning("undecodable frames dropped", count=len(reasons), reason=reasons[0])
+
+    def _from_joined(self, delivery: Delivery, frames: list[AnyFrame]) -> list[AnyFrame]:
+        """Those with a token whose sender does not pretend to be another node."""
+        sender = vouched_node(delivery)
+        honest = []
+        for frame in frames:
+            node = getattr(frame, "node", sender)
+            if sender and frame.token and node == sender:
+                honest.append(frame)
+        if len(honest) < len(frames):
+            self.refused += len(frames) - len(honest)
+            log.warning("frames of a joined node dropped", sender=delivery.sender)
+        return honest
+
+    def _refuse(self, frame: AnyFrame) -> None:
+        """The job that this is about was never given to a joined node, or was altered there.
+
+        A node that asks to run it must not wait for the answer.
+        """
+        self.refused += 1
+        log.warning("a frame without its job's token dropped", request_id=frame.request_id)
+        if isinstance(frame, ResumeRequest):
+            cancel = Cancel(request_id=frame.request_id, token=frame.token)
+            self._send_to_node(frame.node, cancel)
 
     def on_frame(self, frame: AnyFrame) -> None:
         stream = self._streams.get(frame.request_id)
@@ -82,7 +116,7 @@ class FrameRouter:
     def grant(self, stream: Stream, request: ResumeRequest) -> None:
         """The newest request goes on; older runs, of a job that was delivered twice, end."""
         self._drills.on_resume(stream, request)
-        self._send_grant(request.node, stream.grant(request))
+        self._send_to_node(request.node, stream.grant(request))
         self._supersede(stream)
 
     def _on_gap(self, stream: Stream) -> None:

@@ -102,6 +102,11 @@ async def _tell(session: Session, job: Job, reason: str) -> bool:
     if not names.is_reply_queue(job.reply_to):
         return True  # nobody can be told, and why it is so is for people to see
     final = Failed(
-        request_id=job.request_id, seq=NO_RUN, code="no_node", message=reason, retryable=True
+        request_id=job.request_id,
+        seq=NO_RUN,
+        code="no_node",
+        message=reason,
+        retryable=True,
+        token=job.reply_token,
     )
     return await session.publish("", job.reply_to, encode(Frames(frames=(final,))))

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from broker.bounds import Count, JobCount, Moment, Name, NodeName, Note, Seconds, Text, Trail
+from broker.join_messages import AnyJoinMessage
 from broker.wire import AnyControl, Control, JobClass, Wire
 
 MAX_LISTED = 1_000  # waiting jobs in one report
@@ -71,7 +72,7 @@ class ShowPrompt(Question, kw_only=True, tag="show_prompt"):
 
 
 AnyQuestion = FindJobs | CancelJob | MoveJob | ChangeClass | ShowPrompt
-AnyInboxMessage = AnyControl | ReportJobs | AnyQuestion
+AnyInboxMessage = AnyControl | ReportJobs | AnyQuestion | AnyJoinMessage
 
 
 class WaitingJob(Wire, kw_only=True):

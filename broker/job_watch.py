@@ -20,7 +20,7 @@ from broker.job_messages import (
     JobReport,
     ReportJobs,
 )
-from broker.session import Delivery, Session
+from broker.session import Delivery, Session, vouched_node
 from topology import names
 
 ANSWER_SECONDS = 2.0  # nodes that have not answered until then are left out
@@ -81,6 +81,7 @@ class JobWatch:
     async def open(self, session: Session) -> None:
         """Listens on a new session. Raises BrokerError."""
         await session.declare_queue(self._queue, exclusive=True)
+        await session.bind(self._queue, names.JOINED_EXCHANGE, self._queue)
         await session.consume(self._queue, self._on_message, prefetch=PREFETCH)
         self._session = session
         if self._watching:
@@ -172,9 +173,13 @@ class JobWatch:
         delivery.ack()
         try:
             if delivery.exchange == names.EVENTS_EXCHANGE:
-                self._on_report(decode(delivery.body, JobReport))
+                report = decode(delivery.body, JobReport)
+                if delivery.routing_key == names.jobs_key(report.node):
+                    self._on_report(report)
             else:
-                self._on_answer(decode(delivery.body, Answer))
+                answer = decode(delivery.body, Answer)
+                if delivery.exchange == "" or vouched_node(delivery) == answer.node:
+                    self._on_answer(answer)
         except DecodeError as error:
             log.warning("undecodable message about jobs dropped", reason=str(error))
 

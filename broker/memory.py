@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from broker.errors import BrokerError, ConnectionLost, NotFound, QueueLocked, Unsendable
 from broker.limits import check_sendable
+from broker.routing import matches
 from broker.session import BROKER_EVENTS, Delivery, DeliveryHandler, ExchangeKind, JoinedNode
 from topology.names import JOINED_EXCHANGE, is_amqp_name, joined_key
 
@@ -54,21 +55,8 @@ def _routes(kind: ExchangeKind, binding_key: str, key: str) -> bool:
     if kind == "fanout":
         return True
     if kind == "topic":
-        return _matches(binding_key, key)
+        return matches(binding_key, key)
     return binding_key == key
-
-
-def _matches(pattern: str, key: str) -> bool:
-    """Topic matching: `*` is one word, `#` is any number of them (also none)."""
-
-    def match(pattern: list[str], key: list[str]) -> bool:
-        if not pattern:
-            return not key
-        if pattern[0] == "#":
-            return any(match(pattern[1:], key[skip:]) for skip in range(len(key) + 1))
-        return bool(key) and pattern[0] in ("*", key[0]) and match(pattern[1:], key[1:])
-
-    return match(pattern.split("."), key.split("."))
 
 
 def _check_names(*names: str) -> None:

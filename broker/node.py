@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from broker.dead_letter_headers import dead_letter_headers
@@ -19,9 +20,9 @@ from broker.job_messages import Answer, AnyInboxMessage, JobReport
 from broker.malformed import address_of, sender_of
 from broker.node_state import NodeState
 from broker.outbox import Outbox
-from broker.session import BROKER_EVENTS, Delivery, Session
+from broker.session import BROKER_EVENTS, Delivery, Session, vouched_node
 from broker.shared_objects import declare_shared
-from broker.wire import NO_RUN, Adopt, AnyControl, Failed, Job
+from broker.wire import NO_RUN, Adopt, Failed, Job
 from topology import names
 
 INBOX_PREFETCH = 200
@@ -35,6 +36,12 @@ class NodeHandler(Protocol):
     def on_job(self, job: Job, delivery: Delivery) -> None: ...
 
     def on_control(self, message: AnyInboxMessage) -> None: ...
+
+    def on_joined_message(self, sender: str, message: AnyInboxMessage) -> None:
+        """A control message of a joined node, which may not send everything."""
+
+    def on_returned_job(self, sender: str, job: Job, delivery: Delivery) -> None:
+        """A joined node gives back a job, which it may have altered."""
 
     def on_ignored(self, sender: str, reason: str) -> None:
         """A control message did not decode. `sender`: the node that it names, or empty."""
@@ -61,6 +68,7 @@ class NodePort:
         self._own = names.node(name)  # its queue, and the exchange of its edges
         self.outbox = Outbox(session, handler.on_reader_gone)
         self._handler = handler
+        self._model = ""
         self._consumers: dict[str, _Consumer] = {}  # by queue
         self._unsettled: Counter[str] = Counter()  # deliveries, by queue
         self._after_adoption = fault_point("adopted")
@@ -71,28 +79,58 @@ class NodePort:
         A root's queue is bound to the exchange where jobs enter. Raises NameTaken, NoParent or
         BadName (a model's name is a routing key) and leaves nothing of this node behind.
         """
-        names.check_amqp_name(model)
+        self._model = names.check_amqp_name(model)
         await declare_shared(self.session)
-        inbox = names.inbox(self.name)
-        try:
-            await self.session.declare_queue(inbox, exclusive=True)
-        except QueueLocked as error:
-            raise NameTaken(f"node already registered: {self.name}") from error
-        if parent is not None and not await self.is_present(parent):
-            raise NoParent(f"no node named {parent!r} is registered to hang {self.name!r} below")
+        inbox = await self._take_name()
+        if parent is not None:
+            await self._check_present(parent)
         await self.declare()
         await self.session.bind(inbox, names.CONTROL_EXCHANGE, "")
         await self._follow_broker_events(inbox)
+        await self._hear_joined(inbox)
         if parent is None:
             await self.session.bind(names.node(self.name), names.JOBS_EXCHANGE, model)
         else:
             await self.attach_to(parent)
         await self.session.consume(inbox, self._on_inbox, prefetch=INBOX_PREFETCH)
 
+    async def _take_name(self) -> str:
+        """Declares the inbox and returns its name. Raises NameTaken."""
+        inbox = names.inbox(self.name)
+        try:
+            await self.session.declare_queue(inbox, exclusive=True)
+        except QueueLocked as error:
+            raise NameTaken(f"node already registered: {self.name}") from error
+        return inbox
+
+    async def _check_present(self, parent: str) -> None:
+        """Raises NoParent."""
+        if not await self.is_present(parent):
+            raise NoParent(f"no node named {parent!r} is registered to hang {self.name!r} below")
+
+    async def _hear_joined(self, inbox: str) -> None:
+        """Lets joined nodes of this tree reach the inbox, and the dead letters."""
+        key = names.joined_key(inbox, self._model)
+        await self.session.bind(inbox, names.JOINED_EXCHANGE, key)
+        await self.session.bind(names.DEAD_QUEUE, names.JOINED_EXCHANGE, names.DEAD_QUEUE)
+
     async def declare(self) -> None:
         """Declares the node's own exchange and queue, unless they exist."""
         await self.session.declare_exchange(self._own, "direct")
         await self.session.declare_queue(self._own)
+        key = names.joined_key(self._own, self._model)
+        await self.session.bind(self._own, names.JOINED_EXCHANGE, key)
+
+    async def add_joined(self, child: str) -> None:
+        """Declares a joined child's queue and adds the edge to it: it may do neither itself."""
+        queue = names.node(child)
+        await self.session.declare_queue(queue)
+        await self.session.bind(queue, self._own, child)
+
+    async def drop_joined(self, child: str) -> None:
+        """Removes the edge to a joined child that hangs elsewhere now."""
+        with contextlib.suppress(NotFound):
+            await self.session.unbind(names.node(child), self._own, child)
 
     async def attach_to(self, parent: str) -> None:
         """Adds the edge from `parent`. Raises NoParent."""
@@ -182,7 +220,7 @@ class NodePort:
         """Puts the job into the parent's queue; False if that is gone."""
         return self.session.publish("", names.node(parent), encode(job), persistent=True)
 
-    def send_control(self, node: str, message: AnyControl) -> asyncio.Future[bool]:
+    def send_control(self, node: str, message: AnyInboxMessage) -> asyncio.Future[bool]:
         """Puts a control message into that node's inbox; False if the node is gone."""
         return self.session.publish("", names.inbox(node), encode(message))
 
@@ -213,14 +251,27 @@ class NodePort:
         try:
             job = decode(delivery.body, Job)
         except DecodeError as error:
-            self._reject(delivery, str(error))
+            self.reject(delivery, str(error))
             return
         if not names.is_reply_queue(job.reply_to):  # frames must reach no other queue
-            self._reject(delivery, f"{job.reply_to!r} is no reply queue")
+            self.reject(delivery, f"{job.reply_to!r} is no reply queue")
             return
-        self._handler.on_job(job, delivery)
+        if delivery.exchange == names.JOINED_EXCHANGE:
+            self._on_returned_job(queue, job, delivery)
+        else:
+            self._handler.on_job(job, delivery)
         if queue != self._own:
             self._after_adoption.reached()
+
+    def _on_returned_job(self, queue: str, job: Job, delivery: Delivery) -> None:
+        """Such a job is not run before its reader, who knows its token, has granted it."""
+        sender = vouched_node(delivery)
+        of_tree = delivery.routing_key == names.joined_key(queue, self._model)
+        if not sender or not of_tree or not job.reply_token:
+            self.reject(delivery, f"not from a joined node that was given it: {delivery.sender!r}")
+            return
+        job = msgspec.structs.replace(job, restarted=True)
+        self._handler.on_returned_job(sender, job, delivery)
 
     def _track(self, queue: str, delivery: Delivery) -> None:
         """Counts the delivery as unsettled until it is settled."""
@@ -238,12 +289,25 @@ class NodePort:
         if delivery.exchange == BROKER_EVENTS:
             self._on_queue_deleted(str(delivery.headers.get("name", "")))
             return
+        sender = ""
+        if delivery.exchange == names.JOINED_EXCHANGE:
+            sender = vouched_node(delivery)
+            if not sender:
+                self._handler.on_ignored("", "the broker does not know its sender")
+                return
         try:
             message = decode(delivery.body, AnyInboxMessage)
         except DecodeError as error:
-            self._handler.on_ignored(sender_of(delivery.body), str(error))
+            self._handler.on_ignored(sender or sender_of(delivery.body), str(error))
             return
-        self._handler.on_control(message)
+        if sender:
+            self._handler.on_joined_message(sender, message)
+        elif not self._on_message(message):
+            self._handler.on_control(message)
+
+    def _on_message(self, message: AnyInboxMessage) -> bool:
+        """True for a message that the port takes itself."""
+        return False
 
     def _on_queue_deleted(self, queue: str) -> None:
         owner = names.inbox_owner(queue)
@@ -256,9 +320,14 @@ class NodePort:
         """Puts a job that is given up on into the dead letter queue."""
         return self._publish_dead(encode(job), dead_letter_headers(reason, self.name, job, faults))
 
-    def _reject(self, delivery: Delivery, reason: str) -> None:
-        """Dead-letters a message that is no job, tells its reader if it names one, and acks it."""
-        address = address_of(delivery.body)
+    def reject(self, delivery: Delivery, reason: str) -> None:
+        """Dead-letters a message that is no job, tells its reader if it names one, and acks it.
+
+        What a joined node sent may name a reader of another job, who is not told.
+        """
+        address = None
+        if delivery.exchange != names.JOINED_EXCHANGE:
+            address = address_of(delivery.body)
         request_id = address.request_id if address else None
         log.warning(
             "undecodable job dead-lettered", node=self.name, request_id=request_id, reason=reason

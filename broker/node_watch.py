@@ -45,7 +45,8 @@ class NodeWatch:
         except DecodeError as error:
             log.warning("undecodable node state dropped", reason=str(error))
             return
-        self._registration.offer(state)
+        if delivery.routing_key == names.state_key(state.name):  # the broker checks who may use it
+            self._registration.offer(state)
 
     def _accept(self, state: NodeState) -> None:
         if state.status == "stopped":

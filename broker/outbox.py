@@ -9,12 +9,13 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from broker.encoding import encode
 from broker.errors import Unsendable
 from broker.session import Session
-from broker.wire import AnyFrame, Failed, Finished, Frames
+from broker.wire import NO_RUN, AnyFrame, Failed, Finished, Frames
 
 # Between two messages with text; the first after a pause goes at once.
 MIN_PACE_SECONDS, MAX_PACE_SECONDS = 0.002, 0.010
@@ -42,12 +43,16 @@ class Outbox:
         self._flushed = 0.0
         self._pace = MIN_PACE_SECONDS
 
-    def put(self, queue: str, frame: AnyFrame, sent: OnSent | None = None) -> None:
-        """Sends `frame` soon.
+    def put(
+        self, queue: str, frame: AnyFrame, sent: OnSent | None = None, *, token: str = ""
+    ) -> None:
+        """Sends `frame` soon. `token`: its job's; see broker.reply_tokens.
 
         `sent(True)` is called once the broker has it, `sent(False)` if nobody reads the queue; it
         is not called if the session is lost first.
         """
+        if token and (frame.seq == NO_RUN or self._session.joined is not None):
+            frame = msgspec.structs.replace(frame, token=token)
         self._frames[queue].append((frame, sent))
         ends = isinstance(frame, Finished | Failed)
         if self._timer is not None and not (ends and self._paced):

@@ -139,8 +139,9 @@ class Session(Protocol):
     ) -> asyncio.Future[bool]:
         """Publishes, mandatory and confirmed. Never raises.
 
-        With exchange "" it goes to the queue named `key`. The future resolves to True once the broker has put the message into a queue, to False if
-        no queue took it; it fails with ConnectionLost, Unsendable or BrokerError (refused).
+        With exchange "" it goes to the queue named `key`. The future resolves to True once the
+        broker has put the message into a queue, to False if no queue took it; it fails with
+        ConnectionLost, Unsendable or BrokerError (refused).
         """
 
     async def close(self) -> None: ...

@@ -100,7 +100,7 @@ async def _states(
             state = decode(delivery.body, NodeState)
         except DecodeError:
             return  # from a node of another release: it is shown without a state
-        if state.name not in expected:
+        if state.name not in expected or delivery.routing_key != names.state_key(state.name):
             return  # anybody may publish states; the broker knows who is registered
         arrived = time.time()
         states[state.name] = on_local_clock(state, arrived)

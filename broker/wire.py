@@ -210,6 +210,9 @@ class Job(Wire, kw_only=True):
     delivered_prompt_logprobs: Count = 0  # of how many of the prompt's tokens that reader has them
     delivered_inputs: Count = 0  # of `pooling`: so many results its reader already has
     traceparent: Traceparent = ""  # the span that this copy follows from; see broker.tracing
+    # What joined nodes' frames about it must carry; see broker.reply_tokens. Empty from former
+    # API processes.
+    reply_token: Name = ""
 
 
 NO_RUN = -1
@@ -226,6 +229,7 @@ class Frame(Wire, kw_only=True, tag_field="kind"):
     request_id: Name
     attempt: Count = 1
     seq: Annotated[int, msgspec.Meta(ge=NO_RUN, le=2**53)] = 0
+    token: Name = ""  # the job's reply_token; see broker.reply_tokens
 
 
 class FrameNumber(TypedDict):
@@ -359,6 +363,7 @@ class Cancel(Control, kw_only=True, tag="cancel"):
     request_id: Name
     before: Count | None = None
     user: Name = ""  # if given: only if the job is this user's
+    token: Name = ""  # if given: only copies with this reply_token, which is not genuine
 
 
 class Supersede(Control, kw_only=True, tag="supersede"):
@@ -431,6 +436,7 @@ class Capacity(Control, kw_only=True, tag="capacity"):
     accepting: bool = True  # False: draining or leaving; send it nothing new
     users: UserCounts = {}  # jobs in the subtree, by user
     model: Name = ""  # what the child serves; empty from older nodes
+    engine: Name = ""  # with which; empty from older nodes
 
 
 class Adopt(Control, kw_only=True, tag="adopt"):

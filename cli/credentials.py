@@ -21,14 +21,14 @@ _TAGS = {"api": ["monitoring"], "node": [], "admin": ["administrator"]}
 # events. PREFIX: see topology.prefix.
 _RIGHTS = {
     "api": (
-        r"^PREFIX\.(reply|watch)\..*|^PREFIX\.(jobs|control|events|dead)$",
+        r"^PREFIX\.(reply|watch)\..*|^PREFIX\.(jobs|control|events|joined|dead)$",
         r"^(PREFIX\.(reply|watch)\..*|PREFIX\.(jobs|control|events)|amq\.default)$",
-        r"^(PREFIX\.((reply|watch)\..*|events|control|dead)|amq\.rabbitmq\.event)$",
+        r"^(PREFIX\.((reply|watch)\..*|events|control|joined|dead)|amq\.rabbitmq\.event)$",
     ),
     "node": (
-        r"^PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)$",
+        r"^PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events|joined|dead)$",
         r"^(PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events|dead)|amq\.default)$",
-        r"^(PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events)|amq\.rabbitmq\.event)$",
+        r"^(PREFIX\.((node|inbox|standby|agent)\..*|jobs|control|events|joined)|amq\.rabbitmq\.event)$",
     ),
     "admin": (".*", ".*", ".*"),
 }

@@ -167,7 +167,7 @@ def added_node(request: Request, home: Home, broker: Broker, new: NewNode) -> Sp
     """A node that is started while the instance runs, or a root if it has no parent."""
     env = _node_environment(request, home, broker, environment.read())
     if new.parent is None:
-        options = ["--engine", "none", "--model", new.model]
+        options = ["--engine", "none", "--tree-engine", request.engine, "--model", new.model]
         return _node(request, {**env, **_LARGE_BUFFERS_BY_MMAP}, new.name, options)
     request = replace(request, slots=new.slots or request.slots)
     options = ["--parent", new.parent, "--model", new.model]
@@ -234,7 +234,7 @@ def _roots(request: Request, env: Mapping[str, str]) -> list[Spec]:
     env = {**env, **_LARGE_BUFFERS_BY_MMAP}
     specs = []
     for model, name in request.roots.items():
-        options = ["--engine", "none", "--model", model]
+        options = ["--engine", "none", "--tree-engine", request.engine, "--model", model]
         if request.standby:
             options.append("--standby")
         root = _node(request, env, name, options)

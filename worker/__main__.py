@@ -9,10 +9,11 @@ import sys
 from typing import NoReturn
 
 from broker import heartbeat, logs
+from broker.addresses import joined_node
 from broker.amqp import AmqpSession
 from broker.errors import BrokerError
 from broker.exit_status import REMOVED
-from broker.session import Session
+from broker.session import JoinedNode, Session
 from broker.tracing import make_tracer
 from topology.dispatch import POLICIES
 from topology.names import BadName
@@ -21,7 +22,7 @@ from worker.engines.base import Engine
 from worker.errors import EngineStuck, WorkerError
 from worker.life import live
 from worker.node import Departure, Node
-from worker.settings import Settings
+from worker.settings import BrokerSettings, Settings
 
 CANNOT_START = 3
 TRACES_SECONDS = 2.0  # for the last spans to be sent
@@ -60,6 +61,7 @@ async def run(node_settings: Settings) -> Departure | None:
         make_engine(options),
         step_seconds=node_settings.step_seconds,
         user_jobs=node_settings.user_jobs,
+        tree_engine=options.tree_engine,
         tracer=tracer,
     )
     leave = asyncio.Event()
@@ -68,7 +70,10 @@ async def run(node_settings: Settings) -> Departure | None:
 
     async def connect() -> Session:
         return await AmqpSession.open(
-            broker.amqp_url, f"node {options.name}", queue_type=broker.queue_type
+            broker.amqp_url,
+            f"node {options.name}",
+            queue_type=broker.queue_type,
+            joined=_joined(broker, options),
         )
 
     # Code and settings never become garbage: scanning them would cost every job a little.
@@ -88,6 +93,12 @@ async def run(node_settings: Settings) -> Departure | None:
     if node.departure.done():
         return node.departure.result()
     return None
+
+
+def _joined(broker: BrokerSettings, options: argparse.Namespace) -> JoinedNode | None:
+    """The node whose token this process has; None for one with more rights. Raises BadAddress."""
+    name = joined_node(broker.amqp_url)
+    return None if name is None else JoinedNode(name, options.model)
 
 
 def main(arguments: list[str]) -> int:

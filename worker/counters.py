@@ -19,6 +19,7 @@ class CounterReports:
         self,
         name: str,
         model: str,
+        engine: str,
         incarnation: str,
         jobs: Jobs,
         dispatcher: Dispatcher,
@@ -26,6 +27,7 @@ class CounterReports:
     ) -> None:
         self._name = name
         self._model = model
+        self._engine = engine
         self._incarnation = incarnation
         self._jobs = jobs
         self._dispatcher = dispatcher
@@ -60,6 +62,7 @@ class CounterReports:
                 finished=0,
                 accepting=False,
                 model=self._model,
+                engine=self._engine,
             )
         return Capacity(
             node=self._name,
@@ -70,6 +73,7 @@ class CounterReports:
             finished=self._dispatcher.subtree_finished(),
             accepting=self._dispatcher.accepting,
             model=self._model,
+            engine=self._engine,
             users=_most_jobs(self._jobs.users()),
         )
 

@@ -7,7 +7,7 @@ run it first requests to resume.
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import msgspec
 import structlog
@@ -31,6 +31,7 @@ from topology.dispatch import Dispatcher, Forward, Hold
 from worker import job_spans
 from worker.broker_link import BrokerLink
 from worker.engines.base import Engine
+from worker.given_jobs import GivenJobs
 from worker.job_spans import JobSpans
 from worker.membership import Membership
 from worker.pending_job import PendingJob
@@ -51,7 +52,7 @@ class Jobs:
     """See the module.
 
     `on_change()` is called when a counter has changed, `on_engine_failure(reason)` when a run ended
-    by the engine's fault.
+    by the engine's fault. `joined`: the children that may not be trusted with a job's accounting.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Jobs:
         on_change: Callable[[], None],
         on_engine_failure: Callable[[str], None],
         tracer: Tracer = NO_TRACER,
+        joined: Container[str] = (),
     ) -> None:
         self.tokens = 0  # of runs that have ended
         self.failed = 0  # runs that failed, not by the client's fault
@@ -76,8 +78,10 @@ class Jobs:
         self.running = RunningJobs()
         self.unwanted = Unwanted()
         self.settlement = Settlement(name, link)
+        self.given = GivenJobs()
         # bound once: the proxy `log` would make a logger for each line, written or not
         self._log = log.bind(node=name)
+        self._joined = joined
         self._name = name
         self._model = model
         self._incarnation = incarnation
@@ -260,7 +264,8 @@ class Jobs:
 
         self._handing_on.add(id(pending))
         if run.begun:
-            self._link.port.outbox.put(pending.job.reply_to, ending, sent=sent)
+            job = pending.job
+            self._link.port.outbox.put(job.reply_to, ending, sent=sent, token=job.reply_token)
         else:
             sent(True)
         if not run.stopped and not run.isolated:
@@ -281,6 +286,8 @@ class Jobs:
         job, span = pending.job_from(self._name), NO_SPAN
         if self._spans.enabled:
             job, span = self._spans.sending(pending, job, names.node(child))
+        if child in self._joined:
+            self.given.give(child, job)
         outcome = self._link.port.forward(child, job)
         self._settle_when_confirmed(outcome, pending, gone, span)
 
@@ -328,17 +335,23 @@ class Jobs:
 
         outcome.add_done_callback(confirmed)
 
-    def _send_frame(self, reply_to: str, frame: AnyFrame) -> None:
-        self._link.port.outbox.put(reply_to, frame)
+    def _send_frame(self, job: Job, frame: AnyFrame) -> None:
+        self._link.port.outbox.put(job.reply_to, frame, token=job.reply_token)
 
     # ---- messages and events
 
     def cancel(self, message: Cancel) -> None:
-        """Cancels a job that runs or waits here, or arrives later."""
-        self.unwanted.cancel(message)
+        """Cancels a job that runs or waits here, or arrives later.
+
+        With a token: only what runs here and carries it.
+        """
+        if not message.token:
+            self.unwanted.cancel(message)
         for run in self.running.of_request(message.request_id):
             is_users = message.user in ("", run.job.user)
-            if is_users and (message.before is None or run.job.attempt < message.before):
+            is_meant = message.token in ("", run.job.reply_token)
+            is_old = message.before is None or run.job.attempt < message.before
+            if is_users and is_meant and is_old:
                 run.cancel()
         self._drop_unwanted(self.waiting.copies_of(message.request_id))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
-from broker.errors import BrokerError, ConnectionLost, NoParent
-from broker.node import NodePort
+from broker.errors import BrokerError, ConnectionLost, NoParent, NotAdmitted
+from broker.joined_port import make_port
 from broker.presence import until_gone
 from broker.session import Session
 from broker.wire import Leave
@@ -33,9 +33,9 @@ async def live(
     """Runs `node` until `leave` is set.
 
     `wait`: seconds to try to reach the broker and the parent at the start. `standby`: waits while
-    the name is taken. Raises NameTaken, NoParent, WrongModel, ConnectionLost or AccessRefused if
-    the node cannot register, EngineUnavailable if the engine cannot start, EngineStuck if it hangs
-    and only a new process helps. A node that has served reconnects for ever: only `leave`, which
+    the name is taken. Raises NameTaken, NoParent, NotAdmitted, WrongModel, ConnectionLost or
+    AccessRefused if the node cannot register, EngineUnavailable if the engine cannot start,
+    EngineStuck if it hangs and only a new process helps. A node that has served reconnects for ever: only `leave`, which
     an operator may also have set (`node.departure`), and EngineStuck end it.
     """
     node.departure.add_done_callback(lambda _: leave.set())
@@ -58,7 +58,8 @@ async def live(
             except BrokerError as error:
                 if node.status == "idle":  # it had served, so the back-off starts anew
                     served, pause, node.status = True, RECONNECT_SECONDS[0], "starting"
-                if not served and asyncio.get_running_loop().time() >= give_up:
+                late = not served and asyncio.get_running_loop().time() >= give_up
+                if late or isinstance(error, NotAdmitted):
                     raise
                 if isinstance(error, NoParent):  # it is likely to register soon
                     pause = min(pause, PARENT_SECONDS)
@@ -115,7 +116,7 @@ async def _serve(
     node: Node, session: Session, leave: asyncio.Event, loading: asyncio.Task[None]
 ) -> None:
     """One session: register, serve and leave. Raises why the session was lost."""
-    port = NodePort(session, node.name, node)
+    port = make_port(session, node.name, node, node.engine_name)
     node.link.open(port)
     await port.register(node.parent, node.model)
     node.announcer.begin()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from broker.errors import NoParent, NotFound
+from broker.errors import NoParent, NotAdmitted, NotFound
 from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave, Refused
 from topology.dispatch import Child, Dispatcher
 from worker.background import Background
@@ -91,13 +91,9 @@ class Membership:
         )
         self._on_change()
 
-    def refuse(self, message: Capacity, model: str) -> None:
-        """A node of another model hangs here: it gets no jobs, and is told so."""
+    def refuse(self, message: Capacity, reason: str) -> None:
+        """A node of another model or engine hangs here: it gets no jobs, and is told so."""
         self._dispatcher.remove_child(message.node)
-        reason = (
-            f"{self._name} serves {model}; this node serves {message.model}: "
-            f"start it with --model {model}"
-        )
         self._link.port.send_control(message.node, Refused(parent=self._name, reason=reason))
         self._on_change()
 
@@ -164,7 +160,10 @@ class Membership:
             if outcome.cancelled() or outcome.exception() is not None or parent != self._parent:
                 return
             is_back = outcome.result() and not self._parent_reachable
+            is_lost = self._parent_reachable and not outcome.result()
             self._parent_reachable = outcome.result()
+            if is_lost and self._link.port.session.joined is not None:
+                self._background.run(self._find_parent())  # it hears no event of that death
             if is_back:
                 self._on_change()  # a draining node can give its jobs back now
 
@@ -267,8 +266,8 @@ class Membership:
                 continue
             try:
                 await self._move(ancestor)
-            except NoParent:  # it has no exchange: it has just started, or is about to leave
-                continue
+            except (NoParent, NotAdmitted):
+                continue  # it has no exchange: it has just started, or is about to leave
             log.warning(
                 "the parent is gone; hangs below an ancestor", node=self._name, parent=ancestor
             )

@@ -14,12 +14,14 @@ from typing import Literal
 
 import msgspec
 
+from broker.encoding import encode
 from broker.job_messages import (
     AnyInboxMessage,
     JobReport,
     Question,
     ReportJobs,
 )
+from broker.join_messages import AnyJoinMessage, RegisterNode, RemoveNode
 from broker.malformed import inconsistency
 from broker.node_state import NodeState, NodeStatus
 from broker.session import Delivery
@@ -58,6 +60,7 @@ from worker.job_list import JobList
 from worker.jobs import Jobs
 from worker.membership import Membership
 from worker.operator_requests import OperatorRequests
+from worker.registrar import Registrar
 from worker.warnings import Warnings
 from worker.watchdog import STEP_SECONDS
 
@@ -84,7 +87,7 @@ class Node:
     """The state of one node and its reactions.
 
     `step_seconds`: an engine's step that takes longer hangs. `user_jobs`: jobs of one user that may
-    run below a root at once; see topology.cap.
+    run below a root at once; see topology.cap. `tree_engine`: of the nodes below a root.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Node:
         *,
         step_seconds: float = STEP_SECONDS,
         user_jobs: int | None = AUTOMATIC,
+        tree_engine: str = "",
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self.name = name
@@ -113,6 +117,8 @@ class Node:
         self.supervisor = EngineSupervisor(
             engine, step_seconds, self._health_changed, self._interrupt_all
         )
+        tree_engine = engine.name if engine is not None else tree_engine
+        self.registrar = Registrar(name, model, tree_engine, self.link)
         self._incarnation = uuid.uuid4().hex[:8]
         if parent is not None:  # only a root enforces the cap
             user_jobs = 0
@@ -128,9 +134,16 @@ class Node:
             on_change=self.announcer.touch,
             on_engine_failure=self.supervisor.restart,
             tracer=tracer,
+            joined=self.registrar.admitted,
         )
         self._counters = CounterReports(
-            name, model, self._incarnation, self.jobs, self.dispatcher, self.membership
+            name,
+            model,
+            self._shown_engine.name,
+            self._incarnation,
+            self.jobs,
+            self.dispatcher,
+            self.membership,
         )
         self._job_list = JobList(name, model, self.jobs, self._publish_jobs)
         self._operator_requests = OperatorRequests(name, self.jobs, self._job_list, self.link)
@@ -154,6 +167,11 @@ class Node:
         return self.membership.parent
 
     @property
+    def engine_name(self) -> str:
+        """What the node runs its jobs with; a root has "none"."""
+        return self._shown_engine.name
+
+    @property
     def leaves_for_good(self) -> bool:
         """True if an operator removes this node from the tree."""
         return self.departure.done() and self.departure.result() == "stop"
@@ -168,6 +186,14 @@ class Node:
     def on_job(self, job: Job, delivery: Delivery) -> None:
         self.jobs.add(job, delivery)
         self.announcer.touch()
+
+    def on_returned_job(self, sender: str, job: Job, delivery: Delivery) -> None:
+        known = self.jobs.given.take_back(sender, job)
+        if known is None:
+            self.link.port.reject(delivery, f"{sender} gave back more jobs than it can have had")
+        else:
+            delivery.body = encode(known)
+            self.on_job(known, delivery)
 
     def on_node_gone(self, name: str) -> None:
         self.membership.on_gone(name)
@@ -188,7 +214,24 @@ class Node:
             self._on_tree_message(message)
         self.announcer.touch()
 
-    def _on_tree_message(self, message: AnyControl) -> None:
+    def on_joined_message(self, sender: str, message: AnyInboxMessage) -> None:
+        """A joined node speaks for itself alone, and commands nobody."""
+        match message:
+            case RegisterNode():
+                self.background.run(self.registrar.register(sender, message))
+            case RemoveNode():
+                self.background.run(self.registrar.remove(sender, message))
+            case Capacity() if message.node == sender:
+                if sender in self.registrar.admitted:
+                    self._on_capacity(message)
+            case Leave() if message.node == sender:
+                self.membership.on_leave(message)
+                self.background.run(self.registrar.left(sender))
+            case _:
+                self.warnings.add(sender, "a message that it may not send was ignored")
+        self.announcer.touch()
+
+    def _on_tree_message(self, message: AnyControl | AnyJoinMessage) -> None:
         match message:
             case ResumeGrant():
                 self.jobs.resume_requests.on_grant(message)
@@ -219,11 +262,10 @@ class Node:
     def _on_capacity(self, message: Capacity) -> None:
         """A child's counters replace the known ones if they are consistent."""
         reason = inconsistency(message)
-        if message.model not in ("", self.model):  # empty: from a former release
-            self.warnings.add(
-                message.node, f"refused: it serves {message.model}, and this tree {self.model}"
-            )
-            self.membership.refuse(message, self.model)
+        mismatch = self.registrar.mismatch(message)
+        if mismatch:
+            self.warnings.add(message.node, f"refused: {mismatch}")
+            self.membership.refuse(message, mismatch)
         elif reason:
             self.warnings.add(message.node, f"its counters were ignored: {reason}")
         elif message.node != self.name:
@@ -398,3 +440,4 @@ class Node:
         self.announcer.stop()
         self._job_list.stop()
         self.membership.forget()
+        self.registrar.admitted.clear()

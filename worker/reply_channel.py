@@ -41,7 +41,7 @@ class ResumeRequests:
         port = self._link.port
         try:
             while not answer.done():
-                port.outbox.put(job.reply_to, request)
+                port.outbox.put(job.reply_to, request, token=job.reply_token)
                 await asyncio.wait({answer}, timeout=ASK_SECONDS)
             return answer.result()
         finally:
@@ -57,7 +57,8 @@ class BrokerReplyChannel:
         self._port = link.port
 
     def send(self, frame: AnyFrame) -> None:
-        self._port.outbox.put(self._job.reply_to, frame)
+        job = self._job
+        self._port.outbox.put(job.reply_to, frame, token=job.reply_token)
 
     async def confirm(self, frame: AnyFrame) -> None:
         confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -66,7 +67,8 @@ class BrokerReplyChannel:
             if not confirmed.done():
                 confirmed.set_result(read)
 
-        self._port.outbox.put(self._job.reply_to, frame, sent=sent)
+        job = self._job
+        self._port.outbox.put(job.reply_to, frame, sent=sent, token=job.reply_token)
         await confirmed  # never, if the session is lost first: then this run is abandoned
 
     async def request_resume(self, number: int) -> ResumeGrant:

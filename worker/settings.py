@@ -116,6 +116,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="transformers, encoder, openai, echo, or none for a root",
     )
     parser.add_argument(
+        "--tree-engine",
+        default="",
+        help="for a root: nodes of another engine's family are refused; default: none is",
+    )
+    parser.add_argument(
         "--slots", type=_slots, help="jobs that run at once: N, or auto (the default)"
     )
     parser.add_argument(

@@ -39,7 +39,8 @@ class Settlement:
             self._after_final.reached()
             self.settle(pending)
 
-        self._link.port.outbox.put(pending.job.reply_to, final, sent=sent)
+        job = pending.job
+        self._link.port.outbox.put(job.reply_to, final, sent=sent, token=job.reply_token)
 
     def dead_letter(self, pending: PendingJob, faults: tuple[str, ...], final: Failed) -> None:
         """Makes the job a dead letter, then tells its reader, then settles it.

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from broker.bounds import LONGEST_SECONDS
-from broker.wire import NO_RUN, JobClass, Waiting
+from broker.wire import NO_RUN, Job, JobClass, Waiting
 from topology.cap import Cap
 from topology.dispatch import Dispatcher, HoldCode
 from topology.fair_queue import FairQueue, Position
@@ -49,12 +49,12 @@ class Outlook:
 class WaitingJobs:
     """See the module.
 
-    `cap`: how many jobs of a user are let through to the nodes below. `send(reply_to, frame)` sends
-    a frame to a reader.
+    `cap`: how many jobs of a user are let through to the nodes below. `send(job, frame)` sends a
+    frame to the job's reader.
     """
 
     def __init__(
-        self, name: str, dispatcher: Dispatcher, cap: Cap, send: Callable[[str, Waiting], None]
+        self, name: str, dispatcher: Dispatcher, cap: Cap, send: Callable[[Job, Waiting], None]
     ) -> None:
         self.accuracy = Accuracy()
         self.users: Counter[str] = Counter()  # waiting jobs by user
@@ -325,7 +325,7 @@ class WaitingJobs:
             position=position,
             seconds=shown_seconds,
         )
-        self._send(job.reply_to, frame)
+        self._send(job, frame)
 
 
 def _is_news(

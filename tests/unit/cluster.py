@@ -10,6 +10,7 @@ from typing import Self
 from broker.client import Client
 from broker.errors import ConnectionLost
 from broker.memory import MemoryBroker, MemorySession
+from broker.session import JoinedNode
 from broker.stream import Stream
 from broker.tracing import NO_TRACER, Tracer
 from broker.wire import AnyFrame, ChatMessage, Delta, Job, JobClass, Task
@@ -128,8 +129,10 @@ class Cluster(AsyncExitStack):
         user_jobs: int | None = 0,
         model: str = "m",
         tracer: Tracer = NO_TRACER,
+        joined: bool = False,
+        tree_engine: str = "",
     ) -> Node:
-        """A serving node; without a parent, a root."""
+        """A serving node; without a parent, a root. `joined`: it has a user of its own."""
         if parent is not None and engine is None:
             engine = HandEngine(model, slots)
         node = self.nodes[name] = Node(
@@ -140,11 +143,13 @@ class Cluster(AsyncExitStack):
             engine,
             step_seconds=step_seconds,
             user_jobs=user_jobs,
+            tree_engine=tree_engine,
             tracer=tracer,
         )
+        own = JoinedNode(name, model) if joined else None
 
         async def connect() -> MemorySession:
-            self.sessions[name] = self.broker.session()
+            self.sessions[name] = self.broker.session(own)
             return self.sessions[name]
 
         self._leave[name] = asyncio.Event()

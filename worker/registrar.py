@@ -1,0 +1,84 @@
+"""A parent's part for joined nodes below it: it admits them, and keeps what may not be theirs."""
+
+import structlog
+
+from broker.errors import BrokerError
+from broker.join_messages import ParentAnswer, RegisterNode, RemoveNode
+from broker.wire import Capacity
+from worker.broker_link import BrokerLink
+
+MAX_JOINED = 10_000  # admitted at once
+
+log = structlog.get_logger()
+
+
+def family(engine: str) -> str:
+    """Engines of one family give the same kind of answers; "" where it is not known."""
+    if engine in ("", "none"):
+        return ""
+    return "echo" if engine == "echo" else "model"
+
+
+class Registrar:
+    """Admits joined nodes to the tree of one model and one family of engines.
+
+    `engine`: that of the tree; empty if it may be any.
+    """
+
+    def __init__(self, name: str, model: str, engine: str, link: BrokerLink) -> None:
+        self._name = name
+        self._model = model
+        self._engine = engine
+        self._link = link
+        # nodes that hang here; a new session begins without, and they register again soon
+        self.admitted: set[str] = set()
+
+    def mismatch(self, message: Capacity | RegisterNode) -> str:
+        """Why that node cannot serve this tree; empty if it can. Former releases say less."""
+        if message.model not in ("", self._model):
+            return (
+                f"{self._name} serves {self._model}; this node serves {message.model}: "
+                f"start it with --model {self._model}"
+            )
+        own, other = family(self._engine), family(message.engine)
+        if own and other and own != other:
+            return (
+                f"{self._name} is in a tree of engine {self._engine}; this node has "
+                f"{message.engine}: start it with --engine {self._engine}"
+            )
+        return ""
+
+    async def register(self, sender: str, message: RegisterNode) -> None:
+        """Makes the node's queue and edge, and answers."""
+        reason = self._refusal(sender, message)
+        if not reason:
+            await self._link.port.add_joined(sender)
+            self.admitted.add(sender)
+        else:
+            log.warning("a joined node was refused", node=self._name, child=sender, reason=reason)
+        self._answer(sender, message.number, done=not reason, reason=reason)
+
+    def _refusal(self, sender: str, message: RegisterNode) -> str:
+        if message.node != sender or sender == self._name:
+            return f"this token is for node {sender!r}, not {message.node!r}"
+        if sender not in self.admitted and len(self.admitted) >= MAX_JOINED:
+            return f"{self._name} has {MAX_JOINED} joined nodes already"
+        return self.mismatch(message)
+
+    async def remove(self, sender: str, message: RemoveNode) -> None:
+        """Deletes the queue of a node that leaves, if it is empty, and answers."""
+        try:
+            done = sender in self.admitted and await self._link.port.remove(sender)
+        except BrokerError as error:
+            log.warning("queue not deleted", node=self._name, child=sender, reason=str(error))
+            done = False
+        self._answer(sender, message.number, done=done)
+
+    async def left(self, sender: str) -> None:
+        """The node hangs elsewhere now, or has ended."""
+        self.admitted.discard(sender)
+        await self._link.port.drop_joined(sender)
+
+    def _answer(self, sender: str, number: str, *, done: bool, reason: str = "") -> None:
+        answer = ParentAnswer(number=number, done=done, reason=reason)
+        self._link.port.send_control(sender, answer)
