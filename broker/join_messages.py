@@ -7,7 +7,7 @@ from broker.bounds import Name, NodeName, Note
 from broker.wire import Control
 
 
-class RegisterNode(Control, frozen=True, kw_only=True, tag="register_node"):
+class RegisterNode(Control, kw_only=True, tag="register_node"):
     """Be my parent: declare my queue and bind it. Repeated with every heartbeat."""
 
     node: NodeName
@@ -16,14 +16,14 @@ class RegisterNode(Control, frozen=True, kw_only=True, tag="register_node"):
     engine: Name
 
 
-class RemoveNode(Control, frozen=True, kw_only=True, tag="remove_node"):
+class RemoveNode(Control, kw_only=True, tag="remove_node"):
     """I leave and have stopped consuming: delete my queue if it is empty."""
 
     node: NodeName
     number: Name
 
 
-class ParentAnswer(Control, frozen=True, kw_only=True, tag="parent_answer"):
+class ParentAnswer(Control, kw_only=True, tag="parent_answer"):
     """The parent's answer to either. `reason`: why it refuses."""
 
     number: Name

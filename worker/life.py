@@ -35,8 +35,9 @@ async def live(
     `wait`: seconds to try to reach the broker and the parent at the start. `standby`: waits while
     the name is taken. Raises NameTaken, NoParent, NotAdmitted, WrongModel, ConnectionLost or
     AccessRefused if the node cannot register, EngineUnavailable if the engine cannot start,
-    EngineStuck if it hangs and only a new process helps. A node that has served reconnects for ever: only `leave`, which
-    an operator may also have set (`node.departure`), and EngineStuck end it.
+    EngineStuck if it hangs and only a new process helps. A node that has served reconnects for
+    ever: only `leave`, which an operator may also have set (`node.departure`), NotAdmitted and
+    EngineStuck end it.
     """
     node.departure.add_done_callback(lambda _: leave.set())
     give_up = asyncio.get_running_loop().time() + wait
