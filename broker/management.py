@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -14,7 +15,8 @@ from topology.prefix import Prefix
 READ_SECONDS = 5.0
 Listed = dict[str, object]  # an object of one of the API's listings
 
-_NO_CONTENT = 204
+_CREATED, _NO_CONTENT = 201, 204
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
 _NAME_FIELDS = ("name", "source", "destination")
 _NAMES_ONLY = "?columns=name&disable_stats=true"
 
@@ -111,7 +113,7 @@ class ManagementApi:
         """Raises ManagementError if the prefix cannot be used."""
         parts = urlsplit(url)
         try:
-            self._prefix = Prefix.of(url)
+            self.prefix = Prefix.of(url)
         except names.BadName as error:
             raise ManagementError(str(error)) from error
         self._host = parts.hostname or ""
@@ -136,7 +138,7 @@ class ManagementApi:
 
     def quoted(self, name: object) -> str:
         """The object's name in the broker, for a path."""
-        return quote(self._prefix.outside(str(name)), safe="")
+        return quote(self.prefix.outside(str(name)), safe="")
 
     async def read(self, path: str) -> Any:
         """The JSON at `path`. Raises ManagementError."""
@@ -150,25 +152,41 @@ class ManagementApi:
 
     async def delete(self, path: str) -> None:
         """Deletes an object, which may have vanished already. Raises ManagementError."""
-        await self._request("DELETE", path)
+        status, _ = await self._request("DELETE", path)
+        self._check_right(status)
+
+    async def put(self, path: str, content: Mapping[str, object]) -> None:
+        """Creates or changes an object. Raises ManagementError."""
+        status, _ = await self._request("PUT", path, json.dumps(content).encode())
+        self._check_right(status)
+        if status not in (_CREATED, _NO_CONTENT):
+            raise self._failure(f"status {status}")
+
+    def _check_right(self, status: int) -> None:
+        if status in (_UNAUTHORIZED, _FORBIDDEN):
+            raise ManagementError(
+                f"the broker's management API at {self._base} refuses its user that: "
+                "it must be an administrator"
+            )
 
     def _translate(self, item: Listed) -> bool:
         """Gives the listed object the code's names; False if it is another instance's."""
         for field in _NAME_FIELDS:
             name = item.get(field)
             if isinstance(name, str) and name:
-                item[field] = self._prefix.inside(name)
+                item[field] = self.prefix.inside(name)
                 if not item[field]:
                     return False
         return True
 
-    async def _request(self, method: str, path: str) -> tuple[int, bytes]:
+    async def _request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """The answer's status and body."""
         # HTTP/1.0, so that the body is never in chunks.
         request = (
             f"{method} /api/{path} HTTP/1.0\r\n"
             f"Host: {self._base.partition('://')[2]}\r\n"
-            f"Authorization: Basic {self._authorization}\r\n\r\n"
+            f"Authorization: Basic {self._authorization}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
         )
         try:
             async with asyncio.timeout(READ_SECONDS):
@@ -176,7 +194,7 @@ class ManagementApi:
                     self._host, self._port, ssl=self._tls or None
                 )
                 try:
-                    writer.write(request.encode())
+                    writer.write(request.encode() + body)
                     return await _read_answer(reader)
                 finally:
                     writer.close()

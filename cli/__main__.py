@@ -28,6 +28,7 @@ _COMMANDS = {
         "Replace one node, or every process in turn, without a failed request.",
     ),
     "node": ("node:node", "Run one more worker, on any machine that reaches the broker."),
+    "join": ("join:join", "Run a node here, below the Canopy of another machine."),
     "agent": ("agent:agent", "Let operators start and stop nodes on this machine."),
     "gateway": (
         "gateway:gateway",
@@ -64,6 +65,20 @@ _KEY = {
     "revoke": (
         "access:revoke_key",
         "Make an API key invalid; what runs for it ends within a second.",
+    ),
+}
+_NODE_TOKEN = {
+    "create": (
+        "node_token:create",
+        "Print a token, alone on standard output: with it one node joins from another machine.",
+    ),
+    "list": (
+        "node_token:list_tokens",
+        "List the tokens that are valid: for which node, where it hangs, last use, expiry.",
+    ),
+    "revoke": (
+        "node_token:revoke",
+        "End a token: the broker closes the node's connections at once.",
     ),
 }
 _JOBS = {
@@ -131,6 +146,9 @@ _DEAD = {
 def command_line() -> Group:
     """All commands."""
     key = Group("key", "API keys.", _lazy(_KEY))
+    node_token = Group(
+        "node-token", "Credentials with which other machines join.", _lazy(_NODE_TOKEN)
+    )
     jobs = Group("jobs", "What waits and runs, and what to do with it.", _lazy(_JOBS))
     batch = Group("batch", "Many requests from a file, answered in the background.", _lazy(_BATCH))
     model = Group("model", "Models: load, stop, describe, pause, resume.", _lazy(_MODEL))
@@ -142,7 +160,7 @@ def command_line() -> Group:
     help_text = (
         "Canopy: a self-hosted ChatGPT-like service on RabbitMQ.\n\nStart with `./canopy up`."
     )
-    groups = [key, user, plan, jobs, batch, model, autoscale, host, dead]
+    groups = [key, node_token, user, plan, jobs, batch, model, autoscale, host, dead]
     everything = Group("canopy", help_text, [*_lazy(_COMMANDS), *groups])
     everything.params.append(
         click.Option(

@@ -27,6 +27,7 @@ from cli import (
     processes,
     registry,
     rolling,
+    token_watch,
 )
 from cli.console import Console, is_journal, say
 from cli.control import Message
@@ -201,7 +202,13 @@ class Launcher:
                 f"started in {seconds:.0f} s; Ctrl-C or ./canopy down stops everything"
             )
             self._announce(token.result())
-            await self._run_agent(broker)
+            async with asyncio.TaskGroup() as lasting:
+                lasting.create_task(self._run_agent(broker))
+                if "admin" in broker.management:
+                    watching = token_watch.watch(
+                        self._home, broker.management["admin"], self._console.say
+                    )
+                    lasting.create_task(watching)
 
     @contextlib.asynccontextmanager
     async def _progress(self) -> AsyncGenerator[None]:

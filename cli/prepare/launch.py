@@ -38,6 +38,7 @@ _FOR_TESTS = [
     "caddy",
     "default-jdk-headless",
 ]
+_TOKEN_BEGINS, _TOKEN_VARIABLE = "canopy1.", "CANOPY_NODE_TOKEN"
 _SYSTEM = {"up": ["rabbitmq-server"], "prepare": ["rabbitmq-server"], "test": _FOR_TESTS}
 _REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.DEVELOPMENT]}
 
@@ -45,6 +46,7 @@ _REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.DEVELOPMENT]}
 def main(arguments: list[str]) -> int:
     """Prepares for the command in `arguments` and becomes it; returns only on failure."""
     open_standard_streams()
+    _hide_token(arguments)
     try:
         if _is_help(arguments) and not VENV_PYTHON.exists():
             print(HELP)
@@ -65,6 +67,18 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _hide_token(arguments: list[str]) -> None:
+    """Begins anew without the token of `join` in the process list: it has a password in it, and
+    preparation takes minutes.
+    """
+    tokens = [word for word in arguments if word.startswith(_TOKEN_BEGINS)]
+    if arguments[:1] != ["join"] or len(tokens) != 1:
+        return
+    os.environ[_TOKEN_VARIABLE] = tokens[0]
+    words = [word for word in sys.orig_argv if word != tokens[0]]
+    os.execv(sys.executable, words)  # noqa: S606 - no shell
 
 
 def prepare(command: str) -> None:

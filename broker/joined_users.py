@@ -1,0 +1,105 @@
+"""The broker's users of joined nodes, made and deleted through the management API.
+
+docs/joining.md says what each right is for; tests/broker/test_rights.py tries what is not granted.
+"""
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from broker.management import ManagementApi
+from topology import names
+from topology.prefix import Prefix
+
+# Two sessions of two connections: a node that reconnects may do so before the broker has noticed
+# the end of its former ones.
+MAX_CONNECTIONS = 4
+MAX_CHANNELS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Patterns of names that a user may configure, write and read."""
+
+    configure: str
+    write: str
+    read: str
+
+
+NOTHING = "^$"
+
+
+def rights(name: str, prefix: Prefix) -> Rights:
+    """It declares its inbox and binds it to what all nodes are told; it reads that and its queue."""
+    inbox, queue = _exactly(names.inbox(name), prefix), _exactly(names.node(name), prefix)
+    joined = _exactly(names.JOINED_EXCHANGE, prefix)
+    events = _exactly(names.EVENTS_EXCHANGE, prefix)
+    control = _exactly(names.CONTROL_EXCHANGE, prefix)
+    return Rights(
+        configure=f"^{inbox}$",
+        write=f"^({inbox}|{joined}|{events})$",
+        read=f"^({queue}|{inbox}|{control})$",
+    )
+
+
+def joined_keys(model: str) -> str:
+    """Keys on JOINED_EXCHANGE: of its tree's nodes, readers, answers to operators, dead letters."""
+    tree = names.tree_digest(model)
+    nodes = rf"{re.escape(names.NODE_PREFIX)}[^.]+\.{tree}"
+    inboxes = rf"{re.escape(names.INBOX_PREFIX)}[^.]+\.{tree}"
+    replies = rf"{re.escape(names.REPLY_PREFIX)}.+"
+    answers = rf"{re.escape(names.WATCH_PREFIX)}.+\.jobs"
+    return f"^({nodes}|{inboxes}|{replies}|{answers}|{re.escape(names.DEAD_QUEUE)})$"
+
+
+def event_keys(name: str) -> str:
+    """Keys on EVENTS_EXCHANGE: its own state and jobs."""
+    return f"^({re.escape(names.state_key(name))}|{re.escape(names.jobs_key(name))})$"
+
+
+async def create(api: ManagementApi, name: str, model: str, password: str, vhost: str) -> None:
+    """Makes the user of a joined node with its rights and limits. Raises ManagementError."""
+    user, place = api.quoted(names.joined_user(name)), quote(vhost, safe="")
+    await api.put(f"users/{user}", {"password": password, "tags": ""})
+    try:
+        for limit, value in (
+            ("max-connections", MAX_CONNECTIONS),
+            ("max-channels", MAX_CHANNELS),
+        ):
+            await api.put(f"user-limits/{user}/{limit}", {"value": value})
+        keys = {names.JOINED_EXCHANGE: joined_keys(model), names.EVENTS_EXCHANGE: event_keys(name)}
+        for exchange, pattern in keys.items():
+            right = {
+                "exchange": api.prefix.outside(exchange),
+                "write": pattern,
+                "read": NOTHING,
+            }
+            await api.put(f"topic-permissions/{place}/{user}", right)
+        # last: until then the user reaches no virtual host
+        granted = rights(name, api.prefix)
+        await api.put(
+            f"permissions/{place}/{user}",
+            {"configure": granted.configure, "write": granted.write, "read": granted.read},
+        )
+    except BaseException:
+        await delete(api, name)
+        raise
+
+
+async def delete(api: ManagementApi, name: str) -> None:
+    """Deletes the user; the broker closes its connections at once. Raises ManagementError."""
+    await api.delete(f"users/{api.quoted(names.joined_user(name))}")
+
+
+async def connected(api: ManagementApi) -> dict[str, str]:
+    """The joined nodes that are connected now, each with its host. Raises ManagementError."""
+    hosts = {}
+    for connection in await api.read("connections?columns=user,peer_host"):
+        node = names.joined_node(api.prefix.inside(str(connection.get("user", ""))))
+        if node:
+            hosts[node] = str(connection.get("peer_host", ""))
+    return hosts
+
+
+def _exactly(name: str, prefix: Prefix) -> str:
+    return re.escape(prefix.outside(name))

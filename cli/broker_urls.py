@@ -1,0 +1,61 @@
+"""The broker's URLs for a user of another machine."""
+
+import ipaddress
+from urllib.parse import quote, unquote, urlsplit
+
+from cli import listener
+from cli.errors import StateError
+from cli.instance import Record
+from cli.ports import host_and_port
+
+_LISTEN = "start it with ./canopy up --listen 0.0.0.0, or with one address of this machine"
+
+
+def for_others(
+    record: Record, user: str, password: str, addresses: tuple[str, ...] = ()
+) -> list[str]:
+    """The broker's URL at each address that other machines can reach, or at `addresses`.
+
+    Raises StateError if there is none.
+    """
+    own = listener.from_record(record)
+    if own is not None:
+        chosen = own._replace(addresses=addresses or own.addresses)
+        if not chosen.addresses:
+            raise StateError("This machine has no address that others reach; say --address HOST.")
+        return chosen.urls(user, password, vhost(record))
+    urls = [url.strip() for url in record["amqp"]["node"].split(",") if url.strip()]
+    if record["amqp"]["node"] != record["amqp"]["admin"]:  # a broker of our own
+        raise StateError(f"Canopy's broker is reached from this machine alone: {_LISTEN}.")
+    return _elsewhere(urls, user, password, addresses)
+
+
+def _elsewhere(urls: list[str], user: str, password: str, addresses: tuple[str, ...]) -> list[str]:
+    """Those of the operator's broker, with another login."""
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    changed = []
+    for url in urls:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if not addresses and _is_loopback(host):
+            raise StateError(
+                f"CANOPY_AMQP_URL names the broker {host!r}, which means another machine there: "
+                "say --address HOST."
+            )
+        for address in addresses or (host,):
+            place = host_and_port(address, parts.port) if parts.port else address
+            changed.append(parts._replace(netloc=f"{login}@{place}").geturl())
+    return list(dict.fromkeys(changed))
+
+
+def vhost(record: Record) -> str:
+    """The virtual host of this instance."""
+    url, _, _ = record["amqp"]["node"].partition(",")
+    return unquote(urlsplit(url).path.removeprefix("/")) or "/"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

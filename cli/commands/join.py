@@ -1,0 +1,194 @@
+"""`join`: a node on another machine, with a token from the machine that runs Canopy."""
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from cli import environment, join_token, options
+from cli import home as homes
+from cli.errors import MachineError, StateError, UnreachableError, UsageError
+from cli.home import PRIVATE_UMASK, Home, become_module
+from cli.join_token import JoinToken
+from cli.plan import OPENMP_SPIN_COUNT
+from cli.prepare import steps
+from cli.prepare.model import Model, is_local
+
+TOKEN_VARIABLE = "CANOPY_NODE_TOKEN"  # noqa: S105 - the variable's name
+RETRY_SECONDS = 2.0
+REACH_SECONDS = 5.0  # for one address to accept a connection
+
+
+@click.command()
+@click.argument("token", required=False)
+@options.slots
+@options.device
+@options.precision
+@options.kv_cache_dtype
+@options.memory_fraction
+@click.option(
+    "--model-path",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where the model is on this machine, if it is a folder on the other one.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long to go on trying while the other machine is not reached. Default: once.",
+)
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where models and logs are kept. Default: CANOPY_HOME, else var/ beside this program.",
+)
+def join(
+    token: str | None,
+    slots: str,
+    device: str | None,
+    precision: str | None,
+    kv_cache_dtype: str | None,
+    memory_fraction: float | None,
+    model_path: Path | None,
+    wait: float,
+    home: Path | None,
+) -> None:
+    """Run a node here, below the Canopy of another machine.
+
+    There, ./canopy node-token create prints TOKEN, which says everything else: the addresses, the
+    model, the engine and the parent. A copy of this folder is all that is needed here. With "-" the
+    token is read from standard input; without one from CANOPY_NODE_TOKEN.
+
+    One token is for one node; make one for each GPU.
+    """
+    options.check_precision(precision)
+    options.check_kv_cache_dtype(kv_cache_dtype)
+    folder = Home(home.expanduser().resolve()) if home else homes.read()
+    parsed = join_token.decode(_text(token))
+    join_token.check(parsed)
+    urls = asyncio.run(_reached(parsed, wait))
+    arguments = ["--name", parsed.name, "--parent", parsed.parent, "--engine", parsed.engine]
+    arguments += ["--slots", str(options.parse_slots(slots) or "auto"), "--task", parsed.task]
+    arguments += _model_options(parsed, model_path, folder)
+    if device:
+        arguments += ["--device", device]
+    for option, value in (
+        ("--policy", parsed.policy),
+        ("--upstream", parsed.upstream),
+        ("--upstream-model", parsed.upstream_model),
+    ):
+        if value:
+            arguments += [option, value]
+    os.umask(PRIVATE_UMASK)
+    os.environ.pop(TOKEN_VARIABLE, None)
+    become_module(
+        "worker",
+        *arguments,
+        "--wait",
+        str(wait),
+        CANOPY_AMQP_URL=",".join(urls),
+        CANOPY_HOME=str(folder.path),
+        CANOPY_PRECISION=precision or "auto",
+        CANOPY_KV_CACHE_DTYPE=kv_cache_dtype or "auto",
+        CANOPY_MEMORY_FRACTION=str(memory_fraction or ""),
+        GOMP_SPINCOUNT=environment.read().spin_count or OPENMP_SPIN_COUNT,
+    )
+
+
+def _text(argument: str | None) -> str:
+    """The token's text. Raises UsageError without one."""
+    if argument == "-":
+        return sys.stdin.readline(join_token.MAX_LETTERS + 2)
+    text = argument or os.environ.get(TOKEN_VARIABLE, "")
+    if not text:
+        raise UsageError(
+            "A token is needed: ./canopy node-token create prints one on the machine that runs "
+            "Canopy. Then here: ./canopy join TOKEN"
+        )
+    return text
+
+
+def _model_options(token: JoinToken, model_path: Path | None, home: Home) -> list[str]:
+    """The model's name and, once it is prepared, its folder. Raises UsageError."""
+    words = ["--model", token.model]
+    if token.engine != "transformers":
+        return words
+    argument = str(model_path) if model_path else token.model_argument
+    if is_local(argument) and not Path(argument).expanduser().is_dir():
+        raise UsageError(
+            f"The model {token.model} is a folder on the other machine ({argument}): copy it here "
+            "and say --model-path FOLDER."
+        )
+    model = Model(argument)
+    home.make()
+    with steps.exclusive(home.models_lock):
+        steps.run_together([model.step(home)], home.logs)
+    return [*words, "--model-path", str(model.folder)]
+
+
+async def _reached(token: JoinToken, wait: float) -> list[str]:
+    """The URLs at which the broker lets this node in; the others would only cost time later.
+
+    Tries again until `wait` is over. Raises CliError.
+    """
+    give_up = time.monotonic() + wait
+    while True:
+        try:
+            return await _try(token)
+        except UnreachableError as error:
+            if time.monotonic() >= give_up:
+                raise
+            print(f"{error}; trying again", file=sys.stderr, flush=True)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _try(token: JoinToken) -> list[str]:
+    """Raises UnreachableError with each address and why, or what else is wrong."""
+    from broker.amqp import AmqpSession
+    from broker.errors import AccessRefused, BadCertificate, BrokerError
+
+    outcomes = await asyncio.gather(*(_accepts(url) for url in token.urls))
+    open_urls = [url for url, reason in zip(token.urls, outcomes, strict=True) if not reason]
+    if not open_urls:
+        raise UnreachableError(
+            "The other machine is not reached: "
+            + "; ".join(outcomes)
+            + ". Is Canopy running there, and does a firewall let this port through?"
+        )
+    try:
+        session = await AmqpSession.open(",".join(open_urls), f"join {token.name}")
+    except AccessRefused as error:
+        raise StateError(
+            "The other machine does not know this token any more: it was revoked or has expired. "
+            "There: ./canopy node-token create"
+        ) from error
+    except BadCertificate as error:
+        raise MachineError(f"{error}. There: ./canopy node-token create") from error
+    except BrokerError as error:
+        raise UnreachableError(str(error)) from error
+    await session.close()
+    return open_urls
+
+
+async def _accepts(url: str) -> str:
+    """Why nothing is reached there; "" if a server accepts connections."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 0
+    try:
+        async with asyncio.timeout(REACH_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return f"{host}:{port} does not answer (wrong address, or a firewall)"
+    except ConnectionRefusedError:
+        return f"{host}:{port} refuses connections (wrong port, or Canopy does not run there)"
+    except OSError as error:
+        return f"{host}:{port}: {error.strerror or error}"
+    writer.close()
+    return ""

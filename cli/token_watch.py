@@ -1,0 +1,37 @@
+"""The launcher's part for tokens: notes when they are used, and ends those that have expired."""
+
+import asyncio
+from collections.abc import Callable
+
+from broker import joined_users
+from broker.errors import ManagementError
+from broker.management import ManagementApi
+from cli import node_tokens
+from cli.errors import CliError
+from cli.home import Home
+
+LOOK_SECONDS = 20.0
+
+
+async def watch(home: Home, management_url: str, say: Callable[[str], None]) -> None:
+    """Never ends. While there is no token it reads one small file."""
+    while True:
+        try:
+            if node_tokens.file(home).exists():
+                await look(home, ManagementApi(management_url), say)
+        except (CliError, ManagementError, OSError) as error:
+            say(f"the nodes' tokens were not looked at: {error}")
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def look(home: Home, api: ManagementApi, say: Callable[[str], None]) -> None:
+    """Once. Raises CliError, ManagementError, OSError."""
+    records = node_tokens.read(home)
+    for name, record in records.items():
+        if record.has_expired():
+            await joined_users.delete(api, name)
+            with node_tokens.changing(home) as changing:
+                changing.pop(name, None)
+            say(f"the token of node {name} has expired")
+    if records:
+        node_tokens.use(home, await joined_users.connected(api))
