@@ -6,13 +6,13 @@ other one keep flowing. `channels.py` has the parts.
 
 import asyncio
 import functools
+import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pika
 import pika.exceptions
-import structlog
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 
@@ -41,7 +41,7 @@ CHECK_SECONDS = 5.0  # between two checks that the exclusive queues still exist
 # to both, survives an upgrade, and makes the queue requeue messages at their old place.
 DELIVERY_LIMIT = 1_000_000
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 EVENT_NAMES = ("name", "source_name", "destination_name")  # headers of the broker's events
 
@@ -302,7 +302,7 @@ class AmqpSession:
             self._acknowledger.delivered(method.delivery_tag)
             exchange = self._prefix.inside(method.exchange)
             if exchange in GUARDED and not self._bound.expects(queue, exchange, method.routing_key):
-                log.warning("a message with further keys dropped", queue=queue, exchange=exchange)
+                log.warning("message with further keys from %s to %s dropped", exchange, queue)
                 self._acknowledger.settle(method.delivery_tag, True)
                 return
             handler(

@@ -30,7 +30,7 @@ NOTHING = "^$"
 
 
 def rights(name: str, prefix: Prefix) -> Rights:
-    """It declares its inbox and binds it to what all nodes are told; it reads that and its queue."""
+    """It declares its inbox, binds it to what all nodes are told, and reads it and its queue."""
     inbox, queue = _exactly(names.inbox(name), prefix), _exactly(names.node(name), prefix)
     joined = _exactly(names.JOINED_EXCHANGE, prefix)
     events = _exactly(names.EVENTS_EXCHANGE, prefix)

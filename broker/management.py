@@ -186,6 +186,7 @@ class ManagementApi:
             f"{method} /api/{path} HTTP/1.0\r\n"
             f"Host: {self._base.partition('://')[2]}\r\n"
             f"Authorization: Basic {self._authorization}\r\n"
+            "Content-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         try:

@@ -11,7 +11,7 @@ from typing import NoReturn
 from broker import heartbeat, logs
 from broker.addresses import joined_node
 from broker.amqp import AmqpSession
-from broker.errors import BrokerError
+from broker.errors import AccessRefused, BrokerError, NotAdmitted
 from broker.exit_status import REMOVED
 from broker.session import JoinedNode, Session
 from broker.tracing import make_tracer
@@ -25,6 +25,7 @@ from worker.node import Departure, Node
 from worker.settings import BrokerSettings, Settings
 
 CANNOT_START = 3
+NOT_ADMITTED = 1  # starting it again is of no use
 TRACES_SECONDS = 2.0  # for the last spans to be sent
 RETURN_SECONDS = 60.0  # a node that restarted itself waits so long for its parent
 
@@ -64,17 +65,23 @@ async def run(node_settings: Settings) -> Departure | None:
         tree_engine=options.tree_engine,
         tracer=tracer,
     )
+    joined = _joined(broker, options)
     leave = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, leave.set)
 
     async def connect() -> Session:
-        return await AmqpSession.open(
-            broker.amqp_url,
-            f"node {options.name}",
-            queue_type=broker.queue_type,
-            joined=_joined(broker, options),
-        )
+        try:
+            return await AmqpSession.open(
+                broker.amqp_url,
+                f"node {options.name}",
+                queue_type=broker.queue_type,
+                joined=joined,
+            )
+        except AccessRefused as error:
+            if joined is None:
+                raise
+            raise NotAdmitted(f"its token was revoked, or has expired ({error})") from error
 
     # Code and settings never become garbage: scanning them would cost every job a little.
     gc.collect()
@@ -103,7 +110,8 @@ def _joined(broker: BrokerSettings, options: argparse.Namespace) -> JoinedNode |
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0 after leaving in order, 3 with one line on standard error if it cannot start,
-    REMOVED after an operator removed it from the tree.
+    NOT_ADMITTED if its token is not valid or its parent refuses it, REMOVED after an operator
+    removed it from the tree.
 
     A node that an operator restarts, or whose engine hangs, replaces its process by a new one,
     under the same pid.
@@ -115,6 +123,9 @@ def main(arguments: list[str]) -> int:
         departure = asyncio.run(run(node_settings))
     except EngineStuck as error:
         _begin_anew(arguments, options, str(error))
+    except NotAdmitted as error:
+        print(f"node {options.name}: {error}", file=sys.stderr)
+        return NOT_ADMITTED
     except (WorkerError, BrokerError, BadName) as error:
         print(f"node {options.name}: {error}", file=sys.stderr)
         return CANNOT_START

@@ -160,5 +160,6 @@ def test_the_map_says_what_the_docstring_says(command: LazyCommand) -> None:
 def test_the_help_lists_every_command_at_full_length() -> None:
     root = command_line()
     text = root.get_help(click.Context(root, max_content_width=100, terminal_width=100))
+    width = max(map(len, root.commands)) + 1
     for command in root.commands.values():
-        assert f"  {command.name:<10} {command.help}" in text
+        assert f"  {command.name:<{width}} {command.help}" in text

@@ -9,7 +9,7 @@ import pytest
 
 from broker import drill_messages as drills
 from broker import host_messages as hosts
-from broker import job_messages, node_state, operator_messages, wire
+from broker import job_messages, join_messages, node_state, operator_messages, wire
 from broker.conversation_events import ConversationChange
 from broker.encoding import decode, encode
 
@@ -65,6 +65,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             delivered_tokens=2,
             delivered_prompt_logprobs=5,
             traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            reply_token="5f3a9c01d2e4b6f85f3a9c01d2e4b6f8",
         ),
     ),
     "pooling_job": (
@@ -90,7 +91,11 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
     ),
     "vectors": (
         wire.Frames,
-        wire.Frames(frames=(wire.Vectors(**WHO, seq=1, rows=(struct.pack("<2f", 1.0, -0.5),)),)),
+        wire.Frames(
+            frames=(
+                wire.Vectors(**WHO, seq=1, rows=(struct.pack("<2f", 1.0, -0.5),), token="5f3a9c01"),
+            )
+        ),
     ),
     "frames": (
         wire.Frames,
@@ -141,6 +146,19 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
         ),
     ),
     "cancel": (wire.AnyControl, wire.Cancel(request_id="7d1f0c", before=2, user="ada")),
+    "cancel_copy": (wire.AnyControl, wire.Cancel(request_id="7d1f0c", token="5f3a9c01")),
+    "register_node": (
+        job_messages.AnyInboxMessage,
+        join_messages.RegisterNode(node="room2", number="c0ffee", model="tiny", engine="echo"),
+    ),
+    "remove_node": (
+        job_messages.AnyInboxMessage,
+        join_messages.RemoveNode(node="room2", number="c0ffee"),
+    ),
+    "parent_answer": (
+        job_messages.AnyInboxMessage,
+        join_messages.ParentAnswer(number="c0ffee", done=False, reason="root serves tiny"),
+    ),
     "continue": (
         wire.AnyControl,
         wire.ResumeGrant(
@@ -182,6 +200,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             finished=117,
             accepting=False,
             users={"ada": 2, "": 1},
+            engine="transformers",
         ),
     ),
     "state": (

@@ -1,0 +1,135 @@
+"""Tokens with which other machines join: what they say, and what is said about bad ones."""
+
+import re
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from broker import joined_users
+from cli import broker_urls, join_token, moments, node_tokens
+from cli.errors import StateError, UsageError
+from cli.home import Home
+from cli.join_token import JoinToken
+from cli.node_tokens import TokenRecord
+from topology import names
+from topology.prefix import Prefix
+
+TOKEN = JoinToken(
+    name="room2",
+    urls=("amqps://canopy.node.room2:secret@10.0.0.1:5671/%2F?fingerprint=sha256:00",),
+    model="tiny",
+    model_argument="/models/tiny",
+    engine="transformers",
+    parent="root",
+    version="0.1.0",
+    expires=None,
+)
+RECORD = {
+    "amqp": dict.fromkeys(("api", "node", "admin"), "amqp://me:pass@rabbit:5673/place"),
+    "tls": None,
+}
+
+
+def test_a_token_comes_back_as_it_was() -> None:
+    line = join_token.encode(TOKEN)
+    assert re.fullmatch(r"canopy1\.[A-Za-z0-9_-]+", line)
+    assert join_token.decode(f"  {line}\n") == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "This is no token"),
+        ("ck-123", "This is no token"),
+        ("canopy1." + "x" * 9000, "9008 letters"),
+        ("canopy1.%%%", "damaged"),
+        ("canopy1.e30", "damaged"),
+        (join_token.encode(TOKEN)[:-9], "damaged"),
+        ("canopy1." + "W1tb" * 1500, "damaged"),
+    ],
+)
+def test_what_is_no_token_is_refused_in_one_line_without_its_text(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as refusal:
+        join_token.decode(text)
+    assert "\n" not in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_an_expired_token_and_one_of_another_release_are_refused() -> None:
+    join_token.check(TOKEN, "0.1.7")
+    with pytest.raises(UsageError, match=r"token is of Canopy 0\.1\.0, and this copy is 0\.2\.0"):
+        join_token.check(TOKEN, "0.2.0")
+    old = msgspec.structs.replace(TOKEN, expires=time.time() - 1)
+    with pytest.raises(UsageError, match="The token expired on"):
+        join_token.check(old, "0.1.0")
+
+
+def test_an_address_for_another_machine() -> None:
+    [url] = broker_urls.for_others(RECORD, "canopy.node.room2", "p@ss")
+    assert url == "amqp://canopy.node.room2:p%40ss@rabbit:5673/place"
+    urls = broker_urls.for_others(RECORD, "u", "p", ("a", "::1"))
+    assert urls == ["amqp://u:p@a:5673/place", "amqp://u:p@[::1]:5673/place"]
+    assert broker_urls.vhost(RECORD) == "place"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_no_address_that_means_the_machine_itself(host: str) -> None:
+    record = {**RECORD, "amqp": dict.fromkeys(("node", "admin"), f"amqp://u:p@{host}:5672/%2F")}
+    with pytest.raises(StateError, match="another machine there"):
+        broker_urls.for_others(record, "u", "p")
+
+
+def test_a_broker_of_our_own_must_listen_for_others() -> None:
+    private = {"amqp": {"node": "amqp://node:p@127.0.0.1:5/%2F", "admin": "amqp://admin:p@..."}}
+    with pytest.raises(StateError, match=r"--listen 0\.0\.0\.0"):
+        broker_urls.for_others(private, "u", "p")
+    tls = {"addresses": ["10.0.0.1", "fe00::1"], "port": 9, "fingerprint": "", "prefix": "canopy"}
+    urls = broker_urls.for_others({**private, "tls": tls}, "u", "p")
+    assert urls == ["amqps://u:p@10.0.0.1:9/%2F", "amqps://u:p@[fe00::1]:9/%2F"]
+
+
+def test_moments() -> None:
+    assert moments.parse("2d", 1000.0) == 1000.0 + 2 * 86400
+    assert moments.parse("1970-01-02", 0.0) == 86400
+    for text in ("", "2", "0d", "1970-01-01", "999999d9", "soon"):
+        with pytest.raises(UsageError, match="--expires"):
+            moments.parse(text, 5.0)
+    assert [moments.ago(age) for age in (5, 61, 7200, 200_000)] == [
+        "5 s ago",
+        "1 min ago",
+        "2 h ago",
+        "2 d ago",
+    ]
+
+
+def _record(name: str) -> TokenRecord:
+    return TokenRecord(name=name, model="m", engine="echo", parent="root", created=1.0)
+
+
+def test_the_list_of_tokens_is_kept_private(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    with node_tokens.changing(home) as records:
+        records["room1"] = _record("room1")
+    node_tokens.use(home, {"room1": "10.0.0.9", "unknown": "10.0.0.8"})
+    [record] = node_tokens.read(home).values()
+    assert record.last_host == "10.0.0.9"
+    assert record.last_used is not None
+    assert node_tokens.file(home).stat().st_mode & 0o077 == 0
+    node_tokens.file(home).write_text("{")
+    with pytest.raises(StateError, match="is damaged"):
+        node_tokens.read(home)
+
+
+def test_the_rights_are_for_one_node_of_one_tree_and_one_instance() -> None:
+    granted = joined_users.rights("room2", Prefix("lab"))
+    for pattern in (granted.configure, granted.write, granted.read):
+        for name in ("lab.inbox.room22", "canopy.inbox.room2", "lab.inbox.room2.x", "lab.jobs"):
+            assert not re.search(pattern, name)
+    assert re.search(granted.write, "lab.joined")
+    keys = joined_users.joined_keys("tiny")
+    assert re.search(keys, names.joined_key(names.inbox("n1"), "tiny"))
+    assert re.search(keys, names.joined_key(names.node("n1"), "tiny"))
+    assert not re.search(keys, names.joined_key(names.inbox("n1"), "other"))
+    assert not re.search(keys, names.watch("api"))
