@@ -181,6 +181,7 @@ def test_the_management_api(broker: Broker) -> None:
         with pytest.raises(urllib.error.HTTPError) as refusal:
             urllib.request.urlopen(request, timeout=SECONDS)
         assert refusal.value.code == 401
+        refusal.value.close()
 
 
 # ---- what the broker lets pass, and the receivers do not believe
