@@ -9,10 +9,10 @@ import time
 from typing import Annotated
 
 import msgspec
-from topology.version import VERSION
 
 from broker.bounds import Moment, Name, NodeName
 from cli.errors import UsageError
+from topology.version import VERSION
 
 BEGINNING = "canopy1."
 MAX_LETTERS = 8192

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from topology.version import VERSION
 
 from broker import joined_users
 from broker.errors import ManagementError
@@ -24,6 +23,7 @@ from cli.instance import Record
 from cli.join_token import JoinToken
 from cli.node_tokens import TokenRecord
 from topology.names import BadName, check_node_name, joined_user
+from topology.version import VERSION
 
 PASSWORD_BYTES = 24
 
