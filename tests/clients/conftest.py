@@ -18,11 +18,6 @@ from tests.clients.registry import CHAT_MODEL, EMBEDDER
 from tests.instance import MODEL_SECONDS, Instance, running
 from tests.realbroker import NodeProcess, root
 
-# What takes too much room for every run; the table keeps what it found last.
-collect_ignore = (
-    [] if os.environ.get("ALL_CLIENTS") else ["test_benchmarks.py", "test_open_webui.py"]
-)
-
 LOAD_SECONDS = 120.0  # of a model, on a machine that has other things to do
 _ANSWER_TOKENS = 96  # of a request that names no limit: a small model may not know when to end
 

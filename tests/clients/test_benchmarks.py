@@ -1,4 +1,4 @@
-"""Benchmarks of others: lm-eval and guidellm. Large, so only with ALL_CLIENTS=1."""
+"""Benchmarks of others: lm-eval and guidellm."""
 
 import json
 from pathlib import Path

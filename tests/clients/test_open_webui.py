@@ -1,4 +1,4 @@
-"""Open WebUI before the API, as its pages ask it. Large, so only with ALL_CLIENTS=1."""
+"""Open WebUI before the API, as its pages ask it."""
 
 import json
 import socket
