@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(2000)
 MODEL = "compared"
 DOCUMENTS = 100
 CHOICES = 3
+LARGEST_DIFFERENCE = 1e-3
 READY_SECONDS = 120.0
 SECONDS = 1800.0  # with a model of a folder
 TASK = """\
@@ -51,10 +52,9 @@ def _tree(service: Instance, folder: Path) -> object:
     with ExitStack() as trees:
         trees.enter_context(root(service.broker, f"{MODEL}-root", MODEL))
         options = ["--engine", "transformers", "--device", "cpu", "--model-path", str(folder)]
-        options += ["--precision", "float32"]
         node = ["--parent", f"{MODEL}-root", "--model", MODEL, *options, "--slots", "4"]
-        threads = {"CANOPY_THREADS": "1"}
-        process = NodeProcess(service.broker, f"{MODEL}-1", *node, env=threads)
+        numbers = {"CANOPY_THREADS": "1", "CANOPY_PRECISION": "float32"}
+        process = NodeProcess(service.broker, f"{MODEL}-1", *node, env=numbers)
         trees.push(process)
         process.wait_ready(READY_SECONDS)
         yield
@@ -84,6 +84,8 @@ def test_its_own_backend_and_the_api_agree(
     told = run([*program, MODEL, str(folder), str(tmp_path), packages], env, seconds=SECONDS)
     found = json.loads(told.splitlines()[-1])
     assert len(found["hf"]) == len(found["api"]) == DOCUMENTS * CHOICES
-    for own, served in zip(found["hf"], found["api"], strict=True):
-        assert served[0] == pytest.approx(own[0], abs=1e-3)
-        assert served[1] == own[1]
+    pairs = list(zip(found["hf"], found["api"], strict=True))
+    largest = max(abs(own[0] - served[0]) for own, served in pairs)
+    print(f"largest difference of {len(pairs)} log-likelihoods: {largest:.2e}")
+    assert largest <= LARGEST_DIFFERENCE
+    assert [served[1] for _, served in pairs] == [own[1] for own, _ in pairs]

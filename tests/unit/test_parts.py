@@ -20,7 +20,16 @@ from api.requests.parts import (
 from api.requests.parts.formats import FORMATS
 from broker.wire import Job, Start, Tool, ToolChoice
 
-TOOLS = (Tool(name="f"), Tool(name="get_weather"))
+WEATHER_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "units": {"enum": ["C", "F"]},
+        "places": {"type": "array", "items": {"type": "string"}},
+    },
+}
+TOOLS = (Tool(name="f"), Tool(name="get_weather", parameters=json.dumps(WEATHER_SCHEMA)))
 
 
 def parser(tool_format: str = "", reasoning: str = "", choice: ToolChoice = "auto") -> PartParser:
@@ -156,6 +165,101 @@ ANSWERS = [
         "Hm",
         [WEATHER, ("f", {})],
     ),
+    (
+        "qwen3-coder",
+        'I look.\n\n<tool_call>\n<function=get_weather>\n<parameter=city>\n 5 <b>\n\n"x"\\\n'
+        "</parameter>\n<parameter=days>\n2\n</parameter>\n<parameter=units>\nC\n</parameter>\n"
+        '<parameter=places>\n["a", "b"]\n</parameter>\n</function>\n</tool_call>\nDone.',
+        "I look.Done.",
+        [
+            (
+                "get_weather",
+                {"city": ' 5 <b>\n\n"x"\\', "days": 2, "units": "C", "places": ["a", "b"]},
+            )
+        ],
+    ),
+    (
+        "qwen3-coder",
+        "<tool_call>\n<function=f>\n</function>\n</tool_call>\n<tool_call>\n<function=get_weather>"
+        "<parameter=city>Rome</parameter></function></tool_call>",
+        "",
+        [("f", {}), WEATHER],
+    ),
+    (
+        "qwen3-coder",
+        "<function=f>\n<parameter=a>\nnull\n</parameter>\n<parameter=b>\nfree text\n</parameter>\n",
+        "",
+        [("f", {"a": None, "b": "free text"})],
+    ),
+    (
+        "qwen3-coder",
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>',
+        "",
+        [WEATHER],
+    ),
+    ("qwen3-coder", "<tool_call>\nno call", "<tool_call>\nno call", []),
+    ("qwen3-coder", "<tool_call>\n<function=f", "<tool_call>\n<function=f", []),
+    ("qwen3-coder", "a <function> b", "a <function> b", []),
+    (
+        "glm",
+        "Well.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n"
+        "<tool_call>f</tool_call>",
+        "Well.",
+        [("get_weather", {"city": "Rome", "days": 2}), ("f", {})],
+    ),
+    (
+        "glm",
+        "<tool_call>f<arg_key>a</arg_key><arg_value>[1, {}]</arg_value><arg_key>b</arg_key>"
+        "<arg_value></arg_value></tool_call>",
+        "",
+        [("f", {"a": [1, {}], "b": ""})],
+    ),
+    ("glm", "<tool_call>two words</tool_call>", "<tool_call>two words</tool_call>", []),
+    (
+        "deepseek-v3",
+        "Well.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Rome"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n'
+        "```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "Well.",
+        [WEATHER, ("f", {})],
+    ),
+    (
+        "deepseek-v3.1",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
+        '{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{"a": "}"}'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "",
+        [WEATHER, ("function", {"a": "}"})],
+    ),
+    (
+        "deepseek-v3.1",
+        "<｜tool▁calls▁begin｜>none<｜tool▁calls▁end｜>",
+        "<｜tool▁calls▁begin｜>none<｜tool▁calls▁end｜>",
+        [],
+    ),
+    (
+        "tool-code",
+        "I look.\n```tool_code\nget_weather(city=\"Rome\")\nprint(f(a=[1, 'b', (None, True)]))\n```\n"
+        "Done.",
+        "I look.Done.",
+        [WEATHER, ("f", {"a": [1, "b", [None, True]]})],
+    ),
+    (
+        "tool-code",
+        '```tool_code\nx = api.get_weather("a ```` b\\n\\u00fc\\/", -2, places=["c",],)\n```',
+        "",
+        [("get_weather", {"city": "a ```` b\nü/", "days": -2, "places": ["c"]})],
+    ),
+    (
+        "tool-code",
+        '```tool_code\nget_weather(city="""a\n\'b\'""", days=1.5e3)',
+        "",
+        [("get_weather", {"city": "a\n'b'", "days": 1500.0})],
+    ),
+    ("tool-code", "```tool_code\nimport os\n```", "```tool_code\nimport os\n```", []),
+    ("tool-code", "```tool_code\nf(1e999)\n```", "```tool_code\nf(1e999)\n```", []),
+    ("tool-code", "```python\nf()\n```", "```python\nf()\n```", []),
 ]
 
 
@@ -184,6 +288,16 @@ def test_a_character_at_a_time(tool_format: str, answer: str) -> None:
             ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", '{"name": "f", ']
             + ['"arguments": {', "}", "]", "[", '"', "\\", " ", "\n", "x", ";", ",", "call:f{"]
             + ["<escape>", "<start_function_call>", "<end_function_call>", "[ARGS]"]
+            + ["<function=f>", "</function>", "<parameter=a>", "</parameter>", "<arg_key>", "5"]
+            + ["</arg_key>", "<arg_value>", "</arg_value>", "<｜tool▁calls▁begin｜>", "```"]
+            + [
+                "<｜tool▁call▁begin｜>",
+                "f<｜tool▁sep｜>",
+                "<｜tool▁call▁end｜>",
+                "```tool_code",
+                "f(",
+            ]
+            + ["<｜tool▁calls▁end｜>", "a=", ")", "get_weather", "city"]
         )
     ),
     places=st.lists(st.integers(0, 500), max_size=8),
@@ -225,6 +339,84 @@ def test_ids_are_the_same_for_every_reader_and_differ_between_calls() -> None:
 def test_without_tools_marks_are_text(choice: ToolChoice) -> None:
     answer = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     assert read([answer], tool_format="hermes", choice=choice).text == answer
+
+
+HARMONY = [
+    (
+        "<|channel|>analysis<|message|>They ask.<|end|><|start|>assistant<|channel|>final<|message|>"
+        "Sunny \n<|return|>",
+        "They ask.",
+        "Sunny",
+        [],
+    ),
+    (
+        "<|channel|>analysis<|message|>Two. <|end|><|start|>assistant<|channel|>commentary<|message|>"
+        "I look.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
+        '<|constrain|>json<|message|>{"city": "Rome"} <|call|><|start|>assistant to=functions.f'
+        "<|channel|>commentary json<|message|><|call|>",
+        "Two.",
+        "I look.",
+        [WEATHER, ("f", {})],
+    ),
+    (
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b"
+        "<|end|><|channel|>final<|message|>c",
+        "a\n\nb",
+        "c",
+        [],
+    ),
+    ("Plain < text", "", "Plain < text", []),
+    ("<|channel|>final<|message|>a <|b|> c", "", "a <|b|> c", []),
+    ("<|channel|>analysis", "", "", []),
+]
+
+
+@pytest.mark.parametrize(("answer", "thought", "text", "calls"), HARMONY)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(places=st.lists(st.integers(0, 500), max_size=8))
+def test_channels_are_apart_however_they_are_cut(
+    answer: str, thought: str, text: str, calls: list[Any], places: list[int]
+) -> None:
+    formats = {"tool_format": "harmony", "reasoning": "harmony"}
+    for pieces in (cut(answer, places), list(answer)):
+        found = read(pieces, **formats)
+        assert (found.reasoning, found.text, found.values) == (thought, text, calls)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    pieces=st.lists(
+        st.sampled_from(
+            ["<|channel|>", "analysis", "final", "commentary", "<|message|>", "<|end|>", "<|call|>"]
+            + ["<|start|>", "assistant", " to=functions.f", " ", "x", "<", "{}", "<|constrain|>"]
+        )
+    ),
+    places=st.lists(st.integers(0, 500), max_size=8),
+)
+def test_whatever_comes_in_channels_is_read_in_one_way(
+    pieces: list[str], places: list[int]
+) -> None:
+    answer = "".join(pieces)
+    whole = read([answer], reasoning="harmony")
+    other = read(cut(answer, places), reasoning="harmony")
+    assert (whole.reasoning, whole.text) == (other.reasoning, other.text)
+    assert (whole.calls, whole.ids) == (other.calls, other.ids)
+
+
+def test_without_tools_a_call_in_a_channel_is_text() -> None:
+    answer = "<|channel|>commentary to=functions.f<|message|>{}<|call|>"
+    found = read([answer], reasoning="harmony", choice="none")
+    assert (found.text, found.calls) == ("{}", [])
+
+
+def test_long_texts_of_a_call_are_streamed() -> None:
+    reader = parser("qwen3-coder")
+    head = "<tool_call>\n<function=get_weather>\n<parameter=city>\n"
+    assert Read(reader.feed(head)).calls == [("get_weather", '{"city": ')]
+    assert reader.feed("Ro") == [CallArguments(0, '"Ro')]
+    assert reader.feed('m"e') == [CallArguments(0, 'm\\"e')]
+    assert reader.feed("\n</param") == []
+    assert reader.feed("eter>") == [CallArguments(0, '"')]
 
 
 THOUGHTS = [

@@ -6,6 +6,7 @@ the model marks calls and reasoning; whoever shows the answer reads it through a
 
 from api.requests.parts.calls import CallParser
 from api.requests.parts.formats import FORMATS
+from api.requests.parts.harmony import HARMONY, HarmonyParser
 from api.requests.parts.model import (
     CallArguments,
     CallBegins,
@@ -34,10 +35,12 @@ __all__ = [
 def parser_for(job: Job, start: Start) -> PartParser:
     """The parser of an answer to `job` whose first run began with `start`."""
     parser: PartParser = PlainText()
+    tools = {tool.name: tool for tool in job.tools if job.tool_choice != "none"}
+    if start.reasoning_format == HARMONY:
+        return HarmonyParser(start.request_id, frozenset(tools))
     call_format = FORMATS.get(start.tool_format)
-    if job.tools and job.tool_choice != "none" and call_format is not None:
-        names = frozenset(tool.name for tool in job.tools)
-        parser = CallParser(call_format, start.request_id, names)
+    if tools and call_format is not None:
+        parser = CallParser(call_format, start.request_id, tools)
     marks = REASONING.get(start.reasoning_format)
     if marks is None:
         return parser

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from api.requests.parts.marks import first_mark, trailing_space, undecided
 from api.requests.parts.model import CallArguments, CallBegins, Part, TextPart
+from api.requests.parts.parameters import Tools
 
 _ID_CHARACTERS = 24
 
@@ -57,16 +58,16 @@ class CallFormat(Protocol):
     def bare(self) -> bool:
         """An answer that begins with an object may be a call without a mark."""
 
-    def body(self, mark: str, calls: Calls, names: frozenset[str]) -> CallBody:
-        """The reader of what follows the mark; empty: of a bare object. `names`: the tools'."""
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
+        """The reader of what follows the mark; empty: of a bare object. `tools`: by name."""
 
 
 class CallParser:
     """Keeps the PartParser protocol. White space around calls is left out."""
 
-    def __init__(self, call_format: CallFormat, request_id: str, names: frozenset[str]) -> None:
+    def __init__(self, call_format: CallFormat, request_id: str, tools: Tools) -> None:
         self._format = call_format
-        self._names = names
+        self._tools = tools
         self._calls = Calls(request_id)
         self._text = ""  # not decided yet
         self._body: CallBody | None = None
@@ -115,7 +116,7 @@ class CallParser:
         return True
 
     def _open(self, mark: str, text: str) -> None:
-        self._body = self._format.body(mark, self._calls, self._names)
+        self._body = self._format.body(mark, self._calls, self._tools)
         self._text, self._begins = text, False
 
     def _read_body(self, parts: list[Part]) -> bool:

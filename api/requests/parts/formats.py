@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 
 from api.requests.parts.calls import CallBody, CallFormat, Calls
+from api.requests.parts.deepseek_calls import CALLS_BEGIN, DeepSeekCalls
 from api.requests.parts.gemma_calls import GemmaCall
 from api.requests.parts.json_calls import JSONCalls
 from api.requests.parts.mistral_calls import MistralCalls
+from api.requests.parts.parameters import Tools
+from api.requests.parts.python_calls import PythonCalls
+from api.requests.parts.tagged_calls import GLM, QWEN3_CODER, TaggedCall, TaggedOrJSON, Tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,7 @@ class Hermes:
     marks: tuple[str, ...] = ("<tool_call>",)
     bare: bool = False
 
-    def body(self, mark: str, calls: Calls, names: frozenset[str]) -> CallBody:
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
         """See CallFormat."""
         return JSONCalls(mark, calls, close="</tool_call>", lists=True)
 
@@ -27,9 +31,11 @@ class Llama3:
     marks: tuple[str, ...] = ("<|python_tag|>",)
     bare: bool = True
 
-    def body(self, mark: str, calls: Calls, names: frozenset[str]) -> CallBody:
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
         """See CallFormat. Without a mark, only an object that names a tool is a call."""
-        return JSONCalls(mark, calls, names=None if mark else names, separator=";", lists=True)
+        return JSONCalls(
+            mark, calls, names=None if mark else frozenset(tools), separator=";", lists=True
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Mistral:
     marks: tuple[str, ...] = ("[TOOL_CALLS]",)
     bare: bool = False
 
-    def body(self, mark: str, calls: Calls, names: frozenset[str]) -> CallBody:
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
         """See CallFormat."""
         return MistralCalls(mark, calls)
 
@@ -53,9 +59,48 @@ class Gemma:
     quote: str
     bare: bool = False
 
-    def body(self, mark: str, calls: Calls, names: frozenset[str]) -> CallBody:
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
         """See CallFormat."""
         return GemmaCall(mark, calls, close=self.close, quote=self.quote)
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Marks around each argument: Qwen3-Coder and GLM, which may write JSON, too."""
+
+    tags: Tags
+    marks: tuple[str, ...] = ("<tool_call>",)
+    bare: bool = False
+
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
+        """See CallFormat."""
+        if mark == self.tags.name[0]:  # some models leave out the first mark
+            return TaggedCall(mark, calls, tools, self.tags)
+        return TaggedOrJSON(mark, calls, tools, self.tags)
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSeek:
+    """A name and JSON between marks, several calls behind one mark: DeepSeek V3, R1 and V3.1."""
+
+    marks: tuple[str, ...] = (CALLS_BEGIN,)
+    bare: bool = False
+
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
+        """See CallFormat."""
+        return DeepSeekCalls(mark, calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """A block of Python: Gemma 3."""
+
+    marks: tuple[str, ...] = ("```tool_code",)
+    bare: bool = False
+
+    def body(self, mark: str, calls: Calls, tools: Tools) -> CallBody:
+        """See CallFormat."""
+        return PythonCalls(mark, calls, tools)
 
 
 FORMATS: dict[str, CallFormat] = {
@@ -64,5 +109,10 @@ FORMATS: dict[str, CallFormat] = {
     "mistral": Mistral(),
     "mistral-named": Mistral(),
     "functiongemma": Gemma(("<start_function_call>",), "<end_function_call>", "<escape>"),
+    "qwen3-coder": Tagged(QWEN3_CODER, ("<tool_call>", QWEN3_CODER.name[0])),
+    "glm": Tagged(GLM),
+    "deepseek-v3": DeepSeek(),
+    "deepseek-v3.1": DeepSeek(),
+    "tool-code": Python(),
     "gemma4": Gemma(("<|tool_call>",), "<tool_call|>", '<|"|>'),
 }

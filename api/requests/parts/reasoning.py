@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from api.requests.parts.harmony import HARMONY, HarmonyParser
 from api.requests.parts.marks import trailing_space, undecided
 from api.requests.parts.model import Part, PartParser, PlainText, ReasoningPart, TextPart
 
@@ -24,11 +25,15 @@ REASONING = {
 
 
 def without_reasoning(text: str, reasoning_format: str) -> str:
-    """What the user reads of a whole answer. `reasoning_format`: see REASONING."""
+    """What the user reads of a whole answer. `reasoning_format`: of REASONING, or HARMONY."""
     marks = REASONING.get(reasoning_format)
-    if marks is None:
+    parser: PartParser
+    if reasoning_format == HARMONY:
+        parser = HarmonyParser("", frozenset())
+    elif marks is not None:
+        parser = ReasoningParser(PlainText(), marks)
+    else:
         return text
-    parser = ReasoningParser(PlainText(), marks)
     parts = parser.feed(text) + parser.end()
     return "".join(part.text for part in parts if isinstance(part, TextPart))
 

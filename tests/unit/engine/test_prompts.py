@@ -10,8 +10,9 @@ from hypothesis import strategies as some
 from broker.wire import Job, Role
 from tests.unit.engine.chat_tokenizers import CHATML, GEMMA, INST, byte_level, chat
 from worker.engines.base import EngineError
-from worker.engines.transformers.text import tool_turns
+from worker.engines.transformers.text.chat_format import OURS
 from worker.engines.transformers.text.chat_template import Prompts
+from worker.engines.transformers.text.descriptions import STYLES
 from worker.engines.transformers.text.dialogue import forms, leading_systems
 
 # ---- every dialogue fits
@@ -40,7 +41,7 @@ def test_every_dialogue_has_a_form_that_the_strictest_template_takes(
 @settings(max_examples=200, deadline=None)
 @given(dialogues)
 def test_the_strictest_form_alternates_and_says_everything(turns: list[tuple[str, str]]) -> None:
-    messages = tool_turns.plain(chat(*turns).messages or (), ())  # where there are no tools
+    messages = STYLES[OURS].plain(chat(*turns).messages or ())  # where there are no tools
     *_, strictest = forms(messages)
     assert [turn.role for turn in strictest] == (["user", "assistant"] * len(strictest))[
         : len(strictest)

@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 
 from broker.wire import ChatMessage, Grammar, Job, Sampling, Tool, ToolCall, ToolChoice
 from tests.unit.engine.chat_tokenizers import CHATML, REASONS, byte_level
+from tests.unit.engine.tool_templates import QWEN, SPECIAL, TEMPLATES, twice, written
 from worker.engines.base import InvalidRequest
 from worker.engines.transformers.guidance.answers import AnswerGrammars
 from worker.engines.transformers.guidance.grammars import Grammars
@@ -16,42 +17,6 @@ from worker.engines.transformers.text.answer_text import AnswerText
 from worker.engines.transformers.text.chat_format import ChatFormat
 from worker.engines.transformers.text.chat_template import Prompts
 
-QWEN = (
-    "{% if tools %}<|im_start|>system\n<tools>{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n"
-    '</tools> <tool_call>{"name": 0, "arguments": 0}</tool_call><|im_end|>\n{% endif %}'
-    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
-    "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content }}{% for c in m.tool_calls or [] %}\n<tool_call>\n"
-    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
-    "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
-)
-LLAMA = (
-    "{% for m in messages %}{% if loop.first and tools %}{{ tools | tojson }} <|python_tag|> "
-    '{"name": 0, "parameters": 0}{% endif %}{% if m.role in ["tool", "ipython"] %}ipython: '
-    "{{ m.content | tojson }}{% elif m.tool_calls %}{% if m.tool_calls | length != 1 %}"
-    "{{ raise_exception('only single tool-calls') }}{% endif %}"
-    "{% set c = m.tool_calls[0].function %}"
-    '{"name": "{{ c.name }}", "parameters": {{ c.arguments | tojson }}}'
-    "{% else %}{{ m.role }}: {{ m.content }}{% endif %}\n{% endfor %}"
-)
-MISTRAL = (
-    "{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and tools %}"
-    "[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.tool_calls %}[TOOL_CALLS] [{% for c in m.tool_calls %}{% if c.id | length != 9 %}"
-    "{{ raise_exception('nine characters') }}{% endif %}{{ c.function | tojson }}{% endfor %}]"
-    "{% elif m.role == 'tool' %}{% if m.tool_call_id | length != 9 %}"
-    "{{ raise_exception('nine characters') }}{% endif %}[TOOL_RESULTS] {{ m.content }}"
-    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
-)
-NAMED = MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS] [ARGS] [")
-TEMPLATES = {"hermes": QWEN, "llama3": LLAMA, "mistral": MISTRAL, "mistral-named": NAMED}
-SPECIAL = {
-    "hermes": ("<tool_call>", "</tool_call>"),
-    "llama3": ("<|python_tag|>",),
-    "mistral": ("[TOOL_CALLS]",),
-    "mistral-named": ("[TOOL_CALLS]", "[ARGS]"),
-}
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"enum": [1, 2]}},
@@ -101,7 +66,8 @@ def test_the_format_is_the_template_s(name: str) -> None:
 def test_templates_get_tools_calls_and_results(name: str) -> None:
     text = text_of(with_tools(name), job(USER, CALLED, RESULT, USER))
     assert "Tells it." in text
-    assert '"city": "<|im_end|>"' in text
+    between = ('": "', ">\n", "</arg_key>\n<arg_value>", "='")
+    assert any(f"city{marks}<|im_end|>" in text for marks in between)
     assert "sunny" in text
 
 
@@ -110,9 +76,11 @@ def test_control_tokens_in_arguments_and_tools_are_text(name: str) -> None:
     tokenizer = with_tools(name)
     evil = msgspec.structs.replace(WEATHER, description="<|im_end|>")
     ids = Prompts(tokenizer).prepare(job(USER, CALLED, RESULT, USER, tools=(evil,))).ids
-    plain = Prompts(tokenizer).prepare(job(USER, RESULT, USER, tools=(WEATHER,))).ids
+    call = msgspec.structs.replace(CALLED.tool_calls[0], arguments='{"city": "Rome"}')
+    harmless = msgspec.structs.replace(CALLED, tool_calls=(call,))
+    plain = Prompts(tokenizer).prepare(job(USER, harmless, RESULT, USER)).ids
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert ids.count(end) - plain.count(end) == (1 if name == "hermes" else 0)  # one more turn
+    assert ids.count(end) == plain.count(end)
 
 
 def test_a_dialogue_that_may_be_cut_keeps_its_tools_and_what_its_template_is_told() -> None:
@@ -211,33 +179,20 @@ class Kept:
         return bool(taken == len(ids) and matcher.is_accepting())
 
 
-ARGUMENTS = '{"city": "Rome", "days": 2}'
-CALLS = {
-    "hermes": '<tool_call>\n{"name": "get_weather", "arguments": %s}\n</tool_call>',
-    "llama3": '{"name": "get_weather", "parameters": %s}',
-    "mistral": '[TOOL_CALLS] [{"name": "get_weather", "arguments": %s}]',
-    "mistral-named": "[TOOL_CALLS]get_weather[ARGS]%s",
-}
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_call_that_must_come(name: str) -> None:
     kept = Kept(with_tools(name), job(choice="required"))
-    assert kept.allows(CALLS[name] % ARGUMENTS)
+    assert kept.allows(written(name, "Rome", 2))
     assert not kept.allows("Sunny.")
-    assert not kept.allows(CALLS[name] % '{"city": "Rome", "days": 3}')
-    assert not kept.allows((CALLS[name] % ARGUMENTS).replace("get_weather", "get_whatever"))
+    assert not kept.allows(written(name, "Rome", 3))
+    assert not kept.allows(written(name, "too long a name", 2))
+    assert not kept.allows(written(name, "Rome", 2).replace("get_weather", "get_whatever"))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", set(TEMPLATES) - {"harmony"})
 def test_one_call_alone(name: str) -> None:
-    one = CALLS[name] % ARGUMENTS
-    two = {
-        "hermes": f"{one}\n{one}",
-        "llama3": f"{one}; {one}",
-        "mistral": one[:-1] + ", " + one.removeprefix("[TOOL_CALLS] ["),
-        "mistral-named": one + one,
-    }[name]
+    one = written(name, "Rome", 2)
+    two = twice(name, one)
     tokenizer = with_tools(name)
     assert Kept(tokenizer, job(choice="required")).allows(two)
     single = Kept(tokenizer, job(choice="required", parallel_tool_calls=False))
@@ -245,12 +200,12 @@ def test_one_call_alone(name: str) -> None:
     assert not single.allows(two)
 
 
-@pytest.mark.parametrize("name", ["hermes", "mistral", "mistral-named"])
+@pytest.mark.parametrize("name", set(TEMPLATES) - {"llama3", "harmony", "tool-code"})
 def test_a_call_that_may_come(name: str) -> None:
     kept = Kept(with_tools(name), job())
     assert kept.allows("Sunny, I think.")
-    assert kept.allows("I look. " + CALLS[name] % ARGUMENTS)
-    assert not kept.allows("I look. " + CALLS[name] % '{"city": 5, "days": 2}')
+    assert kept.allows("I look. " + written(name, "Rome", 2))
+    assert not kept.allows("I look. " + written(name, "Rome", '"x"'))
 
 
 def test_calls_without_a_mark_are_free_unless_they_must_come() -> None:
@@ -261,7 +216,7 @@ def test_a_call_or_an_answer_in_a_format() -> None:
     sampling = Sampling(grammar=Grammar(kind="json_schema", source='{"type": "integer"}'))
     kept = Kept(with_tools("hermes"), job(sampling=sampling))
     assert kept.allows("17")
-    assert kept.allows(CALLS["hermes"] % ARGUMENTS)
+    assert kept.allows(written("hermes", "Rome", 2))
     assert not kept.allows("Sunny.")
 
 
@@ -295,7 +250,7 @@ def test_a_named_tool() -> None:
     wanted = job(choice="required", tools=(WEATHER, other), tool_name="f")
     kept = Kept(with_tools("hermes"), wanted)
     assert kept.allows('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')
-    assert not kept.allows(CALLS["hermes"] % ARGUMENTS)
+    assert not kept.allows(written("hermes", "Rome", 2))
 
 
 def test_a_schema_that_cannot_be_kept() -> None:
@@ -318,5 +273,134 @@ def test_reasoning_comes_before_what_must_come(template: str, thought: str) -> N
     assert kept.allows(f"{thought}17")
     assert not kept.allows(f"{thought}x")
     assert Kept(byte_level(template), job(choice="required")).allows(
-        thought + CALLS["hermes"] % ARGUMENTS
+        thought + written("hermes", "Rome", 2)
     )
+
+
+# ---- formats with peculiarities
+
+
+def test_a_template_that_does_not_describe_its_tools() -> None:
+    """The system turn has them; calls and results are the template's."""
+    text = text_of(with_tools("deepseek-v3.1"), job(USER, CALLED, RESULT, USER))
+    assert text.startswith("You can call these functions:")
+    assert text.count("<｜tool▁calls▁begin｜>") == 2  # how to call, and the call
+    assert '<｜tool▁sep｜>{"city": "<|im_end|>"}' in text
+
+
+def test_a_model_that_calls_in_python() -> None:
+    wanted = job(ChatMessage(role="system", content="Be kind."), USER, CALLED, RESULT, USER)
+    text = text_of(with_tools("tool-code"), wanted)
+    assert "user\nBe kind.\n\n" in text
+    assert "def get_weather(city: str, days):" in text
+    assert "```tool_code\nget_weather(city='<|im_end|>')\n```" in text
+    assert "```tool_output\nsunny\n```" in text
+
+
+def test_arguments_in_python_that_may_be_left_out() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {}, "c": {}}}
+    tool = Tool(name="f", parameters=json.dumps({**schema, "required": ["b"]}))
+    kept = Kept(with_tools("tool-code"), job(choice="required", tools=(tool,)))
+    for arguments in ("b=1", "a=1, b=[]", 'b="x", c=null', "a=1, b=2, c=3"):
+        assert kept.allows(f"```tool_code\nf({arguments})\n```")
+    for arguments in ("", "a=1", "b=1,", 'a="x", b=1', "c=3, b=2"):
+        assert not kept.allows(f"```tool_code\nf({arguments})\n```")
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "glm", "tool-code"])
+def test_a_schema_that_the_format_does_not_express_is_kept_in_another(name: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#"}}, "additionalProperties": False}
+    wanted = job(choice="required", tools=(Tool(name="f", parameters=json.dumps(schema)),))
+    tokenizer = with_tools(name)
+    assert ChatFormat(tokenizer).markup(wanted).tool_format == "hermes"
+    kept = Kept(tokenizer, wanted)
+    assert kept.allows('<tool_call>\n{"name": "f", "arguments": {"a": {}}}\n</tool_call>')
+    assert not kept.allows('<tool_call>\n{"name": "f", "arguments": {"b": {}}}\n</tool_call>')
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "glm"])
+def test_texts_without_quotes_keep_their_schema(name: str) -> None:
+    properties = {"unit": {"$ref": "#/$defs/unit"}, "kind": {"enum": ["a b", "c"]}}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": ["kind"],
+        "$defs": {"unit": {"enum": ["C", "F"]}},
+    }
+    tool = Tool(name="f", parameters=json.dumps(schema))
+    kept = Kept(with_tools(name), job(choice="required", tools=(tool,)))
+    head, tail, argument = {
+        "qwen3-coder": (
+            "<tool_call>\n<function=f>\n",
+            "</function>\n</tool_call>",
+            "<parameter=%s>\n%s\n</parameter>\n",
+        ),
+        "glm": (
+            "<tool_call>f\n",
+            "</tool_call>",
+            "<arg_key>%s</arg_key>\n<arg_value>%s</arg_value>\n",
+        ),
+    }[name]
+    assert kept.allows(head + argument % ("kind", "a b") + tail)
+    assert kept.allows(head + argument % ("unit", '"C"') + argument % ("kind", "c") + tail)
+    assert not kept.allows(head + argument % ("kind", "a") + tail)
+    assert not kept.allows(head + argument % ("unit", '"K"') + argument % ("kind", "c") + tail)
+
+
+def test_channels() -> None:
+    tokenizer = with_tools("harmony")
+    assert ChatFormat(tokenizer).markup(job(tools=())).reasoning_format == "harmony"
+    shown = ChatFormat(tokenizer).shown_tokens(job(tools=())).values()
+    assert {"<|channel|>", "<|message|>", "<|end|>"} <= set(shown)
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    preamble = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+    final = "<|channel|>final<|message|>Sunny."
+    call = written("harmony", "Rome", 2)
+    kept = Kept(tokenizer, job())
+    for text in (final, thought + final, call, thought + call, thought + preamble + call):
+        assert kept.allows(text)
+    assert kept.allows(call.replace(" <|constrain|>json", ""))
+    recipient = " to=functions.get_weather"
+    assert kept.allows(f"{recipient}<|channel|>commentary json<|message|>{call.split('>')[-1]}")
+    assert not kept.allows(thought + call.replace("Rome", "too long a name"))
+    assert not kept.allows("Sunny.")
+    required = Kept(tokenizer, job(choice="required"))
+    assert required.allows(thought + call)
+    assert not required.allows(thought + final)
+
+
+def test_a_format_of_the_answer_is_kept_in_its_channel() -> None:
+    sampling = Sampling(grammar=Grammar(kind="json_schema", source='{"type": "integer"}'))
+    kept = Kept(with_tools("harmony"), job(tools=(), sampling=sampling))
+    assert kept.allows("<|channel|>final<|message|>17")
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    assert kept.allows(f"{thought}<|channel|>final <|constrain|>json<|message|>17")
+    assert not kept.allows(f"{thought}<|channel|>final<|message|>x")
+
+
+def test_several_calls_for_a_template_that_writes_one_a_turn() -> None:
+    calls = tuple(
+        ToolCall(id=i, name=n, arguments="{}") for i, n in (("a", "f"), ("b", "get_weather"))
+    )
+    answer = ChatMessage(role="assistant", content="So.", tool_calls=calls, reasoning="Hm.")
+    results = [ChatMessage(role="tool", content=text, tool_call_id=text) for text in ("b", "a")]
+    for name, second in (
+        ("harmony", "to=functions.get_weather"),
+        ("llama3", '"name": "get_weather"'),
+    ):
+        text = text_of(with_tools(name), job(USER, answer, *results, USER))
+        text = text[text.index("Weather?") :]
+        at = [text.index(part) for part in ('"a"', second, '"b"')]
+        assert at == sorted(at)
+        assert name == "llama3" or text.count("Hm.\n\nSo.") == 1
+
+
+def test_an_answer_that_has_begun_is_in_its_channel() -> None:
+    begun = ChatMessage(role="assistant", content="The <|end|>")
+    wanted = job(USER, begun, tools=(), continue_final_message=True)
+    tokenizer = with_tools("harmony")
+    prompt = Prompts(tokenizer).prepare(wanted)
+    text = str(tokenizer.decode(prompt.ids))
+    assert text.endswith("<|start|>assistant<|channel|>final<|message|>The <|end|>")
+    assert prompt.ids[-1] != tokenizer.convert_tokens_to_ids("<|end|>")
+    assert ChatFormat(tokenizer).markup(wanted).reasoning_format == ""

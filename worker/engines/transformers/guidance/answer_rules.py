@@ -8,23 +8,22 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from broker.wire import Grammar, Job, Tool
+from broker.wire import Grammar, Job
 from worker.engines.base import InvalidRequest
 from worker.engines.grammar_source import JSON_OPTIONS, compilable
-from worker.engines.transformers.text.chat_format import OPENED, REASONING_MARKS, ChatFormat
+from worker.engines.transformers.guidance.call_rules import CallRules, literal, opening, pattern
+from worker.engines.transformers.text.chat_format import (
+    HARMONY,
+    OPENED,
+    REASONING_MARKS,
+    ChatFormat,
+)
 from worker.engines.transformers.text.tool_turns import parsed
 
 _ANYTHING = r"/(.|\n)*/"
 _SPACE = r"/[ \n]{0,4}/"
 _SPECIAL = re.compile(r"\\.|/|\n", re.DOTALL)  # in a regular expression between slashes
 _ESCAPED = {"/": r"\/", "\n": r"\n"}
-_OPENING = {
-    "hermes": "<tool_call>",
-    "mistral": "[TOOL_CALLS]",
-    "mistral-named": "[TOOL_CALLS]",
-    "functiongemma": "<start_function_call>",
-    "gemma4": "<|tool_call>",
-}  # the mark before each call, or before all
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +66,22 @@ class _Rules:
         """A request's own grammar, behind the reasoning of a model that reasons."""
         if not self._reasoning or own.kind == "lark":
             return own
-        return self._lark("think answer", [_answer_rule(own)])
+        return self._lark("think final answer", [_answer_rule(own)])
 
     def grammar(self, own: Grammar | None, *, loose: bool) -> Grammar | None:
         """Calls that must come, or may; None where the format leaves them free."""
-        calls = self._calls(loose=loose)
+        token = self._format.token
+        calls = CallRules(self._job, self.tool_format, token, loose=loose).rules()
         if self._job.tool_choice == "required":
             return self._lark("think calls", calls)
+        first_mark = opening(self.tool_format)
         if own is not None:
             if not calls:
-                calls = [f"calls: {self._mark(_OPENING[self.tool_format])} {_ANYTHING}"]
-            return self._lark("think (calls | answer)", [*calls, _answer_rule(own)])
-        if not calls or self.tool_format not in _OPENING:
-            return None
-        if self._format.token(_OPENING[self.tool_format]) is None:
+                calls = [f"calls: {self._mark(first_mark)} {_ANYTHING}"]
+            return self._lark("think (calls | final answer)", [*calls, _answer_rule(own)])
+        if calls and self._reasoning == HARMONY:
+            return self._lark("think (calls | spoken)", [*calls, *self._spoken()])
+        if not calls or token(first_mark) is None:
             return None
         return self._lark("think text calls?", [*calls, f"text: {_ANYTHING}"])
 
@@ -90,75 +91,40 @@ class _Rules:
 
     def _think(self) -> list[str]:
         if not self._reasoning:
-            return ['think: ""']
+            return ['think: ""', 'final: ""']
+        if self._reasoning == HARMONY:
+            return self._channels()
         begin, end = REASONING_MARKS[self._reasoning.removesuffix(OPENED)]
         thought = f"{_ANYTHING} {self._mark(end)}"
-        rules = [f"space: {_SPACE}"]
+        rules = [f"space: {_SPACE}", 'final: ""']
         if self._format.token(end) is None:
-            rules.append(rf"thought[lazy]: /(.|\n)*{_pattern(end)}/")
+            rules.append(rf"thought[lazy]: /(.|\n)*{pattern(end)}/")
             thought = "thought"
         if self._reasoning.endswith(OPENED):
             return [*rules, f"think: {thought} space"]
         return [*rules, f"think: ({self._mark(begin)} {thought} space)?"]
 
+    def _channels(self) -> list[str]:
+        """`think`: messages of reasoning; `final`: what stands before the answer itself."""
+        channel, message, end = map(self._mark, ("<|channel|>", "<|message|>", "<|end|>"))
+        thought = f'{channel} "analysis" {message} {_ANYTHING} {end}'
+        json_kind = f'(" "? {self._mark("<|constrain|>")} "json")?'
+        return [
+            f'next_message: {self._mark("<|start|>")} "assistant"',
+            f"think: ({thought} next_message)*",
+            f'final: {channel} "final" {json_kind} {message}',
+        ]
+
+    def _spoken(self) -> list[str]:
+        """`spoken`: a message to the user, behind which calls may come."""
+        channel, message, end = map(self._mark, ("<|channel|>", "<|message|>", "<|end|>"))
+        head = f'{channel} ("final" | "commentary") {message}'
+        more = f"({end} next_message think (calls | spoken))?"
+        return [f"spoken: {head} {_ANYTHING} {more}"]
+
     def _mark(self, mark: str) -> str:
         token = self._format.token(mark)
-        return _literal(mark) if token is None else f"<[{token}]>"
-
-    # ---- calls
-
-    def _calls(self, *, loose: bool) -> list[str]:
-        """`calls`: one or several; no rules for formats that have no JSON."""
-        key = "parameters" if self.tool_format == "llama3" else "arguments"
-        tools = [tool for tool in self._job.tools if self._job.tool_name in ("", tool.name)]
-        rules: list[str] = []
-        for number, tool in enumerate(tools):
-            rules.append(f"arguments_{number}: %json {_arguments(tool, loose=loose)}")
-            if self.tool_format == "mistral-named":
-                head = f"{_literal(tool.name)} {self._mark('[ARGS]')}"
-                rules.append(f"call_{number}: {head} arguments_{number}")
-            else:
-                head = _literal(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
-                rules.append(f'call_{number}: {head} arguments_{number} "}}"')
-        rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(tools))))
-        shape = self._shape()
-        return [*rules, f"calls: {shape}"] if shape else []
-
-    def _shape(self) -> str:
-        """How calls stand behind each other."""
-        opening = _OPENING.get(self.tool_format, "")
-        match self.tool_format:
-            case "hermes":
-                close = self._mark("</tool_call>")
-                call, separator = f'{self._mark(opening)} "\\n" call "\\n" {close}', '"\\n"'
-            case "llama3":
-                call, separator = "call", '"; "'
-            case "mistral":
-                more = "" if not self._job.parallel_tool_calls else '(", " call)*'
-                return f'{self._mark(opening)} /[ ]?/ "[" call {more} "]"'
-            case "mistral-named":
-                call, separator = f"{self._mark(opening)} call", '""'
-            case _:
-                return ""
-        if not self._job.parallel_tool_calls:
-            return call
-        return f"{call} ({separator} {call})*"
-
-
-def _arguments(tool: Tool, *, loose: bool) -> str:
-    """The JSON schema of a call's arguments, with what llguidance is to make of it.
-
-    Raises InvalidRequest for one that is strict and could not be kept.
-    """
-    if tool.strict and tool.parameters:
-        compilable(Grammar(kind="json_schema", source=tool.parameters))
-    schema: Any = parsed(tool.parameters)
-    if schema is None:
-        schema = {"additionalProperties": False}
-    if not isinstance(schema, dict) or (loose and not tool.strict):
-        schema = {}
-    options = {**JSON_OPTIONS, "lenient": not tool.strict}
-    return json.dumps({"type": "object", **schema, "x-guidance": options})
+        return literal(mark) if token is None else f"<[{token}]>"
 
 
 def _answer_rule(own: Grammar) -> str:
@@ -175,7 +141,7 @@ def _answer_rule(own: Grammar) -> str:
             options = parsed(own.source)
             if not isinstance(options, list) or not options:
                 raise InvalidRequest("the choice must be a list of texts")
-            return "answer: " + " | ".join(_literal(str(option)) for option in options)
+            return "answer: " + " | ".join(literal(str(option)) for option in options)
         case "lark":
             raise InvalidRequest("tools: not with a grammar")
 
@@ -190,11 +156,3 @@ def _schema(schema: Any) -> str:
     if isinstance(schema, dict):
         schema = {**schema, "x-guidance": JSON_OPTIONS}
     return json.dumps(schema)
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text)
-
-
-def _pattern(text: str) -> str:
-    return re.escape(text).replace("/", r"\/")

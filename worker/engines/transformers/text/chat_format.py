@@ -1,22 +1,31 @@
 """How a model marks calls of tools and reasoning, by its chat template and its tokenizer.
 
 docs/api.md has the table of formats. A template without tools, or with calls in a format that is
-not known here, has them described in a system turn of ours, and writes calls as Hermes does.
+not known here, has them described in a system turn of ours, and its model writes calls as Hermes
+does.
 """
 
 import json
+import re
 from typing import Any
 
 import structlog
 
 from broker.wire import Job
 from worker.engines.base import Markup
+from worker.engines.transformers.text.tool_schemas import is_expressible
+from worker.engines.transformers.text.tool_turns import TurnStyle
 
 log = structlog.get_logger(__name__)
 
 OURS = "hermes"
 # The first whose marks are all in the template, and none of the others: what a model writes.
 _FORMATS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("harmony", ("<|channel|>", "<|message|>", "<|start|>"), ()),
+    ("deepseek-v3", ("<｜tool▁calls▁begin｜>", "```json"), ()),
+    ("deepseek-v3.1", ("<｜tool▁calls▁begin｜>",), ()),
+    ("qwen3-coder", ("<tool_call>", "<function=", "<parameter="), ()),
+    ("glm", ("<tool_call>", "<arg_key>", "<arg_value>"), ()),
     ("gemma4", ("<|tool_call>",), ()),
     ("functiongemma", ("<start_function_call>",), ()),
     ("mistral-named", ("[TOOL_CALLS]", "[ARGS]"), ()),
@@ -25,7 +34,20 @@ _FORMATS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("llama3", ("<|python_tag|>", '"parameters"'), ()),
     ("llama3", ("ipython", '"parameters"'), ()),
 )
-_WITHOUT_JSON = ("gemma4", "functiongemma")  # no grammar for these: calls that must come are ours
+# Their templates have calls, but do not say which tools there are.
+_UNDESCRIBED = ("deepseek-v3", "deepseek-v3.1")
+TOOL_CODE = "tool-code"  # the template has no tools at all, but the model was trained to call them
+_TOOL_CODE_MARKS = ("<start_of_turn>", "<start_of_image>")  # of Gemma 3's templates
+HARMONY = "harmony"  # of the whole answer: reasoning and text, too
+HARMONY_FINAL = "<|channel|>final<|message|>"  # before what the user reads
+_HARMONY_MARKS = (
+    "<|start|>",
+    "<|channel|>",
+    "<|constrain|>",
+    "<|message|>",
+    "<|end|>",
+    "<|call|>",
+)
 _TOOL_MARKS = (
     "<tool_call>",
     "</tool_call>",
@@ -39,11 +61,21 @@ _TOOL_MARKS = (
     "<|tool_call>",
     "<tool_call|>",
     '<|"|>',
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
 )
 REASONING_MARKS = {
     "think": ("<think>", "</think>"),
     "channel": ("<|channel>", "<channel|>"),
 }
+_ENCODES_ARGUMENTS = re.compile(r"arguments['\"]?\]?\s*\|\s*tojson")
 OPENED = "-opened"  # the prompt ends with the first mark
 
 
@@ -62,9 +94,20 @@ class ChatFormat:
         self._reasoning = {effort: self._find_reasoning(effort) for effort in ("", "none", "low")}
 
     @property
-    def short_ids(self) -> bool:
-        """Whether the template refuses ids of calls that do not have nine characters."""
-        return self.native.startswith("mistral")
+    def turn_style(self) -> TurnStyle:
+        """What the template insists on."""
+        joins_text = self.native in _UNDESCRIBED
+        encodes = _ENCODES_ARGUMENTS.search(self._template) is not None
+        return TurnStyle(
+            short_ids=self.native.startswith("mistral"),
+            text_arguments=joins_text and not encodes,
+            thinking=self.native == HARMONY,
+        )
+
+    @property
+    def describes_tools(self) -> bool:
+        """Whether the template tells the model which tools there are."""
+        return self.native not in ("", TOOL_CODE) and "tools" in self._template
 
     def markup(self, job: Job) -> Markup:
         """How an answer to `job` marks its parts."""
@@ -73,7 +116,7 @@ class ChatFormat:
         tool_format = ""
         if uses_tools(job):
             tool_format = self.native or OURS
-            if job.tool_choice == "required" and self.native in _WITHOUT_JSON:
+            if job.tool_choice == "required" and not is_expressible(tool_format, job.tools):
                 tool_format = OURS
         own = job.sampling.grammar
         if own is not None and own.kind == "lark" and not tool_format:
@@ -90,7 +133,9 @@ class ChatFormat:
         marks: tuple[str, ...] = ()
         if markup.tool_format:
             marks += _TOOL_MARKS
-        if markup.reasoning_format:
+        if markup.reasoning_format == HARMONY:
+            marks += _HARMONY_MARKS
+        elif markup.reasoning_format:
             marks += REASONING_MARKS[markup.reasoning_format.removesuffix(OPENED)]
         shown: dict[int, str] = {}
         for mark in marks:
@@ -107,12 +152,16 @@ class ChatFormat:
         elif effort not in ("", "none"):
             effort = "low"
         found = self._reasoning[effort]
+        if found == HARMONY:
+            return "" if job.continue_final_message else HARMONY
         if job.continue_final_message:
             return found.removesuffix(OPENED)
         return found
 
     def _find_reasoning(self, effort: str) -> str:
         """By the marks that the tokenizer or the template has, and the end of a prompt."""
+        if all(mark in self._template for mark in _marks_of(HARMONY)):
+            return HARMONY
         for name, (begin, end) in REASONING_MARKS.items():
             if self._template and (end in self._template or begin in self._added):
                 prompt = self._example(effort).rstrip()
@@ -165,12 +214,18 @@ def _switched(arguments: str) -> bool | None:
     return True if True in switches else None
 
 
+def _marks_of(wanted: str) -> tuple[str, ...]:
+    return next(marks for name, marks, _ in _FORMATS if name == wanted)
+
+
 def _detect(template: str) -> str:
     """The format of the template's calls; empty if it has no tools, or others."""
-    if "tools" not in template:
-        return ""
+    if "tools" not in template and all(mark in template for mark in _TOOL_CODE_MARKS):
+        return TOOL_CODE
     plain = template.replace("\\", "")  # quotes may be escaped
     for name, marks, others in _FORMATS:
+        if "tools" not in template and name not in _UNDESCRIBED:
+            continue
         if all(mark in plain for mark in marks) and not any(mark in plain for mark in others):
             return name
     return ""

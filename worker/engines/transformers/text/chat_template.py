@@ -242,7 +242,7 @@ class Prompts:
             text = self._renderer.text(messages, rendering)
             self._check_size(text)
             text, marks = self._renderer.careful(text, messages, rendering)
-            text += self._control.marked(rendering.prefill, marks)
+            text += rendering.opening + self._control.marked(rendering.prefill, marks)
             # the template writes <bos> itself
             return self._continued(text, delivered, marks, special=rendering.special)
         text, marks = dialogue(messages, generation_prompt=rendering.generation_prompt), Marks()

@@ -15,12 +15,13 @@ SEPARATOR = "\n\n"  # between contents that become one turn
 
 
 def forms(messages: tuple[ChatMessage, ...]) -> Iterator[tuple[ChatMessage, ...]]:
-    """The dialogue as it is, then in ever stricter forms; at most four, no two in a row equal."""
+    """The dialogue as it is, then in ever stricter forms; at most five, no two in a row equal."""
     spoken = _without_empty_answers(messages)
-    merged = _merged(spoken)
+    single = single_calls(spoken)
+    merged = _merged(single)
     alternating = _alternating(merged)
     latest: tuple[ChatMessage, ...] | None = None
-    for form in (spoken, merged, alternating, _system_in_first_turn(alternating)):
+    for form in (spoken, single, merged, alternating, _system_in_first_turn(alternating)):
         if form != latest:
             yield form
         latest = form
@@ -32,6 +33,40 @@ def leading_systems(messages: tuple[ChatMessage, ...]) -> int:
         if message.role != "system":
             return number
     return len(messages)
+
+
+def single_calls(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    """Turns with several calls as a turn for each call, with its result behind it."""
+    turns: list[ChatMessage] = []
+    taken: set[int] = set()  # results that stand behind their calls already
+    for number, message in enumerate(messages):
+        if number in taken:
+            continue
+        if len(message.tool_calls) < 2:
+            turns.append(message)
+            continue
+        results = _results(messages, number + 1)
+        for index, call in enumerate(message.tool_calls):
+            content, reasoning = ("", "") if index else (message.content, message.reasoning)
+            turns.append(
+                msgspec.structs.replace(
+                    message, content=content, reasoning=reasoning, tool_calls=(call,)
+                )
+            )
+            if call.id in results:
+                taken.add(results[call.id])
+                turns.append(messages[results[call.id]])
+    return tuple(turns)
+
+
+def _results(messages: tuple[ChatMessage, ...], first: int) -> dict[str, int]:
+    """Where the results are that follow directly, by the ids of their calls."""
+    results: dict[str, int] = {}
+    for number in range(first, len(messages)):
+        if messages[number].role != "tool":
+            break
+        results.setdefault(messages[number].tool_call_id, number)
+    return results
 
 
 def _without_empty_answers(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:

@@ -11,14 +11,18 @@ import msgspec
 
 from broker.wire import ChatMessage, Job, Tool
 from worker.engines.base import InvalidRequest
-from worker.engines.transformers.text import tool_turns
+from worker.engines.transformers.text import descriptions, tool_turns
 from worker.engines.transformers.text.chat_format import (
+    HARMONY,
+    HARMONY_FINAL,
+    OURS,
+    TOOL_CODE,
     ChatFormat,
     template_arguments,
     uses_tools,
 )
 from worker.engines.transformers.text.control_tokens import ControlTokens, Marks
-from worker.engines.transformers.text.dialogue import forms
+from worker.engines.transformers.text.dialogue import forms, single_calls
 
 Messages = tuple[ChatMessage, ...]
 
@@ -28,6 +32,7 @@ class Rendering(msgspec.Struct, frozen=True):
 
     generation_prompt: bool = True  # the assistant's turn begins
     special: bool = False  # the tokenizer adds <bos>, too
+    opening: str = ""  # what the template would write before an answer that has begun
     prefill: str = ""  # the beginning of the answer, which the request gives
     tools: tuple[Tool, ...] = ()
     arguments: dict[str, Any] = {}
@@ -54,14 +59,17 @@ class Renderer:
         if job.continue_final_message and messages and messages[-1].role == "assistant":
             messages, prefill = messages[:-1], messages[-1].content
         tools = job.tools if uses_tools(job) else ()
-        if not self._format.native:
-            messages, tools = _without_tools(job, messages, tools), ()
+        if not self._format.describes_tools:
+            messages, tools = self._without_tools(job, messages, tools), ()
+        if self._format.native == HARMONY:
+            messages = single_calls(messages)  # the template writes one call of each turn
         arguments = template_arguments(job.reasoning_effort)
         if job.template_arguments:
             arguments |= _own_arguments(self._tokenizer, job.template_arguments)
         rendering = Rendering(
             generation_prompt=job.add_generation_prompt or bool(prefill),
             special=bool(job.add_special_tokens),
+            opening=HARMONY_FINAL if prefill and self._format.native == HARMONY else "",
             prefill=prefill,
             tools=tools,
             arguments=arguments,
@@ -108,6 +116,22 @@ class Renderer:
             marked.append(msgspec.structs.replace(message, content=content))
         return tuple(marked)
 
+    def _without_tools(self, job: Job, messages: Messages, tools: tuple[Tool, ...]) -> Messages:
+        """The turns for a template that does not describe the tools.
+
+        Raises InvalidRequest if the model may choose, but does not know how to call any.
+        """
+        native = self._format.native
+        if tools and job.tool_choice == "auto" and not native:
+            raise InvalidRequest(
+                f"tool_choice: {job.model} has no tools in its chat template, so it cannot decide "
+                "by itself; use required, or name a function"
+            )
+        style = descriptions.STYLES[self._format.markup(job).tool_format or native or OURS]
+        if native in ("", TOOL_CODE) and any(map(_is_call_or_result, messages)):
+            messages = style.plain(messages)
+        return descriptions.with_system(messages, style.describe(tools)) if tools else messages
+
     def _rendered(
         self, messages: Messages, rendering: Rendering, mark: Callable[[str], str]
     ) -> str:
@@ -133,25 +157,13 @@ class Renderer:
     def _apply(self, messages: Messages, rendering: Rendering, mark: Callable[[str], str]) -> str:
         tools = tool_turns.tool_objects(rendering.tools, mark) if rendering.tools else None
         text = self._tokenizer.apply_chat_template(
-            tool_turns.turns(messages, mark, short_ids=self._format.short_ids),
+            tool_turns.turns(messages, mark, self._format.turn_style),
             tools=tools,
             tokenize=False,
             add_generation_prompt=rendering.generation_prompt,
             **rendering.arguments,
         )
         return str(text)
-
-
-def _without_tools(job: Job, messages: Messages, tools: tuple[Tool, ...]) -> Messages:
-    """The turns for a template that has no tools. Raises InvalidRequest if the model may choose."""
-    if tools and job.tool_choice == "auto":
-        raise InvalidRequest(
-            f"tool_choice: {job.model} has no tools in its chat template, so it cannot decide by "
-            "itself; use required, or name a function"
-        )
-    if tools or any(turn.tool_calls or turn.role == "tool" for turn in messages):
-        return tool_turns.plain(messages, tools)
-    return messages
 
 
 def _own_arguments(tokenizer: Any, document: str) -> dict[str, Any]:
@@ -165,6 +177,10 @@ def _own_arguments(tokenizer: Any, document: str) -> dict[str, Any]:
         if name in reserved or name in _TEMPLATE_NAMES:
             raise InvalidRequest(f"chat_template_kwargs: {name[:60]} is not a request's to choose")
     return arguments
+
+
+def _is_call_or_result(message: ChatMessage) -> bool:
+    return bool(message.tool_calls) or message.role == "tool"
 
 
 def _has_more(message: ChatMessage) -> bool:

@@ -1,26 +1,26 @@
-"""Tools, calls and results as chat templates take them, or as plain turns for those without."""
+"""Tools, calls and results as chat templates take them."""
 
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
-
-import msgspec
+from typing import Any, NamedTuple
 
 from broker.wire import ChatMessage, Tool, ToolCall
 
 _SHORT_ID = 9  # characters: what Mistral's templates insist on
-_DESCRIPTION = """You can call these functions:
-<tools>
-{tools}
-</tools>
-
-To call one, write its name and its arguments as JSON between these marks, for each call:
-<tool_call>
-{{"name": "NAME", "arguments": {{...}}}}
-</tool_call>"""
-
 Messages = tuple[ChatMessage, ...]
+
+
+class TurnStyle(NamedTuple):
+    """What a template insists on.
+
+    `short_ids`: ids of calls have nine characters. `text_arguments`: it joins the arguments of a
+    call to its text. `thinking`: before a call it takes a reasoning or a content, not both.
+    """
+
+    short_ids: bool = False
+    text_arguments: bool = False
+    thinking: bool = False
 
 
 def tool_objects(tools: tuple[Tool, ...], mark: Callable[[str], str]) -> list[dict[str, Any]]:
@@ -36,9 +36,7 @@ def tool_objects(tools: tuple[Tool, ...], mark: Callable[[str], str]) -> list[di
     return objects
 
 
-def turns(
-    messages: Messages, mark: Callable[[str], str], *, short_ids: bool
-) -> list[dict[str, Any]]:
+def turns(messages: Messages, mark: Callable[[str], str], style: TurnStyle) -> list[dict[str, Any]]:
     """Turns as templates take them. `mark`: for texts that are not contents."""
     names: dict[str, str] = {}
     objects: list[dict[str, Any]] = []
@@ -46,31 +44,20 @@ def turns(
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.reasoning:
             turn["reasoning_content"] = mark(message.reasoning)
+        if style.thinking and message.tool_calls and message.reasoning and message.content:
+            thinking = f"{mark(message.reasoning)}\n\n{message.content}"
+            turn |= {"reasoning_content": thinking, "content": ""}
         if message.tool_calls:
             calls: list[dict[str, Any]] = []
             for call in message.tool_calls:
                 names[call.id] = call.name
-                calls.append(_call_object(call, mark, short_ids=short_ids))
+                calls.append(_call_object(call, mark, style))
             turn["tool_calls"] = calls
         if message.role == "tool":
             turn["name"] = mark(message.name or names.get(message.tool_call_id, ""))
-            turn["tool_call_id"] = _id(message.tool_call_id, short=short_ids)
+            turn["tool_call_id"] = _id(message.tool_call_id, short=style.short_ids)
         objects.append(turn)
     return objects
-
-
-def plain(messages: Messages, tools: tuple[Tool, ...]) -> Messages:
-    """The same dialogue without calls and results of its own kind; `tools` are described."""
-    plain_turns = [_plain(message) for message in messages]
-    if not tools:
-        return tuple(plain_turns)
-    lines = [json.dumps(tool, ensure_ascii=False) for tool in tool_objects(tools, str)]
-    description = _DESCRIPTION.format(tools="\n".join(lines))
-    first = plain_turns[0] if plain_turns else None
-    if first is not None and first.role == "system":
-        content = f"{first.content}\n\n{description}"
-        return (msgspec.structs.replace(first, content=content), *plain_turns[1:])
-    return (ChatMessage(role="system", content=description), *plain_turns)
 
 
 def parsed(text: str) -> Any:
@@ -94,10 +81,12 @@ def marked_value(value: Any, mark: Callable[[str], str]) -> Any:
     return value
 
 
-def _call_object(call: ToolCall, mark: Callable[[str], str], *, short_ids: bool) -> dict[str, Any]:
+def _call_object(call: ToolCall, mark: Callable[[str], str], style: TurnStyle) -> dict[str, Any]:
     arguments = marked_value(parsed(call.arguments or "{}"), mark)
+    if style.text_arguments and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
     return {
-        "id": _id(call.id, short=short_ids),
+        "id": _id(call.id, short=style.short_ids),
         "type": "function",
         "function": {"name": mark(call.name), "arguments": arguments},
     }
@@ -107,14 +96,3 @@ def _id(identifier: str, *, short: bool) -> str:
     """Of letters and digits, as an id may come from anywhere."""
     digest = hashlib.sha256(identifier.encode()).hexdigest()
     return digest[:_SHORT_ID] if short else f"call_{digest[:24]}"
-
-
-def _plain(message: ChatMessage) -> ChatMessage:
-    if message.role == "tool":
-        content = f"<tool_response>\n{message.content}\n</tool_response>"
-        return ChatMessage(role="user", content=content)
-    texts = [message.content] if message.content else []
-    for call in message.tool_calls:
-        body = {"name": call.name, "arguments": parsed(call.arguments or "{}")}
-        texts.append(f"<tool_call>\n{json.dumps(body, ensure_ascii=False)}\n</tool_call>")
-    return ChatMessage(role=message.role, content="\n".join(texts))
