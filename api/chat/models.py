@@ -7,6 +7,7 @@ from django.db import models
 
 from api.answers.record import Status, StoredAnswer
 from api.chat import attachments
+from api.requests.parts import sendable
 from api.storage.records import Record
 
 __all__ = ["UNTITLED", "Conversation", "Message", "Role", "Status"]
@@ -120,7 +121,8 @@ class Message(StoredAnswer):
     @property
     def prompt(self) -> str:
         """The message as the model reads it, with its attachments."""
-        return attachments.prompt(self.content, self.attachments)
+        content = sendable(self.content, self.reasoning_format)
+        return attachments.prompt(content, self.attachments)
 
 
 class Share(Record):

@@ -202,7 +202,14 @@ def _seen_from_latest(branch: Sequence[Message]) -> int | None:
     return None
 
 
-_HISTORY_FIELDS = ("role", "content", "attachments", "status", "error_code")
+_HISTORY_FIELDS = (
+    "role",
+    "content",
+    "reasoning_format",
+    "attachments",
+    "status",
+    "error_code",
+)
 _ROWS_A_QUERY = 50
 
 

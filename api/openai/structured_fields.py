@@ -52,7 +52,9 @@ class StructuredFields(Body):
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
-    guided_grammar: str | None = Field(default=None, description="in llguidance's Lark syntax")
+    guided_grammar: str | None = Field(
+        default=None, description="in llguidance's Lark syntax, or in GBNF"
+    )
     _grammar: Grammar | None = PrivateAttr(default=None)
 
     @property

@@ -131,6 +131,11 @@ describe("thinking", () => {
     ["<thinking>a</thinking>b", { thought: "a", finished: true, answer: "b" }],
     ["why\n</think>\nBecause.", { thought: "why", finished: true, answer: "Because." }],
     ["<|channel>thought\nHm.<channel|>Yes.", { thought: "Hm.", finished: true, answer: "Yes." }],
+    ["<|channel|>analysis<|message|>Hm", { thought: "Hm", finished: false, answer: "" }],
+    [
+      "<|channel|>analysis<|message|>Hm. <|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+      { thought: "Hm.", finished: true, answer: "Yes." },
+    ],
     ["The tag `</think>` ends it.", { thought: null, finished: true, answer: "The tag `</think>` ends it." }],
   ])("of %j", (text, expected) => {
     expect(splitThinking(text)).toEqual(expected);

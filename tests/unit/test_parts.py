@@ -16,6 +16,8 @@ from api.requests.parts import (
     ReasoningPart,
     TextPart,
     parser_for,
+    sendable,
+    without_reasoning,
 )
 from api.requests.parts.formats import FORMATS
 from broker.wire import Job, Start, Tool, ToolChoice
@@ -240,8 +242,8 @@ ANSWERS = [
     ),
     (
         "tool-code",
-        "I look.\n```tool_code\nget_weather(city=\"Rome\")\nprint(f(a=[1, 'b', (None, True)]))\n```\n"
-        "Done.",
+        'I look.\n```tool_code\nget_weather(city="Rome")\n'
+        "print(f(a=[1, 'b', (None, True)]))\n```\nDone.",
         "I look.Done.",
         [WEATHER, ("f", {"a": [1, "b", [None, True]]})],
     ),
@@ -343,15 +345,16 @@ def test_without_tools_marks_are_text(choice: ToolChoice) -> None:
 
 HARMONY = [
     (
-        "<|channel|>analysis<|message|>They ask.<|end|><|start|>assistant<|channel|>final<|message|>"
-        "Sunny \n<|return|>",
+        "<|channel|>analysis<|message|>They ask.<|end|><|start|>assistant"
+        "<|channel|>final<|message|>Sunny \n<|return|>",
         "They ask.",
         "Sunny",
         [],
     ),
     (
-        "<|channel|>analysis<|message|>Two. <|end|><|start|>assistant<|channel|>commentary<|message|>"
-        "I look.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
+        "<|channel|>analysis<|message|>Two. <|end|><|start|>assistant"
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+        "<|channel|>commentary to=functions.get_weather "
         '<|constrain|>json<|message|>{"city": "Rome"} <|call|><|start|>assistant to=functions.f'
         "<|channel|>commentary json<|message|><|call|>",
         "Two.",
@@ -383,6 +386,12 @@ def test_channels_are_apart_however_they_are_cut(
         assert (found.reasoning, found.text, found.values) == (thought, text, calls)
 
 
+def test_a_template_gets_no_channels() -> None:
+    answer = "<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>Yes."
+    assert sendable(answer, "harmony") == without_reasoning(answer, "harmony") == "Yes."
+    assert sendable("<think>Hm.</think>Yes.", "think") == "<think>Hm.</think>Yes."
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pieces=st.lists(
@@ -412,8 +421,8 @@ def test_without_tools_a_call_in_a_channel_is_text() -> None:
 def test_long_texts_of_a_call_are_streamed() -> None:
     reader = parser("qwen3-coder")
     head = "<tool_call>\n<function=get_weather>\n<parameter=city>\n"
-    assert Read(reader.feed(head)).calls == [("get_weather", '{"city": ')]
-    assert reader.feed("Ro") == [CallArguments(0, '"Ro')]
+    assert Read(reader.feed(head)).calls == [("get_weather", '{"city": "')]
+    assert reader.feed("Ro") == [CallArguments(0, "Ro")]
     assert reader.feed('m"e') == [CallArguments(0, 'm\\"e')]
     assert reader.feed("\n</param") == []
     assert reader.feed("eter>") == [CallArguments(0, '"')]

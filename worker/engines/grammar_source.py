@@ -7,6 +7,7 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits
 
 from broker.wire import Grammar
+from worker.engines import gbnf
 from worker.engines.base import InvalidRequest
 
 MAX_SOURCE = 256 * 1024  # bytes
@@ -51,7 +52,7 @@ def compilable(grammar: Grammar) -> str:
         return LLMatcher.grammar_from_regex(grammar.source)
     if grammar.kind == "choice":
         return LLMatcher.grammar_from_lark(_choice(grammar.source))
-    return LLMatcher.grammar_from_lark(grammar.source)
+    return LLMatcher.grammar_from_lark(_lark(grammar.source))
 
 
 def refusal(grammar: Grammar, reason: str) -> InvalidRequest:
@@ -102,6 +103,15 @@ def _check_schema(node: Any) -> None:
             )
     for value in node.values():
         _check_schema(value)
+
+
+def _lark(source: str) -> str:
+    if not gbnf.is_gbnf(source):
+        return source
+    try:
+        return gbnf.as_lark(source)
+    except gbnf.InvalidGBNF as error:
+        raise InvalidRequest(f"the GBNF grammar cannot be read: {_shortened(error)}") from error
 
 
 def _choice(source: str) -> str:

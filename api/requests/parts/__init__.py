@@ -16,7 +16,7 @@ from api.requests.parts.model import (
     ReasoningPart,
     TextPart,
 )
-from api.requests.parts.reasoning import REASONING, ReasoningParser, without_reasoning
+from api.requests.parts.reasoning import REASONING, ReasoningParser, sendable, without_reasoning
 from broker.wire import Job, Start
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ReasoningPart",
     "TextPart",
     "parser_for",
+    "sendable",
     "without_reasoning",
 ]
 

@@ -38,6 +38,13 @@ def without_reasoning(text: str, reasoning_format: str) -> str:
     return "".join(part.text for part in parts if isinstance(part, TextPart))
 
 
+def sendable(text: str, reasoning_format: str) -> str:
+    """An earlier answer as its model's template takes it: most take out the reasoning themselves,
+    but refuse channels.
+    """
+    return without_reasoning(text, reasoning_format) if reasoning_format == HARMONY else text
+
+
 class ReasoningParser:
     """Keeps the PartParser protocol: reasoning first, then what `answer` makes of the rest.
 

@@ -61,6 +61,10 @@ GRAMMARS = {
     "regex": (Grammar(kind="regex", source="(yes|no), [0-9]{3}"), "(yes|no), [0-9]{3}"),
     "choice": (Grammar(kind="choice", source='["red", "\\"\\\\\\n"]'), "red|" + re.escape('"\\\n')),
     "lark": (Grammar(kind="lark", source='start: "a" x "e"\nx: /[bc]{2}/'), "a[bc]{2}e"),
+    "GBNF": (
+        Grammar(kind="lark", source='root ::= "\\u0061" x{2} # two\nx ::= [\\u0062-c] | "\\x64"'),
+        "a[bcd]{2}",
+    ),
     "json_object": (Grammar(kind="json_object"), r"(?s)\{.*\}?"),
 }
 
@@ -84,6 +88,9 @@ REFUSED = {
     "look-ahead": (Grammar(kind="regex", source="(?=a)b"), "look-around"),
     "no choice": (Grammar(kind="choice", source="[]"), "choice"),
     "bad grammar": (Grammar(kind="lark", source="start: nothing"), "grammar"),
+    "bad GBNF": (Grammar(kind="lark", source='root ::= "a" other'), "GBNF.*'other' not found"),
+    "GBNF without a root": (Grammar(kind="lark", source='a ::= "a"'), "GBNF.*'root'"),
+    "large GBNF": (Grammar(kind="lark", source='root ::= "a"\n' * 300), "256 rules; use Lark"),
     "too long": (Grammar(kind="regex", source="a" * 300_000), "KiB"),
 }
 
@@ -115,6 +122,13 @@ HOSTILE = {
         ),
     ),
     "parentheses": Grammar(kind="lark", source="start: " + "(" * 90_000 + '"a"' + ")" * 90_000),
+    "GBNF's parentheses": Grammar(kind="lark", source="root ::= " + "(" * 15_000),
+    "chain of GBNF's rules": Grammar(
+        kind="lark",
+        source="\n".join(
+            ["root ::= t0", *(f"t{n} ::= " + f"t{n + 1} " * 20 for n in range(254)), 't254 ::= "a"']
+        ),
+    ),
     "nested": Grammar(kind="json_schema", source='{"items":' * 20_000 + "{}" + "}" * 20_000),
     "ambiguous": Grammar(kind="lark", source="start: s\ns: s s s | s s | /[a-z]/ | "),
     "repeated": Grammar(kind="regex", source="((a{1000}){1000}){1000}"),

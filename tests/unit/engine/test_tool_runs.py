@@ -28,18 +28,32 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 # Mentions what tells the format, and says next to nothing: a token is a byte here.
-SHORT = '{% if tools %}{# <tool_call> "arguments" #}{% endif %}{{ messages[-1].content }}'
+SHORT = "{%% if tools %%}{# %s #}{%% endif %%}{{ messages[-1].content }}"
+MARKS = {
+    "hermes": '<tool_call> "arguments"',
+    "llama3": 'ipython "parameters"',
+    "mistral": "[TOOL_CALLS]",
+    "mistral-named": "[TOOL_CALLS] [ARGS]",
+    "harmony": "<|channel|> <|message|> <|start|>",
+    "deepseek-v3": "<｜tool▁calls▁begin｜> ```json",
+    "deepseek-v3.1": "<｜tool▁calls▁begin｜>",
+    "qwen3-coder": "<tool_call> <function= <parameter=",
+    "glm": "<tool_call> <arg_key> <arg_value>",
+    "gemma4": "<|tool_call>",
+}
 TOOLS = (
     Tool(name="get_weather", parameters=json.dumps(SCHEMA)),
     Tool(name="get_time", parameters=json.dumps(SCHEMA), strict=True),
 )
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+@pytest.fixture(scope="module", params=MARKS)
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runs]:
     folder = save_model("llama", tmp_path_factory.mktemp("tiny"))
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = SHORT
+    tokenizer.chat_template = SHORT % MARKS[request.param]
     tokenizer.save_pretrained(folder)
     loaded = load(folder, "cpu", 8)
     runs = Runs(loaded, 8)
