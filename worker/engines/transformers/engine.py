@@ -11,7 +11,8 @@ may cancel a sequence.
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import structlog
@@ -23,10 +24,12 @@ from worker.engines.base import (
     EngineStopped,
     EngineUnavailable,
     Footprint,
+    InvalidRequest,
     Markup,
     NoFreeSlot,
     check_task,
 )
+from worker.engines.transformers import pooling
 from worker.engines.transformers.compute_thread import run_in_thread_async
 from worker.engines.transformers.decoder import Decoder
 from worker.engines.transformers.errors import sequence_error
@@ -41,6 +44,7 @@ from worker.models import installed
 
 log = structlog.get_logger(__name__)
 
+_TASKS: tuple[Task, ...] = ("generate", "tokenize", "detokenize")
 _STOP_SECONDS = 5.0
 # With several processes, and as long again once a step no longer waits for the others.
 _STOP_RANKS_SECONDS = 2.5
@@ -50,7 +54,6 @@ class TransformersEngine:
     """Keeps the `Engine` protocol."""
 
     name = "transformers"
-    tasks: tuple[Task, ...] = ("generate", "tokenize", "detokenize")
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class TransformersEngine:
         self._sequences: set[Sequence] = set()  # of open runs
         self.footprint = Footprint()
         self.stuck = False
+        self.tasks: tuple[Task, ...] = _TASKS
 
     @property
     def warning(self) -> str:
@@ -115,6 +119,8 @@ class TransformersEngine:
         self._close = loaded.close
         self.slots, self.context_length = loaded.slots, loaded.context
         self.footprint = footprint(loaded)
+        # without a runner no hidden states are at hand
+        self.tasks = _TASKS if loaded.runner is None else (*_TASKS, "embed")
         self._decoder = Decoder(loaded, loaded.slots, deliver)
         gc.collect()
         gc.freeze()  # scanning the libraries' 400,000 objects would stop every stream for 0.3 s
@@ -150,10 +156,36 @@ class TransformersEngine:
         if len(self._sequences) >= self.slots:
             # Jobs that waited for their readers during a restart that left fewer slots.
             raise NoFreeSlot(self.slots)
+        chunks = self._run_sequence(self._decoder, job)
+        if job.task == "embed":
+            chunks = self._run_inputs(self._decoder, job)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    async def _run_inputs(self, decoder: Decoder, job: Job) -> AsyncGenerator[Chunk]:
+        """A vector of each input, one after the other: a job takes one slot."""
+        if job.pooling is None:
+            raise InvalidRequest("a job without inputs")
+        pooling.check(job.pooling)
+        told = tokens = 0
+        for index in range(job.delivered_inputs, len(job.pooling.inputs)):
+            one = pooling.input_job(job, job.pooling, index)
+            async with aclosing(self._run_sequence(decoder, one)) as chunks:
+                async for chunk in chunks:
+                    tokens += chunk.prompt_tokens
+                    if not told:
+                        told = tokens
+                        yield chunk
+                    elif chunk.rows:
+                        yield Chunk(rows=chunk.rows)
+        yield Chunk(prompt_tokens=tokens, finish="stop")
+
+    async def _run_sequence(self, decoder: Decoder, job: Job) -> AsyncGenerator[Chunk]:
         sequence = Sequence(job, Mailbox())
         self._sequences.add(sequence)
         try:
-            self._decoder.submit(sequence)
+            decoder.submit(sequence)
             finish = None
             while finish is None:
                 chunk = await sequence.mailbox.get()

@@ -68,6 +68,11 @@ class Row:
         """Whether its prompt's own logits are needed, of which nothing is cached."""
         return self.sequence.prompt_logprobs is not None
 
+    @property
+    def wants_hidden(self) -> bool:
+        """Whether its prompt's hidden states are needed, of which nothing is cached either."""
+        return self.sequence.pooled is not None
+
     def prefill_again(self) -> None:
         """All its tokens, which the host must know, are a prompt from now on."""
         self.prefill_ids = [*self.prefill_ids, *self.known_ids]
@@ -84,7 +89,7 @@ class Row:
         return CacheRequest(
             self.prefill_ids,
             self._hashes,
-            reuse=not (self.reproducible or self.wants_logits),
+            reuse=not (self.reproducible or self.wants_logits or self.wants_hidden),
             group=group,
             reserved_tokens=reserved_tokens,
         )

@@ -152,7 +152,7 @@ class SlotScheduler:
                     row.sequence.fail()
                 else:
                     rows.remove(row)
-                    if row.sequence.status is SequenceStatus.FINISHED:
+                    if row.sequence.status is SequenceStatus.FINISHED and not row.wants_hidden:
                         self._sizes.observe(row)
 
     def _release(self, row: Row) -> None:
@@ -304,6 +304,10 @@ class SlotScheduler:
         if with_logits.rows:
             with self._output.together(_sequences(with_logits.rows)):
                 self._prefill_with_logits(with_logits)
+        hidden = self._plan_hidden()
+        if hidden.rows:
+            with self._output.together(_sequences(hidden.rows)):
+                self._prefill_hidden(hidden)
         decoding: list[Row] = []
         if self._may_mix():
             decoding = self._rows_with_room()
@@ -334,7 +338,7 @@ class SlotScheduler:
 
     def _plan_prefill(self) -> _PrefillPlan:
         """The next chunks of prompts, as many tokens as the budget allows."""
-        candidates = self._prefilling_rows(wants_logits=False)
+        candidates = self._prefilling_rows()
         if _batch_invariant(candidates):
             budget = self._budget.max_tokens
         else:
@@ -348,12 +352,38 @@ class SlotScheduler:
             candidates = candidates[:1]
         return _make_plan(candidates, self._logits_rows)
 
-    def _prefilling_rows(self, *, wants_logits: bool) -> list[Row]:
+    def _plan_hidden(self) -> _PrefillPlan:
+        """The same for texts that become vectors: at most half of the budget beside others."""
+        budget = self._budget.tokens(sum(row.needs_token for row in self._running))
+        candidates = self._prefilling_rows(wants_hidden=True)
+        if len(candidates) < len(self._prefilling):
+            budget = -(-budget // 2)
+        return _make_plan(candidates, budget)
+
+    def _prefilling_rows(
+        self, *, wants_logits: bool = False, wants_hidden: bool = False
+    ) -> list[Row]:
         rows: list[Row] = []
         for row in self._prefilling:
-            if not row.sequence.finished and row.wants_logits == wants_logits:
+            wants = row.wants_logits, row.wants_hidden
+            if not row.sequence.finished and wants == (wants_logits, wants_hidden):
                 rows.append(row)
         return rows[:MAX_CHUNKS]
+
+    def _prefill_hidden(self, plan: _PrefillPlan) -> None:
+        """Computes the plan, and pools its hidden states."""
+        self._passes += 1
+        self._send_blocks()
+        states = self._runner.prefill(plan.chunks, plan.tokens, plan.ends_prompt, hidden=True)
+        parts = states.split([chunk.length for chunk in plan.chunks])
+        for number, (row, chunk) in enumerate(zip(plan.rows, plan.chunks, strict=True)):
+            row.prefilled += chunk.length
+            with self._output.alone(row.sequence):
+                self._cache.extend(row.slot, plan.tokens[number])
+                if row.sequence.pooled is not None:
+                    row.sequence.pooled.add(chunk.start, parts[number])
+                if plan.ends_prompt[number]:
+                    self._output.end_prompt(row.sequence)
 
     def _prefill_with_logits(self, plan: _PrefillPlan) -> None:
         """Computes the plan, and how likely its tokens were."""

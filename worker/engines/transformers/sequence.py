@@ -6,9 +6,11 @@ import msgspec
 
 from broker.wire import FinishReason, Job, TokenLogprob
 from worker.engines.base import Chunk, InvalidRequest, PromptTooLong
+from worker.engines.transformers import pooling
 from worker.engines.transformers.guidance.guide import Guide
 from worker.engines.transformers.mailbox import Mailbox
 from worker.engines.transformers.model.loaded import LoadedModel
+from worker.engines.transformers.pooling import PooledStates
 from worker.engines.transformers.sampling.prompt_logprobs import PromptLogprobs
 from worker.engines.transformers.sampling.sampler_output import SampledToken
 from worker.engines.transformers.sampling.token_masks import EndRule
@@ -85,6 +87,7 @@ class Sequence:
         self.slot: int | None = None  # the sampler's, in the fallback
         self.last_token = 0  # the newest token, which the next step computes
         self.prompt_logprobs: PromptLogprobs | None = None  # while they are to be computed
+        self.pooled: PooledStates | None = None  # while a vector of the prompt is to be computed
         self.cached_tokens = 0  # of the prompt, found in the prefix cache
         self._prompt_length = 0  # of `ids`
         self._output: _Output | None = None
@@ -133,6 +136,8 @@ class Sequence:
         no ids, or ids that do not make that text here. Raises PromptTooLong for a prompt that
         leaves no room in the context, InvalidRequest, and whatever a tokenizer raises.
         """
+        if self.job.task == "embed":
+            return [self._prepare_embedding(loaded, prompts)]
         if self.job.task != "generate":
             told = tokenization.answer(self.job, loaded, prompts)
             self.status = SequenceStatus.FINISHED
@@ -156,8 +161,22 @@ class Sequence:
         self.status = SequenceStatus.FINISHED
         return [first, Chunk(finish=finish)]
 
+    def _prepare_embedding(self, loaded: LoadedModel, prompts: Prompts) -> Chunk:
+        if self.job.pooling is None:
+            raise InvalidRequest("a job without inputs")
+        self.ids = pooling.tokenize(self.job, self.job.pooling, loaded, prompts)
+        self._prompt_length = len(self.ids)
+        self.pooled = PooledStates(self.job.pooling, len(self.ids))
+        return Chunk(prompt_tokens=len(self.ids))
+
     def end_prompt(self) -> Chunk | None:
-        """The prompt is computed: its logprobs, if requested; the end if no token may follow."""
+        """The prompt is computed: its vector, or its logprobs, if requested; the end if no token
+        may follow.
+        """
+        if self.pooled is not None:
+            vector = self.pooled.vector()
+            self.status = SequenceStatus.FINISHED
+            return Chunk(rows=(vector,), finish="stop")
         logprobs, self.prompt_logprobs = self.prompt_logprobs, None
         if logprobs is None:
             return None

@@ -63,10 +63,12 @@ class ModelRunner(Protocol):
         *,
         batch_invariant: bool = False,
         every_token: bool = False,
+        hidden: bool = False,
     ) -> torch.Tensor:
         """Computes chunks of prompts and, where the cache has blocks, the newest token of each of
         `rows`. Returns logits [rows + chunks that end a prompt, vocabulary], or with `every_token`,
         without rows, those of all tokens; `feed` still takes the tokens of the prompts that end.
+        `hidden`: instead of logits the last hidden states of all tokens [tokens, features].
         """
 
     def decode(

@@ -226,18 +226,21 @@ class LocalModelRunner:
         *,
         batch_invariant: bool = False,
         every_token: bool = False,
+        hidden: bool = False,
     ) -> torch.Tensor:
         """Computes chunks of prompts and, where the cache has blocks, the newest token of each of
         `rows` in the same pass. Returns logits [rows + chunks that end a prompt, vocabulary].
 
         `batch_invariant`: by the largest graph, whatever there is to compute; see `decode`.
-        `every_token`: see ModelRunner; a graph computes the last ones' logits alone.
+        `every_token`, `hidden`: see ModelRunner; a graph computes the last ones' logits alone.
         """
         size: MixedSize | None = None
-        if not every_token:
+        if not every_token and not hidden:
             size = self._mixed_size(chunks, len(rows.slots), batch_invariant=batch_invariant)
         if size is None or self._inputs is None:
-            return self._prefill_eagerly(chunks, tokens, ends_prompt, rows, every_token=every_token)
+            return self._prefill_eagerly(
+                chunks, tokens, ends_prompt, rows, every_token=every_token, hidden=hidden
+            )
         graph, ending = self._prefill_graphs[size], sum(ends_prompt)
         if self._prefixes.used and not batch_invariant:
             graph = self._sharing_prefill_graphs.get(size, graph)
@@ -292,6 +295,7 @@ class LocalModelRunner:
         rows: DecodeRows,
         *,
         every_token: bool,
+        hidden: bool,
     ) -> torch.Tensor:
         for chunk in chunks:
             self._initialized[chunk.slot] = chunk.end  # beyond are former sequences' leftovers
@@ -321,12 +325,11 @@ class LocalModelRunner:
         if not every_token:
             first_rows = torch.arange(len(row_slots), device=self.device)
             logits_at = torch.cat((first_rows, last_tokens + len(row_slots)))
-        return self._forward(
-            step,
-            torch.cat((self._newest_tokens[row_slots], ids)),
-            torch.cat((row_positions, positions)),
-            logits_at,
-        )
+        all_ids = torch.cat((self._newest_tokens[row_slots], ids))
+        all_positions = torch.cat((row_positions, positions))
+        if hidden:
+            return self._hidden_states(step, all_ids, all_positions)
+        return self._forward(step, all_ids, all_positions, logits_at)
 
     # ---- decode
 
@@ -409,6 +412,21 @@ class LocalModelRunner:
             )
         logits: torch.Tensor = output.logits
         return logits[0].to(self.device)
+
+    def _hidden_states(
+        self, step: Step, ids: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """What the output layer would make logits of, for all tokens."""
+        packed = PackedPositions(positions) if self._packs_positions else None
+        with use_step(step):
+            output = self._model.base_model(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                past_key_values=packed,
+                use_cache=False,
+            )
+        states: torch.Tensor = output.last_hidden_state
+        return states[0].to(self.device)
 
     def _upload(self, values: Sequence[int]) -> torch.Tensor:
         """int64 on the device, without waiting for the copy."""

@@ -115,6 +115,7 @@ class _Follower:
                         DecodeRows(call.slots, call.positions),
                         batch_invariant=call.batch_invariant,
                         every_token=call.every_token,
+                        hidden=call.hidden,
                     )
                 case Decode():
                     runner.decode(call.slots, call.positions, batch_invariant=call.batch_invariant)

@@ -127,6 +127,7 @@ class TensorParallelRunner:
         *,
         batch_invariant: bool = False,
         every_token: bool = False,
+        hidden: bool = False,
     ) -> torch.Tensor:
         """See ModelRunner."""
         call = Prefill(
@@ -137,6 +138,7 @@ class TensorParallelRunner:
             list(rows.positions),
             batch_invariant,
             every_token,
+            hidden,
         )
         with self._on_all_ranks(call):
             return self._runner.prefill(
@@ -146,6 +148,7 @@ class TensorParallelRunner:
                 rows,
                 batch_invariant=batch_invariant,
                 every_token=every_token,
+                hidden=hidden,
             )
 
     def decode(

@@ -53,6 +53,7 @@ class Prefill(msgspec.Struct, frozen=True, tag=True):
     positions: list[int]
     batch_invariant: bool = False
     every_token: bool = False
+    hidden: bool = False
 
 
 class Decode(msgspec.Struct, frozen=True, tag=True):
