@@ -125,21 +125,17 @@ class TaggedCall:
 
     def _step(self, parts: list[Part]) -> bool:
         """Reads on. False: more text must come."""
-        match self._stage:
-            case _Stage.HEAD:
-                return self._read_head(parts)
-            case _Stage.BETWEEN:
-                return self._read_between(parts)
-            case _Stage.KEY:
-                return self._read_key(parts)
-            case _Stage.OPENING:
-                return self._read_opening()
-            case _Stage.VALUE:
-                return self._read_value(parts)
-            case _Stage.CLOSING:
-                return self._read_closing()
-            case _Stage.DONE:
-                return False
+        if self._stage is _Stage.DONE:
+            return False
+        readers = {
+            _Stage.HEAD: self._read_head,
+            _Stage.BETWEEN: self._read_between,
+            _Stage.KEY: self._read_key,
+            _Stage.OPENING: self._read_opening,
+            _Stage.VALUE: self._read_value,
+            _Stage.CLOSING: self._read_closing,
+        }
+        return readers[self._stage](parts)
 
     def _read_head(self, parts: list[Part]) -> bool:
         found = self._head.whole.match(self._text)
@@ -189,7 +185,7 @@ class TaggedCall:
         self._stage = _Stage.OPENING
         return True
 
-    def _read_opening(self) -> bool:
+    def _read_opening(self, _: list[Part]) -> bool:
         """The mark before a value, or its line feed."""
         begin = self._tags.value[0]
         if begin:
@@ -238,7 +234,7 @@ class TaggedCall:
         self._text, self._stage = self._text[at + len(mark) :], _Stage.BETWEEN
         return True
 
-    def _read_closing(self) -> bool:
+    def _read_closing(self, _: list[Part]) -> bool:
         stripped, close = self._text.lstrip(), self._tags.close
         if len(stripped) < len(close) and close.startswith(stripped):
             return False

@@ -100,9 +100,7 @@ class PooledStates:
         if not torch.isfinite(pooled).all():
             raise NotFiniteLogits
         if self._pooling.dimensions > len(pooled):
-            raise InvalidRequest(
-                f"dimensions: the model's vectors have {len(pooled)}, not {self._pooling.dimensions}"
-            )
+            raise InvalidRequest(f"dimensions: the model's vectors have {len(pooled)}")
         if self._pooling.dimensions:
             pooled = pooled[: self._pooling.dimensions]
         if self._pooling.normalize is not False:
