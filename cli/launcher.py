@@ -22,6 +22,7 @@ from cli import (
     detached,
     environment,
     instance,
+    lost_queues,
     plan,
     ports,
     processes,
@@ -196,7 +197,7 @@ class Launcher:
             return rolling.answer(request, self._supervisor, layout, self._request.url)
 
         self._supervisor.roster.publish_with(publish)
-        async with control_server.serving(self._home, answer):
+        async with lost_queues.removed(self._private), control_server.serving(self._home, answer):
             seconds = time.time() - started
             self._console.say(
                 f"started in {seconds:.0f} s; Ctrl-C or ./canopy down stops everything"

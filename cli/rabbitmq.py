@@ -39,7 +39,7 @@ _MAX_DUMPS = 3
 _CRASH_DUMP_BYTES = 20_000_000
 _PORTS = ["amqp", "amqps", "management", "distribution", "epmd"]
 _LOOPBACK = "127.0.0.1"
-_REMOVE_HANDLER = "gen_event delete_handler [rabbit_event,rabbit_mgmt_db_handler,[]]"
+_REMOVE_HANDLER = "gen_event:delete_handler(rabbit_event, rabbit_mgmt_db_handler, [])."
 
 
 @dataclass(frozen=True)
@@ -179,18 +179,24 @@ class PrivateBroker:
 
     async def prepare_stop(self) -> None:
         """Removes the event handler that delays a stop; if that fails, the stop is only slow."""
+        await self.evaluate(_REMOVE_HANDLER, 1.0)
+
+    async def evaluate(self, expression: str, within: float) -> None:
+        """Has the broker evaluate an Erlang expression; a failure is left to the next time."""
         call = shutil.which("erl_call")
         if not call:
             return
-        command = [call, "-sname", NODE, "-a", _REMOVE_HANDLER]
         quiet = asyncio.subprocess.DEVNULL
-        environment = {**os.environ, **self._environment()}
         with contextlib.suppress(OSError, TimeoutError):
             process = await asyncio.create_subprocess_exec(
-                *command, env=environment, stdout=quiet, stderr=quiet
+                *(call, "-sname", NODE, "-e"),
+                env={**os.environ, **self._environment()},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=quiet,
+                stderr=quiet,
             )
             try:
-                await asyncio.wait_for(process.wait(), 1)
+                await asyncio.wait_for(process.communicate(expression.encode()), within)
             finally:
                 if process.returncode is None:
                     process.kill()

@@ -106,23 +106,23 @@ class Server:
         tls = None
         if listen is not None:
             tls = TlsListener(listen, certificate.load_or_create(self._home.broker))
-        self._private = PrivateBroker(self._home, tls)
-        self._private.prepare()
-        self._server = replace(self._private.server(), at_death_of_launcher=signal.SIGKILL)
-        self._epmd = launch(self._private.epmd(), self._home.logs / "epmd.log")
+        self.private = PrivateBroker(self._home, tls)
+        self.private.prepare()
+        self._server = replace(self.private.server(), at_death_of_launcher=signal.SIGKILL)
+        self._epmd = launch(self.private.epmd(), self._home.logs / "epmd.log")
         self._log = self._home.logs / "broker.log"
         self._process: subprocess.Popen[bytes]
 
     @property
     def address(self) -> Broker:
         """How to reach it."""
-        return self._private.address()
+        return self.private.address()
 
     def urls(self, user: str) -> list[str]:
         """Its addresses for other machines."""
-        listener = self._private.listener()
+        listener = self.private.listener()
         assert listener is not None
-        return listener.urls(user, self._private.passwords[user])
+        return listener.urls(user, self.private.passwords[user])
 
     def launch(self) -> None:
         """Starts it. Not in a thread: the kernel would end it with the thread."""
@@ -130,7 +130,15 @@ class Server:
 
     def wait_accepting(self) -> None:
         """Returns when it accepts connections."""
-        _wait_accepting(self._private.ports["amqp"], self._process, self._log)
+        _wait_accepting(self.private.ports["amqp"], self._process, self._log)
+
+    def has_ended(self, within: float) -> bool:
+        """Whether it ends by itself in that time."""
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def stop(self) -> None:
         """Ends it in order."""
