@@ -3,16 +3,24 @@
 A line about a job has its `request_id`, and the `trace_id` while it is traced.
 """
 
+import io
 import logging
+import logging.handlers
+import os
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
 import structlog
 
 from broker import tracing
 
 FORMATS = ("text", "json")
+LOG_BYTES = 10_000_000  # of one file
+OLDER_FILES = 2
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
 Event = MutableMapping[str, Any]
@@ -59,11 +67,50 @@ def add_trace(logger: Any, method: str, event: Event) -> Event:
     return event
 
 
-def configure_node(settings: LogSettings, name: str) -> None:
-    """A node's log, on standard error.
+class _Both(io.TextIOBase):
+    """Writes to a stream and to a file that stays below a size, without a terminal's colours."""
+
+    def __init__(self, stream: TextIO, file: Path) -> None:
+        self._stream = stream
+        self._handler = _LogFile(file, maxBytes=LOG_BYTES, backupCount=OLDER_FILES, delay=True)
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        self._stream.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            message = _COLOURS.sub("", line)
+            self._handler.handle(logging.makeLogRecord({"msg": message}))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """Only its owner can read it. What cannot be written is dropped: a full disk stops no node."""
+
+    def _open(self) -> Any:
+        handle = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        return os.fdopen(handle, "a", encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Fate of a line that cannot be written: it is on standard error alone."""
+
+
+def configure_node(settings: LogSettings, name: str, file: Path | None = None) -> None:
+    """A node's log, on standard error, and all that is written there in `file` too.
 
     Tracebacks come without the values of variables, which are users' texts.
     """
+    if file is not None:
+        sys.stderr = _Both(sys.stderr, file)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,9 +1,11 @@
-"""The tree at one moment: bindings and presence from the management API, states from the nodes.
+"""The tree at one moment: bindings and presence from the management API if there is one, states
+from the nodes.
 
 Used by the command line. The dashboard follows the states continuously through `broker.client`.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ from broker.management import Edges, edges
 from broker.node_state import NodeState
 from broker.node_states import on_local_clock
 from broker.session import Delivery, Session
+from broker.tree import edges_as_told
 from broker.wire import AnyControl, Ping
 from topology import names
 
 ANSWER_SECONDS = 2.0
+QUIET_SECONDS = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,25 @@ async def take_snapshot(amqp_url: str, management_url: str) -> Snapshot:
     return Snapshot(tree_edges, states, depths, differences)
 
 
+async def take_told(amqp_url: str) -> Snapshot:
+    """The same without the management API, from what the nodes tell alone: those that are gone, and
+    edges to them, are not seen. Raises BrokerError, AccessRefused if this user may not hear them.
+    """
+    session = await AmqpSession.open(amqp_url, "canopy tree")
+    try:
+        states, differences = await _states(session, None)
+        depths: dict[str, int] = {}
+        for name in tuple(states):
+            depth = await session.depth(names.node(name))
+            if depth is None:  # anybody may publish states; a node has a queue
+                del states[name]
+            else:
+                depths[names.node(name)] = depth
+    finally:
+        await session.close()
+    return Snapshot(edges_as_told(states), states, depths, differences)
+
+
 async def _abandon(opening: "asyncio.Task[AmqpSession]") -> None:
     opening.cancel()
     await asyncio.wait([opening])
@@ -86,12 +109,16 @@ async def remove_gone_nodes(amqp_url: str, nodes: Iterable[str], queue_type: str
 
 
 async def _states(
-    session: Session, expected: set[str]
+    session: Session, expected: set[str] | None
 ) -> tuple[dict[str, NodeState], dict[str, float]]:
-    """The states of the `expected` nodes, and the differences of their clocks."""
+    """The states of the `expected` nodes, and the differences of their clocks.
+
+    None: of all that answer; they are done when nobody has answered for QUIET_SECONDS.
+    """
     states: dict[str, NodeState] = {}
     differences: dict[str, float] = {}
     complete = asyncio.Event()
+    news = asyncio.Event()
     requested = time.time()
 
     def on_state(delivery: Delivery) -> None:
@@ -100,12 +127,15 @@ async def _states(
             state = decode(delivery.body, NodeState)
         except DecodeError:
             return  # from a node of another release: it is shown without a state
-        if state.name not in expected or delivery.routing_key != names.state_key(state.name):
-            return  # anybody may publish states; the broker knows who is registered
+        if expected is not None and state.name not in expected:
+            return  # who is registered, the broker knows
+        if delivery.routing_key != names.state_key(state.name):
+            return  # a node speaks for itself alone
         arrived = time.time()
         states[state.name] = on_local_clock(state, arrived)
         differences[state.name] = clock_difference(requested, state.sent, arrived)
-        if expected <= states.keys():
+        news.set()
+        if expected is not None and expected <= states.keys():
             complete.set()
 
     queue = names.watch(f"look-{id(session)}-{time.time_ns()}")
@@ -113,13 +143,23 @@ async def _states(
     await session.bind(queue, names.EVENTS_EXCHANGE, names.state_key("*"))
     await session.consume(queue, on_state, prefetch=1000)
     session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
-    if expected:
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+    with contextlib.suppress(TimeoutError):  # nodes that did not answer are shown without a state
+        async with asyncio.timeout(ANSWER_SECONDS):
+            if expected is None:
+                await _quiet(news)
+            elif expected:
                 await complete.wait()
-        except TimeoutError:
-            pass  # nodes that did not answer are shown without a state
     return states, differences
+
+
+async def _quiet(news: asyncio.Event) -> None:
+    """Returns when there was some, and none for QUIET_SECONDS since."""
+    await news.wait()
+    with contextlib.suppress(TimeoutError):
+        while True:
+            news.clear()
+            async with asyncio.timeout(QUIET_SECONDS):
+                await news.wait()
 
 
 def clock_difference(requested: float, sent: float, arrived: float) -> float:

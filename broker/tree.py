@@ -63,6 +63,14 @@ def edges_as_told(states: Mapping[str, NodeState]) -> Edges:
     return Edges(roots, parents, frozenset(states), frozenset(states))
 
 
+def edges_of_part(states: Mapping[str, NodeState]) -> Edges:
+    """The same for a part of the tree: its highest nodes stand in the root's place."""
+    told = edges_as_told(states)
+    tops = {name: state.model for name, state in states.items() if state.parent not in states}
+    below = {child: parent for child, parent in told.parents.items() if parent in states}
+    return Edges(tops, below, told.present, told.registered)
+
+
 def _root_key(name: str) -> tuple[bool, object]:
     """The default model's root comes first."""
     return name != "root", natural_key(name)

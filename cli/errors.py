@@ -27,6 +27,10 @@ class StateError(CliError):
     """The instance is not in the state that the command needs: start, stop or await it first."""
 
 
+class HiddenError(StateError):
+    """The command's user of the broker lacks the right to see what it shows."""
+
+
 class MachineError(CliError):
     """The machine lacks a package, a right, a free port or disk space: mend that, then retry."""
 

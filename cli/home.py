@@ -82,6 +82,11 @@ class Home(NamedTuple):
         return self.run / "processes.json"
 
     @property
+    def nodes(self) -> Path:
+        """The sockets of the nodes that run on this machine (cli/local_nodes.py)."""
+        return self.run / "nodes"
+
+    @property
     def models_lock(self) -> Path:
         """Held while a model is prepared here."""
         return self.path / ".models.lock"
@@ -90,6 +95,14 @@ class Home(NamedTuple):
     def models(self) -> Path:
         """Prepared models."""
         return self.path / "models"
+
+    def node_variables(self, name: str) -> dict[str, str]:
+        """For a node's process that nothing watches: where it logs, and answers commands here."""
+        return {
+            "CANOPY_HOME": str(self.path),
+            "CANOPY_LOG_FILE": str(self.logs / f"{name}.log"),
+            "CANOPY_NODE_SOCKETS": str(self.nodes),
+        }
 
     def of_agent(self, host: str) -> "Home":
         """The state folder of an agent that runs beside an instance, or without one."""

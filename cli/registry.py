@@ -1,18 +1,30 @@
 """The tree as the broker and the nodes describe it, read for one command."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
+import msgspec
+
 from broker import snapshot
-from broker.errors import BadChange, BrokerError, NoSuchLetter, NoSuchNode, Refusal
+from broker.errors import (
+    AccessRefused,
+    BadChange,
+    BrokerError,
+    NoSuchLetter,
+    NoSuchNode,
+    Refusal,
+)
 from broker.gone import check_deletes
+from broker.node_state import NodeState
 from broker.node_states import warnings_of_clocks
+from broker.tree import edges_of_part
 from broker.tree import tree as describe
 from broker.wire import AnyControl
-from cli import addresses, environment, home, instance
-from cli.errors import SettingError, StateError, UnreachableError, UsageError
+from cli import addresses, environment, home, instance, local_nodes
+from cli.errors import HiddenError, StateError, UnreachableError, UsageError
 
 _PROBLEMS_SECONDS = 4.0  # less than `status` waits
 
@@ -33,19 +45,62 @@ def broker_addresses() -> tuple[str, str]:
     return record["amqp"]["admin"], record["management"]
 
 
-def read_tree() -> dict[str, Any]:
-    """The tree, as `./canopy tree --json` prints it. Raises CliError where it cannot be read."""
+def read_tree() -> Tree:
+    """The tree, as `./canopy tree --json` prints it. Raises CliError where it cannot be read.
+
+    Without the management API it is what the nodes tell; where this machine's user of the broker
+    may not hear that, or knows of no broker, the nodes that run here.
+    """
+    if reads_local_nodes():
+        return local_tree()
     amqp_url, management_url = broker_addresses()
-    if not management_url:
-        raise SettingError(
-            "The tree is read from RabbitMQ's management API: set CANOPY_MANAGEMENT_URL"
-        )
-    return run(_read_tree(amqp_url, management_url))
+    try:
+        return run(_read_tree(amqp_url, management_url))
+    except HiddenError:
+        if not local_nodes.running(home.read()):
+            raise
+        return local_tree()
 
 
-async def _read_tree(amqp_url: str, management_url: str) -> dict[str, Any]:
-    look = await snapshot.take_snapshot(amqp_url, management_url)
+async def _read_tree(amqp_url: str, management_url: str) -> Tree:
+    if management_url:
+        look = await snapshot.take_snapshot(amqp_url, management_url)
+    else:
+        look = await _told(amqp_url)
     return describe(look.edges, look.states, look.depths, time.time(), look.clock_differences)
+
+
+async def _told(amqp_url: str) -> snapshot.Snapshot:
+    try:
+        return await snapshot.take_told(amqp_url)
+    except AccessRefused as error:
+        raise HiddenError(f"This user of the broker may not read the tree: {error}") from error
+
+
+def reads_local_nodes() -> bool:
+    """Whether only the nodes that run here can be asked: no broker is known, as after `join`."""
+    amqp_url, _ = addresses.of_environment()
+    if amqp_url or instance.read(home.read()) is not None:
+        return False
+    return bool(local_nodes.running(home.read()))
+
+
+def local_tree() -> Tree:
+    """The nodes that run here, below parents of which only the names are known."""
+    states = local_states()
+    tree = describe(edges_of_part(states), states, {}, time.time())
+    for node in tree["nodes"]:
+        node["parent"] = states[node["name"]].parent
+    return tree
+
+
+def local_states() -> dict[str, NodeState]:
+    """Of the nodes that run here."""
+    states = {}
+    for node in local_nodes.running(home.read()):
+        with contextlib.suppress(msgspec.ValidationError):  # of another release
+            states[node.name] = msgspec.convert(node.state, NodeState)
+    return states
 
 
 def find(tree: Mapping[str, Any], name: str) -> Node:
@@ -58,7 +113,13 @@ def find(tree: Mapping[str, Any], name: str) -> Node:
 
 
 def send(node: str, message: AnyControl) -> None:
-    """Puts a control message into the node's inbox. Raises CliError."""
+    """Puts a control message into the node's inbox; a node that runs here hears it here.
+
+    Raises CliError.
+    """
+    if reads_local_nodes():
+        local_nodes.send(home.read(), node, msgspec.to_builtins(message)["kind"])
+        return
     amqp_url, _ = broker_addresses()
     run(snapshot.send_control(amqp_url, node, message))
 

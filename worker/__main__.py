@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -17,7 +18,7 @@ from broker.session import JoinedNode, Session
 from broker.tracing import make_tracer
 from topology.dispatch import POLICIES
 from topology.names import BadName
-from worker import settings, status_file
+from worker import local_control, settings, status_file
 from worker.engines.base import Engine
 from worker.errors import EngineStuck, WorkerError
 from worker.life import live
@@ -91,7 +92,8 @@ async def run(node_settings: Settings) -> Departure | None:
         showing = status_file.keep(node_settings.status_file, lambda: node.status)
         beside.append(asyncio.create_task(showing, name="status file"))
     try:
-        await live(node, connect, leave, wait=options.wait, standby=options.standby)
+        async with _local_control(node, node_settings):
+            await live(node, connect, leave, wait=options.wait, standby=options.standby)
     finally:
         for task in beside:
             task.cancel()
@@ -108,6 +110,16 @@ def _joined(broker: BrokerSettings, options: argparse.Namespace) -> JoinedNode |
     return None if name is None else JoinedNode(name, options.model)
 
 
+def _local_control(
+    node: Node, node_settings: Settings
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """What answers commands on this machine meanwhile."""
+    if node_settings.sockets is None:
+        return contextlib.nullcontext()
+    log_file = str(node_settings.log_file or "")
+    return local_control.serving(node, node_settings.sockets, log_file)
+
+
 def main(arguments: list[str]) -> int:
     """Exit code: 0 after leaving in order, 3 with one line on standard error if it cannot start,
     NOT_ADMITTED if its token is not valid or its parent refuses it, REMOVED after an operator
@@ -119,7 +131,7 @@ def main(arguments: list[str]) -> int:
     options = settings.parse(arguments)
     try:
         node_settings = settings.read(options, os.environ)
-        logs.configure_node(node_settings.logs, options.name)
+        logs.configure_node(node_settings.logs, options.name, node_settings.log_file)
         departure = asyncio.run(run(node_settings))
     except EngineStuck as error:
         _begin_anew(arguments, options, str(error))

@@ -20,6 +20,11 @@ class BrokerLink:
             raise ConnectionLost("the node has had no session yet")
         return self._port
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session now."""
+        return self._port is not None and not self._port.session.closed.done()
+
     def open(self, port: NodePort) -> None:
         """A new session has begun."""
         self._port = port

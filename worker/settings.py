@@ -29,7 +29,8 @@ class Settings:
     """One node. `options` are the arguments; the other fields come from the environment.
 
     `step_seconds`: an engine's step that takes longer hangs. `user_jobs`: jobs of one user that may
-    run below a root at once; see topology.cap. `status_file`: see worker.status_file.
+    run below a root at once; see topology.cap. `status_file`: see worker.status_file. `log_file`:
+    where the log goes, beside standard error. `sockets`: the folder of worker.local_control.
     """
 
     options: argparse.Namespace
@@ -38,6 +39,8 @@ class Settings:
     user_jobs: int | None
     logs: LogSettings
     status_file: Path | None
+    log_file: Path | None = None
+    sockets: Path | None = None
 
 
 def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
@@ -54,6 +57,8 @@ def read(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         user_jobs=_user_jobs(environ.get("CANOPY_USER_JOBS", "")),
         logs=_logs(environ),
         status_file=_file(environ.get("CANOPY_STATUS_FILE", "")),
+        log_file=_file(environ.get("CANOPY_LOG_FILE", "")),
+        sockets=_file(environ.get("CANOPY_NODE_SOCKETS", "")),
     )
 
 

@@ -1,13 +1,15 @@
 """`attach`, `drain`, `resume`, `remove`, and `restart NODE`: change the tree while it runs.
 
-Each waits until the tree shows what was asked for. Where the tree cannot be read, for want of the
-management API, the message is sent all the same.
+Each waits until the tree shows what was asked for. Where the tree cannot be read, for want of
+rights, the message is sent all the same.
 """
 
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 
 import click
 
@@ -15,7 +17,7 @@ from broker import tree_actions
 from broker.errors import BadAction, NoSuchNode
 from broker.tree_actions import CONFIRM_SECONDS, Action, Effect
 from cli import audit, options, registry
-from cli.errors import ProcessError, StateError
+from cli.errors import HiddenError, ProcessError, StateError
 
 _LOOK_SECONDS = 0.3  # between two looks at the tree
 _LEVEL_SECONDS = 600.0  # for the nodes of one level to load their models again
@@ -95,22 +97,35 @@ def _act(
     *,
     parent: str | None = None,
 ) -> None:
-    _, management_url = registry.broker_addresses()
-    if not management_url and not preview and not as_json:
+    read = registry.read_tree
+    if registry.reads_local_nodes():
+        read = registry.local_tree  # to the end, when there may be no node any more
+    try:
+        effect = _effect(read(), action, name, parent)
+    except HiddenError:
+        if preview or as_json:
+            raise
         with audit.recorded(action, name, said):
             registry.send(name, tree_actions.message(action, parent))
         print(said)
         return
-    effect = _effect(registry.read_tree(), action, name, parent)
     if not preview:
-        with audit.recorded(action, name, tree_actions.sentence(effect)):
+        with _recorded(action, name, tree_actions.sentence(effect)):
             sent_at = time.monotonic()
             if effect.gone:
                 registry.remove_gone(effect.nodes[::-1])
             else:
                 registry.send(name, tree_actions.message(action, parent))
-            _await(lambda tree: _has_happened(tree, effect, sent_at), name, CONFIRM_SECONDS)
+            happened = partial(_has_happened, effect=effect, sent_at=sent_at)
+            _await(happened, name, CONFIRM_SECONDS, read)
     _say(effect, said, preview, as_json)
+
+
+def _recorded(action: Action, name: str, detail: str) -> AbstractContextManager[object]:
+    """Where only nodes of other trees run there is no audit log; the node's log has it."""
+    if registry.reads_local_nodes():
+        return nullcontext()
+    return audit.recorded(action, name, detail)
 
 
 def _effect(
@@ -147,7 +162,7 @@ def _restart(level: list[str]) -> None:
         seconds = time.monotonic() - sent_at
         return all(tree_actions.is_back(tree, name, seconds) for name in level)
 
-    _await(are_back, ", ".join(level), _LEVEL_SECONDS)
+    _await(are_back, ", ".join(level), _LEVEL_SECONDS, registry.read_tree)
 
 
 def _await_idle(name: str, within: float) -> None:
@@ -162,9 +177,14 @@ def _await_idle(name: str, within: float) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _await(happened: Callable[[registry.Tree], bool], who: str, within: float) -> None:
+def _await(
+    happened: Callable[[registry.Tree], bool],
+    who: str,
+    within: float,
+    read: Callable[[], registry.Tree],
+) -> None:
     deadline = time.monotonic() + within
-    while not happened(registry.read_tree()):
+    while not happened(read()):
         if time.monotonic() > deadline:
             raise ProcessError(
                 f"{who} was told, but the tree does not show it after {within:.0f} s: "

@@ -30,6 +30,14 @@ from cli.prepare.model import Model
 @options.upstream_model
 @options.tensor_parallel
 @options.task
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long to go on trying while the broker or the parent is not there. Default: once. "
+    "A node that has served tries for ever.",
+)
 @click.pass_context
 def node(
     context: click.Context,
@@ -47,6 +55,7 @@ def node(
     upstream_model: str | None,
     tensor_parallel: int,
     task: str,
+    wait: float,
 ) -> None:
     """Run one more worker, on any machine that reaches the broker.
 
@@ -82,12 +91,14 @@ def node(
     if record and record.get("policy"):  # one rule for a whole tree; a later --policy overrides it
         arguments += ["--policy", record["policy"]]
     os.umask(PRIVATE_UMASK)
+    home.make()
     become_module(
         "worker",
         *arguments,
+        *("--wait", str(wait)),
         *context.args,
         CANOPY_AMQP_URL=amqp_url,
-        CANOPY_HOME=str(home.path),
+        **home.node_variables(name),
         CANOPY_PRECISION=precision or "auto",
         CANOPY_KV_CACHE_DTYPE=kv_cache_dtype or "auto",
         CANOPY_MEMORY_FRACTION=str(memory_fraction or ""),

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from cli import control, instance, joining, lock, options, processes
+from cli import control, instance, joining, local_nodes, lock, options, processes
 from cli import home as homes
 from cli.errors import UnreachableError
 from cli.home import Home
+from cli.local_nodes import LocalNode
 from cli.processes import ProcessRecord
 
 _ANSWER_SECONDS = 6.0
@@ -24,10 +25,14 @@ def status(as_json: bool) -> None:
     record = instance.read(home)
     if as_json:
         print(json.dumps(_as_json(home, record), indent=1))
-    elif record is None:
-        print(_transition(home) or f"nothing runs here ({home.path}); start it with ./canopy up")
-    else:
+        return
+    nodes = local_nodes.running(home)
+    if record is not None:
         _print(home, record)
+    elif _transition(home) or not nodes:
+        print(_transition(home) or f"nothing runs here ({home.path}); start it with ./canopy up")
+    if nodes:
+        _print_nodes(nodes)
 
 
 def _as_json(home: Home, record: instance.Record | None) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def _as_json(home: Home, record: instance.Record | None) -> dict[str, Any]:
         "starting": record is None and bool(_transition(home)),
     }
     if record is None:
-        return {**document, "url": None, "processes": []}
+        return {**document, "url": None, "processes": [], "nodes": _nodes(home)}
     joins = joining.lines(record)
     return {
         **document,
@@ -47,6 +52,7 @@ def _as_json(home: Home, record: instance.Record | None) -> dict[str, Any]:
         "port": record["port"],
         "models": record["models"],
         "processes": _processes(home),
+        "nodes": _nodes(home),
         "join": joins[0],
         "joins": joins,
     }
@@ -79,6 +85,30 @@ def _print(home: Home, record: instance.Record) -> None:
             "  (the broker listens on this machine only; "
             "start with --listen 0.0.0.0 to add other machines)"
         )
+
+
+def _print_nodes(nodes: list[LocalNode]) -> None:
+    """Nodes that `node` or `join` started on this machine."""
+    print("nodes of trees elsewhere, or added to this one:")
+    for node in nodes:
+        state = node.state
+        shown = state["status"] if node.connected else "not connected to its broker"
+        print(
+            f"  {node.name:<14} pid {state['pid']:<8} {shown}   "
+            f"{state['running']}/{state['slots']} running  {state['model']} ({state['engine']})  "
+            f"below {state['parent'] or '-'}"
+        )
+        if state["detail"]:
+            print(f"  {'':<14} {state['detail']}")
+        if node.log:
+            print(f"  {'':<14} log: {node.log}")
+
+
+def _nodes(home: Home) -> list[dict[str, Any]]:
+    return [
+        {**node.state, "log": node.log, "connected": node.connected}
+        for node in local_nodes.running(home)
+    ]
 
 
 def _request_problems(home: Home, record: instance.Record) -> Iterable[control.Message]:

@@ -13,7 +13,7 @@ from cli import colours, options, registry
 from cli.top import terminal, view
 from cli.top.figures import Figures
 from cli.top.view import Choice
-from cli.top.watch import Watch, watching
+from cli.top.watch import LocalWatch, Watch, watching
 
 EVERY = 1.0  # second between two lines or frames
 _FIRST_SECONDS = 2.0  # for a node to answer
@@ -30,9 +30,11 @@ def top(once: bool, as_json: bool) -> None:
 
     Keys: q quits, s changes the order, r reverses it, the arrows scroll. With --json it prints an
     object a second, until Ctrl-C. All of it comes from the broker (CANOPY_AMQP_URL, or the instance
-    that runs here).
+    that runs here), or from the nodes that joined a tree elsewhere from this machine.
     """
-    amqp_url, _ = registry.broker_addresses()
+    amqp_url = ""
+    if not registry.reads_local_nodes():
+        amqp_url, _ = registry.broker_addresses()
     if as_json:
         registry.run(_print_json(amqp_url, once))
     elif once or not sys.stdout.isatty():
@@ -68,7 +70,7 @@ def _printed(shown: Figures) -> bool:
     return True
 
 
-async def _second_look(watch: Watch) -> Figures:
+async def _second_look(watch: Watch | LocalWatch) -> Figures:
     """The figures after a second, as a rate needs two samples."""
     await _answers(watch)
     await watch.figures()
@@ -79,7 +81,7 @@ async def _second_look(watch: Watch) -> Figures:
     return await watch.figures()
 
 
-async def _answers(watch: Watch) -> None:
+async def _answers(watch: Watch | LocalWatch) -> None:
     """Waits for the nodes' states: for the first one, then a little for the others."""
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
@@ -121,7 +123,7 @@ class _Top:
         except BrokerError as error:
             self._note = f"{error} (q quits)"
 
-    async def _follow(self, watch: Watch) -> None:
+    async def _follow(self, watch: Watch | LocalWatch) -> None:
         """Draws a frame a second until the reader quits or the session is lost."""
         while not self._quit.is_set() and not watch.lost:
             try:

@@ -1,9 +1,10 @@
 """The tree of one moment with its rates, as `top --json` prints it and the screen shows it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from broker.management import Edges
 from broker.node_state import NodeState
 from broker.tree import edges_as_told
 from broker.tree import tree as describe
@@ -37,13 +38,16 @@ _NODE_FIELDS = (
 
 
 def figures(
-    states: Mapping[str, NodeState], depths: Mapping[str, int], rates: TokenRates
+    states: Mapping[str, NodeState],
+    depths: Mapping[str, int],
+    rates: TokenRates,
+    edges: Callable[[Mapping[str, NodeState]], Edges] = edges_as_told,
 ) -> Figures:
     """Nodes in the order of the tree, with their depth in it; trees and the total with their sums.
 
-    `depths`: jobs ready, by queue.
+    `depths`: jobs ready, by queue. `edges`: from the states.
     """
-    seen = describe(edges_as_told(states), states, depths, time.time())
+    seen = describe(edges(states), states, depths, time.time())
     nodes = []
     levels: dict[str, int] = {}
     by_root: dict[str | None, float] = {}

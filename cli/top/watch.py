@@ -10,7 +10,9 @@ from broker.encoding import encode
 from broker.errors import BrokerError
 from broker.node_watch import NodeWatch
 from broker.session import Session
+from broker.tree import edges_of_part
 from broker.wire import Ping
+from cli import registry
 from cli.top.figures import Figures, figures
 from cli.top.rates import TokenRates
 from topology import names
@@ -46,9 +48,36 @@ class Watch:
         return figures(states, depths, self._rates)
 
 
+class LocalWatch:
+    """As Watch, of the nodes that run on this machine."""
+
+    lost = False
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.changed.set()
+        self._rates = TokenRates()
+
+    def ping(self) -> None:
+        """They are asked each time."""
+        self.changed.set()
+
+    async def figures(self) -> Figures:
+        """These nodes now."""
+        states = await asyncio.to_thread(registry.local_states)
+        self._rates.add(states)
+        return figures(states, {}, self._rates, edges_of_part)
+
+
 @contextlib.asynccontextmanager
-async def watching(amqp_url: str) -> AsyncIterator[Watch]:
-    """A watch on a session of its own. Raises BrokerError."""
+async def watching(amqp_url: str) -> AsyncIterator[Watch | LocalWatch]:
+    """A watch on a session of its own; without an address, on the nodes that run here.
+
+    Raises BrokerError.
+    """
+    if not amqp_url:
+        yield LocalWatch()
+        return
     session = await AmqpSession.open(amqp_url, "canopy top")
     try:
         watch = Watch(session)
