@@ -39,11 +39,21 @@ class Address:
     @property
     def place(self) -> str:
         """Host and port, for people: an address has a password in it."""
-        parts = urlsplit(self.url)
-        host = parts.hostname or ""
+        host = self.host
         if ":" in host:
             host = f"[{host}]"
-        return f"{host}:{parts.port or _PORTS[parts.scheme]}"
+        return f"{host}:{self.port}"
+
+    @property
+    def host(self) -> str:
+        """A name, or an address without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The one in the URL, or the scheme's own."""
+        parts = urlsplit(self.url)
+        return parts.port or _PORTS[parts.scheme]
 
 
 def addresses(urls: str) -> list[Address]:

@@ -8,7 +8,7 @@ import asyncio
 import functools
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pika
@@ -18,7 +18,13 @@ from pika.channel import Channel
 
 from broker.addresses import Address, addresses
 from broker.channels import Acknowledger, OpenChannel, Publisher
-from broker.connections import CONNECT_SECONDS, connect, translate, virtual_host
+from broker.connections import (
+    CONNECT_SECONDS,
+    close_connections,
+    connect,
+    translate,
+    virtual_host,
+)
 from broker.errors import (
     BadCertificate,
     BrokerError,
@@ -33,7 +39,6 @@ from topology import names
 from topology.prefix import Prefix
 
 ADDRESS_SECONDS = 3.0  # for each address at least, however many there are
-CLOSE_SECONDS = 2.0  # longest wait for connections to close
 CHECK_SECONDS = 5.0  # between two checks that the exclusive queues still exist
 
 # A quorum queue drops a message that was redelivered more often than this. RabbitMQ 4 defaults to
@@ -69,7 +74,7 @@ class ConnectionPair:
         try:
             publishing = await connect(address, f"{name} (publish)", publishes=True)
         except BaseException:
-            await _close_connections([consuming])
+            await close_connections([consuming])
             raise
         return cls(consuming, publishing)
 
@@ -90,7 +95,7 @@ class ConnectionPair:
 
     async def close(self) -> None:
         """Closes both, and returns when they are closed, or soon anyway."""
-        await _close_connections([self.consuming, self.publishing])
+        await close_connections([self.consuming, self.publishing])
         self.lose(ConnectionLost("the session was closed"))
 
     def _on_closed(self, _connection: object, error: BaseException) -> None:
@@ -105,18 +110,9 @@ class ConnectionPair:
         self.flowing.set()
 
 
-async def _close_connections(connections: Iterable[AsyncioConnection]) -> None:
-    closing: list[asyncio.Future[None]] = []
-    for connection in connections:
-        if connection.is_closed:
-            continue
-        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection.add_on_close_callback(functools.partial(_resolve, closed))
-        closing.append(closed)
-        if connection.is_open:
-            connection.close()
-    if closing:
-        await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+def _by_way(address: Address) -> bool:
+    """Tunnels are the last resort."""
+    return address.tunnelled
 
 
 def _together(failures: list[BrokerError]) -> BrokerError:
@@ -126,11 +122,6 @@ def _together(failures: list[BrokerError]) -> BrokerError:
         if not isinstance(failure, BadCertificate):
             return ConnectionLost(reason)
     return BadCertificate(reason)
-
-
-def _resolve(closed: asyncio.Future[None], *_: object) -> None:
-    if not closed.done():
-        closed.set_result(None)
 
 
 class AmqpSession:
@@ -190,6 +181,7 @@ class AmqpSession:
         """
         candidates = addresses(url)
         random.shuffle(candidates)
+        candidates.sort(key=_by_way)
         seconds = max(ADDRESS_SECONDS, CONNECT_SECONDS / len(candidates))
         failures: list[BrokerError] = []
         for candidate in candidates:

@@ -1,9 +1,11 @@
 """Connections to the broker through pika, and why one could not be made."""
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
+from collections.abc import Iterable
 from typing import Any
 
 import pika
@@ -25,6 +27,7 @@ from broker.errors import (
 from broker.tls import WrongCertificate, client_context
 
 HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
+CLOSE_SECONDS = 2.0  # longest wait for connections to close
 CONNECT_SECONDS = 10.0  # for all addresses together
 # The kernel ends a connection whose peer's kernel has been silent for so long. It answers however
 # busy the peer's processes are: only a cut link or a dead machine is noticed by this.
@@ -192,6 +195,26 @@ def _network_refusal(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there: is that the broker's port?"
     return str(error.strerror)
+
+
+async def close_connections(connections: Iterable[AsyncioConnection]) -> None:
+    """Closes them, and returns when they are closed, or soon anyway."""
+    closing: list[asyncio.Future[None]] = []
+    for connection in connections:
+        if connection.is_closed:
+            continue
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection.add_on_close_callback(functools.partial(_resolve, closed))
+        closing.append(closed)
+        if connection.is_open:
+            connection.close()
+    if closing:
+        await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+
+
+def _resolve(closed: asyncio.Future[None], *_: object) -> None:
+    if not closed.done():
+        closed.set_result(None)
 
 
 def virtual_host(connection: AsyncioConnection) -> str:

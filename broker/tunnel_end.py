@@ -5,7 +5,7 @@ import random
 from urllib.parse import quote, urlsplit
 
 from broker.addresses import Address, addresses
-from broker.connections import connect, refusal
+from broker.connections import close_connections, connect, refusal
 from broker.errors import ConnectionLost
 from broker.tls import client_context
 
@@ -34,7 +34,7 @@ class TunnelEnd:
                 connection = await connect(checked, "tunnel (login)", publishes=False)
         except TimeoutError as error:
             raise ConnectionLost(f"{address.place} does not answer") from error
-        connection.close()
+        await close_connections([connection])
 
     async def connect(self, limit: int) -> Streams:
         """A connection on which nothing was said yet. `limit`: see asyncio.open_connection.
@@ -42,13 +42,11 @@ class TunnelEnd:
         Raises ConnectionLost, BadCertificate.
         """
         address = self._any()
-        parts = urlsplit(address.url)
         tls = client_context(address.fingerprint) if address.secure else None
-        host, _, port = address.place.rpartition(":")
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await asyncio.open_connection(
-                    parts.hostname or host, int(port), limit=limit, ssl=tls
+                    address.host, address.port, limit=limit, ssl=tls
                 )
         except OSError as error:  # TimeoutError is one
             raise refusal(address, error) from error

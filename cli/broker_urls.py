@@ -7,6 +7,7 @@ from cli import listener
 from cli.errors import StateError
 from cli.instance import Record
 from cli.ports import host_and_port
+from topology.prefix import Prefix, with_prefix
 
 _LISTEN = "start it with ./canopy up --listen 0.0.0.0, or with one address of this machine"
 
@@ -14,10 +15,41 @@ _LISTEN = "start it with ./canopy up --listen 0.0.0.0, or with one address of th
 def for_others(
     record: Record, user: str, password: str, addresses: tuple[str, ...] = ()
 ) -> list[str]:
-    """The broker's URL at each address that other machines can reach, or at `addresses`.
+    """The broker's URL at each address that other machines can reach, or at `addresses`; last the
+    way through the pages' address, if tunnels are on and it is known.
 
     Raises StateError if there is none.
     """
+    tunnels = _tunnels(record, user, password)
+    try:
+        return [*_direct(record, user, password, addresses), *tunnels]
+    except StateError:
+        if not tunnels or addresses:
+            raise
+        return tunnels
+
+
+def through_pages(pages: str, url: str) -> str:
+    """The way through the pages' address to what `url` leads to, with the same login."""
+    parts = urlsplit(url)
+    login = parts.netloc.rpartition("@")[0]
+    place = unquote(parts.path.removeprefix("/")) or "/"
+    options = "" if place == "/" else f"?vhost={quote(place, safe='')}"
+    target = urlsplit(pages)
+    changed = f"{target.scheme}://{login}@{target.netloc}{target.path.rstrip('/')}/{options}"
+    return with_prefix(changed, Prefix.of(url).name)
+
+
+def _tunnels(record: Record, user: str, password: str) -> list[str]:
+    if not record.get("tunnel") or not record["address"].startswith("https://"):
+        return []
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    own = urlsplit(record["amqp"]["node"].partition(",")[0])
+    place = own._replace(netloc=f"{login}@{own.hostname}")
+    return [through_pages(record["address"], place.geturl())]
+
+
+def _direct(record: Record, user: str, password: str, addresses: tuple[str, ...]) -> list[str]:
     own = listener.from_record(record)
     if own is not None:
         chosen = own._replace(addresses=addresses or own.addresses)

@@ -311,6 +311,7 @@ class Launcher:
             "url": request.url,
             "address": request.address,
             "tls": self._tls_record(),
+            "tunnel": request.tunnel,
             "amqp": broker.amqp,
             "management": broker.management.get("admin", ""),
             "models": list(request.models),

@@ -8,8 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
+import msgspec
 
-from cli import environment, join_token, options
+from cli import broker_urls, environment, join_token, options
 from cli import home as homes
 from cli.errors import MachineError, StateError, UnreachableError, UsageError
 from cli.home import PRIVATE_UMASK, Home, become_module
@@ -24,6 +25,7 @@ REACH_SECONDS = 5.0  # for one address to accept a connection
 
 
 @click.command()
+@click.argument("address", required=False)
 @click.argument("token", required=False)
 @options.slots
 @options.device
@@ -50,6 +52,7 @@ REACH_SECONDS = 5.0  # for one address to accept a connection
     help="Where models and logs are kept. Default: CANOPY_HOME, else var/ beside this program.",
 )
 def join(
+    address: str | None,
     token: str | None,
     slots: str,
     device: str | None,
@@ -66,13 +69,20 @@ def join(
     model, the engine and the parent. A copy of this folder is all that is needed here. With "-" the
     token is read from standard input; without one from CANOPY_NODE_TOKEN.
 
+    ADDRESS is where the pages are, https://chat.example.org, for a machine that reaches nothing
+    else of the other one, which then needs: ./canopy up --tunnel
+
     One token is for one node; make one for each GPU.
     """
     options.check_precision(precision)
     options.check_kv_cache_dtype(kv_cache_dtype)
     folder = Home(home.expanduser().resolve()) if home else homes.read()
+    if token is None and not _is_address(address):
+        address, token = None, address
     parsed = join_token.decode(_text(token))
     join_token.check(parsed)
+    if address is not None:
+        parsed = msgspec.structs.replace(parsed, urls=(_tunnel(address, parsed),))
     urls = asyncio.run(_reached(parsed, wait))
     arguments = ["--name", parsed.name, "--parent", parsed.parent, "--engine", parsed.engine]
     arguments += ["--slots", str(options.parse_slots(slots) or "auto"), "--task", parsed.task]
@@ -87,6 +97,7 @@ def join(
         if value:
             arguments += [option, value]
     os.umask(PRIVATE_UMASK)
+    folder.make()
     os.environ.pop(TOKEN_VARIABLE, None)
     become_module(
         "worker",
@@ -94,12 +105,24 @@ def join(
         "--wait",
         str(wait),
         CANOPY_AMQP_URL=",".join(urls),
-        CANOPY_HOME=str(folder.path),
+        **folder.node_variables(parsed.name),
         CANOPY_PRECISION=precision or "auto",
         CANOPY_KV_CACHE_DTYPE=kv_cache_dtype or "auto",
         CANOPY_MEMORY_FRACTION=str(memory_fraction or ""),
         GOMP_SPINCOUNT=environment.read().spin_count or OPENMP_SPIN_COUNT,
     )
+
+
+def _is_address(word: str | None) -> bool:
+    return word is not None and word.startswith(("https://", "http://"))
+
+
+def _tunnel(pages: str, token: JoinToken) -> str:
+    """The way through the pages' address. Raises UsageError."""
+    parts = urlsplit(pages)
+    if not _is_address(pages) or not parts.hostname:
+        raise UsageError(f"{pages!r} is no address of pages; it is like https://chat.example.org")
+    return broker_urls.through_pages(pages, token.urls[0])
 
 
 def _text(argument: str | None) -> str:
@@ -178,9 +201,13 @@ async def _try(token: JoinToken) -> list[str]:
 
 
 async def _accepts(url: str) -> str:
-    """Why nothing is reached there; "" if a server accepts connections."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 0
+    """Why nothing is reached there; "" if a server accepts connections, or for a tunnel."""
+    from broker.addresses import addresses
+
+    (address,) = addresses(url)
+    if address.tunnelled:
+        return ""
+    host, port = address.host, address.port
     try:
         async with asyncio.timeout(REACH_SECONDS):
             _, writer = await asyncio.open_connection(host, port)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from broker import joined_users
+from broker.addresses import addresses
 from cli import broker_urls, join_token, moments, node_tokens
 from cli.errors import StateError, UsageError
 from cli.home import Home
@@ -133,3 +134,36 @@ def test_the_rights_are_for_one_node_of_one_tree_and_one_instance() -> None:
     assert re.search(keys, names.joined_key(names.node("n1"), "tiny"))
     assert not re.search(keys, names.joined_key(names.inbox("n1"), "other"))
     assert not re.search(keys, names.watch("api"))
+
+
+OWN = {
+    "amqp": {
+        "node": "amqp://node:x@127.0.0.1:5000/%2F?prefix=room",
+        "admin": "amqp://admin:x@127.0.0.1:5000/%2F?prefix=room",
+    },
+    "tls": None,
+    "tunnel": True,
+    "address": "https://chat.example.org/canopy",
+}
+
+
+def test_where_tunnels_are_on_the_token_names_the_pages_last() -> None:
+    tunnel = "https://a%40b:p%3Aq@chat.example.org/canopy/?prefix=room"
+    assert broker_urls.for_others(OWN, "a@b", "p:q") == [tunnel]
+    tls = {"addresses": ["192.0.2.1"], "port": 1, "fingerprint": "sha256:00", "prefix": "room"}
+    direct, last = broker_urls.for_others({**OWN, "tls": tls}, "a@b", "p:q")
+    assert direct.startswith("amqps://a%40b:p%3Aq@192.0.2.1:1/")
+    assert last == tunnel
+
+
+def test_without_https_the_token_names_no_tunnel() -> None:
+    with pytest.raises(StateError, match="--listen"):
+        broker_urls.for_others({**OWN, "address": "http://127.0.0.1:8000"}, "a", "p")
+
+
+def test_an_address_beside_the_token_leads_through_the_pages() -> None:
+    url = "amqps://n:p%2Cq@10.0.0.1:5671/room%201?fingerprint=sha256:00"
+    (address,) = addresses(broker_urls.through_pages("https://chat.example.org:8443/x/", url))
+    assert address.tunnelled
+    assert address.url == "https://n:p%2Cq@chat.example.org:8443/x/?vhost=room%201"
+    assert (address.fingerprint, address.place) == (None, "chat.example.org:8443")
