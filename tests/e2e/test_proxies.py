@@ -2,7 +2,10 @@
 path.
 """
 
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,11 +20,12 @@ from playwright.sync_api import Browser, expect
 
 from tests import proxies
 from tests.e2e.browser import Chat, echoes, ends, log_in, watched, words
-from tests.instance import Instance, free_port, running
+from tests.instance import LAUNCHER, Instance, environment, finish, free_port, running, start
 from tests.proxies import NAME, Certificate
 
 pytestmark = pytest.mark.timeout(300)
 WORDS, DELAY = 20, 0.1
+JOIN_SECONDS = 60.0
 UPLOAD_BYTES = 3_000_000  # more than a request's body elsewhere, or a proxy's default
 SCOPE = "navigator.serviceWorker.ready.then((worker) => new URL(worker.scope).pathname)"
 
@@ -64,7 +68,17 @@ def place(
     certificate = Certificate(tmp_path_factory.mktemp("certificate"))
     port = free_port()
     env = {"CANOPY_URL": f"https://{NAME}:{port}{request.param}"}
-    options = ["--engine", "echo", "--nodes", "1", "--slots", "4", "--token-delay", str(DELAY)]
+    options = [
+        "--tunnel",
+        "--engine",
+        "echo",
+        "--nodes",
+        "1",
+        "--slots",
+        "4",
+        "--token-delay",
+        str(DELAY),
+    ]
     with running(home, *options, env=env) as instance:
         instance.add_people(reader=False)
         yield Place(instance, certificate, port, request.param)
@@ -82,6 +96,31 @@ def test_the_service_works_behind(place: Place, name: str) -> None:
             _streams_unbuffered(program)
             _uploads(program)
             assert program.get("/v1/models").status_code == 200
+        _joins(place)
+
+
+def _joins(place: Place) -> None:
+    """A node on a machine that reaches nothing but the pages: the broker listens on loopback."""
+    token = place.instance.canopy("node-token", "create", "--name", "far").strip()
+    home = place.instance.home / "far"
+    home.mkdir(exist_ok=True)
+    env = {**environment(home), "SSL_CERT_FILE": str(place.certificate.file)}
+    node = start([sys.executable, str(LAUNCHER), "join", token], env, subprocess.DEVNULL)
+    try:
+        _until_serves(place.instance, "far")
+    finally:
+        finish(node)
+        place.instance.canopy("node-token", "revoke", "far")
+
+
+def _until_serves(instance: Instance, name: str) -> None:
+    deadline = time.monotonic() + JOIN_SECONDS
+    while True:
+        tree = json.loads(instance.canopy("tree", "--json"))
+        if any((node["name"], node["state"]) == (name, "idle") for node in tree["nodes"]):
+            return
+        assert time.monotonic() < deadline, tree
+        time.sleep(0.5)
 
 
 def _logs_in(person: httpx.Client, link: str, place: Place) -> None:

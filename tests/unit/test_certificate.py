@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from broker.tls import fingerprint_of
 from cli import certificate
+from cli.commands.up import up
 from cli.errors import MachineError, UsageError
 from tests.certificates import Authority
 
@@ -59,3 +61,28 @@ def test_an_encrypted_key_is_refused_without_a_question(tmp_path: Path) -> None:
     file, key = Authority().sign(tmp_path, names=["a"], password=b"secret")
     with pytest.raises(UsageError, match="is encrypted"):
         certificate.load(file, key)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--listen", "127.0.0.2", "--tls-cert", "a"), "--tls-cert and --tls-key go together"),
+        (("--listen", "127.0.0.2", "--tls-key", "a"), "--tls-cert and --tls-key go together"),
+        (("--tls-cert", "a", "--tls-key", "b"), "say the address, too"),
+        (("--listen", "no.such.invalid"), "Cannot listen on 'no.such.invalid'"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(
+    words: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANOPY_HOME", str(tmp_path))
+    refused = CliRunner().invoke(up, ["--engine", "echo", *words])
+    assert isinstance(refused.exception, UsageError)
+    assert says in str(refused.exception)
+
+
+def test_listening_is_for_our_own_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANOPY_HOME", str(tmp_path))
+    monkeypatch.setenv("CANOPY_AMQP_URL", "amqp://a:b@rabbit/")
+    refused = CliRunner().invoke(up, ["--engine", "echo", "--listen", "127.0.0.2"])
+    assert "CANOPY_AMQP_URL names another" in str(refused.exception)
