@@ -32,7 +32,7 @@ from broker.node_state import NodeState
 from broker.node_watch import NodeWatch
 from broker.reply_tokens import ReplyTokens
 from broker.session import Session
-from broker.shared_objects import declare_shared
+from broker.shared_objects import declare_shared, hear_joined
 from broker.stream import Stream
 from broker.wire import NO_RUN, AnyControl, Cancel, Finished, Job, ResumeGrant, Waiting
 from topology import names
@@ -281,7 +281,7 @@ class Client:
             # A new queue for each session: frames for the last one come back as undeliverable.
             self._sessions += 1
             await session.declare_queue(self._reply_queue, exclusive=True)
-            await session.bind(self._reply_queue, names.JOINED_EXCHANGE, self._reply_queue)
+            await hear_joined(session, self._reply_queue, self._reply_queue)
             await session.consume(
                 self._reply_queue, self._router.on_frames, prefetch=REPLY_PREFETCH
             )

@@ -63,7 +63,7 @@ class FrameRouter:
             if not frame.token or self._tokens.is_valid(frame.request_id, frame.token):
                 self.on_frame(frame)
             else:
-                self._refuse(frame)
+                self._refuse(frame, vouched_node(delivery))
         if reasons:
             log.warning("undecodable frames dropped", count=len(reasons), reason=reasons[0])
 
@@ -80,16 +80,18 @@ class FrameRouter:
             log.warning("frames of a joined node dropped", sender=delivery.sender)
         return honest
 
-    def _refuse(self, frame: AnyFrame) -> None:
-        """The job that this is about was never given to a joined node, or was altered there.
+    def _refuse(self, frame: AnyFrame, sender: str) -> None:
+        """The job that this is about was never given to a joined node, or was altered there; or it
+        is one of a former process with this one's name.
 
-        A node that asks to run it must not wait for the answer.
+        A node that runs it, or asks to, is told to end that copy.
         """
         self.refused += 1
         log.warning("a frame without its job's token dropped", request_id=frame.request_id)
         if isinstance(frame, ResumeRequest):
-            cancel = Cancel(request_id=frame.request_id, token=frame.token)
-            self._send_to_node(frame.node, cancel)
+            sender = frame.node
+        if sender and not isinstance(frame, Finished | Failed):
+            self._send_to_node(sender, Cancel(request_id=frame.request_id, token=frame.token))
 
     def on_frame(self, frame: AnyFrame) -> None:
         stream = self._streams.get(frame.request_id)

@@ -21,6 +21,7 @@ from broker.job_messages import (
     ReportJobs,
 )
 from broker.session import Delivery, Session, vouched_node
+from broker.shared_objects import hear_joined
 from topology import names
 
 ANSWER_SECONDS = 2.0  # nodes that have not answered until then are left out
@@ -81,7 +82,7 @@ class JobWatch:
     async def open(self, session: Session) -> None:
         """Listens on a new session. Raises BrokerError."""
         await session.declare_queue(self._queue, exclusive=True)
-        await session.bind(self._queue, names.JOINED_EXCHANGE, self._queue)
+        await hear_joined(session, self._queue, self._queue)
         await session.consume(self._queue, self._on_message, prefetch=PREFETCH)
         self._session = session
         if self._watching:

@@ -8,7 +8,7 @@ come back.
 import asyncio
 import uuid
 
-from broker.errors import BrokerError, NoParent, NotAdmitted
+from broker.errors import AccessRefused, BrokerError, NoParent, NotAdmitted
 from broker.job_messages import AnyInboxMessage
 from broker.join_messages import ParentAnswer, RegisterNode, RemoveNode
 from broker.node import INBOX_PREFETCH, NodeHandler, NodePort
@@ -78,7 +78,9 @@ class JoinedPort(NodePort):
         return answer.done
 
     async def _ask(self, parent: str, request: RegisterNode | RemoveNode) -> ParentAnswer:
-        """The parent's answer. Raises NoParent if it does not answer, or is not of this tree."""
+        """The parent's answer. Raises NoParent if it does not answer or is not of this tree, and
+        NotAdmitted if the token is not for this tree.
+        """
         answer: asyncio.Future[ParentAnswer] = asyncio.get_running_loop().create_future()
         self._answers[request.number] = answer
         try:
@@ -90,6 +92,10 @@ class JoinedPort(NodePort):
                 return await answer
         except TimeoutError as error:
             raise NoParent(f"node {parent!r} does not answer") from error
+        except AccessRefused as error:
+            raise NotAdmitted(
+                f"its token is for the tree of another model than {self._model!r}"
+            ) from error
         finally:
             del self._answers[request.number]
 

@@ -21,7 +21,7 @@ from broker.malformed import address_of, sender_of
 from broker.node_state import NodeState
 from broker.outbox import Outbox
 from broker.session import BROKER_EVENTS, Delivery, Session, vouched_node
-from broker.shared_objects import declare_shared
+from broker.shared_objects import declare_shared, hear_joined
 from broker.wire import NO_RUN, Adopt, Failed, Job
 from topology import names
 
@@ -110,20 +110,20 @@ class NodePort:
 
     async def _hear_joined(self, inbox: str) -> None:
         """Lets joined nodes of this tree reach the inbox, and the dead letters."""
-        key = names.joined_key(inbox, self._model)
-        await self.session.bind(inbox, names.JOINED_EXCHANGE, key)
-        await self.session.bind(names.DEAD_QUEUE, names.JOINED_EXCHANGE, names.DEAD_QUEUE)
+        await hear_joined(self.session, inbox, names.joined_key(inbox, self._model))
+        await hear_joined(self.session, names.DEAD_QUEUE, names.DEAD_QUEUE)
 
     async def declare(self) -> None:
         """Declares the node's own exchange and queue, unless they exist."""
         await self.session.declare_exchange(self._own, "direct")
         await self.session.declare_queue(self._own)
-        key = names.joined_key(self._own, self._model)
-        await self.session.bind(self._own, names.JOINED_EXCHANGE, key)
 
     async def add_joined(self, child: str) -> None:
-        """Declares a joined child's queue and adds the edge to it: it may do neither itself."""
+        """Declares a joined child's queue, the edge to it and the way back: it may do none of it
+        itself.
+        """
         queue = names.node(child)
+        await hear_joined(self.session, self._own, names.joined_key(self._own, self._model))
         await self.session.declare_queue(queue)
         await self.session.bind(queue, self._own, child)
 

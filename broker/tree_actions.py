@@ -100,9 +100,12 @@ def is_gone(tree: Tree, name: str) -> bool:
 
 
 def helper(tree: Tree, gone: Collection[str]) -> str | None:
-    """A living node that can remove those that are gone; None: no tree lives."""
+    """A living root that can remove those that are gone; None: no tree lives.
+
+    Nodes below may have joined with fewer rights.
+    """
     for node in tree["nodes"]:
-        if node["state"] in _WORKING and node["name"] not in gone:
+        if node["state"] in _WORKING and node["name"] not in gone and is_root(node):
             name: str = node["name"]
             return name
     return None

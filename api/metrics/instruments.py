@@ -6,8 +6,11 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from api.metrics import merge
+from broker.client import Client
 from broker.metric_messages import ProcessMetrics
 from broker.stream import Stream
 from broker.wire import Failed, FailureCode, Finished
@@ -154,6 +157,25 @@ def outcome(stream: Stream) -> str:
     return "finished"
 
 
+class RefusedFrames(Collector):
+    """Frames that were not believed, as the client counts them."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+
+    def of(self, client: Client) -> None:
+        """Shows that client's count from now on."""
+        self._client = client
+
+    def collect(self) -> Iterator[Metric]:
+        """One counter, once there is a client."""
+        if self._client is not None:
+            text = "Frames dropped because their sender was not given the job."
+            yield CounterMetricFamily(
+                "canopy_refused_frames", text, value=self._client.refused_frames
+            )
+
+
 class Instruments:
     """All instruments of the process, which people know by `name`."""
 
@@ -163,6 +185,8 @@ class Instruments:
         self.started = time.time()
         self.http = HttpInstruments(self.registry)
         self.jobs = JobInstruments(self.registry)
+        self.refused_frames = RefusedFrames()
+        self.registry.register(self.refused_frames)
         self._lag = Histogram(
             "canopy_event_loop_lag_seconds",
             "How late the event loop woke up a timer; two samples a second and process.",

@@ -104,6 +104,7 @@ class Application:
     async def running(self) -> AsyncIterator[Client]:
         """Runs the context and its background tasks; hands unfinished answers over at the end."""
         client = self._make_client()
+        self.instruments.refused_frames.of(client)
         client.metrics.answer_with(partial(self.instruments.of_process, client.process))
         await client.start()
         app = context.build(client, settings.ENV, self.instruments, self.tracer)

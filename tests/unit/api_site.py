@@ -133,6 +133,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.connected = True
+        self.refused_frames = 0
         self.queue_type = "classic"
         self.trees = {"tiny", "big"}
         self.states = {"n1": node_state("n1")}
