@@ -9,13 +9,30 @@ from cli.instance import Record
 
 
 def lines(record: Record) -> list[str]:
-    """For each model's tree the command that adds a worker, ready for a shell."""
-    url = _address(record)
+    """For each model's tree the command that adds a worker with all rights of the tree's own, on
+    any machine, ready for a shell. It has the broker's password in it.
+    """
+    url = shlex.quote(_address(record))
+    return [f"CANOPY_AMQP_URL={url} {line}" for line in local_lines(record)]
+
+
+def local_lines(record: Record) -> list[str]:
+    """The same for this machine, where the running instance says which broker."""
     commands = []
     for model, root in record["roots"].items():
         words = ["./canopy", "node", "NAME", "--parent", root, *_options(record, model)]
-        commands.append(f"CANOPY_AMQP_URL={shlex.quote(url)} {shlex.join(words)}")
+        commands.append(shlex.join(words))
     return commands
+
+
+def elsewhere(record: Record) -> str:
+    """How a node joins from another machine, or what is in the way of that."""
+    ours = record["amqp"]["node"] != record["amqp"].get("admin")  # the broker is our own
+    if ours and not record.get("tls"):
+        return "the broker listens on this machine only; start with --listen 0.0.0.0 first"
+    if not record.get("management"):
+        return "set CANOPY_MANAGEMENT_URL, for ./canopy node-token create"
+    return "./canopy node-token create, and there ./canopy join TOKEN"
 
 
 def model_below(record: Record, parent: str | None) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from broker import joined_users
 from broker.errors import ManagementError
 from broker.management import ManagementApi, edges
-from cli import broker_urls, instance, join_token, moments, node_tokens, options
+from cli import audit, broker_urls, instance, join_token, moments, node_tokens, options
 from cli import home as homes
 from cli.errors import SettingError, StateError, UnreachableError, UsageError
 from cli.home import Home
@@ -67,7 +67,8 @@ def create(
         user = api.prefix.outside(joined_user(name))
         urls = broker_urls.for_others(record, user, password, addresses)
         line = join_token.encode(_token(record, name, model, parent, urls, moment))
-        _run(joined_users.create(api, name, model, password, broker_urls.vhost(record)))
+        with audit.recorded("create token", name, f"below {parent}, for {model}"):
+            _run(joined_users.create(api, name, model, password, broker_urls.vhost(record)))
         records[name] = TokenRecord(
             name=name,
             model=model,
@@ -197,7 +198,7 @@ def revoke(name: str, as_json: bool) -> None:
     """
     home = homes.read()
     record = instance.running(home)
-    with node_tokens.changing(home) as records:
+    with audit.recorded("revoke token", name), node_tokens.changing(home) as records:
         if name not in records:
             raise StateError(f"Node {name!r} has no token (./canopy node-token list).")
         _run(joined_users.delete(ManagementApi(_management(record)), name))

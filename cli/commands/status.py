@@ -77,14 +77,10 @@ def _print(home: Home, record: instance.Record) -> None:
         print(_process_line(process))
     for problem in _problems(answers):
         print(f"problem: {problem}")
-    print("one more worker on a machine that reaches the broker:")
-    for line in joining.lines(record):
+    print("one more worker here:")
+    for line in joining.local_lines(record):
         print(f"  {line}")
-    if not record.get("tls"):
-        print(
-            "  (the broker listens on this machine only; "
-            "start with --listen 0.0.0.0 to add other machines)"
-        )
+    print(f"on another machine: {joining.elsewhere(record)}")
 
 
 def _print_nodes(nodes: list[LocalNode]) -> None:

@@ -17,6 +17,7 @@ Canopy: a self-hosted ChatGPT-like service on RabbitMQ.
   ./canopy down                  stop it               ./canopy status    what runs
   ./canopy doctor                what this machine lacks, with the remedy
   ./canopy node NAME --parent P  one more worker       ./canopy tree      the tree of nodes
+  ./canopy join TOKEN            a node here, below the Canopy of another machine
   ./canopy key create            an API key            ./canopy login     a fresh login link
   ./canopy prepare               install what `up` needs, and start nothing
   ./canopy test                  all tests

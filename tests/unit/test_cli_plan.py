@@ -225,6 +225,17 @@ def test_a_join_line_survives_the_shell_and_names_model_and_engine() -> None:
     ]
 
 
+def test_another_machine_joins_with_a_token_if_it_can() -> None:
+    private = {**RECORD, "amqp": {"node": "amqp://node:p@h/", "admin": "amqp://admin:q@h/"}}
+    assert "--listen" in joining.elsewhere(private)
+    listening = {**private, "tls": {"port": 1}, "management": "http://admin:q@h"}
+    assert "node-token create" in joining.elsewhere(listening)
+    operators = {**RECORD, "amqp": dict.fromkeys(("node", "admin"), "amqp://me:p@h/")}
+    assert "CANOPY_MANAGEMENT_URL" in joining.elsewhere(operators)
+    for line in joining.local_lines(private):
+        assert line.startswith("./canopy node NAME --parent root")
+
+
 def test_a_join_line_names_each_address_for_other_machines() -> None:
     tls = {
         "addresses": ["192.0.2.1", "fd00::1"],
