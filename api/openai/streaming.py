@@ -62,12 +62,12 @@ class _Choice:
 
     def events(self, frame: Delta | Start) -> bytes:
         """The events of its next frame, if there are any."""
-        parts = self.reader.take(frame)
         if isinstance(frame, Start):
+            self.reader.take(frame)
             return trail_comment(frame)
-        if not self.reader.plain:
+        if self.reader.plain_text(frame) is None:
             self._logprobs.extend(frame.logprobs)
-            return self._events(parts)
+            return self._events(self.reader.take(frame))
         offset = self._characters
         self._characters += len(frame.text)
         if not frame.logprobs:

@@ -64,6 +64,8 @@ class StructuredFields(Body):
 
     @model_validator(mode="after")
     def _find_grammar(self) -> Self:
+        if self.model_fields_set.isdisjoint(_STRUCTURED_FIELDS):
+            return self
         wanted = [*self._response_format(), *self._structured_outputs(), *self._guided()]
         if len(wanted) > 1:
             raise PydanticCustomError(
@@ -107,6 +109,7 @@ class StructuredFields(Body):
         return _set_ones(values, "", "guided_")
 
 
+_STRUCTURED_FIELDS = frozenset(StructuredFields.model_fields)
 _KINDS: dict[str, GrammarKind] = {
     "json": "json_schema",
     "json_object": "json_object",

@@ -92,7 +92,7 @@ class ToolFields(Body):
     parallel_tool_calls: bool | None = None
     functions: list[FunctionDefinition] | None = None
     function_call: str | FunctionName | None = None
-    _use: ToolUse = PrivateAttr(default=ToolUse())
+    _use: ToolUse = PrivateAttr(default_factory=ToolUse)  # no default: it is copied deeply
 
     @property
     def tool_use(self) -> ToolUse:
@@ -106,6 +106,8 @@ class ToolFields(Body):
 
     @model_validator(mode="after")
     def _find_tools(self) -> Self:
+        if self.model_fields_set.isdisjoint(_TOOL_FIELDS):
+            return self
         if self.functions and self.tools:
             raise PydanticCustomError("tools", "not with tools", {"at": ("functions",)})
         if self.functions:
@@ -134,6 +136,9 @@ class ToolFields(Body):
         if choice is None:
             raise _unknown_choice("function_call", self.function_call)
         return _at(("function_call",), lambda: tool_use(tools, choice, name, parallel=False))
+
+
+_TOOL_FIELDS = frozenset(ToolFields.model_fields)
 
 
 def _chosen(chosen: str | FunctionName | None) -> tuple[ToolChoice | None, str]:

@@ -34,10 +34,11 @@ class Place:
 
 def place_of(job: Job) -> Place:
     """Where the job will stand if it is submitted now. To be called before it is."""
-    if app().catalog.supply(job.model).free > 0 and not app().backlog.waiting(job):
+    backlog = app().backlog
+    waiting = backlog.waiting(job)
+    if not waiting and app().catalog.supply(job.model).free > 0:
         return Place(0)
-    position = app().backlog.waiting(job) + 1
-    return Place(position, app().backlog.seconds_for(position))
+    return Place(waiting + 1, backlog.seconds_for(waiting + 1))
 
 
 def trail_header(trail: Sequence[str], waits: Sequence[float]) -> str:

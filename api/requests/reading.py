@@ -26,13 +26,16 @@ class AnswerReader:
         self.reasoning_tokens = 0  # an estimate: of the frames that had reasoning
         self.start: Start | None = None  # whose formats the text has; see `take`
         self._job = job
+        self.plain = True  # all of it is text, as it comes
         self._parser: PartParser = PlainText()
         self._begun = False  # there is text
 
-    @property
-    def plain(self) -> bool:
-        """Whether all of it is text, as it comes."""
-        return isinstance(self._parser, PlainText)
+    def plain_text(self, delta: Delta) -> str | None:
+        """The text, if all of the answer is; else None, and the frame is to be taken."""
+        if not self.plain:
+            return None
+        self._begun = self._begun or bool(delta.text)
+        return delta.text
 
     def take(self, frame: AnyFrame) -> list[Part]:
         """What the answer's next frame brings."""
@@ -42,6 +45,7 @@ class AnswerReader:
             case Start() if not self._begun:  # a run that continues a text goes on in its format
                 self.start = frame
                 self._parser = parser_for(self._job, frame)
+                self.plain = isinstance(self._parser, PlainText)
             case Finished():
                 return self._counted(self._parser.end())
         return []

@@ -8,6 +8,7 @@ from api.requests.quota import Tally
 from broker.wire import Job, JobClass
 
 ID_BYTES = 36  # of a token id in a tuple
+_NOBODY = Tally()  # to be read only
 CLASSES: tuple[JobClass, ...] = ("interactive", "batch")
 
 
@@ -55,11 +56,14 @@ class WaitingJobs:
 
     def of_model(self, model: str) -> int:
         """How many jobs wait for the model, in all classes."""
-        return sum(self.counts(model, job_class).total for job_class in CLASSES)
+        waiting = 0
+        for job_class in CLASSES:
+            waiting += self.counts(model, job_class).total
+        return waiting
 
     def counts(self, model: str, job_class: JobClass) -> Tally:
         """How many jobs each user has waiting. To be read only."""
-        return self._counts.get((model, job_class)) or Tally()
+        return self._counts.get((model, job_class), _NOBODY)
 
     def bytes(self, job_class: JobClass) -> Tally:
         """Bytes of the prompts that each user has waiting, for all models. To be read only."""
@@ -70,8 +74,11 @@ def prompt_bytes(job: Job) -> int:
     """The memory that the job's prompt takes in this process."""
     if job.pooling is not None:
         return sum(map(sys.getsizeof, (*job.pooling.inputs, *job.pooling.queries)))
-    texts = [turn.content for turn in job.messages or ()]
-    texts += [call.arguments for turn in job.messages or () for call in turn.tool_calls]
-    texts += [tool.parameters for tool in job.tools]
-    ids = ID_BYTES * len(job.prompt_ids)
-    return sys.getsizeof(job.prompt or "") + ids + sum(map(sys.getsizeof, texts))
+    size = sys.getsizeof(job.prompt or "") + ID_BYTES * len(job.prompt_ids)
+    for turn in job.messages or ():
+        size += sys.getsizeof(turn.content)
+        for call in turn.tool_calls:
+            size += sys.getsizeof(call.arguments)
+    for tool in job.tools:
+        size += sys.getsizeof(tool.parameters)
+    return size

@@ -4,6 +4,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
 Network = IPv4Network | IPv6Network
@@ -29,6 +30,7 @@ class Limits:
     peer_connections: int = 256
 
 
+@lru_cache(maxsize=4096)  # every request asks, and most come from few addresses
 def peer_of(host: str) -> str:
     """The unit that is limited: an IPv4 address, or an IPv6 client's /64 network."""
     try:
