@@ -9,6 +9,7 @@ from bench.dispatch.command import command as dispatch
 from bench.engine.command import command as engine
 from bench.fair.command import command as fair
 from bench.http.command import command as http
+from bench.many.command import command as many
 from bench.options import run
 from bench.policy.command import command as policy
 
@@ -19,6 +20,7 @@ BENCHMARKS = {
     "policy": policy,
     "fair": fair,
     "chaos": chaos,
+    "many": many,
 }
 
 

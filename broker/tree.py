@@ -10,7 +10,7 @@ from broker.management import Edges
 from broker.node_state import NodeState
 from broker.truth import annotate, summarise
 from topology import names
-from topology.dispatch import natural_key
+from topology.natural import natural_key
 
 Tree = dict[str, Any]
 

@@ -7,7 +7,7 @@ could get it: its node serves, and so does every node above.
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from topology.dispatch import natural_key
+from topology.natural import natural_key
 from topology.tree import ancestors
 
 FROZEN_SECONDS = 6.0  # without a state from a connected node, which publishes one every 2 s

@@ -5,48 +5,13 @@ else *forward* it to the next child in round-robin order that has room, else *ho
 room" means is the policy.
 """
 
-import re
-from bisect import bisect_right
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections import Counter
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from topology.children import Child, Children
+
 QUIET_SECONDS = 0.1  # delay of a report that changes no decision of the parent yet
-
-
-@dataclass(slots=True)
-class Child:
-    """What a node knows about one child: the child's absolute counters, and what was sent to it.
-
-    `slots`, `free`, `finished` and `users` (jobs by user) count the child's whole subtree.
-    `received` counts the jobs that arrived at the child, `sent` those forwarded to it, on the same
-    scale: the difference is in transit. `number` grows within one `incarnation` of the child.
-    """
-
-    name: str
-    slots: int = 0
-    free: int = 0
-    received: int = 0
-    finished: int = 0
-    accepting: bool = True
-    incarnation: str = ""
-    number: int = 0
-    users: Mapping[str, int] = field(default_factory=dict)
-    sent: int = 0
-
-    @property
-    def in_transit(self) -> int:
-        """Jobs forwarded to the child that it has not reported as received."""
-        return max(0, self.sent - self.received)
-
-    @property
-    def room(self) -> int:
-        """Free slots in the subtree that no job in transit will take."""
-        if not self.accepting:
-            return 0
-        return max(0, self.free - self.in_transit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +83,6 @@ ROOT_PREFETCH = 10_000  # jobs that a root takes from the broker to order them; 
 FORWARD_PREFETCH = 256  # jobs that other nodes take beyond their slots, to pipeline forwards
 
 
-@lru_cache(maxsize=4096)
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which n2 comes before n10: round robin follows the numbers people gave."""
-    key = []
-    for part in re.findall(r"\d+|\D+", name):
-        if part.isdecimal():
-            key.append((0, int(part), ""))
-        else:
-            key.append((1, 0, part))
-    return tuple(key)
-
-
 class Dispatcher:
     """One node's view of itself and its children, and the rule over it.
 
@@ -146,10 +99,7 @@ class Dispatcher:
         self._received = 0
         self._finished = 0
         self._finished_below = 0  # jobs that ended in children while they hung here
-        self._children: dict[str, Child] = {}  # in natural order of their names
-        self._order: list[str] = []  # those names
-        # child -> users of the jobs in transit to it, oldest first
-        self._in_transit: dict[str, deque[str]] = {}
+        self._children = Children(policy.has_room)
         self._last_served = ""  # child
 
     @property
@@ -185,7 +135,7 @@ class Dispatcher:
     @property
     def children(self) -> tuple[Child, ...]:
         """The children in round-robin order."""
-        return tuple(self._children.values())
+        return tuple(self._children)
 
     # ---- events of this node
 
@@ -229,9 +179,9 @@ class Dispatcher:
             return Hold("the node is draining", "paused")
         if self._running < self._slots and not self._starts_paused:
             return Run()
-        for child in self._in_turn():
-            if self.policy.has_room(child):
-                return Forward(child.name)
+        child = self._children.next_with_room(self._last_served)
+        if child is not None:
+            return Forward(child.name)
         return self._hold()
 
     # ---- children
@@ -255,33 +205,20 @@ class Dispatcher:
         else:
             child.sent = max(known.sent, child.received)
             self._finished_below += max(0, child.finished - known.finished)
-        self._children[child.name] = child
-        in_transit = self._in_transit.setdefault(child.name, deque())
-        while len(in_transit) > child.in_transit:
-            in_transit.popleft()
-        if known is None:
-            self._sort()
+        self._children.put(child)
 
     def remove_child(self, name: str) -> None:
         """Forgets the child; unknown names are ignored."""
-        if self._children.pop(name, None) is not None:
-            del self._in_transit[name]
-            self._sort()
+        self._children.remove(name)
 
     def forwarded(self, name: str, user: str = "") -> None:
         """A job of that user was forwarded to that child, which is now the last one served."""
         self._last_served = name
-        child = self._children.get(name)
-        if child is not None:
-            child.sent += 1
-            self._in_transit[name].append(user)
+        self._children.sent_to(name, user)
 
     def lost_in_transit(self, name: str) -> None:
         """Jobs that were forwarded to that child and never arrived are lost: stop counting them."""
-        child = self._children.get(name)
-        if child is not None:
-            child.sent = child.received
-            self._in_transit[name].clear()
+        self._children.lost_in_transit(name)
 
     # ---- totals
 
@@ -297,20 +234,20 @@ class Dispatcher:
 
     def subtree_slots(self) -> int:
         """Slots here and below, as reported by the children."""
-        return self._slots + sum(child.slots for child in self._children.values())
+        return self._slots + self._children.slots
 
     def open_slots(self) -> int:
         """Slots here and below that take jobs as soon as they are free."""
         if not self._accepting:
             return 0
         slots = 0 if self._starts_paused else self._slots
-        return slots + sum(child.slots for child in self._children.values() if child.accepting)
+        return slots + self._children.open_slots
 
     def subtree_free(self) -> int:
         """Free slots here and below that no job in transit will take."""
         if not self._accepting:
             return 0
-        free = sum(child.room for child in self._children.values())
+        free = self._children.room
         if not self._starts_paused:
             free += max(0, self._slots - self._running)
         return free
@@ -321,19 +258,11 @@ class Dispatcher:
 
     def users_below(self) -> Counter[str]:
         """Jobs by user, at the children or in transit to them."""
-        jobs: Counter[str] = Counter()
-        for child in self._children.values():
-            jobs.update(child.users)
-        for users in self._in_transit.values():
-            jobs.update(users)
-        return jobs
+        return self._children.users.copy()
 
     def jobs_below(self, user: str) -> int:
         """Jobs of that user, at the children or in transit to them."""
-        jobs = 0
-        for name, child in self._children.items():
-            jobs += child.users.get(user, 0) + self._in_transit[name].count(user)
-        return jobs
+        return self._children.users[user]
 
     def report_seconds(self, free: int, received: int) -> float:
         """How soon the parent should hear of a change.
@@ -347,23 +276,11 @@ class Dispatcher:
             return QUIET_SECONDS
         return self.policy.report_seconds
 
-    def _sort(self) -> None:
-        self._order = sorted(self._children, key=natural_key)
-        self._children = {name: self._children[name] for name in self._order}
-
-    def _in_turn(self) -> Iterator[Child]:
-        """The children, starting after the one served last."""
-        first = 0
-        if self._last_served:
-            first = bisect_right(self._order, natural_key(self._last_served), key=natural_key)
-        for offset in range(len(self._order)):
-            yield self._children[self._order[(first + offset) % len(self._order)]]
-
     def _hold(self) -> Hold:
-        if not self._children and not self._slots:
+        if not len(self._children) and not self._slots:
             return Hold("no node is connected", "no_node")
         if not self._starts_paused and self._slots:
             return Hold("every slot is busy", "busy")
-        if any(child.accepting for child in self._children.values()):
+        if self._children.accepting:
             return Hold("every slot is busy", "busy")
         return Hold("no node takes jobs now: they are paused or have failed", "paused")

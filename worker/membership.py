@@ -8,7 +8,8 @@ import structlog
 
 from broker.errors import NoParent, NotAdmitted, NotFound
 from broker.wire import Adopt, Ancestors, Attach, Capacity, Leave, Refused
-from topology.dispatch import Child, Dispatcher
+from topology.children import Child
+from topology.dispatch import Dispatcher
 from worker.background import Background
 from worker.broker_link import BrokerLink
 

@@ -10,7 +10,7 @@ from broker.node_state import NodeState
 from broker.tree import edges_as_told
 from broker.tree import tree as describe
 from topology import names
-from topology.dispatch import natural_key
+from topology.natural import natural_key
 
 _SUMS = ("waiting", "running", "usable", "oldest_wait")
 NODES = 1000  # shown, the first by name; a tree has fewer

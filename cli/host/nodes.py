@@ -24,7 +24,7 @@ from cli.host.allowed import Allowed, Present, largest, refusal, shortage
 from cli.plan import NewNode
 from cli.process import Spec
 from cli.supervisor import Supervisor
-from topology.dispatch import natural_key
+from topology.natural import natural_key
 
 _STATES: dict[str, ProcessState] = {  # of the supervisor; any other one is running
     "restarting": "restarting",

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from topology.children import Child
 from topology.dispatch import (
     QUIET_SECONDS,
-    Child,
     Dispatcher,
     Forward,
     Hold,
     HoldHigh,
     Paper,
     Run,
-    natural_key,
 )
+from topology.natural import natural_key
 from topology.tree import BadEdge, check_attach, orphans
 
 PAUSED = "no node takes jobs now: they are paused or have failed"

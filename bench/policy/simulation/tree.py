@@ -12,7 +12,8 @@ from typing import Any
 
 from bench.policy.simulation.jobs import Workload
 from topology import shape
-from topology.dispatch import Child, Dispatcher, Forward, Hold, Policy
+from topology.children import Child
+from topology.dispatch import Dispatcher, Forward, Hold, Policy
 
 ROOT = "root"
 
