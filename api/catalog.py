@@ -1,27 +1,14 @@
 """Which models there are, and which nodes serve them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 from api.environment import Environment
 from api.errors import ApiError
 from broker.client import Client
 from broker.management import Edges
+from broker.model_supply import ModelSupply, is_serving
 from broker.node_state import NodeState
 from broker.wire import Task
 
 READ_WAIT_SECONDS = 2.0  # for the recorder's first report, in a process that has just started
-_LIVE = ("idle", "busy")
-
-
-@dataclass(frozen=True, slots=True)
-class Supply:
-    """What the live nodes offer for one model."""
-
-    model: str
-    nodes: int
-    slots: int
-    free: int
 
 
 class Catalog:
@@ -57,14 +44,13 @@ class Catalog:
             raise ApiError(503, "no model is served yet", code="no_model")
         return model
 
-    def supply(self, model: str) -> Supply:
+    def supply(self, model: str) -> ModelSupply:
         """What the live nodes offer for `model` at this moment."""
-        return offered(model, self._client.nodes().values())
+        return self._client.supply(model)
 
     def waiting(self, model: str) -> int:
         """How many jobs for `model` its nodes hold, the root among them."""
-        states = self._client.nodes().values()
-        return sum(state.held for state in states if state.model == model)
+        return self._client.supply(model).held
 
     def nobody_serves(self, model: str) -> str | None:
         """Why a job for `model` must wait now; None if a node serves it."""
@@ -72,10 +58,7 @@ class Catalog:
 
     def tasks(self, model: str) -> frozenset[Task]:
         """What the model's live nodes do; empty while there are none."""
-        tasks: set[Task] = set()
-        for state in self.serving(model):
-            tasks.update(state.tasks)
-        return frozenset(tasks)
+        return self._client.supply(model).tasks
 
     def writes(self, model: str) -> bool:
         """Whether the model writes answers, as far as is known."""
@@ -100,19 +83,3 @@ class Catalog:
 def live_roots(edges: Edges) -> set[str]:
     """The models whose root is connected to the broker."""
     return {model for root, model in edges.roots.items() if root in edges.present}
-
-
-def is_serving(state: NodeState) -> bool:
-    """True for a node that runs jobs now; a root has no engine."""
-    return state.engine != "none" and state.status in _LIVE
-
-
-def offered(model: str, states: Iterable[NodeState]) -> Supply:
-    """What nodes in these states offer for `model`."""
-    nodes = slots = free = 0
-    for state in states:
-        if state.model == model and is_serving(state):
-            nodes += 1
-            slots += state.slots
-            free += state.slots - min(state.running, state.slots)
-    return Supply(model=model, nodes=nodes, slots=slots, free=free)

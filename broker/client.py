@@ -28,6 +28,7 @@ from broker.frame_router import FrameRouter
 from broker.host_watch import HostWatch
 from broker.job_watch import JobWatch
 from broker.metrics_exchange import MetricsExchange
+from broker.model_supply import ModelSupply
 from broker.node_state import NodeState
 from broker.node_watch import NodeWatch
 from broker.reply_tokens import ReplyTokens
@@ -213,6 +214,10 @@ class Client:
     def nodes(self) -> dict[str, NodeState]:
         """The recent states of nodes, by name; their times are on this machine's clock."""
         return self._nodes.states.recent()
+
+    def supply(self, model: str) -> ModelSupply:
+        """What the nodes of `nodes()` offer for the model."""
+        return self._nodes.states.supply(model)
 
     def clock_differences(self) -> dict[str, float]:
         """Seconds by which the clock of each node in `nodes()` is ahead of this machine's."""

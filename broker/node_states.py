@@ -5,18 +5,20 @@ clock; the nodes' own clocks are compared with this machine's, to show people th
 """
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from broker.model_supply import ModelSupply
 from broker.node_state import NodeState
 
 SILENT_SECONDS = 15.0  # a node that sends no state for so long counts as down
 CLOCK_SAMPLES = 8  # states whose delays are compared: the smallest is close to zero
 CLOCK_WARNING = 2.0  # seconds by which a node's clock may differ without a warning
 MAX_NODES = 10_000  # remembered
+LOOK_SECONDS = 0.2  # between two looks for silent nodes, which are a look at all nodes
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ class NodeStates:
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
+        self._supplies: defaultdict[str, ModelSupply] = defaultdict(ModelSupply)
+        self._looked = 0.0  # for silent nodes (monotonic clock)
 
     def add(self, state: NodeState) -> float | None:
         """Takes a state that has just arrived.
@@ -55,9 +59,13 @@ class NodeStates:
         wall_now = time.time()
         record = self._records.get(state.name)
         if record is None or _process(record.state) != _process(state):
+            self.remove(state.name)
             self._make_room()
             record = self._records[state.name] = _Record(state, now)
+        else:
+            self._count(record.state, -1)
         record.state = on_local_clock(state, wall_now)
+        self._count(record.state, 1)
         record.arrived = now
         record.delays.append(wall_now - state.sent)
         difference = record.clock_difference
@@ -69,7 +77,14 @@ class NodeStates:
 
     def remove(self, name: str) -> None:
         """That node has ended."""
-        self._records.pop(name, None)
+        record = self._records.pop(name, None)
+        if record is not None:
+            self._count(record.state, -1)
+
+    def supply(self, model: str) -> ModelSupply:
+        """What the nodes of `recent` offer for the model. To be read only."""
+        self._forget_silent(time.monotonic())
+        return self._supplies.get(model) or ModelSupply()
 
     def recent(self) -> dict[str, NodeState]:
         """The states not older than SILENT_SECONDS, with times on this machine's clock."""
@@ -92,13 +107,22 @@ class NodeStates:
         return {name: round(record.clock_difference, 1) for name, record in self._records.items()}
 
     def _forget_silent(self, now: float) -> None:
+        if 0 <= now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
         for name, record in list(self._records.items()):
             if now - record.arrived > SILENT_SECONDS:
-                del self._records[name]
+                self.remove(name)
+
+    def _count(self, state: NodeState, sign: int) -> None:
+        supply = self._supplies[state.model]
+        supply.add(state, sign)
+        if not supply.states:
+            del self._supplies[state.model]
 
     def _make_room(self) -> None:
         while len(self._records) >= MAX_NODES:
-            del self._records[next(iter(self._records))]
+            self.remove(next(iter(self._records)))
 
 
 def _process(state: NodeState) -> tuple[str, int]:

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from api.catalog import offered
 from api.environment import Environment
 from api.errors import ApiError
+from api.requests.queue_round import QueueRound
 from api.requests.quota import Usage, Verdict, decide
 from api.requests.waiting_jobs import WaitingJobs, prompt_bytes
 from api.settings import MAX_BODY
 from broker.client import Client
 from broker.errors import Unavailable
+from broker.model_supply import supply_of
 from broker.node_state import NodeState
 from broker.wire import Job, JobClass
 from topology import names
@@ -99,6 +100,11 @@ def seconds_until(places: int, samples: deque[Finished]) -> float | None:
     return places * elapsed / finished
 
 
+def root_queues(states: Mapping[str, NodeState]) -> set[str]:
+    """Those of the roots that tell a state."""
+    return {names.node(state.name) for state in states.values() if state.engine == "none"}
+
+
 def queues(states: Mapping[str, NodeState], models: Sequence[str]) -> dict[str, set[str]]:
     """The queues in which jobs may wait, by model. `models`: those that `up` serves.
 
@@ -128,6 +134,7 @@ class Backlog:
         self._waiting_jobs = waiting_jobs
         self._env = env
         self._figures: dict[str, Figures] = {}
+        self._round = QueueRound()
         self._finished: deque[Finished] = deque()
         self._measured_at = -math.inf
         self._measuring: asyncio.Task[None] | None = None
@@ -213,19 +220,24 @@ class Backlog:
     async def _measure(self) -> None:
         states = self._client.nodes()
         by_model = queues(states, self._env.models)
-        all_queues = sorted(set().union(*by_model.values()))
+        all_queues = set().union(*by_model.values())
+        due = self._round.due(root_queues(states), all_queues)
         try:
             async with asyncio.timeout(MEASURE_SECONDS):
-                depths = await self._client.depths(all_queues)
+                depths = await self._client.depths(due)
         except (Unavailable, TimeoutError) as error:
             reason = str(error) or "the broker does not answer"
             log.warning("the backlog cannot be measured", reason=reason)
             return
+        self._round.measured(due, depths)
         # A state alone proves nothing: without a queue in the broker, it is no node of a tree.
-        nodes = {name: state for name, state in states.items() if names.node(name) in depths}
+        nodes = {
+            name: state
+            for name, state in states.items()
+            if not self._round.is_missing(names.node(name))
+        }
         self._figures = {
-            model: self._figures_of(model, queues, depths, nodes)
-            for model, queues in by_model.items()
+            model: self._figures_of(model, queues, nodes) for model, queues in by_model.items()
         }
         self._measured_at = time.monotonic()
         self._count_finished(nodes)
@@ -234,17 +246,16 @@ class Backlog:
         self,
         model: str,
         queues: set[str],
-        depths: Mapping[str, int],
         nodes: Mapping[str, NodeState],
     ) -> Figures:
-        in_queues = sum(depths.get(queue, 0) for queue in queues)
+        in_queues = sum(map(self._round.depth, queues))
         in_nodes = 0
         for state in nodes.values():
             if state.model == model:
                 in_nodes += min(max(0, state.held), MOST_HELD)
         return Figures(
             waiting=in_queues + in_nodes,
-            free=max(0, offered(model, nodes.values()).free),
+            free=max(0, supply_of(model, nodes.values()).free),
             own=self._waiting_jobs.of_model(model),
         )
 

@@ -29,6 +29,7 @@ from broker.job_messages import Answer, AnyQuestion
 from broker.job_watch import JobWatch
 from broker.memory import MemoryBroker, MemorySession
 from broker.metrics_exchange import MetricsExchange
+from broker.model_supply import ModelSupply, supply_of
 from broker.node_state import NodeState
 from broker.node_states import NodeStates
 from broker.operator_messages import BrokerOverview
@@ -207,6 +208,9 @@ class FakeClient:
 
     def cancel(self, request_id: str, user: str) -> None:
         self.cancels.append((request_id, user))
+
+    def supply(self, model: str) -> ModelSupply:
+        return supply_of(model, self.states.values())
 
     def nodes(self) -> dict[str, NodeState]:
         return dict(self.states)
