@@ -14,6 +14,7 @@ from api.accounts import keys, secret
 from api.accounts.guesses import Guesses
 from api.accounts.models import ApiKey, User
 from api.accounts.scopes import KeyScope
+from api.http.parsing import served_model
 
 log = structlog.get_logger("canopy.api")
 
@@ -88,7 +89,9 @@ class KeyCache:
 
 def _scope(stored: ApiKey) -> KeyScope:
     return KeyScope(
-        stored.name, frozenset(stored.allowed_models), frozenset(stored.allowed_endpoints)
+        stored.name,
+        frozenset(map(served_model, stored.allowed_models)),  # as requests' are read, by aliases
+        frozenset(stored.allowed_endpoints),
     )
 
 

@@ -15,7 +15,6 @@ from api.chat.models import Conversation
 from api.context import app
 from api.http import sse
 from api.http.documentation import error_statuses
-from api.plans.store import check_conversations
 from api.preferences import store as preferences
 
 router = Router(tags=["chat"], auth=Member())
@@ -57,8 +56,8 @@ async def conversations(
 async def create(request: AuthRequest, body: schemas.NewConversation) -> Status[Any]:
     """Begins a conversation, with its first message and an answer to that if there is `content`."""
     model = body.model or await app().catalog.default_or_503()
-    await check_conversations(request.auth, app().plans.of(request.auth))
-    conversation = await store.create(request.auth, model, temporary=body.temporary)
+    most = app().plans.of(request.auth).conversations
+    conversation = await store.create(request.auth, model, most, temporary=body.temporary)
     await _begin_first(request, conversation, body)
     conversation = await store.conversation(request.auth, conversation.pk)
     app().hub.publish(request.auth.pk, conversation.pk, "created")
@@ -174,7 +173,7 @@ def _model(name: str) -> schemas.Model:
     pause_reason = app().intake.paused().get(name)
     card = app().cards.of(name)
     return schemas.Model(
-        id=supply.model,
+        id=name,
         ready=supply.nodes > 0,
         nodes=supply.nodes,
         slots=supply.slots,

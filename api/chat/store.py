@@ -14,6 +14,7 @@ from api.chat import history, tree
 from api.chat.history import Excerpt, StoredMessage
 from api.chat.models import Conversation, Message, Role, Status, TitledBy
 from api.errors import ApiError
+from api.plans.store import check_conversations
 
 
 async def conversation(user: User, number: int) -> Conversation:
@@ -24,10 +25,16 @@ async def conversation(user: User, number: int) -> Conversation:
     return conversation
 
 
-async def create(user: User, model: str, *, temporary: bool = False) -> Conversation:
-    """A new conversation. Raises ApiError 401 if the account was removed: keys are cached."""
+@sync_to_async
+def create(user: User, model: str, most: int | None, *, temporary: bool = False) -> Conversation:
+    """A new conversation. `most`: that the user may have; None: any number.
+
+    Raises ApiError 429, and 401 if the account was removed: keys are cached.
+    """
     try:
-        return await Conversation.objects.acreate(user=user, model=model, temporary=temporary)
+        with transaction.atomic():
+            check_conversations(user, most)
+            return Conversation.objects.create(user=user, model=model, temporary=temporary)
     except IntegrityError as error:
         raise ApiError(401, "this account was removed", code="account_removed") from error
 

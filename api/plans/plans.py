@@ -7,10 +7,11 @@ query. Jobs that run and wait are counted by the root of their model, from limit
 
 import asyncio
 import time
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 
 import structlog
 from asgiref.sync import sync_to_async
@@ -29,6 +30,7 @@ SETTING = "plans"
 REFRESH_SECONDS = 10.0  # where a change was not announced
 FLUSH_SECONDS = 1.0
 REMEMBERED = 20_000  # meters
+LOOKED_AT = 100  # of the oldest, for one that can be forgotten
 
 MeterKey = tuple[int, Kind]
 
@@ -66,6 +68,7 @@ class Plans:
         self._meters: OrderedDict[MeterKey, Meter] = OrderedDict()  # least recently used first
         self._asking: defaultdict[MeterKey, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reserved: dict[str, Reservation] = {}  # by request id
+        self._reservations: Counter[MeterKey] = Counter()
         self._stale = asyncio.Event()
         announcements.listen(SETTING, self._stale.set)
 
@@ -169,11 +172,15 @@ class Plans:
         if meter is not None:
             key: MeterKey = (subject.user, "tokens")
             self._reserved[job.request_id] = Reservation(key, tokens, meter.ends)
+            self._reservations[key] += 1
 
     def _settle(self, request_id: str, used: int) -> None:
         reserved = self._reserved.pop(request_id, None)
         if reserved is None:
             return
+        self._reservations[reserved.key] -= 1
+        if not self._reservations[reserved.key]:
+            del self._reservations[reserved.key]
         meter = self._meters.get(reserved.key)
         if meter is None:
             return
@@ -218,12 +225,22 @@ class Plans:
         if meter is None:
             meter = self._meters[key] = Meter(limit)
             if len(self._meters) > REMEMBERED:
-                forgotten, _ = self._meters.popitem(last=False)
-                self._asking.pop(forgotten, None)
+                self._forget_one()
         else:
             self._meters.move_to_end(key)
         meter.use_limit(limit)
         return meter
+
+    def _forget_one(self) -> None:
+        """The least recently used meter of which the database knows all.
+
+        None if many of the oldest ones are needed still: they are settled within moments.
+        """
+        for key, meter in islice(self._meters.items(), LOOKED_AT):
+            if not meter.owed() and key not in self._reservations:
+                del self._meters[key]
+                self._asking.pop(key, None)
+                return
 
 
 def limits() -> PlanLimits:

@@ -122,14 +122,18 @@ def _shown(row: Plan, users: int) -> dict[str, Any]:
     return {"name": row.name, "default": row.is_default, **shown, "users": users}
 
 
-async def check_conversations(user: User, limits: PlanLimits, more: int = 1) -> None:
-    """Raises ApiError 429 if the user may not have so many more conversations."""
-    most = limits.conversations
+def check_conversations(user: User, most: int | None, more: int = 1) -> None:
+    """Within a transaction, in which so many may then be added. Blocks.
+
+    Raises ApiError 429 if the user may not have them, 401 if the account was removed.
+    """
     if most is None:
         return
     from api.chat.models import Conversation
 
-    count = await Conversation.objects.filter(user=user).acount()
+    if not User.objects.select_for_update().filter(pk=user.pk):  # one at a time, in any process
+        raise ApiError(401, "this account was removed", code="account_removed")
+    count = Conversation.objects.filter(user=user).count()
     if count + more > most:
         raise ApiError(
             429,

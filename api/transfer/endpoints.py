@@ -48,7 +48,8 @@ async def export_one(
 async def import_some(request: AuthRequest, body: Import) -> imports.Report:
     """Adds conversations. One that is there already, by its title and time, is left out."""
     model = await app().catalog.default_or_503()
-    report = await imports.store(request.auth, body.conversations, model)
+    most = app().plans.of(request.auth).conversations
+    report = await imports.store(request.auth, body.conversations, model, most)
     app().hub.publish_many(request.auth.pk)
     return report
 

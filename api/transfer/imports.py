@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from api.accounts.models import User
 from api.chat.models import Conversation, Message, TitledBy
+from api.plans.store import check_conversations
 from api.transfer.schemas import ImportedConversation, ImportedMessage
 
 _BATCH = 200  # rows in one statement
@@ -26,14 +27,25 @@ class Report:
 
 
 @sync_to_async
-def store(user: User, conversations: Sequence[ImportedConversation], model: str) -> Report:
-    """Adds the conversations to the user's. `model`: for those that name none."""
+def store(
+    user: User, conversations: Sequence[ImportedConversation], model: str, most: int | None
+) -> Report:
+    """Adds the conversations to the user's. `model`: for those that name none.
+
+    `most`: conversations that the user may have; None: any number. Raises ApiError 429 before
+    anything is stored, unless others are added at the same time.
+    """
+    if most is not None:
+        new = sum(not _is_known(user, imported) for imported in conversations)
+        with transaction.atomic():
+            check_conversations(user, most, new)
     added, messages, known = 0, 0, 0
     for imported in conversations:
         with transaction.atomic():
             if _is_known(user, imported):
                 known += 1
             else:
+                check_conversations(user, most)
                 _store(user, imported, model)
                 added += 1
                 messages += len(imported.messages)

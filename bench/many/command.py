@@ -45,8 +45,8 @@ def command(nodes: tuple[int, ...], fanout: int, idle: float, json_file: Path | 
     for count in nodes:
         progress.step(f"{count} nodes")
         with _tree(count, fanout) as (canopy, crowd):
-            rest.append({"nodes": count} | _at_rest(canopy, crowd, count, idle))
-            work.append({"nodes": count} | _at_work(canopy, crowd))
+            rest.append({"nodes": count, **_at_rest(canopy, crowd, count, idle)})
+            work.append({"nodes": count, **_at_work(canopy, crowd)})
     result.tables = [
         Table("at rest: processor time in ms a second, memory in MB", rest),
         Table(f"{_IN_FLIGHT} jobs in flight: processor time in ms a job", work),

@@ -1,12 +1,14 @@
 """API keys: scopes, expiry, and what ends when one is revoked."""
 
 import asyncio
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.utils import timezone
 
 from api.accounts import guesses, key_cache, key_commands, keys, revocation, scopes
@@ -69,6 +71,17 @@ async def test_a_key_is_for_its_models_and_endpoints(fake: FakeClient, user: Use
         assert (await client.get("/api/conversations")).status_code == 403
     [job] = fake.jobs
     assert job.key == (await ApiKey.objects.aget(user=user)).name
+
+
+async def test_a_key_for_an_alias_is_for_its_model(
+    fake: FakeClient, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = dataclasses.replace(settings.ENV, model_aliases=(("gpt-*", "tiny"),))
+    monkeypatch.setattr(settings, "ENV", env)
+    async with await program(user, models=["gpt-4o"]) as client:
+        for model, status in (("gpt-4o", 200), ("gpt-5", 200), ("tiny", 200), ("big", 403)):
+            answer = await client.post("/v1/chat/completions", json=chat(model))
+            assert answer.status_code == status, model
 
 
 async def test_a_session_after_a_key_has_all_rights(

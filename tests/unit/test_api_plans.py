@@ -1,6 +1,7 @@
 """Plans: what users may ask for in a time and at once, counted by all API processes together."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest_asyncio
 from asgiref.sync import sync_to_async
 
 from api.accounts.models import Allowance, Plan, User
+from api.chat.models import Conversation
 from api.context import app
 from api.errors import ApiError
 from api.plans import headers, plans, store
@@ -248,6 +250,49 @@ async def test_conversations(member: httpx.AsyncClient, user: User, no_plans: No
     assert (await member.post("/api/conversations", json={})).status_code == 201
     refused = await member.post("/api/conversations", json={})
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "conversations_limit")
+
+
+async def test_simultaneous_conversations(
+    member: httpx.AsyncClient, user: User, no_plans: None
+) -> None:
+    await give(user, conversations=3)
+    asked = [member.post("/api/conversations", json={}) for _ in range(8)]
+    answers = await asyncio.gather(*asked)
+    assert Counter(answer.status_code for answer in answers) == {201: 3, 429: 5}
+
+
+async def test_imported_conversations(
+    member: httpx.AsyncClient, user: User, no_plans: None
+) -> None:
+    await give(user, conversations=2)
+    created = "2026-01-01T00:00:00Z"
+    three = [{"title": f"t{number}", "created": created, "messages": []} for number in range(3)]
+    address = "/api/conversations/import"
+    refused = await member.post(address, json={"conversations": three})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "conversations_limit")
+    assert await Conversation.objects.filter(user=user).acount() == 0
+    for _ in range(2):  # those that are there already need no room
+        taken = await member.post(address, json={"conversations": three[:2]})
+        assert taken.status_code == 200, taken.text
+
+
+async def test_a_meter_that_owes_is_not_forgotten(
+    fake: FakeClient, user: User, no_plans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.plans.plans.REMEMBERED", 2)
+    meters = app().plans
+    owing = meters._meter((user.pk, "tokens"), 100)
+    owing.give_back(-40)
+    for number in range(10):
+        meters._meter((10**9 + number, "tokens"), 100)
+    assert (user.pk, "tokens") in meters._meters
+    await meters.flush()
+    row = await Allowance.objects.aget(user=user, kind="tokens")
+    assert row.used == 40
+    meters._meter((10**9, "requests"), 100)
+    meters._meter((10**9 + 1, "requests"), 100)
+    meters._meter((10**9 + 2, "requests"), 100)
+    assert (user.pk, "tokens") not in meters._meters
 
 
 async def test_streams_of_one_answer(user: User) -> None:
