@@ -180,7 +180,7 @@ def test_compose_waits_for_health_and_has_no_secret() -> None:
         for dependency in service.get("depends_on", {}).values():
             assert dependency == {"condition": "service_healthy"}
         for variable, value in service["environment"].items():
-            if "PASS" in variable or "URL" in variable:
+            if "PASS" in variable or "://" in value:
                 assert "_PASSWORD" in value, f"{name}: {variable} has a password of its own"
     assert set(services) == {"rabbitmq", "postgres", "server", "n1", "n2"}
 
