@@ -8,10 +8,12 @@ come back.
 import asyncio
 import uuid
 
+from broker.encoding import encode
 from broker.errors import AccessRefused, BrokerError, NoParent, NotAdmitted
 from broker.job_messages import AnyInboxMessage
 from broker.join_messages import ParentAnswer, RegisterNode, RemoveNode
 from broker.node import INBOX_PREFETCH, NodeHandler, NodePort
+from broker.node_state import NodeState
 from broker.session import Session
 from topology import names
 
@@ -57,6 +59,11 @@ class JoinedPort(NodePort):
 
     async def detach_from(self, parent: str) -> None:
         """The former parent removes the edge when it hears that this node has left."""
+
+    def publish_state(self, state: NodeState) -> None:
+        """With the key that its right is for."""
+        key = names.joined_state_key(self.name, self._model)
+        self.session.publish(names.EVENTS_EXCHANGE, key, encode(state))
 
     async def remove(self, node: str) -> bool:
         """Has the parent delete the queue; False if jobs are in it or unsettled here."""

@@ -52,9 +52,10 @@ def joined_keys(model: str) -> str:
     return f"^({nodes}|{inboxes}|{replies}|{answers}|{re.escape(names.DEAD_QUEUE)})$"
 
 
-def event_keys(name: str) -> str:
-    """Keys on EVENTS_EXCHANGE: its own state and jobs."""
-    return f"^({re.escape(names.state_key(name))}|{re.escape(names.jobs_key(name))})$"
+def event_keys(name: str, model: str) -> str:
+    """Keys on EVENTS_EXCHANGE: its own state, as a node of that model, and its jobs."""
+    state, jobs = names.joined_state_key(name, model), names.jobs_key(name)
+    return f"^({re.escape(state)}|{re.escape(jobs)})$"
 
 
 async def create(api: ManagementApi, name: str, model: str, password: str, vhost: str) -> None:
@@ -67,7 +68,10 @@ async def create(api: ManagementApi, name: str, model: str, password: str, vhost
             ("max-channels", MAX_CHANNELS),
         ):
             await api.put(f"user-limits/{user}/{limit}", {"value": value})
-        keys = {names.JOINED_EXCHANGE: joined_keys(model), names.EVENTS_EXCHANGE: event_keys(name)}
+        keys = {
+            names.JOINED_EXCHANGE: joined_keys(model),
+            names.EVENTS_EXCHANGE: event_keys(name, model),
+        }
         for exchange, pattern in keys.items():
             right = {
                 "exchange": api.prefix.outside(exchange),

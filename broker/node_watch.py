@@ -18,6 +18,20 @@ PREFETCH = 1000
 log = structlog.get_logger()
 
 
+async def bind_states(session: Session, queue: str) -> None:
+    """Has the queue get the states of all nodes. Raises BrokerError."""
+    await session.bind(queue, names.EVENTS_EXCHANGE, names.state_key("*"))
+    await session.bind(queue, names.EVENTS_EXCHANGE, names.JOINED_STATES)
+
+
+def is_own(state: NodeState, delivery: Delivery) -> bool:
+    """Whether the state came with a key that this node alone may use: the broker checks that."""
+    key = delivery.routing_key
+    return key == names.state_key(state.name) or key == names.joined_state_key(
+        state.name, state.model
+    )
+
+
 class NodeWatch:
     """Follows the states of nodes that have a queue at the broker."""
 
@@ -30,7 +44,7 @@ class NodeWatch:
     async def open(self, session: Session) -> None:
         """Follows on a new session. Raises BrokerError."""
         await session.declare_queue(self._queue, exclusive=True)
-        await session.bind(self._queue, names.EVENTS_EXCHANGE, names.state_key("*"))
+        await bind_states(session, self._queue)
         await session.consume(self._queue, self._on_state, prefetch=PREFETCH)
         session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
 
@@ -45,7 +59,7 @@ class NodeWatch:
         except DecodeError as error:
             log.warning("undecodable node state dropped", reason=str(error))
             return
-        if delivery.routing_key == names.state_key(state.name):  # the broker checks who may use it
+        if is_own(state, delivery):
             self._registration.offer(state)
 
     def _accept(self, state: NodeState) -> None:

@@ -17,6 +17,7 @@ from broker.gone import remove_gone
 from broker.management import Edges, edges
 from broker.node_state import NodeState
 from broker.node_states import on_local_clock
+from broker.node_watch import bind_states, is_own
 from broker.session import Delivery, Session
 from broker.tree import edges_as_told
 from broker.wire import AnyControl, Ping
@@ -129,7 +130,7 @@ async def _states(
             return  # from a node of another release: it is shown without a state
         if expected is not None and state.name not in expected:
             return  # who is registered, the broker knows
-        if delivery.routing_key != names.state_key(state.name):
+        if not is_own(state, delivery):
             return  # a node speaks for itself alone
         arrived = time.time()
         states[state.name] = on_local_clock(state, arrived)
@@ -140,7 +141,7 @@ async def _states(
 
     queue = names.watch(f"look-{id(session)}-{time.time_ns()}")
     await session.declare_queue(queue, exclusive=True)
-    await session.bind(queue, names.EVENTS_EXCHANGE, names.state_key("*"))
+    await bind_states(session, queue)
     await session.consume(queue, on_state, prefetch=1000)
     session.publish(names.CONTROL_EXCHANGE, "", encode(Ping()))
     with contextlib.suppress(TimeoutError):  # nodes that did not answer are shown without a state

@@ -9,11 +9,13 @@ import re
 
 JOBS_EXCHANGE = "canopy.jobs"  # direct: where jobs enter, routing key = model
 CONTROL_EXCHANGE = "canopy.control"  # fanout: reaches every node's inbox (cancel)
-# topic: node states for dashboards, key = node.<name>; job reports, key = jobs.<name>;
+# topic: node states for dashboards, key = node.<name>, or joined.<tree>.<name>; job reports, key =
+# jobs.<name>;
 # changes of conversations, key = chat.<user>, and of settings, key = setting.<name>
 EVENTS_EXCHANGE = "canopy.events"
 # topic: what joined nodes send to queues, key = joined_key(queue, model)
 JOINED_EXCHANGE = "canopy.joined"
+JOINED_STATES = "joined.*.*"  # on the events exchange: states of joined nodes
 METRICS_KEY = "metrics"  # on the events exchange: metrics of API processes
 DRILL_KEY = "drill"  # on the events exchange: what API processes count while a node is killed
 DEAD_QUEUE = "canopy.dead"  # jobs given up on
@@ -133,6 +135,11 @@ def hosts_watch(process: str) -> str:
 def state_key(name: str) -> str:
     """Routing key of a node's state on the events exchange."""
     return f"node.{name}"
+
+
+def joined_state_key(name: str, model: str) -> str:
+    """The same for a joined node, whose right is for one name and one model."""
+    return f"joined.{tree_digest(model)}.{name}"
 
 
 def overview_watch(process: str) -> str:

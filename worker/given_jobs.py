@@ -4,7 +4,9 @@ A joined node may give a job back, and could change whose it is on the way, so t
 share pays for it. The parent puts back what it knows.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -29,29 +31,50 @@ class GivenJobs:
     """The accounting of jobs by child and request."""
 
     def __init__(self) -> None:
-        self._given: OrderedDict[tuple[str, str], tuple[object, ...]] = OrderedDict()
+        self._given: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._users: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by child
         self._unknown: Counter[str] = Counter()
 
     def give(self, child: str, job: Job) -> None:
         """The job goes to that joined node."""
-        fields = tuple(getattr(job, field) for field in _ACCOUNTING)
-        self._given[child, job.request_id] = fields
-        self._given.move_to_end((child, job.request_id))
+        self._forget(child, job.request_id)
+        self._given[child, job.request_id] = _accounting(job)
+        self._users[child][job.user] += 1
         while len(self._given) > MAX_JOBS:
-            self._given.popitem(last=False)
+            self._forget(*next(iter(self._given)))
+
+    def possible_users(self, child: str, users: Mapping[str, int]) -> dict[str, int]:
+        """The jobs by user that the child says it has, as far as it was given them: invented ones
+        would keep their users' own jobs waiting.
+        """
+        given = self._users[child]
+        return {user: min(count, given[user]) for user, count in users.items() if given[user]}
 
     def take_back(self, child: str, job: Job) -> Job | None:
         """The job with the accounting that it had; None if the node cannot have had it.
 
         After a restart of this node nothing is known: then it is nobody's, the cheapest, and last.
         """
-        fields = self._given.pop((child, job.request_id), None)
+        fields = self._forget(child, job.request_id)
+        if fields is None:
+            if self._unknown[child] >= MAX_UNKNOWN:
+                return None
+            self._unknown[child] += 1
+            fields = _NOBODYS
+        return msgspec.structs.replace(job, **fields)
+
+    def _forget(self, child: str, request_id: str) -> dict[str, Any] | None:
+        fields = self._given.pop((child, request_id), None)
         if fields is not None:
-            return msgspec.structs.replace(job, **dict(zip(_ACCOUNTING, fields, strict=True)))
-        if self._unknown[child] >= MAX_UNKNOWN:
-            return None
-        self._unknown[child] += 1
-        neutral = Job(request_id="", model="", reply_to="", created=0)
-        fields = tuple(getattr(neutral, field) for field in _ACCOUNTING)
-        job = msgspec.structs.replace(job, **dict(zip(_ACCOUNTING, fields, strict=True)))
-        return msgspec.structs.replace(job, job_class="batch")
+            users = self._users[child]
+            users[fields["user"]] -= 1
+            if not users[fields["user"]]:
+                del users[fields["user"]]
+        return fields
+
+
+def _accounting(job: Job) -> dict[str, Any]:
+    return {field: getattr(job, field) for field in _ACCOUNTING}
+
+
+_NOBODYS = _accounting(Job(request_id="", model="", reply_to="", created=0, job_class="batch"))

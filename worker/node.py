@@ -223,7 +223,8 @@ class Node:
                 self.background.run(self.registrar.remove(sender, message))
             case Capacity() if message.node == sender:
                 if sender in self.registrar.admitted:
-                    self._on_capacity(message)
+                    users = self.jobs.given.possible_users(sender, message.users)
+                    self._on_capacity(msgspec.structs.replace(message, users=users))
             case Leave() if message.node == sender:
                 self.membership.on_leave(message)
                 self.background.run(self.registrar.left(sender))

@@ -134,6 +134,12 @@ REFUSED: dict[str, Attack] = {
     "jobs for another node": publish(names.node("root"), "n1"),
     "the broker's events, forged": publish("amq.rabbitmq.event", "queue.deleted"),
     "another node's state": publish(names.EVENTS_EXCHANGE, names.state_key("n1")),
+    "another joined node's state": publish(
+        names.EVENTS_EXCHANGE, names.joined_state_key("room3", MODEL)
+    ),
+    "a node of another model": publish(
+        names.EVENTS_EXCHANGE, names.joined_state_key("room2", "another model")
+    ),
     "another node's list of jobs": publish(names.EVENTS_EXCHANGE, names.jobs_key("n1")),
     "a changed setting": publish(names.EVENTS_EXCHANGE, names.setting_key("models")),
     "a host": publish(names.EVENTS_EXCHANGE, names.agent_key("host")),
@@ -288,7 +294,7 @@ async def test_further_keys_around_the_rights(
         message = encode(SettingChanged(process="thief", setting="models"))
         key = names.setting_key("models")
         for header in ("CC", "BCC"):
-            own = names.state_key("room2")
+            own = names.joined_state_key("room2", MODEL)
             channel = thief.connection.channel()
             channel.confirm_delivery()
             with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):
