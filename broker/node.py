@@ -137,7 +137,7 @@ class NodePort:
         try:
             await self.session.bind(names.node(self.name), names.node(parent), self.name)
         except NotFound as error:
-            raise NoParent(f"no node named {parent!r}") from error
+            raise NoParent(f"no node named {parent!r} that others can hang below") from error
 
     async def transfer(self, child: str, parent: str) -> None:
         """Hands a dead child to `parent`, which gets the edge to it and takes its jobs."""

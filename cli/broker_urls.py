@@ -4,7 +4,7 @@ import ipaddress
 from urllib.parse import quote, unquote, urlsplit
 
 from cli import listener
-from cli.errors import StateError
+from cli.errors import StateError, UsageError
 from cli.instance import Record
 from cli.ports import host_and_port
 from topology.prefix import Prefix, with_prefix
@@ -52,10 +52,13 @@ def _tunnels(record: Record, user: str, password: str) -> list[str]:
 def _direct(record: Record, user: str, password: str, addresses: tuple[str, ...]) -> list[str]:
     own = listener.from_record(record)
     if own is not None:
-        chosen = own._replace(addresses=addresses or own.addresses)
-        if not chosen.addresses:
+        if not addresses and not own.addresses:
             raise StateError("This machine has no address that others reach; say --address HOST.")
-        return chosen.urls(user, password, vhost(record))
+        urls = []
+        for host, port in map(_host_and_port, addresses or own.addresses):
+            place = own._replace(addresses=(host,), port=port or own.port)
+            urls += place.urls(user, password, vhost(record))
+        return urls
     urls = [url.strip() for url in record["amqp"]["node"].split(",") if url.strip()]
     if record["amqp"]["node"] != record["amqp"]["admin"]:  # a broker of our own
         raise StateError(f"Canopy's broker is reached from this machine alone: {_LISTEN}.")
@@ -74,10 +77,24 @@ def _elsewhere(urls: list[str], user: str, password: str, addresses: tuple[str, 
                 f"CANOPY_AMQP_URL names the broker {host!r}, which means another machine there: "
                 "say --address HOST."
             )
-        for address in addresses or (host,):
-            place = host_and_port(address, parts.port) if parts.port else address
+        for name, chosen in map(_host_and_port, addresses or (host,)):
+            port = chosen or parts.port
+            place = host_and_port(name, port) if port else name
             changed.append(parts._replace(netloc=f"{login}@{place}").geturl())
     return list(dict.fromkeys(changed))
+
+
+def _host_and_port(address: str) -> tuple[str, int | None]:
+    """Of `HOST`, `HOST:PORT`, `::1` or `[::1]:PORT`. Raises UsageError."""
+    host, port = address, ""
+    if address.startswith("["):
+        host, _, port = address[1:].partition("]")
+        port = port.removeprefix(":")
+    elif address.count(":") == 1:
+        host, _, port = address.partition(":")
+    if not host or (port and not 0 < int(port if port.isdecimal() else 0) < 65536):
+        raise UsageError(f"--address must be HOST or HOST:PORT, not {address!r}.")
+    return host, int(port) if port else None
 
 
 def vhost(record: Record) -> str:

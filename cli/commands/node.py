@@ -77,6 +77,7 @@ def node(
     arguments = ["--name", name]
     if parent is None:  # a root has neither model files nor slots
         arguments += ["--standby", "--engine", "none", "--model", Model(model).name]
+        arguments += ["--tree-engine", engine]
     else:
         arguments += ["--parent", parent, "--engine", engine]
         arguments += ["--slots", str(options.parse_slots(slots) or "auto")]

@@ -38,7 +38,7 @@ T = TypeVar("T")
 @click.option(
     "--address",
     "addresses",
-    metavar="HOST",
+    metavar="HOST[:PORT]",
     multiple=True,
     help="How the other machine reaches this one, if not by an address of --listen. Repeatable.",
 )

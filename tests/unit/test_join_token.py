@@ -72,7 +72,11 @@ def test_an_address_for_another_machine() -> None:
     assert url == "amqp://canopy.node.room2:p%40ss@rabbit:5673/place"
     urls = broker_urls.for_others(RECORD, "u", "p", ("a", "::1"))
     assert urls == ["amqp://u:p@a:5673/place", "amqp://u:p@[::1]:5673/place"]
+    assert broker_urls.for_others(RECORD, "u", "p", ("[::1]:7",)) == ["amqp://u:p@[::1]:7/place"]
     assert broker_urls.vhost(RECORD) == "place"
+    for wrong in (":5", "host:x", "host:0", "[::1]:70000"):
+        with pytest.raises(UsageError, match="--address must be"):
+            broker_urls.for_others(RECORD, "u", "p", (wrong,))
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
@@ -89,6 +93,8 @@ def test_a_broker_of_our_own_must_listen_for_others() -> None:
     tls = {"addresses": ["10.0.0.1", "fe00::1"], "port": 9, "fingerprint": "", "prefix": "canopy"}
     urls = broker_urls.for_others({**private, "tls": tls}, "u", "p")
     assert urls == ["amqps://u:p@10.0.0.1:9/%2F", "amqps://u:p@[fe00::1]:9/%2F"]
+    urls = broker_urls.for_others({**private, "tls": tls}, "u", "p", ("outside:4711",))
+    assert urls == ["amqps://u:p@outside:4711/%2F"]
 
 
 def test_moments() -> None:

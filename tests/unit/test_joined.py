@@ -29,6 +29,8 @@ from broker.wire import (
 )
 from tests.unit.cluster import Cluster, read, until
 from topology import names
+from worker import given_jobs
+from worker.given_jobs import GivenJobs
 
 
 async def _joined_tree(cluster: Cluster) -> None:
@@ -229,6 +231,32 @@ async def test_a_job_without_a_token_is_a_dead_letter_and_its_reader_hears_nothi
         await _given_back(cluster, job)
         await until(lambda: cluster.broker.queues[names.DEAD_QUEUE].ready)
         assert not victim.ended
+
+
+def _job(number: int, user: str) -> Job:
+    return Job(request_id=f"r{number}", model="m", reply_to="", created=0, user=user)
+
+
+def test_a_joined_node_has_no_more_jobs_of_a_user_than_it_was_given() -> None:
+    given = GivenJobs()
+    given.give("room2", _job(1, "ada"))
+    given.give("room2", _job(1, "ada"))
+    given.give("room2", _job(2, "bob"))
+    assert given.possible_users("room2", {"ada": 900, "bob": 1, "eve": 5}) == {"ada": 1, "bob": 1}
+    assert given.possible_users("room3", {"ada": 1}) == {}
+    given.take_back("room2", _job(2, "x"))
+    assert given.possible_users("room2", {"bob": 1}) == {}
+
+
+def test_what_is_remembered_and_taken_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(given_jobs, "MAX_JOBS", 2)
+    monkeypatch.setattr(given_jobs, "MAX_UNKNOWN", 1)
+    given = GivenJobs()
+    for number in range(3):
+        given.give("room2", _job(number, "ada"))
+    assert given.possible_users("room2", {"ada": 9}) == {"ada": 2}
+    assert given.take_back("room2", _job(0, "ada")) is not None
+    assert given.take_back("room2", _job(0, "ada")) is None
 
 
 async def test_a_job_that_comes_back_is_still_its_users() -> None:
