@@ -10,6 +10,7 @@ import click
 from cli import colours, options, registry
 from cli.colours import paint
 from cli.registry import Node, printable
+from topology.version import VERSION
 
 _LOG_FIELDS = (
     "name",
@@ -141,6 +142,8 @@ def node_line(node: Node, *, coloured: bool) -> str:
     ]
     if node["host"]:
         parts.append(paint(f"{printable(node['host'])}:{node['pid']}", colours.DIM, coloured))
+    if node["version"] not in ("", VERSION):
+        parts.append(f"release {printable(node['version'])}")
     if node["detail"]:
         parts.append(printable(node["detail"]))
     warning = registry.warning(node)

@@ -1,46 +1,20 @@
 """AMQP through a WebSocket of the pages' server, with a real broker behind it."""
 
 import asyncio
-import contextlib
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from api.server.limits import Limits
-from api.tunnel.endpoint import Tunnels
 from broker.amqp import AmqpSession
 from broker.errors import AccessRefused, BadCertificate, ConnectionLost
-from broker.tunnel_end import TunnelEnd
 from cli import certificate
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess, root, stop
-from tests.unit.raw_http import serving
+from tests.tunnel import copy, pages
 
 SECONDS = 30.0
-
-
-class NoGuesses:
-    """Limits nothing."""
-
-    def seconds_left(self, _address: str, _digest: str) -> float:
-        return 0.0
-
-    def wrong(self, _address: str, _digest: str) -> None:
-        pass
-
-
-@contextlib.asynccontextmanager
-async def pages(broker: Broker) -> AsyncIterator[str]:
-    """A web server with tunnels; the broker's address through it, for the user `node`."""
-    tunnels: Any = Tunnels(TunnelEnd(broker.amqp["api"]), NoGuesses())  # type: ignore[arg-type]
-    async with serving(tunnels, Limits(), tunnel=True) as site:
-        host, port = site.address
-        login = urlsplit(broker.amqp["node"]).netloc.rpartition("@")[0]
-        yield f"http://{login}@{host}:{port}/"
 
 
 async def test_a_session_through_a_tunnel_carries_messages(broker: Broker) -> None:
@@ -108,12 +82,3 @@ async def test_a_pinned_web_server_is_the_only_one(broker: Broker, tmp_path: Pat
             await session.close()
             with pytest.raises(BadCertificate, match="another certificate than the pinned one"):
                 await AmqpSession.open(f"{secure}sha256:{bytes(32).hex()}", "test")
-
-
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until either end is closed."""
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()

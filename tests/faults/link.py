@@ -10,13 +10,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from broker.client import Client
 from cli.rabbitmq import Broker
 from tests.faults.ledger import Ledger
-from tests.realbroker import NodeProcess, Server, private_server
+from tests.realbroker import NodeProcess, Server, private_server, stop
+from tests.tunnel import copy, pages
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
 JOBS = 8
@@ -70,21 +72,44 @@ def second_machine() -> Iterator[Link]:
         holder.wait()
 
 
-async def observe(server: Server, link: Link) -> dict[str, object]:
-    """Cuts the link in mid-stream and mends it."""
+async def observe(server: Server, link: Link, way: str) -> dict[str, object]:
+    """Cuts the link in mid-stream and mends it. `way`: of n2, "tls" or "tunnel"."""
     broker = server.address
-    far = Broker({**broker.amqp, "node": server.urls("node")[0]}, {})
     client = Client(broker.amqp["api"])
     await client.start()
     try:
         with (
             NodeProcess(broker, "root", "--model", "echo", "--engine", "none", "--wait", "60"),
             NodeProcess(broker, "n1", *_NODE),
-            NodeProcess(far, "n2", *_NODE, within=link.within) as n2,
         ):
-            return await _cut_and_mend(client, link, n2)
+            async with _far_address(server, way) as url:
+                far = Broker({**broker.amqp, "node": url}, {})
+                n2 = NodeProcess(far, "n2", *_NODE, within=link.within)
+                try:
+                    await asyncio.to_thread(n2.wait_ready)
+                    return await _cut_and_mend(client, link, n2)
+                finally:
+                    await asyncio.to_thread(stop, n2.process)
     finally:
         await client.stop()
+
+
+@contextlib.asynccontextmanager
+async def _far_address(server: Server, way: str) -> AsyncIterator[str]:
+    """Where n2 finds the broker. A tunnel leads through a proxy, as with a web server before it."""
+    if way == "tls":
+        yield server.urls("node")[0]
+        return
+    async with pages(server.address) as url:
+        parts = urlsplit(url)
+
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            far_reader, far_writer = await asyncio.open_connection(parts.hostname, parts.port)
+            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+        async with await asyncio.start_server(forward, NEAR, 0) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            yield url.replace(f"@{parts.hostname}:{parts.port}", f"@{NEAR}:{port}")
 
 
 async def _cut_and_mend(client: Client, link: Link, n2: NodeProcess) -> dict[str, object]:
@@ -116,11 +141,11 @@ async def _cut_and_mend(client: Client, link: Link, n2: NodeProcess) -> dict[str
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, way: str) -> None:
     """Prints what became of the streams."""
     with second_machine() as link, private_server(folder, NEAR) as server:
-        print(json.dumps(asyncio.run(observe(server, link))))
+        print(json.dumps(asyncio.run(observe(server, link, way))))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

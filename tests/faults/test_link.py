@@ -11,15 +11,16 @@ from cli.home import REPOSITORY
 from tests.faults.link import JOBS
 
 SECONDS = 200
-PAUSE = 10.0  # of a stream whose node is cut off; kernels notice it after 6 s
+PAUSE = 10.0  # of a stream whose node is cut off; noticed by kernels after 6 s, by pings after 8
 REJOIN = 20.0
 
 
 @pytest.mark.timeout(SECONDS + 20)
-def test_streams_of_a_machine_that_is_cut_off_go_on_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["tls", "tunnel"])
+def test_streams_of_a_machine_that_is_cut_off_go_on_elsewhere(way: str, tmp_path: Path) -> None:
     command = ["unshare", "--map-root-user", "--net", sys.executable, "-m", "tests.faults.link"]
     finished = subprocess.run(
-        [*command, str(tmp_path)],
+        [*command, str(tmp_path), way],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -30,3 +30,10 @@ def test_a_tree_that_died_says_so_though_nothing_waits_for_it() -> None:
         "tiny: no process of its tree runs, and nothing waits for it: the entrance root is gone or "
         "silent; start it again; if it was ended, ./canopy remove root forgets it"
     ]
+
+
+def test_nodes_of_another_release_are_pointed_out() -> None:
+    nodes = {each["name"]: each for each in seen(n1={"version": "0.0.9"})["nodes"]}
+    lines = list(draw(nodes["root"], nodes, coloured=False))
+    assert [line for line in lines if "release 0.0.9" in line] == [lines[1]]
+    assert "release" not in "".join(lines[2:])
