@@ -125,7 +125,8 @@ def _login(headers: list[tuple[bytes, bytes]]) -> tuple[str, str]:
                 break
             with contextlib.suppress(binascii.Error, UnicodeDecodeError):
                 user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-                return user, password
+                if user.isprintable():  # it is logged
+                    return user, password
     raise Refused(401)
 
 
