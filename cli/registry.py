@@ -25,6 +25,7 @@ from broker.tree import tree as describe
 from broker.wire import AnyControl
 from cli import addresses, environment, home, instance, local_nodes
 from cli.errors import HiddenError, StateError, UnreachableError, UsageError
+from cli.local_nodes import LocalNode
 
 _PROBLEMS_SECONDS = 4.0  # less than `status` waits
 
@@ -87,17 +88,24 @@ def reads_local_nodes() -> bool:
 
 def local_tree() -> Tree:
     """The nodes that run here, below parents of which only the names are known."""
-    states = local_states()
+    nodes = local_nodes.running(home.read())
+    states = _states_of(nodes)
     tree = describe(edges_of_part(states), states, {}, time.time())
+    logs = {node.name: node.log for node in nodes}
     for node in tree["nodes"]:
         node["parent"] = states[node["name"]].parent
+        node["log_file"] = logs[node["name"]]
     return tree
 
 
 def local_states() -> dict[str, NodeState]:
     """Of the nodes that run here."""
+    return _states_of(local_nodes.running(home.read()))
+
+
+def _states_of(nodes: Iterable[LocalNode]) -> dict[str, NodeState]:
     states = {}
-    for node in local_nodes.running(home.read()):
+    for node in nodes:
         with contextlib.suppress(msgspec.ValidationError):  # of another release
             states[node.name] = msgspec.convert(node.state, NodeState)
     return states

@@ -87,6 +87,8 @@ def log(name: str, as_json: bool) -> None:
         return
     for field in _LOG_FIELDS:
         print(f"{field:<9} {printable(_readable(field, node[field]))}")
+    if node.get("log_file"):
+        print(f"log_file  {printable(node['log_file'])}")
 
 
 # ---- nodes as lines

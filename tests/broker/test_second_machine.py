@@ -54,6 +54,7 @@ def test_its_own_nodes_are_seen_and_drained_without_the_broker(broker: Broker, h
         assert canopy("tree").output.startswith("far  idle  0/8 running  echo (echo)")
         shown = json.loads(canopy("log", "far", "--json").output)
         assert (shown["parent"], shown["version"]) == ("root", VERSION)
+        assert shown["log_file"] == str(home.logs / "far.log")
         figures = json.loads(canopy("top", "--once", "--json").output)
         assert [each["name"] for each in figures["nodes"]] == ["far"]
         assert "far drains" in canopy("drain", "far", "--wait", "5").output
