@@ -86,6 +86,14 @@ class _Both(io.TextIOBase):
     def flush(self) -> None:
         self._stream.flush()
 
+    def close(self) -> None:
+        self._handler.close()
+        super().close()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a variable in the stubs
+        return self._stream.encoding
+
     def isatty(self) -> bool:
         return self._stream.isatty()
 

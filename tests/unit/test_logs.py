@@ -1,10 +1,12 @@
 """CANOPY_LOG_FORMAT=json: one object a line in every process, with the job and the trace."""
 
+import io
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -99,3 +101,36 @@ def test_nodes_and_api_start_without_what_colours_tracebacks() -> None:
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert done.stdout == "{'structlog'}\n"
+
+
+def test_a_node_that_nobody_watches_writes_a_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(logs, "LOG_BYTES", 2000)
+    file = tmp_path / "n1.log"
+    logs.configure_node(logs.read({}), "n1", file)
+    structlog.get_logger().info("\x1b[32mready\x1b[0m")
+    print("a traceback's line", file=sys.stderr)
+    assert file.read_text().splitlines()[-1] == "a traceback's line"
+    assert "ready" in file.read_text()
+    assert "\x1b" not in file.read_text()
+    assert "a traceback's line" in stream.getvalue()
+    assert file.stat().st_mode & 0o777 == 0o600
+    for _ in range(200):
+        print("x" * 100, file=sys.stderr)
+    sys.stderr.close()
+    sizes = [each.stat().st_size for each in tmp_path.iterdir()]
+    assert len(sizes) == 3
+    assert max(sizes) <= 2000
+
+
+def test_a_log_file_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure_node(logs.read({}), "n1", tmp_path / "missing" / "n1.log")
+    print("still here", file=sys.stderr)
+    assert stream.getvalue() == "still here\n"
