@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from broker.node_state import NodeState
 
 _MASKS_LOGITS = ("transformers",)  # engines that keep an answer to a grammar
+_CALLS_TOOLS = ("transformers", "openai")
 _TELLS_LOGPROBS = ("transformers", "openai")
 
 
@@ -23,7 +24,7 @@ def _of_node(state: NodeState) -> dict[str, bool]:
         "chat": generates,
         "completions": generates,
         "structured_output": masks,
-        "tools": masks,
+        "tools": generates and state.engine in _CALLS_TOOLS,
         "logprobs": generates and state.engine in _TELLS_LOGPROBS,
         "tokenize": "tokenize" in state.tasks,
         "embeddings": "embed" in state.tasks,

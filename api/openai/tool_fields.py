@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.http.parsing import MAX_ECHOED, Body
-from api.requests.tools import ToolUse, tool, tool_call, tool_use
+from api.requests.tools import ToolUse, allowed_use, tool, tool_call, tool_use
 from broker.wire import Tool, ToolCall, ToolChoice
 
 T = TypeVar("T")
@@ -53,6 +53,20 @@ class ToolToCall(Body):
     function: FunctionName
 
 
+class AllowedTools(Body):
+    """Some of the tools, and whether one must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: list[ToolToCall]
+
+
+class AllowedChoice(Body):
+    """`{"type": "allowed_tools", ...}`: the model is told of these alone."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 def _named(choice: Any) -> Any:
     """`{"type": "function", "name": ...}`, as in /v1/responses, is understood, too."""
     if isinstance(choice, dict) and "function" not in choice and "name" in choice:
@@ -88,7 +102,7 @@ class ToolFields(Body):
     """The part of a request that says which tools there are, and which must be called."""
 
     tools: list[ToolDefinition] | None = None
-    tool_choice: Annotated[str | ToolToCall | None, BeforeValidator(_named)] = None
+    tool_choice: Annotated[str | ToolToCall | AllowedChoice | None, BeforeValidator(_named)] = None
     parallel_tool_calls: bool | None = None
     functions: list[FunctionDefinition] | None = None
     function_call: str | FunctionName | None = None
@@ -121,10 +135,14 @@ class ToolFields(Body):
         for index, definition in enumerate(definitions):
             tools.append(_at(("tools", index, "function"), definition.function.to_wire))
         chosen = self.tool_choice
+        parallel = self.parallel_tool_calls is not False
+        if isinstance(chosen, AllowedChoice):
+            names = [allowed.function.name for allowed in chosen.allowed_tools.tools]
+            mode = chosen.allowed_tools.mode
+            return _at(("tool_choice",), lambda: allowed_use(tools, names, mode, parallel=parallel))
         choice, name = _chosen(chosen if not isinstance(chosen, ToolToCall) else chosen.function)
         if choice is None:
             raise _unknown_choice("tool_choice", chosen)
-        parallel = self.parallel_tool_calls is not False
         field = "tool_choice" if chosen is not None else "tools"
         return _at((field,), lambda: tool_use(tools, choice, name, parallel=parallel))
 

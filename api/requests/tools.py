@@ -4,7 +4,7 @@ Each function raises PydanticCustomError for what is invalid; `at` in it says wh
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,16 @@ def tool_use(
     if choice == "required" and not tools:
         raise PydanticCustomError("tool_choice", "only with tools")
     return ToolUse(tuple(tools), choice, name, parallel)
+
+
+def allowed_use(
+    tools: Sequence[Tool], names: Collection[str], choice: ToolChoice, *, parallel: bool
+) -> ToolUse:
+    """Of the tools, only those of these names."""
+    for name in names:
+        tool_use(tools, "required", name)
+    allowed = [tool for tool in tools if tool.name in names]
+    return tool_use(allowed, choice, parallel=parallel)
 
 
 def tool_call(identifier: str, name: str, arguments: str) -> ToolCall:

@@ -1,6 +1,6 @@
 """The functions that a response may call, and which of them it has to: OpenAI's fields for them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from api.http.parsing import MAX_ECHOED
 from api.requests import tools
 from api.requests.tools import ToolUse
-from broker.wire import Tool, ToolChoice
+from broker.wire import Tool
 
 Function = dict[str, Any]
 
@@ -37,20 +37,10 @@ def use_of(functions: Sequence[Function], choice: Any, *, parallel: bool = True)
             return tools.tool_use(offered, "required", name, parallel=parallel)
         case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": list(allowed)}:
             names = [_allowed(tool) for tool in allowed]
-            return _some(offered, names, mode, parallel=parallel)
+            return tools.allowed_use(offered, names, mode, parallel=parallel)
         case {"type": str(kind)}:
             raise _error(f"type {kind[:MAX_ECHOED]} is not supported here; only functions are")
     raise _error("must be none, auto, required, or an object that names a function")
-
-
-def _some(
-    offered: Sequence[Tool], names: Collection[str], choice: ToolChoice, *, parallel: bool
-) -> ToolUse:
-    """Of the functions, only those of these names."""
-    for name in names:
-        tools.tool_use(offered, "required", name)
-    allowed = [tool for tool in offered if tool.name in names]
-    return tools.tool_use(allowed, choice, parallel=parallel)
 
 
 def _allowed(tool: Any) -> str:

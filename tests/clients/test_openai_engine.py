@@ -124,6 +124,26 @@ def test_the_answer_is_the_far_ones(
     assert prompted["usage"] == direct["usage"]
 
 
+def test_tools_are_passed_on(program: httpx.Client, relay: NodeProcess) -> None:
+    function = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}}}}
+    tools = {"tools": [{"type": "function", "function": function}]}
+    question = 'call weather {"city": "Rome"}'
+    answer = program.post(CHAT, json=asking("relay", question, **tools)).json()
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    [call] = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    assert json.loads(call["function"]["arguments"]) == {"city": "Rome"}
+    turns = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": "rain today"},
+    ]
+    body = {"model": "relay", "messages": turns, **tools}
+    (choice,) = program.post(CHAT, json=body).json()["choices"]
+    assert "rain today" in choice["message"]["content"]
+
+
 def test_a_cancel_reaches_the_far_node(
     program: httpx.Client, staff: httpx.Client, relay: NodeProcess, far_staff: httpx.Client
 ) -> None:

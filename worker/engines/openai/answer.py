@@ -9,6 +9,7 @@ from worker.engines.base import Chunk
 from worker.engines.openai import logprobs
 from worker.engines.openai.body import Plan
 from worker.engines.openai.errors import CannotContinue, ServerFailed, error_of_event
+from worker.engines.openai.tools import CallDelta, CallText
 
 _DONE = b"[DONE]"
 _GIVEN_UP = ("abort", "error")  # finish reasons of a server that gave the answer up
@@ -18,6 +19,7 @@ class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None  # counted, not passed on: a chunk has no place for it
     reasoning: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -33,7 +35,8 @@ class _Choice(msgspec.Struct):
 
     def has_token(self) -> bool:
         delta = self.delta or _Delta()
-        return bool(self.text or delta.content or delta.reasoning_content or delta.reasoning)
+        said = self.text or delta.content or delta.tool_calls
+        return bool(said or delta.reasoning_content or delta.reasoning)
 
 
 class _Usage(msgspec.Struct):
@@ -71,6 +74,7 @@ class Answer:
         self._address = address
         self._alternatives = alternatives
         self._usage = _Usage()
+        self._calls = CallText()
 
     def push(self, data: bytes) -> Chunk:
         """What one event adds.
@@ -87,7 +91,7 @@ class Answer:
         text, tokens = "", 0
         token_logprobs: tuple[TokenLogprob, ...] = ()
         for choice in event.choices or ():
-            text += choice.new_text()
+            text += self._text_of(choice)
             # At least one token, and with most servers one; the usage at the end corrects it.
             tokens += choice.has_token()
             if self._alternatives is not None and choice.logprobs:
@@ -112,6 +116,16 @@ class Answer:
             tokens = self._plan.spent + self._usage.completion_tokens - self._counted
         prompt = max(0, (self._usage.prompt_tokens or 0) - self._plan.spent)
         return Chunk(tokens=tokens, prompt_tokens=prompt, finish=self.finish or "stop")
+
+    def _text_of(self, choice: _Choice) -> str:
+        """What it says, and its calls as text."""
+        said = choice.new_text()
+        text = self._calls.close() + said if said else ""
+        if choice.delta is not None and choice.delta.tool_calls:
+            text += self._calls.push(choice.delta.tool_calls)
+        if choice.finish_reason and choice.finish_reason != "length":
+            text += self._calls.close()
+        return text
 
     def _decode(self, data: bytes) -> _Event:
         try:

@@ -7,6 +7,7 @@ import msgspec
 
 from broker.wire import ChatMessage, Grammar, Job, Sampling
 from worker.engines.base import InvalidRequest
+from worker.engines.openai import tools
 
 CHARACTERS_PER_TOKEN = 4  # roughly, in English text
 _SEEDS = 2**31  # some servers keep seeds in 32 bits, and some read -1 as "none"
@@ -89,9 +90,7 @@ def plans(job: Job, *, continues: bool) -> list[Plan]:
     if not job.delivered:
         return [Plan()]
     repeat = Plan(repeated=job.delivered, exact=True)
-    if job.prompt_ids:  # nothing can be put behind tokens
-        return [repeat]
-    if job.sampling.grammar is not None:  # of which a server would begin another instance
+    if not _may_go_on(job):
         return [repeat]
     # Templates cut off white space at the end, and tokenizers go wrong after it.
     text = job.delivered.rstrip()
@@ -102,6 +101,15 @@ def plans(job: Job, *, continues: bool) -> list[Plan]:
     if continues:
         return [continued, repeat]
     return [repeat, continued]
+
+
+def _may_go_on(job: Job) -> bool:
+    """Whether the delivered text may be put into a prompt for the rest of the answer."""
+    if job.prompt_ids:  # nothing can be put behind tokens
+        return False
+    if job.sampling.grammar is not None:  # of which a server would begin another instance
+        return False
+    return not (job.tools and tools.BEGIN in job.delivered)  # which it tells in another way
 
 
 def body(
@@ -144,15 +152,15 @@ def _completion_fields(job: Job, plan: Plan) -> dict[str, Any]:
 def _chat_fields(
     job: Job, messages: tuple[ChatMessage, ...], plan: Plan, owner: str
 ) -> dict[str, Any]:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    fields: dict[str, Any] = {"messages": turns, **_template_fields(job)}
+    turns = [tools.turn(message) for message in messages]
+    fields: dict[str, Any] = {"messages": turns, **_template_fields(job), **tools.fields(job)}
     if job.continue_final_message:
         if owner not in CONTINUES:
             raise InvalidRequest(
                 "continue_final_message: the server behind this node is not known to continue a "
                 "message; leave out the last turn of the assistant"
             )
-        turns[-1]["content"] += plan.prefill
+        turns[-1]["content"] = (turns[-1]["content"] or "") + plan.prefill
         fields |= _CONTINUE
     elif plan.prefill:
         turns.append({"role": "assistant", "content": plan.prefill})

@@ -34,6 +34,7 @@ from worker.engines.openai.errors import CannotContinue, Refusal, ServerFailed
 from worker.engines.openai.http import FIRST_SECONDS, Server
 from worker.engines.openai.models import find_model
 from worker.engines.openai.sse import BadStream, EventParser
+from worker.engines.openai.tools import TOOL_FORMAT
 
 # Between two tokens of one answer; the watchdog notices a server that is silent altogether.
 SILENT_SECONDS = 300.0
@@ -110,7 +111,9 @@ class OpenAIEngine:
 
     def markup(self, job: Job) -> Markup:
         """See the protocol."""
-        return Markup()
+        if job.messages is None or not job.tools or job.tool_choice == "none":
+            return Markup()
+        return Markup(tool_format=TOOL_FORMAT)
 
     async def run(self, job: Job) -> AsyncIterator[Chunk]:
         """Streams the answer; see the protocol."""
@@ -118,7 +121,6 @@ class OpenAIEngine:
         if server is None:
             raise EngineStopped("the engine is not running")
         check_task(job, *self.tasks)
-        _refuse_tools(job)
         if job.sampling.prompt_logprobs is not None:
             raise InvalidRequest(
                 "logprobs of the prompt are not passed on by this node: leave out echo, logprobs "
@@ -290,16 +292,6 @@ def _merge_chunks(chunks: list[Chunk]) -> Chunk:
         tokens=sum(chunk.tokens for chunk in chunks),
         logprobs=tuple(token_logprobs),
     )
-
-
-def _refuse_tools(job: Job) -> None:
-    """Raises InvalidRequest: calls would be left out without a word."""
-    has_turns = any(turn.tool_calls or turn.role == "tool" for turn in job.messages or ())
-    if has_turns or (job.tools and job.tool_choice != "none"):
-        raise InvalidRequest(
-            "tools: they are not passed on to the server behind this node; use a model that "
-            "Canopy runs itself"
-        )
 
 
 def create(

@@ -4,11 +4,9 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 import structlog
 
-from broker.wire import Tool
 from tests.unit.engine.openai.runs import before, chat, error_of, read, whole
 from tests.unit.engine.upstream import (
     DONE,
@@ -17,7 +15,6 @@ from tests.unit.engine.upstream import (
     answering,
     refusing,
 )
-from worker.engines.base import InvalidRequest
 from worker.engines.openai import engine as openai
 from worker.engines.openai.errors import MAX_PAUSE_SECONDS, Refusal
 
@@ -210,10 +207,3 @@ async def test_a_limit_that_was_asked_for_is_never_left_out() -> None:
     async with before(refusing(400, complaint)) as (engine, upstream):
         assert (await error_of(engine, chat(max_tokens=3))).code == "invalid"
         assert len(upstream.asked) == 1
-
-
-async def test_tools_are_refused() -> None:
-    with_tools = msgspec.structs.replace(chat("Weather?"), tools=(Tool(name="f"),))
-    with pytest.raises(InvalidRequest, match=r"^tools: "):
-        openai._refuse_tools(with_tools)
-    openai._refuse_tools(msgspec.structs.replace(with_tools, tool_choice="none"))
