@@ -303,6 +303,7 @@ class Stream(AsyncIterator[AnyFrame]):
             deltas[0],
             text="".join(delta.text for delta in deltas),
             tokens=sum(delta.tokens for delta in deltas),
+            prompt_tokens=max(delta.prompt_tokens for delta in deltas),
             ids=tuple(chain.from_iterable(delta.ids for delta in deltas)),
             logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
             prompt_logprobs=tuple(chain.from_iterable(delta.prompt_logprobs for delta in deltas)),

@@ -313,6 +313,7 @@ class Delta(Frame, kw_only=True, tag="delta"):
     tokens: Count = 1
     ids: tuple[TokenId, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_tokens: Count = 0  # of the prompt: told with a run's first text; 0: told already
     # If requested, of all tokens of the prompt, before any text; of the first token 0.
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 

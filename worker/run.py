@@ -72,6 +72,7 @@ class JobRun:
         self.number = number
         self.tokens = 0
         self.prompt_tokens = 0
+        self._told_prompt_tokens = False
         self.began = time.monotonic()
         self.first_text: float | None = None  # when it came, time.monotonic()
         self.faults: tuple[str, ...] = ()  # of earlier runs
@@ -232,9 +233,14 @@ class JobRun:
                 tokens=chunk.tokens,
                 ids=chunk.ids,
                 logprobs=chunk.logprobs,
+                prompt_tokens=self._untold_prompt_tokens(),
                 prompt_logprobs=chunk.prompt_logprobs,
             )
             self._channel.send(delta)
+
+    def _untold_prompt_tokens(self) -> int:
+        told, self._told_prompt_tokens = self._told_prompt_tokens, True
+        return 0 if told else self.prompt_tokens
 
     def _send_rows(self, rows: tuple[bytes, ...]) -> None:
         for part in row_parts(rows):

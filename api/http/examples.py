@@ -34,6 +34,7 @@ EXAMPLES: dict[str, Any] = {
         "deadline": 3600,
         "webhook": {"url": "https://example.com/hook"},
     },
+    "POST /v1/responses/input_tokens": {"model": _MODEL, "input": _ASK},
     "POST /v1/responses": {"model": _MODEL, "input": _ASK, "instructions": "Be brief."},
     "POST /v1/messages": _CHAT,
     "POST /v1/messages/count_tokens": {"model": _MODEL, "messages": _MESSAGES},

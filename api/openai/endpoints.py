@@ -95,7 +95,14 @@ async def _answer(
     count = body.n or 1
     _check_copies(job, count)
     running = await start_choices(request, job, count)
-    shape = make_shape(running.request_id, job.model, running.created, body.wants_usage, body.tier)
+    shape = make_shape(
+        running.request_id,
+        job.model,
+        running.created,
+        body.wants_usage,
+        body.wants_continuous_usage,
+        body.tier,
+    )
     if body.stream:
         events = chunks(running, shape, prompt_field)
         return EventStream(events, running.source, headers=running.headers())

@@ -224,6 +224,9 @@ class StreamOptions(Body):
     """Options of a streamed answer."""
 
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = Field(
+        default=False, description="with include_usage: the usage so far in each chunk"
+    )
 
 
 class Generation(StructuredFields, EndingFields):
@@ -263,6 +266,12 @@ class Generation(StructuredFields, EndingFields):
     def wants_usage(self) -> bool:
         """True if a streamed answer must end with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """True if each chunk of a streamed answer tells the usage so far."""
+        options = self.stream_options
+        return bool(options and options.include_usage and options.continuous_usage_stats)
 
     @property
     def token_limit(self) -> int | None:

@@ -36,6 +36,7 @@ class Shape:
     model: str
     created: int
     with_usage: bool = False
+    continuous_usage: bool = False  # each chunk tells the usage so far
     tier: str | None = None
     functions: bool = False  # calls in the older way: `function_call`
 

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncGenerator, Iterable
 from functools import partial
+from typing import Any
 
 from api import errors
 from api.http import sse
 from api.openai.shapes import Shape
+from api.openai.usage_so_far import UsageSoFar
 from api.requests import position
 from api.requests.complete import RunningAnswer
 from api.requests.errors import job_failure
@@ -22,11 +24,13 @@ async def chunks(running: RunningAnswer, shape: Shape, prompt_field: str) -> Asy
     if running.waiting:
         yield sse.comment(f"waiting: {running.waiting}")
     choices: dict[str, _Choice] = {}
-    for index, (request_id, reader) in enumerate(running.readers().items()):
-        choices[request_id] = _Choice(shape, index, reader)
+    readers = running.readers()
+    counts = UsageSoFar(dict.fromkeys(readers, 0)) if shape.continuous_usage else None
+    for index, (request_id, reader) in enumerate(readers.items()):
+        choices[request_id] = _Choice(shape, index, reader, counts)
         first = shape.first(index)
         if first is not None:
-            yield sse.data(first)
+            yield choices[request_id].chunk(first)
     ends: list[Finished] = []
     async for frame in running.frames:
         match frame:
@@ -50,10 +54,13 @@ async def chunks(running: RunningAnswer, shape: Shape, prompt_field: str) -> Asy
 
 
 class _Choice:
-    """One of the answers that are streamed together."""
+    """One of the answers that are streamed together. `counts`: for chunks that tell the usage."""
 
-    def __init__(self, shape: Shape, index: int, reader: AnswerReader) -> None:
+    def __init__(
+        self, shape: Shape, index: int, reader: AnswerReader, counts: UsageSoFar | None
+    ) -> None:
         self.reader = reader
+        self._counts = counts
         self._index = index
         self._shape = shape
         self._template = sse.Template(partial(shape.delta, index))
@@ -65,31 +72,43 @@ class _Choice:
         if isinstance(frame, Start):
             self.reader.take(frame)
             return trail_comment(frame)
+        if self._counts is not None:
+            self._counts.add(frame)
         if self.reader.plain_text(frame) is None:
             self._logprobs.extend(frame.logprobs)
             return self._events(self.reader.take(frame))
         offset = self._characters
         self._characters += len(frame.text)
-        if not frame.logprobs:
+        if not frame.logprobs and self._counts is None:
             return self._template.event(frame.text)
-        logprobs = self._shape.logprobs(frame.logprobs, offset)
-        return sse.data(self._shape.delta(self._index, frame.text, logprobs))
+        logprobs = None
+        if frame.logprobs:
+            logprobs = self._shape.logprobs(frame.logprobs, offset)
+        return self.chunk(self._shape.delta(self._index, frame.text, logprobs))
 
     def last(self, end: Finished) -> bytes:
         """The events of its end."""
+        if self._counts is not None:
+            self._counts.add(end)
         events = self._events(self.reader.take(end))
         reason = self.reader.reason(end)
-        return events + sse.data(self._shape.last(self._index, end, reason))
+        return events + self.chunk(self._shape.last(self._index, end, reason))
+
+    def chunk(self, content: dict[str, Any]) -> bytes:
+        """A chunk as an event, with the usage so far if that is wanted."""
+        if self._counts is not None:
+            content["usage"] = self._counts.told()
+        return sse.data(content)
 
     def _events(self, parts: list[Part]) -> bytes:
         """An event for each part; the logprobs come with the first."""
         events = b""
         for part in parts:
             logprobs, self._logprobs = self._shape.logprobs(self._logprobs, 0), []
-            if isinstance(part, TextPart) and logprobs is None:
+            if isinstance(part, TextPart) and logprobs is None and self._counts is None:
                 events += self._template.event(part.text)
             else:
-                events += sse.data(self._shape.part(self._index, part, logprobs))
+                events += self.chunk(self._shape.part(self._index, part, logprobs))
         return events
 
 

@@ -14,6 +14,7 @@ from api.http.sse import EventStream
 from api.openai.completion_body import Completion
 from api.openai.text_choice import TextChoice, Wanted, best, usage
 from api.openai.text_stream import TextChunks, events
+from api.openai.usage_so_far import UsageSoFar
 from api.requests.build import Prompt, choices, prompt_job
 from api.requests.complete import RunningAnswer, start_jobs
 from api.requests.deadline import seconds_left
@@ -53,7 +54,11 @@ async def answer(request: AuthRequest, body: Completion) -> HttpResponseBase:
     if body.tier is not None:
         head["service_tier"] = body.tier
     if body.stream:
-        chunks = TextChunks(head, prompts, wanted, with_usage=body.wants_usage)
+        counts: UsageSoFar | None = None
+        if body.wants_continuous_usage:
+            copies = len(by_id) // len(prompts)
+            counts = UsageSoFar({name: at // copies for at, name in enumerate(by_id)})
+        chunks = TextChunks(head, prompts, wanted, with_usage=body.wants_usage, usage_so_far=counts)
         source = events(running, chunks, by_id)
         return EventStream(source, running.source, headers=running.headers())
     waited = await _read(running, by_id)

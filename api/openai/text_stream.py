@@ -8,6 +8,7 @@ from api import errors
 from api.http import sse
 from api.openai import logprobs
 from api.openai.text_choice import TextChoice, Wanted, usage
+from api.openai.usage_so_far import UsageSoFar
 from api.requests import position
 from api.requests.complete import RunningAnswer
 from api.requests.errors import job_failure
@@ -27,11 +28,19 @@ class TextChunks:
         wanted: Wanted,
         *,
         with_usage: bool,
+        usage_so_far: UsageSoFar | None = None,
     ) -> None:
+        """`usage_so_far`: if each chunk is to tell it."""
         self.prompts = prompts
         self.wanted = wanted
         self.with_usage = with_usage
+        self.usage_so_far = usage_so_far
         self._head = head
+
+    def count(self, frame: Delta | Finished) -> None:
+        """A frame of one of the choices has come."""
+        if self.usage_so_far is not None:
+            self.usage_so_far.add(frame)
 
     def text(self, index: int, text: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
         """A part of a choice's text, with its logprobs."""
@@ -48,7 +57,7 @@ class TextChunks:
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk: dict[str, Any] = {**self._head, "choices": [choice]}
         if self.with_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self.usage_so_far.told() if self.usage_so_far else None
         return chunk
 
 
@@ -71,9 +80,11 @@ class _Streamed:
         echoed = self._echo()
         offset = self._characters
         self._characters += len(delta.text)
-        if not delta.logprobs or self._chunks.wanted.logprobs is None:
+        told, wanted = None, self._chunks.wanted.logprobs
+        if delta.logprobs and wanted is not None:
+            told = logprobs.for_text(delta.logprobs, offset, wanted)
+        elif self._chunks.usage_so_far is None:
             return echoed + self._template.event(delta.text)
-        told = logprobs.for_text(delta.logprobs, offset, self._chunks.wanted.logprobs)
         return echoed + sse.data(self._chunks.text(self._choice.index, delta.text, told))
 
     def last(self, end: Finished) -> bytes:
@@ -103,6 +114,7 @@ async def events(
     async for frame in running.frames:
         match frame:
             case Delta():
+                chunks.count(frame)
                 data = streamed[frame.request_id].delta(frame)
                 if data:
                     yield data
@@ -115,6 +127,7 @@ async def events(
                 yield sse.comment(f"waiting: {position.describe(frame)}")
             case Finished():
                 ended += 1
+                chunks.count(frame)
                 last = streamed[frame.request_id].last(frame)
                 if ended == len(streamed):
                     last += sse.data(chunks.usage()) + DONE if chunks.with_usage else DONE

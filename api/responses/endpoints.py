@@ -13,12 +13,14 @@ from api.answers import following
 from api.errors import ApiError
 from api.http.documentation import JOB_OPERATION
 from api.http.sse import EventStream
+from api.requests.tokenize import count_tokens
 from api.responses import create, store, stored
 from api.responses.models import StoredResponse
 from api.responses.progress import events
 from api.responses.schemas import (
     DeletedResponse,
     InputItems,
+    InputTokens,
     ItemsQuery,
     ResponseQuery,
     ResponseRequest,
@@ -47,6 +49,14 @@ async def respond(request: AuthRequest, body: ResponseRequest) -> HttpResponseBa
         before_last=create.keeper(new, progress, running.request_id),
     )
     return EventStream(told, running.source, headers=running.headers())
+
+
+@router.post("/responses/input_tokens", response=InputTokens, openapi_extra=JOB_OPERATION)
+async def count(request: AuthRequest, body: ResponseRequest) -> dict[str, Any]:
+    """How many tokens the input of such a response has, with its tools: a node counts them."""
+    new = await create.prepare(request, body)
+    tokens = await count_tokens(request, new.job)
+    return {"object": "response.input_tokens", "input_tokens": tokens}
 
 
 @router.get("/responses/{response_id}")

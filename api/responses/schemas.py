@@ -266,6 +266,13 @@ class InputItems(Schema):
     has_more: bool
 
 
+class InputTokens(Schema):
+    """How many tokens an input has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class DeletedResponse(Schema):
     """What is left of a response."""
 

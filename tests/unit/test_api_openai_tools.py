@@ -57,6 +57,12 @@ def deltas(text: str) -> list[dict[str, Any]]:
     return [chunk["choices"][0]["delta"] for chunk in payloads(text) if chunk["choices"]]
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """The choice of some of the tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 # ---- what nodes get
 
 
@@ -83,6 +89,8 @@ async def test_tools_reach_the_node(program: httpx.AsyncClient, fake: FakeClient
             "get_weather",
         ),
         ({"tool_choice": {"type": "function", "name": "get_weather"}}, "required", "get_weather"),
+        ({"tool_choice": allowed("auto", "get_weather")}, "auto", ""),
+        ({"tool_choice": allowed("required", "get_weather")}, "required", ""),
     ],
 )
 async def test_the_choice_of_tools(
@@ -92,6 +100,18 @@ async def test_the_choice_of_tools(
     assert answer.status_code == 200, answer.text
     [job] = fake.jobs
     assert (job.tool_choice, job.tool_name, job.parallel_tool_calls) == (choice, name, True)
+
+
+async def test_a_choice_of_some_tools_leaves_out_the_others(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    other = {"type": "function", "function": {"name": "other"}}
+    body = {**CHAT, "tools": [WEATHER, other], "tool_choice": allowed("required", "other")}
+    assert (await program.post(PATH, json=body)).status_code == 200
+    assert [tool.name for tool in fake.jobs[0].tools] == ["other"]
+    body["tool_choice"] = allowed("auto", "third")
+    answer = await program.post(PATH, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tool_choice")
 
 
 async def test_turns_with_calls_and_results(program: httpx.AsyncClient, fake: FakeClient) -> None:

@@ -508,3 +508,11 @@ async def test_nothing_to_answer(program: httpx.AsyncClient, more: dict[str, Any
     answer = await program.post(PATH, json={"model": "tiny", "input": [], **more})
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == "input"
+
+
+async def test_the_tokens_of_an_input_are_counted_by_a_node(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    answer = await program.post(f"{PATH}/input_tokens", json=ASK)
+    assert answer.json() == {"object": "response.input_tokens", "input_tokens": 3}
+    assert [job.task for job in fake.jobs] == ["tokenize"]

@@ -119,7 +119,9 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
                     trail=("root", "n1"),
                     waits=(1.25, 0.0),
                 ),
-                wire.Delta(**WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9)),
+                wire.Delta(
+                    **WHO, seq=1, text="🌳 tree", tokens=3, ids=(17, 4, 9), prompt_tokens=11
+                ),
                 wire.Delta(
                     **WHO,
                     seq=2,
