@@ -41,6 +41,7 @@ class StoredAnswer(Record):
     retryable = models.BooleanField(default=False)
     finish_reason = models.CharField(max_length=16, null=True, blank=True)
     prompt_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(default=0, db_default=0)  # of the prompt
     completion_tokens = models.PositiveIntegerField(default=0)
     # Of the job's oldest, dropped by the node. `db_default`: during an upgrade, a process of the
     # former version inserts rows, too.
@@ -113,6 +114,7 @@ class StoredAnswer(Record):
             request_id=self.request_id,
             reason=self.finish_reason or "stop",
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             completion_tokens=self.completion_tokens,
             omitted_messages=self.omitted_messages,
         )

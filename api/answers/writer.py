@@ -186,6 +186,7 @@ class AnswerWriter:
                 record.status = Status.STOPPED if frame.reason == "cancelled" else Status.DONE
                 record.finish_reason = frame.reason
                 record.prompt_tokens = frame.prompt_tokens
+                record.cached_tokens = frame.cached_tokens
                 record.completion_tokens = frame.completion_tokens
                 sent_messages = len(self._stream.job.messages or ())
                 record.omitted_messages = min(frame.omitted_messages, sent_messages)

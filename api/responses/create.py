@@ -66,6 +66,7 @@ class NewResponse:
         row.status = Status.STOPPED if end.reason == "cancelled" else Status.DONE
         row.finish_reason = end.reason
         row.prompt_tokens, row.completion_tokens = end.prompt_tokens, end.completion_tokens
+        row.cached_tokens = end.cached_tokens
         if progress.start is not None:
             row.node = progress.start.node
         row.tool_format, row.reasoning_format = progress.formats

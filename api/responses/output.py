@@ -4,6 +4,7 @@ All of it follows from the parts and the request's id, so another process, or a 
 stored answer, makes the same items and the same events.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from api.requests.parts import CallArguments, CallBegins, Part, ReasoningPart, TextPart
@@ -26,13 +27,13 @@ class Output:
         self._open: _OpenItem | None = None
         self._call: int | None = None  # the open item's, of the answer's calls
 
-    def add(self, part: Part) -> list[Event]:
-        """One more part of the answer."""
+    def add(self, part: Part, logprobs: Sequence[Item] = ()) -> list[Event]:
+        """One more part of the answer, with the logprobs of a text's tokens."""
         match part:
             case TextPart(text="") | ReasoningPart(text="") | CallArguments(text=""):
                 return []
             case TextPart():
-                return [*self._turn_to("message"), self._delta(part.text)]
+                return [*self._turn_to("message"), self._delta(part.text, logprobs)]
             case ReasoningPart():
                 return [*self._turn_to("reasoning"), self._delta(part.text)]
             case CallBegins():
@@ -71,10 +72,10 @@ class Output:
         self._open = item
         return item.opening()
 
-    def _delta(self, text: str) -> Event:
+    def _delta(self, text: str, logprobs: Sequence[Item] = ()) -> Event:
         if self._open is None:
             raise AssertionError("a delta without an item")
-        return self._open.delta(text)
+        return self._open.delta(text, logprobs)
 
     def _close(self, status: ItemStatus) -> list[Event]:
         if self._open is None:
@@ -94,11 +95,16 @@ class _OpenItem:
         self._id = item_id
         self._place: Event = {"item_id": item_id, "output_index": index}
         self._texts: list[str] = []
+        self._logprobs: list[Item] = []
 
-    def delta(self, text: str) -> Event:
+    def delta(self, text: str, logprobs: Sequence[Item]) -> Event:
         """The event of more text."""
         self._texts.append(text)
-        return self._delta_event(text)
+        self._logprobs += logprobs
+        event = self._delta_event(text)
+        if logprobs:
+            event["logprobs"] = list(logprobs)
+        return event
 
     def opening(self) -> list[Event]:
         """The events before any text."""
@@ -143,7 +149,7 @@ class _MessageItem(_OpenItem):
         return [*super().opening(), added]
 
     def _filled(self, text: str | None) -> Item:
-        content = [] if text is None else [text_part(text)]
+        content = [] if text is None else [text_part(text, self._logprobs)]
         return {"id": self._id, "type": "message", "role": "assistant", "content": content}
 
     def _delta_event(self, text: str) -> Event:
@@ -161,9 +167,10 @@ class _MessageItem(_OpenItem):
             **self._place,
             "content_index": 0,
             "text": text,
-            "logprobs": [],
+            "logprobs": list(self._logprobs),
         }
-        return [done, {"type": "response.content_part.done", **self._part(text_part(text))}]
+        part = text_part(text, self._logprobs)
+        return [done, {"type": "response.content_part.done", **self._part(part)}]
 
     def _part(self, part: Item) -> Event:
         return {**self._place, "content_index": 0, "part": part}
@@ -280,9 +287,9 @@ class _CallItem(_OpenItem):
         ]
 
 
-def text_part(text: str) -> Item:
+def text_part(text: str, logprobs: Sequence[Item] = ()) -> Item:
     """The content of a message item."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 class Numbering:

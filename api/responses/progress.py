@@ -6,12 +6,13 @@ from typing import Any
 
 from api.answers.record import MAX_FORMAT
 from api.http import sse
+from api.openai.logprobs import for_chat
 from api.requests import position
-from api.requests.parts import ReasoningPart, TextPart
+from api.requests.parts import CallBegins, Part, ReasoningPart, TextPart
 from api.requests.reading import AnswerReader
 from api.responses.output import Event, Numbering, Output
 from api.responses.shapes import Shape, Status, usage
-from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Start, Waiting
+from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Start, TokenLogprob, Waiting
 
 _STATUSES: dict[str, Status] = {
     "stop": "completed",
@@ -40,6 +41,7 @@ class Progress:
         self.output = Output(shape.name, summarised=summarised)
         self._read = 0  # characters of the answer
         self._reasoned = 0  # of them in reasoning
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose part is undecided
 
     @property
     def formats(self) -> tuple[str, str]:
@@ -74,18 +76,27 @@ class Progress:
             self.start = frame
         elif isinstance(frame, Delta):
             self.texts.append(frame.text)
+            self._logprobs += frame.logprobs
         for part in self._reader.take(frame):
             if isinstance(part, TextPart | ReasoningPart):
                 self._read += len(part.text)
             if isinstance(part, ReasoningPart):
                 self._reasoned += len(part.text)
-            events += self.output.add(part)
+            events += self.output.add(part, self._logprobs_of(part))
         if isinstance(frame, Finished):
             events += self._finish(frame)
         elif isinstance(frame, Failed):
             self.response = self._shape.failed(frame)
             events.append({"type": "response.failed", "response": self.response})
         return events
+
+    def _logprobs_of(self, part: Part) -> list[dict[str, Any]]:
+        """Those of the text's tokens; reasoning and calls tell none."""
+        if not self._logprobs or isinstance(part, CallBegins):
+            return []
+        entries, self._logprobs = _split(self._logprobs, part.text.encode())
+        told = for_chat(entries) if isinstance(part, TextPart) else None
+        return [] if told is None else told["content"]
 
     def _standing(self, status: Status) -> Event:
         return {"type": f"response.{status}", "response": self._shape.unfinished(status)}
@@ -101,6 +112,24 @@ class Progress:
             completed=int(self._completed or time.time()),
         )
         return [*events, {"type": f"response.{_LAST_EVENTS[status]}", "response": self.response}]
+
+
+def _split(
+    entries: list[TokenLogprob], text: bytes
+) -> tuple[list[TokenLogprob], list[TokenLogprob]]:
+    """The tokens that make the text, and those behind it; marks and white space may precede it."""
+    begin = b"".join(entry.token for entry in entries).find(text)
+    if begin < 0:
+        return entries, []
+    at, first, last = 0, 0, 0
+    for number, entry in enumerate(entries, 1):
+        at += len(entry.token)
+        if at <= begin:
+            first = number
+        last = number
+        if at >= begin + len(text):
+            break
+    return entries[first:last], entries[last:]
 
 
 async def events(

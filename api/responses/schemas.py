@@ -4,7 +4,7 @@ Unknown fields are ignored, because OpenAI's clients keep sending new ones; thos
 the answer elsewhere are refused by name.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from ninja import Schema
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
@@ -23,6 +23,7 @@ from broker.wire import Grammar, JobClass, Sampling
 MAX_PAIRS = 16
 MAX_TOKENS = 10_000_000
 MAX_PAGE = 100
+MAX_TOP_LOGPROBS = 20
 _FOR_INPUT = "use input"
 _FOR_LENGTH = "use max_output_tokens"
 _FOR_FORMAT = "use text.format"
@@ -35,13 +36,12 @@ UNSUPPORTED_FIELDS = {
     "response_format": Unsupported(instead=_FOR_FORMAT),
     "reasoning_effort": Unsupported(instead=_FOR_EFFORT),
     "n": Unsupported((1,), "send a request for each answer"),
-    "top_logprobs": Unsupported((0,), "use /v1/chat/completions"),
     "conversation": Unsupported(instead="use previous_response_id"),
     "prompt": Unsupported(instead="put the prompt's text into instructions"),
     "context_management": Unsupported(([],), "use truncation"),
     "moderation": Unsupported(),
 }
-# What `include` may name and nothing here has; logprobs are refused.
+# What `include` may name and has an effect here.
 _LOGPROBS = "message.output_text.logprobs"
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -123,6 +123,12 @@ class ResponseRequest(Body):
     truncation: Literal["auto", "disabled"] | None = None
     metadata: Pairs | None = None
     include: list[str] | None = Field(default=None, max_length=100)
+    top_logprobs: Integer | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="how many of the likeliest tokens in each one's place; tells logprobs, too",
+    )
     service_tier: Literal["auto", "default", "flex", "priority", "scale", "fast"] | None = None
     user: StorableText | None = Field(default=None, max_length=1000)
     prompt_cache_key: StorableText | None = Field(default=None, max_length=1000)
@@ -141,20 +147,27 @@ class ResponseRequest(Body):
             functions.use_of(others.data["tools"] or (), choice)
         return choice
 
-    @field_validator("include")
-    @classmethod
-    def _check_include(cls, include: list[str] | None) -> list[str] | None:
-        if include and _LOGPROBS in include:
-            message = "{name} is not supported here; use /v1/chat/completions"
-            raise PydanticCustomError(UNSUPPORTED, message, {"name": _LOGPROBS})
-        return include
-
     @field_validator("store")
     @classmethod
     def _background_is_stored(cls, store: bool | None, others: ValidationInfo) -> bool | None:
         if store is False and others.data.get("background"):
             raise PydanticCustomError("store", "a background response is stored; leave this out")
         return store
+
+    @model_validator(mode="after")
+    def _logprobs_are_not_kept(self) -> Self:
+        if self.background and self.logprobs is not None:
+            message = "logprobs are not kept, so not in the background; leave out {name}"
+            name = "top_logprobs" if self.top_logprobs else "include"
+            raise PydanticCustomError(UNSUPPORTED, message, {"name": name, "at": (name,)})
+        return self
+
+    @property
+    def logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell beside each; None: no logprobs at all."""
+        if self.top_logprobs or (self.include and _LOGPROBS in self.include):
+            return self.top_logprobs or 0
+        return None
 
     @property
     def is_stored(self) -> bool:
@@ -190,6 +203,7 @@ class ResponseRequest(Body):
             seed=self.seed,
             reproducible=self.seed is not None,
             max_tokens=self.max_output_tokens,
+            logprobs=self.logprobs,
             grammar=self.text.format.grammar() if self.text and self.text.format else None,
         )
 
@@ -217,7 +231,7 @@ class ResponseRequest(Body):
             "max_tool_calls": self.max_tool_calls,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_logprobs": 0,
+            "top_logprobs": self.top_logprobs or 0,
             "truncation": self.truncation or "disabled",
             "metadata": self.metadata or {},
             "service_tier": "flex" if self.job_class == "batch" else "default",

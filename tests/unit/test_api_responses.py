@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +18,19 @@ from api.requests.parts import TextPart
 from api.responses import store
 from api.responses.models import StoredResponse
 from api.responses.output import Numbering, Output
-from broker.wire import AnyFrame, ChatMessage, Delta, Failed, Finished, Grammar, Job, Start, Tool
-from tests.unit.api_site import FakeClient, browser, make_user
+from broker.wire import (
+    AnyFrame,
+    ChatMessage,
+    Delta,
+    Failed,
+    Finished,
+    Grammar,
+    Job,
+    Start,
+    TokenLogprob,
+    Tool,
+)
+from tests.unit.api_site import FakeClient, browser, echo, make_user
 
 PATH = "/v1/responses"
 ASK: dict[str, Any] = {"model": "tiny", "input": "one two three"}
@@ -321,8 +333,8 @@ async def test_tools_and_formats_reach_the_job(
         ({"messages": []}, "messages", "use input"),
         ({"max_tokens": 5}, "max_tokens", "use max_output_tokens"),
         ({"conversation": "conv_1"}, "conversation", "use previous_response_id"),
-        ({"top_logprobs": 3}, "top_logprobs", "use /v1/chat/completions"),
-        ({"include": ["message.output_text.logprobs"]}, "include", "use /v1/chat/completions"),
+        ({"top_logprobs": 21}, "top_logprobs", "less than or equal"),
+        ({"top_logprobs": 3, "background": True}, "top_logprobs", "not kept"),
         ({"background": True, "store": False}, "store", "is stored"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "JSON schema"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "no response"),
@@ -516,3 +528,57 @@ async def test_the_tokens_of_an_input_are_counted_by_a_node(
     answer = await program.post(f"{PATH}/input_tokens", json=ASK)
     assert answer.json() == {"object": "response.input_tokens", "input_tokens": 3}
     assert [job.task for job in fake.jobs] == ["tokenize"]
+
+
+def with_logprobs(job: Job) -> list[AnyFrame]:
+    """Each word with its likelihood, behind a thought."""
+    start, *deltas, end = echo(job)
+    assert isinstance(start, Start)
+    start = msgspec.structs.replace(start, reasoning_format="think")
+    thought = Delta(request_id=job.request_id, seq=1, text="<think>Hm</think>", logprobs=(HM,))
+    told: list[AnyFrame] = [start, thought]
+    for number, delta in enumerate(deltas, 2):
+        assert isinstance(delta, Delta)
+        entry = TokenLogprob(delta.text.encode(), -0.5, ((b"x", -0.25),))
+        told.append(msgspec.structs.replace(delta, seq=number, logprobs=(entry,)))
+    return [*told, msgspec.structs.replace(end, seq=len(told))]
+
+
+HM = TokenLogprob(b"Hm", -1.0)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"top_logprobs": 1}, {"include": ["message.output_text.logprobs"]}]
+)
+async def test_logprobs_of_the_text(
+    program: httpx.AsyncClient, fake: FakeClient, asked: dict[str, Any]
+) -> None:
+    fake.script = with_logprobs
+    answer = (await program.post(PATH, json={**ASK, **asked})).json()
+    assert fake.jobs[0].sampling.logprobs == asked.get("top_logprobs", 0)
+    [part] = answer["output"][-1]["content"]
+    assert "".join(entry["token"] for entry in part["logprobs"]) == part["text"] == "one two three"
+    assert part["logprobs"][0]["top_logprobs"][0]["logprob"] == -0.25
+    events = told(await program.post(PATH, json={**ASK, **asked, "stream": True}))
+    tokens = [
+        entry["token"]
+        for event in events
+        if event["type"] == "response.output_text.delta"
+        for entry in event["logprobs"]
+    ]
+    assert "".join(tokens) == "one two three"
+    stored = (await program.get(f"{PATH}/{answer['id']}")).json()
+    assert stored["output"][-1]["content"][0]["logprobs"] == []  # they are not kept
+
+
+async def test_a_stored_response_tells_the_cached_tokens(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    fake.script = lambda job: [
+        msgspec.structs.replace(frame, cached_tokens=2) if isinstance(frame, Finished) else frame
+        for frame in echo(job)
+    ]
+    answer = (await program.post(PATH, json=ASK)).json()
+    stored = (await program.get(f"{PATH}/{answer['id']}")).json()
+    assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 2
+    assert stored["usage"] == answer["usage"]

@@ -9,6 +9,7 @@ from llguidance import LLMatcher, LLParserLimits
 from broker.wire import Grammar
 from worker.engines import gbnf
 from worker.engines.base import InvalidRequest
+from worker.engines.schema_rewriting import rewritten
 
 MAX_SOURCE = 256 * 1024  # bytes
 MAX_CHOICES = 10_000
@@ -77,10 +78,17 @@ def why_stopped(matcher: LLMatcher) -> str:
 
 def _from_schema(schema: str) -> str:
     try:
-        _check_schema(msgspec.json.decode(schema))
-        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+        return LLMatcher.grammar_from_json_schema(kept_text(schema), overrides=JSON_OPTIONS)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the JSON schema is not valid JSON: {_shortened(error)}") from error
+
+
+def kept_text(schema: str) -> str:
+    """The schema as llguidance takes it. Raises InvalidRequest, ValueError, RecursionError."""
+    decoded = msgspec.json.decode(schema)
+    simpler = rewritten(decoded)
+    _check_schema(simpler)
+    return schema if simpler == decoded else json.dumps(simpler)
 
 
 def _check_schema(node: Any) -> None:

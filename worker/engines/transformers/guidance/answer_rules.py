@@ -11,6 +11,7 @@ from typing import Any
 from broker.wire import Grammar, Job
 from worker.engines.base import InvalidRequest
 from worker.engines.grammar_source import JSON_OPTIONS, compilable
+from worker.engines.schema_rewriting import rewritten
 from worker.engines.transformers.guidance.call_rules import CallRules, literal, opening, pattern
 from worker.engines.transformers.text.chat_format import (
     HARMONY,
@@ -154,5 +155,5 @@ def _schema(schema: Any) -> str:
     if isinstance(schema, str) or schema is None:
         raise InvalidRequest("the JSON schema is not valid JSON")
     if isinstance(schema, dict):
-        schema = {**schema, "x-guidance": JSON_OPTIONS}
+        schema = {**rewritten(schema), "x-guidance": JSON_OPTIONS}
     return json.dumps(schema)

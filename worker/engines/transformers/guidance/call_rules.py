@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from broker.wire import Grammar, Job, Tool
 from worker.engines.grammar_source import JSON_OPTIONS, compilable
+from worker.engines.schema_rewriting import rewritten
 from worker.engines.transformers.text.tool_schemas import (
     QUOTES_TEXTS,
     SEPARATE,
@@ -236,7 +237,7 @@ def _counted(schema: dict[str, Any], *, loose: bool) -> str:
 
 def _value_schema(schema: dict[str, Any], *, strict: bool, loose: bool) -> str:
     options = {**JSON_OPTIONS, "lenient": not strict}
-    return json.dumps({**({} if loose else schema), "x-guidance": options})
+    return json.dumps({**({} if loose else rewritten(schema)), "x-guidance": options})
 
 
 def _arguments(tool: Tool, *, loose: bool) -> str:
@@ -252,4 +253,4 @@ def _arguments(tool: Tool, *, loose: bool) -> str:
     if not isinstance(schema, dict) or (loose and not tool.strict):
         schema = {}
     options = {**JSON_OPTIONS, "lenient": not tool.strict}
-    return json.dumps({"type": "object", **schema, "x-guidance": options})
+    return json.dumps({**rewritten({"type": "object", **schema}), "x-guidance": options})
