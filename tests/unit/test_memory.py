@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.memory import MemoryBroker, _matches
+from broker.memory import MemoryBroker
 from broker.session import Session
 from tests.session_contract import Open, SessionContract
 
@@ -31,4 +31,4 @@ class TestMemorySession(SessionContract):
     ],
 )
 def test_topics(pattern: str, key: str, matches: bool) -> None:
-    assert _matches(pattern, key) is matches
+    assert matches(pattern, key) is matches
