@@ -104,6 +104,12 @@ def test_secrets_come_from_files(image: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("role", ["node", "join"])
+def test_a_node_is_to_say_how_it_is(image: Path, role: str) -> None:
+    started = run(image / "deploy" / "entrypoint", role, "n1", CANOPY_AMQP_URL="amqp://h")
+    assert "CANOPY_STATUS_FILE=/tmp/canopy-status" in started.stdout.splitlines()
+
+
 @pytest.mark.parametrize("role", ["up", "node", "agent"])
 def test_without_a_broker_it_says_what_to_set(image: Path, role: str) -> None:
     refused = run(image / "deploy" / "entrypoint", role)
