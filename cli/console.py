@@ -79,8 +79,13 @@ class Console:
         os.ftruncate(fd, 0)
 
 
-def is_journal(fd: int = _OUTPUT) -> bool:
-    """Whether the output goes to systemd's journal, and so to a log (systemd.exec(5))."""
+def is_kept(fd: int = _OUTPUT) -> bool:
+    """Whether the output goes to a log: systemd's journal (systemd.exec(5)), or a container's.
+
+    `container` is the variable by which programs know that they run in one; our image sets it.
+    """
+    if os.environ.get("container") and not os.isatty(fd):  # noqa: SIM112 - it is written so
+        return True
     status = os.fstat(fd)
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 

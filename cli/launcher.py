@@ -30,7 +30,7 @@ from cli import (
     rolling,
     token_watch,
 )
-from cli.console import Console, is_journal, say
+from cli.console import Console, is_kept, say
 from cli.control import Message
 from cli.errors import MachineError, SettingError, UnreachableError, first_error
 from cli.home import PREPARE_LOCK, PRIVATE_UMASK, Home
@@ -291,7 +291,7 @@ class Launcher:
         if detached.is_detached():
             self._console.result(ready)
             detached.report_ready(link)
-        elif is_journal():
+        elif is_kept():
             self._console.result(f"{ready} (./canopy login prints a link that logs you in)")
         else:
             self._console.result(link)

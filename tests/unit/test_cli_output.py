@@ -137,9 +137,10 @@ def test_a_detached_launchers_log_is_bounded(
     assert log.read_text().endswith("  line 199\n")
 
 
-def test_the_journal_is_known_by_what_systemd_says(
+def test_the_journal_is_known_by_what_systemd_says_and_a_container_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("container", raising=False)
     with (tmp_path / "stream").open("w") as stream:
         status = os.fstat(stream.fileno())
         for value, expected in (
@@ -148,4 +149,6 @@ def test_the_journal_is_known_by_what_systemd_says(
             ("", False),
         ):
             monkeypatch.setenv("JOURNAL_STREAM", value)
-            assert console.is_journal(stream.fileno()) is expected
+            assert console.is_kept(stream.fileno()) is expected
+        monkeypatch.setenv("container", "oci")
+        assert console.is_kept(stream.fileno())
