@@ -19,7 +19,7 @@ class TestMemorySession(SessionContract):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "key", "matches"),
+    ("pattern", "key", "expected"),
     [
         ("node.*", "node.n1", True),
         ("node.*", "node", False),
@@ -30,5 +30,5 @@ class TestMemorySession(SessionContract):
         ("a.#.z", "a.b", False),
     ],
 )
-def test_topics(pattern: str, key: str, matches: bool) -> None:
-    assert matches(pattern, key) is matches
+def test_topics(pattern: str, key: str, expected: bool) -> None:
+    assert matches(pattern, key) is expected
