@@ -3,6 +3,7 @@
 import pytest
 
 from broker.memory import MemoryBroker
+from broker.routing import matches
 from broker.session import Session
 from tests.session_contract import Open, SessionContract
 
