@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from api import environment
 from api.accounts import commands as user_commands
 from api.accounts import key_commands
+from api.data import commands as data_commands
 from api.operate import commands as operator_commands
 from api.operate import tree_commands
 from api.operate.audit import commands as audit_commands
@@ -42,6 +43,7 @@ def main() -> int:
     history_commands.add_arguments(commands.add_parser("history", help="figures over time"))
     log_commands.add_arguments(commands.add_parser("logs", help="the last lines of logs"))
     audit_commands.add_arguments(commands.add_parser("record", help="an entry of the audit log"))
+    data_commands.add_arguments(commands)
     operator_commands.add_arguments(commands)
     tree_commands.add_arguments(commands)
     return run(parser.parse_args())
@@ -57,8 +59,13 @@ def run(options: argparse.Namespace) -> int:
         return log_commands.run(options)
     from django.db import DatabaseError
 
+    from api.storage.schema import UnfitDatabase
+
     try:
         return use_database(options)
+    except UnfitDatabase as error:
+        print(error, file=sys.stderr)
+        return 1
     except DatabaseError as error:  # such as a full disk
         print(f"the database refuses: {error}", file=sys.stderr)
         return 1
@@ -66,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
 
 def use_database(options: argparse.Namespace) -> int:
     """Runs one of the short commands; returns the exit status."""
+    if options.command in data_commands.COMMANDS:
+        return data_commands.run(options)
     match options.command:
         case "migrate":
             return migrate()
@@ -100,6 +109,11 @@ def serve(options: argparse.Namespace) -> int:
     """Serves until it is stopped."""
     from api.server import serve as server
 
+    environment.use_settings(options.port)
+    problem = database_problem()
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 1
     try:
         server.serve(options.host, options.port, options.fd)
     except OSError as error:
@@ -111,13 +125,32 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def database_problem() -> str | None:
+    """Why this code must not serve the database; None if it may, or if it does not answer yet."""
+    import django
+    from django.db import DatabaseError
+
+    django.setup(set_prefix=False)
+    from api.storage import schema
+
+    try:
+        schema.check_current()
+    except schema.UnfitDatabase as error:
+        return str(error)
+    except DatabaseError:  # /readyz says so until it does
+        return None
+    return None
+
+
 def migrate() -> int:
     """Brings the database to the newest schema."""
     import django
     from django.core.management import call_command
 
     django.setup()
-    call_command("migrate", verbosity=0, interactive=False)
+    from api.storage import schema
+
+    schema.migrate(lambda text: print(text, file=sys.stderr, flush=True))
     call_command("clearsessions")
     from django.utils import timezone
 

@@ -34,6 +34,15 @@ _COMMANDS = {
         "gateway:gateway",
         "Answer questions over plain sockets: a line of JSON in, lines out.",
     ),
+    "backup": ("data:backup", "Write a backup to FILE, whether the instance runs or not."),
+    "restore": (
+        "data:restore",
+        "Restore a backup into CANOPY_HOME and its database; nothing may run meanwhile.",
+    ),
+    "migrate-db": (
+        "data:migrate_db",
+        "Copy everything from the SQLite file to a PostgreSQL database; nothing may run meanwhile.",
+    ),
     "login": (
         "access:login",
         "Print a fresh one-time login link, alone on standard output.",

@@ -87,6 +87,11 @@ class Home(NamedTuple):
         return self.run / "nodes"
 
     @property
+    def version_file(self) -> Path:
+        """Which Canopy has used the folder last (cli/state.py)."""
+        return self.path / "version.json"
+
+    @property
     def models_lock(self) -> Path:
         """Held while a model is prepared here."""
         return self.path / ".models.lock"

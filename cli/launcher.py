@@ -28,6 +28,7 @@ from cli import (
     processes,
     registry,
     rolling,
+    state,
     token_watch,
 )
 from cli.console import Console, is_kept, say
@@ -54,6 +55,7 @@ def check(request: Request, home: Home) -> None:
 
     Call with the lock held. It first ends what a killed launcher left, which may hold the port.
     """
+    state.check(home)
     for name in processes.end_leftovers(home):
         say(f"ended {name}, left over from a launcher that was killed")
     ports.check_free(request.host, request.port)
@@ -277,7 +279,9 @@ class Launcher:
 
     async def _start_api(self, layout: Plan) -> str:
         """Returns a fresh login token once the API serves."""
-        await self._supervisor.run_once(layout.migrate)
+        for line in await self._supervisor.run_once(layout.migrate):
+            self._console.say(line)  # the names of migrations, for instance
+        state.record(self._home)
         async with asyncio.TaskGroup() as together:
             token = together.create_task(self._supervisor.run_once(layout.login_token))
             for spec in layout.apis:

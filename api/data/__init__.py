@@ -1,0 +1,1 @@
+"""The instance's data as a whole: backup, restore, and the move to another database."""

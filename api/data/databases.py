@@ -1,0 +1,80 @@
+"""Databases beside the instance's own: a copy in a file, or the target of a move."""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dj_database_url
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from api.data.errors import DataError
+
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+# One file without a write-ahead log beside it, to be moved as it is.
+_ONE_FILE = {"timeout": 10, "init_command": "PRAGMA journal_mode=DELETE; PRAGMA synchronous=NORMAL"}
+
+
+def vendor() -> str:
+    """Of the instance's own database."""
+    return connections[DEFAULT_DB_ALIAS].vendor
+
+
+def own_file() -> Path | None:
+    """The file of the instance's own database, if it is one."""
+    if vendor() != SQLITE:
+        return None
+    return Path(connections.settings[DEFAULT_DB_ALIAS]["NAME"])
+
+
+@contextmanager
+def opened(alias: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Makes a database known to Django under `alias` while the block runs."""
+    base = {**connections.settings[DEFAULT_DB_ALIAS], "OPTIONS": {}}
+    connections.settings[alias] = {**base, **config}
+    try:
+        yield alias
+    finally:
+        connections[alias].close()
+        del connections[alias]
+        del connections.settings[alias]
+
+
+def file_config(file: Path) -> dict[str, Any]:
+    """Of an SQLite database in a file that nobody else has open."""
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(file), "OPTIONS": _ONE_FILE}
+
+
+def postgresql_config(url: str) -> dict[str, Any]:
+    """Of the PostgreSQL database at that address. Raises DataError."""
+    if urlsplit(url).scheme not in ("postgresql", "postgres"):
+        raise DataError("the target must be like postgresql://user@host/database")
+    try:
+        import psycopg  # noqa: F401 - only users of PostgreSQL need it
+    except ImportError as error:
+        advice = ".venv/bin/pip install 'psycopg[binary]'"
+        raise DataError(f"PostgreSQL needs the package psycopg: {advice}") from error
+    return dict(dj_database_url.parse(url))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies an SQLite database that is in use, as it is at one moment. Raises DataError."""
+    if not source.exists():
+        raise DataError(f"there is no database yet ({source}): start Canopy with ./canopy up first")
+    target.touch(mode=0o600)
+    with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(target)) as copy:
+        live.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE")
+
+
+def check_file(file: Path) -> None:
+    """Raises DataError if an SQLite database is damaged."""
+    try:
+        with closing(sqlite3.connect(file)) as database:
+            (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        answer = str(error)
+    if answer != "ok":
+        raise DataError(f"the database in the backup is damaged: {answer}")
