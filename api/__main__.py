@@ -46,7 +46,12 @@ def main() -> int:
     data_commands.add_arguments(commands)
     operator_commands.add_arguments(commands)
     tree_commands.add_arguments(commands)
-    return run(parser.parse_args())
+    try:
+        return run(parser.parse_args())
+    except (environment.BadEnvironment, PermissionError) as error:
+        place = f" ({error.filename})" if isinstance(error, PermissionError) else ""
+        print(f"{getattr(error, 'strerror', None) or error}{place}", file=sys.stderr)
+        return 1
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,8 +72,14 @@ def run(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     except DatabaseError as error:  # such as a full disk
-        print(f"the database refuses: {error}", file=sys.stderr)
+        print(f"the database{database_file()} refuses: {str(error).strip()}", file=sys.stderr)
         return 1
+
+
+def database_file() -> str:
+    """The file of an SQLite database, in brackets; other databases' errors say where they are."""
+    url = environment.current().database_url
+    return f" ({url.removeprefix('sqlite:///')})" if url.startswith("sqlite:") else ""
 
 
 def use_database(options: argparse.Namespace) -> int:

@@ -223,6 +223,10 @@ class Client:
         """Seconds by which the clock of each node in `nodes()` is ahead of this machine's."""
         return self._nodes.states.clock_differences()
 
+    def lost_nodes(self) -> frozenset[str]:
+        """The nodes that fell silent without having said that they end."""
+        return self._nodes.states.lost()
+
     async def changed(self) -> None:
         """Returns when nodes() or `connected` changes after this call."""
         await self._changes.wait()

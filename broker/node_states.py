@@ -48,6 +48,7 @@ class NodeStates:
         self._records: dict[str, _Record] = {}
         self._supplies: defaultdict[str, ModelSupply] = defaultdict(ModelSupply)
         self._looked = 0.0  # for silent nodes (monotonic clock)
+        self._lost: dict[str, None] = {}  # the nodes that fell silent, the latest last
 
     def add(self, state: NodeState) -> float | None:
         """Takes a state that has just arrived.
@@ -80,11 +81,17 @@ class NodeStates:
         record = self._records.pop(name, None)
         if record is not None:
             self._count(record.state, -1)
+        self._lost.pop(name, None)
 
     def supply(self, model: str) -> ModelSupply:
         """What the nodes of `recent` offer for the model. To be read only."""
         self._forget_silent(time.monotonic())
         return self._supplies.get(model) or ModelSupply()
+
+    def lost(self) -> frozenset[str]:
+        """The nodes that were heard, and then fell silent without having said that they end."""
+        self._forget_silent(time.monotonic())
+        return frozenset(self._lost)
 
     def recent(self) -> dict[str, NodeState]:
         """The states not older than SILENT_SECONDS, with times on this machine's clock."""
@@ -113,6 +120,9 @@ class NodeStates:
         for name, record in list(self._records.items()):
             if now - record.arrived > SILENT_SECONDS:
                 self.remove(name)
+                self._lost[name] = None
+        while len(self._lost) > MAX_NODES:
+            del self._lost[next(iter(self._lost))]
 
     def _count(self, state: NodeState, sign: int) -> None:
         supply = self._supplies[state.model]

@@ -39,6 +39,11 @@ class Snapshot:
     depths: dict[str, int]
     clock_differences: dict[str, float]
 
+    @property
+    def lost(self) -> frozenset[str]:
+        """The registered nodes that did not answer; one that starts does."""
+        return self.edges.present - self.states.keys()
+
 
 async def take_snapshot(amqp_url: str, management_url: str) -> Snapshot:
     """Asks every present node for its state and waits for the answers, at most ANSWER_SECONDS.

@@ -1,7 +1,7 @@
 """The tree as people and scripts see it: the broker's bindings and the nodes' own states."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -21,11 +21,13 @@ def tree(
     depths: Mapping[str, int],
     now: float,
     clock_differences: Mapping[str, float] = MappingProxyType({}),
+    lost: Collection[str] = (),
 ) -> Tree:
     """The whole tree, roots first, parents before their children.
 
     `depths`: jobs ready, by queue. `now`: Unix seconds. `clock_differences`: seconds by which
-    nodes' clocks are ahead of this machine's, where known. The bindings decide the edges; a node's
+    nodes' clocks are ahead of this machine's, where known. `lost`: nodes that do not answer, which
+    the broker may take for connected for a while. The bindings decide the edges; a node's
     own state decides the rest, as long as its inbox exists.
     """
     children = _children(edges)
@@ -40,6 +42,8 @@ def tree(
     for name in hanging + detached:
         model = models.get(name, "")
         node = _node(name, edges, children[name], states.get(name), depths, model, now)
+        if node["state"] == "starting" and name in lost and name not in states:
+            node.update(state="lost", detail="does not answer; its process or its network is gone")
         node["clock_difference"] = clock_differences.get(name)
         nodes.append(node)
     annotate(nodes, roots)

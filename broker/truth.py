@@ -25,6 +25,7 @@ Shown = Literal[
     "cut_off",  # no way leads to it, other than because a node above drains
     "unhealthy",
     "frozen",
+    "lost",  # registered, and silent for long
     "gone",
 ]
 _DRAINS = ("draining", "drained")
@@ -70,7 +71,7 @@ def _blocker(above: list[str], by_name: Mapping[str, Node], root: str | None) ->
         node = by_name.get(name)
         if node is None or is_frozen(node):
             return name
-        if node["state"] in ("down", "starting", *_DRAINS):
+        if node["state"] in ("down", "lost", "starting", *_DRAINS):
             return name
     if root is None:
         return above[-1] if above else ""
@@ -86,7 +87,7 @@ def _shown(node: Node, by_name: Mapping[str, Node]) -> Shown:
         shown = "frozen"
     elif state == "failed":
         shown = "unhealthy"
-    elif state in ("starting", *_DRAINS):
+    elif state in ("starting", "lost", *_DRAINS):
         shown = state
     elif node["blocked_by"] is not None:
         shown = _shown_below(by_name.get(node["blocked_by"]))
@@ -137,7 +138,7 @@ def _sums(nodes: list[Node]) -> Summary:
     return {
         "nodes": len(nodes),
         "gone": sum(node["shown"] == "gone" for node in nodes),
-        "unhealthy": sum(node["shown"] in ("unhealthy", "frozen") for node in nodes),
+        "unhealthy": sum(node["shown"] in ("unhealthy", "frozen", "lost") for node in nodes),
         "waiting": waiting,
         "running": running,
         "slots": sum(node["slots"] for node in nodes if node["state"] != "down"),
@@ -181,7 +182,7 @@ def _tree_state(nodes: list[Node], waiting: int, running: int, usable: int) -> s
 def _why_unusable(nodes: list[Node]) -> tuple[str, list[str]]:
     """Why no slot of these nodes is usable, and which nodes are to blame, the mendable first."""
     entrances = [node for node in nodes if node["root"] == node["name"]]
-    gone_roots = [node for node in entrances if node["shown"] in ("gone", "frozen")]
+    gone_roots = [node for node in entrances if node["shown"] in ("gone", "frozen", "lost")]
     if gone_roots:
         return "root_gone", _names(gone_roots)
     drained = [node for node in nodes if node["state"] in _DRAINS and not node["blocked_by"]]
@@ -190,7 +191,7 @@ def _why_unusable(nodes: list[Node]) -> tuple[str, list[str]]:
     failed = [node for node in nodes if node["state"] == "failed"]
     if failed:
         return "failed", _names(failed)
-    lost = [node for node in nodes if node["shown"] in ("gone", "frozen")]
+    lost = [node for node in nodes if node["shown"] in ("gone", "frozen", "lost")]
     if lost:
         return "gone", _names(lost)
     return "no_nodes", []

@@ -2,6 +2,8 @@
 
 import errno
 
+from cli.home import read
+
 
 class CliError(Exception):
     """An expected failure. `code`: the exit status; `detail`: printed before the message."""
@@ -53,9 +55,19 @@ def explain_os_error(error: OSError) -> MachineError:
             f"The disk is full{place}: free some space, then run the command again."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        advice = "Set CANOPY_HOME to a folder that you may write."
-        return MachineError(f"No permission{place}: {error.strerror}. {advice}")
+        return MachineError(f"No permission{place}: {error.strerror}. {_advice(error)}")
     return MachineError(f"{error.strerror or error}{place}")
+
+
+def _advice(error: OSError) -> str:
+    home = str(read().path)
+    if (
+        not error.filename
+        or str(error.filename).startswith(home)
+        or home.startswith(str(error.filename))
+    ):
+        return "Set CANOPY_HOME to a folder that you may write."
+    return "Choose another place, or change its rights."
 
 
 def first_error(error: BaseException) -> BaseException:

@@ -1,11 +1,22 @@
 """How one more worker joins a running instance: `status` prints it, `node` assumes it."""
 
+import re
 import shlex
 from urllib.parse import unquote, urlsplit
 
 from cli import listener
 from cli.errors import UsageError
 from cli.instance import Record
+
+_LOGIN = re.compile(r"//[^/@,]*@")  # the user and password of a URL
+
+
+def is_own_broker(record: Record) -> bool:
+    """Whether the instance has started its broker, with a user for nodes alone.
+
+    An operator's is used with one user, who may do everything.
+    """
+    return bool(record["amqp"]["node"] != record["amqp"].get("admin"))
 
 
 def lines(record: Record) -> list[str]:
@@ -27,8 +38,7 @@ def local_lines(record: Record) -> list[str]:
 
 def elsewhere(record: Record) -> str:
     """How a node joins from another machine, or what is in the way of that."""
-    ours = record["amqp"]["node"] != record["amqp"].get("admin")  # the broker is our own
-    if ours and not record.get("tls"):
+    if is_own_broker(record) and not record.get("tls"):
         return "the broker listens on this machine only; start with --listen 0.0.0.0 first"
     if not record.get("management"):
         return "set CANOPY_MANAGEMENT_URL, for ./canopy node-token create"
@@ -65,6 +75,8 @@ def _options(record: Record, model: str) -> list[str]:
 def _address(record: Record) -> str:
     """The broker's URL: at all addresses where other machines may reach it, if it listens there."""
     url: str = record["amqp"]["node"]
+    if not is_own_broker(record):
+        return _LOGIN.sub("//USER:PASSWORD@", url)
     reached = listener.from_record(record)
     if reached is None or not reached.addresses:
         return url

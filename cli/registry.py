@@ -68,7 +68,8 @@ async def _read_tree(amqp_url: str, management_url: str) -> Tree:
         look = await snapshot.take_snapshot(amqp_url, management_url)
     else:
         look = await _told(amqp_url)
-    return describe(look.edges, look.states, look.depths, time.time(), look.clock_differences)
+    differences = look.clock_differences
+    return describe(look.edges, look.states, look.depths, time.time(), differences, look.lost)
 
 
 async def _told(amqp_url: str) -> snapshot.Snapshot:

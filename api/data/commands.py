@@ -36,6 +36,10 @@ def run(options: argparse.Namespace) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:  # such as a full disk, or a folder that is missing
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"{error.strerror or error}{place}", file=sys.stderr)
+        return 1
     print(msgspec.json.encode(document).decode() if options.json else text)
     return 0
 

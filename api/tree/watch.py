@@ -166,7 +166,8 @@ class TreeWatch:
         """The tree of this moment, with the rates of its nodes."""
         edges, states = self._client.edges.now(), self._client.nodes()
         depths = await self._depths.of(edges, states)
-        current = tree(edges, states, depths, time.time(), self._client.clock_differences())
+        differences, lost = self._client.clock_differences(), self._client.lost_nodes()
+        current = tree(edges, states, depths, time.time(), differences, lost)
         self._add_rates(current)
         current["summary"]["total"]["dead"] = depths.get(names.DEAD_QUEUE, 0)
         return current

@@ -49,6 +49,7 @@ def _as_json(home: Home, record: instance.Record | None) -> dict[str, Any]:
         "pid": record["pid"],
         "started": record["started"],
         "url": record["url"],
+        "address": record.get("address", record["url"]),
         "port": record["port"],
         "models": record["models"],
         "processes": _processes(home),
@@ -71,7 +72,9 @@ def _transition(home: Home) -> str:
 def _print(home: Home, record: instance.Record) -> None:
     answers = _request_problems(home, record)
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"]))
-    print(f"Canopy runs: {record['url']}  (since {since})")
+    address, url = record.get("address", record["url"]), record["url"]
+    here = f", on this machine {url}" if address != url else ""
+    print(f"Canopy runs: {address}{here}  (since {since})")
     print(f"models: {', '.join(record['models'])}   state: {home.path}")
     for process in _processes(home):
         print(_process_line(process))

@@ -25,6 +25,7 @@ describe("where a node is", () => {
   it("is not known of one that starts, and nowhere once it is gone", () => {
     expect(place(node("idle"))).toBe("h:1");
     expect(place({ ...node("starting"), host: "" })).toBe("not heard yet");
+    expect(place({ ...node("lost"), host: "" })).toBe("no answer");
     expect(place({ ...node("down"), host: "" })).toBe("no process");
   });
 });

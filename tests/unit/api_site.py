@@ -206,6 +206,9 @@ class FakeClient:
     def clock_differences(self) -> dict[str, float]:
         return dict.fromkeys(self.states, 0.0)
 
+    def lost_nodes(self) -> frozenset[str]:
+        return frozenset()
+
     def cancel(self, request_id: str, user: str) -> None:
         self.cancels.append((request_id, user))
 

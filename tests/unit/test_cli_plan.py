@@ -236,6 +236,15 @@ def test_another_machine_joins_with_a_token_if_it_can() -> None:
         assert line.startswith("./canopy node NAME --parent root")
 
 
+def test_an_operators_all_rights_password_is_in_no_join_line() -> None:
+    urls = "amqp://canopy:p%40ss@a.example:5672/%2F,amqps://canopy:secret@b.example/x?prefix=t"
+    line = joining.lines({**RECORD, "amqp": {"node": urls, "admin": urls}})[0]
+    assert shlex.split(line)[0] == (
+        "CANOPY_AMQP_URL=amqp://USER:PASSWORD@a.example:5672/%2F,"
+        "amqps://USER:PASSWORD@b.example/x?prefix=t"
+    )
+
+
 def test_a_join_line_names_each_address_for_other_machines() -> None:
     tls = {
         "addresses": ["192.0.2.1", "fd00::1"],

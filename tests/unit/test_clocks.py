@@ -185,6 +185,21 @@ def test_a_clock_that_is_off_is_warned_about_once(clock: SimpleNamespace) -> Non
     assert states.clock_differences() == {"n1": 0.0}
 
 
+def test_a_silent_node_is_lost_until_it_is_heard_or_says_that_it_ends(
+    clock: SimpleNamespace,
+) -> None:
+    states = NodeStates()
+    for name in ("n1", "n2"):
+        states.add(node_state(name, sent=clock.now))
+    assert states.lost() == set()
+    clock.since += node_states.SILENT_SECONDS + 1
+    assert states.lost() == {"n1", "n2"}
+    assert states.recent() == {}
+    states.add(node_state("n1", sent=clock.now))
+    states.remove("n2")
+    assert states.lost() == set()
+
+
 def test_a_jump_of_this_machines_clock_loses_no_node(clock: SimpleNamespace) -> None:
     states = NodeStates()
     states.add(node_state("n1", sent=clock.now))

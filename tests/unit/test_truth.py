@@ -37,6 +37,24 @@ def seen(
     return tree(edges, states, queues, now=100.5)
 
 
+def test_a_registered_node_that_fell_silent_is_lost_and_no_new_one() -> None:
+    """It was "starting" as long as the broker took its connection for alive."""
+    edges = Edges(
+        roots={"root": "tiny"},
+        parents={"n1": "root"},
+        present=frozenset({"root", "n1"}),
+        registered=frozenset({"root", "n1"}),
+    )
+    states = {"root": node_state("root", sent=100.0, **ENTRANCE)}
+    new = tree(edges, states, {}, now=100.5)["nodes"][1]
+    assert (new["state"], new["shown"]) == ("starting", "starting")
+    drawn = tree(edges, states, {}, now=100.5, lost={"n1"})
+    assert (drawn["nodes"][1]["state"], drawn["nodes"][1]["shown"]) == ("lost", "lost")
+    assert "does not answer" in drawn["nodes"][1]["detail"]
+    [one] = drawn["summary"]["trees"]
+    assert (one["state"], one["reason"], one["blockers"]) == ("empty", "gone", ["n1"])
+
+
 def shown(drawn: dict[str, Any]) -> dict[str, str]:
     return {node["name"]: node["shown"] for node in drawn["nodes"]}
 

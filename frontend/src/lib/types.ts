@@ -149,7 +149,7 @@ export interface Conversation extends ConversationSummary {
   preset?: string;
 }
 
-export type NodeState = "starting" | "idle" | "busy" | "draining" | "drained" | "failed" | "down";
+export type NodeState = "starting" | "idle" | "busy" | "draining" | "drained" | "failed" | "lost" | "down";
 
 export interface TreeNode {
   name: string;
@@ -223,6 +223,7 @@ export type ShownState =
   | "cut_off"
   | "unhealthy"
   | "frozen"
+  | "lost"
   | "gone";
 
 /** Sums over the nodes of a tree, or of all. */

@@ -16,6 +16,7 @@ export const TONES: Record<ShownState, Tone> = {
   cut_off: "bad",
   unhealthy: "bad",
   frozen: "bad",
+  lost: "bad",
   gone: "bad",
 };
 
@@ -37,6 +38,7 @@ export function isEntrance(node: TreeNode): boolean {
 /** Where a node's process runs. */
 export function place(node: TreeNode): string {
   if (node.host) return `${node.host}:${node.pid}`;
+  if (node.state === "lost") return t("tree.noAnswer");
   return t(node.state === "down" ? "tree.noProcess" : "tree.notHeard");
 }
 
@@ -82,6 +84,6 @@ export type Action = "drain" | "resume";
 /** What an operator can ask of a node now. An entrance is not drained: nothing would reach its tree. */
 export function possibleAction(node: TreeNode): Action | null {
   if (node.state === "draining" || node.state === "drained") return "resume";
-  if (isEntrance(node) || node.state === "down" || node.state === "failed") return null;
+  if (isEntrance(node) || node.state === "down" || node.state === "lost" || node.state === "failed") return null;
   return "drain";
 }
