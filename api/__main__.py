@@ -72,7 +72,10 @@ def run(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     except DatabaseError as error:  # such as a full disk
-        print(f"the database{database_file()} refuses: {str(error).strip()}", file=sys.stderr)
+        print(
+            f"the database{database_file()} refuses: {' '.join(str(error).split())}",
+            file=sys.stderr,
+        )
         return 1
 
 

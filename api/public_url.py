@@ -10,6 +10,7 @@ OWN_SEGMENTS = frozenset(
         "admin",
         "api",
         "arranca",
+        "broker",
         "c",
         "connect",
         "detokenize",

@@ -37,11 +37,11 @@ _COMMANDS = {
     "backup": ("data:backup", "Write a backup to FILE, whether the instance runs or not."),
     "restore": (
         "data:restore",
-        "Restore a backup into CANOPY_HOME and its database; nothing may run meanwhile.",
+        "Restore a backup into CANOPY_HOME and its database.",
     ),
     "migrate-db": (
         "data:migrate_db",
-        "Copy everything from the SQLite file to a PostgreSQL database; nothing may run meanwhile.",
+        "Copy everything from the SQLite file to a PostgreSQL database.",
     ),
     "login": (
         "access:login",

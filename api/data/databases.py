@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dj_database_url
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
 from api.data.errors import DataError
 
@@ -40,6 +40,18 @@ def opened(alias: str, config: Mapping[str, Any]) -> Iterator[str]:
         connections[alias].close()
         del connections[alias]
         del connections.settings[alias]
+
+
+@contextmanager
+def reached(alias: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """As `opened`, of a database elsewhere. Raises DataError if it cannot be reached."""
+    with opened(alias, config):
+        try:
+            connections[alias].ensure_connection()
+        except DatabaseError as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"the target cannot be reached: {reason}") from error
+        yield alias
 
 
 def file_config(file: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def move(url: str) -> dict[str, int]:
         databases.copy_file(own, copy)
         with (
             databases.opened(_SOURCE, databases.file_config(copy)) as source,
-            databases.opened(_TARGET, config) as target,
+            databases.reached(_TARGET, config) as target,
             transaction.atomic(using=target),
         ):
             _check_empty(target)

@@ -38,10 +38,11 @@ def backup(file: Path, force: bool, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Put aside what is here, and take the backup's place.")
 @options.as_json
 def restore(file: Path, force: bool, as_json: bool) -> None:
-    """Restore a backup into CANOPY_HOME and its database; nothing may run meanwhile.
+    """Restore a backup into CANOPY_HOME and its database.
 
-    The database may be another than the backup's: DATABASE_URL says which. What --force replaces is
-    kept in CANOPY_HOME/replaced-TIME, except for the tables of a PostgreSQL database.
+    Nothing may run meanwhile. The database may be another than the backup's: DATABASE_URL says
+    which. What --force replaces is kept in CANOPY_HOME/replaced-TIME, except for the tables of a
+    PostgreSQL database.
     """
     if not file.exists():
         raise UsageError(f"There is no file {file}.")
@@ -62,10 +63,10 @@ def restore(file: Path, force: bool, as_json: bool) -> None:
 )
 @options.as_json
 def migrate_db(target: str, as_json: bool) -> None:
-    """Copy everything from the SQLite file to a PostgreSQL database; nothing may run meanwhile.
+    """Copy everything from the SQLite file to a PostgreSQL database.
 
-    The file stays as it is, and so does a target that is not empty. Afterwards start with
-    DATABASE_URL set to the same address.
+    Nothing may run meanwhile. The file stays as it is, and so does a target that is not empty.
+    Afterwards start with DATABASE_URL set to the same address.
     """
     home = homes.read()
     lock.take(home).pass_on()

@@ -40,6 +40,8 @@ export const BLANK: TreeNode = {
   seen: 0,
   warning: "",
   clock_difference: 0,
+  version: "0.1.0",
+  loaded: null,
 };
 
 export const SUMS: TreeSums = {

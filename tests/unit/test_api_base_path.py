@@ -129,7 +129,7 @@ def test_no_base_path_begins_like_an_address_of_ours() -> None:
         for inner in getattr(pattern, "url_patterns", ())
     ]
     firsts = {route.partition("/")[0] for route in (*routes, *nested)} - {""}
-    assert firsts | {"static"} == OWN_SEGMENTS
+    assert firsts | {"static", "broker"} == OWN_SEGMENTS
 
 
 def test_the_built_page_can_be_moved() -> None:
