@@ -28,6 +28,7 @@ from api.events.hub import Hub
 from api.files.disk import ContentStore
 from api.health.readiness import Readiness
 from api.idempotency.models import KeptRequest
+from api.identities.oidc import OidcProvider
 from api.jobs.runner import JobRunner
 from api.jobs.webhooks import Webhooks
 from api.metrics.depths import Depths
@@ -77,6 +78,7 @@ class AppContext:
     answer_streams: AnswerStreams
     guesses: Guesses
     password_turns: PasswordTurns
+    oidc: OidcProvider | None  # None: nobody logs in elsewhere
     catalog: Catalog
     readiness: Readiness
     tree: TreeWatch
@@ -165,6 +167,7 @@ def build(client: Client, env: Environment, instruments: Instruments, tracer: Tr
         answer_streams=AnswerStreams(),
         guesses=guesses,
         password_turns=PasswordTurns(),
+        oidc=OidcProvider(env.identities.oidc) if env.identities.oidc else None,
         catalog=catalog,
         readiness=Readiness(client),
         tree=tree,

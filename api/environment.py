@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from api import model_aliases, public_url
 from api.files.limits import MOST_DAYS, FileLimits
+from api.identities import settings as identities
+from api.identities.settings import IdentitySettings
 from api.public_url import bracketed, origin_of
 from api.server.limits import Limits, Network
 from broker import logs
@@ -67,6 +69,7 @@ class Environment:
     files: FileLimits = field(default_factory=FileLimits)
     tunnel: bool = False  # nodes may reach the broker through this process
     webhook_hosts: frozenset[str] = frozenset()  # that may be in a private network
+    identities: IdentitySettings = field(default_factory=IdentitySettings)
 
     @property
     def default_model(self) -> str | None:
@@ -166,6 +169,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         webhook_hosts=frozenset(
             environ.get("CANOPY_WEBHOOK_HOSTS", "").lower().replace(",", " ").split()
         ),
+        identities=_identities(environ),
     )
 
 
@@ -174,6 +178,13 @@ def _broker_url(environ: Mapping[str, str], variable: str, default: str) -> str:
         return with_prefix(environ.get(variable, default), environ.get("CANOPY_PREFIX", ""))
     except BadName as error:
         raise BadEnvironment(f"CANOPY_PREFIX: {error}") from error
+
+
+def _identities(environ: Mapping[str, str]) -> IdentitySettings:
+    try:
+        return identities.read(environ)
+    except ValueError as error:
+        raise BadEnvironment(str(error)) from error
 
 
 def _file_limits(environ: Mapping[str, str]) -> FileLimits:

@@ -53,7 +53,10 @@ AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesStandaloneBackend",
     "django.contrib.auth.backends.ModelBackend",
 ]
+if ENV.identities.ldap:
+    AUTHENTICATION_BACKENDS.append("api.identities.ldap_backend.DirectoryBackend")
 AXES_HANDLER = "api.accounts.lockout.Handler"
+AXES_USERNAME_CALLABLE = "api.accounts.lockout.counted_name"
 AXES_CLIENT_IP_CALLABLE = "api.accounts.lockout.client_address"
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_FAILURE_LIMIT = 1  # the handler says 1 for locked; the bounds are in lockout.py

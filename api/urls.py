@@ -19,6 +19,7 @@ from api.health.endpoints import healthz, readyz
 from api.http import pages
 from api.http.documentation import DocumentedAPI
 from api.http.parsing import RowIdConverter, StrictParser
+from api.identities import endpoints as identities
 from api.jobs.endpoints import router as jobs
 from api.jobs.stored_endpoints import router as stored_jobs
 from api.metrics.endpoints import metrics
@@ -96,7 +97,7 @@ endpoints.add_router("/api", feedback)
 errors.register(endpoints)
 
 urlpatterns = [
-    path("", pages.app),
+    path("", pages.app, name="page"),
     path("api/docs", pages.app),
     path("", endpoints.urls),
     path("c/<str:conversation>", pages.app),
@@ -109,6 +110,9 @@ urlpatterns = [
     path("connect", pages.connect),
     path("sw.js", pages.service_worker),
     path("login", login_by_token),
+    path("oidc/login", identities.begin, name="oidc-login"),
+    path("oidc/callback", identities.callback, name="oidc-callback"),
+    path("oidc/logout", identities.logout, name="oidc-logout"),
     path("healthz", healthz),
     path("health", healthz),  # the name that most servers of this interface have
     path("readyz", readyz),

@@ -20,12 +20,12 @@ _IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_USER_TIMEOUT = 6, 4, 5, 18
 
 
 def settings(certificate: Path | None = None, key: Path | None = None) -> str:
-    """The file `advanced.config`. A list in it replaces that of rabbitmq.conf as a whole."""
+    """RabbitMQ's part of `advanced.config`. A list in it replaces that of rabbitmq.conf as a whole."""
     parts = [f"{{tcp_listen_options, [{', '.join(_listen_options())}]}}"]
     if certificate is not None and key is not None:
         parts.append(f"{{ssl_options, [{', '.join(_tls_options(certificate, key))}]}}")
     joined = ",\n  ".join(parts)
-    return f"%% coding: utf-8\n[{{rabbit, [\n  {joined}\n]}}].\n"
+    return f"{{rabbit, [\n  {joined}\n]}}"
 
 
 def _listen_options() -> list[str]:

@@ -23,6 +23,7 @@ from cli import (
     environment,
     instance,
     lost_queues,
+    node_directory,
     plan,
     ports,
     processes,
@@ -64,6 +65,7 @@ def check(request: Request, home: Home) -> None:
     log_format = environment.read().log_format
     if log_format not in ("text", "json"):
         raise SettingError(f"CANOPY_LOG_FORMAT must be text or json, not {log_format[:50]!r}.")
+    node_directory.read(os.environ)
     free = shutil.disk_usage(home.path).free
     if free < NEEDED_BYTES:
         raise MachineError(
@@ -136,7 +138,8 @@ class Launcher:
         self._console = console
         self._private: PrivateBroker | None = None
         if not environment.read().amqp_url:
-            self._private = PrivateBroker(home, _tls_listener(request, home))
+            directory = node_directory.read(os.environ)
+            self._private = PrivateBroker(home, _tls_listener(request, home), directory)
         self._supervisor = Supervisor(home, self._private, console.say)
 
     async def live(self) -> None:

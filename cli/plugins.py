@@ -7,18 +7,21 @@ an installation with an unknown layout is used as it is.
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 ENABLED = ("rabbitmq_management", "rabbitmq_event_exchange")
 _ALWAYS = ("rabbit", "rabbitmq_prelaunch", "cuttlefish", "systemd", "syslog")
 
 
-def server_script(installed: Path, view: Path) -> tuple[Path, dict[str, str]]:
+def server_script(
+    installed: Path, view: Path, enabled: Sequence[str] = ENABLED
+) -> tuple[Path, dict[str, str]]:
     """The start script to run, and the variables that keep it inside the view."""
     original = installed.resolve()
     base = original.parent.parent
-    needed = closure(dependencies(base / "plugins"), (*ENABLED, *_ALWAYS))
-    if not {"rabbit", *ENABLED} <= needed.keys():
+    needed = closure(dependencies(base / "plugins"), (*enabled, *_ALWAYS))
+    if not {"rabbit", *enabled} <= needed.keys():
         return installed, {}
     shutil.rmtree(view, ignore_errors=True)
     (view / "plugins").mkdir(parents=True)

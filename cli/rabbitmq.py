@@ -21,10 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import addresses, broker_sockets, credentials, environment, plugins, ports
+from cli import (
+    addresses,
+    broker_sockets,
+    credentials,
+    environment,
+    node_directory,
+    plugins,
+    ports,
+)
 from cli.errors import MachineError
 from cli.home import REPOSITORY, Home
 from cli.listener import Listener, reachable_addresses
+from cli.node_directory import NodeDirectory
 from cli.prepare import system
 from cli.private_files import write_private
 from cli.process import Spec
@@ -70,11 +79,14 @@ class TlsListener:
 class PrivateBroker:
     """The files, commands and environment of one instance's broker; the supervisor runs it.
 
-    It listens on loopback, and with `tls` also for other machines.
+    It listens on loopback, and with `tls` also for other machines. `directory`: knows its nodes.
     """
 
-    def __init__(self, home: Home, tls: TlsListener | None = None) -> None:
+    def __init__(
+        self, home: Home, tls: TlsListener | None = None, directory: NodeDirectory | None = None
+    ) -> None:
         self._folder = home.broker
+        self._directory = directory
         self._home = home
         self._tls = tls
         self._prefix = addresses.own_prefix()
@@ -95,8 +107,8 @@ class PrivateBroker:
             json.dumps(credentials.definitions(self.passwords, self._prefix), indent=1),
         )
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
-        (self._folder / "advanced.config").write_text(self._socket_settings())
-        (self._folder / "enabled_plugins").write_text(f"[{','.join(plugins.ENABLED)}].\n")
+        write_private(self._folder / "advanced.config", self._advanced_settings())
+        (self._folder / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         # Resolves `localhost` without the name service, which may be slow or wrong.
         (self._folder / "inetrc").write_text(
             '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file, native]}.\n'
@@ -127,7 +139,9 @@ class PrivateBroker:
         installed = system.rabbitmq_server()
         if installed is None:
             raise _not_installed()
-        script, inside = plugins.server_script(installed, self._folder / "program")
+        script, inside = plugins.server_script(
+            installed, self._folder / "program", self._plugins
+        )
         return Spec(
             "broker",
             [str(script)],
@@ -205,6 +219,20 @@ class PrivateBroker:
     def _definitions(self) -> Path:
         return self._folder / "definitions.json"
 
+    @property
+    def _plugins(self) -> tuple[str, ...]:
+        if self._directory is None:
+            return plugins.ENABLED
+        return (*plugins.ENABLED, node_directory.PLUGIN)
+
+    def _advanced_settings(self) -> str:
+        """What rabbitmq.conf has no words for: a list of applications, as Erlang terms."""
+        applications = [self._socket_settings()]
+        if self._directory is not None:
+            applications.append(node_directory.settings(self._directory, self._prefix))
+        terms = ",\n".join(applications)
+        return f"%% coding: utf-8\n[{terms}].\n"
+
     def _socket_settings(self) -> str:
         if self._tls is None:
             return broker_sockets.settings()
@@ -226,6 +254,7 @@ class PrivateBroker:
             f"management.tcp.port = {self.ports['management']}\n"
             f"load_definitions = {self._definitions}\n"
             f"{log_format}"
+            f"{node_directory.BACKENDS if self._directory else ''}"
         )
 
     def _environment(self) -> dict[str, str]:

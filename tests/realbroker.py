@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from cli import certificate
 from cli.home import REPOSITORY, Home
+from cli.node_directory import NodeDirectory
 from cli.process import Spec
 from cli.rabbitmq import NODE, Broker, PrivateBroker, TlsListener
 
@@ -100,13 +101,15 @@ class Server:
     tests that need it.
     """
 
-    def __init__(self, folder: Path, listen: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, listen: str | None = None, directory: NodeDirectory | None = None
+    ) -> None:
         self._home = Home(folder)
         self._home.make()
         tls = None
         if listen is not None:
             tls = TlsListener(listen, certificate.load_or_create(self._home.broker))
-        self.private = PrivateBroker(self._home, tls)
+        self.private = PrivateBroker(self._home, tls, directory)
         self.private.prepare()
         self._server = replace(self.private.server(), at_death_of_launcher=signal.SIGKILL)
         self._epmd = launch(self.private.epmd(), self._home.logs / "epmd.log")
@@ -167,9 +170,11 @@ class Server:
 
 
 @contextmanager
-def private_server(folder: Path, listen: str | None = None) -> Iterator[Server]:
+def private_server(
+    folder: Path, listen: str | None = None, directory: NodeDirectory | None = None
+) -> Iterator[Server]:
     """A running broker that can be stopped and started again."""
-    server = Server(folder, listen)
+    server = Server(folder, listen, directory)
     server.launch()
     try:
         server.wait_accepting()

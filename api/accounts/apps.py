@@ -8,3 +8,11 @@ class Accounts(AppConfig):
 
     name = "api.accounts"
     label = "accounts"
+
+    def ready(self) -> None:
+        """Hears of every login, whichever way."""
+        from django.contrib.auth.signals import user_logged_in
+
+        from api.accounts import logins
+
+        user_logged_in.connect(logins.limit_session)

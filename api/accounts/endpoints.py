@@ -1,11 +1,13 @@
 """Login, logout, and the current user."""
 
-from typing import Any
+from typing import Any, cast
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib.auth import alogin, alogout
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.middleware.csrf import get_token
+from django.urls import reverse
 from django.utils.html import format_html
 from ninja import Router, Schema, Status
 from pydantic import Field
@@ -19,6 +21,7 @@ from api.context import app
 from api.errors import ApiError
 from api.http import pages
 from api.http.parsing import Body, StorableText
+from api.identities.settings import OidcSettings
 
 router = Router(tags=["accounts"], auth=Anyone())
 
@@ -29,13 +32,26 @@ class Person(Schema):
     name: str
     staff: bool
     has_password: bool
+    known_elsewhere: bool = False  # a directory or a provider checks who this is
+
+
+class SingleSignOn(Schema):
+    """Another way to log in: a link to `address`, for people who know it as `label`."""
+
+    label: str
+    address: str
 
 
 class Me(Schema):
-    """Who is logged in, if anybody."""
+    """Who is logged in, if anybody. `sign_on`: how else one may log in.
+
+    `after_logout`: where the browser goes to end the session at the provider, too.
+    """
 
     user: Person | None
     default_model: str | None
+    sign_on: SingleSignOn | None = None
+    after_logout: str | None = None
 
 
 class Credentials(Body):
@@ -51,10 +67,13 @@ class LoggedIn(Schema):
     user: Person
 
 
-def person(user: User) -> Person:
+async def person(user: User) -> Person:
     """The user as the API shows them."""
     return Person(
-        name=user.get_username(), staff=user.is_staff, has_password=user.has_usable_password()
+        name=user.get_username(),
+        staff=user.is_staff,
+        has_password=user.has_usable_password(),
+        known_elsewhere=await user.identities.aexists(),
     )
 
 
@@ -65,9 +84,21 @@ async def me(request: HttpRequest) -> Me:
     user = await request.auser()
     default_model = await app().catalog.default()
     if not user.is_authenticated:
-        return Me(user=None, default_model=default_model)
+        return Me(user=None, default_model=default_model, sign_on=_sign_on())
     await logins.note(request, user)
-    return Me(user=person(user), default_model=default_model)
+    began_there = await request.session.aget(logins.SIGN_ON_MARK)
+    return Me(
+        user=await person(cast(User, user)),
+        default_model=default_model,
+        after_logout=reverse("oidc-logout") if began_there and app().oidc else None,
+    )
+
+
+def _sign_on() -> SingleSignOn | None:
+    provider: OidcSettings | None = settings.ENV.identities.oidc
+    if provider is None:
+        return None
+    return SingleSignOn(label=provider.label, address=reverse("oidc-login"))
 
 
 @router.post("/login", response=LoggedIn)
@@ -79,7 +110,7 @@ async def login(request: HttpRequest, credentials: Credentials) -> LoggedIn:
         raise ApiError(400, "wrong username or password", field="password", code="wrong_login")
     await alogin(request, user)
     await logins.note(request, user)
-    return LoggedIn(user=person(user))
+    return LoggedIn(user=await person(user))
 
 
 @router.post("/logout", response={204: None})
@@ -111,7 +142,8 @@ async def login_by_token(request: HttpRequest) -> HttpResponse:
     await alogin(request, user, backend="django.contrib.auth.backends.ModelBackend")
     await logins.note(request, user)
     # An account that nobody can log in to yet gets a name and a password first.
-    start = "/" if user.has_usable_password() else "/welcome"
+    known = user.has_usable_password() or await user.identities.aexists()
+    start = "/" if known else "/welcome"
     return HttpResponseRedirect(pages.address(start), headers=_LINK_HEADERS)
 
 

@@ -7,6 +7,7 @@ out of an own account, the bound of an account does not hold where it was logged
 
 import asyncio
 import math
+import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -51,6 +52,12 @@ def locked_until(failures: Failures, most: int) -> datetime | None:
     return None
 
 
+def counted_name(request: Any, credentials: dict[str, Any] | None) -> str:
+    """Under which name wrong passwords count: a directory ignores case, so guesses may not vary it."""
+    name = str((credentials or {}).get("username") or "")
+    return unicodedata.normalize("NFKC", name).casefold()[:255]
+
+
 def client_address(request: HttpRequest) -> str | None:
     """For django-axes: an IPv6 client is its /64 network, as for other limits."""
     return address_of(request) or None
@@ -66,13 +73,13 @@ class Handler(AxesDatabaseHandler):
 
     def get_failures(self, request: Any, credentials: dict[str, Any] | None = None) -> int:
         """1 if the login is locked, which is AXES_FAILURE_LIMIT; notes until when."""
-        name = (credentials or {}).get("username")
+        name = counted_name(request, credentials)
         request.locked_until = _lock(name, request.axes_ip_address, request.axes_attempt_time)
         return int(request.locked_until is not None)
 
     def reset_user_attempts(self, request: Any, credentials: dict[str, Any] | None = None) -> int:
         """After a login: this account's from this address alone, or an own account would help."""
-        name = (credentials or {}).get("username")
+        name = counted_name(request, credentials)
         rows = AccessAttempt.objects.filter(username=name, ip_address=request.axes_ip_address)
         deleted, _ = rows.delete()
         return int(deleted)
@@ -100,13 +107,17 @@ def _lock(name: str | None, address: str | None, now: datetime) -> datetime | No
 def _is_known(name: str | None, address: str | None, now: datetime) -> bool:
     """Whether the account was logged in to from there lately."""
     since = now - timedelta(days=KNOWN_ADDRESS_DAYS)
-    logins = AccessLog.objects.filter(username=name, ip_address=address, attempt_time__gt=since)
+    logins = AccessLog.objects.filter(
+        username__iexact=name, ip_address=address, attempt_time__gt=since
+    )
     return logins.exists()
 
 
 def unlock(name: str) -> int:
     """Forgets the wrong passwords for that account; returns how many rows there were."""
-    deleted, _ = AccessAttempt.objects.filter(username=name).delete()
+    deleted, _ = AccessAttempt.objects.filter(
+        username=counted_name(None, {"username": name})
+    ).delete()
     return int(deleted)
 
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import structlog
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.contrib.sessions.models import Session
 from django.db import DatabaseError, transaction
@@ -15,8 +16,15 @@ from api.accounts.models import Login, User
 
 log = structlog.get_logger("canopy.api")
 
+SIGN_ON_MARK = "oidc"  # in sessions that began at a provider
 SHOWN = 100  # logins of one user, the latest
 _LAST_USED_EVERY = timedelta(minutes=1)
+
+
+def limit_session(request: HttpRequest, user: User, **signal: object) -> None:
+    """Whom somebody else knows must log in there again after a while: they may be gone there."""
+    if user.identities.exists():
+        request.session.set_expiry(settings.ENV.identities.session_hours * 3600)
 
 
 async def note(request: HttpRequest, user: AbstractBaseUser | AnonymousUser) -> None:

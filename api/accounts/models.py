@@ -66,6 +66,37 @@ class User(Record, AbstractUser):
         ]
 
 
+    def check_password(self, raw_password: str) -> bool:
+        """Never right where somebody else checks who this is, even if one is set at /admin/."""
+        return super().check_password(raw_password) and not self.identities.exists()
+
+    async def acheck_password(self, raw_password: str) -> bool:
+        """The same on the event loop."""
+        right = await super().acheck_password(raw_password)
+        return right and not await self.identities.aexists()
+
+
+class Identity(Record):
+    """A user as an LDAP directory or an OpenID provider knows them.
+
+    `provider`: `ldap`, or an issuer; `subject`: what never changes there.
+    """
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="identities")
+    provider = models.CharField(max_length=255)
+    subject = models.CharField(max_length=255)
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name_plural = "identities"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["provider", "subject"], name="one_user_of_an_identity")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} at {self.provider}"
+
+
 class ApiKey(Record):
     """A Bearer token of a user. `name`: its public part, by which it is looked up and shown."""
 

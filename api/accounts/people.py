@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Count, Q
 
-from api.accounts.models import ApiKey, Login, LoginToken, User
+from api.accounts.models import ApiKey, Identity, Login, LoginToken, User
 
 Role = Literal["user", "staff", "administrator"]
 
@@ -30,6 +30,7 @@ class Account:
     role: Role
     active: bool
     has_password: bool
+    identities: list[str]  # who else knows this person: ldap, or an issuer
     keys: int
     created: str  # ISO 8601
     last_login: str | None
@@ -43,7 +44,8 @@ def list_accounts() -> list[Account]:
     """All accounts by name."""
     valid_keys = Count("api_keys", filter=Q(api_keys__revoked=False))
     rows = User.objects.annotate(valid_keys=valid_keys).order_by("username")
-    return [_account(user, user.valid_keys) for user in rows.iterator()]
+    rows = rows.prefetch_related("identities")
+    return [_account(user, user.valid_keys) for user in rows.iterator(chunk_size=1000)]
 
 
 def describe(user: User) -> Account:
@@ -69,7 +71,7 @@ def create(name: str, role: Role, password: str | None) -> User:
         user.clean_fields(exclude=["password"])
     except ValidationError as error:
         raise AccountError(" ".join(error.messages)) from error
-    _give_role(user, role)
+    give_role(user, role)
     if password is None:
         user.set_unusable_password()
     else:
@@ -81,6 +83,11 @@ def create(name: str, role: Role, password: str | None) -> User:
 @transaction.atomic
 def set_password(user: User, password: str, *, revoke_keys: bool = False) -> None:
     """Replaces the password and ends all sessions. Raises AccountError."""
+    if Identity.objects.filter(user=user).exists():
+        raise AccountError(
+            f"the password of {user.username!r} is checked elsewhere: change it there, or let the "
+            f"account have one here again: ./canopy user unlink {user.username}"
+        )
     _give_password(user, password)
     user.save(update_fields=["password"])
     if revoke_keys:
@@ -93,7 +100,7 @@ def set_role(user: User, role: Role) -> None:
     """Changes what the user may do. Raises AccountError for the only administrator."""
     if role != "administrator":
         _keep_an_administrator(user)
-    _give_role(user, role)
+    give_role(user, role)
     user.save(update_fields=["is_staff", "is_superuser"])
 
 
@@ -136,9 +143,10 @@ def _account(user: User, keys: int) -> Account:
         last_login = user.last_login.isoformat(timespec="seconds")
     return Account(
         name=user.username,
-        role=_role(user),
+        role=role_of(user),
         active=user.is_active,
         has_password=user.has_usable_password(),
+        identities=[identity.provider for identity in user.identities.all()],
         keys=keys,
         created=user.date_joined.isoformat(timespec="seconds"),
         last_login=last_login,
@@ -153,7 +161,8 @@ def _role(user: User) -> Role:
     return "user"
 
 
-def _give_role(user: User, role: Role) -> None:
+def give_role(user: User, role: Role) -> None:
+    """Sets the flags of a role; the caller saves them."""
     user.is_superuser = role == "administrator"
     user.is_staff = role in ("staff", "administrator")
 

@@ -27,7 +27,7 @@ async def start(request: AuthRequest, body: schemas.FirstPassword) -> Person:
     """Gives an account without a password its name and password, once."""
     user = await passwords.choose_first(request.auth, body.name, body.password)
     await _end_other_sessions(request, user)
-    return person(user)
+    return await person(user)
 
 
 @router.post("/password", response={204: None})

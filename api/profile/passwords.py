@@ -56,6 +56,9 @@ def _choose_first(number: int, name: str, password: str) -> User:
     try:
         with transaction.atomic():
             user = User.objects.select_for_update().get(pk=number)
+            if user.identities.exists():
+                message = "somebody else checks who you are: this account has no password here"
+                raise ApiError(409, message, code="password_elsewhere")
             if user.has_usable_password():
                 message = "this account has a password already; change it in settings"
                 raise ApiError(409, message, code="password_exists")

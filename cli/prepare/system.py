@@ -92,6 +92,31 @@ def c_headers() -> bool:
     return Path("/usr/include/stdio.h").exists()
 
 
+def openldap_server() -> Path | None:
+    """The directory server, which Debian keeps out of users' PATH."""
+    return _on_path("slapd", "/usr/sbin")
+
+
+def ldap_headers() -> bool:
+    """Whether python-ldap can be compiled, as far as OpenLDAP's headers are concerned."""
+    return Path("/usr/include/ldap.h").exists()
+
+
+def sasl_headers() -> bool:
+    """The same for SASL's."""
+    return Path("/usr/include/sasl/sasl.h").exists()
+
+
+def python_headers() -> bool:
+    """Whether extensions of this Python can be compiled."""
+    return Path(sysconfig.get_paths()["include"], "Python.h").exists()
+
+
+def _on_path(name: str, folder: str) -> Path | None:
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{folder}")
+    return Path(found) if found else None
+
+
 # package -> what it brings, or whether that is there
 PROBES: dict[str, Callable[[], object]] = {
     "rabbitmq-server": rabbitmq_server,
@@ -106,6 +131,10 @@ PROBES: dict[str, Callable[[], object]] = {
     "nginx-light": nginx,
     "caddy": partial(shutil.which, "caddy"),
     "default-jdk-headless": partial(shutil.which, "javac"),
+    "slapd": openldap_server,
+    "libldap2-dev": ldap_headers,
+    "libsasl2-dev": sasl_headers,
+    "python3-dev": python_headers,
 }
 
 

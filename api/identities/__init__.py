@@ -1,0 +1,1 @@
+"""People whom somebody else knows: an LDAP directory, or an OpenID provider."""

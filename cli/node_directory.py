@@ -1,0 +1,224 @@
+"""Nodes whose passwords an LDAP directory checks: what RabbitMQ's own plugin is configured with.
+
+The broker asks its own users first (`api`, `admin`, `node`), then the directory. Who logs in by the
+directory needs membership of a group, gets no tags, and has the rights of a node.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from cli import credentials
+from cli.errors import SettingError
+
+PLUGIN = "rabbitmq_auth_backend_ldap"
+BACKENDS = "auth_backends.1 = internal\nauth_backends.2 = ldap\n"
+_URL = "CANOPY_NODE_LDAP_URL"
+_TIMEOUT = 5000  # milliseconds; without one, a directory that is down holds a login for ever
+_PORTS = {"ldap": 389, "ldaps": 636}
+_SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# A name that could be read as a pattern, or as several parts of a DN, has no rights.
+_NAME = "^[A-Za-z0-9][A-Za-z0-9_-]*$"
+
+
+class NodeDirectory(NamedTuple):
+    """How the broker asks the directory. `user_dn`: with `${username}` where the name goes."""
+
+    servers: tuple[str, ...]
+    port: int
+    tls: bool
+    start_tls: bool
+    ca: str
+    user_dn: str
+    group: str
+    member: str
+    bind_dn: str
+    bind_password: str
+
+
+def read(environ: Mapping[str, str]) -> NodeDirectory | None:
+    """What the environment asks for; None without CANOPY_NODE_LDAP_URL. Raises SettingError."""
+    addresses = environ.get(_URL, "").replace(",", " ").split()
+    if not addresses:
+        return None
+    schemes, servers, ports = _parse(addresses)
+    start_tls = _yes_or_no(environ, "CANOPY_NODE_LDAP_START_TLS")
+    [scheme] = schemes
+    local = all(server in _LOOPBACK for server in servers)
+    if scheme == "ldap" and start_tls is None and not local:
+        raise SettingError(
+            f"{_URL} would send passwords unencrypted: use ldaps://, or set "
+            "CANOPY_NODE_LDAP_START_TLS to yes (or to no, on a network that you trust)."
+        )
+    if scheme == "ldaps" and start_tls:
+        raise SettingError(f"CANOPY_NODE_LDAP_START_TLS is for ldap://; {_URL} has ldaps://.")
+    [port] = ports
+    return NodeDirectory(
+        servers=servers,
+        port=port,
+        tls=scheme == "ldaps",
+        start_tls=bool(start_tls),
+        ca=_ca(environ.get("CANOPY_NODE_LDAP_CA", ""), needed=scheme == "ldaps" or bool(start_tls)),
+        user_dn=_user_dn(environ.get("CANOPY_NODE_LDAP_DN", "")),
+        group=_dn(environ, "CANOPY_NODE_LDAP_GROUP"),
+        member=environ.get("CANOPY_NODE_LDAP_MEMBER") or "member",
+        bind_dn=environ.get("CANOPY_NODE_LDAP_BIND_DN", ""),
+        bind_password=_password(environ),
+    )
+
+
+def advanced_config(directory: NodeDirectory) -> str:
+    """The plugin's part of RabbitMQ's advanced.config: Erlang terms."""
+    servers = ", ".join(_string(server) for server in directory.servers)
+    first = directory.servers[0]
+    terms = [
+        f"{{servers, [{servers}]}}",
+        f"{{port, {directory.port}}}",
+        f"{{timeout, {_TIMEOUT}}}",
+        f"{{use_ssl, {_boolean(directory.tls)}}}",
+        f"{{use_starttls, {_boolean(directory.start_tls)}}}",
+        f"{{user_dn_pattern, {_string(directory.user_dn)}}}",
+        f"{{other_bind, {_other_bind(directory)}}}",
+        f"{{vhost_access_query, {_may_enter(directory)}}}",
+        f"{{resource_access_query, {_may_use()}}}",
+        "{tag_queries, []}",
+        "{log, false}",
+    ]
+    if directory.tls or directory.start_tls:
+        terms.insert(5, f"{{ssl_options, {_tls_options(directory.ca, first)}}}")
+    inner = ",\n   ".join(terms)
+    return f"[{{{PLUGIN},\n  [{inner}]}}].\n"
+
+
+def _may_enter(directory: NodeDirectory) -> str:
+    """A member of the group, under a name that no user of the broker's own has."""
+    own = f"^({'|'.join(credentials.USERS)})$"
+    clauses = [
+        _match("${username}", _NAME),
+        f"{{'not', {_match('${username}', own)}}}",
+        f"{{in_group, {_string(directory.group)}, {_string(directory.member)}}}",
+    ]
+    return _all(clauses)
+
+
+def _may_use() -> str:
+    """The rights of the broker's own `node`, by kind of access."""
+    kinds = zip(("configure", "write", "read"), credentials.node_rights(), strict=True)
+    clauses = [f"{{permission, {kind}, {_match('${name}', right)}}}" for kind, right in kinds]
+    return "{for, [" + ",\n      ".join(clauses) + "]}"
+
+
+def _tls_options(ca: str, server: str) -> str:
+    """Verifies the certificate and that it is for `server`, also after StartTLS."""
+    name = _string(server)
+    options = [
+        f"{{cacertfile, {_string(ca)}}}",
+        "{verify, verify_peer}",
+        f"{{server_name_indication, {name}}}",
+        "{depth, 4}",
+    ]
+    return f"[{', '.join(options)}]"
+
+
+def _other_bind(directory: NodeDirectory) -> str:
+    """As whom the group is read: an account of its own, or else the node itself."""
+    if not directory.bind_dn:
+        return "as_user"
+    return f"{{{_string(directory.bind_dn)}, {_string(directory.bind_password)}}}"
+
+
+def _match(subject: str, pattern: str) -> str:
+    return f"{{match, {{string, {_string(subject)}}}, {{string, {_string(pattern)}}}}}"
+
+
+def _all(clauses: list[str]) -> str:
+    return "{'and', [" + ",\n      ".join(clauses) + "]}"
+
+
+def _string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _boolean(value: bool) -> str:
+    return str(value).lower()
+
+
+def _parse(addresses: list[str]) -> tuple[set[str], tuple[str, ...], set[int]]:
+    schemes: set[str] = set()
+    servers: list[str] = []
+    ports: set[int] = set()
+    for address in addresses:
+        try:
+            parts = urlsplit(address)
+            port = parts.port or _PORTS[parts.scheme]
+        except (KeyError, ValueError):
+            raise _bad_url(address) from None
+        if not parts.hostname or parts.path.strip("/") or parts.query or "@" in parts.netloc:
+            raise _bad_url(address)
+        schemes.add(parts.scheme)
+        servers.append(parts.hostname)
+        ports.add(port)
+    if len(schemes) > 1 or len(ports) > 1:
+        raise SettingError(f"The servers of {_URL} must have one scheme and one port.")
+    return schemes, tuple(servers), ports
+
+
+def _bad_url(address: str) -> SettingError:
+    return SettingError(f"{_URL} must be like ldaps://ldap.example.org, not {address[:100]!r}.")
+
+
+def _yes_or_no(environ: Mapping[str, str], name: str) -> bool | None:
+    text = environ.get(name, "").strip().lower()
+    if text not in ("", "yes", "no"):
+        raise SettingError(f"{name} must be yes or no, not {text[:50]!r}.")
+    return None if not text else text == "yes"
+
+
+def _user_dn(text: str) -> str:
+    if text.count("${username}") != 1 or not _is_printable(text):
+        raise SettingError(
+            "CANOPY_NODE_LDAP_DN must be a node's DN with ${username} for its name, such as "
+            f"cn=${{username}},ou=nodes,dc=example,dc=org, not {text[:100]!r}."
+        )
+    return text
+
+
+def _dn(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name, "")
+    if not re.match(r"[A-Za-z][A-Za-z0-9.-]*\s*=", text) or not _is_printable(text):
+        raise SettingError(
+            f"{name} must be the DN of the nodes' group, such as "
+            f"cn=canopy-nodes,ou=groups,dc=example,dc=org, not {text[:100]!r}."
+        )
+    return text
+
+
+def _ca(text: str, *, needed: bool) -> str:
+    file = Path(text or _SYSTEM_CA)
+    if needed and not file.is_file():
+        raise SettingError(
+            "CANOPY_NODE_LDAP_CA must name a file with the certificate of the authority that has "
+            f"signed the directory's; there is no {str(file)[:200]!r}."
+        )
+    return str(file.absolute())
+
+
+def _password(environ: Mapping[str, str]) -> str:
+    file = environ.get("CANOPY_NODE_LDAP_BIND_PASSWORD_FILE", "")
+    if not file:
+        return ""
+    try:
+        return Path(file).read_text().rstrip("\r\n")
+    except OSError as error:
+        raise SettingError(
+            f"CANOPY_NODE_LDAP_BIND_PASSWORD_FILE cannot be read ({file}): {error.strerror}."
+        ) from error
+
+
+def _is_printable(text: str) -> bool:
+    """Erlang reads the file as UTF-8; a control character would end a string or hide."""
+    return text.isprintable()

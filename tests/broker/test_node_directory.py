@@ -1,0 +1,219 @@
+"""Nodes whose passwords a directory checks, on a real RabbitMQ and a real OpenLDAP."""
+
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ProbableAuthenticationError
+from pika.exceptions import ProbableAccessDeniedError
+
+from cli import node_directory
+from cli.node_directory import NodeDirectory
+from cli.rabbitmq import Broker
+from tests.directory import BASE, NODES_GROUP, PASSWORD, Directory, private_directory
+from tests.realbroker import Server, echo_node, private_server, root
+from topology import names
+
+GPU1 = f"cn=gpu1,ou=nodes,{BASE}"
+
+
+def environment(directory: Directory, **changes: str) -> dict[str, str]:
+    """Over TLS, as an operator sets it."""
+    return {
+        "CANOPY_NODE_LDAP_URL": directory.tls_url,
+        "CANOPY_NODE_LDAP_CA": str(directory.ca),
+        "CANOPY_NODE_LDAP_DN": f"cn=${{username}},ou=nodes,{BASE}",
+        "CANOPY_NODE_LDAP_GROUP": NODES_GROUP,
+        **changes,
+    }
+
+
+def settings(directory: Directory, **changes: str) -> NodeDirectory:
+    wanted = node_directory.read(environment(directory, **changes))
+    assert wanted is not None
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Directory]:
+    with private_directory(tmp_path_factory.mktemp("directory")) as running:
+        running.add_node("gpu1", NODES_GROUP)
+        running.add_node("gpu2")
+        for name in ("api", "admin", "any.*"):
+            running.add_node(name, NODES_GROUP)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(
+    directory: Directory, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("canopy")
+    with private_server(home, settings(directory)) as running:
+        yield running
+
+
+def url_of(server: Server, name: str, password: str = PASSWORD) -> str:
+    address = urllib.parse.urlsplit(server.address.amqp["node"])
+    login = f"{urllib.parse.quote(name, safe='')}:{urllib.parse.quote(password, safe='')}"
+    return f"amqp://{login}@{address.hostname}:{address.port}/%2F"
+
+
+def connect(server: Server, name: str, password: str = PASSWORD) -> pika.BlockingConnection:
+    return pika.BlockingConnection(pika.URLParameters(url_of(server, name, password)))
+
+
+def refused(server: Server, name: str, password: str = PASSWORD) -> bool:
+    try:
+        connect(server, name, password).close()
+    except (ProbableAuthenticationError, ProbableAccessDeniedError):
+        return True
+    return False
+
+
+def broker_as(server: Server, name: str) -> Broker:
+    """The broker as that node's machine knows it."""
+    return Broker({"node": url_of(server, name)}, {})
+
+
+def test_a_node_of_the_group_joins_and_serves(server: Server) -> None:
+    with (
+        root(server.address),
+        echo_node(broker_as(server, "gpu1"), "gpu1", "root") as node,
+    ):
+        assert any(" ready " in line for line in node.lines)
+
+
+def test_a_wrong_password_and_an_unknown_name_are_refused(server: Server) -> None:
+    assert refused(server, "gpu1", "wrong")
+    assert refused(server, "nobody")
+    assert refused(server, "gpu1", "")  # an unauthenticated bind, which directories accept
+
+
+def test_a_node_outside_the_group_is_refused(server: Server) -> None:
+    assert refused(server, "gpu2")
+
+
+def test_leaving_the_group_ends_the_right_to_connect(
+    server: Server, directory: Directory
+) -> None:
+    dn = directory.add_node("gpu3", NODES_GROUP)
+    connect(server, "gpu3").close()
+    directory.leave(NODES_GROUP, dn)
+    assert refused(server, "gpu3")
+
+
+@pytest.mark.parametrize("name", ["api", "admin"])
+def test_nobody_in_the_directory_can_be_a_user_of_the_brokers_own(
+    server: Server, name: str
+) -> None:
+    assert refused(server, name)
+
+
+def test_the_brokers_own_users_need_no_directory(server: Server) -> None:
+    for user in ("api", "node", "admin"):
+        pika.BlockingConnection(pika.URLParameters(server.address.amqp[user])).close()
+
+
+@pytest.mark.parametrize("name", ["any.*", "gpu1,ou=nodes", "gpu1 ", "*"])
+def test_a_name_that_is_a_pattern_or_a_part_of_a_dn_is_refused(server: Server, name: str) -> None:
+    assert refused(server, name)
+
+
+def forbidden(server: Server, act: str) -> bool:
+    """Whether the broker refuses a node of the directory this."""
+    connection = connect(server, "gpu1")
+    try:
+        channel = connection.channel()
+        match act:
+            case "declare a reply queue":
+                channel.queue_declare(names.reply("api-1"))
+            case "declare a queue of others":
+                channel.queue_declare("orders")
+            case "read dead letters":
+                channel.basic_get("canopy.dead")
+            case "delete a queue of others":
+                channel.queue_delete("canopy.watch.api-1")
+    except ChannelClosedByBroker as error:
+        return error.reply_code == 403
+    finally:
+        if connection.is_open:
+            connection.close()
+    return False
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "declare a reply queue",
+        "declare a queue of others",
+        "read dead letters",
+        "delete a queue of others",
+    ],
+)
+def test_a_node_of_the_directory_has_no_more_rights_than_one_of_the_brokers_own(
+    server: Server, act: str
+) -> None:
+    assert forbidden(server, act)
+
+
+def test_it_may_not_use_the_management_api(server: Server) -> None:
+    import httpx
+
+    admin = urllib.parse.urlsplit(server.address.management["admin"])
+    address = f"http://{admin.hostname}:{admin.port}/api/overview"
+    answer = httpx.get(address, auth=("gpu1", PASSWORD))
+    assert answer.status_code == 401
+
+
+def test_no_password_is_in_the_brokers_log_nor_readable_by_others(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    refused(server, "gpu1", "a password nobody may see")
+    home: Path = server._home.path
+    logs = "".join(log.read_text(errors="replace") for log in (home / "logs").glob("*.log"))
+    assert "a password nobody may see" not in logs
+    assert PASSWORD not in logs
+    assert (home / "broker" / "advanced.config").stat().st_mode & 0o077 == 0
+
+
+def test_a_directory_that_is_down_refuses_its_nodes_within_seconds_and_nobody_else(
+    tmp_path: Path,
+) -> None:
+    with private_directory(tmp_path / "directory") as gone:
+        wanted = settings(gone)
+    with private_server(tmp_path / "canopy", wanted) as server:
+        pika.BlockingConnection(pika.URLParameters(server.address.amqp["node"])).close()
+        with pytest.raises(AMQPError):
+            connect(server, "gpu1")
+
+
+def test_starttls_with_an_account_that_reads_the_group(tmp_path: Path) -> None:
+    with private_directory(tmp_path / "directory") as directory:
+        directory.add_node("gpu1", NODES_GROUP)
+        secret = tmp_path / "password"
+        secret.write_text(f"{PASSWORD}\n")
+        wanted = settings(
+            directory,
+            CANOPY_NODE_LDAP_URL=directory.url,
+            CANOPY_NODE_LDAP_START_TLS="yes",
+            CANOPY_NODE_LDAP_BIND_DN=f"cn=reader,{BASE}",
+            CANOPY_NODE_LDAP_BIND_PASSWORD_FILE=str(secret),
+        )
+        with private_server(tmp_path / "canopy", wanted) as server:
+            connect(server, "gpu1").close()
+            assert refused(server, "gpu1", "wrong")
+        assert "STARTTLS" in directory.log.read_text()
+
+
+def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    with (
+        private_directory(tmp_path / "directory") as directory,
+        private_directory(tmp_path / "other") as other,
+    ):
+        directory.add_node("gpu1", NODES_GROUP)
+        wanted = settings(directory, CANOPY_NODE_LDAP_CA=str(other.ca))
+        with private_server(tmp_path / "canopy", wanted) as server, pytest.raises(AMQPError):
+            connect(server, "gpu1")
