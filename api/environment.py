@@ -3,6 +3,7 @@
 Parsed once, when Django reads its settings (`settings.ENV`); what cannot be used is refused.
 """
 
+import importlib.util
 import json
 import os
 import secrets
@@ -182,9 +183,15 @@ def _broker_url(environ: Mapping[str, str], variable: str, default: str) -> str:
 
 def _identities(environ: Mapping[str, str]) -> IdentitySettings:
     try:
-        return identities.read(environ)
+        wanted = identities.read(environ)
     except ValueError as error:
         raise BadEnvironment(str(error)) from error
+    if wanted.ldap and importlib.util.find_spec("django_auth_ldap") is None:
+        raise BadEnvironment(
+            "CANOPY_LDAP_URL needs further packages: ./canopy up installs them, "
+            "or pip install -r requirements-ldap.txt"
+        )
+    return wanted
 
 
 def _file_limits(environ: Mapping[str, str]) -> FileLimits:

@@ -128,6 +128,8 @@ _USER = {
     "password": ("user:password", "Give somebody a new password; all their sessions end."),
     "disable": ("user:disable", "End somebody's sessions and requests; refuse their keys."),
     "enable": ("user:enable", "Let somebody log in again, and use their keys."),
+    "link": ("user:link", "Let a directory or a provider check who somebody is."),
+    "unlink": ("user:unlink", "End somebody's links to a directory or a provider."),
     "unlock": ("user:unlock", "Let somebody try passwords again, after too many wrong ones."),
     "role": ("user:role", "Change what somebody may do."),
 }

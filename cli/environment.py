@@ -1,7 +1,8 @@
 """The environment variables that the command line reads. Standard library only.
 
-CANOPY_HOME is read in `cli/home.py`; click reads those of options (`cli/options.py`). What the
-launcher of every command imports has no dataclasses: they take 5 ms to import.
+CANOPY_HOME is read in `cli/home.py`, CANOPY_NODE_LDAP_… in `cli/node_directory.py`; click reads
+those of options (`cli/options.py`). What the launcher of every command imports has no dataclasses:
+they take 5 ms to import.
 """
 
 import os
@@ -34,6 +35,8 @@ class Environment(NamedTuple):
     """CPU threads of one node."""
     spin_count: str
     """How long OpenMP threads spin before they sleep."""
+    ldap_url: str
+    """The directory that checks people's passwords."""
     log_format: str
     """text or json: how every process writes its log."""
     drills: str
@@ -54,6 +57,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
         gpu_nodes=environ.get("CANOPY_GPU_NODES", ""),
         threads=environ.get("CANOPY_THREADS", ""),
         spin_count=environ.get("GOMP_SPINCOUNT", ""),
+        ldap_url=environ.get("CANOPY_LDAP_URL", ""),
         log_format=environ.get("CANOPY_LOG_FORMAT") or "text",
         drills=environ.get("CANOPY_DRILLS", ""),
     )

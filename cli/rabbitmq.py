@@ -139,9 +139,7 @@ class PrivateBroker:
         installed = system.rabbitmq_server()
         if installed is None:
             raise _not_installed()
-        script, inside = plugins.server_script(
-            installed, self._folder / "program", self._plugins
-        )
+        script, inside = plugins.server_script(installed, self._folder / "program", self._plugins)
         return Spec(
             "broker",
             [str(script)],

@@ -80,8 +80,9 @@ class Directory:
 
     def __init__(self, folder: Path, port: int, tls_port: int) -> None:
         self.port, self.tls_port = port, tls_port
-        self.url = f"ldap://localhost:{port}"
-        self.tls_url = f"ldaps://localhost:{tls_port}"
+        self.url = f"ldap://127.0.0.1:{port}"
+        # libldap puts the machine's own name in the place of `localhost` when it verifies it.
+        self.tls_url = f"ldaps://127.0.0.1:{tls_port}"
         self.ca = folder / "ca.pem"
         self.log = folder / "slapd.log"
 

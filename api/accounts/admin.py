@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.http import HttpRequest
 
-from api.accounts.models import ApiKey, Plan, User
+from api.accounts.models import ApiKey, Identity, Plan, User
 from api.plans.limits import LIMITS
 from api.storage.record_admin import RecordAdmin
 
@@ -25,6 +25,19 @@ class Plans(RecordAdmin):
     """Plans; API processes notice a change here within ten seconds."""
 
     list_display = ("name", *LIMITS, "is_default")
+
+
+@admin.register(Identity)
+class Identities(RecordAdmin):
+    """Whom a directory or a provider knows; `./canopy user link` makes one."""
+
+    list_display = ("user", "provider", "subject", "created")
+    list_select_related: ClassVar = ["user"]
+    readonly_fields: ClassVar = ["user", "provider", "subject", "created"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Never: a link also ends sessions and the password."""
+        return False
 
 
 @admin.register(ApiKey)

@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     role = actions.add_parser("role", help="change what a user may do")
     role.add_argument("name")
     role.add_argument("role", choices=ROLES)
+    link = actions.add_parser("link", help="who else checks who this is")
+    link.add_argument("name")
+    link.add_argument("--ldap", metavar="ENTRY", help="name in the directory")
+    link.add_argument("--oidc", metavar="SUBJECT", help="subject at the provider")
+    actions.add_parser("unlink", help="nobody else checks it any more").add_argument("name")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,6 +82,7 @@ def _create(options: argparse.Namespace) -> None:
 
 def _change(options: argparse.Namespace) -> None:
     from api.accounts import lockout, people
+    from api.identities import commands
     from api.operate.audit.record import record_command
 
     user = people.find(options.name)
@@ -92,6 +98,10 @@ def _change(options: argparse.Namespace) -> None:
         case "enable":
             people.enable(user)
             text = "may log in again"
+        case "link":
+            text = commands.link(user, options.ldap, options.oidc)
+        case "unlink":
+            text = commands.unlink(user)
         case "unlock":
             lockout.unlock(user.username)
             text = "may try passwords again, from everywhere"
@@ -119,9 +129,10 @@ def _print_list(accounts: "list[Account]", as_json: bool) -> None:
     for account in accounts:
         state = "active" if account.active else "disabled"
         last_login = account.last_login or "never"
+        elsewhere = "".join(f"  known to {name}" for name in account.identities)
         print(
             f"{account.name:<{width}}  {account.role:<13}  {state:<8}  "
-            f"keys {account.keys:<3}  last login {last_login}"
+            f"keys {account.keys:<3}  last login {last_login}{elsewhere}"
         )
 
 

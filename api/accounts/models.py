@@ -65,7 +65,6 @@ class User(Record, AbstractUser):
             )
         ]
 
-
     def check_password(self, raw_password: str) -> bool:
         """Never right where somebody else checks who this is, even if one is set at /admin/."""
         return super().check_password(raw_password) and not self.identities.exists()

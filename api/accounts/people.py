@@ -153,7 +153,8 @@ def _account(user: User, keys: int) -> Account:
     )
 
 
-def _role(user: User) -> Role:
+def role_of(user: User) -> Role:
+    """What the user may do."""
     if user.is_superuser:
         return "administrator"
     if user.is_staff:

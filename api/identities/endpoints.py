@@ -18,8 +18,8 @@ from api.identities import linking
 from api.identities.oidc import Memory, OidcProvider, ProviderUnavailable, SignOnFailed
 from api.identities.settings import OidcSettings
 
-COOKIE = "canopy_oidc"
 MINUTES = 10  # in which somebody must be back from the provider
+_SALT = "canopy.oidc"
 _NEXT = "next"
 _MOST_ATTEMPTS = 4  # of one browser at the same time, in several tabs
 _LONGEST_NEXT = 500
@@ -42,10 +42,10 @@ async def begin(request: HttpRequest) -> HttpResponse:
         return _failed("unavailable")
     response = HttpResponseRedirect(address, headers=_NO_STORE)
     response.set_cookie(
-        COOKIE,
-        signing.dumps(memory, salt=COOKIE),
+        _cookie_name(),
+        signing.dumps(memory, salt=_SALT),
         max_age=MINUTES * 60,
-        path=reverse("oidc-login").removesuffix("login"),
+        path=_cookie_path(),
         secure=request.is_secure(),
         httponly=True,
         samesite="Lax",
@@ -100,10 +100,17 @@ def _failed(reason: str) -> HttpResponse:
 
 
 def _forgetful(response: HttpResponse) -> HttpResponse:
-    response.delete_cookie(
-        COOKIE, path=reverse("oidc-login").removesuffix("login"), samesite="Lax"
-    )
+    response.delete_cookie(_cookie_name(), path=_cookie_path(), samesite="Lax")
     return response
+
+
+def _cookie_name() -> str:
+    """Browsers share cookies between the ports of a host."""
+    return f"{settings.SESSION_COOKIE_NAME}_oidc"
+
+
+def _cookie_path() -> str:
+    return reverse("oidc-login").removesuffix("login")
 
 
 def _safe_next(request: HttpRequest) -> str:
@@ -119,7 +126,7 @@ def _remembered(request: HttpRequest) -> Memory:
     """What the cookie holds; nothing if it is missing, too old or not ours."""
     try:
         memory = signing.loads(
-            request.COOKIES.get(COOKIE, ""), salt=COOKIE, max_age=MINUTES * 60
+            request.COOKIES.get(_cookie_name(), ""), salt=_SALT, max_age=MINUTES * 60
         )
     except signing.BadSignature:
         return {}

@@ -5,11 +5,15 @@ wrong passwords for them, need no directory that answers.
 """
 
 import re
+import socket
+import ssl
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import ldap
 import structlog
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.dispatch import receiver
@@ -25,6 +29,7 @@ from api.identities.settings import LdapSettings
 TIMEOUT = 5  # seconds, for each step of a login
 MOST_AT_ONCE = 4  # logins of this process that the directory checks at the same time
 _WAIT_SECONDS = 5.0
+_LDAPS_PORT = 636
 _NAME = re.compile(r"[\w.@+-]{1,150}", re.ASCII)  # directories ignore case, spaces and accents
 _AWAY = (
     ldap.SERVER_DOWN,
@@ -51,8 +56,11 @@ class DirectoryUnavailable(ServiceUnavailable):
         super().__init__("the directory that checks this password does not answer; try again later")
 
 
-class DirectoryBackend(LDAPBackend):
-    """Checks a password by binding with it, and takes the role from the groups."""
+class DirectoryBackend(LDAPBackend, ModelBackend):
+    """Checks a password by binding with it, and takes the role from the groups.
+
+    Of ModelBackend it has what sessions need: `aget_user`.
+    """
 
     @property
     def default_settings(self) -> dict[str, Any]:
@@ -99,7 +107,12 @@ class DirectoryBackend(LDAPBackend):
 
     def get_user(self, user_id: int) -> User | None:
         """As with every other login: nobody who is disabled."""
-        user: User | None = ModelBackend().get_user(user_id)
+        user: User | None = ModelBackend.get_user(self, user_id)
+        return user
+
+    async def aauthenticate(self, request: HttpRequest | None, **credentials: Any) -> User | None:
+        """Never ModelBackend's, which would look for a password here."""
+        user: User | None = await sync_to_async(self.authenticate)(request, **credentials)
         return user
 
 
@@ -122,11 +135,9 @@ def library_settings(directory: LdapSettings) -> dict[str, Any]:
         ldap.OPT_X_TLS_REQUIRE_CERT: ldap.OPT_X_TLS_DEMAND,
         ldap.OPT_X_TLS_NEWCTX: 0,  # the last one: makes the others count
     }
+    attributes = ["1.1", directory.identifier]  # nothing else is read
     search = config.LDAPSearch(
-        directory.user_base,
-        ldap.SCOPE_SUBTREE,
-        directory.user_filter,
-        ["*", directory.identifier],
+        directory.user_base, ldap.SCOPE_SUBTREE, directory.user_filter, attributes
     )
     groups = {}
     if directory.roles.named:
@@ -134,16 +145,43 @@ def library_settings(directory: LdapSettings) -> dict[str, Any]:
         groups["GROUP_TYPE"] = kind
         groups["GROUP_SEARCH"] = config.LDAPSearch(directory.group_base, ldap.SCOPE_SUBTREE)
     return {
-        "SERVER_URI": directory.url,
+        "SERVER_URI": lambda request: _answering(directory.url),
         "START_TLS": directory.start_tls,
         "CONNECTION_OPTIONS": options,
         "BIND_DN": directory.bind_dn,
         "BIND_PASSWORD": directory.bind_password,
         "USER_SEARCH": search,
+        "USER_ATTRLIST": attributes,
         "ALWAYS_UPDATE_USER": False,
         "PERMIT_EMPTY_PASSWORD": False,
         **groups,
     }
+
+
+def _answering(urls: str) -> str:
+    """The servers to ask. libldap waits for ever for one that says nothing where TLS begins."""
+    answering = [url for url in urls.split() if not url.startswith("ldaps:") or _speaks_tls(url)]
+    if not answering:
+        log.error("the directory cannot be asked", during="TLS", reason="no server answers")
+        raise DirectoryUnavailable
+    return " ".join(answering)
+
+
+def _speaks_tls(url: str) -> bool:
+    """Whether a handshake comes to its end; libldap verifies the certificate, in its own."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, parts.port or _LDAPS_PORT), TIMEOUT) as connection,
+            context.wrap_socket(connection, server_hostname=host),
+        ):
+            return True
+    except OSError:
+        return False
 
 
 def subject_of(ldap_user: Any) -> str:

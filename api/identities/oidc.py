@@ -1,12 +1,11 @@
 """Logins at an OpenID provider, by the authorization code flow with PKCE, state and nonce.
 
-Authlib's Django client does the protocol. It verifies the signature, the nonce, and that the token is
-of this issuer, for this client and still valid; what an attempt must remember until the browser is
-back is in a signed cookie, so that visitors who never log in leave no rows in the database.
+Authlib's Django client does the protocol. It verifies the signature, the nonce, and that the token
+is of this issuer, for this client and still valid; what an attempt must remember until the browser
+is back is in a signed cookie, so that visitors who never log in leave no rows in the database.
 Everything but `OidcProvider` itself blocks.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,7 +28,18 @@ LEEWAY = 60  # seconds by which its clock may differ
 MOST_GROUPS = 2000
 _LONGEST_NAME = 200
 # Never HS256, for which a provider's public key or our secret would do, and never `none`.
-_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_ALGORITHMS = (
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+)
 _ALGORITHMS_FIELD = "id_token_signing_alg_values_supported"
 Result = TypeVar("Result")
 Memory = dict[str, Any]  # of one browser's attempts
@@ -76,9 +86,7 @@ class OidcProvider:
         Raises ProviderUnavailable.
         """
         request = _Request("GET", {}, memory)
-        response = await self._ask(
-            lambda app: app.authorize_redirect(request, redirect_uri)
-        )
+        response = await self._ask(lambda app: app.authorize_redirect(request, redirect_uri))
         return str(response["Location"])
 
     async def finish(self, memory: Memory, request: HttpRequest) -> Person:
@@ -116,7 +124,9 @@ class OidcProvider:
             raise SignOnFailed(f"{type(error).__name__}: {error}"[:300]) from error
         except (RequestException, RuntimeError, KeyError, TypeError, ValueError) as error:
             self._app = None
-            log.error("the provider cannot be used", reason=f"{type(error).__name__}: {error}"[:300])
+            log.error(
+                "the provider cannot be used", reason=f"{type(error).__name__}: {error}"[:300]
+            )
             raise ProviderUnavailable(str(error)[:300]) from error
 
     def _discovered(self) -> Any:

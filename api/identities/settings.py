@@ -1,4 +1,4 @@
-"""How the directory and the provider are reached, as environment variables say. Pure, but for files.
+"""How the directory and the provider are reached, by environment variables. Reads secrets' files.
 
 environment.py turns ValueError into the operator's error.
 """

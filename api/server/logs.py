@@ -131,5 +131,7 @@ def configure(settings: LogSettings = AS_TEXT, process: str = "api") -> None:
     # The answer to a refused request has the reason, and errors.py logs those that failed.
     for silent in ("django.request", "django.security.csrf"):
         logging.getLogger(silent).setLevel(logging.CRITICAL + 1)
+    # Authlib's finer lines have what only the provider and we may know.
+    logging.getLogger("authlib").setLevel(logging.INFO)
     logging.getLogger("pika").setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

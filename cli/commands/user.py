@@ -72,6 +72,32 @@ def enable(name: str, as_json: bool) -> None:
     _become(["enable", name], as_json)
 
 
+@click.command("link")
+@_name
+@click.option("--ldap", metavar="ENTRY", help="The person's name in the directory.")
+@click.option("--oidc", metavar="SUBJECT", help="The person's `sub` at the OpenID provider.")
+@options.as_json
+def link(name: str, ldap: str | None, oidc: str | None, as_json: bool) -> None:
+    """Let a directory or a provider check who somebody is, from now on it alone.
+
+    An account is never linked by its name: this is how one that exists becomes a directory's.
+    """
+    words = ["link", name]
+    if ldap:
+        words += ["--ldap", ldap]
+    if oidc:
+        words += ["--oidc", oidc]
+    _become(words, as_json)
+
+
+@click.command("unlink")
+@_name
+@options.as_json
+def unlink(name: str, as_json: bool) -> None:
+    """End somebody's links to a directory or a provider; the account gets a password anew."""
+    _become(["unlink", name], as_json)
+
+
 @click.command("unlock")
 @_name
 @options.as_json

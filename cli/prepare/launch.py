@@ -38,10 +38,13 @@ _FOR_TESTS = [
     "nginx-light",
     "caddy",
     "default-jdk-headless",
+    "slapd",
 ]
 _TOKEN_BEGINS, _TOKEN_VARIABLE = "canopy1.", "CANOPY_NODE_TOKEN"
 _SYSTEM = {"up": ["rabbitmq-server"], "prepare": ["rabbitmq-server"], "test": _FOR_TESTS}
-_REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.DEVELOPMENT]}
+_REQUIREMENTS = {"test": [stamps.RUNTIME, stamps.LDAP, stamps.DEVELOPMENT]}
+# What compiles python-ldap, of which there are no ready builds.
+_TO_BUILD_LDAP = ["gcc", "libc6-dev", "libldap2-dev", "libsasl2-dev", "python3-dev"]
 
 
 def main(arguments: list[str]) -> int:
@@ -88,6 +91,10 @@ def prepare(command: str) -> None:
     if command != "test" and environment.read().amqp_url:  # `up` will start no broker
         packages = []
     requirements = _REQUIREMENTS.get(command, [stamps.RUNTIME])
+    if environment.read().ldap_url and stamps.LDAP not in requirements:
+        requirements = [*requirements, stamps.LDAP]
+    if stamps.LDAP in requirements and stamps.outdated([stamps.LDAP]):
+        packages = list(dict.fromkeys([*packages, *_TO_BUILD_LDAP]))
     if packages or stamps.outdated(requirements):
         _install(packages, requirements)
 

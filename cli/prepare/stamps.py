@@ -10,6 +10,7 @@ from cli.home import REPOSITORY, VENV, VENV_PYTHON
 
 STAMP = VENV / ".canopy-stamp"
 RUNTIME = "requirements.txt"
+LDAP = "requirements-ldap.txt"
 DEVELOPMENT = "requirements-dev.txt"
 
 

@@ -4,6 +4,7 @@ import { count, duration, groupByAge, milliseconds, plural, roughly, sentence, t
 import { paced } from "../src/lib/paced";
 import { parseRoute } from "../src/lib/route";
 import { isAtBottom } from "../src/lib/scroll";
+import { signOnAddress, signOnProblem } from "../src/lib/signOn";
 
 describe("format", () => {
   it("shortens counts", () => {
@@ -127,5 +128,20 @@ describe("paced", () => {
     vi.advanceTimersByTime(60_000);
     voice.tell("number 2");
     expect(said).toEqual(["number 2"]);
+  });
+});
+
+describe("signing on elsewhere", () => {
+  it("comes back to where the reader was", () => {
+    expect(signOnAddress("/base/oidc/login", { pathname: "/base/c/1", search: "?x=a&b" })).toBe(
+      "/base/oidc/login?next=%2Fbase%2Fc%2F1%3Fx%3Da%26b",
+    );
+  });
+
+  it("says why it did not work, in our words", () => {
+    expect(signOnProblem("?sign_on=not_admitted")).toBe("login.notAdmitted");
+    expect(signOnProblem("?sign_on=<b>")).toBe("login.signOnFailed");
+    expect(signOnProblem("?sign_on=toString")).toBe("login.signOnFailed");
+    expect(signOnProblem("?x=1")).toBeNull();
   });
 });

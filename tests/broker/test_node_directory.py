@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pika
 import pytest
-from pika.exceptions import AMQPError, ChannelClosedByBroker, ProbableAuthenticationError
-from pika.exceptions import ProbableAccessDeniedError
+from pika.exceptions import (
+    AMQPError,
+    ChannelClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
 
 from cli import node_directory
 from cli.node_directory import NodeDirectory
@@ -47,9 +51,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Directory]:
 
 
 @pytest.fixture(scope="module")
-def server(
-    directory: Directory, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def server(directory: Directory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("canopy")
     with private_server(home, settings(directory)) as running:
         yield running
@@ -96,9 +98,7 @@ def test_a_node_outside_the_group_is_refused(server: Server) -> None:
     assert refused(server, "gpu2")
 
 
-def test_leaving_the_group_ends_the_right_to_connect(
-    server: Server, directory: Directory
-) -> None:
+def test_leaving_the_group_ends_the_right_to_connect(server: Server, directory: Directory) -> None:
     dn = directory.add_node("gpu3", NODES_GROUP)
     connect(server, "gpu3").close()
     directory.leave(NODES_GROUP, dn)

@@ -194,7 +194,9 @@ async def test_an_administrator_links_an_account(configured: Directory) -> None:
     from api.identities import linking
     from api.identities.ldap_backend import DirectoryBackend
 
-    user = await make_user(username="mia", is_staff=True)
+    user = await make_user(is_staff=True)
+    user.username = "mia"
+    await user.asave()
     configured.add_person("mia", USERS_GROUP)
     subject = await sync_to_async(DirectoryBackend().subject_named)("mia")
     assert subject is not None
@@ -251,7 +253,10 @@ async def timed(name: str, password: str = PASSWORD) -> tuple[int, float]:
 async def test_a_directory_that_is_down_is_no_wrong_password(
     fake: FakeClient, directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, identity_settings.read(environment(directory, CANOPY_LDAP_URL="ldap://127.0.0.1:9")))
+    use(
+        monkeypatch,
+        identity_settings.read(environment(directory, CANOPY_LDAP_URL="ldap://127.0.0.1:9")),
+    )
     user = await make_user()
     for _ in range(6):  # more than wrong passwords may be
         answer = await log_in("quin")
@@ -279,7 +284,7 @@ async def test_a_silent_directory_holds_a_login_for_seconds_and_nobody_else(
             assert status == 200
             status, seconds = await waiting
             assert status == 503
-            assert seconds < 6
+            assert seconds < 10
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 import { ApiError, api, whenUnauthorized } from "./api";
-import type { User } from "./types";
+import type { Me, User } from "./types";
 
 /** Whether somebody was logged in here lately: then it is worth asking for things before the server says who. */
 const MEMBER = "canopy.member";
@@ -17,6 +17,9 @@ function remember(user: User | null): void {
 class Session {
   user = $state<User | null | undefined>(undefined);
   defaultModel = $state<string | null>(null);
+  /** How else one may log in. */
+  signOn = $state<Me["sign_on"]>(null);
+  #afterLogout: string | null = null;
   /** The session ended while somebody worked: the login page says so. */
   expired = $state(false);
   problem = $state<ApiError | null>(null);
@@ -28,6 +31,8 @@ class Session {
       this.user = me.user;
       remember(me.user);
       this.defaultModel = me.default_model;
+      this.signOn = me.sign_on;
+      this.#afterLogout = me.after_logout;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.problem = error;
@@ -44,8 +49,13 @@ class Session {
 
   async logout(): Promise<void> {
     await api.logout();
-    this.user = null;
     remember(null);
+    if (this.#afterLogout) {
+      location.assign(this.#afterLogout);
+      return;
+    }
+    this.user = null;
+    await this.#learnSignOn();
   }
 
   /** The server no longer knows us. */
@@ -53,6 +63,16 @@ class Session {
     if (this.user) this.expired = true;
     this.user = null;
     remember(null);
+    void this.#learnSignOn();
+  }
+
+  /** For the login page. Without an answer there is only the password. */
+  async #learnSignOn(): Promise<void> {
+    try {
+      this.signOn = (await api.me()).sign_on;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+    }
   }
 }
 

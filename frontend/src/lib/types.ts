@@ -5,11 +5,17 @@ export interface User {
   staff: boolean;
   /** False for an account that is reached by login links alone. */
   has_password: boolean;
+  /** A directory or a provider checks who this is. */
+  known_elsewhere: boolean;
 }
 
 export interface Me {
   user: User | null;
   default_model: string | null;
+  /** Another way to log in; `address` includes the base path. */
+  sign_on: { label: string; address: string } | null;
+  /** Where the browser goes after logging out, so that the provider's session ends, too. */
+  after_logout: string | null;
 }
 
 export interface Model {

@@ -31,5 +31,5 @@ export function isConversation(path: string): boolean {
 
 /** Requests after which this browser may belong to somebody else. */
 export function leavesSession(method: string, path: string): boolean {
-  return path === "/login" || (method === "POST" && (path === "/api/logout" || path === "/api/login"));
+  return path === "/login" || path === "/oidc/callback" || (method === "POST" && (path === "/api/logout" || path === "/api/login"));
 }

@@ -59,6 +59,7 @@ export const errors = {
   password_too_similar: "This password is too similar to your name.",
   password_entirely_numeric: "A password needs more than digits.",
   password_exists: "This account has a password already. Change it in the settings.",
+  password_elsewhere: "Your organisation checks who you are: this account has no password here.",
   too_many_keys: "You have {most} keys already. Revoke one first.",
   last_administrator: "You are the only administrator. Give somebody else that role first.",
   too_many_presets: "You have {most} presets already. Remove one first.",

@@ -34,4 +34,9 @@ export const pages = {
   "login.password": "Password",
   "login.busy": "Logging in…",
   "login.help": "No password yet, or forgotten? ./canopy login prints a link that logs you in.",
+  "login.or": "or",
+  "login.signOn": "Log in with {provider}",
+  "login.signOnFailed": "That login did not work. Try again.",
+  "login.notAdmitted": "You are known there, but may not use this service. Ask whoever runs it.",
+  "login.signOnUnavailable": "The other service does not answer. Try again later, or log in with a password.",
 };

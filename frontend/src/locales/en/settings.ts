@@ -29,6 +29,7 @@ export const settings = {
   "settings.profile": "Profile and password",
   "settings.youAre": "You are {name}.",
   "settings.choosePassword": "Choose a name and a password",
+  "settings.knownElsewhere": "Your name and your password are kept by your organisation; change them there.",
   "settings.currentPassword": "Current password",
   "settings.newPassword": "New password",
   "settings.changePassword": "Change password",

@@ -60,6 +60,7 @@ export const errors: ErrorTexts = {
   password_too_similar: "Esa contraseña se parece demasiado a tu nombre.",
   password_entirely_numeric: "Una contraseña necesita algo más que cifras.",
   password_exists: "Esta cuenta ya tiene contraseña. Cámbiala en los ajustes.",
+  password_elsewhere: "Tu organización comprueba quién eres: esta cuenta no tiene contraseña aquí.",
   too_many_keys: "Ya tienes {most} claves. Revoca una primero.",
   last_administrator: "Eres la única persona que administra. Da antes ese papel a otra.",
   too_many_presets: "Ya tienes {most} preajustes. Elimina uno primero.",

@@ -36,4 +36,9 @@ export const pages: Record<keyof typeof english, string> = {
   "login.password": "Contraseña",
   "login.busy": "Entrando…",
   "login.help": "¿Aún sin contraseña o la olvidaste? ./canopy login imprime un enlace para entrar.",
+  "login.or": "o",
+  "login.signOn": "Entrar con {provider}",
+  "login.signOnFailed": "No se pudo entrar. Inténtalo de nuevo.",
+  "login.notAdmitted": "Te conocen allí, pero no puedes usar este servicio. Pregunta a quien lo administra.",
+  "login.signOnUnavailable": "El otro servicio no responde. Inténtalo más tarde o entra con una contraseña.",
 };

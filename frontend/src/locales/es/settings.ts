@@ -31,6 +31,7 @@ export const settings: Record<keyof typeof english, string> = {
   "settings.profile": "Perfil y contraseña",
   "settings.youAre": "Eres {name}.",
   "settings.choosePassword": "Elige un nombre y una contraseña",
+  "settings.knownElsewhere": "Tu organización guarda tu nombre y tu contraseña; cámbialos allí.",
   "settings.currentPassword": "Contraseña actual",
   "settings.newPassword": "Contraseña nueva",
   "settings.changePassword": "Cambiar contraseña",

@@ -60,6 +60,7 @@ export const errors: ErrorTexts = {
   password_too_similar: "此密码与您的名称过于相似。",
   password_entirely_numeric: "密码不能只包含数字。",
   password_exists: "此账户已有密码，请在设置中修改。",
+  password_elsewhere: "您的身份由组织验证：此账户在这里没有密码。",
   too_many_keys: "您已有 {most} 个密钥，请先撤销一个。",
   last_administrator: "您是唯一的管理员，请先将该角色授予他人。",
   too_many_presets: "您已有 {most} 个预设，请先删除一个。",

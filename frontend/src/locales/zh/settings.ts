@@ -31,6 +31,7 @@ export const settings: Record<keyof typeof english, string> = {
   "settings.profile": "个人资料与密码",
   "settings.youAre": "你是 {name}。",
   "settings.choosePassword": "选择名称和密码",
+  "settings.knownElsewhere": "您的名称和密码由您的组织管理，请在那里修改。",
   "settings.currentPassword": "当前密码",
   "settings.newPassword": "新密码",
   "settings.changePassword": "更改密码",
