@@ -6,6 +6,7 @@ directory needs membership of a group, gets no tags, and has the rights of a nod
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -55,6 +56,12 @@ def read(environ: Mapping[str, str]) -> NodeDirectory | None:
         )
     if scheme == "ldaps" and start_tls:
         raise SettingError(f"CANOPY_NODE_LDAP_START_TLS is for ldap://; {_URL} has ldaps://.")
+    if (scheme == "ldaps" or start_tls) and any(map(_is_address, servers)):
+        raise SettingError(
+            f"{_URL} must name the directory as its certificate does, not by its address."
+        )
+    if start_tls and len(servers) > 1:
+        raise SettingError(f"{_URL} may have several servers with ldaps://, not with StartTLS.")
     [port] = ports
     return NodeDirectory(
         servers=servers,
@@ -73,7 +80,6 @@ def read(environ: Mapping[str, str]) -> NodeDirectory | None:
 def advanced_config(directory: NodeDirectory) -> str:
     """The plugin's part of RabbitMQ's advanced.config: Erlang terms."""
     servers = ", ".join(_string(server) for server in directory.servers)
-    first = directory.servers[0]
     terms = [
         f"{{servers, [{servers}]}}",
         f"{{port, {directory.port}}}",
@@ -88,7 +94,7 @@ def advanced_config(directory: NodeDirectory) -> str:
         "{log, false}",
     ]
     if directory.tls or directory.start_tls:
-        terms.insert(5, f"{{ssl_options, {_tls_options(directory.ca, first)}}}")
+        terms.insert(5, f"{{ssl_options, {_tls_options(directory)}}}")
     inner = ",\n   ".join(terms)
     return f"[{{{PLUGIN},\n  [{inner}]}}].\n"
 
@@ -111,15 +117,11 @@ def _may_use() -> str:
     return "{for, [" + ",\n      ".join(clauses) + "]}"
 
 
-def _tls_options(ca: str, server: str) -> str:
-    """Verifies the certificate and that it is for `server`, also after StartTLS."""
-    name = _string(server)
-    options = [
-        f"{{cacertfile, {_string(ca)}}}",
-        "{verify, verify_peer}",
-        f"{{server_name_indication, {name}}}",
-        "{depth, 4}",
-    ]
+def _tls_options(directory: NodeDirectory) -> str:
+    """Verifies the certificate, and that it is for the server; StartTLS does not know its name."""
+    options = [f"{{cacertfile, {_string(directory.ca)}}}", "{verify, verify_peer}", "{depth, 4}"]
+    if directory.start_tls:
+        options.append(f"{{server_name_indication, {_string(directory.servers[0])}}}")
     return f"[{', '.join(options)}]"
 
 
@@ -169,6 +171,14 @@ def _parse(addresses: list[str]) -> tuple[set[str], tuple[str, ...], set[int]]:
 
 def _bad_url(address: str) -> SettingError:
     return SettingError(f"{_URL} must be like ldaps://ldap.example.org, not {address[:100]!r}.")
+
+
+def _is_address(server: str) -> bool:
+    try:
+        ip_address(server)
+    except ValueError:
+        return False
+    return True
 
 
 def _yes_or_no(environ: Mapping[str, str], name: str) -> bool | None:

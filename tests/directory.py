@@ -152,8 +152,11 @@ class Directory:
 
 
 @contextmanager
-def private_directory(folder: Path) -> Iterator[Directory]:
-    """A directory without people, nodes and groups; its server ends with the context."""
+def private_directory(folder: Path, name: str = "localhost") -> Iterator[Directory]:
+    """A directory without people, nodes and groups; its server ends with the context.
+
+    `name`: for which its certificate is.
+    """
     program = openldap_server()
     if program is None:
         pytest.fail("the tests need OpenLDAP's server: apt-get install slapd")
@@ -164,7 +167,7 @@ def private_directory(folder: Path) -> Iterator[Directory]:
     settings.write_text(_SETTINGS.format(**names, password=PASSWORD))
     content = folder / "content.ldif"
     content.write_text(_CONTENT.format(**names, password=PASSWORD))
-    make_certificates(folder)
+    make_certificates(folder, name)
     _run(program, "-T", "add", "-f", str(settings), "-l", str(content))
     addresses = f"ldap://127.0.0.1:{directory.port} ldaps://127.0.0.1:{directory.tls_port}"
     words = [str(program), "-f", str(settings), "-h", addresses, "-d", "stats"]
@@ -177,16 +180,16 @@ def private_directory(folder: Path) -> Iterator[Directory]:
         stop(server)
 
 
-def make_certificates(folder: Path) -> None:
-    """An authority (`ca.pem`), and what it has signed for `localhost`."""
+def make_certificates(folder: Path, name: str) -> None:
+    """An authority (`ca.pem`), and what it has signed for `name`."""
     new = ["req", "-newkey", "rsa:2048", "-nodes"]
     ca, key = str(folder / "ca.pem"), str(folder / "ca-key.pem")
     _openssl(*new, "-x509", "-days", "2", "-subj", "/CN=Tests", "-keyout", key, "-out", ca)
     request = str(folder / "request.pem")
     mine = ["-keyout", str(folder / "key.pem"), "-out", request]
-    _openssl(*new, "-subj", "/CN=localhost", *mine)
+    _openssl(*new, "-subj", f"/CN={name}", *mine)
     names = folder / "names"
-    names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    names.write_text(f"subjectAltName=DNS:{name},IP:127.0.0.1\n")
     words = ["-in", request, "-CA", ca, "-CAkey", key, "-CAcreateserial", "-days", "2"]
     words += ["-extfile", str(names), "-out", str(folder / "certificate.pem")]
     _openssl("x509", "-req", *words)

@@ -53,7 +53,7 @@ def locked_until(failures: Failures, most: int) -> datetime | None:
 
 
 def counted_name(request: Any, credentials: dict[str, Any] | None) -> str:
-    """The name by which wrong passwords count: a directory ignores case, so guesses may not vary."""
+    """The name by which wrong passwords count: a directory ignores case, so guesses cannot vary."""
     name = str((credentials or {}).get("username") or "")
     return unicodedata.normalize("NFKC", name).casefold()[:255]
 

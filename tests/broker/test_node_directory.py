@@ -26,7 +26,7 @@ GPU1 = f"cn=gpu1,ou=nodes,{BASE}"
 def environment(directory: Directory, **changes: str) -> dict[str, str]:
     """Over TLS, as an operator sets it."""
     return {
-        "CANOPY_NODE_LDAP_URL": directory.tls_url,
+        "CANOPY_NODE_LDAP_URL": f"ldaps://localhost:{directory.tls_port}",
         "CANOPY_NODE_LDAP_CA": str(directory.ca),
         "CANOPY_NODE_LDAP_DN": f"cn=${{username}},ou=nodes,{BASE}",
         "CANOPY_NODE_LDAP_GROUP": NODES_GROUP,
@@ -197,7 +197,7 @@ def test_starttls_with_an_account_that_reads_the_group(tmp_path: Path) -> None:
         secret.write_text(f"{PASSWORD}\n")
         wanted = settings(
             directory,
-            CANOPY_NODE_LDAP_URL=directory.url,
+            CANOPY_NODE_LDAP_URL=f"ldap://localhost:{directory.port}",
             CANOPY_NODE_LDAP_START_TLS="yes",
             CANOPY_NODE_LDAP_BIND_DN=f"cn=reader,{BASE}",
             CANOPY_NODE_LDAP_BIND_PASSWORD_FILE=str(secret),
@@ -206,6 +206,20 @@ def test_starttls_with_an_account_that_reads_the_group(tmp_path: Path) -> None:
             connect(server, "gpu1").close()
             assert refused(server, "gpu1", "wrong")
         assert "STARTTLS" in directory.log.read_text()
+
+
+@pytest.mark.parametrize("start_tls", [False, True])
+def test_a_certificate_for_another_name_is_refused(tmp_path: Path, start_tls: bool) -> None:
+    with private_directory(tmp_path / "directory", "other.example.org") as directory:
+        directory.add_node("gpu1", NODES_GROUP)
+        changes = {}
+        if start_tls:
+            changes["CANOPY_NODE_LDAP_URL"] = f"ldap://localhost:{directory.port}"
+            changes["CANOPY_NODE_LDAP_START_TLS"] = "yes"
+        wanted = settings(directory, **changes)
+        with private_server(tmp_path / "canopy", wanted) as server:
+            assert refused(server, "gpu1")
+        assert 'BIND dn="cn=gpu1' not in directory.log.read_text()  # no password was sent
 
 
 def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
