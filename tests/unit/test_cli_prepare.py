@@ -257,3 +257,27 @@ def test_the_doctor_tells_the_gpus_and_does_without(
         doctor.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if " GPU: " in line]
     assert lines == ["ok   GPU: 2", "note GPU: none -> models are computed on the CPU"]
+
+
+@pytest.mark.parametrize("command", ["up", "user"])
+def test_a_directory_needs_packages_that_others_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    make_environment(tmp_path, monkeypatch)
+    (tmp_path / "requirements-ldap.txt").write_text("python-ldap==3\n")
+    stamps.record("requirements.txt")
+    wanted: list[tuple[list[str], list[str]]] = []
+    monkeypatch.setattr(
+        launch, "_install", lambda packages, files: wanted.append((packages, files))
+    )
+    monkeypatch.delenv("CANOPY_LDAP_URL", raising=False)
+    launch.prepare("user")
+    assert wanted == []
+    monkeypatch.setenv("CANOPY_LDAP_URL", "ldaps://ldap.example.org")
+    launch.prepare(command)
+    [(packages, files)] = wanted
+    assert files == ["requirements.txt", "requirements-ldap.txt"]
+    assert {"gcc", "libldap2-dev", "libsasl2-dev"} <= set(packages)
+    stamps.record("requirements-ldap.txt")
+    launch.prepare("user")
+    assert len(wanted) == 1
