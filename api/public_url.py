@@ -18,6 +18,7 @@ OWN_SEGMENTS = frozenset(
         "healthz",
         "login",
         "metrics",
+        "oidc",
         "readyz",
         "rerank",
         "s",

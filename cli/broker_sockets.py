@@ -20,7 +20,7 @@ _IPPROTO_TCP, _TCP_KEEPIDLE, _TCP_KEEPINTVL, _TCP_USER_TIMEOUT = 6, 4, 5, 18
 
 
 def settings(certificate: Path | None = None, key: Path | None = None) -> str:
-    """RabbitMQ's part of `advanced.config`. A list in it replaces that of rabbitmq.conf as a whole."""
+    """RabbitMQ's part of `advanced.config`. A list in it replaces all of rabbitmq.conf's."""
     parts = [f"{{tcp_listen_options, [{', '.join(_listen_options())}]}}"]
     if certificate is not None and key is not None:
         parts.append(f"{{ssl_options, [{', '.join(_tls_options(certificate, key))}]}}")

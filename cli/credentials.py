@@ -34,11 +34,6 @@ _RIGHTS = {
 }
 
 
-def node_rights() -> tuple[str, str, str]:
-    """What a node may configure, write and read: patterns of names, as RabbitMQ takes them."""
-    return _RIGHTS["node"]
-
-
 def load_or_create(file: Path) -> dict[str, str]:
     """The password of every user, and the Erlang cookie as `cookie`; generated on first use."""
     stored = read_object(file)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from cli import credentials
 from cli.errors import SettingError
+from topology.prefix import Prefix
 
 PLUGIN = "rabbitmq_auth_backend_ldap"
 BACKENDS = "auth_backends.1 = internal\nauth_backends.2 = ldap\n"
@@ -77,7 +78,7 @@ def read(environ: Mapping[str, str]) -> NodeDirectory | None:
     )
 
 
-def advanced_config(directory: NodeDirectory) -> str:
+def settings(directory: NodeDirectory, prefix: Prefix) -> str:
     """The plugin's part of RabbitMQ's advanced.config: Erlang terms."""
     servers = ", ".join(_string(server) for server in directory.servers)
     terms = [
@@ -89,14 +90,14 @@ def advanced_config(directory: NodeDirectory) -> str:
         f"{{user_dn_pattern, {_string(directory.user_dn)}}}",
         f"{{other_bind, {_other_bind(directory)}}}",
         f"{{vhost_access_query, {_may_enter(directory)}}}",
-        f"{{resource_access_query, {_may_use()}}}",
+        f"{{resource_access_query, {_may_use(prefix)}}}",
         "{tag_queries, []}",
         "{log, false}",
     ]
     if directory.tls or directory.start_tls:
         terms.insert(5, f"{{ssl_options, {_tls_options(directory)}}}")
     inner = ",\n   ".join(terms)
-    return f"[{{{PLUGIN},\n  [{inner}]}}].\n"
+    return f"{{{PLUGIN},\n  [{inner}]}}"
 
 
 def _may_enter(directory: NodeDirectory) -> str:
@@ -110,10 +111,10 @@ def _may_enter(directory: NodeDirectory) -> str:
     return _all(clauses)
 
 
-def _may_use() -> str:
+def _may_use(prefix: Prefix) -> str:
     """The rights of the broker's own `node`, by kind of access."""
-    kinds = zip(("configure", "write", "read"), credentials.node_rights(), strict=True)
-    clauses = [f"{{permission, {kind}, {_match('${name}', right)}}}" for kind, right in kinds]
+    rights = credentials.rights("node", prefix)
+    clauses = [f"{{permission, {kind}, {_match('${name}', rights[kind])}}}" for kind in rights]
     return "{for, [" + ",\n      ".join(clauses) + "]}"
 
 
@@ -141,8 +142,13 @@ def _all(clauses: list[str]) -> str:
 
 
 def _string(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    """An Erlang string of the text's UTF-8 bytes, which is what travels to the directory."""
+    parts = []
+    for byte in text.encode():
+        letter = chr(byte)
+        plain = letter.isascii() and letter.isprintable() and letter not in '"\\'
+        parts.append(letter if plain else f"\\x{{{byte:x}}}")
+    return f'"{"".join(parts)}"'
 
 
 def _boolean(value: bool) -> str:

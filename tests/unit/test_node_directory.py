@@ -8,6 +8,7 @@ from cli import node_directory
 from cli.errors import SettingError
 from cli.home import Home
 from cli.rabbitmq import PrivateBroker
+from topology.prefix import Prefix
 
 GOOD = {
     "CANOPY_NODE_LDAP_URL": "ldaps://ldap.example.org",
@@ -45,7 +46,7 @@ def test_without_an_address_there_is_none() -> None:
 
 def test_texts_cannot_leave_their_place_in_the_configuration(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    secret.write_text('a"},{x,\\')
+    secret.write_text('a"},{x,\\ä')
     directory = node_directory.read(
         {
             **GOOD,
@@ -54,8 +55,8 @@ def test_texts_cannot_leave_their_place_in_the_configuration(tmp_path: Path) -> 
         }
     )
     assert directory is not None
-    written = node_directory.advanced_config(directory)
-    assert r'{"cn=\"quoted\"", "a\"},{x,\\"}' in written
+    written = node_directory.settings(directory, Prefix())
+    assert r'{"cn=\x{22}quoted\x{22}", "a\x{22}},{x,\x{5c}\x{c3}\x{a4}"}' in written
 
 
 def test_the_configuration_goes_when_the_setting_goes(tmp_path: Path) -> None:
@@ -67,4 +68,4 @@ def test_the_configuration_goes_when_the_setting_goes(tmp_path: Path) -> None:
     PrivateBroker(home).prepare()
     assert node_directory.PLUGIN not in (home.broker / "enabled_plugins").read_text()
     assert "ldap" not in settings.read_text()
-    assert not (home.broker / "advanced.config").exists()
+    assert "ldap" not in (home.broker / "advanced.config").read_text()
