@@ -78,9 +78,10 @@ def enable(name: str, as_json: bool) -> None:
 @click.option("--oidc", metavar="SUBJECT", help="The person's `sub` at the OpenID provider.")
 @options.as_json
 def link(name: str, ldap: str | None, oidc: str | None, as_json: bool) -> None:
-    """Let a directory or a provider check who somebody is, from now on it alone.
+    """Let a directory or a provider check who somebody is.
 
-    An account is never linked by its name: this is how one that exists becomes a directory's.
+    Their password here is void from then on. An account is never linked by its name: this is how
+    one that exists becomes a directory's.
     """
     words = ["link", name]
     if ldap:
@@ -94,7 +95,10 @@ def link(name: str, ldap: str | None, oidc: str | None, as_json: bool) -> None:
 @_name
 @options.as_json
 def unlink(name: str, as_json: bool) -> None:
-    """End somebody's links to a directory or a provider; the account gets a password anew."""
+    """End somebody's links to a directory or a provider.
+
+    The account has no password then: ./canopy user password gives it one.
+    """
     _become(["unlink", name], as_json)
 
 

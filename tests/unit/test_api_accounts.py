@@ -196,7 +196,12 @@ async def test_a_revocation_takes_at_most_a_second(
 
 async def test_login_and_logout(web: httpx.AsyncClient, user: User) -> None:
     me = await web.get("/api/me")
-    assert me.json() == {"user": None, "default_model": "tiny"}
+    assert me.json() == {
+        "user": None,
+        "default_model": "tiny",
+        "sign_on": None,
+        "after_logout": None,
+    }
     await refresh_csrf(web)
     wrong = await web.post("/api/login", json={"username": user.username, "password": "wrong"})
     assert (wrong.status_code, wrong.json()["error"]["field"]) == (400, "password")
@@ -204,7 +209,12 @@ async def test_login_and_logout(web: httpx.AsyncClient, user: User) -> None:
     assert (missing.status_code, missing.json()["error"]["field"]) == (400, "password")
     await log_in(web, user)
     me = (await web.get("/api/me")).json()
-    assert me["user"] == {"name": user.username, "staff": False, "has_password": True}
+    assert me["user"] == {
+        "name": user.username,
+        "staff": False,
+        "has_password": True,
+        "known_elsewhere": False,
+    }
     assert (await web.post("/api/logout")).status_code == 204
     assert (await web.get("/api/me")).json()["user"] is None
 

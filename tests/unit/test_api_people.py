@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib.sessions.models import Session
 
 from api.accounts import commands, key_cache, people, revocation
 from api.accounts.models import Login, User
+from api.identities import settings as identity_settings
 from api.operate.audit.models import AuditEntry
 from tests.unit.api_site import FakeClient, beginning, log_in, make_user, until
 
@@ -46,6 +49,7 @@ async def test_create_prints_a_link_that_logs_in(
         "role": "staff",
         "active": True,
         "has_password": False,
+        "identities": [],
         "keys": 0,
         "last_login": None,
     }
@@ -161,3 +165,27 @@ async def test_an_endless_stream_ends_when_its_reader_changes(
             async with asyncio.timeout(3 * revocation.CHECK_SECONDS):
                 async for _ in lines:
                     pass
+
+
+async def test_an_identity_is_linked_and_unlinked(
+    capsys: pytest.CaptureFixture[str], user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = user.username
+    assert await command("link", name) == 1
+    assert "--ldap ENTRY" in capsys.readouterr().err
+    assert await command("link", name, "--oidc", "subject") == 1
+    assert "CANOPY_OIDC_ISSUER" in capsys.readouterr().err
+    assert await command("link", name, "--ldap", name) == 1
+    assert "CANOPY_LDAP_URL" in capsys.readouterr().err
+    wanted = identity_settings.read(
+        {"CANOPY_OIDC_ISSUER": "https://id.example.org", "CANOPY_OIDC_CLIENT_ID": "canopy"}
+    )
+    monkeypatch.setattr(settings, "ENV", dataclasses.replace(settings.ENV, identities=wanted))
+    linked = await account(capsys, "link", name, "--oidc", f"subject of {name}")
+    assert linked["identities"] == ["https://id.example.org"]
+    assert linked["has_password"] is False
+    other = await make_user()
+    assert await command("link", other.username, "--oidc", f"subject of {name}") == 1
+    assert f"is '{name}' already" in capsys.readouterr().err
+    assert (await account(capsys, "unlink", name))["identities"] == []
+    assert await command("unlink", name) == 1

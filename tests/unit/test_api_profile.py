@@ -42,7 +42,12 @@ async def test_an_account_without_a_password_gets_name_and_password_once(
     assert (await web.get("/api/me")).json()["user"]["has_password"] is False
     start = {"name": "Ada", "password": GOOD}
     answer = await web.post("/api/account/start", json=start)
-    assert answer.json() == {"name": "Ada", "staff": False, "has_password": True}
+    assert answer.json() == {
+        "name": "Ada",
+        "staff": False,
+        "has_password": True,
+        "known_elsewhere": False,
+    }
     await refresh_csrf(web)
     assert (await web.get("/api/conversations")).status_code == 200, "the session goes on"
     assert (await web.post("/api/account/start", json=start)).status_code == 409
