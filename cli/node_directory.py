@@ -1,7 +1,8 @@
 """Nodes whose passwords an LDAP directory checks: what RabbitMQ's own plugin is configured with.
 
 The broker asks its own users first (`api`, `admin`, `node`), then the directory. Who logs in by the
-directory needs membership of a group, gets no tags, and has the rights of a node.
+directory needs membership of a group, gets no tags, and has the rights of a node that joins by a
+token (broker/joined_users.py).
 """
 
 import re
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from cli import credentials
+from broker import joined_users
 from cli.errors import SettingError
+from topology import names
 from topology.prefix import Prefix
 
 PLUGIN = "rabbitmq_auth_backend_ldap"
@@ -22,8 +24,7 @@ _TIMEOUT = 5000  # milliseconds; without one, a directory that is down holds a l
 _PORTS = {"ldap": 389, "ldaps": 636}
 _SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# A name that could be read as a pattern, or as several parts of a DN, has no rights.
-_NAME = "^[A-Za-z0-9][A-Za-z0-9_-]*$"
+_ANY_NODE, _ANY_MODEL = "anynode", "any model"  # stand for others in patterns that are made here
 
 
 class NodeDirectory(NamedTuple):
@@ -89,8 +90,9 @@ def settings(directory: NodeDirectory, prefix: Prefix) -> str:
         f"{{use_starttls, {_boolean(directory.start_tls)}}}",
         f"{{user_dn_pattern, {_string(directory.user_dn)}}}",
         f"{{other_bind, {_other_bind(directory)}}}",
-        f"{{vhost_access_query, {_may_enter(directory)}}}",
+        f"{{vhost_access_query, {_may_enter(directory, prefix)}}}",
         f"{{resource_access_query, {_may_use(prefix)}}}",
+        f"{{topic_access_query, {_may_send(prefix)}}}",
         "{tag_queries, []}",
         "{log, false}",
     ]
@@ -100,21 +102,57 @@ def settings(directory: NodeDirectory, prefix: Prefix) -> str:
     return f"{{{PLUGIN},\n  [{inner}]}}"
 
 
-def _may_enter(directory: NodeDirectory) -> str:
-    """A member of the group, under a name that no user of the broker's own has."""
-    own = f"^({'|'.join(credentials.USERS)})$"
+def _may_enter(directory: NodeDirectory, prefix: Prefix) -> str:
+    """A member of the group, under the name of a joined node's user, which no other user has."""
     clauses = [
-        _match("${username}", _NAME),
-        f"{{'not', {_match('${username}', own)}}}",
+        _match("${username}", f"^{_user(prefix)}$"),
         f"{{in_group, {_string(directory.group)}, {_string(directory.member)}}}",
     ]
     return _all(clauses)
 
 
 def _may_use(prefix: Prefix) -> str:
-    """The rights of the broker's own `node`, by kind of access."""
-    rights = credentials.rights("node", prefix)
-    clauses = [f"{{permission, {kind}, {_match('${name}', rights[kind])}}}" for kind in rights]
+    """The rights of a joined node's user, by kind of access."""
+    rights = joined_users.rights(_ANY_NODE, prefix)
+    kinds = {"configure": rights.configure, "write": rights.write, "read": rights.read}
+    clauses = []
+    for kind, pattern in kinds.items():
+        query = _match("${username} ${name}", f"^{_user(prefix)} {_of_that_node(pattern)}$")
+        clauses.append(f"{{permission, {kind}, {query}}}")
+    return _by_kind(clauses)
+
+
+def _may_send(prefix: Prefix) -> str:
+    """The same for keys on topic exchanges. The directory does not know a node's model."""
+    keys = {
+        names.EVENTS_EXCHANGE: joined_users.event_keys(_ANY_NODE),
+        names.JOINED_EXCHANGE: joined_users.joined_keys(_ANY_MODEL).replace(
+            names.tree_digest(_ANY_MODEL), f"[0-9a-f]{{{names.TREE_LETTERS}}}"
+        ),
+    }
+    either = []
+    for exchange, pattern in keys.items():
+        either.append(f"{re.escape(prefix.outside(exchange))} {_of_that_node(pattern)}")
+    subject = "${username} ${name} ${routing_key}"
+    write = _match(subject, f"^{_user(prefix)} ({'|'.join(either)})$")
+    return _by_kind([f"{{permission, write, {write}}}", "{permission, read, {constant, false}}"])
+
+
+def _user(prefix: Prefix) -> str:
+    """A pattern of joined nodes' users, whose first group is the node's name."""
+    begins = prefix.outside(names.joined_user(""))
+    return f"{re.escape(begins)}({names.NODE_NAME})"
+
+
+def _of_that_node(pattern: str) -> str:
+    """A whole pattern as part of another one, with the name that the first group has found.
+
+    The name is in the text that is matched, never in the pattern, whatever letters it has.
+    """
+    return pattern.removeprefix("^").removesuffix("$").replace(_ANY_NODE, r"\1")
+
+
+def _by_kind(clauses: list[str]) -> str:
     return "{for, [" + ",\n      ".join(clauses) + "]}"
 
 

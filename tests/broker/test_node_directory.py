@@ -16,11 +16,13 @@ from pika.exceptions import (
 from cli import node_directory
 from cli.node_directory import NodeDirectory
 from cli.rabbitmq import Broker
+from tests.broker.test_rights import REFUSED as WITH_A_TOKEN
 from tests.directory import BASE, NODES_GROUP, PASSWORD, Directory, private_directory
 from tests.realbroker import Server, echo_node, private_server, root
 from topology import names
 
-GPU1 = f"cn=gpu1,ou=nodes,{BASE}"
+# The directory does not say which model a node serves.
+REFUSED = {what: attack for what, attack in WITH_A_TOKEN.items() if "another model" not in what}
 
 
 def environment(directory: Directory, **changes: str) -> dict[str, str]:
@@ -43,9 +45,10 @@ def settings(directory: Directory, **changes: str) -> NodeDirectory:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Directory]:
     with private_directory(tmp_path_factory.mktemp("directory")) as running:
-        running.add_node("gpu1", NODES_GROUP)
-        running.add_node("gpu2")
-        for name in ("api", "admin", "any.*"):
+        for name in ("gpu1", "room2", "any.*"):
+            running.add_node(names.joined_user(name), NODES_GROUP)
+        running.add_node(names.joined_user("gpu2"))
+        for name in ("api", "admin", "gpu9"):
             running.add_node(name, NODES_GROUP)
         yield running
 
@@ -58,8 +61,10 @@ def server(directory: Directory, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def url_of(server: Server, name: str, password: str = PASSWORD) -> str:
+    """The address for the node of that name."""
     address = urllib.parse.urlsplit(server.address.amqp["node"])
-    login = f"{urllib.parse.quote(name, safe='')}:{urllib.parse.quote(password, safe='')}"
+    user = names.joined_user(name)
+    login = f"{urllib.parse.quote(user, safe='')}:{urllib.parse.quote(password, safe='')}"
     return f"amqp://{login}@{address.hostname}:{address.port}/%2F"
 
 
@@ -99,17 +104,18 @@ def test_a_node_outside_the_group_is_refused(server: Server) -> None:
 
 
 def test_leaving_the_group_ends_the_right_to_connect(server: Server, directory: Directory) -> None:
-    dn = directory.add_node("gpu3", NODES_GROUP)
+    dn = directory.add_node(names.joined_user("gpu3"), NODES_GROUP)
     connect(server, "gpu3").close()
     directory.leave(NODES_GROUP, dn)
     assert refused(server, "gpu3")
 
 
-@pytest.mark.parametrize("name", ["api", "admin"])
-def test_nobody_in_the_directory_can_be_a_user_of_the_brokers_own(
-    server: Server, name: str
-) -> None:
-    assert refused(server, name)
+@pytest.mark.parametrize("name", ["api", "admin", "gpu9"])
+def test_nobody_in_the_directory_can_be_anything_but_a_node(server: Server, name: str) -> None:
+    url = url_of(server, "").replace(urllib.parse.quote(names.joined_user("")), name)
+    assert f"//{name}:" in url
+    with pytest.raises((ProbableAuthenticationError, ProbableAccessDeniedError)):
+        pika.BlockingConnection(pika.URLParameters(url))
 
 
 def test_the_brokers_own_users_need_no_directory(server: Server) -> None:
@@ -122,41 +128,28 @@ def test_a_name_that_is_a_pattern_or_a_part_of_a_dn_is_refused(server: Server, n
     assert refused(server, name)
 
 
-def forbidden(server: Server, act: str) -> bool:
-    """Whether the broker refuses a node of the directory this."""
-    connection = connect(server, "gpu1")
-    try:
-        channel = connection.channel()
-        match act:
-            case "declare a reply queue":
-                channel.queue_declare(names.reply("api-1"))
-            case "declare a queue of others":
-                channel.queue_declare("orders")
-            case "read dead letters":
-                channel.basic_get("canopy.dead")
-            case "delete a queue of others":
-                channel.queue_delete("canopy.watch.api-1")
-    except ChannelClosedByBroker as error:
-        return error.reply_code == 403
-    finally:
-        if connection.is_open:
-            connection.close()
-    return False
+@pytest.fixture(scope="module")
+def room2(server: Server) -> Iterator[pika.BlockingConnection]:
+    """The tree root -> n1, room2, and a connection with room2's password."""
+    with (
+        root(server.address),
+        echo_node(server.address, "n1", "root"),
+        echo_node(broker_as(server, "room2"), "room2", "root"),
+    ):
+        connection = connect(server, "room2")
+        yield connection
+        connection.close()
 
 
-@pytest.mark.parametrize(
-    "act",
-    [
-        "declare a reply queue",
-        "declare a queue of others",
-        "read dead letters",
-        "delete a queue of others",
-    ],
-)
-def test_a_node_of_the_directory_has_no_more_rights_than_one_of_the_brokers_own(
-    server: Server, act: str
+@pytest.mark.parametrize("attack", REFUSED)
+def test_it_has_the_rights_of_a_node_with_a_token(
+    room2: pika.BlockingConnection, attack: str
 ) -> None:
-    assert forbidden(server, act)
+    channel = room2.channel()
+    channel.confirm_delivery()
+    with pytest.raises(ChannelClosedByBroker) as refusal:
+        REFUSED[attack](channel)
+    assert refusal.value.reply_code == (406 if attack == "another's name" else 403)
 
 
 def test_it_may_not_use_the_management_api(server: Server) -> None:
@@ -164,7 +157,7 @@ def test_it_may_not_use_the_management_api(server: Server) -> None:
 
     admin = urllib.parse.urlsplit(server.address.management["admin"])
     address = f"http://{admin.hostname}:{admin.port}/api/overview"
-    answer = httpx.get(address, auth=("gpu1", PASSWORD))
+    answer = httpx.get(address, auth=(names.joined_user("gpu1"), PASSWORD))
     assert answer.status_code == 401
 
 
@@ -192,7 +185,7 @@ def test_a_directory_that_is_down_refuses_its_nodes_within_seconds_and_nobody_el
 
 def test_starttls_with_an_account_that_reads_the_group(tmp_path: Path) -> None:
     with private_directory(tmp_path / "directory") as directory:
-        directory.add_node("gpu1", NODES_GROUP)
+        directory.add_node(names.joined_user("gpu1"), NODES_GROUP)
         secret = tmp_path / "password"
         secret.write_text(f"{PASSWORD}\n")
         wanted = settings(
@@ -211,7 +204,7 @@ def test_starttls_with_an_account_that_reads_the_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start_tls", [False, True])
 def test_a_certificate_for_another_name_is_refused(tmp_path: Path, start_tls: bool) -> None:
     with private_directory(tmp_path / "directory", "other.example.org") as directory:
-        directory.add_node("gpu1", NODES_GROUP)
+        directory.add_node(names.joined_user("gpu1"), NODES_GROUP)
         changes = {}
         if start_tls:
             changes["CANOPY_NODE_LDAP_URL"] = f"ldap://localhost:{directory.port}"
@@ -219,7 +212,9 @@ def test_a_certificate_for_another_name_is_refused(tmp_path: Path, start_tls: bo
         wanted = settings(directory, **changes)
         with private_server(tmp_path / "canopy", wanted) as server:
             assert refused(server, "gpu1")
-        assert 'BIND dn="cn=gpu1' not in directory.log.read_text()  # no password was sent
+        assert (
+            'BIND dn="cn=canopy.node.gpu1' not in directory.log.read_text()
+        )  # no password was sent
 
 
 def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -227,7 +222,7 @@ def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
         private_directory(tmp_path / "directory") as directory,
         private_directory(tmp_path / "other") as other,
     ):
-        directory.add_node("gpu1", NODES_GROUP)
+        directory.add_node(names.joined_user("gpu1"), NODES_GROUP)
         wanted = settings(directory, CANOPY_NODE_LDAP_CA=str(other.ca))
         with private_server(tmp_path / "canopy", wanted) as server, pytest.raises(AMQPError):
             connect(server, "gpu1")

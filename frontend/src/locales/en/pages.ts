@@ -37,6 +37,6 @@ export const pages = {
   "login.or": "or",
   "login.signOn": "Log in with {provider}",
   "login.signOnFailed": "That login did not work. Try again.",
-  "login.notAdmitted": "You are known there, but may not use this service. Ask whoever runs it.",
+  "login.notAdmitted": "Your login worked, but you may not use this service. Ask whoever runs it.",
   "login.signOnUnavailable": "The other service does not answer. Try again later, or log in with a password.",
 };

@@ -39,6 +39,6 @@ export const pages: Record<keyof typeof english, string> = {
   "login.or": "o",
   "login.signOn": "Entrar con {provider}",
   "login.signOnFailed": "No se pudo entrar. Inténtalo de nuevo.",
-  "login.notAdmitted": "Te conocen allí, pero no puedes usar este servicio. Pregunta a quien lo administra.",
+  "login.notAdmitted": "Tu identidad es válida, pero no puedes usar este servicio. Pregunta a quien lo administra.",
   "login.signOnUnavailable": "El otro servicio no responde. Inténtalo más tarde o entra con una contraseña.",
 };

@@ -39,6 +39,6 @@ export const pages: Record<keyof typeof english, string> = {
   "login.or": "或",
   "login.signOn": "使用 {provider} 登录",
   "login.signOnFailed": "登录未成功，请重试。",
-  "login.notAdmitted": "对方认识您，但您无权使用此服务。请联系管理员。",
+  "login.notAdmitted": "您的身份有效，但您无权使用此服务。请联系管理员。",
   "login.signOnUnavailable": "对方服务没有响应。请稍后再试，或使用密码登录。",
 };
