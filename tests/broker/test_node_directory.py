@@ -56,7 +56,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Directory]:
 @pytest.fixture(scope="module")
 def server(directory: Directory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("canopy")
-    with private_server(home, settings(directory)) as running:
+    with private_server(home, directory=settings(directory)) as running:
         yield running
 
 
@@ -177,7 +177,7 @@ def test_a_directory_that_is_down_refuses_its_nodes_within_seconds_and_nobody_el
 ) -> None:
     with private_directory(tmp_path / "directory") as gone:
         wanted = settings(gone)
-    with private_server(tmp_path / "canopy", wanted) as server:
+    with private_server(tmp_path / "canopy", directory=wanted) as server:
         pika.BlockingConnection(pika.URLParameters(server.address.amqp["node"])).close()
         with pytest.raises(AMQPError):
             connect(server, "gpu1")
@@ -195,7 +195,7 @@ def test_starttls_with_an_account_that_reads_the_group(tmp_path: Path) -> None:
             CANOPY_NODE_LDAP_BIND_DN=f"cn=reader,{BASE}",
             CANOPY_NODE_LDAP_BIND_PASSWORD_FILE=str(secret),
         )
-        with private_server(tmp_path / "canopy", wanted) as server:
+        with private_server(tmp_path / "canopy", directory=wanted) as server:
             connect(server, "gpu1").close()
             assert refused(server, "gpu1", "wrong")
         assert "STARTTLS" in directory.log.read_text()
@@ -210,7 +210,7 @@ def test_a_certificate_for_another_name_is_refused(tmp_path: Path, start_tls: bo
             changes["CANOPY_NODE_LDAP_URL"] = f"ldap://localhost:{directory.port}"
             changes["CANOPY_NODE_LDAP_START_TLS"] = "yes"
         wanted = settings(directory, **changes)
-        with private_server(tmp_path / "canopy", wanted) as server:
+        with private_server(tmp_path / "canopy", directory=wanted) as server:
             assert refused(server, "gpu1")
         assert (
             'BIND dn="cn=canopy.node.gpu1' not in directory.log.read_text()
@@ -224,5 +224,8 @@ def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
     ):
         directory.add_node(names.joined_user("gpu1"), NODES_GROUP)
         wanted = settings(directory, CANOPY_NODE_LDAP_CA=str(other.ca))
-        with private_server(tmp_path / "canopy", wanted) as server, pytest.raises(AMQPError):
+        with (
+            private_server(tmp_path / "canopy", directory=wanted) as server,
+            pytest.raises(AMQPError),
+        ):
             connect(server, "gpu1")
