@@ -31,6 +31,7 @@ _SETTINGS = """
 include /etc/ldap/schema/core.schema
 include /etc/ldap/schema/cosine.schema
 include /etc/ldap/schema/inetorgperson.schema
+include /etc/ldap/schema/nis.schema
 pidfile {folder}/slapd.pid
 modulepath /usr/lib/ldap
 moduleload back_mdb
@@ -103,6 +104,12 @@ class Directory:
             self.join(group, dn)
         return dn
 
+    def add_group(self, name: str, classes: str, **fields: str) -> str:
+        """A group of any kind, and its DN."""
+        dn = f"cn={name},ou=groups,{BASE}"
+        self._add(dn, classes, {"cn": name, **fields}, password="")
+        return dn
+
     def join(self, group: str, dn: str) -> None:
         """Makes it a member; a group exists once it has one."""
         with self._connection() as connection:
@@ -134,10 +141,11 @@ class Directory:
         with self._connection() as connection:
             connection.modify_s(dn, [(ldap.MOD_REPLACE, attribute, [value.encode()])])
 
-    def _add(self, dn: str, classes: str, fields: dict[str, str]) -> None:
+    def _add(self, dn: str, classes: str, fields: dict[str, str], password: str = PASSWORD) -> None:
         entry = {name: [value.encode()] for name, value in fields.items()}
         entry["objectClass"] = [each.encode() for each in classes.split()]
-        entry["userPassword"] = [PASSWORD.encode()]
+        if password:
+            entry["userPassword"] = [password.encode()]
         with self._connection() as connection:
             connection.add_s(dn, ldap.modlist.addModlist(entry))
 

@@ -5,7 +5,7 @@ account within a second (revocation.py).
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from django.contrib.auth.password_validation import validate_password
 from django.contrib.sessions.models import Session
@@ -14,8 +14,7 @@ from django.db import transaction
 from django.db.models import Count, Q
 
 from api.accounts.models import ApiKey, Identity, Login, LoginToken, User
-
-Role = Literal["user", "staff", "administrator"]
+from api.identities.roles import Role
 
 
 class AccountError(ValueError):

@@ -135,7 +135,9 @@ def library_settings(directory: LdapSettings) -> dict[str, Any]:
         ldap.OPT_X_TLS_REQUIRE_CERT: ldap.OPT_X_TLS_DEMAND,
         ldap.OPT_X_TLS_NEWCTX: 0,  # the last one: makes the others count
     }
-    attributes = ["1.1", directory.identifier]  # nothing else is read
+    attributes = ["1.1", directory.identifier]  # nothing else is read, but by what follows
+    if directory.member == "memberUid":
+        attributes += ["uid", "gidNumber"]
     search = config.LDAPSearch(
         directory.user_base, ldap.SCOPE_SUBTREE, directory.user_filter, attributes
     )
@@ -143,7 +145,9 @@ def library_settings(directory: LdapSettings) -> dict[str, Any]:
     if directory.roles.named:
         kind = _GROUP_TYPES[directory.member]()
         groups["GROUP_TYPE"] = kind
-        groups["GROUP_SEARCH"] = config.LDAPSearch(directory.group_base, ldap.SCOPE_SUBTREE)
+        groups["GROUP_SEARCH"] = config.LDAPSearch(
+            directory.group_base, ldap.SCOPE_SUBTREE, attrlist=["1.1"]
+        )
     return {
         "SERVER_URI": lambda request: _answering(directory.url),
         "START_TLS": directory.start_tls,

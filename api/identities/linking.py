@@ -13,7 +13,7 @@ from django.db import IntegrityError, transaction
 
 from api.accounts import people
 from api.accounts.models import Identity, User
-from api.identities.roles import RoleGroups
+from api.identities.roles import Role, RoleGroups
 from api.operate.audit.models import AuditEntry
 from api.operate.audit.store import cut
 
@@ -81,19 +81,24 @@ def _find(provider: str, subject: str) -> Identity | None:
 
 
 def _first_login(provider: str, subject: str, name: str) -> User:
-    """A new account. Two first logins at the same time get one."""
+    """A new account. Two first logins of one person at the same time get one."""
     try:
-        with transaction.atomic():
-            user = User(username=_free_name(name))
-            user.set_unusable_password()
-            user.save(force_insert=True)
-            Identity.objects.create(user=user, provider=provider, subject=subject)
+        user = _create(provider, subject, name)
     except IntegrityError:
         identity = _find(provider, subject)
-        if identity is None:
-            raise
-        return identity.user
+        if identity is not None:
+            return identity.user
+        user = _create(provider, subject, name)  # somebody else has just taken the name
     _audit("create account", user, provider)
+    return user
+
+
+@transaction.atomic
+def _create(provider: str, subject: str, name: str) -> User:
+    user = User(username=_free_name(name))
+    user.set_unusable_password()
+    user.save(force_insert=True)
+    Identity.objects.create(user=user, provider=provider, subject=subject)
     return user
 
 
@@ -110,7 +115,7 @@ def _free_name(wanted: str) -> str:
     raise NotAdmitted("too many accounts have this name")
 
 
-def _set_role(user: User, role: people.Role, provider: str) -> None:
+def _set_role(user: User, role: Role, provider: str) -> None:
     if people.role_of(user) == role:
         return
     people.give_role(user, role)

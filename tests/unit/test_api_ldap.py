@@ -312,6 +312,27 @@ async def test_starttls(
     assert "STARTTLS" in directory.log.read_text()
 
 
+@pytest.mark.parametrize("kind", ["uniqueMember", "memberUid", "nested"])
+async def test_other_kinds_of_groups(
+    fake: FakeClient, directory: Directory, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    name = f"una-{kind.lower()}"
+    dn = directory.add_person(name)
+    match kind:
+        case "uniqueMember":
+            group = directory.add_group(kind, "groupOfUniqueNames", uniqueMember=dn)
+        case "memberUid":
+            group = directory.add_group(kind, "posixGroup", gidNumber="7", memberUid=name)
+        case _:
+            inner = directory.add_group("inner", "groupOfNames", member=dn)
+            group = directory.add_group(kind, "groupOfNames", member=inner)
+    changes = {"CANOPY_LDAP_MEMBER": kind, "CANOPY_LDAP_STAFF_GROUPS": group}
+    use(monkeypatch, identity_settings.read(environment(directory, **changes)))
+    answer = await log_in(name)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["user"]["staff"] is True
+
+
 async def test_no_password_is_logged(
     configured: Directory, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
