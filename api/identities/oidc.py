@@ -119,15 +119,15 @@ class OidcProvider:
     def _work(self, work: Callable[[Any], Result]) -> Result:
         try:
             return work(self._discovered())
-        except (OAuthError, JoseError) as error:
+        except OAuthError as error:
+            raise SignOnFailed(_reason(error)) from error
+        except JoseError as error:
             self._app = None  # it may have new keys
-            raise SignOnFailed(f"{type(error).__name__}: {error}"[:300]) from error
+            raise SignOnFailed(_reason(error)) from error
         except (RequestException, RuntimeError, KeyError, TypeError, ValueError) as error:
             self._app = None
-            log.error(
-                "the provider cannot be used", reason=f"{type(error).__name__}: {error}"[:300]
-            )
-            raise ProviderUnavailable(str(error)[:300]) from error
+            log.error("the provider cannot be used", reason=_reason(error))
+            raise ProviderUnavailable(_reason(error)) from error
 
     def _discovered(self) -> Any:
         """Authlib's client with the provider's metadata."""
@@ -182,6 +182,10 @@ def _client(settings: OidcSettings) -> Any:
             **({} if settings.client_secret else {"token_endpoint_auth_method": "none"}),
         },
     )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _subject(claims: Mapping[str, Any]) -> str:
