@@ -105,7 +105,7 @@ def settings(directory: NodeDirectory, prefix: Prefix) -> str:
 def _may_enter(directory: NodeDirectory, prefix: Prefix) -> str:
     """A member of the group, under the name of a joined node's user, which no other user has."""
     clauses = [
-        _match("${username}", f"^{_user(prefix)}$"),
+        _match("${username}", rf"^{_user(prefix)}\z"),
         f"{{in_group, {_string(directory.group)}, {_string(directory.member)}}}",
     ]
     return _all(clauses)
@@ -117,7 +117,7 @@ def _may_use(prefix: Prefix) -> str:
     kinds = {"configure": rights.configure, "write": rights.write, "read": rights.read}
     clauses = []
     for kind, pattern in kinds.items():
-        query = _match("${username} ${name}", f"^{_user(prefix)} {_of_that_node(pattern)}$")
+        query = _match("${username} ${name}", rf"^{_user(prefix)} {_of_that_node(pattern)}\z")
         clauses.append(f"{{permission, {kind}, {query}}}")
     return _by_kind(clauses)
 
@@ -134,12 +134,15 @@ def _may_send(prefix: Prefix) -> str:
     for exchange, pattern in keys.items():
         either.append(f"{re.escape(prefix.outside(exchange))} {_of_that_node(pattern)}")
     subject = "${username} ${name} ${routing_key}"
-    write = _match(subject, f"^{_user(prefix)} ({'|'.join(either)})$")
+    write = _match(subject, rf"^{_user(prefix)} ({'|'.join(either)})\z")
     return _by_kind([f"{{permission, write, {write}}}", "{permission, read, {constant, false}}"])
 
 
 def _user(prefix: Prefix) -> str:
-    """A pattern of joined nodes' users, whose first group is the node's name."""
+    """A pattern of joined nodes' users, whose first group is the node's name.
+
+    Patterns end in \\z: `$` would also let a newline follow.
+    """
     begins = prefix.outside(names.joined_user(""))
     return f"{re.escape(begins)}({names.NODE_NAME})"
 
