@@ -125,10 +125,8 @@ def _may_use(prefix: Prefix) -> str:
 def _may_send(prefix: Prefix) -> str:
     """The same for keys on topic exchanges. The directory does not know a node's model."""
     keys = {
-        names.EVENTS_EXCHANGE: joined_users.event_keys(_ANY_NODE),
-        names.JOINED_EXCHANGE: joined_users.joined_keys(_ANY_MODEL).replace(
-            names.tree_digest(_ANY_MODEL), f"[0-9a-f]{{{names.TREE_LETTERS}}}"
-        ),
+        names.EVENTS_EXCHANGE: joined_users.event_keys(_ANY_NODE, _ANY_MODEL),
+        names.JOINED_EXCHANGE: joined_users.joined_keys(_ANY_MODEL),
     }
     either = []
     for exchange, pattern in keys.items():
@@ -148,11 +146,12 @@ def _user(prefix: Prefix) -> str:
 
 
 def _of_that_node(pattern: str) -> str:
-    """A whole pattern as part of another one, with the name that the first group has found.
+    """A whole pattern as part of another one: of any model, of the name that the first group found.
 
     The name is in the text that is matched, never in the pattern, whatever letters it has.
     """
-    return pattern.removeprefix("^").removesuffix("$").replace(_ANY_NODE, r"\1")
+    inner = pattern.removeprefix("^").removesuffix("$").replace(_ANY_NODE, r"\1")
+    return inner.replace(names.tree_digest(_ANY_MODEL), f"[0-9a-f]{{{names.TREE_LETTERS}}}")
 
 
 def _by_kind(clauses: list[str]) -> str:
