@@ -82,7 +82,9 @@ async def run(node_settings: Settings) -> Departure | None:
         except AccessRefused as error:
             if joined is None:
                 raise
-            raise NotAdmitted(f"its token was revoked, or has expired ({error})") from error
+            raise NotAdmitted(
+                f"its token was revoked or has expired, or the directory does not admit it: {error}"
+            ) from error
 
     # Code and settings never become garbage: scanning them would cost every job a little.
     gc.collect()

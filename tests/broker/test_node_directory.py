@@ -103,6 +103,23 @@ def test_a_node_outside_the_group_is_refused(server: Server) -> None:
     assert refused(server, "gpu2")
 
 
+@pytest.mark.parametrize(
+    ("name", "password", "reason"),
+    [
+        ("gpu1", "wrong", "refused the user name or password"),
+        ("gpu2", PASSWORD, "lets this user in nowhere"),
+    ],
+)
+def test_a_node_that_is_not_let_in_says_why_and_ends(
+    server: Server, name: str, password: str, reason: str
+) -> None:
+    broker = Broker({"node": url_of(server, name, password)}, {})
+    node = echo_node(broker, name, "root")
+    assert node.wait_exit(30) == 1
+    assert "the directory does not admit it" in node.lines[-1]
+    assert reason in node.lines[-1]
+
+
 def test_leaving_the_group_ends_the_right_to_connect(server: Server, directory: Directory) -> None:
     dn = directory.add_node(names.joined_user("gpu3"), NODES_GROUP)
     connect(server, "gpu3").close()
