@@ -27,7 +27,6 @@ from broker.errors import (
 from broker.tls import WrongCertificate, client_context
 
 HEARTBEAT_SECONDS = 6  # a frozen peer is noticed within about twice this
-NOT_ALLOWED = 530  # AMQP's reply code where a user may not use a virtual host
 CLOSE_SECONDS = 2.0  # longest wait for connections to close
 CONNECT_SECONDS = 10.0  # for all addresses together
 # The kernel ends a connection whose peer's kernel has been silent for so long. It answers however
@@ -140,14 +139,10 @@ def translate(error: BaseException) -> BrokerError:
         error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError
     ):
         return AccessRefused("the broker refused the user name or password")
-    if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and _is_not_allowed(error):
-        return AccessRefused(f"the broker lets this user in nowhere: {error.reply_text}")
+    # A limit of connections, which is refused so too, is over some time.
+    if isinstance(error, pika.exceptions.ProbableAccessDeniedError) and "limit" not in str(error):
+        return AccessRefused(f"the broker lets this user in nowhere: {error}")
     return ConnectionLost(str(error) or type(error).__name__)
-
-
-def _is_not_allowed(error: pika.exceptions.ConnectionClosedByBroker) -> bool:
-    """Whether the user may not use this virtual host at all; a limit is over some time."""
-    return error.reply_code == NOT_ALLOWED and "limit" not in error.reply_text
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -146,26 +146,24 @@ def test_a_name_that_is_a_pattern_or_a_part_of_a_dn_is_refused(server: Server, n
 
 
 @pytest.fixture(scope="module")
-def room2(server: Server) -> Iterator[pika.BlockingConnection]:
-    """The tree root -> n1, room2, and a connection with room2's password."""
+def room2(server: Server) -> Iterator[str]:
+    """The tree root -> n1, room2, and the address with room2's password."""
     with (
         root(server.address),
         echo_node(server.address, "n1", "root"),
         echo_node(broker_as(server, "room2"), "room2", "root"),
     ):
-        connection = connect(server, "room2")
-        yield connection
-        connection.close()
+        yield url_of(server, "room2")
 
 
 @pytest.mark.parametrize("attack", REFUSED)
-def test_it_has_the_rights_of_a_node_with_a_token(
-    room2: pika.BlockingConnection, attack: str
-) -> None:
-    channel = room2.channel()
+def test_it_has_the_rights_of_a_node_with_a_token(room2: str, attack: str) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(room2))
+    channel = connection.channel()
     channel.confirm_delivery()
     with pytest.raises(ChannelClosedByBroker) as refusal:
         REFUSED[attack](channel)
+    connection.close()
     assert refusal.value.reply_code == (406 if attack == "another's name" else 403)
 
 
