@@ -66,7 +66,7 @@ class CanopyEngine:
             model=self._engine.model,
             reply_to="bench",
             created=time.time(),
-            prompt=prompt.text,
+            prompt_ids=prompt.ids,
             sampling=Sampling(max_tokens=answer, temperature=0.0),
         )
         chunks = self._engine.run(job)

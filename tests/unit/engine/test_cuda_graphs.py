@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from triton.runtime.errors import OutOfResources
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines.transformers.model import cuda_graphs
+from worker.engines.transformers.model import cuda_graphs, step_graphs
 from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.cuda_graphs import DecodeInputs, GraphRecorder, PrefixInputs
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
@@ -131,9 +131,9 @@ def test_graphs_compute_what_eager_steps_do(kind: str, batch_invariant: bool) ->
     steps: list[str] = []
     with torch.inference_mode():
         recorded.capture_graphs(steps.append)
-    assert list(recorded._decode_graphs) == [1, 2, 3]
+    assert list(recorded._graphs.decode) == [1, 2, 3]
     # the largest first, whose memory the smaller ones use again
-    assert list(recorded._prefill_graphs) == [(29, 3), (30, 2), (32, 0), (6, 2), (8, 0)]
+    assert list(recorded._graphs.mixed) == [(32, 3), (32, 2), (32, 0), (8, 2), (8, 0)]
     assert len(steps) == 9
     answers = answer(recorded, batch_invariant) + answer_beside_a_prompt(recorded)
     for graph, plain in zip(answers, expected, strict=True):
@@ -161,8 +161,8 @@ def test_steps_read_shared_prefixes_once_where_that_is_faster(
     monkeypatch.setattr(PrefixInputs, "of_rows", observed)
     with torch.inference_mode():
         recorded.capture_graphs(lambda _: None)
-    assert list(recorded._sharing_decode_graphs) == [3, 2]
-    assert list(recorded._sharing_prefill_graphs) == [(29, 3), (30, 2), (6, 2)]
+    assert list(recorded._graphs.sharing_decode) == [3, 2]
+    assert list(recorded._graphs.sharing_mixed) == [(32, 3), (32, 2), (8, 2)]
 
     def shares(slots: list[int], **more: bool) -> bool:
         shared.clear()
@@ -201,7 +201,40 @@ def test_graphs_that_share_are_left_out_if_they_cannot_be_recorded(
     with capture_logs() as lines, torch.inference_mode():
         recorded.capture_graphs(lambda _: None)
     assert [line["event"] for line in lines] == ["shared prefixes are read for each sequence"]
-    assert list(recorded._decode_graphs) == [1, 2, 3]
-    assert recorded._prefill_graphs
-    assert not recorded._sharing_decode_graphs
-    assert not recorded._sharing_prefill_graphs
+    assert list(recorded._graphs.decode) == [1, 2, 3]
+    assert recorded._graphs.mixed
+    assert not recorded._graphs.sharing_decode
+    assert not recorded._graphs.sharing_mixed
+
+
+@pytest.mark.usefixtures("graphs")
+def test_short_rows_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "_SHORT_ROWS", range(2, 4))
+    for module in (cuda_graphs, step_graphs):
+        monkeypatch.setattr(module, "SHORT_TOKENS", 32)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).double().eval()
+    recorded = create_runner(model, KVCacheLayout(model), PAGES)
+    give_blocks(recorded, SLOTS, CONTEXT)
+    recorded._inputs = DecodeInputs(SLOTS, recorded.device)
+    longest: list[int] = []
+    decode_step = LocalModelRunner.decode_step
+
+    def observed(runner: LocalModelRunner, size: int, **more: int) -> Callable[[], torch.Tensor]:
+        run = decode_step(runner, size, **more)
+
+        def observe() -> torch.Tensor:
+            longest.append(more.get("longest", 0))
+            return run()
+
+        return observe
+
+    monkeypatch.setattr(LocalModelRunner, "decode_step", observed)
+    with torch.inference_mode():
+        recorded.capture_graphs(lambda _: None)
+        assert list(recorded._graphs.short_decode) == [3, 2]
+        for positions, fixed, expected in (
+            ([31, 3], False, 32), ([32, 3], False, 0), ([31], False, 0), ([3, 3], True, 0)
+        ):  # fmt: skip
+            longest.clear()
+            recorded.decode(list(range(len(positions))), positions, batch_invariant=fixed)
+            assert longest == [expected]

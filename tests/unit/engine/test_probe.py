@@ -231,14 +231,14 @@ def test_a_model_whose_steps_cannot_be_recorded_is_computed_without(
     runner = create_runner(model, KVCacheLayout(model), CacheSize(2, 64))
 
     def impossible(_: Any) -> None:
-        monkeypatch.setitem(runner._decode_graphs, 1, None)
+        monkeypatch.setitem(runner._graphs.decode, 1, None)
         raise error
 
     monkeypatch.setattr(runner, "capture_graphs", impossible)
     with capture_logs() as lines:
         compilation.capture_graphs(runner)
     assert [line["event"] for line in lines] == ["decoding steps are not recorded"]
-    assert not runner._decode_graphs
+    assert not runner._graphs.decode
 
 
 def test_an_allocation_that_fails_frees_what_it_allocated() -> None:

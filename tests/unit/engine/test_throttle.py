@@ -23,10 +23,10 @@ class Streams:
         self.throttle = StreamThrottle(self.delivered.append, lambda: self.now)
         self.boxes = [Mailbox() for _ in range(count)]
 
-    def step(self, output: StepOutput) -> StepOutput:
+    def step(self, output: StepOutput, delay: float = 0.0) -> StepOutput:
         self.now += STEP
         before = len(self.delivered)
-        self.throttle.push(output)
+        self.throttle.push(output, delay)
         delivered: StepOutput = []
         for output in self.delivered[before:]:
             delivered += output
@@ -108,3 +108,12 @@ def test_a_cancelled_stream_is_forgotten() -> None:
     flushed = {box for _ in range(20) for box, _ in streams.step([])}
     assert flushed == set(streams.boxes[:2])
     assert len(streams.throttle._last_flush) == 2
+
+
+def test_what_would_be_due_in_a_long_step_is_flushed_before_it() -> None:
+    count = 125  # a fortieth of a second each
+    streams = Streams(count)
+    one = [(box, Chunk(text="x", tokens=1)) for box in streams.boxes]
+    streams.step(one)
+    assert not streams.step(one, delay=0.01)
+    assert len(streams.step(one, delay=0.01)) == count

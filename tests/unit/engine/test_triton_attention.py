@@ -90,6 +90,12 @@ def check(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> N
     torch.testing.assert_close(actual.float(), expected.float(), rtol=bound, atol=bound)
 
 
+def decode(kernels: Any, query: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+    out = torch.full(query.shape, _NAN, dtype=query.dtype)
+    kernels.decode(out, query, *given, **more)
+    return out
+
+
 # ---- decoding
 
 
@@ -168,8 +174,8 @@ def test_a_decoded_token_sees_its_own_sequence_and_is_kept_there(
             key[index] = torch.full(key.shape[1:], _NAN).to(key.dtype)
     counts = torch.tensor(lengths, dtype=torch.int32)
     more = (layer.scale, layer.window, layer.softcap, sinks, layer.chunked)
-    actual = kernels.decode(
-        query, key, value, cache.keys, cache.values, cache.tables, rows, counts, *more
+    actual = decode(
+        kernels, query, key, value, cache.keys, cache.values, cache.tables, rows, counts, *more
     )
     for stored, expected in ((cache.keys, keys), (cache.values, values)):
         torch.testing.assert_close(stored.float(), expected.float(), rtol=0, atol=0, equal_nan=True)
@@ -197,8 +203,8 @@ def test_rows_may_share_blocks(kernels: Any) -> None:
     rows, lengths = torch.tensor([2, 0, 1]).int(), torch.tensor([65, 71, 65]).int()
     cache.tables[2, 4] = cache.tables[-1, 0]  # a block of its own
     query, key = torch.randn(3, 2, 16), torch.randn(3, 1, 16)
-    actual = kernels.decode(
-        query, key, key, cache.keys, cache.values, cache.tables, rows, lengths, 0.3, 0, 0.0
+    actual = decode(
+        kernels, query, key, key, cache.keys, cache.values, cache.tables, rows, lengths, 0.3, 0, 0.0
     )
     expected = paged_attention.attend(
         query, cache.keys, cache.values, cache.tables, rows, lengths, torch.arange(4), 0.3, 0, 0.0
@@ -223,11 +229,8 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_the_lengths_beside_it(
         lengths = torch.tensor([300, *others]).int()
         rows = torch.zeros(3).int()
         key_cache, value_cache = cache.keys.clone(), cache.values.clone()
-        answers.append(
-            kernels.decode(
-                query, key, key, key_cache, value_cache, widened, rows, lengths, 0.3, 0, 0.0
-            )[0]
-        )
+        given = (query, key, key, key_cache, value_cache, widened, rows, lengths, 0.3, 0, 0.0)
+        answers.append(decode(kernels, *given)[0])
     assert torch.equal(answers[0], answers[1])
 
 
@@ -258,6 +261,7 @@ class Prompts(NamedTuple):
     chunks: Sequence[tuple[int, int]]  # position of the first token, tokens; 0 tokens: unused
     tile: tuple[int, int] = (32, 16)  # queries, keys
     after: int = 0  # tokens that belong to no chunk
+    before: int = 0  # the same, of rows that decode
 
 
 PROMPTS = {
@@ -273,6 +277,8 @@ PROMPTS = {
     "nothing but unused chunks": Prompts(Heads(16), [(0, 0), (0, 0)], after=40),
     "tokens after the last chunk": Prompts(Heads(16, 4), [(8, 21), (0, 10), (0, 0)], after=29),
     "after a used last chunk": Prompts(Heads(16, 4, 2), [(8, 21), (0, 10)], after=1),
+    "behind rows": Prompts(Heads(16, 4, 2), [(8, 21), (0, 10), (0, 0)], after=3, before=5),
+    "behind rows of many tiles": Prompts(Heads(16, 4), [(0, 3), (9, 20)], before=50),
     "many chunks": Prompts(Heads(16), [(n % 7, n % 4) for n in range(70)], after=2),
     "a short window": Prompts(Heads(64, 2, window=5), [(0, 40), (100, 20), (3, 1)]),
     "a window of the newest token alone": Prompts(Heads(64, 2, window=1), [(0, 9), (33, 18)]),
@@ -311,17 +317,33 @@ def test_each_token_of_a_prompt_sees_those_before_it(
     cache = Cache(layer, stored)
     rows = torch.arange(count).int()
     lengths = torch.tensor([tokens.stop for tokens in stored]).int()
-    chunk_lengths = torch.tensor([0, *(length for _, length in prompts.chunks)])
+    chunk_lengths = torch.tensor([prompts.before, *(length for _, length in prompts.chunks)])
     starts = chunk_lengths.cumsum(0).int()
     tokens = int(starts[-1]) + prompts.after
     query = in_another_layout(tokens, layer.groups * layer.group, layer)
-    query[starts[-1] :] = _NAN
+    query[starts[-1] :] = query[: prompts.before] = _NAN
     given = (
         query, cache.keys, cache.values, cache.tables, rows, lengths, starts,
         layer.scale, layer.window, layer.softcap, layer.sink_logits(),
         layer.chunked,
     )  # fmt: skip
-    check(kernels.prefill(*given), paged_attention.attend(*given), layer.dtype)
+    actual = torch.full(query.shape, _NAN, dtype=query.dtype)
+    actual[: prompts.before] = 0  # which it leaves as they are
+    kernels.prefill(actual, *given)
+    check(actual, paged_attention.attend(*given), layer.dtype)
+
+
+@pytest.mark.parametrize("dtype", [F32, F8])
+def test_keys_and_values_are_stored_where_they_belong(kernels: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(6)
+    key, value = (in_another_layout(5, 3, Heads(80)).to(dtype) for _ in range(2))
+    caches = [torch.zeros(4, 16, 3, 80, dtype=dtype) for _ in range(2)]
+    places = torch.tensor([63, 0, 17, 18, 5])
+    kernels.store(key, value, *caches, places)
+    for cache, numbers in zip(caches, (key, value), strict=True):
+        flat = cache.float().flatten(0, 1)
+        assert torch.equal(flat[places], numbers.float())
+        assert not flat[[at for at in range(64) if at not in places.tolist()]].any()
 
 
 # ---- the reference

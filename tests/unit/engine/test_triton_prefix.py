@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.unit.engine.test_triton_attention import BF16, Cache, Heads, check, kernels
+from tests.unit.engine.test_triton_attention import BF16, Cache, Heads, check, decode, kernels
 from worker.engines.transformers.model import paged_attention
 from worker.engines.transformers.model.step import MAX_PREFIXES, SharedPrefixes
 
@@ -99,7 +99,8 @@ def test_rows_see_the_prefix_that_they_share(
     query = torch.randn(len(rows), heads, layer.size).to(layer.dtype)
     key, value = torch.randn(2, len(rows), layer.groups, layer.size).to(layer.dtype)
     more = (layer.scale, layer.window, layer.softcap, layer.sink_logits())
-    actual = kernels.decode(
+    actual = decode(
+        kernels,
         query,
         key,
         value,

@@ -202,7 +202,7 @@ class Decoder:
         with self._stopwatch.running():
             self._undelivered = self._scheduler.step()
         self.warm = True
-        self._throttle.push(self._undelivered)
+        self._throttle.push(self._undelivered, self._scheduler.delay)
         self._undelivered = []
         self._throttle.retain([sequence.mailbox for sequence in self._scheduler.unfinished()])
 

@@ -6,9 +6,12 @@ A long prompt must neither hold up the sequences that decode nor the short promp
 from collections.abc import Mapping, Sequence
 
 from worker.engines.transformers.model.cuda_graphs import MixedSize, sizes_beside
+from worker.engines.transformers.throttle import CHUNKS_PER_SECOND
 
 PREFILL_SECONDS = 0.1  # of a pass in which others wait, where the host waits for each pass
-STEP_SECONDS = 0.045  # of a GPU's step that computes prompts and decodes
+# Of a GPU's step that computes prompts and decodes. Where so many streams run that each is flushed
+# more seldom (`throttle`), a step may take as long as that: nobody would notice a shorter one.
+STEP_SECONDS = 0.042
 _MIN_TOKENS = 8  # fewer would hardly be faster
 _WEIGHT = 0.2  # of the latest step in the averages
 
@@ -43,29 +46,36 @@ class PrefillBudget:
     def tokens(self, decoding: int) -> int:
         """The most tokens, while so many sequences wait for their next token."""
         sizes = sizes_beside(decoding, self._sizes)
-        affordable = self._affordable() if decoding else self.max_tokens
+        affordable = self._affordable(decoding) if decoding else self.max_tokens
         if not sizes:
             return min(self.max_tokens, max(_MIN_TOKENS, affordable // _MIN_TOKENS * _MIN_TOKENS))
-        fitting = [size for size in sizes if size.tokens <= affordable] or [min(sizes)]
-        return max(fitting, key=lambda size: (self._speed(size), size.tokens)).tokens
+        steps = sorted(size.tokens for size in sizes)
+        fitting = [tokens for tokens in steps if tokens - decoding <= affordable] or steps[:1]
+        return max(fitting, key=lambda tokens: (self._speed(tokens, decoding), tokens)) - decoding
 
-    def _affordable(self) -> int:
+    def seconds(self, tokens: int) -> float:
+        """How much longer so many prompt tokens make a step."""
+        if not tokens or self._tokens_per_second is None:
+            return 0.0
+        return tokens / self._tokens_per_second
+
+    def _affordable(self, decoding: int) -> int:
         """How many tokens a step computes in its time."""
         if self._tokens_per_second is None:
             return self.max_tokens
+        step_seconds = max(self._seconds, decoding / CHUNKS_PER_SECOND)
         # Full batches must be filled again: prompts get a third of a long step at least.
-        seconds = max(self._seconds - self._decode_seconds, self._decode_seconds / 2)
+        seconds = max(step_seconds - self._decode_seconds, self._decode_seconds / 2)
         return int(self._tokens_per_second * seconds)
 
-    def _speed(self, size: MixedSize) -> float:
-        """Prompt tokens a second, if a step is as fast for each token as the measured one that is
-        next to it in size; with none measured, the more tokens, the better.
+    def _speed(self, tokens: int, decoding: int) -> float:
+        """Prompt tokens a second of a step, if it is as fast for each token as the measured one
+        that is next to it in size; with none measured, the more tokens, the better.
         """
         if not self._step_seconds:
-            return size.tokens
-        total = size.tokens + size.rows
-        nearest = min(self._step_seconds, key=lambda tokens: abs(tokens - total))
-        return size.tokens / total * nearest / self._step_seconds[nearest]
+            return tokens
+        nearest = min(self._step_seconds, key=lambda measured: abs(measured - tokens))
+        return (tokens - decoding) / tokens * nearest / self._step_seconds[nearest]
 
     def observe(self, tokens: int, seconds: float) -> None:
         """The latest pass computed nothing but so many prompt tokens, in that time."""

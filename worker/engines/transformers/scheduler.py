@@ -104,6 +104,11 @@ class SlotScheduler:
         return self._cache.prompt_tokens, self._cache.cached_tokens
 
     @property
+    def delay(self) -> float:
+        """See Scheduler: of the steps that are queued."""
+        return self._budget.seconds(sum(pending.prefilled for pending in self._pending))
+
+    @property
     def not_finite(self) -> int:
         """Answers that ended because of NaN or infinite logits."""
         return self._output.not_finite

@@ -32,6 +32,10 @@ class Scheduler(Protocol):
     def not_finite(self) -> int:
         """Answers that ended because of NaN or infinite logits."""
 
+    @property
+    def delay(self) -> float:
+        """Seconds by which prompts lengthen the step that is computed now, as far as is known."""
+
     def add(self, sequence: Sequence) -> None:
         """Takes a prepared sequence in. Cancelling it takes effect at the next step."""
 

@@ -29,8 +29,12 @@ class StreamThrottle:
         self._last_flush: dict[Mailbox, float] = {}  # of the streams that had a token
         self._pending: dict[Mailbox, Chunk] = {}
 
-    def push(self, output: StepOutput) -> None:
-        """Takes what a step made. Call it after every step, also after one that made nothing."""
+    def push(self, output: StepOutput, delay: float = 0.0) -> None:
+        """Takes what a step made. Call it after every step, also after one that made nothing.
+
+        `delay`: seconds by which the next step takes longer than most: what would be due in its
+        middle is flushed before it.
+        """
         now = self._clock()
         due: StepOutput = []
         for mailbox, item in output:
@@ -41,7 +45,7 @@ class StreamThrottle:
                 log.exception("a chunk could not be passed on")
                 self._forget(mailbox)
                 due.append((mailbox, sequence_error(error)))
-        due += self._flush_pending(now)
+        due += self._flush_pending(now, delay)
         if due:
             self._deliver(due)
 
@@ -71,9 +75,9 @@ class StreamThrottle:
         self._last_flush[mailbox] = now
         return [(mailbox, chunk)]
 
-    def _flush_pending(self, now: float) -> StepOutput:
+    def _flush_pending(self, now: float, delay: float) -> StepOutput:
         """The chunks that have been pending for long enough."""
-        oldest = now - len(self._last_flush) / CHUNKS_PER_SECOND
+        oldest = now + delay - len(self._last_flush) / CHUNKS_PER_SECOND
         due: StepOutput = []
         for mailbox in list(self._pending):
             if self._last_flush[mailbox] <= oldest:

@@ -81,6 +81,11 @@ class FallbackScheduler:
         """Answers that ended because the model's logits were not finite."""
         return self._output.not_finite
 
+    @property
+    def delay(self) -> float:
+        """See Scheduler: nothing is queued ahead."""
+        return 0.0
+
     def add(self, sequence: Sequence) -> None:
         """Takes a prepared sequence in."""
         self._waiting.append(sequence)

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from worker.engines.transformers.model import paged_attention
+from worker.engines.transformers.model import flash_attention, paged_attention
 from worker.engines.transformers.model.float8 import FLOAT8, round_to_float8
 from worker.engines.transformers.model.step import PrefillChunk, Step
 from worker.engines.transformers.model.window import Window, layer_window
@@ -30,6 +30,8 @@ from worker.engines.transformers.model.window import Window, layer_window
 NAME = "canopy_slots"  # of the attention function, in transformers' registry
 
 _local = threading.local()
+
+_PagedCaches = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of keys, values; block tables
 
 
 class Bounds(NamedTuple):
@@ -157,22 +159,32 @@ def attend(
     if not query.is_cuda or query.dtype == torch.float32:
         _store(key_cache, value_cache, key, value, slot_mapping)
         return _attend_plainly(query, caches, step, bounds)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if flash_attention.chosen():
+        out.zero_()  # it writes nothing for padding
     with torch.cuda.device(query.device):  # Triton launches on the current device
-        decoded = query[:0]
+        if step.chunk_starts is not None:
+            _kernels().store(key, value, key_cache, value_cache, slot_mapping)
         if rows:  # it stores by itself
-            decoded = _kernels().decode(
-                query[:rows], key[:rows], value[:rows], *caches, step.slots, step.lengths, *bounds,
-                prefixes=step.prefixes,
+            _kernels().decode(
+                out[:rows], query[:rows], key[:rows], value[:rows], *caches,
+                step.slots, step.lengths, *bounds,
+                longest=step.longest, prefixes=step.prefixes,
             )  # fmt: skip
-        if step.chunk_starts is None:
-            return decoded
-        _store(key_cache, value_cache, key[rows:], value[rows:], slot_mapping[rows:])
-        attended = _kernels().prefill(
-            query[rows:], *caches, step.chunk_slots, step.chunk_lengths, step.chunk_starts, *bounds
-        )
-    if not rows:
-        return attended
-    return torch.cat((decoded, attended))
+        if step.chunk_starts is not None:  # over what unused rows have left
+            _prefill(out, query, caches, step, bounds)
+    return out
+
+
+def _prefill(
+    out: torch.Tensor, query: torch.Tensor, caches: _PagedCaches, step: Step, bounds: Bounds
+) -> None:
+    chunks = step.chunk_slots, step.chunk_lengths, step.chunk_starts
+    plain = not (bounds.window or bounds.softcap or bounds.sinks is not None)
+    if plain and flash_attention.chosen() and caches[0].dtype == query.dtype:
+        flash_attention.prefill(out, query, *caches, *chunks, bounds.scale)
+    else:
+        _kernels().prefill(out, query, *caches, *chunks, *bounds)
 
 
 _attend_op = torch.library.custom_op(
@@ -220,11 +232,11 @@ def _store(
 
 def _attend_plainly(
     query: torch.Tensor,
-    caches: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    caches: _PagedCaches,
     step: Step,
     bounds: Bounds,
 ) -> torch.Tensor:
-    """Over pages without kernels. `caches`: of keys, of values, and the block tables."""
+    """Over pages without kernels."""
     rows = len(step.slots)
     row_starts = torch.arange(rows + 1)
     attended = paged_attention.attend(
@@ -232,15 +244,17 @@ def _attend_plainly(
     )
     if step.chunk_slots is None or step.chunk_lengths is None or step.chunk_starts is None:
         return attended
-    chunks = paged_attention.attend(
-        query[rows:],
+    out = paged_attention.attend(
+        query,
         *caches,
         step.chunk_slots,
         step.chunk_lengths,
         step.chunk_starts,
         **bounds._asdict(),
     )
-    return torch.cat((attended, chunks))
+    used = int(step.chunk_starts[0])
+    out[:used] = attended[:used]
+    return out
 
 
 def _attend_with_sdpa(

@@ -9,7 +9,7 @@ import structlog
 import torch
 
 from worker import load_status, models
-from worker.engines.transformers.model import float8_linear, linear_op
+from worker.engines.transformers.model import flash_attention, float8_linear, linear_op
 from worker.engines.transformers.model.fused_mlp import fuse_float8_mlps, fuse_mlps
 from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
@@ -49,6 +49,7 @@ def compile_model(model: Any, layout: KVCacheLayout, slots: int) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    flash_attention.choose(layout)
     fused = _join_projections(model, layout)
     _choose_products(model, slots)
     torch.cuda.empty_cache()  # joined layers left gaps, each too small for what comes
@@ -115,6 +116,7 @@ def compile_layers(model: Any, layout: KVCacheLayout) -> int:
 def uncompile_layers(model: Any, layout: KVCacheLayout) -> None:
     """Undoes `compile_layers`, and leaves all products to torch: any kernel may have failed."""
     _clear_tiles()
+    flash_attention.forget()
     for layer in _layers(model, layout):
         layer._compiled_call_impl = None
 

@@ -13,8 +13,8 @@ GRAPH_BATCH_SIZES = (
 INVARIANT_ROWS = 256  # of the graph whose batch shape is constant; see `batch_invariant`
 # Of a step, prompts' and decoding rows' together: libraries compute products in tiles of so many
 # rows, and a few rows more than a multiple of them cost a tenth of the step.
-GRAPH_STEP_TOKENS = (128, 256, 512, 1024, 1280, 1536, 1792, 2048)
-GRAPH_MIXED_ROWS = (0, 64, 128, 256, 512)  # that decode beside a prefill, besides all slots
+GRAPH_STEP_TOKENS = (128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
+GRAPH_MIXED_ROWS = (0, 256)  # that decode beside a prefill at most, besides all slots
 _MIN_PROMPT_TOKENS = 64  # fewer are not worth a graph
 MAX_CHUNKS = 64  # prefill chunks in a step that is a graph
 # A step has two graphs if it may be worth reading shared prefixes once: with one that does, and
@@ -23,61 +23,50 @@ _MIN_SHARING_ROWS = 8
 _MAX_SHARING_TOKENS = 512  # of prompts' and rows': larger steps take long for other reasons
 # Bytes of a layer's keys and values: a prefix kernel takes as long as reading a third of it does.
 _MIN_SAVED_BYTES = 96 << 20
+# Rows of up to so many tokens are one part each to a kernel, so a step of such rows alone needs
+# neither programs for more parts nor their sum. It has a graph of its own where that counts: with
+# fewer rows all are split, with more the kernels take long for other reasons.
+SHORT_TOKENS = 2048
+_SHORT_ROWS = range(32, 257)
 _UPLOAD_BUFFERS = 4  # pinned, in turn: the host may be that many steps ahead of the copies
-
-
-class DecodeGraph(NamedTuple):
-    """A decoding step of a fixed number of rows."""
-
-    graph: torch.cuda.CUDAGraph
-    logits: torch.Tensor  # [rows, vocabulary], overwritten by each replay
 
 
 class MixedSize(NamedTuple):
     """The shape of a step that computes prompts and decodes, too."""
 
-    tokens: int  # of prompts
-    rows: int  # that decode
+    tokens: int  # of rows and prompts together
+    rows: int  # that decode, at most
 
 
 def mixed_sizes(slots: int) -> list[MixedSize]:
     """Of the graphs that compute prompts, the largest first."""
-    rows = [size for size in GRAPH_MIXED_ROWS if size < slots] + [slots]
     sizes: list[MixedSize] = []
     for tokens in reversed(GRAPH_STEP_TOKENS):
-        for row_size in reversed(rows):
-            if tokens - row_size >= _MIN_PROMPT_TOKENS:
-                sizes.append(MixedSize(tokens - row_size, row_size))
+        rows = {min(size, slots, tokens - _MIN_PROMPT_TOKENS) for size in GRAPH_MIXED_ROWS}
+        rows.add(min(slots, tokens - _MIN_PROMPT_TOKENS))
+        sizes += [MixedSize(tokens, size) for size in sorted(rows, reverse=True)]
     return sizes
 
 
 def may_share(tokens: int, rows: int) -> bool:
-    """Whether a step of so many prompt tokens and rows has a graph that reads shared prefixes."""
-    return rows >= _MIN_SHARING_ROWS and tokens + rows <= max(rows, _MAX_SHARING_TOKENS)
+    """Whether a step of so many tokens, and rows among them, has a graph that reads shared
+    prefixes.
+    """
+    return rows >= _MIN_SHARING_ROWS and tokens <= max(rows, _MAX_SHARING_TOKENS)
+
+
+def may_be_short(rows: int, context: int) -> bool:
+    """Whether a step of so many rows has a graph for short ones alone."""
+    return rows in _SHORT_ROWS and context > SHORT_TOKENS
 
 
 def sizes_beside(rows: int, sizes: Iterable[MixedSize]) -> list[MixedSize]:
-    """Those with room for so many rows and none to spare that another size does not have."""
-    fitting = [size for size in sizes if size.rows >= rows]
-    fewest = min((size.rows for size in fitting), default=0)
-    return [size for size in fitting if size.rows == fewest]
-
-
-class PrefillGraph(NamedTuple):
-    """A step of a fixed number of rows that decode, and of tokens in MAX_CHUNKS chunks."""
-
-    graph: torch.cuda.CUDAGraph
-    logits: torch.Tensor  # [rows + MAX_CHUNKS, vocabulary], overwritten by each replay
-    packed: torch.Tensor  # int64 inputs of the chunks; see `packing`
-    table: torch.Tensor  # int32 inputs; see `chunk_table`
-    logits_slots: torch.Tensor  # [MAX_CHUNKS] the part of `packed` that names the logits' slots
-
-    def fill(self, packed: list[int], table: list[int]) -> None:
-        """Uploads the next step's inputs, without waiting for the copy."""
-        packed_host = torch.tensor(packed, pin_memory=True)
-        table_host = torch.tensor(table, dtype=torch.int32, pin_memory=True)
-        self.packed.copy_(packed_host, non_blocking=True)
-        self.table.copy_(table_host, non_blocking=True)
+    """For each number of tokens the size with room for so many rows that has the least to spare."""
+    fitting: dict[int, MixedSize] = {}
+    for size in sorted(sizes):
+        if size.rows >= rows:
+            fitting.setdefault(size.tokens, size)
+    return list(fitting.values())
 
 
 class DecodeInputs:

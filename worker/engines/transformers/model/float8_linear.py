@@ -53,12 +53,12 @@ class Float8Linear(nn.Module):
 
 
 def widened_product(layer: Float8Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """`hidden` [..., inputs] by the weight in the dtype of `hidden`, which is not rounded. Slow."""
+    """`hidden` [..., inputs] by the weight, rounded once, at the end. Slow."""
     parts = [
-        functional.linear(hidden, weight.to(hidden.dtype))
+        functional.linear(hidden.float(), weight.float())
         for weight in layer.weight.split(_WIDENED_AT_A_TIME)
     ]
-    out = torch.cat(parts, -1).float() * layer.scales[:, 0]
+    out = torch.cat(parts, -1) * layer.scales[:, 0]
     if layer.bias is not None:
         out = out + layer.bias.float()
     return out.to(hidden.dtype)

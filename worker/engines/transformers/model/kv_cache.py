@@ -75,6 +75,10 @@ class KVCacheLayout:
             replaceable = f"{len(self.shapes)} of its {layers} layers"
             raise UnsupportedModel(f"a replaceable attention function in only {replaceable}")
 
+    def query_heads(self, module: Any) -> int:
+        """Of an attention module."""
+        return self.shapes[module].kv_heads * self._groups[module]
+
     def _record(
         self,
         module: Any,

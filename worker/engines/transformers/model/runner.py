@@ -8,32 +8,31 @@ copy. On a CPU exactly the rows at hand are computed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import structlog
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from worker.engines.transformers.model.attention import use_step
 from worker.engines.transformers.model.cache_size import BLOCK_SIZE, CacheSize, blocks_for
 from worker.engines.transformers.model.cuda_graphs import (
-    GRAPH_BATCH_SIZES,
-    INVARIANT_ROWS,
     MAX_CHUNKS,
-    DecodeGraph,
     DecodeInputs,
     GraphRecorder,
     MixedSize,
-    PrefillGraph,
     PrefixInputs,
-    graph_size,
-    may_share,
-    mixed_sizes,
-    sizes_beside,
 )
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.packed_positions import PackedPositions, counts_tokens
-from worker.engines.transformers.model.packing import chunk_table, pack_chunks
+from worker.engines.transformers.model.packing import (
+    NEWEST,
+    MixedInputs,
+    chunk_table,
+    pack_step,
+)
 from worker.engines.transformers.model.rope import RopeLimit
 from worker.engines.transformers.model.step import (
     NO_ROWS,
@@ -44,11 +43,8 @@ from worker.engines.transformers.model.step import (
     Step,
     padded_length,
 )
-from worker.errors import one_line
+from worker.engines.transformers.model.step_graphs import MixedGraph, Progress, Run, StepGraphs
 
-log = structlog.get_logger(__name__)
-
-Progress = Callable[[str], None]
 CACHES = ("key_cache", "value_cache")  # attributes of attention modules
 _MODULE_STATE = (*CACHES, "block_group", "sees_all", "key_scale", "value_scale")
 _Caches = tuple[torch.Tensor, torch.Tensor]
@@ -88,13 +84,8 @@ class LocalModelRunner:
         self._newest_tokens = torch.zeros(slots + 1, dtype=torch.long, device=self.device)
         self._logits_slots = self._newest_tokens[:0]  # slots of the rows of the latest logits
         self._capture_mode = capture_mode
-        self._decode_graphs: dict[int, DecodeGraph] = {}
-        self._prefill_graphs: dict[MixedSize, PrefillGraph] = {}
-        # The same again, for some sizes, with shared prefixes read once.
-        self._sharing_decode_graphs: dict[int, DecodeGraph] = {}
-        self._sharing_prefill_graphs: dict[MixedSize, PrefillGraph] = {}
+        self._graphs = StepGraphs(slots, size.context)
         self._inputs: DecodeInputs | None = None
-        self._graph_logits: torch.Tensor | None = None  # of whichever graph was replayed last
         if self.device.type == "cuda" and not self._on_several_devices:
             self._inputs = DecodeInputs(slots, self.device)
         token_bytes = 2 * layout.dtype.itemsize * max(map(math.prod, layout.shapes.values()))
@@ -164,11 +155,7 @@ class LocalModelRunner:
 
     def drop_graphs(self) -> None:
         """Computes steps without graphs from now on."""
-        for graphs in (self._decode_graphs, self._sharing_decode_graphs):
-            graphs.clear()
-        for mixed_graphs in (self._prefill_graphs, self._sharing_prefill_graphs):
-            mixed_graphs.clear()
-        self._graph_logits = None
+        self._graphs.clear()
 
     def check(self) -> None:
         """A single process has nothing to check: its errors raise by themselves."""
@@ -234,51 +221,35 @@ class LocalModelRunner:
         `batch_invariant`: by the largest graph, whatever there is to compute; see `decode`.
         `every_token`, `hidden`: see ModelRunner; a graph computes the last ones' logits alone.
         """
-        size: MixedSize | None = None
+        graph: MixedGraph | None = None
         if not every_token and not hidden:
-            size = self._mixed_size(chunks, len(rows.slots), batch_invariant=batch_invariant)
-        if size is None or self._inputs is None:
+            graph = self._graphs.mixed_graph(
+                len(rows.slots) + sum(chunk.length for chunk in chunks),
+                len(rows.slots),
+                len(chunks),
+                shares=self._prefixes.used,
+                batch_invariant=batch_invariant,
+            )
+        if graph is None:
             return self._prefill_eagerly(
                 chunks, tokens, ends_prompt, rows, every_token=every_token, hidden=hidden
             )
-        graph, ending = self._prefill_graphs[size], sum(ends_prompt)
-        if self._prefixes.used and not batch_invariant:
-            graph = self._sharing_prefill_graphs.get(size, graph)
+        size = graph.inputs.size
         unused = [PrefillChunk(self._spare_slot, 0, 0)] * (MAX_CHUNKS - len(chunks))
-        packed = pack_chunks(
+        packed = pack_step(
+            rows,
             chunks,
             tokens,
             ends_prompt,
-            self._spare_slot,
-            padding=size.tokens - sum(chunk.length for chunk in chunks),
-            logits_padding=MAX_CHUNKS - ending,
+            size=size.tokens,
+            logits=size.rows + MAX_CHUNKS,
+            spare_slot=self._spare_slot,
         )
-        graph.fill(packed, chunk_table([*chunks, *unused]))
-        self._fill_rows(self._inputs, rows, size.rows)
+        graph.inputs.fill(packed, chunk_table([*chunks, *unused], len(rows.slots)))
         graph.graph.replay()
-        slots, logits = graph.logits_slots[:ending], graph.logits[size.rows : size.rows + ending]
-        if rows.slots:
-            count = len(rows.slots)
-            slots = torch.cat((self._inputs.slot_indices[:count], slots))
-            logits = torch.cat((graph.logits[:count], logits))
-        self._logits_slots = slots
-        return logits
-
-    def _mixed_size(
-        self, chunks: list[PrefillChunk], rows: int, *, batch_invariant: bool
-    ) -> MixedSize | None:
-        """Of the graph to take."""
-        if len(chunks) > MAX_CHUNKS:
-            return None
-        beside = sizes_beside(rows, self._prefill_graphs)
-        tokens = graph_size(
-            [size.tokens for size in beside],
-            sum(chunk.length for chunk in chunks),
-            batch_invariant=batch_invariant,
-        )
-        if tokens is None:
-            return None
-        return MixedSize(tokens, beside[0].rows)
+        count = len(rows.slots) + sum(ends_prompt)
+        self._logits_slots = graph.inputs.logits_slots[:count]
+        return graph.logits[:count]
 
     def _fill_rows(self, inputs: DecodeInputs, rows: DecodeRows, size: int) -> None:
         """The rows that are left over compute in the spare slot."""
@@ -299,37 +270,47 @@ class LocalModelRunner:
     ) -> torch.Tensor:
         for chunk in chunks:
             self._initialized[chunk.slot] = chunk.end  # beyond are former sequences' leftovers
-        count, ending = sum(chunk.length for chunk in chunks), sum(ends_prompt)
-        packed = self._upload(pack_chunks(chunks, tokens, ends_prompt, self._spare_slot))
-        ids, token_slots, positions, known_lengths, last_tokens, logits_slots = packed.split(
-            [count, count, count, count, ending, ending]
+        used, ending = len(rows.slots), sum(ends_prompt)
+        count = used + sum(chunk.length for chunk in chunks)
+        packed = pack_step(
+            rows,
+            chunks,
+            tokens,
+            ends_prompt,
+            size=count,
+            logits=used + ending,
+            spare_slot=self._spare_slot,
         )
-        table = self._upload(chunk_table(chunks)).int()
-        slots, lengths, starts = table.split([len(chunks), len(chunks), len(chunks) + 1])
-        row_slots, row_positions = self._upload([*rows.slots, *rows.positions]).view(2, -1)
-        step = Step(
-            self._slot_mapping(
-                torch.cat((row_slots, token_slots)), torch.cat((row_positions, positions))
-            ),
-            row_slots.int(),
-            (row_positions + 1).int(),
-            chunks=tuple(chunks),
-            chunk_slots=slots,
-            chunk_lengths=lengths,
-            chunk_starts=starts,
-            prefill_lengths=known_lengths,
-            block_tables=self._block_tables,
+        inputs = MixedInputs(
+            MixedSize(count, used),
+            self._upload(packed),
+            self._upload(chunk_table(chunks, used)).int(),
         )
-        self._logits_slots = torch.cat((row_slots, logits_slots))
-        logits_at: torch.Tensor | None = None
-        if not every_token:
-            first_rows = torch.arange(len(row_slots), device=self.device)
-            logits_at = torch.cat((first_rows, last_tokens + len(row_slots)))
-        all_ids = torch.cat((self._newest_tokens[row_slots], ids))
-        all_positions = torch.cat((row_positions, positions))
+        self._logits_slots = inputs.logits_slots
+        step = replace(self._mixed_step(inputs), chunks=tuple(chunks))
         if hidden:
-            return self._hidden_states(step, all_ids, all_positions)
-        return self._forward(step, all_ids, all_positions, logits_at)
+            return self._hidden_states(step, self._token_ids(inputs), inputs.positions)
+        logits_at = None if every_token else inputs.logits_at
+        return self._forward(step, self._token_ids(inputs), inputs.positions, logits_at)
+
+    def _mixed_step(self, inputs: MixedInputs, *, shares: bool = False) -> Step:
+        """What attention has to know; on the device alone, so that a graph can hold it."""
+        row_slots = inputs.slots[: inputs.size.rows]
+        return Step(
+            self._slot_mapping(inputs.slots, inputs.positions),
+            row_slots.int(),
+            inputs.row_lengths(),
+            chunk_slots=inputs.chunk_slots,
+            chunk_lengths=inputs.chunk_lengths,
+            chunk_starts=inputs.chunk_starts,
+            token_lengths=inputs.known_lengths,
+            block_tables=self._block_tables,
+            prefixes=self._prefixes.of_rows(row_slots) if shares else None,
+        )
+
+    def _token_ids(self, inputs: MixedInputs) -> torch.Tensor:
+        newest = self._newest_tokens[inputs.slots]
+        return torch.where(inputs.ids == NEWEST, newest, inputs.ids)
 
     # ---- decode
 
@@ -343,17 +324,14 @@ class LocalModelRunner:
         size: a GPU's libraries choose another order of summation for another number of rows.
         """
         count = len(slots)
-        sizes: Iterable[int] = self._decode_graphs
-        if batch_invariant:
-            sizes = [size for size in sizes if size <= INVARIANT_ROWS]
-        size = graph_size(sizes, count, batch_invariant=batch_invariant)
+        size = self._graphs.decode_size(count, batch_invariant=batch_invariant)
         if size is None or self._inputs is None:
             return self._decode_eagerly(slots, positions, batch_invariant=batch_invariant)
         self._fill_rows(self._inputs, DecodeRows(slots, positions), size)
         self._logits_slots = self._inputs.slot_indices[:count]
-        graph, logits = self._decode_graphs[size]
-        if self._prefixes.used and not batch_invariant:
-            graph, logits = self._sharing_decode_graphs.get(size, (graph, logits))
+        graph, logits = self._graphs.decode_graph(
+            size, positions, shares=self._prefixes.used, batch_invariant=batch_invariant
+        )
         graph.replay()
         return logits[:count]
 
@@ -428,61 +406,31 @@ class LocalModelRunner:
         states: torch.Tensor = output.last_hidden_state
         return states[0].to(self.device)
 
-    def _upload(self, values: Sequence[int]) -> torch.Tensor:
+    def _upload(self, values: Sequence[int] | npt.NDArray[np.int64]) -> torch.Tensor:
         """int64 on the device, without waiting for the copy."""
-        host = torch.tensor(values, dtype=torch.long, pin_memory=self.asynchronous)
+        if isinstance(values, np.ndarray):
+            host = torch.from_numpy(values)
+            host = host.pin_memory() if self.asynchronous else host
+        else:
+            host = torch.tensor(values, dtype=torch.long, pin_memory=self.asynchronous)
         return host.to(self.device, non_blocking=True)
 
     # ---- CUDA graphs
 
     def capture_graphs(self, progress: Progress) -> None:
-        """Records a graph per batch size, unless the model's steps need the host. The largest come
-        first: smaller ones reuse their memory. Raises RuntimeError.
-        """
+        """Records steps, unless the model's need the host. Raises RuntimeError."""
         if self._inputs is None or self._model.dtype == torch.float32:
             return  # float32 takes the SDPA path, which loops on the host
         if self.rope_limit is not None and not self.rope_limit.switched:
             return  # dynamic frequencies depend on lengths that the host reads
         recorder = GraphRecorder(self.device, self._capture_mode)
-        sizes = [size for size in GRAPH_BATCH_SIZES if size < self.slots] + [self.slots]
-        decode_graphs: dict[int, DecodeGraph] = {}
-        for number, size in enumerate(reversed(sizes), 1):
-            progress(f"capturing the graph of a batch of {size} ({number} of {len(sizes)})")
-            decode_graphs[size] = self._record_decode(recorder, self._inputs, size)
-        self._decode_graphs = dict(sorted(decode_graphs.items()))
-        for mixed in mixed_sizes(self.slots):
-            progress(f"capturing the graph of {mixed.tokens} prompt tokens, {mixed.rows} rows")
-            self._prefill_graphs[mixed] = self._record_prefill(recorder, self._inputs, mixed)
-        if self.prefix_tile_rows:
-            progress("capturing the graphs that read shared prefixes once")
-            self._capture_sharing_graphs(recorder, self._inputs)
+        self._graphs.capture(self, recorder, progress, shares=self.prefix_tile_rows > 0)
 
-    def _capture_sharing_graphs(self, recorder: GraphRecorder, inputs: DecodeInputs) -> None:
-        """Those of the sizes that have one already, or none if one of them fails."""
-        try:
-            for size in reversed(self._decode_graphs):
-                if may_share(0, size):
-                    graph = self._record_decode(recorder, inputs, size, shares=True)
-                    self._sharing_decode_graphs[size] = graph
-            for mixed in self._prefill_graphs:
-                if may_share(*mixed):
-                    mixed_graph = self._record_prefill(recorder, inputs, mixed, shares=True)
-                    self._sharing_prefill_graphs[mixed] = mixed_graph
-        except Exception as error:  # Triton's errors are no RuntimeErrors
-            log.warning("shared prefixes are read for each sequence", reason=one_line(error))
-            self._sharing_decode_graphs.clear()
-            self._sharing_prefill_graphs.clear()
-
-    def _kept_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """A copy in memory that all graphs share: theirs, one each, would be gigabytes."""
-        if self._graph_logits is None:
-            shape = (self.slots + MAX_CHUNKS, logits.shape[1])
-            self._graph_logits = torch.empty(shape, dtype=logits.dtype, device=logits.device)
-        return self._graph_logits[: len(logits)].copy_(logits)
-
-    def _record_decode(
-        self, recorder: GraphRecorder, inputs: DecodeInputs, size: int, *, shares: bool = False
-    ) -> DecodeGraph:
+    def decode_step(self, size: int, *, longest: int = 0, shares: bool = False) -> Run:
+        """See Steps."""
+        inputs = self._inputs
+        if inputs is None:
+            raise RuntimeError("only a GPU records steps")
         self._fill_rows(inputs, NO_ROWS, size)
 
         def run() -> torch.Tensor:
@@ -492,50 +440,24 @@ class LocalModelRunner:
                 inputs.slots[:size],
                 inputs.lengths[:size],
                 block_tables=self._block_tables,
+                longest=longest,
                 prefixes=self._prefixes.of_rows(slot_indices) if shares else None,
             )
-            ids = self._newest_tokens[slot_indices]
-            return self._kept_logits(self._forward(step, ids, positions, None))
+            return self._forward(step, self._newest_tokens[slot_indices], positions, None)
 
-        return DecodeGraph(*recorder.record(run))
+        return run
 
-    def _record_prefill(
-        self,
-        recorder: GraphRecorder,
-        inputs: DecodeInputs,
-        size: MixedSize,
-        *,
-        shares: bool = False,
-    ) -> PrefillGraph:
-        count = size.tokens
-        packed = torch.zeros(4 * count + 2 * MAX_CHUNKS, dtype=torch.long, device=self.device)
-        ids, token_slots, positions, known_lengths, last_tokens, logits_slots = packed.split(
-            [count, count, count, count, MAX_CHUNKS, MAX_CHUNKS]
+    def mixed_step(self, size: MixedSize, *, shares: bool = False) -> tuple[Run, MixedInputs]:
+        """See Steps."""
+        unused = [PrefillChunk(self._spare_slot, 0, 0)] * MAX_CHUNKS
+        logits = size.rows + MAX_CHUNKS
+        packed = pack_step(
+            NO_ROWS, [], [], [], size=size.tokens, logits=logits, spare_slot=self._spare_slot
         )
-        table = torch.zeros(3 * MAX_CHUNKS + 1, dtype=torch.int32, device=self.device)
-        slots, lengths, starts = table.split([MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS + 1])
-        token_slots.fill_(self._spare_slot)
-        slots.fill_(self._spare_slot)
-        self._fill_rows(inputs, NO_ROWS, size.rows)
+        inputs = MixedInputs(size, self._upload(packed), self._upload(chunk_table(unused, 0)).int())
 
-        def run() -> torch.Tensor:  # whatever it reads must live as long as the graph
-            row_slots = inputs.slot_indices[: size.rows]
-            all_positions = torch.cat((inputs.positions[: size.rows], positions))
-            step = Step(
-                self._slot_mapping(torch.cat((row_slots, token_slots)), all_positions),
-                inputs.slots[: size.rows],
-                inputs.lengths[: size.rows],
-                chunk_slots=slots,
-                chunk_lengths=lengths,
-                chunk_starts=starts,
-                prefill_lengths=known_lengths,
-                block_tables=self._block_tables,
-                prefixes=self._prefixes.of_rows(row_slots) if shares else None,
-            )
-            all_ids = torch.cat((self._newest_tokens[row_slots], ids))
-            first_rows = torch.arange(size.rows, device=self.device)
-            logits_at = torch.cat((first_rows, last_tokens + size.rows))
-            return self._kept_logits(self._forward(step, all_ids, all_positions, logits_at))
+        def run() -> torch.Tensor:
+            step = self._mixed_step(inputs, shares=shares)
+            return self._forward(step, self._token_ids(inputs), inputs.positions, inputs.logits_at)
 
-        graph, logits = recorder.record(run)
-        return PrefillGraph(graph, logits, packed, table, logits_slots)
+        return run, inputs

@@ -104,12 +104,14 @@ class Step:
     chunks: tuple[PrefillChunk, ...] = ()  # on the host, for the SDPA path
     chunk_slots: torch.Tensor | None = None  # [chunks]; None: there are no chunks
     chunk_lengths: torch.Tensor | None = None  # [chunks] as `lengths`
-    chunk_starts: torch.Tensor | None = None  # [chunks + 1] offsets among the chunks' tokens
+    # [chunks + 1] offsets among the tokens. Before the first one are the rows that are used.
+    chunk_starts: torch.Tensor | None = None
     batch_invariant: bool = False  # a row's rounding must not depend on the other rows
-    prefill_lengths: torch.Tensor | None = None  # [tokens] `known_length` of the token's chunk
+    token_lengths: torch.Tensor | None = None  # [tokens] int64; see `known_lengths`
     # [groups, slots + 1, blocks a sequence] int32, by device: a sequence's blocks of each group of
     # layers, see `block_groups`; None: slots are rows
     block_tables: dict[torch.device, torch.Tensor] | None = None
+    longest: int = 0  # tokens that no decoding row exceeds; 0: not known
     prefixes: SharedPrefixes | None = None  # what decoding rows share; None: nothing is used of it
     copies: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
     _row_groups: list[RowGroup] = field(default_factory=list, repr=False, compare=False)
@@ -117,9 +119,7 @@ class Step:
     @property
     def known_lengths(self) -> torch.Tensor:
         """[tokens] how long each token's sequence is known to become; see `rope`."""
-        if self.prefill_lengths is None:
-            return self.lengths
-        return torch.cat((self.lengths.to(self.prefill_lengths.dtype), self.prefill_lengths))
+        return self.lengths if self.token_lengths is None else self.token_lengths
 
     def on(self, device: torch.device) -> "Step":
         """The same step for a layer on `device`. Copied once per device."""
@@ -134,7 +134,7 @@ class Step:
                 chunk_slots=_moved(self.chunk_slots, device),
                 chunk_lengths=_moved(self.chunk_lengths, device),
                 chunk_starts=_moved(self.chunk_starts, device),
-                prefill_lengths=_moved(self.prefill_lengths, device),
+                token_lengths=_moved(self.token_lengths, device),
                 prefixes=None,  # only graphs have them, and compute on one device
                 copies={},
                 _row_groups=[],

@@ -19,7 +19,11 @@ from worker.engines.transformers.model.prefix_tiles import (
     prefix_tile,
 )
 from worker.engines.transformers.model.step import SharedPrefixes
-from worker.engines.transformers.model.triton_kernels import combine_kernel, decode_kernel
+from worker.engines.transformers.model.triton_kernels import (
+    combine_kernel,
+    decode_kernel,
+    store_kernel,
+)
 from worker.engines.transformers.model.triton_prefill import prefill_kernel
 from worker.engines.transformers.model.triton_prefix import PrefixParts, attend_to_prefixes
 
@@ -29,6 +33,9 @@ _BLOCK = 64  # keys read at a time: the best of 32, 64 and 128 on an H200 at eve
 _DECODE_WARPS = 4
 _DECODE_STAGES = 3
 _SMALL_DECODE_STAGES = 2  # of heads of 512 where there is less shared memory
+# Of so few programs, each with rows of its own, one more stage makes up for the second that a
+# multiprocessor then has no room for: 7 % with 32 rows of 384 tokens on an H200.
+_FEW_PROGRAMS, _FEW_PROGRAMS_STAGES = 256, 4
 # A batch of fewer programs (rows * kv heads) splits its rows into parts until there are so many:
 # about twice an H100's multiprocessors.
 _MIN_PROGRAMS = 256
@@ -37,6 +44,7 @@ _EXTRA_PROGRAMS = 512  # that compute parts other than first ones: as many as ar
 _MAX_PARTIALS = 8192  # rows * parts that there is memory for: heads * head size * 4 bytes of each
 _COMBINED_PARTS = 16  # read at a time
 _COMBINE_WARPS = 2
+_STORE_WARPS = 4
 
 # ---- prefill
 
@@ -91,6 +99,7 @@ def split(rows: int, kv_heads: int, max_length: int) -> Split:
 
 
 def decode(
+    out: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -104,16 +113,18 @@ def decode(
     softcap: float,
     sinks: torch.Tensor | None = None,
     chunked: bool = False,
+    longest: int = 0,
     prefixes: SharedPrefixes | None = None,
-) -> torch.Tensor:
+) -> None:
     """One token per row: stores `key` and `value` [rows, kv heads, head size] in the caches and
-    attends with `query` [rows, heads, head size]. Returns the shape of `query`.
+    attends with `query` [rows, heads, head size], into `out`, which is contiguous.
 
     `rows` [rows] int32: each one's sequence in `block_tables`. `lengths` [rows] int32: including
     the new token; 0: an unused row, whose output is zeros. `window`, `softcap`: 0: none. `chunked`:
     tokens from the last multiple of `window` on are seen. `sinks` [heads]: a logit that takes part
     in the softmax and has no value.
 
+    `longest`: tokens that no row exceeds; 0: the length of its line in `block_tables`.
     `prefixes`: tokens that rows share, which are read once for many of them. Layers with a window
     do without, and heads for which there is no tile.
 
@@ -121,11 +132,10 @@ def decode(
     """
     count, heads, size = query.shape
     kv_heads, page = key_cache.shape[2], key_cache.shape[1]
-    out = torch.empty((count, heads, size), device=query.device, dtype=query.dtype)
     if count == 0:
-        return out
+        return
     group, padded_size = heads // kv_heads, padded_head_size(size)
-    max_length = block_tables.shape[1] * page
+    max_length = longest or block_tables.shape[1] * page
     if window:
         max_length = min(max_length, window + _BLOCK)
     splits, max_parts, extra_programs = split(count, kv_heads, max_length)
@@ -145,6 +155,9 @@ def decode(
             scale, softcap, to_log2,
         )  # fmt: skip
     block, stages = _decode_tile(padded_size, query.device)
+    few = splits == 1 and count * kv_heads <= _FEW_PROGRAMS
+    if few and query.is_cuda and padded_size <= 128 and has_large_shared_memory(query.device):
+        stages = _FEW_PROGRAMS_STAGES
     grid: Any = (kv_heads, count + extra_programs)
     decode_kernel[grid](
         query, key, value, key_cache, value_cache, block_tables, rows, lengths,
@@ -169,10 +182,36 @@ def decode(
             BLOCK=block, MAX_PART=_MAX_PART, PREFIX=shares, WINDOW=window > 0, CHUNKED=chunked,
             num_warps=_COMBINE_WARPS,
         )  # fmt: skip
-    return out
+
+
+def store(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """Writes `key` and `value` [tokens, kv heads, head size] to the places `slot_mapping` [tokens]
+    int64 of the flattened caches.
+    """
+    tokens, kv_heads, size = key.shape
+    if tokens == 0:
+        return
+    if key.dtype.itemsize == 1:  # not every GPU's compiler knows float8
+        key, value, key_cache, value_cache = (
+            each.view(torch.uint8) for each in (key, value, key_cache, value_cache)
+        )
+    grid: Any = (tokens, 2)
+    store_kernel[grid](
+        key, value, key_cache, value_cache, slot_mapping,
+        key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+        KV_HEADS=kv_heads, PADDED_HEADS=triton.next_power_of_2(kv_heads),
+        SIZE=size, PADDED_SIZE=triton.next_power_of_2(size), num_warps=_STORE_WARPS,
+    )  # fmt: skip
 
 
 def prefill(
+    out: torch.Tensor,
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
@@ -185,18 +224,18 @@ def prefill(
     softcap: float,
     sinks: torch.Tensor | None = None,
     chunked: bool = False,
-) -> torch.Tensor:
+) -> None:
     """Chunks of prompts, whose keys and values are in the caches already: chunk c is the tokens
     `chunk_starts[c]:chunk_starts[c + 1]` of `query` [tokens, heads, head size], the newest of the
-    `lengths[c]` tokens of sequence `rows[c]`. All three are int32. Returns the shape of `query`.
+    `lengths[c]` tokens of sequence `rows[c]`. All three are int32.
 
-    Equal starts: an unused chunk. Tokens after the last chunk give zeros. The rest as in `decode`.
+    Equal starts: an unused chunk. Tokens before the first chunk stay as they are in `out`, which is
+    contiguous; those after the last one give zeros. The rest as in `decode`.
     """
     tokens, heads, size = query.shape
     chunks, (_, page, kv_heads, _) = rows.shape[0], key_cache.shape
-    out = torch.empty((tokens, heads, size), device=query.device, dtype=query.dtype)
     if tokens == 0 or chunks == 0:
-        return out.zero_()
+        return
     group, padded_size = heads // kv_heads, padded_head_size(size)
     tile = _tile(query, padded_size)
     queries = max(tile.queries, triton.next_power_of_2(group))
@@ -211,7 +250,6 @@ def prefill(
         SOFTCAP=softcap > 0, WINDOW=window > 0, CHUNKED=chunked, SINKS=sinks is not None,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return out
 
 
 def _decode_tile(padded_size: int, device: torch.device) -> tuple[int, int]:

@@ -322,3 +322,23 @@ def combine_kernel(  # type: ignore[no-untyped-def]
         weight = tl.exp2(maxima - tl.max(maxima, 0))
         combined = tl.sum(weighted * weight[:, None], 0) / tl.sum(sums * weight, 0)
         tl.store(out + index * SIZE + dims, combined.to(out.dtype.element_ty), mask=dims < SIZE)
+
+
+@triton.jit
+def store_kernel(  # type: ignore[no-untyped-def]
+    key, value, key_cache, value_cache, slot_mapping, key_row, key_head, value_row, value_head,
+    KV_HEADS: tl.constexpr, PADDED_HEADS: tl.constexpr,
+    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
+):  # fmt: skip
+    """A token's key, or its value: one launch for both, and none of torch's index arithmetic."""
+    token = tl.program_id(0).to(tl.int64)
+    place = tl.load(slot_mapping + token)
+    heads, dims = tl.arange(0, PADDED_HEADS)[:, None], tl.arange(0, PADDED_SIZE)[None, :]
+    inside = (heads < KV_HEADS) & (dims < SIZE)
+    target = (place * KV_HEADS + heads) * SIZE + dims
+    if tl.program_id(1) == 0:
+        numbers = tl.load(key + token * key_row + heads * key_head + dims, mask=inside)
+        tl.store(key_cache + target, numbers, mask=inside)
+    else:
+        numbers = tl.load(value + token * value_row + heads * value_head + dims, mask=inside)
+        tl.store(value_cache + target, numbers, mask=inside)

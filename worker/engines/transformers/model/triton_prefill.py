@@ -18,8 +18,9 @@ from worker.engines.transformers.model.triton_kernels import (
 
 @triton.jit
 def _find_chunk(tile, chunk_starts, chunks, TOKENS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The chunk that `tile` belongs to. Chunk c begins with tile `chunk_starts[c] // TOKENS + c`,
-    so it has at least as many as it needs, and the last one all that are left.
+    """The chunk that `tile` belongs to; -1: none. Chunk c begins with tile
+    `chunk_starts[c] // TOKENS + c`, so it has at least as many as it needs, and the last one all
+    that are left.
     """
     chunk = -1
     for start in range(0, chunks, 64):
@@ -43,6 +44,8 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # a chunk's last tiles take longest: first
     head = tl.program_id(1)
     chunk = _find_chunk(tile, chunk_starts, chunks, TOKENS)
+    if chunk < 0:
+        return
     chunk_begin, chunk_end = tl.load(chunk_starts + chunk), tl.load(chunk_starts + chunk + 1)
     first_token = chunk_begin + (tile - chunk_begin // TOKENS - chunk) * TOKENS
     written_end = chunk_end
