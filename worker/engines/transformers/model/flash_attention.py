@@ -130,14 +130,14 @@ def _gain(
         cache[table[0, -1].long(), _TRIAL_LENGTH % _PAGE :] = float("nan")
     numbers = [[0], [_TRIAL_LENGTH], [0, _TRIAL_CHUNK]]
     rows, lengths, starts = (torch.tensor(each, device=device).int() for each in numbers)
-    given: tuple[Any, ...] = (query, *caches, table, rows, lengths, starts, size**-0.5)
+    given: list[Any] = [query, *caches, table, rows, lengths, starts, size**-0.5]
     expected, actual = torch.empty_like(query), torch.empty_like(query)
 
     def by_triton() -> None:
-        triton_attention.prefill(expected, *given, 0, 0.0)
+        triton_attention.prefill(*[expected, *given, 0, 0.0])
 
     def by_flash() -> None:
-        prefill(actual, *given)
+        prefill(*[actual, *given])
 
     _choose(forward)
     try:
