@@ -97,6 +97,7 @@ class TaggedCall:
         self._tags = tags
         self._stage = _Stage.HEAD
         self._text = ""  # undecided
+        self._searched = 0  # characters of it without the end of a value
         self._schemas: dict[str, Any] = {}
         self._parameters = 0
         self._schema: Any = None  # of the present value
@@ -204,9 +205,9 @@ class TaggedCall:
     def _read_value(self, parts: list[Part]) -> bool:
         end = self._tags.value[1]
         ends = (f"\n{end}", end) if self._tags.lines else (end,)
-        found = first_mark(self._text, ends)
         if not self._streamed:
-            return self._read_whole_value(parts, found)
+            return self._read_whole_value(parts, ends)
+        found = first_mark(self._text, ends)
         if found is None:
             certain = len(self._text) - undecided(self._text, ends)
         else:
@@ -226,10 +227,13 @@ class TaggedCall:
         begin, self._quote_due = '"' * self._quote_due, False
         return begin + json.dumps(text, ensure_ascii=False)[1:-1]
 
-    def _read_whole_value(self, parts: list[Part], found: tuple[int, str] | None) -> bool:
+    def _read_whole_value(self, parts: list[Part], ends: tuple[str, ...]) -> bool:
+        found = first_mark(self._text[self._searched :], ends)
         if found is None:
+            self._searched = max(0, len(self._text) - max(map(len, ends)))
             return False
-        at, mark = found
+        at, mark = self._searched + found[0], found[1]
+        self._searched = 0
         parts.append(self._calls.arguments(json_value(self._text[:at], self._schema)))
         self._text, self._stage = self._text[at + len(mark) :], _Stage.BETWEEN
         return True

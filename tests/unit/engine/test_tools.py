@@ -320,7 +320,8 @@ def test_a_schema_that_the_format_does_not_express_is_kept_in_another(name: str)
 
 @pytest.mark.parametrize("name", ["qwen3-coder", "glm"])
 def test_texts_without_quotes_keep_their_schema(name: str) -> None:
-    properties = {"unit": {"$ref": "#/$defs/unit"}, "kind": {"enum": ["a b", "c"]}}
+    kind = {"type": "string", "enum": ["a b", "c", None]}
+    properties = {"unit": {"$ref": "#/$defs/unit"}, "kind": kind}
     schema = {
         "type": "object",
         "properties": properties,

@@ -119,8 +119,7 @@ class TransformersEngine:
         self._close = loaded.close
         self.slots, self.context_length = loaded.slots, loaded.context
         self.footprint = footprint(loaded)
-        # without a runner no hidden states are at hand
-        self.tasks = _TASKS if loaded.runner is None else (*_TASKS, "embed")
+        self.tasks = (*_TASKS, "embed") if _has_hidden_states(loaded) else _TASKS
         self._decoder = Decoder(loaded, loaded.slots, deliver)
         gc.collect()
         gc.freeze()  # scanning the libraries' 400,000 objects would stop every stream for 0.3 s
@@ -244,6 +243,11 @@ class TransformersEngine:
         ended = decoder.stop(_STOP_RANKS_SECONDS)
         closed = close()
         return (ended or decoder.stop(_STOP_RANKS_SECONDS)) and closed
+
+
+def _has_hidden_states(loaded: LoadedModel) -> bool:
+    """Whether they are at hand: by a runner, from what is below the output layer."""
+    return loaded.runner is not None and loaded.model.base_model is not loaded.model
 
 
 def _free_memory() -> bool:

@@ -18,6 +18,7 @@ from worker.engines.transformers.text.tool_schemas import (
     Parameter,
     is_expressible,
     parameters,
+    text_options,
 )
 from worker.engines.transformers.text.tool_turns import parsed
 
@@ -89,11 +90,16 @@ class CallRules:
         self._loose = loose
 
     def rules(self) -> list[str]:
-        """`calls`: one or several; no rules where the format leaves them free."""
+        """`calls`: one or several; no rules where the format leaves them free.
+
+        Raises InvalidRequest for a strict tool whose schema could not be kept.
+        """
         if not is_expressible(self._format, tuple(self._tools)):
             return []
         rules: list[str] = []
         for number, tool in enumerate(self._tools):
+            if tool.strict and tool.parameters:  # refused with the reason if it cannot be kept
+                compilable(Grammar(kind="json_schema", source=tool.parameters))
             if self._format in SEPARATE:
                 rules += self._separate(number, tool)
             else:
@@ -194,9 +200,9 @@ class CallRules:
         if not parameter.text:
             schema = _value_schema(parameter.schema, strict=strict, loose=loose)
             return [f"{name}_json: %json {schema}", f"{name}: {name}_json {self.mark(close)}"]
-        options = parameter.schema.get("enum", [parameter.schema.get("const")])
-        if options != [None] and not loose:
-            texts = " | ".join(literal(option) for option in options)
+        options = text_options(parameter.schema)
+        if options is not None and not loose:
+            texts = " | ".join(map(literal, options))
             return [f"{name}: ({texts}) {self.mark(close)}"]
         text = _ANY_CHARACTER + _counted(parameter.schema, loose=loose)
         if self._token(close) is None:
@@ -241,12 +247,7 @@ def _value_schema(schema: dict[str, Any], *, strict: bool, loose: bool) -> str:
 
 
 def _arguments(tool: Tool, *, loose: bool) -> str:
-    """The JSON schema of a call's arguments, with what llguidance is to make of it.
-
-    Raises InvalidRequest for one that is strict and could not be kept.
-    """
-    if tool.strict and tool.parameters:
-        compilable(Grammar(kind="json_schema", source=tool.parameters))
+    """The JSON schema of a call's arguments, with what llguidance is to make of it."""
     schema: Any = parsed(tool.parameters)
     if schema is None:
         schema = {"additionalProperties": False}

@@ -54,6 +54,14 @@ def parameters(tool: Tool) -> list[Parameter] | None:
     return found
 
 
+def text_options(schema: dict[str, Any]) -> list[str] | None:
+    """The texts that a text's schema allows; None: others, too."""
+    if "enum" not in schema and "const" not in schema:
+        return None
+    options = schema.get("enum", [schema.get("const")])
+    return [option for option in options if isinstance(option, str)]
+
+
 def is_expressible(tool_format: str, tools: tuple[Tool, ...]) -> bool:
     """Whether a grammar in that format keeps the schemas of all these tools."""
     if tool_format in _WITHOUT_GRAMMAR:
@@ -108,7 +116,9 @@ def _has_simple_text(parameter: Parameter) -> bool:
         isinstance(length, int) and 0 <= length <= _LONGEST_TEXT for length in (least, most)
     ):
         return False
-    return "enum" not in schema or isinstance(schema["enum"], list)
+    if "enum" in schema and not isinstance(schema["enum"], list):
+        return False
+    return text_options(schema) != []
 
 
 def _decoded(text: str) -> Any:
