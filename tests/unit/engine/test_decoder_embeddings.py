@@ -13,6 +13,7 @@ import transformers
 from broker.wire import Job, Pooling
 from tests.unit.engine.engine_runs import job as text_job
 from tests.unit.engine.engine_runs import read, reading, started
+from tests.unit.engine.pages import look_a_step_later, use_pages
 from tests.unit.engine.tiny import CONFIGS, save_model
 from worker.engines.base import Engine, InvalidRequest, PromptTooLong
 
@@ -77,6 +78,23 @@ async def test_vectors_are_those_of_the_library(kind: str, tmp_path: Path) -> No
         return
     last = await vectors(engine, job(*TEXTS, normalize=False))
     mean = await vectors(engine, job(*TEXTS, normalize=False, mode="mean"))
+    for number, text in enumerate(TEXTS):
+        expected = states(folder, text)
+        numpy.testing.assert_allclose(last[number], expected[-1], atol=1e-4)
+        numpy.testing.assert_allclose(mean[number], expected.mean(axis=0), atol=1e-4)
+    await engine.stop()
+
+
+async def test_over_pages_of_memory_as_a_gpu_has_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for two texts, beside answers that take it from them."""
+    use_pages(monkeypatch, 640)
+    look_a_step_later(monkeypatch)
+    engine = await started(folder, slots=4)
+    answers = [read(engine, text_job("Once", max_tokens=120, seed=3)) for _ in range(2)]
+    found = [vectors(engine, job(*TEXTS, normalize=False, mode=mode)) for mode in ("last", "mean")]
+    *_, last, mean = await asyncio.gather(*answers, *found)
     for number, text in enumerate(TEXTS):
         expected = states(folder, text)
         numpy.testing.assert_allclose(last[number], expected[-1], atol=1e-4)
