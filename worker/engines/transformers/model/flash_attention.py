@@ -6,12 +6,14 @@ https://arxiv.org/abs/2407.08608. Layers with a window, a cap or sinks, float8 k
 stay with Triton.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 import torch
 
+from worker import models
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.errors import one_line
 
@@ -99,6 +101,9 @@ def _may_take(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _installed() -> Callable[..., Any] | None:
+    cache = models.home() / "cache" / "flash_attention"  # a restart compiles nothing
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache))
     try:
         from flash_attn.cute.interface import (  # type: ignore[import-not-found,unused-ignore]
             _flash_attn_fwd,
