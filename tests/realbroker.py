@@ -133,7 +133,14 @@ class Server:
 
     def wait_accepting(self) -> None:
         """Returns when it accepts connections."""
-        _wait_accepting(self.private.ports["amqp"], self._process, self._log)
+        self._wait_accepting("127.0.0.1", "amqp")
+
+    def wait_accepting_others(self, host: str) -> None:
+        """Returns when it accepts connections with TLS, which is later."""
+        self._wait_accepting(host, "amqps")
+
+    def _wait_accepting(self, host: str, port: str) -> None:
+        _wait_accepting(host, self.private.ports[port], self._process, self._log)
 
     def has_ended(self, within: float) -> bool:
         """Whether it ends by itself in that time."""
@@ -190,11 +197,11 @@ def private_broker(folder: Path) -> Iterator[Broker]:
         yield server.address
 
 
-def _wait_accepting(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_accepting(host: str, port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
             return
         except OSError:
             if server.poll() is not None or time.monotonic() > deadline:

@@ -22,6 +22,7 @@ DAY = datetime.timedelta(days=1)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with private_server(tmp_path_factory.mktemp("tls"), "127.0.0.1") as running:
+        running.wait_accepting_others("127.0.0.1")
         yield running
 
 
