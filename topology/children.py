@@ -85,65 +85,83 @@ class Children:
     def put(self, child: Child) -> None:
         """Adds or replaces the child; jobs that have arrived are not in transit any more."""
         known = self._by_name.get(child.name)
+        had_room = False
         if known is None:
             insort(self._order, _place(child.name))
         else:
+            had_room = self._has_room(known)
             self._count(known, -1)
+            self._count_users(known, -1)
         self._by_name[child.name] = child
         in_transit = self._in_transit.setdefault(child.name, deque())
         while len(in_transit) > child.in_transit:
-            self._forget(in_transit.popleft(), 1)
+            self._add_user(in_transit.popleft(), -1)
         self._count(child, 1)
+        self._count_users(child, 1)
+        self._room_changed(child, had_room)
 
     def remove(self, name: str) -> None:
         """Forgets the child; unknown names are ignored."""
-        child = self._by_name.pop(name, None)
+        child = self._by_name.get(name)
         if child is None:
             return
+        self._clear_transit(name)
         self._count(child, -1)
-        for user in self._in_transit.pop(name):
-            self._forget(user, 1)
+        self._count_users(child, -1)
         _take_out(self._order, _place(name))
+        if self._has_room(child):
+            _take_out(self._with_room, _place(name))
+        del self._by_name[name], self._in_transit[name]
 
     def sent_to(self, name: str, user: str) -> None:
         """A job of that user was forwarded to the child, if it is one."""
         child = self._by_name.get(name)
         if child is None:
             return
-        self._count(child, -1)
-        child.sent += 1
-        self._count(child, 1)
+        self._change_sent(child, child.sent + 1)
         self._in_transit[name].append(user)
-        self.users[user] += 1
+        self._add_user(user, 1)
 
     def lost_in_transit(self, name: str) -> None:
         """What was forwarded to the child and did not arrive is lost."""
         child = self._by_name.get(name)
         if child is not None:
-            self._count(child, -1)
-            child.sent = child.received
-            self._count(child, 1)
-            for user in self._in_transit[name]:
-                self._forget(user, 1)
-            self._in_transit[name].clear()
+            self._change_sent(child, child.received)
+            self._clear_transit(name)
+
+    def _change_sent(self, child: Child, sent: int) -> None:
+        had_room = self._has_room(child)
+        self._count(child, -1)
+        child.sent = sent
+        self._count(child, 1)
+        self._room_changed(child, had_room)
+
+    def _room_changed(self, child: Child, had_room: bool) -> None:
+        has_room = self._has_room(child)
+        if has_room and not had_room:
+            insort(self._with_room, _place(child.name))
+        elif had_room and not has_room:
+            _take_out(self._with_room, _place(child.name))
 
     def _count(self, child: Child, sign: int) -> None:
-        """Adds the child to the sums, or takes it out of them."""
+        """Adds the child's slots to the sums, or takes them out."""
         self.slots += sign * child.slots
         self.room += sign * child.room
         if child.accepting:
             self.open_slots += sign * child.slots
             self.accepting += sign
-        for user, jobs in child.users.items():
-            self._forget(user, -sign * jobs)
-        if self._has_room(child):
-            if sign > 0:
-                insort(self._with_room, _place(child.name))
-            else:
-                _take_out(self._with_room, _place(child.name))
 
-    def _forget(self, user: str, jobs: int) -> None:
-        self.users[user] -= jobs
+    def _count_users(self, child: Child, sign: int) -> None:
+        for user, jobs in child.users.items():
+            self._add_user(user, sign * jobs)
+
+    def _clear_transit(self, name: str) -> None:
+        for user in self._in_transit[name]:
+            self._add_user(user, -1)
+        self._in_transit[name].clear()
+
+    def _add_user(self, user: str, jobs: int) -> None:
+        self.users[user] += jobs
         if not self.users[user]:
             del self.users[user]
 

@@ -17,6 +17,7 @@ from bench.dispatch.contenders import CANOPY, RunningContender
 from bench.dispatch.loop import Block
 from bench.errors import NotStarted
 from bench.harness import Instance
+from bench.many import simulation
 from bench.many.crowd import READY
 from bench.report import Progress, Report, Row, Table
 from bench.stats import Spread
@@ -35,9 +36,15 @@ _IN_FLIGHT, _BLOCK_SECONDS = 100, 5.0
 @click.option("--nodes", type=options.COUNT, multiple=True, default=_COUNTS, help="Repeatable.")
 @click.option("--fanout", type=click.IntRange(min=0), default=0, help="0: all below the root.")
 @click.option("--idle", type=click.FloatRange(min=1), default=15.0, help="Seconds at rest.")
+@click.option("--simulate", is_flag=True, help="Trees of up to 10,000 nodes, instead.")
 @options.json_file
-def command(nodes: tuple[int, ...], fanout: int, idle: float, json_file: Path | None) -> None:
+def command(
+    nodes: tuple[int, ...], fanout: int, idle: float, simulate: bool, json_file: Path | None
+) -> None:
     """Idle cost, dispatch and memory of a tree of many nodes, 50 in a process, on one broker."""
+    if simulate:
+        _simulate(json_file)
+        return
     result = Report("many", {"nodes": nodes, "fanout": fanout, "slots": _SLOTS})
     progress = Progress(len(nodes))
     rest: list[Row] = []
@@ -55,6 +62,18 @@ def command(nodes: tuple[int, ...], fanout: int, idle: float, json_file: Path | 
         "One of the nodes is a process of its own. The API's time has the recorder's in it, which "
         "reads the broker's management API once in 5 s, and the states of all nodes."
     )
+    result.finish(json_file)
+
+
+def _simulate(json_file: Path | None) -> None:
+    result = Report("many-simulated", {"slots": _SLOTS, "load": simulation.LOAD})
+    progress = Progress(len(simulation.SHAPES))
+    rows: list[Row] = []
+    for each in simulation.SHAPES:
+        progress.step(f"{each.nodes} nodes, roots: {each.roots}")
+        rows.append(simulation.row(each, _SLOTS))
+    result.tables = [Table("simulated: answers of 10 s", rows, digits=1)]
+    result.notes.append(simulation.NOTE)
     result.finish(json_file)
 
 

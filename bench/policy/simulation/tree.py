@@ -38,6 +38,17 @@ class Plan:
         return self.nodes * self.slots
 
 
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """What a node's process needs for a message, in mean services: it handles one at a time."""
+
+    job: float = 0.0  # in and out
+    report: float = 0.0
+
+
+INSTANT = Handling()
+
+
 @dataclass(slots=True, eq=False)
 class _Node:
     """A simulated node."""
@@ -50,17 +61,28 @@ class _Node:
     reported: tuple[int, int] = (-1, -1)  # last: free slots, jobs received
     reported_at: float = float("-inf")
     report_due: bool = False
+    busy_until: float = 0.0  # with messages that have arrived
+    worked: float = 0.0  # on messages
+    jobs_in: int = 0
+    reports_in: int = 0
 
 
 class TreeRun:
     """`run` it once. Times, of a message (`hop`) and between reports, are in mean services."""
 
     def __init__(
-        self, plan: Plan, policy: Policy, workload: Workload, hop: float, report_interval: float
+        self,
+        plan: Plan,
+        policy: Policy,
+        workload: Workload,
+        hop: float,
+        report_interval: float,
+        handling: Handling = INSTANT,
     ) -> None:
         self._workload = workload
         self._hop = hop
         self._report_interval = report_interval
+        self._handling = handling
         self._events: list[tuple[float, int, Any, _Node, Any]] = []  # at, number, handler, …
         self._numbers = itertools.count()
         self._nodes = _grow(plan, policy)
@@ -73,10 +95,15 @@ class TreeRun:
         for job, arrival in enumerate(self._workload.arrivals):
             while events and events[0][0] <= arrival:
                 self._step()
-            self._on_job(arrival, root, job)
+            self._job_arrives(arrival, root, job)
         while events:
             self._step()
         return self._starts
+
+    def messages(self) -> list[tuple[str, int, int, float]]:
+        """Of each node: its name, jobs and reports that arrived, and its time with them."""
+        nodes = self._nodes.values()
+        return [(node.name, node.jobs_in, node.reports_in, node.worked) for node in nodes]
 
     def _step(self) -> None:
         now, _, handler, node, subject = heapq.heappop(self._events)
@@ -84,6 +111,23 @@ class TreeRun:
 
     def _schedule(self, at: float, handler: Any, node: _Node, subject: Any) -> None:
         heapq.heappush(self._events, (at, next(self._numbers), handler, node, subject))
+
+    def _job_arrives(self, now: float, node: _Node, job: int) -> None:
+        node.jobs_in += 1
+        self._handle(now, self._handling.job, self._on_job, node, job)
+
+    def _report_arrives(self, now: float, node: _Node, child: Child) -> None:
+        node.reports_in += 1
+        self._handle(now, self._handling.report, self._on_report, node, child)
+
+    def _handle(self, now: float, seconds: float, handler: Any, node: _Node, subject: Any) -> None:
+        """When the node has handled what arrived before."""
+        if not seconds:
+            handler(now, node, subject)
+            return
+        node.worked += seconds
+        node.busy_until = max(now, node.busy_until) + seconds
+        self._schedule(node.busy_until, handler, node, subject)
 
     def _on_job(self, now: float, node: _Node, job: int) -> None:
         node.dispatcher.job_received()
@@ -109,7 +153,7 @@ class TreeRun:
             if isinstance(decision, Forward):
                 dispatcher.forwarded(decision.child)
                 child = self._nodes[decision.child]
-                self._schedule(now + self._hop, self._on_job, child, job)
+                self._schedule(now + self._hop, self._job_arrives, child, job)
             else:
                 dispatcher.run_started()
                 self._starts[job] = now
@@ -135,7 +179,7 @@ class TreeRun:
             free, received = counters
             finished = node.dispatcher.finished
             report = Child(node.name, node.subtree_slots, free, received, finished)
-            self._schedule(now + self._hop, self._on_report, node.parent, report)
+            self._schedule(now + self._hop, self._report_arrives, node.parent, report)
 
 
 def _grow(plan: Plan, policy: Policy) -> dict[str, _Node]:
