@@ -29,17 +29,23 @@ _SLOTS = 8  # of a node
 _COUNTS = (2, 50, 200)
 _START_SECONDS = 300.0
 _SETTLE = 5.0  # seconds from the last node's start to the measurement
-_IN_FLIGHT, _BLOCK_SECONDS = 100, 5.0
+_BLOCK_SECONDS = 5.0
 
 
 @click.command
 @click.option("--nodes", type=options.COUNT, multiple=True, default=_COUNTS, help="Repeatable.")
 @click.option("--fanout", type=click.IntRange(min=0), default=0, help="0: all below the root.")
 @click.option("--idle", type=click.FloatRange(min=1), default=15.0, help="Seconds at rest.")
+@click.option("--in-flight", type=options.COUNT, default=100, help="Jobs at any time.")
 @click.option("--simulate", is_flag=True, help="Trees of up to 10,000 nodes, instead.")
 @options.json_file
 def command(
-    nodes: tuple[int, ...], fanout: int, idle: float, simulate: bool, json_file: Path | None
+    nodes: tuple[int, ...],
+    fanout: int,
+    idle: float,
+    in_flight: int,
+    simulate: bool,
+    json_file: Path | None,
 ) -> None:
     """Idle cost, dispatch and memory of a tree of many nodes, 50 in a process, on one broker."""
     if simulate:
@@ -53,10 +59,10 @@ def command(
         progress.step(f"{count} nodes")
         with _tree(count, fanout) as (canopy, crowd):
             rest.append({"nodes": count, **_at_rest(canopy, crowd, count, idle)})
-            work.append({"nodes": count, **_at_work(canopy, crowd)})
+            work.append({"nodes": count, **_at_work(canopy, crowd, in_flight)})
     result.tables = [
         Table("at rest: processor time in ms a second, memory in MB", rest),
-        Table(f"{_IN_FLIGHT} jobs in flight: processor time in ms a job", work),
+        Table(f"{in_flight} jobs in flight: processor time in ms a job", work),
     ]
     result.notes.append(
         "One of the nodes is a process of its own. The API's time has the recorder's in it, which "
@@ -139,17 +145,17 @@ def _at_rest(canopy: Instance, crowd: list[int], count: int, seconds: float) -> 
     return row
 
 
-def _at_work(canopy: Instance, crowd: list[int]) -> Row:
+def _at_work(canopy: Instance, crowd: list[int], in_flight: int) -> Row:
     [contender] = [
         each for each in contenders.all_contenders(canopy, CANOPY, 0) if each.name == CANOPY
     ]
     with contenders.running(contender, canopy) as driver:
-        return _dispatch(canopy, crowd, driver)
+        return _dispatch(canopy, crowd, driver, in_flight)
 
 
-def _dispatch(canopy: Instance, crowd: list[int], driver: RunningContender) -> Row:
+def _dispatch(canopy: Instance, crowd: list[int], driver: RunningContender, in_flight: int) -> Row:
     with cpu.measured(_pids(canopy, crowd)) as usage:
-        result = driver.measure(Block(_IN_FLIGHT, _BLOCK_SECONDS))
+        result = driver.measure(Block(in_flight, _BLOCK_SECONDS))
     jobs = len(result.latencies_ms)
     row: dict[str, object] = {"jobs/s": jobs / result.seconds}
     row |= Spread.of(result.latencies_ms).cells("ms", "p50", "p99")
