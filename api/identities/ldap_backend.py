@@ -4,6 +4,7 @@ The directory is asked about names that no account of this instance's own has: t
 wrong passwords for them, need no directory that answers.
 """
 
+import hashlib
 import re
 import socket
 import ssl
@@ -191,11 +192,11 @@ def _speaks_tls(url: str) -> bool:
 def subject_of(ldap_user: Any) -> str:
     """What stays when an entry is renamed; its DN where it has no such attribute."""
     values = (ldap_user.attrs or {}).get(_directory().identifier)
-    if not values:
-        return normal_dn(ldap_user.dn)[: linking.LONGEST_SUBJECT]
-    value = values[0]
+    value = values[0] if values else normal_dn(ldap_user.dn)
     text = value.hex() if isinstance(value, bytes) else str(value)
-    return text[: linking.LONGEST_SUBJECT]
+    if len(text) > linking.LONGEST_SUBJECT:  # two that only begin alike are two people
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return text
 
 
 def normal_dn(dn: str) -> str:

@@ -47,11 +47,6 @@ def log_in(
     return user
 
 
-def has_identity(user: User) -> bool:
-    """Whether somebody else checks who this is."""
-    return Identity.objects.filter(user=user).exists()
-
-
 @transaction.atomic
 def link(user: User, provider: str, subject: str) -> None:
     """From now on the identity is this account's, and its password here is void.

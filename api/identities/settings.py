@@ -15,6 +15,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MEMBER_ATTRIBUTES = ("member", "uniqueMember", "memberUid", "nested")
 _HOURS, _MOST_HOURS = 12, 8760
 _LONGEST_LABEL = 60
+_LONGEST_ISSUER = 255
 _DEFAULT_FILTER = "(uid=%(user)s)"
 _SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -144,8 +145,12 @@ def _oidc(environ: Mapping[str, str]) -> OidcSettings | None:
         return None
     parts = urlsplit(issuer)
     encrypted = parts.scheme == "https"
-    if not (encrypted or (parts.scheme == "http" and parts.hostname in LOOPBACK)):
-        raise ValueError(f"CANOPY_OIDC_ISSUER must be like https://id.example.org, not {issuer!r}")
+    if len(issuer) > _LONGEST_ISSUER or not (
+        encrypted or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+    ):
+        raise ValueError(
+            f"CANOPY_OIDC_ISSUER must be like https://id.example.org, not {issuer[:100]!r}"
+        )
     scopes = environ.get("CANOPY_OIDC_SCOPES") or "openid profile"
     if "openid" not in scopes.split():
         raise ValueError("CANOPY_OIDC_SCOPES must have openid among them")

@@ -5,6 +5,7 @@ import dataclasses
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -239,6 +240,23 @@ async def test_the_admin_pages_take_the_directorys_password(configured: Director
         answer = await client.post("/admin/login/", data=fields)
         assert answer.status_code == 302, answer.text
         assert (await client.get("/admin/")).status_code == 200
+
+
+def test_long_identifiers_that_begin_alike_are_different(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from api.identities.ldap_backend import subject_of
+
+    use(monkeypatch, identity_settings.read(environment(directory)))
+
+    def subject(dn: str) -> str:
+        return subject_of(SimpleNamespace(attrs={}, dn=dn))
+
+    base = ",".join(["ou=x" * 20] * 8)
+    first, second = subject(f"uid=ada,{base},dc=a"), subject(f"uid=ada,{base},dc=b")
+    assert first != second
+    assert max(len(first), len(second)) <= 255
+    assert subject("UID=Ada, DC=a") == subject("uid=ada,dc=a")
 
 
 # ---- a directory that does not answer, or not as it should
