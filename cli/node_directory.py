@@ -7,9 +7,9 @@ token (broker/joined_users.py).
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from broker import joined_users
@@ -27,7 +27,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ANY_NODE, _ANY_MODEL = "anynode", "any model"  # stand for others in patterns that are made here
 
 
-class NodeDirectory(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NodeDirectory:
     """How the broker asks the directory. `user_dn`: with `${username}` where the name goes."""
 
     servers: tuple[str, ...]
@@ -39,7 +40,7 @@ class NodeDirectory(NamedTuple):
     group: str
     member: str
     bind_dn: str
-    bind_password: str
+    bind_password: str = field(repr=False)
 
 
 def read(environ: Mapping[str, str]) -> NodeDirectory | None:
@@ -49,7 +50,25 @@ def read(environ: Mapping[str, str]) -> NodeDirectory | None:
         return None
     schemes, servers, ports = _parse(addresses)
     start_tls = _yes_or_no(environ, "CANOPY_NODE_LDAP_START_TLS")
-    [scheme] = schemes
+    [scheme], [port] = schemes, ports
+    _check_encryption(scheme, servers, start_tls)
+    encrypted = scheme == "ldaps" or bool(start_tls)
+    return NodeDirectory(
+        servers=servers,
+        port=port,
+        tls=scheme == "ldaps",
+        start_tls=bool(start_tls),
+        ca=_ca(environ.get("CANOPY_NODE_LDAP_CA", ""), needed=encrypted),
+        user_dn=_user_dn(environ.get("CANOPY_NODE_LDAP_DN", "")),
+        group=_dn(environ, "CANOPY_NODE_LDAP_GROUP"),
+        member=environ.get("CANOPY_NODE_LDAP_MEMBER") or "member",
+        bind_dn=environ.get("CANOPY_NODE_LDAP_BIND_DN", ""),
+        bind_password=_password(environ),
+    )
+
+
+def _check_encryption(scheme: str, servers: tuple[str, ...], start_tls: bool | None) -> None:
+    """Refuses what would send passwords unencrypted, or to a server whose name is not checked."""
     local = all(server in _LOOPBACK for server in servers)
     if scheme == "ldap" and start_tls is None and not local:
         raise SettingError(
@@ -64,19 +83,6 @@ def read(environ: Mapping[str, str]) -> NodeDirectory | None:
         )
     if start_tls and len(servers) > 1:
         raise SettingError(f"{_URL} may have several servers with ldaps://, not with StartTLS.")
-    [port] = ports
-    return NodeDirectory(
-        servers=servers,
-        port=port,
-        tls=scheme == "ldaps",
-        start_tls=bool(start_tls),
-        ca=_ca(environ.get("CANOPY_NODE_LDAP_CA", ""), needed=scheme == "ldaps" or bool(start_tls)),
-        user_dn=_user_dn(environ.get("CANOPY_NODE_LDAP_DN", "")),
-        group=_dn(environ, "CANOPY_NODE_LDAP_GROUP"),
-        member=environ.get("CANOPY_NODE_LDAP_MEMBER") or "member",
-        bind_dn=environ.get("CANOPY_NODE_LDAP_BIND_DN", ""),
-        bind_password=_password(environ),
-    )
 
 
 def settings(directory: NodeDirectory, prefix: Prefix) -> str:
