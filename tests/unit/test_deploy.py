@@ -166,8 +166,8 @@ def test_a_servers_probes_ask_its_pages(tmp_path: Path, server: int) -> None:
 # ---- compose, Helm, systemd
 
 
-def options_of(words: list[str]) -> None:
-    """Fails unless the command line takes these words."""
+def assert_known(words: list[str]) -> None:
+    """The command line takes these words."""
     command = command_line().commands[words[0]]
     assert isinstance(command, LazyCommand)
     with click.Context(command) as parent:
@@ -177,7 +177,7 @@ def options_of(words: list[str]) -> None:
 def test_compose_starts_what_the_command_line_knows() -> None:
     for name in ("server", "n1", "n2"):
         words = [DEFAULT.sub(r"\1", word) for word in compose()["services"][name]["command"]]
-        options_of(words)
+        assert_known(words)
 
 
 def test_compose_waits_for_health_and_has_no_secret() -> None:
