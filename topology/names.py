@@ -36,6 +36,7 @@ SLUG_LETTERS = 40
 DIGEST_LETTERS = 10
 TREE_LETTERS = 16
 MAX_NAME_BYTES = 255  # AMQP's limit for routing keys and for names of queues and exchanges
+MAX_QUEUE_BYTES = MAX_NAME_BYTES - 32  # of a queue named in a message: a prefix may be longer
 NODE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _NODE_NAME = re.compile(NODE_NAME)
 
@@ -72,6 +73,10 @@ def is_amqp_name(name: str) -> bool:
     return True
 
 
+def _is_queue_name(name: str) -> bool:
+    return is_amqp_name(name) and len(name.encode()) <= MAX_QUEUE_BYTES
+
+
 def check_node_name(name: str) -> str:
     """Returns `name` unchanged, or raises BadName with what is allowed."""
     if not is_node_name(name):
@@ -104,7 +109,7 @@ def reply(process: str) -> str:
 
 def is_reply_queue(queue: str) -> bool:
     """True if `queue` can be the reply queue of an API process."""
-    return queue.startswith(REPLY_PREFIX) and is_amqp_name(queue)
+    return queue.startswith(REPLY_PREFIX) and _is_queue_name(queue)
 
 
 def watch(process: str) -> str:
@@ -201,7 +206,7 @@ def setting_key(setting: str) -> str:
 
 def is_watch_queue(queue: str) -> bool:
     """True if `queue` can be one through which a process follows nodes."""
-    return queue.startswith(WATCH_PREFIX) and is_amqp_name(queue)
+    return queue.startswith(WATCH_PREFIX) and _is_queue_name(queue)
 
 
 def joined_user(name: str) -> str:

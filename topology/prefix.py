@@ -13,6 +13,7 @@ from topology.names import OURS, BadName
 DEFAULT = "canopy"
 MAX_LETTERS = 32
 _OPTION = "prefix="
+_RESERVED = "amq"  # begins RabbitMQ's own names
 _PREFIX = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
@@ -24,10 +25,10 @@ class Prefix:
 
     def __init__(self, name: str = DEFAULT) -> None:
         """Raises BadName."""
-        if _PREFIX.fullmatch(name) is None:
+        if _PREFIX.fullmatch(name) is None or name == _RESERVED:
             raise BadName(
                 f"bad prefix {name[:60]!r}: use 1-{MAX_LETTERS} of a-z, 0-9, '-' and '_', "
-                "starting with a letter"
+                f"starting with a letter, but not {_RESERVED!r}"
             )
         self.name = name
         self._begins = f"{name}."

@@ -53,7 +53,7 @@ def test_the_prefix_is_an_option_of_every_address() -> None:
     assert Prefix.of(AMQP).name == "canopy"
 
 
-@pytest.mark.parametrize("bad", ["Beta", "a.b", "b" * 33, "1a", "a b", "é", "beta\n"])
+@pytest.mark.parametrize("bad", ["Beta", "a.b", "b" * 33, "1a", "a b", "é", "beta\n", "amq"])
 def test_a_bad_prefix_is_refused_by_every_program(
     bad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +73,13 @@ def test_a_bad_prefix_is_refused_by_every_program(
 async def test_a_bad_prefix_in_an_address_is_told() -> None:
     with pytest.raises(BadAddress, match="bad prefix 'Beta'"):
         await AmqpSession.open(f"{AMQP}?prefix=Beta", "test")
+
+
+def test_a_queue_named_in_a_message_leaves_room_for_a_longer_prefix() -> None:
+    longest = names.REPLY_PREFIX + "x" * (names.MAX_QUEUE_BYTES - len(names.REPLY_PREFIX))
+    assert names.is_reply_queue(longest)
+    assert names.is_amqp_name(Prefix("b" * 32).outside(longest))
+    assert not names.is_reply_queue(longest + "x")
 
 
 def test_two_prefixes_are_a_mistake() -> None:
