@@ -59,11 +59,14 @@ class FrameRouter:
         frames, reasons = decode_frames(delivery.body)
         if delivery.exchange:
             frames = self._from_joined(delivery, frames)
+        refused: list[AnyFrame] = []
         for frame in frames:
             if not frame.token or self._tokens.is_valid(frame.request_id, frame.token):
                 self.on_frame(frame)
             else:
-                self._refuse(frame, vouched_node(delivery))
+                refused.append(frame)
+        if refused:
+            self._refuse(refused, vouched_node(delivery))
         if reasons:
             log.warning("undecodable frames dropped", count=len(reasons), reason=reasons[0])
 
@@ -80,18 +83,24 @@ class FrameRouter:
             log.warning("frames of a joined node dropped", sender=delivery.sender)
         return honest
 
-    def _refuse(self, frame: AnyFrame, sender: str) -> None:
-        """The job that this is about was never given to a joined node, or was altered there; or it
-        is one of a former process with this one's name.
+    def _refuse(self, frames: list[AnyFrame], sender: str) -> None:
+        """These jobs were never given to a joined node, or were altered there; or they are of a
+        former process with this one's name.
 
-        A node that runs it, or asks to, is told to end that copy.
+        A node that asks to run such a job is told to end its copy, and so is a joined node that
+        runs it: one in each message, as it may send any number.
         """
-        self.refused += 1
-        log.warning("a frame without its job's token dropped", request_id=frame.request_id)
-        if isinstance(frame, ResumeRequest):
-            sender = frame.node
-        if sender and not isinstance(frame, Finished | Failed):
-            self._send_to_node(sender, Cancel(request_id=frame.request_id, token=frame.token))
+        self.refused += len(frames)
+        log.warning(
+            "frames without their job's token dropped",
+            count=len(frames),
+            request_id=frames[0].request_id,
+            sender=sender or None,
+        )
+        for frame in frames[:1] if sender else frames:
+            node = frame.node if isinstance(frame, ResumeRequest) else sender
+            if node:
+                self._send_to_node(node, Cancel(request_id=frame.request_id, token=frame.token))
 
     def on_frame(self, frame: AnyFrame) -> None:
         stream = self._streams.get(frame.request_id)

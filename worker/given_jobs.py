@@ -13,7 +13,8 @@ import msgspec
 from broker.wire import Job
 
 MAX_JOBS = 10_000  # remembered, the latest
-MAX_UNKNOWN = 256  # jobs of one node that are taken back although nothing is known of them
+# Jobs that one node may give back beyond those that it was given, as far as is known.
+MAX_UNKNOWN = 256
 
 _ACCOUNTING = (
     "user",
@@ -40,6 +41,7 @@ class GivenJobs:
         self._forget(child, job.request_id)
         self._given[child, job.request_id] = _accounting(job)
         self._users[child][job.user] += 1
+        self._unknown[child] = max(0, self._unknown[child] - 1)
         while len(self._given) > MAX_JOBS:
             self._forget(*next(iter(self._given)))
 
@@ -47,7 +49,7 @@ class GivenJobs:
         """The jobs by user that the child says it has, as far as it was given them: invented ones
         would keep their users' own jobs waiting.
         """
-        given = self._users[child]
+        given = self._users.get(child, Counter())
         return {user: min(count, given[user]) for user, count in users.items() if given[user]}
 
     def take_back(self, child: str, job: Job) -> Job | None:
@@ -70,6 +72,8 @@ class GivenJobs:
             users[fields["user"]] -= 1
             if not users[fields["user"]]:
                 del users[fields["user"]]
+            if not users:
+                del self._users[child]
         return fields
 
 

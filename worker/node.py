@@ -217,17 +217,15 @@ class Node:
     def on_joined_message(self, sender: str, message: AnyInboxMessage) -> None:
         """A joined node speaks for itself alone, and commands nobody."""
         match message:
-            case RegisterNode():
-                self.background.run(self.registrar.register(sender, message))
-            case RemoveNode():
-                self.background.run(self.registrar.remove(sender, message))
+            case RegisterNode() | RemoveNode():
+                self.background.run(self.registrar.on_request(sender, message))
             case Capacity() if message.node == sender:
                 if sender in self.registrar.admitted:
                     users = self.jobs.given.possible_users(sender, message.users)
                     self._on_capacity(msgspec.structs.replace(message, users=users))
             case Leave() if message.node == sender:
                 self.membership.on_leave(message)
-                self.background.run(self.registrar.left(sender))
+                self.background.run(self.registrar.on_request(sender, message))
             case _:
                 self.warnings.add(sender, "a message that it may not send was ignored")
         self.announcer.touch()

@@ -1,13 +1,16 @@
 """A parent's part for joined nodes below it: it admits them, and keeps what may not be theirs."""
 
+from collections import Counter
+
 import structlog
 
 from broker.errors import BrokerError
 from broker.join_messages import ParentAnswer, RegisterNode, RemoveNode
-from broker.wire import Capacity
+from broker.wire import Capacity, Leave
 from worker.broker_link import BrokerLink
 
 MAX_JOINED = 10_000  # admitted at once
+MAX_UNDER_WAY = 4  # requests of one node
 
 log = structlog.get_logger()
 
@@ -32,6 +35,7 @@ class Registrar:
         self._link = link
         # nodes that hang here; a new session begins without, and they register again soon
         self.admitted: set[str] = set()
+        self._under_way: Counter[str] = Counter()  # requests by node
 
     def mismatch(self, message: Capacity | RegisterNode) -> str:
         """Why that node cannot serve this tree; empty if it can. Former releases say less."""
@@ -48,7 +52,23 @@ class Registrar:
             )
         return ""
 
-    async def register(self, sender: str, message: RegisterNode) -> None:
+    async def on_request(self, sender: str, message: RegisterNode | RemoveNode | Leave) -> None:
+        """Does what the node asks. Of a flood the rest is dropped: nodes repeat themselves."""
+        if self._under_way[sender] >= MAX_UNDER_WAY:
+            return
+        self._under_way[sender] += 1
+        try:
+            match message:
+                case RegisterNode():
+                    await self._register(sender, message)
+                case RemoveNode():
+                    await self._remove(sender, message)
+                case Leave():
+                    await self._left(sender)
+        finally:
+            self._under_way -= Counter([sender])
+
+    async def _register(self, sender: str, message: RegisterNode) -> None:
         """Makes the node's queue and edge, and answers."""
         reason = self._refusal(sender, message)
         if not reason:
@@ -65,7 +85,7 @@ class Registrar:
             return f"{self._name} has {MAX_JOINED} joined nodes already"
         return self.mismatch(message)
 
-    async def remove(self, sender: str, message: RemoveNode) -> None:
+    async def _remove(self, sender: str, message: RemoveNode) -> None:
         """Deletes the queue of a node that leaves, if it is empty, and answers."""
         try:
             done = sender in self.admitted and await self._link.port.remove(sender)
@@ -74,7 +94,7 @@ class Registrar:
             done = False
         self._answer(sender, message.number, done=done)
 
-    async def left(self, sender: str) -> None:
+    async def _left(self, sender: str) -> None:
         """The node hangs elsewhere now, or has ended."""
         self.admitted.discard(sender)
         await self._link.port.drop_joined(sender)
