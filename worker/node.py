@@ -263,7 +263,7 @@ class Node:
         reason = inconsistency(message)
         mismatch = self.registrar.mismatch(message)
         if mismatch:
-            self.warnings.add(message.node, f"refused: {mismatch}")
+            self.warnings.add(message.node, self.registrar.shown_mismatch(message))
             self.membership.refuse(message, mismatch)
         elif reason:
             self.warnings.add(message.node, f"its counters were ignored: {reason}")

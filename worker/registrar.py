@@ -52,6 +52,12 @@ class Registrar:
             )
         return ""
 
+    def shown_mismatch(self, message: Capacity) -> str:
+        """The same for this node's own operator."""
+        if message.model not in ("", self._model):
+            return f"refused: it serves {message.model}, and this tree {self._model}"
+        return f"refused: its engine is {message.engine}, and this tree's {self._engine}"
+
     async def on_request(self, sender: str, message: RegisterNode | RemoveNode | Leave) -> None:
         """Does what the node asks. Of a flood the rest is dropped: nodes repeat themselves."""
         if self._under_way[sender] >= MAX_UNDER_WAY:
