@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from api.plans import commands as plan_commands
 
 if TYPE_CHECKING:
     from api.accounts.models import User
+
+
+DATABASE_SECONDS = 5.0  # for the check before a server starts
 
 
 def main() -> int:
@@ -140,20 +144,33 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def database_problem() -> str | None:
-    """Why this code must not serve the database; None if it may, or if it does not answer yet."""
+    """Why this code must not serve the database; None if it may.
+
+    A database that does not answer in time is no reason not to start: /readyz says so.
+    """
     import django
-    from django.db import DatabaseError
 
     django.setup(set_prefix=False)
+    found: list[str] = []
+    look = threading.Thread(target=_check_schema, args=(found,), daemon=True)
+    look.start()
+    look.join(DATABASE_SECONDS)
+    return found[0] if found else None
+
+
+def _check_schema(problems: list[str]) -> None:
+    from django.db import DatabaseError, connections
+
     from api.storage import schema
 
     try:
         schema.check_current()
     except schema.UnfitDatabase as error:
-        return str(error)
-    except DatabaseError:  # /readyz says so until it does
-        return None
-    return None
+        problems.append(str(error))
+    except DatabaseError:
+        return
+    finally:
+        connections.close_all()  # this thread's
 
 
 def migrate() -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 
@@ -152,10 +152,9 @@ def extract(archive: tarfile.TarFile, manifest: Manifest, folder: Path) -> int:
     """Writes all members below `folder`; how many are files of users. Raises DataError, OSError."""
     progress = Progress("reading the backup", manifest.bytes, "bytes")
     left, members, files = manifest.bytes, 0, 0
-    for member in archive:
+    while (member := archive.next()) is not None:
+        cast(Any, archive).members.clear()  # it would remember all of them
         members += 1
-        if member.name == _MANIFEST and members == 1:
-            continue
         if not member.isreg() or not is_member(member.name) or members > _MOST_MEMBERS:
             raise DataError(f"the backup has a member that does not belong there: {member.name!r}")
         left -= member.size

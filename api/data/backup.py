@@ -20,7 +20,19 @@ from topology.version import VERSION
 _COPY = "backup"  # Django's name of the copy
 
 # Files that belong to what runs, or that `up` writes anew.
-_NOT_KEPT = ("version.json", ".lock", ".log", ".new", ".part", ".pid", "-wal", "-shm", "-journal")
+_NOT_KEPT = (
+    "version.json",
+    ".lock",
+    ".log",
+    ".new",
+    ".part",
+    ".pid",
+    "-wal",
+    "-shm",
+    "-journal",
+    ".gz",
+    ".tgz",
+)
 
 
 def write(file: Path, *, force: bool) -> Manifest:

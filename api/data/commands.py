@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> tuple[str, Mapping[str, Any]]:
+    from django.template.defaultfilters import filesizeformat
+
     from api.data import backup, move, restore
 
     if options.command == "migrate-db":
@@ -53,7 +55,8 @@ def _run(options: argparse.Namespace) -> tuple[str, Mapping[str, Any]]:
         return f"copied {total:,} rows of {len(copied)} tables, all counted", {"rows": copied}
     if options.command == "backup":
         manifest = backup.write(options.file, force=options.force)
-        begin = f"{options.file} ({options.file.stat().st_size / 1e6:,.1f} MB)"
+        size = filesizeformat(options.file.stat().st_size).replace("\xa0", " ")
+        begin = f"{options.file} ({size})"
     else:
         manifest = restore.read(options.file, force=options.force)
         begin = f"restored the backup of {manifest.created}, made by Canopy {manifest.version}"

@@ -76,9 +76,12 @@ def copy_file(source: Path, target: Path) -> None:
     if not source.exists():
         raise DataError(f"there is no database yet ({source}): start Canopy with ./canopy up first")
     target.touch(mode=0o600)
-    with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(target)) as copy:
-        live.backup(copy)
-        copy.execute("PRAGMA journal_mode=DELETE")
+    try:
+        with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as error:  # such as a full disk
+        raise DataError(f"{source} cannot be copied to {target.parent}: {error}") from error
 
 
 def check_file(file: Path) -> None:

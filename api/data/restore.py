@@ -49,11 +49,18 @@ def read(file: Path, *, force: bool) -> Manifest:
             shutil.rmtree(folder, ignore_errors=True)
     if files < manifest.files:
         say(f"{manifest.files - files} files had been deleted while the backup was made")
-    if not force:  # nothing was here but the secret key that reading the settings makes
+    if _is_worthless(aside, home):
         shutil.rmtree(aside)
     else:
         say(f"what was here before is in {aside}: delete it when all is well")
     return manifest
+
+
+def _is_worthless(aside: Path, home: Path) -> bool:
+    """Whether nothing was here but a secret key, which reading the settings makes."""
+    found = [path.relative_to(aside) for path in aside.rglob("*") if not path.is_dir()]
+    is_ours = settings.ENV.secret_file == home / SECRET
+    return not found or (is_ours and found == [Path(STATE, SECRET)])
 
 
 def _check(manifest: Manifest, home: Path) -> None:
@@ -96,7 +103,8 @@ def _prepare(database: Path, manifest: Manifest) -> None:
         raise DataError("the backup has no database in it: it is damaged")
     databases.check_file(database)
     with databases.opened(_RESTORED, databases.file_config(database)) as alias:
-        if tables.existing_counts(alias) != manifest.rows:
+        rows = tables.existing_counts(alias)
+        if any(manifest.rows.get(name) != number for name, number in rows.items()):
             raise DataError("the database in the backup has other rows than the backup says")
         schema.migrate(say, alias)
 

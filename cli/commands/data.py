@@ -95,6 +95,6 @@ def _say_what_waits(home: Home) -> None:
     jobs = sum(node["queued"] + node["running"] for node in nodes)
     if jobs:
         say(
-            f"{jobs} jobs wait or run now, which are not in the backup: chat answers, batches and "
-            "stored jobs among them begin again after a restore, other requests do not"
+            f"not in the backup, jobs that wait or run now: {jobs}. After a restore chat answers, "
+            "batches and stored jobs among them begin again, other requests do not"
         )
