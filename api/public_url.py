@@ -19,6 +19,7 @@ OWN_SEGMENTS = frozenset(
         "login",
         "metrics",
         "oidc",
+        "oidc",
         "readyz",
         "rerank",
         "s",

@@ -57,7 +57,7 @@ async def begin(request: HttpRequest) -> HttpResponse:
 async def callback(request: HttpRequest) -> HttpResponse:
     """Back from the provider, with a code: starts a session."""
     memory = _remembered(request)
-    start = memory.get(_NEXT) or "/"
+    start = memory.get(_NEXT) or reverse("page")
     configured: OidcSettings = settings.ENV.identities.oidc
     try:
         person = await _provider().finish(memory, request)
