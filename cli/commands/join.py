@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -215,7 +216,10 @@ async def _accepts(url: str) -> str:
         return f"{host}:{port} does not answer (wrong address, or a firewall)"
     except ConnectionRefusedError:
         return f"{host}:{port} refuses connections (wrong port, or Canopy does not run there)"
-    except OSError as error:
-        return f"{host}:{port}: {error.strerror or error}"
+    except socket.gaierror as error:
+        return f"{host}: {error.strerror}"
+    except OSError as error:  # whose own text has only the address again
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return f"{host}:{port}: {reason}"
     writer.close()
     return ""

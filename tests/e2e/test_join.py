@@ -86,7 +86,7 @@ def test_one_line_and_a_second_machine_serves(instance: Instance, tmp_path: Path
 def test_who_cannot_join_hears_what_to_do(instance: Instance, tmp_path: Path) -> None:
     for address, says in (
         ("127.0.0.2", "127.0.0.2:"),  # the broker does not listen there
-        ("name.invalid", "name.invalid:"),
+        ("name.invalid", "name.invalid: "),
     ):
         token = instance.canopy(
             "node-token", "create", "--name", "room3", "--address", address
