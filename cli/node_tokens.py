@@ -67,6 +67,12 @@ def changing(home: Home) -> Iterator[dict[str, TokenRecord]]:
             write_private(file(home), json.dumps(msgspec.to_builtins(records), indent=1))
 
 
+def forget(home: Home, name: str) -> None:
+    """That token is no longer valid."""
+    with changing(home) as records:
+        records.pop(name, None)
+
+
 def use(home: Home, connected: Mapping[str, str]) -> None:
     """These nodes are connected now, each from that host."""
     now = time.time()

@@ -25,13 +25,16 @@ async def watch(home: Home, management_url: str, say: Callable[[str], None]) -> 
 
 
 async def look(home: Home, api: ManagementApi, say: Callable[[str], None]) -> None:
-    """Once. Raises CliError, ManagementError, OSError."""
+    """Once. Raises CliError, ManagementError, OSError.
+
+    A command may hold the list for seconds, so it is changed in a thread.
+    """
     records = node_tokens.read(home)
     for name, record in records.items():
         if record.has_expired():
             await joined_users.delete(api, name)
-            with node_tokens.changing(home) as changing:
-                changing.pop(name, None)
+            await asyncio.to_thread(node_tokens.forget, home, name)
             say(f"the token of node {name} has expired")
     if records:
-        node_tokens.use(home, await joined_users.connected(api))
+        connected = await joined_users.connected(api)
+        await asyncio.to_thread(node_tokens.use, home, connected)
