@@ -17,8 +17,8 @@ from broker.gone import remove_gone
 from broker.management import Edges, edges
 from broker.node_state import NodeState
 from broker.node_states import on_local_clock
-from broker.node_watch import bind_states, is_own
 from broker.session import Delivery, Session
+from broker.state_events import bind_states, is_own
 from broker.tree import edges_as_told
 from broker.wire import AnyControl, Ping
 from topology import names
