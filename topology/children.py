@@ -40,7 +40,9 @@ class Child:
         """Free slots in the subtree that no job in transit will take."""
         if not self.accepting:
             return 0
-        return max(0, self.free - self.in_transit)
+        sent, received = self.sent, self.received  # as `in_transit`, without a call for each job
+        free = self.free - sent + received if sent > received else self.free
+        return free if free > 0 else 0
 
 
 class Children:
@@ -130,10 +132,9 @@ class Children:
             self._clear_transit(name)
 
     def _change_sent(self, child: Child, sent: int) -> None:
-        had_room = self._has_room(child)
-        self._count(child, -1)
+        had_room, before = self._has_room(child), child.room
         child.sent = sent
-        self._count(child, 1)
+        self.room += child.room - before
         self._room_changed(child, had_room)
 
     def _room_changed(self, child: Child, had_room: bool) -> None:

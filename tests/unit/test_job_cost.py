@@ -11,9 +11,9 @@ import structlog
 from tests.unit.cluster import Cluster, read, until
 
 JOBS = 20
-MOST_CALLS = (
-    175  # of functions in the rooms below, for one job at a root and a node; 171 at present
-)
+# Of functions in the rooms below, for one job at a root and a node. 178 at present, 7 of which keep
+# running totals of the children, so that no decision looks at all of them.
+MOST_CALLS = 182
 ROOMS = ("/worker/", "/topology/", "/broker/node.py", "/structlog/")
 FOR_NOBODY = ("job_spans.py", "drill_watch.py", "job_list.py", "tracing.py")
 

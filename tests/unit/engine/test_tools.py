@@ -189,7 +189,7 @@ def test_a_call_that_must_come(name: str) -> None:
     assert not kept.allows(written(name, "Rome", 2).replace("get_weather", "get_whatever"))
 
 
-@pytest.mark.parametrize("name", set(TEMPLATES) - {"harmony"})
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"harmony"}))
 def test_one_call_alone(name: str) -> None:
     one = written(name, "Rome", 2)
     two = twice(name, one)
@@ -200,7 +200,7 @@ def test_one_call_alone(name: str) -> None:
     assert not single.allows(two)
 
 
-@pytest.mark.parametrize("name", set(TEMPLATES) - {"llama3", "harmony", "tool-code"})
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"llama3", "harmony", "tool-code"}))
 def test_a_call_that_may_come(name: str) -> None:
     kept = Kept(with_tools(name), job())
     assert kept.allows("Sunny, I think.")
