@@ -208,6 +208,21 @@ def test_the_charts_values_keep_their_schema() -> None:
     jsonschema.validate(values, json.loads((CHART / "values.schema.json").read_text()))
 
 
+def test_the_templates_read_values_that_there_are() -> None:
+    """Helm takes a name that is not there for one that is not set."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    used: set[str] = set()
+    for template in (CHART / "templates").iterdir():
+        used.update(re.findall(r"\.Values\.([\w.]+)", template.read_text()))
+    assert used
+    for name in used:
+        found: object = values
+        for part in name.split("."):
+            assert isinstance(found, dict), name
+            assert part in found, name
+            found = found[part]
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
     """With the paths of this folder, as it looks for the programs."""

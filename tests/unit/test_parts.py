@@ -261,6 +261,19 @@ ANSWERS = [
     ),
     ("tool-code", "```tool_code\nimport os\n```", "```tool_code\nimport os\n```", []),
     ("tool-code", "```tool_code\nf(1e999)\n```", "```tool_code\nf(1e999)\n```", []),
+    ("tool-code", '```tool_code\nf(a="\\ud800")\n```', "", [("f", {"a": "\ufffd"})]),
+    (
+        "tool-code",
+        "```tool_code\nf(x)\n```\nLike so:\n```tool_code\nf()\n```",
+        "```tool_code\nf(x)\n```\nLike so:",
+        [("f", {})],
+    ),
+    (
+        "qwen3-coder",
+        f"<function=f><parameter={'a ' * 200}",
+        f"<parameter={'a ' * 200}".rstrip(),
+        [("f", {})],
+    ),
     ("tool-code", "```python\nf()\n```", "```python\nf()\n```", []),
 ]
 
@@ -384,6 +397,25 @@ def test_channels_are_apart_however_they_are_cut(
     for pieces in (cut(answer, places), list(answer)):
         found = read(pieces, **formats)
         assert (found.reasoning, found.text, found.values) == (thought, text, calls)
+
+
+@pytest.mark.parametrize("text", ["Plain.", "Plain. " * 200])
+@pytest.mark.parametrize("begin", ["<|channel|>final<|message|>Yes.<|end|>", ""])
+def test_text_without_a_channel_is_not_lost(begin: str, text: str) -> None:
+    for pieces in ([begin + text], list(begin + text)):
+        found = read(pieces, reasoning="harmony").text
+        assert found.removeprefix("Yes.").strip() == text.strip()
+
+
+def test_a_channel_without_a_message_ends() -> None:
+    answer = "<|channel|>" + "x" * 2000 + "<|channel|>"
+    for pieces in ([answer], list(answer)):
+        assert read(pieces, reasoning="harmony").text == "x" * 2000
+
+
+def test_a_block_that_is_no_call_is_told_at_its_end() -> None:
+    block = "```tool_code\nprint(1)\n```"
+    assert Read(parser("tool-code").feed(block)).text == block
 
 
 def test_a_template_gets_no_channels() -> None:

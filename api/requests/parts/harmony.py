@@ -56,7 +56,7 @@ class HarmonyParser:
         if self._kind is not None:
             self._show(text.rstrip(), parts)
             self._finish(parts)
-        elif not self._begun and not text.lstrip().startswith(_BEGINNINGS):
+        elif not text.lstrip().startswith(_BEGINNINGS):  # no header has begun
             self._kind = _Kind.TEXT
             self._show(text, parts)
         return parts
@@ -69,13 +69,14 @@ class HarmonyParser:
                 return False
             self._begin(_Kind.TEXT)
             return True
-        at = self._text.find(_MESSAGE)
-        if at < 0 and len(self._text) <= _LONGEST_HEADER:
+        at = self._text.find(_MESSAGE, 0, _LONGEST_HEADER)
+        if at < 0 and len(self._text) < _LONGEST_HEADER:
             return False
-        header, self._text = self._text[: max(0, at)], self._text[at + len(_MESSAGE) :]
-        if at < 0:
+        if at < 0:  # no header: all but the mark is text
+            self._text = stripped.removeprefix("<|start|>").removeprefix("<|channel|>")
             self._begin(_Kind.TEXT)
             return True
+        header, self._text = self._text[:at], self._text[at + len(_MESSAGE) :]
         channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
         if recipient is not None and self._tools:
             self._begin(_Kind.CALL)

@@ -32,6 +32,11 @@ _CONSTANTS = {
 _BRACKETS = {"[": "]", "(": ")"}
 _MAX_LEVELS = 32
 _MAX_FENCES = 16  # that are tried as the end of a block
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which cannot be sent
+
+
+class _UnclosedText(ValueError):
+    """A text in quotes has no end yet."""
 
 
 class PythonCalls:
@@ -51,12 +56,10 @@ class PythonCalls:
         self._text += text
         at = self._text.find(_CLOSE, self._searched)
         while at >= 0:
-            parts = self._read(self._text[:at])
             self._fences += 1
-            if not parts and self._fences >= _MAX_FENCES:
-                parts = [TextPart(self._mark + self._text[: at + len(_CLOSE)])]
             self._searched = at + len(_CLOSE)
-            if parts:  # otherwise the fence is part of a text, perhaps
+            parts = self._read_block(at)
+            if parts is not None:
                 self.rest = self._text[self._searched :]
                 return parts
             at = self._text.find(_CLOSE, self._searched)
@@ -65,14 +68,25 @@ class PythonCalls:
 
     def end(self) -> list[Part]:
         """See CallBody."""
-        return self._read(self._text) or [TextPart(self._mark + self._text)]
+        try:
+            return self._read(self._text)
+        except ValueError:
+            return [TextPart(self._mark + self._text)]
+
+    def _read_block(self, end: int) -> list[Part] | None:
+        """What stands before a fence at `end`; None if the fence is part of a text, perhaps."""
+        try:
+            return self._read(self._text[:end])
+        except _UnclosedText:
+            if self._fences < _MAX_FENCES:
+                return None
+        except ValueError:
+            pass
+        return [TextPart(self._mark + self._text[: end + len(_CLOSE)])]
 
     def _read(self, code: str) -> list[Part]:
-        """The calls in it; nothing if it is anything else."""
-        try:
-            found = _Reader(code, self._tools).calls()
-        except ValueError:
-            return []
+        """The calls in it. Raises ValueError if it is anything else."""
+        found = _Reader(code, self._tools).calls()
         parts: list[Part] = []
         for name, arguments in found:
             parts += [self._calls.begin(name), self._calls.arguments(arguments)]
@@ -165,7 +179,7 @@ class _Reader:
             self._at = match.end()
             if match[0] in _CONSTANTS:
                 return _CONSTANTS[match[0]]
-        raise ValueError("no value")
+        raise _UnclosedText if first and first in "\"'" else ValueError("no value")
 
     def _list(self, close: str, level: int) -> list[Any]:
         self._at += 1
@@ -210,7 +224,8 @@ class _Reader:
 def _text(literal: str) -> str:
     """The text of a string in Python's or JSON's quotes."""
     try:
-        return str(json.loads(literal))  # its escapes are Python's, but for `/` and surrogates
+        # its escapes are Python's, but for `/` and surrogates
+        return _SURROGATE.sub("\ufffd", str(json.loads(literal)))
     except ValueError:
         pass
     quote = 3 if literal[:3] in ('"""', "'''") else 1

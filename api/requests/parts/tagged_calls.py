@@ -175,6 +175,7 @@ class TaggedCall:
             return False
         if at < 0:  # no name of a parameter
             parts.append(self._finished())
+            self._text = self._tags.key[0] + self._text
             self._finish_reading()
             return True
         key, self._text = self._text[:at].strip(), self._text[at + len(end) :]
