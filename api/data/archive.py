@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from tempfile import mkstemp
 from typing import IO, Any, NamedTuple, cast
 
 import msgspec
@@ -81,9 +82,10 @@ def created(file: Path, *, force: bool) -> Iterator[tarfile.TarFile]:
     """A new archive, at its place once the block has ended well. Raises DataError, OSError."""
     if file.exists() and not force:
         raise DataError(f"{file} exists: choose another name, or say --force")
-    part = file.with_name(f".{file.name}.part")
+    # a name and a file of its own: another backup may be under way, another user's file there
+    handle, name = mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
+    part = Path(name)
     try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as stream:
             with tarfile.open(
                 fileobj=stream, mode="w:gz", compresslevel=_COMPRESSION, format=tarfile.PAX_FORMAT

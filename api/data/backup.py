@@ -19,9 +19,10 @@ from topology.version import VERSION
 
 _COPY = "backup"  # Django's name of the copy
 
-# Files that belong to what runs, or that `up` writes anew.
+# Files that belong to what runs, or that `up` writes anew, and a database left by migrate-db.
 _NOT_KEPT = (
     "version.json",
+    ".sqlite3",
     ".lock",
     ".log",
     ".new",

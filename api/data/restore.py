@@ -112,10 +112,10 @@ def _prepare(database: Path, manifest: Manifest) -> None:
 def _take_places(folder: Path, home: Path) -> Path:
     """Puts the new state in the place of the present one; returns the folder that has that now."""
     aside = home / f"replaced-{timezone.now():%Y%m%d-%H%M%S}"
-    aside.mkdir(mode=0o700)
     mark = home / MARK
-    mark.touch(mode=0o600)
     with _database(folder / DATABASE, aside):
+        aside.mkdir(mode=0o700)
+        mark.touch(mode=0o600)
         store = ContentStore(home)
         _replace(folder / FILES, store.directory, aside / FILES)
         store.prepare()
@@ -123,7 +123,9 @@ def _take_places(folder: Path, home: Path) -> Path:
         for file in sorted((folder / STATE).rglob("*")):
             if file.is_file():
                 name = file.relative_to(folder / STATE)
-                _replace(file, _place(home, name), aside / STATE / name)
+                place = _place(home, name)
+                if place != databases.own_file():  # of an instance that had left SQLite
+                    _replace(file, place, aside / STATE / name)
     mark.unlink()
     return aside
 
@@ -134,18 +136,19 @@ def _place(home: Path, name: Path) -> Path:
 
 @contextmanager
 def _database(fresh: Path, aside: Path) -> Iterator[None]:
-    """Replaces the database; PostgreSQL's in a transaction that ends with the block."""
+    """Replaces the database at the block's end; PostgreSQL's is checked before the block begins."""
     own = databases.own_file()
     if own is not None:
+        yield
         for suffix in _SIDECARS:
             _replace(None, own.with_name(own.name + suffix), aside / (own.name + suffix))
         _replace(fresh, own, aside / own.name)
-        yield
         return
     with transaction.atomic(), databases.opened(_RESTORED, databases.file_config(fresh)) as alias:
         _drop_tables()
         schema.migrate(lambda text: None)
         tables.copy_all(alias, DEFAULT_DB_ALIAS, "writing the database")
+        connections[DEFAULT_DB_ALIAS].check_constraints()  # now, not when the files have moved
         yield
 
 

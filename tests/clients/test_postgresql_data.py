@@ -96,6 +96,12 @@ def test_a_row_that_cannot_move_leaves_the_target_empty(
     assert "chat_message" in refused
     assert "Traceback" not in refused
     _canopy(filled, "migrate-db", "--to", database)
+    # nor does restoring it change anything
+    bad, home = tmp_path / "bad.tar.gz", tmp_path / "home"
+    _canopy(tmp_path, "backup", str(bad))
+    _canopy(home, "restore", "--force", str(bad), status=1, DATABASE_URL=database)
+    assert [path.name for path in home.iterdir() if path.suffix != ".lock"] == ["secret.key"]
+    assert _dump(filled, database) == _dump(filled)
 
 
 def test_an_unusable_target_is_said_in_a_line(filled: Path, server: str) -> None:

@@ -68,6 +68,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Place:
         "broker/node-tokens.json": "[1]",
         "broker/mnesia/data": "queues",
         "push.key": "key",
+        "former.sqlite3": "left by migrate-db",
         "logs/api.log": "log",
         "models/m/config.json": "{}",
         "version.json": "{}",
@@ -134,6 +135,29 @@ def _manifest(**changes: object) -> Callable[[str, bytes], tuple[str, bytes]]:
         return name, json.dumps({**json.loads(content), **changes}).encode()
 
     return change
+
+
+def test_no_file_of_the_state_takes_the_databases_place(backup: Path, tmp_path: Path) -> None:
+    """As backups had one, of instances that had moved to PostgreSQL."""
+    home = tmp_path / "home"
+    home.mkdir()
+    file = _changed(
+        backup,
+        tmp_path / "changed.tar.gz",
+        lambda name, content: (name.replace("state/push.key", "state/db.sqlite3"), content),
+    )
+    other = Place(home)
+    other.does("api", "restore", str(file))
+    assert other.does("api", "user", "list")
+
+
+def test_a_backup_writes_to_a_file_of_its_own(filled: Place, tmp_path: Path) -> None:
+    others = tmp_path / ".own.tar.gz.part"
+    others.write_text("another's")
+    others.chmod(0o666)
+    filled.does("api", "backup", str(tmp_path / "own.tar.gz"))
+    assert others.read_text() == "another's"
+    assert (tmp_path / "own.tar.gz").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
