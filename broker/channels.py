@@ -1,7 +1,7 @@
 """pika, wrapped: awaitable channels, confirmed publishes, batched acknowledgements.
 
-pika is imported here, in `connections.py` and in `amqp.py`, which makes a session of these, and
-nowhere else.
+pika is imported here, in `connections.py`, in `amqp.py`, which makes a session of these, and in
+`tunnel_login.py`.
 """
 
 import asyncio

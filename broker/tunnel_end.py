@@ -6,8 +6,11 @@ from urllib.parse import quote, urlsplit
 
 from broker.addresses import Address, addresses
 from broker.connections import close_connections, connect, refusal
-from broker.errors import ConnectionLost
+from broker.errors import AccessRefused, ConnectionLost
 from broker.tls import client_context
+from broker.tunnel_login import OpeningLogin
+from topology import names
+from topology.prefix import Prefix
 
 CHECK_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
@@ -22,8 +25,13 @@ class TunnelEnd:
         self._addresses = addresses(amqp_url)
 
     async def check(self, user: str, password: str) -> None:
-        """Has the broker itself judge a login. Raises AccessRefused, ConnectionLost."""
+        """Has the broker itself judge the login of a joined node. Nobody else gets a tunnel: other
+        users have more rights, and work beside the broker. Raises AccessRefused, ConnectionLost.
+        """
         address = self._any()
+        node = names.joined_node(Prefix(address.prefix).inside(user))
+        if node is None or not names.is_node_name(node):
+            raise AccessRefused("only nodes that have joined get a tunnel")
         parts = urlsplit(address.url)
         place = parts.netloc.rpartition("@")[2]
         login = f"{quote(user, safe='')}:{quote(password, safe='')}"
@@ -50,6 +58,10 @@ class TunnelEnd:
                 )
         except OSError as error:  # TimeoutError is one
             raise refusal(address, error) from error
+
+    def opening(self, user: str) -> OpeningLogin:
+        """What lets that user alone log in on the connection."""
+        return OpeningLogin(user)
 
     def _any(self) -> Address:
         return random.choice(self._addresses)

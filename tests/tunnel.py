@@ -4,13 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from api.server.limits import Limits
 from api.tunnel.endpoint import Tunnels
+from broker import joined_users
+from broker.management import ManagementApi
 from broker.tunnel_end import TunnelEnd
 from cli.rabbitmq import Broker
 from tests.unit.raw_http import serving
+from topology import names
+
+PASSWORD = "of-a-tunnel"
+MODEL = "echo"
 
 
 class NoGuesses:
@@ -24,13 +29,17 @@ class NoGuesses:
 
 
 @contextlib.asynccontextmanager
-async def pages(broker: Broker) -> AsyncIterator[str]:
-    """A web server with tunnels; the broker's address through it, for the user `node`."""
+async def pages(broker: Broker, node: str = "n1") -> AsyncIterator[str]:
+    """A web server with tunnels; the broker's address through it, with a token of that node."""
+    api = ManagementApi(broker.management["admin"])
+    await joined_users.create(api, node, MODEL, PASSWORD, "/")
     tunnels: Any = Tunnels(TunnelEnd(broker.amqp["api"]), NoGuesses())  # type: ignore[arg-type]
-    async with serving(tunnels, Limits(), tunnel=True) as site:
-        host, port = site.address
-        login = urlsplit(broker.amqp["node"]).netloc.rpartition("@")[0]
-        yield f"http://{login}@{host}:{port}/"
+    try:
+        async with serving(tunnels, Limits(), tunnel=True) as site:
+            host, port = site.address
+            yield f"http://{names.joined_user(node)}:{PASSWORD}@{host}:{port}/"
+    finally:
+        await joined_users.delete(api, node)
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,7 +1,8 @@
 """AMQP through a WebSocket, for nodes on machines that reach only the pages (broker/tunnel.py).
 
-Whoever asks names a user of the broker (HTTP Basic); the broker is asked about it before anything
-is passed on. It then sees an ordinary connection, on which the same user logs in.
+Whoever asks names the broker's user of a joined node (HTTP Basic); the broker is asked about it
+before anything is passed on. It then sees an ordinary connection, on which that user alone may log
+in.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import structlog
 from api.server.limits import peer_of
 from broker.errors import AccessRefused, BrokerError
 from broker.tunnel_end import Streams, TunnelEnd
+from broker.tunnel_login import OpeningLogin
 from broker.tunnel_protocol import READ_BYTES, SUBPROTOCOL, is_tunnel
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Tunnels:
             await _refuse(send, refused.status)
         else:
             log.info("tunnel opened", user=user, peer=scope["client"][0])
-            await self._pass(streams, receive, send)
+            await self._pass(streams, self._end.opening(user), receive, send)
             log.info("tunnel closed", user=user)
         finally:
             self._open -= 1
@@ -97,14 +99,14 @@ class Tunnels:
                 log.warning("tunnel refused", user=user, peer=peer, reason=str(error))
                 raise Refused(401) from error
 
-    async def _pass(self, streams: Streams, receive: Any, send: Any) -> None:
+    async def _pass(self, streams: Streams, opening: OpeningLogin, receive: Any, send: Any) -> None:
         """Passes bytes both ways until either side ends, or one says nothing for long."""
         reader, writer = streams
         tasks: list[asyncio.Task[Any]] = []
         try:
             await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
             tasks = [
-                asyncio.create_task(_from_node(receive, writer), name="tunnel from node"),
+                asyncio.create_task(_from_node(receive, writer, opening), name="tunnel from node"),
                 asyncio.create_task(_from_broker(reader, send), name="tunnel from broker"),
                 asyncio.create_task(self._ending.wait(), name="end of tunnels"),
             ]
@@ -136,16 +138,20 @@ async def _refuse(send: Any, status: int) -> None:
     await send({"type": "websocket.http.response.body", "body": b""})
 
 
-async def _from_node(receive: Any, writer: asyncio.StreamWriter) -> None:
+async def _from_node(receive: Any, writer: asyncio.StreamWriter, opening: OpeningLogin) -> None:
     writer.transport.set_write_buffer_limits(high=BUFFER_BYTES)
-    with contextlib.suppress(OSError):  # TimeoutError is one
+    try:
         while True:
             async with asyncio.timeout(IDLE_SECONDS):
                 message = await receive()
             if message["type"] != "websocket.receive" or message.get("bytes") is None:
                 return
-            writer.write(message["bytes"])
+            writer.write(opening.pass_on(message["bytes"]))
             await writer.drain()
+    except AccessRefused as error:
+        log.warning("tunnel ended", reason=str(error))
+    except OSError:  # TimeoutError is one; the tunnel ends
+        return
 
 
 async def _from_broker(reader: asyncio.StreamReader, send: Any) -> None:

@@ -100,7 +100,7 @@ async def _far_address(server: Server, way: str) -> AsyncIterator[str]:
     if way == "tls":
         yield server.urls("node")[0]
         return
-    async with pages(server.address) as url:
+    async with pages(server.address, "n2") as url:
         parts = urlsplit(url)
 
         async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

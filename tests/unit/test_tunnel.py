@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pika.frame
+import pika.spec
 import pytest
 
 from api.accounts.guesses import MOST, Guesses
@@ -16,6 +18,7 @@ from broker.addresses import addresses
 from broker.errors import AccessRefused, BrokerError, ConnectionLost
 from broker.tunnel import Tunnel
 from broker.tunnel_end import TunnelEnd
+from broker.tunnel_login import OpeningLogin
 from tests.unit.raw_http import Site, exchange, serving
 
 PASSWORD = "se,cr:et"
@@ -33,6 +36,16 @@ class EchoEnd(TunnelEnd):
         self.checked.append(user)
         if password != PASSWORD:
             raise AccessRefused("no")
+
+    def opening(self, user: str) -> OpeningLogin:
+        return Anything(user)
+
+
+class Anything(OpeningLogin):
+    """Lets all bytes pass: no AMQP is spoken here."""
+
+    def pass_on(self, data: bytes) -> bytes:
+        return data
 
 
 class Place:
@@ -197,3 +210,54 @@ async def test_the_tunnels_path_is_no_page() -> None:
             here.site, b"GET /broker/tunnel HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         )
         assert response.status == 404
+
+
+# ---- who logs in through a tunnel
+
+HEADER = b"AMQP\x00\x00\x09\x01"
+
+
+def login(user: str, mechanism: str = "PLAIN") -> bytes:
+    """The first frame of a client."""
+    response = f"\0{user}\0secret"
+    start_ok = pika.spec.Connection.StartOk({"product": "test"}, mechanism, response)
+    return bytes(pika.frame.Method(0, start_ok).marshal())
+
+
+def test_the_tunnels_own_user_logs_in_however_the_bytes_arrive() -> None:
+    said = HEADER + login("canopy.node.n1") + b"what follows"
+    for size in (1, 7, 100, len(said)):
+        opening = OpeningLogin("canopy.node.n1")
+        parts = [opening.pass_on(said[at : at + size]) for at in range(0, len(said), size)]
+        assert b"".join(parts) == said
+
+
+def test_the_header_passes_before_the_login() -> None:
+    """The broker answers it, and the client waits for that."""
+    assert OpeningLogin("canopy.node.n1").pass_on(HEADER) == HEADER
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HEADER + login("guest"),
+        HEADER + login("canopy.node.n1\0guest"),
+        HEADER + login("canopy.node.n1", "AMQPLAIN"),
+        HEADER + bytes(pika.frame.Heartbeat().marshal()) + login("guest"),
+        HEADER + HEADER + login("canopy.node.n1"),
+        HEADER + b"\x01\x00\x00\x00\x00\x00\x04\xff\xff\xff\xff\xce",
+        HEADER + b"\x01\x00\x00\xff\xff\xff\xff" + bytes(70_000),
+        b"AMQP\x03\x01\x00\x00" + login("canopy.node.n1"),  # AMQP 1.0 logs in otherwise
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_nobody_else_logs_in_through_it(said: bytes) -> None:
+    with pytest.raises(AccessRefused):
+        OpeningLogin("canopy.node.n1").pass_on(said)
+
+
+@pytest.mark.parametrize("user", ["guest", "admin", "node", "canopy.node.", "canopy.node.a.b", ""])
+async def test_only_joined_nodes_get_a_tunnel(user: str) -> None:
+    """Others are refused before the broker is asked, which would let `guest` in from here."""
+    with pytest.raises(AccessRefused, match="nodes that have joined"):
+        await TunnelEnd("amqp://api:x@127.0.0.1:1/").check(user, "guest")
