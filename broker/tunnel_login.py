@@ -68,7 +68,8 @@ def user_of(frame: object) -> str | None:
     method = frame.method
     if not isinstance(method, pika.spec.Connection.StartOk) or method.mechanism != "PLAIN":
         return None
-    parts = bytes(method.response).split(b"\x00")
+    response: object = method.response  # the stubs call it a str
+    parts = response.split(b"\x00") if isinstance(response, bytes) else []
     if len(parts) != 3 or parts[0]:
         return None
     return parts[1].decode(errors="replace")
