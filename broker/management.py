@@ -59,7 +59,10 @@ def read_edges(bindings: list[Listed], queues: list[Listed]) -> Edges:
 
 
 async def edges(management_url: str) -> Edges:
-    """Reads the tree. `management_url`: http://user:password@host:port. Raises ManagementError."""
+    """Reads the tree. `management_url`: http://user:password@host:port/vhost.
+
+    Raises ManagementError.
+    """
     api = ManagementApi(management_url)
     return read_edges(await api.listing("bindings"), await api.listing("queues"))
 
@@ -79,13 +82,13 @@ async def prune_tree(management_url: str, expected: Edges) -> None:
         if _is_edge(binding) and not _is_expected(binding, expected):
             source, queue = api.quoted(binding["source"]), api.quoted(binding["destination"])
             key = binding["properties_key"]  # which the API itself has quoted
-            await api.delete(f"bindings/%2F/e/{source}/q/{queue}/{key}")
+            await api.delete(f"bindings/{api.place}/e/{source}/q/{queue}/{key}")
     known = present.union(expected.roots, expected.parents)
     for kind in ("queues", "exchanges"):
         for listed in await api.listing(kind):
             node = names.node_of(str(listed["name"]))
             if node is not None and node not in known:
-                await api.delete(f"{kind}/%2F/{api.quoted(listed['name'])}")
+                await api.delete(f"{kind}/{api.place}/{api.quoted(listed['name'])}")
 
 
 def _is_edge(binding: Listed) -> bool:
@@ -106,7 +109,8 @@ class ManagementApi:
     """The management API over plain asyncio: an HTTP library takes longer to import than `tree`
     may take in all.
 
-    Like a session it translates names, by the prefix in its address (see topology.prefix).
+    Like a session it translates names, by the prefix in its address (see topology.prefix). The
+    address names the virtual host as AMQP's do, but without one it is "/".
     """
 
     def __init__(self, url: str) -> None:
@@ -120,6 +124,8 @@ class ManagementApi:
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
         self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        vhost = unquote(parts.path.removeprefix("/")) or "/"
+        self.place = quote(vhost, safe="")  # for a path
         login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         self._authorization = base64.b64encode(login.encode()).decode()
 
@@ -133,7 +139,7 @@ class ManagementApi:
             query = ""
         elif columns:
             query = f"?columns={columns}"
-        listed: list[Listed] = await self.read(f"{kind}/%2F{query}")
+        listed: list[Listed] = await self.read(f"{kind}/{self.place}{query}")
         return [item for item in listed if self._translate(item)]
 
     def quoted(self, name: object) -> str:

@@ -72,6 +72,14 @@ async def test_the_edges_come_from_two_listings_with_the_users_login() -> None:
     ]
 
 
+async def test_the_address_may_name_a_virtual_host() -> None:
+    async with management({"bindings": ok(b"[]"), "queues": ok(b"[]")}) as (url, requests):
+        await edges(f"{url}/my%2Frooms?prefix=other")
+    paths = [request.split()[1] for request in requests]
+    assert paths[0] == b"/api/bindings/my%2Frooms"
+    assert paths[1].startswith(b"/api/queues/my%2Frooms?")
+
+
 async def test_pruning_removes_edges_and_queues_that_are_not_wanted() -> None:
     listings = {
         "GET /api/bindings": ok(BINDINGS),
