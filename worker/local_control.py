@@ -93,7 +93,7 @@ async def _converse(
     node: Node, log_file: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """Serves one request; a command that leaves or sends nonsense is dropped."""
-    with contextlib.suppress(OSError, TimeoutError, ValueError):
+    with contextlib.suppress(OSError, TimeoutError, ValueError, LookupError, TypeError):
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 command = str(json.loads(await reader.readline())["command"])

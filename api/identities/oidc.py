@@ -41,6 +41,8 @@ _ALGORITHMS = (
     "EdDSA",
 )
 _ALGORITHMS_FIELD = "id_token_signing_alg_values_supported"
+# What comes of a provider that is away, or whose answers are not what they must be.
+_BROKEN = (RequestException, RuntimeError, AttributeError, LookupError, TypeError, ValueError)
 Result = TypeVar("Result")
 Memory = dict[str, Any]  # of one browser's attempts
 log = structlog.get_logger("canopy.api")
@@ -97,15 +99,9 @@ class OidcProvider:
     async def logout_address(self, back: str) -> str | None:
         """Where the provider ends its own session; None if it does not say."""
         try:
-            metadata = await self._ask(lambda app: dict(app.server_metadata))
-        except ProviderUnavailable:
+            return await self._ask(lambda app: self._logout_address(app, back))
+        except (ProviderUnavailable, SignOnFailed):
             return None
-        if not metadata.get("end_session_endpoint"):
-            return None
-        answer = await self._ask(
-            lambda app: app.create_logout_url(back, client_id=self._settings.client_id)
-        )
-        return str(answer["url"])
 
     async def _ask(self, work: Callable[[Any], Result]) -> Result:
         if self._busy >= MOST_AT_ONCE:
@@ -124,7 +120,7 @@ class OidcProvider:
         except JoseError as error:
             self._app = None  # it may have new keys
             raise SignOnFailed(_reason(error)) from error
-        except (RequestException, RuntimeError, KeyError, TypeError, ValueError) as error:
+        except _BROKEN as error:
             self._app = None
             log.error("the provider cannot be used", reason=_reason(error))
             raise ProviderUnavailable(_reason(error)) from error
@@ -141,6 +137,12 @@ class OidcProvider:
         metadata[_ALGORITHMS_FIELD] = [each for each in offered if each in _ALGORITHMS]
         self._app = app
         return app
+
+    def _logout_address(self, app: Any, back: str) -> str | None:
+        if not app.server_metadata.get("end_session_endpoint"):
+            return None
+        answer = app.create_logout_url(back, client_id=self._settings.client_id)
+        return str(answer["url"])
 
     def _person(self, app: Any, request: _Request) -> Person:
         options = {

@@ -396,6 +396,29 @@ async def test_a_provider_that_says_it_is_another_is_not_used(
         assert (await log_in(client)).headers["location"] == "/"
 
 
+@pytest.mark.parametrize("answer", [[], ["x"], "x", 1, None])
+async def test_answers_that_are_no_objects_are_a_broken_providers(
+    configured: Provider, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    """Its page says so: it is no error of ours."""
+    monkeypatch.setattr(configured, "token", lambda *_: (200, answer))
+    async with browser() as client:
+        assert failure(await log_in(client)) in ("unavailable", "failed")
+    monkeypatch.setattr(configured, "discovery", lambda: answer)
+    async with browser() as client:
+        assert await begin_fails(client) == "unavailable"
+        left = await client.get("/oidc/logout")
+        assert left.headers["location"] == "http://127.0.0.1/"
+
+
+async def test_who_logs_out_at_a_broken_provider_is_sent_home(configured: Provider) -> None:
+    configured.metadata = {"end_session_endpoint": 7}
+    async with browser() as client:
+        await log_in(client)
+        answer = await client.get("/oidc/logout")
+        assert answer.headers["location"] == "http://127.0.0.1/"
+
+
 async def test_a_client_without_a_secret(
     fake: FakeClient, provider: Provider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
