@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from broker.errors import NameTaken
 from broker.management import ManagementApi
 from topology import names
 from topology.prefix import Prefix
@@ -59,7 +60,12 @@ def event_keys(name: str, model: str) -> str:
 
 
 async def create(api: ManagementApi, name: str, model: str, password: str, vhost: str) -> None:
-    """Makes the user of a joined node with its rights and limits. Raises ManagementError."""
+    """Makes the user of a joined node with its rights and limits.
+
+    Raises NameTaken if there is one: another password would end that node. Raises ManagementError.
+    """
+    if name in await existing(api):
+        raise NameTaken(f"the broker has a user {api.prefix.outside(names.joined_user(name))!r}")
     user, place = api.quoted(names.joined_user(name)), quote(vhost, safe="")
     await api.put(f"users/{user}", {"password": password, "tags": ""})
     try:
@@ -93,6 +99,16 @@ async def create(api: ManagementApi, name: str, model: str, password: str, vhost
 async def delete(api: ManagementApi, name: str) -> None:
     """Deletes the user; the broker closes its connections at once. Raises ManagementError."""
     await api.delete(f"users/{api.quoted(names.joined_user(name))}")
+
+
+async def existing(api: ManagementApi) -> set[str]:
+    """The joined nodes that have a user, whoever has made it. Raises ManagementError."""
+    found = set()
+    for user in await api.read("users?columns=name"):
+        node = names.joined_node(api.prefix.inside(str(user.get("name", ""))))
+        if node:
+            found.add(node)
+    return found
 
 
 async def connected(api: ManagementApi) -> dict[str, str]:

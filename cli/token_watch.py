@@ -9,6 +9,7 @@ from broker.management import ManagementApi
 from cli import node_tokens
 from cli.errors import CliError
 from cli.home import Home
+from cli.node_tokens import TokenRecord
 
 LOOK_SECONDS = 20.0
 
@@ -30,11 +31,23 @@ async def look(home: Home, api: ManagementApi, say: Callable[[str], None]) -> No
     A command may hold the list for seconds, so it is changed in a thread.
     """
     records = node_tokens.read(home)
-    for name, record in records.items():
-        if record.has_expired():
-            await joined_users.delete(api, name)
-            await asyncio.to_thread(node_tokens.forget, home, name)
-            say(f"the token of node {name} has expired")
+    for record in records.values():
+        if record.has_expired() and await asyncio.to_thread(_end, home, api, record):
+            say(f"the token of node {record.name} has expired")
     if records:
         connected = await joined_users.connected(api)
         await asyncio.to_thread(node_tokens.use, home, connected)
+
+
+def _end(home: Home, api: ManagementApi, expired: TokenRecord) -> bool:
+    """Deletes its user; False if a command has ended or replaced the token meanwhile.
+
+    In a thread, because a command that makes a token may hold the file for seconds.
+    """
+    with node_tokens.changing(home) as records:
+        current = records.get(expired.name)
+        if current is None or current.created != expired.created:
+            return False
+        asyncio.run(joined_users.delete(api, expired.name))
+        del records[expired.name]
+        return True

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from broker import joined_users
-from broker.errors import ManagementError
+from broker.errors import ManagementError, NameTaken
 from broker.management import ManagementApi, edges
 from cli import audit, broker_urls, instance, join_token, moments, node_tokens, options
 from cli import home as homes
@@ -106,7 +106,8 @@ async def _check_place(
     tree = await edges(_management(record))
     if parent not in tree.present:
         raise StateError(f"No node named {parent!r} is there (./canopy tree lists them).")
-    taken = {*records, *tree.registered, *tree.present}
+    users = await joined_users.existing(ManagementApi(_management(record)))
+    taken = {*records, *tree.registered, *tree.present, *users}
     if name is None:
         return next(free for free in map("room{}".format, itertools.count(1)) if free not in taken)
     try:
@@ -116,6 +117,12 @@ async def _check_place(
     if name in records:
         raise StateError(
             f"Node {name!r} has a token; for a new one first: ./canopy node-token revoke {name}"
+        )
+    if name in users:
+        user = ManagementApi(_management(record)).prefix.outside(joined_user(name))
+        raise StateError(
+            f"The broker has a user {user} that was not made here: choose another name, or "
+            f"rabbitmqctl delete_user {user}"
         )
     if name in taken:
         raise StateError(f"A node named {name!r} is there already; choose another name.")
@@ -225,3 +232,5 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except ManagementError as error:
         raise UnreachableError(str(error)) from error
+    except NameTaken as error:
+        raise StateError(f"{error}; choose another name.") from error

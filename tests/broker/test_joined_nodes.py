@@ -198,7 +198,12 @@ async def test_an_expired_token_ends_and_a_used_one_says_so(
         records["room2"] = TokenRecord(
             name="room2", model="echo", engine="echo", parent="root", created=0, expires=1.0
         )
-    await token_watch.look(home, token, said.append)
+    # A command may hold the list for seconds; the launcher's event loop goes on meanwhile.
+    with node_tokens.changing(home):
+        looking = asyncio.create_task(token_watch.look(home, token, said.append))
+        await asyncio.sleep(0.2)
+        assert not looking.done()
+    await looking
     assert said == ["the token of node room2 has expired"]
     assert node_tokens.read(home) == {}
     assert await asyncio.to_thread(room2.wait_exit) == 1

@@ -23,6 +23,7 @@ from broker import joined_users
 from broker.amqp import AmqpSession
 from broker.client import Client
 from broker.encoding import encode
+from broker.errors import NameTaken
 from broker.job_messages import SettingChanged
 from broker.management import ManagementApi
 from broker.session import Delivery
@@ -306,6 +307,15 @@ async def test_further_keys_around_the_rights(
         assert heard.empty()
     finally:
         await session.close()
+
+
+async def test_a_token_that_is_valid_is_not_replaced(broker: Broker, joined_url: str) -> None:
+    """As by another instance on this broker, or one that has lost its list of tokens."""
+    api = ManagementApi(broker.management["admin"])
+    with pytest.raises(NameTaken):
+        await joined_users.create(api, "room2", MODEL, "another password", "/")
+    session = await AmqpSession.open(joined_url, "still valid")
+    await session.close()
 
 
 @pytest.mark.filterwarnings(LEAVES_SOCKET)
