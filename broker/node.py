@@ -320,13 +320,14 @@ class NodePort:
         """Puts a job that is given up on into the dead letter queue."""
         return self._publish_dead(encode(job), dead_letter_headers(reason, self.name, job, faults))
 
-    def reject(self, delivery: Delivery, reason: str) -> None:
+    def reject(self, delivery: Delivery, reason: str, token: str = "") -> None:
         """Dead-letters a message that is no job, tells its reader if it names one, and acks it.
 
-        What a joined node sent may name a reader of another job, who is not told.
+        What a joined node sent may name a reader of another job, who is told only with the job's
+        `token`, and believes nothing with a wrong one.
         """
         address = None
-        if delivery.exchange != names.JOINED_EXCHANGE:
+        if token or delivery.exchange != names.JOINED_EXCHANGE:
             address = address_of(delivery.body)
         request_id = address.request_id if address else None
         log.warning(
@@ -338,7 +339,8 @@ class NodePort:
             if is_lost(outcome):
                 return
             if address is not None and names.is_reply_queue(address.reply_to):
-                self.outbox.put(address.reply_to, _refusal(address.request_id, reason))
+                refusal = _refusal(address.request_id, reason)
+                self.outbox.put(address.reply_to, refusal, token=token)
             delivery.ack()
 
         self._publish_dead(delivery.body, headers).add_done_callback(confirmed)

@@ -190,7 +190,8 @@ class Node:
     def on_returned_job(self, sender: str, job: Job, delivery: Delivery) -> None:
         known = self.jobs.given.take_back(sender, job)
         if known is None:
-            self.link.port.reject(delivery, f"{sender} gave back more jobs than it can have had")
+            reason = f"{sender} gave back more jobs than it can have had"
+            self.link.port.reject(delivery, reason, job.reply_token)
         else:
             delivery.body = encode(known)
             self.on_job(known, delivery)

@@ -259,6 +259,28 @@ def test_what_is_remembered_and_taken_back_is_bounded(monkeypatch: pytest.Monkey
     assert given.take_back("room2", _job(0, "ada")) is None
 
 
+async def test_who_waits_for_a_job_that_is_not_taken_back_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(given_jobs, "MAX_UNKNOWN", 0)
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("room2", "root", joined=True)
+        stream = await cluster.ask()
+        await until(lambda: cluster.where(stream.request_id) == "room2")
+        job = cluster.engine("room2").jobs[stream.request_id]
+        cluster.nodes["root"].jobs.given.take_back("room2", job)  # as after a restart of the root
+        wrong = msgspec.structs.replace(job, reply_token="x" * 32)
+        before = cluster.client.refused_frames
+        await _given_back(cluster, wrong)
+        await until(lambda: cluster.client.refused_frames > before)
+        assert not stream.ended
+        await _given_back(cluster, job)
+        _, frames = await read(stream)
+        assert isinstance(frames[-1], Failed)
+        assert "gave back more jobs" in frames[-1].message
+
+
 async def test_a_job_that_comes_back_is_still_its_users() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
