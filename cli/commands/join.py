@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from cli.prepare.model import Model, is_local
 
 TOKEN_VARIABLE = "CANOPY_NODE_TOKEN"  # noqa: S105 - the variable's name
 RETRY_SECONDS = 2.0
+_NOT_IN_ADDRESSES = re.compile(r"[,@?#\s]")
 REACH_SECONDS = 5.0  # for one address to accept a connection
 
 
@@ -84,6 +86,7 @@ def join(
     join_token.check(parsed)
     if address is not None:
         parsed = msgspec.structs.replace(parsed, urls=(_tunnel(address, parsed),))
+    _check_urls(parsed)
     urls = asyncio.run(_reached(parsed, wait))
     arguments = ["--name", parsed.name, "--parent", parsed.parent, "--engine", parsed.engine]
     arguments += ["--slots", str(options.parse_slots(slots) or "auto"), "--task", parsed.task]
@@ -121,9 +124,23 @@ def _is_address(word: str | None) -> bool:
 def _tunnel(pages: str, token: JoinToken) -> str:
     """The way through the pages' address. Raises UsageError."""
     parts = urlsplit(pages)
-    if not _is_address(pages) or not parts.hostname:
+    if not _is_address(pages) or not parts.hostname or _NOT_IN_ADDRESSES.search(pages):
         raise UsageError(f"{pages!r} is no address of pages; it is like https://chat.example.org")
     return broker_urls.through_pages(pages, token.urls[0])
+
+
+def _check_urls(token: JoinToken) -> None:
+    """Raises UsageError, without the URL, which has a password in it."""
+    from broker.addresses import addresses
+    from broker.errors import BadAddress
+
+    for url in token.urls:
+        try:
+            addresses(url)
+        except BadAddress as error:
+            raise UsageError(f"This leads to no broker: {error}.") from None
+        if "," in url:
+            raise UsageError("The token is damaged: an address in it has a comma.")
 
 
 def _text(argument: str | None) -> str:

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from broker import joined_users
 from broker.addresses import addresses
 from cli import broker_urls, join_token, moments, node_tokens
+from cli.commands.join import join
 from cli.errors import StateError, UsageError
 from cli.home import Home
 from cli.join_token import JoinToken
 from cli.node_tokens import TokenRecord
 from topology import names
 from topology.prefix import Prefix
+from topology.version import VERSION
 
 TOKEN = JoinToken(
     name="room2",
@@ -173,3 +176,28 @@ def test_an_address_beside_the_token_leads_through_the_pages() -> None:
     assert address.tunnelled
     assert address.url == "https://n:p%2Cq@chat.example.org:8443/x/?vhost=room%201"
     assert (address.fingerprint, address.place) == (None, "chat.example.org:8443")
+
+
+@pytest.mark.parametrize(
+    ("urls", "address"),
+    [
+        (("amqp://",), None),
+        (("zzz",), None),
+        (("amqps://room2:secret@h:99999/",), None),
+        (("amqps://room2:secret@h/,amqps://room2:secret@i/",), None),
+        (TOKEN.urls, "https://localhost:99999"),
+        (TOKEN.urls, "https://a,https://b"),
+        (TOKEN.urls, "https://me:word@chat.example.org"),
+        (TOKEN.urls, "https://chat.example.org/?x=1"),
+        (TOKEN.urls, "https://"),
+    ],
+)
+def test_addresses_that_lead_nowhere_are_refused_in_one_line(
+    urls: tuple[str, ...], address: str | None
+) -> None:
+    line = join_token.encode(msgspec.structs.replace(TOKEN, urls=urls, version=VERSION))
+    words = [address, line] if address else [line]
+    outcome = CliRunner().invoke(join, words)
+    assert isinstance(outcome.exception, UsageError), outcome.exception
+    assert "\n" not in str(outcome.exception)
+    assert "secret" not in str(outcome.exception)
