@@ -19,7 +19,6 @@ OWN_SEGMENTS = frozenset(
         "login",
         "metrics",
         "oidc",
-        "oidc",
         "readyz",
         "rerank",
         "s",

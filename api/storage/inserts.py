@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.db import DataError, IntegrityError, models, transaction
+from django.db import DatabaseError, DataError, IntegrityError, models, transaction
 
 MOST_ROWS = 64  # of one transaction: a row waits for few others
 
@@ -69,7 +69,13 @@ class RowInserts(Generic[Row]):
         except (IntegrityError, DataError) as error:
             if len(rows) == 1:
                 return [error]
-            for row in rows:
-                row.pk = None  # what was rolled back may be another row's by now
-            return [self._insert([row])[0] for row in rows]
+            return [self._insert_alone(row) for row in rows]
         return [None] * len(rows)
+
+    def _insert_alone(self, row: Row) -> Outcome:
+        """A failure is this row's: those before it stay stored."""
+        row.pk = None  # what was rolled back may be another row's by now
+        try:
+            return self._insert([row])[0]
+        except DatabaseError as error:
+            return error

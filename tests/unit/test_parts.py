@@ -418,6 +418,15 @@ def test_a_block_that_is_no_call_is_told_at_its_end() -> None:
     assert Read(parser("tool-code").feed(block)).text == block
 
 
+def test_a_name_that_never_ends_is_text() -> None:
+    """Each piece would be read again with all before it, for as long as the model goes on."""
+    reader = parser("glm")
+    parts = reader.feed("<tool_call>f")
+    for _ in range(1200):
+        parts += reader.feed("\n")
+    assert Read(parts).text == "<tool_call>f"
+
+
 def test_a_template_gets_no_channels() -> None:
     answer = "<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>Yes."
     assert sendable(answer, "harmony") == without_reasoning(answer, "harmony") == "Yes."

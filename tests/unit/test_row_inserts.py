@@ -73,6 +73,27 @@ async def test_an_outage_is_everybodys(
     await inserts.insert(rows[0])  # the next one is tried again
 
 
+async def test_what_is_stored_before_an_outage_is_said_to_be(
+    fake: FakeClient, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inserts = RowInserts(StoredResponse)
+    await inserts.insert(row(user, "taken"))
+    insert = inserts._insert
+
+    def fails_at_last(rows: list[StoredResponse]) -> list[Exception | None]:
+        if [each.name for each in rows] == ["last"]:
+            raise OperationalError("database is locked")
+        return list(insert(rows))
+
+    monkeypatch.setattr(inserts, "_insert", fails_at_last)
+    rows = [row(user, "first"), row(user, "taken"), row(user, "last")]
+    first, taken, last = await asyncio.gather(*map(inserts.insert, rows), return_exceptions=True)
+    assert first is None
+    assert isinstance(taken, IntegrityError)
+    assert isinstance(last, OperationalError)
+    assert await store.find(user, "first") is not None
+
+
 async def test_who_leaves_while_waiting_stores_nothing(fake: FakeClient, user: User) -> None:
     inserts = RowInserts(StoredResponse)
     tasks = [asyncio.create_task(inserts.insert(row(user, name))) for name in ("stays", "leaves")]

@@ -92,6 +92,8 @@ class HarmonyParser:
 
     def _content(self, parts: list[Part]) -> bool:
         """Moves to the end of the message. False: more text must come."""
+        if self._silent:
+            self._text = self._text.lstrip()
         found = first_mark(self._text, _ENDS)
         if found is None:
             certain = len(self._text) - undecided(self._text, _ENDS)

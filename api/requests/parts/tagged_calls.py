@@ -15,6 +15,7 @@ from broker.plain_parameters import is_plain_text
 
 _NAME_CHARACTERS = r"[\w.-]{1,256}"
 _LONGEST_KEY = 256  # characters
+_LONGEST_HEAD = 1024  # a model may write line feeds for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +140,14 @@ class TaggedCall:
         return readers[self._stage](parts)
 
     def _read_head(self, parts: list[Part]) -> bool:
-        found = self._head.whole.match(self._text)
+        found = self._head.whole.match(self._text, 0, _LONGEST_HEAD)
         if found is not None:
             name = found["name"]
             parts.append(self._calls.begin(name))
             self._schemas = properties(self._tools, name)
             self._text, self._stage = self._text[found.end() :], _Stage.BETWEEN
             return True
-        if self._head.may_become(self._text):
+        if len(self._text) < _LONGEST_HEAD and self._head.may_become(self._text):
             return False
         parts.append(TextPart(self._mark))
         self.rest, self._stage = self._text, _Stage.DONE
@@ -159,6 +160,7 @@ class TaggedCall:
             self._text, self._stage = stripped[len(begin) :], _Stage.KEY
             return True
         if any(mark.startswith(stripped) for mark in (begin, *ends)) and stripped not in ends:
+            self._text = stripped
             return False
         # whatever else follows is no part of the call
         parts.append(self._finished())
@@ -193,6 +195,7 @@ class TaggedCall:
         if begin:
             stripped = self._text.lstrip()
             if len(stripped) < len(begin) and begin.startswith(stripped):
+                self._text = stripped
                 return False
             self._text = stripped.removeprefix(begin)
         if self._tags.lines:
@@ -242,6 +245,7 @@ class TaggedCall:
     def _read_closing(self, _: list[Part]) -> bool:
         stripped, close = self._text.lstrip(), self._tags.close
         if len(stripped) < len(close) and close.startswith(stripped):
+            self._text = stripped
             return False
         self._text = stripped.removeprefix(close)
         self._finish_reading()
