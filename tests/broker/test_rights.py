@@ -309,6 +309,21 @@ async def test_further_keys_around_the_rights(
         await session.close()
 
 
+async def test_a_binding_between_exchanges_carries_nothing(
+    broker: Broker, client: Client, thief: BlockingChannel
+) -> None:
+    """Its inbox is bound to canopy.control, so that it may bind what it may write to as well."""
+    for exchange in (names.EVENTS_EXCHANGE, names.JOINED_EXCHANGE):
+        thief.exchange_bind(exchange, names.CONTROL_EXCHANGE, "")
+    try:
+        who = uuid.uuid4().hex
+        assert await text_of(client, job(who), lambda _: None) == ("word " * 40).strip()
+        assert client.nodes()["n1"].status in ("idle", "busy")
+    finally:
+        for exchange in (names.EVENTS_EXCHANGE, names.JOINED_EXCHANGE):
+            thief.exchange_unbind(exchange, names.CONTROL_EXCHANGE, "")
+
+
 async def test_a_token_that_is_valid_is_not_replaced(broker: Broker, joined_url: str) -> None:
     """As by another instance on this broker, or one that has lost its list of tokens."""
     api = ManagementApi(broker.management["admin"])
