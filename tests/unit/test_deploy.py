@@ -104,6 +104,17 @@ def test_secrets_come_from_files(image: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_secrets_that_may_be_files_are_described() -> None:
+    script = (DEPLOY / "entrypoint").read_text()
+    names = re.search(r"for name in (.*?); do", script, re.DOTALL)
+    assert names is not None
+    known = set(names[1].replace("\\", " ").split())
+    assert "CANOPY_TARGET_DATABASE_URL" in known
+    manual = (REPOSITORY / "docs" / "operations.md").read_text()
+    sentence = manual.partition("may be given as a file:")[2].partition("The image's health")[0]
+    assert known == {name.removesuffix("_FILE") for name in re.findall(r"`([A-Z_]+)[`=]", sentence)}
+
+
 @pytest.mark.parametrize("role", ["node", "join"])
 def test_a_node_is_to_say_how_it_is(image: Path, role: str) -> None:
     started = run(image / "deploy" / "entrypoint", role, "n1", CANOPY_AMQP_URL="amqp://h")
