@@ -92,7 +92,7 @@ def caddy(certificate: Certificate, port: int, upstream: int, path: str = "") ->
     changes = {
         "chat.example.org {\n": f"https://{NAME}:{port} {{\n{tls}",
         "127.0.0.1:8000": f"127.0.0.1:{upstream}",
-        "handle {": f"handle {path}* {{" if path else "handle {",
+        "handle {": f"@canopy path {path} {path}/*\nhandle @canopy {{" if path else "handle {",
     }
     site = _changed(EXAMPLES / "Caddyfile", changes)
     with TemporaryDirectory(prefix="canopy-caddy-") as name:
