@@ -44,8 +44,10 @@ async def pages(broker: Broker, node: str = "n1") -> AsyncIterator[str]:
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Until either end is closed."""
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    try:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+    finally:  # also when its loop ends
+        writer.close()

@@ -14,7 +14,7 @@ from broker import overview as reading
 from broker.amqp import AmqpSession
 from broker.broker_reports import REPORT_SECONDS
 from broker.client import Client
-from broker.management import ManagementApi
+from broker.management import Edges, ManagementApi, prune_tree
 from broker.operator_messages import BrokerOverview, QueueFigures
 from cli.rabbitmq import Broker
 from tests.realbroker import NodeProcess, echo_node, root
@@ -59,7 +59,8 @@ async def until(client: Client, holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def tree(broker: Broker) -> Iterator[NodeProcess]:
-    """root -> n1; the node n1."""
+    """root -> n1; the node n1. What other files' tests have left is removed."""
+    asyncio.run(prune_tree(broker.management["admin"], Edges({}, {}, frozenset(), frozenset())))
     with root(broker), echo_node(broker, "n1", "root") as n1:
         yield n1
 
