@@ -19,6 +19,7 @@ from broker.frame_router import FrameRouter
 from broker.host_messages import AnyHostRequest, HostNode, HostResult, HostState, KillNode
 from broker.job_messages import Answer, JobReport, RunningJob
 from broker.memory import MemorySession
+from broker.reply_tokens import ReplyTokens
 from broker.session import Delivery
 from broker.shared_objects import declare_shared
 from broker.wire import Delta, Failed, Job, ResumeRequest, Start
@@ -115,7 +116,8 @@ def router_of(fake: FakeClient) -> FrameRouter:
     return FrameRouter(
         fake.streams,
         Broadcasts(),
-        send_grant=lambda node, grant: None,
+        ReplyTokens(),
+        send_to_node=lambda node, message: None,
         start_over=lambda stream: None,
         drills=fake.drills,
     )

@@ -78,11 +78,13 @@ class Place:
 @contextlib.asynccontextmanager
 async def place(*, enabled: bool = True) -> AsyncIterator[Place]:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(100_000):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(100_000):
+                    writer.write(data)
+                    await writer.drain()
+        finally:  # also when its loop ends
+            writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     end = EchoEnd(server.sockets[0].getsockname()[1])
