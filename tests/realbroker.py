@@ -260,7 +260,7 @@ class NodeProcess:
         """Set once it says a line with that text, after this call; or when it has ended."""
         return self._awaited.setdefault(text, threading.Event())
 
-    def wait_ready(self, seconds: float = 30.0) -> Self:
+    def wait_ready(self, seconds: float = 90.0) -> Self:
         """Returns when the node serves; fails with its output when it does not."""
         if not self._ready.wait(seconds) or self.process.poll() is not None:
             raise RuntimeError(f"node {self.name} did not become ready:\n{''.join(self.lines)}")
