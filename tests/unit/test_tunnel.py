@@ -19,6 +19,7 @@ from broker.errors import AccessRefused, BrokerError, ConnectionLost
 from broker.tunnel import Tunnel
 from broker.tunnel_end import TunnelEnd
 from broker.tunnel_login import OpeningLogin
+from tests.tunnel import copy
 from tests.unit.raw_http import Site, exchange, serving
 
 PASSWORD = "se,cr:et"
@@ -77,16 +78,7 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def place(*, enabled: bool = True) -> AsyncIterator[Place]:
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with contextlib.suppress(OSError):
-                while data := await reader.read(100_000):
-                    writer.write(data)
-                    await writer.drain()
-        finally:  # also when its loop ends
-            writer.close()
-
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    server = await asyncio.start_server(copy, "127.0.0.1", 0)
     end = EchoEnd(server.sockets[0].getsockname()[1])
     tunnels = Tunnels(end, Guesses())
 

@@ -160,10 +160,10 @@ def attend(
         _store(key_cache, value_cache, key, value, slot_mapping)
         return _attend_plainly(query, caches, step, bounds)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    if flash_attention.chosen():
-        out.zero_()  # it writes nothing for padding
     with torch.cuda.device(query.device):  # Triton launches on the current device
         if step.chunk_starts is not None:
+            if flash_attention.chosen():
+                out.zero_()  # it writes nothing for padding
             _kernels().store(key, value, key_cache, value_cache, slot_mapping)
         if rows:  # it stores by itself
             _kernels().decode(

@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from worker import models
+from worker.engines.transformers.model.cache_size import BLOCK_SIZE, blocks_for
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.errors import one_line
 
@@ -23,7 +24,6 @@ _DTYPES = (torch.bfloat16, torch.float16)
 _CAPABILITY = (9, 0)  # from Hopper on it reads a paged cache
 _MIN_GAIN = 1.05  # times as fast, or it is not taken
 _TOLERANCE = 2e-2  # of the largest output
-_PAGE = 16
 _TRIAL_CHUNK, _TRIAL_LENGTH = 2048, 8186  # tokens; the last page is not full
 _TRIALS = 5
 
@@ -120,29 +120,38 @@ def _gain(
     """How many times as fast as Triton's kernel it is; 0 if its answers differ."""
     from worker.engines.transformers.model import triton_attention
 
-    pages = -(-_TRIAL_LENGTH // _PAGE)
+    pages = blocks_for(_TRIAL_LENGTH)
     generator = torch.Generator(device).manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:
         numbers = torch.randn(shape, generator=generator, device=device)
         return numbers.to(torch.bfloat16)
 
-    caches = [random(pages + 1, _PAGE, kv_heads, size) for _ in range(2)]
+    caches = [random(pages + 1, BLOCK_SIZE, kv_heads, size) for _ in range(2)]
     query = random(_TRIAL_CHUNK, heads, size)
     table = torch.randperm(pages, generator=generator, device=device).int()[None]
     for cache in caches:  # nothing may be read there
         cache[pages] = float("nan")
-        cache[table[0, -1].long(), _TRIAL_LENGTH % _PAGE :] = float("nan")
+        cache[table[0, -1].long(), _TRIAL_LENGTH % BLOCK_SIZE :] = float("nan")
     numbers = [[0], [_TRIAL_LENGTH], [0, _TRIAL_CHUNK]]
     rows, lengths, starts = (torch.tensor(each, device=device).int() for each in numbers)
-    given: list[Any] = [query, *caches, table, rows, lengths, starts, size**-0.5]
+    given: dict[str, Any] = {
+        "query": query,
+        "key_cache": caches[0],
+        "value_cache": caches[1],
+        "block_tables": table,
+        "rows": rows,
+        "lengths": lengths,
+        "chunk_starts": starts,
+        "scale": size**-0.5,
+    }
     expected, actual = torch.empty_like(query), torch.empty_like(query)
 
     def by_triton() -> None:
-        triton_attention.prefill(*[expected, *given, 0, 0.0])
+        triton_attention.prefill(expected, **given, window=0, softcap=0.0)
 
     def by_flash() -> None:
-        prefill(*[actual, *given])
+        prefill(actual, **given)
 
     _choose(forward)
     try:

@@ -287,13 +287,13 @@ class LocalModelRunner:
             self._upload(chunk_table(chunks, used)).int(),
         )
         self._logits_slots = inputs.logits_slots
-        step = replace(self._mixed_step(inputs), chunks=tuple(chunks))
+        step = replace(self._step_of(inputs), chunks=tuple(chunks))
         if hidden:
             return self._hidden_states(step, self._token_ids(inputs), inputs.positions)
         logits_at = None if every_token else inputs.logits_at
         return self._forward(step, self._token_ids(inputs), inputs.positions, logits_at)
 
-    def _mixed_step(self, inputs: MixedInputs, *, shares: bool = False) -> Step:
+    def _step_of(self, inputs: MixedInputs, *, shares: bool = False) -> Step:
         """What attention has to know; on the device alone, so that a graph can hold it."""
         row_slots = inputs.slots[: inputs.size.rows]
         return Step(
@@ -457,7 +457,7 @@ class LocalModelRunner:
         inputs = MixedInputs(size, self._upload(packed), self._upload(chunk_table(unused, 0)).int())
 
         def run() -> torch.Tensor:
-            step = self._mixed_step(inputs, shares=shares)
+            step = self._step_of(inputs, shares=shares)
             return self._forward(step, self._token_ids(inputs), inputs.positions, inputs.logits_at)
 
         return run, inputs
