@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from broker.threads import in_thread
+
 REPEAT_SECONDS = 5.0
 
 
@@ -17,7 +19,7 @@ async def keep(file: Path, status: Callable[[], str]) -> None:
     try:
         while True:
             with contextlib.suppress(OSError):  # fate: the probes see an old file
-                await asyncio.to_thread(_replace, file, status())
+                await in_thread(_replace, file, status())
             await asyncio.sleep(REPEAT_SECONDS)
     finally:
         _remove(file)

@@ -7,9 +7,7 @@ answers the lines that are missing.
 import asyncio
 import random
 import time
-from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
 
 import structlog
 from django.db import DatabaseError
@@ -26,6 +24,7 @@ from api.files.models import StoredFile
 from api.requests import internal
 from api.requests.internal import Reply
 from api.requests.origin import Origin
+from broker.threads import in_thread
 
 log = structlog.get_logger("canopy.api")
 
@@ -38,8 +37,6 @@ EXPIRED = Unfinished(
 )
 MISSING = "The input file was deleted."
 LOST = Unfinished("batch_failed", "This request was not executed.")
-
-T = TypeVar("T")
 
 
 class BatchRun:
@@ -145,14 +142,14 @@ class BatchRun:
 
     async def _index(self) -> dict[int, results.Place]:
         parts = self._contents.parts(self._batch.name)
-        return await asyncio.to_thread(results.index, parts)
+        return await in_thread(results.index, parts)
 
     async def _answer_lines(self) -> None:
         """Returns when all lines have a result, or shall have none."""
         done = set(await self._index())
         path = self._contents.part(self._batch.name, self._batch.lease)
         self._part = PartFile(path)
-        await _in_thread(self._part.open)
+        await in_thread(self._part.open)
         answering = asyncio.create_task(self._start_lines(done))
         stopped = asyncio.create_task(self._stopped.wait())
         try:
@@ -170,7 +167,7 @@ class BatchRun:
         with await opened(path) as file:
             source = lines.numbered(file)
             async with asyncio.TaskGroup() as tasks:
-                while some := await _in_thread(lines.some, source):
+                while some := await in_thread(lines.some, source):
                     for number, raw in some:
                         if number not in done:
                             await self._start_line(tasks, number, raw)
@@ -191,7 +188,7 @@ class BatchRun:
 
     async def _add_result(self, result: Result) -> None:
         async with self._writing:
-            await _in_thread(self._part_file.write, result)
+            await in_thread(self._part_file.write, result)
             self._counts.add(result.kind)
 
     @property
@@ -253,11 +250,11 @@ class BatchRun:
             self._end_early(CANCELLED)
         reason = self._stop or (EXPIRED if timezone.now() > batch.expires else None)
         names: dict[Kind, str] = {"output": new_name(), "error": new_name()}
-        counts, files = await _in_thread(self._merge, names, reason or LOST)
+        counts, files = await in_thread(self._merge, names, reason or LOST)
         self._counts = counts
         ended = await store.finish(batch, _ending(reason, counts, batch.total), counts, files)
         kept = {file.content for file in files.values()} if ended else set()
-        await asyncio.to_thread(self._clean_up, set(names.values()) - kept, ended)
+        await in_thread(self._clean_up, set(names.values()) - kept, ended)
         if ended:
             done = {"completed": counts.completed, "failed": counts.failed}
             self._log.info("batch ended", status=batch.status, **done)
@@ -303,13 +300,3 @@ def _ending(reason: Unfinished | None, counts: Counts, total: int) -> str:
     if reason is CANCELLED:
         return BatchStatus.CANCELLED
     return BatchStatus.EXPIRED if reason is EXPIRED else BatchStatus.COMPLETED
-
-
-async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
-    """The work in a thread, which a cancellation waits for: it may be in the middle of a file."""
-    task = asyncio.create_task(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise

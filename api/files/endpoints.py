@@ -19,6 +19,7 @@ from api.files.schemas import DeletedFile, FileList, FileObject, file_object
 from api.http.documentation import error_statuses
 from api.http.parsing import StorableText
 from api.settings import ENV
+from broker.threads import in_thread
 
 router = Router(tags=["files"], auth=Key())
 
@@ -56,10 +57,10 @@ async def create_file(request: AuthRequest) -> FileObject:
 async def _store(request: AuthRequest, uploaded: upload.Upload) -> Any:
     contents, name, size = app().contents, new_name(), uploaded.size
     try:
-        await asyncio.to_thread(contents.adopt, uploaded.path, name)
-    except OSError as error:
-        raise upload.cannot_store(error) from error
-    try:
+        try:
+            await in_thread(contents.adopt, uploaded.path, name)
+        except OSError as error:
+            raise upload.cannot_store(error) from error
         return await store.create(
             request.auth,
             ENV.files,
