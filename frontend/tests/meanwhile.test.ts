@@ -123,9 +123,9 @@ describe("what is queued", () => {
     vi.mocked(api.conversation).mockResolvedValue(conversation([message(1, null), message(2, 1), message(3, 2), message(4, 3)]));
     const composer = new ComposerStore(chat);
     composer.open("7");
-    composer.dropSent(); // nobody knows yet
-    expect(composer.queue).toHaveLength(1);
+    expect(composer.firstIsSent).toBe(false); // nobody knows yet
     await chat.open("7");
+    expect(composer.firstIsSent).toBe(true);
     composer.dropSent();
     expect([composer.queue, queueOf("7")]).toEqual([[], []]);
   });

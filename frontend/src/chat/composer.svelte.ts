@@ -28,6 +28,11 @@ export class ComposerStore {
   attachmentsKept = $state(true);
   /** Messages that follow when the running answer has ended. */
   queue = $state.raw<QueuedMessage[]>([]);
+  /** The first of them is in the conversation already. */
+  firstIsSent = $derived.by(() => {
+    const [first] = this.queue;
+    return first?.after ? this.chat.isFollowed(first.after, first.text) : false;
+  });
   #conversation: string | null = null;
   /** Ends when every file and pasted text has been read and attached. */
   #reading: Promise<void> = Promise.resolve();
@@ -151,9 +156,7 @@ export class ComposerStore {
 
   /** Another tab may have sent the first message that waits, and been closed before it could say so. */
   dropSent(): void {
-    const [first] = this.queue;
-    if (!first?.after || this.#conversation !== this.chat.id) return;
-    if (this.chat.isFollowed(first.after, first.text)) this.remove(0);
+    if (this.firstIsSent && this.#conversation === this.chat.id) this.remove(0);
   }
 
   /** Send the first message that waits. Refused, it waits on. */
