@@ -27,6 +27,7 @@ SHIM = REPOSITORY / "cli" / "child.py"
 START_SECONDS = 160.0  # less than a test may take, so that the logs are shown
 MODEL_SECONDS = 270.0  # the first time, the model is converted on the way
 STOP_SECONDS = 15.0
+WAIT_SECONDS = 90.0  # for what a test awaits: longer than a busy machine needs for it
 PASSWORD = "an open secret of the tests"
 
 _ADD_PEOPLE = """
@@ -234,7 +235,9 @@ def _ready(launcher: subprocess.Popen[str], within: float) -> str:
 # ---- the tree
 
 
-def tree_when(staff: httpx.Client, matches: Callable[[Tree], bool], within: float = 15.0) -> Tree:
+def tree_when(
+    staff: httpx.Client, matches: Callable[[Tree], bool], within: float = WAIT_SECONDS
+) -> Tree:
     """The first matching tree in the dashboard's stream; fails after `within` seconds."""
     deadline = time.monotonic() + within
     last: Tree = {}

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.instance import Instance, at_rest, total, tree_when
 
 QUESTION = "what goes up must come down"
-LONG = 5000  # words: nearly a minute, so whoever sees it end sooner has ended it
+LONG = 20_000  # words: more than three minutes, so whoever sees it end sooner has ended it
 
 
 def asking(text: str) -> list[ChatCompletionMessageParam]:
@@ -201,7 +201,7 @@ def test_closing_a_stream_early_frees_the_slot(sdk: OpenAI, staff: httpx.Client)
             break
     tree_when(staff, lambda tree: total(tree, "running") == 1)
     stream.close()
-    tree_when(staff, at_rest, within=1.0)
+    tree_when(staff, at_rest)
 
 
 async def test_giving_up_on_an_answer_frees_the_slot(
@@ -214,7 +214,7 @@ async def test_giving_up_on_an_answer_frees_the_slot(
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
-    await asyncio.to_thread(tree_when, staff, at_rest, within=1.0)
+    await asyncio.to_thread(tree_when, staff, at_rest)
 
 
 def test_a_client_that_loses_patience_frees_the_slot(sdk: OpenAI, staff: httpx.Client) -> None:
@@ -222,7 +222,7 @@ def test_a_client_that_loses_patience_frees_the_slot(sdk: OpenAI, staff: httpx.C
         sdk.with_options(timeout=0.5).chat.completions.create(
             model="echo", messages=asking(QUESTION), max_tokens=LONG
         )
-    tree_when(staff, at_rest, within=1.0)
+    tree_when(staff, at_rest)
 
 
 # ---- refusals

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from cli.prepare import system
-from tests.instance import PASSWORD
+from tests.instance import PASSWORD, WAIT_SECONDS
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -21,6 +21,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--ignore-certificate-errors",  # of the tests' own certificates; else no service worker starts
 ]
+WAIT_MS = 1000 * WAIT_SECONDS  # for whatever a page is to show or to do
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
@@ -30,7 +31,7 @@ def launched() -> Iterator[Browser]:
     program = system.browser()
     if program is None:
         pytest.fail(f"these tests need a real browser; run: {system.remedy(['chromium'])}")
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         try:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.e2e.browser import launched, log_in, watched
+from tests.e2e.browser import WAIT_MS, launched, log_in, watched
 from tests.instance import Instance, end_jobs, running
 from tests.realbroker import NodeProcess
 
@@ -111,7 +111,7 @@ def open_page(
         ) -> Page:
             options |= {"base_url": echo.url, "storage_state": cookies(user)}
             context = opened.enter_context(chromium.new_context(**options))
-            context.set_default_timeout(15_000)
+            context.set_default_timeout(WAIT_MS)
             page = context.new_page()
             watched(
                 page, lambda text: None if re.search(expected, text) else complaints.append(text)

@@ -12,8 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+from tests.instance import WAIT_SECONDS
+
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-SECONDS = 20.0
 
 
 class Terminal:
@@ -49,7 +50,7 @@ class Terminal:
 
     def until(self, text: str) -> None:
         """Returns when the program has written `text` since the latest key."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while text not in self.text[self._seen :]:
             assert time.monotonic() < deadline, self.text[-2000:]
             assert self._process.poll() is None, self.text[-2000:]
@@ -65,7 +66,7 @@ class Terminal:
 
     def ended(self) -> int:
         """The exit status."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while self._process.poll() is None:
             assert time.monotonic() < deadline
             self._read(0.1)

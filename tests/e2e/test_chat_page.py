@@ -14,7 +14,7 @@ from tests.e2e.browser import PHONE, Chat, echoes, ends, text_of, words
 from tests.e2e.conftest import OpenPage
 from tests.instance import PASSWORD, Instance, at_rest, jobs, total, tree_when
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("models")]
+pytestmark = [pytest.mark.timeout(170), pytest.mark.usefixtures("models")]
 
 
 @pytest.fixture

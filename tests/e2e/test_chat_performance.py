@@ -22,7 +22,7 @@ from tests.e2e.stored import dialogue, store_conversations
 from tests.instance import Instance, at_rest, tree_when
 from tests.realbroker import NodeProcess
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(175)]
 
 SLOW = 4  # times slower than the usual machine
 FIRST_LOAD = 80_000  # bytes of compressed JavaScript, before a message is shown

@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from tests.e2e.browser import PHONE, Chat, text_of, words
 from tests.e2e.conftest import OpenPage
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("models")]
+pytestmark = [pytest.mark.timeout(170), pytest.mark.usefixtures("models")]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from tests.e2e.browser import PHONE, Chat, csrf, ends, text_of, words
 from tests.e2e.conftest import OpenPage
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("models")]
+pytestmark = [pytest.mark.timeout(170), pytest.mark.usefixtures("models")]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.e2e.conftest import OpenPage
 from tests.e2e.test_accessible import violations, with_axe
 from tests.e2e.test_node_actions import delta_of
-from tests.instance import Instance, Tree, at_rest, total, tree_when
+from tests.instance import WAIT_SECONDS, Instance, Tree, at_rest, total, tree_when
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -79,7 +79,7 @@ def a_busy_node(staff: httpx.Client) -> str:
 
 def check(drill: dict[str, object], answers: list[Future[Received]], words: int) -> None:
     """Nothing is lost for the clients, and the slowest of them waited as long as was counted."""
-    received = [answer.result(timeout=60) for answer in answers]
+    received = [answer.result(timeout=WAIT_SECONDS) for answer in answers]
     assert [each.words for each in received] == [["again"] * words] * JOBS
     assert (drill["affected"], drill["moved"], drill["lost"], drill["open"]) == (2, 2, 0, 0)
     longest = max(each.gap for each in received)
@@ -113,7 +113,7 @@ def test_a_node_is_killed_from_the_page_and_no_client_notices(
         page.get_by_test_id("drill-confirm").click()
         expect(page.get_by_test_id("drill-dialog")).to_have_count(0)
         expect(newest(page)).to_have_attribute("data-node", name)
-        expect(newest(page)).to_have_attribute("data-state", "done", timeout=60_000)
+        expect(newest(page)).to_have_attribute("data-state", "done")
         expect(newest(page).get_by_test_id("drill-moved")).to_have_text("2")
         [drill, *_] = staff.get("/api/operate/drills").json()["drills"]
         check(drill, answers, WORDS)

@@ -14,7 +14,7 @@ from tests.e2e.conftest import OpenPage
 from tests.instance import Instance
 from tests.realbroker import NodeProcess
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("models")]
+pytestmark = [pytest.mark.timeout(170), pytest.mark.usefixtures("models")]
 MORE_TOKENS = 1024  # that a continued answer may have (api/chat/turns.py)
 
 

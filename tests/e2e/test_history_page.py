@@ -10,7 +10,7 @@ from tests.e2e.conftest import OpenPage
 from tests.e2e.test_accessible import violations, with_axe
 from tests.instance import Instance, at_rest, total, tree_when
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(175)
 REQUESTS = 200
 WORDS = 2
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.instance import LAUNCHER, Instance, environment, finish, running, start, tree_when
+from tests.instance import (
+    LAUNCHER,
+    WAIT_SECONDS,
+    Instance,
+    environment,
+    finish,
+    running,
+    start,
+    tree_when,
+)
 
 ASK = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
 
@@ -41,7 +50,7 @@ def failed(home: Path, *words: str, text: str = "") -> str:
         env=environment(home),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_SECONDS,
         check=False,
     )
     assert done.returncode == 1, done.stderr
@@ -73,7 +82,7 @@ def test_one_line_and_a_second_machine_serves(instance: Instance, tmp_path: Path
         )
         assert finished
         instance.canopy("node-token", "revoke", "room2")
-        _, errors = node.communicate(timeout=30)
+        _, errors = node.communicate(timeout=WAIT_SECONDS)
         assert node.returncode == 1
         assert errors.splitlines()[-1].startswith("node room2: its token was revoked")
     assert json.loads(instance.canopy("node-token", "list", "--json")) == {"tokens": []}

@@ -20,7 +20,7 @@ from tests.e2e.test_accessible import violations, with_axe
 from tests.e2e.test_screenshots import LOOKS, Gallery
 from tests.instance import Instance, at_rest, jobs, total, tree_when
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(175)
 
 SLOTS = 6  # of the shared tree
 JOBS = 15

@@ -13,7 +13,7 @@ from tests.e2e.dead_letters import bury
 from tests.e2e.test_accessible import violations, with_axe
 from tests.instance import PASSWORD, Instance
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(170)
 
 
 def open_logs(open_page: OpenPage) -> Page:

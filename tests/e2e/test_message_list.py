@@ -8,7 +8,7 @@ from tests.e2e.conftest import OpenPage
 from tests.e2e.stored import dialogue, store_conversations
 from tests.instance import Instance
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("models")]
+pytestmark = [pytest.mark.timeout(170), pytest.mark.usefixtures("models")]
 
 _WATCH_SHIFTS = """
 window.shifts = [];

@@ -14,7 +14,7 @@ from broker.management import Edges, read_edges
 from cli import procfs
 from tests.e2e.conftest import OpenPage
 from tests.e2e.test_accessible import violations, with_axe
-from tests.instance import Instance, Tree, at_rest, jobs, total, tree_when
+from tests.instance import WAIT_SECONDS, Instance, Tree, at_rest, jobs, total, tree_when
 
 pytestmark = pytest.mark.timeout(180)
 ADDED = [f"n{number}" for number in range(4, 16)]
@@ -23,7 +23,7 @@ ADDED = [f"n{number}" for number in range(4, 16)]
 @pytest.fixture(scope="module")
 def host(staff: httpx.Client) -> str:
     """The agent of `up`, once it is heard."""
-    with staff.stream("GET", "/api/operate/hosts/stream", timeout=20) as events:
+    with staff.stream("GET", "/api/operate/hosts/stream", timeout=WAIT_SECONDS) as events:
         for line in events.iter_lines():
             first = re.search(r'"hosts": ?\[\{"name": ?"([a-z0-9_-]+)"', line)
             if first:
@@ -39,17 +39,17 @@ def grown(staff: httpx.Client, host: str) -> Iterator[None]:
         if name in ("n4", "n5", "n6", "n7"):
             started = staff.post(f"/api/operate/hosts/{host}/nodes", json=body)
             assert started.status_code == 202, started.text
-    tree_when(staff, lambda tree: serves(tree, ADDED[:4]), within=30)
+    tree_when(staff, lambda tree: serves(tree, ADDED[:4]))
     for name in ADDED[4:]:
         body = {"model": "echo", "name": name, "parent": f"n{int(name[1:]) // 2}"}
         started = staff.post(f"/api/operate/hosts/{host}/nodes", json=body)
         assert started.status_code == 202, started.text
-    tree_when(staff, lambda tree: serves(tree, ADDED), within=60)
+    tree_when(staff, lambda tree: serves(tree, ADDED))
     yield
     for name in ADDED[::-1]:
         with suppress(httpx.HTTPError):
             staff.delete(f"/api/operate/hosts/{host}/nodes/{name}")
-    tree_when(staff, lambda tree: len(alive(tree)) == 4, within=60)
+    tree_when(staff, lambda tree: len(alive(tree)) == 4)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_running_job_survives_the_restart_of_its_node(
         confirm(dashboard)
         text = "".join(map(delta_of, answers[0].iter_lines()))
     assert text.split() == ["again"] * 100
-    tree_when(staff, lambda tree: serves(tree, [busy]), within=30)
+    tree_when(staff, lambda tree: serves(tree, [busy]))
     assert float(str(node_of(staff, busy)["uptime"])) < 30
     assert procfs.started(pid) is not None
 
@@ -214,7 +214,7 @@ def until(staff: httpx.Client, result: str) -> dict[str, str]:
     def is_there(_: Tree) -> bool:
         return last_entry(staff)["result"] == result
 
-    tree_when(staff, is_there, within=60)
+    tree_when(staff, is_there)
     return last_entry(staff)
 
 
@@ -296,16 +296,16 @@ def test_a_second_agent_serves_beside_the_first(
         wait_for_host(staff, "second")
         refused = echo.child(*words)
         with refused as process:
-            assert process.wait(timeout=20) == 1
+            assert process.wait(timeout=WAIT_SECONDS) == 1
         said = echo.canopy("host", "start", "second", "echo", "--name", "x1", "--parent", "root")
         assert said.strip() == "second starts x1 below root"
-        tree_when(staff, lambda tree: serves(tree, ["x1"]), within=30)
+        tree_when(staff, lambda tree: serves(tree, ["x1"]))
         more = staff.post("/api/operate/hosts/second/nodes", json={"model": "echo"})
         assert more.status_code == 400
         assert "no more are allowed" in more.json()["error"]["message"]
         entry = last_entry_of(staff, "start node", "second", lambda each: "command" in each["who"])
         assert entry["detail"] == "echo"
-    tree_when(staff, lambda tree: "x1" not in alive(tree), within=20)
+    tree_when(staff, lambda tree: "x1" not in alive(tree))
     assert "x1" not in broker_edges(echo).present
 
 
@@ -316,7 +316,7 @@ def on_hosts(staff: httpx.Client) -> list[str]:
 
 
 def wait_for_host(staff: httpx.Client, name: str) -> None:
-    with staff.stream("GET", "/api/operate/hosts/stream", timeout=20) as events:
+    with staff.stream("GET", "/api/operate/hosts/stream", timeout=WAIT_SECONDS) as events:
         for line in events.iter_lines():
             if f'"{name}"' in line:
                 return

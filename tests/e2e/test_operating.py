@@ -13,8 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from tests.e2e.collector import Collector, Span, collecting
+from tests.e2e.frames import QUIET, SpareTime
 from tests.e2e.terminal import Terminal
-from tests.instance import Instance, environment, jobs, running, total, tree_when
+from tests.instance import WAIT_SECONDS, Instance, environment, jobs, running, total, tree_when
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 OPTIONS = ["--engine", "echo", "--nodes", "2", "--fanout", "1", "--slots", "1"]
@@ -136,7 +137,7 @@ def test_one_scrape_counts_what_all_processes_did(
 
 def scrape_at_rest(instance: Instance) -> dict[str, float]:
     """A scrape that knows the end of every job: nodes publish their counters now and then."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_SECONDS
     sums = scrape(instance)
     while sums["canopy_node_finished_total"] != sums["canopy_jobs_submitted_total"]:
         assert time.monotonic() < deadline, sums
@@ -147,7 +148,7 @@ def scrape_at_rest(instance: Instance) -> dict[str, float]:
 def scrape(instance: Instance) -> dict[str, float]:
     """Each metric's sum over its labels."""
     sums: dict[str, float] = {}
-    response = httpx.get(f"{instance.url}/metrics", timeout=10)
+    response = httpx.get(f"{instance.url}/metrics", timeout=WAIT_SECONDS)
     assert response.status_code == 200
     processes = set()
     for family in parse(response.text):
@@ -203,7 +204,7 @@ def test_top_fills_the_terminal_and_leaves_it_as_it_was(observed: Instance) -> N
 def test_a_disabled_user_is_out_within_a_second(observed: Instance) -> None:
     made = json.loads(observed.canopy("user", "create", "eve", "--json"))
     assert httpx.get(made["login"]).status_code == 302
-    body = {"model": "echo", "prompt": "and so on " * 1000, "stream": True}
+    body = {"model": "echo", "prompt": "and so on", "max_tokens": 20_000, "stream": True}
     ended = threading.Event()
     with (
         observed.session(observed.login_token()) as staff,
@@ -220,8 +221,10 @@ def test_a_disabled_user_is_out_within_a_second(observed: Instance) -> None:
         reader.start()
         tree_when(staff, lambda tree: total(tree, "running") == 1)
         assert json.loads(observed.canopy("user", "disable", "eve", "--json"))["active"] is False
-        assert ended.wait(3.0), "its request goes on"
-        tree_when(staff, lambda tree: total(tree, "running") == 0, within=5.0)
+        disabled_at, spare = time.monotonic(), SpareTime()
+        assert ended.wait(WAIT_SECONDS), "its request goes on"
+        assert time.monotonic() - disabled_at < 3.0 or spare.share() < QUIET
+        tree_when(staff, lambda tree: total(tree, "running") == 0)
         assert program.get("/v1/models").status_code == 401
         reader.join()
     listed = json.loads(observed.canopy("user", "list", "--json"))["users"]

@@ -13,7 +13,7 @@ from tests.e2e.dead_letters import bury, dead_job
 from tests.e2e.test_screenshots import LOOKS, Gallery
 from tests.instance import Instance
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(175)
 
 _FILL_HISTORY = """
 import math, random, time

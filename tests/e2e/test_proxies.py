@@ -19,13 +19,21 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests import proxies
-from tests.e2e.browser import Chat, echoes, ends, log_in, watched, words
-from tests.instance import LAUNCHER, Instance, environment, finish, free_port, running, start
+from tests.e2e.browser import WAIT_MS, Chat, echoes, ends, log_in, watched, words
+from tests.instance import (
+    LAUNCHER,
+    WAIT_SECONDS,
+    Instance,
+    environment,
+    finish,
+    free_port,
+    running,
+    start,
+)
 from tests.proxies import NAME, Certificate
 
 pytestmark = pytest.mark.timeout(300)
 WORDS, DELAY = 20, 0.1
-JOIN_SECONDS = 60.0
 UPLOAD_BYTES = 3_000_000  # more than a request's body elsewhere, or a proxy's default
 SCOPE = "navigator.serviceWorker.ready.then((worker) => new URL(worker.scope).pathname)"
 
@@ -46,7 +54,10 @@ class Place:
     @contextmanager
     def visitor(self, **headers: str) -> Iterator[httpx.Client]:
         with httpx.Client(
-            base_url=self.address, verify=self.certificate.context(), headers=headers, timeout=30
+            base_url=self.address,
+            verify=self.certificate.context(),
+            headers=headers,
+            timeout=WAIT_SECONDS,
         ) as client:
             yield client
 
@@ -114,7 +125,7 @@ def _joins(place: Place) -> None:
 
 
 def _until_serves(instance: Instance, name: str) -> None:
-    deadline = time.monotonic() + JOIN_SECONDS
+    deadline = time.monotonic() + WAIT_SECONDS
     while True:
         tree = json.loads(instance.canopy("tree", "--json"))
         if any((node["name"], node["state"]) == (name, "idle") for node in tree["nodes"]):
@@ -182,7 +193,7 @@ def test_a_browser_behind_nginx(place: Place, chromium: Browser, tmp_path: Path)
         place.proxy("nginx"),
         chromium.new_context(base_url=f"{place.address}/", ignore_https_errors=True) as context,
     ):
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         watched(page, complaints.append)
         requests: list[str] = []

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from tests.e2e.conftest import OpenPage
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(170)
 
 
 def test_the_broker_and_its_queues_are_shown(open_page: OpenPage) -> None:

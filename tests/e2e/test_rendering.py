@@ -11,7 +11,7 @@ from tests.e2e.conftest import OpenPage
 from tests.e2e.stored import dialogue, store_conversations
 from tests.instance import Instance
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(175)
 
 EVERYTHING = (Path(__file__).parent / "everything.md").read_text()
 

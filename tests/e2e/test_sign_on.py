@@ -22,6 +22,7 @@ from tests.directory import (
     Directory,
     private_directory,
 )
+from tests.e2e.browser import WAIT_MS
 from tests.e2e.test_screenshots import LOOKS
 from tests.instance import Instance, running
 from tests.provider import CLIENT, SECRET, Provider, running_provider
@@ -78,7 +79,7 @@ def new_context(chromium: Browser, instance: Instance) -> Iterator[NewContext]:
 
         def new(**options: Any) -> BrowserContext:
             context = chromium.new_context(base_url=instance.url, **options)
-            context.set_default_timeout(15_000)
+            context.set_default_timeout(WAIT_MS)
             return opened.enter_context(context)
 
         yield new

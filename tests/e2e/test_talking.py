@@ -16,7 +16,7 @@ from tests.e2e.conftest import OpenPage
 from tests.instance import Instance, tree_when
 from tests.realbroker import NodeProcess
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("models")]
+pytestmark = [pytest.mark.timeout(170), pytest.mark.usefixtures("models")]
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_message_written_while_an_answer_runs_follows_it(chat: Chat) -> None:
     page.reload()
     expect(queued).to_have_count(2)
     expect(chat.composer).to_have_value("a draft")
-    expect(chat.questions).to_have_text([words(150), "this one", "and this one"], timeout=30_000)
+    expect(chat.questions).to_have_text([words(150), "this one", "and this one"])
     ends(chat.answers.nth(2))
     expect(queued).to_have_count(0)
     expect(chat.composer).to_have_value("a draft")
@@ -172,18 +172,19 @@ def test_who_answered_and_how_long_that_took(chat: Chat) -> None:
 
 def test_an_answer_whose_node_dies_goes_on_and_says_so(echo: Instance, chat: Chat) -> None:
     question = words(150)
-    engine = ("--engine", "echo", "--token-delay", "0.03", "--slots", "1")
+    engine = ("--engine", "echo", "--slots", "1", "--token-delay")
     below = ("--parent", "moving-root", "--model", "moving", *engine)
+    slow, quick = (*below, "0.3"), (*below, "0.01")  # the second node starts while the first writes
     with ExitStack() as nodes:
         nodes.enter_context(
             NodeProcess(echo.broker, "moving-root", "--engine", "none", "--model", "moving")
         )
-        first = nodes.enter_context(NodeProcess(echo.broker, "moving-1", *below))
+        first = nodes.enter_context(NodeProcess(echo.broker, "moving-1", *slow))
         chat.page.reload()
         answer = chat.choose("moving").ask(question)
-        chat.writing("w5").wait_for()
+        chat.writing("w2").wait_for()
         expect(chat.page.get_by_test_id("details")).to_have_text("moving on moving-1")
-        second = nodes.enter_context(NodeProcess(echo.broker, "moving-2", *below))
+        second = nodes.enter_context(NodeProcess(echo.broker, "moving-2", *quick))
         first.process.kill()
         assert ends(answer) == question
         assert second.process.poll() is None

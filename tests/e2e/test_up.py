@@ -18,6 +18,7 @@ import pytest
 
 from cli import lock
 from cli.home import Home
+from tests.instance import WAIT_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CANOPY = [
@@ -27,7 +28,7 @@ CANOPY = [
 ]  # as the launcher starts it; preparation of the machine is not under test here
 LAUNCHER = str(REPOSITORY / "canopy")
 START_SECONDS = 120
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -133,7 +134,7 @@ def gone(processes: list[psutil.Process], within: float) -> list[psutil.Process]
 
 
 def status_of(url: str) -> int:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=WAIT_SECONDS) as answer:
         return int(answer.status)
 
 
@@ -143,7 +144,7 @@ def users_of(management: str) -> set[str]:
     login = urllib.request.HTTPPasswordMgrWithDefaultRealm()
     login.add_password(None, f"http://{match[3]}", match[1], match[2])
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(login))
-    with opener.open(f"http://{match[3]}/api/users", timeout=10) as answer:
+    with opener.open(f"http://{match[3]}/api/users", timeout=WAIT_SECONDS) as answer:
         return {user["name"] for user in json.load(answer)}
 
 

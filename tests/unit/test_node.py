@@ -127,6 +127,19 @@ async def test_a_drained_node_gives_its_jobs_back_and_takes_them_again_when_resu
         await until(lambda: cluster.where("held") == "n1")
 
 
+async def test_a_node_says_that_it_is_drained_before_its_next_heartbeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(life, "HEARTBEAT_SECONDS", 3600.0)
+    async with Cluster() as cluster:
+        await cluster.add("root")
+        await cluster.add("n1", "root")
+        states = cluster.client.nodes
+        await until(lambda: "n1" in states() and states()["n1"].status == "idle")
+        assert await cluster.client.control("n1", Drain())
+        await until(lambda: states()["n1"].status == "drained")
+
+
 async def test_a_drained_node_hands_its_jobs_up_once_its_parent_is_back() -> None:
     async with Cluster() as cluster:
         await cluster.add("root")
