@@ -1,12 +1,15 @@
-"""`canopy test`: the tiers, in the order of what fails fastest, with their results."""
+"""`canopy test`: the tiers, two at a time, with their results."""
 
 import json
 import os
-import resource
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from cli.errors import MachineError
 from cli.home import FRONTEND, REPOSITORY, VENV
@@ -16,6 +19,11 @@ from cli.prepare.steps import Step, run_together
 TIERS = ("lint", "unit", "frontend", "broker", "faults", "e2e", "clients")
 _PYTEST_TIERS = ("unit", "broker", "faults", "e2e", "clients")
 _BROKER_TIERS = ("broker", "faults", "e2e", "clients")
+_PAGE_TIERS = ("faults", "e2e", "clients")  # those that start instances, which serve the pages
+# What is over soon comes first, so that a mistake is seen soon; then the longest tier, so that it
+# is not left alone in the end.
+_ORDER = ("lint", "frontend", "e2e", "unit", "faults", "clients", "broker")
+_LANES = 2  # tiers at a time: while the tests of one wait, those of the other compute
 _LINTERS = (
     ["ruff", "check"],
     ["ruff", "format", "--check"],
@@ -26,7 +34,9 @@ _LINTERS = (
 KEPT = ("CANOPY_RABBITMQ", "CANOPY_RABBITMQ_ROOT")
 _BYTECODE = REPOSITORY / "var" / "bytecode"
 _TESTS_FAILED, _NO_TESTS_COLLECTED = 1, 5  # pytest's exit statuses
-_LAST_FAILED = REPOSITORY / ".pytest_cache" / "v" / "cache" / "lastfailed"
+_CACHES = REPOSITORY / ".pytest_cache"  # a folder for each tier
+_LOGS = REPOSITORY / "var" / "logs"
+_ALONE = "mark.alone"  # what a file says that has tests which run alone
 _MOST_AGAIN = 10  # failures that are tried again: more are no accident
 
 # pytest's processes per core: enough to keep the cores busy while some wait. Fault tests mostly
@@ -39,8 +49,8 @@ _MOST_PROCESSES = 12
 class Result:
     """A tier's exit status, how long it took, and the CPU seconds of its processes.
 
-    A tier that keeps fewer cores busy than there are waits for something. `unsteady`: tests that
-    failed, and passed when they ran again alone.
+    A tier that keeps few cores busy waits for something, if no other ran beside it. `unsteady`:
+    tests that failed, and passed when they ran again alone.
     """
 
     tier: str
@@ -56,6 +66,91 @@ class Result:
         return "\n".join([line, *(f"     unsteady: {test}" for test in self.unsteady)])
 
 
+class _Tier:
+    """A tier that runs: first what may have company, then what must be alone.
+
+    `log`: takes its output while it has company; without one it is shown as it comes.
+    """
+
+    def __init__(self, name: str, log: Path | None = None) -> None:
+        self.name = name
+        self._log = log
+        self._status = 0
+        self._seconds = 0.0
+        self._cpu_seconds = 0.0
+        self._failed: list[str] = []
+        self._unsteady: Sequence[str] = ()
+
+    def run_together(self) -> None:
+        """The linters, the front end's tests, or pytest in several processes."""
+        match self.name:
+            case "lint":
+                statuses = [self._call([_tool(name), *options]) for name, *options in _LINTERS]
+                self._status = max(statuses)
+            case "frontend":
+                self._status = self._run_frontend()
+            case _:
+                folder = f"tests/{self.name}"
+                options = [folder, "-m", "not alone", *_processes(self.name)]
+                self._run_pytest(options, nothing_is_fine=not _exists(self.name) or self._alone())
+
+    def run_alone(self) -> None:
+        """The tests that hold limits of time, one by one; then those that failed, again.
+
+        Beside others, a test of processes that die and of times may fail for want of a processor.
+        One that passes alone is named in the summary, to be mended.
+        """
+        self._log = None
+        files = self._alone()
+        if files:
+            print(f"\n== {self.name}: alone", flush=True)
+            self._run_pytest([*files, "-m", "alone"], nothing_is_fine=True)
+        if self._status != _TESTS_FAILED or not 0 < len(self._failed) <= _MOST_AGAIN:
+            return
+        print(f"\n== {self.name}: {len(self._failed)} failed; again, alone", flush=True)
+        if self._call(self._pytest(self._failed)) == 0:
+            self._status, self._unsteady = 0, self._failed
+
+    def result(self) -> Result:
+        """What has come of it."""
+        return Result(self.name, self._status, self._seconds, self._cpu_seconds, self._unsteady)
+
+    def _alone(self) -> list[str]:
+        return _files_with_tests_alone(self.name) if self.name in _PYTEST_TIERS else []
+
+    def _run_pytest(self, arguments: Sequence[str], *, nothing_is_fine: object) -> None:
+        status = self._call(self._pytest(arguments))
+        if status == _NO_TESTS_COLLECTED and nothing_is_fine:
+            return
+        self._status = max(self._status, status)
+        if status == _TESTS_FAILED:
+            self._failed = _failures(self.name)
+
+    def _pytest(self, arguments: Sequence[str]) -> list[str]:
+        # two tiers that run at a time would overwrite each other's list of failures
+        return [*_pytest(arguments), "-o", f"cache_dir={_CACHES / self.name}"]
+
+    def _run_frontend(self) -> int:
+        folder = frontend.node_folder()
+        if folder is None:
+            raise MachineError("The front end's tests need Node.js; ./canopy up brings it")
+        npm, env = frontend.npm_command(folder), frontend.environment(folder)
+        status = self._call([*npm, "run", "--silent", "check"], FRONTEND, env)
+        return status or self._call([*npm, "test", "--silent"], FRONTEND, env)
+
+    def _call(
+        self,
+        command: Sequence[str],
+        folder: Path = REPOSITORY,
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        started = time.monotonic()
+        status, cpu_seconds = _run(command, folder, env, self._log)
+        self._seconds += time.monotonic() - started
+        self._cpu_seconds += cpu_seconds
+        return status
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs tiers, all by default, or pytest with other arguments; 0 when everything passed.
 
@@ -63,75 +158,86 @@ def run(arguments: Sequence[str]) -> int:
     """
     if not set(arguments) <= set(TIERS):
         _require(_PYTEST_TIERS)
-        return _run(_pytest(arguments))
-    tiers = [tier for tier in TIERS if tier in arguments]
+        return _run(_pytest(arguments))[0]
+    tiers = [tier for tier in _ORDER if tier in arguments]
     if not arguments:
-        tiers = [tier for tier in TIERS if _exists(tier)]
+        tiers = [tier for tier in _ORDER if _exists(tier)]
     _require(tiers)
-    results = [_run_tier(tier) for tier in tiers]
+    started = time.monotonic()
+    _prepare(tiers)
+    results = _run_tiers(tiers)
+    results.sort(key=lambda result: TIERS.index(result.tier))
     print()
     for result in results:
         print(result)
+    if len(results) > 1:
+        print(_total(results, time.monotonic() - started))
     return int(any(result.status for result in results))
 
 
-def _run_tier(tier: str) -> Result:
-    print(f"\n== {tier}", flush=True)
-    started, cpu_before = time.monotonic(), _cpu_seconds()
-    unsteady: Sequence[str] = ()
-    if tier == "lint":
-        status = max(_run([_tool(name), *options]) for name, *options in _LINTERS)
-    elif tier == "frontend":
-        status = _run_frontend()
+def _total(results: Sequence[Result], seconds: float) -> str:
+    cores = sum(result.cpu_seconds for result in results) / max(seconds, 0.001)
+    return f"     all       {seconds:5.0f} s  {cores:4.1f} cores busy"
+
+
+def _run_tiers(names: Sequence[str]) -> list[Result]:
+    """What may have company in lanes, each tier's output whole at its end; then what must not."""
+    if len(names) == 1:
+        tiers = [_Tier(names[0])]
+        print(f"\n== {names[0]}", flush=True)
+        tiers[0].run_together()
     else:
-        if tier == "e2e":
-            _build_pages()
-        status = _run_tests(tier)
-        if status == _TESTS_FAILED:
-            status, unsteady = _run_failures_again(tier)
-    seconds = time.monotonic() - started
-    return Result(tier, status, seconds, _cpu_seconds() - cpu_before, unsteady)
+        tiers = [_Tier(name, _LOGS / f"test-{name}.log") for name in names]
+        _run_in_lanes(tiers)
+    for tier in tiers:
+        tier.run_alone()
+    return [tier.result() for tier in tiers]
 
 
-def _run_tests(tier: str) -> int:
-    """Most tests in several processes, then one by one those that hold limits of time."""
-    folder = f"tests/{tier}"
-    together = _run(_pytest([folder, "-m", "not alone", *_processes(tier)]))
-    if together not in (0, _TESTS_FAILED, _NO_TESTS_COLLECTED):
-        return together
-    alone = _run(_pytest([folder, "-m", "alone"]))
-    if together == alone == _NO_TESTS_COLLECTED:
-        return _NO_TESTS_COLLECTED if _exists(tier) else 0
-    return max(0 if status == _NO_TESTS_COLLECTED else status for status in (together, alone))
+def _run_in_lanes(tiers: Sequence[_Tier]) -> None:
+    printing = threading.Lock()
+
+    def run_one(tier: _Tier) -> None:
+        log = _LOGS / f"test-{tier.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+        print(f"... {tier.name} ({log})", flush=True)
+        tier.run_together()
+        with printing:
+            print(f"\n== {tier.name}\n{log.read_text(errors='replace')}", flush=True)
+
+    with ThreadPoolExecutor(_LANES, thread_name_prefix="lane") as lanes:
+        try:
+            for ended in [lanes.submit(run_one, tier) for tier in tiers]:
+                ended.result()
+        except BaseException:
+            lanes.shutdown(cancel_futures=True)
+            raise
 
 
-def _run_failures_again(tier: str) -> tuple[int, Sequence[str]]:
-    """The status of the failed tests when nothing runs beside them, and which they were.
-
-    Beside others, a test of processes that die and of times may fail for want of a processor. One
-    that passes alone is named in the summary, to be mended.
-    """
-    failed = _failures(tier)
-    if not failed or len(failed) > _MOST_AGAIN:
-        return _TESTS_FAILED, ()
-    print(f"\n== {tier}: {len(failed)} failed; again, alone", flush=True)
-    status = _run(_pytest(failed))
-    return status, () if status else failed
+def _prepare(tiers: Sequence[str]) -> None:
+    """What several tiers would otherwise make at the same time."""
+    if "frontend" in tiers:
+        title = "Installing the front end's packages (npm)"
+        step = Step("npm", title, lambda: True, frontend.install_modules)
+        run_together([step], _LOGS)
+    if not set(_PAGE_TIERS).isdisjoint(tiers):
+        run_together([frontend.step()], _LOGS)
 
 
 def _failures(tier: str) -> list[str]:
     """Of the last run: ids of tests, or files that could not be read."""
     try:
-        known = json.loads(_LAST_FAILED.read_text())
+        known = json.loads((_CACHES / tier / "v" / "cache" / "lastfailed").read_text())
     except FileNotFoundError:
         return []
     return sorted(test for test in known if test.startswith(f"tests/{tier}/"))
 
 
-def _cpu_seconds() -> float:
-    """CPU seconds of all descendants that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _files_with_tests_alone(tier: str) -> list[str]:
+    """To collect all tests of a tier, only to find that none runs alone, takes ten seconds."""
+    files = sorted((REPOSITORY / "tests" / tier).glob("**/test_*.py"))
+    return [str(file.relative_to(REPOSITORY)) for file in files if _ALONE in file.read_text()]
 
 
 def _processes(tier: str) -> list[str]:
@@ -139,22 +245,6 @@ def _processes(tier: str) -> list[str]:
     count = round(_PROCESSES_PER_CORE[tier] * len(os.sched_getaffinity(0)))
     options = ["--numprocesses", str(min(max(count, 2), _MOST_PROCESSES)), "--dist", "loadfile"]
     return [*options, "--no-loadscope-reorder"]  # tests/conftest.py orders the files
-
-
-def _run_frontend() -> int:
-    title = "Installing the front end's packages (npm)"
-    step = Step("npm", title, lambda: True, frontend.install_modules)
-    run_together([step], REPOSITORY / "var" / "logs")
-    folder = frontend.node_folder()
-    if folder is None:
-        raise MachineError("The front end's tests need Node.js; ./canopy up brings it")
-    npm, env = frontend.npm_command(folder), frontend.environment(folder)
-    status = _run([*npm, "run", "--silent", "check"], env)
-    return status or _run([*npm, "test", "--silent"], env)
-
-
-def _build_pages() -> None:
-    run_together([frontend.step()], REPOSITORY / "var" / "logs")
 
 
 def _exists(tier: str) -> bool:
@@ -184,14 +274,33 @@ def _pytest(arguments: Sequence[str]) -> list[str]:
     return [_tool("pytest"), *arguments]
 
 
-def _run(command: list[str], frontend_env: dict[str, str] | None = None) -> int:
-    """The exit status of a command, run in the repository, or in frontend/ with its variables."""
-    env = _environment()
-    folder = REPOSITORY
-    if frontend_env:
-        env.update(frontend_env)
-        folder = FRONTEND
-    return subprocess.run(command, cwd=folder, env=env, check=False).returncode
+def _run(
+    command: Sequence[str],
+    folder: Path = REPOSITORY,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> tuple[int, float]:
+    """The exit status of a command, and the CPU seconds of it and its children.
+
+    `env`: variables besides ours. `log`: a file to which its output is appended.
+    """
+    with ExitStack() as opened:
+        output = opened.enter_context(log.open("ab")) if log else None
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**_environment(), **(env or {})},
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)  # it alone tells one child's usage
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime
 
 
 def _environment() -> dict[str, str]:
