@@ -21,11 +21,12 @@ from django.db import DatabaseError
 from api.answers import store
 from api.answers.process import identity
 from api.answers.record import MAX_FORMAT, Status, StoredAnswer
+from api.answers.row_text import as_lines
 from api.http import sse
 from api.requests import position
 from api.storage.text import storable
 from broker.stream import Stream
-from broker.wire import AnyFrame, Delta, Failed, Finished, Start, Waiting
+from broker.wire import AnyFrame, Delta, Failed, Finished, Start, Vectors, Waiting
 
 log = structlog.get_logger("canopy.api")
 
@@ -82,6 +83,8 @@ class AnswerWriter:
         self._clock = AnswerClock(record)
         self._parts = [record.content]
         self._length = len(record.content)
+        # Vectors are stored when all are there: another process makes all of them again.
+        self._is_whole_only = stream.job.pooling is not None
         self._changed = asyncio.Event()
         self._saved_at = time.monotonic()
         self._unsaved = False
@@ -180,6 +183,11 @@ class AnswerWriter:
                 record.ids += frame.ids
                 record.completion_tokens += frame.tokens
                 self._waiting = None
+            case Vectors():
+                lines = as_lines(frame.rows)
+                self._parts.append(lines)
+                self._length += len(lines)
+                self._waiting = None
             case Waiting():
                 self._waiting, self._waiting_since = frame, time.monotonic()
             case Finished():
@@ -224,13 +232,14 @@ class AnswerWriter:
     def _is_due(self) -> bool:
         if self.record.status != Status.STREAMING:
             return False
-        interval = SAVE_EVERY if self._unsaved else HEARTBEAT
+        interval = SAVE_EVERY if self._unsaved and not self._is_whole_only else HEARTBEAT
         return time.monotonic() - self._saved_at >= interval
 
     async def _save(self) -> bool:
         """False if the answer is not ours to write any more; retried if the database is away."""
         self._parts = ["".join(self._parts)]
-        self.record.content = storable(self._parts[0])
+        if not self._is_whole_only or self.record.status != Status.STREAMING:
+            self.record.content = storable(self._parts[0])
         self._clock.update_seconds()
         self._saved_at, self._unsaved = time.monotonic(), False
         try:

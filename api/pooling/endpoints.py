@@ -11,7 +11,7 @@ from django.http import HttpResponse, JsonResponse
 from ninja import Router
 
 from api.accounts.auth import AuthRequest, Key
-from api.http.documentation import error_statuses
+from api.http.documentation import JOB_OPERATION
 from api.pooling.results import Results, read
 from api.pooling.schemas import Embeddings, PoolingBody, Rerank, Score
 from api.requests.build import new_request_id
@@ -22,10 +22,9 @@ ROWS_NUMBERS = 32_768  # written between two turns of the event loop
 
 router = Router(tags=["OpenAI-compatible"], auth=Key())
 bare = Router(auth=Key())  # where clients of vLLM and Cohere look: without /v1
-_STATUSES = error_statuses(403, 404, 504)
 
 
-@router.post("/embeddings", openapi_extra=_STATUSES)
+@router.post("/embeddings", openapi_extra=JOB_OPERATION)
 async def embeddings(request: AuthRequest, body: Embeddings) -> HttpResponse:
     """A vector of each input."""
     job = _job(request, body, "embed", body.to_wire())
@@ -39,7 +38,7 @@ async def embeddings(request: AuthRequest, body: Embeddings) -> HttpResponse:
 
 @bare.post("/rerank", include_in_schema=False)
 @bare.post("/v2/rerank", include_in_schema=False)
-@router.post("/rerank", openapi_extra=_STATUSES)
+@router.post("/rerank", openapi_extra=JOB_OPERATION)
 async def rerank(request: AuthRequest, body: Rerank) -> JsonResponse:
     """The documents by how well they answer the query, best first."""
     job = _job(request, body, "score", body.to_wire())
@@ -62,7 +61,7 @@ async def rerank(request: AuthRequest, body: Rerank) -> JsonResponse:
 
 
 @bare.post("/score", include_in_schema=False)
-@router.post("/score", openapi_extra=_STATUSES)
+@router.post("/score", openapi_extra=JOB_OPERATION)
 async def score(request: AuthRequest, body: Score) -> JsonResponse:
     """How well the second text of each pair answers the first."""
     job = _job(request, body, "score", body.to_wire())

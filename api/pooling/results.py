@@ -5,12 +5,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from api.accounts.auth import AuthRequest
-from api.context import app
+from api.answers.row_text import as_rows
 from api.errors import ApiError
-from api.requests.complete import release_body
+from api.idempotency.attach import HEADER, key_of
+from api.requests.complete import start
 from api.requests.errors import job_failure
-from broker.wire import Failed, Finished, Job, Vectors, Waiting
+from broker.wire import Delta, Failed, Finished, Job, Vectors, Waiting
 
+MAX_KEPT_VECTORS = 512  # of one request with an Idempotency-Key: some 20 MB of the largest ones
 _NUMBER = 4  # bytes
 
 
@@ -22,16 +24,7 @@ class Results:
     created: int  # Unix seconds
     rows: list[bytes]
     tokens: int
-    waited: str | None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The response headers that identify the request."""
-        headers = {"X-Request-Id": self.request_id}
-        if self.waited:
-            one_line = " ".join(self.waited.split())
-            headers["X-Canopy-Waited"] = one_line.encode("ascii", "replace").decode()
-        return headers
+    headers: dict[str, str]  # of the response: they identify the request
 
     def scores(self) -> list[float]:
         """The first number of each row."""
@@ -39,34 +32,44 @@ class Results:
 
 
 async def read(request: AuthRequest, job: Job, field: str) -> Results:
-    """Submits the job and reads it to its end; the request's body is released.
+    """Submits the job, or attaches to the request's Idempotency-Key, and reads it to its end.
 
-    `field`: of the request, with the inputs. Cancelling this cancels the job. Raises ApiError.
+    The request's body is released. `field`: of the request, with the inputs. Cancelling this
+    cancels a job without a key. Raises ApiError.
     """
-    waited = app().catalog.nobody_serves(job.model)
-    stream = await app().submitter.submit(job)
-    release_body(request)
+    inputs = 0 if job.pooling is None else len(job.pooling.inputs)
+    if job.task == "embed" and inputs > MAX_KEPT_VECTORS and key_of(request) is not None:
+        message = f"{field}: at most {MAX_KEPT_VECTORS} with an {HEADER}; the vectors are stored"
+        raise ApiError(400, message, field=field, code="not_with_idempotency_key")
+    running = await start(request, job)
+    waited = running.waiting
     rows: list[bytes] = []
-    async with aclosing(stream):
-        async for frame in stream:
+    async with aclosing(running.source):
+        async for frame in running.frames:
             match frame:
                 case Vectors():
                     rows += frame.rows
+                case Delta():  # of a stored answer
+                    rows += as_rows(frame.text)
                 case Waiting():
                     waited = frame.reason
                 case Failed():
                     raise job_failure(frame, field)
                 case Finished():
-                    _check(job, rows)
-                    created = int(job.created)
-                    return Results(job.request_id, created, rows, frame.prompt_tokens, waited)
+                    _check(running.request_id, rows, inputs)
+                    return Results(
+                        running.request_id,
+                        running.created,
+                        rows,
+                        frame.prompt_tokens,
+                        running.headers(waited),
+                    )
     raise AssertionError("a stream ended without an end frame")
 
 
-def _check(job: Job, rows: list[bytes]) -> None:
+def _check(request_id: str, rows: list[bytes], inputs: int) -> None:
     """Raises ApiError 500 for a node that answered something else."""
-    inputs = () if job.pooling is None else job.pooling.inputs
     whole = all(row and len(row) % _NUMBER == 0 for row in rows)
-    if len(rows) != len(inputs) or not whole:
-        message = f"a node sent {len(rows)} results for {len(inputs)} inputs: update the nodes"
-        raise ApiError(500, message, code="internal", request_id=job.request_id)
+    if len(rows) != inputs or not whole:
+        message = f"a node sent {len(rows)} results for {inputs} inputs: update the nodes"
+        raise ApiError(500, message, code="internal", request_id=request_id)

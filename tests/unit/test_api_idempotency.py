@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import struct
 from datetime import timedelta
 from typing import Any
 
@@ -11,12 +12,22 @@ import pytest
 from django.utils import timezone
 
 from api.answers import following, process, takeover
+from api.answers import store as store_of_answers
 from api.answers import writer as writer_module
 from api.context import app
 from api.idempotency import store
 from api.idempotency.models import KeptRequest
-from broker.wire import Delta, Failed, Finished
-from tests.unit.api_site import FakeClient, beginning, browser, echo, log_in, make_user, until
+from broker.wire import AnyFrame, Delta, Failed, Finished, Job, Vectors
+from tests.unit.api_site import (
+    FakeClient,
+    beginning,
+    browser,
+    echo,
+    log_in,
+    make_user,
+    node_state,
+    until,
+)
 
 _numbers = itertools.count(1)
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "one two three"}]}
@@ -281,3 +292,86 @@ async def test_a_request_deleted_under_its_reader_fails(
     await store.remove(await kept_of(key))
     assert text_of(await request) == "one"  # it ends like one that was stopped
     assert fake.cancelled == [(fake.jobs[0].request_id, 2)]
+
+
+POOLED = [
+    ("/v1/embeddings", "embed", {"input": ["a", "b", "c"]}),
+    ("/v1/rerank", "score", {"query": "q", "documents": ["a", "b"]}),
+    ("/v1/score", "score", {"text_1": "q", "text_2": ["a", "b"]}),
+]
+
+
+def serve_rows(fake: FakeClient, task: Any) -> None:
+    """Input n becomes the row (n, 0.5), one a frame."""
+
+    def rows(job: Job) -> list[AnyFrame]:
+        assert job.pooling is not None
+        count = len(job.pooling.inputs)
+        made: list[AnyFrame] = [
+            Vectors(request_id=job.request_id, seq=n, rows=(struct.pack("<2f", n, 0.5),))
+            for n in range(count)
+        ]
+        end = Finished(request_id=job.request_id, seq=count, reason="stop", prompt_tokens=7)
+        return [*made, end]
+
+    fake.script = rows
+    fake.states["n1"] = node_state("n1", tasks=(task,))
+
+
+@pytest.mark.parametrize(("path", "task", "fields"), POOLED, ids=[each[0] for each in POOLED])
+async def test_vectors_and_scores_are_kept(
+    path: str,
+    task: str,
+    fields: dict[str, Any],
+    program: httpx.AsyncClient,
+    fake: FakeClient,
+    key: dict[str, str],
+) -> None:
+    serve_rows(fake, task)
+    body = {"model": "tiny", **fields}
+    first = await program.post(path, json=body, headers=key)
+    again = await program.post(path, json=body, headers=key)
+    assert first.status_code == 200
+    assert first.json() == again.json()
+    assert len(fake.jobs) == 1
+    assert first.headers["X-Request-Id"] == again.headers["X-Request-Id"] == fake.jobs[0].request_id
+    assert again.headers["Idempotent-Replay"] == "true"
+    other = await program.post(path, json={**body, "service_tier": "flex"}, headers=key)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_vectors_are_not_stored_until_all_are_there(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
+    """Another process that takes the job over makes all of them again, and none comes twice."""
+    serve_rows(fake, "embed")
+    whole = fake.script
+    fake.script = lambda job: list(whole(job))[:1]
+    body = {"model": "tiny", "input": ["a", "b"]}
+    reading = asyncio.create_task(program.post("/v1/embeddings", json=body, headers=key))
+    await until(lambda: bool(fake.jobs))
+    kept = await kept_of(key)
+    writer = app().writers.get(kept.handle)
+    assert writer is not None
+    fake.script = whole
+    await writer.hand_over()
+    assert (await kept_of(key)).content == ""
+    await store_of_answers.release(kept, kept.touched)
+    app().takeover.wake()
+    answer = await reading
+    assert [row["embedding"] for row in answer.json()["data"]] == [[0.0, 0.5], [1.0, 0.5]]
+    assert (await kept_of(key)).content.count("\n") == 2
+    assert len(fake.jobs) == 2
+
+
+async def test_more_vectors_than_are_kept_are_refused_by_name(
+    program: httpx.AsyncClient, fake: FakeClient, key: dict[str, str]
+) -> None:
+    serve_rows(fake, "embed")
+    body = {"model": "tiny", "input": ["a"] * 513}
+    refused = await program.post("/v1/embeddings", json=body, headers=key)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "not_with_idempotency_key"
+    assert refused.json()["error"]["param"] == "input"
+    assert not fake.jobs
+    assert (await program.post("/v1/embeddings", json=body)).status_code == 200

@@ -129,6 +129,8 @@ class Replays:
         """Gives the answer to the user whose request had failed; False if nobody waits for it."""
         if outcome.error is not None or outcome.end is None or not _asks_the_same(run):
             return False
+        if run.job.pooling is not None:  # its vectors are not in the outcome
+            return False
         answer = await answers.answer_failed(
             self._kinds, run.letter.id, outcome.text, outcome.node, outcome.end, outcome.start
         )
