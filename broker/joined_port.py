@@ -9,7 +9,7 @@ import asyncio
 import uuid
 
 from broker.encoding import encode
-from broker.errors import AccessRefused, BrokerError, NoParent, NotAdmitted
+from broker.errors import AccessRefused, BrokerError, NameTaken, NoParent, NotAdmitted
 from broker.job_messages import AnyInboxMessage
 from broker.join_messages import ParentAnswer, RegisterNode, RemoveNode
 from broker.node import INBOX_PREFETCH, NodeHandler, NodePort
@@ -37,7 +37,10 @@ class JoinedPort(NodePort):
         if parent is None:
             raise NotAdmitted("a joined node cannot be a root")
         self._model = names.check_amqp_name(model)
-        inbox = await self._take_name()
+        try:
+            inbox = await self._take_name()
+        except NameTaken as error:
+            raise NameTaken(f"{error}; one token is for one node: make another token") from error
         await self._check_present(parent)
         await self.session.bind(inbox, names.CONTROL_EXCHANGE, "")
         await self.session.consume(inbox, self._on_inbox, prefetch=INBOX_PREFETCH)

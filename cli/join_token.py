@@ -5,6 +5,7 @@ It has a password in it, of a broker's user that may do little; see docs/joining
 
 import base64
 import binascii
+import re
 import time
 from typing import Annotated
 
@@ -16,8 +17,10 @@ from topology.version import VERSION
 
 BEGINNING = "canopy1."
 MAX_LETTERS = 8192
+MAX_PASTED = 2 * MAX_LETTERS  # with what mails, chats and terminals put around it and into it
 MAX_URLS = 64
 
+_NOT_CODED = re.compile(r"[\s\"'`<>\u200b\ufeff]+")
 _ANOTHER = "./canopy node-token create, on the machine that runs Canopy, prints a new one"
 
 
@@ -55,10 +58,16 @@ def encode(token: JoinToken) -> str:
 
 
 def decode(text: str) -> JoinToken:
-    """Raises UsageError with what is wrong, and never the text, which has a password in it."""
-    text = text.strip()
-    if not text.startswith(BEGINNING):
+    """The token in pasted text: of line breaks, quotes, or words before it nothing is left.
+
+    Raises UsageError with what is wrong, and never the text, which has a password in it.
+    """
+    if len(text) > MAX_PASTED:
+        raise UsageError(f"This is no token: it has {len(text)} letters. {_ANOTHER}.")
+    _, found, rest = text.partition(BEGINNING)
+    if not found:
         raise UsageError(f"This is no token: one begins with {BEGINNING!r}. {_ANOTHER}.")
+    text = BEGINNING + _NOT_CODED.sub("", rest)
     if len(text) > MAX_LETTERS:
         raise UsageError(f"This is no token: it has {len(text)} letters. {_ANOTHER}.")
     coded = text.removeprefix(BEGINNING)
@@ -71,16 +80,31 @@ def decode(text: str) -> JoinToken:
         ) from None
 
 
+def is_whole(text: str) -> bool:
+    """False while the rest of a pasted token may still follow."""
+    if text.strip() and BEGINNING not in text:
+        return True
+    try:
+        decode(text)
+    except UsageError:
+        return False
+    return True
+
+
 def check(token: JoinToken, version: str = VERSION) -> None:
-    """Raises UsageError if it has expired, or was made by a release with other messages."""
-    if token.expires is not None and token.expires <= time.time():
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.expires))
-        raise UsageError(f"The token expired on {day}. {_ANOTHER}.")
+    """Raises UsageError if it was made by a release with other messages."""
     if release(token.version) != release(version):
         raise UsageError(
             f"The token is of Canopy {token.version}, and this copy is {version}: "
             f"update this folder to {token.version}, or the other machine's to {version}."
         )
+
+
+def expired(token: JoinToken) -> str:
+    """When it expired by this machine's clock, which may be wrong; "" if it did not."""
+    if token.expires is None or token.expires > time.time():
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(token.expires))
 
 
 def release(version: str) -> str:

@@ -95,12 +95,18 @@ upstream_model = click.option(
 )
 
 
-def parse_slots(text: str) -> int | None:
+def parse_slots(text: str, most: int | None = None) -> int | None:
     """The number; None for "auto". Raises UsageError for anything else."""
+    from topology.limits import MAX_SLOTS  # here, as `status` has no slots
+
+    most = most or MAX_SLOTS
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise UsageError(f"--slots must be a number from 1 up, or auto, not {text!r}.")
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most))
+    if not is_number or not 1 <= int(text) <= most:
+        raise UsageError(
+            f"--slots must be a number from 1 to {most:,}, or auto, not {text[:60]!r}."
+        )
     return int(text)
 
 

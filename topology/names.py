@@ -81,7 +81,7 @@ def check_node_name(name: str) -> str:
     """Returns `name` unchanged, or raises BadName with what is allowed."""
     if not is_node_name(name):
         raise BadName(
-            f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_', "
+            f"bad node name {name!r}: use 1-63 of a-z, 0-9, '-' and '_' (no dots), "
             "starting with a letter or digit"
         )
     return name

@@ -48,6 +48,7 @@ from broker.wire import (
 )
 from topology.cap import AUTOMATIC, Cap
 from topology.dispatch import Dispatcher, Policy
+from topology.limits import MAX_JOINED_SLOTS
 from topology.version import VERSION
 from worker.announcer import Announcer
 from worker.background import Background
@@ -60,7 +61,7 @@ from worker.job_list import JobList
 from worker.jobs import Jobs
 from worker.membership import Membership
 from worker.operator_requests import OperatorRequests
-from worker.registrar import Registrar
+from worker.registrar import Registrar, believable
 from worker.warnings import Warnings
 from worker.watchdog import STEP_SECONDS
 
@@ -222,14 +223,20 @@ class Node:
                 self.background.run(self.registrar.on_request(sender, message))
             case Capacity() if message.node == sender:
                 if sender in self.registrar.admitted:
-                    users = self.jobs.given.possible_users(sender, message.users)
-                    self._on_capacity(msgspec.structs.replace(message, users=users))
+                    self._on_joined_capacity(sender, message)
             case Leave() if message.node == sender:
                 self.membership.on_leave(message)
                 self.background.run(self.registrar.on_request(sender, message))
             case _:
                 self.warnings.add(sender, "a message that it may not send was ignored")
         self.announcer.touch()
+
+    def _on_joined_capacity(self, sender: str, message: Capacity) -> None:
+        """Its counters, as far as they can be true."""
+        if message.slots > MAX_JOINED_SLOTS:
+            self.warnings.add(sender, f"it claims {message.slots} slots: {MAX_JOINED_SLOTS} count")
+        users = self.jobs.given.possible_users(sender, message.users)
+        self._on_capacity(msgspec.structs.replace(believable(message), users=users))
 
     def _on_tree_message(self, message: AnyControl | AnyJoinMessage) -> None:
         match message:

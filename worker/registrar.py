@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+import msgspec
 import structlog
 
 from broker.errors import BrokerError
 from broker.join_messages import ParentAnswer, RegisterNode, RemoveNode
 from broker.wire import Capacity, Leave
+from topology.limits import MAX_JOINED_SLOTS
 from worker.broker_link import BrokerLink
 
 MAX_JOINED = 10_000  # admitted at once
@@ -20,6 +22,17 @@ def family(engine: str) -> str:
     if engine in ("", "none"):
         return ""
     return "echo" if engine == "echo" else "model"
+
+
+def believable(message: Capacity) -> Capacity:
+    """A joined node's counters with no more slots than it may have: who claims many gets most
+    jobs of its model. What is taken stays taken.
+    """
+    excess = message.slots - MAX_JOINED_SLOTS
+    if excess <= 0:
+        return message
+    free = max(0, message.free - excess)
+    return msgspec.structs.replace(message, slots=MAX_JOINED_SLOTS, free=free)
 
 
 class Registrar:

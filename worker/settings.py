@@ -10,6 +10,7 @@ from broker import logs
 from broker.logs import LogSettings
 from topology.cap import AUTOMATIC
 from topology.dispatch import DEFAULT_POLICY, POLICIES
+from topology.limits import MAX_SLOTS
 from topology.names import BadName, check_node_name
 from topology.prefix import with_prefix
 from worker.errors import BadSettings
@@ -166,6 +167,9 @@ def _slots(text: str) -> int | None:
     """A number of slots; None for "auto"."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 up nor auto")
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_SLOTS))
+    if not is_number or not 1 <= int(text) <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(
+            f"{text[:60]!r} is neither a number from 1 to {MAX_SLOTS:,} nor auto"
+        )
     return int(text)

@@ -6,7 +6,9 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -20,16 +22,33 @@ from cli.join_token import JoinToken
 from cli.plan import OPENMP_SPIN_COUNT
 from cli.prepare import steps
 from cli.prepare.model import Model, is_local
+from topology.limits import MAX_JOINED_SLOTS
 
 TOKEN_VARIABLE = "CANOPY_NODE_TOKEN"  # noqa: S105 - the variable's name
 RETRY_SECONDS = 2.0
 _NOT_IN_ADDRESSES = re.compile(r"[,@?#\s]")
 REACH_SECONDS = 5.0  # for one address to accept a connection
 
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def _decided_there(_context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Answers an option that people look for here. Raises UsageError."""
+    if value is not None:
+        raise UsageError(
+            f"The token says the node's {option.name}. For another: ./canopy node-token create "
+            f"--{option.name} {option.metavar}, on the machine that runs Canopy."
+        )
+
+
+def _of_the_token(name: str, metavar: str) -> Callable[[T], T]:
+    return click.option(
+        f"--{name}", metavar=metavar, hidden=True, callback=_decided_there, expose_value=False
+    )
+
 
 @click.command()
-@click.argument("address", required=False)
-@click.argument("token", required=False)
+@click.argument("words", nargs=-1, metavar="[ADDRESS] [TOKEN]")
 @options.slots
 @options.device
 @options.precision
@@ -48,6 +67,10 @@ REACH_SECONDS = 5.0  # for one address to accept a connection
     metavar="SECONDS",
     help="How long to go on trying while the other machine is not reached. Default: once.",
 )
+@_of_the_token("name", "NAME")
+@_of_the_token("parent", "NAME")
+@_of_the_token("model", "MODEL")
+@_of_the_token("expires", "WHEN")
 @click.option(
     "--home",
     type=click.Path(path_type=Path),
@@ -55,8 +78,7 @@ REACH_SECONDS = 5.0  # for one address to accept a connection
     help="Where models and logs are kept. Default: CANOPY_HOME, else var/ beside this program.",
 )
 def join(
-    address: str | None,
-    token: str | None,
+    words: tuple[str, ...],
     slots: str,
     device: str | None,
     precision: str | None,
@@ -75,21 +97,21 @@ def join(
     ADDRESS is where the pages are, https://chat.example.org, for a machine that reaches nothing
     else of the other one, which then needs: ./canopy up --tunnel
 
-    One token is for one node; make one for each GPU.
+    One token is for one node, whose name it says; make one for each GPU.
     """
     options.check_precision(precision)
     options.check_kv_cache_dtype(kv_cache_dtype)
+    number = options.parse_slots(slots, MAX_JOINED_SLOTS)
     folder = Home(home.expanduser().resolve()) if home else homes.read()
-    if token is None and not _is_address(address):
-        address, token = None, address
-    parsed = join_token.decode(_text(token))
+    address, text = _address_and_token(words)
+    parsed = join_token.decode(text)
     join_token.check(parsed)
     if address is not None:
         parsed = msgspec.structs.replace(parsed, urls=(_tunnel(address, parsed),))
     _check_urls(parsed)
     urls = asyncio.run(_reached(parsed, wait))
     arguments = ["--name", parsed.name, "--parent", parsed.parent, "--engine", parsed.engine]
-    arguments += ["--slots", str(options.parse_slots(slots) or "auto"), "--task", parsed.task]
+    arguments += ["--slots", str(number or "auto"), "--task", parsed.task]
     arguments += _model_options(parsed, model_path, folder)
     if device:
         arguments += ["--device", device]
@@ -117,8 +139,17 @@ def join(
     )
 
 
-def _is_address(word: str | None) -> bool:
-    return word is not None and word.startswith(("https://", "http://"))
+def _address_and_token(words: tuple[str, ...]) -> tuple[str | None, str]:
+    """The pages' address, if there is one, and the token's text, which a shell may have split."""
+    addresses_given = [word for word in words if _is_address(word)]
+    if len(addresses_given) > 1:
+        raise UsageError("join takes one address of pages: ./canopy join ADDRESS TOKEN")
+    text = _text(" ".join(word for word in words if not _is_address(word)))
+    return (addresses_given[0] if addresses_given else None), text
+
+
+def _is_address(word: str) -> bool:
+    return word.startswith(("https://", "http://"))
 
 
 def _tunnel(pages: str, token: JoinToken) -> str:
@@ -143,16 +174,26 @@ def _check_urls(token: JoinToken) -> None:
             raise UsageError("The token is damaged: an address in it has a comma.")
 
 
-def _text(argument: str | None) -> str:
+def _text(argument: str) -> str:
     """The token's text. Raises UsageError without one."""
     if argument == "-":
-        return sys.stdin.readline(join_token.MAX_LETTERS + 2)
+        return _pasted(sys.stdin)
     text = argument or os.environ.get(TOKEN_VARIABLE, "")
     if not text:
         raise UsageError(
             "A token is needed: ./canopy node-token create prints one on the machine that runs "
             "Canopy. Then here: ./canopy join TOKEN"
         )
+    return text
+
+
+def _pasted(lines: Iterable[str]) -> str:
+    """The lines of a token that may have been broken into several; no more than it needs."""
+    text = ""
+    for line in lines:
+        text += line[: join_token.MAX_PASTED]
+        if join_token.is_whole(text) or len(text) > join_token.MAX_PASTED:
+            break
     return text
 
 
@@ -206,8 +247,10 @@ async def _try(token: JoinToken) -> list[str]:
     try:
         session = await AmqpSession.open(",".join(open_urls), f"join {token.name}")
     except AccessRefused as error:
+        when = join_token.expired(token)
+        why = f"it expired on {when}" if when else "it was revoked or has expired"
         raise StateError(
-            "The other machine does not know this token any more: it was revoked or has expired. "
+            f"The other machine does not know this token any more: {why}. "
             "There: ./canopy node-token create"
         ) from error
     except BadCertificate as error:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import takewhile
 
 from cli import environment, home, lock
 from cli.console import open_standard_streams
@@ -77,12 +78,26 @@ def _hide_token(arguments: list[str]) -> None:
     """Begins anew without the token of `join` in the process list: it has a password in it, and
     preparation takes minutes.
     """
-    tokens = [word for word in arguments if word.startswith(_TOKEN_BEGINS)]
-    if arguments[:1] != ["join"] or len(tokens) != 1:
+    pieces = token_pieces(arguments) if arguments[:1] == ["join"] else []
+    if not pieces:
         return
-    os.environ[_TOKEN_VARIABLE] = tokens[0]
-    words = [word for word in sys.orig_argv if word != tokens[0]]
+    os.environ[_TOKEN_VARIABLE] = " ".join(pieces)
+    words = list(sys.orig_argv)
+    at = len(words) - len(arguments) + arguments.index(pieces[0])
+    del words[at : at + len(pieces)]
     os.execv(sys.executable, words)  # noqa: S606 - no shell
+
+
+def token_pieces(arguments: list[str]) -> list[str]:
+    """The words that are a token: one, or several where a broken line was pasted."""
+    for begin, word in enumerate(arguments):
+        if _TOKEN_BEGINS in word:
+            return [word, *takewhile(_may_be_piece, arguments[begin + 1 :])]
+    return []
+
+
+def _may_be_piece(word: str) -> bool:
+    return not word.startswith(("-", "https://", "http://"))
 
 
 def prepare(command: str) -> None:

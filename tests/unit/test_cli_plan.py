@@ -92,7 +92,7 @@ def test_slots_are_the_nodes_business_unless_a_number_is_asked_for() -> None:
     assert understood(layout().roots[0]).slots is None
 
 
-@pytest.mark.parametrize("nonsense", ["0", "-1", "", "many", "1.5", "Auto", "²"])
+@pytest.mark.parametrize("nonsense", ["0", "-1", "", "many", "1.5", "Auto", "²", "10001", "9" * 99])
 def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture[str]) -> None:
     node = ["--name", "n1", "--model", "m"]
     assert [parse_slots(text) for text in ("auto", "1", "256")] == [None, 1, 256]
@@ -101,12 +101,17 @@ def test_slots_are_a_number_or_auto(nonsense: str, capsys: pytest.CaptureFixture
         1,
         256,
     ]
-    with pytest.raises(CliError, match="--slots must be a number from 1 up, or auto") as error:
+    with pytest.raises(
+        CliError, match="--slots must be a number from 1 to 10,000, or auto"
+    ) as error:
         parse_slots(nonsense)
     assert error.value.code == 2
     with pytest.raises(SystemExit):
         parse([*node, f"--slots={nonsense}"])
-    assert f"argument --slots: {nonsense!r} is neither" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"argument --slots: {nonsense[:60]!r} is neither"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
 
 
 def test_nodes_hear_what_their_models_do() -> None:

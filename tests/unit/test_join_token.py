@@ -3,6 +3,7 @@
 import re
 import time
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -10,12 +11,16 @@ from click.testing import CliRunner
 
 from broker import joined_users
 from broker.addresses import addresses
+from broker.amqp import AmqpSession
+from broker.errors import AccessRefused
 from cli import broker_urls, join_token, moments, node_tokens
-from cli.commands.join import join
+from cli.commands import join as join_command
+from cli.commands.join import _pasted, join
 from cli.errors import StateError, UsageError
 from cli.home import Home
 from cli.join_token import JoinToken
 from cli.node_tokens import TokenRecord
+from cli.prepare.launch import token_pieces
 from topology import names
 from topology.prefix import Prefix
 from topology.version import VERSION
@@ -61,13 +66,73 @@ def test_what_is_no_token_is_refused_in_one_line_without_its_text(text: str, say
     assert "secret" not in str(refusal.value)
 
 
-def test_an_expired_token_and_one_of_another_release_are_refused() -> None:
+LINE = join_token.encode(TOKEN)
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        f"{LINE[:50]}\n{LINE[50:]}\n",
+        f"{LINE[:50]}\r\n  {LINE[50:90]} {LINE[90:]}",
+        f'"{LINE}"',
+        f"'{LINE}' ",
+        f"./canopy join {LINE}",
+        f"CANOPY_NODE_TOKEN={LINE}",
+        f"> `{LINE}`",
+        f"\ufeff{LINE}\u200b",
+    ],
+    ids=["broken", "indented", "quoted", "apostrophes", "command", "variable", "mail", "marks"],
+)
+def test_a_token_is_understood_as_mails_and_terminals_leave_it(pasted: str) -> None:
+    assert join_token.decode(pasted) == TOKEN
+
+
+def test_a_token_is_read_from_as_many_lines_as_it_has() -> None:
+    lines = iter([LINE[:50] + "\n", LINE[50:] + "\n", "more"])
+    assert join_token.decode(_pasted(lines)) == TOKEN
+    assert next(lines) == "more"
+    assert _pasted(["nonsense\n", "more"]) == "nonsense\n"
+    assert len(_pasted("canopy1." + "x" * 1000 for _ in range(100))) < 20_000
+
+
+def test_all_pieces_of_a_token_leave_the_process_list() -> None:
+    words = ["join", "https://chat.example.org", LINE[:50], LINE[50:], "--slots", "4"]
+    assert token_pieces(words) == [LINE[:50], LINE[50:]]
+    assert token_pieces(["join", f"./canopy join {LINE}"]) == [f"./canopy join {LINE}"]
+    assert token_pieces(["join", "-"]) == []
+
+
+def test_a_token_of_another_release_is_refused() -> None:
     join_token.check(TOKEN, "0.1.7")
     with pytest.raises(UsageError, match=r"token is of Canopy 0\.1\.0, and this copy is 0\.2\.0"):
         join_token.check(TOKEN, "0.2.0")
+
+
+async def test_a_wrong_clock_here_keeps_no_token_out(monkeypatch: pytest.MonkeyPatch) -> None:
     old = msgspec.structs.replace(TOKEN, expires=time.time() - 1)
-    with pytest.raises(UsageError, match="The token expired on"):
-        join_token.check(old, "0.1.0")
+    join_token.check(old, "0.1.0")
+    monkeypatch.setattr(join_command, "_accepts", AsyncMock(return_value=""))
+    session = AsyncMock()
+    monkeypatch.setattr(AmqpSession, "open", AsyncMock(return_value=session))
+    assert await join_command._reached(old, 0) == list(TOKEN.urls)
+    session.close.assert_awaited()
+    for token, says in ((old, "it expired on"), (TOKEN, "it was revoked or has expired")):
+        monkeypatch.setattr(AmqpSession, "open", AsyncMock(side_effect=AccessRefused("no")))
+        with pytest.raises(StateError, match=says):
+            await join_command._reached(token, 0)
+
+
+@pytest.mark.parametrize("option", ["--name", "--parent", "--model", "--expires"])
+def test_what_the_token_decides_is_not_decided_here(option: str) -> None:
+    outcome = CliRunner().invoke(join, [option, "room9", LINE])
+    assert isinstance(outcome.exception, UsageError)
+    assert f"./canopy node-token create {option} " in str(outcome.exception)
+
+
+def test_a_joined_node_has_no_more_slots_than_its_parent_believes() -> None:
+    line = join_token.encode(msgspec.structs.replace(TOKEN, version=VERSION))
+    outcome = CliRunner().invoke(join, [line, "--slots", "1025"])
+    assert "--slots must be a number from 1 to 1,024" in str(outcome.exception)
 
 
 def test_an_address_for_another_machine() -> None:

@@ -172,6 +172,20 @@ async def test_a_joined_node_commands_nobody() -> None:
         assert child.slots == 1
 
 
+async def test_of_the_slots_that_a_joined_node_claims_a_bounded_number_counts() -> None:
+    async with Cluster() as cluster:
+        await _joined_tree(cluster)
+        root = cluster.nodes["root"]
+        claim = Capacity(
+            node="room2", slots=90_000, free=89_990, received=0, finished=0, model="m", number=9
+        )
+        assert await _thief(cluster).publish("", names.inbox("root"), encode(claim))
+        await until(lambda: "it claims 90000 slots: 1024 count" in root.warnings.text())
+        child = root.dispatcher.child("room2")
+        assert child is not None
+        assert (child.slots, child.free) == (1024, 1014)
+
+
 async def test_a_node_that_is_not_a_child_reports_to_nobody() -> None:
     async with Cluster() as cluster:
         await _joined_tree(cluster)
