@@ -141,6 +141,36 @@ def test_graphs_compute_what_eager_steps_do(kind: str, batch_invariant: bool) ->
 
 
 @pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_graphs_compute_the_last_layer_of_few_tokens(
+    batch_invariant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many in each step of a graph, whatever is wanted of it."""
+    for name in ("_MIN_KEPT_ROWS", "_KEPT_TILE"):
+        monkeypatch.setattr(cuda_graphs, name, 8)
+    monkeypatch.setattr(cuda_graphs, "GRAPH_STEP_TOKENS", (96,))
+    torch.manual_seed(5)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).double().eval()
+    recorded = create_runner(model, KVCacheLayout(model), PAGES)
+    assert recorded.keeps_tail
+    rows: list[int] = []
+    mlp = model.model.layers[-1].body.layer.mlp
+    mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    give_blocks(recorded, SLOTS, CONTEXT)
+    recorded._inputs = DecodeInputs(SLOTS, recorded.device)
+    with torch.inference_mode():
+        recorded.capture_graphs(lambda _: None)
+    rows.clear()
+    kept = answer(recorded, batch_invariant) + answer_beside_a_prompt(recorded)
+    assert set(rows) == ({64, 72, 3} if batch_invariant else {64, 72, 3, 2, 1})
+    recorded.compute_whole_tail()
+    recorded.drop_graphs()
+    whole = answer(recorded, batch_invariant) + answer_beside_a_prompt(recorded)
+    for graph, plain in zip(kept, whole, strict=True):
+        torch.testing.assert_close(graph, plain)
+
+
+@pytest.mark.usefixtures("graphs")
 def test_steps_read_shared_prefixes_once_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,6 +13,7 @@ from worker.engines.transformers.model import flash_attention, float8_linear, li
 from worker.engines.transformers.model.fused_mlp import fuse_float8_mlps, fuse_mlps
 from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.last_layer import LastLayer, enclosing_place
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.errors import one_line
 
@@ -126,16 +127,9 @@ def _layers(model: Any, layout: KVCacheLayout) -> list[Any]:
     by_id = {}
     for path, module in model.named_modules():
         if module in layout.shapes:
-            layer = _enclosing_layer(model, path)
-            if layer is not None:
-                by_id[id(layer)] = layer
+            place = enclosing_place(model, path)
+            if place is not None:
+                layer = place.get()
+                compiled = layer.body if isinstance(layer, LastLayer) else layer
+                by_id[id(compiled)] = compiled
     return list(by_id.values())
-
-
-def _enclosing_layer(model: Any, path: str) -> Any:
-    """The innermost list element on `path`, such as `model.layers.3`."""
-    parts = path.split(".")
-    for end in range(len(parts), 0, -1):
-        if parts[end - 1].isdecimal():
-            return model.get_submodule(".".join(parts[:end]))
-    return None

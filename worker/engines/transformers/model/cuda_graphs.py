@@ -28,6 +28,10 @@ _MIN_SAVED_BYTES = 96 << 20
 # fewer rows all are split, with more the kernels take long for other reasons.
 SHORT_TOKENS = 2048
 _SHORT_ROWS = range(32, 257)
+# Of the last layer's products, where it is computed of the wanted tokens alone (`last_layer`):
+# as many as a step whose batch shape is constant may have, as products of fewer rows may be divided
+# by what a measurement at this start has said; more in whole tiles.
+_MIN_KEPT_ROWS, _KEPT_TILE = INVARIANT_ROWS, 128
 _UPLOAD_BUFFERS = 4  # pinned, in turn: the host may be that many steps ahead of the copies
 
 
@@ -46,6 +50,13 @@ def mixed_sizes(slots: int) -> list[MixedSize]:
         rows.add(min(slots, tokens - _MIN_PROMPT_TOKENS))
         sizes += [MixedSize(tokens, size) for size in sorted(rows, reverse=True)]
     return sizes
+
+
+def kept_rows(size: MixedSize) -> int:
+    """Of how many tokens a graph computes its last layer; 0: of all."""
+    wanted = size.rows + MAX_CHUNKS
+    rows = max(_MIN_KEPT_ROWS, -(-wanted // _KEPT_TILE) * _KEPT_TILE)
+    return rows if rows < size.tokens else 0
 
 
 def may_share(tokens: int, rows: int) -> bool:

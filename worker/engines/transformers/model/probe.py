@@ -12,10 +12,11 @@ from collections.abc import Sequence as Many
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 import torch
 
 from worker.engines.transformers.fallback.padded import PaddedBatch
-from worker.engines.transformers.model import attention
+from worker.engines.transformers.model import attention, settings
 from worker.engines.transformers.model.cache_size import CacheSize, blocks_for
 from worker.engines.transformers.model.errors import UnsupportedModel
 from worker.engines.transformers.model.float8 import FLOAT8
@@ -26,6 +27,7 @@ from worker.engines.transformers.model.kv_cache import (
     attention_function,
     set_attention_function,
 )
+from worker.engines.transformers.model.last_layer import keep_tail
 from worker.engines.transformers.model.memory import uses_pages
 from worker.engines.transformers.model.miniature import (
     ANSWER_TOKENS,
@@ -39,6 +41,8 @@ from worker.engines.transformers.model.rope import RopeLimit
 from worker.engines.transformers.model.runner import LocalModelRunner
 from worker.engines.transformers.model.step import BlockRange, PrefillChunk
 from worker.errors import one_line
+
+log = structlog.get_logger(__name__)
 
 _SHORT_PROMPT, _SHORT_ANSWER = 11, 3  # tokens: prefilled as 7 + 4, then decoded one at a time
 _FIRST_CHUNK = 7
@@ -69,6 +73,7 @@ def create_runner(
         if size.context >= _SHORT_PROMPT + _SHORT_ANSWER:
             with _any_error_unsupported():
                 _check_short_prompts(model, runner, layout.dtype)
+                _keep_tail(model, layout, runner)
         set_attention_function(model, attention.NAME)
     except Exception:
         runner.release()
@@ -165,6 +170,19 @@ def _any_error_unsupported() -> Iterator[None]:
 
 
 # ---- the model itself, short prompts
+
+
+def _keep_tail(model: Any, layout: KVCacheLayout, runner: LocalModelRunner) -> None:
+    """Where that gives the library's answers, too."""
+    if settings.whole_last_layer():
+        return
+    try:
+        with _any_error_unsupported():
+            runner.keep_tail(keep_tail(model, layout))
+            _check_short_prompts(model, runner, layout.dtype)
+    except UnsupportedModel as error:
+        runner.compute_whole_tail()
+        log.info("the last layer is computed of all tokens", reason=str(error))
 
 
 def _check_short_prompts(model: Any, runner: LocalModelRunner, dtype: torch.dtype) -> None:

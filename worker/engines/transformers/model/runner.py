@@ -24,8 +24,10 @@ from worker.engines.transformers.model.cuda_graphs import (
     GraphRecorder,
     MixedSize,
     PrefixInputs,
+    kept_rows,
 )
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
+from worker.engines.transformers.model.last_layer import KeptTail
 from worker.engines.transformers.model.packed_positions import PackedPositions, counts_tokens
 from worker.engines.transformers.model.packing import (
     NEWEST,
@@ -74,6 +76,7 @@ class LocalModelRunner:
         self.windows = layout.block_groups.windows
         self.prefix_tile_rows = layout.prefix_tile_rows
         self.rope_limit = rope_limit
+        self._tail: KeptTail | None = None
         self._attention_modules: list[Any] = []  # those that have their part of the cache
         self._packs_positions = any(counts_tokens(module) for module in layout.shapes)
         self._on_several_devices = len(set(layout.devices.values())) > 1
@@ -147,6 +150,7 @@ class LocalModelRunner:
     def release(self) -> None:
         """Frees the graphs and the KV cache."""
         self.drop_graphs()
+        self.compute_whole_tail()
         for module in self._attention_modules:
             for name in _MODULE_STATE:
                 if hasattr(module, name):
@@ -156,6 +160,23 @@ class LocalModelRunner:
     def drop_graphs(self) -> None:
         """Computes steps without graphs from now on."""
         self._graphs.clear()
+
+    @property
+    def keeps_tail(self) -> bool:
+        """Whether the last layer is computed of the tokens alone whose logits are wanted."""
+        return self._tail is not None
+
+    def keep_tail(self, tail: KeptTail) -> None:
+        """Has the last layer computed of the tokens alone whose logits are wanted, until `release`
+        or `compute_whole_tail`.
+        """
+        self._tail = tail
+
+    def compute_whole_tail(self) -> None:
+        """Undoes `keep_tail`."""
+        if self._tail is not None:
+            self._tail.remove()
+            self._tail = None
 
     def check(self) -> None:
         """A single process has nothing to check: its errors raise by themselves."""
@@ -290,8 +311,19 @@ class LocalModelRunner:
         step = replace(self._step_of(inputs), chunks=tuple(chunks))
         if hidden:
             return self._hidden_states(step, self._token_ids(inputs), inputs.positions)
-        logits_at = None if every_token else inputs.logits_at
-        return self._forward(step, self._token_ids(inputs), inputs.positions, logits_at)
+        if every_token:
+            return self._forward(step, self._token_ids(inputs), inputs.positions, None)
+        step = replace(step, kept=self._kept(inputs, max(1, used + ending)))
+        return self._forward(step, self._token_ids(inputs), inputs.positions, inputs.logits_at)
+
+    def _kept(self, inputs: MixedInputs, rows: int) -> torch.Tensor | None:
+        """The tokens that the last layer is computed of: the wanted ones, and as many others as
+        make it `rows`.
+        """
+        if self._tail is None or not 0 < rows < inputs.size.tokens:
+            return None
+        padding = inputs.logits_at.new_zeros(rows - len(inputs.logits_at))
+        return torch.cat((inputs.logits_at, padding))
 
     def _step_of(self, inputs: MixedInputs, *, shares: bool = False) -> Step:
         """What attention has to know; on the device alone, so that a graph can hold it."""
@@ -376,7 +408,9 @@ class LocalModelRunner:
     ) -> torch.Tensor:
         """Logits [rows, vocabulary] after the tokens `logits_at`; None: after all tokens."""
         logits_to_keep: torch.Tensor | list[int] | int = 0  # transformers: 0 keeps all
-        if logits_at is not None:
+        if logits_at is not None and step.kept is not None:  # which begin with them
+            logits_to_keep = torch.arange(len(logits_at), device=self.device)
+        elif logits_at is not None:
             # accelerate would move a tensor to the first device; the last one indexes with it.
             logits_to_keep = logits_at.tolist() if self._on_several_devices else logits_at
         packed = PackedPositions(positions) if self._packs_positions else None
@@ -458,6 +492,7 @@ class LocalModelRunner:
 
         def run() -> torch.Tensor:
             step = self._step_of(inputs, shares=shares)
+            step = replace(step, kept=self._kept(inputs, kept_rows(size)))
             return self._forward(step, self._token_ids(inputs), inputs.positions, inputs.logits_at)
 
         return run, inputs

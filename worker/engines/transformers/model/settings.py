@@ -42,6 +42,11 @@ def library_attention() -> bool:
     return bool(os.environ.get("CANOPY_LIBRARY_ATTENTION"))
 
 
+def whole_last_layer() -> bool:
+    """CANOPY_WHOLE_LAST_LAYER: whether to compute the last layer of all tokens of a prompt."""
+    return bool(os.environ.get("CANOPY_WHOLE_LAST_LAYER"))
+
+
 def precision(choices: tuple[str, ...], where: str) -> str:
     """CANOPY_PRECISION: one of `choices`, those that there are `where`."""
     return _choice("CANOPY_PRECISION", choices, where)

@@ -113,6 +113,8 @@ class Step:
     block_tables: dict[torch.device, torch.Tensor] | None = None
     longest: int = 0  # tokens that no decoding row exceeds; 0: not known
     prefixes: SharedPrefixes | None = None  # what decoding rows share; None: nothing is used of it
+    # [kept] int64: the tokens that the last layer is computed of; see `last_layer`. None: all
+    kept: torch.Tensor | None = None
     copies: dict[torch.device, "Step"] = field(default_factory=dict, repr=False, compare=False)
     _row_groups: list[RowGroup] = field(default_factory=list, repr=False, compare=False)
 
@@ -136,6 +138,7 @@ class Step:
                 chunk_starts=_moved(self.chunk_starts, device),
                 token_lengths=_moved(self.token_lengths, device),
                 prefixes=None,  # only graphs have them, and compute on one device
+                kept=None,  # as above
                 copies={},
                 _row_groups=[],
             )

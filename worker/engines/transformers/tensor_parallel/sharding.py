@@ -217,11 +217,20 @@ def create_shard(model: Any, tokenizer: Any, slots: int | None, ranks: int) -> S
             rope_limit=rope_limit,
             capture_mode="thread_local",  # NCCL's own threads query their events meanwhile
         )
+        _agree_on_tail(runner)
     except (UnsupportedModel, RuntimeError) as error:
         raise EngineUnavailable(
             f"{type(model).__name__} cannot be computed by {ranks} processes: {one_line(error)}"
         ) from error
     return Shard(model, layout, runner, memory, precision)
+
+
+def _agree_on_tail(runner: LocalModelRunner) -> None:
+    """All ranks keep the last layer's tail, or none does: their sums are of as many tokens."""
+    keeps = torch.tensor([int(runner.keeps_tail)], device=runner.device)
+    torch.distributed.all_reduce(keeps, torch.distributed.ReduceOp.MIN)
+    if not int(keeps):
+        runner.compute_whole_tail()
 
 
 def _cache_size(model: Any, layout: KVCacheLayout, slots: int | None, ranks: int) -> CacheSize:
