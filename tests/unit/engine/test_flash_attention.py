@@ -1,12 +1,17 @@
 """FlashAttention instead of Triton's kernel: when it is taken, and what it is given."""
 
+import importlib.metadata
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from structlog.testing import capture_logs
 
+from worker import models
 from worker.engines.transformers.model import attention, flash_attention
 from worker.engines.transformers.model.attention import Bounds
 from worker.engines.transformers.model.kv_cache import KVCacheShape
@@ -45,7 +50,7 @@ def choose(monkeypatch: pytest.MonkeyPatch, gain: float | Exception, **changes: 
         return gain
 
     monkeypatch.setattr(flash_attention, "_gain", measured)
-    monkeypatch.setattr(flash_attention, "_installed", lambda: print)
+    monkeypatch.setattr(flash_attention, "_installed", lambda _: print)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     layout: Any = Layout()
     for name, value in changes.items():
@@ -63,6 +68,69 @@ def test_it_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None
     [line] = choose(monkeypatch, RuntimeError("no compiler"))
     assert line["reason"].endswith("no compiler")
     assert not flash_attention.chosen()
+
+
+def test_a_package_that_cannot_be_imported_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.device) -> None:
+        raise OSError("libcute_dsl_runtime.so: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(flash_attention, "_installed", fail)
+    layout: Any = Layout()
+    with capture_logs() as lines:
+        flash_attention.choose(layout)
+    assert [line["event"] for line in lines] == ["FlashAttention is not used"]
+    assert not flash_attention.chosen()
+
+
+def test_kernels_are_kept_by_package_and_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the package's own keys do not tell one GPU from another."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "4.0.0b36")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
+    monkeypatch.setattr(models, "home", lambda: tmp_path)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", None)  # ImportError
+    for name in ("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    assert flash_attention._installed(torch.device("cuda")) is None
+    folder = tmp_path / "cache" / "flash_attention" / "4.0.0b36-100"
+    assert os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == str(folder)
+    assert folder.stat().st_mode & 0o77 == 0
+
+
+def test_native_code_is_taken_from_a_private_folder_alone(tmp_path: Path) -> None:
+    before = os.umask(0o002)  # as where every user has a group
+    try:
+        assert flash_attention.private_folder(tmp_path / "cache" / "kernels", "a") is not None
+    finally:
+        os.umask(before)
+    assert flash_attention.private_folder(tmp_path / "kernels", "a") == tmp_path / "kernels" / "a"
+    for open_to_others in (tmp_path / "kernels" / "a", tmp_path / "kernels"):
+        open_to_others.chmod(0o777)
+        with capture_logs() as lines:
+            assert flash_attention.private_folder(tmp_path / "kernels", "a") is None
+        assert lines[0]["reason"] == f"{open_to_others} is not private"
+        open_to_others.chmod(0o700)
+    (tmp_path / "file").touch()
+    with capture_logs() as lines:
+        assert flash_attention.private_folder(tmp_path / "file", "a") is None
+    assert [line["event"] for line in lines] == ["FlashAttention's kernels are not kept"]
+
+
+def test_kernels_of_former_packages_go(tmp_path: Path) -> None:
+    for age, name in enumerate(["f", "e", "d", "c", "b", "a"]):
+        folder = flash_attention.private_folder(tmp_path, name)
+        assert folder is not None
+        (folder / "kernel.o").touch()
+        for each in tmp_path.iterdir():
+            os.utime(each, (each.stat().st_mtime - 60, each.stat().st_mtime - 60))
+        assert age < 4 or len(list(tmp_path.iterdir())) == 4
+    assert {each.name for each in tmp_path.iterdir()} == {"a", "b", "c", "d"}
+    flash_attention.private_folder(tmp_path, "d")  # used again
+    flash_attention.private_folder(tmp_path, "g")
+    assert {each.name for each in tmp_path.iterdir()} == {"g", "d", "a", "b"}
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,12 @@ https://arxiv.org/abs/2407.08608. Layers with a window, a cap or sinks, float8 k
 stay with Triton.
 """
 
+import importlib.metadata
 import os
+import shutil
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -20,6 +24,8 @@ from worker.errors import one_line
 
 log = structlog.get_logger(__name__)
 
+_PACKAGE = "flash-attn-4"
+_KEPT_FOLDERS = 4  # of compiled kernels, the present one among them
 _DTYPES = (torch.bfloat16, torch.float16)
 _CAPABILITY = (9, 0)  # from Hopper on it reads a paged cache
 _MIN_GAIN = 1.05  # times as fast, or it is not taken
@@ -70,13 +76,13 @@ def choose(layout: KVCacheLayout) -> None:
     module = next((each for each in layout.shapes if not layout.windows[each].tokens), None)
     if module is None or not _may_take(layout.dtype, layout.devices[module]):
         return
-    forward = _installed()
-    if forward is None:
-        return
     shape, heads = layout.shapes[module], layout.query_heads(module)
     try:
+        forward = _installed(layout.devices[module])
+        if forward is None:
+            return
         gain = _gain(forward, heads, shape.kv_heads, shape.head_size, layout.devices[module])
-    except Exception as error:  # its compiler fails in many ways; Triton's kernel stays
+    except Exception as error:  # it and its compiler fail in many ways; Triton's kernel stays
         log.warning("FlashAttention is not used", reason=one_line(error))
         return
     log.info("FlashAttention", faster=round(gain, 2), used=gain >= _MIN_GAIN)
@@ -100,10 +106,20 @@ def _may_take(dtype: torch.dtype, device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= _CAPABILITY
 
 
-def _installed() -> Callable[..., Any] | None:
-    cache = models.home() / "cache" / "flash_attention"  # a restart compiles nothing
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache))
+def _installed(device: torch.device) -> Callable[..., Any] | None:
+    """Raises what the package raises as it is imported, but for ImportError."""
+    try:
+        version = importlib.metadata.version(_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    # A restart compiles nothing. The package reads these once, when it is imported.
+    major, minor = torch.cuda.get_device_capability(device)
+    folder = private_folder(
+        models.home() / "cache" / "flash_attention", f"{version}-{major}{minor}"
+    )
+    if folder is not None:
+        os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+        os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder))
     try:
         from flash_attn.cute.interface import (  # type: ignore[import-not-found,unused-ignore]
             _flash_attn_fwd,
@@ -112,6 +128,34 @@ def _installed() -> Callable[..., Any] | None:
         return None
     forward: Callable[..., Any] = _flash_attn_fwd
     return forward
+
+
+def private_folder(parent: Path, name: str) -> Path | None:
+    """The folder of compiled kernels of that name; None where others could put theirs into it, for
+    they are loaded as native code.
+
+    By package and GPU: some of the package's own keys say nothing of the GPU. The package ignores
+    files that it cannot load. Of former packages and GPUs the latest few stay.
+    """
+    folder = parent / name
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for each in (parent, folder):
+            status = each.stat()
+            if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                log.warning(
+                    "FlashAttention's kernels are not kept", reason=f"{each} is not private"
+                )
+                return None
+        os.utime(folder)
+        latest = sorted(parent.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
+        for old in latest[_KEPT_FOLDERS:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        log.warning("FlashAttention's kernels are not kept", reason=one_line(error))
+        return None
+    return folder
 
 
 def _gain(
