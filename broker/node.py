@@ -137,7 +137,9 @@ class NodePort:
         try:
             await self.session.bind(names.node(self.name), names.node(parent), self.name)
         except NotFound as error:
-            raise NoParent(f"no node named {parent!r} that others can hang below") from error
+            raise NoParent(
+                f"node {parent!r} takes no nodes below it: it has a token, or has just started"
+            ) from error
 
     async def transfer(self, child: str, parent: str) -> None:
         """Hands a dead child to `parent`, which gets the edge to it and takes its jobs."""

@@ -61,3 +61,4 @@ class NodeState(Wire, frozen=True, kw_only=True, omit_defaults=False):
     cache: Count = 0  # bytes of keys and values; 0: unknown, or they grow with the jobs
     version: Name = ""  # the release that it runs; empty from older ones
     loaded: Unit | None = None  # of its model's weights while it starts; None: not known
+    joined: bool = False  # with a token of its own: a leaf, below which nothing hangs

@@ -126,8 +126,19 @@ def _check_move(tree: Tree, node: _Node, parent: str) -> None:
         check_attach(parents, name, parent)
     except BadEdge as error:
         raise BadAction(str(error)) from error
-    if above["state"] == "down":
-        raise BadAction(f"{parent!r} is down: nothing can hang below it")
+    check_parent(above)
+
+
+def check_parent(node: _Node) -> None:
+    """Raises BadAction if nothing can hang below that node."""
+    name, above = node["name"], node["parent"]
+    if node["state"] == "down":
+        raise BadAction(f"{name!r} is down: nothing can hang below it")
+    if node.get("joined"):
+        raise BadAction(
+            f"{name!r} is a joined node, a leaf: nothing can hang below it; choose a node that has "
+            f"no token, such as its parent, {above!r}"
+        )
 
 
 def is_root(node: _Node) -> bool:

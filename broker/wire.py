@@ -213,6 +213,9 @@ class Job(Wire, kw_only=True):
     # What joined nodes' frames about it must carry; see broker.reply_tokens. Empty from former
     # API processes.
     reply_token: Name = ""
+    # What a parent has signed for itself before it gave this copy to a joined node; see
+    # worker.given_jobs.
+    signed_accounting: Annotated[str, msgspec.Meta(max_length=8192)] = ""
 
 
 NO_RUN = -1

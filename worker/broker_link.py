@@ -25,6 +25,11 @@ class BrokerLink:
         """Whether there is a session now."""
         return self._port is not None and not self._port.session.closed.done()
 
+    @property
+    def joined(self) -> bool:
+        """Whether the present session, or the last one, is a joined node's."""
+        return self._port is not None and self._port.session.joined is not None
+
     def open(self, port: NodePort) -> None:
         """A new session has begun."""
         self._port = port

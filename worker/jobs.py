@@ -287,7 +287,7 @@ class Jobs:
         if self._spans.enabled:
             job, span = self._spans.sending(pending, job, names.node(child))
         if child in self._joined:
-            self.given.give(child, job)
+            job = self.given.give(child, job)
         outcome = self._link.port.forward(child, job)
         self._settle_when_confirmed(outcome, pending, gone, span)
 

@@ -406,6 +406,7 @@ class Node:
             precision=footprint.precision,
             weights=footprint.weights,
             cache=footprint.cache,
+            joined=self.link.joined,
             tasks=engine.tasks,
             version=VERSION,
             loaded=self.supervisor.loading.fraction,

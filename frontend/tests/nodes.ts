@@ -42,6 +42,7 @@ export const BLANK: TreeNode = {
   clock_difference: 0,
   version: "0.1.0",
   loaded: null,
+  joined: false,
 };
 
 export const SUMS: TreeSums = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from api.operate.hosts.hosts import parent_for
 from broker.errors import ConnectionLost, NameTaken, NoSuchHost, Refusal
 from broker.host_messages import HostDevice, HostNode, HostState, KillNode, StartNode, StopNode
 from broker.host_watch import HostWatch, new_number
@@ -220,3 +221,18 @@ async def test_an_agent_comes_back_after_a_lost_connection(host: Host) -> None:
             else:
                 break
     await host.state("n8", "running")
+
+
+def test_no_node_is_placed_below_a_joined_one() -> None:
+    def node(name: str, *children: str, joined: bool = False) -> dict[str, object]:
+        engine = "none" if name == "root" else "echo"
+        told = {"name": name, "children": list(children), "joined": joined}
+        return {**told, "model": "m", "state": "idle", "engine": engine}
+
+    nodes = [
+        node("root", "a-room", "n1"),
+        node("a-room", joined=True),
+        node("n1", "n2"),
+        node("n2"),
+    ]
+    assert parent_for({"nodes": nodes}, "m") == "n1"

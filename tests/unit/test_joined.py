@@ -273,6 +273,47 @@ def test_what_is_remembered_and_taken_back_is_bounded(monkeypatch: pytest.Monkey
     assert given.take_back("room2", _job(0, "ada")) is None
 
 
+def test_a_job_that_runs_longer_than_it_is_remembered_is_still_its_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(given_jobs, "MAX_JOBS", 2)
+    given = GivenJobs()
+    long = given.give("room2", msgspec.structs.replace(_job(0, "ada"), work=7.0, key="ck-1"))
+    for number in range(1, 4):
+        given.give("room2", _job(number, "bob"))
+    altered = msgspec.structs.replace(long, user="bob", work=1.0, job_class="batch")
+    back = given.take_back("room2", altered)
+    assert back is not None
+    assert (back.user, back.work, back.key, back.job_class) == ("ada", 7.0, "ck-1", "interactive")
+    assert back.signed_accounting == ""
+    forged = long.signed_accounting.replace("ada", "bob")
+    strangers = [
+        ("room3", long),
+        ("room2", msgspec.structs.replace(long, request_id="r1000")),
+        ("room2", msgspec.structs.replace(long, signed_accounting=forged)),
+        ("room2", msgspec.structs.replace(long, signed_accounting="")),
+    ]
+    for child, job in strangers:
+        taken = given.take_back(child, job)
+        assert taken is not None
+        assert (taken.user, taken.job_class) == ("", "batch")
+
+
+def test_more_is_taken_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(given_jobs, "MAX_UNKNOWN", 2)
+    now = [0.0]
+    given = GivenJobs(lambda: now[0])
+
+    def taken() -> list[bool]:
+        return [given.take_back("room2", _job(n, "ada")) is not None for n in range(4)]
+
+    assert taken() == [True, True, False, False]
+    now[0] = 1.0
+    assert taken() == [True, False, False, False]
+    now[0] = 1e6
+    assert taken() == [True, True, False, False]
+
+
 async def test_who_waits_for_a_job_that_is_not_taken_back_hears_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -307,7 +348,8 @@ async def test_a_job_that_comes_back_is_still_its_users() -> None:
         restored = root.jobs.given.take_back("room2", altered)
         assert restored is not None
         assert (restored.user, restored.work) == ("ada", 5.0)
-        unknown = root.jobs.given.take_back("room2", altered)
+        unsigned = msgspec.structs.replace(altered, signed_accounting="")
+        unknown = root.jobs.given.take_back("room2", unsigned)
         assert unknown is not None
         assert (unknown.user, unknown.work, unknown.job_class) == ("", 1.0, "batch")
         assert room2.parent == "root"

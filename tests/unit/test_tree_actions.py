@@ -9,7 +9,7 @@ from broker.tree import Tree
 from broker.tree_actions import Action, effect, has_happened, levels, sentence
 from broker.truth import annotate
 
-PARENTS = {"n1": "root", "n2": "n1", "n3": "n1", "n4": "n2", "m1": "root-big"}
+PARENTS = {"n1": "root", "n2": "n1", "n3": "n1", "n4": "n2", "m1": "root-big", "room2": "root"}
 
 
 def node(name: str, **changes: Any) -> dict[str, Any]:
@@ -41,7 +41,16 @@ def node(name: str, **changes: Any) -> dict[str, Any]:
 
 def tree(**changes: dict[str, Any]) -> Tree:
     """root -> n1 -> (n2 -> n4, n3), and root-big -> m1."""
-    names = ("root", "n1", "n2", "n3", "n4", "root-big", "m1")
+    names = (
+        "root",
+        "n1",
+        "n2",
+        "n3",
+        "n4",
+        "root-big",
+        "m1",
+        *(n for n in changes if n == "room2"),
+    )
     nodes = [node(name, **changes.get(name, {})) for name in names]
     roots = ["root", "root-big"]
     annotate(nodes, roots)
@@ -106,13 +115,15 @@ def test_a_subtree_restarts_from_its_leaves_up() -> None:
         ("remove", "root", None, "entrance"),
         ("drain", "root", None, "entrance"),
         ("restart", "n3", None, "down"),
+        ("move", "n2", "n3", "down"),
+        ("move", "n1", "room2", "'room2' is a joined node, a leaf: .* its parent, 'root'"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
     action: Action, name: str, parent: str | None, reason: str
 ) -> None:
     with pytest.raises(BadAction, match=reason):
-        effect(tree(n3={"state": "down"}), action, name, parent=parent)
+        effect(tree(n3={"state": "down"}, room2={"joined": True}), action, name, parent=parent)
 
 
 def test_nobody_acts_on_a_node_that_is_not_there() -> None:

@@ -66,6 +66,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             delivered_prompt_logprobs=5,
             traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             reply_token="5f3a9c01d2e4b6f85f3a9c01d2e4b6f8",
+            signed_accounting="b4c1[]",
         ),
     ),
     "pooling_job": (
@@ -244,6 +245,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             tasks=("embed",),
             version="0.1.0",
             loaded=0.25,
+            joined=True,
         ),
     ),
     "report_jobs": (

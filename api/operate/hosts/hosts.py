@@ -10,7 +10,7 @@ from api.operate.hosts.schemas import StartBody, Started
 from api.tree.watch import TreeWatch
 from broker import tree_actions
 from broker.client import Client
-from broker.errors import NoSuchHost, NoSuchNode, Refusal, Unavailable
+from broker.errors import BadAction, NoSuchHost, NoSuchNode, Refusal, Unavailable
 from broker.host_messages import (
     SILENT_SECONDS,
     AnyHostRequest,
@@ -110,7 +110,11 @@ def parent_for(tree: Tree, model: str) -> str:
     if not roots:
         reason = f"no tree serves {model!r}: load the model first"
         raise ApiError(404, reason, field="model", code="not_found")
-    children = {node["name"]: node["children"] for node in members if node["state"] in _FEEDS}
+    children = {
+        node["name"]: node["children"]
+        for node in members
+        if node["state"] in _FEEDS and not node["joined"]
+    }
     return best_parent(roots[0], children)
 
 
@@ -122,5 +126,7 @@ def _check_parent(tree: Tree, parent: str, model: str) -> None:
     if node["model"] != model:
         reason = f"{parent!r} serves {node['model']}, not {model}"
         raise ApiError(400, f"parent: {reason}", field="parent", code="invalid_value")
-    if node["state"] == "down":
-        raise ApiError(400, f"parent: {parent!r} is down", field="parent", code="invalid_value")
+    try:
+        tree_actions.check_parent(node)
+    except BadAction as error:
+        raise ApiError(400, f"parent: {error}", field="parent", code="invalid_value") from error

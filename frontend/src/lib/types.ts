@@ -193,6 +193,8 @@ export interface TreeNode {
   version: string;
   /** Of its model's weights while it starts, from 0 to 1; null: not known. */
   loaded: number | null;
+  /** It has a token of its own: a leaf, below which nothing hangs. */
+  joined: boolean;
   policy: string;
   /** Seconds since the node was last heard. */
   seen: number | null;

@@ -1,13 +1,18 @@
 import type { TreeNode } from "../../lib/types";
 import { type NodeAction } from "./operations.svelte";
 
-/** The nodes below which `name` can hang: of its model, alive, and neither itself nor below it. Pure. */
+/** Whether nodes of that model can hang below the node: a joined one is a leaf. Pure. */
+export function takesNodes(node: TreeNode, model: string | undefined): boolean {
+  return node.model === model && node.state !== "down" && !node.joined;
+}
+
+/** The nodes below which `name` can hang: neither itself nor below it. Pure. */
 export function possibleParents(nodes: TreeNode[], name: string): string[] {
   const moved = nodes.find((node) => node.name === name);
   if (!moved) return [];
   const below = subtree(nodes, name);
   return nodes
-    .filter((node) => node.model === moved.model && node.state !== "down" && !below.has(node.name) && node.name !== moved.parent)
+    .filter((node) => takesNodes(node, moved.model) && !below.has(node.name) && node.name !== moved.parent)
     .map((node) => node.name);
 }
 
