@@ -166,3 +166,23 @@ class Allowance(Record):
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.user}: {self.used}"
+
+
+class OpenStream(Record):
+    """A stream in which some API process tells a user one answer; see api/plans/streams.py.
+
+    `answer`: its kind and row. `touched`: the process's heartbeat.
+    """
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="open_streams")
+    answer = models.CharField(max_length=128)
+    touched = models.DateTimeField()
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["user", "answer"], name="streams_of_an_answer"),
+            models.Index(fields=["touched"], name="streams_by_heartbeat"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.answer} to {self.user}"

@@ -156,7 +156,7 @@ async def resume(request: AuthRequest, number: int, message: int) -> Status[Any]
 async def stream(request: AuthRequest, number: int, message: int) -> HttpResponseBase:
     """An answer as server-sent events: the text so far, then the rest. Several may read it."""
     answer = await store.message(request.auth, number, message)
-    counted = app().answer_streams.open(request.auth.pk, answer.handle)
+    counted = await app().answer_streams.open(request.auth.pk, answer.handle)
     return sse.EventStream(events.of(answer, following.follow(answer)), counted, endless=True)
 
 

@@ -128,5 +128,5 @@ async def read_events(request: AuthRequest, job_id: str) -> HttpResponseBase:
     position = events.position_of(request.META.get("HTTP_LAST_EVENT_ID"))
     if position is None:
         return HttpResponse(status=204)
-    counted = app().answer_streams.open(request.auth.pk, (StoredJob._meta.label, job.pk))
+    counted = await app().answer_streams.open(request.auth.pk, (StoredJob._meta.label, job.pk))
     return EventStream(events.events(job, position), counted, endless=True)

@@ -7,7 +7,7 @@ from typing import Literal
 Kind = Literal["requests", "tokens"]
 SECONDS: dict[Kind, float] = {"requests": 60.0, "tokens": 86_400.0}  # from the first use on
 PARTS = 50  # a process takes so small a part of what is left, but at least what it needs now
-STREAMS = 32  # of one answer by one user at an API process, where the plan says nothing
+STREAMS = 32  # of one answer by one user, where the plan says nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

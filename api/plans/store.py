@@ -1,16 +1,21 @@
 """Every query on plans and allowances."""
 
+from collections.abc import Collection
+from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, transaction
 from django.db.models import Count
+from django.utils import timezone
 
-from api.accounts.models import Allowance, Plan, User
+from api.accounts.models import Allowance, OpenStream, Plan, User
 from api.errors import ApiError
 from api.plans.limits import LIMITS, SECONDS, Kind, Lease, PlanLimits
 
 MAX_PLANS = 1_000
+SILENT = timedelta(seconds=30)  # without a heartbeat, a stream's process is dead
+_AT_ONCE = 500  # rows of one statement
 
 
 class PlanError(ValueError):
@@ -141,3 +146,40 @@ def check_conversations(user: User, most: int | None, more: int = 1) -> None:
             code="conversations_limit",
             params={"most": most},
         )
+
+
+@sync_to_async
+def open_stream(user: int, answer: str, most: int, ended: Collection[int]) -> int | None:
+    """Counts one more stream of that answer, in any process; None if there are `most`.
+
+    Returns its row. Those that have `ended` are removed before. Raises ApiError 401 if the account
+    was removed.
+    """
+    now = timezone.now()
+    with transaction.atomic():
+        if not User.objects.select_for_update().filter(pk=user):  # one at a time, in any process
+            raise ApiError(401, "this account was removed", code="account_removed")
+        _remove_streams(ended)
+        counted = OpenStream.objects.filter(user_id=user, answer=answer, touched__gt=now - SILENT)
+        if counted.count() >= most:
+            return None
+        return int(OpenStream.objects.create(user_id=user, answer=answer, touched=now).pk)
+
+
+@sync_to_async
+def keep_streams(reading: Collection[int], ended: Collection[int], *, beat: bool) -> None:
+    """Removes the streams that have ended; with `beat` also dead processes', and keeps our own."""
+    _remove_streams(ended)
+    if not beat:
+        return
+    now = timezone.now()
+    rows = list(reading)
+    for first in range(0, len(rows), _AT_ONCE):
+        OpenStream.objects.filter(pk__in=rows[first : first + _AT_ONCE]).update(touched=now)
+    OpenStream.objects.filter(touched__lt=now - SILENT).delete()
+
+
+def _remove_streams(ended: Collection[int]) -> None:
+    rows = list(ended)
+    for first in range(0, len(rows), _AT_ONCE):
+        OpenStream.objects.filter(pk__in=rows[first : first + _AT_ONCE]).delete()

@@ -1,21 +1,33 @@
-"""Bounds how many streams of one answer a user reads at this process."""
+"""Bounds how many streams of one answer a user reads, at all API processes together.
 
-from collections import Counter
+They are rows of the database. Those of a process that was killed count until its heartbeat has been
+silent for `store.SILENT`.
+"""
+
+import asyncio
+import time
+
+import structlog
+from django.db import DatabaseError
 
 from api.http.sse import Closable
-from api.plans import plans, refusals
+from api.plans import plans, refusals, store
 from api.plans.limits import STREAMS
 
-Reading = tuple[int, tuple[str, int]]  # user, answer
+BEAT_SECONDS = 10.0
+
+log = structlog.get_logger("canopy.api")
 
 
 class AnswerStreams:
-    """Counts them."""
+    """Those that this process sends."""
 
     def __init__(self) -> None:
-        self.open_streams: Counter[Reading] = Counter()
+        self.reading: set[int] = set()  # rows
+        self._ended: set[int] = set()  # rows still to be removed
+        self._has_ended = asyncio.Event()
 
-    def open(
+    async def open(
         self, user: int, answer: tuple[str, int], source: Closable | None = None
     ) -> "CountedStream":
         """One more stream; to be closed, with its source. Raises ApiError 429."""
@@ -23,30 +35,60 @@ class AnswerStreams:
         most = None if subject is None else subject.limits.streams
         if most is None:
             most = STREAMS
-        if self.open_streams[user, answer] >= most:
+        label, key = answer
+        ended = set(self._ended)
+        row = await store.open_stream(user, f"{label}:{key}", most, ended)
+        self._ended -= ended
+        if row is None:
             raise refusals.too_many_streams(most)
-        self.open_streams[user, answer] += 1
-        return CountedStream(self, (user, answer), source)
+        self.reading.add(row)
+        return CountedStream(self, row, source)
 
-    def closed(self, reading: Reading) -> None:
+    def closed(self, row: int) -> None:
         """One less."""
-        self.open_streams[reading] -= 1
-        if self.open_streams[reading] <= 0:
-            del self.open_streams[reading]
+        self.reading.discard(row)
+        self._ended.add(row)
+        self._has_ended.set()
+
+    async def keep_repeatedly(self) -> None:
+        """Has the database forget what ended, and know what goes on. Never ends."""
+        next_beat = time.monotonic()
+        while True:
+            beat = time.monotonic() >= next_beat
+            if beat:
+                next_beat = time.monotonic() + BEAT_SECONDS
+            try:
+                await self.keep(beat=beat)
+            except DatabaseError as error:  # fate: rows that stay lose their heartbeat
+                log.warning("streams are counted later", reason=str(error))
+                await asyncio.sleep(1.0)
+            try:
+                async with asyncio.timeout(max(0.0, next_beat - time.monotonic())):
+                    await self._has_ended.wait()
+            except TimeoutError:
+                continue
+
+    async def keep(self, *, beat: bool) -> None:
+        """See keep_repeatedly. Raises DatabaseError."""
+        self._has_ended.clear()
+        ended = set(self._ended)
+        if ended or beat:
+            await store.keep_streams(set(self.reading), ended, beat=beat)
+        self._ended -= ended
 
 
 class CountedStream:
     """Counts until it is closed; closing it again does nothing."""
 
-    def __init__(self, streams: AnswerStreams, reading: Reading, source: Closable | None) -> None:
+    def __init__(self, streams: AnswerStreams, row: int, source: Closable | None) -> None:
         self._streams = streams
-        self._reading: Reading | None = reading
+        self._row: int | None = row
         self._source = source
 
     async def aclose(self) -> None:
         """The reader has left."""
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            self._streams.closed(reading)
+        row, self._row = self._row, None
+        if row is not None:
+            self._streams.closed(row)
         if self._source is not None:
             await self._source.aclose()

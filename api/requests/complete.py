@@ -110,7 +110,7 @@ async def start(request: AuthRequest, job: Job) -> RunningAnswer:
     release_body(request)
     reader = following.follow(stored)
     created = int(stored.created.timestamp())
-    counted = app().answer_streams.open(request.auth.pk, stored.handle, reader)
+    counted = await app().answer_streams.open(request.auth.pk, stored.handle, reader)
     return RunningAnswer(job, stored.request_id, created, reader, counted, replayed=replayed)
 
 

@@ -164,6 +164,7 @@ def start_background_tasks(app: AppContext, handler: Handler) -> list[asyncio.Ta
         background.start("use", app.usage.flush_repeatedly),
         background.start("plans", app.plans.keep_fresh),
         background.start("used tokens", app.plans.flush_repeatedly),
+        background.start("streams of answers", app.answer_streams.keep_repeatedly),
         background.start("audit log", audit.purge_repeatedly),
         background.start("recorder", app.recorder.run),
         background.start("tree", app.tree.sample_repeatedly),

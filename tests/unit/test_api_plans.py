@@ -9,15 +9,16 @@ import httpx
 import pytest
 import pytest_asyncio
 from asgiref.sync import sync_to_async
+from django.utils import timezone
 
-from api.accounts.models import Allowance, Plan, User
+from api.accounts.models import Allowance, OpenStream, Plan, User
 from api.chat.models import Conversation
 from api.context import app
 from api.errors import ApiError
 from api.plans import headers, plans, store
 from api.plans.limits import SECONDS, Lease, Meter, PlanLimits
 from api.plans.plans import Plans, Subject
-from api.plans.streams import AnswerStreams
+from api.plans.streams import AnswerStreams, CountedStream
 from broker.announcements import Announcements
 from broker.wire import Job
 from tests.unit.api_site import FakeClient, beginning, make_user, until
@@ -295,19 +296,65 @@ async def test_a_meter_that_owes_is_not_forgotten(
     assert (user.pk, "tokens") not in meters._meters
 
 
-async def test_streams_of_one_answer(user: User) -> None:
-    streams = AnswerStreams()
+async def test_streams_of_one_answer_at_all_processes(user: User) -> None:
+    here, there = AnswerStreams(), AnswerStreams()
     plans.current.set(Subject(user.pk, PlanLimits(streams=2)))
-    first = streams.open(user.pk, ("a", 1))
-    streams.open(user.pk, ("a", 1))
-    streams.open(user.pk, ("a", 2))
-    with pytest.raises(ApiError, match="in 2 streams already"):
-        streams.open(user.pk, ("a", 1))
+    first = await here.open(user.pk, ("a", 1))
+    await there.open(user.pk, ("a", 1))
+    await here.open(user.pk, ("a", 2))
+    for streams in (here, there):
+        with pytest.raises(ApiError, match="in 2 streams already"):
+            await streams.open(user.pk, ("a", 1))
     await first.aclose()
     await first.aclose()
-    streams.open(user.pk, ("a", 1))
+    await here.open(user.pk, ("a", 1))  # without waiting for the removal
     with pytest.raises(ApiError, match="in 2 streams already"):
-        streams.open(user.pk, ("a", 1))
+        await there.open(user.pk, ("a", 1))
+
+
+async def test_a_burst_of_streams_at_two_processes(user: User) -> None:
+    processes = AnswerStreams(), AnswerStreams()
+    plans.current.set(Subject(user.pk, PlanLimits(streams=3)))
+    opening = [streams.open(user.pk, ("a", 1)) for streams in processes for _ in range(6)]
+    opened = await asyncio.gather(*opening, return_exceptions=True)
+    assert [type(each) for each in opened].count(CountedStream) == 3
+
+
+async def test_an_ended_stream_is_soon_forgotten_by_other_processes(
+    user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = AnswerStreams(), AnswerStreams()
+    kept = asyncio.Event()
+    keep = here.keep
+
+    async def kept_once(*, beat: bool) -> None:
+        await keep(beat=beat)
+        kept.set()
+
+    monkeypatch.setattr(here, "keep", kept_once)
+    plans.current.set(Subject(user.pk, PlanLimits(streams=1)))
+    stream = await here.open(user.pk, ("a", 1))
+    keeping = asyncio.create_task(here.keep_repeatedly())
+    async with asyncio.timeout(20):
+        await kept.wait()
+        kept.clear()
+        await stream.aclose()
+        await kept.wait()
+    await there.open(user.pk, ("a", 1))
+    keeping.cancel()
+
+
+async def test_streams_of_a_killed_process_count_for_a_while(user: User) -> None:
+    killed, living = AnswerStreams(), AnswerStreams()
+    plans.current.set(Subject(user.pk, PlanLimits(streams=2)))
+    await living.open(user.pk, ("a", 1))
+    await killed.open(user.pk, ("a", 1))
+    long_ago = timezone.now() - 2 * store.SILENT
+    await OpenStream.objects.filter(user=user).aupdate(touched=long_ago)
+    await living.keep(beat=True)
+    await living.open(user.pk, ("a", 1))
+    with pytest.raises(ApiError, match="in 2 streams already"):
+        await living.open(user.pk, ("a", 1))
 
 
 async def test_a_closed_stream_counts_no_more(
@@ -319,7 +366,7 @@ async def test_a_closed_stream_counts_no_more(
     address = f"/api/conversations/{begun['id']}/messages/{answer}/stream"
     for _ in range(3):
         assert (await member.get(address)).status_code == 200
-    assert not app().answer_streams.open_streams
+    assert not app().answer_streams.reading
 
 
 # ---- administrators

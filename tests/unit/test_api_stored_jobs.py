@@ -332,7 +332,8 @@ async def test_a_jobs_streams_are_counted(
     fake.script = lambda job: []
     job = await made(program)
     row = await StoredJob.objects.aget(name=job["id"][4:])
-    reading = [app().answer_streams.open(user.pk, ("jobs.StoredJob", row.pk)) for _ in range(32)]
+    streams = app().answer_streams
+    reading = [await streams.open(user.pk, ("jobs.StoredJob", row.pk)) for _ in range(32)]
     answer = await program.get(f"/v1/jobs/{job['id']}/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "streams_limit")
     for each in reading:
