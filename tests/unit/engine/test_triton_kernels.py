@@ -72,18 +72,30 @@ def shared_memory(
     stages: int,
     special: dict[str, str] | None = None,
 ) -> int:
+    """Of a program, in bytes."""
+    compiled = compile_kernel(kernel, constants, capability, warps, stages, special)
+    return int(compiled.metadata.shared)
+
+
+def compile_kernel(
+    kernel: Any,
+    constants: dict[str, Any],
+    capability: int,
+    warps: int,
+    stages: int,
+    special: dict[str, str] | None = None,
+) -> Any:
     """Compiles a kernel whose tensors and strides are aligned to 16 bytes, as they are."""
     signature = types(kernel, constants, special)
     aligned = {}
     for index, (name, kind) in enumerate(signature.items()):
         if kind.startswith("*") or name.startswith(_ALIGNED) or name in "NK":
             aligned[(index,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
+    return triton.compile(
         triton.compiler.ASTSource(kernel, signature, constants, aligned),
         target=triton.backends.compiler.GPUTarget("cuda", capability, 32),
         options={"num_warps": warps, "num_stages": stages},
     )
-    return int(compiled.metadata.shared)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,7 @@ def check_decoding(prefix: bool, capability: int, special: dict[str, str], size:
         "GROUP": 4, "PADDED_GROUP": 16, "SIZE": size, "PADDED_SIZE": size, "PAGE": 16,
         "BLOCK": block, "MAX_PART": triton_attention._MAX_PART,
         "PREFIX": prefix, "PREFIX_MAX_PART": triton_prefix._MAX_PART,
-        **_FEATURES, "WINDOW": not prefix,
+        **_FEATURES, "WINDOW": not prefix, "PDL": capability >= _HOPPER,
     }  # fmt: skip
     used = shared_memory(
         triton_kernels.decode_kernel,
@@ -125,6 +137,7 @@ def test_combining() -> None:
     constants = {
         "SIZE": 80, "PADDED_SIZE": 128, "HEADS": 4, "COMBINED": triton_attention._COMBINED_PARTS,
         "BLOCK": 64, "MAX_PART": 2048, "PREFIX": True, "WINDOW": True, "CHUNKED": True,
+        "PDL": False,
     }  # fmt: skip
     shared_memory(triton_kernels.combine_kernel, constants, _AMPERE, 2, 3)
 
@@ -149,7 +162,7 @@ def test_prefixes(
     constants = {
         "GROUP": 4, "QUERIES": tile.queries, "SIZE": size, "PADDED_SIZE": size, "PAGE": 16,
         "BLOCK": tile.keys, "MAX_PART": triton_prefix._MAX_PART, "PREFIXES": MAX_PREFIXES,
-        "SOFTCAP": True,
+        "SOFTCAP": True, "PDL": capability >= _HOPPER,
     }  # fmt: skip
     used = shared_memory(
         triton_prefix.prefix_kernel, constants, capability, triton_prefix._WARPS, tile.stages,
@@ -238,9 +251,55 @@ def test_linear(
 
 
 def test_gates() -> None:
-    constants = {"ACTIVATION": "gelu", "BLOCK": triton_linear._GATE_BLOCK}
+    constants = {"ACTIVATION": "gelu", "BLOCK": triton_linear._GATE_BLOCK, "PDL": False}
     bfloats = dict.fromkeys(("gate", "up", "out"), "*bf16")
     shared_memory(linear_kernels.gate_kernel, constants, _AMPERE, 4, 3, bfloats)
+
+
+_DECODING = {
+    "GROUP": 4, "PADDED_GROUP": 16, "SIZE": 128, "PADDED_SIZE": 128, "PAGE": 16, "BLOCK": 64,
+    "MAX_PART": 2048, "PREFIX": True, "PREFIX_MAX_PART": 1024, **_FEATURES, "WINDOW": False,
+}  # fmt: skip
+_COMBINING = {
+    "SIZE": 128, "PADDED_SIZE": 128, "HEADS": 4, "COMBINED": 16, "BLOCK": 64, "MAX_PART": 2048,
+    "PREFIX": True, "WINDOW": True, "CHUNKED": False,
+}  # fmt: skip
+_SHARING = {
+    "GROUP": 4, "QUERIES": 64, "SIZE": 128, "PADDED_SIZE": 128, "PAGE": 16, "BLOCK": 64,
+    "MAX_PART": 1024, "PREFIXES": MAX_PREFIXES, "SOFTCAP": False,
+}  # fmt: skip
+_STORING = {"KV_HEADS": 8, "PADDED_HEADS": 8, "SIZE": 128, "PADDED_SIZE": 128}
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "constants", "special"),
+    [
+        (triton_kernels.decode_kernel, _DECODING, {}),
+        (triton_kernels.combine_kernel, _COMBINING, {}),
+        (triton_kernels.store_kernel, _STORING, {"slot_mapping": "*i64"}),
+        (triton_prefix.prefix_kernel, _SHARING, {}),
+        (
+            linear_kernels.gate_kernel,
+            {"ACTIVATION": "silu", "BLOCK": 1024},
+            dict.fromkeys(("gate", "up", "out"), "*bf16"),
+        ),
+    ],
+    ids=["decode", "combine", "store", "prefix", "gate"],
+)
+def test_a_kernel_that_is_launched_early_waits_before_all_else(
+    kernel: Any, constants: dict[str, Any], special: dict[str, str], early: bool
+) -> None:
+    compiled = compile_kernel(kernel, {**constants, "PDL": early}, _HOPPER, 4, 3, special)
+    ptx = compiled.asm["ptx"]
+    assert ("griddepcontrol" in ptx) == early
+    if early:
+        wait, go = (ptx.index(f"griddepcontrol.{name}") for name in ("wait", "launch_dependents"))
+        memory = min(
+            ptx.index(f"{name}.global") for name in ("ld", "st") if f"{name}.global" in ptx
+        )
+        assert wait < go < memory
+        assert not {"bra", "ret"} & set(ptx[ptx.index(".entry") : wait].replace(";", " ").split())
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

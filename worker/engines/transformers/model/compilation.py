@@ -9,7 +9,12 @@ import structlog
 import torch
 
 from worker import load_status, models
-from worker.engines.transformers.model import flash_attention, float8_linear, linear_op
+from worker.engines.transformers.model import (
+    dependent_launch,
+    flash_attention,
+    float8_linear,
+    linear_op,
+)
 from worker.engines.transformers.model.fused_mlp import fuse_float8_mlps, fuse_mlps
 from worker.engines.transformers.model.fused_qkv import fuse_qkv
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
@@ -51,6 +56,8 @@ def compile_model(model: Any, layout: KVCacheLayout, slots: int) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     sys.setswitchinterval(_SWITCH_INTERVAL)
     flash_attention.choose(layout)
+    if dependent_launch.use_for_compiled(model.device):
+        log.info("kernels are launched early")
     fused = _join_projections(model, layout)
     _choose_products(model, slots)
     torch.cuda.empty_cache()  # joined layers left gaps, each too small for what comes

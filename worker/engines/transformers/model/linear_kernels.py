@@ -188,8 +188,13 @@ def linear_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gate_kernel(gate, up, out, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def gate_kernel(  # type: ignore[no-untyped-def]
+    gate, up, out, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     """activation(gate) * up, each of `size` values."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     gates = tl.load(gate + at, mask=at < size, other=0.0).to(tl.float32)
     ups = tl.load(up + at, mask=at < size, other=0.0).to(tl.float32)

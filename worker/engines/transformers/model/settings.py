@@ -47,6 +47,13 @@ def whole_last_layer() -> bool:
     return bool(os.environ.get("CANOPY_WHOLE_LAST_LAYER"))
 
 
+def dependent_launch() -> bool:
+    """CANOPY_DEPENDENT_LAUNCH: whether all small kernels of a GPU begin before the one before them
+    has ended.
+    """
+    return bool(os.environ.get("CANOPY_DEPENDENT_LAUNCH"))
+
+
 def precision(choices: tuple[str, ...], where: str) -> str:
     """CANOPY_PRECISION: one of `choices`, those that there are `where`."""
     return _choice("CANOPY_PRECISION", choices, where)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from worker.engines.transformers.model.dependent_launch import launch_options
 from worker.engines.transformers.model.prefix_tiles import (
     has_large_shared_memory,
     padded_head_size,
@@ -170,7 +171,7 @@ def decode(
         SIZE=size, PADDED_SIZE=padded_size, PAGE=page, BLOCK=block, MAX_PART=_MAX_PART,
         PREFIX=shares, PREFIX_MAX_PART=prefix.max_part,
         SOFTCAP=softcap > 0, WINDOW=window > 0, CHUNKED=chunked, SINKS=sinks is not None,
-        num_warps=_DECODE_WARPS, num_stages=stages,
+        num_warps=_DECODE_WARPS, num_stages=stages, **launch_options(query.device),
     )  # fmt: skip
     if max_parts > 1:
         # Few rows have parts in a large batch: then what counts is how soon the others are passed.
@@ -180,7 +181,7 @@ def decode(
             splits, max_parts,
             SIZE=size, PADDED_SIZE=padded_size, HEADS=combined_heads, COMBINED=_COMBINED_PARTS,
             BLOCK=block, MAX_PART=_MAX_PART, PREFIX=shares, WINDOW=window > 0, CHUNKED=chunked,
-            num_warps=_COMBINE_WARPS,
+            num_warps=_COMBINE_WARPS, **launch_options(query.device),
         )  # fmt: skip
 
 
@@ -207,6 +208,7 @@ def store(
         key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         KV_HEADS=kv_heads, PADDED_HEADS=triton.next_power_of_2(kv_heads),
         SIZE=size, PADDED_SIZE=triton.next_power_of_2(size), num_warps=_STORE_WARPS,
+        **launch_options(key.device),
     )  # fmt: skip
 
 

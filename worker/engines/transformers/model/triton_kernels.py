@@ -20,6 +20,14 @@ _LOWEST = tl.constexpr(-1e15)
 
 
 @triton.jit
+def wait_if_early(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Comes before all else in a kernel; see `dependent_launch`."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def _blocks(table, token, begin, end, PAGE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The blocks that `token` of a sequence are in, as far as they are within [begin, end). Read
     an iteration before they are used, or Triton would fetch one iteration of keys less in advance.
@@ -161,7 +169,9 @@ def decode_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915 - o
     PAGE: tl.constexpr, BLOCK: tl.constexpr, MAX_PART: tl.constexpr,
     PREFIX: tl.constexpr, PREFIX_MAX_PART: tl.constexpr,
     SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SINKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_if_early(PDL)
     # Programs [0, rows) compute the first part of their row. The others share what parts there are
     # besides, mostly none.
     head, program = tl.program_id(0), tl.program_id(1)
@@ -285,8 +295,9 @@ def combine_kernel(  # type: ignore[no-untyped-def]
     part_maxima, part_sums, parts, lengths, prefix_lengths, out, window, splits, max_parts,
     SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, HEADS: tl.constexpr, COMBINED: tl.constexpr,
     BLOCK: tl.constexpr, MAX_PART: tl.constexpr, PREFIX: tl.constexpr,
-    WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_if_early(PDL)
     row = tl.program_id(1)
     length = tl.load(lengths + row)
     prefix = 0
@@ -328,9 +339,10 @@ def combine_kernel(  # type: ignore[no-untyped-def]
 def store_kernel(  # type: ignore[no-untyped-def]
     key, value, key_cache, value_cache, slot_mapping, key_row, key_head, value_row, value_head,
     KV_HEADS: tl.constexpr, PADDED_HEADS: tl.constexpr,
-    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
+    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A token's key, or its value: one launch for both, and none of torch's index arithmetic."""
+    wait_if_early(PDL)
     token = tl.program_id(0).to(tl.int64)
     place = tl.load(slot_mapping + token)
     heads, dims = tl.arange(0, PADDED_HEADS)[:, None], tl.arange(0, PADDED_SIZE)[None, :]

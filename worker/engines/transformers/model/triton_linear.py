@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import triton
 
+from worker.engines.transformers.model.dependent_launch import is_supported, launch_options
 from worker.engines.transformers.model.linear_kernels import gate_kernel, linear_kernel
 from worker.engines.transformers.model.linear_tiles import Tile, default_tile
 
 _GATE_BLOCK = 1024
-_HOPPER = 9  # its compute capability
 _MAX_TILES = 65_536  # of output, of a product that is split
 _PREFETCHED_LINES = 8  # of each weight row of a tile; 128 bytes each
 
@@ -79,7 +79,10 @@ def activate(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Ten
     out = torch.empty_like(gate)
     grid: Any = (triton.cdiv(out.numel(), _GATE_BLOCK),)
     if out.numel():
-        gate_kernel[grid](gate, up, out, out.numel(), ACTIVATION=activation, BLOCK=_GATE_BLOCK)
+        gate_kernel[grid](
+            gate, up, out, out.numel(),
+            ACTIVATION=activation, BLOCK=_GATE_BLOCK, **launch_options(gate.device),
+        )  # fmt: skip
     return out
 
 
@@ -99,7 +102,7 @@ def _arrived(device: torch.device) -> torch.Tensor:
 
 @cache
 def _launch_options(device: torch.device) -> dict[str, Any]:
-    """The kernel's constant and Triton's option, where there is programmatic dependent launch."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= _HOPPER:
+    """As `launch_options`, but wherever it can be: weights are fetched while a product waits."""
+    if is_supported(device):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from worker.engines.transformers.model.dependent_launch import launch_options
 from worker.engines.transformers.model.prefix_tiles import PrefixTile, padded_head_size
 from worker.engines.transformers.model.step import MAX_PREFIXES, SharedPrefixes
 from worker.engines.transformers.model.triton_kernels import (
@@ -23,6 +24,7 @@ from worker.engines.transformers.model.triton_kernels import (
     _blocks,
     _offset,
     _parts,
+    wait_if_early,
 )
 
 _WARPS = 4
@@ -70,8 +72,9 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     query_row, query_head, cache_block, cache_token, cache_head, table_row,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, MAX_PART: tl.constexpr, PREFIXES: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SOFTCAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait_if_early(PDL)
     TILE_ROWS: tl.constexpr = QUERIES // GROUP
     head = tl.program_id(0)
     index = tl.arange(0, QUERIES)
@@ -172,6 +175,6 @@ def attend_to_prefixes(
         GROUP=group, QUERIES=max(tile.queries, triton.next_power_of_2(group)),
         SIZE=size, PADDED_SIZE=padded_size, PAGE=page,
         BLOCK=tile.keys, MAX_PART=_MAX_PART, PREFIXES=MAX_PREFIXES, SOFTCAP=softcap > 0,
-        num_warps=_WARPS, num_stages=tile.stages,
+        num_warps=_WARPS, num_stages=tile.stages, **launch_options(query.device),
     )  # fmt: skip
     return PrefixParts(prefixes.lengths, maxima, sums, weighted, splits, max_parts, _MAX_PART)
