@@ -47,7 +47,7 @@ class AnswerReader:
                 self._parser = parser_for(self._job, frame)
                 self.plain = isinstance(self._parser, PlainText)
             case Finished():
-                return self._counted(self._parser.end())
+                return self._counted(self._parser.end(cut=frame.reason == "length"))
         return []
 
     def reason(self, end: Finished) -> EndReason:

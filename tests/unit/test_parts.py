@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -423,8 +424,68 @@ def test_a_name_that_never_ends_is_text() -> None:
     reader = parser("glm")
     parts = reader.feed("<tool_call>f")
     for _ in range(1200):
-        parts += reader.feed("\n")
-    assert Read(parts).text == "<tool_call>f"
+        parts += reader.feed("f")
+    assert Read(parts).text == "<tool_call>" + "f" * 1201
+
+
+def processor_time(begin: str, pieces: int, **formats: Any) -> float:
+    reader = parser(**formats)
+    started = time.process_time()
+    reader.feed(begin)
+    for _ in range(pieces):
+        reader.feed("\n")
+    reader.end()
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize(
+    ("begin", "formats"),
+    [
+        ("", {"tool_format": "llama3"}),
+        ("a text", {"tool_format": "hermes"}),
+        ("<tool_call>", {"tool_format": "hermes"}),
+        ('<tool_call>{"name": "f", "arguments": {}}', {"tool_format": "hermes"}),
+        ("<tool_call>f", {"tool_format": "glm"}),
+        ("<think>", {"reasoning": "think"}),
+        ("<think>so</think>", {"reasoning": "think"}),
+        ("", {"reasoning": "harmony"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value.values()),
+)
+def test_white_space_without_end_is_read_once(begin: str, formats: dict[str, str]) -> None:
+    """Sixteen times the pieces took 256 times as long, as each was searched with all before it."""
+    few = min(processor_time(begin, 2_000, **formats) for _ in range(3))
+    assert processor_time(begin, 32_000, **formats) < 80 * few
+
+
+@pytest.mark.parametrize(
+    ("tool_format", "begun"),
+    [
+        ("hermes", '<tool_call>\n{"name": "get_weather", "argu'),
+        ("hermes", "<tool_call>"),
+        ("mistral", '[TOOL_CALLS] [{"name": "f'),
+        ("glm", "<tool_call>get_wea"),
+        ("qwen3-coder", "<tool_call>\n<function=get"),
+    ],
+)
+def test_of_a_call_that_is_cut_at_its_name_nothing_is_told(tool_format: str, begun: str) -> None:
+    reader = parser(tool_format)
+    told = Read(reader.feed(f"Let me see.\n{begun}") + reader.end(cut=True))
+    assert (told.text, told.calls) == ("Let me see.", [])
+    ended = parser(tool_format)
+    assert begun in Read(ended.feed(begun) + ended.end()).text
+
+
+@pytest.mark.parametrize("begun", ["<tool", '<tool_call>\n{"na'])
+def test_an_answer_of_calls_alone_has_no_text_however_it_ends(begun: str) -> None:
+    reader = parser("hermes", choice="required")
+    assert reader.feed(begun) + reader.end() == []
+
+
+def test_arguments_that_are_cut_are_told() -> None:
+    reader = parser("hermes")
+    text = '<tool_call>{"name": "f", "arguments": {"a": 1'
+    assert Read(reader.feed(text) + reader.end(cut=True)).calls == [("f", '{"a": 1')]
 
 
 def test_a_template_gets_no_channels() -> None:

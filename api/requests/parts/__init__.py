@@ -16,6 +16,7 @@ from api.requests.parts.model import (
     ReasoningPart,
     TextPart,
 )
+from api.requests.parts.pending_space import PendingSpace
 from api.requests.parts.reasoning import REASONING, ReasoningParser, sendable, without_reasoning
 from broker.wire import Job, Start
 
@@ -38,11 +39,12 @@ def parser_for(job: Job, start: Start) -> PartParser:
     parser: PartParser = PlainText()
     tools = {tool.name: tool for tool in job.tools if job.tool_choice != "none"}
     if start.reasoning_format == HARMONY:
-        return HarmonyParser(start.request_id, frozenset(tools))
+        return PendingSpace(HarmonyParser(start.request_id, frozenset(tools)))
     call_format = FORMATS.get(start.tool_format)
     if tools and call_format is not None:
-        parser = CallParser(call_format, start.request_id, tools)
+        must_call = job.tool_choice == "required"
+        parser = CallParser(call_format, start.request_id, tools, must_call=must_call)
     marks = REASONING.get(start.reasoning_format)
-    if marks is None:
-        return parser
-    return ReasoningParser(parser, marks)
+    if marks is not None:
+        parser = ReasoningParser(parser, marks)
+    return parser if isinstance(parser, PlainText) else PendingSpace(parser)

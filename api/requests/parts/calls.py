@@ -65,7 +65,10 @@ class CallFormat(Protocol):
 class CallParser:
     """Keeps the PartParser protocol. White space around calls is left out."""
 
-    def __init__(self, call_format: CallFormat, request_id: str, tools: Tools) -> None:
+    def __init__(
+        self, call_format: CallFormat, request_id: str, tools: Tools, *, must_call: bool = False
+    ) -> None:
+        """`must_call`: the answer is nothing but calls, so the beginning of one is no text."""
         self._format = call_format
         self._tools = tools
         self._calls = Calls(request_id)
@@ -73,6 +76,8 @@ class CallParser:
         self._body: CallBody | None = None
         self._begins = True  # the answer has had nothing but white space
         self._after_call = False
+        self._must_call = must_call
+        self._mark = ""  # that opened the present call
 
     def feed(self, text: str) -> list[Part]:
         """See PartParser."""
@@ -83,11 +88,16 @@ class CallParser:
             more = self._read_text(parts) if self._body is None else self._read_body(parts)
         return parts
 
-    def end(self) -> list[Part]:
-        """See PartParser."""
+    def end(self, *, cut: bool = False) -> list[Part]:
+        """See PartParser. Of a call that was cut before its arguments nothing is told."""
         text, self._text = self._text, ""
         if self._body is not None:
-            return self._body.end()
+            parts = self._body.end()
+            if not self._must_call and not (cut and self._mark):
+                return parts
+            return [part for part in parts if not isinstance(part, TextPart)]
+        if self._must_call:
+            return []
         if self._after_call:
             text = text.strip()
         elif self._calls.count:
@@ -117,7 +127,7 @@ class CallParser:
 
     def _open(self, mark: str, text: str) -> None:
         self._body = self._format.body(mark, self._calls, self._tools)
-        self._text, self._begins = text, False
+        self._text, self._begins, self._mark = text, False, mark
 
     def _read_body(self, parts: list[Part]) -> bool:
         """Gives the call its text. False: more must come."""

@@ -49,7 +49,7 @@ class HarmonyParser:
             more = self._header(parts) if self._kind is None else self._content(parts)
         return parts
 
-    def end(self) -> list[Part]:
+    def end(self, *, cut: bool = False) -> list[Part]:
         """See PartParser."""
         parts: list[Part] = []
         text, self._text = self._text, ""

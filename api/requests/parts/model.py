@@ -41,8 +41,8 @@ class PartParser(Protocol):
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain now; what could begin a mark waits for more text."""
 
-    def end(self) -> list[Part]:
-        """The rest: no more text comes."""
+    def end(self, *, cut: bool = False) -> list[Part]:
+        """The rest: no more text comes. `cut`: the model would have written more."""
 
 
 class PlainText:
@@ -52,6 +52,6 @@ class PlainText:
         """All of it."""
         return [TextPart(text)] if text else []
 
-    def end(self) -> list[Part]:
+    def end(self, *, cut: bool = False) -> list[Part]:
         """Nothing is kept."""
         return []

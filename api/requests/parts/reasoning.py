@@ -76,7 +76,7 @@ class ReasoningParser:
             parts += self._answer_begins()
         return parts
 
-    def end(self) -> list[Part]:
+    def end(self, *, cut: bool = False) -> list[Part]:
         """See PartParser."""
         text, self._text = self._text, ""
         if self._thinking or (self._marks.opened and not self._begun):
@@ -86,7 +86,7 @@ class ReasoningParser:
             return [ReasoningPart(text)] if text else []
         if self._thought:
             text = text.lstrip()
-        return self._answer.feed(text) + self._answer.end()
+        return self._answer.feed(text) + self._answer.end(cut=cut)
 
     def _begin(self) -> None:
         """Decides whether the answer begins with reasoning."""
