@@ -98,6 +98,9 @@ TEMPLATES: list[dict[str, Any]] = [
 ]
 
 
+APPLICATION_NAME = "canopy"  # of this instance's connections to PostgreSQL
+
+
 def _database() -> dict[str, Any]:
     """The database, kept open. With its write-ahead log, SQLite's readers never wait."""
     config: dict[str, Any] = dict(
@@ -111,6 +114,10 @@ def _database() -> dict[str, Any]:
             "transaction_mode": "IMMEDIATE",
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
         }
+    elif config["ENGINE"].endswith("postgresql"):
+        # By this name a restore knows of instances that use the database.
+        options = {"application_name": APPLICATION_NAME}
+        config["OPTIONS"] = {**config.get("OPTIONS", {}), **options}
     return config
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from api import errors
 from api.accounts import logins, secret, tokens
 from api.accounts.auth import Anyone
+from api.accounts.confirmation import Confirmation, confirmation_of
 from api.accounts.lockout import address_of
 from api.accounts.models import User
 from api.context import app
@@ -33,6 +34,7 @@ class Person(Schema):
     staff: bool
     has_password: bool
     known_elsewhere: bool = False  # a directory or a provider checks who this is
+    confirmation: Confirmation = "password"  # what the end of the account asks for
 
 
 class SingleSignOn(Schema):
@@ -74,6 +76,7 @@ async def person(user: User) -> Person:
         staff=user.is_staff,
         has_password=user.has_usable_password(),
         known_elsewhere=await user.identities.aexists(),
+        confirmation=await confirmation_of(user),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dj_database_url
+from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
 from api.data.errors import DataError
@@ -27,6 +28,29 @@ def own_file() -> Path | None:
     if vendor() != SQLITE:
         return None
     return Path(connections.settings[DEFAULT_DB_ALIAS]["NAME"])
+
+
+def check_unused() -> None:
+    """Raises DataError while another process of Canopy uses the instance's PostgreSQL database.
+
+    The lock of CANOPY_HOME keeps this machine's instance out, and no instance elsewhere. Processes
+    of the API keep their connections open.
+    """
+    if vendor() != POSTGRESQL:
+        return
+    with connections[DEFAULT_DB_ALIAS].cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT coalesce(host(client_addr), 'this machine') FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = %s "
+            "AND pid <> pg_backend_pid()",
+            [settings.APPLICATION_NAME],
+        )
+        places = sorted(place for (place,) in cursor.fetchall())
+    if places:
+        raise DataError(
+            f"another instance uses this database now (from {', '.join(places)}): stop it first, "
+            "or name another database in DATABASE_URL"
+        )
 
 
 @contextmanager

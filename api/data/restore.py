@@ -38,6 +38,7 @@ def read(file: Path, *, force: bool) -> Manifest:
     home = settings.ENV.home
     with archive.reading(file) as (manifest, content):
         _check(manifest, home)
+        databases.check_unused()
         if not force:
             _check_empty(home)
         folder = Path(mkdtemp(prefix=".restore-", dir=home))

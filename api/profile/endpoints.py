@@ -8,6 +8,7 @@ from pydantic import Field
 
 from api.accounts import logins
 from api.accounts.auth import AuthRequest, Session
+from api.accounts.confirmation import confirmation_of
 from api.accounts.endpoints import Person, person
 from api.accounts.key_cache import SETTING
 from api.accounts.models import User
@@ -44,9 +45,15 @@ async def change_password(request: AuthRequest, body: schemas.NewPassword) -> St
 
 @router.post("/delete", response={204: None}, openapi_extra=_CONFLICT)
 async def delete(request: AuthRequest, body: schemas.Confirmation) -> Status[Any]:
-    """Removes the account with its conversations, keys and sessions, for good."""
+    """Removes the account with its conversations, keys and sessions, for good.
+
+    `confirmation` of `/api/me` says whether the password is asked for, or the account's name.
+    """
     user = request.auth
-    await passwords.confirm(request, body.password, "password")
+    if await confirmation_of(user) == "password":
+        await passwords.confirm(request, body.password, "password")
+    elif body.name != user.get_username():
+        raise ApiError(400, "this is not your name here", field="name", code="wrong_name")
     await store.delete_account(user)
     await alogout(request)
     _forget_keys()

@@ -36,9 +36,10 @@ class NewPassword(Body):
 
 
 class Confirmation(Body):
-    """The password, for what cannot be undone."""
+    """For what cannot be undone: the password, or the name of who has none that is checked here."""
 
-    password: Password
+    password: Password = ""
+    name: StorableText = Field(default="", max_length=150)
 
 
 class NewKey(Body):

@@ -40,9 +40,9 @@ def backup(file: Path, force: bool, as_json: bool) -> None:
 def restore(file: Path, force: bool, as_json: bool) -> None:
     """Restore a backup into CANOPY_HOME and its database.
 
-    Nothing may run meanwhile. The database may be another than the backup's: DATABASE_URL says
-    which. What --force replaces is kept in CANOPY_HOME/replaced-TIME, except for the tables of a
-    PostgreSQL database.
+    Nothing may run meanwhile, nor another instance on the same PostgreSQL database. The database
+    may be another than the backup's: DATABASE_URL says which. What --force replaces is kept in
+    CANOPY_HOME/replaced-TIME, except for the tables of a PostgreSQL database.
     """
     if not file.exists():
         raise UsageError(f"There is no file {file}.")

@@ -117,6 +117,42 @@ def test_an_unusable_target_is_said_in_a_line(filled: Path, server: str) -> None
         assert "Traceback" not in refused
 
 
+_HOLD = """
+import sys
+import django
+django.setup()
+from django.db import connection
+connection.ensure_connection()
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_restore_replaces_a_database_that_another_instance_uses(
+    filled: Path, database: str, tmp_path: Path
+) -> None:
+    file, home, other = tmp_path / "first.tar.gz", tmp_path / "home", tmp_path / "other"
+    _canopy(filled, "backup", str(file))
+    _canopy(home, "restore", str(file), DATABASE_URL=database)
+    variables = {"DATABASE_URL": database, "DJANGO_SETTINGS_MODULE": "api.settings"}
+    instance = subprocess.Popen(
+        [sys.executable, "-c", _HOLD],
+        cwd=REPOSITORY,
+        env={**environment(other), **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with instance:
+        assert instance.stdout is not None
+        assert instance.stdout.readline() == b"connected\n"
+        refused = _canopy(home, "restore", "--force", str(file), status=1, DATABASE_URL=database)
+        assert "another instance uses this database now (from 127.0.0.1): stop it" in refused
+        assert len(refused.strip().splitlines()) == 1, refused
+        instance.communicate(timeout=60)
+    _canopy(home, "restore", "--force", str(file), DATABASE_URL=database)
+    assert _dump(home, database) == _dump(filled)
+
+
 def test_backups_fit_both_databases(filled: Path, database: str, tmp_path: Path) -> None:
     first, second = tmp_path / "first.tar.gz", tmp_path / "second.tar.gz"
     home = tmp_path / "home"

@@ -214,6 +214,7 @@ async def test_login_and_logout(web: httpx.AsyncClient, user: User) -> None:
         "staff": False,
         "has_password": True,
         "known_elsewhere": False,
+        "confirmation": "password",
     }
     assert (await web.post("/api/logout")).status_code == 204
     assert (await web.get("/api/me")).json()["user"] is None

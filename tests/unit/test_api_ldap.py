@@ -94,6 +94,7 @@ async def test_the_first_login_makes_an_account_without_a_password(configured: D
         "staff": False,
         "has_password": False,
         "known_elsewhere": True,
+        "confirmation": "password",
     }
     user = await User.objects.aget(username="abel")
     assert (user.email, user.first_name, user.last_name) == ("", "", "")  # nothing else is kept

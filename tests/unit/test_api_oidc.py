@@ -447,3 +447,21 @@ def test_settings_that_cannot_be_used_are_named() -> None:
         with pytest.raises(ValueError, match=name):
             identity_settings.read({**good, name: value})
     assert identity_settings.read(good).oidc is not None
+
+
+async def test_who_comes_by_single_sign_on_ends_the_account_by_its_name(
+    configured: Provider,
+) -> None:
+    async with browser() as client:
+        await log_in(client)
+        user = (await me(client))["user"]
+        assert user["confirmation"] == "name"
+        await refresh_csrf(client)
+        for body in ({}, {"password": "anything"}, {"name": "somebody"}):
+            answer = await client.post("/api/account/delete", json=body)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "wrong_name"
+        answer = await client.post("/api/account/delete", json={"name": user["name"]})
+        assert answer.status_code == 204
+        assert (await me(client))["user"] is None
+    assert not await User.objects.filter(username=user["name"]).aexists()

@@ -47,6 +47,7 @@ async def test_an_account_without_a_password_gets_name_and_password_once(
         "staff": False,
         "has_password": True,
         "known_elsewhere": False,
+        "confirmation": "password",
     }
     await refresh_csrf(web)
     assert (await web.get("/api/conversations")).status_code == 200, "the session goes on"

@@ -7,6 +7,8 @@ export interface User {
   has_password: boolean;
   /** A directory or a provider checks who this is. */
   known_elsewhere: boolean;
+  /** What the end of the account asks for. */
+  confirmation: "password" | "name";
 }
 
 export interface Me {

@@ -60,7 +60,7 @@ export const account = {
   start: (name: string, password: string) => json<User>("POST", "/api/account/start", { name, password }),
   changePassword: (current: string, next: string, revoke_keys: boolean) =>
     request("POST", "/api/account/password", { body: { current, new: next, revoke_keys } }),
-  delete: (password: string) => request("POST", "/api/account/delete", { body: { password } }),
+  delete: (confirmed: { password: string } | { name: string }) => request("POST", "/api/account/delete", { body: confirmed }),
 
   keys: async () => (await json<{ keys: ApiKey[] }>("GET", "/api/account/keys")).keys,
   createKey: (key: NewKey) => json<ApiKey & { key: string }>("POST", "/api/account/keys", key),

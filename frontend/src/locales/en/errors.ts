@@ -50,6 +50,7 @@ export const errors = {
   too_many_guesses: "Too many wrong keys or login links came from your address. Try again in {seconds} s.",
   wrong_task: "“{model}” does not write answers. Choose another model.",
   wrong_login: "Wrong username or password.",
+  wrong_name: "This is not your name here.",
   wrong_password: "This is not your password.",
   name_taken: "Somebody else has this name. Choose another one.",
   name_refused: "{reason}.",

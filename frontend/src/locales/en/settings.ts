@@ -89,6 +89,7 @@ export const settings = {
   "settings.delete": "Delete account",
   "settings.deleteText": "Your account, all conversations, API keys and sessions are removed at once. This cannot be undone.",
   "settings.deleteButton": "Delete my account…",
+  "settings.typeName": "Type your name here, {name}, to confirm",
   "settings.deleteForGood": "Delete for good",
   "welcome.title": "Welcome to Canopy",
   "welcome.text": "Choose a name and a password, so that you can log in from any device.",

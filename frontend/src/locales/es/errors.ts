@@ -51,6 +51,7 @@ export const errors: ErrorTexts = {
   too_many_guesses: "Han llegado demasiadas claves o enlaces de acceso incorrectos desde tu dirección. Inténtalo de nuevo dentro de {seconds} s.",
   wrong_task: "«{model}» no escribe respuestas. Elige otro modelo.",
   wrong_login: "Usuario o contraseña incorrectos.",
+  wrong_name: "Este no es tu nombre aquí.",
   wrong_password: "Esta no es tu contraseña.",
   name_taken: "Otra persona tiene ese nombre. Elige otro.",
   name_refused: "Ese nombre no es válido: solo letras, números y @ . + - _, 150 caracteres como máximo.",

@@ -91,6 +91,7 @@ export const settings: Record<keyof typeof english, string> = {
   "settings.delete": "Eliminar la cuenta",
   "settings.deleteText": "Tu cuenta, todas las conversaciones, las claves de API y las sesiones se eliminan enseguida. No se puede deshacer.",
   "settings.deleteButton": "Eliminar mi cuenta…",
+  "settings.typeName": "Para confirmar, escribe tu nombre aquí: {name}",
   "settings.deleteForGood": "Eliminar para siempre",
   "welcome.title": "Te damos la bienvenida a Canopy",
   "welcome.text": "Elige un nombre y una contraseña para entrar desde cualquier dispositivo.",

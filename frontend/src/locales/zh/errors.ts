@@ -51,6 +51,7 @@ export const errors: ErrorTexts = {
   too_many_guesses: "您的地址发送了过多错误的密钥或登录链接。请在 {seconds} 秒后重试。",
   wrong_task: "模型“{model}”不能生成回答，请选择其他模型。",
   wrong_login: "用户名或密码错误。",
+  wrong_name: "这不是您在此处的名称。",
   wrong_password: "这不是您的密码。",
   name_taken: "此名称已被他人使用，请换一个。",
   name_refused: "此名称无效：只能使用字母、数字和 @ . + - _，最多 150 个字符。",

@@ -91,6 +91,7 @@ export const settings: Record<keyof typeof english, string> = {
   "settings.delete": "删除账户",
   "settings.deleteText": "你的账户、所有对话、API 密钥和会话将立即删除，无法撤销。",
   "settings.deleteButton": "删除我的账户…",
+  "settings.typeName": "请输入您在此处的名称 {name} 以确认",
   "settings.deleteForGood": "永久删除",
   "welcome.title": "欢迎使用 Canopy",
   "welcome.text": "选择名称和密码，以便从任何设备登录。",
