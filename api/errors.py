@@ -34,6 +34,7 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
 from api.http import pages
+from api.http.alternatives import first_error
 from api.openai import addresses
 from api.storage import outages
 
@@ -339,7 +340,7 @@ def csrf_refusal(reason: str) -> ApiError:
 
 def _from_validation(error: ValidationError) -> ApiError:
     """The first error, with its location."""
-    first = error.errors[0]
+    first = first_error(error.errors)
     location = [part for part in first["loc"] if not _VALIDATOR.fullmatch(str(part))]
     # ("body", "<the view's parameter>", ...) or ("path" | "query", name)
     location = location[2:] if location[0] == "body" else location[1:]

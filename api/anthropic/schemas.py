@@ -23,7 +23,7 @@ from api.openai import unsupported
 from api.openai.schemas import MAX_STOP_LENGTH, MAX_STOPS
 from api.openai.unsupported import Unsupported
 from api.requests import structured, tools
-from api.requests.build import SAMPLING_DEFAULTS
+from api.requests.build import SAMPLING_DEFAULTS, TOP_P, nucleus
 from api.requests.tools import ToolUse
 from broker.wire import ChatMessage, Grammar, Sampling, Tool
 
@@ -130,6 +130,9 @@ class CountRequest(Body):
     tool_choice: MessageToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = Field(
+        default=None, description="the former name of output_config.format"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -194,7 +197,7 @@ class MessagesRequest(CountRequest):
 
     max_tokens: Annotated[Integer, Field(ge=1, le=10_000_000)]
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1, description=TOP_P)
     top_k: Annotated[Integer, Field(ge=0, le=1_000_000)] | None = None
     stop_sequences: (
         Annotated[
@@ -212,6 +215,8 @@ class MessagesRequest(CountRequest):
             value = getattr(self, name)
             if value is not None:
                 chosen[name] = value
+        if self.top_p is not None:
+            chosen["top_p"] = nucleus(self.top_p)
         return Sampling(
             **chosen,
             defaulted=tuple(name for name in SAMPLING_DEFAULTS if name not in chosen),
@@ -222,9 +227,9 @@ class MessagesRequest(CountRequest):
         )
 
     def _grammar(self) -> Grammar | None:
-        if self.output_config is None or self.output_config.format is None:
-            return None
-        return structured.json_schema(self.output_config.format.schema_)
+        wanted = None if self.output_config is None else self.output_config.format
+        wanted = wanted or self.output_format
+        return None if wanted is None else structured.json_schema(wanted.schema_)
 
 
 class TokenCount(Schema):

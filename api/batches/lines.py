@@ -3,6 +3,7 @@
 A line is `{"custom_id": "…", "method": "POST", "url": "/v1/…", "body": {…}}`.
 """
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -77,6 +78,8 @@ def numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             rest = file.readline(LONGEST_LINE)
             if not rest or rest.endswith(b"\n"):
                 break
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
         if raw.strip():
             yield number, raw
 

@@ -23,7 +23,7 @@ from api.openai.ending_fields import EndingFields
 from api.openai.structured_fields import StructuredFields
 from api.openai.template_fields import TemplateFields
 from api.openai.tool_fields import CalledFunction, MessageToolCall, ToolFields, legacy_call
-from api.requests.build import SAMPLING_DEFAULTS
+from api.requests.build import SAMPLING_DEFAULTS, TOP_P, nucleus
 from broker.wire import MAX_BIASES, ChatMessage, JobClass, Role, Sampling, ToolCall
 
 ROLES: dict[str, Role] = {
@@ -235,7 +235,7 @@ class Generation(StructuredFields, EndingFields):
     model: ModelName
     max_tokens: Tokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1, description=TOP_P)
     top_k: TopK | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
@@ -302,6 +302,8 @@ class Generation(StructuredFields, EndingFields):
             value = getattr(self, name)
             if value is not None:
                 settings[name] = value
+        if self.top_p is not None:
+            settings["top_p"] = nucleus(self.top_p)
         return Sampling(
             **settings,
             defaulted=tuple(name for name in SAMPLING_DEFAULTS if name not in settings),

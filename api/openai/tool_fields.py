@@ -143,8 +143,8 @@ class ToolFields(Body):
         choice, name = _chosen(chosen if not isinstance(chosen, ToolToCall) else chosen.function)
         if choice is None:
             raise _unknown_choice("tool_choice", chosen)
-        field = "tool_choice" if chosen is not None else "tools"
-        return _at((field,), lambda: tool_use(tools, choice, name, parallel=parallel))
+        _at(("tools",), lambda: tool_use(tools))
+        return _at(("tool_choice",), lambda: tool_use(tools, choice, name, parallel=parallel))
 
     def _functions_use(self, functions: list[FunctionDefinition]) -> ToolUse:
         tools = []
@@ -153,6 +153,7 @@ class ToolFields(Body):
         choice, name = _chosen(self.function_call)
         if choice is None:
             raise _unknown_choice("function_call", self.function_call)
+        _at(("functions",), lambda: tool_use(tools))
         return _at(("function_call",), lambda: tool_use(tools, choice, name, parallel=False))
 
 

@@ -13,12 +13,19 @@ Prompt = str | tuple[int, ...]  # a text, or tokens
 SAMPLING_DEFAULTS: tuple[SamplingDefault, ...] = get_args(SamplingDefault)
 # Defaults of the chat page and /arranca/, where the model's card says nothing; the
 # OpenAI-compatible endpoints use the model's own distribution then.
+TOP_P = "how much of the probability is drawn from; 0: the likeliest token alone"
+_LEAST_TOP_P = 1e-9
 CONVERSATION = Sampling(temperature=0.7, top_p=0.95, defaulted=SAMPLING_DEFAULTS)
 
 
 def new_request_id() -> str:
     """A fresh request id."""
     return uuid.uuid4().hex
+
+
+def nucleus(top_p: float) -> float:
+    """`top_p` as nodes take it, which must be above 0; the likeliest token is always kept."""
+    return max(top_p, _LEAST_TOP_P)
 
 
 def chat_job(

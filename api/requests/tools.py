@@ -50,9 +50,16 @@ def tool(
     schema = ""
     if parameters:
         schema = schema_text(parameters)
+        _check_object(parameters)
     return Tool(
         name=tool_name(name), description=description or "", parameters=schema, strict=bool(strict)
     )
+
+
+def _check_object(schema: Any) -> None:
+    kinds = schema.get("type", "object") if isinstance(schema, dict) else "object"
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        raise PydanticCustomError("parameters", "the arguments' schema must be of type object")
 
 
 def tool_name(name: str) -> str:

@@ -15,7 +15,7 @@ from api.http.parsing import Body, Integer, ModelName, StorableText
 from api.openai import unsupported
 from api.openai.unsupported import Unsupported
 from api.requests import structured
-from api.requests.build import SAMPLING_DEFAULTS
+from api.requests.build import SAMPLING_DEFAULTS, TOP_P, nucleus
 from api.requests.tools import ToolUse
 from api.responses import functions, items
 from broker.wire import Grammar, JobClass, Sampling
@@ -118,7 +118,7 @@ class ResponseRequest(Body):
     max_output_tokens: ResponseTokens | None = None
     max_tool_calls: Integer | None = Field(default=None, ge=1, description="only echoed")
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1, description=TOP_P)
     seed: Integer | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     truncation: Literal["auto", "disabled"] | None = None
     metadata: Pairs | None = None
@@ -196,7 +196,7 @@ class ResponseRequest(Body):
         if self.temperature is not None:
             chosen["temperature"] = self.temperature
         if self.top_p is not None:
-            chosen["top_p"] = self.top_p
+            chosen["top_p"] = nucleus(self.top_p)
         return Sampling(
             **chosen,  # type: ignore[arg-type]
             defaulted=tuple(name for name in SAMPLING_DEFAULTS if name not in chosen),

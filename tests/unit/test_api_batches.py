@@ -116,6 +116,11 @@ async def test_a_batch_lives_as_openai_defines_it(
     assert (await program.get("/v1/batches")).json()["data"] == [done]
 
 
+async def test_a_byte_order_mark_is_skipped(program: httpx.AsyncClient) -> None:
+    batch = await made(program, b"\xef\xbb\xbf" + jsonl([line(1)]))
+    assert (await when(program, batch, "completed"))["request_counts"]["completed"] == 1
+
+
 async def test_lines_that_are_wrong_have_errors_of_their_own(
     program: httpx.AsyncClient, fake: FakeClient
 ) -> None:
@@ -126,7 +131,7 @@ async def test_lines_that_are_wrong_have_errors_of_their_own(
     streamed = line(4)
     streamed["body"]["stream"] = True
     lines = jsonl([line(1), wrong, unknown, streamed])
-    done = await when(program, await made(program, b"\n" + lines + b"\n"), "completed")
+    done = await when(program, await made(program, b"\xef\xbb\xbf\n" + lines + b"\n"), "completed")
     assert done["request_counts"] == {"total": 4, "completed": 2, "failed": 2}
     errors = await content(program, done["error_file_id"])
     assert [each["custom_id"] for each in errors] == ["id-2", "id-3"]

@@ -228,6 +228,13 @@ async def test_a_schema_is_a_grammar(program: httpx.AsyncClient, fake: FakeClien
     assert job.tools == (Tool(name="weather", description="Tells it.", parameters=source),)
 
 
+async def test_the_former_name_of_the_format(program: httpx.AsyncClient, fake: FakeClient) -> None:
+    wanted = {"type": "json_schema", "schema": SCHEMA}
+    await program.post(PATH, json={**ASK, "output_format": wanted})
+    source = json.dumps(SCHEMA, separators=(",", ":"))
+    assert fake.jobs[-1].sampling.grammar == Grammar(kind="json_schema", source=source)
+
+
 async def test_an_answer_cut_at_its_length(program: httpx.AsyncClient, fake: FakeClient) -> None:
     fake.script = lambda job: saying(job, "cut", reason="length")
     answer = await program.post(PATH, json=ASK)

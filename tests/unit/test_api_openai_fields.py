@@ -110,7 +110,7 @@ async def test_as_many_biases_as_openai_takes(program: httpx.AsyncClient, fake: 
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": 1.5}, "top_k"),
@@ -333,3 +333,21 @@ async def test_a_name_that_is_too_long_is_no_models(
         assert len(error["message"]) < 300
     assert fake.jobs == []
     assert not await KeptRequest.objects.aexists()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 5}),
+    ],
+)
+async def test_a_top_p_of_0_takes_the_likeliest_token(
+    path: str, fields: dict[str, Any], program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    """As OpenAI's and Anthropic's clients may say it; nodes take what is above 0."""
+    answer = await program.post(path, json={"model": "tiny", "top_p": 0, **fields})
+    assert answer.status_code == 200
+    assert 0 < fake.jobs[-1].sampling.top_p < 1e-6

@@ -314,3 +314,40 @@ async def test_an_answer_is_read_as_the_run_that_begins_its_text_marks_it(
     [choice] = (await program.post(PATH, json=WITH_TOOLS)).json()["choices"]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["reasoning_content"] == "Hm"
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "message"),
+    [
+        ({"tool_choice": {"type": "any"}}, "tool_choice.type", "should be 'function'"),
+        ({"tool_choice": 5}, "tool_choice", "must be a text or an object"),
+        (
+            {"tool_choice": {"type": "function", "function": {}}},
+            "tool_choice.function.name",
+            "required",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools"}},
+            "tool_choice.allowed_tools",
+            "required",
+        ),
+        ({"tools": [WEATHER, WEATHER]}, "tools", "a name of its own"),
+        ({"tools": [WEATHER, WEATHER], "tool_choice": "required"}, "tools", "a name of its own"),
+    ],
+)
+async def test_a_refusal_names_the_field_alone(
+    more: dict[str, Any], field: str, message: str, program: httpx.AsyncClient
+) -> None:
+    """Not what pydantic calls the alternatives of a field."""
+    answer = await program.post(PATH, json={**CHAT, "tools": [WEATHER], **more})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, field)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["array", ["string", "null"]])
+async def test_arguments_are_an_object(kind: Any, program: httpx.AsyncClient) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": kind}}}
+    answer = await program.post(PATH, json={**CHAT, "tools": [tool]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0].function")
+    assert "must be of type object" in answer.json()["error"]["message"]

@@ -314,3 +314,17 @@ async def test_a_result_is_repeated() -> None:
     question = ChatMessage(role="user", content='call f {"n": 7}')
     result = ChatMessage(role="tool", content="seven of them", tool_call_id="1")
     assert (await said(with_tools(question, result)))[0] == "seven of them"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_schema_that_cannot_be_kept(strict: bool) -> None:
+    """Of a tool that is not strict, any object is called, as by a model."""
+    schema = {"type": "object", "propertyNames": {"pattern": "^a"}, "if": {}, "then": {}}
+    tool = Tool(name="f", parameters=json.dumps(schema), strict=strict)
+    asked = with_tools(ChatMessage(role="user", content="hello"), choice="required")
+    asked = msgspec.structs.replace(asked, tools=(tool,))
+    if strict:
+        with pytest.raises(InvalidRequest, match="cannot be kept"):
+            await said(asked)
+    else:
+        assert '"arguments": {}' in (await said(asked))[0]

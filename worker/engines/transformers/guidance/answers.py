@@ -36,7 +36,18 @@ class AnswerGrammars:
             except InvalidRequest as error:
                 refusal = refusal or error
         if refusal is not None and not wanted.optional:
-            raise refusal
+            raise self._of_a_tool(job) or refusal
+        return None
+
+    def _of_a_tool(self, job: Job) -> InvalidRequest | None:
+        """The refusal of the first strict tool whose schema cannot be kept, with its name."""
+        for tool in job.tools:
+            if not tool.strict or not tool.parameters:
+                continue
+            try:
+                self._start(Grammar(kind="json_schema", source=tool.parameters))
+            except InvalidRequest as error:
+                return InvalidRequest(f"tools: {tool.name}: {error}")
         return None
 
     def _start(self, grammar: Grammar) -> Guide:
