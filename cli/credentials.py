@@ -6,7 +6,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cli.private_files import read_object, write_private
@@ -58,18 +58,25 @@ def rights(user: str, prefix: Prefix) -> dict[str, str]:
     return dict(zip(("configure", "write", "read"), patterns, strict=True))
 
 
-def definitions(passwords: Mapping[str, str], prefix: Prefix) -> dict[str, object]:
-    """What the broker loads before it listens. With users of its own it creates no `guest`."""
-    users = []
+def definitions(
+    passwords: Mapping[str, str], prefix: Prefix, ended: Collection[str] = ()
+) -> dict[str, object]:
+    """What the broker loads before it listens. With users of its own it creates no `guest`.
+
+    `ended`: users that must not get in any more, each with a password that nobody knows.
+    """
+    users: list[dict[str, object]] = [_user(name, secrets.token_urlsafe(24), []) for name in ended]
     permissions = []
     for user in USERS:
-        users.append(
-            {
-                "name": user,
-                "password_hash": password_hash(passwords[user]),
-                "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": _TAGS[user],
-            }
-        )
+        users.append(_user(user, passwords[user], _TAGS[user]))
         permissions.append({"user": user, "vhost": "/", **rights(user, prefix)})
     return {"users": users, "vhosts": [{"name": "/"}], "permissions": permissions}
+
+
+def _user(name: str, password: str, tags: list[str]) -> dict[str, object]:
+    return {
+        "name": name,
+        "password_hash": password_hash(password),
+        "hashing_algorithm": "rabbit_password_hashing_sha256",
+        "tags": tags,
+    }

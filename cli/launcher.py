@@ -186,6 +186,8 @@ class Launcher:
         started = time.time()
         broker = self._broker()
         layout = plan.make(self._request, self._home, broker, self._listener.fileno())
+        if self._private is None:
+            await self._end_expired_tokens(broker)
         names = ", ".join(spec.name for spec in (*layout.roots, *layout.nodes))
         self._console.say(f"starting the broker, the database, {names}")
         async with self._progress(), asyncio.TaskGroup() as together:
@@ -277,8 +279,13 @@ class Launcher:
             return
         try:
             await management.prune_tree(broker.management["admin"], plan.edges(self._request))
+            await self._end_expired_tokens(broker)
         except ManagementError as error:
             raise UnreachableError(str(error)) from error
+
+    async def _end_expired_tokens(self, broker: Broker) -> None:
+        management_url = broker.management.get("admin", "")
+        await token_watch.end_expired(self._home, management_url, self._console.say)
 
     async def _start_api(self, layout: Plan) -> str:
         """Returns a fresh login token once the API serves."""

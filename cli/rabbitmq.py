@@ -27,6 +27,7 @@ from cli import (
     credentials,
     environment,
     node_directory,
+    node_tokens,
     plugins,
     ports,
 )
@@ -37,6 +38,7 @@ from cli.node_directory import NodeDirectory
 from cli.prepare import system
 from cli.private_files import write_private
 from cli.process import Spec
+from topology.names import joined_user
 from topology.prefix import with_prefix
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ class PrivateBroker:
         self.ports = ports.remembered(self._folder / "ports.json", _PORTS, listen)
         write_private(
             self._definitions,
-            json.dumps(credentials.definitions(self.passwords, self._prefix), indent=1),
+            json.dumps(self._users(), indent=1),
         )
         (self._folder / "conf.d" / "90-instance.conf").write_text(self._instance_settings())
         write_private(self._folder / "advanced.config", self._advanced_settings())
@@ -212,6 +214,17 @@ class PrivateBroker:
             finally:
                 if process.returncode is None:
                     process.kill()
+
+    def _users(self) -> dict[str, object]:
+        """The broker's users. Raises StateError.
+
+        Tokens may have expired while nothing ran to delete their users, and the broker listens for
+        other machines before anybody can ask it to.
+        """
+        records = node_tokens.read(self._home).values()
+        expired = [joined_user(token.name) for token in records if token.has_expired()]
+        ended = [self._prefix.outside(user) for user in expired]
+        return credentials.definitions(self.passwords, self._prefix, ended)
 
     @property
     def _definitions(self) -> Path:

@@ -1,7 +1,7 @@
 """The launcher's part for tokens: notes when they are used, and ends those that have expired."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from broker import joined_users
 from broker.errors import ManagementError
@@ -25,18 +25,42 @@ async def watch(home: Home, management_url: str, say: Callable[[str], None]) -> 
         await asyncio.sleep(LOOK_SECONDS)
 
 
+async def end_expired(home: Home, management_url: str, say: Callable[[str], None]) -> None:
+    """Before anything of this instance serves: what has expired while nothing ran.
+
+    Without the management API, or while it does not answer, the operator is told who is let in.
+    """
+    try:
+        expired = [token for token in node_tokens.read(home).values() if token.has_expired()]
+        if not expired:
+            return
+        if management_url:
+            await _end_all(home, ManagementApi(management_url), expired, say)
+            return
+        reason = "set CANOPY_MANAGEMENT_URL"
+    except (CliError, ManagementError, OSError) as error:
+        reason = str(error)
+    say(f"nodes whose tokens have expired are still let in: {reason}")
+
+
 async def look(home: Home, api: ManagementApi, say: Callable[[str], None]) -> None:
     """Once. Raises CliError, ManagementError, OSError.
 
     A command may hold the list for seconds, so it is changed in a thread.
     """
     records = node_tokens.read(home)
-    for record in records.values():
-        if record.has_expired() and await asyncio.to_thread(_end, home, api, record):
-            say(f"the token of node {record.name} has expired")
+    await _end_all(home, api, [token for token in records.values() if token.has_expired()], say)
     if records:
         connected = await joined_users.connected(api)
         await asyncio.to_thread(node_tokens.use, home, connected)
+
+
+async def _end_all(
+    home: Home, api: ManagementApi, expired: Iterable[TokenRecord], say: Callable[[str], None]
+) -> None:
+    for token in expired:
+        if await asyncio.to_thread(_end, home, api, token):
+            say(f"the token of node {token.name} has expired")
 
 
 def _end(home: Home, api: ManagementApi, expired: TokenRecord) -> bool:

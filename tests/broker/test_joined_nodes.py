@@ -209,6 +209,20 @@ async def test_an_expired_token_ends_and_a_used_one_says_so(
     assert await asyncio.to_thread(room2.wait_exit) == 1
 
 
+async def test_at_the_start_of_an_instance_expired_tokens_end_first(
+    token: ManagementApi, broker: Broker, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    with node_tokens.changing(home) as records:
+        records["room2"] = TokenRecord(
+            name="room2", model="echo", engine="echo", parent="root", created=0, expires=1.0
+        )
+    said: list[str] = []
+    await token_watch.end_expired(home, broker.management["admin"], said.append)
+    assert said == ["the token of node room2 has expired"]
+    assert "room2" not in await joined_users.existing(token)
+
+
 async def test_without_the_rights_for_joined_nodes_all_else_goes_on(
     broker: Broker, token: ManagementApi
 ) -> None:

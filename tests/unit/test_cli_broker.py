@@ -14,10 +14,11 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from broker.addresses import addresses
-from cli import certificate, credentials, plugins, ports, rabbitmq
+from cli import certificate, credentials, node_tokens, plugins, ports, rabbitmq, token_watch
 from cli.errors import CliError
 from cli.home import Home
 from cli.listener import reachable_addresses
+from cli.node_tokens import TokenRecord
 from cli.rabbitmq import PrivateBroker, TlsListener
 from topology import names
 from topology.prefix import Prefix
@@ -49,6 +50,38 @@ def test_definitions_name_three_users_and_no_guest() -> None:
         "admin": ["administrator"],
     }
     assert {right["user"] for right in document["permissions"]} == {"api", "node", "admin"}
+
+
+def test_who_has_an_expired_token_is_out_before_the_broker_listens(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    with node_tokens.changing(home) as records:
+        for name, expires in (("room1", 1.0), ("room2", None), ("room3", 1e10)):
+            records[name] = TokenRecord(
+                name=name, model="m", engine="echo", parent="root", created=0, expires=expires
+            )
+    PrivateBroker(home).prepare()
+    document = json.loads((home.broker / "definitions.json").read_text())
+    users = {user["name"]: user for user in document["users"]}
+    assert set(users) == {"canopy.node.room1", "api", "node", "admin"}
+    assert users["canopy.node.room1"]["tags"] == []
+    assert "canopy.node.room1" not in {right["user"] for right in document["permissions"]}
+
+
+async def test_expired_tokens_that_cannot_be_ended_are_told(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    said: list[str] = []
+    await token_watch.end_expired(home, "", said.append)
+    assert said == []
+    with node_tokens.changing(home) as records:
+        records["room1"] = TokenRecord(
+            name="room1", model="m", engine="echo", parent="root", created=0, expires=1.0
+        )
+    await token_watch.end_expired(home, "", said.append)
+    await token_watch.end_expired(home, "http://a:b@127.0.0.1:1", said.append)
+    no_url, no_answer = said
+    assert no_url.endswith("are still let in: set CANOPY_MANAGEMENT_URL")
+    assert "127.0.0.1:1" in no_answer
+    assert set(node_tokens.read(home)) == {"room1"}
 
 
 def may(user: str, right: str, name: str) -> bool:
