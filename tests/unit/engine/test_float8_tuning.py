@@ -15,16 +15,26 @@ from worker.engines.transformers.model.float8_linear import (
     ROW_BUCKETS,
     Float8Linear,
     choose_tile,
+    chosen_gated_tile,
     chosen_tile,
     from_linear,
 )
-from worker.engines.transformers.model.float8_tuning import _CANDIDATES, time_layers, tune
+from worker.engines.transformers.model.float8_tuning import (
+    _CANDIDATES,
+    _GATED,
+    time_gated,
+    time_layers,
+    tune,
+)
+from worker.engines.transformers.model.fused_mlp import FusedFloat8MLP
+from worker.engines.transformers.model.linear_op import ACTIVATIONS
 from worker.engines.transformers.model.linear_tiles import Tile
 
 
 @pytest.fixture(autouse=True)
 def _no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(float8_linear, "_tiles", {})
+    monkeypatch.setattr(float8_linear, "_gated_tiles", {})
 
 
 def model() -> nn.Module:
@@ -131,6 +141,61 @@ def test_measuring_ends_in_time() -> None:
     assert tile(network[0], 1) == _CANDIDATES[1][1]
 
 
+# ---- gates and ups of one row
+
+
+def gated_model() -> Any:
+    layers = [
+        FusedFloat8MLP(from_linear(nn.Linear(32, 96).bfloat16()), nn.Identity(), "silu")
+        for _ in range(2)
+    ]
+    return nn.Sequential(*layers)
+
+
+def test_one_rows_gates_are_joined_in_the_product_where_that_is_faster() -> None:
+    network, measured = gated_model(), list[tuple[int, Tile | None]]()
+    shape = network[0].joined.weight.shape
+
+    def timer(
+        times: dict[Tile | None, float | None], layers: list[Float8Linear], activation: str
+    ) -> float | None:
+        tile = chosen_gated_tile(shape, activation)
+        measured.append((len(layers), tile))
+        return times[tile]
+
+    none, first, second, third = (None, *_GATED)
+    outcomes: list[tuple[dict[Tile | None, float | None], Tile | None]] = [
+        ({none: 3.0, first: 2.0, second: 1.0, third: None}, second),
+        ({none: 1.0, first: 2.0, second: 1.5, third: 4.0}, None),
+    ]
+    for times, chosen in outcomes:
+        tune(network, 2, timer=Timer(*[1.0] * 100), gated_timer=partial(timer, times))
+        assert chosen_gated_tile(shape, "silu") == chosen
+    assert measured == [(2, tile) for tile in (none, first, second, third)] * 2
+    measured.clear()
+    tune(network, 1, timer=Timer(), gated_timer=partial(timer, {}))  # a seed's steps have one row
+    assert not measured
+    assert chosen_gated_tile(shape, "silu") is None
+
+
+def test_a_gated_tile_that_fails_is_not_kept() -> None:
+    def fail(*_: Any) -> float:
+        raise RuntimeError("illegal instruction")
+
+    network = gated_model()
+    with pytest.raises(RuntimeError):
+        tune(network, 2, timer=Timer(*[1.0] * 100), gated_timer=fail)
+    assert chosen_gated_tile(network[0].joined.weight.shape, "silu") is None
+
+
+def test_gates_that_differ_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = gated_model()[0].joined
+    monkeypatch.setattr(float8_tuning, "time_product", lambda *_: 1.5)
+    for factor, expected in ((1.0, 1.5), (1.1, None), (float("nan"), None)):
+        monkeypatch.setattr(float8_tuning, "multiply_gated_row", partial(_torch_gated, factor))
+        assert time_gated([layer], "silu") == expected
+
+
 # ---- the measurement
 
 
@@ -170,3 +235,9 @@ def _torch_product(factor: float, x: torch.Tensor, *factors: Any) -> torch.Tenso
     for scale in row_scales:
         out = out * scale
     return (out if bias is None else out + bias) * factor
+
+
+def _torch_gated(factor: float, x: torch.Tensor, *factors: Any) -> torch.Tensor:
+    *weights, activation = factors
+    gate, up = _torch_product(1.0, x, *weights).chunk(2, -1)
+    return ACTIVATIONS[activation](gate) * up * factor

@@ -9,9 +9,14 @@ import transformers
 from torch import nn
 
 from tests.unit.engine.tiny import CONFIGS
-from worker.engines.transformers.model import fused_mlp
-from worker.engines.transformers.model.float8_linear import from_linear
-from worker.engines.transformers.model.fused_mlp import FusedMLP, fuse_float8_mlps, fuse_mlps
+from worker.engines.transformers.model import float8_linear, fused_mlp
+from worker.engines.transformers.model.float8_linear import exact_products, from_linear
+from worker.engines.transformers.model.fused_mlp import (
+    FusedFloat8MLP,
+    FusedMLP,
+    fuse_float8_mlps,
+    fuse_mlps,
+)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma3"])
@@ -72,6 +77,47 @@ def test_layers_are_freed_as_they_are_joined(float8: bool, monkeypatch: pytest.M
     before_each = complete[::2] if float8 else complete
     assert before_each == [4, 3, 2, 1]
     assert all(layer() is None for pair in layers for layer in pair)
+
+
+@pytest.mark.parametrize(("activation", "known"), [(nn.SiLU(), True), (nn.Tanh(), False)])
+@torch.no_grad()
+def test_a_float8_mlp_says_the_same(activation: nn.Module, known: bool) -> None:
+    """Of one row and of several; with an activation that the kernels do not know, too."""
+    torch.manual_seed(1)
+    model: Any = nn.ModuleList([Gated(1.0).bfloat16()])
+    model[0].act_fn = activation
+    for name in ("gate_proj", "up_proj"):
+        setattr(model[0], name, from_linear(getattr(model[0], name)))
+    inputs = [torch.randn(shape).bfloat16() for shape in ((1, 1, 8), (1, 5, 8), (3, 8))]
+    expected = [model[0](rows) for rows in inputs]
+    assert fuse_float8_mlps(model) == 1
+    assert isinstance(model[0], FusedFloat8MLP) == known
+    for rows, output in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(model[0](rows), output, rtol=2e-2, atol=2e-2)
+    compiled = torch.compile(model[0], dynamic=True, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(inputs[1]), expected[1], rtol=2e-2, atol=2e-2)
+
+
+@torch.no_grad()
+def test_one_row_of_a_float8_mlp_is_one_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where inputs must not be rounded, as the model is proved."""
+    mlp = FusedFloat8MLP(from_linear(nn.Linear(8, 24).bfloat16()), nn.Identity(), "silu")
+    taken: list[str] = []
+
+    def kernel(row: torch.Tensor, weight: torch.Tensor, *more: Any) -> torch.Tensor:
+        taken.append(more[-1])
+        return row.new_zeros(1, len(weight) // 2)
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(float8_linear, "multiply_gated_row", kernel)
+    row = torch.ones(1, 1, 8).bfloat16().as_subclass(OnGPU)
+    assert mlp(row).shape == (1, 1, 12)
+    assert taken == ["silu"]
+    with exact_products(mlp):
+        mlp(row)
+    assert taken == ["silu"]
 
 
 class Divided(nn.Linear):

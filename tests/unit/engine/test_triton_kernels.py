@@ -9,6 +9,7 @@ import torch
 import triton
 
 from worker.engines.transformers.model import (
+    float8_tuning,
     linear_kernels,
     linear_tiles,
     prefix_tiles,
@@ -227,6 +228,7 @@ _EIGHT = linear_tiles.Tile(64, 256, 1, 4, 4, "swapped")
         *[(_HOPPER, *tile, "silu", {}) for tile in sorted(measured("silu"))],
         (_HOPPER, _EIGHT, 16, "", _FLOAT8),
         (_HOPPER, _EIGHT, 16, "silu", _FLOAT8),
+        *[(_HOPPER, tile, 1, "silu", {"weight": "*fp8e4nv"}) for tile in float8_tuning._GATED],
         (_HOPPER, linear_tiles.Tile(32, 256, 2, 4, 4), 64, "", {"weight": "*fp8e4nv"}),
         (_AMPERE, linear_tiles.Tile(64, 128, 1, 4, 4, "swapped"), 16, "", {}),
         (_AMPERE, linear_tiles.Tile(8, 512, 1, 2, 5, "sum"), 16, "silu", {}),

@@ -98,6 +98,19 @@ def test_gated(kernels: Any, activation: str, function: Any, method: str) -> Non
     check(actual, function(gate) * up)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_float8_row_is_that_of_two_kernels(kernels: Any, bias: bool) -> None:
+    x, weight = factors(1, 80, 70, BF16)
+    weight, scale = (weight * 100).to(torch.float8_e4m3fn), torch.rand(80) / 100
+    added = torch.randn(80) if bias else None
+    tile = kernels.Tile(8, 64, 1, 4, 2, "sum")
+    together = kernels.linear(x, weight, scale, added, activation="silu", tile=tile)
+    gate, up = kernels.linear(x, weight, scale, added, tile=tile).chunk(2, -1)
+    check(together, kernels.activate(gate, up, "silu").float())
+    exact = x.float() @ weight.float().T * scale + (0 if added is None else added)
+    check(together, functional.silu(exact[:, :40]) * exact[:, 40:])
+
+
 @pytest.mark.parametrize("split", [1, 3])
 def test_a_row_does_not_depend_on_the_others(kernels: Any, split: int) -> None:
     x, weight = factors(9, 32, 192, F32)

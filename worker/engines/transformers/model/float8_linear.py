@@ -26,6 +26,8 @@ _WIDENED_AT_A_TIME = 4096  # outputs: a whole weight in the inputs' dtype may ha
 # Of this process, by the weight's shape and a bucket, as measured. Compiled layers do not depend on
 # it, so another choice at the next start compiles nothing again.
 _tiles: dict[tuple[torch.Size, int], Tile] = {}
+# The same for a row's gates and ups together, by the weight's shape and the activation.
+_gated_tiles: dict[tuple[torch.Size, str], Tile] = {}
 
 
 class Float8Linear(nn.Module):
@@ -114,9 +116,25 @@ def choose_tile(shape: torch.Size, bucket: int, tile: Tile | None) -> None:
         _tiles[shape, bucket] = tile
 
 
+def choose_gated_tile(shape: torch.Size, activation: str, tile: Tile | None) -> None:
+    """From now on one row's gates and ups with a weight of that shape are multiplied, activated and
+    joined in one kernel, with that tile; None: in two.
+    """
+    if tile is None:
+        _gated_tiles.pop((shape, activation), None)
+    else:
+        _gated_tiles[shape, activation] = tile
+
+
+def chosen_gated_tile(shape: torch.Size, activation: str) -> Tile | None:
+    """See `choose_gated_tile`."""
+    return _gated_tiles.get((shape, activation))
+
+
 def clear_tiles() -> None:
-    """From now on all products of several rows are torch's."""
+    """From now on all products of several rows are torch's, and gates are joined by themselves."""
     _tiles.clear()
+    _gated_tiles.clear()
 
 
 def chosen_tile(shape: torch.Size, rows: int) -> Tile | None:
@@ -145,6 +163,42 @@ def _(
     row: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     return row.new_empty((row.shape[0], weight.shape[0]))
+
+
+@torch.library.custom_op("canopy::float8_gated_row", mutates_args=())
+def multiply_gated_row(
+    row: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+) -> torch.Tensor:
+    """activation(gate) * up [1, N] in the dtype of `row` [1, inputs], which is not rounded, with
+    `weight` [2 N, inputs], gates first.
+    """
+    from worker.engines.transformers.model import triton_linear
+
+    tile = chosen_gated_tile(weight.shape, activation)
+    row = row.contiguous()
+    with torch.cuda.device(row.device):  # Triton launches on the current device
+        if tile is not None:
+            return triton_linear.linear(
+                row, weight, scales[:, 0], bias, activation=activation, tile=tile
+            )
+        tile = chosen_tile(weight.shape, 1) or _ONE_ROW
+        gate, up = triton_linear.linear(row, weight, scales[:, 0], bias, tile=tile).chunk(2, -1)
+        return triton_linear.activate(gate, up, activation)
+
+
+@multiply_gated_row.register_fake
+def _(
+    row: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+) -> torch.Tensor:
+    return row.new_empty((row.shape[0], weight.shape[0] // 2))
 
 
 @torch.library.custom_op("canopy::float8_rows", mutates_args=())

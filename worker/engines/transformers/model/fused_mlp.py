@@ -1,7 +1,8 @@
 """Gated MLPs with the projections to gates and ups as one product, whose result is activated and
-multiplied as it is computed (see `linear_op`); in float8 the product alone.
+multiplied as it is computed (see `linear_op`); in float8 of a single row.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,29 +32,64 @@ class FusedMLP(nn.Module):
         return output
 
 
+class FusedFloat8MLP(nn.Module):
+    """The same in float8. More rows than one are activated, and rounded for the last projection, by
+    what torch.compile makes of it.
+    """
+
+    def __init__(
+        self, joined: float8_linear.Float8Linear, down_proj: nn.Module, activation: str
+    ) -> None:
+        super().__init__()
+        self.joined = joined  # gates first
+        self.down_proj = down_proj
+        self.activation = activation
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.down_proj(self.gated(hidden))
+        return output
+
+    def gated(self, hidden: torch.Tensor) -> torch.Tensor:
+        """activation(gate) * up."""
+        joined = self.joined
+        rows = hidden.reshape(-1, joined.in_features)
+        if rows.is_cuda and rows.shape[0] == 1 and not joined.exact:
+            row = float8_linear.multiply_gated_row(
+                rows, joined.weight, joined.scales, joined.bias, self.activation
+            )
+            return row.view(*hidden.shape[:-1], row.shape[-1])
+        gate, up = joined(hidden).chunk(2, dim=-1)
+        return ACTIVATIONS[self.activation](gate) * up
+
+
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def fuse_mlps(model: Any) -> int:
     """Replaces every MLP that is computed so, whatever its name. Returns how many."""
+    return _replace(model, _fused)
+
+
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def fuse_float8_mlps(model: Any) -> int:
+    """The same for those in float8. Of those whose activation is not known, and which call gates
+    and ups in that order, the two are one product. Returns how many of both there are.
+    """
+    replaced = _replace(model, _fused_float8)
+    return replaced + sum(_share_float8(model.get_submodule(name)) for name in _gated_names(model))
+
+
+def _replace(model: Any, fuse: Callable[[Any], nn.Module | None]) -> int:
     fused = 0
     for name in _gated_names(model):
         module = model.get_submodule(name)
-        replacement = _fused(module)
+        replacement = fuse(module)
         if replacement is not None:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, replacement)
             fused += 1
             del module.gate_proj, module.up_proj  # their memory, before the next one's is taken
     return fused
-
-
-@torch.inference_mode(mode=False)
-@torch.no_grad()
-def fuse_float8_mlps(model: Any) -> int:
-    """Joins gates and ups of every MLP in float8 that calls them in that order. Returns how many
-    there are.
-    """
-    return sum(_fuse_float8(model.get_submodule(name)) for name in _gated_names(model))
 
 
 def _gated_names(model: Any) -> list[str]:
@@ -67,13 +103,36 @@ def _gated_names(model: Any) -> list[str]:
     return names
 
 
-def _fuse_float8(module: Any) -> bool:
+def _fused_float8(module: Any) -> FusedFloat8MLP | None:
+    """None if it is no such MLP, or does not give `module`'s answers."""
+    layers: list[Any] = [getattr(module, name) for name in _NAMES]
+    down: Any = module.down_proj
+    activation = _activation(module)
+    if not float8_linear.joinable(layers) or not isinstance(down, nn.Module) or activation is None:
+        return None
+    if layers[0].weight.shape != layers[1].weight.shape:
+        return None
+    samples = _float8_sample(layers[0]).split((2, 1), dim=1)  # one row is computed otherwise
+    expected = [_gated(module, sample) for sample in samples]
+    fused = FusedFloat8MLP(float8_linear.join(layers), down, activation)
+    for sample, output in zip(samples, expected, strict=True):
+        if output is None or not _agree(fused.gated(sample), output):
+            return None
+    return fused
+
+
+def _float8_sample(layer: float8_linear.Float8Linear) -> torch.Tensor:
+    """[1, 3, inputs]"""
+    size, device = 3 * layer.in_features, layer.weight.device
+    sample = torch.linspace(-1, 1, size, dtype=torch.bfloat16, device=device)
+    return sample.view(1, 3, -1)
+
+
+def _share_float8(module: Any) -> bool:
     layers: list[Any] = [getattr(module, name) for name in _NAMES]
     if not float8_linear.joinable(layers) or not isinstance(module.down_proj, nn.Module):
         return False
-    weight = layers[0].weight
-    sample = torch.linspace(-1, 1, 2 * weight.shape[1], dtype=torch.bfloat16, device=weight.device)
-    sample = sample.view(1, 2, -1)
+    sample = _float8_sample(layers[0])
     expected = _gated(module, sample)
     if expected is None:
         return False
