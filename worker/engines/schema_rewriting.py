@@ -1,17 +1,21 @@
 """Equal schemas in place of some that llguidance does not take. Pure.
 
-What it counts (properties) is spelled out, what has no effect (`not` of another type, `uniqueItems`
-of one item) is left out. Anything else stays, and is refused by it.
+What it counts (properties, items that differ) is spelled out, what has no effect (`not` of other
+values, `uniqueItems` of one item) is left out, and `oneOf` of schemas that no value satisfies
+together is `anyOf`. Anything else stays, and is refused by it.
 """
 
 import itertools
 import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
-Schema = dict[str, Any]
+from worker.engines.schema_values import Comparison, Schema, allows, values_of
 
 MAX_ALTERNATIVES = 64  # of one object
-_MAX_REWRITTEN = 32  # objects that are spelled out
+_MAX_REWRITTEN = 32  # objects and lists that are spelled out
+_MAX_PAIRS = 2048  # of schemas in `oneOf` that are compared
 _MAX_SIZE = 32 * 1024  # characters of one of them: each may be in each of another
 _SCHEMAS = (
     "items",
@@ -30,19 +34,22 @@ _COUNTS = ("minProperties", "maxProperties")
 
 def rewritten(schema: Any) -> Any:
     """A schema that the same values satisfy."""
-    return _Rewriter().schema(schema)
+    return _Rewriter(schema).schema(schema)
 
 
 class _Rewriter:
-    def __init__(self) -> None:
+    def __init__(self, root: Any) -> None:
         self._left = _MAX_REWRITTEN
+        self._pairs = _MAX_PAIRS
+        self._comparison = Comparison(root)
 
     def schema(self, node: Any) -> Any:
         """With all that is inside of it."""
         if not isinstance(node, dict):
             return node
         inner = {key: self._inside(key, value) for key, value in node.items()}
-        return self._counted(_without_trivial(inner))
+        node = self._one_of(self._denied(_without_trivial(inner)))
+        return self._counted(self._unique(node))
 
     def _inside(self, key: str, value: Any) -> Any:
         if key in _SCHEMAS:
@@ -52,6 +59,68 @@ class _Rewriter:
         if key in _MAPS and isinstance(value, dict):
             return {name: self.schema(item) for name, item in value.items()}
         return value
+
+    def _one_of(self, node: Schema) -> Schema:
+        """At most one of several that exclude each other is as good as any of them."""
+        parts = node.get("oneOf")
+        if not isinstance(parts, list) or "anyOf" in node:
+            return node
+        pairs = list(itertools.combinations(parts, 2)) if len(parts) <= MAX_ALTERNATIVES else []
+        self._pairs -= len(pairs)
+        if self._pairs < 0 or (len(parts) > 1 and not pairs):
+            return node
+        if not all(self._comparison.are_disjoint(one, other) for one, other in pairs):
+            return node
+        return {("anyOf" if key == "oneOf" else key): value for key, value in node.items()}
+
+    def _denied(self, node: Schema) -> Schema:
+        """Without a `not` that excludes no value, or values that can be left out."""
+        if "not" not in node:
+            return node
+        bare = {key: value for key, value in node.items() if key != "not"}
+        left = self._without(bare, node["not"])
+        if left is not None:
+            return left
+        parts = bare.get("anyOf")
+        if not isinstance(parts, list):
+            return node
+        kept = [self._without(part, node["not"]) for part in parts]
+        if None in kept:
+            return node
+        return {**bare, "anyOf": [part for part in kept if part is not False]}
+
+    def _without(self, node: Any, denied: Any) -> Any:
+        """The schema without the values of another one; None if that cannot be written."""
+        if self._comparison.are_disjoint(node, denied):
+            return node
+        values = values_of(node)
+        if values is None:
+            return None
+        verdicts = [allows(denied, value) for value in values]
+        if None in verdicts:
+            return None
+        kept = [value for value, out in zip(values, verdicts, strict=True) if not out]
+        return {"enum": kept} if kept else False
+
+    def _unique(self, node: Schema) -> Schema:
+        """A list of different items, of which there are few, as one of the lists it may be."""
+        known = {"type", "items", "minItems", "maxItems", "uniqueItems", "title", "description"}
+        if not node.get("uniqueItems") or node.get("type") != "array" or node.keys() - known:
+            return node
+        values = values_of(node.get("items"))
+        least, most = node.get("minItems", 0), node.get("maxItems", MAX_ALTERNATIVES)
+        if values is None or not isinstance(least, int) or not isinstance(most, int):
+            return node
+        counts = range(min(most, len(values)), max(0, least) - 1, -1)
+        lists = sum(math.perm(len(values), count) for count in counts)
+        too_large = lists * len(json.dumps(values)) > _MAX_SIZE
+        if not 0 < lists <= MAX_ALTERNATIVES or too_large or self._left <= 0:
+            return node
+        self._left -= 1
+        chosen = itertools.chain.from_iterable(
+            itertools.permutations(values, count) for count in counts
+        )
+        return {"anyOf": list(map(_list_of, chosen))}
 
     def _counted(self, node: Schema) -> Schema:
         """An object with a number of properties, as one of objects that have certain ones."""
@@ -114,8 +183,6 @@ def _without_trivial(node: Schema) -> Schema:
         del node["uniqueItems"]
     if node.get("uniqueItems") is False:
         del node["uniqueItems"]
-    if "not" in node and _types(node).isdisjoint(_types(node["not"])):
-        del node["not"]
     names = node.get("required")
     least = node.get("minProperties")
     if isinstance(names, list) and isinstance(least, int) and least <= len(set(map(str, names))):
@@ -123,40 +190,8 @@ def _without_trivial(node: Schema) -> Schema:
     return node
 
 
-_ALL_TYPES = frozenset(["string", "number", "boolean", "null", "array", "object"])
-
-
-def _types(node: Any) -> frozenset[str]:
-    """The types of values that may satisfy the schema, or more of them."""
-    if node is False:
-        return frozenset()
-    if not isinstance(node, dict) or "$ref" in node or "$dynamicRef" in node:
-        return _ALL_TYPES
-    found = _ALL_TYPES
-    if "type" in node:
-        kinds = node["type"] if isinstance(node["type"], list) else [node["type"]]
-        found &= {"number" if kind == "integer" else str(kind) for kind in kinds}
-    if "const" in node:
-        found &= {_type_of(node["const"])}
-    if isinstance(node.get("enum"), list):
-        found &= set(map(_type_of, node["enum"]))
-    for key in ("anyOf", "oneOf"):
-        if isinstance(node.get(key), list):
-            found &= frozenset().union(*map(_types, node[key]))
-    return found
-
-
-def _type_of(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int() | float():
-            return "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"
+def _list_of(values: Sequence[Any]) -> Schema:
+    """The schema of a list of these values."""
+    items = [{"const": value} for value in values]
+    bounds = {"minItems": len(items), "maxItems": len(items)}
+    return {"type": "array", "prefixItems": items, "items": False, **bounds}
