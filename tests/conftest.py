@@ -1,5 +1,6 @@
 """The order of the files, shared by several processes (pytest-xdist), and a failure's evidence."""
 
+import gc
 from collections import Counter, defaultdict
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -13,6 +14,16 @@ _LEFT_WHEN_NEXT = 2  # tests of a process when xdist gives it the next file
 pytest.register_assert_rewrite(
     "tests.faults", "tests.instance", "tests.realbroker", "tests.session_contract"
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without looking for garbage: what is read here stays, and there is more and more of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
