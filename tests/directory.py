@@ -20,7 +20,7 @@ BASE = "dc=example,dc=org"
 MANAGER = f"cn=manager,{BASE}"
 READER = f"cn=reader,{BASE}"  # may search, as services do
 PASSWORD = "an open secret of the directory"
-START_SECONDS = 20
+START_SECONDS = 60
 
 NODES_GROUP = f"cn=canopy-nodes,ou=groups,{BASE}"
 USERS_GROUP = f"cn=canopy,ou=groups,{BASE}"

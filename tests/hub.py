@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 class Hub(ThreadingHTTPServer):

@@ -19,7 +19,7 @@ from tests.instance import finish, start
 
 EXAMPLES = REPOSITORY / "docs" / "proxy"
 NAME = "localhost"
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 _NGINX = """
 daemon off;
 pid {folder}/pid;

@@ -67,7 +67,7 @@ async def test_a_cut_connection_ends_the_session(broker: Broker) -> None:
             broker.amqp["node"].replace(f":{url.port}", f":{proxy.port}"), "test"
         )
         proxy.cut()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert isinstance(await session.closed, BrokerError)
         with pytest.raises(ConnectionLost):
             await session.publish("", "anything", b"x")
@@ -88,7 +88,7 @@ async def test_a_refused_publish_ends_the_session(broker: Broker) -> None:
         with pytest.raises(BrokerError, match="could not take a message"):
             await session.publish("", queue, b"x", persistent=True)
         (await http.delete(policy)).raise_for_status()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert "could not take a message" in str(await session.closed)
     await session.close()
 

@@ -51,7 +51,7 @@ async def test_a_session_with_a_pinned_certificate_carries_messages(url: str) ->
     await session.consume(queue, lambda delivery: arrived.set_result(delivery.body), prefetch=1)
     body = bytes(range(256)) * 20_000  # larger than socket buffers and TLS records
     assert await session.publish("", queue, body)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await arrived == body
     await session.close()
 

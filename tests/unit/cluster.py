@@ -19,7 +19,7 @@ from worker.engines.base import Chunk, EngineFailed, Footprint, Markup
 from worker.life import live
 from worker.node import Node
 
-DEADLINE_SECONDS = 5.0
+DEADLINE_SECONDS = 30.0
 
 
 class HandEngine:

@@ -62,7 +62,7 @@ async def test_text_is_stored_on_the_way(
     monkeypatch.setattr(module, "SAVE_EVERY", 0.02)
     fake.script = beginning("so far")
     home, _ = await begin(member)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while (await member.get(home)).json()["messages"][1]["content"] != "so far":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -66,7 +66,7 @@ async def listed(client: httpx.AsyncClient) -> list[str]:
 
 async def ended(count: int) -> list[DeadReplay]:
     """The replays, once none runs any more."""
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while await DeadReplay.objects.filter(state__in=["waiting", "running"]).aexists():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     rows = [row async for row in DeadReplay.objects.order_by("pk")]

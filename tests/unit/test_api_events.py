@@ -40,7 +40,7 @@ class Tab:
 
     async def next(self, *names: str) -> Event:
         """The next event, or the next one of these names."""
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             while True:
                 event = parsed(await anext(self._events))
                 if event is not None and (not names or event[0] in names):

@@ -178,7 +178,7 @@ async def test_open_streams_are_counted_while_they_are_open(
             await anext(lines)
             assert of(await read(scraper), "canopy_http_streams") == 1
             assert of(await read(scraper), "canopy_http_requests_in_progress") == 2  # and this one
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             while of(await read(scraper), "canopy_http_streams"):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 

@@ -130,7 +130,7 @@ async def test_disable_ends_running_requests_keys_and_streams(
     fake.script = beginning("and so on ")
     body = {"model": "tiny", "prompt": "x"}
     running = asyncio.create_task(program.post("/v1/completions", json=body))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await fake.submitted.wait()
         await sync_to_async(people.disable)(user)
         await until(lambda: fake.cancels, 3 * revocation.CHECK_SECONDS)

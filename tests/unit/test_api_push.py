@@ -128,7 +128,7 @@ async def test_a_browser_that_is_gone_is_forgotten(
     notifier = app().notifier
     assert notifier is not None
     notifier.answer_ended(await ended_answer(user, seconds=60))
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while await store.of_user(user.pk):  # noqa: ASYNC110 - rows send no events
             await asyncio.sleep(0.01)
 

@@ -60,7 +60,7 @@ async def lose(message: Message, **changes: Any) -> None:
 
 async def until_stored(message: Message, status: str) -> Message:
     """The message once it has that status."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (found := await Message.objects.aget(pk=message.pk)).status != status:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return found
@@ -144,7 +144,7 @@ async def test_an_answer_waits_for_the_broker_and_for_its_tree(
     fake.script, fake.trees = echo, set()
     touched = timezone.now() - timedelta(minutes=9)
     await lose(message, touched=touched)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (found := await Message.objects.aget(pk=message.pk)).takeovers < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert found.status == "streaming"
@@ -264,7 +264,7 @@ async def test_what_is_stored_is_what_another_process_needs(
         Delta(request_id=job.request_id, seq=1, text=" two", ids=(5, 6)),
     ]
     message = await begin(member)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not (saved := await Message.objects.aget(pk=message.pk)).content:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert (saved.content, saved.ids, saved.attempt) == ("one two", [4, 5, 6], 1)

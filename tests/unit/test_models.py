@@ -350,7 +350,7 @@ async def test_a_node_whose_end_is_called_off_takes_jobs_again(
     await scaled.put(scaled_node("n3"))
     still, nodes, hosts = FakeTree(), FakeNodes(), FakeHosts()
     autoscaler = Autoscaler(cast(Any, still), cast(Any, hosts), cast(Any, nodes))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await autoscaler.look(BrokerOverview(process="api"))
         await still.followed.wait()
         await autoscaler.look(BrokerOverview(process="api", problem="does not answer"))
@@ -367,7 +367,7 @@ async def test_the_next_recorder_ends_what_a_killed_one_was_ending(user: User) -
     await scaled.put(left)
     trees, nodes, hosts = FakeTree(n4={"state": "drained"}), FakeNodes(), FakeHosts()
     autoscaler = Autoscaler(cast(Any, trees), cast(Any, hosts), cast(Any, nodes))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await autoscaler.look(BrokerOverview(process="api"))
         await hosts.stopped.wait()
         await autoscaler.stop()
@@ -386,7 +386,7 @@ async def grow(hosts: FakeHosts) -> Autoscaler:
 
 async def test_a_node_is_stored_before_its_host_is_asked(user: User) -> None:
     hosts = FakeHosts()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         autoscaler = await grow(hosts)
         await autoscaler.look(BrokerOverview(process="api"))
         await autoscaler.stop()  # as when the process is killed
@@ -399,7 +399,7 @@ async def test_a_node_that_its_host_refuses_is_nobodys(
 ) -> None:
     """Without an answer the host may start it."""
     hosts = FakeHosts(ApiError(status, "no room", code="refused"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         autoscaler = await grow(hosts)
         hosts.answered.set()
         await until(lambda: not autoscaler._models["tiny"].changes)
@@ -418,7 +418,7 @@ async def test_a_change_that_breaks_is_reported(
     await store.store_rule("tiny", Rule(least=9, most=9, target_wait=1.0, cooldown=0.0))
     autoscaler = Autoscaler(cast(Any, FakeTree()), cast(Any, hosts), cast(Any, FakeNodes()))
     with capture_logs() as lines:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await autoscaler.look(BrokerOverview(process="api"))
             await until(lambda: not autoscaler._models["tiny"].changes)
     await autoscaler.stop()

@@ -155,7 +155,7 @@ async def test_new_lines_come_as_they_are_written(
     events = _events(LogQuery(level="warning"))
 
     async def lines() -> list[str]:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             body = (await anext(events)).decode()
         return [line["text"] for line in json.loads(body.partition("data: ")[2])]
 

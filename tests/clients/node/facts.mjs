@@ -7,7 +7,7 @@ export const EMBEDDER = process.env.EMBEDDER;
 export const WRONG_KEY = "canopy_wrong_key";
 export const UNKNOWN_MODEL = "no-such-model";
 export const LONG = 5000; // words: nearly a minute, so a stream that ends sooner was cancelled
-const STOP_MS = 10_000;
+const STOP_MS = 30_000; // on a busy machine, and well before that stream would end
 
 export async function main(checks) {
   for (const name of process.argv.slice(2)) {

@@ -107,7 +107,7 @@ class Holding:
 
 
 async def wait_for(event: asyncio.Event) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await event.wait()
 
 
