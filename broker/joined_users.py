@@ -16,6 +16,7 @@ from topology.prefix import Prefix
 # the end of its former ones.
 MAX_CONNECTIONS = 4
 MAX_CHANNELS = 8
+HASHING = "rabbit_password_hashing_sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,21 @@ def event_keys(name: str, model: str) -> str:
     return f"^({re.escape(state)}|{re.escape(jobs)})$"
 
 
-async def create(api: ManagementApi, name: str, model: str, password: str, vhost: str) -> None:
+async def create(
+    api: ManagementApi, name: str, model: str, password: str, vhost: str, *, hashed: bool = False
+) -> None:
     """Makes the user of a joined node with its rights and limits.
 
-    Raises NameTaken if there is one: another password would end that node. Raises ManagementError.
+    `hashed`: the password is RabbitMQ's salted SHA-256 of it. Raises NameTaken if there is one:
+    another password would end that node. Raises ManagementError.
     """
     if name in await existing(api):
         raise NameTaken(f"the broker has a user {api.prefix.outside(names.joined_user(name))!r}")
     user, place = api.quoted(names.joined_user(name)), quote(vhost, safe="")
-    await api.put(f"users/{user}", {"password": password, "tags": ""})
+    secret = {"password": password}
+    if hashed:
+        secret = {"password_hash": password, "hashing_algorithm": HASHING}
+    await api.put(f"users/{user}", {**secret, "tags": ""})
     try:
         for limit, value in (
             ("max-connections", MAX_CONNECTIONS),

@@ -15,6 +15,7 @@ from typing import Any
 from broker import management
 from broker.amqp import AmqpSession
 from broker.errors import ManagementError
+from broker.management import ManagementApi
 from broker.session import Session
 from cli import (
     addresses,
@@ -280,6 +281,8 @@ class Launcher:
         try:
             await management.prune_tree(broker.management["admin"], plan.edges(self._request))
             await self._end_expired_tokens(broker)
+            admin = ManagementApi(broker.management["admin"])
+            await token_watch.reconcile(self._home, admin, "/", self._console.say)
         except ManagementError as error:
             raise UnreachableError(str(error)) from error
 

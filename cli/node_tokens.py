@@ -1,4 +1,4 @@
-"""The tokens that were made here: what they are for and when they were used, without passwords.
+"""The tokens that were made here: what they are for and when they were used; of passwords hashes.
 
 `node-token` and the launcher write the file in turns.
 """
@@ -28,6 +28,7 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
     last_used: float | None = None
     last_host: str = ""
+    password_hash: str = ""  # as RabbitMQ stores it, to make the user again after a restore
 
     def has_expired(self) -> bool:
         """Whether its user is to be deleted."""

@@ -43,6 +43,27 @@ async def end_expired(home: Home, management_url: str, say: Callable[[str], None
     say(f"nodes whose tokens have expired are still let in: {reason}")
 
 
+async def reconcile(home: Home, api: ManagementApi, vhost: str, say: Callable[[str], None]) -> None:
+    """Makes the users of an instance's own broker those of its tokens: a restore brings back the
+    list, and not the broker's data. Raises CliError, ManagementError.
+    """
+    records = node_tokens.read(home)
+    present = await joined_users.existing(api)
+    for name in sorted(present.difference(records)):
+        await joined_users.delete(api, name)
+        say(f"node {name} is no longer let in: its token is not among those of this instance")
+    for name in sorted(set(records).difference(present)):
+        token = records[name]
+        if not token.password_hash:
+            say(
+                f"the broker does not know the token of node {name} any more: "
+                f"./canopy node-token revoke {name}, then create another"
+            )
+            continue
+        await joined_users.create(api, name, token.model, token.password_hash, vhost, hashed=True)
+        say(f"the token of node {name} is valid again")
+
+
 async def look(home: Home, api: ManagementApi, say: Callable[[str], None]) -> None:
     """Once. Raises CliError, ManagementError, OSError.
 

@@ -15,7 +15,7 @@ import msgspec
 from broker import joined_users
 from broker.errors import ManagementError, NameTaken
 from broker.management import ManagementApi, edges
-from cli import audit, broker_urls, instance, join_token, moments, node_tokens, options
+from cli import audit, broker_urls, credentials, instance, join_token, moments, node_tokens, options
 from cli import home as homes
 from cli.errors import SettingError, StateError, UnreachableError, UsageError
 from cli.home import Home
@@ -61,6 +61,7 @@ def create(
     parent = parent or record["roots"][model]
     moment = moments.parse(expires, time.time()) if expires else None
     password = secrets.token_urlsafe(PASSWORD_BYTES)
+    hashed = credentials.password_hash(password)
     api = ManagementApi(_management(record))
     with node_tokens.changing(home) as records:
         name = _run(_check_place(record, records, name, parent))
@@ -68,7 +69,8 @@ def create(
         urls = broker_urls.for_others(record, user, password, addresses)
         line = join_token.encode(_token(record, name, model, parent, urls, moment))
         with audit.recorded("create token", name, f"below {parent}, for {model}"):
-            _run(joined_users.create(api, name, model, password, broker_urls.vhost(record)))
+            vhost = broker_urls.vhost(record)
+            _run(joined_users.create(api, name, model, hashed, vhost, hashed=True))
         records[name] = TokenRecord(
             name=name,
             model=model,
@@ -76,6 +78,7 @@ def create(
             parent=parent,
             created=time.time(),
             expires=moment,
+            password_hash=hashed,
         )
     if as_json:
         print(json.dumps({"name": name, "model": model, "parent": parent, "token": line}))
@@ -181,6 +184,7 @@ def _connected(home: Home) -> dict[str, str] | None:
 
 def _describe(record: TokenRecord, connected: dict[str, str] | None) -> dict[str, Any]:
     described: dict[str, Any] = msgspec.to_builtins(record)
+    del described["password_hash"]
     described["connected"] = record.name in connected if connected is not None else None
     if connected and record.name in connected:
         described["last_host"] = connected[record.name]

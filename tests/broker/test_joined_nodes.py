@@ -12,12 +12,13 @@ import pytest
 import pytest_asyncio
 
 from broker import joined_users
+from broker.amqp import AmqpSession
 from broker.client import Client
 from broker.management import ManagementApi
 from broker.stream import Stream
 from broker.wire import ChatMessage, Delta, Job, Sampling
 from cli import node_tokens, token_watch
-from cli.credentials import rights
+from cli.credentials import password_hash, rights
 from cli.home import Home
 from cli.node_tokens import TokenRecord
 from cli.rabbitmq import Broker
@@ -221,6 +222,36 @@ async def test_at_the_start_of_an_instance_expired_tokens_end_first(
     await token_watch.end_expired(home, broker.management["admin"], said.append)
     assert said == ["the token of node room2 has expired"]
     assert "room2" not in await joined_users.existing(token)
+
+
+async def test_after_a_restore_the_tokens_of_the_list_are_valid_and_no_others(
+    token: ManagementApi, broker: Broker, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+
+    def record(name: str, hashed: str) -> TokenRecord:
+        return TokenRecord(
+            name=name, model="echo", engine="echo", parent="root", created=0, password_hash=hashed
+        )
+
+    with node_tokens.changing(home) as records:
+        records["room3"] = record("room3", password_hash(PASSWORD))
+        records["room4"] = record("room4", "")
+    said: list[str] = []
+    await token_watch.reconcile(home, token, "/", said.append)
+    await joined_users.create(token, "room2", "echo", PASSWORD, "/")
+    try:
+        assert await joined_users.existing(token) == {"room2", "room3"}
+        for user in ("room2", "room3"):
+            session = await AmqpSession.open(url(broker, names.joined_user(user)), "test")
+            await session.close()
+    finally:
+        await joined_users.delete(token, "room3")
+    assert [line.split(":")[0] for line in said] == [
+        "node room2 is no longer let in",
+        "the token of node room3 is valid again",
+        "the broker does not know the token of node room4 any more",
+    ]
 
 
 async def test_without_the_rights_for_joined_nodes_all_else_goes_on(
