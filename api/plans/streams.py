@@ -68,6 +68,15 @@ class AnswerStreams:
             except TimeoutError:
                 continue
 
+    async def stop(self) -> None:
+        """The process ends: its streams count no more."""
+        self._ended |= self.reading
+        self.reading.clear()
+        try:
+            await self.keep(beat=False)
+        except DatabaseError as error:  # fate: the rows lose their heartbeat
+            log.warning("streams count for a while longer", reason=str(error))
+
     async def keep(self, *, beat: bool) -> None:
         """See keep_repeatedly. Raises DatabaseError."""
         self._has_ended.clear()

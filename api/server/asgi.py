@@ -121,6 +121,7 @@ class Application:
             await app.batches.stop()
             await app.jobs.stop()
             await app.plans.flush()
+            await app.answer_streams.stop()
             await app.history.stop()
             await app.usage.stop()
             await app.titles.stop()

@@ -344,6 +344,14 @@ async def test_an_ended_stream_is_soon_forgotten_by_other_processes(
     keeping.cancel()
 
 
+async def test_streams_of_a_stopped_process_count_no_more(user: User) -> None:
+    stopped, next_one = AnswerStreams(), AnswerStreams()
+    plans.current.set(Subject(user.pk, PlanLimits(streams=1)))
+    await stopped.open(user.pk, ("a", 1))
+    await stopped.stop()
+    await next_one.open(user.pk, ("a", 1))
+
+
 async def test_streams_of_a_killed_process_count_for_a_while(user: User) -> None:
     killed, living = AnswerStreams(), AnswerStreams()
     plans.current.set(Subject(user.pk, PlanLimits(streams=2)))
