@@ -4,24 +4,27 @@ What is counted is compared with what the clients themselves received.
 """
 
 import json
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.e2e.browser import echoes, words
 from tests.e2e.conftest import OpenPage
+from tests.e2e.frames import QUIET, SpareTime
 from tests.e2e.test_accessible import violations, with_axe
 from tests.e2e.test_node_actions import delta_of
 from tests.instance import WAIT_SECONDS, Instance, Tree, at_rest, total, tree_when
 
 pytestmark = pytest.mark.timeout(180)
 
-WORDS = 160  # eight seconds
-WORDS_FOR_A_COMMAND = 300  # which takes some seconds to begin
+QUESTION = words(40)
+WORDS = 20_000  # more than a quarter of an hour: the clients leave when the drill is over
 JOBS = 4  # of six slots: those of two nodes, so that all go on when one node is away
 
 
@@ -33,13 +36,39 @@ class Received:
         self.gap = gap
 
 
-def receive(program: httpx.Client, words: int) -> Received:
-    """Reads one streamed answer to its end."""
+class Clients:
+    """Those that read while the test does something else, until they are told to leave."""
+
+    def __init__(self, pool: ThreadPoolExecutor, program: httpx.Client) -> None:
+        self._over = threading.Event()
+        self._spare = SpareTime()
+        self._answers = [pool.submit(receive, program, self._over) for _ in range(JOBS)]
+
+    def leave(self) -> None:
+        """They stop reading."""
+        self._over.set()
+
+    def check(self, drill: dict[str, object]) -> None:
+        """Nothing is lost for them, and the slowest of them waited as long as was counted."""
+        self.leave()
+        received = [answer.result(timeout=WAIT_SECONDS) for answer in self._answers]
+        for each in received:
+            assert echoes(" ".join(each.words), QUESTION), each.words
+        assert (drill["affected"], drill["moved"], drill["lost"], drill["open"]) == (2, 2, 0, 0)
+        longest = max(each.gap for each in received)
+        # a client's pause began with the token before the kill, and it may be slow itself
+        difference = longest - float(str(drill["slowest"]))
+        assert -0.2 < difference < 1.0 or self._spare.share() < QUIET
+        assert 0.5 < float(str(drill["back"])) < 60  # it is started after a second
+
+
+def receive(program: httpx.Client, over: threading.Event) -> Received:
+    """Reads a streamed answer until it is `over`."""
     body = {
         "model": "echo",
         "stream": True,
-        "max_tokens": words,
-        "messages": [{"role": "user", "content": "again"}],
+        "max_tokens": WORDS,
+        "messages": [{"role": "user", "content": QUESTION}],
     }
     text, gap, last = "", 0.0, None
     with program.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -50,19 +79,22 @@ def receive(program: httpx.Client, words: int) -> Received:
                 now = time.monotonic()
                 gap = max(gap, now - (last or now))
                 text, last = text + delta, now
+            if over.is_set():
+                break
     return Received(text.split(), gap)
 
 
 @contextmanager
-def streaming(
-    program: httpx.Client, staff: httpx.Client, words: int
-) -> Iterator[list[Future[Received]]]:
-    """Clients that read while the test does something else."""
+def streaming(program: httpx.Client, staff: httpx.Client) -> Iterator[Clients]:
+    """All of them are answered."""
     tree_when(staff, at_rest)
     with ThreadPoolExecutor(JOBS) as pool:
-        answers = [pool.submit(receive, program, words) for _ in range(JOBS)]
-        tree_when(staff, lambda tree: total(tree, "running") == JOBS)
-        yield answers
+        clients = Clients(pool, program)
+        try:
+            tree_when(staff, lambda tree: total(tree, "running") == JOBS)
+            yield clients
+        finally:
+            clients.leave()
 
 
 def running_on(staff: httpx.Client, name: str) -> int:
@@ -75,17 +107,6 @@ def a_busy_node(staff: httpx.Client) -> str:
     tree: Tree = staff.get("/api/tree").json()
     busy = [node["name"] for node in tree["nodes"] if node["running"] == 2 and node["parent"]]
     return str(busy[-1])
-
-
-def check(drill: dict[str, object], answers: list[Future[Received]], words: int) -> None:
-    """Nothing is lost for the clients, and the slowest of them waited as long as was counted."""
-    received = [answer.result(timeout=WAIT_SECONDS) for answer in answers]
-    assert [each.words for each in received] == [["again"] * words] * JOBS
-    assert (drill["affected"], drill["moved"], drill["lost"], drill["open"]) == (2, 2, 0, 0)
-    longest = max(each.gap for each in received)
-    # a client's pause began with the token before the kill, and it may be slow itself
-    assert -0.2 < longest - float(str(drill["slowest"])) < 1.0
-    assert 0.5 < float(str(drill["back"])) < 60  # it is started after a second
 
 
 @pytest.fixture
@@ -104,7 +125,7 @@ def test_a_node_is_killed_from_the_page_and_no_client_notices(
     administrator: Page, echo: Instance, program: httpx.Client, staff: httpx.Client
 ) -> None:
     page = administrator
-    with streaming(program, staff, WORDS) as answers:
+    with streaming(program, staff) as clients:
         name = a_busy_node(staff)
         assert running_on(staff, name) == 2
         page.get_by_test_id("drill-node").select_option(name)
@@ -116,7 +137,7 @@ def test_a_node_is_killed_from_the_page_and_no_client_notices(
         expect(newest(page)).to_have_attribute("data-state", "done")
         expect(newest(page).get_by_test_id("drill-moved")).to_have_text("2")
         [drill, *_] = staff.get("/api/operate/drills").json()["drills"]
-        check(drill, answers, WORDS)
+        clients.check(drill)
     entries = staff.get("/api/operate/audit", params={"action": "drill"}).json()["entries"]
     assert entries[0]["target"] == name
     assert entries[0]["result"].startswith("2 jobs affected, 2 moved")
@@ -130,14 +151,15 @@ def test_the_command_line_counts_the_requests_of_the_api_process(
     echo: Instance, program: httpx.Client, staff: httpx.Client
 ) -> None:
     """Two processes: one conducts, the other reads the requests."""
-    with streaming(program, staff, WORDS_FOR_A_COMMAND) as answers:
+    with streaming(program, staff) as clients:
         name = a_busy_node(staff)
         drill = json.loads(echo.canopy("drill", name, "--json"))
-        check(drill, answers, WORDS_FOR_A_COMMAND)
+        clients.check(drill)
     assert drill["processes"] == 2
     assert drill["by"].endswith(" via command line")
     listed = json.loads(echo.canopy("drill", "--json"))["drills"]
     assert listed[0] == drill
+    tree_when(staff, at_rest)
     plan = json.loads(echo.canopy("drill", name, "--preview", "--json"))
     assert (plan["host"], plan["refusal"], plan["running_count"]) == (drill["host"], "", 0)
 
