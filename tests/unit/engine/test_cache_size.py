@@ -346,11 +346,15 @@ def test_layers_on_several_devices_have_the_slots_of_the_tightest(
 def test_processes_that_share_a_model_agree_on_the_tightest(
     slots: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This rank has room for 1000 tokens, another one for 400."""
+    """This rank has room for 1000 tokens, another one for 400; and the other one's last layer is
+    computed of all tokens.
+    """
+    ranks = iter([(1000, 400), (1, 0)])
 
     def least(own: torch.Tensor, _how: Any) -> None:
-        assert int(own) == 1000
-        own.fill_(400)
+        here, elsewhere = next(ranks)
+        assert int(own) == here
+        own.fill_(elsewhere)
 
     monkeypatch.setattr(sharding, "token_capacity", lambda _place, _bytes, shared: 1000)
     monkeypatch.setattr(torch.distributed, "all_reduce", least)
@@ -359,3 +363,5 @@ def test_processes_that_share_a_model_agree_on_the_tightest(
     runner = sharding.create_shard(model, tokenizer(), slots, 2).runner
     expected = slots or 8
     assert (runner.slots, runner.context) == (expected, 400 // (expected + 1))
+    assert not runner.keeps_tail
+    assert next(ranks, None) is None
