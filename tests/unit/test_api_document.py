@@ -7,13 +7,14 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
+import pytest_asyncio
 import schemathesis
 from asgiref.sync import sync_to_async
 from hypothesis import given
@@ -30,6 +31,8 @@ from api.accounts import keys
 from api.chat.models import Conversation
 from api.http.answers import ANSWERS
 from api.http.examples import EXAMPLES
+from api.operate.line.models import PausedModel
+from api.operate.models.models import ModelSettings
 from api.urls import endpoints
 from broker.operator_messages import BrokerOverview
 from tests.unit.api_site import FakeClient, log_in, make_user
@@ -228,6 +231,15 @@ def test_every_body_has_an_example() -> None:
     assert set(ANSWERS) <= {each.label for each in OPERATIONS}
 
 
+@pytest_asyncio.fixture
+async def settings_of_models(fake: FakeClient) -> AsyncIterator[None]:
+    """An example pauses a model: not for the tests of other files."""
+    yield
+    await PausedModel.objects.all().adelete()
+    await ModelSettings.objects.all().adelete()
+
+
+@pytest.mark.usefixtures("settings_of_models")
 @pytest.mark.parametrize("label", EXAMPLES)
 async def test_an_example_is_valid(caller: Caller, label: str) -> None:
     """Nothing that it names may be there, but nothing is wrong with it."""
