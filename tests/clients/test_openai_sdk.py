@@ -263,7 +263,7 @@ def test_an_unknown_model_is_not_found_alone_either(sdk: OpenAI) -> None:
         ("messages[0].content", {"messages": [{"role": "user"}]}),
         ("temperature", {"temperature": 3}),
         ("temperature", {"temperature": -1}),
-        ("top_p", {"top_p": 0}),
+        ("top_p", {"top_p": -0.1}),
         ("max_tokens", {"max_tokens": 0}),
         ("max_tokens", {"max_tokens": "many"}),
         ("seed", {"seed": 1.5}),
