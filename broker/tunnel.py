@@ -47,6 +47,7 @@ class Tunnel:
         self.url = ""
         self._socket = socket
         self._server: asyncio.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, address: Address) -> "Tunnel":
@@ -67,12 +68,16 @@ class Tunnel:
         """Ends it; its connection is lost."""
         if self._server is not None:
             self._server.close()
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
         await self._socket.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Passes bytes both ways until either side ends."""
         if self._server is not None:
             self._server.close()  # it was for this connection alone
+        self._serving = asyncio.current_task()
         directions = [
             asyncio.create_task(self._outward(reader), name="tunnel outward"),
             asyncio.create_task(self._inward(writer), name="tunnel inward"),
@@ -83,7 +88,7 @@ class Tunnel:
             for direction in directions:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
-            writer.close()
+            writer.transport.abort()  # who reads no more must not keep it open
             await self._socket.close()
 
     async def _outward(self, reader: asyncio.StreamReader) -> None:

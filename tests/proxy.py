@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
-READ_BYTES = 65536
+from tests.listening import READ_BYTES, connected, listening
+
 CHUNKS_UNDER_WAY = 1000
 
 _Chunks = asyncio.Queue[
@@ -23,7 +24,7 @@ class Proxy:
         self.port = 0
         self.delay = delay
         self._target = (host, port)
-        self._server: asyncio.Server
+        self._listening: contextlib.AbstractAsyncContextManager[int]
         self._writers: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -39,13 +40,12 @@ class Proxy:
         return amqp_url.replace(f":{self._target[1]}/", f":{self.port}/")
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listening = listening(self._serve)
+        self.port = await self._listening.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        self.cut()
+    async def __aexit__(self, *error: Any) -> None:
+        await self._listening.__aexit__(*error)
 
     def cut(self) -> None:
         """Every connection ends at once, on both sides."""
@@ -61,15 +61,14 @@ class Proxy:
         """Bytes flow again, those held back first."""
         self._flowing.set()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._target)
+            async with connected(*self._target) as (far_reader, far_writer):
+                self._writers |= {writer, far_writer}
+                await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+                self._writers -= {writer, far_writer}
         except OSError:
             writer.close()
-            return
-        self._writers |= {writer, far_writer}
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        self._writers -= {writer, far_writer}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         chunks: _Chunks = asyncio.Queue(CHUNKS_UNDER_WAY)

@@ -1,6 +1,5 @@
 """A web server with tunnels, before a real broker."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -40,14 +39,3 @@ async def pages(broker: Broker, node: str = "n1") -> AsyncIterator[str]:
             yield f"http://{names.joined_user(node)}:{PASSWORD}@{host}:{port}/"
     finally:
         await joined_users.delete(api, node)
-
-
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until either end is closed."""
-    try:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-    finally:  # also when its loop ends
-        writer.close()

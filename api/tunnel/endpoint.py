@@ -115,7 +115,9 @@ class Tunnels:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            writer.close()
+            writer.transport.abort()  # a broker that reads no more must not keep it open
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def _login(headers: list[tuple[bytes, bytes]]) -> tuple[str, str]:

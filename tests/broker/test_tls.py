@@ -14,6 +14,7 @@ from broker.amqp import AmqpSession
 from broker.errors import AccessRefused, BadCertificate, BrokerError, ConnectionLost
 from cli.ports import pick
 from tests.certificates import Authority
+from tests.listening import listening
 from tests.realbroker import NodeProcess, Server, private_server
 
 DAY = datetime.timedelta(days=1)
@@ -115,9 +116,8 @@ async def serving(certificate: Path, key: Path) -> AsyncIterator[int]:
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    async with listening(accept, context=context) as port:
+        yield port
 
 
 async def test_a_certificate_of_an_authority_must_be_valid_for_its_name(

@@ -15,8 +15,9 @@ from broker.shared_objects import declare_shared, hear_joined
 from broker.tunnel import Tunnel
 from cli import certificate
 from cli.rabbitmq import Broker
+from tests.listening import forwarding, listening
 from tests.realbroker import NodeProcess, root, stop
-from tests.tunnel import PASSWORD, copy, pages
+from tests.tunnel import PASSWORD, pages
 from topology import names
 
 SECONDS = 30.0
@@ -113,13 +114,7 @@ async def test_a_pinned_web_server_is_the_only_one(broker: Broker, tmp_path: Pat
     async with asyncio.timeout(SECONDS), pages(broker) as url:
         parts = urlsplit(url)
         login = parts.netloc.rpartition("@")[0]
-
-        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            far_reader, far_writer = await asyncio.open_connection(parts.hostname, parts.port)
-            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
-
-        async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as server:
-            port = server.sockets[0].getsockname()[1]
+        async with listening(forwarding(parts.hostname, parts.port), context=context) as port:
             secure = f"https://{login}@127.0.0.1:{port}/?fingerprint="
             session = await AmqpSession.open(secure + made.fingerprint, "test")
             await session.close()

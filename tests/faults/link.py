@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 from broker.client import Client
 from cli.rabbitmq import Broker
 from tests.faults.ledger import Ledger
+from tests.listening import forwarding, listening
 from tests.realbroker import NodeProcess, Server, private_server, stop
-from tests.tunnel import copy, pages
+from tests.tunnel import pages
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
 JOBS = 8
@@ -102,13 +103,7 @@ async def _far_address(server: Server, way: str) -> AsyncIterator[str]:
         return
     async with pages(server.address, "n2") as url:
         parts = urlsplit(url)
-
-        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            far_reader, far_writer = await asyncio.open_connection(parts.hostname, parts.port)
-            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
-
-        async with await asyncio.start_server(forward, NEAR, 0) as proxy:
-            port = proxy.sockets[0].getsockname()[1]
+        async with listening(forwarding(parts.hostname, parts.port), NEAR) as port:
             yield url.replace(f"@{parts.hostname}:{parts.port}", f"@{NEAR}:{port}")
 
 

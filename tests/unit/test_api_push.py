@@ -23,6 +23,7 @@ from api.context import app
 from api.environment import BadEnvironment, read
 from api.push import services, store
 from api.push.message import Target, encrypted
+from tests.listening import listening
 from tests.unit.api_site import FakeClient, until
 
 CONTACT = "mailto:admin@example.org"
@@ -76,11 +77,10 @@ def encoded(content: bytes) -> str:
 async def push(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[PushService, str]]:
     """A push service and its origin; the application that starts next may send to it."""
     service = PushService()
-    server = await asyncio.start_server(service.handle, "127.0.0.1", 0)
-    origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    env = replace(settings.ENV, push_contact=CONTACT, push_services=(origin,))
-    monkeypatch.setattr(settings, "ENV", env)
-    async with server:
+    async with listening(service.handle) as port:
+        origin = f"http://127.0.0.1:{port}"
+        env = replace(settings.ENV, push_contact=CONTACT, push_services=(origin,))
+        monkeypatch.setattr(settings, "ENV", env)
         yield service, origin
 
 

@@ -20,6 +20,7 @@ from api.server import background
 from api.webhooks import sender, signature
 from api.webhooks.addresses import ForbiddenAddress, GuardedNetwork, check_url, is_public
 from api.webhooks.sender import SendFailed, WebhookSender
+from tests.listening import listening
 from tests.unit.api_site import FakeClient, browser, make_user
 from tests.unit.test_api_stored_jobs import made, when
 
@@ -123,11 +124,9 @@ async def hook(fake: FakeClient, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(webhooks, "EVERY", 0.02)
     monkeypatch.setattr(webhooks, "AFTER", (0.01, 0.01))
     hook = Hook()
-    server = await asyncio.start_server(hook.serve, "127.0.0.1", 0)
-    hook.port = server.sockets[0].getsockname()[1]
     monkeypatch.setattr(app().webhooks.sender, "exempt", {"127.0.0.1"})
-    yield hook
-    server.close()
+    async with listening(hook.serve) as hook.port:
+        yield hook
     await StoredJob.objects.all().adelete()
 
 
@@ -175,15 +174,12 @@ async def test_it_is_given_up(program: httpx.AsyncClient, hook: Hook) -> None:
 async def test_nobody_is_waited_for(hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "SECONDS", 0.05)
 
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    with pytest.raises(SendFailed, match="within"):
-        await app().webhooks.sender.send(f"http://127.0.0.1:{port}/", "x" * 20, "m", b"{}")
-    server.close()
+    async with listening(silent) as port:
+        with pytest.raises(SendFailed, match="within"):
+            await app().webhooks.sender.send(f"http://127.0.0.1:{port}/", "x" * 20, "m", b"{}")
 
 
 async def test_a_secret_without_a_key_is_refused(program: httpx.AsyncClient) -> None:
@@ -228,16 +224,13 @@ async def test_who_does_not_answer_holds_up_nobody_else(
 ) -> None:
     connected = asyncio.Semaphore(0)
 
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         connected.release()
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    for _ in range(webhooks.AT_ONCE + 1):
-        await made(program, webhook={"url": f"http://127.0.0.1:{port}/"})
-    async with asyncio.timeout(8):  # less than a try takes
+    async with listening(silent) as port, asyncio.timeout(8):  # less than a try takes
+        for _ in range(webhooks.AT_ONCE + 1):
+            await made(program, webhook={"url": f"http://127.0.0.1:{port}/"})
         for _ in range(webhooks.MOST_OF_USER):
             await connected.acquire()
         async with browser() as other:
@@ -245,4 +238,3 @@ async def test_who_does_not_answer_holds_up_nobody_else(
             other.headers["Authorization"] = f"Bearer {key}"
             job = await made(other, webhook={"url": f"http://127.0.0.1:{hook.port}/"})
             await delivery(other, job, "delivered")
-    server.close()

@@ -13,6 +13,7 @@ from bench.fair import batch, command
 from bench.fair.command import SCENARIOS, Flood, Outcome, ask_at_intervals
 from bench.report import Report
 from cli.errors import first_error
+from tests.listening import listening
 
 ANSWER = b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": "word~"}\n\ndata: [DONE]\n\n\r\n0\r\n\r\n'
 REQUEST = streaming.chat(1, "key", "echo", 1)
@@ -27,8 +28,8 @@ async def server(answer: bytes) -> AsyncIterator[int]:
             await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(on_client, "127.0.0.1", 0) as listening:
-        yield listening.sockets[0].getsockname()[1]
+    async with listening(on_client) as port:
+        yield port
 
 
 async def test_a_flood_is_refilled_and_its_tokens_are_counted() -> None:

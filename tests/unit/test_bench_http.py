@@ -12,6 +12,7 @@ from bench.http import command
 from bench.http.command import Outcome, lateness
 from bench.stats import Timeline
 from bench.streaming import StreamClient
+from tests.listening import listening
 
 RATE = 10.0
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
@@ -80,8 +81,8 @@ async def server(*pieces: bytes, answers: int = 1) -> AsyncIterator[int]:
                     await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-        yield listening.sockets[0].getsockname()[1]
+    async with listening(answer) as port:
+        yield port
 
 
 async def ask(port: int, times: int = 1) -> Timeline:
@@ -134,8 +135,8 @@ async def test_the_load_counts_tokens_and_leaves(monkeypatch: pytest.MonkeyPatch
         except ConnectionError:
             left.release()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-        outcome = await run_load(listening.sockets[0].getsockname()[1])
+    async with listening(answer) as port:
+        outcome = await run_load(port)
         for _ in range(3):
             await asyncio.wait_for(left.acquire(), 10)
     assert sum(stream.tokens for stream in outcome.timelines) > 0

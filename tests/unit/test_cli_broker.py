@@ -20,6 +20,7 @@ from cli.home import Home
 from cli.listener import reachable_addresses
 from cli.node_tokens import TokenRecord
 from cli.rabbitmq import PrivateBroker, TlsListener
+from tests.listening import listening
 from topology import names
 from topology.prefix import Prefix
 
@@ -305,8 +306,8 @@ async def test_what_answers_is_alive(private: PrivateBroker) -> None:
         writer.close()
 
     async with (
-        await asyncio.start_server(speak, "127.0.0.1", private.ports["management"]),
-        await asyncio.start_server(speak, "127.0.0.1", private.ports["epmd"]),
+        listening(speak, port=private.ports["management"]),
+        listening(speak, port=private.ports["epmd"]),
     ):
         assert await private.answers()
         assert await private.epmd_answers()

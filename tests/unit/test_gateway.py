@@ -16,6 +16,7 @@ from cli.gateway.connection import close
 from cli.gateway.messages import BadLine, Cancel, Question
 from cli.gateway.server import BAD_KEY_SECONDS, MOST_BAD_KEYS, BadKeys, Gateway
 from cli.gateway.upstream import Refused
+from tests.listening import listening
 
 KEY = b"canopy_key"
 
@@ -71,9 +72,8 @@ async def served(api: FakeApi) -> AsyncIterator[Gateway]:
 @pytest_asyncio.fixture
 async def port(served: Gateway) -> AsyncIterator[int]:
     """Where it listens."""
-    listening = await asyncio.start_server(served.serve, "127.0.0.1", 0, limit=messages.MAX_LINE)
-    yield listening.sockets[0].getsockname()[1]
-    listening.close()
+    async with listening(served.serve, limit=messages.MAX_LINE) as port:
+        yield port
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from broker.errors import ManagementError
 from broker.management import Edges, edges, prune_tree
+from tests.listening import listening
 
 QUEUES = b'[{"name": "canopy.node.root"}, {"name": "canopy.inbox.root"}]'
 BINDINGS = (
@@ -32,8 +33,7 @@ async def management(answers: dict[str, bytes]) -> AsyncIterator[tuple[str, list
                 writer.write(answer)
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with listening(serve) as port:
         yield f"http://ad%40min:p%3Aw@127.0.0.1:{port}", requests
 
 
@@ -51,8 +51,7 @@ async def test_an_answer_is_whole_before_its_connection_is_closed() -> None:
         closed.release()
 
     closed = asyncio.Semaphore(0)
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with listening(serve) as port:
         async with asyncio.timeout(30):
             assert (await edges(f"http://a:b@127.0.0.1:{port}")).roots == {}
             for _ in range(2):  # a connection per listing

@@ -19,7 +19,7 @@ from broker.errors import AccessRefused, BrokerError, ConnectionLost
 from broker.tunnel import Tunnel
 from broker.tunnel_end import TunnelEnd
 from broker.tunnel_login import OpeningLogin
-from tests.tunnel import copy
+from tests.listening import connected, copy, listening
 from tests.unit.raw_http import Site, exchange, serving
 
 PASSWORD = "se,cr:et"
@@ -78,19 +78,19 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def place(*, enabled: bool = True) -> AsyncIterator[Place]:
-    server = await asyncio.start_server(copy, "127.0.0.1", 0)
-    end = EchoEnd(server.sockets[0].getsockname()[1])
-    tunnels = Tunnels(end, Guesses())
+    async with listening(copy) as port:
+        end = EchoEnd(port)
+        tunnels = Tunnels(end, Guesses())
 
-    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await tunnels(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 404, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            if scope["type"] == "websocket":
+                await tunnels(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
 
-    async with server, serving(application, Limits(), tunnel=enabled) as site:
-        yield Place(end, site, tunnels)
+        async with serving(application, Limits(), tunnel=enabled) as site:
+            yield Place(end, site, tunnels)
 
 
 @contextlib.asynccontextmanager
@@ -100,13 +100,8 @@ async def through(
     """A connection through that tunnel, as pika makes one."""
     (address,) = addresses(opened.url)
     host, _, port = address.place.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+    async with connected(host, int(port)) as streams:
+        yield streams
 
 
 @pytest.mark.parametrize("path", ["", "/", "/canopy", "/canopy/", "/a/broker/tunnel"])
