@@ -2,13 +2,19 @@
 
 import contextlib
 import json
+import random
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from cli.errors import MachineError, UsageError
 from cli.private_files import read_object, write_private
 
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with
+
+_LOWEST = 10_240  # the ports below are those of well-known services
+_FEWEST = 5_000  # to choose from, or two that choose at a time often choose the same
+_MOST_TRIES = 200
 
 
 def is_free(host: str, port: int) -> bool:
@@ -70,14 +76,34 @@ def resolved(host: str) -> str:
 
 
 def pick(count: int, host: str = "127.0.0.1") -> list[int]:
-    """`count` different free ports, chosen by the kernel."""
-    ports = []
+    """`count` different free ports.
+
+    None of those that the kernel gives to outgoing connections, if there are others: it could give
+    one away before its server listens, or while that is started again. Raises MachineError.
+    """
+    numbers = _for_servers()
+    ports: list[int] = []
     with contextlib.ExitStack() as open_sockets:
-        for _ in range(count):
+        for _ in range(_MOST_TRIES):
+            if len(ports) == count:
+                break
             probe = open_sockets.enter_context(socket.socket())
-            probe.bind((host, 0))
-            ports.append(int(probe.getsockname()[1]))
+            with contextlib.suppress(OSError):
+                probe.bind((host, random.choice(numbers)))
+                ports.append(int(probe.getsockname()[1]))
+    if len(ports) < count:
+        raise MachineError(f"Too few ports are free on {host}.")
     return ports
+
+
+def _for_servers() -> Sequence[int]:
+    """Ports to choose from; 0 stands for the kernel's choice."""
+    try:
+        lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    except OSError:
+        return [0]
+    ports = range(_LOWEST, int(lowest))
+    return ports if len(ports) >= _FEWEST else [0]
 
 
 def remembered(file: Path, names: list[str], listen: str = "127.0.0.1") -> dict[str, int]:

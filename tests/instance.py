@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from cli import ports
 from cli.home import REPOSITORY
 from cli.rabbitmq import Broker
 from cli.testing import KEPT
@@ -214,9 +214,7 @@ def finish(process: subprocess.Popen[str]) -> int:
 
 def free_port() -> int:
     """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return ports.pick(1)[0]
 
 
 def _ready(launcher: subprocess.Popen[str], within: float) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli import lock
+from cli import lock, ports
 from cli.home import Home
 from tests.instance import WAIT_SECONDS
 
@@ -38,9 +38,7 @@ class Instance:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = ports.pick(1)
         self.launchers: list[subprocess.Popen[str]] = []
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:

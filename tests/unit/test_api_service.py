@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from api.metrics.instruments import Instruments
 from api.server.observation import Observer
 from broker.tracing import NO_TRACER
 from broker.wire import Failed
+from cli import ports
 from tests.unit.api_site import FakeClient, node_state
 
 
@@ -256,9 +256,7 @@ def test_processes_are_told_apart() -> None:
 async def test_a_stop_signal_ends_open_streams_and_the_process(user: User) -> None:
     await User.objects.filter(pk=user.pk).aupdate(is_staff=True)
     key = await sync_to_async(keys.create)(user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = ports.pick(1)
     arguments = ["-m", "api", "serve", "--port", str(port)]
     env = {**os.environ, "CANOPY_HOME": str(settings.ENV.home)}
     server = await asyncio.create_subprocess_exec(

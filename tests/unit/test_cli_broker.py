@@ -144,6 +144,11 @@ def test_ports_are_different_and_free() -> None:
     assert all(ports.is_free("127.0.0.1", port) for port in chosen)
 
 
+def test_no_outgoing_connection_can_take_a_port_that_was_picked() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(1024 < port < lowest for port in ports.pick(50))
+
+
 def test_ports_stay_the_same_while_they_are_free(tmp_path: Path) -> None:
     file = tmp_path / "ports.json"
     first = ports.remembered(file, ["a", "b"])

@@ -11,7 +11,9 @@ import structlog
 from tests.unit.cluster import Cluster, read, until
 
 JOBS = 20
-ROUNDS = 4  # on a busy machine, heartbeats and reports to waiting readers fall into some of them
+# On a busy machine, heartbeats and reports to waiting readers fall into many rounds: one without
+# them is looked for.
+MOST_ROUNDS = 30
 # Of functions in the rooms below, for one job at a root and a node. 178 at present, 7 of which keep
 # running totals of the children, so that no decision looks at all of them.
 MOST_CALLS = 182
@@ -49,13 +51,15 @@ async def test_a_job_costs_nothing_for_traces_drills_and_lists_that_nobody_uses(
         await cluster.add("root")
         await cluster.add("n1", "root")
         await _answer_jobs(cluster, "warm")
-        for number in range(ROUNDS):
+        for number in range(MOST_ROUNDS):
             rounds.append(Counter())
             sys.setprofile(count)
             try:
                 await _answer_jobs(cluster, f"job{number}-")
             finally:
                 sys.setprofile(None)
+            if rounds[-1].total() / JOBS < MOST_CALLS:
+                break
     calls = min(rounds, key=Counter.total)
     assert not [file for file in FOR_NOBODY if calls[file]]
     assert calls.total() / JOBS < MOST_CALLS, calls
