@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from broker.client import Client
+from broker.errors import Unavailable
 from broker.stream import Stream
 from broker.wire import ChatMessage, FailureCode, Job, Sampling
 from tests.faults.account import Answer, count
@@ -28,9 +29,22 @@ class Ledger:
         self._news = asyncio.Event()
         self._struck: list[tuple[Answer, float]] = []
 
-    async def submit(self, jobs: int, tokens: int = 40) -> list[Answer]:
-        """Submits `count` jobs; returns once all are accepted. Raises Unavailable or NoTree."""
-        return list(await asyncio.gather(*(self.ask(tokens) for _ in range(jobs))))
+    async def submit(self, jobs: int, tokens: int = 40, *, patience: float = 0.0) -> list[Answer]:
+        """Submits so many jobs; returns once all are accepted. Raises Unavailable or NoTree.
+
+        `patience`: seconds for which one that is refused as Unavailable is submitted again.
+        """
+        deadline = time.monotonic() + patience
+        return list(await asyncio.gather(*(self._ask_until(deadline, tokens) for _ in range(jobs))))
+
+    async def _ask_until(self, deadline: float, tokens: int) -> Answer:
+        while True:
+            try:
+                return await self.ask(tokens)
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def ask(
         self, tokens: int, text: str = "", *, failing: FailureCode | None = None

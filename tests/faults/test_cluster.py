@@ -309,13 +309,12 @@ async def test_one_of_three_brokers_is_cut_off_and_comes_back(
         await asyncio.to_thread(minority.wait_paused)
         await tree.whole()
         await parted(client, minority)
-        await connected(client)  # a broker may part from it again while the tree comes back
-        await ledger.submit(100, tokens=30)
+        # a broker may part from it again while the tree comes back
+        await ledger.submit(100, tokens=30, patience=CONNECT_SECONDS)
     finally:  # the next test has the same brokers
         await asyncio.to_thread(minority.heal)
         await asyncio.to_thread(minority.wait_up)
         await asyncio.to_thread(minority.wait_joined)
-    await connected(client)
-    await ledger.submit(100, tokens=30)
+    await ledger.submit(100, tokens=30, patience=CONNECT_SECONDS)
     assert await ledger.settled(SETTLED_SECONDS) == []
     await tree.whole()
