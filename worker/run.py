@@ -24,6 +24,7 @@ from broker.wire import (
     Start,
     Vectors,
 )
+from worker.chunk_joiner import ChunkJoiner
 from worker.chunk_parts import parts, row_parts
 from worker.engines.base import Chunk, Engine, EngineError
 from worker.rw_lock import ReadersWriterLock
@@ -88,6 +89,7 @@ class JobRun:
         self._seq = 0
         self._omitted_messages = self._cached_tokens = 0
         self._skipped_logprobs = job.delivered_prompt_logprobs  # that its reader has
+        self._joiner = ChunkJoiner(job.text_seconds) if job.text_seconds else None
         self._task: asyncio.Task[Any] | None = None  # the one that runs it
         self._stopped: Ending | None = None
 
@@ -113,6 +115,7 @@ class JobRun:
         except TimeoutError:
             return self._failed("expired", "the deadline of the request passed while it ran")
         except EngineError as error:
+            self._send_held()
             if error.retryable:
                 self.isolated = error.isolated
                 return Interrupted(**self._number(), reason=str(error), fault=error.suspect)
@@ -120,6 +123,7 @@ class JobRun:
         except asyncio.CancelledError:
             if self._stopped is None or self._task is None or self._task.uncancel():
                 raise
+            self._send_held()
             return msgspec.structs.replace(self._stopped, **self._number())
         except Exception as error:
             # fate: this job fails and says so; a fault in it must not end the others
@@ -206,9 +210,12 @@ class JobRun:
                 self.tokens += chunk.tokens
                 if chunk.prompt_logprobs or self.job.task != "generate":
                     self._send_parts(chunk)
-                else:
+                elif self._joiner is None:
                     self._send_delta(chunk)
+                elif chunk.text or chunk.logprobs:
+                    self._send_joined(self._joiner.add(chunk, time.monotonic()))
                 if chunk.finish is not None:
+                    self._send_held()
                     return self._finished(chunk.finish)
         return self._failed("internal", "the engine ended the answer without a reason")
 
@@ -221,6 +228,15 @@ class JobRun:
         for part in parts(chunk):
             self._send_delta(part)
         self._send_rows(chunk.rows)
+
+    def _send_held(self) -> None:
+        """Before the run's end is told, which is of all its text."""
+        if self._joiner is not None:
+            self._send_joined(self._joiner.take())
+
+    def _send_joined(self, chunk: Chunk | None) -> None:
+        if chunk is not None:
+            self._send_delta(chunk)
 
     def _send_delta(self, chunk: Chunk) -> None:
         tokenized = chunk.ids if self.job.task == "tokenize" else ()

@@ -17,7 +17,7 @@ from api.http import sse
 from api.http.documentation import JOB_OPERATION
 from api.http.sse import EventStream
 from api.requests import position
-from api.requests.build import chat_job
+from api.requests.build import as_whole, chat_job
 from api.requests.complete import RunningAnswer, start
 from api.requests.deadline import seconds_left
 from api.requests.errors import job_failure
@@ -31,7 +31,7 @@ router = Router(tags=["Anthropic-compatible"], auth=Key())
 @router.post("/messages", openapi_extra=JOB_OPERATION)
 async def messages(request: AuthRequest, body: MessagesRequest) -> HttpResponseBase:
     """Continues a dialogue. With `stream`, the answer comes as server-sent events."""
-    job = _job(request, body, body.sampling())
+    job = as_whole(_job(request, body, body.sampling()), body.stream)
     running = await start(request, job)
     message = Message(running.request_id, job)
     if body.stream:

@@ -18,7 +18,7 @@ from api.context import app
 from api.http.documentation import JOB_OPERATION
 from api.http.parsing import Body, Integer
 from api.http.sse import EventStream
-from api.requests.build import CONVERSATION, chat_job
+from api.requests.build import CONVERSATION, as_whole, chat_job
 from api.requests.complete import complete, start
 from api.requests.deadline import seconds_left
 from broker.wire import ChatMessage
@@ -68,7 +68,7 @@ async def arranca(
         seconds_left=seconds_left(request),
         truncate=True,
     )
-    running = await start(request, job)
+    running = await start(request, as_whole(job, question.stream))
     if question.stream:
         lines = frames.lines(running, question.timestamp)
         headers, content_type = running.headers(), frames.CONTENT_TYPE

@@ -20,7 +20,7 @@ from api.openai.capabilities import capabilities
 from api.openai.completion_body import Completion
 from api.openai.schemas import ChatCompletion, Generation
 from api.openai.streaming import chunks
-from api.requests.build import chat_job
+from api.requests.build import as_whole, chat_job
 from api.requests.complete import complete_choices, start_choices
 from api.requests.deadline import seconds_left
 from api.requests.errors import no_such_model
@@ -94,7 +94,7 @@ async def _answer(
 ) -> HttpResponseBase:
     count = body.n or 1
     _check_copies(job, count)
-    running = await start_choices(request, job, count)
+    running = await start_choices(request, as_whole(job, body.stream), count)
     shape = make_shape(
         running.request_id,
         job.model,

@@ -15,7 +15,7 @@ from api.openai.completion_body import Completion
 from api.openai.text_choice import TextChoice, Wanted, best, usage
 from api.openai.text_stream import TextChunks, events
 from api.openai.usage_so_far import UsageSoFar
-from api.requests.build import Prompt, choices, prompt_job
+from api.requests.build import Prompt, as_whole, choices, prompt_job
 from api.requests.complete import RunningAnswer, start_jobs
 from api.requests.deadline import seconds_left
 from api.requests.errors import job_failure
@@ -83,7 +83,7 @@ def _asked(request: AuthRequest, body: Completion, prompt: Prompt) -> _Asked:
         job_class=body.job_class,
         add_special_tokens=body.add_special_tokens,
     )
-    jobs = choices(first, body.copies)
+    jobs = choices(as_whole(first, body.stream), body.copies)
     if not body.stream:  # the first one's are all the others'
         for index, job in enumerate(jobs[1:], 1):
             others = msgspec.structs.replace(job.sampling, prompt_logprobs=None)

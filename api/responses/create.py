@@ -14,7 +14,7 @@ from api.context import app
 from api.errors import ApiError
 from api.idempotency.attach import HEADER, fingerprint_of, key_of
 from api.requests import origin
-from api.requests.build import chat_job
+from api.requests.build import as_whole, chat_job
 from api.requests.complete import RunningAnswer, start
 from api.requests.deadline import seconds_left
 from api.requests.errors import job_failure
@@ -101,7 +101,7 @@ async def prepare(request: AuthRequest, body: ResponseRequest) -> NewResponse:
     )
     effort = (body.reasoning and body.reasoning.effort) or ""
     job = msgspec.structs.replace(body.tool_use().apply(job), reasoning_effort=effort)
-    new = NewResponse(request, body, job)
+    new = NewResponse(request, body, as_whole(job, body.stream or body.background))
     new.input = own
     return new
 

@@ -57,6 +57,7 @@ EXAMPLES: dict[str, tuple[object, wire.Wire]] = {
             share=2.0,
             attempt=2,
             restarted=True,
+            text_seconds=0.25,
             deadline=1750000060.0,
             trail=("root", "n1"),
             waits=(1.25, 0.0),
