@@ -55,7 +55,7 @@ class Tunnel:
         tunnel = cls(await _connect(address))
         try:
             tunnel._server = await asyncio.start_server(
-                tunnel._serve, _LOOPBACK, 0, limit=READ_BYTES
+                tunnel._accept, _LOOPBACK, 0, limit=READ_BYTES
             )
         except BaseException:
             await tunnel.close()
@@ -73,11 +73,14 @@ class Tunnel:
             await asyncio.gather(self._serving, return_exceptions=True)
         await self._socket.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Passes bytes both ways until either side ends."""
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # no coroutine: asyncio before 3.12 logs a traceback when a task of its own is cancelled
         if self._server is not None:
             self._server.close()  # it was for this connection alone
-        self._serving = asyncio.current_task()
+        self._serving = asyncio.create_task(self._serve(reader, writer), name="tunnel")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Passes bytes both ways until either side ends."""
         directions = [
             asyncio.create_task(self._outward(reader), name="tunnel outward"),
             asyncio.create_task(self._inward(writer), name="tunnel inward"),

@@ -1,6 +1,7 @@
 """The broker's URLs for a user of another machine."""
 
 import ipaddress
+import re
 from urllib.parse import quote, unquote, urlsplit
 
 from cli import listener
@@ -9,6 +10,7 @@ from cli.instance import Record
 from cli.ports import host_and_port
 from topology.prefix import Prefix, with_prefix
 
+_HOST = re.compile(r"[\w.:%-]{1,253}")  # a name, or an address of either kind
 _LISTEN = "start it with ./canopy up --listen 0.0.0.0, or with one address of this machine"
 
 
@@ -92,7 +94,7 @@ def _host_and_port(address: str) -> tuple[str, int | None]:
         port = port.removeprefix(":")
     elif address.count(":") == 1:
         host, _, port = address.partition(":")
-    if not host or (port and not 0 < int(port if port.isdecimal() else 0) < 65536):
+    if not _HOST.fullmatch(host) or (port and not 0 < int(port if port.isdecimal() else 0) < 65536):
         raise UsageError(f"--address must be HOST or HOST:PORT, not {address!r}.")
     return host, int(port) if port else None
 

@@ -56,6 +56,8 @@ def explain_os_error(error: OSError) -> MachineError:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(f"No permission{place}: {error.strerror}. {_advice(error)}")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return MachineError(f"A file is where a folder is needed{place}. {_advice(error)}")
     return MachineError(f"{error.strerror or error}{place}")
 
 

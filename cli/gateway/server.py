@@ -62,11 +62,21 @@ class Gateway:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._open: dict[asyncio.Task[object], Connection] = {}
+        self._serving: set[asyncio.Task[None]] = set()
         self._senders: Counter[str] = Counter()
         self._bad_keys = BadKeys()
 
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serves one client. For asyncio.start_server.
+
+        No coroutine: asyncio before 3.12 logs a traceback when a task of its own is cancelled.
+        """
+        task = asyncio.create_task(self.serve(reader, writer), name="gateway client")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client, to the end. For asyncio.start_server."""
+        """One client, to the end."""
         peer = writer.get_extra_info("peername")
         if peer is None:  # it has left already
             await close(writer)
@@ -97,7 +107,7 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FINISH_SECONDS):
                 await asyncio.gather(*(each.finish() for each in self._open.values()))
-        tasks = list(self._open)
+        tasks = list(self._serving)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -127,7 +137,7 @@ async def run(settings: Settings) -> None:
     gateway = Gateway(api)
     try:
         server = await asyncio.start_server(
-            gateway.serve, settings.host, settings.port, limit=messages.MAX_LINE, ssl=tls
+            gateway.accept, settings.host, settings.port, limit=messages.MAX_LINE, ssl=tls
         )
     except OSError as error:
         await api.close()

@@ -206,6 +206,20 @@ def test_a_full_disk_outside_of_a_step() -> None:
     )
 
 
+def test_a_home_that_is_a_file_says_so_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        monkeypatch.setenv("CANOPY_HOME", str(folder))
+        with pytest.raises(OSError, match=str(file)) as raised:
+            home.read().make()
+        said = str(explain_os_error(raised.value))
+        assert "A file is where a folder is needed" in said
+        assert "Set CANOPY_HOME to a folder" in said
+
+
 def test_the_two_preparation_locks_are_two_files_even_in_the_default_home() -> None:
     assert (
         home.read({}).models_lock != home.PREPARE_LOCK

@@ -218,6 +218,23 @@ async def test_a_stopping_gateway_completes_what_is_open(
         await finishing
 
 
+async def test_a_stopping_gateway_ends_what_takes_too_long_without_a_traceback(
+    api: FakeApi, served: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "FINISH_SECONDS", 0.05)
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    api.step = asyncio.Semaphore(0)
+    listener = await asyncio.start_server(served.accept, "127.0.0.1", 0)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        async with client(port, KEY, question("a")) as (reader, _writer):
+            await frames(reader, 1)
+            await served.finish()
+            assert (await reader.read()).strip() == b""
+    assert reported == []
+
+
 async def test_only_wrong_keys_count_as_such(
     api: FakeApi, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,7 +142,7 @@ def test_an_address_for_another_machine() -> None:
     assert urls == ["amqp://u:p@a:5673/place", "amqp://u:p@[::1]:5673/place"]
     assert broker_urls.for_others(RECORD, "u", "p", ("[::1]:7",)) == ["amqp://u:p@[::1]:7/place"]
     assert broker_urls.vhost(RECORD) == "place"
-    for wrong in (":5", "host:x", "host:0", "[::1]:70000"):
+    for wrong in (":5", "host:x", "host:0", "[::1]:70000", "two words", "a@b", "a/b", "a,b"):
         with pytest.raises(UsageError, match="--address must be"):
             broker_urls.for_others(RECORD, "u", "p", (wrong,))
 

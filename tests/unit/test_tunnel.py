@@ -123,6 +123,21 @@ async def test_the_address_for_pika_keeps_login_and_virtual_host() -> None:
         await opened.close()
 
 
+async def test_a_tunnel_that_is_closed_in_use_reports_no_error() -> None:
+    """As each node's is at its end: what its loop reports would stand in its log."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with place() as here, asyncio.timeout(20):
+        opened = await here.open(here.url())
+        async with through(opened) as (reader, writer):
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            await opened.close()
+            assert await reader.read() == b""
+        await here.empty()
+    assert reported == []
+
+
 async def test_a_wrong_password_gets_no_connection_to_the_broker() -> None:
     async with place() as here:
         error = await here.failure(here.url("wrong"))
