@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from api import environment
+from api import database_url, environment
 from api.accounts import commands as user_commands
 from api.accounts import key_commands
 from api.data import commands as data_commands
@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> int:
 
 def database_file() -> str:
     """The file of an SQLite database, in brackets; other databases' errors say where they are."""
-    url = environment.current().database_url
-    return f" ({url.removeprefix('sqlite:///')})" if url.startswith("sqlite:") else ""
+    file = database_url.file_of(environment.current().database_url)
+    return f" ({file})" if file else ""
 
 
 def use_database(options: argparse.Namespace) -> int:

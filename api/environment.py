@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from api import model_aliases, public_url
+from api import database_url, model_aliases, public_url
 from api.files.limits import MOST_DAYS, FileLimits
 from api.identities import settings as identities
 from api.identities.settings import IdentitySettings
@@ -141,7 +141,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         amqp_url=_broker_url(environ, "CANOPY_AMQP_URL", "amqp://127.0.0.1:5672/"),
         management_url=_broker_url(environ, "CANOPY_MANAGEMENT_URL", ""),
         secret_file=Path(environ.get("CANOPY_SECRET_FILE") or home / "secret.key"),
-        database_url=environ.get("DATABASE_URL") or f"sqlite:///{home / 'db.sqlite3'}",
+        database_url=_database_url(environ, home),
         models=_models(environ.get("CANOPY_MODELS", "")),
         hosts=tuple(environ.get("CANOPY_HOSTS", "").replace(",", " ").split()),
         port=_port(environ.get("CANOPY_PORT", "")),
@@ -179,6 +179,15 @@ def _broker_url(environ: Mapping[str, str], variable: str, default: str) -> str:
         return with_prefix(environ.get(variable, default), environ.get("CANOPY_PREFIX", ""))
     except BadName as error:
         raise BadEnvironment(f"CANOPY_PREFIX: {error}") from error
+
+
+def _database_url(environ: Mapping[str, str], home: Path) -> str:
+    url = environ.get("DATABASE_URL") or database_url.of_file(home / "db.sqlite3")
+    try:
+        database_url.check(url)
+    except ValueError as error:
+        raise BadEnvironment(f"DATABASE_URL {error}, or sqlite:///FILE") from None
+    return url
 
 
 def _identities(environ: Mapping[str, str]) -> IdentitySettings:

@@ -82,6 +82,10 @@ def created(file: Path, *, force: bool) -> Iterator[tarfile.TarFile]:
     """A new archive, at its place once the block has ended well. Raises DataError, OSError."""
     if file.exists() and not force:
         raise DataError(f"{file} exists: choose another name, or say --force")
+    if file.exists() and not file.is_file():  # as root, --force would replace even a device
+        raise DataError(f"{file} is no plain file: choose another name")
+    if not file.parent.is_dir():
+        raise DataError(f"there is no folder {file.parent}: make it first, or choose another")
     # a name and a file of its own: another backup may be under way, another user's file there
     handle, name = mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
     part = Path(name)

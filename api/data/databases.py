@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import dj_database_url
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 
+from api import database_url
 from api.data.errors import DataError
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -85,8 +85,10 @@ def file_config(file: Path) -> dict[str, Any]:
 
 def postgresql_config(url: str) -> dict[str, Any]:
     """Of the PostgreSQL database at that address. Raises DataError."""
-    if urlsplit(url).scheme not in ("postgresql", "postgres"):
-        raise DataError("the target must be like postgresql://user@host/database")
+    try:
+        database_url.check_postgresql(url)
+    except ValueError as error:
+        raise DataError(f"the target {error}") from None
     try:
         import psycopg  # noqa: F401 - only users of PostgreSQL need it
     except ImportError as error:

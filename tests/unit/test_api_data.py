@@ -116,6 +116,24 @@ def test_nothing_is_overwritten_unasked(filled: Place, backup: Path, tmp_path: P
         assert former.execute("SELECT username FROM accounts_user").fetchall() == [("ada",)]
 
 
+@pytest.mark.parametrize("name", ["a #1", "50%25", "what?", "ä;b&c=d"])
+def test_the_database_is_in_its_home_whatever_the_homes_name(tmp_path: Path, name: str) -> None:
+    other = Place(tmp_path / name)
+    other.home.mkdir()
+    other.does("api", "migrate")
+    assert (other.home / "db.sqlite3").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_backup_replaces_plain_files_alone(filled: Place, tmp_path: Path) -> None:
+    """As root it would put itself in a device's place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "no plain file" in filled.refuses("api", "backup", str(pipe), "--force")
+    assert pipe.is_fifo()
+    assert "no folder" in filled.refuses("api", "backup", str(tmp_path / "none" / "x"))
+
+
 def _changed(backup: Path, file: Path, change: Callable[[str, bytes], tuple[str, bytes]]) -> Path:
     """The backup with every member changed, and one more of an empty name at its end."""
     with tarfile.open(backup) as source, tarfile.open(file, "w:gz") as target:

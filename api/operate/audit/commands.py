@@ -6,8 +6,8 @@ entry of a command that is killed stays as begun.
 
 import argparse
 import sys
-from pathlib import Path
-from urllib.parse import urlsplit
+
+from api import database_url
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,5 +39,5 @@ def run(options: argparse.Namespace) -> int:
 
 def has_database(url: str) -> bool:
     """False if the address is a file that is missing: SQLite would make an empty one."""
-    parts = urlsplit(url)
-    return parts.scheme != "sqlite" or Path(parts.path).exists()
+    file = database_url.file_of(url)
+    return file is None or file.exists()
