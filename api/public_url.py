@@ -1,6 +1,7 @@
 """CANOPY_URL, under which users reach the service, and origins as browsers write them."""
 
 import re
+from ipaddress import IPv6Address
 from urllib.parse import SplitResult, urlsplit
 
 # How the addresses of urls.py begin: a base path of that name would make them ambiguous, since a
@@ -36,6 +37,9 @@ OWN_SEGMENTS = frozenset(
 )
 _BASE_PATH = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+")
 _LONGEST_PATH = 200  # characters
+_LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_LONGEST_HOST = 253  # characters
 
 
 def parse(text: str) -> tuple[str, str]:
@@ -73,12 +77,26 @@ def origin_of(text: str) -> str | None:
         port = parts.port
     except ValueError:
         return None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not _is_bare(parts):
+    host = _host(parts.hostname or "")
+    if parts.scheme not in ("http", "https") or host is None or port == 0 or not _is_bare(parts):
         return None
-    origin = f"{parts.scheme}://{bracketed(parts.hostname)}"
+    origin = f"{parts.scheme}://{bracketed(host)}"
     if port in (None, {"http": 80, "https": 443}[parts.scheme]):
         return origin
     return f"{origin}:{port}"
+
+
+def _host(name: str) -> str | None:
+    """As browsers send it; None if it is no host: Django would take * and .example as patterns."""
+    try:
+        if ":" in name and "%" not in name:
+            return str(IPv6Address(name))
+        ascii_name = name.encode("idna").decode()
+    except ValueError:
+        return None
+    if len(ascii_name) > _LONGEST_HOST or not _HOST.fullmatch(ascii_name):
+        return None
+    return ascii_name
 
 
 def bracketed(host: str) -> str:
