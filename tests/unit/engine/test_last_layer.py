@@ -16,6 +16,7 @@ from worker.engines.transformers.model.cache_size import CacheSize
 from worker.engines.transformers.model.compilation import compile_layers, uncompile_layers
 from worker.engines.transformers.model.cuda_graphs import MixedSize, kept_rows, mixed_sizes
 from worker.engines.transformers.model.errors import UnsupportedModel
+from worker.engines.transformers.model.fused_layers import fuse_layers, shorten_lookups
 from worker.engines.transformers.model.kv_cache import KVCacheLayout
 from worker.engines.transformers.model.last_layer import LastLayer, keep_tail
 from worker.engines.transformers.model.probe import create_runner, give_blocks
@@ -84,6 +85,20 @@ def test_logits_are_those_of_a_whole_layer(kind: str, pages: bool) -> None:
     for kept, whole in zip(actual, answer(runner, beside=pages), strict=True):
         assert kept.shape == whole.shape
         torch.testing.assert_close(kept, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_fewer_operations_keep_the_same_tokens() -> None:
+    model = llama()
+    runner = runner_of(model)
+    before = answer(runner, beside=False)
+    replacements = fuse_layers(model, "sdpa")
+    assert len(replacements) == 2 * len(model.model.layers)
+    for replacement in replacements:
+        replacement.keep()
+    shorten_lookups(model)
+    assert runner.keeps_tail
+    for fused, library in zip(answer(runner, beside=False), before, strict=True):
+        torch.testing.assert_close(fused, library, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_are_the_same_to_the_last_bit_where_shapes_are() -> None:

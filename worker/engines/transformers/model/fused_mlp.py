@@ -107,7 +107,7 @@ def _fused_float8(module: Any) -> FusedFloat8MLP | None:
     """None if it is no such MLP, or does not give `module`'s answers."""
     layers: list[Any] = [getattr(module, name) for name in _NAMES]
     down: Any = module.down_proj
-    activation = _activation(module)
+    activation = activation_name(module)
     if not float8_linear.joinable(layers) or not isinstance(down, nn.Module) or activation is None:
         return None
     if layers[0].weight.shape != layers[1].weight.shape:
@@ -148,7 +148,7 @@ def _fused(module: Any) -> FusedMLP | None:
     """None if it is no such MLP, or does not give `module`'s answers."""
     layers: list[Any] = [getattr(module, name) for name in _NAMES]
     down: Any = module.down_proj
-    activation = _activation(module)
+    activation = activation_name(module)
     if not joinable(layers) or not isinstance(down, nn.Module) or activation is None:
         return None
     if layers[0].weight.shape != layers[1].weight.shape:
@@ -188,8 +188,8 @@ def _gated(module: Any, sample: torch.Tensor) -> torch.Tensor | None:
     return output if isinstance(output, torch.Tensor) else None
 
 
-def _activation(module: Any) -> str | None:
-    """The name of its activation: functions and modules are called by many names."""
+def activation_name(module: Any) -> str | None:
+    """The name of an MLP's activation: functions and modules are called by many names."""
     function = getattr(module, "act_fn", None)
     if not callable(function):
         return None

@@ -34,15 +34,17 @@ class Int4(nn.Module):
         if not divides(linear):
             raise UnsupportedScheme(f"{self._out_features} outputs of {self.in_features} inputs")
         self._weight, self._scales_and_zeros = _packed(linear.weight.detach())
-        self._prefill = prefill
+        # in a tuple, as looking up a submodule takes as long as a small operation
+        self._prefill = (prefill,)
         self._bias: torch.Tensor | None = None
         if linear.bias is not None:
             self._bias = linear.bias.detach().clone()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden.reshape(-1, self.in_features)
-        if self._prefill is not None and _of_prompts(len(rows)):
-            prefilled: torch.Tensor = self._prefill(hidden)
+        prefill = self._prefill[0]
+        if prefill is not None and _of_prompts(rows):
+            prefilled: torch.Tensor = prefill(hidden)
             return prefilled
         out = _multiply(rows.bfloat16(), self._weight, self._scales_and_zeros).float()
         if self._bias is not None:
@@ -50,11 +52,11 @@ class Int4(nn.Module):
         return out.view(*hidden.shape[:-1], self._out_features)
 
 
-def _of_prompts(rows: int) -> bool:
+def _of_prompts(rows: torch.Tensor) -> bool:
     """Whether the rows are those of prompts; without a runner only their number tells."""
     step = current_step()
     if step is None:
-        return rows > MAX_DECODING_ROWS
+        return rows.shape[0] > MAX_DECODING_ROWS
     return step.chunk_starts is not None
 
 
@@ -86,7 +88,8 @@ def _packed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _multiply(rows: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """bfloat16 [rows, outputs]. Raises UnsupportedScheme."""
     try:
-        out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, _GROUP, scales)
+        # not by torch.ops, whose call takes twice as long
+        out: torch.Tensor = torch._weight_int4pack_mm_for_cpu(rows, packed, _GROUP, scales)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedScheme(f"no 4-bit products on this CPU: {one_line(error)}") from error
     return out

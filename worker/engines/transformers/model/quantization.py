@@ -2,7 +2,7 @@
 
 At the start each quantization scheme is timed on the model's own layers. The fastest is then
 checked on a paragraph of plain English: its next-token distributions may differ from float32's by
-no more than corresponds to a perplexity 2 % worse.
+no more than corresponds to a perplexity 1 % worse.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch import nn
 from worker.engines.base import EngineUnavailable
 from worker.engines.transformers.model import settings
 from worker.engines.transformers.model.errors import UnsupportedScheme
+from worker.engines.transformers.model.fused_layers import fuse_layers, shorten_lookups
 from worker.engines.transformers.model.fused_norms import fuse_norms
 from worker.engines.transformers.model.int4_linear import MAX_DECODING_ROWS
 from worker.engines.transformers.model.perplexity import (
@@ -35,10 +36,11 @@ log = structlog.get_logger(__name__)
 
 EXACT = "float32"
 CHOICES = (settings.AUTO, *SCHEMES)
-MAX_LOSS = 0.02  # by how much the perplexity may get worse where nobody chose
-# Of auto: `int8-fast` loses more, and `int4` is about as fast as `int8`, so that nodes of one
-# machine would choose differently, and a seed would say something else on the next node.
-_CANDIDATES = (EXACT, "bfloat16", "int8")
+MAX_LOSS = 0.01  # by how much the perplexity may get worse where nobody chose
+_CANDIDATES = (EXACT, "bfloat16", "int8", "int4")  # of auto: `int8-fast` loses more
+# Where `int4` and `int8` are about as fast, nodes of one machine would choose differently, and a
+# seed would say something else on the next node: so `int4` has to be clearly faster.
+_HANDICAPS = {"int4": 1.25}
 _MIN_WEIGHTS = 10_000_000  # a smaller model is fast as it is
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 8  # of the measurement,
 _ROUND_SECONDS = 1.0  # which ends after this time in between
@@ -63,8 +65,9 @@ class StepSeconds(NamedTuple):
 def quantize(
     model: Any, tokenizer: Any, slots: int, library_attention: str, timer: Timer | None = None
 ) -> str:
-    """Chooses a scheme, applies it to the float32 `model` and returns its name. Modules are only
-    replaced, never changed. `library_attention`: for the check. Raises EngineUnavailable.
+    """Chooses a scheme, applies it to the float32 `model` and returns its name. In float32 the
+    model's modules stay the library's. `library_attention`: for the check. Raises
+    EngineUnavailable.
     """
     chosen = settings.precision(CHOICES, "on a CPU")
     linears = _linears(model)
@@ -73,7 +76,8 @@ def quantize(
         return EXACT
     # More of them would be computed as a prompt, in another format than the answers.
     ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"][:, :MAX_DECODING_ROWS]
-    quantizer = _Quantizer(model, linears, ids, library_attention)
+    replaced = fuse_layers(model, library_attention)
+    quantizer = _Quantizer(model, _linears(model), ids, library_attention)
     with torch.inference_mode():
         if chosen == settings.AUTO:
             chosen = quantizer.apply_fastest(slots, timer or time_layer)
@@ -81,6 +85,13 @@ def quantize(
             quantizer.apply_requested(chosen)
         if chosen != EXACT:
             _shrink_the_rest(model)
+    for replacement in replaced:
+        if chosen == EXACT:
+            replacement.undo()
+        else:
+            replacement.keep()
+    if chosen != EXACT:
+        shorten_lookups(model)
     return chosen
 
 
@@ -111,7 +122,7 @@ class _Quantizer:
         ranks = {}
         for scheme, step in seconds.items():
             milliseconds[scheme] = [round(1000 * step.single, 1), round(1000 * step.full, 1)]
-            ranks[scheme] = step.rank
+            ranks[scheme] = step.rank * _HANDICAPS.get(scheme, 1.0)
         for scheme in sorted(ranks, key=ranks.__getitem__):
             if scheme == EXACT:
                 break
