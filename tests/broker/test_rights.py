@@ -334,6 +334,30 @@ async def test_a_token_that_is_valid_is_not_replaced(broker: Broker, joined_url:
 
 
 @pytest.mark.filterwarnings(LEAVES_SOCKET)
+async def test_nothing_that_it_declared_outlasts_its_token(broker: Broker, joined_url: str) -> None:
+    api = ManagementApi(broker.management["admin"])
+    inbox = names.inbox("room4")
+    for kind in ("queues", "exchanges"):
+        await joined_users.create(api, "room4", MODEL, PASSWORD, "/")
+        url = joined_url.replace(names.joined_user("room2"), names.joined_user("room4"))
+        await asyncio.to_thread(_declare_lasting, url, kind, inbox)
+        assert inbox in [each["name"] for each in await api.listing(kind)]
+        await joined_users.delete(api, "room4")
+        assert inbox not in [each["name"] for each in await api.listing(kind)]
+    gc.collect()
+
+
+def _declare_lasting(url: str, kind: str, name: str) -> None:
+    with BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        if kind == "queues":
+            channel.queue_declare(name, durable=True)
+            channel.queue_bind(name, names.CONTROL_EXCHANGE)
+        else:
+            channel.exchange_declare(name, "fanout", durable=True)
+
+
+@pytest.mark.filterwarnings(LEAVES_SOCKET)
 async def test_revoked_at_once(broker: Broker, joined_url: str) -> None:
     api = ManagementApi(broker.management["admin"])
     await joined_users.create(api, "room3", MODEL, PASSWORD, "/")
